@@ -1,0 +1,78 @@
+"""Evenfield's side of the comparison; runs in our own virtual environment and is started by train_step.py.
+
+Modes: ``eager`` only, so far.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ase.io
+import torch
+from torch_geometric.data import Batch
+from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve
+
+from evenfield.data_pipelines.graphs import collate, structure_graph
+from evenfield.data_pipelines.schema import Structure
+from evenfield.model_zoo import Potential, PotentialConfig
+
+
+def make_batch(structures: list[Any], cutoff: float) -> Batch:
+    """All structures as one evenfield batch."""
+    graphs = []
+    for index, atoms in enumerate(structures):
+        structure = Structure(
+            atomic_numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            level_of_theory="default",
+            structure_id=str(index),
+            group=str(index),
+        )
+        graphs.append(structure_graph(structure, cutoff))
+    return collate(graphs)
+
+
+def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
+    """A call for energy and forces; the model's training flag keeps the graph for the second derivative."""
+
+    def forward() -> tuple[torch.Tensor, torch.Tensor]:
+        output = model(batch)
+        return output["energy"].float(), output["forces"]
+
+    return forward
+
+
+def main() -> None:
+    options = parse_arguments()
+    if options.mode != "eager":
+        raise ValueError(f"unknown mode {options.mode!r}: use eager")
+    torch.set_num_threads(options.threads)
+    structures = ase.io.read(options.structures, ":")
+    batch = make_batch(structures, options.cutoff)
+    config = PotentialConfig(
+        channels=options.channels,
+        l_max=options.l_max,
+        l_hidden=options.hidden_l,
+        num_layers=options.layers,
+        correlation=3,
+        cutoff=options.cutoff,
+        num_neighbours=batch.num_edges / batch.num_nodes,
+    )
+    torch.manual_seed(0)
+    trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
+    parameters = list(trained.parameters())
+    ready = facts(
+        ["evenfield", "torch", "e3nn"],
+        mode=options.mode,
+        num_parameters=sum(p.numel() for p in parameters),
+        num_atoms=int(batch.num_nodes),
+        num_edges=int(batch.num_edges),
+    )
+    trainer = Trainer(parameters, forward_of(trained, batch), Labels(structures))
+    serve(ready, trainer, forward_of(frozen, batch))
+
+
+if __name__ == "__main__":
+    main()

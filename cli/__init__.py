@@ -1,0 +1,28 @@
+"""The console script `evenfield`: each folder of the house owns its subcommands; this only hangs them up."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..data_pipelines.commands import app as data_app
+from ..pretrain.commands import pretrain
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Foundation-model pipeline for interatomic potentials that is even across the periodic table.",
+)
+app.add_typer(data_app, name="data")
+app.command()(pretrain)
+
+
+def main() -> None:
+    """Run; a mistake of the user's is one line on stderr and exit code 1, everything else keeps its traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)

@@ -1,0 +1,4 @@
+from evenfield.cli import main
+
+
+main()

@@ -1,0 +1,1 @@
+"""Any source -> canonical records -> weighted, resumable stream -> graph batches."""

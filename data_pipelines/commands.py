@@ -1,0 +1,77 @@
+"""`evenfield data ...`: generate, convert, census. Thin: each command is one Python call with the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings")]
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="file to write, .extxyz or .extxyz.gz")], overrides: Overrides = None
+) -> None:
+    """Build the embedded data: a multi-element set with a long tail, labelled by GFN1-xTB and EMT.
+
+    Example: evenfield data generate runs/embedded.extxyz.gz num_structures=2000 seed=0
+    """
+    from .generate import GeneratorConfig
+    from .generate import generate as run
+    from .settings import load_settings
+
+    report = run(load_settings(GeneratorConfig, None, overrides), out)
+    typer.echo(report)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="any file that ASE reads")],
+    out: Annotated[Path, typer.Argument(help="folder of the converted data set")],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+) -> None:
+    """Convert a file to Parquet shards with a census.
+
+    Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE columns.energy=REF_energy
+    units.energy=eV
+    """
+    from .convert import ConvertConfig
+    from .convert import convert as run
+    from .settings import load_settings
+
+    info = run(source, out, load_settings(ConvertConfig, recipe, overrides))
+    counts = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
+    rejected = f"; {info['num_rejected']} bad records in {out / 'rejected.jsonl'}" if info["num_rejected"] else ""
+    typer.echo(f"{out}: {counts}; levels of theory: {', '.join(info['levels_of_theory'])}{rejected}")
+
+
+@app.command()
+def census(folder: Annotated[Path, typer.Argument(help="folder of a converted data set")]) -> None:
+    """Print what a data set holds, element by element, and draw it as FOLDER/census.png."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .census import read_census
+    from .periodic_table import save_periodic_table
+
+    content = read_census(folder)
+    table = Table("element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder))
+    rows = sorted(content["per_element"].items(), key=lambda item: -sum(item[1]["structures"].values()))
+    for symbol, row in rows:
+        rms = "-" if row["force_rms"] is None else f"{row['force_rms']:.3f}"
+        splits = (str(row["structures"].get(split, 0)) for split in ("train", "valid", "test"))
+        table.add_row(symbol, *splits, str(sum(row["atoms"].values())), rms)
+    console = Console()
+    console.print(table)
+    for level, row in content["levels_of_theory"].items():
+        undetermined = ", ".join(row["undetermined"]) or "none"
+        console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
+    counts = {symbol: sum(row["structures"].values()) for symbol, row in rows}
+    console.print(f"picture: {save_periodic_table(counts, folder / 'census.png')}")

@@ -1,0 +1,122 @@
+"""Source file -> sharded Parquet with dataset_info.json and census.json.
+
+The info file is written last: a folder without it is an unfinished conversion, which simply runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from rich.progress import track
+
+from .census import Census
+from .schema import SCHEMA_VERSION, SPLITS, Structure
+from .shards import SHARD_SIZE, BrokenDataSetError, read_info, write_atomically, write_shard
+from .sources import SourceConfig, check_columns_exist, read_structures
+
+
+class ConvertConfig(SourceConfig):
+    """How a source becomes a data set: its columns, and how it is split."""
+
+    valid_share: float = Field(default=0.1, ge=0, lt=1, description="share of groups held out for validation")
+    test_share: float = Field(default=0.1, ge=0, lt=1, description="share of groups held out for testing")
+    licence: str = Field(default="not stated", description="licence of the data, for the card")
+    description: str = Field(default="", description="where the data comes from, for the card")
+    skip_bad: bool = Field(default=False, description="set bad records aside in rejected.jsonl, go on")
+
+
+def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[str, Any]:
+    """Convert one ASE-readable file into the folder `out`; returns the content of its dataset_info.json.
+
+    A finished conversion of the same bytes with the same config is left as it is.  Raises BadRecordError for a
+    bad record, with nothing under a final name but whole shards.
+    """
+    source, out = Path(source), Path(out)
+    check_columns_exist(source, config)
+    origin = {"file": source.name, "sha256": _sha256(source), "config": config.model_dump(mode="json")}
+    if finished := _finished(out, origin):
+        return finished
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob("*"):
+        if stale.suffix == ".parquet" or stale.name in ("dataset_info.json", "census.json", "rejected.jsonl"):
+            stale.unlink()
+    rejected: list[dict[str, str]] | None = [] if config.skip_bad else None
+    writer = _SplitWriter(out)
+    census = Census()
+    structures = read_structures(source, config, rejected)
+    for structure in track(structures, description=f"converting {source.name}", transient=True):
+        split = structure.split or split_of(structure.group, config)
+        writer.add(structure, split)
+        census.add(structure, split)
+    writer.close()
+    if rejected:
+        write_atomically(out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected))
+    write_atomically(out / "census.json", json.dumps(census.to_dict(), indent=1))
+    info = {
+        "schema_version": SCHEMA_VERSION,
+        "units": {"length": "A", "energy": "eV", "forces": "eV/A", "stress": "eV/A^3, tensile-positive"},
+        "licence": config.licence,
+        "description": config.description,
+        "source": origin,
+        "num_structures": writer.counts,
+        "num_rejected": len(rejected or []),
+        "levels_of_theory": census.levels,
+        "shards": writer.shards,
+    }
+    write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
+    return info
+
+
+def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """The info of a whole data set that was made from the same source, or None."""
+    try:
+        info = read_info(out)
+    except BrokenDataSetError:
+        return None
+    return info if info["source"] == origin else None
+
+
+def split_of(group: str, config: ConvertConfig) -> str:
+    """Split of a group by a hash of its key, so that near duplicates stay on one side, on every machine."""
+    point = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+    if point < config.test_share:
+        return "test"
+    return "valid" if point < config.test_share + config.valid_share else "train"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class _SplitWriter:
+    """Buffers structures per split and writes a shard whenever one is full."""
+
+    out: Path
+    shards: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, list[Structure]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+
+    def add(self, structure: Structure, split: str) -> None:
+        self.buffers[split].append(structure)
+        self.counts[split] += 1
+        if len(self.buffers[split]) == SHARD_SIZE:
+            self._flush(split)
+
+    def close(self) -> None:
+        for split in SPLITS:
+            if self.buffers[split]:
+                self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        index = sum(name.startswith(f"{split}-") for name in self.shards)
+        name = f"{split}-{index:05d}.parquet"
+        self.shards[name] = write_shard(self.buffers[split], self.out / name)
+        self.buffers[split] = []
+

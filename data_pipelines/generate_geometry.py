@@ -1,0 +1,68 @@
+"""Operations on geometries that the embedded families share: rattle, stretch, mix, look for close contacts."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from scipy.sparse.csgraph import shortest_path
+from scipy.spatial.distance import cdist
+
+
+SHORTEST_CONTACT = 0.6  # of the sum of two covalent radii
+LONGEST_BOND = 1.3  # likewise
+
+
+def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: float) -> Atoms:
+    """A bare copy of `atoms`, each coordinate moved by N(0, rattle) A, positions rounded to 1e-6 A.
+
+    Positions are rounded before they are labelled, so that the file states exactly what was labelled.
+    """
+    positions = atoms.positions + rng.normal(0, rattle, atoms.positions.shape)
+    bare = Atoms(atoms.symbols, positions.round(6), cell=atoms.cell, pbc=atoms.pbc)
+    bare.info["config_type"] = config_type
+    return bare
+
+
+def has_close_contact(atoms: Atoms) -> bool:
+    """True if two atoms are nearer than SHORTEST_CONTACT times the sum of their covalent radii."""
+    return len(neighbor_list("i", atoms, natural_cutoffs(atoms, mult=SHORTEST_CONTACT))) > 0
+
+
+def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share: float) -> None:
+    """Turn `share` of the `host` atoms, one at least unless share is 0, into `guest`, in place."""
+    sites = np.flatnonzero(atoms.symbols == host)
+    num_swapped = min(len(sites), round(share * len(sites)) or int(share > 0))
+    atoms.symbols[rng.choice(sites, num_swapped, replace=False)] = guest
+
+
+def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
+    """Positions (N, 3) of `parent` moved so that its bonds have the lengths that suit the elements of `child`.
+
+    Bonds scale with the sums of the covalent radii; the distance of two atoms that are not bonded scales like
+    the shortest path of bonds between them. Stress majorization fits positions to these distances
+    (de Leeuw 1977, doi:10.1007/978-94-015-4010-0_29).
+    """
+    distances = cdist(parent.positions, parent.positions)
+    path, new_path = _bond_paths(parent, parent), _bond_paths(parent, child)
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(np.isfinite(path) & (path > 0), new_path / path, 1.0)
+    targets = distances * ratio
+    weights = 1.0 / np.where(targets > 0, targets, np.inf) ** 4  # bonds weigh more than far pairs
+    inverse = np.linalg.pinv(np.diag(weights.sum(axis=1)) - weights)
+    positions = parent.positions.copy()
+    for _ in range(60):
+        current = cdist(positions, positions)
+        pull = weights * targets / np.where(current > 0, current, np.inf)
+        positions = inverse @ ((np.diag(pull.sum(axis=1)) - pull) @ positions)
+    return positions
+
+
+def _bond_paths(bonded: Atoms, sized: Atoms) -> np.ndarray:
+    """Shortest sums of bond lengths (N, N): bonds from `bonded`, lengths from the radii of `sized`, A."""
+    sender, receiver = neighbor_list("ij", bonded, natural_cutoffs(bonded, mult=LONGEST_BOND))
+    radii = covalent_radii[sized.numbers]
+    lengths = np.zeros((len(bonded), len(bonded)))
+    lengths[sender, receiver] = radii[sender] + radii[receiver]
+    return shortest_path(lengths, directed=False)

@@ -1,0 +1,114 @@
+"""Every field name, shape and unit of the pipeline, once; the canonical record; and the checks it must pass.
+
+Shapes: N atoms, E edges, S structures.  Units: A, eV, eV/A, eV/A^3.  Cell rows are lattice vectors.
+Stress is 3x3, symmetric and tensile-positive (ASE's sign).
+
+==================  ============  ==========================================================================
+field               shape         meaning
+==================  ============  ==========================================================================
+atomic_numbers      (N,)          Z, 1..118
+positions           (N, 3)        A
+cell                (3, 3)        A, rows are lattice vectors, zero when not periodic
+pbc                 (3,)          periodic along each lattice vector
+energy              ()            eV, total energy of the stated level of theory
+forces              (N, 3)        eV/A
+stress              (3, 3)        eV/A^3
+level_of_theory     str           energies with the same tag share one zero
+structure_id        str           unique within a data set
+group               str           structures of one group stay on one side of a split
+==================  ============  ==========================================================================
+
+A missing label is None in a record, null in Parquet and NaN in a batch; it is never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from .neighbours import neighbour_list
+
+
+SCHEMA_VERSION = 1
+MAX_ATOMIC_NUMBER = 118
+MIN_DISTANCE = 0.3  # A; no nuclei come closer in a structure that anybody meant
+SPLITS = ("train", "valid", "test")
+
+
+class BadRecordError(ValueError):
+    """A structure that must not enter the pipeline; the message names the record and the mend."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One canonical record; fields, shapes and units as in the table of this module."""
+
+    atomic_numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    level_of_theory: str
+    structure_id: str
+    group: str
+    energy: float | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    split: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.atomic_numbers)
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Distinct atomic numbers, ascending."""
+        return np.unique(self.atomic_numbers)
+
+    def to_atoms(self) -> Atoms:
+        """The structure as ase.Atoms, its labels in a SinglePointCalculator."""
+        atoms = Atoms(numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+        labels = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
+        atoms.calc = SinglePointCalculator(atoms, **{k: v for k, v in labels.items() if v is not None})
+        atoms.info |= {"level_of_theory": self.level_of_theory, "structure_id": self.structure_id}
+        return atoms
+
+
+def full_stress(stress: np.ndarray) -> np.ndarray:
+    """A stress given as Voigt (6,), flat (9,) or (3, 3), as a symmetric (3, 3)."""
+    stress = np.asarray(stress, dtype=np.float64)
+    full = voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress.reshape(3, 3)
+    return 0.5 * (full + full.T)
+
+
+def check_structure(structure: Structure) -> None:
+    """Raise BadRecordError for a structure that no model should be trained on."""
+    if len(structure) == 0:
+        raise BadRecordError("has no atoms: remove it from the file")
+    z = structure.atomic_numbers
+    if z.min() < 1 or z.max() > MAX_ATOMIC_NUMBER:
+        bad = z[(z < 1) | (z > MAX_ATOMIC_NUMBER)][0]
+        raise BadRecordError(f"has atomic number {bad}, outside 1..{MAX_ATOMIC_NUMBER}: correct the element")
+    for name in ("positions", "cell", "energy", "forces", "stress"):
+        value = getattr(structure, name)
+        if value is not None and not np.isfinite(value).all():
+            raise BadRecordError(f"has NaN or infinite {name}: remove the label or the record")
+    if structure.forces is not None and structure.forces.shape != structure.positions.shape:
+        raise BadRecordError(f"has forces of shape {structure.forces.shape} for {len(structure)} atoms")
+    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) < 1e-6:
+        raise BadRecordError("is periodic but its cell has no volume: give a cell or set pbc to F F F")
+    _check_distances(structure)
+
+
+def _check_distances(structure: Structure) -> None:
+    edge_index, shifts = neighbour_list(structure.positions, structure.cell, structure.pbc, MIN_DISTANCE)
+    if edge_index.shape[1]:
+        j, i = edge_index
+        vectors = structure.positions[j] - structure.positions[i] + shifts @ structure.cell
+        k = int(np.argmin(np.linalg.norm(vectors, axis=1)))
+        raise BadRecordError(
+            f"has atoms {i[k]} and {j[k]} at {np.linalg.norm(vectors[k]):.3f} A, closer than {MIN_DISTANCE} A: "
+            "check the length unit or remove the record"
+        )

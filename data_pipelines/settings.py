@@ -1,0 +1,89 @@
+"""Settings: frozen pydantic objects, filled from YAML and `key.sub=value` words; an unknown key is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    """Base of every config class: frozen, typed, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SettingsError(ValueError):
+    """A config that cannot be used; the message names the key and the mend."""
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def load_settings(
+    cls: type[AnySettings], yaml_file: Path | None = None, overrides: list[str] | None = None
+) -> AnySettings:
+    """Build `cls` from a YAML file (optional) with `key.sub=value` words laid over it.
+
+    Values are read as YAML (`steps=100`, `model.channels=64`, `elements=[H, O]`).  Raises SettingsError for an
+    unreadable file, an unknown key or a value of the wrong kind.
+    """
+    tree = _read_yaml(yaml_file) if yaml_file else {}
+    for word in overrides or []:
+        _set_key(tree, word)
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, cls, yaml_file)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise SettingsError(f"{path}: no such recipe file")
+    try:
+        tree = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
+    return tree
+
+
+def _set_key(tree: dict[str, Any], word: str) -> None:
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"'{word}': write an override as key=value, for example model.channels=64")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"'{word}': {parent} is a value, it has no key below it")
+    tree[leaf] = yaml.safe_load(value) if value else None
+
+
+def _explain(error: ValidationError, cls: type[Settings], yaml_file: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(_keys_beside(cls, problem["loc"]))
+            lines.append(f"unknown key '{key}' (known here: {known})")
+        elif problem["type"] == "missing":
+            lines.append(f"key '{key}' is missing")
+        else:
+            lines.append(f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})")
+    where = f"{yaml_file}: " if yaml_file else ""
+    return where + "; ".join(lines)
+
+
+def _keys_beside(cls: type[Settings], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that stand beside a wrong one, found by walking down the config classes."""
+    for part in location[:-1]:
+        field = cls.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return []
+        cls = annotation
+    return sorted(cls.model_fields)

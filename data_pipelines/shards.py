@@ -1,0 +1,159 @@
+"""Canonical Parquet shards: the Arrow schema, an atomic writer, and zero-copy reading of record batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .schema import SCHEMA_VERSION, Structure
+
+
+BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
+SHARD_SIZE = 16 * BLOCK_SIZE
+
+ARROW_SCHEMA = pa.schema(
+    {
+        "structure_id": pa.string(),
+        "group": pa.string(),
+        "level_of_theory": pa.string(),
+        "atomic_numbers": pa.list_(pa.uint8()),
+        "positions": pa.list_(pa.float32()),  # 3N, A; float32 rounds by 1e-6 A at 10 A
+        "cell": pa.list_(pa.float64()),  # 9
+        "pbc": pa.list_(pa.bool_()),  # 3
+        "energy": pa.float64(),  # float32 would round a total energy of 1e4 eV to 1 meV
+        "forces": pa.list_(pa.float32()),  # 3N or null
+        "stress": pa.list_(pa.float64()),  # 9 or null
+    }
+)
+
+
+class BrokenDataSetError(ValueError):
+    """A converted data set with a missing, truncated or foreign file; the message names it and the mend."""
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a whole file or none: a temporary name beside it, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _flat(array: np.ndarray | None, dtype: type) -> np.ndarray | None:
+    return None if array is None else np.asarray(array, dtype=dtype).ravel()
+
+
+def to_table(structures: list[Structure]) -> pa.Table:
+    """Structures as an Arrow table in the canonical schema; a missing label is null."""
+    columns: dict[str, list[Any]] = {
+        "structure_id": [s.structure_id for s in structures],
+        "group": [s.group for s in structures],
+        "level_of_theory": [s.level_of_theory for s in structures],
+        "atomic_numbers": [_flat(s.atomic_numbers, np.uint8) for s in structures],
+        "positions": [_flat(s.positions, np.float32) for s in structures],
+        "cell": [_flat(s.cell, np.float64) for s in structures],
+        "pbc": [_flat(s.pbc, np.bool_) for s in structures],
+        "energy": [s.energy for s in structures],
+        "forces": [_flat(s.forces, np.float32) for s in structures],
+        "stress": [_flat(s.stress, np.float64) for s in structures],
+    }
+    return pa.table(columns, schema=ARROW_SCHEMA)
+
+
+def from_table(table: pa.Table) -> Iterator[Structure]:
+    """The structures of an Arrow table in the canonical schema, arrays as views where Arrow allows."""
+    lists = {name: _split_lists(table, name) for name in ("atomic_numbers", "positions", "cell", "forces", "stress")}
+    pbc = table["pbc"].to_pylist()
+    energy, level = table["energy"].to_pylist(), table["level_of_theory"].to_pylist()
+    structure_id, group = table["structure_id"].to_pylist(), table["group"].to_pylist()
+    for k in range(table.num_rows):
+        forces, stress = lists["forces"][k], lists["stress"][k]
+        yield Structure(
+            atomic_numbers=lists["atomic_numbers"][k].astype(np.int64),
+            positions=lists["positions"][k].reshape(-1, 3).astype(np.float64),
+            cell=lists["cell"][k].reshape(3, 3).copy(),
+            pbc=np.array(pbc[k]),
+            level_of_theory=level[k],
+            structure_id=structure_id[k],
+            group=group[k],
+            energy=energy[k],
+            forces=None if forces is None else forces.reshape(-1, 3).astype(np.float64),
+            stress=None if stress is None else stress.reshape(3, 3).copy(),
+        )
+
+
+def _split_lists(table: pa.Table, name: str) -> list[np.ndarray | None]:
+    column = table[name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
+    values = column.values.to_numpy(zero_copy_only=False)
+    offsets, valid = column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+    return [values[offsets[k] : offsets[k + 1]] if valid[k] else None for k in range(len(column))]
+
+
+def write_shard(structures: list[Structure], path: Path) -> dict[str, Any]:
+    """Write one shard under a temporary name and rename it; returns its entry for dataset_info.json."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        to_table(structures),
+        sink,
+        row_group_size=BLOCK_SIZE,
+        compression="zstd",
+        use_dictionary=["level_of_theory"],
+        use_byte_stream_split=["positions.list.element", "forces.list.element", "energy"],
+    )
+    data = sink.getvalue().to_pybytes()
+    write_atomically(path, data)
+    return {"rows": len(structures), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def read_info(folder: Path | str) -> dict[str, Any]:
+    """dataset_info.json of a converted data set, after checking that every shard is there and whole."""
+    folder = Path(folder)
+    info_path = folder / "dataset_info.json"
+    if not info_path.is_file():
+        raise BrokenDataSetError(
+            f"{folder}: not a converted data set (no dataset_info.json): run `evenfield data convert SOURCE {folder}`"
+        )
+    info = json.loads(info_path.read_text())
+    if info["schema_version"] > SCHEMA_VERSION:
+        raise BrokenDataSetError(
+            f"{info_path}: schema {info['schema_version']} is newer than this evenfield reads "
+            f"({SCHEMA_VERSION}): upgrade evenfield"
+        )
+    for name, entry in info["shards"].items():
+        shard = folder / name
+        if not shard.is_file():
+            raise BrokenDataSetError(f"{shard}: shard is missing: convert the source again")
+        size = shard.stat().st_size
+        if size != entry["bytes"]:
+            raise BrokenDataSetError(
+                f"{shard}: shard is truncated or changed ({size} of {entry['bytes']} bytes): convert the source again"
+            )
+    return info
+
+
+def shard_paths(folder: Path | str, split: str) -> list[Path]:
+    """The shards of one split, in order; raises BrokenDataSetError when there are none."""
+    info = read_info(folder)
+    paths = [Path(folder) / name for name in sorted(info["shards"]) if name.startswith(f"{split}-")]
+    if not paths:
+        raise BrokenDataSetError(f"{folder}: holds no '{split}' structures; it has {info['num_structures']}")
+    return paths
+
+
+def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
+    """All structures of one split in file order (for evaluation and the census; training uses the stream)."""
+    for path in shard_paths(folder, split):
+        for batch in pq.ParquetFile(path).iter_batches(BLOCK_SIZE):
+            yield from from_table(pa.Table.from_batches([batch]))

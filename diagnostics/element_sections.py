@@ -1,0 +1,127 @@
+"""Sections of the report on the periodic table: before and after reweighting, errors per element."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .element_plots import element_errors, element_ratio, error_and_rarity, reweighting_heat_maps
+from .plot_style import FORCE_UNIT
+from .report_page import Block, Section, Table, Text, cell, draw, file_stem
+from .run_files import ElementErrors, Evaluation, Run
+
+
+def reweighting_section(pair: tuple[Run, Run] | None, out_dir: Path) -> Section:
+    """The proof of reweighting: the same table and the same maps before and after."""
+    section = Section("Before and after reweighting")
+    if pair is None:
+        text = "Left out: it needs two runs, one without and one with importance weights."
+        section.blocks.append(Text(text))
+        return section
+    before, after = pair
+    section.blocks += [*_doubts(before, after), _summary(before, after)]
+    if element_ratio(before.evaluation, after.evaluation):
+        figure = reweighting_heat_maps(before.evaluation, after.evaluation, (before.name, after.name))
+        alt = "Periodic tables of the force MAE per element before and after reweighting, and of their ratio"
+        section.blocks.append(draw(figure, out_dir, "reweighting", alt))
+    else:
+        section.blocks.append(Text("The maps are left out: no element has force errors in both runs."))
+    return section
+
+
+def _doubts(before: Run, after: Run) -> list[Block]:
+    """What makes the comparison unfair, as warnings."""
+    old, new = before.evaluation, after.evaluation
+    doubts = []
+    test_sets = [(e.split, e.num_structures, e.num_atoms, sorted(e.per_element)) for e in (old, new)]
+    if test_sets[0] != test_sets[1] or cell(old.force_rms) != cell(new.force_rms):
+        doubts.append("The two runs were evaluated on different structures, so their errors do not compare.")
+    steps = [run.metrics.steps["step"][-1] for run in (before, after)]
+    if steps[0] != steps[1]:
+        doubts.append(f"The runs have {steps[0]:.0f} and {steps[1]:.0f} steps: this is not equal compute.")
+    return [Text(doubt, warning=True) for doubt in doubts]
+
+
+def _summary(before: Run, after: Run) -> Table:
+    old, new = before.evaluation, after.evaluation
+    rows = [
+        _change(f"mean over elements ({FORCE_UNIT})", *(e.mean_over_elements_force_mae for e in (old, new))),
+        _change(
+            f"worst element ({FORCE_UNIT})",
+            *(e.worst_element_force_mae for e in (old, new)),
+            notes=(old.worst_element, new.worst_element),
+        ),
+        _change(f"worst decile of elements ({FORCE_UNIT})", *(e.worst_decile_force_mae for e in (old, new))),
+        _change(f"all atoms ({FORCE_UNIT})", old.force_mae, new.force_mae),
+        _change("energy (meV/atom)", *(_milli(e.energy_mae_per_atom) for e in (old, new))),
+    ]
+    ratio = element_ratio(old, new)
+    if ratio:
+        better = sum(value < 1 for value in ratio.values())
+        rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
+    rows.append(["optimizer steps", *(f"{r.metrics.steps['step'][-1]:.0f}" for r in (before, after)), ""])
+    return Table(f"MAE on the {new.split} split", ["", before.name, after.name, "after / before"], rows)
+
+
+def _change(
+    label: str, old: float | None, new: float | None, notes: tuple[str | None, str | None] = (None, None)
+) -> list[str]:
+    cells = [
+        cell(value) + (f" ({note})" if note else "") for value, note in zip((old, new), notes, strict=True)
+    ]
+    return [label, *cells, f"{new / old:.2f}" if old and new is not None else "-"]
+
+
+def _milli(value: float | None) -> float | None:
+    return None if value is None else 1000 * value
+
+
+def element_section(runs: list[Run], out_dir: Path, *, with_absolute: bool) -> Section:
+    """Relative maps, error against rarity and the numbers; absolute maps unless another section has them."""
+    blocks: list[Block] = []
+    for run in runs:
+        for relative in (False, True) if with_absolute else (True,):
+            kind = "relative" if relative else "absolute"
+            title = f"Force MAE{' relative to force RMS' if relative else ''}: {run.name}, {run.evaluation.split} split"
+            figure = element_errors(run.evaluation, title, relative=relative)
+            blocks.append(
+                draw(figure, out_dir, f"elements-{kind}-{file_stem(run.name)}", f"Periodic table. {title}")
+            )
+    if any(e.num_train_structures for run in runs for e in run.evaluation.per_element.values()):
+        figure = error_and_rarity({run.name: run.evaluation for run in runs})
+        alt = "Force MAE of each element against the number of training structures that contain it"
+        blocks.append(draw(figure, out_dir, "error-and-rarity", alt))
+    else:
+        blocks.append(
+            Text("The counts of training structures are not in evaluation.json: no picture of rarity.")
+        )
+    blocks.append(_element_table(runs))
+    return Section("Errors per element", blocks)
+
+
+def _element_table(runs: list[Run]) -> Table:
+    header = ["element", "training structures", "test structures", "test atoms", f"force RMS ({FORCE_UNIT})"]
+    for run in runs:
+        header += [f"{run.name}: MAE ({FORCE_UNIT})", "MAE / RMS (%)", "energy MAE (meV/atom)"]
+    return Table(
+        "Numbers per element, rarest in training first", header, _element_rows([r.evaluation for r in runs])
+    )
+
+
+def _element_rows(evaluations: list[Evaluation]) -> list[list[str]]:
+    """Counts and RMS come from the first run that has the element."""
+    first: dict[str, ElementErrors] = {}
+    for evaluation in reversed(evaluations):
+        first |= evaluation.per_element
+    rows = []
+    for symbol, errors in sorted(first.items(), key=lambda item: item[1].num_train_structures):
+        counts = (errors.num_train_structures, errors.num_structures, errors.num_atoms)
+        row = [symbol, *(f"{count:,}" for count in counts), cell(errors.force_rms)]
+        for evaluation in evaluations:
+            own = evaluation.per_element.get(symbol)
+            row += (
+                [cell(own.force_mae), cell(own.relative_force_mae, 100), cell(own.energy_mae_per_atom, 1000)]
+                if own
+                else ["-"] * 3
+            )
+        rows.append(row)
+    return rows

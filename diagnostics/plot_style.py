@@ -1,0 +1,75 @@
+"""What all pictures share: colours safe for the colour-blind, fonts, plain log axes, writing to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from ..data_pipelines.periodic_table import short_number
+
+
+ANGSTROM = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"
+FORCE_UNIT = f"eV/{ANGSTROM}"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+MARKERS = "osD^vP*"  # shapes say the same as the colours
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def looks() -> Iterator[tuple[str, str]]:
+    """Colour and marker for one series after the other, without end."""
+    return zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+
+
+def save_picture(figure: Figure, folder: Path, name: str) -> bytes:
+    """Write name.png and name.svg into folder; returns the PNG.
+
+    The files hold no date and no random ids, so that the same inputs give the same bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    (folder / f"{name}.png").write_bytes(png.getvalue())
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return png.getvalue()
+
+
+def log_if_positive(axes: Axes) -> None:
+    """Log scale, except for a loss that can be negative (learned task weights)."""
+    values = np.concatenate([line.get_ydata() for line in axes.lines] or [[]])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0:
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
+
+
+def plain_log_ticks(axis: Axis, limits: tuple[float, float] | None = None) -> None:
+    """0.02 0.05 0.1 in place of powers of ten; more of them on a short axis."""
+    low, high = limits or axis.get_view_interval()
+    few = high / low < 30
+    axis.set_major_locator(
+        LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if few else (1, 2, 5) if high / low < 3e3 else (1,))
+    )
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else short_number(value))
+    )
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,165 @@
+"""The backbone: contract after aggregation.
+
+For receiver i and layer input x_j[l1 m1, c], edge (j -> i) with length r and direction n:
+
+    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j (f[l2](r) Y[l2 m2](n)) (R[l1, c](r; z_i, z_j) x_j[l1 m1, c])
+    M_i[l3 m3, c']       = sum over paths (l1, l2 -> l3) and c of U[path, c, c'] CG A_i
+    B^1 = M;  B^(k+1)    = mix(P((G B^k) * (G mix' M)))
+    x'_i                 = sum_k mix_k(B^k) * gate_k(z_i) + skip(x_i)
+
+Edges take part only in A, one batched matrix product over tiles; the Clebsch-Gordan work is done once an atom.
+Shapes: N atoms, E edge slots, C channels; K1, K2, K3 = (l + 1)^2 components of input, edge and message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data_pipelines.settings import Settings
+from .embedding import ElementEmbedding
+from .radial import BesselBasis, RadialNetwork, polynomial_envelope
+from .sphere import ChannelMix, CouplingPaths, SphereProduct, degree_heights
+from .tiles import Tiles
+
+
+class BackboneConfig(Settings):
+    """Size of the backbone."""
+
+    channels: int = Field(default=32, gt=0, description="features per component")
+    l_max: int = Field(default=3, ge=0, le=6, description="highest degree on edges and in the node products")
+    l_hidden: int = Field(default=1, ge=0, description="highest degree passed between layers")
+    num_layers: int = Field(default=2, gt=0)
+    correlation: int = Field(default=3, ge=1, description="neighbours coupled at once: body order minus 1")
+    cutoff: float = Field(default=5.0, gt=0, description="A")
+    num_basis: int = Field(default=8, gt=0, description="Bessel functions")
+    radial_hidden: int = Field(default=64, gt=0)
+    embedding_size: int = Field(default=32, gt=0, description="length of an element's vector")
+
+
+@dataclass(frozen=True)
+class EdgeGeometry:
+    """What the layers need to know of the edges; all (E, ...) in tile order."""
+
+    tiles: Tiles
+    harmonics: Tensor  # (E, K2)
+    basis: Tensor  # (E, B)
+    envelope: Tensor  # (E, 1)
+
+
+class Interaction(nn.Module):
+    """One layer: aggregate over edges, contract, raise the body order on the sphere, update."""
+
+    def __init__(self, config: BackboneConfig, l_in: int, l_out: int, num_neighbours: float) -> None:
+        super().__init__()
+        channels, l_max = config.channels, config.l_max
+        self.l_in, self.l_out, self.norm = l_in, l_out, num_neighbours**-0.5
+        self.heights = degree_heights(l_in)
+        self.radial = RadialNetwork(
+            config.num_basis, config.radial_hidden, config.embedding_size, (l_in + 1) * channels, l_max + 1
+        )
+        self.paths = CouplingPaths(l_max, l_in, l_max, channels)
+        self.products, self.factors, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for order in range(2, config.correlation + 1):
+            l_product = l_out if order == config.correlation else l_max  # nobody reads more of the last one
+            self.factors.append(ChannelMix(l_max, channels, channels))
+            self.products.append(SphereProduct(l_max, l_product))
+            self.mixes.append(ChannelMix(l_product, channels, channels))
+        self.outputs = nn.ModuleList(ChannelMix(l_out, channels, channels) for _ in range(config.correlation))
+        self.gates = nn.Linear(config.embedding_size, config.correlation * (l_out + 1) * channels)
+        nn.init.ones_(self.gates.bias)
+        self.skip = ChannelMix(min(l_in, l_out), channels, channels)
+
+    def forward(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
+        """x (K1, N, C), elements (N, D) -> (K_out, N, C)."""
+        message = self.paths(self.aggregate(x, elements, edges))  # (K3, N, C)
+        return self.update(x, message, elements)
+
+    def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
+        """A (K2 * K1, N, C): one matrix product per tile, then a sum over the tiles of an atom."""
+        tiles, (num_x, num_atoms, channels) = edges.tiles, x.shape
+        radial, angular = self.radial(
+            edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size
+        )
+        radial = radial.view(-1, self.l_in + 1, 1, channels)
+        senders = x.permute(1, 0, 2).reshape(num_atoms, -1).index_select(0, tiles.sender)
+        senders = senders.view(-1, num_x, channels)  # (E, K1, C)
+        parts = zip(senders.split(self.heights, 1), radial.unbind(1), strict=True)
+        weighted = torch.cat([part * weight for part, weight in parts], 1)
+        directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
+        product = torch.bmm(
+            directed.view(len(tiles.receiver), tiles.size, -1).transpose(1, 2),
+            weighted.view(len(tiles.receiver), tiles.size, -1),
+        )  # (tiles, K2, K1 * C)
+        total = product.new_zeros(num_atoms, product.shape[1] * product.shape[2])
+        total = total.index_add(0, tiles.receiver, product.flatten(1)) * self.norm
+        return total.view(num_atoms, -1, channels).transpose(0, 1)
+
+    def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
+        """Powers of the message on the sphere, gated by the receiving element, plus the skip."""
+        num_out = (self.l_out + 1) ** 2
+        gates = self.gates(elements).view(len(elements), len(self.outputs), self.l_out + 1, -1)
+        gates = gates.permute(1, 2, 0, 3)  # (order, L + 1, N, C)
+        power, total = message, self.outputs[0](message[:num_out]) * _repeat_rows(gates[0])
+        for order, (factor, product, mix) in enumerate(
+            zip(self.factors, self.products, self.mixes, strict=True), start=1
+        ):
+            power = mix(product(power, factor(message)))
+            total = total + self.outputs[order](power[:num_out]) * _repeat_rows(gates[order])
+        skip = self.skip(x[:num_out])
+        return torch.cat([total[: len(skip)] + skip, total[len(skip) :]])
+
+
+def _repeat_degrees(x: Tensor) -> Tensor:
+    """(E, l_max + 1) -> (E, K): one value per degree to one per component."""
+    return torch.cat([f.unsqueeze(1).expand(-1, 2 * degree + 1) for degree, f in enumerate(x.unbind(1))], 1)
+
+
+def _repeat_rows(x: Tensor) -> Tensor:
+    """(l_max + 1, N, C) -> (K, N, C)."""
+    return torch.cat([f.expand(2 * degree + 1, -1, -1) for degree, f in enumerate(x)])
+
+
+class Backbone(nn.Module):
+    """Atomic numbers and edge vectors -> invariant features of every atom, from every layer."""
+
+    def __init__(self, config: BackboneConfig, num_neighbours: float) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = ElementEmbedding(config.embedding_size)
+        self.start = nn.Linear(config.embedding_size, config.channels)
+        self.harmonics = o3.SphericalHarmonics(
+            list(range(config.l_max + 1)), normalize=True, normalization="component"
+        )
+        self.bessel = BesselBasis(config.num_basis, config.cutoff)
+        degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]  # the readout takes scalars only
+        self.layers = nn.ModuleList(
+            Interaction(config, l_in, l_out, num_neighbours)
+            for l_in, l_out in zip(degrees[:-1], degrees[1:], strict=True)
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Length of an atom's feature vector."""
+        return self.config.channels * self.config.num_layers
+
+    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
+        """Z (N,), edge vectors (E, 3) in A in tile order -> scalars of all layers (N, num_features)."""
+        elements = self.embedding(atomic_numbers)
+        distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
+        edges = EdgeGeometry(
+            tiles=tiles,
+            harmonics=self.harmonics(edge_vectors),
+            basis=self.bessel(distance),
+            envelope=polynomial_envelope(distance / self.config.cutoff),
+        )
+        x = self.start(elements).unsqueeze(0)  # (1, N, C)
+        scalars = []
+        for layer in self.layers:
+            x = layer(x, elements, edges)
+            scalars.append(x[0])
+        return torch.cat(scalars, dim=1)

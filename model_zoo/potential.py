@@ -1,0 +1,102 @@
+"""The potential: backbone + readout -> energy, and by differentiation conservative forces and stress."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from .backbone import Backbone, BackboneConfig
+from .embedding import MAX_ATOMIC_NUMBER
+from .tiles import Tiles, tile_edges
+
+
+TILE_SIZE = 16
+
+
+class PotentialConfig(BackboneConfig):
+    """Backbone, readout, and what was fixed from the training data."""
+
+    readout_size: int = Field(default=64, gt=0, le=512, description="features that the energy is linear in")
+    levels_of_theory: list[str] = Field(default=["default"], min_length=1, description="one head each")
+    num_neighbours: float = Field(default=16.0, gt=0, description="mean number of neighbours in the data")
+
+
+class Readout(nn.Module):
+    """Atom features -> phi (N, d) -> energy per atom of every head, linear in `weight` (heads, d).
+
+    The linearity is what the closed-form refit rests on.
+    """
+
+    def __init__(self, num_features: int, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_features, size)
+        self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
+
+    def features(self, scalars: Tensor) -> Tensor:
+        """phi (N, d)."""
+        return nn.functional.silu(self.hidden(scalars))
+
+
+class Potential(nn.Module):
+    """E = sum_i E0[head, z_i] + scale[head] * phi_i . w[head];  F = -dE/dr;  stress = dE/dstrain / V.
+
+    `e0` (heads, 119) in eV and `scale` (heads,) in eV are buffers fixed by the data; E0 is summed in float64,
+    so that a large total energy does not round the forces' energy scale away.
+    """
+
+    def __init__(self, config: PotentialConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_heads = len(config.levels_of_theory)
+        self.backbone = Backbone(config, config.num_neighbours)
+        self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
+        self.register_buffer("e0", torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """energy (S,) float64 eV, energies (N,) float64 eV, forces (N, 3) eV/A, stress (S, 3, 3) eV/A^3.
+
+        Forces are computed here, inside forward, because DeepSpeed differentiates what forward returns.  The
+        stress of a structure that is not periodic in three directions is NaN.
+        """
+        with torch.enable_grad():
+            vectors, tiles = self.edge_vectors(batch)
+            phi = self.features(batch.atomic_numbers, vectors, tiles)
+            atom_head = batch.head_index[batch.batch]  # (N,)
+            all_heads = phi @ self.readout.weight.T  # (N, heads): every head takes part in every step
+            interaction = all_heads.gather(1, atom_head.unsqueeze(1)).squeeze(1) * self.scale[atom_head].to(phi.dtype)
+            (slope,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=self.training)
+        energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
+        energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
+        forces, stress = forces_and_stress(slope, vectors, tiles, batch)
+        return {"energy": energy, "energies": energies, "forces": forces, "stress": stress}
+
+    def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
+        """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
+        edge_cell = batch.cell[batch.batch[batch.edge_index[1]]]  # (E, 3, 3)
+        offset = torch.einsum("ea,eab->eb", batch.cell_shifts, edge_cell)
+        tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, TILE_SIZE, self.config.cutoff)
+        vectors = batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
+        return vectors.detach().requires_grad_(), tiles
+
+    def features(self, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
+        """phi (N, d): what the energy of every head is linear in."""
+        return self.readout.features(self.backbone(atomic_numbers, vectors, tiles))
+
+
+def forces_and_stress(slope: Tensor, vectors: Tensor, tiles: Tiles, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Forces (N, 3) and stress (S, 3, 3) from the energy's slope dE/dv by every edge vector v = r_j - r_i.
+
+    F_j = -dE/dv, F_i = +dE/dv, so the net force is zero by construction; stress = sum_v (dE/dv) v^T / V.
+    """
+    num_atoms = batch.num_nodes
+    receiver = tiles.slot_receiver
+    forces = torch.zeros_like(batch.positions).index_add(0, receiver, slope).index_add(0, tiles.sender, -slope)
+    outer = (slope.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
+    virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
+    virial = outer.new_zeros(batch.num_graphs, 9).index_add(0, batch.batch, virial).view(-1, 3, 3)
+    volume = torch.linalg.det(batch.cell).abs() * batch.pbc.all(1)
+    volume = torch.where(volume > 0, volume, torch.nan).view(-1, 1, 1)
+    return forces, 0.5 * (virial + virial.transpose(1, 2)) / volume

@@ -1,0 +1,50 @@
+"""Edges sorted by receiver and cut into tiles of T slots, so that aggregation is a batched matrix product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Every tile belongs to one receiving atom; a slot is an edge or padding.
+
+    sender (tiles * T,), receiver (tiles,) and offset (tiles * T, 3): the slot's edge vector is
+    positions[sender] - positions[receiver] + offset.  A padded slot is an edge from the atom to itself with an
+    offset beyond the cutoff: the envelope makes it and all its derivatives exactly zero, without a mask.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    offset: Tensor
+    size: int
+
+    @property
+    def slot_receiver(self) -> Tensor:
+        """Receiving atom of each slot, (tiles * T,)."""
+        return self.receiver.repeat_interleave(self.size)
+
+
+def tile_edges(edge_index: Tensor, edge_offset: Tensor, num_atoms: int, size: int, cutoff: float) -> Tiles:
+    """Lay edges (2, E), with the periodic offset (E, 3) of each in A, into tiles of `size` slots."""
+    sender, receiver = edge_index
+    if receiver.numel() and bool((receiver[1:] < receiver[:-1]).any()):
+        order = torch.argsort(receiver, stable=True)
+        sender, receiver, edge_offset = sender[order], receiver[order], edge_offset[order]
+    degree = torch.bincount(receiver, minlength=num_atoms)  # (N,)
+    num_tiles = (degree + size - 1) // size
+    first_slot = size * (num_tiles.cumsum(0) - num_tiles)
+    first_edge = degree.cumsum(0) - degree
+    slot = torch.arange(len(receiver), device=receiver.device) + (first_slot - first_edge)[receiver]  # (E,)
+
+    atoms = torch.arange(num_atoms, device=receiver.device)
+    tile_receiver = atoms.repeat_interleave(num_tiles)
+    padded_sender = tile_receiver.repeat_interleave(size)
+    padded_sender[slot] = sender
+    offset = edge_offset.new_zeros(len(padded_sender), 3)
+    offset[:, 0] = 2.0 * cutoff
+    offset[slot] = edge_offset
+    return Tiles(padded_sender, tile_receiver, offset, size)

@@ -1,0 +1,1 @@
+"""Config -> DeepSpeed engine -> one training loop -> checkpoints."""

@@ -1,0 +1,35 @@
+"""The one config of a pretraining run; each part is configured by the class that it belongs to."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ..data_pipelines.settings import Settings
+from ..data_pipelines.stream import StreamConfig
+from ..model_zoo.backbone import BackboneConfig
+from .checkpoints import CheckpointConfig
+from .engine import EngineConfig
+from .loss import LossConfig
+
+
+class ModelConfig(BackboneConfig):
+    """Size of the model; levels of theory, E0, scale and neighbour number come from the data."""
+
+    readout_size: int = Field(default=64, gt=0, le=512, description="features that the energy is linear in")
+
+
+class PretrainConfig(Settings):
+    """Everything that a run depends on; saved in the run folder and in every checkpoint."""
+
+    data: str = Field(description="folder of a converted data set")
+    out: str = Field(description="run folder; its name is the name of the model")
+    licence: str | None = Field(default=None, description="licence of the weights; needed to publish")
+    seed: int = 0
+    max_steps: int = Field(default=1000, gt=0, description="optimizer steps")
+    evaluate_every: int = Field(default=200, gt=0, description="steps between validations")
+    evaluate_structures: int = Field(default=200, gt=0, description="most structures in a validation on the way")
+    model: ModelConfig = ModelConfig()
+    stream: StreamConfig = StreamConfig()
+    loss: LossConfig = LossConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()

@@ -1,0 +1,60 @@
+"""Loss: Huber terms for energy per atom, forces and stress, normalised by the counts of the whole step.
+
+Each rank returns sums over its own labels divided by the number of labels on all ranks and micro-batches, so
+the result does not depend on how structures fall on ranks. A missing label (NaN) does not count.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import huber_loss
+from torch_geometric.data import Batch
+
+from ..data_pipelines.settings import Settings
+
+
+class LossConfig(Settings):
+    """Weights and Huber widths; a width is where an error stops counting squared and counts linearly."""
+
+    energy: float = Field(default=1.0, ge=0, description="weight of the energy term, per eV/atom")
+    forces: float = Field(default=1.0, ge=0, description="weight of the force term, per eV/A")
+    stress: float = Field(default=1.0, ge=0, description="weight of the stress term, per eV/A^3")
+    energy_width: float = Field(default=0.02, gt=0, description="eV/atom")
+    forces_width: float = Field(default=0.02, gt=0, description="eV/A")
+    stress_width: float = Field(default=0.005, gt=0, description="eV/A^3")
+
+
+def label_counts(batch: Batch) -> Tensor:
+    """Labelled structures, force components (weighted by `force_weight`) and stress components, (3,) float64."""
+    labelled = torch.isfinite(batch.forces)
+    return torch.stack(
+        [
+            torch.isfinite(batch.energy).sum().double(),
+            (labelled * batch.force_weight.unsqueeze(1)).sum().double(),
+            torch.isfinite(batch.stress).sum().double(),
+        ]
+    )
+
+
+def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, config: LossConfig) -> Tensor:
+    """This batch's share of the step's loss; `counts` (3,) are those of `label_counts` over the whole step."""
+    num_atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
+    # the difference is taken in float64: total energies are large, their errors small
+    energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.positions.dtype)
+    forces = prediction["forces"] - batch.forces
+    stress = prediction["stress"] - batch.stress
+    counts = counts.clamp(min=1.0).to(forces)
+    return (
+        config.energy * _huber_sum(energy, config.energy_width) / counts[0]
+        + config.forces * _huber_sum(forces, config.forces_width, batch.force_weight) / counts[1]
+        + config.stress * _huber_sum(stress, config.stress_width) / counts[2]
+    )
+
+
+def _huber_sum(error: Tensor, width: float, weight: Tensor | None = None) -> Tensor:
+    """Sum of Huber errors over finite entries, divided by the width so that its slope is 1 for large errors."""
+    error = torch.where(torch.isfinite(error), error, 0.0)
+    values = huber_loss(error, torch.zeros_like(error), reduction="none", delta=width) / width
+    return values.sum() if weight is None else (values * weight.unsqueeze(1)).sum()

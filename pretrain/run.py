@@ -1,0 +1,150 @@
+"""One pretraining run from its config: build from the census, train, evaluate, write the model folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from ase.data import chemical_symbols
+from rich.console import Console
+
+from ..data_pipelines.census import read_census
+from ..data_pipelines.neighbours import neighbour_list
+from ..data_pipelines.shards import iter_structures, read_info, write_atomically
+from ..data_pipelines.stream import Stream
+from ..model_zoo.package import ModelRecord, TrainingData, save_model
+from ..model_zoo.potential import Potential, PotentialConfig
+from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
+from .checkpoints import load_checkpoint, seed_everything
+from .config import PretrainConfig
+from .engine import DeepSpeedEngine, start_distributed
+from .evaluation import predict, summarise
+from .train import Trainer
+
+
+SAMPLE = 256  # structures looked at for the mean number of neighbours and the force scale
+
+
+def pretrain(config: PretrainConfig, resume: bool = False) -> Path | None:
+    """Run (or resume) a pretraining; returns the model folder, or None when a signal stopped it early.
+
+    Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
+    """
+    read_info(config.data)
+    start_distributed()
+    seed_everything(config.seed)
+    potential = build_potential(config)
+    engine = DeepSpeedEngine(potential, config.engine)
+    stream = Stream(
+        config.data,
+        config.stream,
+        cutoff=config.model.cutoff,
+        levels_of_theory=potential.config.levels_of_theory,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+    out, start_step = Path(config.out), 0
+    if resume:
+        start_step, stream.state = load_checkpoint(out / "checkpoints", engine)
+    console = Console(quiet=engine.rank != 0, highlight=False)
+    callbacks = _callbacks(config, potential, console, engine.rank, start_step)
+    trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)
+    started = time.perf_counter()
+    finished = trainer.fit()
+    dist.barrier()
+    if not finished:
+        console.print(f"stopped at step {trainer.step}, saved; go on with: evenfield pretrain ... --resume")
+        return None
+    if engine.rank == 0:
+        _write_results(config, potential, time.perf_counter() - started)
+    dist.barrier()
+    return out / "model"
+
+
+def _callbacks(
+    config: PretrainConfig, potential: Potential, console: Console, rank: int, start_step: int
+) -> list[Callback]:
+    out = Path(config.out)
+    callbacks: list[Callback] = [Checkpoints(out / "checkpoints", config.checkpoints)]
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        metrics = Metrics(out / "metrics.jsonl", start_step)
+        validation = Validation(
+            potential, Path(config.data), metrics, console, config.evaluate_every, config.evaluate_structures
+        )
+        callbacks += [validation, metrics, ProgressBar(console, config.max_steps, start_step)]
+    return callbacks
+
+
+def build_potential(config: PretrainConfig) -> Potential:
+    """A fresh potential with the levels of theory, E0, energy scale and neighbour number of the training data."""
+    census = read_census(config.data)
+    levels = [level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")]
+    sample = list(islice(iter_structures(config.data, "train"), SAMPLE))
+    num_edges = sum(
+        neighbour_list(s.positions, s.cell, s.pbc, config.model.cutoff)[0].shape[1] for s in sample
+    )
+    potential = Potential(
+        PotentialConfig(
+            **config.model.model_dump(),
+            levels_of_theory=levels,
+            num_neighbours=max(1.0, num_edges / sum(len(s) for s in sample)),
+        )
+    )
+    for head, level in enumerate(levels):
+        for symbol, energy in census["levels_of_theory"][level]["e0"].items():
+            potential.e0[head, chemical_symbols.index(symbol)] = energy
+        forces = [s.forces.ravel() for s in sample if s.level_of_theory == level and s.forces is not None]
+        if forces:
+            potential.scale[head] = max(0.1, float(np.sqrt((np.concatenate(forces) ** 2).mean())))
+    return potential
+
+
+def _write_results(config: PretrainConfig, potential: Potential, seconds: float) -> None:
+    out, census = Path(config.out), read_census(config.data)
+    counts = {symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()}
+    split = "test" if read_info(config.data)["num_structures"]["test"] else "valid"
+    predictions = predict(potential, iter_structures(config.data, split), progress=True)
+    predictions.save(out / "predictions.npz")
+    evaluation = summarise(predictions, split, counts)
+    save_model(out / "model", potential, _record(config, potential, census, counts, seconds), evaluation)
+    write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
+
+
+def _record(
+    config: PretrainConfig, potential: Potential, census: dict[str, Any], counts: dict[str, int], seconds: float
+) -> ModelRecord:
+    info = read_info(config.data)
+    levels = census["levels_of_theory"]
+    packages = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
+    settings = config.model_dump(mode="json", exclude={"data", "out"})  # paths are nobody's business
+    return ModelRecord(
+        name=Path(config.out).name,
+        licence=config.licence,
+        elements={level: list(levels[level]["e0"]) for level in potential.config.levels_of_theory},
+        train_counts={symbol: count for symbol, count in counts.items() if count},
+        training_data=[
+            TrainingData(
+                name=info["source"]["file"],
+                sha256=info["source"]["sha256"],
+                licence=info["licence"],
+                description=info["description"],
+                num_structures=info["num_structures"]["train"],
+            )
+        ],
+        training={
+            "config": settings,
+            "seconds": round(seconds, 1),
+            "ranks": dist.get_world_size(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        versions={name: importlib.metadata.version(name) for name in packages},
+    )

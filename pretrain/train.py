@@ -1,0 +1,199 @@
+"""The training loop, for pretraining and for every fine-tuning by gradients."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from ..data_pipelines.stream import Stream
+from .callbacks import Callback
+from .engine import Engine, EngineConfig
+from .loss import LossConfig, label_counts, weighted_loss
+
+
+MAX_BAD_STEPS = 10
+
+
+@dataclass
+class StepReport:
+    """Figures of one optimizer step, summed over all ranks."""
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    structures: int
+    edges: int
+    data_seconds: float
+    seconds: float
+    bad_structures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the ranks do in one step: this rank's batches, each with weight 1 (or 0: only keeping step)."""
+
+    batches: list[tuple[Batch, float]]
+    counts: Tensor  # (3,) labels on all ranks
+    structures: int
+    edges: int
+    stop: bool
+    seconds: float
+
+
+class Trainer:
+    """Knows time: it steps, counts, and tells its callbacks. Goes on from `start_step` and the stream's state."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        stream: Stream,
+        loss: LossConfig,
+        engine_config: EngineConfig,
+        max_steps: int,
+        callbacks: list[Callback],
+        start_step: int = 0,
+    ) -> None:
+        self.engine, self.stream, self.loss, self.config = engine, stream, loss, engine_config
+        self.max_steps, self.callbacks, self.step = max_steps, callbacks, start_step
+        self.stop_requested = False
+        self._spare: Batch | None = None
+        self._bad_steps = 0
+
+    def fit(self) -> bool:
+        """Train to `max_steps`; False when a signal ended the run early. Callbacks see the end either way."""
+        with _signals_request_stop(self):
+            for work in islice(self._work(), self.max_steps - self.step):
+                report = self.train_step(work)
+                for callback in self.callbacks:
+                    callback.on_step(self, report)
+                if work.stop:
+                    break
+        for callback in self.callbacks:
+            callback.on_end(self)
+        return self.step >= self.max_steps
+
+    def train_step(self, work: _Work) -> StepReport:
+        """One optimizer step: forward, loss, all-rank finite check, backward; then clip and update."""
+        started = time.perf_counter()
+        learning_rate = learning_rate_at(self.step, self.max_steps, self.config)
+        losses, bad = [], []
+        for batch, weight in work.batches:
+            batch = batch.to(self.engine.device, non_blocking=True)
+            loss = weight * weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
+            if self._all_ranks(bool(torch.isfinite(loss))):
+                self.engine.backward(loss)
+                losses.append(loss.detach())
+            else:
+                bad += batch.structure_id
+        if losses:
+            self.engine.step(learning_rate)
+        self._check_bad(bad)
+        self.step += 1
+        return StepReport(
+            step=self.step,
+            epoch=self.stream.state.epoch,
+            loss=self._sum_over_ranks(losses),
+            learning_rate=learning_rate,
+            structures=work.structures,
+            edges=work.edges,
+            data_seconds=work.seconds,
+            seconds=work.seconds + time.perf_counter() - started,
+            bad_structures=bad,
+        )
+
+    def _work(self) -> Iterator[_Work]:
+        """The work of every step, epoch after epoch; an epoch ends on all ranks at once.
+
+        A rank that has run out of batches keeps step with a spare one of weight zero, so that no structure is
+        dropped and no rank waits for another.
+        """
+        while True:
+            epoch = self.stream.epoch()
+            while True:
+                started = time.perf_counter()
+                batches = list(islice(epoch, self.config.accumulation))
+                labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
+                structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
+                sums = torch.cat([labels, torch.tensor([structures, edges, self.stop_requested]).double()])
+                rounds = torch.tensor([len(batches)])
+                if self.engine.world_size > 1:
+                    dist.all_reduce(sums)
+                    dist.all_reduce(rounds, dist.ReduceOp.MAX)
+                if rounds == 0:
+                    break
+                self._spare = batches[0] if batches else self._spare
+                yield _Work(
+                    batches=self._keep_step(batches, int(rounds)),
+                    counts=sums[:3],
+                    structures=int(sums[3]),
+                    edges=int(sums[4]),
+                    stop=bool(sums[5] > 0),
+                    seconds=time.perf_counter() - started,
+                )
+            self.stream.next_epoch()
+
+    def _keep_step(self, batches: list[Batch], rounds: int) -> list[tuple[Batch, float]]:
+        if self._spare is None:
+            raise ValueError("this rank has no data: the set has fewer windows than ranks; use fewer ranks")
+        return [(b, 1.0) for b in batches] + [(self._spare, 0.0)] * (rounds - len(batches))
+
+    def _all_ranks(self, healthy: bool) -> bool:
+        flag = torch.tensor([healthy], dtype=torch.int)
+        if self.engine.world_size > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def _sum_over_ranks(self, losses: list[Tensor]) -> float:
+        total = torch.stack(losses).sum().double().cpu().reshape(1) if losses else torch.full((1,), math.nan).double()
+        if self.engine.world_size > 1:
+            dist.all_reduce(total)
+        return float(total)
+
+    def _check_bad(self, bad: list[str]) -> None:
+        self._bad_steps = self._bad_steps + 1 if bad else 0
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise RuntimeError(
+                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row, last with {', '.join(bad[:5])}: "
+                "lower engine.learning_rate, or look at these structures"
+            )
+
+
+def learning_rate_at(step: int, max_steps: int, config: EngineConfig) -> float:
+    """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    swing = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
+
+
+@contextmanager
+def _signals_request_stop(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and Ctrl-C set a flag that all ranks agree on at the next step."""
+    caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def request_stop(number: int, frame: object) -> None:
+        trainer.stop_requested = True
+        signal.signal(number, before[number])  # a second signal acts at once
+
+    try:
+        before = {number: signal.signal(number, request_stop) for number in caught}
+    except ValueError:  # not in the main thread: whoever owns it owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
