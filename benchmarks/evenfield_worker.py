@@ -13,25 +13,15 @@ from torch_geometric.data import Batch
 from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve
 
 from evenfield.data_pipelines.graphs import collate, structure_graph
-from evenfield.data_pipelines.schema import Structure
+from evenfield.data_pipelines.sources import SourceConfig, structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
 
 
 def make_batch(structures: list[Any], cutoff: float) -> Batch:
     """All structures as one evenfield batch."""
-    graphs = []
-    for index, atoms in enumerate(structures):
-        structure = Structure(
-            atomic_numbers=atoms.numbers,
-            positions=atoms.positions,
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
-            level_of_theory="default",
-            structure_id=str(index),
-            group=str(index),
-        )
-        graphs.append(structure_graph(structure, cutoff))
-    return collate(graphs)
+    source = SourceConfig(level_of_theory="default")
+    canonical = [structure_from_atoms(atoms, source, str(i)) for i, atoms in enumerate(structures)]
+    return collate([structure_graph(structure, cutoff) for structure in canonical])
 
 
 def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:

@@ -5,6 +5,7 @@ TorchScript when a module is built); ``compile`` hands the whole model to torch.
 ``mace.tools.compile.prepare`` sets it up, which traces the forces into the graph.
 """
 
+# ruff: noqa: I001
 from __future__ import annotations
 
 import argparse
@@ -13,8 +14,8 @@ from typing import Any
 import ase.io
 import numpy as np
 import torch
-from mace import data, modules, tools  # isort: skip  # first: importing mace lets its e3nn load its tables
-from e3nn import o3
+from mace import data, modules, tools
+from e3nn import o3  # after mace, whose import lets this e3nn load its tables
 from mace.tools.compile import prepare
 from mace.tools.torch_geometric import Batch
 from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve

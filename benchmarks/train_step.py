@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py --peer-python PEER/bin/python --channels 64
 
-Two workers hold the same structures in memory.  In every round each does its turn while the other waits, so that
-what else the machine does strikes both alike; the figure of merit is the median over rounds of
-(seconds of the peer) / (seconds of evenfield).  `--peer evenfield` compares us with ourselves, or with another
-checkout: the ratio of a fair clock is 1.  See README.md in this folder.
+Two workers hold the same structures in memory.  In every round each does its turn while the other waits, so
+that what else the machine does strikes both alike; the figure of merit is the median over rounds of
+(seconds of the peer) / (seconds of evenfield).  `--peer evenfield` compares us with ourselves, or with
+another checkout: the ratio of a fair clock is 1.  See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from worker_process import KINDS, Worker
+
+from evenfield.data_pipelines.sources import SourceConfig, read_structures
 
 
-HERE = Path(__file__).resolve().parent
-KINDS = ("train", "infer")
-WARM_UP = 4  # calls; TorchScript settles after three
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def copper() -> list[Atoms]:
@@ -44,52 +45,14 @@ def copper() -> list[Atoms]:
     return [atoms]
 
 
-class Worker:
-    """One side: a process that trains or infers when it is asked and is idle otherwise."""
-
-    def __init__(
-        self, name: str, python: str, mode: str, structures: Path, options: argparse.Namespace
-    ) -> None:
-        sizes = {
-            n: getattr(options, n) for n in ("channels", "hidden_l", "l_max", "layers", "cutoff", "threads")
-        }
-        command = [python, str(HERE / f"{name}_worker.py"), "--structures", str(structures), "--mode", mode]
-        for key, value in sizes.items():
-            command += [f"--{key.replace('_', '-')}", str(value)]
-        self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
-        )
-        self.facts = self.answer()
-        self.counts = {kind: self.calibrate(kind, options.turn_seconds) for kind in KINDS}
-
-    def answer(self) -> dict[str, Any]:
-        """The next JSON object of the worker; RuntimeError with its last words if it has died."""
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        self.errors.seek(0)
-        raise RuntimeError(f"the {self.name} worker ended:\n{self.errors.read()[-2000:]}")
-
-    def ask(self, kind: str, count: int) -> dict[str, Any]:
-        """Have `count` calls made; returns the worker's answer."""
-        self.process.stdin.write(json.dumps({kind: count}) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def calibrate(self, kind: str, turn_seconds: float) -> int:
-        """Warm up; returns the number of calls that fill a turn, at least 2."""
-        self.ask(kind, WARM_UP)
-        return max(2, round(turn_seconds / (self.ask(kind, 2)["seconds"] / 2)))
-
-    def turn(self, kind: str) -> float:
-        """Seconds per call in one turn."""
-        return self.ask(kind, self.counts[kind])["seconds"] / self.counts[kind]
+def from_file(options: argparse.Namespace) -> list[Atoms]:
+    """The first structures of the file that the user named."""
+    keys = {"energy": (options.energy_key, "eV"), "forces": (options.forces_key, "eV/A")}
+    columns = {label: key for label, (key, _) in keys.items() if key}
+    units = {label: keys[label][1] for label in columns}
+    source = SourceConfig(columns=columns, units=units, level_of_theory="of the file")
+    taken = islice(read_structures(options.structures, source), options.max_structures)
+    return [structure.to_atoms() for structure in taken]
 
 
 def measure(ours: Worker, peer: Worker, rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -120,12 +83,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-python", default=sys.executable, help="python of the peer's environment")
     parser.add_argument("--mode", choices=("eager",), default="eager", help="ours")
     parser.add_argument("--peer-mode", choices=("eager", "compile"), default="eager")
-    parser.add_argument(
-        "--structures", type=Path, help="extxyz with energy and forces; default: 128 Cu atoms"
-    )
-    parser.add_argument(
-        "--max-structures", type=int, default=8, help="how many of its first structures to take"
-    )
+    parser.add_argument("--structures", type=Path, help="file with labels; default: 128 Cu atoms")
+    parser.add_argument("--energy-key", help="info key of the energy in eV, if not ASE's own")
+    parser.add_argument("--forces-key", help="array key of the forces in eV/A, if not ASE's own")
+    parser.add_argument("--max-structures", type=int, default=8, help="how many of its first to take")
     parser.add_argument("--channels", type=int, choices=(32, 64, 128), default=64)
     parser.add_argument("--hidden-l", type=int, default=1, help="highest degree between layers")
     parser.add_argument("--l-max", type=int, default=3, help="highest degree on edges")
@@ -143,18 +104,14 @@ def command_line(options: argparse.Namespace) -> str:
     words = ["python benchmarks/train_step.py"]
     for key, value in vars(options).items():
         if key != "output" and value is not None:
-            shown = {"peer_python": "PEER/bin/python"}.get(
-                key, Path(value).name if key == "structures" else value
-            )
+            shown = {"peer_python": "PEER/bin/python"}.get(key, Path(value).name if key == "structures" else value)
             words.append(f"--{key.replace('_', '-')} {shown}")
     return " ".join(words)
 
 
 def main() -> None:
     options = parse_arguments()
-    structures = (
-        ase.io.read(options.structures, f":{options.max_structures}") if options.structures else copper()
-    )
+    structures = ase.io.read(options.structures, f":{options.max_structures}") if options.structures else copper()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "structures.extxyz"
@@ -162,9 +119,7 @@ def main() -> None:
         ours = Worker("evenfield", sys.executable, options.mode, path, options)
         peer = Worker(options.peer, options.peer_python, options.peer_mode, path, options)
     if ours.facts["num_edges"] != peer.facts["num_edges"]:
-        raise RuntimeError(
-            f"not the same graph: {ours.facts['num_edges']} and {peer.facts['num_edges']} edges"
-        )
+        raise RuntimeError(f"not the same graph: {ours.facts['num_edges']} and {peer.facts['num_edges']} edges")
     samples = measure(ours, peer, options.rounds)
     results = {kind: summarise(samples[kind], ours.facts["num_atoms"]) for kind in KINDS}
     for kind, result in results.items():
@@ -181,7 +136,7 @@ def main() -> None:
     }
     source = options.structures.name.split(".")[0] if options.structures else "cu128"
     name = f"train_step_{options.peer}_{options.peer_mode}_c{options.channels}_{source}.json"
-    output = options.output or HERE / "results" / name
+    output = options.output or RESULTS / name
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {output}")
 

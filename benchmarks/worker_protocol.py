@@ -2,8 +2,8 @@
 
 This file runs in the virtual environment of either side, so it imports nothing but torch and numpy.
 
-A worker prints one JSON object on a line when it is ready, its facts, and then answers each line on stdin with
-another; whatever else a library prints is not a JSON object and is passed over.
+A worker prints one JSON object on a line when it is ready, its facts, and then answers each line on stdin
+with another; whatever else a library prints is not a JSON object and is passed over.
 
 ======================  =======================================================
 line in                 line out

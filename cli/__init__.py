@@ -7,6 +7,8 @@ import sys
 import typer
 
 from ..data_pipelines.commands import app as data_app
+from ..finetune.commands import app as finetune_app
+from ..model_zoo.commands import app as hub_app
 from ..pretrain.commands import pretrain
 
 
@@ -17,6 +19,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
+app.add_typer(finetune_app, name="finetune")
+app.add_typer(hub_app, name="hub")
 
 
 def main() -> None:

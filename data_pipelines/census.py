@@ -57,7 +57,9 @@ class Census:
             per_element[chemical_symbols[z]] = {
                 "structures": {split: int(n[z]) for split, n in self.structures.items()},
                 "atoms": {split: int(n[z]) for split, n in self.atoms.items()},
-                "force_rms": float(np.sqrt(self.force_square[z] / self.force_count[z])) if self.force_count[z] else None,
+                "force_rms": float(np.sqrt(self.force_square[z] / self.force_count[z]))
+                if self.force_count[z]
+                else None,
             }
         levels = {}
         for level in self.levels:

@@ -16,7 +16,8 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of sett
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Argument(help="file to write, .extxyz or .extxyz.gz")], overrides: Overrides = None
+    out: Annotated[Path, typer.Argument(help="file to write, .extxyz or .extxyz.gz")],
+    overrides: Overrides = None,
 ) -> None:
     """Build the embedded data: a multi-element set with a long tail, labelled by GFN1-xTB and EMT.
 

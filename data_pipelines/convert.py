@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from ase.data import chemical_symbols
+from pydantic import Field, field_validator
 from rich.progress import track
 
 from .census import Census
-from .schema import SCHEMA_VERSION, SPLITS, Structure
+from .schema import SCHEMA_VERSION, SPLITS, BadRecordError, Structure
 from .shards import SHARD_SIZE, BrokenDataSetError, read_info, write_atomically, write_shard
 from .sources import SourceConfig, check_columns_exist, read_structures
 
@@ -27,7 +29,17 @@ class ConvertConfig(SourceConfig):
     test_share: float = Field(default=0.1, ge=0, lt=1, description="share of groups held out for testing")
     licence: str = Field(default="not stated", description="licence of the data, for the card")
     description: str = Field(default="", description="where the data comes from, for the card")
+    with_elements: list[str] = Field(default=[], description="keep structures with any of these only")
+    without_elements: list[str] = Field(default=[], description="leave out structures with any of these")
     skip_bad: bool = Field(default=False, description="set bad records aside in rejected.jsonl, go on")
+
+    @field_validator("with_elements", "without_elements")
+    @classmethod
+    def _symbols(cls, symbols: list[str]) -> list[str]:
+        unknown = [symbol for symbol in symbols if symbol not in chemical_symbols[1:]]
+        if unknown:
+            raise ValueError(f"{', '.join(map(str, unknown))}: not an element symbol")
+        return symbols
 
 
 def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[str, Any]:
@@ -41,19 +53,32 @@ def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[
     origin = {"file": source.name, "sha256": _sha256(source), "config": config.model_dump(mode="json")}
     if finished := _finished(out, origin):
         return finished
+    rejected: list[dict[str, str]] | None = [] if config.skip_bad else None
+    structures = (s for s in read_structures(source, config, rejected) if _wanted(s, config))
+    shown = track(structures, description=f"converting {source.name}", transient=True)
+    return write_data_set(shown, out, origin, config, rejected)
+
+
+def write_data_set(
+    structures: Iterable[Structure],
+    out: Path,
+    origin: dict[str, Any],
+    config: ConvertConfig,
+    rejected: list[dict[str, str]] | None = None,
+) -> dict[str, Any]:
+    """Write checked structures as a data set: shards, rejected records, census, and dataset_info.json last."""
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.glob("*"):
         if stale.suffix == ".parquet" or stale.name in ("dataset_info.json", "census.json", "rejected.jsonl"):
             stale.unlink()
-    rejected: list[dict[str, str]] | None = [] if config.skip_bad else None
-    writer = _SplitWriter(out)
-    census = Census()
-    structures = read_structures(source, config, rejected)
-    for structure in track(structures, description=f"converting {source.name}", transient=True):
+    writer, census = _SplitWriter(out), Census()
+    for structure in structures:
         split = structure.split or split_of(structure.group, config)
         writer.add(structure, split)
         census.add(structure, split)
     writer.close()
+    if not writer.counts["train"]:
+        raise BadRecordError(f"{origin['file']}: leaves no structure to train on: check the splits and element filters")
     if rejected:
         write_atomically(out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected))
     write_atomically(out / "census.json", json.dumps(census.to_dict(), indent=1))
@@ -70,6 +95,12 @@ def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[
     }
     write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
     return info
+
+
+def _wanted(structure: Structure, config: ConvertConfig) -> bool:
+    symbols = {chemical_symbols[z] for z in structure.elements}
+    wanted = not config.with_elements or bool(symbols & set(config.with_elements))
+    return wanted and not symbols & set(config.without_elements)
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
@@ -119,4 +150,3 @@ class _SplitWriter:
         name = f"{split}-{index:05d}.parquet"
         self.shards[name] = write_shard(self.buffers[split], self.out / name)
         self.buffers[split] = []
-

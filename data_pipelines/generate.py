@@ -21,9 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from ase import Atoms
 from ase.io.extxyz import write_xyz
 from pydantic import Field
@@ -39,21 +37,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .generate_geometry import has_close_contact
-from .generate_metals import metal
-from .generate_structures import cluster, molecule
-from .oracles import EMT_LEVEL, GFN1_LEVEL, RejectedStructure, label, require_tblite
+from .embedded_structure import Failure, labelled_structure
+from .oracles import require_tblite
 from .settings import Settings
 from .shards import write_atomically
 from .worker_pool import worker_pool
 
 
-FAMILIES = {  # name -> builder, level of theory, share
-    "cluster": (cluster, GFN1_LEVEL, 0.6),
-    "molecule": (molecule, GFN1_LEVEL, 0.2),
-    "metal": (metal, EMT_LEVEL, 0.2),
-}
-MAX_ATTEMPTS = 10  # candidates per structure; 1 in 20 gets no label, so ten failures in a row mean a fault
 SUFFIXES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz")
 
 
@@ -65,19 +55,8 @@ class GeneratorConfig(Settings):
     workers: int | None = Field(default=None, ge=1, description="processes; default: one per core")
 
 
-class Failure(NamedTuple):
-    """A candidate that got no label."""
-
-    index: int
-    attempt: int
-    family: str
-    formula: str
-    reason: str
-    detail: str
-
-
 class GenerationReport(Settings):
-    """What `generate` made: counts of structures by type and by element, of failures by reason; wall seconds."""
+    """What `generate` made, with counts of structures and of failures, and wall seconds."""
 
     path: Path
     failures_path: Path
@@ -123,30 +102,6 @@ def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
     write_atomically(out_path, _extxyz(frames, compressed=out_path.suffix == ".gz"))
     _print_summary(report, console)
     return report
-
-
-def labelled_structure(seed: int, index: int) -> tuple[Atoms | None, list[Failure]]:
-    """Structure `index` of the data set of `seed`, or None after MAX_ATTEMPTS; and the failures on the way."""
-    rng = np.random.default_rng([seed, index])
-    family = str(rng.choice(list(FAMILIES), p=[share for *_, share in FAMILIES.values()]))
-    build, level_of_theory, _ = FAMILIES[family]
-    failures = []
-    for attempt in range(MAX_ATTEMPTS):
-        candidate = build(rng)
-        try:
-            if has_close_contact(candidate):
-                raise RejectedStructure("atoms_too_close")
-            atoms = label(candidate, level_of_theory)
-        except RejectedStructure as rejected:
-            formula = candidate.get_chemical_formula()
-            failures.append(Failure(index, attempt, family, formula, rejected.reason, rejected.detail))
-            continue
-        # near duplicates share type and composition: a split by group keeps them on one side
-        composition = atoms.get_chemical_formula(empirical=True)
-        atoms.info |= {"structure_id": f"embedded-{seed}-{index}"}
-        atoms.info |= {"group": f"{atoms.info['config_type']}:{composition}"}
-        return atoms, failures
-    return None, failures
 
 
 @contextmanager
@@ -207,6 +162,4 @@ def _print_summary(report: GenerationReport, console: Console) -> None:
     )
     if report.failures_by_reason:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.failures_by_reason.items())
-        console.print(
-            f"candidates without a label, drawn again: {reasons}; see {report.failures_path}", soft_wrap=True
-        )
+        console.print(f"candidates without a label, drawn again: {reasons}; see {report.failures_path}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Operations on geometries that the embedded families share: rattle, stretch, mix, look for close contacts."""
+"""Operations on geometries that the embedded families share: rattle, stretch, mix, check contacts."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share:
 
 
 def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
-    """Positions (N, 3) of `parent` moved so that its bonds have the lengths that suit the elements of `child`.
+    """Positions (N, 3) of `parent`, moved so that its bonds have lengths that suit the elements of `child`.
 
     Bonds scale with the sums of the covalent radii; the distance of two atoms that are not bonded scales like
     the shortest path of bonds between them. Stress majorization fits positions to these distances
-    (de Leeuw 1977, doi:10.1007/978-94-015-4010-0_29).
+    (Gansner, Koren and North, Graph drawing by stress majorization, 2004).
     """
     distances = cdist(parent.positions, parent.positions)
     path, new_path = _bond_paths(parent, parent), _bond_paths(parent, child)

@@ -31,9 +31,7 @@ def _crystal(rng: np.random.Generator) -> Atoms:
     cell = bulk(first, lattice, a=1.0, **({"c": 1.633} if lattice == "hcp" else {"cubic": True}))
     swapped = {"L1_0": [0, 1], "L1_2": [0], "B2": [0]}.get(prototype, [])
     cell.symbols[swapped] = second
-    cell.set_cell(
-        cell.cell * (_atomic_volume(cell) * len(cell) / cell.get_volume()) ** (1 / 3), scale_atoms=True
-    )
+    _scale(cell, (len(cell) * _atomic_volume(cell) / cell.get_volume()) ** (1 / 3))
     return cell.repeat(rng.choice([1, 2, 2], size=3))
 
 
@@ -43,13 +41,14 @@ def _alloy(rng: np.random.Generator) -> Atoms:
 
 
 def _surface(rng: np.random.Generator) -> Atoms:
-    """A slab of 3 to 5 layers with 12 A of vacuum; half of the slabs are random binaries."""
+    """A slab of 3 to 5 layers with about 12 A of vacuum; half of the slabs are random binaries."""
     build = (fcc111, fcc100, fcc110)[rng.integers(3)]
     first, second = rng.choice(EMT_METALS, 2, replace=False)
     constant = (4 * _atomic_volume(Atoms([first]))) ** (1 / 3)
     slab = build(first, (2, 2, int(rng.integers(3, 6))), a=constant, vacuum=6.0)
     if rng.random() < 0.5:
         mix_in(rng, slab, first, second, rng.uniform(0.1, 0.9))
+        _scale(slab, (4 * _atomic_volume(slab)) ** (1 / 3) / constant)
     slab.pbc = True
     return slab
 
@@ -66,8 +65,13 @@ def _fcc_solution(rng: np.random.Generator, share: float) -> Atoms:
     first, second = rng.choice(EMT_METALS, 2, replace=False)
     atoms = bulk(first, "fcc", a=1.0, cubic=True).repeat((2, 2, int(rng.integers(1, 3))))
     mix_in(rng, atoms, first, second, share)
-    atoms.set_cell(atoms.cell * (4 * _atomic_volume(atoms)) ** (1 / 3), scale_atoms=True)
+    _scale(atoms, (4 * _atomic_volume(atoms)) ** (1 / 3))
     return atoms
+
+
+def _scale(atoms: Atoms, factor: float) -> None:
+    """Multiply all lengths by `factor`, in place."""
+    atoms.set_cell(atoms.cell * factor, scale_atoms=True)
 
 
 def _atomic_volume(atoms: Atoms) -> float:

@@ -16,23 +16,27 @@ from ase.data import atomic_numbers, covalent_radii
 from .generate_geometry import finished, mix_in, stretched
 
 
+def _symbols(*rows: str) -> list[str]:
+    return " ".join(rows).split()
+
+
 # Cations in about the order of their abundance in the Earth's crust, every one that GFN1-xTB knows: drawing
 # them by Zipf's law gives a few common elements and a long tail, as real collections of data have.
-CATIONS = ["Si", "Al", "Fe", "Ca", "Na", "Mg", "K", "Ti", "Mn", "Ba", "Sr", "Zr", "V", "Cr", "Rb", "Ni", "Zn", "Ce", "Cu", "Nd", "La", "Y", "Co", "Sc", "Li", "Nb", "Ga", "Pb", "B", "Pr", "Sm", "Gd", "Dy", "Er", "Yb", "Hf", "Cs", "Be", "Sn", "Ta", "Eu", "Ge", "As", "Ho", "W", "Mo", "Tb", "Tl", "Lu", "Tm", "In", "Sb", "Cd", "Hg", "Ag", "Pd", "Bi", "Pt", "Au", "Os", "Ru", "Ir", "Rh", "Re", "Po", "Tc", "Pm"]
-ANIONS = ["O", "F", "Cl", "S", "N", "H", "Se", "Br", "C", "I", "Te", "P", "At"]
-COVALENT_CATIONS = ["Be", "B", "Mg", "Al", "Si", "Zn", "Ga", "Ge", "As", "Cd", "In", "Sn", "Sb", "Hg", "Tl", "Pb", "Bi", "Po"]
+CATIONS = _symbols(
+    "Si Al Fe Ca Na Mg K Ti Mn Ba Sr Zr V Cr Rb Ni Zn Ce Cu Nd La Y Co Sc Li Nb Ga Pb B Pr Sm Gd Dy Er",
+    "Yb Hf Cs Be Sn Ta Eu Ge As Ho W Mo Tb Tl Lu Tm In Sb Cd Hg Ag Pd Bi Pt Au Os Ru Ir Rh Re Po Tc Pm",
+)
+ANIONS = _symbols("O F Cl S N H Se Br C I Te P At")
+COVALENT_CATIONS = _symbols("Be B Mg Al Si Zn Ga Ge As Cd In Sn Sb Hg Tl Pb Bi Po")
 CLUSTER_SIZES = (2, 3, 4, 6, 8, 10, 12)
 GROUPS = [
-    column.split()
-    for column in (
-        "Li Na K Rb Cs",
-        "Be Mg Ca Sr Ba",
-        "B Al Ga In Tl",
-        "C Si Ge Sn Pb",
-        "N P As Sb Bi",
-        "O S Se Te Po",
-        "F Cl Br I At",
-    )
+    _symbols("Li Na K Rb Cs"),
+    _symbols("Be Mg Ca Sr Ba"),
+    _symbols("B Al Ga In Tl"),
+    _symbols("C Si Ge Sn Pb"),
+    _symbols("N P As Sb Bi"),
+    _symbols("O S Se Te Po"),
+    _symbols("F Cl Br I At"),
 ]
 PARENTS = [name for name in g2.names if len(g2[name]) > 1]
 
@@ -72,9 +76,7 @@ def molecule(rng: np.random.Generator) -> Atoms:
             continue
         sites = np.flatnonzero(parent.symbols == symbol)
         sites = sites if rng.random() < 0.5 else rng.choice(sites, 1)
-        others = [other for other in group if other != symbol]
-        weights = 1.0 / np.arange(1, len(others) + 1)
-        child.symbols[sites] = others[rng.choice(len(others), p=weights / weights.sum())]
+        child.symbols[sites] = _zipf(rng, [other for other in group if other != symbol], 1.0)
     child.positions = stretched(parent, child)
     return finished(rng, child, "molecule", rattle=rng.uniform(0.0, 0.05))
 
@@ -86,6 +88,6 @@ def _zipf(rng: np.random.Generator, items: list[str], exponent: float) -> str:
 
 
 def _ionic_bond(cation: str, anion: str) -> float:
-    """Length at which A-X clusters are about at rest, A: covalent radii, shortened for s-, d- and f-metals."""
+    """Length at which A-X clusters are about at rest, A: covalent, 13 % shorter with s-, d- and f-metals."""
     covalent = covalent_radii[atomic_numbers[cation]] + covalent_radii[atomic_numbers[anion]]
     return covalent * (1.0 if cation in COVALENT_CATIONS else 0.87)

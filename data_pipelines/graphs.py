@@ -3,7 +3,7 @@
 A batch holds, besides PyG's own `batch` (N,) and `ptr`:
     atomic_numbers (N,) int64      positions (N, 3)        cell (S, 3, 3)       pbc (S, 3)
     edge_index (2, E) = (sender j, receiver i), sorted by receiver             cell_shifts (E, 3)
-    head_index (S,) int64: the level of theory             energy (S,) float64
+    head (S,) int64: index of the level of theory             energy (S,) float64
     forces (N, 3)                  stress (S, 3, 3)        a missing label is NaN
     force_weight (N,)
 """
@@ -45,7 +45,7 @@ def structure_graph(
         pbc=torch.as_tensor(structure.pbc).unsqueeze(0),
         edge_index=torch.as_tensor(edge_index),
         cell_shifts=torch.as_tensor(cell_shifts, dtype=dtype),
-        head_index=torch.tensor([_head_index(structure, levels_of_theory)]),
+        head=torch.tensor([_head_index(structure, levels_of_theory)]),
         energy=torch.tensor([energy], dtype=torch.float64),
         forces=torch.as_tensor(forces, dtype=dtype),
         stress=torch.as_tensor(stress, dtype=dtype).unsqueeze(0),

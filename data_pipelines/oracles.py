@@ -32,9 +32,7 @@ class RejectedStructure(Exception):
 def require_tblite() -> None:
     """Raise an ImportError that says what to install, unless tblite is there."""
     if importlib.util.find_spec("tblite") is None:
-        raise ImportError(
-            "labels at GFN1-xTB need tblite, which is not installed: pip install evenfield[demo]"
-        )
+        raise ImportError("labels at GFN1-xTB need tblite, which is not installed: pip install evenfield[demo]")
 
 
 def oracle_calculator(level_of_theory: str) -> Calculator:
@@ -42,9 +40,7 @@ def oracle_calculator(level_of_theory: str) -> Calculator:
     if level_of_theory == EMT_LEVEL:
         return EMT()
     if level_of_theory != GFN1_LEVEL:
-        raise ValueError(
-            f"no oracle for level_of_theory {level_of_theory!r}; known: {GFN1_LEVEL}, {EMT_LEVEL}"
-        )
+        raise ValueError(f"no oracle for level_of_theory {level_of_theory!r}; known: {GFN1_LEVEL}, {EMT_LEVEL}")
     require_tblite()
     from tblite.ase import TBLite  # on first use: its threads are set by then, and it is an optional extra
 

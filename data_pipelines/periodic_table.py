@@ -27,7 +27,7 @@ PERIOD_LENGTHS = tuple(2 * (period // 2 + 1) ** 2 for period in range(1, 8))  # 
 NOBLE_GASES = tuple(accumulate(PERIOD_LENGTHS))
 F_BLOCK_OFFSET = 2.35  # rows between a period and its f block: one empty row and a little air
 MISSING_COLOUR = "#ececec"
-PANEL_SIZE = (12.0, 6.45)  # inches; on a page 1100 pixels wide the numbers in the cells are 11 pixels high
+PANEL_SIZE = (12.0, 6.2)  # inches; on a page 1100 pixels wide the numbers in the cells are 11 pixels high
 
 
 @cache

@@ -10,7 +10,12 @@ ENERGY |= {"kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
 LENGTH = {"A": 1.0, "Bohr": units.Bohr, "nm": 10.0}
 FORCES = {f"{e}/{r}": ENERGY[e] / LENGTH[r] for e in ENERGY for r in LENGTH}
 # VASP and others print the pressure's sign; ASE's stress is its negative. Both are common in files.
-STRESS = {"eV/A^3": 1.0, "GPa": units.GPa, "kbar": 0.1 * units.GPa, "Hartree/Bohr^3": units.Hartree / units.Bohr**3}
+STRESS = {
+    "eV/A^3": 1.0,
+    "GPa": units.GPa,
+    "kbar": 0.1 * units.GPa,
+    "Hartree/Bohr^3": units.Hartree / units.Bohr**3,
+}
 STRESS |= {f"-{name}": -factor for name, factor in STRESS.items()}
 
 FACTORS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}

@@ -12,21 +12,23 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def worker_pool(numworker_pool: int | None) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes of one thread each that ends at once, its queue dropped, when left."""
+    threads_before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited: a worker that set it itself could be too late
     context = multiprocessing.get_context("spawn")  # fork would inherit threads that are already started
-    executor = ProcessPoolExecutor(
-        numworker_pool or _num_cores(), mp_context=context, initializer=_start_worker
-    )
+    executor = ProcessPoolExecutor(num_workers or _num_cores(), mp_context=context, initializer=_start_worker)
     try:
         yield executor
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+        del os.environ["OMP_NUM_THREADS"]
+        if threads_before is not None:
+            os.environ["OMP_NUM_THREADS"] = threads_before
 
 
 def _start_worker() -> None:
-    """One thread, set before tblite is loaded; Ctrl-C is the parent's; no life without the parent."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """Leave Ctrl-C to the parent, end when the parent ends, print nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     silence = os.open(os.devnull, os.O_WRONLY)

@@ -19,13 +19,22 @@ from .plot_style import FORCE_UNIT, STYLE, looks, plain_log_ticks
 from .run_files import Evaluation
 
 
-def element_errors(evaluation: Evaluation, title: str, *, relative: bool = False) -> Figure:
-    """Periodic table of the force MAE per element in eV/A, or in percent of the element's force RMS."""
-    values = evaluation.element_values(relative=relative)
-    if relative:
-        values = {symbol: None if v is None else 100 * v for symbol, v in values.items()}
-    unit = "force MAE / force RMS (%)" if relative else f"force MAE ({FORCE_UNIT})"
-    return periodic_table_heat_map(values, title, unit, log=True)
+def element_errors(evaluations: dict[str, Evaluation], *, relative: bool = False) -> dict[str, Figure]:
+    """Run -> map of the force MAE in eV/A, or in percent of the element's force RMS, on one scale."""
+    factor, unit = (100, "force MAE / force RMS (%)") if relative else (1, f"force MAE ({FORCE_UNIT})")
+    tables = {
+        name: {s: None if v is None else factor * v for s, v in e.element_values(relative=relative).items()}
+        for name, e in evaluations.items()
+    }
+    norm = colour_norm(list(tables.values()), log=True)
+    limits = (norm.vmin, norm.vmax)
+    measure = "Force MAE relative to force RMS" if relative else "Force MAE"
+    return {
+        name: periodic_table_heat_map(
+            values, f"{measure}: {name}, {evaluations[name].split} split", unit, log=True, limits=limits
+        )
+        for name, values in tables.items()
+    }
 
 
 def reweighting_heat_maps(before: Evaluation, after: Evaluation, names: tuple[str, str]) -> Figure:
@@ -78,16 +87,12 @@ def error_and_rarity(evaluations: dict[str, Evaluation]) -> Figure:
     return figure
 
 
-def _rarity_points(
-    axes: Axes, points: list[tuple[float, float, str]], name: str, colour: str, marker: str
-) -> None:
+def _rarity_points(axes: Axes, points: list[tuple[float, float, str]], name: str, colour: str, marker: str) -> None:
     """points: (training structures, force MAE in eV/A, symbol), sorted."""
     counts, errors = np.array([p[0] for p in points]), np.array([p[1] for p in points])
     axes.scatter(counts, errors, s=34, color=colour, marker=marker, alpha=0.7, lw=0, label=name)
     groups = np.array_split(np.arange(len(points)), max(1, len(points) // 9))
-    axes.plot(
-        [np.median(counts[g]) for g in groups], [np.median(errors[g]) for g in groups], color=colour, lw=2.5
-    )
+    axes.plot([np.median(counts[g]) for g in groups], [np.median(errors[g]) for g in groups], color=colour, lw=2.5)
     for count, error, symbol in sorted(points, key=lambda p: -p[1])[:5]:
         label = axes.annotate(symbol, (count, error), (6, -4), textcoords="offset points", size=11)
         label.set(color=colour, path_effects=[withStroke(linewidth=3, foreground="white")])

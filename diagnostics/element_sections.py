@@ -12,20 +12,19 @@ from .run_files import ElementErrors, Evaluation, Run
 
 def reweighting_section(pair: tuple[Run, Run] | None, out_dir: Path) -> Section:
     """The proof of reweighting: the same table and the same maps before and after."""
-    section = Section("Before and after reweighting")
+    heading = "Before and after reweighting"
     if pair is None:
         text = "Left out: it needs two runs, one without and one with importance weights."
-        section.blocks.append(Text(text))
-        return section
+        return Section(heading, [Text(text)])
     before, after = pair
-    section.blocks += [*_doubts(before, after), _summary(before, after)]
+    blocks: list[Block] = [*_doubts(before, after), _summary(before, after)]
     if element_ratio(before.evaluation, after.evaluation):
         figure = reweighting_heat_maps(before.evaluation, after.evaluation, (before.name, after.name))
         alt = "Periodic tables of the force MAE per element before and after reweighting, and of their ratio"
-        section.blocks.append(draw(figure, out_dir, "reweighting", alt))
+        blocks.append(draw(figure, out_dir, "reweighting", alt))
     else:
-        section.blocks.append(Text("The maps are left out: no element has force errors in both runs."))
-    return section
+        blocks.append(Text("The maps are left out: no element has force errors in both runs."))
+    return Section(heading, blocks)
 
 
 def _doubts(before: Run, after: Run) -> list[Block]:
@@ -35,9 +34,9 @@ def _doubts(before: Run, after: Run) -> list[Block]:
     test_sets = [(e.split, e.num_structures, e.num_atoms, sorted(e.per_element)) for e in (old, new)]
     if test_sets[0] != test_sets[1] or cell(old.force_rms) != cell(new.force_rms):
         doubts.append("The two runs were evaluated on different structures, so their errors do not compare.")
-    steps = [run.metrics.steps["step"][-1] for run in (before, after)]
+    steps = [run.metrics.last_step for run in (before, after)]
     if steps[0] != steps[1]:
-        doubts.append(f"The runs have {steps[0]:.0f} and {steps[1]:.0f} steps: this is not equal compute.")
+        doubts.append(f"The runs have {steps[0]:,} and {steps[1]:,} steps: this is not equal compute.")
     return [Text(doubt, warning=True) for doubt in doubts]
 
 
@@ -52,22 +51,27 @@ def _summary(before: Run, after: Run) -> Table:
         ),
         _change(f"worst decile of elements ({FORCE_UNIT})", *(e.worst_decile_force_mae for e in (old, new))),
         _change(f"all atoms ({FORCE_UNIT})", old.force_mae, new.force_mae),
-        _change("energy (meV/atom)", *(_milli(e.energy_mae_per_atom) for e in (old, new))),
+        _change("energy MAE (meV/atom)", *(_milli(e.energy_mae_per_atom) for e in (old, new))),
     ]
     ratio = element_ratio(old, new)
     if ratio:
         better = sum(value < 1 for value in ratio.values())
         rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
-    rows.append(["optimizer steps", *(f"{r.metrics.steps['step'][-1]:.0f}" for r in (before, after)), ""])
-    return Table(f"MAE on the {new.split} split", ["", before.name, after.name, "after / before"], rows)
+    cost = [run.metrics for run in (before, after)]
+    rows.append(["cost: optimizer steps", *(f"{m.last_step:,}" for m in cost), ""])
+    rows.append(_change("cost: structures seen", *(m.structures_seen for m in cost)))
+    rows.append(_change("cost: time in steps (s)", *(m.seconds for m in cost)))
+    return Table(
+        f"Force MAE on the {new.split} split, and what it cost",
+        ["", before.name, after.name, "after / before"],
+        rows,
+    )
 
 
 def _change(
     label: str, old: float | None, new: float | None, notes: tuple[str | None, str | None] = (None, None)
 ) -> list[str]:
-    cells = [
-        cell(value) + (f" ({note})" if note else "") for value, note in zip((old, new), notes, strict=True)
-    ]
+    cells = [cell(value) + (f" ({note})" if note else "") for value, note in zip((old, new), notes, strict=True)]
     return [label, *cells, f"{new / old:.2f}" if old and new is not None else "-"]
 
 
@@ -78,21 +82,19 @@ def _milli(value: float | None) -> float | None:
 def element_section(runs: list[Run], out_dir: Path, *, with_absolute: bool) -> Section:
     """Relative maps, error against rarity and the numbers; absolute maps unless another section has them."""
     blocks: list[Block] = []
-    for run in runs:
-        for relative in (False, True) if with_absolute else (True,):
-            kind = "relative" if relative else "absolute"
-            title = f"Force MAE{' relative to force RMS' if relative else ''}: {run.name}, {run.evaluation.split} split"
-            figure = element_errors(run.evaluation, title, relative=relative)
-            blocks.append(
-                draw(figure, out_dir, f"elements-{kind}-{file_stem(run.name)}", f"Periodic table. {title}")
-            )
-    if any(e.num_train_structures for run in runs for e in run.evaluation.per_element.values()):
-        figure = error_and_rarity({run.name: run.evaluation for run in runs})
+    evaluations = {run.name: run.evaluation for run in runs}
+    for kind in ("absolute", "relative") if with_absolute else ("relative",):
+        for name, figure in element_errors(evaluations, relative=kind == "relative").items():
+            alt = f"Periodic table of the {kind} force MAE of {name}"
+            blocks.append(draw(figure, out_dir, f"elements-{kind}-{file_stem(name)}", alt))
+    errors = [e for run in runs for e in run.evaluation.per_element.values()]
+    if any(e.num_train_structures and e.force_mae for e in errors):
+        figure = error_and_rarity(evaluations)
         alt = "Force MAE of each element against the number of training structures that contain it"
         blocks.append(draw(figure, out_dir, "error-and-rarity", alt))
     else:
         blocks.append(
-            Text("The counts of training structures are not in evaluation.json: no picture of rarity.")
+            Text("No element has both force errors and training structures: the picture of rarity is left out.")
         )
     blocks.append(_element_table(runs))
     return Section("Errors per element", blocks)
@@ -102,9 +104,8 @@ def _element_table(runs: list[Run]) -> Table:
     header = ["element", "training structures", "test structures", "test atoms", f"force RMS ({FORCE_UNIT})"]
     for run in runs:
         header += [f"{run.name}: MAE ({FORCE_UNIT})", "MAE / RMS (%)", "energy MAE (meV/atom)"]
-    return Table(
-        "Numbers per element, rarest in training first", header, _element_rows([r.evaluation for r in runs])
-    )
+    rows = _element_rows([run.evaluation for run in runs])
+    return Table("Numbers per element, rarest in training first", header, rows, folded=True)
 
 
 def _element_rows(evaluations: list[Evaluation]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Section of the report on few-shot fine-tuning: curve, table, and how many structures each strategy saves."""
+"""Section of the report on few-shot fine-tuning: curve, tables, structures saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .plot_style import FORCE_UNIT
 from .plots import STRATEGY_LABELS, few_shot_curve
-from .report_page import Section, Table, Text, cell, draw
+from .report_page import Block, Section, Table, Text, cell, draw
 from .run_files import FewShot, FewShotRow, read_few_shot
 
 
@@ -16,24 +16,20 @@ BASELINE = "scratch"
 
 
 def few_shot_section(path: Path | None, out_dir: Path) -> Section:
-    """Error against the number of structures of a new chemistry; the file is named, not found, when missing."""
-    section = Section("Few-shot fine-tuning")
+    """Error against the number of structures of a new chemistry, if there is a fewshot.json."""
+    heading = "Few-shot fine-tuning"
     if path is None:
-        section.blocks.append(Text("Left out: no fewshot.json was given."))
-        return section
-    few_shot = read_few_shot(path)
-    strategies = few_shot.strategies
+        return Section(heading, [Text("Left out: no fewshot.json was given.")])
+    few_shot = read_few_shot(Path(path))
     alt = f"Test errors on {few_shot.target} against the number of structures used, by strategy"
-    section.blocks.append(draw(few_shot_curve(few_shot), out_dir, "few-shot", alt))
-    section.blocks += [Text(text) for s in strategies if (text := _saving(few_shot, s))]
-    header = ["structures", *(STRATEGY_LABELS.get(s, s) for s in strategies)]
+    blocks: list[Block] = [draw(few_shot_curve(few_shot), out_dir, "few-shot", alt)]
+    blocks += [Text(text) for s in few_shot.strategies if (text := _saving(few_shot, s))]
+    header = ["structures", *(STRATEGY_LABELS.get(s, s) for s in few_shot.strategies)]
     caption = f"Force MAE on {few_shot.target} ({FORCE_UNIT}): median (smallest to largest over seeds)"
-    section.blocks.append(Table(caption, header, _force_rows(few_shot)))
+    blocks.append(Table(caption, header, _force_rows(few_shot)))
     header = ["strategy", "structures", "seeds", "MAE / RMS (%)", "energy MAE (meV/atom)", "time (s)"]
-    section.blocks.append(
-        Table("Relative errors, energies and times: medians", header, _all_rows(few_shot), True)
-    )
-    return section
+    caption = "Relative errors, energies and times: medians"
+    return Section(heading, [*blocks, Table(caption, header, _all_rows(few_shot), folded=True)])
 
 
 def structures_needed(few_shot: FewShot, strategy: str, force_mae: float) -> int | None:
@@ -49,15 +45,11 @@ def _saving(few_shot: FewShot, strategy: str) -> str | None:
         return None
     most = max(baseline)
     label = STRATEGY_LABELS.get(strategy, strategy)
-    goal = (
-        f"the force MAE of training from scratch on {most} structures ({cell(baseline[most])} {FORCE_UNIT})"
-    )
+    goal = f"the force MAE of training from scratch on {most} structures ({cell(baseline[most])} {FORCE_UNIT})"
     needed = structures_needed(few_shot, strategy, baseline[most])
     if needed is None:
         return f"{label}: does not reach {goal}."
-    return f"{label}: reaches {goal} with {needed}" + (
-        f", {most / needed:.3g} times fewer." if needed else "."
-    )
+    return f"{label}: reaches {goal} with {needed}" + (f", {most / needed:.3g} times fewer." if needed else ".")
 
 
 def _medians(few_shot: FewShot, strategy: str) -> dict[int, float]:

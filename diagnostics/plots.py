@@ -55,7 +55,7 @@ def learning_curves(runs: dict[str, Metrics]) -> Figure:
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """Over a twentieth of the run, shorter at its ends; a median, because a spike of one batch is no trend."""
+    """Over a twentieth of the run, shorter at its ends; a median, as a spike of one batch is no trend."""
     half = max(1, len(values) // 40)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return np.array([np.median(w[np.isfinite(w)]) if np.isfinite(w).any() else np.nan for w in windows])
@@ -146,9 +146,11 @@ def few_shot_curve(few_shot: FewShot) -> Figure:
     """Test error against the number of target structures: median and range over seeds, log axes."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     force, energy = figure.subplots(1, 2)
+    names = dict.fromkeys([*STRATEGY_LABELS, *few_shot.strategies])  # a strategy looks the same in every report
+    styles = dict(zip(names, looks(), strict=False))
     for axes, field, factor in ((force, "force_mae", 1.0), (energy, "energy_mae_per_atom", 1000.0)):
-        for strategy, (colour, marker) in zip(few_shot.strategies, looks(), strict=False):
-            _strategy_curve(axes, few_shot, strategy, field, factor, colour, marker)
+        for strategy in few_shot.strategies:
+            _strategy_curve(axes, few_shot, strategy, field, factor, *styles[strategy])
         _few_shot_axes(axes, few_shot)
     force.set(title=f"{few_shot.target}: forces", ylabel=f"test force MAE ({FORCE_UNIT})")
     energy.set(title=f"{few_shot.target}: energies", ylabel="test energy MAE (meV/atom)")
@@ -167,9 +169,7 @@ def _strategy_curve(
     rows = [row for row in few_shot.rows if row.strategy == strategy]
     label = STRATEGY_LABELS.get(strategy, strategy)
     if strategy == "pretrained":  # does not depend on the number of structures
-        axes.axhline(
-            factor * np.median([getattr(r, field) for r in rows]), color=colour, ls="--", lw=2, label=label
-        )
+        axes.axhline(factor * np.median([getattr(r, field) for r in rows]), color=colour, ls="--", lw=2, label=label)
         return
     counts = sorted({row.num_structures for row in rows})
     errors = [[factor * getattr(r, field) for r in rows if r.num_structures == n] for n in counts]

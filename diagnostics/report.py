@@ -27,7 +27,7 @@ def write_report(
     title: str,
     runs: dict[str, Path],
     reweighting: tuple[str, str] | None = None,
-    few_shot: Path | None = None,
+    fewshot: Path | None = None,
     model_card: Path | None = None,
     notes: Path | None = None,
 ) -> Path:
@@ -35,7 +35,7 @@ def write_report(
 
     runs: name -> run folder with metrics.jsonl, evaluation.json and predictions.npz.
     reweighting: names of the runs before and after; by default the two runs in their order if there are two.
-    few_shot, model_card, notes: fewshot.json and two Markdown files; a section without its file says so.
+    fewshot, model_card, notes: fewshot.json and two Markdown files; a section without its file says so.
     Returns: the path of the page.
     Raises: FileNotFoundError that names a missing file and the command that writes it; ValueError for a
     broken file, no runs, two runs with one file name, or an unknown name in reweighting.
@@ -54,10 +54,10 @@ def write_report(
         element_section(everything, out_dir, with_absolute=pair is None or len(everything) > 2),
         _learning_section(everything, out_dir),
         _parity_section(everything, out_dir),
-        few_shot_section(few_shot, out_dir),
+        few_shot_section(fewshot, out_dir),
         _document_section("Model card", model_card, folded="Show the card"),
         _document_section("Notes", notes),
-        _input_section(everything, [few_shot, model_card, notes]),
+        _input_section(everything, [fewshot, model_card, notes]),
     ]
     return write_page(out_dir / "report.html", title, sections)
 
@@ -103,16 +103,19 @@ def _disagreements(run: Run) -> list[Text]:
     """evaluation.json and predictions.npz of one folder must come from one evaluation."""
     p, e = run.predictions, run.evaluation
     pairs = {
-        "energy": (p.predicted_energy_per_atom - p.reference_energy_per_atom, e.energy_mae_per_atom),
-        "force": (p.predicted_forces - p.reference_forces, e.force_mae),
+        "energy MAE (eV/atom)": (
+            p.predicted_energy_per_atom - p.reference_energy_per_atom,
+            e.energy_mae_per_atom,
+        ),
+        f"force MAE ({FORCE_UNIT})": (p.predicted_forces - p.reference_forces, e.force_mae),
     }
     texts = []
     for label, (difference, stated) in pairs.items():
         error = np.abs(difference[np.isfinite(difference)].astype(float))
         if stated and error.size and abs(error.mean() - stated) > DISAGREEMENT * stated:
             text = (
-                f"{run.name}: predictions.npz has a {label} MAE of {cell(error.mean())} eV units, evaluation.json "
-                f"{cell(stated)}. They come from different evaluations; make both again."
+                f"{run.name}: {label} is {cell(error.mean())} in predictions.npz, but {cell(stated)} in "
+                "evaluation.json. They come from different evaluations: make both again."
             )
             texts.append(Text(text, warning=True))
     return texts
@@ -144,23 +147,19 @@ def _level_table(runs: list[Run]) -> Table:
 
 def _learning_section(runs: list[Run], out_dir: Path) -> Section:
     figure = learning_curves({run.name: run.metrics for run in runs})
-    picture = draw(
-        figure, out_dir, "learning-curves", "Training loss and validation errors over optimizer steps"
-    )
+    picture = draw(figure, out_dir, "learning-curves", "Training loss and validation errors over optimizer steps")
     rows = []
     for run in runs:
-        steps = run.metrics.steps
-        rates = [_median(steps.get(name)) for name in ("structures_per_s", "edges_per_s", "data_wait_share")]
-        loss = cell(_median(steps["loss"][-max(1, len(steps["loss"]) // 20) :]))
-        speed = [cell(rates[0]), cell(rates[1]), cell(rates[2], 100)]
-        rows.append([run.name, f"{steps['step'][-1]:,.0f}", loss, *speed])
-    header = ["run", "steps", "loss at the end", "structures/s", "edges/s", "waiting for data (%)"]
-    caption = "Medians over the logged steps; the loss over the last twentieth"
+        metrics, steps = run.metrics, run.metrics.steps
+        end = max(1, len(steps["loss"]) // 20)
+        rates = [np.nanmedian(steps[name]) for name in ("structures_per_s", "edges_per_s", "data_wait_share")]
+        row = [run.name, f"{metrics.last_step:,}", cell(float(np.nanmedian(steps["loss"][-end:])))]
+        row += [cell(metrics.structures_seen), cell(metrics.seconds), cell(rates[0]), cell(rates[1])]
+        rows.append([*row, cell(rates[2], 100)])
+    header = ["run", "steps", "loss at the end", "structures seen", "time in steps (s)"]
+    header += ["structures/s", "edges/s", "waiting for data (%)"]
+    caption = "Rates are medians over the steps; the loss is the median of the last twentieth"
     return Section("Learning curves", [picture, Table(caption, header, rows)])
-
-
-def _median(values: np.ndarray | None) -> float | None:
-    return None if values is None or np.isnan(values).all() else float(np.nanmedian(values))
 
 
 def _parity_section(runs: list[Run], out_dir: Path) -> Section:

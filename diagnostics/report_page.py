@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from matplotlib.figure import Figure
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ..data_pipelines.periodic_table import short_number
 from .plot_style import save_picture
@@ -72,7 +73,7 @@ class Section:
     """A heading and what stands under it."""
 
     heading: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: Sequence[Block]
 
     @property
     def anchor(self) -> str:
@@ -82,7 +83,10 @@ class Section:
 
 def cell(value: float | None, factor: float = 1.0) -> str:
     """A number times factor with three digits, a dash where there is none."""
-    return "-" if value is None or not isfinite(value) else short_number(factor * value)
+    if value is None or not isfinite(value):
+        return "-"
+    value = factor * value
+    return f"{value:#.3g}".rstrip(".") if 1e-4 <= abs(value) < 999.5 else short_number(value)
 
 
 def file_stem(text: str) -> str:
@@ -99,7 +103,7 @@ def markdown(path: Path, caption: str = "") -> Document:
     """A Markdown file as HTML without raw HTML and images, so that it can load and run nothing."""
     source = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(), flags=re.DOTALL)  # metadata of a model card
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    return Document(caption, Markup(reader.render(source)))  # noqa: S704 (raw HTML is off: all is escaped)
+    return Document(caption, Markup(reader.render(source)))  # safe: raw HTML is off
 
 
 def write_page(path: Path, title: str, sections: list[Section]) -> Path:

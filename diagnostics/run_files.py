@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 RUN_FILES = ("metrics.jsonl", "evaluation.json", "predictions.npz")
+STEP_FIELDS = ("step", "loss", "structures_per_s", "edges_per_s", "data_wait_share", "seconds")
 MADE_BY = {
     "metrics.jsonl": "evenfield pretrain",
     "evaluation.json": "evenfield pretrain",
@@ -100,6 +101,21 @@ class Metrics:
     steps: dict[str, np.ndarray]
     evaluations: dict[str, np.ndarray]
 
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.steps["step"][-1])
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the steps, waiting for data included; every step has a line with its own time."""
+        return float(np.nansum(self.steps["seconds"]))
+
+    @property
+    def structures_seen(self) -> float:
+        """Structures that the steps have used, repeats counted."""
+        return float(np.nansum(self.steps["seconds"] * self.steps["structures_per_s"]))
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -169,9 +185,11 @@ def read_metrics(path: Path) -> Metrics:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
         if row.get("event") in rows and row.get("split", "valid") == "valid":
             rows[row["event"]][row["step"]] = row
-    if not rows["step"]:
-        raise ValueError(f"{path} has no line with event 'step': did the run start?")
-    return Metrics(_columns(rows["step"]), _columns(rows["evaluation"]))
+    metrics = Metrics(_columns(rows["step"]), _columns(rows["evaluation"]))
+    missing = [name for name in STEP_FIELDS if name not in metrics.steps]
+    if missing:
+        raise ValueError(f"{path} has no step with {', '.join(missing)}: did the run start?")
+    return metrics
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -185,9 +203,7 @@ def read_predictions(path: Path) -> Predictions:
     for kind in ("energy_per_atom", "forces"):
         reference, predicted = arrays[f"reference_{kind}"].shape, arrays[f"predicted_{kind}"].shape
         if reference != predicted:
-            raise ValueError(
-                f"{path}: {kind} has shape {reference} in reference and {predicted} in predicted"
-            )
+            raise ValueError(f"{path}: {kind} has shape {reference} in reference and {predicted} in predicted")
     return Predictions(**(arrays | {"level_names": [str(n) for n in arrays["level_names"]]}))
 
 

@@ -1,0 +1,1 @@
+"""E0 refit, closed-form readout refit, few-shot curves."""

@@ -76,15 +76,13 @@ class Interaction(nn.Module):
 
     def forward(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
         """x (K1, N, C), elements (N, D) -> (K_out, N, C)."""
-        message = self.paths(self.aggregate(x, elements, edges))  # (K3, N, C)
+        message = soft_norm(self.paths(self.aggregate(x, elements, edges)))  # (K3, N, C)
         return self.update(x, message, elements)
 
     def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
         """A (K2 * K1, N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (num_x, num_atoms, channels) = edges.tiles, x.shape
-        radial, angular = self.radial(
-            edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size
-        )
+        radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
         radial = radial.view(-1, self.l_in + 1, 1, channels)
         senders = x.permute(1, 0, 2).reshape(num_atoms, -1).index_select(0, tiles.sender)
         senders = senders.view(-1, num_x, channels)  # (E, K1, C)
@@ -114,6 +112,15 @@ class Interaction(nn.Module):
         return torch.cat([total[: len(skip)] + skip, total[len(skip) :]])
 
 
+def soft_norm(x: Tensor) -> Tensor:
+    """x / sqrt(1 + mean over components and channels of x^2), (K, N, C): near 1 times x when small, else bounded.
+
+    Products of a message grow with its cube: without a bound one close contact dwarfs all other atoms. Smooth
+    everywhere, so that a message still vanishes with two derivatives at the cutoff.
+    """
+    return x * torch.rsqrt(1.0 + (x * x).mean(dim=(0, 2), keepdim=True))
+
+
 def _repeat_degrees(x: Tensor) -> Tensor:
     """(E, l_max + 1) -> (E, K): one value per degree to one per component."""
     return torch.cat([f.unsqueeze(1).expand(-1, 2 * degree + 1) for degree, f in enumerate(x.unbind(1))], 1)
@@ -132,9 +139,7 @@ class Backbone(nn.Module):
         self.config = config
         self.embedding = ElementEmbedding(config.embedding_size)
         self.start = nn.Linear(config.embedding_size, config.channels)
-        self.harmonics = o3.SphericalHarmonics(
-            list(range(config.l_max + 1)), normalize=True, normalization="component"
-        )
+        self.harmonics = o3.SphericalHarmonics(list(range(config.l_max + 1)), normalize=True, normalization="component")
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
         degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]  # the readout takes scalars only
         self.layers = nn.ModuleList(

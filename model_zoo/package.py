@@ -1,10 +1,10 @@
 """A published model is a folder: weights as safetensors, the rest as JSON and text, all hashed. Nothing is run on load.
 
-    model.safetensors   weights and buffers; one metadata key, so that its hash is stable
-    config.json         format version, architecture, and the record of how the model came about
-    evaluation.json     errors on the held-out structures, overall and per element
-    README.md           the card, generated from the two
-    manifest.json       sha256 of every file
+model.safetensors   weights and buffers; one metadata key, so that its hash is stable
+config.json         format version, architecture, and the record of how the model came about
+evaluation.json     errors on the held-out structures, overall and per element
+README.md           the card, generated from the two
+manifest.json       sha256 of every file
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
 def _verified(folder: Path) -> dict[str, bytes]:
     """Contents of the files in the manifest, after checking their hashes."""
     if not (folder / "manifest.json").is_file():
-        raise BadModelError(f"{folder}: not a model folder (no manifest.json); name a folder that holds a published model")
+        raise BadModelError(
+            f"{folder}: not a model folder (no manifest.json); name a folder that holds a published model"
+        )
     manifest = json.loads((folder / "manifest.json").read_text())
     contents = {}
     for name, digest in manifest.items():

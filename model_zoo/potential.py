@@ -64,7 +64,7 @@ class Potential(nn.Module):
         with torch.enable_grad():
             vectors, tiles = self.edge_vectors(batch)
             phi = self.features(batch.atomic_numbers, vectors, tiles)
-            atom_head = batch.head_index[batch.batch]  # (N,)
+            atom_head = batch.head[batch.batch]  # (N,)
             all_heads = phi @ self.readout.weight.T  # (N, heads): every head takes part in every step
             interaction = all_heads.gather(1, atom_head.unsqueeze(1)).squeeze(1) * self.scale[atom_head].to(phi.dtype)
             (slope,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=self.training)

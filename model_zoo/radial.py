@@ -56,7 +56,13 @@ class RadialNetwork(nn.Module):
         nn.init.normal_(self.outputs.weight, std=math.sqrt(2.0 / hidden))
 
     def forward(
-        self, basis: Tensor, envelope: Tensor, elements: Tensor, sender: Tensor, tile_receiver: Tensor, tile: int
+        self,
+        basis: Tensor,
+        envelope: Tensor,
+        elements: Tensor,
+        sender: Tensor,
+        tile_receiver: Tensor,
+        tile: int,
     ) -> tuple[Tensor, Tensor]:
         """basis (E, B), envelope (E, 1), elements (N, D) -> R (E, num_outputs), f (E, num_angular)."""
         from_sender = self.sender(elements).index_select(0, sender)  # (E, H)

@@ -87,7 +87,10 @@ class SphereProduct(nn.Module):
         degree += (degree + 1) % 2  # Lebedev rules have odd degree
         points, weights = lebedev_rule(max(degree, 3))
         harmonics = o3.spherical_harmonics(
-            list(range(l_max + 1)), torch.from_numpy(points.T.copy()), normalize=True, normalization="component"
+            list(range(l_max + 1)),
+            torch.from_numpy(points.T.copy()),
+            normalize=True,
+            normalization="component",
         )  # (P, K)
         evaluate = harmonics / (l_max + 1)
         project = harmonics[:, : (l_out + 1) ** 2].T * torch.from_numpy(weights / weights.sum()) * (l_max + 1)

@@ -47,7 +47,11 @@ class Predictions:
 
 
 def predict(
-    potential: Potential, structures: Iterable[Structure], *, edge_budget: int = 20_000, progress: bool = False
+    potential: Potential,
+    structures: Iterable[Structure],
+    *,
+    edge_budget: int = 20_000,
+    progress: bool = False,
 ) -> Predictions:
     """Predict all structures in batches of at most `edge_budget` edges."""
     was_training = potential.training
@@ -61,11 +65,11 @@ def predict(
         with torch.no_grad():
             out = potential(batch)
         n = torch.bincount(batch.batch, minlength=batch.num_graphs)
-        e0 = potential.e0[batch.head_index[batch.batch], batch.atomic_numbers]
+        e0 = potential.e0[batch.head[batch.batch], batch.atomic_numbers]
         e0 = e0.new_zeros(batch.num_graphs).index_add(0, batch.batch, e0)
         for name, value in {
             "z": batch.atomic_numbers,
-            "head": batch.head_index,
+            "head": batch.head,
             "n": n,
             "e": torch.stack([batch.energy - e0, out["energy"] - e0], -1),
             "f": torch.stack([batch.forces, out["forces"]], -1),

@@ -32,7 +32,7 @@ from .train import Trainer
 SAMPLE = 256  # structures looked at for the mean number of neighbours and the force scale
 
 
-def pretrain(config: PretrainConfig, resume: bool = False) -> Path | None:
+def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) -> Path | None:
     """Run (or resume) a pretraining; returns the model folder, or None when a signal stopped it early.
 
     Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
@@ -53,7 +53,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path | None:
     out, start_step = Path(config.out), 0
     if resume:
         start_step, stream.state = load_checkpoint(out / "checkpoints", engine)
-    console = Console(quiet=engine.rank != 0, highlight=False)
+    console = Console(quiet=quiet or engine.rank != 0, highlight=False)
     callbacks = _callbacks(config, potential, console, engine.rank, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)
     started = time.perf_counter()
@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path | None:
         console.print(f"stopped at step {trainer.step}, saved; go on with: evenfield pretrain ... --resume")
         return None
     if engine.rank == 0:
-        _write_results(config, potential, time.perf_counter() - started)
+        _write_results(config, potential, time.perf_counter() - started, progress=not quiet)
     dist.barrier()
     return out / "model"
 
@@ -89,9 +89,7 @@ def build_potential(config: PretrainConfig) -> Potential:
     census = read_census(config.data)
     levels = [level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")]
     sample = list(islice(iter_structures(config.data, "train"), SAMPLE))
-    num_edges = sum(
-        neighbour_list(s.positions, s.cell, s.pbc, config.model.cutoff)[0].shape[1] for s in sample
-    )
+    num_edges = sum(neighbour_list(s.positions, s.cell, s.pbc, config.model.cutoff)[0].shape[1] for s in sample)
     potential = Potential(
         PotentialConfig(
             **config.model.model_dump(),
@@ -108,11 +106,11 @@ def build_potential(config: PretrainConfig) -> Potential:
     return potential
 
 
-def _write_results(config: PretrainConfig, potential: Potential, seconds: float) -> None:
+def _write_results(config: PretrainConfig, potential: Potential, seconds: float, progress: bool) -> None:
     out, census = Path(config.out), read_census(config.data)
     counts = {symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()}
     split = "test" if read_info(config.data)["num_structures"]["test"] else "valid"
-    predictions = predict(potential, iter_structures(config.data, split), progress=True)
+    predictions = predict(potential, iter_structures(config.data, split), progress=progress)
     predictions.save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
     save_model(out / "model", potential, _record(config, potential, census, counts, seconds), evaluation)
@@ -120,7 +118,11 @@ def _write_results(config: PretrainConfig, potential: Potential, seconds: float)
 
 
 def _record(
-    config: PretrainConfig, potential: Potential, census: dict[str, Any], counts: dict[str, int], seconds: float
+    config: PretrainConfig,
+    potential: Potential,
+    census: dict[str, Any],
+    counts: dict[str, int],
+    seconds: float,
 ) -> ModelRecord:
     info = read_info(config.data)
     levels = census["levels_of_theory"]
