@@ -1,8 +1,9 @@
 # Set-up, tests and the quick start.  Everything goes into .venv; the system's Python is left alone.
 #
-#   make test PYTHON=python3.12     another interpreter (`make clean` first, if there is a .venv)
+#   make test PYTHON=python3.12     another interpreter
 #   make test CONSTRAINTS=          the newest torch that pyproject.toml allows, for instance with its GPU libraries
 #
+# Both act when .venv is made: say `make clean` first if there is one.
 # A compiler is not needed, so none is asked for: every dependency is a wheel or pure Python, and training runs
 # with no compiler on PATH, because pretrain/engine.py opts out of the one extension that DeepSpeed would build.
 
@@ -66,7 +67,7 @@ problem = $(shell \
 
 $(BIN)/python:
 	$(if $(problem),$(error $(problem)))
-	@echo "making $(VENV): about 1 GB and a minute or two, once"
+	@echo "making $(VENV): 1.7 GB and one to two minutes, once"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # torch first: it is the one package that may not exist for a machine, and the pinned one must be there before

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from itertools import islice
@@ -109,9 +110,15 @@ def command_line(options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
+def checkout() -> str | None:
+    """What git calls this checkout, with -dirty when it has changes; None outside a repository."""
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def main() -> None:
     options = parse_arguments()
-    structures = ase.io.read(options.structures, f":{options.max_structures}") if options.structures else copper()
+    structures = from_file(options) if options.structures else copper()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "structures.extxyz"
@@ -130,7 +137,7 @@ def main() -> None:
         "command": command_line(options),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"platform": platform.machine(), "cores": os.cpu_count(), "load_before": before},
-        "ours": ours.facts | ours.ask("stop", 0),
+        "ours": {"checkout": checkout()} | ours.facts | ours.ask("stop", 0),
         "peer": {"name": options.peer} | peer.facts | peer.ask("stop", 0),
         "results": results,
     }

@@ -70,8 +70,10 @@ class Census:
 class ReferenceFit:
     """Reference energies E0 (eV per atom of each element) by ridge least squares on composition.
 
-    Minimises sum_s (E_s - sum_z n_sz E0_z)^2 / N_s^2 + ridge * sum_z (E0_z - mean)^2.  An element is
-    undetermined when the compositions leave its E0 free (it lies in the null space of the normal matrix).
+    Minimises sum_s (E_s - sum_z n_sz E0_z)^2 / N_s^2 + ridge * sum_z A_zz (E0_z - prior_z)^2, where
+    A_zz = sum_s (n_sz / N_s)^2, so that the ridge weighs on a rare element no more than on a common one.  The
+    prior is the mean energy per atom, then once more the first solution, which takes the ridge's bias away
+    where the data speak.  An element is undetermined when the compositions leave its E0 to the ridge.
     """
 
     RIDGE = 1e-6
@@ -96,12 +98,14 @@ class ReferenceFit:
         if not len(present):
             return {}, []
         normal = self.normal[np.ix_(present, present)]
-        mean = self.energy_per_atom / self.count
-        ridge = self.RIDGE * self.count * np.eye(len(present))
-        e0 = mean + np.linalg.solve(normal + ridge, self.moment[present] - normal @ np.full(len(present), mean))
-        values, vectors = np.linalg.eigh(normal)
-        free = np.abs(vectors[:, values < 1e-9 * values.max()]) > 1e-4
-        undetermined = present[free.any(axis=1)] if free.size else []
+        own = np.sqrt(np.diag(normal))
+        values, vectors = np.linalg.eigh(normal / np.outer(own, own))
+        inverse = (vectors / (values + self.RIDGE)) @ vectors.T / np.outer(own, own)
+        e0 = np.full(len(present), self.energy_per_atom / self.count)
+        for _ in range(2):
+            e0 += inverse @ (self.moment[present] - normal @ e0)
+        free = np.abs(vectors[:, values < self.RIDGE]) > 1e-4
+        undetermined = present[free.any(axis=1)]
         return dict(zip(present.tolist(), e0.tolist(), strict=True)), [int(z) for z in undetermined]
 
     def to_dict(self) -> dict[str, Any]:

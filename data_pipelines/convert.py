@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,12 @@ from .census import Census
 from .schema import SCHEMA_VERSION, SPLITS, BadRecordError, Structure
 from .shards import SHARD_SIZE, BrokenDataSetError, read_info, write_atomically, write_shard
 from .sources import SourceConfig, check_columns_exist, read_structures
+
+
+# what a conversion writes, under final or temporary names; nothing else in its folder is touched
+OWN_FILE = re.compile(
+    r"\.?((train|valid|test)-\d{5}\.parquet|dataset_info\.json|census\.json|rejected\.jsonl)(\.tmp\d+)?"
+)
 
 
 class ConvertConfig(SourceConfig):
@@ -68,8 +75,8 @@ def write_data_set(
 ) -> dict[str, Any]:
     """Write checked structures as a data set: shards, rejected records, census, and dataset_info.json last."""
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob("*"):
-        if stale.suffix == ".parquet" or stale.name in ("dataset_info.json", "census.json", "rejected.jsonl"):
+    for stale in out.iterdir():
+        if OWN_FILE.fullmatch(stale.name):
             stale.unlink()
     writer, census = _SplitWriter(out), Census()
     for structure in structures:

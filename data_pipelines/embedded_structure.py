@@ -5,7 +5,7 @@ It imports neither torch nor pyarrow, so that a worker starts fast and stays sma
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -21,10 +21,11 @@ FAMILIES = {  # name -> builder, level of theory, share
     "molecule": (molecule, GFN1_LEVEL, 0.2),
     "metal": (metal, EMT_LEVEL, 0.2),
 }
-MAX_ATTEMPTS = 10  # candidates per structure; 1 in 20 gets no label, so ten failures in a row mean a fault
+MAX_ATTEMPTS = 10  # candidates per structure; 1 in 25 gets no label, so ten failures in a row mean a fault
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """A candidate that got no label."""
 
     index: int
@@ -52,8 +53,7 @@ def labelled_structure(seed: int, index: int) -> tuple[Atoms | None, list[Failur
             failures.append(Failure(index, attempt, family, formula, rejected.reason, rejected.detail))
             continue
         # near duplicates share type and composition: a split by group keeps them on one side
-        composition = atoms.get_chemical_formula(empirical=True)
-        atoms.info |= {"structure_id": f"embedded-{seed}-{index}"}
-        atoms.info |= {"group": f"{atoms.info['config_type']}:{composition}"}
+        group = f"{atoms.info['config_type']}:{atoms.get_chemical_formula(empirical=True)}"
+        atoms.info |= {"structure_id": f"embedded-{seed}-{index}", "group": group}
         return atoms, failures
     return None, failures

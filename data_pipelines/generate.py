@@ -2,7 +2,8 @@
 
 60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE). Structure `index`
 draws everything from `default_rng([seed, index])`, so neither the number of structures nor the number of
-processes changes it. What gets no label is drawn again, and named in a JSON file beside the output.
+processes changes it; another kind of processor may, where a rejection is a close call. What gets no label is drawn
+again, and named in a JSON file beside the output.
 
 `sample/embedded_sample.extxyz.gz` was made by
 
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -141,7 +143,7 @@ def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:
         "num_failures": len(failures),
         "failures_by_reason": _count(failure.reason for failure in failures),
     }
-    lines = ",\n".join(json.dumps(failure._asdict()) for failure in failures)
+    lines = ",\n".join(json.dumps(asdict(failure)) for failure in failures)
     return f'{json.dumps(head)[:-1]}, "failures": [\n{lines}\n]}}\n'
 
 
@@ -151,7 +153,7 @@ def _count(names: Iterator[str]) -> dict[str, int]:
 
 
 def _print_summary(report: GenerationReport, console: Console) -> None:
-    """Two or three lines on the console."""
+    """One line on what was made, one on what failed."""
     elements = report.structures_by_element
     rare = sum(count <= 5 for count in elements.values())
     types = ", ".join(f"{count} {name}" for name, count in report.structures_by_config_type.items())

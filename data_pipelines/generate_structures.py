@@ -47,17 +47,17 @@ def cluster(rng: np.random.Generator) -> Atoms:
     In 30 % of the clusters some of the A atoms become a second element. Bonds are 0.95 to 1.12 times the
     length at which GFN1-xTB clusters of that size are, on average, at rest against uniform scaling.
     """
-    cation, anion = _zipf(rng, CATIONS, 1.1), _zipf(rng, ANIONS, 1.2)
+    cation, anion = _zipf(rng, CATIONS, 1.2), _zipf(rng, ANIONS, 1.2)
     num_atoms = int(rng.choice(CLUSTER_SIZES))
     bond = rng.uniform(0.95, 1.12) * (0.95 + 0.008 * num_atoms) * _ionic_bond(cation, anion)
     lattice, constant = (("rocksalt", 2.0), ("zincblende", 4 / 3**0.5))[rng.integers(2)]
     crystal = bulk(cation + anion, lattice, a=constant * bond, cubic=True).repeat(3)
     centre = crystal.cell.sum(axis=0) / 3 * (1 + rng.random(3))  # anywhere in the middle cell
     nearest = np.argsort(np.linalg.norm(crystal.positions - centre, axis=1), kind="stable")[:num_atoms]
-    atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest])
+    atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
     if rng.random() < 0.3:
         pure = atoms.copy()
-        mix_in(rng, atoms, cation, _zipf(rng, CATIONS, 1.1), rng.uniform(0, 0.6))
+        mix_in(rng, atoms, cation, _zipf(rng, CATIONS, 1.2), rng.uniform(0, 0.6))
         atoms.positions = stretched(pure, atoms)
     return finished(rng, atoms, "cluster", rattle=rng.uniform(0.02, 0.1))
 

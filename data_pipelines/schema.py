@@ -85,21 +85,27 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
 
 def check_structure(structure: Structure) -> None:
     """Raise BadRecordError for a structure that no model should be trained on."""
-    if len(structure) == 0:
-        raise BadRecordError("has no atoms: remove it from the file")
-    z = structure.atomic_numbers
-    if z.min() < 1 or z.max() > MAX_ATOMIC_NUMBER:
-        bad = z[(z < 1) | (z > MAX_ATOMIC_NUMBER)][0]
-        raise BadRecordError(f"has atomic number {bad}, outside 1..{MAX_ATOMIC_NUMBER}: correct the element")
+    check_elements(structure.atomic_numbers)
     for name in ("positions", "cell", "energy", "forces", "stress"):
         value = getattr(structure, name)
         if value is not None and not np.isfinite(value).all():
             raise BadRecordError(f"has NaN or infinite {name}: remove the label or the record")
     if structure.forces is not None and structure.forces.shape != structure.positions.shape:
-        raise BadRecordError(f"has forces of shape {structure.forces.shape} for {len(structure)} atoms")
+        raise BadRecordError(
+            f"has forces of shape {structure.forces.shape} for {len(structure)} atoms: give 3 per atom"
+        )
     if structure.pbc.any() and abs(np.linalg.det(structure.cell)) < 1e-6:
         raise BadRecordError("is periodic but its cell has no volume: give a cell or set pbc to F F F")
     _check_distances(structure)
+
+
+def check_elements(atomic_numbers: np.ndarray) -> None:
+    """Raise BadRecordError for no atoms at all, a dummy atom or an element that is not known."""
+    if len(atomic_numbers) == 0:
+        raise BadRecordError("has no atoms: remove it from the file")
+    bad = atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)]
+    if len(bad):
+        raise BadRecordError(f"has atomic number {bad[0]}, outside 1..{MAX_ATOMIC_NUMBER}: correct the element")
 
 
 def _check_distances(structure: Structure) -> None:

@@ -45,7 +45,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from None
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
     return tree
@@ -60,18 +60,23 @@ def _set_key(tree: dict[str, Any], word: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise SettingsError(f"'{word}': {parent} is a value, it has no key below it")
-    tree[leaf] = yaml.safe_load(value) if value else None
+    try:
+        tree[leaf] = yaml.safe_load(value) if value else None
+    except yaml.YAMLError:
+        raise SettingsError(f"'{word}': the value is not valid YAML: close its brackets and quotes") from None
 
 
 def _explain(error: ValidationError, cls: type[Settings], yaml_file: Path | None) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         if problem["type"] == "extra_forbidden":
             known = ", ".join(_keys_beside(cls, problem["loc"]))
             lines.append(f"unknown key '{key}' (known here: {known})")
         elif problem["type"] == "missing":
             lines.append(f"key '{key}' is missing")
+        elif problem["type"] == "value_error":  # raised by a validator of ours, which names key and mend
+            lines.append(f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"]))
         else:
             lines.append(f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})")
     where = f"{yaml_file}: " if yaml_file else ""

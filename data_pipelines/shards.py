@@ -42,11 +42,14 @@ class BrokenDataSetError(ValueError):
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a whole file or none: a temporary name beside it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # it is still there only if something failed
 
 
 def _flat(array: np.ndarray | None, dtype: type) -> np.ndarray | None:
@@ -125,11 +128,16 @@ def read_info(folder: Path | str) -> dict[str, Any]:
         raise BrokenDataSetError(
             f"{folder}: not a converted data set (no dataset_info.json): run `evenfield data convert SOURCE {folder}`"
         )
-    info = json.loads(info_path.read_text())
-    if info["schema_version"] > SCHEMA_VERSION:
+    try:
+        info = json.loads(info_path.read_text())
+        version = int(info["schema_version"])
+    except (ValueError, KeyError, TypeError):
         raise BrokenDataSetError(
-            f"{info_path}: schema {info['schema_version']} is newer than this evenfield reads "
-            f"({SCHEMA_VERSION}): upgrade evenfield"
+            f"{info_path}: damaged, or not written by evenfield: convert the source into another folder"
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise BrokenDataSetError(
+            f"{info_path}: schema {version} is newer than this evenfield reads ({SCHEMA_VERSION}): upgrade evenfield"
         )
     for name, entry in info["shards"].items():
         shard = folder / name

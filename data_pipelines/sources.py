@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,14 @@ import numpy as np
 from ase import Atoms
 from pydantic import Field, model_validator
 
-from .schema import SPLITS, BadRecordError, Structure, check_structure, full_stress
+from .schema import SPLITS, BadRecordError, Structure, check_elements, check_structure, full_stress
 from .settings import Settings
 from .units import unit_factor
 
 
 Label = Literal["energy", "forces", "stress"]
 LABELS: tuple[Label, ...] = ("energy", "forces", "stress")
+LABEL_SIZES: dict[Label, tuple[int, ...]] = {"energy": (1,), "stress": (6, 9)}
 
 
 class SourceConfig(Settings):
@@ -45,6 +47,11 @@ class SourceConfig(Settings):
                 raise ValueError(
                     f"columns.{label}={self.columns[label]} has no unit: add units.{label}=... "
                     "(for example eV, eV/A, eV/A^3)"
+                )
+            if label in self.units and label not in self.columns:
+                raise ValueError(
+                    f"units.{label}={self.units[label]} belongs to no column: add columns.{label}=... "
+                    f"(for example columns.{label}={label})"
                 )
             if label in self.units:
                 unit_factor(label, self.units[label])
@@ -77,7 +84,8 @@ def read_structures(
 
 
 def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) -> Structure:
-    """One ase.Atoms with its labels as a canonical structure (not yet checked)."""
+    """One ase.Atoms with its labels as a canonical structure; of its numbers only the elements are checked."""
+    check_elements(atoms.numbers)
     labels = {label: _label(atoms, source, label) for label in LABELS}
     level = source.level_of_theory or _text(atoms, source, "level_of_theory")
     if level is None:
@@ -96,7 +104,7 @@ def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) ->
         structure_id=_text(atoms, source, "structure_id") or default_id,
         group=_text(atoms, source, "group") or atoms.get_chemical_formula(empirical=True),
         split=split,
-        energy=None if labels["energy"] is None else float(labels["energy"]),
+        energy=None if labels["energy"] is None else float(labels["energy"].item()),
         forces=labels["forces"],
         stress=None if labels["stress"] is None else full_stress(labels["stress"]),
     )
@@ -105,14 +113,25 @@ def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) ->
 def _label(atoms: Atoms, source: SourceConfig, label: Label) -> Any:
     if label in source.masks and _is_true(atoms.info.get(source.masks[label])):
         return None
-    key = source.columns.get(label)
-    if key is None:
-        results = atoms.calc.results if atoms.calc is not None else {}
-        return results.get(label)
-    value = atoms.arrays.get(key) if label == "forces" else atoms.info.get(key)
+    key, factor = source.columns.get(label), 1.0
+    value = _results(atoms).get(key or label)  # ASE moves the columns that it recognises there
+    if key is not None:
+        own = atoms.arrays if label == "forces" else atoms.info
+        value, factor = own.get(key, value), unit_factor(label, source.units[label])
     if value is None:
         return None
-    return np.asarray(value, dtype=np.float64) * unit_factor(label, source.units.get(label, ""))
+    try:
+        array = np.asarray(value, dtype=np.float64) * factor
+    except (TypeError, ValueError):
+        raise BadRecordError(f"has {label} {value!r}, which is not a number: correct or remove it") from None
+    if array.size not in LABEL_SIZES.get(label, (array.size,)):
+        sizes = " or ".join(map(str, LABEL_SIZES[label]))
+        raise BadRecordError(f"has {label} of shape {array.shape}: give {sizes} numbers")
+    return array
+
+
+def _results(atoms: Atoms) -> dict[str, Any]:
+    return atoms.calc.results if atoms.calc is not None else {}
 
 
 def _text(atoms: Atoms, source: SourceConfig, field: str) -> str | None:
@@ -128,32 +147,34 @@ def _is_true(value: Any) -> bool:
 
 
 def _iread(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread with errors that name the file; gzip is unpacked first, as ASE seeks in it (quadratic time)."""
+    """ase.io.iread with errors that name the file and the record."""
     if not path.is_file():
         raise BadRecordError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
     index = -1
     try:
-        if path.suffix == ".gz":
-            text = gzip.decompress(path.read_bytes()).decode()
-            frames = ase.io.iread(io.StringIO(text), ":", format=_gz_format(path))
-        else:
-            frames = ase.io.iread(path, ":")
-        for index, atoms in enumerate(frames):
+        for index, atoms in enumerate(_frames(path)):  # noqa: B007 - the error below names it
             yield atoms
-    except BadRecordError:
-        raise
+    except BadRecordError as error:
+        raise BadRecordError(f"{path}: after record {index} {error}") from None
     except Exception as error:  # ASE's readers raise anything on a broken file
         raise BadRecordError(
-            f"{path}: cannot be read after record {index}: {type(error).__name__}: {error}; "
-            "the file is cut off or not in a format that ASE reads"
+            f"{path}: record {index + 1} cannot be read: {type(error).__name__}: {error}; "
+            "the file is cut off there or not in a format that ASE reads"
         ) from None
 
 
-def _gz_format(path: Path) -> str:
-    inner = path.with_suffix("").suffix.lstrip(".")
-    return "extxyz" if inner in ("extxyz", "xyz") else inner
+def _frames(path: Path) -> Iterator[Atoms]:
+    """ase.io.iread; gzipped xyz is unpacked first, as ASE seeks in it (quadratic time)."""
+    if not re.search(r"\.(ext)?xyz(\.gz)?$", path.name):
+        yield from ase.io.iread(path, ":")
+        return
+    packed = path.suffix == ".gz"
+    with io.StringIO(gzip.decompress(path.read_bytes()).decode()) if packed else path.open() as file:
+        yield from ase.io.iread(file, ":", format="extxyz")
+        if file.read().strip():
+            raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
 
 
 def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
@@ -161,7 +182,7 @@ def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
     missing = {label: source.columns[label] for label in LABELS if label in source.columns}
     seen: set[str] = set()
     for index, atoms in enumerate(_iread(Path(path))):
-        seen |= set(atoms.info) | set(atoms.arrays)
+        seen |= set(atoms.info) | set(atoms.arrays) | set(_results(atoms))
         missing = {label: key for label, key in missing.items() if key not in seen}
         if not missing or index >= 100:
             break

@@ -50,7 +50,7 @@ class StreamState:
     used: dict[int, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the finished windows as ranges, which they nearly are."""
+        """JSON-ready; the finished windows as ranges (first, last, step), which they nearly are."""
         return {"epoch": self.epoch, "finished": _to_ranges(self.finished), "used": dict(self.used)}
 
     @classmethod
@@ -63,7 +63,8 @@ class StreamState:
         merged = cls(epoch)
         for state in states:
             if state["epoch"] == epoch:
-                merged.finished |= {w for first, last in state["finished"] for w in range(first, last + 1)}
+                for first, last, step in state["finished"]:
+                    merged.finished.update(range(first, last + 1, step))
                 merged.used |= {int(window): used for window, used in state["used"].items()}
         return merged
 
@@ -71,10 +72,11 @@ class StreamState:
 def _to_ranges(numbers: set[int]) -> list[list[int]]:
     ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+        first, last, step = ranges[-1] if ranges else (0, 0, 0)
+        if ranges and (first == last or number == last + step):
+            ranges[-1] = [first, number, number - last]
         else:
-            ranges.append([number, number])
+            ranges.append([number, number, 1])
     return ranges
 
 

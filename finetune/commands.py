@@ -79,6 +79,6 @@ def _print_steps(result: FineTuned) -> None:
     if undetermined:
         console.print(f"E0 not determined by these structures, kept near the pretrained: {', '.join(undetermined)}")
     console.print(
-        f"lambda {result.refit.ridge:.3g} by cross-validation, {result.refit.effective_parameters:.0f} effective "
-        f"parameters from {result.refit.rows} labels"
+        f"{result.refit.rows} labels; cross-validated error {result.refit.error_before:.3g} before, "
+        f"{result.refit.error_after:.3g} after the refit (in units of the assumed noise)"
     )

@@ -6,11 +6,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
 from pydantic import Field
 from rich.progress import track
 
@@ -40,8 +41,8 @@ class FineTuneConfig(Settings):
 class FewShotConfig(Settings):
     """The ladder of structure counts; `scratch_steps` optimizer steps from scratch at each, 0 for none."""
 
-    sizes: list[int] = [4, 8, 16, 32]
-    seeds: list[int] = [0, 1]
+    sizes: list[int] = Field(default=[4, 8, 16, 32], min_length=1)
+    seeds: list[int] = Field(default=[0, 1], min_length=1)
     scratch_steps: int = Field(default=300, ge=0)
     refit: RefitConfig = RefitConfig()
 
@@ -82,7 +83,8 @@ def finetune(model: LoadedModel, data: Path | str, config: FineTuneConfig) -> Fi
     head = potential.config.levels_of_theory.index(level)
     evaluations, seconds = {"pretrained": summarise(predict(potential, test), "test")}, {"pretrained": 0.0}
     started = time.perf_counter()
-    reference = refit_reference_energies(potential, head, structures)
+    known, known_e0 = _known_elements(model, level)
+    reference = refit_reference_energies(potential, head, structures, known_e0)
     if reference.mae_after > reference.mae_before + 1e-9:
         raise RuntimeError(
             f"step 0 is worse than the pretrained model on its own data ({reference.mae_after:.4f} against "
@@ -91,7 +93,7 @@ def finetune(model: LoadedModel, data: Path | str, config: FineTuneConfig) -> Fi
     seconds["step0"] = time.perf_counter() - started
     evaluations["step0"] = summarise(predict(potential, test), "test")
     started = time.perf_counter()
-    report = refit_readout(potential, head, structures, config.refit)
+    report = refit_readout(potential, head, structures, known=known, known_e0=known_e0, config=config.refit)
     seconds["refit"] = seconds["step0"] + time.perf_counter() - started
     evaluations["refit"] = summarise(predict(potential, test), "test")
     return FineTuned(potential, level, structures, evaluations, seconds, reference, report)
@@ -119,7 +121,7 @@ def save_finetuned(result: FineTuned, model: LoadedModel, data: Path | str, out:
         elements=elements,
         train_counts=counts,
         training_data=[*base.training_data, own_data],
-        training={**base.training, "refit": {"ridge": result.refit.ridge, "rows": result.refit.rows}},
+        training={**base.training, "refit": asdict(result.refit)},
         versions=base.versions,
         base_model=model.reference,
     )
@@ -191,6 +193,17 @@ def _from_scratch(
         if trained is None:  # a signal stopped it
             raise KeyboardInterrupt
         return json.loads((trained / "evaluation.json").read_text()), seconds
+
+
+def _known_elements(model: LoadedModel, level: str) -> tuple[set[int], set[int]]:
+    """Atomic numbers whose readout the head has learned, and those whose E0 it knows.
+
+    A new level of theory takes over the readout of the model's first head, but no E0 carries over.
+    """
+    levels, elements = model.potential.config.levels_of_theory, model.record.elements
+    source = elements.get(level if level in levels else levels[0], [])
+    known = {chemical_symbols.index(symbol) for symbol in source}
+    return known, known if level in levels else set()
 
 
 def _one_level(data: Path | str) -> str:

@@ -16,9 +16,10 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
     new_levels = levels if level_of_theory in levels else [*levels, level_of_theory]
     source = levels.index(like) if like in levels else 0
     copy = Potential(potential.config.model_copy(update={"levels_of_theory": new_levels}))
-    copy = copy.to(next(potential.parameters()).device)
+    parameter = next(potential.parameters())
+    copy = copy.to(device=parameter.device, dtype=parameter.dtype)
     state = potential.state_dict()
-    for name in ("readout.weight", "e0", "scale"):
+    for name in ("readout.weight", "readout.element_weight", "e0", "scale"):
         if len(new_levels) > len(levels):
             state[name] = torch.cat([state[name], state[name][source : source + 1]])
     copy.load_state_dict(state)

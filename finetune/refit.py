@@ -1,11 +1,13 @@
 """Closed-form refit of the linear readout on a frozen backbone.
 
-With the backbone frozen, energies and forces are linear in the readout weights w of a head:
-    E_s = sum_z n_sz E0_z + scale sum_{i in s} phi_i . w        F_ja = -scale d(sum_i phi_i)/dr_ja . w
+With the backbone frozen, energies and forces are linear in the readout weights of a head, which are shared (w) or an
+element's own (v_z):
+    E_s = sum_z n_sz E0_z + scale sum_{i in s} phi_i . (w + v_{z_i})        F_ja = -dE/dr_ja
 so that the minimum of
-    sum_s ((E_s - E_s^DFT) / N_s)^2 / sigma_E^2 + sum |F - F^DFT|^2 / sigma_F^2 + lambda |w - w_pretrained|^2
-(E0 free but for a vanishing ridge) is one linear solve. Rows are streamed into the normal matrix and never kept;
-lambda is chosen by generalised cross-validation (Golub, Heath and Wahba 1979).
+    sum_s (E_s - E_s^DFT)^2 / (N_s sigma_s)^2 + sum |F - F^DFT|^2 / sigma_F,s^2 + pull toward the pretrained weights
+is one linear solve. Own weights are refitted for elements that the head never saw; E0 as in reference_energies.py.
+A structure's noise sigma_s is the assumed floor and its own residual before the refit, added in squares: one
+far-off structure then counts once, not a hundred times (one step of iteratively reweighted least squares).
 """
 
 from __future__ import annotations
@@ -20,143 +22,156 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from ..data_pipelines.graphs import collate, structure_graph
-from ..data_pipelines.schema import MAX_ATOMIC_NUMBER, Structure
+from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import pack
 from ..model_zoo.potential import Potential, forces_and_stress
+from .linear_system import Fold, choose_pull
+from .reference_energies import reference_precision
 
 
-E0_RIDGE = 1e-8  # in units of the largest eigenvalue: breaks ties between elements only
+MAX_FOLDS = 16
+Rows = tuple[np.ndarray, np.ndarray]
 
 
 class RefitConfig(Settings):
-    """Noise that the fit assumes; only the ratio matters beside the chosen lambda."""
+    """Floor of the noise that the fit assumes."""
 
     energy_noise: float = Field(default=0.01, gt=0, description="eV/atom")
     force_noise: float = Field(default=0.1, gt=0, description="eV/A")
 
 
-@dataclass
-class NormalEquations:
-    """A^T A, A^T y, y^T y and the number of rows of a whitened linear problem; sums, so they add up."""
-
-    matrix: np.ndarray  # (P, P)
-    moment: np.ndarray  # (P,)
-    square: float = 0.0
-    rows: int = 0
-
-    @classmethod
-    def empty(cls, size: int) -> NormalEquations:
-        return cls(np.zeros((size, size)), np.zeros(size))
-
-    def add(self, rows: np.ndarray, target: np.ndarray) -> None:
-        """Add rows (R, P) with targets (R,), both already divided by the noise; NaN targets are left out."""
-        labelled = np.isfinite(target)
-        rows, target = rows[labelled], target[labelled]
-        self.matrix += rows.T @ rows
-        self.moment += rows.T @ target
-        self.square += float(target @ target)
-        self.rows += len(target)
-
-
 @dataclass(frozen=True)
 class RefitReport:
-    """Outcome of a refit: lambda, effective parameters, rows, and the relative gradient left at the solution."""
+    """Outcome: labels used, cross-validated error before and after in units of the noise, and the gradient left.
 
-    ridge: float
-    effective_parameters: float
+    `relative_gradient` is |gradient| / |moment| of the objective at the solution: 0 up to rounding.
+    """
+
     rows: int
+    error_before: float
+    error_after: float
     relative_gradient: float
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """Layout of the unknowns: shared weights, own weights of the new elements, E0 of all elements present."""
+
+    size: int  # features d
+    new_elements: np.ndarray
+    elements: np.ndarray
+
+    @property
+    def num_weights(self) -> int:
+        return self.size * (1 + len(self.new_elements))
+
+    @property
+    def num(self) -> int:
+        return self.num_weights + len(self.elements)
+
+    def pattern(self, shared: float = 0.0, own: float = 0.0, e0: np.ndarray | float = 0.0) -> np.ndarray:
+        """A vector over the unknowns, constant over each kind."""
+        parts = np.repeat([shared, own], [self.size, self.num_weights - self.size])
+        return np.concatenate([parts, np.broadcast_to(e0, len(self.elements))])
+
+
 def refit_readout(
-    potential: Potential, head: int, structures: list[Structure], config: RefitConfig | None = None
+    potential: Potential,
+    head: int,
+    structures: list[Structure],
+    *,
+    known: set[int],
+    known_e0: set[int],
+    config: RefitConfig | None = None,
 ) -> RefitReport:
-    """Refit readout weights and E0 of one head in place to energies and forces; the backbone is not touched."""
-    config = config or RefitConfig()
-    elements = np.unique(np.concatenate([s.atomic_numbers for s in structures]))
-    size = potential.readout.weight.shape[1]
-    equations = NormalEquations.empty(size + len(elements))
-    for rows, target in _linear_rows(potential, head, structures, elements, config):
-        equations.add(rows, target)
-    if equations.rows == 0:
-        raise ValueError("no structure has an energy or forces: there is nothing to fit")
-    penalty = np.r_[np.ones(size), np.zeros(len(elements))]
-    floor = E0_RIDGE * np.linalg.eigvalsh(equations.matrix)[-1] * (1 - penalty)
-    ridge, effective = choose_ridge(equations, size, floor)
-    change = np.linalg.solve(equations.matrix + np.diag(ridge * penalty + floor), equations.moment)
-    gradient = equations.matrix @ change + (ridge * penalty + floor) * change - equations.moment
-    with torch.no_grad():
-        potential.readout.weight[head] += potential.readout.weight.new_tensor(change[:size])
-        potential.e0[head, elements] += potential.e0.new_tensor(change[size:])
-    scale = np.linalg.norm(equations.moment)
-    return RefitReport(ridge, effective, equations.rows, float(np.linalg.norm(gradient) / max(scale, 1e-300)))
+    """Refit readout weights and E0 of one head in place to energies and forces; the backbone is not touched.
 
-
-def choose_ridge(equations: NormalEquations, size: int, floor: np.ndarray) -> tuple[float, float]:
-    """lambda of least GCV score n RSS / (n - tr A)^2 over 25 decades, and the effective number of parameters.
-
-    E0 (the parameters after `size`) is eliminated first, so that the scan needs one eigendecomposition.
+    `known` and `known_e0` are the atomic numbers for which the head's weights and its E0 were trained. Raises
+    ValueError without any label.
     """
-    matrix = equations.matrix + np.diag(floor)
-    w, e = slice(0, size), slice(size, None)
-    to_e0 = np.linalg.solve(matrix[e, e], matrix[e, w])
-    schur = matrix[w, w] - matrix[w, e] @ to_e0
-    moment = equations.moment[w] - to_e0.T @ equations.moment[e]
-    constant = equations.square - equations.moment[e] @ np.linalg.solve(matrix[e, e], equations.moment[e])
-    values, vectors = np.linalg.eigh(0.5 * (schur + schur.T))
-    values, projected = np.maximum(values, 0.0), vectors.T @ moment
-    best = (np.inf, 0.0, 0.0)
-    for ridge in values[-1] * np.logspace(-13, 12, 251):
-        solution = projected / (values + ridge)
-        rss = constant - 2 * solution @ projected + values @ solution**2
-        effective = (values / (values + ridge)).sum() + len(floor) - size
-        if effective < equations.rows:
-            score = equations.rows * max(rss, 0.0) / (equations.rows - effective) ** 2
-            best = min(best, (score, float(ridge), float(effective)))
-    return best[1], best[2]
+    elements = np.unique(np.concatenate([s.atomic_numbers for s in structures]))
+    new = np.array([z for z in elements if z not in known], dtype=int)
+    layout = Parameters(potential.readout.weight.shape[1], new, elements)
+    folds = [Fold.empty(layout.num) for _ in range(min(MAX_FOLDS, len(structures)))]
+    for k, fold in enumerate(folds):
+        for energy, forces in _linear_rows(
+            potential, head, structures[k :: len(folds)], layout, config or RefitConfig()
+        ):
+            fold.energy.add(*energy)
+            fold.forces.add(*forces)
+    total = sum((fold.all for fold in folds[1:]), folds[0].all)
+    if total.rows == 0:
+        raise ValueError("no structure has an energy or forces: there is nothing to fit")
+    e0_pull = layout.pattern(e0=reference_precision(elements, known_e0))
+    choice = choose_pull(folds, layout.pattern(shared=1.0), layout.pattern(own=1.0), e0_pull)
+    change = total.solve(choice.pull)
+    gradient = total.matrix @ change + choice.pull * change - total.moment
+    _apply_change(potential, head, layout, change)
+    relative = float(np.linalg.norm(gradient) / max(float(np.linalg.norm(total.moment)), 1e-300))
+    return RefitReport(total.rows, choice.error_before, choice.error_after, relative)
+
+
+def _apply_change(potential: Potential, head: int, layout: Parameters, change: np.ndarray) -> None:
+    weights = change[: layout.num_weights].reshape(-1, layout.size)
+    readout = potential.readout
+    with torch.no_grad():
+        readout.weight[head] += readout.weight.new_tensor(weights[0])
+        readout.element_weight[head, layout.new_elements] += readout.weight.new_tensor(weights[1:])
+        potential.e0[head, layout.elements] += potential.e0.new_tensor(change[layout.num_weights :])
 
 
 def _linear_rows(
-    potential: Potential, head: int, structures: list[Structure], elements: np.ndarray, config: RefitConfig
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Whitened rows (R, d + elements) and residual targets (R,) of energies and forces, batch by batch."""
+    potential: Potential, head: int, structures: list[Structure], layout: Parameters, config: RefitConfig
+) -> Iterator[tuple[Rows, Rows]]:
+    """Rows (R, P) and targets (R,) of energies and of forces, over the noise, batch by batch."""
     parameter = next(potential.parameters())
     levels, cutoff = potential.config.levels_of_theory, potential.config.cutoff
     scale = float(potential.scale[head])
     graphs = (structure_graph(s, cutoff, levels, parameter.dtype) for s in structures)
-    column = np.full(MAX_ATOMIC_NUMBER + 1, -1)
-    column[elements] = np.arange(len(elements))
     for graph_list in pack(graphs, 20_000, 1024, 1):
         batch = collate(graph_list).to(parameter.device)
         with torch.no_grad():
             out = potential(batch)
-        phi, jacobian = feature_jacobian(potential, batch)
-        index, num = batch.batch.cpu().numpy(), np.bincount(batch.batch.cpu().numpy())
-        composition = np.zeros((len(num), len(elements)))
-        np.add.at(composition, (index, column[batch.atomic_numbers.cpu().numpy()]), 1.0)
-        energy_rows = np.hstack([scale * _numpy(phi), composition]) / num[:, None] / config.energy_noise
-        yield energy_rows, _numpy(batch.energy - out["energy"]) / num / config.energy_noise
-        force_rows = scale * _numpy(jacobian).reshape(len(phi[0]), -1).T  # (3 N, d)
-        force_rows = np.hstack([force_rows, np.zeros((len(force_rows), len(elements)))]) / config.force_noise
-        yield force_rows, _numpy((batch.forces - out["forces"]).flatten()) / config.force_noise
+        z, index = _numpy(batch.atomic_numbers).astype(int), _numpy(batch.batch).astype(int)
+        num = np.bincount(index)
+        phi, jacobian = feature_jacobian(potential, batch, layout.new_elements.tolist())
+        composition = np.zeros((len(num), len(layout.elements)))
+        np.add.at(composition, (index, np.searchsorted(layout.elements, z)), 1.0)
+        energy_error = _numpy(batch.energy - out["energy"]) / num
+        force_error = _numpy(batch.forces - out["forces"])
+        energy_noise = np.hypot(config.energy_noise, np.nan_to_num(energy_error))
+        force_noise = np.repeat(_force_noise(force_error, index, len(num), config.force_noise)[index], 3)
+        energy_rows = np.hstack([scale * _numpy(phi), composition]) / (num * energy_noise)[:, None]
+        force_rows = scale * _numpy(jacobian).reshape(layout.num_weights, -1).T / force_noise[:, None]
+        force_rows = np.hstack([force_rows, np.zeros((len(force_rows), len(layout.elements)))])
+        yield (energy_rows, energy_error / energy_noise), (force_rows, force_error.ravel() / force_noise)
 
 
-def feature_jacobian(potential: Potential, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Features summed over each structure (S, d), and minus their derivative by all positions (d, N, 3).
+def _force_noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: float) -> np.ndarray:
+    """Noise (S,) of each structure's force components: the floor and their RMS residual, added in squares."""
+    square = np.bincount(index, np.nan_to_num(error**2).mean(1), num_structures)
+    return np.sqrt(floor**2 + square / np.bincount(index, minlength=num_structures))
 
-    Times the readout weights these are the interaction energies and the forces, exactly.
+
+def feature_jacobian(potential: Potential, batch: Batch, new_elements: list[int]) -> tuple[Tensor, Tensor]:
+    """Features summed over each structure (S, P), and minus their derivative by all positions (P, N, 3).
+
+    P counts the features summed over all atoms, then over the atoms of each new element. Times the readout
+    weights these are the interaction energies and the forces, exactly.
     """
     with torch.enable_grad():
         vectors, tiles = potential.edge_vectors(batch)
         phi = potential.features(batch.atomic_numbers, vectors, tiles)
-        total = phi.sum(0)  # structures do not see each other, so one sum serves all
+        masks = [torch.ones_like(phi[:, :1]), *((batch.atomic_numbers == z).unsqueeze(1) for z in new_elements)]
+        blocks = torch.cat([phi * mask for mask in masks], dim=1)  # (N, P)
+        total = blocks.sum(0)  # structures do not see each other, so one sum serves all
         rows = []
-        for feature in range(phi.shape[1]):
-            (slope,) = torch.autograd.grad(total[feature], vectors, retain_graph=True)
+        for feature in total:
+            (slope,) = torch.autograd.grad(feature, vectors, retain_graph=True)
             rows.append(forces_and_stress(slope, vectors.detach(), tiles, batch)[0])
-    summed = phi.detach().double()
-    summed = summed.new_zeros(batch.num_graphs, phi.shape[1]).index_add(0, batch.batch, summed)
+    blocks = blocks.detach().double()
+    summed = blocks.new_zeros(batch.num_graphs, blocks.shape[1]).index_add(0, batch.batch, blocks)
     return summed, torch.stack(rows)
 
 

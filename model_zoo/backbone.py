@@ -13,6 +13,7 @@ Shapes: N atoms, E edge slots, C channels; K1, K2, K3 = (l + 1)^2 components of 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -143,8 +144,7 @@ class Backbone(nn.Module):
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
         degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]  # the readout takes scalars only
         self.layers = nn.ModuleList(
-            Interaction(config, l_in, l_out, num_neighbours)
-            for l_in, l_out in zip(degrees[:-1], degrees[1:], strict=True)
+            Interaction(config, l_in, l_out, num_neighbours) for l_in, l_out in itertools.pairwise(degrees)
         )
 
     @property

@@ -36,7 +36,6 @@ class EvenfieldCalculator(Calculator):
     ) -> None:
         super().__init__()
         self.potential = potential.to(device=device, dtype=dtype).eval()
-        self.potential.e0 = self.potential.e0.double()  # never rounded, whatever the dtype
         levels = potential.config.levels_of_theory
         self.level_of_theory = level_of_theory or levels[0]
         if self.level_of_theory not in levels:

@@ -47,7 +47,7 @@ class ModelRecord(Settings):
     licence: str | None = Field(default=None, description="licence of the weights")
     elements: dict[str, list[str]] = Field(description="level of theory -> symbols seen in training")
     train_counts: dict[str, int] = Field(default={}, description="symbol -> training structures")
-    training_data: list[TrainingData] = []
+    training_data: list[TrainingData] = Field(default=[])
     training: dict[str, Any] = Field(default={}, description="resolved config and cost of the training")
     versions: dict[str, str] = Field(default={}, description="packages that made it")
     base_model: str | None = Field(default=None, description="reference of the model that was fine-tuned")

@@ -9,6 +9,7 @@ from torch_geometric.data import Batch
 
 from .backbone import Backbone, BackboneConfig
 from .embedding import MAX_ATOMIC_NUMBER
+from .exact import ExactBuffers
 from .tiles import Tiles, tile_edges
 
 
@@ -24,23 +25,31 @@ class PotentialConfig(BackboneConfig):
 
 
 class Readout(nn.Module):
-    """Atom features -> phi (N, d) -> energy per atom of every head, linear in `weight` (heads, d).
+    """Atom features -> phi (N, d); an atom's energy in a head is phi . (weight[head] + element_weight[head, z]).
 
-    The linearity is what the closed-form refit rests on.
+    Linear in both weights: that is what the closed-form refit rests on. The element's own part starts at zero,
+    so that an element never seen is read out as all are.
     """
 
     def __init__(self, num_features: int, size: int, num_heads: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(num_features, size)
         self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
+        self.element_weight = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size))
 
     def features(self, scalars: Tensor) -> Tensor:
         """phi (N, d)."""
         return nn.functional.silu(self.hidden(scalars))
 
+    def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
+        """phi (N, d), head (N,), Z (N,) -> (N,). One tensor holds all heads, so all take part in every step."""
+        row = head * (MAX_ATOMIC_NUMBER + 1) + atomic_numbers
+        own = self.element_weight.flatten(0, 1).index_select(0, row)
+        return (phi * (self.weight.index_select(0, head) + own)).sum(1)
 
-class Potential(nn.Module):
-    """E = sum_i E0[head, z_i] + scale[head] * phi_i . w[head];  F = -dE/dr;  stress = dE/dstrain / V.
+
+class Potential(ExactBuffers):
+    """E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]);  F = -dE/dr;  stress = dE/dstrain / V.
 
     `e0` (heads, 119) in eV and `scale` (heads,) in eV are buffers fixed by the data; E0 is summed in float64,
     so that a large total energy does not round the forces' energy scale away.
@@ -65,8 +74,7 @@ class Potential(nn.Module):
             vectors, tiles = self.edge_vectors(batch)
             phi = self.features(batch.atomic_numbers, vectors, tiles)
             atom_head = batch.head[batch.batch]  # (N,)
-            all_heads = phi @ self.readout.weight.T  # (N, heads): every head takes part in every step
-            interaction = all_heads.gather(1, atom_head.unsqueeze(1)).squeeze(1) * self.scale[atom_head].to(phi.dtype)
+            interaction = self.readout(phi, atom_head, batch.atomic_numbers) * self.scale[atom_head].to(phi.dtype)
             (slope,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=self.training)
         energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
         energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
@@ -97,6 +105,8 @@ def forces_and_stress(slope: Tensor, vectors: Tensor, tiles: Tiles, batch: Batch
     outer = (slope.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
     virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
     virial = outer.new_zeros(batch.num_graphs, 9).index_add(0, batch.batch, virial).view(-1, 3, 3)
-    volume = torch.linalg.det(batch.cell).abs() * batch.pbc.all(1)
-    volume = torch.where(volume > 0, volume, torch.nan).view(-1, 1, 1)
-    return forces, 0.5 * (virial + virial.transpose(1, 2)) / volume
+    periodic = batch.pbc.all(1).view(-1, 1, 1)
+    # NaN is put in after the division: inside it, it would reach the gradients of unlabelled structures
+    volume = torch.where(periodic, torch.linalg.det(batch.cell).abs().view(-1, 1, 1), 1.0)
+    stress = 0.5 * (virial + virial.transpose(1, 2)) / volume
+    return forces, torch.where(periodic, stress, torch.nan)

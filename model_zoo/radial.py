@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .exact import ExactBuffers
+
 
 def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
     """Envelope of x = r / cutoff: 1 at 0, and 0 from 1 on with two continuous derivatives.
@@ -25,17 +27,19 @@ def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
     return torch.where(x < 1.0, value, torch.zeros_like(x))
 
 
-class BesselBasis(nn.Module):
+class BesselBasis(ExactBuffers):
     """sqrt(2 / cutoff) sin(n pi r / cutoff) / r for n = 1..B; DimeNet eq. 7, without its envelope."""
 
     def __init__(self, num_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("wave_numbers", math.pi / cutoff * torch.arange(1.0, num_basis + 1), persistent=False)
+        self.register_buffer(
+            "wave_numbers", math.pi / cutoff * torch.arange(1.0, num_basis + 1, dtype=torch.float64), persistent=False
+        )
 
     def forward(self, distance: Tensor) -> Tensor:
         """Distances (E, 1) in A -> (E, B)."""
-        return math.sqrt(2.0 / self.cutoff) * torch.sin(self.wave_numbers * distance) / distance
+        return math.sqrt(2.0 / self.cutoff) * torch.sin(self.wave_numbers.to(distance.dtype) * distance) / distance
 
 
 class RadialNetwork(nn.Module):

@@ -13,6 +13,8 @@ from e3nn import o3
 from scipy.integrate import lebedev_rule
 from torch import Tensor, nn
 
+from .exact import ExactBuffers
+
 
 def degree_heights(l_max: int) -> list[int]:
     """Numbers of components of l = 0..l_max, for `split`, whose backward is one copy (a slice's is a fill)."""
@@ -32,7 +34,7 @@ class ChannelMix(nn.Module):
         return torch.cat([part @ weight for part, weight in zip(x.split(self.heights), self.weight, strict=True)])
 
 
-class CouplingPaths(nn.Module):
+class CouplingPaths(ExactBuffers):
     """Clebsch-Gordan contraction of the aggregated A[l2 m2, l1 m1] to M[l3 m3], learned over paths and channels.
 
     Only natural parity (l1 + l2 + l3 even) is kept: it is what the product on the sphere can use.
@@ -57,7 +59,7 @@ class CouplingPaths(nn.Module):
     def forward(self, aggregated: Tensor) -> Tensor:
         """A (K2 * K1, N, C) -> M (K3, N, C)."""
         _, num_atoms, channels = aggregated.shape
-        coupled = self.coupling @ aggregated.reshape(len(aggregated), -1)  # (R, N * C)
+        coupled = self.coupling.to(aggregated.dtype) @ aggregated.reshape(len(aggregated), -1)  # (R, N * C)
         outputs = []
         for block, weight in zip(coupled.split(self.heights), self.weights, strict=True):
             mixed = block.view(len(weight), -1, channels) @ weight  # (paths, (2 l3 + 1) N, C)
@@ -67,13 +69,13 @@ class CouplingPaths(nn.Module):
 
 def _path_rows(l1: int, l2: int, l3: int, l_in: int, l_edge: int) -> Tensor:
     """Rows (2 l3 + 1, K2 * K1) of one path, scaled to keep unit variance."""
-    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, (l_in + 1) ** 2)
+    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, (l_in + 1) ** 2, dtype=torch.float64)
     wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0)  # (m3, m2, m1)
-    rows[:, l2**2 : (l2 + 1) ** 2, l1**2 : (l1 + 1) ** 2] = (math.sqrt(2 * l3 + 1) * wigner).float()
+    rows[:, l2**2 : (l2 + 1) ** 2, l1**2 : (l1 + 1) ** 2] = math.sqrt(2 * l3 + 1) * wigner
     return rows.flatten(1)
 
 
-class SphereProduct(nn.Module):
+class SphereProduct(ExactBuffers):
     """Pointwise product of two fields on the sphere, projected back: P((G a) * (G b)).
 
     G evaluates the components on the points of a Lebedev rule, P integrates against the harmonics.  The rule
@@ -94,11 +96,12 @@ class SphereProduct(nn.Module):
         )  # (P, K)
         evaluate = harmonics / (l_max + 1)
         project = harmonics[:, : (l_out + 1) ** 2].T * torch.from_numpy(weights / weights.sum()) * (l_max + 1)
-        self.register_buffer("evaluate", evaluate.float(), persistent=False)  # (P, K)
-        self.register_buffer("project", project.float(), persistent=False)  # (K_out, P)
+        self.register_buffer("evaluate", evaluate, persistent=False)  # (P, K)
+        self.register_buffer("project", project, persistent=False)  # (K_out, P)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Two fields (K, N, C) -> (K_out, N, C)."""
         _, num_atoms, channels = a.shape
-        product = (self.evaluate @ a.reshape(len(a), -1)) * (self.evaluate @ b.reshape(len(b), -1))  # (P, N * C)
-        return (self.project @ product).view(-1, num_atoms, channels)
+        evaluate, project = self.evaluate.to(a.dtype), self.project.to(a.dtype)
+        product = (evaluate @ a.reshape(len(a), -1)) * (evaluate @ b.reshape(len(b), -1))  # (P, N * C)
+        return (project @ product).view(-1, num_atoms, channels)

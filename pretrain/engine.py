@@ -43,6 +43,8 @@ class Engine(Protocol):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]: ...
     def backward(self, loss: Tensor) -> None: ...
+    def gradients_finite(self) -> bool: ...
+    def discard(self) -> None: ...
     def step(self, learning_rate: float) -> None: ...
     def save(self, folder: Path) -> None: ...
     def load(self, folder: Path) -> None: ...
@@ -79,6 +81,20 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of one batch, unscaled."""
         self._engine.backward(loss, scale_wrt_gas=False)
+
+    def gradients_finite(self) -> bool:
+        """Whether all gradients that this rank holds are finite; a finite loss does not promise it."""
+        gradients = [p.grad for p in self.potential.parameters() if p.grad is not None]
+        for partition in getattr(self._engine.optimizer, "averaged_gradients", {}).values():  # ZeRO 2 moves them
+            gradients += [g for g in partition or [] if g is not None]
+        return all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(gradients))
+
+    def discard(self) -> None:
+        """Drop the gradients of a step that must not be taken."""
+        self._engine.zero_grad()
+        self._engine.optimizer.zero_grad()
+        if hasattr(self._engine.optimizer, "averaged_gradients"):
+            self._engine.optimizer.averaged_gradients = {}
 
     def step(self, learning_rate: float) -> None:
         """Sum gradients over ranks, clip, update, clear."""

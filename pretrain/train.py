@@ -84,20 +84,21 @@ class Trainer:
         return self.step >= self.max_steps
 
     def train_step(self, work: _Work) -> StepReport:
-        """One optimizer step: forward, loss, all-rank finite check, backward; then clip and update."""
+        """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
         started = time.perf_counter()
         learning_rate = learning_rate_at(self.step, self.max_steps, self.config)
-        losses, bad = [], []
+        losses = []
         for batch, weight in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
             loss = weight * weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
-            if self._all_ranks(bool(torch.isfinite(loss))):
-                self.engine.backward(loss)
-                losses.append(loss.detach())
-            else:
-                bad += batch.structure_id
-        if losses:
+            self.engine.backward(loss)
+            losses.append(loss.detach())
+        healthy = self._on_all_ranks(bool(torch.isfinite(torch.stack(losses)).all()) and self.engine.gradients_finite())
+        if healthy:
             self.engine.step(learning_rate)
+        else:
+            self.engine.discard()
+        bad = [] if healthy else [name for batch, _ in work.batches for name in batch.structure_id]
         self._check_bad(bad)
         self.step += 1
         return StepReport(
@@ -148,14 +149,14 @@ class Trainer:
             raise ValueError("this rank has no data: the set has fewer windows than ranks; use fewer ranks")
         return [(b, 1.0) for b in batches] + [(self._spare, 0.0)] * (rounds - len(batches))
 
-    def _all_ranks(self, healthy: bool) -> bool:
+    def _on_all_ranks(self, healthy: bool) -> bool:
         flag = torch.tensor([healthy], dtype=torch.int)
         if self.engine.world_size > 1:
             dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 
     def _sum_over_ranks(self, losses: list[Tensor]) -> float:
-        total = torch.stack(losses).sum().double().cpu().reshape(1) if losses else torch.full((1,), math.nan).double()
+        total = torch.stack(losses).sum().double().cpu().reshape(1)
         if self.engine.world_size > 1:
             dist.all_reduce(total)
         return float(total)
@@ -164,7 +165,7 @@ class Trainer:
         self._bad_steps = self._bad_steps + 1 if bad else 0
         if self._bad_steps >= MAX_BAD_STEPS:
             raise RuntimeError(
-                f"the loss was not finite in {MAX_BAD_STEPS} steps in a row, last with {', '.join(bad[:5])}: "
+                f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, last with {', '.join(bad[:5])}: "
                 "lower engine.learning_rate, or look at these structures"
             )
 

@@ -1,0 +1,108 @@
+"""Are the Markdown files true?  Every relative link resolves, every command in a shell block exists.
+
+    python docs/check_links.py [ROOT]
+
+One line for each fault, exit code 1 if there is any.  A command exists when `evenfield` has the subcommand and
+its options, or when the Makefile has the target; it is not run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import typer
+
+from evenfield.cli import app
+
+
+SKIPPED = {"build", "dist", "runs"}
+SHELLS = {"bash", "console", "sh", "shell"}
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(<?([^)>\s]+)|(?:src|href)=\"([^\"]+)\"")
+
+
+def faults(root: Path) -> list[str]:
+    """What is untrue in the Markdown files under `root`, as `file: fault`."""
+    found = []
+    for path in markdown_files(root):
+        text = path.read_text(encoding="utf-8")
+        wrong = [*link_faults(path, text), *command_faults(root, text)]
+        found += [f"{path.relative_to(root)}: {fault}" for fault in wrong]
+    return found
+
+
+def markdown_files(root: Path) -> list[Path]:
+    """All but those in hidden folders and in what builds and runs leave behind."""
+    paths = sorted(root.rglob("*.md"))
+    return [p for p in paths if not any(s.startswith(".") or s in SKIPPED for s in p.relative_to(root).parts)]
+
+
+def link_faults(path: Path, text: str) -> Iterator[str]:
+    """Links to files that are not there, and to headings that their file has not."""
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+    for match in LINK.finditer(prose):
+        link = match[1] or match[2]
+        if re.match(r"\w+:", link):  # https:, mailto:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / unquote(name) if name else path
+        if not target.exists():
+            yield f"link to {link}: no such file"
+        elif anchor and target.suffix == ".md" and anchor not in anchors(target.read_text(encoding="utf-8")):
+            yield f"link to {link}: no such heading"
+
+
+def anchors(text: str) -> set[str]:
+    """Headings in the form that links name them: lower case, words joined by hyphens."""
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def command_faults(root: Path, text: str) -> Iterator[str]:
+    """Commands in shell blocks that neither the console script nor the Makefile knows."""
+    for match in FENCE.finditer(text):
+        if match[1] not in SHELLS:
+            continue
+        for line in match[2].replace("\\\n", " ").splitlines():
+            words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+            place = next((k for k, w in enumerate(words) if w in ("evenfield", "evenfield.cli", "make")), None)
+            if place is None:
+                continue
+            problem = make_problem(root, words[place + 1 :]) if words[place] == "make" else None
+            problem = problem or (console_problem(words[place + 1 :]) if words[place] != "make" else None)
+            if problem:
+                yield f"'{line.strip()}': {problem}"
+
+
+def make_problem(root: Path, words: list[str]) -> str | None:
+    """What is wrong with the arguments of `make`."""
+    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    unknown = [w for w in words if "=" not in w and not w.startswith("-") and w not in targets]
+    return f"the Makefile has no target {unknown[0]}" if unknown else None
+
+
+def console_problem(words: list[str]) -> str | None:
+    """What is wrong with the arguments of `evenfield`: an unknown subcommand or option."""
+    command: Any = typer.main.get_command(app)
+    words = list(words)
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        if name not in command.commands:
+            return f"{command.name or 'evenfield'} has no command {name}"
+        command = command.commands[name]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = (w.partition("=")[0] for w in words if w.startswith("-") and not re.match(r"-\.?\d", w))
+    unknown = [option for option in options if option not in {*known, "--help"}]
+    return f"{command.name} has no option {unknown[0]}" if unknown else None
+
+
+if __name__ == "__main__":
+    lines = faults(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parents[1])
+    print("\n".join(lines) or "links and commands: all there")
+    sys.exit(bool(lines))

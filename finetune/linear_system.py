@@ -1,0 +1,109 @@
+"""Streamed normal equations of a whitened linear problem, in folds, and the choice of the pull by cross-validation.
+
+A fold holds whole structures. Generalised cross-validation takes the force components of one structure for
+independent measurements and was measured to overfit here (docs/decisions/0004); leaving structures out is exact and
+costs only solves, because the equations of all folds but one are a difference of sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+PULLS = np.logspace(-10, 6, 49)  # scanned strengths, in units of the matrix's mean diagonal
+SHARED_PULLS = (1.0, 10.0, 1e3, 1e12)  # pull on weights that all elements share over that on an element's own
+
+
+@dataclass
+class NormalEquations:
+    """A^T A, A^T y, y^T y and the number of rows; sums, so they add up."""
+
+    matrix: np.ndarray  # (P, P)
+    moment: np.ndarray  # (P,)
+    square: float = 0.0
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, size: int) -> NormalEquations:
+        """No rows yet, for `size` parameters."""
+        return cls(np.zeros((size, size)), np.zeros(size))
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
+            self.matrix + other.matrix, self.moment + other.moment, self.square + other.square, self.rows + other.rows
+        )
+
+    def __sub__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
+            self.matrix - other.matrix, self.moment - other.moment, self.square - other.square, self.rows - other.rows
+        )
+
+    def add(self, rows: np.ndarray, target: np.ndarray) -> None:
+        """Add rows (R, P) with targets (R,), both already divided by the noise; NaN targets are left out."""
+        labelled = np.isfinite(target)
+        rows, target = rows[labelled], target[labelled]
+        self.matrix += rows.T @ rows
+        self.moment += rows.T @ target
+        self.square += float(target @ target)
+        self.rows += len(target)
+
+    def solve(self, pull: np.ndarray) -> np.ndarray:
+        """Minimiser of |A x - y|^2 + sum pull x^2; pull (P,)."""
+        return np.linalg.solve(self.matrix + np.diag(pull), self.moment)
+
+    def squared_error(self, x: np.ndarray) -> float:
+        """|A x - y|^2."""
+        return float(self.square - 2 * x @ self.moment + x @ self.matrix @ x)
+
+
+@dataclass
+class Fold:
+    """Equations of some structures: energies, and forces apart because the score looks at them alone."""
+
+    energy: NormalEquations
+    forces: NormalEquations
+
+    @classmethod
+    def empty(cls, size: int) -> Fold:
+        """No rows yet, for `size` parameters."""
+        return cls(NormalEquations.empty(size), NormalEquations.empty(size))
+
+    @property
+    def all(self) -> NormalEquations:
+        """Energies and forces together."""
+        return self.energy + self.forces
+
+
+@dataclass(frozen=True)
+class PullChoice:
+    """The chosen pull (P,), and the cross-validated RMS error with no change and with it, in units of the noise."""
+
+    pull: np.ndarray
+    error_before: float
+    error_after: float
+
+
+def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: np.ndarray) -> PullChoice:
+    """The pull toward the pretrained weights with the least error on structures left out.
+
+    `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single elements; `fixed`
+    (P,) is added as it is. Forces are scored when there are any: the energy of a structure left out also tests
+    the E0 of elements that no other structure may hold. A scan point that changes nothing is always among them.
+    """
+    total = sum((fold.all for fold in folds[1:]), folds[0].all)
+    use_forces = any(fold.forces.rows for fold in folds)
+    scored = [fold.forces if use_forces else fold.energy for fold in folds]
+    rows = max(1, sum(equations.rows for equations in scored))
+    weights = shared + own > 0
+    unit = np.trace(total.matrix[weights][:, weights]) / max(1, weights.sum()) or 1.0
+    best, before = (np.inf, fixed), sum(equations.square for equations in scored)
+    for ratio in SHARED_PULLS if own.any() else SHARED_PULLS[:1]:
+        for strength in PULLS:
+            pull = unit * strength * (own + ratio * shared) + fixed
+            error = sum(
+                part.squared_error((total - fold.all).solve(pull)) for fold, part in zip(folds, scored, strict=True)
+            )
+            best = min(best, (error, pull), key=lambda pair: pair[0])
+    return PullChoice(best[1], float(np.sqrt(before / rows)), float(np.sqrt(max(0.0, best[0]) / rows)))

@@ -1,0 +1,55 @@
+"""Links and commands in the Markdown files, and the script that checks them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "docs" / "check_links.py"), str(root)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_every_link_and_command_is_there() -> None:
+    result = check(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_faults_are_found(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "good.md").write_text(
+        "# A heading, with a comma\n[here](#a-heading-with-a-comma) [web](https://example.org) `[no](link.md)`\n"
+        "```bash\nOMP_NUM_THREADS=1 evenfield pretrain data=a \\\n  out=b --resume  # why\n"
+        "torchrun -m evenfield.cli pretrain x=1\nmake test PYTHON=python3.12\n```\n"
+        "```python\nevenfield.nothing()\n```\n"
+    )
+    assert check(tmp_path).returncode == 0
+    (tmp_path / "bad.md").write_text(
+        "[gone](gone.md) [no heading](good.md#nothing)\n"
+        "```bash\nevenfield pretend\nevenfield data invert\n$ evenfield pretrain --resumed\nmake tea\n```\n"
+    )
+    result = check(tmp_path)
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [
+        "bad.md: link to gone.md: no such file",
+        "bad.md: link to good.md#nothing: no such heading",
+        "bad.md: 'evenfield pretend': evenfield has no command pretend",
+        "bad.md: 'evenfield data invert': data has no command invert",
+        "bad.md: '$ evenfield pretrain --resumed': pretrain has no option --resumed",
+        "bad.md: 'make tea': the Makefile has no target tea",
+    ]
+
+
+def test_every_system_is_listed_once() -> None:
+    text = (ROOT / "docs" / "systems.md").read_text()
+    served, not_yet = text.split("## Not yet")
+    rows = re.findall(r"^\| (\d+) \|", served, re.MULTILINE)
+    rows += re.findall(r"(?:\| |, )(\d+) ", not_yet)
+    assert sorted(map(int, rows)) == list(range(1, 94))
