@@ -84,19 +84,19 @@ class Interaction(nn.Module):
         """A (K2 * K1, N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (num_x, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
-        radial = radial.view(-1, self.l_in + 1, 1, channels)
+        radial = radial.unflatten(1, (self.l_in + 1, 1, channels))
         senders = x.permute(1, 0, 2).reshape(num_atoms, -1).index_select(0, tiles.sender)
-        senders = senders.view(-1, num_x, channels)  # (E, K1, C)
+        senders = senders.unflatten(1, (num_x, channels))  # (E, K1, C)
         parts = zip(senders.split(self.heights, 1), radial.unbind(1), strict=True)
         weighted = torch.cat([part * weight for part, weight in parts], 1)
         directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
         product = torch.bmm(
-            directed.view(len(tiles.receiver), tiles.size, -1).transpose(1, 2),
-            weighted.view(len(tiles.receiver), tiles.size, -1),
+            directed.unflatten(0, (-1, tiles.size)).transpose(1, 2),
+            weighted.flatten(1).unflatten(0, (-1, tiles.size)),
         )  # (tiles, K2, K1 * C)
         total = product.new_zeros(num_atoms, product.shape[1] * product.shape[2])
         total = total.index_add(0, tiles.receiver, product.flatten(1)) * self.norm
-        return total.view(num_atoms, -1, channels).transpose(0, 1)
+        return total.unflatten(1, (-1, channels)).transpose(0, 1)
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
         """Powers of the message on the sphere, gated by the receiving element, plus the skip."""

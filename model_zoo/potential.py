@@ -87,7 +87,8 @@ class Potential(ExactBuffers):
         offset = torch.einsum("ea,eab->eb", batch.cell_shifts, edge_cell)
         tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, TILE_SIZE, self.config.cutoff)
         vectors = batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
-        return vectors.detach().requires_grad_(), tiles
+        dtype = self.readout.weight.dtype
+        return vectors.detach().to(dtype).requires_grad_(), tiles
 
     def features(self, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
         """phi (N, d): what the energy of every head is linear in."""
@@ -101,12 +102,12 @@ def forces_and_stress(slope: Tensor, vectors: Tensor, tiles: Tiles, batch: Batch
     """
     num_atoms = batch.num_nodes
     receiver = tiles.slot_receiver
-    forces = torch.zeros_like(batch.positions).index_add(0, receiver, slope).index_add(0, tiles.sender, -slope)
+    forces = slope.new_zeros(num_atoms, 3).index_add(0, receiver, slope).index_add(0, tiles.sender, -slope)
     outer = (slope.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
     virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
     virial = outer.new_zeros(batch.num_graphs, 9).index_add(0, batch.batch, virial).view(-1, 3, 3)
     periodic = batch.pbc.all(1).view(-1, 1, 1)
     # NaN is put in after the division: inside it, it would reach the gradients of unlabelled structures
-    volume = torch.where(periodic, torch.linalg.det(batch.cell).abs().view(-1, 1, 1), 1.0)
+    volume = torch.where(periodic, torch.linalg.det(batch.cell).abs().view(-1, 1, 1), 1.0).to(virial.dtype)
     stress = 0.5 * (virial + virial.transpose(1, 2)) / volume
     return forces, torch.where(periodic, stress, torch.nan)

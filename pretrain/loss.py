@@ -42,7 +42,7 @@ def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, c
     """This batch's share of the step's loss; `counts` (3,) are those of `label_counts` over the whole step."""
     num_atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
     # the difference is taken in float64: total energies are large, their errors small
-    energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.positions.dtype)
+    energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.forces.dtype)
     forces = prediction["forces"] - batch.forces
     stress = prediction["stress"] - batch.stress
     counts = counts.clamp(min=1.0).to(forces)

@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from hypothesis import settings
 
 from evenfield.data_pipelines import convert as conversion
 from evenfield.data_pipelines import shards
@@ -26,6 +27,8 @@ from evenfield.data_pipelines.shards import iter_structures
 
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")  # EMT knows them
 LEVELS = ("EMT", "EMT-scaled")

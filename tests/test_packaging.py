@@ -1,20 +1,126 @@
-"""The table of packages in pyproject.toml is whole: a folder that it lacks works here and is absent from the wheel."""
+"""The house: what is packed, which way imports point, and how long files and functions may be."""
 
 from __future__ import annotations
 
+import ast
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
-
-ROOT = Path(__file__).resolve().parents[1]
-NO_PACKAGES = {"build", "dist", "runs", "tests"}
+import pytest
 
 
-def test_every_package_is_listed() -> None:
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {path.parent.relative_to(ROOT) for path in ROOT.rglob("__init__.py")}
-    folders = {f for f in folders if not f.parts[0].startswith(".") and f.parts[0] not in NO_PACKAGES}
-    names = {f"evenfield.{'.'.join(folder.parts)}" for folder in folders}
-    assert set(table["packages"]) == names
-    assert table["package-dir"] == {f"evenfield.{f.as_posix()}": f.as_posix() for f in folders if len(f.parts) == 1}
-    assert all((ROOT / folder / "py.typed").is_file() for folder in table["package-dir"].values())
+ROOT = Path(__file__).parents[1]
+ROOMS = ("data_pipelines", "model_zoo", "pretrain", "finetune", "simulation", "diagnostics", "cli")
+CODE = (*ROOMS, "benchmarks", "tests")
+
+# a room may import from those that stand before it in its row
+MAY_IMPORT = {
+    "data_pipelines": (),
+    "model_zoo": ("data_pipelines",),
+    "pretrain": ("data_pipelines", "model_zoo"),
+    "finetune": ("data_pipelines", "model_zoo", "pretrain"),
+    "simulation": ("data_pipelines", "model_zoo", "pretrain", "finetune"),
+    "diagnostics": ("data_pipelines", "model_zoo", "pretrain", "finetune"),
+}
+
+
+def packages() -> list[str]:
+    """Import names of all packages that lie in the rooms."""
+    folders = {init.parent.relative_to(ROOT) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")}
+    return sorted(".".join(("evenfield", *folder.parts)) for folder in folders)
+
+
+def files(*rooms: str) -> list[Path]:
+    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+
+
+def test_every_package_is_listed_for_setuptools():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(setuptools["packages"]) == packages()
+    assert setuptools["package-dir"] == {name: name.removeprefix("evenfield.").replace(".", "/") for name in packages()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> set[str]:
+    """Names of the files in a wheel built from a copy of the checkout."""
+    pytest.importorskip("build", reason="comes with the dev extra")
+    folder = tmp_path_factory.mktemp("wheel")
+    skip = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests")
+    shutil.copytree(ROOT, folder / "source", ignore=skip)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run([*command, str(folder / "source")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        return set(archive.namelist())
+
+
+def test_wheel_holds_every_module_and_every_file_that_they_read(wheel):
+    expected = set()
+    for room in ROOMS:
+        for pattern in ("**/*.py", "**/py.typed", "recipes/*.yaml", "templates/*.j2", "sample/*"):
+            expected |= {f"evenfield/{path.relative_to(ROOT)}" for path in (ROOT / room).glob(pattern)}
+    assert {name.rpartition(".")[2] for name in expected} >= {"py", "typed", "yaml", "j2"}
+    assert not expected - wheel
+
+
+def test_wheel_holds_nothing_else(wheel):
+    strangers = {name for name in wheel if not name.startswith("evenfield/") and ".dist-info/" not in name}
+    assert not strangers
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_point_one_way(room):
+    wrong = []
+    for path in files(room):
+        package = ("evenfield", *path.relative_to(ROOT).parts[:-1])
+        for node in ast.walk(ast.parse(path.read_text())):
+            for name in imported(node, package):
+                parts = name.split(".")
+                if parts[0] == "evenfield" and len(parts) > 1 and parts[1] not in (room, *MAY_IMPORT[room]):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
+                if parts[0] in ROOMS:
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name} past evenfield")
+    assert not wrong
+
+
+def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
+    """Full names of the modules that an import statement in `package` brings in."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    if node.level == 0:
+        return [node.module or ""]
+    base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
+    named = ".".join(part for part in base if part)
+    return [named] if node.module else [f"{named}.{alias.name}" for alias in node.names]
+
+
+def test_relative_imports_are_resolved_as_python_does():
+    (node,) = ast.parse("from ..pretrain.train import Trainer").body
+    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain.train"]
+    (node,) = ast.parse("from .. import pretrain").body
+    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain"]
+    (node,) = ast.parse("from .package import load_model").body
+    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.model_zoo.package"]
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files(*CODE)}
+    assert len(lengths) > 40
+    assert not {name: length for name, length in lengths.items() if length > 400}
+
+
+def test_no_function_is_longer_than_60_lines():
+    long = []
+    for path in files(*CODE):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                if length > 60:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+    assert not long

@@ -198,7 +198,7 @@ def test_oracles_refuse_what_they_cannot_label(sample):
         oracles.label(Atoms("H2", [(0, 0, 0), (0, 0, 0.3)]), "GFN1-xTB")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds, family=st.sampled_from(sorted(FAMILIES)))
 def test_every_builder_gives_a_bare_structure(seed, family):
     atoms = FAMILIES[family][0](np.random.default_rng(seed))
@@ -211,7 +211,7 @@ def test_every_builder_gives_a_bare_structure(seed, family):
         assert 8 < atoms.get_volume() / len(atoms) < 70  # A^3; the upper end are slabs
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=seeds)
 def test_slabs_do_not_see_their_images(seed):
     slab = _surface(np.random.default_rng(seed))
@@ -219,7 +219,7 @@ def test_slabs_do_not_see_their_images(seed):
     assert height > 10  # A; EMT reaches 6 A
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=st.integers(1, 86), second=st.integers(1, 86), seed=seeds)
 def test_stretching_scales_bonds_with_covalent_radii(first, second, seed):
     direction = np.random.default_rng(seed).normal(size=3)

@@ -48,7 +48,7 @@ def sorted_rows(receiver, sender, shifts, vectors) -> tuple[np.ndarray, np.ndarr
     return rows[order], vectors[order]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(random_structures())
 def test_edges_and_vectors_are_those_of_ase(case):
     s, cutoff = case

@@ -55,7 +55,7 @@ def assert_same(one: Structure, other: Structure) -> None:
         np.testing.assert_allclose(one.forces, other.forces, rtol=1e-7, atol=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(structures(), min_size=1, max_size=6))
 def test_structures_come_back_with_exact_energies_and_missing_labels(originals):
     back = list(from_table(to_table(originals)))

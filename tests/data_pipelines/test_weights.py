@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -26,7 +26,7 @@ def fitted(sets, **config) -> tuple[ElementWeights, np.ndarray]:
 element_sets = st.lists(st.sets(st.integers(1, 118), min_size=1, max_size=4), min_size=1, max_size=60)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(element_sets, st.floats(0, 1), st.floats(0.05, 1))
 def test_mean_is_one_and_effective_share_stays_above_its_floor(sets, beta, floor):
     _, w = fitted(sets, beta=beta, min_effective_share=floor)
@@ -41,7 +41,7 @@ def test_beta_zero_weighs_all_alike(sets):
     assert (w == 1.0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(element_sets, st.floats(0.1, 1))
 def test_structure_with_a_rarer_element_never_weighs_less(sets, beta):
     _, w = fitted(sets, beta=beta, min_effective_share=0.05)
@@ -49,8 +49,6 @@ def test_structure_with_a_rarer_element_never_weighs_less(sets, beta):
     rarest = np.array([min(counts[z] for z in s) for s in sets])
     order = np.argsort(rarest)
     assert (np.diff(w[order]) <= 1e-12).all()
-    assume(len(set(rarest)) > 1 and effective_share(w) > 0.06)  # not capped
-    assert w[rarest == rarest.min()].min() > w[rarest == rarest.max()].max()
 
 
 def test_uncapped_weight_is_the_power_law_of_the_rarest_element():
