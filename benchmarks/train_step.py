@@ -19,41 +19,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ase.io
-from ase import Atoms
-from ase.build import bulk
-from ase.calculators.emt import EMT
-from ase.calculators.singlepoint import SinglePointCalculator
+from benchmark_structures import copper, from_file
 from worker_process import KINDS, Worker
-
-from evenfield.data_pipelines.sources import SourceConfig, read_structures
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def copper() -> list[Atoms]:
-    """128 atoms of fcc copper, rattled by 0.1 A, with energy and forces of the EMT potential."""
-    atoms = bulk("Cu", cubic=True).repeat((4, 4, 2))
-    atoms.rattle(0.1, seed=0)
-    atoms.calc = EMT()
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-    return [atoms]
-
-
-def from_file(options: argparse.Namespace) -> list[Atoms]:
-    """The first structures of the file that the user named."""
-    keys = {"energy": (options.energy_key, "eV"), "forces": (options.forces_key, "eV/A")}
-    columns = {label: key for label, (key, _) in keys.items() if key}
-    units = {label: keys[label][1] for label in columns}
-    source = SourceConfig(columns=columns, units=units, level_of_theory="of the file")
-    taken = islice(read_structures(options.structures, source), options.max_structures)
-    return [structure.to_atoms() for structure in taken]
 
 
 def measure(ours: Worker, peer: Worker, rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -93,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--l-max", type=int, default=3, help="highest degree on edges")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--cutoff", type=float, default=5.0, help="A")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="1 bears a busy machine best")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--turn-seconds", type=float, default=2.0, help="length of one side's turn, about")
     parser.add_argument("--output", type=Path, help="default: a name from the settings under results/")
@@ -118,8 +92,13 @@ def checkout() -> str | None:
 
 def main() -> None:
     options = parse_arguments()
-    structures = from_file(options) if options.structures else copper()
+    structures = copper()
+    if options.structures:
+        keys = (options.energy_key, options.forces_key)
+        structures = from_file(options.structures, options.max_structures, *keys)
     before = os.getloadavg()[0]
+    if before > 0.5:
+        print(f"warning: load average {before:.1f}: threads that wait for each other make busy ratios meaningless")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "structures.extxyz"
         ase.io.write(path, structures)
@@ -136,7 +115,12 @@ def main() -> None:
     report = {
         "command": command_line(options),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {"platform": platform.machine(), "cores": os.cpu_count(), "load_before": before},
+        "machine": {
+            "platform": platform.machine(),
+            "cores": os.cpu_count(),
+            "load_before": before,
+            "load_after": os.getloadavg()[0],
+        },
         "ours": {"checkout": checkout()} | ours.facts | ours.ask("stop", 0),
         "peer": {"name": options.peer} | peer.facts | peer.ask("stop", 0),
         "results": results,
@@ -144,6 +128,7 @@ def main() -> None:
     source = options.structures.name.split(".")[0] if options.structures else "cu128"
     name = f"train_step_{options.peer}_{options.peer_mode}_c{options.channels}_{source}.json"
     output = options.output or RESULTS / name
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {output}")
 

@@ -7,9 +7,11 @@ import sys
 import typer
 
 from ..data_pipelines.commands import app as data_app
+from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
 from ..pretrain.commands import pretrain
+from ..simulation.commands import simulate
 
 
 app = typer.Typer(
@@ -21,6 +23,9 @@ app.add_typer(data_app, name="data")
 app.command()(pretrain)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
+app.command()(simulate)
+app.command()(report)
+app.command()(quickstart)
 
 
 def main() -> None:

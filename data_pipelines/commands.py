@@ -27,8 +27,7 @@ def generate(
     from .generate import generate as run
     from .settings import load_settings
 
-    report = run(load_settings(GeneratorConfig, None, overrides), out)
-    typer.echo(report)
+    run(load_settings(GeneratorConfig, None, overrides), out)
 
 
 @app.command()
@@ -60,7 +59,7 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
     from rich.table import Table
 
     from .census import read_census
-    from .periodic_table import save_periodic_table
+    from .periodic_table import periodic_table_heat_map
 
     content = read_census(folder)
     table = Table("element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder))
@@ -75,4 +74,6 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
         undetermined = ", ".join(row["undetermined"]) or "none"
         console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
     counts = {symbol: sum(row["structures"].values()) for symbol, row in rows}
-    console.print(f"picture: {save_periodic_table(counts, folder / 'census.png')}")
+    picture = folder / "census.png"
+    periodic_table_heat_map(counts, str(folder), "structures with the element", log=True).savefig(picture)
+    console.print(f"picture: {picture}")

@@ -5,17 +5,18 @@ The layout is the 18-column one, with La-Yb and Ac-No below and Lu, Lr in group 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from math import isfinite, log10
+from typing import TypeGuard
 
 import numpy as np
 from ase.data import chemical_symbols
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.colors import Colormap, LogNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -84,7 +85,7 @@ def periodic_table_heat_map(
 
 
 def colour_norm(
-    tables: list[Mapping[str, float | None]], *, log: bool, limits: tuple[float, float] | None = None
+    tables: Sequence[Mapping[str, float | None]], *, log: bool, limits: tuple[float, float] | None = None
 ) -> Normalize:
     """One colour scale over several tables, so that they can be compared by eye."""
     shown = [v for values in tables for v in values.values() if _can_be_shown(v, log)]
@@ -113,17 +114,18 @@ def draw_periodic_table(
     for atomic_number, symbol in enumerate(SYMBOLS, start=1):
         row, column = table_position(atomic_number)
         value = values.get(symbol)
-        shown = _can_be_shown(value, isinstance(norm, LogNorm))
-        faces.append(colours.to_rgba(value) if shown else MISSING_COLOUR)
-        cells.append(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94))
-        ink = _ink(faces[-1]) if shown else "#8a8a8a"
-        axes.text(column, row - 0.14, symbol, ha="center", va="center", size=12.5, weight="bold", color=ink)
-        if shown:
+        face, ink = to_rgba(MISSING_COLOUR), "#8a8a8a"
+        if _can_be_shown(value, isinstance(norm, LogNorm)):
+            face = colours.cmap(float(norm(value)))
+            ink = _ink(face)
             axes.text(column, row + 0.25, number(value), ha="center", va="center", size=9, color=ink)
+        faces.append(face)
+        cells.append(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94))
+        axes.text(column, row - 0.14, symbol, ha="center", va="center", size=12.5, weight="bold", color=ink)
     axes.add_collection(PatchCollection(cells, facecolors=faces, edgecolors="none"))
     _frame(axes, title)
     if any(_can_be_shown(v, isinstance(norm, LogNorm)) for v in values.values()):
-        _colour_bar(axes, colours, unit)
+        _colour_bar(axes, colours, norm, unit)
 
 
 def _frame(axes: Axes, title: str) -> None:
@@ -137,11 +139,11 @@ def _frame(axes: Axes, title: str) -> None:
             axes.annotate(str(period), (2.3, row), ha="center", va="center", size=9, color="#777777")
 
 
-def _colour_bar(axes: Axes, colours: ScalarMappable, unit: str) -> None:
+def _colour_bar(axes: Axes, colours: ScalarMappable, norm: Normalize, unit: str) -> None:
     """In the empty place above the d block, where it costs no room."""
     inset = axes.inset_axes((3.0, 1.75, 7.3, 0.42), transform=axes.transData)
     bar = axes.figure.colorbar(colours, cax=inset, orientation="horizontal")
-    ticks = _ticks(colours.norm)
+    ticks = _ticks(norm)
     bar.set_ticks(ticks, labels=[f"{t:g}" if t < 1000 else short_number(t) for t in ticks], minor=False)
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=10)
@@ -153,6 +155,7 @@ def _colour_bar(axes: Axes, colours: ScalarMappable, unit: str) -> None:
 
 def _ticks(norm: Normalize) -> list[float]:
     low, high = norm.vmin, norm.vmax
+    assert low is not None and high is not None
     if not isinstance(norm, LogNorm):
         return [t for t in MaxNLocator(6).tick_values(low, high) if low <= t <= high]
     decades = range(int(np.floor(log10(low))), int(np.ceil(log10(high))) + 1)
@@ -161,7 +164,7 @@ def _ticks(norm: Normalize) -> list[float]:
     return round_ticks if len(round_ticks) >= 3 else [float(f"{t:.2g}") for t in np.geomspace(low, high, 5)]
 
 
-def _can_be_shown(value: float | None, log: bool) -> bool:
+def _can_be_shown(value: float | None, log: bool) -> TypeGuard[float]:
     return value is not None and isfinite(value) and (value > 0 or not log)
 
 

@@ -75,7 +75,9 @@ def to_table(structures: list[Structure]) -> pa.Table:
 
 def from_table(table: pa.Table) -> Iterator[Structure]:
     """The structures of an Arrow table in the canonical schema, arrays as views where Arrow allows."""
-    lists = {name: _split_lists(table, name) for name in ("atomic_numbers", "positions", "cell", "forces", "stress")}
+    lists: Any = {
+        name: _split_lists(table, name) for name in ("atomic_numbers", "positions", "cell", "forces", "stress")
+    }
     pbc = table["pbc"].to_pylist()
     energy, level = table["energy"].to_pylist(), table["level_of_theory"].to_pylist()
     structure_id, group = table["structure_id"].to_pylist(), table["group"].to_pylist()

@@ -27,6 +27,7 @@ def element_errors(evaluations: dict[str, Evaluation], *, relative: bool = False
         for name, e in evaluations.items()
     }
     norm = colour_norm(list(tables.values()), log=True)
+    assert norm.vmin is not None and norm.vmax is not None
     limits = (norm.vmin, norm.vmax)
     measure = "Force MAE relative to force RMS" if relative else "Force MAE"
     return {
@@ -62,7 +63,8 @@ def reweighting_heat_maps(before: Evaluation, after: Evaluation, names: tuple[st
 def element_ratio(before: Evaluation, after: Evaluation) -> dict[str, float]:
     """Force MAE after over before, for the elements that have both and neither is zero."""
     old, new = before.element_values(), after.element_values()
-    return {symbol: new[symbol] / old[symbol] for symbol in old if old[symbol] and new.get(symbol)}
+    pairs = ((symbol, value, new.get(symbol)) for symbol, value in old.items())
+    return {symbol: after / before for symbol, before, after in pairs if before and after}
 
 
 @rc_context(STYLE)

@@ -43,15 +43,18 @@ def _doubts(before: Run, after: Run) -> list[Block]:
 def _summary(before: Run, after: Run) -> Table:
     old, new = before.evaluation, after.evaluation
     rows = [
-        _change(f"mean over elements ({FORCE_UNIT})", *(e.mean_over_elements_force_mae for e in (old, new))),
+        _change(
+            f"mean over elements ({FORCE_UNIT})", old.mean_over_elements_force_mae, new.mean_over_elements_force_mae
+        ),
         _change(
             f"worst element ({FORCE_UNIT})",
-            *(e.worst_element_force_mae for e in (old, new)),
+            old.worst_element_force_mae,
+            new.worst_element_force_mae,
             notes=(old.worst_element, new.worst_element),
         ),
-        _change(f"worst decile of elements ({FORCE_UNIT})", *(e.worst_decile_force_mae for e in (old, new))),
+        _change(f"worst decile of elements ({FORCE_UNIT})", old.worst_decile_force_mae, new.worst_decile_force_mae),
         _change(f"all atoms ({FORCE_UNIT})", old.force_mae, new.force_mae),
-        _change("energy MAE (meV/atom)", *(_milli(e.energy_mae_per_atom) for e in (old, new))),
+        _change("energy MAE (meV/atom)", _milli(old.energy_mae_per_atom), _milli(new.energy_mae_per_atom)),
     ]
     ratio = element_ratio(old, new)
     if ratio:
@@ -59,8 +62,8 @@ def _summary(before: Run, after: Run) -> Table:
         rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
     cost = [run.metrics for run in (before, after)]
     rows.append(["cost: optimizer steps", *(f"{m.last_step:,}" for m in cost), ""])
-    rows.append(_change("cost: structures seen", *(m.structures_seen for m in cost)))
-    rows.append(_change("cost: time in steps (s)", *(m.seconds for m in cost)))
+    rows.append(_change("cost: structures seen", cost[0].structures_seen, cost[1].structures_seen))
+    rows.append(_change("cost: time in steps (s)", cost[0].seconds, cost[1].seconds))
     return Table(
         f"Force MAE on the {new.split} split, and what it cost",
         ["", before.name, after.name, "after / before"],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -21,7 +22,7 @@ ANGSTROM = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"
 FORCE_UNIT = f"eV/{ANGSTROM}"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = "osD^vP*"  # shapes say the same as the colours
-STYLE = {
+STYLE: Any = {
     "font.size": 12,
     "axes.titlesize": 13,
     "axes.grid": True,

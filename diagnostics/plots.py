@@ -135,8 +135,8 @@ def _diagonal(axes: Axes, reference: np.ndarray, predicted: np.ndarray) -> None:
 
 def _range(*values: np.ndarray) -> tuple[float, float]:
     """A little more than the values span."""
-    values = np.concatenate(values)
-    low, high = (values.min(), values.max()) if len(values) else (-1.0, 1.0)
+    joined = np.concatenate(values)
+    low, high = (joined.min(), joined.max()) if len(joined) else (-1.0, 1.0)
     margin = 0.04 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
 

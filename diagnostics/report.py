@@ -65,7 +65,8 @@ def write_report(
 def _pair(runs: dict[str, Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:
     """The runs before and after reweighting."""
     if names is None:
-        names = tuple(runs) if len(runs) == 2 else None
+        first, *rest = runs
+        names = (first, rest[0]) if len(rest) == 1 else None
     unknown = [name for name in names or () if name not in runs]
     if unknown:
         raise ValueError(f"reweighting names {unknown[0]!r}, but the runs are {', '.join(runs)}")

@@ -20,7 +20,7 @@ MADE_BY = {
     "metrics.jsonl": "evenfield pretrain",
     "evaluation.json": "evenfield pretrain",
     "predictions.npz": "evenfield pretrain",
-    "fewshot.json": "evenfield finetune",
+    "fewshot.json": "evenfield finetune curve",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-PULLS = np.logspace(-10, 6, 49)  # scanned strengths, in units of the matrix's mean diagonal
+PULLS = np.logspace(-8, 4, 25)  # scanned strengths, in units of the mean diagonal of the matrix
 SHARED_PULLS = (1.0, 10.0, 1e3, 1e12)  # pull on weights that all elements share over that on an element's own
 
 

@@ -50,6 +50,7 @@ class EvenfieldCalculator(Calculator):
     ) -> None:
         """Fill `results`; stress only for three periodic directions, as ASE expects."""
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         unseen = sorted(set(self.atoms.numbers.tolist()) - self.elements)
         if unseen:
             names = ", ".join(chemical_symbols[z] for z in unseen)

@@ -28,6 +28,8 @@ def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
 class BesselBasis(ExactBuffers):
     """sqrt(2 / cutoff) sin(n pi r / cutoff) / r for n = 1..B; DimeNet eq. 7, without its envelope."""
 
+    wave_numbers: Tensor
+
     def __init__(self, num_basis: int, cutoff: float) -> None:
         super().__init__()
         self.cutoff = cutoff

@@ -40,6 +40,8 @@ class CouplingPaths(ExactBuffers):
     Only natural parity (l1 + l2 + l3 even) is kept: it is what the product on the sphere can use.
     """
 
+    coupling: Tensor
+
     def __init__(self, l_edge: int, l_in: int, l_out: int, channels: int) -> None:
         super().__init__()
         blocks, self.heights, weights = [], [], []
@@ -82,6 +84,9 @@ class SphereProduct(ExactBuffers):
     is exact for degree 2 l_max + l_out, so this is the Gaunt tensor product of all l to all l
     (Luo, Chen and Krishnapriyan, ICLR 2024) and exactly equivariant.
     """
+
+    evaluate: Tensor
+    project: Tensor
 
     def __init__(self, l_max: int, l_out: int) -> None:
         super().__init__()

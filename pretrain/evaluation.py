@@ -67,25 +67,26 @@ def predict(
         n = torch.bincount(batch.batch, minlength=batch.num_graphs)
         e0 = potential.e0[batch.head[batch.batch], batch.atomic_numbers]
         e0 = e0.new_zeros(batch.num_graphs).index_add(0, batch.batch, e0)
-        for name, value in {
+        results = {
             "z": batch.atomic_numbers,
             "head": batch.head,
             "n": n,
             "e": torch.stack([batch.energy - e0, out["energy"] - e0], -1),
             "f": torch.stack([batch.forces, out["forces"]], -1),
             "s": torch.stack([batch.stress, out["stress"]], -1),
-        }.items():
+        }
+        for name, value in results.items():
             rows[name].append(value.detach().cpu().double().numpy())
     potential.train(was_training)
     if not rows["z"]:
         raise ValueError("there are no structures to evaluate")
-    z, head, n, energy, forces, stress = (np.concatenate(values) for values in rows.values())
+    z, head, sizes, energy, forces, stress = (np.concatenate(values) for values in rows.values())
     return Predictions(
         atomic_numbers=z.astype(int),
-        structure_index=np.repeat(np.arange(len(n)), n.astype(int)),
+        structure_index=np.repeat(np.arange(len(sizes)), sizes.astype(int)),
         level_index=head.astype(int),
         level_names=list(levels),
-        num_atoms=n.astype(int),
+        num_atoms=sizes.astype(int),
         energy=energy,
         forces=forces,
         stress=stress,
@@ -93,9 +94,12 @@ def predict(
 
 
 def mean_absolute(pairs: np.ndarray) -> float | None:
-    """Mean |predicted - reference| over (..., 2) where there is a label; None where there is none."""
-    error = np.abs(pairs[..., 1] - pairs[..., 0])
-    return float(np.nanmean(error)) if np.isfinite(error).any() else None
+    """Mean |predicted - reference| over (..., 2) where there is a label; None where there is none.
+
+    NaN when a prediction is: a broken model must not look good on the rest.
+    """
+    pairs = pairs[np.isfinite(pairs[..., 0])]
+    return float(np.abs(pairs[..., 1] - pairs[..., 0]).mean()) if len(pairs) else None
 
 
 def root_mean_square(values: np.ndarray) -> float | None:

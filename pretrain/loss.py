@@ -46,15 +46,22 @@ def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, c
     forces = prediction["forces"] - batch.forces
     stress = prediction["stress"] - batch.stress
     counts = counts.clamp(min=1.0).to(forces)
+    energy_sum = _huber_sum(energy, torch.isfinite(batch.energy), config.energy_width)
+    force_sum = _huber_sum(forces, torch.isfinite(batch.forces), config.forces_width, batch.force_weight)
+    stress_sum = _huber_sum(stress, torch.isfinite(batch.stress), config.stress_width)
     return (
-        config.energy * _huber_sum(energy, config.energy_width) / counts[0]
-        + config.forces * _huber_sum(forces, config.forces_width, batch.force_weight) / counts[1]
-        + config.stress * _huber_sum(stress, config.stress_width) / counts[2]
+        config.energy * energy_sum / counts[0]
+        + config.forces * force_sum / counts[1]
+        + config.stress * stress_sum / counts[2]
     )
 
 
-def _huber_sum(error: Tensor, width: float, weight: Tensor | None = None) -> Tensor:
-    """Sum of Huber errors over finite entries, divided by the width so that its slope is 1 for large errors."""
-    error = torch.where(torch.isfinite(error), error, 0.0)
+def _huber_sum(error: Tensor, labelled: Tensor, width: float, weight: Tensor | None = None) -> Tensor:
+    """Sum of Huber errors over labelled entries, divided by the width so that its slope is 1 for large errors.
+
+    NaN marks a missing label. A prediction that is not finite where there is a label must show, so the mask is
+    the label's alone.
+    """
+    error = torch.where(labelled, error, 0.0)
     values = huber_loss(error, torch.zeros_like(error), reduction="none", delta=width) / width
     return values.sum() if weight is None else (values * weight.unsqueeze(1)).sum()

@@ -7,15 +7,17 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from ..data_pipelines.stream import Stream
+from ..data_pipelines.stream import Stream, StreamState
 from .callbacks import Callback
 from .engine import Engine, EngineConfig
 from .loss import LossConfig, label_counts, weighted_loss
@@ -73,7 +75,7 @@ class Trainer:
     def fit(self) -> bool:
         """Train to `max_steps`; False when a signal ended the run early. Callbacks see the end either way."""
         with _signals_request_stop(self):
-            for work in islice(self._work(), self.max_steps - self.step):
+            for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
                 for callback in self.callbacks:
                     callback.on_step(self, report)
@@ -98,7 +100,7 @@ class Trainer:
             self.engine.step(learning_rate)
         else:
             self.engine.discard()
-        bad = [] if healthy else [name for batch, _ in work.batches for name in batch.structure_id]
+        bad = [] if healthy else self._structures_on_all_ranks(work)
         self._check_bad(bad)
         self.step += 1
         return StepReport(
@@ -145,15 +147,33 @@ class Trainer:
             self.stream.next_epoch()
 
     def _keep_step(self, batches: list[Batch], rounds: int) -> list[tuple[Batch, float]]:
-        if self._spare is None:
+        missing = rounds - len(batches)
+        if missing and self._spare is None:
+            self._spare = self._first_batch()
+        return [(b, 1.0) for b in batches] + [(self._spare, 0.0)] * missing  # type: ignore[list-item]
+
+    def _first_batch(self) -> Batch:
+        """This rank's first batch of the epoch: the spare of a run resumed where only others have batches left."""
+        stream = copy(self.stream)
+        stream.state = StreamState(self.stream.state.epoch)
+        batch = next(stream.epoch(), None)
+        if batch is None:
             raise ValueError("this rank has no data: the set has fewer windows than ranks; use fewer ranks")
-        return [(b, 1.0) for b in batches] + [(self._spare, 0.0)] * (rounds - len(batches))
+        return batch
 
     def _on_all_ranks(self, healthy: bool) -> bool:
         flag = torch.tensor([healthy], dtype=torch.int)
         if self.engine.world_size > 1:
             dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
+
+    def _structures_on_all_ranks(self, work: _Work) -> list[str]:
+        own = [name for batch, _ in work.batches for name in batch.structure_id]
+        if self.engine.world_size == 1:
+            return own
+        names: list[Any] = [None] * self.engine.world_size
+        dist.all_gather_object(names, own)
+        return [name for part in names for name in part]
 
     def _sum_over_ranks(self, losses: list[Tensor]) -> float:
         total = torch.stack(losses).sum().double().cpu().reshape(1)
@@ -186,7 +206,7 @@ def _signals_request_stop(trainer: Trainer) -> Iterator[None]:
 
     def request_stop(number: int, frame: object) -> None:
         trainer.stop_requested = True
-        signal.signal(number, before[number])  # a second signal acts at once
+        signal.signal(number, before[signal.Signals(number)])  # a second signal acts at once
 
     try:
         before = {number: signal.signal(number, request_stop) for number in caught}

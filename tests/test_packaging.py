@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("data_pipelines", "model_zoo", "pretrain", "finetune", "simulation", "diagnostics", "cli")
+NO_PACKAGES = ("build", "dist", "runs", "tests")
 CODE = (*ROOMS, "benchmarks", "tests")
 
 # a room may import from those that stand before it in its row
@@ -29,9 +30,10 @@ MAY_IMPORT = {
 
 
 def packages() -> list[str]:
-    """Import names of all packages that lie in the rooms."""
-    folders = {init.parent.relative_to(ROOT) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")}
-    return sorted(".".join(("evenfield", *folder.parts)) for folder in folders)
+    """Import names of all packages in the checkout."""
+    folders = {init.parent.relative_to(ROOT) for init in ROOT.rglob("__init__.py")}
+    own = [f for f in folders if not f.parts[0].startswith(".") and f.parts[0] not in NO_PACKAGES]
+    return sorted(".".join(("evenfield", *folder.parts)) for folder in own)
 
 
 def files(*rooms: str) -> list[Path]:
@@ -41,7 +43,13 @@ def files(*rooms: str) -> list[Path]:
 def test_every_package_is_listed_for_setuptools():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert sorted(setuptools["packages"]) == packages()
+    assert {name.split(".")[1] for name in packages()} == set(ROOMS)
     assert setuptools["package-dir"] == {name: name.removeprefix("evenfield.").replace(".", "/") for name in packages()}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_says_that_it_is_typed(room):
+    assert (ROOT / room / "py.typed").is_file()
 
 
 @pytest.fixture(scope="module")

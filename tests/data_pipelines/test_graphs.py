@@ -57,7 +57,7 @@ def test_edges_and_vectors_are_those_of_ase(case):
     assume(not np.any(np.abs(distances - cutoff) < 1e-6))  # rounding decides there
     expected, expected_vectors = sorted_rows(i, j, shifts, vectors)
 
-    graph = structure_graph(s, cutoff, dtype=torch.float64)
+    graph = structure_graph(s, cutoff)
     sender, receiver = graph.edge_index.numpy()
     own_shifts = graph.cell_shifts.numpy()
     own = s.positions[sender] - s.positions[receiver] + own_shifts @ s.cell
@@ -76,7 +76,7 @@ def test_atom_sees_its_own_images_but_not_itself():
 
 
 def test_edge_vector_points_from_receiver_to_sender_through_the_wall():
-    graph = structure_graph(structure([[0.5, 0, 0], [9.5, 0, 0]], 10 * np.eye(3), True), 2.0, dtype=torch.float64)
+    graph = structure_graph(structure([[0.5, 0, 0], [9.5, 0, 0]], 10 * np.eye(3), True), 2.0)
     sender, receiver = graph.edge_index
     vectors = graph.positions[sender] - graph.positions[receiver] + graph.cell_shifts @ graph.cell[0]
     assert receiver.tolist() == [0, 1]
@@ -94,9 +94,15 @@ def test_labels_survive_and_energy_keeps_float64():
     energy, forces, stress = -123456.789012345, np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0, 3.0])
     graph = structure_graph(structure([[0, 0, 0], [0, 0, 2.5]], energy=energy, forces=forces, stress=stress), 3.0)
     assert graph.energy.item() == energy
-    assert graph.positions.dtype == graph.forces.dtype == torch.float32
+    assert graph.forces.dtype == graph.stress.dtype == torch.float32
     np.testing.assert_array_equal(graph.forces, forces)
     np.testing.assert_array_equal(graph.stress[0], stress)
+
+
+def test_geometry_is_float64_so_that_far_coordinates_keep_their_differences():
+    graph = structure_graph(structure([[1e4, 0, 0], [1e4 + 2.123456789, 0, 0]], 2e4 * np.eye(3), True), 3.0)
+    assert graph.cell.dtype == graph.cell_shifts.dtype == torch.float64
+    assert (graph.positions[1] - graph.positions[0])[0].item() == pytest.approx(2.123456789, abs=1e-9)
 
 
 def test_head_is_the_place_of_the_level_of_theory():

@@ -100,6 +100,12 @@ def test_stress_of_six_numbers_is_in_voigt_order(tmp_path):
     assert s.stress.tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
 
 
+def test_stress_is_made_symmetric(tmp_path):
+    path = write(tmp_path, frame(info='S="1 2 3 4 5 6 7 8 9"'))
+    (s,) = read(path, columns={"stress": "S"}, units={"stress": "eV/A^3"})
+    assert s.stress.tolist() == [[1, 3, 5], [3, 5, 7], [5, 7, 9]]
+
+
 def test_column_that_ase_recognises_can_be_given_a_unit(tmp_path):
     path = write(tmp_path, frame(["H 0 0 0 1 0 0"], "species:S:1:pos:R:3:forces:R:3", "energy=2"))
     (s,) = read(

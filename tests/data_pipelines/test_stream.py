@@ -88,7 +88,7 @@ def test_structures_arrive_unchanged(open_stream, train_structures):
         for k, graph in enumerate(batch.to_data_list()):
             s = originals[batch.structure_id[k]]
             assert graph.energy.item() == s.energy
-            assert torch.equal(graph.positions, torch.tensor(s.positions, dtype=torch.float32))
+            assert torch.equal(graph.positions, torch.tensor(s.positions))
             assert torch.equal(graph.forces, torch.tensor(s.forces, dtype=torch.float32))
             assert LEVELS[graph.head] == s.level_of_theory
             assert graph.stress.isnan().all() == (s.stress is None)
@@ -99,6 +99,17 @@ def test_order_is_fixed_by_seed_and_epoch(open_stream):
     assert ids(open_stream().epoch()) == first
     assert ids(at_epoch(open_stream(), 1).epoch()) != first
     assert ids(open_stream(seed=1).epoch()) != first
+
+
+def test_every_epoch_shuffles_both_blocks_and_structures(open_stream):
+    config = {"window_blocks": 1, "look_ahead": 1, "edge_budget": 10**6, "atom_budget": 10**6}  # a batch a block
+    epochs = [ids(at_epoch(open_stream(**config), epoch).epoch()) for epoch in (0, 1)]
+    blocks = [[set(batch) for batch in epoch] for epoch in epochs]
+    assert blocks[0] != blocks[1]
+    assert {*map(frozenset, blocks[0])} == {*map(frozenset, blocks[1])}
+    places = [[[int(name.split("-")[1]) for name in batch] for batch in epoch] for epoch in epochs]
+    shuffles = [[[sorted(batch).index(place) for place in batch] for batch in epoch] for epoch in places]
+    assert sum(a != b for a, b in zip(*shuffles, strict=True)) > len(shuffles[0]) / 2
 
 
 def test_next_epoch_starts_over_in_another_order(open_stream):

@@ -11,7 +11,7 @@ from evenfield.model_zoo import Potential, PotentialConfig
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conformance import PotentialConformance, PotentialConformance64  # noqa: E402
+from conformance import PotentialConformance, PotentialConformance64
 
 
 class TestDefault(PotentialConformance):

@@ -1,0 +1,33 @@
+"""The structures that the benchmarks run on."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from evenfield.data_pipelines.sources import SourceConfig, read_structures
+
+
+def copper() -> list[Atoms]:
+    """128 atoms of fcc copper, rattled by 0.1 A, with energy and forces of the EMT potential."""
+    atoms = bulk("Cu", cubic=True).repeat((4, 4, 2))
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = EMT()
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+    return [atoms]
+
+
+def from_file(path: Path, count: int, energy_key: str | None, forces_key: str | None) -> list[Atoms]:
+    """The first `count` structures of a file; a key of None means what ASE itself recognises."""
+    keys = {"energy": (energy_key, "eV"), "forces": (forces_key, "eV/A")}
+    columns = {label: key for label, (key, _) in keys.items() if key}
+    units = {label: keys[label][1] for label in columns}
+    source = SourceConfig(columns=columns, units=units, level_of_theory="of the file")
+    taken = islice(read_structures(path, source), count)
+    return [structure.to_atoms() for structure in taken]

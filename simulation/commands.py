@@ -1,0 +1,35 @@
+"""`evenfield simulate`: relax and run dynamics with a published model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def simulate(
+    model: Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")],
+    structure: Annotated[Path, typer.Argument(help="structure in any file that ASE reads")],
+    out: Annotated[Path, typer.Argument(help="folder for trajectory.traj and dynamics.json")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value")] = None,
+    folder_hub: Annotated[Path | None, typer.Option("--folder-hub", help="root of the folder hub")] = None,
+    level_of_theory: Annotated[str | None, typer.Option(help="head of the model; default its first")] = None,
+) -> None:
+    """Relax a structure, run NVE dynamics and report the energy drift.
+
+    Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
+    """
+    from ..data_pipelines.settings import load_settings
+    from ..model_zoo.hub import load
+    from .dynamics import DynamicsConfig, read_one, relax_and_run
+
+    config = load_settings(DynamicsConfig, None, overrides)
+    calculator = load(model, folder_hub).calculator(level_of_theory=level_of_theory)
+    result = relax_and_run(read_one(structure), calculator, out, config)
+    typer.echo(
+        f"{result['formula']}: relaxed in {result['relaxation_steps']} steps; "
+        f"NVE {config.steps} x {config.time_step} fs at {result['mean_temperature']:.0f} K: "
+        f"drift {result['drift_mev_per_atom_ps']:.3f} meV/atom/ps, rms {result['rms_mev_per_atom']:.3f} meV/atom; "
+        f"{out / 'trajectory.traj'}"
+    )

@@ -1,0 +1,100 @@
+"""Run by torchrun for test_engine.py and test_train.py: everything that needs two ranks, in one start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from optimizer_steps import (
+    MODEL,
+    FixedStream,
+    batch_of,
+    engine_config,
+    engine_steps,
+    new_engine,
+    parts_of_steps,
+    weights,
+    with_coinciding_atoms,
+)
+
+from evenfield.data_pipelines.shards import iter_structures
+from evenfield.model_zoo.hub import load
+from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.engine import start_distributed
+from evenfield.pretrain.loss import LossConfig
+from evenfield.pretrain.run import pretrain
+from evenfield.pretrain.train import Trainer
+
+
+def parity(data: Path, zero_stage: int) -> dict:
+    """Some steps with uneven ranks that use different heads."""
+    steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(list(iter_structures(data, "train")))]
+    engine = new_engine(zero_stage)
+    losses = engine_steps(engine, steps)
+    return {"weights": weights(engine.potential), "losses": losses}
+
+
+def bad_step(data: Path, zero_stage: int) -> dict:
+    """Three steps, of which the second has a gradient of NaN on rank 1 only."""
+    parts = parts_of_steps(list(iter_structures(data, "train")))[:3]
+    engine = new_engine(zero_stage)
+    batches = [batch_of(part[engine.rank]) for part in parts]
+    if engine.rank == 1:
+        batches[1] = with_coinciding_atoms(batches[1])
+    trainer = Trainer(engine, FixedStream(batches), LossConfig(), engine_config(zero_stage), 3, [])
+    reports, states = [], []
+    for work in trainer._work():
+        reports.append(trainer.train_step(work).bad_structures)
+        states.append(weights(engine.potential))
+        if trainer.step == 3:
+            return {"bad_structures": reports, "states": states, "bad_part": [s.structure_id for s in parts[1][1]]}
+    raise AssertionError
+
+
+def resume(data: Path, out: Path, rank: int) -> dict:
+    """A whole run, and the same again from a checkpoint at which rank 1 had no batch left in the epoch."""
+    config = PretrainConfig(
+        data=str(data),
+        out=str(out),
+        max_steps=12,
+        evaluate_every=100,
+        model=MODEL,
+        stream={"edge_budget": 1500, "window_blocks": 2},
+        engine={"warmup_steps": 2},
+        checkpoints={"every": 1, "keep": 100},
+    )
+    whole = load(pretrain(config, quiet=True)).potential.state_dict()
+    checkpoints = sorted((out / "checkpoints").glob("step-*"))
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in checkpoints]
+    idle = next(k for k, manifest in enumerate(manifests) if _one_has_finished(manifest["streams"]))
+    dist.barrier()
+    if rank == 0:
+        for path in checkpoints[idle + 1 :]:
+            shutil.rmtree(path)
+    dist.barrier()
+    again = load(pretrain(config, resume=True, quiet=True)).potential.state_dict()
+    return {"whole": whole, "again": again, "resumed_from": manifests[idle]["step"]}
+
+
+def _one_has_finished(streams: list[dict]) -> bool:
+    """17 blocks make 9 windows, 5 of rank 0 and 4 of rank 1."""
+    finished = [sum(len(range(a, b + 1, step)) for a, b, step in stream["finished"]) for stream in streams]
+    return finished[0] < 5 and finished[1] == 4
+
+
+def main(data: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    start_distributed()
+    rank = dist.get_rank()
+    result: dict = {stage: parity(data, stage) | bad_step(data, stage) for stage in (0, 1, 2)}
+    result["resume"] = resume(data, out / "run", rank)
+    torch.save(result, out / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
