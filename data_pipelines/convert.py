@@ -56,6 +56,8 @@ def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[
     bad record, with nothing under a final name but whole shards.
     """
     source, out = Path(source), Path(out)
+    if out.is_file():
+        raise BrokenDataSetError(f"{out}: is a file: name a folder for the data set")
     check_columns_exist(source, config)
     origin = {"file": source.name, "sha256": _sha256(source), "config": config.model_dump(mode="json")}
     if finished := _finished(out, origin):

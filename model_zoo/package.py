@@ -70,6 +70,7 @@ def save_model(
         "architecture": potential.config.model_dump(mode="json"),
         "record": record.model_dump(mode="json"),
     }
+    config = json.loads(json.dumps(config, sort_keys=True))  # the card must not depend on the order of keys
     contents: dict[str, bytes] = {
         "model.safetensors": save(tensors, metadata=metadata),
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),

@@ -147,19 +147,20 @@ class Trainer:
             self.stream.next_epoch()
 
     def _keep_step(self, batches: list[Batch], rounds: int) -> list[tuple[Batch, float]]:
-        missing = rounds - len(batches)
-        if missing and self._spare is None:
-            self._spare = self._first_batch()
-        return [(b, 1.0) for b in batches] + [(self._spare, 0.0)] * missing  # type: ignore[list-item]
+        work = [(batch, 1.0) for batch in batches]
+        while len(work) < rounds:
+            work.append((self._spare_batch(), 0.0))
+        return work
 
-    def _first_batch(self) -> Batch:
-        """This rank's first batch of the epoch: the spare of a run resumed where only others have batches left."""
-        stream = copy(self.stream)
-        stream.state = StreamState(self.stream.state.epoch)
-        batch = next(stream.epoch(), None)
-        if batch is None:
+    def _spare_batch(self) -> Batch:
+        """A batch that this rank has had; after a resume where only others have any left, its first of the epoch."""
+        if self._spare is None:
+            stream = copy(self.stream)
+            stream.state = StreamState(self.stream.state.epoch)
+            self._spare = next(stream.epoch(), None)
+        if self._spare is None:
             raise ValueError("this rank has no data: the set has fewer windows than ranks; use fewer ranks")
-        return batch
+        return self._spare
 
     def _on_all_ranks(self, healthy: bool) -> bool:
         flag = torch.tensor([healthy], dtype=torch.int)

@@ -87,6 +87,13 @@ def test_conversion_of_a_missing_file(refusal, tmp_path):
     assert "nowhere.extxyz: no such file" in refusal("data", "convert", tmp_path / "nowhere.extxyz", tmp_path, PBE)
 
 
+def test_conversion_into_a_file(refusal, tmp_path):
+    source = tmp_path / "mine.extxyz"
+    source.write_text(GOOD)
+    assert f"{source}: is a file: name a folder for the data set" in refusal("data", "convert", source, source, PBE)
+    assert source.read_text() == GOOD
+
+
 def test_recipe_with_an_unknown_key(refusal, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {chanels: 8}\ndata: a\nout: b\n")
     line = refusal("pretrain", "--recipe", tmp_path / "recipe.yaml")

@@ -1,0 +1,174 @@
+"""The engine on one process takes the steps of plain PyTorch; two ranks are in test_two_ranks.py."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evenfield.pretrain.engine import EngineConfig, adopt_slurm_environment, parameter_groups, start_distributed
+from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from optimizer_steps import (  # noqa: E402
+    CLIP_NORM,
+    batch_of,
+    engine_steps,
+    largest_difference,
+    new_engine,
+    new_potential,
+    parts_of_steps,
+    plain_steps,
+    weights,
+    with_coinciding_atoms,
+)
+
+
+STAGES = pytest.mark.parametrize("zero_stage", [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def steps(train_structures) -> list:
+    """Two batches a step."""
+    return [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures)]
+
+
+@pytest.fixture(scope="module")
+def reference(steps) -> tuple:
+    return plain_steps(steps)
+
+
+# --- parity
+
+
+def test_reference_moves_and_is_clipped_in_some_steps_only(reference):
+    """Else the comparisons below would prove little."""
+    weights_after, losses, norms = reference
+    assert largest_difference(weights_after, weights(new_potential())) > 1e-2
+    assert min(norms) < 0.9 * CLIP_NORM and max(norms) > 1.5 * CLIP_NORM
+    assert len(set(losses)) == len(losses)
+
+
+@STAGES
+def test_steps_equal_plain_torch(steps, reference, zero_stage):
+    """Two accumulated batches are one step, and one loss normalised by the counts of both."""
+    engine = new_engine(zero_stage)
+    assert engine_steps(engine, steps) == pytest.approx(reference[1], rel=1e-6)
+    assert largest_difference(weights(engine.potential), reference[0]) < 1e-6
+
+
+@STAGES
+def test_accumulated_batches_equal_one_big_batch(train_structures, steps, zero_stage):
+    accumulated, at_once = new_engine(zero_stage), new_engine(zero_stage)
+    big = [[batch_of([s for part in parts for s in part])] for parts in parts_of_steps(train_structures)]
+    losses = engine_steps(accumulated, steps)
+    assert engine_steps(at_once, big) == pytest.approx(losses, rel=1e-5)
+    assert largest_difference(weights(accumulated.potential), weights(at_once.potential)) < 2e-6
+
+
+# --- gradients that are not finite
+
+
+def backward(engine, batch) -> float:
+    loss = weighted_loss(engine.forward(batch.to(engine.device)), batch, label_counts(batch), LossConfig())
+    engine.backward(loss)
+    return loss.item()
+
+
+@STAGES
+def test_gradient_of_nan_is_found_behind_a_finite_loss(steps, zero_stage):
+    engine = new_engine(zero_stage)
+    backward(engine, steps[0][0])
+    assert engine.gradients_finite()
+    loss = backward(engine, with_coinciding_atoms(steps[0][1]))  # accumulated on top
+    assert torch.isfinite(torch.tensor(loss))
+    assert not engine.gradients_finite()
+
+
+@STAGES
+def test_discarded_gradients_leave_no_trace(steps, zero_stage):
+    """Neither the bad batch nor the good one before it, in the same step or in the next ones."""
+    engine, undisturbed = new_engine(zero_stage), new_engine(zero_stage)
+    engine_steps(engine, steps[:2])
+    engine_steps(undisturbed, steps[:2])
+    backward(engine, steps[2][0])
+    backward(engine, with_coinciding_atoms(steps[2][1]))
+    engine.discard()
+    engine_steps(engine, steps[3:])
+    engine_steps(undisturbed, steps[3:])
+    assert largest_difference(weights(engine.potential), weights(undisturbed.potential)) == 0
+
+
+# --- optimizer
+
+
+def test_weight_decay_spares_embedding_biases_and_readout():
+    potential = new_potential()
+    decayed, bare = parameter_groups(potential, EngineConfig(weight_decay=0.3))
+    assert (decayed["weight_decay"], bare["weight_decay"]) == (0.3, 0.0)
+    spared = {id(p) for p in bare["params"]}
+    names = {name: id(p) in spared for name, p in potential.named_parameters()}
+    assert len(names) == len(decayed["params"]) + len(bare["params"])
+    assert names["readout.weight"] and names["readout.hidden.bias"] and not names["readout.hidden.weight"]
+    assert all(spared for name, spared in names.items() if "embedding" in name or name.endswith("bias"))
+    assert sum(not spared for spared in names.values()) > 10
+
+
+def test_frozen_parameters_are_left_to_nobody():
+    potential = new_potential()
+    potential.readout.hidden.weight.requires_grad_(False)
+    grouped = [id(p) for group in parameter_groups(potential, EngineConfig()) for p in group["params"]]
+    assert id(potential.readout.hidden.weight) not in grouped
+    assert len(grouped) == len(list(potential.parameters())) - 1
+
+
+# --- start
+
+
+def test_unknown_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"deepspeed": "0.20.1"}[name])
+    with pytest.raises(RuntimeError, match=r"deepspeed 0\.20\.1 has not passed the parity tests: install 'deepspeed>="):
+        start_distributed()
+
+
+def test_names_of_srun_are_adopted():
+    environment = {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}
+    adopt_slurm_environment(environment)
+    assert {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "node1",
+    }
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "RANK": "0", "WORLD_SIZE": "1"},
+    ],
+    ids=["no Slurm", "one task", "torchrun inside Slurm"],
+)
+def test_other_environments_are_left_alone(environment):
+    before = dict(environment)
+    adopt_slurm_environment(environment)
+    assert environment == before
+
+
+def test_ranks_of_this_process_do_not_confuse_one_that_it_starts():
+    """A notebook that has trained, then runs a command: the command is a world of its own."""
+    start_distributed()
+    code = "from evenfield.pretrain.engine import start_distributed; start_distributed(); print('joined')"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip().endswith("joined"), done.stderr[-2000:]
