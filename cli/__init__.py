@@ -32,6 +32,6 @@ def main() -> None:
     """Run; a mistake of the user's is one line on stderr and exit code 1, everything else keeps its traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+    except (ValueError, OSError) as error:
+        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
         sys.exit(1)

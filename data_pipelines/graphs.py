@@ -36,7 +36,8 @@ def structure_graph(
     edge_index, cell_shifts = neighbour_list(structure.positions, structure.cell, structure.pbc, cutoff)
     num_atoms = len(structure)
     forces = np.full((num_atoms, 3), np.nan) if structure.forces is None else structure.forces
-    stress = np.full((3, 3), np.nan) if structure.stress is None else structure.stress
+    has_stress = structure.stress is not None and structure.pbc.all()  # some codes state one for slabs too
+    stress = structure.stress if has_stress else np.full((3, 3), np.nan)
     energy = np.nan if structure.energy is None else structure.energy
     weight = np.ones(num_atoms) if element_weight is None else element_weight[structure.atomic_numbers]
     return Data(

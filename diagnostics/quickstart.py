@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ase.io
 from ase.build import bulk
@@ -34,7 +35,7 @@ class QuickstartConfig(Settings):
     beta: float = Field(default=0.5, description="strength of the importance weights of the second run")
     sizes: list[int] = Field(default=[4, 8, 16, 32])
     seeds: list[int] = Field(default=[0, 1])
-    scratch_steps: int = Field(default=200, ge=0)
+    scratch_steps: int = Field(default=400, ge=0)
     md_steps: int = Field(default=500, gt=0)
 
 
@@ -150,7 +151,7 @@ def _run_side_by_side(steps: list[Step], out: Path, max_steps: int) -> None:
             raise RuntimeError(f"`{step}` failed with exit code {process.returncode}; {log} ends:\n{tail}")
 
 
-def _latest(metrics: Path) -> dict[str, object]:
+def _latest(metrics: Path) -> dict[str, Any]:
     """Step and figures of the newest whole line of a metrics file."""
     rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")] if metrics.is_file() else []
     steps = [row for row in map(json.loads, rows[-2:]) if row["event"] == "step"]

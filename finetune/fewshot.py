@@ -43,7 +43,7 @@ class FewShotConfig(Settings):
 
     sizes: list[int] = Field(default=[4, 8, 16, 32], min_length=1)
     seeds: list[int] = Field(default=[0, 1], min_length=1)
-    scratch_steps: int = Field(default=300, ge=0)
+    scratch_steps: int = Field(default=400, ge=0)
     refit: RefitConfig = RefitConfig()
 
 

@@ -24,6 +24,7 @@ from .potential import Potential, PotentialConfig
 
 
 FORMAT_VERSION = 1
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class BadModelError(ValueError):
@@ -91,18 +92,7 @@ def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
     """
     folder = Path(folder)
     contents = _verified(folder)
-    config = json.loads(contents["config.json"])
-    if config["format_version"] > FORMAT_VERSION:
-        raise BadModelError(
-            f"{folder / 'config.json'}: format {config['format_version']} is newer than this evenfield reads "
-            f"({FORMAT_VERSION}): upgrade evenfield"
-        )
-    try:
-        potential = Potential(PotentialConfig.model_validate(config["architecture"]))
-        record = ModelRecord.model_validate(config["record"])
-    except ValidationError as error:
-        raise BadModelError(f"{folder / 'config.json'}: {error}") from None
-    potential = potential.to(getattr(torch, config["dtype"]))
+    potential, record = _build(folder / "config.json", contents["config.json"])
     tensors = load(contents["model.safetensors"])
     own = potential.state_dict()
     wrong = [f"missing {name}" for name in own.keys() - tensors.keys()]
@@ -118,13 +108,42 @@ def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
     return potential.eval(), record
 
 
+def _build(path: Path, text: bytes) -> tuple[Potential, ModelRecord]:
+    """The potential without its weights, and the record, from the bytes of config.json."""
+    config = _json_object(path, text)
+    version = config.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BadModelError(
+            f"{path}: format {version} is newer than this evenfield reads ({FORMAT_VERSION}): upgrade evenfield"
+        )
+    try:
+        potential = Potential(PotentialConfig.model_validate(config["architecture"]))
+        record = ModelRecord.model_validate(config["record"])
+        return potential.to(DTYPES[config["dtype"]]), record
+    except KeyError as error:
+        raise BadModelError(f"{path}: lacks or does not know {error}: fetch the model again") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BadModelError(f"{path}: {faults}: it was made by another version of evenfield") from None
+
+
+def _json_object(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise BadModelError(f"{path}: is not valid JSON ({error}): fetch the model again") from None
+    if not isinstance(content, dict):
+        raise BadModelError(f"{path}: holds no JSON object: fetch the model again")
+    return content
+
+
 def _verified(folder: Path) -> dict[str, bytes]:
     """Contents of the files in the manifest, after checking their hashes."""
     if not (folder / "manifest.json").is_file():
         raise BadModelError(
             f"{folder}: not a model folder (no manifest.json); name a folder that holds a published model"
         )
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = _json_object(folder / "manifest.json", (folder / "manifest.json").read_bytes())
     contents = {}
     for name, digest in manifest.items():
         path = folder / name

@@ -37,7 +37,9 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
 
     Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
     """
-    read_info(config.data)
+    counts = read_info(config.data)["num_structures"]
+    if not counts["test"] + counts["valid"]:
+        raise ValueError(f"{config.data}: holds no structure to test on: convert it with test_share above 0")
     start_distributed()
     seed_everything(config.seed)
     potential = build_potential(config)
@@ -80,7 +82,8 @@ def _callbacks(
         validation = Validation(
             potential, Path(config.data), metrics, console, config.evaluate_every, config.evaluate_structures
         )
-        callbacks += [validation, metrics, ProgressBar(console, config.max_steps, start_step)]
+        watched = [validation] if read_info(config.data)["num_structures"]["valid"] else []
+        callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
     return callbacks
 
 
@@ -98,7 +101,9 @@ def build_potential(config: PretrainConfig) -> Potential:
         )
     )
     for head, level in enumerate(levels):
-        for symbol, energy in census["levels_of_theory"][level]["e0"].items():
+        known = census["levels_of_theory"][level]["e0"]
+        potential.e0[head] = sum(known.values()) / max(1, len(known))  # an element never seen: the mean of the others
+        for symbol, energy in known.items():
             potential.e0[head, chemical_symbols.index(symbol)] = energy
         forces = [s.forces.ravel() for s in sample if s.level_of_theory == level and s.forces is not None]
         if forces:

@@ -13,7 +13,7 @@ from evenfield.pretrain.config import PretrainConfig
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizer_steps import MODEL  # noqa: E402
+from optimizer_steps import MODEL
 
 
 @pytest.fixture

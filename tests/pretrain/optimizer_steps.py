@@ -83,7 +83,7 @@ def plain_steps(steps: list[list[Batch]]) -> tuple[dict[str, Tensor], list[float
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return weights(potential), losses, norms
 
 
@@ -98,7 +98,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 
 def with_coinciding_atoms(batch: Batch) -> Batch:
-    """The batch with two atoms of its first structure in one place: a finite energy, a gradient of NaN."""
+    """The batch with two atoms of its first structure in one place: forces of NaN."""
     batch = batch.clone()
     edge = int((batch.cell_shifts.abs().sum(1) == 0).nonzero()[0])
     sender, receiver = batch.edge_index[:, edge]

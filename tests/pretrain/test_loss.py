@@ -14,7 +14,7 @@ from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizer_steps import batch_of, new_potential  # noqa: E402
+from optimizer_steps import batch_of, new_potential
 
 
 CONFIG = LossConfig(
