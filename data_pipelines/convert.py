@@ -82,7 +82,8 @@ def write_data_set(
             stale.unlink()
     writer, census = _SplitWriter(out), Census()
     for structure in structures:
-        split = structure.split or split_of(structure.group, config)
+        key = structure.structure_id if config.split_by == "structure" else structure.group
+        split = structure.split or split_of(key, config)
         writer.add(structure, split)
         census.add(structure, split)
     writer.close()

@@ -35,6 +35,11 @@ class SourceConfig(Settings):
     units: dict[Label, str] = Field(default={}, description="unit of each label named in columns")
     masks: dict[Label, str] = Field(default={}, description="label -> info key; a true value drops the label")
     level_of_theory: str | None = Field(default=None, description="tag for every structure of the file")
+    split_by: Literal["file", "group", "structure"] = Field(
+        default="file",
+        description="the file's own split where it states one, else by group; or always by group; or each "
+        "structure on its own, which lets near duplicates stand on both sides",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
@@ -92,9 +97,9 @@ def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) ->
         raise BadRecordError(
             "states no level of theory: add level_of_theory=NAME (for example PBE), or columns.level_of_theory=KEY"
         )
-    split = _text(atoms, source, "split")
+    split = _text(atoms, source, "split") if source.split_by == "file" else None
     if split is not None and split not in SPLITS:
-        raise BadRecordError(f"has split '{split}': use one of {', '.join(SPLITS)}")
+        raise BadRecordError(f"has split '{split}': use one of {', '.join(SPLITS)}, or split_by=group")
     return Structure(
         atomic_numbers=atoms.numbers.astype(np.int64),
         positions=np.asarray(atoms.positions, dtype=np.float64),

@@ -28,12 +28,12 @@ class LossConfig(Settings):
 
 def label_counts(batch: Batch) -> Tensor:
     """Labelled structures, force components (weighted by `force_weight`) and stress components, (3,) float64."""
-    labelled = _labelled(batch)
+    labelled = torch.isfinite(batch.forces)
     return torch.stack(
         [
-            labelled["energy"].sum().double(),
-            (labelled["forces"] * batch.force_weight.unsqueeze(1)).sum().double(),
-            labelled["stress"].sum().double(),
+            torch.isfinite(batch.energy).sum().double(),
+            (labelled * batch.force_weight.unsqueeze(1)).sum().double(),
+            torch.isfinite(batch.stress).sum().double(),
         ]
     )
 
@@ -45,25 +45,15 @@ def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, c
     energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.forces.dtype)
     forces = prediction["forces"] - batch.forces
     stress = prediction["stress"] - batch.stress
-    labelled, counts = _labelled(batch), counts.clamp(min=1.0).to(forces)
-    energy_sum = _huber_sum(energy, labelled["energy"], config.energy_width)
-    force_sum = _huber_sum(forces, labelled["forces"], config.forces_width, batch.force_weight)
-    stress_sum = _huber_sum(stress, labelled["stress"], config.stress_width)
+    counts = counts.clamp(min=1.0).to(forces)
+    energy_sum = _huber_sum(energy, torch.isfinite(batch.energy), config.energy_width)
+    force_sum = _huber_sum(forces, torch.isfinite(batch.forces), config.forces_width, batch.force_weight)
+    stress_sum = _huber_sum(stress, torch.isfinite(batch.stress), config.stress_width)
     return (
         config.energy * energy_sum / counts[0]
         + config.forces * force_sum / counts[1]
         + config.stress * stress_sum / counts[2]
     )
-
-
-def _labelled(batch: Batch) -> dict[str, Tensor]:
-    """Masks of the labels that count. Some codes state a stress of slabs and molecules; the potential has none."""
-    periodic = batch.pbc.all(1).view(-1, 1, 1)
-    return {
-        "energy": torch.isfinite(batch.energy),
-        "forces": torch.isfinite(batch.forces),
-        "stress": torch.isfinite(batch.stress) & periodic,
-    }
 
 
 def _huber_sum(error: Tensor, labelled: Tensor, width: float, weight: Tensor | None = None) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import ase.io
 import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -200,3 +202,25 @@ def test_nothing_to_train_on_is_an_error(file_with_bad_records, tmp_path):
     with pytest.raises(BadRecordError, match=r"bad\.extxyz: leaves no structure to train on: check the splits"):
         convert(file_with_bad_records, tmp_path / "out", config)
     assert not (tmp_path / "out" / "dataset_info.json").exists()
+
+
+def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path) -> None:
+    """A published split with other names than ours is an error that names the way out, and that way works."""
+    frames = []
+    for k in range(40):
+        atoms = bulk("Cu")
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0 - 0.01 * k)
+        atoms.info |= {"split": "test_300K", "group": "all", "level_of_theory": "EMT"}
+        frames.append(atoms)
+    ase.io.write(tmp_path / "md.extxyz", frames)
+    with pytest.raises(BadRecordError, match="split 'test_300K'.*split_by=group"):
+        convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig())
+    halves = {"test_share": 0.5, "valid_share": 0.0}
+    info = convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig(split_by="structure", **halves))
+    assert 8 <= info["num_structures"]["test"] <= 32
+    groups = {f"g{k}": split_of(f"g{k}", ConvertConfig(**halves)) for k in range(40)}
+    for atoms, group in zip(frames, groups, strict=True):
+        atoms.info["group"] = group
+    ase.io.write(tmp_path / "md.extxyz", frames)
+    info = convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig(split_by="group", **halves))
+    assert info["num_structures"]["test"] == sum(split == "test" for split in groups.values())

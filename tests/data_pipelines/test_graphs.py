@@ -92,11 +92,18 @@ def test_missing_labels_are_nan_never_zero():
 
 def test_labels_survive_and_energy_keeps_float64():
     energy, forces, stress = -123456.789012345, np.arange(6.0).reshape(2, 3), np.diag([1.0, 2.0, 3.0])
-    graph = structure_graph(structure([[0, 0, 0], [0, 0, 2.5]], energy=energy, forces=forces, stress=stress), 3.0)
+    labels = {"energy": energy, "forces": forces, "stress": stress}
+    graph = structure_graph(structure([[0, 0, 0], [0, 0, 2.5]], 5 * np.eye(3), True, **labels), 3.0)
     assert graph.energy.item() == energy
     assert graph.forces.dtype == graph.stress.dtype == torch.float32
     np.testing.assert_array_equal(graph.forces, forces)
     np.testing.assert_array_equal(graph.stress[0], stress)
+
+
+def test_stress_label_of_a_structure_that_is_not_periodic_counts_as_missing():
+    """Some codes state one for slabs; the potential has none to compare."""
+    slab = structure([[0, 0, 0]], 5 * np.eye(3), (True, True, False), stress=np.eye(3))
+    assert structure_graph(slab, 3.0).stress.isnan().all()
 
 
 def test_geometry_is_float64_so_that_far_coordinates_keep_their_differences():
