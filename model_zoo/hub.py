@@ -18,6 +18,7 @@ from ase.calculators.calculator import Calculator
 from huggingface_hub import snapshot_download
 
 from ..data_pipelines.shards import write_atomically
+from .invariance import check_invariance
 from .package import BadModelError, ModelRecord, load_model
 from .potential import Potential
 
@@ -80,7 +81,8 @@ def resolve(reference: str | Path, folder_hub: Path | str | None = None) -> tupl
 def publish(model: Path | str, repo: str, folder_hub: Path | str) -> str:
     """Publish a model folder as `owner/name` in a folder hub; returns the pinned reference.
 
-    Refuses a model without licence, training data or named level of theory: nobody could judge it.
+    Refuses a model without licence, training data or named level of theory, which nobody could judge, and one whose
+    predictions are not invariant.
     """
     model = Path(model)
     if not REFERENCE.fullmatch(repo) or "@" in repo:
@@ -91,6 +93,7 @@ def publish(model: Path | str, repo: str, folder_hub: Path | str) -> str:
     lacking += ["level of theory"] if potential.config.levels_of_theory == ["default"] else []
     if lacking:
         raise BadModelError(f"{model}: not fit to publish, its record lacks: {', '.join(lacking)}")
+    check_invariance(potential, record.elements)
     revision = hashlib.sha256((model / "manifest.json").read_bytes()).hexdigest()[:16]
     home = Path(folder_hub) / repo
     target = home / "snapshots" / revision

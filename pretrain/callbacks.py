@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +34,10 @@ class Metrics(Callback):
 
     def __init__(self, path: Path, start_step: int) -> None:
         kept = []
-        if path.is_file():
-            rows = (line for line in path.read_text().splitlines() if line.strip())
-            kept = [line for line in rows if json.loads(line)["step"] <= start_step]
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with suppress(ValueError):  # a kill may have cut off the last line
+                if json.loads(line)["step"] <= start_step:
+                    kept.append(line)
         write_atomically(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
 
@@ -48,7 +51,7 @@ class Metrics(Callback):
             "event": "step",
             "step": report.step,
             "epoch": report.epoch,
-            "loss": report.loss,
+            "loss": report.loss if math.isfinite(report.loss) else None,
             "learning_rate": report.learning_rate,
             "structures_per_s": report.structures / report.seconds,
             "edges_per_s": report.edges / report.seconds,
@@ -74,11 +77,12 @@ class ProgressBar(Callback):
             transient=True,
         )
         self._task = self._bar.add_task("", total=max_steps, completed=start_step, figures="")
-        self._loss: float | None = None
+        self._loss = math.nan
         self._bar.start()
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        self._loss = report.loss if self._loss is None else 0.95 * self._loss + 0.05 * report.loss
+        if math.isfinite(report.loss):
+            self._loss = report.loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * report.loss
         figures = (
             f"loss {self._loss:.3f}  {report.structures / report.seconds:.0f} structures/s  "
             f"{report.edges / report.seconds:.0f} edges/s  data wait {report.data_seconds / report.seconds:.0%}"
@@ -124,9 +128,15 @@ class Validation(Callback):
         summary = evaluate(self.potential, iter_structures(self.data, "valid"), "valid", self.limit)
         self.potential.train()
         self.metrics.write({"event": "evaluation", "step": report.step, **summary})
-        ratio = summary["force_mae"] / summary["force_rms"]
-        self.console.print(
-            f"step {report.step}: valid energy MAE {1000 * summary['energy_mae_per_atom']:.1f} meV/atom, "
-            f"force MAE {summary['force_mae']:.3f} eV/A ({ratio:.0%} of RMS), "
-            f"worst element {summary['worst_element']} {summary['worst_element_force_mae']:.3f}"
-        )
+        self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
+
+
+def _figures(summary: dict[str, Any]) -> list[str]:
+    """The errors of which there are labels, to be read."""
+    figures = []
+    if summary["energy_mae_per_atom"] is not None:
+        figures.append(f"energy MAE {1000 * summary['energy_mae_per_atom']:.1f} meV/atom")
+    if summary["force_mae"] is not None:
+        figures.append(f"force MAE {summary['force_mae']:.3f} eV/A (RMS of the labels {summary['force_rms']:.3f})")
+        figures.append(f"worst element {summary['worst_element']} {summary['worst_element_force_mae']:.3f}")
+    return figures

@@ -153,13 +153,11 @@ class Trainer:
         return work
 
     def _spare_batch(self) -> Batch:
-        """A batch that this rank has had; after a resume where only others have any left, its first of the epoch."""
+        """A batch of anything, to keep step with: this rank may have had none in this epoch, or at all."""
         if self._spare is None:
             stream = copy(self.stream)
-            stream.state = StreamState(self.stream.state.epoch)
-            self._spare = next(stream.epoch(), None)
-        if self._spare is None:
-            raise ValueError("this rank has no data: the set has fewer windows than ranks; use fewer ranks")
+            stream.rank, stream.world_size, stream.state = 0, 1, StreamState()
+            self._spare = next(stream.epoch())
         return self._spare
 
     def _on_all_ranks(self, healthy: bool) -> bool:

@@ -213,7 +213,7 @@ def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path
         atoms.info |= {"split": "test_300K", "group": "all", "level_of_theory": "EMT"}
         frames.append(atoms)
     ase.io.write(tmp_path / "md.extxyz", frames)
-    with pytest.raises(BadRecordError, match="split 'test_300K'.*split_by=group"):
+    with pytest.raises(BadRecordError, match=r"split 'test_300K'.*split_by=group"):
         convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig())
     halves = {"test_share": 0.5, "valid_share": 0.0}
     info = convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig(split_by="structure", **halves))

@@ -18,7 +18,7 @@ from optimizer_steps import MODEL
 
 @pytest.fixture
 def run_config(data_set, tmp_path) -> Callable[..., PretrainConfig]:
-    """A config of 12 steps in epochs of 8, that writes into `tmp_path`/`name`."""
+    """A config of 12 steps in epochs of 6, that writes into `tmp_path`/`name`."""
 
     def build(name: str = "run", **changes: Any) -> PretrainConfig:
         settings = {

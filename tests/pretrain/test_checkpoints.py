@@ -1,0 +1,190 @@
+"""Checkpoints: resume is exact, and no kill at any instant leaves a run without a whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evenfield.data_pipelines.stream import StreamState
+from evenfield.pretrain import run
+from evenfield.pretrain.callbacks import Callback
+from evenfield.pretrain.checkpoints import NoCheckpointError, load_checkpoint, save_checkpoint, whole_checkpoints
+from evenfield.pretrain.engine import start_distributed
+
+
+# --- exact resume
+
+
+class Stop(Callback):
+    """Ask for a stop as a signal does; one more step is taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, trainer, report) -> None:
+        trainer.stop_requested |= report.step == self.step - 1
+
+
+@pytest.mark.parametrize(("zero_stage", "stop"), [(0, 4), (1, 4), (2, 4), (0, 6), (0, 7)])
+def test_resumed_run_has_the_bits_of_a_whole_one(run_config, monkeypatch, zero_stage, stop):
+    """In the middle of an epoch, at its end, and after it, for each way to share the optimizer."""
+    settings = {"engine": {"warmup_steps": 3, "zero_stage": zero_stage}}
+    whole = run.pretrain(run_config("whole", **settings), quiet=True)
+    original = run._callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_callbacks", lambda *args: [*original(*args), Stop(stop)])
+        assert run.pretrain(run_config("parts", **settings), quiet=True) is None
+    torch.manual_seed(99)  # what happened in between must not matter
+    parts = run.pretrain(run_config("parts", **settings), resume=True, quiet=True)
+    one, other = (load_file(model / "model.safetensors") for model in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = {name: figures(Path(run_config(name).out)) for name in ("whole", "parts")}
+    assert rows["whole"] == rows["parts"]
+    epochs = [epoch for _, epoch, _ in rows["whole"]]
+    assert epochs == [0] * 6 + [1] * 6
+
+
+def figures(out: Path) -> list[tuple[int, int, float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["epoch"], row["loss"]) for row in rows]
+
+
+# --- folders
+
+
+class FileEngine:
+    """An engine whose weights are the bytes of one file."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, weights: bytes = b"fresh") -> None:
+        self.weights = weights
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights.pt").write_bytes(self.weights)
+
+    def load(self, folder: Path) -> None:
+        self.weights = (folder / "weights.pt").read_bytes()
+
+
+def save_steps(folder: Path, *steps: int, keep: int = 10) -> None:
+    start_distributed()
+    for step in steps:
+        save_checkpoint(folder, step, FileEngine(b"weights of %d" % step), StreamState(epoch=step), keep)
+
+
+def loaded(folder: Path) -> tuple[int, bytes, int]:
+    engine = FileEngine()
+    step, stream = load_checkpoint(folder, engine)
+    return step, engine.weights, stream.epoch
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    start_distributed()
+    stream = StreamState(epoch=3, finished={0, 2, 4, 7}, used={5: 2})
+    save_checkpoint(tmp_path, 7, FileEngine(b"seven"), stream, 2)
+    expected = torch.rand(3)
+    engine = FileEngine()
+    assert load_checkpoint(tmp_path, engine) == (7, stream)
+    assert engine.weights == b"seven"
+    assert torch.equal(torch.rand(3), expected)  # the random numbers go on
+
+
+def test_newest_are_kept_and_latest_names_the_newest(tmp_path):
+    save_steps(tmp_path, 5, 100, 20000, 1000000, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00020000", "step-01000000"]
+    assert (tmp_path / "latest").read_text() == "step-01000000"
+    assert loaded(tmp_path) == (1000000, b"weights of 1000000", 1000000)
+
+
+def shorten(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "weights.pt", 3)
+
+
+def lose_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+def lose_file(checkpoint: Path) -> None:
+    (checkpoint / "weights.pt").unlink()
+
+
+def garble_manifest(checkpoint: Path) -> None:
+    manifest = checkpoint / "manifest.json"
+    manifest.write_text(manifest.read_text()[:40])
+
+
+def empty_manifest(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").write_text("{}")
+
+
+TEARS = pytest.mark.parametrize("tear", [shorten, lose_manifest, lose_file, garble_manifest, empty_manifest])
+
+
+@TEARS
+def test_torn_checkpoint_is_passed_over(tmp_path, tear):
+    save_steps(tmp_path, 1, 2, 3)
+    tear(tmp_path / "step-00000003")
+    assert loaded(tmp_path) == (2, b"weights of 2", 2)
+
+
+@TEARS
+def test_torn_checkpoint_does_not_count_among_those_kept(tmp_path, tear):
+    save_steps(tmp_path, 1, 2)
+    tear(tmp_path / "step-00000002")
+    save_steps(tmp_path, 3, keep=2)
+    assert [p.name for p in whole_checkpoints(tmp_path)] == ["step-00000001", "step-00000003"]
+
+
+def test_torn_checkpoint_is_written_over_when_the_run_gets_there_again(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    shorten(tmp_path / "step-00000002")
+    save_steps(tmp_path, 2)
+    assert loaded(tmp_path) == (2, b"weights of 2", 2)
+
+
+def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
+    save_steps(tmp_path, 1)
+    leftover = tmp_path / ".tmp-step-00000002"
+    leftover.mkdir()
+    (leftover / "weights.pt").write_bytes(b"half")
+    assert loaded(tmp_path)[0] == 1
+    save_steps(tmp_path, 2)
+    assert loaded(tmp_path) == (2, b"weights of 2", 2) and not leftover.exists()
+
+
+def test_nothing_to_resume_from_says_what_there_is(tmp_path):
+    with pytest.raises(NoCheckpointError, match=r"none: no checkpoint to resume from\. Start without --resume$"):
+        loaded(tmp_path / "none")
+    save_steps(tmp_path, 4)
+    shorten(tmp_path / "step-00000004")
+    with pytest.raises(NoCheckpointError, match=r"to resume from; not whole: step-00000004\. Start without"):
+        loaded(tmp_path)
+
+
+# --- kills
+
+
+KILLED = Path(__file__).parent / "killed_while_saving.py"
+
+
+@pytest.mark.slow  # starts a process, which starts one for each place to be killed in
+def test_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(KILLED), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert len(outcomes) > 8
+    saved_again = {name: outcome for name, outcome in outcomes.items() if name.startswith("again")}
+    assert all(step == 2 for step in saved_again.values()), saved_again
+    first_time = {name: outcome for name, outcome in outcomes.items() if name not in saved_again}
+    assert set(first_time.values()) == {1, 2}, first_time  # killed before the new one had its name, and after

@@ -1,0 +1,97 @@
+"""What README shows is run here: its commands as they stand, made shorter only in steps and sizes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from evenfield import cli, model_zoo
+from evenfield.data_pipelines.convert import ConvertConfig, convert
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.package import TrainingData
+
+
+README = Path(__file__).parents[1] / "README.md"
+SHORTER = {"max_steps=2000": "max_steps=4", "num_structures=16": "num_structures=6", "steps=500": "steps=5"}
+SHORTER |= {"sizes=[4,16]": "sizes=[4] scratch_steps=2"}
+
+
+def metal(rng: np.random.Generator, symbols: str) -> Atoms:
+    """A small rattled metal with EMT labels in its own columns."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.symbols[:] = rng.choice(list(re.findall("[A-Z][a-z]?", symbols)), len(atoms))
+    atoms.rattle(0.1, rng=rng)
+    atoms.calc = EMT()
+    atoms.info |= {"REF_energy": atoms.get_potential_energy(), "group": str(rng.integers(1000))}
+    atoms.arrays["REF_forces"] = atoms.get_forces()
+    atoms.calc = None
+    return atoms
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that README's user has."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    columns = {"columns": {"energy": "REF_energy", "forces": "REF_forces"}, "level_of_theory": "PBE"}
+    config = ConvertConfig(units={"energy": "eV", "forces": "eV/A"}, **columns)
+    ase.io.write("mine.extxyz", [metal(rng, "CuAg") for _ in range(40)])
+    ase.io.write("other.extxyz", [metal(rng, "CuAu") for _ in range(40)])
+    ase.io.write("structure.cif", bulk("Cu", cubic=True))
+    convert("other.extxyz", "runs/other", config.model_copy(update={"test_share": 0.4}))
+    return tmp_path
+
+
+def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = re.search(r"## Your own data.*?```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    commands = [line for line in block[1].splitlines() if line.startswith("evenfield")]
+    assert len(commands) == 7
+    for command in commands:
+        for long, short in SHORTER.items():
+            command = command.replace(long, short)
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code in (0, None), command
+    assert Path("runs/md/trajectory.traj").stat().st_size > 0
+
+
+def test_python_example(workplace: Path) -> None:
+    record = ModelRecord(
+        name="uniform",
+        licence="Apache-2.0",
+        elements={"EMT": ["Cu"]},
+        training_data=[TrainingData(name="a", sha256="0", licence="b", num_structures=1)],
+    )
+    potential = Potential(PotentialConfig(channels=4, levels_of_theory=["EMT"]))
+    model_zoo.save_model(workplace / "model", potential, record)
+    model_zoo.publish(workplace / "model", "quickstart/uniform", workplace / "runs/quickstart/hub")
+    exec(re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1], {})
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The quick start at a toy size: all files are there, and a second run keeps them."""
+    sizes = ["num_structures=120", "max_steps=6", "target=O", "sizes=[4]", "seeds=[0]", "scratch_steps=3"]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), *sizes, "md_steps=10"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code in (0, None)
+    assert capsys.readouterr().out.count("kept") == 10
+    page = (tmp_path / "q" / "report" / "report.html").read_text()
+    assert "Before and after reweighting" in page
+    monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), "max_steps=7"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "made with other settings" in capsys.readouterr().err
