@@ -47,8 +47,11 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, stream: StreamState
         content["files"] = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
         _sync(temporary)
         write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        if _is_whole(final):  # of a resumed run that took no step: to replace it would be to be without it
+            shutil.rmtree(temporary)
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
         write_atomically(folder / "latest", final.name)
         for old in whole_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,5 +26,5 @@ def pretrain(
     from .run import pretrain as run
 
     model = run(load_settings(PretrainConfig, recipe, overrides), resume=resume)
-    if model is not None:
+    if model is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"model: {model}")

@@ -22,7 +22,7 @@ from ..data_pipelines.stream import Stream
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential, PotentialConfig
 from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
-from .checkpoints import load_checkpoint, seed_everything
+from .checkpoints import load_checkpoint, seed_everything, whole_checkpoints
 from .config import PretrainConfig
 from .engine import DeepSpeedEngine, start_distributed
 from .evaluation import predict, summarise
@@ -40,6 +40,9 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
     counts = read_info(config.data)["num_structures"]
     if not counts["test"] + counts["valid"]:
         raise ValueError(f"{config.data}: holds no structure to test on: convert it with test_share above 0")
+    out, start_step = Path(config.out), 0
+    if not resume and (whole := whole_checkpoints(out / "checkpoints")):
+        raise ValueError(f"{out}: holds a run saved at {whole[-1].name}: add --resume to go on, or name another folder")
     start_distributed()
     seed_everything(config.seed)
     potential = build_potential(config)
@@ -52,7 +55,6 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
         rank=engine.rank,
         world_size=engine.world_size,
     )
-    out, start_step = Path(config.out), 0
     if resume:
         start_step, stream.state = load_checkpoint(out / "checkpoints", engine)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False)
@@ -74,7 +76,7 @@ def _callbacks(
     config: PretrainConfig, potential: Potential, console: Console, rank: int, start_step: int
 ) -> list[Callback]:
     out = Path(config.out)
-    callbacks: list[Callback] = [Checkpoints(out / "checkpoints", config.checkpoints)]
+    callbacks: list[Callback] = []
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -84,7 +86,8 @@ def _callbacks(
         )
         watched = [validation] if read_info(config.data)["num_structures"]["valid"] else []
         callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
-    return callbacks
+    # last, so that a kill after a checkpoint finds the rows of its step written
+    return [*callbacks, Checkpoints(out / "checkpoints", config.checkpoints)]
 
 
 def build_potential(config: PretrainConfig) -> Potential:

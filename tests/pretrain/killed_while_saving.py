@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import deepspeed  # once, before the forks
 import torch
-from optimizer_steps import new_engine
 
 from evenfield.data_pipelines.stream import StreamState
 from evenfield.pretrain.checkpoints import save_checkpoint, whole_checkpoints
-from evenfield.pretrain.engine import DeepSpeedEngine
+from evenfield.pretrain.engine import start_distributed
 
 
 OPERATIONS = ((os, "fsync"), (os, "replace"), (os, "rename"), (shutil, "rmtree"), (Path, "rename"), (Path, "replace"))
@@ -42,13 +42,28 @@ class Killer:
         setattr(owner, name, wrapped)
 
 
-class HalfSaved(DeepSpeedEngine):
-    """Dies with some of the files written and one of them short."""
+class FileEngine:
+    """An engine whose weights are the bytes of one file."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, weights: bytes = b"fresh") -> None:
+        self.weights = weights
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights.pt").write_bytes(self.weights)
+
+    def load(self, folder: Path) -> None:
+        self.weights = (folder / "weights.pt").read_bytes()
+
+
+class HalfSaved(FileEngine):
+    """Dies with its file half written."""
 
     def save(self, folder: Path) -> None:
         super().save(folder)
-        largest = max(folder.rglob("*.pt"), key=lambda path: path.stat().st_size)
-        os.truncate(largest, largest.stat().st_size // 2)
+        os.truncate(folder / "weights.pt", 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -65,29 +80,26 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def save(folder: Path, step: int, keep: int = 1) -> None:
-    save_checkpoint(folder, step, new_engine(0), StreamState(epoch=step), keep)
+def save(folder: Path, step: int, engine: FileEngine) -> None:
+    start_distributed()
+    save_checkpoint(folder, step, engine, StreamState(epoch=step), keep=1)
 
 
 def save_and_die(folder: Path, passes: int) -> None:
-    engine, killer = new_engine(0), Killer(passes)
+    start_distributed()
+    killer = Killer(passes)
     for owner, name in OPERATIONS:
         killer.watch(owner, name)
-    save_checkpoint(folder, 2, engine, StreamState(epoch=2), 1)
-
-
-def half_save(folder: Path) -> None:
-    engine = new_engine(0)
-    engine.__class__ = HalfSaved
-    save_checkpoint(folder, 2, engine, StreamState(epoch=2), 1)
+    save(folder, 2, FileEngine())
 
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
+    deepspeed.logger.setLevel("WARNING")
     outcomes = {}
     steps = {1: root / "with-1", 2: root / "with-2"}
     for step, folder in steps.items():
-        assert in_child(lambda folder=folder, step=step: save(folder, step)) == 0
+        assert in_child(lambda folder=folder, step=step: save(folder, step, FileEngine())) == 0
 
     def newest_after(name: str, start: Path, work: Callable[[Path], None]) -> bool:
         """Whether `work` on a copy of the run was killed; notes what is left."""
@@ -99,7 +111,7 @@ def main(root: Path) -> None:
         outcomes[name] = json.loads((whole[-1] / "manifest.json").read_text())["step"] if whole else None
         return ended != 0
 
-    assert newest_after("half", steps[1], half_save)
+    assert newest_after("half", steps[1], lambda folder: save(folder, 2, HalfSaved()))
     for prefix, start in (("first", steps[1]), ("again", steps[2])):
         passes = 0
         while newest_after(f"{prefix}-{passes}", start, lambda folder, n=passes: save_and_die(folder, n)):

@@ -19,6 +19,11 @@ from evenfield.pretrain.checkpoints import NoCheckpointError, load_checkpoint, s
 from evenfield.pretrain.engine import start_distributed
 
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from killed_while_saving import FileEngine  # noqa: E402
+
+
 # --- exact resume
 
 
@@ -57,22 +62,6 @@ def figures(out: Path) -> list[tuple[int, int, float]]:
 
 
 # --- folders
-
-
-class FileEngine:
-    """An engine whose weights are the bytes of one file."""
-
-    rank, world_size = 0, 1
-
-    def __init__(self, weights: bytes = b"fresh") -> None:
-        self.weights = weights
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "weights.pt").write_bytes(self.weights)
-
-    def load(self, folder: Path) -> None:
-        self.weights = (folder / "weights.pt").read_bytes()
 
 
 def save_steps(folder: Path, *steps: int, keep: int = 10) -> None:
@@ -173,13 +162,10 @@ def test_nothing_to_resume_from_says_what_there_is(tmp_path):
 # --- kills
 
 
-KILLED = Path(__file__).parent / "killed_while_saving.py"
-
-
 @pytest.mark.slow  # starts a process, which starts one for each place to be killed in
 def test_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(KILLED), str(tmp_path)]
+    command = [sys.executable, str(HERE / "killed_while_saving.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = json.loads(done.stdout.splitlines()[-1])

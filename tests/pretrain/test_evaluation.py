@@ -16,7 +16,7 @@ from evenfield.pretrain.evaluation import Predictions, evaluate, mean_absolute, 
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizer_steps import LEVELS, MODEL, new_potential  # noqa: E402
+from optimizer_steps import LEVELS, MODEL, new_potential
 
 
 @pytest.fixture

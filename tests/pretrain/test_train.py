@@ -20,7 +20,7 @@ from evenfield.pretrain.train import Trainer, learning_rate_at
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from optimizer_steps import (  # noqa: E402
+from optimizer_steps import (
     FixedStream,
     batch_of,
     engine_config,
@@ -33,7 +33,10 @@ from optimizer_steps import (  # noqa: E402
 
 # To write these anew after a wanted change of model, loss, optimizer, stream or data set, run this test and copy the
 # list that it prints.
-GOLDEN_LOSSES = []
+GOLDEN_LOSSES = [
+    *(0.91838, 0.90873, 0.67034, 0.76891, 1.55895, 1.45952, 1.53373, 1.31813, 0.93848, 1.08196),
+    *(0.78202, 0.69773, 1.71154, 0.81944, 0.56093, 1.05288, 1.15935, 0.98952, 1.05903, 1.18862),
+]
 
 
 def test_losses_of_twenty_steps_are_what_they_were(run_config):
@@ -42,7 +45,7 @@ def test_losses_of_twenty_steps_are_what_they_were(run_config):
     rows = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     print([round(loss, 5) for loss in losses])
-    assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-3)  # rounding differs between machines and grows by step
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-4)  # rounding differs between machines
 
 
 # --- schedule
