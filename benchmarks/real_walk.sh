@@ -15,10 +15,10 @@ resume=""; [ -d "$out/pretrained/checkpoints" ] && resume="--resume"
   out="$out/pretrained" licence=Apache-2.0 max_steps="$steps" evaluate_every=1000 checkpoints.every=500 \
   stream.weights.beta=0.3
 
-for set in fitsnap_ta zr_h mol_acac; do
+for set in fitsnap_ta zr_h dnp_Ti; do
   evenfield data convert "$data/$set.extxyz.gz" "$out/$set" --recipe "$recipe" split_by=structure \
     test_share=0.5 valid_share=0.0
-  evenfield finetune curve "$out/pretrained/model" "$out/$set" "$out/$set.json" sizes=[4,16] seeds=[0] \
+  evenfield finetune curve "$out/pretrained/model" "$out/$set" "$out/$set.json" sizes=[4,16] seeds=[0,1] \
     scratch_steps=400
 done
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..data_pipelines.settings import Settings, SettingsError
 from ..data_pipelines.shards import write_atomically
+from ..pretrain.checkpoints import whole_checkpoints
 
 
 class QuickstartConfig(Settings):
@@ -81,6 +82,8 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
 
     def pretrain(name: str, extra: list[str]) -> Step:
         words = ["pretrain", f"data={data}", f"out={out / name}", "licence=Apache-2.0", *steps, *extra]
+        if whole_checkpoints(out / name / "checkpoints"):  # interrupted before
+            words.append("--resume")
         return Step(words, f"{name}/model/manifest.json")
 
     generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]

@@ -10,11 +10,13 @@ from ..model_zoo.potential import Potential
 def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
     """A copy of the potential that has a head for `level_of_theory`, started from the head `like` (or the first).
 
-    A level that the model has already is kept as it is.
+    A level that the model has already is kept as it is. Raises ValueError when it has no head `like`.
     """
     levels = list(potential.config.levels_of_theory)
     new_levels = levels if level_of_theory in levels else [*levels, level_of_theory]
-    source = levels.index(like) if like in levels else 0
+    if like is not None and like not in levels:
+        raise ValueError(f"'{like}' is not a level of theory of the model; it has: {', '.join(levels)}")
+    source = levels.index(like) if like else 0
     copy = Potential(potential.config.model_copy(update={"levels_of_theory": new_levels}))
     parameter = next(potential.parameters())
     copy = copy.to(device=parameter.device, dtype=parameter.dtype)

@@ -86,24 +86,30 @@ class PullChoice:
 
 
 def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: np.ndarray) -> PullChoice:
-    """The pull toward the pretrained weights with the least error on structures left out.
+    """The strongest pull toward the pretrained weights that is as good as any on structures left out.
 
     `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single elements; `fixed`
-    (P,) is added as it is. Forces are scored when there are any: the energy of a structure left out also tests
-    the E0 of elements that no other structure may hold. A scan point that changes nothing is always among them.
+    (P,) is added as it is. As good as any: within one standard error of the least error, over folds, of the
+    paired difference to it (the one-standard-error rule of Breiman et al. 1984). Forces are scored when there are
+    any: the energy of a structure left out also tests the E0 of elements that no other structure may hold.
     """
     total = sum((fold.all for fold in folds[1:]), folds[0].all)
     use_forces = any(fold.forces.rows for fold in folds)
     scored = [fold.forces if use_forces else fold.energy for fold in folds]
-    rows = max(1, sum(equations.rows for equations in scored))
     weights = shared + own > 0
     unit = np.trace(total.matrix[weights][:, weights]) / max(1, weights.sum()) or 1.0
-    best, before = (np.inf, fixed), sum(equations.square for equations in scored)
-    for ratio in SHARED_PULLS if own.any() else SHARED_PULLS[:1]:
-        for strength in PULLS:
-            pull = unit * strength * (own + ratio * shared) + fixed
-            error = sum(
-                part.squared_error((total - fold.all).solve(pull)) for fold, part in zip(folds, scored, strict=True)
-            )
-            best = min(best, (error, pull), key=lambda pair: pair[0])
-    return PullChoice(best[1], float(np.sqrt(before / rows)), float(np.sqrt(max(0.0, best[0]) / rows)))
+    ratios = SHARED_PULLS if own.any() else SHARED_PULLS[:1]
+    pulls = [unit * strength * (own + ratio * shared) + fixed for ratio in ratios for strength in PULLS]
+    errors = np.array(
+        [
+            [part.squared_error((total - fold.all).solve(pull)) for fold, part in zip(folds, scored, strict=True)]
+            for pull in pulls
+        ]
+    )  # (pulls, folds)
+    excess = errors - errors[np.argmin(errors.sum(1))]
+    allowed = excess.std(axis=1) * np.sqrt(len(folds))  # standard error of the sum over folds
+    good = np.flatnonzero(excess.sum(1) <= allowed)
+    best = max(good, key=lambda k: pulls[k][weights].sum())
+    rows = max(1, sum(part.rows for part in scored))
+    before = sum(part.square for part in scored)
+    return PullChoice(pulls[best], float(np.sqrt(before / rows)), float(np.sqrt(max(0.0, errors[best].sum()) / rows)))

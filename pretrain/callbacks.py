@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ..data_pipelines.shards import iter_structures, write_atomically
 from ..model_zoo.potential import Potential
 from .checkpoints import CheckpointConfig, save_checkpoint
-from .evaluation import evaluate
+from .evaluation import evaluate, with_a_head
 
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class Validation(Callback):
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every:
             return
-        summary = evaluate(self.potential, iter_structures(self.data, "valid"), "valid", self.limit)
+        structures = with_a_head(self.potential, iter_structures(self.data, "valid"))
+        summary = evaluate(self.potential, structures, "valid", self.limit)
         self.potential.train()
         self.metrics.write({"event": "evaluation", "step": report.step, **summary})
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))

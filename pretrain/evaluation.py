@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,6 +164,11 @@ def _per_element(p: Predictions, energy: np.ndarray, train_counts: dict[str, int
             "energy_mae_per_atom": mean_absolute(energy[structures]),
         }
     return table
+
+
+def with_a_head(potential: Potential, structures: Iterable[Structure]) -> Iterator[Structure]:
+    """Those that the potential can be asked about: a rare level of theory may have no training structure at all."""
+    return (s for s in structures if s.level_of_theory in potential.config.levels_of_theory)
 
 
 def evaluate(potential: Potential, structures: Iterable[Structure], split: str, limit: int | None = None) -> dict:

@@ -25,7 +25,7 @@ from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
 from .checkpoints import load_checkpoint, seed_everything, whole_checkpoints
 from .config import PretrainConfig
 from .engine import DeepSpeedEngine, start_distributed
-from .evaluation import predict, summarise
+from .evaluation import predict, summarise, with_a_head
 from .train import Trainer
 
 
@@ -118,7 +118,8 @@ def _write_results(config: PretrainConfig, potential: Potential, seconds: float,
     out, census = Path(config.out), read_census(config.data)
     counts = {symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()}
     split = "test" if read_info(config.data)["num_structures"]["test"] else "valid"
-    predictions = predict(potential, iter_structures(config.data, split), progress=progress)
+    structures = with_a_head(potential, iter_structures(config.data, split))
+    predictions = predict(potential, structures, progress=progress)
     predictions.save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
     save_model(out / "model", potential, _record(config, potential, census, counts, seconds), evaluation)

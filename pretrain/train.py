@@ -81,8 +81,8 @@ class Trainer:
                     callback.on_step(self, report)
                 if work.stop:
                     break
-        for callback in self.callbacks:
-            callback.on_end(self)
+            for callback in self.callbacks:
+                callback.on_end(self)
         return self.step >= self.max_steps
 
     def train_step(self, work: _Work) -> StepReport:

@@ -162,7 +162,6 @@ def test_nothing_to_resume_from_says_what_there_is(tmp_path):
 # --- kills
 
 
-@pytest.mark.slow  # starts a process, which starts one for each place to be killed in
 def test_kill_at_any_instant_of_saving_leaves_a_whole_checkpoint(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "killed_while_saving.py"), str(tmp_path)]

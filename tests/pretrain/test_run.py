@@ -1,0 +1,278 @@
+"""A whole pretraining run: what it learns, what it writes, and data that lack something."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from evenfield.data_pipelines.census import read_census
+from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.shards import iter_structures
+from evenfield.model_zoo.hub import load
+from evenfield.pretrain import callbacks
+from evenfield.pretrain.callbacks import Metrics, ProgressBar
+from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.evaluation import evaluate, predict, summarise
+from evenfield.pretrain.run import build_potential, pretrain
+from evenfield.pretrain.train import StepReport
+
+
+STEP_FIGURES = ("loss", "learning_rate", "structures_per_s", "edges_per_s", "data_wait_share", "seconds")
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# --- a whole run
+
+
+@pytest.fixture(scope="module")
+def finished(data_set, tmp_path_factory) -> PretrainConfig:
+    """150 steps, with validations at 75 and 150."""
+    config = PretrainConfig(
+        data=str(data_set),
+        out=str(tmp_path_factory.mktemp("runs") / "small"),
+        licence="CC0-1.0",
+        max_steps=150,
+        evaluate_every=75,
+        evaluate_structures=20,
+        model={"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0},
+        stream={"edge_budget": 1500, "window_blocks": 3},
+        engine={"warmup_steps": 5},
+        checkpoints={"every": 60},
+    )
+    assert pretrain(config, quiet=True) == Path(config.out) / "model"
+    return config
+
+
+def test_it_learns(finished):
+    losses = np.array([row["loss"] for row in rows_of(Path(finished.out)) if row["event"] == "step"])
+    assert losses[-12:].mean() < 0.4 * losses[:12].mean()  # each is an average over two epochs
+    fresh = evaluate(build_potential(finished), iter_structures(finished.data, "test"), "test")
+    trained = json.loads((Path(finished.out) / "evaluation.json").read_text())
+    assert trained["force_mae"] < 0.5 * fresh["force_mae"]
+    assert trained["energy_mae_per_atom"] < fresh["energy_mae_per_atom"]  # which E0 has made small
+
+
+def test_every_step_has_one_whole_row(finished):
+    rows = [row for row in rows_of(Path(finished.out)) if row["event"] == "step"]
+    assert [row["step"] for row in rows] == list(range(1, 151))
+    assert [row["epoch"] for row in rows] == [k // 6 for k in range(150)]
+    for row in rows:
+        assert all(np.isfinite(row[name]) and row[name] >= 0 for name in STEP_FIGURES)
+        assert row["data_wait_share"] <= 1 and "bad_structures" not in row
+
+
+def test_validations_are_among_the_metrics(finished):
+    rows = [row for row in rows_of(Path(finished.out)) if row["event"] == "evaluation"]
+    assert [row["step"] for row in rows] == [75, 150]
+    assert all(row["split"] == "valid" and row["num_structures"] == 20 for row in rows)
+    assert rows[1]["force_mae"] < rows[0]["force_mae"]
+
+
+def test_saved_config_is_the_resolved_one(finished):
+    saved = yaml.safe_load((Path(finished.out) / "config.yaml").read_text())
+    assert PretrainConfig.model_validate(saved) == finished
+    assert saved["engine"]["clip_norm"] == 10.0  # defaults are written out
+
+
+def test_published_model_predicts_what_was_evaluated(finished):
+    """Loaded anew, on all test structures: the figures in evaluation.json and the arrays in predictions.npz."""
+    out = Path(finished.out)
+    model = load(out / "model")
+    structures = list(iter_structures(finished.data, "test"))
+    predictions = predict(model.potential, structures)
+    census = read_census(finished.data)["per_element"]
+    counts = {symbol: row["structures"].get("train", 0) for symbol, row in census.items()}
+    assert summarise(predictions, "test", counts) == json.loads((out / "evaluation.json").read_text())
+    assert (out / "evaluation.json").read_bytes() == (out / "model" / "evaluation.json").read_bytes()
+    with np.load(out / "predictions.npz", allow_pickle=False) as saved:
+        assert np.array_equal(saved["predicted_forces"], predictions.forces[..., 1].astype(np.float32))
+        assert np.array_equal(saved["predicted_energy_per_atom"], predictions.energy[:, 1] / predictions.num_atoms)
+
+
+def test_calculator_agrees_with_the_predictions(finished):
+    """One structure at a time, through ase."""
+    model = load(Path(finished.out) / "model")
+    structure = next(s for s in iter_structures(finished.data, "test") if s.pbc.all())
+    single = predict(model.potential, [structure])
+    atoms = structure.to_atoms()
+    atoms.calc = model.calculator(level_of_theory=structure.level_of_theory)
+    assert np.allclose(atoms.get_forces(), single.forces[..., 1], atol=1e-5)
+    head = model.potential.config.levels_of_theory.index(structure.level_of_theory)
+    e0 = model.potential.e0[head, torch.as_tensor(structure.atomic_numbers)].sum().item()
+    assert atoms.get_potential_energy() - e0 == pytest.approx(single.energy[0, 1], abs=1e-4)
+    assert np.allclose(atoms.get_stress(voigt=False), single.stress[0, ..., 1], atol=1e-6)
+
+
+def test_record_says_where_the_model_comes_from(finished, train_structures):
+    record = load(Path(finished.out) / "model").record
+    assert (record.name, record.licence, record.training["ranks"]) == ("small", "CC0-1.0", 1)
+    assert record.training_data[0].name == "metals.extxyz" and record.training_data[0].licence == "CC0-1.0"
+    assert record.training_data[0].num_structures == len(train_structures)
+    assert record.training["config"]["max_steps"] == 150
+    assert not {"data", "out"} & record.training["config"].keys()  # paths are nobody's business
+    assert finished.out not in (Path(finished.out) / "model" / "config.json").read_text()
+
+
+def test_checkpoints_are_those_of_the_rule(finished):
+    names = sorted(p.name for p in (Path(finished.out) / "checkpoints").glob("step-*"))
+    assert names == ["step-00000120", "step-00000150"]
+
+
+# --- a model from its data
+
+
+def test_fresh_potential_is_scaled_by_its_data(run_config, train_structures):
+    config = run_config()
+    potential = build_potential(config)
+    census = read_census(config.data)["levels_of_theory"]
+    assert potential.config.levels_of_theory == ["EMT", "EMT-scaled"]  # the common one first
+    for head, level in enumerate(potential.config.levels_of_theory):
+        forces = np.concatenate([s.forces.ravel() for s in train_structures if s.level_of_theory == level])
+        assert float(potential.scale[head]) == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-5)
+        assert float(potential.e0[head, 29]) == census[level]["e0"]["Cu"]
+    graphs = predict(potential, train_structures[:1])
+    assert np.isfinite(graphs.energy).all()
+    neighbours = [len(neighbours_of(s, 4.0)) / len(s) for s in train_structures]
+    sizes = [len(s) for s in train_structures]
+    assert potential.config.num_neighbours == pytest.approx(np.average(neighbours, weights=sizes), rel=1e-6)
+
+
+def neighbours_of(structure, cutoff: float) -> np.ndarray:
+    from ase.neighborlist import neighbor_list
+
+    return neighbor_list("i", structure.to_atoms(), cutoff)
+
+
+def test_same_seed_same_weights_other_seed_others(run_config):
+    torch.manual_seed(1)
+    one = pretrain(run_config("one", max_steps=2), quiet=True)
+    torch.manual_seed(2)
+    two = pretrain(run_config("two", max_steps=2), quiet=True)
+    other = pretrain(run_config("other", max_steps=2, seed=1), quiet=True)
+    weights = [(model / "model.safetensors").read_bytes() for model in (one, two, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+# --- metrics and the way to resume
+
+
+def test_resume_drops_later_rows_and_a_cut_off_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"event": "step", "step": step}) for step in range(1, 7)]
+    rows.insert(4, json.dumps({"event": "evaluation", "step": 4}))
+    path.write_text("\n".join(rows) + '\n{"event": "st')
+    metrics = Metrics(path, start_step=4)
+    metrics.write({"event": "step", "step": 5})
+    metrics.on_end(None)
+    assert [(row["event"], row["step"]) for row in rows_of(tmp_path)] == [
+        *(("step", step) for step in range(1, 5)),
+        ("evaluation", 4),
+        ("step", 5),
+    ]
+
+
+def test_rows_of_a_step_are_written_before_its_checkpoint(run_config, monkeypatch):
+    """A kill just after the checkpoint would else leave a gap, since a resumed run does not take the step again."""
+    config = run_config(max_steps=4, evaluate_every=2, evaluate_structures=2, checkpoints={"every": 2})
+    seen = []
+    original = callbacks.save_checkpoint
+
+    def save(folder, step, *args):
+        rows = rows_of(Path(config.out))
+        seen.append((step, {row["event"] for row in rows if row["step"] == step}))
+        return original(folder, step, *args)
+
+    monkeypatch.setattr(callbacks, "save_checkpoint", save)
+    pretrain(config, quiet=True)
+    assert seen == [(2, {"step", "evaluation"}), (4, {"step", "evaluation"})]
+
+
+def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config):
+    """Else the pruning would keep the old run's checkpoints and delete the new one's."""
+    config = run_config(max_steps=3)
+    model = pretrain(config, quiet=True)
+    weights, metrics = (model / "model.safetensors").read_bytes(), (Path(config.out) / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"run: holds a run saved at step-00000003: add --resume to go on, or name"):
+        pretrain(config, quiet=True)
+    assert (Path(config.out) / "metrics.jsonl").read_bytes() == metrics
+    assert pretrain(config, resume=True, quiet=True) == model  # nothing left to do: the results are written again
+    assert (model / "model.safetensors").read_bytes() == weights
+    longer = run_config(max_steps=5)
+    pretrain(longer, resume=True, quiet=True)
+    assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3, 4, 5]
+
+
+def test_progress_bar_survives_a_step_without_a_loss():
+    bar = ProgressBar(Console(file=io.StringIO()), max_steps=10, start_step=0)
+    shown = []
+    for step, loss in enumerate((float("nan"), 2.0, float("inf"), 2.0), start=1):
+        bar.on_step(None, StepReport(step, 0, loss, 1e-3, 10, 100, 0.1, 0.5))
+        shown.append(bar._bar.tasks[0].fields["figures"].split("  ")[:2])
+    bar.on_end(None)
+    assert shown == [["loss nan", "20 structures/s"], *[["loss 2.000", "20 structures/s"]] * 3]
+
+
+# --- data that lack something
+
+
+def data_of(structures, folder: Path, **labels: None) -> str:
+    """A data set in which every fourth structure is for testing and every fifth for validation."""
+    parts = [
+        replace(s, **labels, split="test" if k % 4 == 0 else "valid" if k % 5 == 0 else "train")
+        for k, s in enumerate(structures)
+    ]
+    write_data_set(parts, folder, {"file": "part", "sha256": ""}, ConvertConfig())
+    return str(folder)
+
+
+def test_energies_alone_are_enough(run_config, train_structures, tmp_path, capsys):
+    data = data_of(train_structures[:24], tmp_path / "data", forces=None, stress=None)
+    model = pretrain(run_config(data=data, max_steps=4, evaluate_every=2))
+    evaluation = json.loads((model / "evaluation.json").read_text())
+    assert evaluation["energy_mae_per_atom"] > 0 and evaluation["force_mae"] is None
+    assert "step 2: valid energy MAE" in capsys.readouterr().out
+    assert "Errors on the test split" in (model / "README.md").read_text()
+
+
+def test_forces_alone_are_enough(run_config, train_structures, tmp_path):
+    data = data_of(train_structures[:24], tmp_path / "data", energy=None, stress=None)
+    model = pretrain(run_config(data=data, max_steps=4, evaluate_every=2), quiet=True)
+    evaluation = json.loads((model / "evaluation.json").read_text())
+    assert evaluation["force_mae"] > 0 and evaluation["energy_mae_per_atom"] is None
+
+
+def test_level_of_theory_that_only_the_held_out_splits_have(run_config, train_structures, tmp_path):
+    """It has no head, so it cannot be evaluated; the run must not die of it after hours."""
+    structures = [s for s in train_structures if s.level_of_theory == "EMT"][:24]
+    strange = {0: "rare", 5: "rare"}  # one for testing, one for validation
+    structures = [replace(s, level_of_theory=strange.get(k, "EMT")) for k, s in enumerate(structures)]
+    data = data_of(structures, tmp_path / "data")
+    model = pretrain(run_config(data=data, max_steps=2, evaluate_every=2), quiet=True)
+    evaluation = json.loads((model / "evaluation.json").read_text())
+    assert set(evaluation["levels"]) == {"EMT"} and evaluation["num_structures"] == 5
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_one_held_out_split_is_enough(run_config, train_structures, tmp_path, split):
+    parts = [replace(s, split=split if k < 3 else "train") for k, s in enumerate(train_structures[:12])]
+    write_data_set(parts, tmp_path / "data", {"file": "part", "sha256": ""}, ConvertConfig())
+    model = pretrain(run_config(data=str(tmp_path / "data"), max_steps=2, evaluate_every=1), quiet=True)
+    assert json.loads((model / "evaluation.json").read_text())["split"] == split
+
+
+def test_data_without_anything_held_out_are_refused_before_the_training(run_config, train_structures, tmp_path):
+    parts = [replace(s, split="train") for s in train_structures[:4]]
+    write_data_set(parts, tmp_path / "data", {"file": "part", "sha256": ""}, ConvertConfig())
+    with pytest.raises(ValueError, match="holds no structure to test on"):
+        pretrain(run_config(data=str(tmp_path / "data")), quiet=True)
