@@ -129,13 +129,15 @@ def few_shot_curve(
 ) -> dict[str, Any]:
     """Errors against the number of structures for refit and from scratch; writes `out` (fewshot.json).
 
-    Rows that the file has already, for the same model, data and settings, are not computed again.
+    Rows that the file has already, for the same model, data and settings, are not computed again, also when sizes or
+    seeds were added. Raises ValueError when the data have fewer structures than the largest size.
     """
     origin = {
         "model": model.reference,
         "data": read_info(data)["source"],
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"sizes", "seeds"}),
     }
+    draw(data, max(config.sizes), seed=0)  # too many are refused before anything is computed
     content = json.loads(out.read_text()) if out.is_file() else {}
     rows = content.get("rows", []) if content.get("origin") == origin else []
     done = {(row["num_structures"], row["seed"]) for row in rows}

@@ -14,6 +14,7 @@ import numpy as np
 
 PULLS = np.logspace(-8, 4, 25)  # scanned strengths, in units of the mean diagonal of the matrix
 SHARED_PULLS = (1.0, 10.0, 1e3, 1e12)  # pull on weights that all elements share over that on an element's own
+UNCHANGED = 1e20  # strongest of all: leaves the weights as they are
 
 
 @dataclass
@@ -89,27 +90,34 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
     """The strongest pull toward the pretrained weights that is as good as any on structures left out.
 
     `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single elements; `fixed`
-    (P,) is added as it is. As good as any: within one standard error of the least error, over folds, of the
-    paired difference to it (the one-standard-error rule of Breiman et al. 1984). Forces are scored when there are
-    any: the energy of a structure left out also tests the E0 of elements that no other structure may hold.
+    (P,) is added as it is. As good as any: within one standard error of the least force error, over folds, of the
+    paired difference to it (the one-standard-error rule of Breiman et al. 1984), with an energy error not above
+    that of unchanged weights by more than its standard error. Without forces, energies alone are scored. Energies
+    do not rank the pulls, because they also test the E0 of elements that no other structure may hold.
     """
     total = sum((fold.all for fold in folds[1:]), folds[0].all)
-    use_forces = any(fold.forces.rows for fold in folds)
-    scored = [fold.forces if use_forces else fold.energy for fold in folds]
     weights = shared + own > 0
     unit = np.trace(total.matrix[weights][:, weights]) / max(1, weights.sum()) or 1.0
     ratios = SHARED_PULLS if own.any() else SHARED_PULLS[:1]
     pulls = [unit * strength * (own + ratio * shared) + fixed for ratio in ratios for strength in PULLS]
-    errors = np.array(
-        [
-            [part.squared_error((total - fold.all).solve(pull)) for fold, part in zip(folds, scored, strict=True)]
-            for pull in pulls
-        ]
+    pulls.append(UNCHANGED * unit * (own + shared) + fixed)
+    solutions = [[(total - fold.all).solve(pull) for fold in folds] for pull in pulls]
+    energy, forces = (
+        np.array([[part.squared_error(x) for part, x in zip(parts, row, strict=True)] for row in solutions])
+        for parts in ([fold.energy for fold in folds], [fold.forces for fold in folds])
     )  # (pulls, folds)
-    excess = errors - errors[np.argmin(errors.sum(1))]
-    allowed = excess.std(axis=1) * np.sqrt(len(folds))  # standard error of the sum over folds
-    good = np.flatnonzero(excess.sum(1) <= allowed)
+    use_forces = any(fold.forces.rows for fold in folds)
+    errors = forces if use_forces else energy
+    harmless = _excess(energy, energy[-1]) <= 0  # the last pull is always harmless
+    least = errors[harmless][np.argmin(errors[harmless].sum(1))]
+    good = np.flatnonzero(harmless & (_excess(errors, least) <= 0))
     best = max(good, key=lambda k: pulls[k][weights].sum())
-    rows = max(1, sum(part.rows for part in scored))
-    before = sum(part.square for part in scored)
-    return PullChoice(pulls[best], float(np.sqrt(before / rows)), float(np.sqrt(max(0.0, errors[best].sum()) / rows)))
+    rows = max(1, sum((fold.forces if use_forces else fold.energy).rows for fold in folds))
+    before, after = (float(np.sqrt(max(0.0, errors[k].sum()) / rows)) for k in (-1, best))
+    return PullChoice(pulls[best], before, after)
+
+
+def _excess(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How far the sums over folds (pulls,) lie above that of `reference` (folds,), less one standard error."""
+    difference = errors - reference
+    return difference.sum(1) - difference.std(axis=1) * np.sqrt(errors.shape[1])

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,8 @@ def test_learning_rate_starts_low_peaks_after_warm_up_and_ends_at_the_final_one(
     assert rates[55] == pytest.approx((1e-2 + 1e-4) / 2)  # the cosine's middle
     assert rates[100] == pytest.approx(1e-4)
     assert rates[99] < 1.01e-4 + 1e-5
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a > b for a, b in zip(rates[10:100], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
