@@ -40,18 +40,19 @@ def structure_graph(
     stress = structure.stress if has_stress else np.full((3, 3), np.nan)
     energy = np.nan if structure.energy is None else structure.energy
     weight = np.ones(num_atoms) if element_weight is None else element_weight[structure.atomic_numbers]
+    # torch.tensor copies: the arrays may be read-only views into a block
     return Data(
         num_nodes=num_atoms,
-        atomic_numbers=torch.as_tensor(structure.atomic_numbers, dtype=torch.long),
-        positions=torch.as_tensor(structure.positions, dtype=torch.float64),
-        cell=torch.as_tensor(structure.cell, dtype=torch.float64).unsqueeze(0),
-        pbc=torch.as_tensor(structure.pbc).unsqueeze(0),
+        atomic_numbers=torch.tensor(structure.atomic_numbers, dtype=torch.long),
+        positions=torch.tensor(structure.positions, dtype=torch.float64),
+        cell=torch.tensor(structure.cell, dtype=torch.float64).unsqueeze(0),
+        pbc=torch.tensor(structure.pbc).unsqueeze(0),
         edge_index=torch.as_tensor(edge_index),
         cell_shifts=torch.as_tensor(cell_shifts, dtype=torch.float64),
         head=torch.tensor([_head_index(structure, levels_of_theory)]),
         energy=torch.tensor([energy], dtype=torch.float64),
-        forces=torch.as_tensor(forces, dtype=dtype),
-        stress=torch.as_tensor(stress, dtype=dtype).unsqueeze(0),
+        forces=torch.tensor(forces, dtype=dtype),
+        stress=torch.tensor(stress, dtype=dtype).unsqueeze(0),
         force_weight=torch.as_tensor(weight, dtype=dtype),
         structure_id=structure.structure_id,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,39 +72,6 @@ def to_table(structures: list[Structure]) -> pa.Table:
     return pa.table(columns, schema=ARROW_SCHEMA)
 
 
-def from_table(table: pa.Table) -> Iterator[Structure]:
-    """The structures of an Arrow table in the canonical schema, arrays as views where Arrow allows."""
-    lists: Any = {
-        name: _split_lists(table, name) for name in ("atomic_numbers", "positions", "cell", "forces", "stress")
-    }
-    pbc = table["pbc"].to_pylist()
-    energy, level = table["energy"].to_pylist(), table["level_of_theory"].to_pylist()
-    structure_id, group = table["structure_id"].to_pylist(), table["group"].to_pylist()
-    for k in range(table.num_rows):
-        forces, stress = lists["forces"][k], lists["stress"][k]
-        yield Structure(
-            atomic_numbers=lists["atomic_numbers"][k].astype(np.int64),
-            positions=lists["positions"][k].reshape(-1, 3).astype(np.float64),
-            cell=lists["cell"][k].reshape(3, 3).copy(),
-            pbc=np.array(pbc[k]),
-            level_of_theory=level[k],
-            structure_id=structure_id[k],
-            group=group[k],
-            energy=energy[k],
-            forces=None if forces is None else forces.reshape(-1, 3).astype(np.float64),
-            stress=None if stress is None else stress.reshape(3, 3).copy(),
-        )
-
-
-def _split_lists(table: pa.Table, name: str) -> list[np.ndarray | None]:
-    column = table[name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
-    values = column.values.to_numpy(zero_copy_only=False)
-    offsets, valid = column.offsets.to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
-    return [values[offsets[k] : offsets[k + 1]] if valid[k] else None for k in range(len(column))]
-
-
 def write_shard(structures: list[Structure], path: Path) -> dict[str, Any]:
     """Write one shard under a temporary name and rename it; returns its entry for dataset_info.json."""
     sink = pa.BufferOutputStream()
@@ -160,10 +126,3 @@ def shard_paths(folder: Path | str, split: str) -> list[Path]:
     if not paths:
         raise BrokenDataSetError(f"{folder}: holds no '{split}' structures; it has {info['num_structures']}")
     return paths
-
-
-def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
-    """All structures of one split in file order (for evaluation and the census; training uses the stream)."""
-    for path in shard_paths(folder, split):
-        for batch in pq.ParquetFile(path).iter_batches(BLOCK_SIZE):
-            yield from from_table(pa.Table.from_batches([batch]))

@@ -1,33 +1,39 @@
-"""The stream: converted shards -> weighted, shuffled, edge-budget batches, exact under resume.
+"""The stream: converted shards -> weighted, shuffled, edge-budget batches, exact under resume, without end.
 
 Order, a function of (seed, epoch) alone:
   blocks (row groups) are permuted; `window_blocks` of them in a row make a window; a window's structures are
-  copied by weight, shuffled and packed into batches; window g belongs to rank g % world_size.
-State: which windows are finished and how many batches of the open one were used. It says nothing about ranks,
-so another number of ranks takes up the rest and every structure is still seen exactly once.
+  copied by weight, shuffled and packed into batches. Windows are numbered through all epochs, and window g belongs
+  to rank g % world_size: no rank ever waits for another at the end of an epoch.
+State: which windows are finished and how many batches of the open ones were used. It says nothing about ranks,
+so another number of ranks takes up the rest and every structure still comes once (or as often as its weight says).
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import itertools
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import IterableDataset, load_dataset
+from ase.data import atomic_numbers
 from pydantic import Field
 from torch_geometric.data import Batch, Data
 
+from .blocks import BlockReader
+from .census import NUM_ELEMENTS, read_census
 from .graphs import collate, structure_graph
+from .packing import pack
+from .prefetch import prefetch
 from .schema import Structure
 from .settings import Settings
-from .shards import ARROW_SCHEMA, from_table, shard_paths
+from .stream_state import StreamState
 from .weights import ElementWeights, WeightConfig, num_copies
+
+
+FITTED_BLOCKS = 2048  # half a million structures fix the scale of the weights to a part in a thousand
 
 
 class StreamConfig(Settings):
@@ -35,49 +41,13 @@ class StreamConfig(Settings):
 
     edge_budget: int = Field(default=6000, gt=0, description="most edges in a batch")
     atom_budget: int = Field(default=256, gt=0, description="most atoms in a batch")
+    oversized: Literal["alone", "skip"] = Field(
+        default="alone", description="a structure beyond a budget makes a batch of its own, or is left out"
+    )
     window_blocks: int = Field(default=4, gt=0, description="blocks shuffled together")
     look_ahead: int = Field(default=32, gt=0, description="structures among which a batch is packed")
     seed: int = 0
     weights: WeightConfig = WeightConfig()
-
-
-@dataclass
-class StreamState:
-    """Where a stream stands: epoch, finished windows, and batches used of each open window."""
-
-    epoch: int = 0
-    finished: set[int] = field(default_factory=set)
-    used: dict[int, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the finished windows as ranges (first, last, step), which they nearly are."""
-        return {"epoch": self.epoch, "finished": _to_ranges(self.finished), "used": dict(self.used)}
-
-    @classmethod
-    def merge(cls, states: list[dict[str, Any]]) -> StreamState:
-        """The states of all ranks as one, which any number of ranks can go on from.
-
-        A rank that has begun the next epoch while another has not cannot occur: epochs end on all ranks at once.
-        """
-        epoch = max(state["epoch"] for state in states)
-        merged = cls(epoch)
-        for state in states:
-            if state["epoch"] == epoch:
-                for first, last, step in state["finished"]:
-                    merged.finished.update(range(first, last + 1, step))
-                merged.used |= {int(window): used for window, used in state["used"].items()}
-        return merged
-
-
-def _to_ranges(numbers: set[int]) -> list[list[int]]:
-    ranges: list[list[int]] = []
-    for number in sorted(numbers):
-        first, last, step = ranges[-1] if ranges else (0, 0, 0)
-        if ranges and (first == last or number == last + step):
-            ranges[-1] = [first, number, number - last]
-        else:
-            ranges.append([number, number, 1])
-    return ranges
 
 
 class Stream:
@@ -95,114 +65,119 @@ class Stream:
         world_size: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.config, self.rank, self.world_size = config, rank, world_size
+        self.folder, self.config, self.split = Path(folder), config, split
+        self.rank, self.world_size = rank, world_size
         self.cutoff, self.levels, self.dtype = cutoff, levels_of_theory, dtype
-        self.blocks = open_blocks(folder, split)
-        self.weights = ElementWeights.fit(element_sets(self.blocks), config.weights)
-        self.num_windows = -(-self.blocks.num_shards // config.window_blocks)
-        self.state = StreamState()
+        self.blocks = BlockReader(folder, split)
+        self.windows_per_epoch = -(-len(self.blocks) // config.window_blocks)
+        self.progress = StreamState()
+        self._cursor = rank  # no window of this rank below it is unfinished
+        self._weights: ElementWeights | None = None
 
-    def epoch(self) -> Iterator[Batch]:
-        """The rest of this rank's batches in the current epoch; advances `state` as each batch is taken.
+    @property
+    def weights(self) -> ElementWeights:
+        """Importance weights, fitted to the data when first asked for."""
+        if self._weights is None:
+            self._weights = fit_weights(self.folder, self.split, self.config.weights, self.blocks)
+        return self._weights
 
-        A thread prepares the next batches while the caller computes: Arrow, vesin and torch release the lock.
+    @property
+    def epoch(self) -> int:
+        """The epoch of this rank's next batch, from 0."""
+        return self._next_window() // self.windows_per_epoch
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches from where it stands on, epoch after epoch; the state advances as each is taken.
+
+        A thread prepares the next ones while the caller computes: Arrow, vesin and torch release the lock.
         """
-        for batch, window, number, last in _prefetch(self._produce(), depth=4):
-            self.state.used[window] = number + 1
+        for batch, window, used, last in prefetch(self._produce(), depth=4):
+            self.progress.used[window] = used
             if last:
-                self.state.finished.add(window)
-                del self.state.used[window]
-            yield batch
+                self.progress.finish(window)
+            if batch is not None:
+                yield batch
 
-    def next_epoch(self) -> None:
-        """Go to the start of the next epoch."""
-        self.state = StreamState(epoch=self.state.epoch + 1)
+    def state(self) -> dict[str, Any]:
+        """Where this rank stands, JSON-ready, below 10 kB; with the weights, so that a resume starts at once."""
+        return self.progress.to_dict() | {"weights": self.weights.to_dict()}
 
-    def _produce(self) -> Iterator[tuple[Batch, int, int, bool]]:
-        epoch = self.state.epoch
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.blocks.num_shards)
-        for window in range(self.rank, self.num_windows, self.world_size):
-            if window in self.state.finished:
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Go on from the states of all ranks, of which there may have been another number."""
+        self.progress, self._cursor = StreamState.merge(states), self.rank
+        self._weights = ElementWeights.from_dict(states[0]["weights"])
+
+    def window(self, number: int) -> Iterator[Structure]:
+        """The structures of a window, copied by weight and shuffled."""
+        epoch, place = divmod(number, self.windows_per_epoch)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.blocks))
+        first = place * self.config.window_blocks
+        blocks = [self.blocks.block(int(k)) for k in order[first : first + self.config.window_blocks]]
+        pairs = []
+        for index, block in enumerate(blocks):
+            copies = np.ones(len(block), dtype=np.int64)
+            if self.config.weights.sampling and self.config.weights.beta > 0:
+                weights = self.weights(block.atomic_numbers, block.starts)
+                copies = num_copies(weights, block.structure_ids, self.config.seed, epoch)
+            rows = np.repeat(np.arange(len(block)), copies)
+            pairs.append(np.stack([np.full(len(rows), index), rows], 1))
+        shuffled = np.random.default_rng([self.config.seed, epoch, place]).permutation(np.concatenate(pairs))
+        for index, row in shuffled.tolist():
+            yield blocks[index].structure(row)
+
+    def _next_window(self) -> int:
+        while self.progress.is_finished(self._cursor):
+            self._cursor += self.world_size
+        return self._cursor
+
+    def _produce(self) -> Iterator[tuple[Batch | None, int, int, bool]]:
+        """(batch, window, batches of the window used with this one, is it the last); None for an empty window."""
+        start = StreamState(list(self.progress.finished), dict(self.progress.used))  # a copy: the caller's advances
+        empty = 0
+        for window in itertools.count(self._next_window(), self.world_size):
+            if start.is_finished(window):
                 continue
-            first = window * self.config.window_blocks
-            batches = self._window(order[first : first + self.config.window_blocks], epoch, window)
-            skip = self.state.used.get(window, 0)
-            for number, (batch, last) in enumerate(_mark_last(batches)):
-                if number >= skip:
-                    yield collate(batch), window, number, last
+            number = 0
+            for number, (graphs, last) in enumerate(_mark_last(self._packed(window)), start=1):
+                if number > start.used.get(window, 0):
+                    yield collate(graphs), window, number, last
+            if number == 0:  # its structures have no copies in this epoch, or none fits the budget
+                yield None, window, 0, True
+            empty = 0 if number else empty + 1
+            if empty > 2 * self.windows_per_epoch:
+                raise ValueError(
+                    f"{self.folder}: no structure is within the budget of {self.config.edge_budget} edges and "
+                    f"{self.config.atom_budget} atoms: raise stream.edge_budget and stream.atom_budget"
+                )
 
-    def _window(self, blocks: np.ndarray, epoch: int, window: int) -> Iterator[list[Data]]:
-        seed = self.config.seed
-        structures = []
-        for block in blocks:
-            for structure in read_block(self.blocks, int(block)):
-                weight = self.weights(structure) if self.config.weights.sampling else 1.0
-                structures += [structure] * num_copies(weight, structure.structure_id, seed, epoch)
-        shuffled = np.random.default_rng([seed, epoch, window]).permutation(len(structures))
-        graphs = (self._graph(structures[k]) for k in shuffled)
-        yield from pack(graphs, self.config.edge_budget, self.config.atom_budget, self.config.look_ahead)
+    def _packed(self, window: int) -> Iterator[list[Data]]:
+        config = self.config
+        graphs: Iterator[Data] = map(self._graph, self.window(window))
+        if config.oversized == "skip":
+            graphs = (graph for graph in graphs if self._fits(graph))
+        yield from pack(graphs, config.edge_budget, config.atom_budget, config.look_ahead)
+
+    def _fits(self, graph: Data) -> bool:
+        fits = graph.num_edges <= self.config.edge_budget and graph.num_nodes <= self.config.atom_budget
+        if not fits:
+            warnings.warn(
+                f"{graph.structure_id}: {graph.num_edges} edges, {graph.num_nodes} atoms are beyond the budget: left "
+                "out; raise stream.edge_budget and stream.atom_budget, or set stream.oversized=alone",
+                stacklevel=2,
+            )
+        return fits
 
     def _graph(self, structure: Structure) -> Data:
         weight = self.weights.per_element() if self.config.weights.loss else None
         return structure_graph(structure, self.cutoff, self.levels, self.dtype, weight)
 
 
-def open_blocks(folder: Path | str, split: str) -> IterableDataset:
-    """A split's shards as a Hugging Face stream with one HF shard per row group, in Arrow format."""
-    files = [str(path) for path in shard_paths(folder, split)]
-    stream = load_dataset("parquet", data_files={split: files}, split=split, streaming=True)
-    return stream.reshard()
-
-
-def read_block(blocks: IterableDataset, index: int, columns: list[str] | None = None) -> Iterator[Structure]:
-    """The structures of one block."""
-    for table in _block_tables(blocks, index, columns or ARROW_SCHEMA.names):
-        yield from from_table(table)
-
-
-def element_sets(blocks: IterableDataset) -> list[np.ndarray]:
-    """Distinct elements of every structure; reads the one column that it needs."""
-    sets = []
-    for index in range(blocks.num_shards):
-        for table in _block_tables(blocks, index, ["atomic_numbers"]):
-            sets += [np.unique(z.as_py()) for z in table["atomic_numbers"]]
-    return sets
-
-
-def _block_tables(blocks: IterableDataset, index: int, columns: list[str]) -> Iterator[pa.Table]:
-    block = blocks.shard(blocks.num_shards, index).select_columns(columns).with_format("arrow")
-    yield from block.iter(batch_size=1 << 20)
-
-
-def pack(graphs: Iterator[Data], edge_budget: int, atom_budget: int, look_ahead: int) -> Iterator[list[Data]]:
-    """Fill batches up to both budgets, first fit in order among `look_ahead` waiting graphs.
-
-    A graph that alone exceeds a budget makes a batch of its own.
-    """
-    waiting: list[Data] = []
-    exhausted = False
-    while True:
-        batch: list[Data] = []
-        edges = atoms = 0
-        while True:
-            while not exhausted and len(waiting) < look_ahead:
-                graph = next(graphs, None)
-                exhausted = graph is None
-                waiting += [] if graph is None else [graph]
-            fits = (
-                k
-                for k, g in enumerate(waiting)
-                if not batch or (edges + g.num_edges <= edge_budget and atoms + g.num_nodes <= atom_budget)
-            )
-            k = next(fits, None)
-            if k is None:
-                break
-            graph = waiting.pop(k)
-            batch.append(graph)
-            edges, atoms = edges + graph.num_edges, atoms + graph.num_nodes
-        if not batch:
-            return
-        yield batch
+def fit_weights(folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader) -> ElementWeights:
+    """Weights from the census's counts and the elements of up to half a million structures, evenly drawn."""
+    counts = np.zeros(NUM_ELEMENTS)
+    for symbol, row in read_census(folder)["per_element"].items():
+        counts[atomic_numbers[symbol]] = row["structures"].get(split, 0)
+    return ElementWeights.fit(counts, blocks.element_lists(FITTED_BLOCKS), config)
 
 
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -211,41 +186,3 @@ def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         following = next(items, None)
         yield held, following is None
         held = following
-
-
-def _prefetch(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """Run an iterator in a thread, at most `depth` items ahead; its exceptions are raised here."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any) -> None:
-        while not stop.is_set():
-            try:
-                ready.put((kind, value), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if stop.is_set():
-                    return
-            put("end", None)
-        except BaseException as error:
-            put("error", error)
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        thread.join()

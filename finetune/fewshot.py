@@ -15,10 +15,11 @@ from ase.data import chemical_symbols
 from pydantic import Field
 from rich.progress import track
 
+from ..data_pipelines.blocks import iter_structures
 from ..data_pipelines.convert import ConvertConfig, write_data_set
 from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
-from ..data_pipelines.shards import iter_structures, read_info, write_atomically
+from ..data_pipelines.shards import read_info, write_atomically
 from ..model_zoo.hub import LoadedModel
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential

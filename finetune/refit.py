@@ -22,9 +22,9 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from ..data_pipelines.graphs import collate, structure_graph
+from ..data_pipelines.packing import pack
 from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
-from ..data_pipelines.stream import pack
 from ..model_zoo.potential import Potential, forces_and_stress
 from .linear_system import Fold, choose_pull
 from .reference_energies import reference_precision

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..data_pipelines.shards import iter_structures, write_atomically
+from ..data_pipelines.blocks import iter_structures
+from ..data_pipelines.shards import write_atomically
 from ..model_zoo.potential import Potential
 from .checkpoints import CheckpointConfig, save_checkpoint
 from .evaluation import evaluate, with_a_head
@@ -109,7 +110,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.step != self._saved:
-            save_checkpoint(self.folder, trainer.step, trainer.engine, trainer.stream.state, self.config.keep)
+            save_checkpoint(self.folder, trainer.step, trainer.engine, trainer.stream.state(), self.config.keep)
             self._saved = trainer.step
 
 

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.shards import write_atomically
-from ..data_pipelines.stream import StreamState
 from .engine import Engine
 
 
@@ -30,8 +29,8 @@ class NoCheckpointError(ValueError):
     """There is nothing to resume from; the message says what was looked at."""
 
 
-def save_checkpoint(folder: Path, step: int, engine: Engine, stream: StreamState, keep: int) -> Path:
-    """Save engine, stream position and RNG of every rank as `folder`/step-N; all ranks call it together."""
+def save_checkpoint(folder: Path, step: int, engine: Engine, stream: dict[str, Any], keep: int) -> Path:
+    """Save engine, stream state and RNG of every rank as `folder`/step-N; all ranks call it together."""
     temporary, final = folder / f".tmp-step-{step:08d}", folder / f"step-{step:08d}"
     if engine.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -39,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, stream: StreamState
     dist.barrier()
     engine.save(temporary)
     states: list[Any] = [None] * engine.world_size
-    dist.all_gather_object(states, stream.to_dict())
+    dist.all_gather_object(states, stream)
     torch.save({"torch": torch.get_rng_state()}, temporary / f"rng-{engine.rank}.pt")
     dist.barrier()
     if engine.rank == 0:
@@ -59,8 +58,8 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, stream: StreamState
     return final
 
 
-def load_checkpoint(folder: Path, engine: Engine) -> tuple[int, StreamState]:
-    """Load the newest whole checkpoint; returns its step and the merged stream position.
+def load_checkpoint(folder: Path, engine: Engine) -> tuple[int, list[dict[str, Any]]]:
+    """Load the newest whole checkpoint; returns its step and the stream states of all ranks.
 
     On the ranks' own number the continuation is exact.  Weights of stage 0 also load on another number.
     """
@@ -75,7 +74,7 @@ def load_checkpoint(folder: Path, engine: Engine) -> tuple[int, StreamState]:
     own_rng = newest / f"rng-{engine.rank}.pt"
     if own_rng.is_file():
         torch.set_rng_state(torch.load(own_rng, weights_only=True)["torch"])
-    return manifest["step"], StreamState.merge(manifest["streams"])
+    return manifest["step"], manifest["streams"]
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

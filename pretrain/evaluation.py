@@ -14,8 +14,8 @@ from ase.data import chemical_symbols
 from rich.progress import track
 
 from ..data_pipelines.graphs import collate, structure_graph
+from ..data_pipelines.packing import pack
 from ..data_pipelines.schema import Structure
-from ..data_pipelines.stream import pack
 from ..model_zoo.potential import Potential
 
 

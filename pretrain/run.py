@@ -15,9 +15,10 @@ import yaml
 from ase.data import chemical_symbols
 from rich.console import Console
 
+from ..data_pipelines.blocks import iter_structures
 from ..data_pipelines.census import read_census
 from ..data_pipelines.neighbours import neighbour_list
-from ..data_pipelines.shards import iter_structures, read_info, write_atomically
+from ..data_pipelines.shards import read_info, write_atomically
 from ..data_pipelines.stream import Stream
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential, PotentialConfig
@@ -56,7 +57,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
         world_size=engine.world_size,
     )
     if resume:
-        start_step, stream.state = load_checkpoint(out / "checkpoints", engine)
+        start_step, states = load_checkpoint(out / "checkpoints", engine)
+        stream.load_state(states)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False)
     callbacks = _callbacks(config, potential, console, engine.rank, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from ..data_pipelines.stream import Stream, StreamState
+from ..data_pipelines.stream import Stream
 from .callbacks import Callback
 from .engine import Engine, EngineConfig
 from .loss import LossConfig, label_counts, weighted_loss
@@ -43,14 +42,16 @@ class StepReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the ranks do in one step: this rank's batches, each with weight 1 (or 0: only keeping step)."""
+    """What the ranks do in one step; figures over all of them, but for this rank's own batches and seconds."""
 
-    batches: list[tuple[Batch, float]]
+    batches: list[Batch]
     counts: Tensor  # (3,) labels on all ranks
+    epoch: int
     structures: int
     edges: int
     stop: bool
-    seconds: float
+    started: float
+    waited: float
 
 
 class Trainer:
@@ -69,7 +70,6 @@ class Trainer:
         self.engine, self.stream, self.loss, self.config = engine, stream, loss, engine_config
         self.max_steps, self.callbacks, self.step = max_steps, callbacks, start_step
         self.stop_requested = False
-        self._spare: Batch | None = None
         self._bad_steps = 0
 
     def fit(self) -> bool:
@@ -87,12 +87,11 @@ class Trainer:
 
     def train_step(self, work: _Work) -> StepReport:
         """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
-        started = time.perf_counter()
         learning_rate = learning_rate_at(self.step, self.max_steps, self.config)
         losses = []
-        for batch, weight in work.batches:
+        for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
-            loss = weight * weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
+            loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
             self.engine.backward(loss)
             losses.append(loss.detach())
         healthy = self._on_all_ranks(bool(torch.isfinite(torch.stack(losses)).all()) and self.engine.gradients_finite())
@@ -105,60 +104,29 @@ class Trainer:
         self.step += 1
         return StepReport(
             step=self.step,
-            epoch=self.stream.state.epoch,
+            epoch=work.epoch,
             loss=self._sum_over_ranks(losses),
             learning_rate=learning_rate,
             structures=work.structures,
             edges=work.edges,
-            data_seconds=work.seconds,
-            seconds=work.seconds + time.perf_counter() - started,
+            data_seconds=work.waited,
+            seconds=time.perf_counter() - work.started,
             bad_structures=bad,
         )
 
     def _work(self) -> Iterator[_Work]:
-        """The work of every step, epoch after epoch; an epoch ends on all ranks at once.
-
-        A rank that has run out of batches keeps step with a spare one of weight zero, so that no structure is
-        dropped and no rank waits for another.
-        """
+        """The work of every step, without end: the stream knows no end of an epoch that a rank would wait at."""
+        stream = self.stream.batches()
         while True:
-            epoch = self.stream.epoch()
-            while True:
-                started = time.perf_counter()
-                batches = list(islice(epoch, self.config.accumulation))
-                labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
-                structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
-                sums = torch.cat([labels, torch.tensor([structures, edges, self.stop_requested]).double()])
-                rounds = torch.tensor([len(batches)])
-                if self.engine.world_size > 1:
-                    dist.all_reduce(sums)
-                    dist.all_reduce(rounds, dist.ReduceOp.MAX)
-                if rounds == 0:
-                    break
-                self._spare = batches[0] if batches else self._spare
-                yield _Work(
-                    batches=self._keep_step(batches, int(rounds)),
-                    counts=sums[:3],
-                    structures=int(sums[3]),
-                    edges=int(sums[4]),
-                    stop=bool(sums[5] > 0),
-                    seconds=time.perf_counter() - started,
-                )
-            self.stream.next_epoch()
-
-    def _keep_step(self, batches: list[Batch], rounds: int) -> list[tuple[Batch, float]]:
-        work = [(batch, 1.0) for batch in batches]
-        while len(work) < rounds:
-            work.append((self._spare_batch(), 0.0))
-        return work
-
-    def _spare_batch(self) -> Batch:
-        """A batch of anything, to keep step with: this rank may have had none in this epoch, or at all."""
-        if self._spare is None:
-            stream = copy(self.stream)
-            stream.rank, stream.world_size, stream.state = 0, 1, StreamState()
-            self._spare = next(stream.epoch())
-        return self._spare
+            started, epoch = time.perf_counter(), self.stream.epoch
+            batches = list(islice(stream, self.config.accumulation))
+            waited = time.perf_counter() - started
+            labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
+            structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
+            sums = torch.cat([labels, torch.tensor([structures, edges, self.stop_requested]).double()])
+            if self.engine.world_size > 1:
+                dist.all_reduce(sums)
+            yield _Work(batches, sums[:3], epoch, int(sums[3]), int(sums[4]), bool(sums[5] > 0), started, waited)
 
     def _on_all_ranks(self, healthy: bool) -> bool:
         flag = torch.tensor([healthy], dtype=torch.int)
@@ -167,7 +135,7 @@ class Trainer:
         return bool(flag)
 
     def _structures_on_all_ranks(self, work: _Work) -> list[str]:
-        own = [name for batch, _ in work.batches for name in batch.structure_id]
+        own = [name for batch in work.batches for name in batch.structure_id]
         if self.engine.world_size == 1:
             return own
         names: list[Any] = [None] * self.engine.world_size

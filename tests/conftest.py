@@ -21,9 +21,9 @@ from hypothesis import settings
 
 from evenfield.data_pipelines import convert as conversion
 from evenfield.data_pipelines import shards
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert
 from evenfield.data_pipelines.schema import Structure
-from evenfield.data_pipelines.shards import iter_structures
 
 
 torch.set_num_threads(1)

@@ -12,9 +12,10 @@ from ase.formula import Formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import Census, ReferenceFit, read_census
 from evenfield.data_pipelines.schema import SPLITS, Structure
-from evenfield.data_pipelines.shards import iter_structures, read_info
+from evenfield.data_pipelines.shards import read_info
 
 
 E0 = {"H": -13.6, "C": -1029.1, "O": -2041.9, "Na": -4412.0, "Cl": -12510.3, "Fe": -34370.0, "Hf": -409e3}

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenfield.data_pipelines import convert as conversion
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert, split_of
 from evenfield.data_pipelines.schema import SPLITS, BadRecordError
-from evenfield.data_pipelines.shards import BrokenDataSetError, iter_structures, read_info
+from evenfield.data_pipelines.shards import BrokenDataSetError, read_info
 
 
 LEVEL = {"level_of_theory": "level"}

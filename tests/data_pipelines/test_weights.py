@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from evenfield.data_pipelines.schema import Structure
-from evenfield.data_pipelines.weights import ElementWeights, WeightConfig, effective_share, num_copies
+from evenfield.data_pipelines.weights import (
+    ElementWeights,
+    WeightConfig,
+    effective_share,
+    has_element,
+    num_copies,
+)
 
 
-def of_elements(elements) -> Structure:
-    elements = np.array(sorted(elements))
-    zeros = np.zeros((len(elements), 3))
-    return Structure(elements, zeros, np.zeros((3, 3)), np.zeros(3, bool), "EMT", "a", "a")
+def end_to_end(sets) -> tuple[np.ndarray, np.ndarray]:
+    """Structures of one atom an element."""
+    return np.concatenate([sorted(s) for s in sets]), np.cumsum([0, *map(len, sets)])
 
 
 def fitted(sets, **config) -> tuple[ElementWeights, np.ndarray]:
-    weights = ElementWeights.fit([np.array(sorted(s)) for s in sets], WeightConfig(**config))
-    return weights, np.array([weights(of_elements(s)) for s in sets])
+    numbers, starts = end_to_end(sets)
+    counts = has_element(numbers, starts).sum(0)
+    weights = ElementWeights.fit(counts, [(numbers, starts)], WeightConfig(**config))
+    return weights, weights(numbers, starts)
+
+
+def copies_of(weight: float, names: list[str], seed: int, epoch: int) -> np.ndarray:
+    return num_copies(np.full(len(names), weight), names, seed, epoch)
 
 
 element_sets = st.lists(st.sets(st.integers(1, 118), min_size=1, max_size=4), min_size=1, max_size=60)
@@ -33,6 +45,22 @@ def test_mean_is_one_and_effective_share_stays_above_its_floor(sets, beta, floor
     assert w.mean() == pytest.approx(1)
     assert w.sum() ** 2 / (len(w) * (w**2).sum()) >= floor - 1e-9
     assert (w > 0).all()
+
+
+@settings(max_examples=50)
+@given(element_sets, st.floats(0.1, 1))
+def test_mean_over_elements_is_that_of_their_weights(sets, beta):
+    weights, w = fitted(sets, beta=beta, over="mean", min_effective_share=0.01)
+    expected = np.array([np.mean([weights.element_weight[z] for z in s]) for s in sets])
+    np.testing.assert_allclose(w, np.minimum(expected, weights.cap) / np.minimum(expected, weights.cap).mean())
+
+
+@settings(max_examples=50)
+@given(element_sets, st.floats(0, 1))
+def test_weights_come_back_through_json(sets, beta):
+    weights, w = fitted(sets, beta=beta)
+    again = ElementWeights.from_dict(json.loads(json.dumps(weights.to_dict())))
+    np.testing.assert_array_equal(again(*end_to_end(sets)), w)
 
 
 @given(element_sets)
@@ -75,19 +103,19 @@ def test_effective_share_of_known_weights():
 
 def test_copies_are_unbiased_over_epochs():
     for weight in (0.2, 1.0, 1.37, 3.9):
-        copies = [num_copies(weight, "some id", 0, epoch) for epoch in range(4000)]
+        copies = [int(copies_of(weight, ["some id"], 0, epoch)[0]) for epoch in range(4000)]
         assert set(copies) <= {int(weight), int(weight) + 1}
         assert np.mean(copies) == pytest.approx(weight, abs=0.04)  # five standard errors
 
 
 def test_copies_are_unbiased_over_structures():
-    copies = [num_copies(1.37, f"structure {k}", 0, 0) for k in range(4000)]
+    copies = copies_of(1.37, [f"structure {k}" for k in range(4000)], 0, 0)
     assert np.mean(copies) == pytest.approx(1.37, abs=0.04)
 
 
 def test_copies_are_repeatable_and_differ_between_seeds_and_epochs():
     def draw(seed: int, epoch: int) -> list[int]:
-        return [num_copies(0.5, f"{k}", seed, epoch) for k in range(100)]
+        return copies_of(0.5, [f"{k}" for k in range(100)], seed, epoch).tolist()
 
     assert draw(0, 0) == draw(0, 0)
     assert draw(0, 0) != draw(0, 1) != draw(1, 0) != draw(0, 0)
@@ -96,7 +124,7 @@ def test_copies_are_repeatable_and_differ_between_seeds_and_epochs():
 
 @given(st.integers(0, 10), st.text(), st.integers(0, 100))
 def test_whole_weights_are_copied_exactly(weight, structure_id, epoch):
-    assert num_copies(float(weight), structure_id, 0, epoch) == weight
+    assert copies_of(float(weight), [structure_id], 0, epoch).tolist() == [weight]
 
 
 @pytest.mark.parametrize("bad", [{"beta": -0.1}, {"beta": 1.1}, {"min_effective_share": 0}, {"gamma": 1}])

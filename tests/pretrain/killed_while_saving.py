@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from evenfield.data_pipelines.stream import StreamState
 from evenfield.pretrain.checkpoints import save_checkpoint, whole_checkpoints
 
 
@@ -81,7 +80,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 def save(folder: Path, step: int, engine: FileEngine) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    save_checkpoint(folder, step, engine, StreamState(epoch=step), keep=1)
+    save_checkpoint(folder, step, engine, {"epoch": step}, keep=1)
 
 
 def save_and_die(folder: Path, passes: int) -> None:

@@ -10,7 +10,6 @@ from torch_geometric.data import Batch
 
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.schema import Structure
-from evenfield.data_pipelines.stream import StreamState
 from evenfield.model_zoo.potential import Potential, PotentialConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
@@ -110,10 +109,13 @@ class FixedStream:
     """A stream of the same batches in every epoch."""
 
     def __init__(self, batches: list[Batch]) -> None:
-        self.batches, self.state = batches, StreamState()
+        self.own, self.taken = batches, 0
 
-    def epoch(self) -> Iterator[Batch]:
-        yield from self.batches
+    @property
+    def epoch(self) -> int:
+        return self.taken // len(self.own)
 
-    def next_epoch(self) -> None:
-        self.state = StreamState(epoch=self.state.epoch + 1)
+    def batches(self) -> Iterator[Batch]:
+        while True:
+            self.taken += 1
+            yield self.own[(self.taken - 1) % len(self.own)]

@@ -13,9 +13,9 @@ import torch
 import yaml
 from rich.console import Console
 
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import read_census
 from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
-from evenfield.data_pipelines.shards import iter_structures
 from evenfield.model_zoo.hub import load
 from evenfield.pretrain import callbacks
 from evenfield.pretrain.callbacks import Metrics, ProgressBar

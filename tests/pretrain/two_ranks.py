@@ -21,7 +21,7 @@ from optimizer_steps import (
     with_coinciding_atoms,
 )
 
-from evenfield.data_pipelines.shards import iter_structures
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.model_zoo.hub import load
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import start_distributed
@@ -56,7 +56,7 @@ def bad_step(data: Path, zero_stage: int) -> dict:
 
 
 def resume(data: Path, out: Path, rank: int) -> dict:
-    """A whole run, and the same again from a checkpoint at which rank 1 had no batch left in the epoch."""
+    """A whole run, and the same again from a checkpoint at which rank 1 had begun the next epoch alone."""
     config = PretrainConfig(
         data=str(data),
         out=str(out),
@@ -70,20 +70,20 @@ def resume(data: Path, out: Path, rank: int) -> dict:
     whole = load(pretrain(config, quiet=True)).potential.state_dict()
     checkpoints = sorted((out / "checkpoints").glob("step-*"))
     manifests = [json.loads((path / "manifest.json").read_text()) for path in checkpoints]
-    idle = next(k for k, manifest in enumerate(manifests) if _one_has_finished(manifest["streams"]))
+    ahead = next(k for k, manifest in enumerate(manifests) if _one_is_ahead(manifest["streams"]))
     dist.barrier()
     if rank == 0:
-        for path in checkpoints[idle + 1 :]:
+        for path in checkpoints[ahead + 1 :]:
             shutil.rmtree(path)
     dist.barrier()
     again = load(pretrain(config, resume=True, quiet=True)).potential.state_dict()
-    return {"whole": whole, "again": again, "resumed_from": manifests[idle]["step"]}
+    return {"whole": whole, "again": again, "resumed_from": manifests[ahead]["step"]}
 
 
-def _one_has_finished(streams: list[dict]) -> bool:
+def _one_is_ahead(streams: list[dict]) -> bool:
     """17 blocks make 9 windows, 5 of rank 0 and 4 of rank 1."""
     finished = [sum(len(range(a, b + 1, step)) for a, b, step in stream["finished"]) for stream in streams]
-    return finished[0] < 5 and finished[1] == 4
+    return finished[0] < 5 and finished[1] >= 4
 
 
 def main(data: Path, out: Path) -> None:
