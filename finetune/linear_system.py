@@ -15,6 +15,7 @@ import numpy as np
 PULLS = np.logspace(-8, 4, 25)  # scanned strengths, in units of the mean diagonal of the matrix
 SHARED_PULLS = (1.0, 10.0, 1e3, 1e12)  # pull on weights that all elements share over that on an element's own
 UNCHANGED = 1e20  # strongest of all: leaves the weights as they are
+VETO = 2.0  # standard errors by which energies may get worse before a pull is refused
 
 
 @dataclass
@@ -92,7 +93,7 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
     `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single elements; `fixed`
     (P,) is added as it is. As good as any: within one standard error of the least force error, over folds, of the
     paired difference to it (the one-standard-error rule of Breiman et al. 1984), with an energy error not above
-    that of unchanged weights by more than its standard error. Without forces, energies alone are scored. Energies
+    that of unchanged weights by more than two. Without forces, energies alone are scored. Energies
     do not rank the pulls, because they also test the E0 of elements that no other structure may hold.
     """
     total = sum((fold.all for fold in folds[1:]), folds[0].all)
@@ -108,7 +109,7 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
     )  # (pulls, folds)
     use_forces = any(fold.forces.rows for fold in folds)
     errors = forces if use_forces else energy
-    harmless = _excess(energy, energy[-1]) <= 0  # the last pull is always harmless
+    harmless = _excess(energy, energy[-1], VETO) <= 0  # the last pull is always harmless
     least = errors[harmless][np.argmin(errors[harmless].sum(1))]
     good = np.flatnonzero(harmless & (_excess(errors, least) <= 0))
     best = max(good, key=lambda k: pulls[k][weights].sum())
@@ -117,7 +118,7 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
     return PullChoice(pulls[best], before, after)
 
 
-def _excess(errors: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How far the sums over folds (pulls,) lie above that of `reference` (folds,), less one standard error."""
+def _excess(errors: np.ndarray, reference: np.ndarray, standard_errors: float = 1.0) -> np.ndarray:
+    """How far the sums over folds (pulls,) lie above that of `reference` (folds,), less so many standard errors."""
     difference = errors - reference
-    return difference.sum(1) - difference.std(axis=1) * np.sqrt(errors.shape[1])
+    return difference.sum(1) - standard_errors * difference.std(axis=1) * np.sqrt(errors.shape[1])
