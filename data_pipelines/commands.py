@@ -77,3 +77,37 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
     picture = folder / "census.png"
     periodic_table_heat_map(counts, str(folder), "structures with the element", log=True).savefig(picture)
     console.print(f"picture: {picture}")
+
+
+@app.command()
+def weights(
+    folder: Annotated[Path, typer.Argument(help="folder of a converted data set")],
+    overrides: Overrides = None,
+) -> None:
+    """Print and draw what importance weights will do: effective sample, share of each element before and after.
+
+    Example: evenfield data weights runs/mine beta=0.5
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from .settings import load_settings
+    from .weight_report import weight_report
+    from .weights import WeightConfig
+
+    config = load_settings(WeightConfig, None, overrides)
+    report = weight_report(folder, config)
+    table = Table("element", "structures", "copies an epoch", "ratio", "share before", "share after", title=str(folder))
+    for symbol, before, after, ratio in report.rows():
+        shares = (f"{n / report.num_structures:.2%}" for n in (before, after))
+        table.add_row(symbol, str(before), f"{after:.1f}", f"{ratio:.2f}", *shares)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"beta {config.beta}, {config.over} over elements: weights {report.smallest:.3f} to {report.largest:.3f}; the "
+        f"weighted epoch is worth {report.effective_share:.0%} of {report.num_structures} structures "
+        f"(floor {config.min_effective_share:.0%})"
+    )
+    picture = folder / "weights.png"
+    report.save_picture(picture, f"{folder}, beta {config.beta}")
+    console.print(f"picture: {picture}")

@@ -110,7 +110,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.step != self._saved:
-            save_checkpoint(self.folder, trainer.step, trainer.engine, trainer.stream.state(), self.config.keep)
+            save_checkpoint(self.folder, trainer.step, trainer.engine, trainer.state(), self.config.keep)
             self._saved = trainer.step
 
 
@@ -122,12 +122,13 @@ class Validation(Callback):
     ) -> None:
         self.potential, self.data, self.metrics = potential, data, metrics
         self.console, self.every, self.limit = console, every, limit
+        self.summary: dict[str, Any] = {}
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every:
             return
         structures = with_a_head(self.potential, iter_structures(self.data, "valid"))
-        summary = evaluate(self.potential, structures, "valid", self.limit)
+        self.summary = summary = evaluate(self.potential, structures, "valid", self.limit)
         self.potential.train()
         self.metrics.write({"event": "evaluation", "step": report.step, **summary})
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))

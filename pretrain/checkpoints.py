@@ -29,8 +29,8 @@ class NoCheckpointError(ValueError):
     """There is nothing to resume from; the message says what was looked at."""
 
 
-def save_checkpoint(folder: Path, step: int, engine: Engine, stream: dict[str, Any], keep: int) -> Path:
-    """Save engine, stream state and RNG of every rank as `folder`/step-N; all ranks call it together."""
+def save_checkpoint(folder: Path, step: int, engine: Engine, state: dict[str, Any], keep: int) -> Path:
+    """Save engine, trainer state and RNG of every rank as `folder`/step-N; all ranks call it together."""
     temporary, final = folder / f".tmp-step-{step:08d}", folder / f"step-{step:08d}"
     if engine.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -38,11 +38,11 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, stream: dict[str, A
     dist.barrier()
     engine.save(temporary)
     states: list[Any] = [None] * engine.world_size
-    dist.all_gather_object(states, stream)
+    dist.all_gather_object(states, state)
     torch.save({"torch": torch.get_rng_state()}, temporary / f"rng-{engine.rank}.pt")
     dist.barrier()
     if engine.rank == 0:
-        content = {"step": step, "world_size": engine.world_size, "streams": states}
+        content = {"step": step, "world_size": engine.world_size, "states": states}
         content["files"] = {str(f.relative_to(temporary)): f.stat().st_size for f in _files(temporary)}
         _sync(temporary)
         write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, step: int, engine: Engine, stream: dict[str, A
 
 
 def load_checkpoint(folder: Path, engine: Engine) -> tuple[int, list[dict[str, Any]]]:
-    """Load the newest whole checkpoint; returns its step and the stream states of all ranks.
+    """Load the newest whole checkpoint; returns its step and the trainer states of all ranks.
 
     On the ranks' own number the continuation is exact.  Weights of stage 0 also load on another number.
     """
@@ -74,7 +74,7 @@ def load_checkpoint(folder: Path, engine: Engine) -> tuple[int, list[dict[str, A
     own_rng = newest / f"rng-{engine.rank}.pt"
     if own_rng.is_file():
         torch.set_rng_state(torch.load(own_rng, weights_only=True)["torch"])
-    return manifest["step"], manifest["streams"]
+    return manifest["step"], manifest["states"]
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import StreamConfig
 from ..model_zoo.backbone import BackboneConfig
+from .adaptive import AdaptiveConfig
 from .checkpoints import CheckpointConfig
 from .engine import EngineConfig
 from .loss import LossConfig
@@ -31,5 +32,6 @@ class PretrainConfig(Settings):
     model: ModelConfig = ModelConfig()
     stream: StreamConfig = StreamConfig()
     loss: LossConfig = LossConfig()
+    adaptive: AdaptiveConfig = AdaptiveConfig()
     engine: EngineConfig = EngineConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()

@@ -22,6 +22,7 @@ from ..data_pipelines.shards import read_info, write_atomically
 from ..data_pipelines.stream import Stream
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential, PotentialConfig
+from .adaptive import AdaptiveWeights
 from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
 from .checkpoints import load_checkpoint, seed_everything, whole_checkpoints
 from .config import PretrainConfig
@@ -39,6 +40,8 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
     Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
     """
     counts = read_info(config.data)["num_structures"]
+    if config.adaptive.rate > 0 and not counts["valid"]:
+        raise ValueError(f"{config.data}: holds no validation structure for adaptive.rate: convert it with valid_share")
     if not counts["test"] + counts["valid"]:
         raise ValueError(f"{config.data}: holds no structure to test on: convert it with test_share above 0")
     out, start_step = Path(config.out), 0
@@ -56,12 +59,14 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
         rank=engine.rank,
         world_size=engine.world_size,
     )
+    states: list[dict[str, Any]] = []
     if resume:
         start_step, states = load_checkpoint(out / "checkpoints", engine)
-        stream.load_state(states)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False)
     callbacks = _callbacks(config, potential, console, engine.rank, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)
+    if states:
+        trainer.load_state(states)
     started = time.perf_counter()
     finished = trainer.fit()
     dist.barrier()
@@ -79,6 +84,7 @@ def _callbacks(
 ) -> list[Callback]:
     out = Path(config.out)
     callbacks: list[Callback] = []
+    validation = None
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -88,6 +94,8 @@ def _callbacks(
         )
         watched = [validation] if read_info(config.data)["num_structures"]["valid"] else []
         callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
+    if config.adaptive.rate > 0:
+        callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
     # last, so that a kill after a checkpoint finds the rows of its step written
     return [*callbacks, Checkpoints(out / "checkpoints", config.checkpoints)]
 

@@ -69,6 +69,7 @@ class Trainer:
     ) -> None:
         self.engine, self.stream, self.loss, self.config = engine, stream, loss, engine_config
         self.max_steps, self.callbacks, self.step = max_steps, callbacks, start_step
+        self.element_weight: Tensor | None = None  # (119,), on top of the stream's own
         self.stop_requested = False
         self._bad_steps = 0
 
@@ -84,6 +85,17 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_end(self)
         return self.step >= self.max_steps
+
+    def state(self) -> dict[str, Any]:
+        """What this rank must be given back at a resume, JSON-ready."""
+        weight = None if self.element_weight is None else self.element_weight.tolist()
+        return {"stream": self.stream.state(), "element_weight": weight}
+
+    def load_state(self, states: list[dict[str, Any]]) -> None:
+        """Take up the states of all ranks, of which there may have been another number."""
+        self.stream.load_state([state["stream"] for state in states])
+        weight = states[0]["element_weight"]
+        self.element_weight = None if weight is None else torch.tensor(weight)
 
     def train_step(self, work: _Work) -> StepReport:
         """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
@@ -121,6 +133,9 @@ class Trainer:
             started, epoch = time.perf_counter(), self.stream.epoch
             batches = list(islice(stream, self.config.accumulation))
             waited = time.perf_counter() - started
+            if self.element_weight is not None:
+                for batch in batches:
+                    batch.force_weight = batch.force_weight * self.element_weight[batch.atomic_numbers]
             labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
             structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
             sums = torch.cat([labels, torch.tensor([structures, edges, self.stop_requested]).double()])

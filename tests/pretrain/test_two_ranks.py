@@ -101,7 +101,7 @@ def test_checkpoint_of_two_ranks_goes_on_on_one_and_sees_the_rest_once(out, data
     (tmp_path / checkpoint.name).symlink_to(checkpoint)
     engine, rest = new_engine(0), stream()
     step, states = load_checkpoint(tmp_path, engine)
-    rest.load_state(states)
+    rest.load_state([state["stream"] for state in states])
     before = [batch for rank in (0, 1) for batch in islice(stream(rank, 2).batches(), step)]
     after = []
     for batch in rest.batches():

@@ -70,7 +70,9 @@ def resume(data: Path, out: Path, rank: int) -> dict:
     whole = load(pretrain(config, quiet=True)).potential.state_dict()
     checkpoints = sorted((out / "checkpoints").glob("step-*"))
     manifests = [json.loads((path / "manifest.json").read_text()) for path in checkpoints]
-    ahead = next(k for k, manifest in enumerate(manifests) if _one_is_ahead(manifest["streams"]))
+    ahead = next(
+        k for k, manifest in enumerate(manifests) if _one_is_ahead([state["stream"] for state in manifest["states"]])
+    )
     dist.barrier()
     if rank == 0:
         for path in checkpoints[ahead + 1 :]:
