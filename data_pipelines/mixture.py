@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Mixture:
         point = (0.5 + number * GOLDEN_RATIO) % 1.0
         return int(np.searchsorted(self._edges, point, side="right"))
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """This rank's batches from where it stands on."""
         sources = [stream.batches() for stream in self.streams]
         rank, world_size = self.streams[0].rank, self.streams[0].world_size

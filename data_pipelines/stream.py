@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ class Stream:
         """The epoch of this rank's next batch, from 0."""
         return self._next_window() // self.windows_per_epoch
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """This rank's batches from where it stands on, epoch after epoch; the state advances as each is taken.
 
         A thread prepares the next ones while the caller computes: Arrow, vesin and torch release the lock.
@@ -113,16 +113,16 @@ class Stream:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.blocks))
         first = place * self.config.window_blocks
         blocks = [self.blocks.block(int(k)) for k in order[first : first + self.config.window_blocks]]
-        pairs = []
-        for index, block in enumerate(blocks):
+        rows: list[np.ndarray] = []
+        for block in blocks:
             copies = np.ones(len(block), dtype=np.int64)
             if self.config.weights.sampling and self.config.weights.beta > 0:
                 weights = self.weights(block.atomic_numbers, block.starts)
                 copies = num_copies(weights, block.structure_ids, self.config.seed, epoch)
-            rows = np.repeat(np.arange(len(block)), copies)
-            pairs.append(np.stack([np.full(len(rows), index), rows], 1))
-        shuffled = np.random.default_rng([self.config.seed, epoch, place]).permutation(np.concatenate(pairs))
-        for index, row in shuffled.tolist():
+            rows.append(np.repeat(np.arange(len(block)), copies))
+        owner = np.repeat(np.arange(len(blocks)), [len(own) for own in rows])
+        shuffled = np.random.default_rng([self.config.seed, epoch, place]).permutation(len(owner))
+        for index, row in zip(owner[shuffled].tolist(), np.concatenate(rows)[shuffled].tolist(), strict=True):
             yield blocks[index].structure(row)
 
     def _next_window(self) -> int:
