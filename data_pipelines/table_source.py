@@ -43,7 +43,7 @@ def open_parquet(file: IO[bytes], name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, pre_buffer=True)
     except (pa.ArrowException, OSError) as error:
-        raise BadRecordError(f"{name}: not a whole Parquet file ({error}): fetch or write it again") from None
+        raise BadRecordError(f"{name}: not a whole Parquet file ({_said(error)}): fetch or write it again") from None
 
 
 def iter_table(
@@ -62,7 +62,13 @@ def iter_table(
                     yield index, record
                 index += 1
     except (pa.ArrowException, OSError) as error:
-        raise BadRecordError(f"{name}: cannot be read after row {index} ({error}): fetch or write it again") from None
+        raise BadRecordError(
+            f"{name}: cannot be read after row {index} ({_said(error)}): fetch or write it again"
+        ) from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _groups(metadata: pq.FileMetaData, first: int, last: int | None) -> tuple[list[int], int]:
@@ -134,11 +140,11 @@ def _record(k: int, rows: dict[str, _Rows], info: dict[str, Any], config: Source
     numbers = _elements(rows["atomic_numbers"].row(k))
     positions = _floats(rows["positions"].row(k), "positions", 3 * len(numbers)).reshape(-1, 3)
     cell = _cell(rows, k)
-    labels = {label: rows[label].row(k) for label in LABELS if label in rows}
+    labels: dict[str, Any] = {label: rows[label].row(k) for label in LABELS if label in rows}
     if labels.get("forces") is not None:
         labels["forces"] = _floats(labels["forces"], "forces", 3 * len(numbers)).reshape(-1, 3)
     named = {config.columns.get(label, label): value for label, value in labels.items()}
-    return Record(numbers, positions, cell, _pbc(rows, k, cell), info | named, named, recognised=labels)
+    return Record(numbers, positions, cell, _pbc(rows, k, cell), named | info, named, recognised=labels)
 
 
 def _cell(rows: dict[str, _Rows], k: int) -> np.ndarray:
@@ -149,7 +155,7 @@ def _cell(rows: dict[str, _Rows], k: int) -> np.ndarray:
 def _pbc(rows: dict[str, _Rows], k: int, cell: np.ndarray) -> np.ndarray:
     """As the source says; without a word of it, periodic along every lattice vector that is not zero."""
     values = rows["pbc"].row(k) if "pbc" in rows else None
-    return cell.any(axis=1) if values is None else _floats(values, "pbc", 3).astype(bool)
+    return np.asarray(cell.any(axis=1)) if values is None else _floats(values, "pbc", 3).astype(bool)
 
 
 def _elements(values: np.ndarray | None) -> np.ndarray:

@@ -175,7 +175,8 @@ def _trusted(energy: np.ndarray, work: np.ndarray, slope: float, total: np.ndarr
 
 def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Slopes (2,) that minimise the sum of |energy - columns @ slopes|, by reweighted least squares."""
-    slopes, weights = np.zeros(2), np.ones(len(energy))
+    slopes = np.zeros(2)
+    weights: np.ndarray = np.ones(len(energy))
     if len(energy) < MIN_PAIRS:
         return slopes
     floor = 1e-9 + 0.02 * np.median(np.abs(energy))
@@ -277,7 +278,8 @@ def _flip(label: Label, config: SourceConfig) -> str:
 
 def _residuals(structures: list[Structure]) -> Finding:
     """Energies per atom about the E0 fit of each level of theory: formation energies, some 0.1 to 1 eV/atom."""
-    name, fits = "energies about the E0 fit", defaultdict(ReferenceFit)
+    name = "energies about the E0 fit"
+    fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
     labelled = [s for s in structures if s.energy is not None]
     for s in labelled:
         fits[s.level_of_theory].add(s.atomic_numbers, s.energy or 0.0)
