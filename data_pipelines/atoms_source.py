@@ -7,7 +7,7 @@ import io
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,29 +114,27 @@ def _record_from_row(row: Any) -> Record:
 def _open_database(path: Path) -> Iterator[tuple[list[int], Callable[[int], Any]]]:
     """The ids of a database and a function that gets one row; nothing is written to the file."""
     _check_readable(path)
-    try:
-        ids, get_row, close = (_open_lmdb if path.suffix == ".aselmdb" else _open_sqlite)(path)
-    except BadRecordError:
-        raise
-    except Exception as error:
-        raise BadRecordError(
-            f"{path}: cannot be read as a database ({type(error).__name__}: {error}): fetch or write it again"
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            ids, get_row = (_open_lmdb if path.suffix == ".aselmdb" else _open_sqlite)(path, stack)
+        except BadRecordError:
+            raise
+        except Exception as error:
+            raise BadRecordError(
+                f"{path}: cannot be read as a database ({type(error).__name__}: {error}): fetch or write it again"
+            ) from None
         yield ids, get_row
-    finally:
-        close()
 
 
-def _open_sqlite(path: Path) -> tuple[list[int], Callable[[int], Any], Callable[[], None]]:
+def _open_sqlite(path: Path, stack: ExitStack) -> tuple[list[int], Callable[[int], Any]]:
     # ids are asked for beside ASE, which would parse every row, and make its tables in a file that lacks them
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
-    database = ase.db.connect(path, type="db", use_lock_file=False)
-    return ids, lambda row_id: database.get(id=row_id), lambda: None
+    database = stack.enter_context(ase.db.connect(path, type="db", use_lock_file=False))  # one connection for all rows
+    return ids, lambda row_id: database.get(id=row_id)
 
 
-def _open_lmdb(path: Path) -> tuple[list[int], Callable[[int], Any], Callable[[], None]]:
+def _open_lmdb(path: Path, stack: ExitStack) -> tuple[list[int], Callable[[int], Any]]:
     try:
         import lmdb
         from ase_db_backends.aselmdb import LMDBDatabase
@@ -145,4 +143,5 @@ def _open_lmdb(path: Path) -> tuple[list[int], Callable[[int], Any], Callable[[]
     # opened once by itself, as the backend's destructor complains aloud about a file that it could not open
     lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
     database = LMDBDatabase(path, readonly=True, use_lock_file=False)
-    return sorted(database.ids), database._get_row, database.close
+    stack.callback(database.close)
+    return sorted(database.ids), database._get_row

@@ -23,6 +23,7 @@ from .unit_pairs import bonds, pressure_steps, works_between_frames
 from .units import FACTORS
 
 
+FIRST_LAW: tuple[Label, ...] = ("forces", "stress")
 SAMPLE_SIZE = 1000  # structures, and at most this many atoms:
 SAMPLE_ATOMS = 60_000
 SAMPLE_PARTS = 8
@@ -112,17 +113,16 @@ def examine(structures: list[Structure], config: SourceConfig) -> list[Finding]:
 def _net_force(structures: list[Structure]) -> Finding:
     name, ratios = "net force", []
     for s in structures:
-        if s.forces is not None and s.pbc.all() and len(s) > 1 and np.abs(s.forces).mean() > 0.01:
+        if s.forces is None or not s.pbc.all() or len(s) == 1 or np.abs(s.forces).mean() < 0.01:
+            continue
+        if s.forces.any(axis=1).all():  # an atom with no force at all may have been held fixed
             ratios.append(np.linalg.norm(s.forces.sum(axis=0)) / np.linalg.norm(s.forces))
     if len(ratios) < MIN_PAIRS:
         return Finding(name, "skipped", f"{name}: too few periodic structures with forces ({len(ratios)})")
     ratio = float(np.median(ratios))
     if ratio < MAX_NET_FORCE:
         return Finding(name, "pass", f"{name}: {ratio:.3f} of a random sum", ratio)
-    text = (
-        f"the forces do not sum to zero (median net force {ratio:.2f} of a random sum): columns.forces names another "
-        "quantity, or fixed atoms had their forces set to zero"
-    )
+    text = f"the forces do not sum to zero (median {ratio:.2f} of a random sum): columns.forces names another quantity"
     return Finding(name, "fail", text, ratio)
 
 
@@ -133,8 +133,8 @@ def _first_law(structures: list[Structure], config: SourceConfig, bohr: bool) ->
     works = works_between_frames(structures)
     columns = np.stack([works.forces, works.stress], axis=1)  # (P, 2)
     slopes = _least_deviations(columns, works.energy)
-    verdicts = {}
-    for k, label in enumerate(("forces", "stress")):
+    verdicts: dict[Label, tuple[float | None, str]] = {}
+    for k, label in enumerate(FIRST_LAW):
         rest = works.energy - columns[:, 1 - k] * slopes[1 - k]
         verdicts[label] = _trusted(rest, columns[:, k], slopes[k], works.energy)
     wrong = {label: slope for label, (slope, _) in verdicts.items() if slope is not None and not _is_one(slope)}
@@ -147,7 +147,7 @@ def _first_law(structures: list[Structure], config: SourceConfig, bohr: bool) ->
             findings.append(Finding(name, "pass", f"{name}: slope {slope:.2f}, {why}", slope))
         else:
             all_wrong = len(wrong) == 2 and 0.85 < wrong["forces"] / wrong["stress"] < 1.18
-            mend = "set length_unit=Bohr" if bohr else _mend_slope(label, slope, config, energy_too=all_wrong)  # type: ignore[arg-type]
+            mend = "set length_unit=Bohr" if bohr else _mend_slope(label, slope, config, energy_too=all_wrong)
             text = f"energy changes by {slope:.3g} times the work of the {label} ({why}): {mend}"
             findings.append(Finding(name, "fail", text, slope))
     return findings
@@ -189,12 +189,9 @@ def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
 def _mend_slope(label: Label, slope: float, config: SourceConfig, energy_too: bool) -> str:
     """The key that would make the slope one: the label's unit or, where forces and stress agree, the energy's."""
     own, of_energy = _likely(label, slope, config), _likely("energy", 1 / slope, config)
-    likely = of_energy if energy_too else own
-    if likely:
-        return f"set {_key(likely[0], label if not energy_too else 'energy', config)}"
-    if of_energy:
+    if of_energy and (energy_too or not own):
         return f"set {_key(of_energy[0], 'energy', config)}"
-    return f"check units.{label} and units.energy"
+    return f"set {_key(own[0], label, config)}" if own else f"check units.{label} and units.energy"
 
 
 def _likely(label: Label, factor: float, config: SourceConfig) -> list[str]:
