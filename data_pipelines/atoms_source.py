@@ -16,6 +16,7 @@ import ase.io
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 
+from .locations import require_readable
 from .records import Record
 from .schema import BadRecordError
 from .source_config import GEOMETRY, SourceConfig
@@ -60,12 +61,9 @@ def iter_file(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _check_readable(path: Path) -> None:
-    if not path.is_file():
-        raise BadRecordError(f"{path}: no such file")
+    require_readable(path)
     if path.stat().st_size == 0:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
-    with path.open("rb"):
-        pass  # an unreadable file raises here, with its name
 
 
 def _frames(path: Path) -> Iterator[Atoms]:

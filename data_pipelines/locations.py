@@ -5,6 +5,7 @@ All of them come down to a sorted list of file names, local paths or URLs, that 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 import tempfile
@@ -47,8 +48,9 @@ def list_files(source: str, hub_config: str | None = None) -> list[str]:
             return _some(files, source)
     except PermissionError as error:
         raise BadRecordError(f"{source}: cannot be read ({error.strerror}): ask its owner for the right") from None
-    if GLOB.search(path.name):
-        return _some(sorted(str(f) for f in path.parent.glob(path.name) if f.is_file()), source)
+    if GLOB.search(str(path)):
+        found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - pathlib's wants a root beside the pattern
+        return _some(sorted(name for name in found if Path(name).is_file()), source)
     match = HUB_NAME.fullmatch(source)
     if match and not KNOWN_SUFFIX.search(source):
         return _hub_files(source, match["name"], match["revision"], hub_config)
@@ -117,13 +119,23 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
 # --- reading
 
 
+def require_readable(path: Path) -> None:
+    """Raise BadRecordError for a file that is not there or that the user may not read."""
+    try:
+        if not path.is_file():
+            raise BadRecordError(f"{path}: no such file")
+        with path.open("rb"):
+            pass
+    except PermissionError as error:
+        raise BadRecordError(f"{path}: cannot be read ({error.strerror}): ask its owner for the right") from None
+
+
 @contextmanager
 def open_binary(name: str) -> Iterator[IO[bytes]]:
     """An open file, local or remote; a remote one is read by ranges as they are needed."""
     if not is_url(name):
         path = plain_path(name)
-        if not path.is_file():
-            raise BadRecordError(f"{name}: no such file")
+        require_readable(path)
         with path.open("rb") as file:
             yield file
         return

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ase import Atoms
 
 from .atoms_source import DATABASES, iter_file, iter_rows, record_from_atoms, refuse_geometry_columns, row_ids
-from .locations import fingerprint, is_url, list_files, local_file, open_binary
+from .locations import fingerprint, is_url, list_files, local_file, open_binary, plain_path
 from .records import Record, is_wanted, structure_from_record
 from .schema import BadRecordError, Structure, check_structure
 from .source_config import LABELS, Part, Rejected, SourceConfig
@@ -29,12 +30,14 @@ __all__ = [
     "list_parts",
     "read_part",
     "read_structures",
+    "sample_parts",
     "source_fingerprint",
     "structure_from_atoms",
 ]
 
-# as our own shards and those of the hub are named: the file states the split of all its rows
-SHARD_NAME = re.compile(r"(train|valid|val|validation|test)-\d{5}")
+SPLIT = "(?P<split>train|valid|val|validation|test)"
+# as our own shards and those of the hub are named: the file, or its folder, states the split of all its rows
+SHARD_NAME = re.compile(rf"(.*/)?({SPLIT}-\d{{5}}[^/]*|{SPLIT.replace('split', 'folder')}/\d{{4,5}}\.parquet)")
 
 
 def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) -> list[Part]:
@@ -42,22 +45,33 @@ def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) 
 
     Other files, and remote databases, which have to be copied here, are one part each.
     """
-    parts: list[Part] = []
-    for name in list_files(source, config.hub_config):
-        kind = Path(name).suffix
-        if kind == ".parquet":
-            with open_binary(name) as file:
-                parts += [Part(name, *rows) for rows in row_ranges(file, name, records_per_part)]
-        elif kind in DATABASES and not is_url(name):
-            with local_file(name) as path:
-                ids = row_ids(path)
-            chunks = [ids[k : k + records_per_part] for k in range(0, len(ids), records_per_part)]
-            parts += [Part(name, chunk[0], chunk[-1] + 1) for chunk in chunks]
-        else:
-            parts.append(Part(name))
+    parts = [part for name in list_files(source, config.hub_config) for part in _parts_of_file(name, records_per_part)]
     if not parts:
         raise BadRecordError(f"{source}: holds no structures: the file is empty, write it again")
     return parts
+
+
+def _parts_of_file(name: str, records_per_part: int = 4096) -> list[Part]:
+    kind = Path(name).suffix
+    if kind == ".parquet":
+        with open_binary(name) as file:
+            return [Part(name, *rows) for rows in row_ranges(file, name, records_per_part)]
+    if kind in DATABASES and not is_url(name):
+        ids = row_ids(plain_path(name))
+        chunks = [ids[k : k + records_per_part] for k in range(0, len(ids), records_per_part)]
+        return [Part(name, chunk[0], chunk[-1] + 1) for chunk in chunks]
+    return [Part(name)]
+
+
+def sample_parts(source: str, config: SourceConfig, count: int) -> list[Part]:
+    """At most `count` parts spread over the source, of at most `count` files: others are not even opened."""
+    parts = [part for name in _spread(list_files(source, config.hub_config), count) for part in _parts_of_file(name)]
+    return _spread(parts, count)
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    count = min(count, len(items))
+    return [items[k * (len(items) - 1) // max(count - 1, 1)] for k in range(count)]
 
 
 def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected]:
@@ -65,19 +79,28 @@ def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected
 
     An unreadable file, or one that lacks a column which the config names, raises BadRecordError.
     """
-    stem, shard = Path(part.name).name.split(".")[0], SHARD_NAME.match(Path(part.name).name)
+    stem, split = _stem_and_split(part.name)
     for index, record in _records(part, config):
         try:
             if isinstance(record, BadRecordError):
                 raise record
             if not is_wanted(record, config):
                 continue
-            structure = structure_from_record(record, config, f"{stem}-{index}", shard and shard[1])
+            structure = structure_from_record(record, config, f"{stem}-{index}", split)
             check_structure(structure)
         except BadRecordError as error:
             yield Rejected(part.name, index, str(error))
         else:
             yield structure
+
+
+def _stem_and_split(name: str) -> tuple[str, str | None]:
+    """What default ids begin with, and the split that a file's name states."""
+    path = Path(name)
+    stem, match = path.name.split(".")[0], SHARD_NAME.fullmatch(name)
+    if stem.isdigit():  # a number alone is found in every folder
+        stem = f"{path.parent.name}-{stem}"
+    return stem, (match["split"] or match["folder"]) if match else None
 
 
 def _records(part: Part, config: SourceConfig) -> Iterator[tuple[int, Record | BadRecordError]]:
@@ -127,7 +150,7 @@ def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
 
     Parquet has a schema, which is checked whenever a part of it is read.
     """
-    part = list_parts(str(path), source)[0]
+    part = (sample_parts(str(path), source, 1) or list_parts(str(path), source))[0]
     missing = {label: source.columns[label] for label in LABELS if label in source.columns}
     seen: set[str] = set()
     for index, (_, record) in enumerate(_records(part, source)):

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from .census import ReferenceFit
 from .schema import Structure
 from .source_config import Label, SourceConfig
-from .sources import list_parts, read_part
+from .sources import read_part, sample_parts
 from .unit_pairs import bonds, pressure_steps, works_between_frames
 from .units import FACTORS
 
@@ -88,8 +88,7 @@ def check_units(source: str, config: SourceConfig) -> UnitReport:
 
 def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
     """The first structures of up to eight parts spread over the source; neighbours stay neighbours."""
-    parts = list_parts(source, config)
-    chosen = [parts[k] for k in np.unique(np.linspace(0, len(parts) - 1, min(SAMPLE_PARTS, len(parts))).astype(int))]
+    chosen = sample_parts(source, config, SAMPLE_PARTS)
     structures = []
     for part in chosen:
         atoms = 0

@@ -206,6 +206,20 @@ def nobody():
         os.seteuid(0)
 
 
+@pytest.mark.parametrize("name", ["mine.extxyz", "mine.db", "mine.parquet"])
+def test_forbidden_file_is_named(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"secret")
+    path.chmod(0)
+    for above in (tmp_path, *list(tmp_path.parents)[:2]):  # made for their owner alone
+        above.chmod(0o755)
+    with (
+        nobody(),
+        pytest.raises(BadRecordError, match=rf"^{path}: cannot be read \(Permission denied\): ask its owner"),
+    ):
+        list(read_structures(path, EMT))
+
+
 def test_forbidden_folder_is_named(folder):
     folder.chmod(0)
     try:

@@ -17,6 +17,7 @@ from evenfield.data_pipelines.sources import (
     list_parts,
     read_part,
     read_structures,
+    sample_parts,
     source_fingerprint,
 )
 
@@ -138,6 +139,21 @@ def test_files_named_as_shards_state_their_split(tmp_path):
     for name in ("train-00000-of-00001", "val-00000-of-00001", "other"):
         write(tmp_path / f"{name}.parquet", rows())
     assert [s.split for s in read_structures(tmp_path, CONFIG)] == [None, "train", "valid"]
+    for folder in ("validation", "test", "mine"):  # as in the hub's own Parquet copies
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "0000.parquet", rows())
+    read = {s.structure_id: s.split for s in read_structures(f"{tmp_path}/*/*.parquet", CONFIG)}
+    assert read == {"validation-0000-0": "valid", "test-0000-0": "test", "mine-0000-0": None}
+
+
+def test_sample_is_spread_and_opens_no_more_files_than_it_needs(tmp_path):
+    for k in range(9):
+        path = write(tmp_path / f"{k}.parquet", rows(4), row_group_size=1)
+    path.with_name("5.parquet").write_bytes(b"broken")
+    names = [Path(part.name).name for part in sample_parts(str(tmp_path), CONFIG, 3)]
+    assert names == ["0.parquet", "4.parquet", "8.parquet"]
+    with pytest.raises(BadRecordError, match=r"5\.parquet: not a whole Parquet file"):
+        list_parts(str(tmp_path), CONFIG)
 
 
 def test_our_own_shards_need_no_columns(data_set, train_structures):
