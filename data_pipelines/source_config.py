@@ -84,9 +84,15 @@ class SourceConfig(Settings):
         return self
 
     def passes(self, values: dict[str, Any]) -> bool:
-        """Whether a record with these values of the filter columns is wanted; 1 and "1" are the same."""
+        """Whether a record with these values of the filter columns is wanted; 1, 1.0 and "1" are the same."""
         for key, wanted in self.filters.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
-            if str(values[key]) not in map(str, allowed):
+            if _plain(values[key]) not in map(_plain, allowed):
                 return False
         return True
+
+
+def _plain(value: Any) -> str:
+    """A value as filters compare it: whole numbers without a point."""
+    text = str(value)
+    return text.removesuffix(".0")

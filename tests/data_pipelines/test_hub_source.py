@@ -71,11 +71,6 @@ def test_conversion_streams_from_the_hub(hub_folder, tmp_path):
     ("source", "words", "problem"),
     [
         ("me/nothing", [], "error: me/nothing: no such file or folder, and not to be had from the hub ("),
-        (
-            "me/alloys",
-            ["hub_config=large"],
-            "error: me/alloys: no such file or folder, and not to be had from the hub (",
-        ),
         ("me/alloys", ["hub_config=notes"], "name its Parquet copy, me/alloys@refs/convert/parquet, or download"),
     ],
 )

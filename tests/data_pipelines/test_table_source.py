@@ -121,7 +121,7 @@ def test_null_labels_are_missing_and_shift_nothing(tmp_path, kind):
 
 
 def test_masks_filters_and_text_columns(tmp_path):
-    columns = rows(4, method=["a", "b", "a", "a"], step=[1, 1, 2, 1], bad=[False, False, False, True])
+    columns = rows(4, method=["a", "b", "a", "a"], step=[1.0, 1, 2, 1], bad=[False, False, False, True])
     config = SourceConfig(
         columns=COLUMNS | {"level_of_theory": "method", "structure_id": "E"},
         units=UNITS,
