@@ -11,7 +11,8 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")]
+Source = Annotated[str, typer.Argument(help="file, folder, glob, URL or hub data set owner/name[@revision]")]
 
 
 @app.command()
@@ -32,12 +33,13 @@ def generate(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="any file that ASE reads")],
+    source: Source,
     out: Annotated[Path, typer.Argument(help="folder of the converted data set")],
     overrides: Overrides = None,
     recipe: Recipe = None,
+    trust_units: Annotated[bool, typer.Option("--trust-units", help="convert though units look wrong")] = False,
 ) -> None:
-    """Convert a file to Parquet shards with a census.
+    """Convert a source to Parquet shards with a census, after a check of its units and signs.
 
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE columns.energy=REF_energy
     units.energy=eV
@@ -46,10 +48,28 @@ def convert(
     from .convert import convert as run
     from .settings import load_settings
 
-    info = run(source, out, load_settings(ConvertConfig, recipe, overrides))
+    words = [*(overrides or []), *(["trust_units=true"] if trust_units else [])]
+    info = run(source, out, load_settings(ConvertConfig, recipe, words))
     counts = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
     rejected = f"; {info['num_rejected']} bad records in {out / 'rejected.jsonl'}" if info["num_rejected"] else ""
     typer.echo(f"{out}: {counts}; levels of theory: {', '.join(info['levels_of_theory'])}{rejected}")
+
+
+@app.command("check-units")
+def check_units(source: Source, overrides: Overrides = None, recipe: Recipe = None) -> None:
+    """Show what the check of units and signs finds in a sample of a source; exit code 1 if a test fails.
+
+    Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe --recipe lemat
+    """
+    from .convert import ConvertConfig
+    from .settings import load_settings
+    from .unit_check import check_units as run
+
+    report = run(source, load_settings(ConvertConfig, recipe, overrides))
+    for finding in report.findings:
+        typer.echo(f"{finding.outcome:8s}{finding.text}")
+    typer.echo(f"{report.num_structures} structures sampled from {source}")
+    raise typer.Exit(1 if report.failed else 0)
 
 
 @app.command()

@@ -20,7 +20,8 @@ from rich.progress import track
 from .census import Census
 from .schema import SCHEMA_VERSION, SPLITS, BadRecordError, Structure
 from .shards import SHARD_SIZE, BrokenDataSetError, read_info, write_atomically, write_shard
-from .sources import SourceConfig, check_columns_exist, read_structures
+from .sources import SourceConfig, check_columns_exist, read_structures, source_fingerprint
+from .unit_check import refuse_suspicious_units
 
 
 # what a conversion writes, under final or temporary names; nothing else in its folder is touched
@@ -50,21 +51,28 @@ class ConvertConfig(SourceConfig):
 
 
 def convert(source: Path | str, out: Path | str, config: ConvertConfig) -> dict[str, Any]:
-    """Convert one ASE-readable file into the folder `out`; returns the content of its dataset_info.json.
+    """Convert a source of any kind into the folder `out`; returns the content of its dataset_info.json.
 
     A finished conversion of the same bytes with the same config is left as it is.  Raises BadRecordError for a
-    bad record, with nothing under a final name but whole shards.
+    bad record, with nothing under a final name but whole shards, and UnitError for labels that look wrong.
     """
-    source, out = Path(source), Path(out)
+    source, out = str(source), Path(out)
     if out.is_file():
         raise BrokenDataSetError(f"{out}: is a file: name a folder for the data set")
     check_columns_exist(source, config)
-    origin = {"file": source.name, "sha256": _sha256(source), "config": config.model_dump(mode="json")}
+    name = Path(source).name if Path(source).exists() else source
+    origin = {
+        "file": name,
+        "sha256": source_fingerprint(source, config),
+        "config": config.model_dump(mode="json"),
+    }
     if finished := _finished(out, origin):
         return finished
+    if not config.trust_units:
+        refuse_suspicious_units(source, config)
     rejected: list[dict[str, str]] | None = [] if config.skip_bad else None
     structures = (s for s in read_structures(source, config, rejected) if _wanted(s, config))
-    shown = track(structures, description=f"converting {source.name}", transient=True)
+    shown = track(structures, description=f"converting {name}", transient=True)
     return write_data_set(shown, out, origin, config, rejected)
 
 
@@ -128,11 +136,6 @@ def split_of(group: str, config: ConvertConfig) -> str:
     if point < config.test_share:
         return "test"
     return "valid" if point < config.test_share + config.valid_share else "train"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass

@@ -9,6 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
+RECIPES = Path(__file__).parent / "recipes"
+
+
 class Settings(BaseModel):
     """Base of every config class: frozen, typed, no unknown keys."""
 
@@ -40,8 +43,7 @@ def load_settings(
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise SettingsError(f"{path}: no such recipe file")
+    path = _find_recipe(Path(path))
     try:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
@@ -49,6 +51,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}")
     return tree
+
+
+def _find_recipe(path: Path) -> Path:
+    """A recipe file, or one of those that come with the package by its bare name."""
+    if path.is_file():
+        return path
+    shipped = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+    if path.name == str(path) and path.stem in shipped:
+        return shipped[path.stem]
+    raise SettingsError(f"{path}: no such recipe file, and none of the shipped ones: {', '.join(shipped)}")
 
 
 def _set_key(tree: dict[str, Any], word: str) -> None:

@@ -1,196 +1,164 @@
-"""Any file that ASE reads -> canonical structures, as a config says; every error names file, record and mend."""
+"""A source of any kind -> checked canonical structures, as a config says; every error names file, record and mend.
+
+Kinds: files that ASE reads, `ase.db`, ASE-LMDB (`.aselmdb`), Parquet; one file, a folder, a glob, a URL (file://,
+s3:// and what else fsspec opens) or a data set of the hub, owner/name[@revision].  A source falls into parts that
+can be read in any order and in any process.
+"""
 
 from __future__ import annotations
 
-import gzip
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import ase.io
-import numpy as np
 from ase import Atoms
-from pydantic import Field, model_validator
 
-from .schema import SPLITS, BadRecordError, Structure, check_elements, check_structure, full_stress
-from .settings import Settings
-from .units import unit_factor
-
-
-Label = Literal["energy", "forces", "stress"]
-LABELS: tuple[Label, ...] = ("energy", "forces", "stress")
-LABEL_SIZES: dict[Label, tuple[int, ...]] = {"energy": (1,), "stress": (6, 9)}
+from .atoms_source import DATABASES, iter_file, iter_rows, record_from_atoms, refuse_geometry_columns, row_ids
+from .locations import fingerprint, is_url, list_files, local_file, open_binary, plain_path
+from .records import Record, is_wanted, structure_from_record
+from .schema import BadRecordError, Structure, check_structure
+from .source_config import LABELS, Part, Rejected, SourceConfig
+from .table_source import iter_table, row_ranges
 
 
-class SourceConfig(Settings):
-    """How a file's columns become canonical fields.
+__all__ = [
+    "Part",
+    "Rejected",
+    "SourceConfig",
+    "check_columns_exist",
+    "list_parts",
+    "read_part",
+    "read_structures",
+    "sample_parts",
+    "source_fingerprint",
+    "structure_from_atoms",
+]
 
-    Without `columns`, the labels are what ASE itself recognises (its units are ours).  A label taken from a
-    named column has no unit that a program could know, so `units` must state one.
+SPLIT = "(?P<split>train|valid|val|validation|test)"
+# as our own shards and those of the hub are named: the file, or its folder, states the split of all its rows
+SHARD_NAME = re.compile(rf"(.*/)?({SPLIT}-\d{{5}}[^/]*|{SPLIT.replace('split', 'folder')}/\d{{4,5}}\.parquet)")
+
+
+def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) -> list[Part]:
+    """The parts of a source in a stable order; Parquet is cut at row groups, a local database at row ids.
+
+    Other files, and remote databases, which have to be copied here, are one part each.
     """
+    parts = [part for name in list_files(source, config.hub_config) for part in _parts_of_file(name, records_per_part)]
+    if not parts:
+        raise BadRecordError(f"{source}: holds no structures: the file is empty, write it again")
+    return parts
 
-    columns: dict[str, str] = Field(default={}, description="field -> info or array key of the file")
-    units: dict[Label, str] = Field(default={}, description="unit of each label named in columns")
-    masks: dict[Label, str] = Field(default={}, description="label -> info key; a true value drops the label")
-    level_of_theory: str | None = Field(default=None, description="tag for every structure of the file")
-    split_by: Literal["file", "group", "structure"] = Field(
-        default="file",
-        description="the file's own split where it states one, else by group; or always by group; or each "
-        "structure on its own, which lets near duplicates stand on both sides",
-    )
 
-    @model_validator(mode="after")
-    def _check(self) -> SourceConfig:
-        fields = {*LABELS, "level_of_theory", "structure_id", "group", "split"}
-        for field in self.columns:
-            if field not in fields:
-                raise ValueError(f"columns.{field} is not a field: use one of {', '.join(sorted(fields))}")
-        for label in LABELS:
-            if label in self.columns and label not in self.units:
-                raise ValueError(
-                    f"columns.{label}={self.columns[label]} has no unit: add units.{label}=... "
-                    "(for example eV, eV/A, eV/A^3)"
-                )
-            if label in self.units and label not in self.columns:
-                raise ValueError(
-                    f"units.{label}={self.units[label]} belongs to no column: add columns.{label}=... "
-                    f"(for example columns.{label}={label})"
-                )
-            if label in self.units:
-                unit_factor(label, self.units[label])
-        return self
+def _parts_of_file(name: str, records_per_part: int = 4096) -> list[Part]:
+    kind = Path(name).suffix
+    if kind == ".parquet":
+        with open_binary(name) as file:
+            return [Part(name, *rows) for rows in row_ranges(file, name, records_per_part)]
+    if kind in DATABASES and not is_url(name):
+        ids = row_ids(plain_path(name))
+        chunks = [ids[k : k + records_per_part] for k in range(0, len(ids), records_per_part)]
+        return [Part(name, chunk[0], chunk[-1] + 1) for chunk in chunks]
+    return [Part(name)]
+
+
+def sample_parts(source: str, config: SourceConfig, count: int) -> list[Part]:
+    """At most `count` parts spread over the source, of at most `count` files: others are not even opened."""
+    parts = [part for name in _spread(list_files(source, config.hub_config), count) for part in _parts_of_file(name)]
+    return _spread(parts, count)
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    count = min(count, len(items))
+    return [items[k * (len(items) - 1) // max(count - 1, 1)] for k in range(count)]
+
+
+def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected]:
+    """The structures of one part that pass the filters; a bad record comes as Rejected.
+
+    An unreadable file, or one that lacks a column which the config names, raises BadRecordError.
+    """
+    stem, split = _stem_and_split(part.name)
+    for index, record in _records(part, config):
+        try:
+            if isinstance(record, BadRecordError):
+                raise record
+            if not is_wanted(record, config):
+                continue
+            structure = structure_from_record(record, config, f"{stem}-{index}", split)
+            check_structure(structure)
+        except BadRecordError as error:
+            yield Rejected(part.name, index, str(error))
+        else:
+            yield structure
+
+
+def _stem_and_split(name: str) -> tuple[str, str | None]:
+    """What default ids begin with, and the split that a file's name states."""
+    path = Path(name)
+    stem, match = path.name.split(".")[0], SHARD_NAME.fullmatch(name)
+    if stem.isdigit():  # a number alone is found in every folder
+        stem = f"{path.parent.name}-{stem}"
+    return stem, (match["split"] or match["folder"]) if match else None
+
+
+def _records(part: Part, config: SourceConfig) -> Iterator[tuple[int, Record | BadRecordError]]:
+    kind = Path(part.name).suffix
+    if kind == ".parquet":
+        with open_binary(part.name) as file:
+            yield from iter_table(file, part.name, config, part.first, part.last)
+        return
+    refuse_geometry_columns(part.name, config)
+    with local_file(part.name) as path:
+        if kind in DATABASES:
+            yield from iter_rows(path, part.first, part.last)
+        else:
+            yield from iter_file(path)
 
 
 def read_structures(
     path: Path | str, source: SourceConfig, rejected: list[dict[str, str]] | None = None
 ) -> Iterator[Structure]:
-    """Yield the checked canonical structures of a file.
+    """Yield the checked canonical structures of a source, part after part.
 
     A bad record raises BadRecordError; when a list `rejected` is given it is noted there instead and the
     reading goes on.
     """
-    path = Path(path)
-    index = -1
-    for index, atoms in enumerate(_iread(path)):
-        try:
-            structure = structure_from_atoms(atoms, source, default_id=f"{path.name.split('.')[0]}-{index}")
-            check_structure(structure)
-        except BadRecordError as error:
-            message = f"{path}: record {index} {error}"
-            if rejected is None:
-                raise BadRecordError(message) from None
-            rejected.append({"file": str(path), "record": str(index), "reason": str(error)})
-            continue
-        yield structure
-    if index < 0:
-        raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
+    for part in list_parts(str(path), source):
+        for found in read_part(part, source):
+            if isinstance(found, Structure):
+                yield found
+            elif rejected is None:
+                raise BadRecordError(f"{found.file}: record {found.record} {found.reason}")
+            else:
+                rejected.append({"file": found.file, "record": str(found.record), "reason": found.reason})
+
+
+def source_fingerprint(source: str, config: SourceConfig) -> str:
+    """sha256 of what a source holds: of the bytes of local files; of etag, commit and size of remote ones."""
+    return fingerprint(list_files(source, config.hub_config))
 
 
 def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) -> Structure:
     """One ase.Atoms with its labels as a canonical structure; of its numbers only the elements are checked."""
-    check_elements(atoms.numbers)
-    labels = {label: _label(atoms, source, label) for label in LABELS}
-    level = source.level_of_theory or _text(atoms, source, "level_of_theory")
-    if level is None:
-        raise BadRecordError(
-            "states no level of theory: add level_of_theory=NAME (for example PBE), or columns.level_of_theory=KEY"
-        )
-    split = _text(atoms, source, "split") if source.split_by == "file" else None
-    if split is not None and split not in SPLITS:
-        raise BadRecordError(f"has split '{split}': use one of {', '.join(SPLITS)}, or split_by=group")
-    return Structure(
-        atomic_numbers=atoms.numbers.astype(np.int64),
-        positions=np.asarray(atoms.positions, dtype=np.float64),
-        cell=np.asarray(atoms.cell.array, dtype=np.float64),
-        pbc=np.asarray(atoms.pbc, dtype=bool),
-        level_of_theory=level,
-        structure_id=_text(atoms, source, "structure_id") or default_id,
-        group=_text(atoms, source, "group") or atoms.get_chemical_formula(empirical=True),
-        split=split,
-        energy=None if labels["energy"] is None else float(labels["energy"].item()),
-        forces=labels["forces"],
-        stress=None if labels["stress"] is None else full_stress(labels["stress"]),
-    )
-
-
-def _label(atoms: Atoms, source: SourceConfig, label: Label) -> Any:
-    if label in source.masks and _is_true(atoms.info.get(source.masks[label])):
-        return None
-    key, factor = source.columns.get(label), 1.0
-    value = _results(atoms).get(key or label)  # ASE moves the columns that it recognises there
-    if key is not None:
-        own = atoms.arrays if label == "forces" else atoms.info
-        value, factor = own.get(key, value), unit_factor(label, source.units[label])
-    if value is None:
-        return None
-    try:
-        array = np.asarray(value, dtype=np.float64) * factor
-    except (TypeError, ValueError):
-        raise BadRecordError(f"has {label} {value!r}, which is not a number: correct or remove it") from None
-    if array.size not in LABEL_SIZES.get(label, (array.size,)):
-        sizes = " or ".join(map(str, LABEL_SIZES[label]))
-        raise BadRecordError(f"has {label} of shape {array.shape}: give {sizes} numbers")
-    return array
-
-
-def _results(atoms: Atoms) -> dict[str, Any]:
-    return atoms.calc.results if atoms.calc is not None else {}
-
-
-def _text(atoms: Atoms, source: SourceConfig, field: str) -> str | None:
-    key = source.columns.get(field, field)
-    value = atoms.info.get(key)
-    if value is None and field in source.columns:
-        raise BadRecordError(f"has no column '{key}' (columns.{field}); it has: {', '.join(sorted(atoms.info))}")
-    return None if value is None else str(value)
-
-
-def _is_true(value: Any) -> bool:
-    return str(value).lower() in ("true", "t", "1", "1.0")
-
-
-def _iread(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread with errors that name the file and the record."""
-    if not path.is_file():
-        raise BadRecordError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
-    index = -1
-    try:
-        for index, atoms in enumerate(_frames(path)):  # noqa: B007 - the error below names it
-            yield atoms
-    except BadRecordError as error:
-        raise BadRecordError(f"{path}: after record {index} {error}") from None
-    except Exception as error:  # ASE's readers raise anything on a broken file
-        raise BadRecordError(
-            f"{path}: record {index + 1} cannot be read: {type(error).__name__}: {error}; "
-            "the file is cut off there or not in a format that ASE reads"
-        ) from None
-
-
-def _frames(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread; gzipped xyz is unpacked first, as ASE seeks in it (quadratic time)."""
-    if not re.search(r"\.(ext)?xyz(\.gz)?$", path.name):
-        yield from ase.io.iread(path, ":")
-        return
-    packed = path.suffix == ".gz"
-    with io.StringIO(gzip.decompress(path.read_bytes()).decode()) if packed else path.open() as file:
-        yield from ase.io.iread(file, ":", format="extxyz")
-        if file.read().strip():
-            raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
+    return structure_from_record(record_from_atoms(atoms), source, default_id)
 
 
 def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
-    """Raise BadRecordError when a label column named in the config is absent from the first 100 records."""
+    """Raise BadRecordError when a label column named in the config is absent from the first 100 records.
+
+    Parquet has a schema, which is checked whenever a part of it is read.
+    """
+    part = (sample_parts(str(path), source, 1) or list_parts(str(path), source))[0]
     missing = {label: source.columns[label] for label in LABELS if label in source.columns}
     seen: set[str] = set()
-    for index, atoms in enumerate(_iread(Path(path))):
-        seen |= set(atoms.info) | set(atoms.arrays) | set(_results(atoms))
+    for index, (_, record) in enumerate(_records(part, source)):
+        if isinstance(record, Record):
+            seen |= {*record.info, *record.arrays, *record.recognised}
         missing = {label: key for label, key in missing.items() if key not in seen}
         if not missing or index >= 100:
             break
     for label, key in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
-        raise BadRecordError(f"{path}: no column '{key}' for columns.{label}; the file has: {known}")
+        raise BadRecordError(f"{part.name}: no column '{key}' for columns.{label}; the file has: {known}")

@@ -9,6 +9,7 @@ ENERGY = {"eV": 1.0, "meV": 1e-3, "Hartree": units.Hartree, "Ry": units.Rydberg}
 ENERGY |= {"kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
 LENGTH = {"A": 1.0, "Bohr": units.Bohr, "nm": 10.0}
 FORCES = {f"{e}/{r}": ENERGY[e] / LENGTH[r] for e in ENERGY for r in LENGTH}
+FORCES |= {f"-{name}": -factor for name, factor in FORCES.items()}  # files that hold the gradient
 # VASP and others print the pressure's sign; ASE's stress is its negative. Both are common in files.
 STRESS = {
     "eV/A^3": 1.0,
