@@ -12,9 +12,9 @@ from ase import units
 from ase.stress import voigt_6_to_full_3x3_stress
 from datasets import Array2D, Dataset, Features, Sequence, Value
 
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert
 from evenfield.data_pipelines.settings import RECIPES, SettingsError, load_settings
-from evenfield.data_pipelines.shards import iter_structures
 from evenfield.data_pipelines.sources import read_structures
 from evenfield.data_pipelines.unit_check import check_units
 

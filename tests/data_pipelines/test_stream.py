@@ -6,7 +6,6 @@ import itertools
 import json
 import threading
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.packing import pack
 from evenfield.data_pipelines.schema import Structure
 from evenfield.data_pipelines.stream import Stream, StreamConfig
 from evenfield.data_pipelines.stream_state import StreamState
@@ -387,34 +385,3 @@ def test_thread_stays_a_few_batches_ahead_only(open_stream, monkeypatch):
     threading.Event().wait(0.5)
     epoch.close()
     assert len(made) < 12
-
-
-# --- packing
-
-sizes = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=60)
-
-
-@settings(max_examples=200)
-@given(sizes, st.integers(1, 100), st.integers(1, 40), st.integers(1, 8))
-def test_pack_keeps_every_graph_and_both_budgets(pairs, edge_budget, atom_budget, look_ahead):
-    taken = []
-
-    def graphs():
-        for name, (edges, atoms) in enumerate(pairs):
-            taken.append(name)
-            yield SimpleNamespace(num_edges=edges, num_nodes=atoms, name=name)
-
-    packed: list[int] = []
-    for batch in pack(graphs(), edge_budget, atom_budget, look_ahead):
-        names = [graph.name for graph in batch]
-        edges, atoms = sum(g.num_edges for g in batch), sum(g.num_nodes for g in batch)
-        assert len(batch) == 1 or (edges <= edge_budget and atoms <= atom_budget)
-        waiting = sorted(set(taken) - set(packed))
-        assert names[0] == waiting[0]  # the oldest always goes: nothing starves
-        packed += names
-        left = [pairs[name] for name in set(taken) - set(packed)]
-        assert len(left) <= look_ahead
-        assert all(edges + e > edge_budget or atoms + a > atom_budget for e, a in left)  # and nothing else fits
-    assert sorted(packed) == list(range(len(pairs)))
-    if look_ahead == 1:
-        assert packed == sorted(packed)
