@@ -8,11 +8,12 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import fsspec
 
@@ -40,14 +41,11 @@ def list_files(source: str, hub_config: str | None = None) -> list[str]:
     if is_url(source):
         return _remote_files(source)
     path = plain_path(source)
-    try:
-        if path.is_file():
-            return [str(path)]
-        if path.is_dir():
-            files = sorted(str(f) for f in path.rglob("*") if _is_data(f.relative_to(path)))
-            return _some(files, source)
-    except PermissionError as error:
-        raise BadRecordError(f"{source}: cannot be read ({error.strerror}): ask its owner for the right") from None
+    kind = _kind(path)
+    if kind == "file":
+        return [str(path)]
+    if kind == "folder":
+        return _some(sorted(str(f) for f in path.rglob("*") if _is_data(f.relative_to(path))), source)
     if GLOB.search(str(path)):
         found = glob.glob(str(path), recursive=True)  # noqa: PTH207 - pathlib's wants a root beside the pattern
         return _some(sorted(name for name in found if Path(name).is_file()), source)
@@ -55,6 +53,21 @@ def list_files(source: str, hub_config: str | None = None) -> list[str]:
     if match and not KNOWN_SUFFIX.search(source):
         return _hub_files(source, match["name"], match["revision"], hub_config)
     raise BadRecordError(f"{source}: no such file")
+
+
+def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
+    """What stands at a path; unlike pathlib's questions, a forbidden folder above it is not nothing."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except PermissionError as error:
+        raise _forbidden(path, error) from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "nothing"
+
+
+def _forbidden(path: Path, error: PermissionError) -> BadRecordError:
+    return BadRecordError(f"{path}: cannot be read ({error.strerror}): ask its owner for the right")
 
 
 def _is_data(path: Path) -> bool:
@@ -121,13 +134,13 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
 
 def require_readable(path: Path) -> None:
     """Raise BadRecordError for a file that is not there or that the user may not read."""
+    if _kind(path) != "file":
+        raise BadRecordError(f"{path}: no such file")
     try:
-        if not path.is_file():
-            raise BadRecordError(f"{path}: no such file")
         with path.open("rb"):
             pass
     except PermissionError as error:
-        raise BadRecordError(f"{path}: cannot be read ({error.strerror}): ask its owner for the right") from None
+        raise _forbidden(path, error) from None
 
 
 @contextmanager

@@ -94,5 +94,4 @@ class SourceConfig(Settings):
 
 def _plain(value: Any) -> str:
     """A value as filters compare it: whole numbers without a point."""
-    text = str(value)
-    return text.removesuffix(".0")
+    return str(value).removesuffix(".0")
