@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,29 +66,64 @@ class SourceConfig(Settings):
         return self
 
 
-def read_structures(
-    path: Path | str, source: SourceConfig, rejected: list[dict[str, str]] | None = None
-) -> Iterator[Structure]:
-    """Yield the checked canonical structures of a file.
+@dataclass(frozen=True)
+class Part:
+    """An independent piece of a source: records [first, last) of a file, to its end when last is None."""
 
-    A bad record raises BadRecordError; when a list `rejected` is given it is noted there instead and the
-    reading goes on.
+    name: str
+    first: int = 0
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A bad record: where it stands and why it must not enter the pipeline."""
+
+    file: str
+    record: int
+    reason: str
+
+
+def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) -> list[Part]:
+    """A source cut into parts in a stable order; a file whose records cannot be told apart is one part."""
+    starts = _record_starts(source) if _is_xyz(source) and Path(source).is_file() else None
+    if starts is None or len(starts) <= records_per_part:
+        return [Part(source)]
+    firsts = range(0, len(starts), records_per_part)
+    return [Part(source, first, min(first + records_per_part, len(starts))) for first in firsts]
+
+
+def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected]:
+    """Yield every record of a part, as a checked structure or as Rejected.
+
+    Raises BadRecordError for a file that cannot be read on.
     """
-    path = Path(path)
-    index = -1
-    for index, atoms in enumerate(_iread(path)):
+    path, index = Path(part.name), part.first - 1
+    for index, atoms in enumerate(_iread(path, part.first, part.last), part.first):
         try:
-            structure = structure_from_atoms(atoms, source, default_id=f"{path.name.split('.')[0]}-{index}")
+            structure = structure_from_atoms(atoms, config, default_id=f"{path.name.split('.')[0]}-{index}")
             check_structure(structure)
         except BadRecordError as error:
-            message = f"{path}: record {index} {error}"
-            if rejected is None:
-                raise BadRecordError(message) from None
-            rejected.append({"file": str(path), "record": str(index), "reason": str(error)})
+            yield Rejected(part.name, index, str(error))
             continue
         yield structure
-    if index < 0:
+    if index < part.first:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
+
+
+def source_fingerprint(source: str, config: SourceConfig) -> str:
+    """A hash that changes when the source does."""
+    _check_readable(Path(source))
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_structures(path: Path | str, source: SourceConfig) -> Iterator[Structure]:
+    """Yield the checked canonical structures of a file; a bad record raises BadRecordError."""
+    for record in read_part(Part(str(path)), source):
+        if isinstance(record, Rejected):
+            raise BadRecordError(f"{record.file}: record {record.record} {record.reason}")
+        yield record
 
 
 def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) -> Structure:
@@ -151,15 +189,23 @@ def _is_true(value: Any) -> bool:
     return str(value).lower() in ("true", "t", "1", "1.0")
 
 
-def _iread(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread with errors that name the file and the record."""
+def _check_readable(path: Path) -> None:
     if not path.is_file():
         raise BadRecordError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
-    index = -1
     try:
-        for index, atoms in enumerate(_frames(path)):  # noqa: B007 - the error below names it
+        empty = not path.open("rb").read(1)
+    except OSError as error:
+        raise BadRecordError(f"{path}: cannot be opened ({error.strerror}): make it readable for you") from None
+    if empty:
+        raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
+
+
+def _iread(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms]:
+    """ase.io.iread with errors that name the file and the record."""
+    _check_readable(path)
+    index = first - 1
+    try:
+        for index, atoms in enumerate(_frames(path, first, last), first):  # noqa: B007 - the error below names it
             yield atoms
     except BadRecordError as error:
         raise BadRecordError(f"{path}: after record {index} {error}") from None
@@ -170,27 +216,64 @@ def _iread(path: Path) -> Iterator[Atoms]:
         ) from None
 
 
-def _frames(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread; gzipped xyz is unpacked first, as ASE seeks in it (quadratic time)."""
-    if not re.search(r"\.(ext)?xyz(\.gz)?$", path.name):
-        yield from ase.io.iread(path, ":")
+def _frames(path: Path, first: int, last: int | None) -> Iterator[Atoms]:
+    """ase.io.iread; xyz is opened at the first record, as ASE seeks in it (quadratic time if gzipped)."""
+    if not _is_xyz(path):
+        yield from ase.io.iread(path, f"{first}:{'' if last is None else last}")
         return
-    packed = path.suffix == ".gz"
-    with io.StringIO(gzip.decompress(path.read_bytes()).decode()) if packed else path.open() as file:
+    text = _xyz_text(path, first, last)
+    with io.StringIO(text) as file:
         yield from ase.io.iread(file, ":", format="extxyz")
         if file.read().strip():
             raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
 
 
+def _is_xyz(path: Path | str) -> bool:
+    return re.search(r"\.(ext)?xyz(\.gz)?$", str(path)) is not None
+
+
+def _open_xyz(path: Path | str) -> Any:
+    return gzip.open(path, "rb") if str(path).endswith(".gz") else Path(path).open("rb")
+
+
+def _xyz_text(path: Path, first: int, last: int | None) -> str:
+    start, stop = 0, None
+    if first or last is not None:
+        starts = _record_starts(str(path))
+        assert starts is not None  # list_parts found them
+        start, stop = starts[first], starts[last] if last is not None and last < len(starts) else None
+    with _open_xyz(path) as file:
+        file.seek(start)
+        return file.read(-1 if stop is None else stop - start).decode()
+
+
+@lru_cache(maxsize=2)
+def _record_starts(path: str) -> list[int] | None:
+    """Byte offset of each record of an xyz file, or None where the text is not a plain row of whole records."""
+    starts, offset = [], 0
+    try:
+        with _open_xyz(path) as file:
+            while line := file.readline():
+                starts.append(offset)
+                rows = [file.readline() for _ in range(int(line) + 1)]
+                if not rows[-1]:
+                    return None
+                offset += len(line) + sum(map(len, rows))
+    except (ValueError, IndexError, OSError, EOFError):
+        return None
+    return starts
+
+
 def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
-    """Raise BadRecordError when a label column named in the config is absent from the first 100 records."""
-    missing = {label: source.columns[label] for label in LABELS if label in source.columns}
+    """Raise BadRecordError when a label or mask column named in the config is in no record of the file."""
+    missing = {f"columns.{label}": source.columns[label] for label in LABELS if label in source.columns}
+    missing |= {f"masks.{label}": key for label, key in source.masks.items()}
     seen: set[str] = set()
-    for index, atoms in enumerate(_iread(Path(path))):
+    for atoms in _iread(Path(path)):  # most files have them in the first record, some late
         seen |= set(atoms.info) | set(atoms.arrays) | set(_results(atoms))
-        missing = {label: key for label, key in missing.items() if key not in seen}
-        if not missing or index >= 100:
+        missing = {field: key for field, key in missing.items() if key not in seen}
+        if not missing:
             break
-    for label, key in missing.items():
+    for field, key in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
-        raise BadRecordError(f"{path}: no column '{key}' for columns.{label}; the file has: {known}")
+        raise BadRecordError(f"{path}: no column '{key}' for {field}; the file has: {known}")
