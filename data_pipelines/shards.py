@@ -180,11 +180,11 @@ def scan_shard(path: Path, columns: list[str] | None = None, rows: int = BLOCK_S
     """
     names = columns or ARROW_SCHEMA.names
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["level_of_theory"])
         schema = pa.schema([ARROW_SCHEMA.field(name) for name in names])
         if problem := _foreign(file.schema_arrow, schema):
             raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
-        for batch in file.iter_batches(rows, columns=names):
+        for batch in file.iter_batches(rows, columns=names, use_threads=False):
             table = pa.Table.from_batches([batch])
             if "positions" in names:
                 _check_lengths(table)
@@ -200,6 +200,7 @@ def _foreign(found: pa.Schema, expected: pa.Schema) -> str | None:
         if column.name not in found.names:
             return f"column '{column.name}' is missing"
         kind = found.field(column.name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind != column.type:
             return f"column '{column.name}' holds {kind}, not {column.type}"
     return None
