@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,6 +17,7 @@ from .locations import require_readable
 from .records import Record
 from .schema import BadRecordError
 from .source_config import GEOMETRY, SourceConfig
+from .xyz_source import is_xyz, xyz_frames
 
 
 DATABASES = (".db", ".aselmdb")
@@ -42,12 +40,13 @@ def refuse_geometry_columns(name: str, config: SourceConfig) -> None:
             )
 
 
-def iter_file(path: Path) -> Iterator[tuple[int, Record]]:
-    """Index and record of every frame of a file that ase.io reads; errors name the file and the record."""
+def iter_file(path: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record]]:
+    """Index and record of frames [first, last) of a file that ase.io reads; errors name the file and the record."""
     _check_readable(path)
-    index = -1
+    index = first - 1
     try:
-        for index, atoms in enumerate(_frames(path)):
+        frames = xyz_frames(path, first, last) if is_xyz(path) else ase.io.iread(path, ":")
+        for index, atoms in enumerate(frames, first):
             yield index, record_from_atoms(atoms)
     except BadRecordError as error:
         raise BadRecordError(f"{path}: after record {index} {error}") from None
@@ -56,7 +55,7 @@ def iter_file(path: Path) -> Iterator[tuple[int, Record]]:
             f"{path}: record {index + 1} cannot be read: {type(error).__name__}: {error}; "
             "the file is cut off there or not in a format that ASE reads"
         ) from None
-    if index < 0:
+    if index < first:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
 
 
@@ -64,18 +63,6 @@ def _check_readable(path: Path) -> None:
     require_readable(path)
     if path.stat().st_size == 0:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
-
-
-def _frames(path: Path) -> Iterator[Atoms]:
-    """ase.io.iread; gzipped xyz is unpacked first, as ASE seeks in it (quadratic time)."""
-    if not re.search(r"\.(ext)?xyz(\.gz)?$", path.name):
-        yield from ase.io.iread(path, ":")
-        return
-    packed = path.suffix == ".gz"
-    with io.StringIO(gzip.decompress(path.read_bytes()).decode()) if packed else path.open() as file:
-        yield from ase.io.iread(file, ":", format="extxyz")
-        if file.read().strip():
-            raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
 
 
 # --- databases

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .schema import Structure
-from .shards import ARROW_SCHEMA, BrokenDataSetError, shard_paths
+from .shards import ARROW_SCHEMA, BrokenDataSetError, foreign_columns, scan_shard, shard_paths
 
 
 class Block:
@@ -75,6 +75,8 @@ class BlockReader:
         self._footers: dict[Path, pq.FileMetaData] = {}
         for path in shard_paths(folder, split):
             self._footers[path] = _open(path).metadata
+            if problem := foreign_columns(self._footers[path].schema.to_arrow_schema(), ARROW_SCHEMA):
+                raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
             self._rows += [(path, group) for group in range(self._footers[path].num_row_groups)]
 
     def __len__(self) -> int:
@@ -104,9 +106,9 @@ class BlockReader:
 
 def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
     """All structures of one split in file order (for evaluation; training uses the stream)."""
-    reader = BlockReader(folder, split)
-    for index in range(len(reader)):
-        yield from reader.block(index)
+    for path in shard_paths(folder, split):
+        for table in scan_shard(path):
+            yield from Block(table)
 
 
 def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:

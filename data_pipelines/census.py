@@ -1,54 +1,101 @@
 """What a data set holds: counts and force RMS per element and split, levels of theory, reference energies E0.
 
-Everything is a sum, so two censuses add up: shards or ranks can count on their own.
+Everything is a sum over flat Arrow columns, so two censuses add up: shards or ranks can count on their own.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from ase.data import chemical_symbols
+from scipy.sparse import csr_array
 
-from .schema import MAX_ATOMIC_NUMBER, Structure
-from .shards import read_info
+from .schema import MAX_ATOMIC_NUMBER
+from .shards import BrokenDataSetError, read_info, scan_shard
 
 
 NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1  # index 0 is unused, so that Z is the index
+ROWS_AT_ONCE = 4096  # structures whose columns are counted together
 
 
 class Census:
-    """Streaming counts over structures."""
+    """Counts over structures, taken from Arrow tables; two add up with `+`."""
+
+    COLUMNS = ("atomic_numbers", "forces", "energy", "level_of_theory")
 
     def __init__(self) -> None:
-        self.structures: dict[str, np.ndarray] = defaultdict(_per_element)  # split -> (119,)
-        self.atoms: dict[str, np.ndarray] = defaultdict(_per_element)
+        self.structures: dict[str, np.ndarray] = {}  # split -> (119,)
+        self.atoms: dict[str, np.ndarray] = {}
         self.force_square = _per_element()  # eV^2/A^2 per component, train split
         self.force_count = _per_element()
-        self.references: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
-        self.level_counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.references: dict[str, ReferenceFit] = {}
+        self.level_counts: dict[str, dict[str, int]] = {}
 
     @property
     def levels(self) -> list[str]:
         """Levels of theory, in the order of their number of structures."""
         return sorted(self.level_counts, key=lambda level: -sum(self.level_counts[level].values()))
 
-    def add(self, structure: Structure, split: str) -> None:
-        """Count one structure."""
-        z = structure.atomic_numbers
-        self.structures[split][structure.elements] += 1
-        self.atoms[split] += np.bincount(z, minlength=NUM_ELEMENTS)
-        self.level_counts[structure.level_of_theory][split] += 1
-        if split != "train":
-            return
-        if structure.forces is not None:
-            np.add.at(self.force_square, z, (structure.forces**2).sum(1))
-            np.add.at(self.force_count, z, 3)
-        if structure.energy is not None:
-            self.references[structure.level_of_theory].add(z, structure.energy)
+    def __iadd__(self, other: Census) -> Self:
+        for mine, theirs in ((self.structures, other.structures), (self.atoms, other.atoms)):
+            for split, counts in theirs.items():
+                mine[split] = mine.get(split, 0) + counts
+        self.force_square += other.force_square
+        self.force_count += other.force_count
+        for level, reference in other.references.items():
+            self.references.setdefault(level, ReferenceFit()).merge(reference)
+        for level, counts_by_split in other.level_counts.items():
+            mine_by_split = self.level_counts.setdefault(level, {})
+            for split, count in counts_by_split.items():
+                mine_by_split[split] = mine_by_split.get(split, 0) + count
+        return self
+
+    def __add__(self, other: Census) -> Census:
+        total = Census()
+        total += self
+        total += other
+        return total
+
+    def add_table(self, table: pa.Table, split: str) -> None:
+        """Count the structures of a table that has the columns COLUMNS of the canonical schema."""
+        numbers = table["atomic_numbers"].combine_chunks()
+        z, sizes = numbers.flatten().to_numpy(), np.diff(numbers.offsets.to_numpy())
+        if not len(sizes) or not sizes.all() or z.max() > MAX_ATOMIC_NUMBER:
+            raise ValueError("structures without atoms or with an unknown atomic number")
+        counts = compositions(z, sizes)
+        atoms = counts.sum(0)
+        self.structures[split] = self.structures.get(split, 0) + np.bincount(counts.indices, minlength=NUM_ELEMENTS)
+        self.atoms[split] = self.atoms.get(split, 0) + atoms
+        if split == "train":
+            self._add_forces(table["forces"].combine_chunks(), z, sizes, atoms)
+        levels = table["level_of_theory"].combine_chunks()
+        levels = levels if pa.types.is_dictionary(levels.type) else levels.dictionary_encode()
+        codes, energy = levels.indices.to_numpy(), table["energy"].to_numpy()
+        for code, level in enumerate(levels.dictionary.to_pylist()):
+            own = codes == code
+            by_split = self.level_counts.setdefault(level, {})
+            by_split[split] = by_split.get(split, 0) + int(own.sum())
+            labelled = own & ~np.isnan(energy)
+            if split == "train" and labelled.any():
+                reference = self.references.setdefault(level, ReferenceFit())
+                if labelled.all():  # the common case needs no copies
+                    reference.add(counts, energy)
+                else:
+                    reference.add(counts[labelled], energy[labelled])
+
+    def _add_forces(self, forces: pa.ListArray, z: np.ndarray, sizes: np.ndarray, atoms: np.ndarray) -> None:
+        if forces.null_count:
+            z = z[np.repeat(forces.is_valid().to_numpy(zero_copy_only=False), sizes)]
+            atoms = np.bincount(z, minlength=NUM_ELEMENTS)
+        components = forces.flatten().to_numpy().reshape(-1, 3)
+        square = (components * components) @ np.ones(3, np.float32)
+        self.force_square += np.bincount(z, square, minlength=NUM_ELEMENTS)
+        self.force_count += 3 * atoms
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready summary; elements by symbol, energies in eV, forces in eV/A."""
@@ -63,7 +110,8 @@ class Census:
             }
         levels = {}
         for level in self.levels:
-            levels[level] = {"structures": dict(self.level_counts[level]), **self.references[level].to_dict()}
+            reference = self.references.get(level, ReferenceFit())
+            levels[level] = {"structures": dict(self.level_counts[level]), **reference.to_dict()}
         return {"per_element": per_element, "levels_of_theory": levels}
 
 
@@ -84,13 +132,23 @@ class ReferenceFit:
         self.energy_per_atom = 0.0
         self.count = 0
 
-    def add(self, atomic_numbers: np.ndarray, energy: float) -> None:
-        """Count one labelled structure."""
-        share = np.bincount(atomic_numbers, minlength=NUM_ELEMENTS) / len(atomic_numbers)
-        self.normal += np.outer(share, share)
-        self.moment += share * energy / len(atomic_numbers)
-        self.energy_per_atom += energy / len(atomic_numbers)
-        self.count += 1
+    def add(self, counts: csr_array, energies: np.ndarray) -> None:
+        """Count labelled structures: atoms of each element (S, 119) and energies (S,) in eV."""
+        num_elements = np.diff(counts.indptr)
+        sizes = np.add.reduceat(counts.data, counts.indptr[:-1])
+        share = csr_array((counts.data / np.repeat(sizes, num_elements), counts.indices, counts.indptr), counts.shape)
+        per_atom = energies / sizes
+        self.normal += (share.T @ share).toarray()  # most structures have a few elements only
+        self.moment += np.bincount(share.indices, share.data * np.repeat(per_atom, num_elements), NUM_ELEMENTS)
+        self.energy_per_atom += float(per_atom.sum())
+        self.count += len(energies)
+
+    def merge(self, other: ReferenceFit) -> None:
+        """Add the structures that another has counted."""
+        self.normal += other.normal
+        self.moment += other.moment
+        self.energy_per_atom += other.energy_per_atom
+        self.count += other.count
 
     def solve(self) -> tuple[dict[int, float], list[int]]:
         """E0 by atomic number, and the elements that the data leave undetermined."""
@@ -121,7 +179,39 @@ def _per_element() -> np.ndarray:
     return np.zeros(NUM_ELEMENTS)
 
 
+def compositions(z: np.ndarray, sizes: np.ndarray) -> csr_array:
+    """Atoms of each element in each structure, (S, 119)."""
+    width = int(z.max()) + 1
+    cell = np.repeat(np.arange(len(sizes)) * width, sizes)
+    cell += z
+    dense = np.bincount(cell, minlength=len(sizes) * width)
+    filled = np.flatnonzero(dense != 0)
+    row, column = np.divmod(filled.astype(np.int32), np.int32(width))
+    ends = np.zeros(len(sizes) + 1, np.int32)
+    np.cumsum(np.bincount(row, minlength=len(sizes)), out=ends[1:])
+    return csr_array((dense[filled].astype(np.float64), column, ends), shape=(len(sizes), NUM_ELEMENTS))
+
+
+def count_shards(paths: Iterable[Path]) -> Census:
+    """Census of some shards of a data set, read column by column; those of all ranks add up to the whole."""
+    census = Census()
+    for path in paths:
+        split = path.name.split("-")[0]
+        for table in scan_shard(path, list(Census.COLUMNS), rows=ROWS_AT_ONCE):
+            try:
+                census.add_table(table, split)
+            except ValueError as error:
+                raise BrokenDataSetError(f"{path}: damaged ({error}): convert the source again") from None
+    return census
+
+
 def read_census(folder: Path | str) -> dict[str, Any]:
-    """The census of a converted data set."""
+    """The census that was written with a converted data set."""
     read_info(folder)
-    return json.loads((Path(folder) / "census.json").read_text())
+    path = Path(folder) / "census.json"
+    try:
+        census = json.loads(path.read_text())
+        census["per_element"].items(), census["levels_of_theory"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BrokenDataSetError(f"{path}: missing or damaged: convert the source again") from None
+    return census

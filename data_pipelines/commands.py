@@ -37,9 +37,14 @@ def convert(
     out: Annotated[Path, typer.Argument(help="folder of the converted data set")],
     overrides: Overrides = None,
     recipe: Recipe = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes; one per core when not given")] = None,
+    task: Annotated[str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")] = None,
     trust_units: Annotated[bool, typer.Option("--trust-units", help="convert though units look wrong")] = False,
 ) -> None:
     """Convert a source to Parquet shards with a census, after a check of its units and signs.
+
+    A conversion that was stopped goes on from its finished parts. With --task K/N, several machines share the
+    work; the same command without --task then finishes.
 
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE columns.energy=REF_energy
     units.energy=eV
@@ -49,10 +54,30 @@ def convert(
     from .settings import load_settings
 
     words = [*(overrides or []), *(["trust_units=true"] if trust_units else [])]
-    info = run(source, out, load_settings(ConvertConfig, recipe, words))
-    counts = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
-    rejected = f"; {info['num_rejected']} bad records in {out / 'rejected.jsonl'}" if info["num_rejected"] else ""
-    typer.echo(f"{out}: {counts}; levels of theory: {', '.join(info['levels_of_theory'])}{rejected}")
+    config = load_settings(ConvertConfig, recipe, words)
+    info = run(source, out, config, workers=workers, task=_share(task))
+    if info is None:
+        typer.echo(f"{out}: task {task} is staged; when all are, run the same command without --task")
+        return
+    records, twins = info["records"], info["near_duplicates"]
+    splits = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
+    where = f" (see {out / 'rejected.jsonl'})" if records["rejected"] else ""
+    typer.echo(
+        f"{out}: {records['read']} read = {records['kept']} kept ({splits}) + {records['filtered']} filtered + "
+        f"{records['rejected']} rejected{where}; near duplicates: {twins['groups']} groups, "
+        f"{twins['groups_in_train_and_test']} in both train and test; "
+        f"levels of theory: {', '.join(info['levels_of_theory'])}"
+    )
+
+
+def _share(task: str | None) -> tuple[int, int] | None:
+    """K/N as two numbers."""
+    if task is None:
+        return None
+    k, _, n = task.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise ValueError(f"--task {task}: write K/N, for example 3/16")
+    return int(k), int(n)
 
 
 @app.command("check-units")
@@ -78,10 +103,11 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
     from rich.console import Console
     from rich.table import Table
 
-    from .census import read_census
+    from .census import count_shards
     from .periodic_table import periodic_table_heat_map
+    from .shards import read_info
 
-    content = read_census(folder)
+    content = count_shards(folder / name for name in read_info(folder)["shards"]).to_dict()
     table = Table("element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder))
     rows = sorted(content["per_element"].items(), key=lambda item: -sum(item[1]["structures"].values()))
     for symbol, row in rows:

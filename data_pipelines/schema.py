@@ -28,16 +28,22 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import complete_cell
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from .neighbours import neighbour_list
+from .neighbours import cell_heights, neighbour_list
 
 
 SCHEMA_VERSION = 1
 MAX_ATOMIC_NUMBER = 118
 MIN_DISTANCE = 0.3  # A; no nuclei come closer in a structure that anybody meant
 SEARCH_RADIUS = 2.0  # A; the neighbour search bins space by its cutoff, and at 0.3 A it is 50 times slower
+MAX_LENGTH = 1e3  # A, of a coordinate or a cell vector; at 1e4 A float32 positions would be rounded to 0.001 A
+MAX_ENERGY = 1e7  # eV per atom; an all-electron energy of Og is 1.5e6
+MAX_FORCE = 1e4  # eV/A; two nuclei at MIN_DISTANCE repel each other with less in any converged calculation
+MAX_STRESS = 1e4  # eV/A^3, 1.6e6 GPa
 SPLITS = ("train", "valid", "test")
+UNITS = {"positions": "A", "cell": "A", "energy": "eV", "forces": "eV/A", "stress": "eV/A^3"}
 
 
 class BadRecordError(ValueError):
@@ -95,8 +101,8 @@ def check_structure(structure: Structure) -> None:
         raise BadRecordError(
             f"has forces of shape {structure.forces.shape} for {len(structure)} atoms: give 3 per atom"
         )
-    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) < 1e-6:
-        raise BadRecordError("is periodic but its cell has no volume: give a cell or set pbc to F F F")
+    _check_sizes(structure)
+    _check_cell(structure)
     _check_distances(structure)
 
 
@@ -107,6 +113,33 @@ def check_elements(atomic_numbers: np.ndarray) -> None:
     bad = atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)]
     if len(bad):
         raise BadRecordError(f"has atomic number {bad[0]}, outside 1..{MAX_ATOMIC_NUMBER}: correct the element")
+
+
+def _check_sizes(structure: Structure) -> None:
+    limits = {"positions": MAX_LENGTH, "cell": MAX_LENGTH, "forces": MAX_FORCE, "stress": MAX_STRESS}
+    for name, limit in (limits | {"energy": MAX_ENERGY * len(structure)}).items():
+        value = getattr(structure, name)
+        largest = 0.0 if value is None else np.abs(value).max()
+        if largest > limit:
+            raise BadRecordError(
+                f"has {name} of {largest:.3g}, beyond {limit:g} {UNITS[name]}: check the unit or remove the record"
+            )
+
+
+def _check_cell(structure: Structure) -> None:
+    """Periodic directions need a cell; along the others the vector may be zero, as slabs are often written."""
+    if not structure.pbc.any():
+        return
+    given = structure.cell[structure.pbc]
+    cell = structure.cell if structure.pbc.all() or not given.any(axis=1).all() else complete_cell(structure.cell)
+    if abs(np.linalg.det(cell)) < 1e-6:
+        raise BadRecordError("is periodic but its cell has no volume: give a cell or set pbc to F F F")
+    height = cell_heights(cell)[structure.pbc].min()
+    if height < MIN_DISTANCE:  # countless images within any cutoff
+        raise BadRecordError(
+            f"has a cell of only {height:.3g} A between opposite faces, so atoms closer than {MIN_DISTANCE} A to their "
+            "images, or a cell too oblique to use: check the length unit, reduce the cell or remove the record"
+        )
 
 
 def _check_distances(structure: Structure) -> None:

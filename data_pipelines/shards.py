@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .schema import SCHEMA_VERSION, Structure
@@ -72,20 +74,21 @@ def to_table(structures: list[Structure]) -> pa.Table:
     return pa.table(columns, schema=ARROW_SCHEMA)
 
 
-def write_shard(structures: list[Structure], path: Path) -> dict[str, Any]:
-    """Write one shard under a temporary name and rename it; returns its entry for dataset_info.json."""
+def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Write a table in the canonical schema as one shard, atomically; returns its entry for dataset_info.json."""
     sink = pa.BufferOutputStream()
     pq.write_table(
-        to_table(structures),
+        table,
         sink,
         row_group_size=BLOCK_SIZE,
         compression="zstd",
         use_dictionary=["level_of_theory"],
         use_byte_stream_split=["positions.list.element", "forces.list.element", "energy"],
+        write_page_checksum=True,
     )
     data = sink.getvalue().to_pybytes()
     write_atomically(path, data)
-    return {"rows": len(structures), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"rows": table.num_rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def read_info(folder: Path | str) -> dict[str, Any]:
@@ -99,24 +102,33 @@ def read_info(folder: Path | str) -> dict[str, Any]:
     try:
         info = json.loads(info_path.read_text())
         version = int(info["schema_version"])
-    except (ValueError, KeyError, TypeError):
-        raise BrokenDataSetError(
-            f"{info_path}: damaged, or not written by evenfield: convert the source into another folder"
-        ) from None
+        counts = {split: int(count) for split, count in info["num_structures"].items()}
+        sizes = {str(name): (int(entry["rows"]), int(entry["bytes"])) for name, entry in info["shards"].items()}
+        whole = sum(counts.values()) == sum(rows for rows, _ in sizes.values())
+        texts = isinstance(info["source"]["file"], str) and isinstance(info["source"]["sha256"], str)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        whole, texts, version, sizes = False, False, 0, {}
     if version > SCHEMA_VERSION:
         raise BrokenDataSetError(
             f"{info_path}: schema {version} is newer than this evenfield reads ({SCHEMA_VERSION}): upgrade evenfield"
         )
-    for name, entry in info["shards"].items():
-        shard = folder / name
-        if not shard.is_file():
-            raise BrokenDataSetError(f"{shard}: shard is missing: convert the source again")
-        size = shard.stat().st_size
-        if size != entry["bytes"]:
-            raise BrokenDataSetError(
-                f"{shard}: shard is truncated or changed ({size} of {entry['bytes']} bytes): convert the source again"
-            )
+    if not (whole and texts):
+        raise BrokenDataSetError(
+            f"{info_path}: damaged, or not written by evenfield: convert the source into another folder"
+        )
+    for name, (_, num_bytes) in sizes.items():
+        _check_shard(folder / name, num_bytes)
     return info
+
+
+def _check_shard(shard: Path, num_bytes: int) -> None:
+    if shard.name[:1] == "." or not shard.is_file():
+        raise BrokenDataSetError(f"{shard}: shard is missing: convert the source again")
+    size = shard.stat().st_size
+    if size != num_bytes:
+        raise BrokenDataSetError(
+            f"{shard}: shard is truncated or changed ({size} of {num_bytes} bytes): convert the source again"
+        )
 
 
 def shard_paths(folder: Path | str, split: str) -> list[Path]:
@@ -126,3 +138,55 @@ def shard_paths(folder: Path | str, split: str) -> list[Path]:
     if not paths:
         raise BrokenDataSetError(f"{folder}: holds no '{split}' structures; it has {info['num_structures']}")
     return paths
+
+
+def scan_shard(path: Path, columns: list[str] | None = None, rows: int = BLOCK_SIZE) -> Iterator[pa.Table]:
+    """Tables of up to `rows` structures of one shard, only the named columns of it.
+
+    Raises BrokenDataSetError for a shard that is damaged or in another schema.
+    """
+    names = columns or ARROW_SCHEMA.names
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["level_of_theory"])
+        schema = pa.schema([ARROW_SCHEMA.field(name) for name in names])
+        if problem := foreign_columns(file.schema_arrow, schema):
+            raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
+        for batch in file.iter_batches(rows, columns=names, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            if "positions" in names:
+                _check_lengths(table)
+            yield table
+    except BrokenDataSetError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BrokenDataSetError(f"{path}: damaged ({' '.join(str(error).split())}): convert again") from None
+
+
+def foreign_columns(found: pa.Schema, expected: pa.Schema) -> str | None:
+    for column in expected:
+        if column.name not in found.names:
+            return f"column '{column.name}' is missing"
+        kind = found.field(column.name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind != column.type:
+            return f"column '{column.name}' holds {kind}, not {column.type}"
+    return None
+
+
+def _check_lengths(table: pa.Table) -> None:
+    """Raise ValueError where lists do not have the lengths that a structure has."""
+    atoms = _lengths(table, "atomic_numbers")
+    expected = {"positions": 3 * atoms, "forces": 3 * atoms, "cell": 9, "stress": 9, "pbc": 3}
+    for name, length in expected.items():
+        lengths = _lengths(table, name)
+        optional = name in ("forces", "stress")
+        if not ((lengths == length) | (optional & (lengths == -1))).all():
+            raise ValueError(f"column '{name}' has lists of a wrong length")
+    for name in ("structure_id", "group", "level_of_theory"):
+        if table[name].null_count:
+            raise ValueError(f"column '{name}' has empty places")
+
+
+def _lengths(table: pa.Table, name: str) -> np.ndarray:
+    """Length of each list of a column, -1 where it is null."""
+    return pc.list_value_length(table[name]).fill_null(-1).to_numpy()

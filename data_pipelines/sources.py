@@ -20,6 +20,7 @@ from .records import Record, is_wanted, structure_from_record
 from .schema import BadRecordError, Structure, check_structure
 from .source_config import LABELS, Part, Rejected, SourceConfig
 from .table_source import iter_table, row_ranges
+from .xyz_source import is_xyz, record_starts
 
 
 __all__ = [
@@ -41,7 +42,7 @@ SHARD_NAME = re.compile(rf"(.*/)?({SPLIT}-\d{{5}}[^/]*|{SPLIT.replace('split', '
 
 
 def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) -> list[Part]:
-    """The parts of a source in a stable order; Parquet is cut at row groups, a local database at row ids.
+    """The parts of a source in a stable order; Parquet is cut at row groups, a local database or xyz at records.
 
     Other files, and remote databases, which have to be copied here, are one part each.
     """
@@ -60,6 +61,9 @@ def _parts_of_file(name: str, records_per_part: int = 4096) -> list[Part]:
         ids = row_ids(plain_path(name))
         chunks = [ids[k : k + records_per_part] for k in range(0, len(ids), records_per_part)]
         return [Part(name, chunk[0], chunk[-1] + 1) for chunk in chunks]
+    if is_xyz(name) and not is_url(name) and (starts := record_starts(str(plain_path(name)))):
+        firsts = range(0, len(starts), records_per_part)
+        return [Part(name, first, min(first + records_per_part, len(starts))) for first in firsts]
     return [Part(name)]
 
 
@@ -74,8 +78,8 @@ def _spread(items: list[Any], count: int) -> list[Any]:
     return [items[k * (len(items) - 1) // max(count - 1, 1)] for k in range(count)]
 
 
-def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected]:
-    """The structures of one part that pass the filters; a bad record comes as Rejected.
+def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected | None]:
+    """The structures of one part; a bad record comes as Rejected, one that does not pass the row filters as None.
 
     An unreadable file, or one that lacks a column which the config names, raises BadRecordError.
     """
@@ -85,6 +89,7 @@ def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected
             if isinstance(record, BadRecordError):
                 raise record
             if not is_wanted(record, config):
+                yield None
                 continue
             structure = structure_from_record(record, config, f"{stem}-{index}", split)
             check_structure(structure)
@@ -114,7 +119,7 @@ def _records(part: Part, config: SourceConfig) -> Iterator[tuple[int, Record | B
         if kind in DATABASES:
             yield from iter_rows(path, part.first, part.last)
         else:
-            yield from iter_file(path)
+            yield from iter_file(path, part.first, part.last)
 
 
 def read_structures(
@@ -129,6 +134,8 @@ def read_structures(
         for found in read_part(part, source):
             if isinstance(found, Structure):
                 yield found
+            elif found is None:
+                continue
             elif rejected is None:
                 raise BadRecordError(f"{found.file}: record {found.record} {found.reason}")
             else:
@@ -146,19 +153,22 @@ def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) ->
 
 
 def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
-    """Raise BadRecordError when a label column named in the config is absent from the first 100 records.
+    """Raise BadRecordError when a label or mask column named in the config is in no record of the first part.
 
     Parquet has a schema, which is checked whenever a part of it is read.
     """
     part = (sample_parts(str(path), source, 1) or list_parts(str(path), source))[0]
-    missing = {label: source.columns[label] for label in LABELS if label in source.columns}
+    missing = {f"columns.{label}": source.columns[label] for label in LABELS if label in source.columns}
+    missing |= {f"masks.{label}": key for label, key in source.masks.items()}
+    if Path(part.name).suffix == ".parquet":
+        missing = {}
     seen: set[str] = set()
-    for index, (_, record) in enumerate(_records(part, source)):
+    for _, record in _records(part, source):  # most files have them in the first record, some late
         if isinstance(record, Record):
             seen |= {*record.info, *record.arrays, *record.recognised}
-        missing = {label: key for label, key in missing.items() if key not in seen}
-        if not missing or index >= 100:
+        missing = {field: key for field, key in missing.items() if key not in seen}
+        if not missing:
             break
-    for label, key in missing.items():
+    for field, key in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
-        raise BadRecordError(f"{part.name}: no column '{key}' for columns.{label}; the file has: {known}")
+        raise BadRecordError(f"{part.name}: no column '{key}' for {field}; the file has: {known}")

@@ -15,7 +15,7 @@ import numpy as np
 from ase import units
 from scipy.stats import spearmanr
 
-from .census import ReferenceFit
+from .census import ReferenceFit, compositions
 from .schema import Structure
 from .source_config import Label, SourceConfig
 from .sources import read_part, sample_parts
@@ -278,7 +278,7 @@ def _residuals(structures: list[Structure]) -> Finding:
     fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
     labelled = [s for s in structures if s.energy is not None]
     for s in labelled:
-        fits[s.level_of_theory].add(s.atomic_numbers, s.energy or 0.0)
+        fits[s.level_of_theory].add(compositions(s.atomic_numbers, np.array([len(s)])), np.array([s.energy]))
     if len(labelled) < MIN_PAIRS:
         return Finding(name, "skipped", f"{name}: too few energies ({len(labelled)})")
     e0 = {level: fit.solve()[0] for level, fit in fits.items()}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.census import Census, ReferenceFit, read_census
+from evenfield.data_pipelines.census import Census, count_shards, read_census
 from evenfield.data_pipelines.schema import SPLITS, Structure
-from evenfield.data_pipelines.shards import read_info
+from evenfield.data_pipelines.shards import read_info, to_table
 
 
 E0 = {"H": -13.6, "C": -1029.1, "O": -2041.9, "Na": -4412.0, "Cl": -12510.3, "Fe": -34370.0, "Hf": -409e3}
@@ -39,11 +39,15 @@ def additive_energy(formula: str) -> float:
     return sum(E0[symbol] * count for symbol, count in Formula(formula).count().items())
 
 
+def count(*structures: Structure) -> Census:
+    census = Census()
+    census.add_table(to_table(list(structures)), "train")
+    return census
+
+
 def fit(*formulas: str) -> tuple[dict[str, float], list[str]]:
-    reference = ReferenceFit()
-    for formula in formulas:
-        reference.add(structure(formula).atomic_numbers, additive_energy(formula))
-    result = reference.to_dict()
+    census = count(*(structure(formula, energy=additive_energy(formula)) for formula in formulas))
+    result = census.references["PBE"].to_dict()
     return result["e0"], result["undetermined"]
 
 
@@ -90,21 +94,15 @@ def test_undetermined_elements_are_named(formulas, expected):
 
 
 def test_one_odd_structure_does_not_decide_a_nearly_fixed_composition():
-    reference = ReferenceFit()
-    for _ in range(10_000):
-        reference.add(structure("NaCl").atomic_numbers, -7.0)
-    reference.add(structure("Na31Cl32").atomic_numbers, 31.5 * -7.0 + 5.0)  # a vacancy costs energy
-    e0, _ = reference.solve()
+    vacancy = structure("Na31Cl32", energy=31.5 * -7.0 + 5.0)  # a vacancy costs energy
+    e0, _ = count(*[structure("NaCl", energy=-7.0)] * 10_000, vacancy).references["PBE"].solve()
     assert e0[11] == pytest.approx(-3.5, abs=1.0) and e0[17] == pytest.approx(-3.5, abs=1.0)
 
 
 def test_levels_of_theory_and_splits_do_not_mix():
-    census = Census()
-    for _ in range(3):
-        census.add(structure("H2", energy=-2.0), "train")
-    census.add(structure("H2", energy=-99.0), "valid")
-    census.add(structure("H2", energy=-6.0, level="HF"), "train")
-    census.add(structure("H2", level="forces only", forces=np.ones((2, 3))), "train")
+    train = [structure("H2", energy=-2.0)] * 3 + [structure("H2", energy=-6.0, level="HF")]
+    census = count(*train, structure("H2", level="forces only", forces=np.ones((2, 3))))
+    census.add_table(to_table([structure("H2", energy=-99.0)]), "valid")
     summary = census.to_dict()["levels_of_theory"]
     assert summary["PBE"] == {
         "structures": {"train": 3, "valid": 1},
@@ -127,10 +125,7 @@ def test_force_rms_is_numpys_over_training_components(data_set):
 
 
 def test_structures_without_forces_do_not_lower_the_rms():
-    census = Census()
-    census.add(structure("H2", forces=np.full((2, 3), 2.0)), "train")
-    census.add(structure("H2"), "train")
-    census.add(structure("O2"), "train")
+    census = count(structure("H2", forces=np.full((2, 3), 2.0)), structure("H2"), structure("O2"))
     per_element = census.to_dict()["per_element"]
     assert per_element["H"]["force_rms"] == 2.0
     assert per_element["O"]["force_rms"] is None
@@ -158,6 +153,18 @@ def test_counts_per_element_and_split(data_set):
 
 
 def test_census_is_plain_json():
-    census = Census()
-    census.add(structure("H2O", energy=-1.0, forces=np.ones((3, 3))), "train")
+    census = count(structure("H2O", energy=-1.0, forces=np.ones((3, 3))))
     assert json.loads(json.dumps(census.to_dict(), allow_nan=False)) == census.to_dict()
+
+
+def test_censuses_of_shards_add_up_to_the_one_that_was_written(data_set):
+    paths = [data_set / name for name in read_info(data_set)["shards"]]
+    halves = count_shards(paths[::2]) + count_shards(paths[1::2])
+    for content in (halves.to_dict(), count_shards(paths).to_dict()):
+        assert content["per_element"].keys() == read_census(data_set)["per_element"].keys()
+        for symbol, row in read_census(data_set)["per_element"].items():
+            assert content["per_element"][symbol]["atoms"] == row["atoms"]
+            assert content["per_element"][symbol]["structures"] == row["structures"]
+            assert content["per_element"][symbol]["force_rms"] == pytest.approx(row["force_rms"], rel=1e-12)
+        for level, row in read_census(data_set)["levels_of_theory"].items():
+            assert content["levels_of_theory"][level]["e0"] == pytest.approx(row["e0"], rel=1e-9)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenfield.data_pipelines import convert as conversion
+from evenfield.data_pipelines import finish as finishing
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert, split_of
 from evenfield.data_pipelines.schema import SPLITS, BadRecordError
@@ -89,24 +90,24 @@ def test_files_of_others_in_the_folder_are_left_alone(emt_file, tmp_path):
 
 
 def test_interrupted_conversion_is_unfinished_and_runs_again(emt_file, tmp_path, small_shards, monkeypatch):
-    whole, written = conversion.write_shard, []
+    whole, written = finishing.write_shard, []
 
-    def write_two(structures, path):
+    def write_two(table, path):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
-        return whole(structures, path)
+        return whole(table, path)
 
     out, config = tmp_path / "out", ConvertConfig(columns=LEVEL)
     convert(emt_file, out, ConvertConfig(columns=LEVEL, licence="another"))  # an older conversion lies there
-    monkeypatch.setattr(conversion, "write_shard", write_two)
+    monkeypatch.setattr(finishing, "write_shard", write_two)
     with pytest.raises(KeyboardInterrupt):
         convert(emt_file, out, config)
-    assert {path.name for path in out.iterdir()} == {path.name for path in written}
+    assert {path.name for path in out.iterdir()} == {*(path.name for path in written), ".parts"}
     with pytest.raises(BrokenDataSetError, match=r"no dataset_info\.json"):
         read_info(out)
 
-    monkeypatch.setattr(conversion, "write_shard", whole)
+    monkeypatch.setattr(finishing, "write_shard", whole)
     convert(emt_file, out, config)
     convert(emt_file, tmp_path / "fresh", config)
     assert contents(out) == contents(tmp_path / "fresh")
@@ -186,9 +187,9 @@ def test_skipped_records_are_set_aside_and_counts_add_up(file_with_bad_records, 
     config = ConvertConfig(columns=LEVEL, skip_bad=True)
     info = convert(file_with_bad_records, tmp_path / "out", config)
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert info["num_rejected"] == len(rejected) == 2
-    assert sum(info["num_structures"].values()) + len(rejected) == 32
-    assert [row["record"] for row in rejected] == ["0", "31"]
+    assert info["records"] == {"read": 32, "kept": 30, "filtered": 0, "rejected": 2}
+    assert sum(info["num_structures"].values()) == 30
+    assert [row["record"] for row in rejected] == [0, 31]
     assert all(row["file"] == str(file_with_bad_records) and "infinite energy" in row["reason"] for row in rejected)
 
 

@@ -66,7 +66,7 @@ def test_structures_come_back_with_exact_energies_and_missing_labels(originals):
 def test_shard_file_comes_back_in_row_groups(tmp_path, train_structures, monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_SIZE", 8)
     path = tmp_path / "train-00000.parquet"
-    entry = write_shard(train_structures[:20], path)
+    entry = write_shard(to_table(train_structures[:20]), path)
     file = pq.ParquetFile(path)
     assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [8, 8, 4]
     assert entry["rows"] == 20 and entry["bytes"] == path.stat().st_size

@@ -185,7 +185,7 @@ FORCES = "species:S:1:pos:R:3:forces:R:3"
         (frame(info="energy=nan"), "has NaN or infinite energy"),
         (frame(["H 0 0 nan"]), "has NaN or infinite positions"),
         (frame(["H 0 0 0", "O 0 0 .2"]), r"atoms \d and \d at 0\.200 A, closer than 0\.3 A: check the length unit"),
-        (frame(info='Lattice="0.2 0 0 0 5 0 0 0 5"', pbc="T T T"), r"atoms 0 and 0 at 0\.200 A"),
+        (frame(info='Lattice="0.2 0 0 0 5 0 0 0 5"', pbc="T T T"), r"has a cell of only 0\.2 A between opposite faces"),
         (frame(["X 0 0 0"]), r"has atomic number 0, outside 1\.\.118: correct the element"),
         (frame(["119 0 0 0"], "Z:I:1:pos:R:3"), r"has atomic number 119, outside 1\.\.118: correct the element"),
         (frame(["Uue 0 0 0"]), "cannot be read: KeyError: 'Uue'"),

@@ -1,0 +1,63 @@
+"""(ext)xyz files, packed or not: cut at records, so that the parts of one big file are read in parallel."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import ase.io
+from ase import Atoms
+
+from .schema import BadRecordError
+
+
+def is_xyz(name: Path | str) -> bool:
+    """Is this .xyz or .extxyz, perhaps with .gz?"""
+    return re.search(r"\.(ext)?xyz(\.gz)?$", str(name)) is not None
+
+
+@lru_cache(maxsize=2)
+def record_starts(path: str) -> list[int] | None:
+    """Byte offset of each record in the unpacked text, or None where it is not a plain row of whole records."""
+    starts, offset = [], 0
+    try:
+        with _open(path) as file:
+            while line := file.readline():
+                starts.append(offset)
+                rows = list(islice(file, int(line) + 1))
+                if len(rows) <= int(line):
+                    return None
+                offset += len(line) + sum(map(len, rows))
+    except (ValueError, OSError, EOFError, zlib.error):
+        return None
+    return starts
+
+
+def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms]:
+    """Records [first, last), to the end when last is None; the text is held in memory, as ASE seeks in its file."""
+    with io.StringIO(_text(path, first, last)) as file:
+        yield from ase.io.iread(file, ":", format="extxyz")
+        if file.read().strip():
+            raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
+
+
+def _text(path: Path, first: int, last: int | None) -> str:
+    start, stop = 0, None
+    if first or last is not None:
+        starts = record_starts(str(path))
+        assert starts is not None  # list_parts found them
+        start, stop = starts[first], starts[last] if last is not None and last < len(starts) else None
+    with _open(path) as file:
+        file.seek(start)
+        return file.read(-1 if stop is None else stop - start).decode()
+
+
+def _open(path: Path | str) -> IO[bytes]:
+    return gzip.open(path, "rb") if str(path).endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
