@@ -115,7 +115,7 @@ class _Index:
 
 def _texts(parts: list[tuple[Path, StagedPart]], index: _Index, rows: np.ndarray, name: str) -> dict[int, Any]:
     """A column's values at some rows of the index; reads only the parts that hold them."""
-    values = {}
+    values: dict[int, Any] = {}
     for part in np.unique(index.part[rows]):
         own = rows[index.part[rows] == part]
         column = pq.read_table(parts[part][0], columns=[name])[name].take(pa.array(index.row[own]))

@@ -6,9 +6,11 @@ import gzip
 import hashlib
 import io
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,6 +224,9 @@ def _frames(path: Path, first: int, last: int | None) -> Iterator[Atoms]:
         yield from ase.io.iread(path, f"{first}:{'' if last is None else last}")
         return
     text = _xyz_text(path, first, last)
+    for count in re.findall(r"^[ \t]*([\d_]{7,})[ \t\r]*$", text, re.MULTILINE):
+        if int(count) > len(text):  # ASE would look for that many lines, for hours
+            raise ValueError(f"a line announces {count} atoms, more than the file has letters")
     with io.StringIO(text) as file:
         yield from ase.io.iread(file, ":", format="extxyz")
         if file.read().strip():
@@ -255,11 +260,11 @@ def _record_starts(path: str) -> list[int] | None:
         with _open_xyz(path) as file:
             while line := file.readline():
                 starts.append(offset)
-                rows = [file.readline() for _ in range(int(line) + 1)]
-                if not rows[-1]:
+                rows = list(islice(file, int(line) + 1))
+                if len(rows) <= int(line):
                     return None
                 offset += len(line) + sum(map(len, rows))
-    except (ValueError, IndexError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, zlib.error):
         return None
     return starts
 
