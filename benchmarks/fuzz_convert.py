@@ -26,16 +26,19 @@ import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import count_shards, read_census
 from evenfield.data_pipelines.convert import ConvertConfig, convert
 from evenfield.data_pipelines.schema import SPLITS, BadRecordError
 from evenfield.data_pipelines.settings import SettingsError
-from evenfield.data_pipelines.shards import BrokenDataSetError, iter_structures, read_info
+from evenfield.data_pipelines.shards import BrokenDataSetError, read_info
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz_convert.json"
 CLEAR = (BadRecordError, BrokenDataSetError, SettingsError)
-CONFIG = ConvertConfig(level_of_theory="made", skip_bad=True, split_by="structure", test_share=0.3, valid_share=0.3)
+CONFIG = ConvertConfig(
+    trust_units=True, level_of_theory="made", skip_bad=True, split_by="structure", test_share=0.3, valid_share=0.3
+)
 NUMBER = re.compile(rb"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 

@@ -158,7 +158,7 @@ def scan_shard(path: Path, columns: list[str] | None = None, rows: int = BLOCK_S
             yield table
     except BrokenDataSetError:
         raise
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:  # pyarrow raises any of these
         raise BrokenDataSetError(f"{path}: damaged ({' '.join(str(error).split())}): convert again") from None
 
 

@@ -42,7 +42,11 @@ def record_starts(path: str) -> list[int] | None:
 
 def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms]:
     """Records [first, last), to the end when last is None; the text is held in memory, as ASE seeks in its file."""
-    with io.StringIO(_text(path, first, last)) as file:
+    text = _text(path, first, last)
+    for count in re.findall(r"^[ \t]*([\d_]{7,})[ \t\r]*$", text, re.MULTILINE):
+        if int(count) > len(text):  # ASE would look for that many lines, for hours
+            raise ValueError(f"a line announces {count} atoms, more than the file has letters")
+    with io.StringIO(text) as file:
         yield from ase.io.iread(file, ":", format="extxyz")
         if file.read().strip():
             raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")

@@ -158,7 +158,7 @@ def folder(alloys, tmp_path):
 
 def test_folder_and_glob_and_file_url(folder, alloys):
     parts = list_parts(str(folder), EMT)
-    assert parts == [Part(str(folder / "a.extxyz")), Part(str(folder / "sub" / "b.traj"))]
+    assert parts == [Part(str(folder / "a.extxyz"), 0, 10), Part(str(folder / "sub" / "b.traj"))]
     energies = [s.energy for s in read_structures(folder, EMT)]
     assert energies == pytest.approx([a.get_potential_energy() for a in alloys])
     assert [s.energy for s in read_structures(f"file://{folder}", EMT)] == energies

@@ -20,11 +20,11 @@ from scipy.spatial.transform import Rotation
 
 from evenfield.data_pipelines import convert as conversion
 from evenfield.data_pipelines import shards, staging
+from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.near_duplicates import fingerprint
 from evenfield.data_pipelines.schema import BadRecordError, Structure, check_structure
 from evenfield.data_pipelines.settings import SettingsError
-from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.shards import BrokenDataSetError, read_info
 from evenfield.data_pipelines.sources import Part
 
@@ -138,7 +138,7 @@ def test_source_that_may_not_be_read_is_named(emt_file, monkeypatch, tmp_path):
         return whole(path, *words, **more)
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(BadRecordError, match=r"metals\.extxyz: cannot be opened \(Permission denied\): make it read"):
+    with pytest.raises(BadRecordError, match=r"metals\.extxyz: cannot be read \(Permission denied\): ask its owner"):
         convert(emt_file, tmp_path / "out", CONFIG)
 
 
