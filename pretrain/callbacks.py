@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..data_pipelines.blocks import iter_structures
+from ..data_pipelines.collection import Collection
 from ..data_pipelines.shards import write_atomically
 from ..model_zoo.potential import Potential
 from .checkpoints import CheckpointConfig, save_checkpoint
@@ -118,7 +118,7 @@ class Validation(Callback):
     """Errors on the validation split every so many steps, into the metrics and onto the screen (rank 0)."""
 
     def __init__(
-        self, potential: Potential, data: Path, metrics: Metrics, console: Console, every: int, limit: int
+        self, potential: Potential, data: Collection, metrics: Metrics, console: Console, every: int, limit: int
     ) -> None:
         self.potential, self.data, self.metrics = potential, data, metrics
         self.console, self.every, self.limit = console, every, limit
@@ -127,7 +127,7 @@ class Validation(Callback):
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every:
             return
-        structures = with_a_head(self.potential, iter_structures(self.data, "valid"))
+        structures = with_a_head(self.potential, self.data.structures("valid"))
         self.summary = summary = evaluate(self.potential, structures, "valid", self.limit)
         self.potential.train()
         self.metrics.write({"event": "evaluation", "step": report.step, **summary})

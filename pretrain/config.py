@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from ..data_pipelines.collection import Collection
+from ..data_pipelines.mixture import MixingConfig
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import StreamConfig
 from ..model_zoo.backbone import BackboneConfig
@@ -22,7 +24,7 @@ class ModelConfig(BackboneConfig):
 class PretrainConfig(Settings):
     """Everything that a run depends on; saved in the run folder and in every checkpoint."""
 
-    data: str = Field(description="folder of a converted data set")
+    data: str | list[str] = Field(description="folder of a converted data set, or several to mix")
     out: str = Field(description="run folder; its name is the name of the model")
     licence: str | None = Field(default=None, description="licence of the weights; needed to publish")
     seed: int = 0
@@ -31,7 +33,12 @@ class PretrainConfig(Settings):
     evaluate_structures: int = Field(default=200, gt=0, description="most structures in a validation on the way")
     model: ModelConfig = ModelConfig()
     stream: StreamConfig = StreamConfig()
+    mixing: MixingConfig = MixingConfig()
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     engine: EngineConfig = EngineConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+
+    def open_data(self) -> Collection:
+        """The data sets of the run."""
+        return Collection([self.data] if isinstance(self.data, str) else self.data)

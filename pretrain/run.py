@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import yaml
 from ase.data import chemical_symbols
 from rich.console import Console
 
-from ..data_pipelines.blocks import iter_structures
-from ..data_pipelines.census import read_census
+from ..data_pipelines.collection import Collection
 from ..data_pipelines.neighbours import neighbour_list
-from ..data_pipelines.shards import read_info, write_atomically
-from ..data_pipelines.stream import Stream
+from ..data_pipelines.shards import write_atomically
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential, PotentialConfig
 from .adaptive import AdaptiveWeights
@@ -39,21 +36,21 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
 
     Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
     """
-    counts = read_info(config.data)["num_structures"]
-    if config.adaptive.rate > 0 and not counts["valid"]:
-        raise ValueError(f"{config.data}: holds no validation structure for adaptive.rate: convert it with valid_share")
-    if not counts["test"] + counts["valid"]:
-        raise ValueError(f"{config.data}: holds no structure to test on: convert it with test_share above 0")
+    data = config.open_data()
+    if config.adaptive.rate > 0 and not data.num_structures("valid"):
+        raise ValueError(f"{data}: holds no validation structure for adaptive.rate: convert it with valid_share")
+    if not data.num_structures("test") + data.num_structures("valid"):
+        raise ValueError(f"{data}: holds no structure to test on: convert it with test_share above 0")
     out, start_step = Path(config.out), 0
     if not resume and (whole := whole_checkpoints(out / "checkpoints")):
         raise ValueError(f"{out}: holds a run saved at {whole[-1].name}: add --resume to go on, or name another folder")
     start_distributed()
     seed_everything(config.seed)
-    potential = build_potential(config)
+    potential = build_potential(config, data)
     engine = DeepSpeedEngine(potential, config.engine)
-    stream = Stream(
-        config.data,
+    stream = data.stream(
         config.stream,
+        config.mixing,
         cutoff=config.model.cutoff,
         levels_of_theory=potential.config.levels_of_theory,
         rank=engine.rank,
@@ -63,7 +60,7 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
     if resume:
         start_step, states = load_checkpoint(out / "checkpoints", engine)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False)
-    callbacks = _callbacks(config, potential, console, engine.rank, start_step)
+    callbacks = _callbacks(config, data, potential, console, engine.rank, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)
     if states:
         trainer.load_state(states)
@@ -74,13 +71,13 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
         console.print(f"stopped at step {trainer.step}, saved; go on with: evenfield pretrain ... --resume")
         return None
     if engine.rank == 0:
-        _write_results(config, potential, time.perf_counter() - started, progress=not quiet)
+        _write_results(config, data, potential, time.perf_counter() - started, progress=not quiet)
     dist.barrier()
     return out / "model"
 
 
 def _callbacks(
-    config: PretrainConfig, potential: Potential, console: Console, rank: int, start_step: int
+    config: PretrainConfig, data: Collection, potential: Potential, console: Console, rank: int, start_step: int
 ) -> list[Callback]:
     out = Path(config.out)
     callbacks: list[Callback] = []
@@ -89,10 +86,9 @@ def _callbacks(
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         metrics = Metrics(out / "metrics.jsonl", start_step)
-        validation = Validation(
-            potential, Path(config.data), metrics, console, config.evaluate_every, config.evaluate_structures
-        )
-        watched = [validation] if read_info(config.data)["num_structures"]["valid"] else []
+        every, limit = config.evaluate_every, config.evaluate_structures
+        validation = Validation(potential, data, metrics, console, every, limit)
+        watched = [validation] if data.num_structures("valid") else []
         callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
     if config.adaptive.rate > 0:
         callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
@@ -100,11 +96,11 @@ def _callbacks(
     return [*callbacks, Checkpoints(out / "checkpoints", config.checkpoints)]
 
 
-def build_potential(config: PretrainConfig) -> Potential:
+def build_potential(config: PretrainConfig, data: Collection) -> Potential:
     """A fresh potential with the levels of theory, E0, energy scale and neighbour number of the training data."""
-    census = read_census(config.data)
+    census = data.census()
     levels = [level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")]
-    sample = list(islice(iter_structures(config.data, "train"), SAMPLE))
+    sample = data.sample("train", SAMPLE)
     num_edges = sum(neighbour_list(s.positions, s.cell, s.pbc, config.model.cutoff)[0].shape[1] for s in sample)
     potential = Potential(
         PotentialConfig(
@@ -124,26 +120,28 @@ def build_potential(config: PretrainConfig) -> Potential:
     return potential
 
 
-def _write_results(config: PretrainConfig, potential: Potential, seconds: float, progress: bool) -> None:
-    out, census = Path(config.out), read_census(config.data)
+def _write_results(
+    config: PretrainConfig, data: Collection, potential: Potential, seconds: float, progress: bool
+) -> None:
+    out, census = Path(config.out), data.census()
     counts = {symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()}
-    split = "test" if read_info(config.data)["num_structures"]["test"] else "valid"
-    structures = with_a_head(potential, iter_structures(config.data, split))
+    split = "test" if data.num_structures("test") else "valid"
+    structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
     predictions.save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
-    save_model(out / "model", potential, _record(config, potential, census, counts, seconds), evaluation)
+    save_model(out / "model", potential, _record(config, data, potential, census, counts, seconds), evaluation)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 
 def _record(
     config: PretrainConfig,
+    data: Collection,
     potential: Potential,
     census: dict[str, Any],
     counts: dict[str, int],
     seconds: float,
 ) -> ModelRecord:
-    info = read_info(config.data)
     levels = census["levels_of_theory"]
     packages = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
     settings = config.model_dump(mode="json", exclude={"data", "out"})  # paths are nobody's business
@@ -160,6 +158,7 @@ def _record(
                 description=info["description"],
                 num_structures=info["num_structures"]["train"],
             )
+            for info in data.infos
         ],
         training={
             "config": settings,

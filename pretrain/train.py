@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.stream import Stream
 from .callbacks import Callback
 from .engine import Engine, EngineConfig
@@ -60,7 +61,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream,
+        stream: Stream | Mixture,
         loss: LossConfig,
         engine_config: EngineConfig,
         max_steps: int,

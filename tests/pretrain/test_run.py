@@ -57,7 +57,7 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
 def test_it_learns(finished):
     losses = np.array([row["loss"] for row in rows_of(Path(finished.out)) if row["event"] == "step"])
     assert losses[-12:].mean() < 0.4 * losses[:12].mean()  # each is an average over two epochs
-    fresh = evaluate(build_potential(finished), iter_structures(finished.data, "test"), "test")
+    fresh = evaluate(build_potential(finished, finished.open_data()), iter_structures(finished.data, "test"), "test")
     trained = json.loads((Path(finished.out) / "evaluation.json").read_text())
     assert trained["force_mae"] < 0.5 * fresh["force_mae"]
     assert trained["energy_mae_per_atom"] < fresh["energy_mae_per_atom"]  # which E0 has made small
@@ -134,7 +134,7 @@ def test_checkpoints_are_those_of_the_rule(finished):
 
 def test_fresh_potential_is_scaled_by_its_data(run_config, train_structures):
     config = run_config()
-    potential = build_potential(config)
+    potential = build_potential(config, config.open_data())
     census = read_census(config.data)["levels_of_theory"]
     assert potential.config.levels_of_theory == ["EMT", "EMT-scaled"]  # the common one first
     for head, level in enumerate(potential.config.levels_of_theory):

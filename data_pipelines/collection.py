@@ -1,0 +1,74 @@
+"""The data sets of a run, one or several, seen as one: counts, census, structures, stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .blocks import iter_structures
+from .census import count_shards, read_census
+from .mixture import MixingConfig, Mixture, shares_of
+from .schema import Structure
+from .shards import read_info
+from .stream import Stream, StreamConfig
+
+
+class Collection:
+    """Converted data sets, checked when opened; raises BrokenDataSetError for a folder that is none."""
+
+    def __init__(self, folders: list[str]) -> None:
+        if not folders:
+            raise ValueError("data names no data set: give a folder, or several as data=[one,two]")
+        self.folders = [Path(folder) for folder in folders]
+        self.infos = [read_info(folder) for folder in self.folders]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.folders))
+
+    def num_structures(self, split: str) -> int:
+        """Structures of a split in all sets."""
+        return sum(info["num_structures"][split] for info in self.infos)
+
+    def structures(self, split: str) -> Iterator[Structure]:
+        """All structures of a split, set after set."""
+        return chain.from_iterable(iter_structures(folder, split) for folder in self._with(split))
+
+    def sample(self, split: str, number: int) -> list[Structure]:
+        """The first structures of a split, equally many of each set."""
+        folders = self._with(split)
+        return [s for folder in folders for s in islice(iter_structures(folder, split), -(-number // len(folders)))]
+
+    def census(self) -> dict[str, Any]:
+        """The census of all sets together; E0 of a level of theory that several have are fitted to all of them."""
+        if len(self.folders) == 1:
+            return read_census(self.folders[0])
+        pairs = zip(self.folders, self.infos, strict=True)
+        return count_shards([folder / name for folder, info in pairs for name in info["shards"]]).to_dict()
+
+    def stream(
+        self,
+        config: StreamConfig,
+        mixing: MixingConfig,
+        *,
+        cutoff: float,
+        levels_of_theory: list[str],
+        rank: int,
+        world_size: int,
+    ) -> Stream | Mixture:
+        """The training stream of one rank: that of the one set, or a mixture."""
+        folders = self._with("train")
+        streams = [
+            Stream(folder, config, cutoff=cutoff, levels_of_theory=levels_of_theory, rank=rank, world_size=world_size)
+            for folder in folders
+        ]
+        if len(streams) == 1:
+            return streams[0]
+        counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
+        return Mixture(streams, np.asarray(shares_of(folders, counts, mixing)))
+
+    def _with(self, split: str) -> list[Path]:
+        return [f for f, info in zip(self.folders, self.infos, strict=True) if info["num_structures"][split]]
