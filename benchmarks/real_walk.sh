@@ -34,3 +34,15 @@ evenfield simulate real/tantalum "$out/tantalum.extxyz" "$out/dynamics" steps=20
   --level-of-theory fitsnap_ta
 evenfield report "$out/report" pretrained="$out/pretrained" --title "evenfield on real DFT data" \
   --fewshot "$out/fitsnap_ta.json" --model-card "$out/pretrained/model/README.md"
+python - "$out" > "$out/figures.json" <<'P'
+import json
+import sys
+from pathlib import Path
+
+out = Path(sys.argv[1])
+read = lambda name: json.loads((out / name).read_text())
+errors = {key: value for key, value in read("pretrained/evaluation.json").items() if not isinstance(value, dict)}
+curves = {name: read(f"{name}.json") for name in ("fitsnap_ta", "zr_h", "dnp_Ti")}
+rows = {name: [{**row, "force_rms": curve["force_rms"]} for row in curve["rows"]] for name, curve in curves.items()}
+print(json.dumps({"pretrained": errors, "refits": rows, "dynamics": read("dynamics/dynamics.json")}, indent=1))
+P
