@@ -140,7 +140,7 @@ class Stream:
             number = 0
             for number, (graphs, last) in enumerate(_mark_last(self._packed(window)), start=1):
                 if number > start.used.get(window, 0):
-                    yield collate(graphs), window, number, last
+                    yield self._collate(graphs), window, number, last
             if number == 0:  # its structures have no copies in this epoch, or none fits the budget
                 yield None, window, 0, True
             empty = 0 if number else empty + 1
@@ -149,6 +149,11 @@ class Stream:
                     f"{self.folder}: no structure is within the budget of {self.config.edge_budget} edges and "
                     f"{self.config.atom_budget} atoms: raise stream.edge_budget and stream.atom_budget"
                 )
+
+    def _collate(self, graphs: list[Data]) -> Batch:
+        """The batch; in page-locked memory where there is a GPU, so that its copy overlaps with computing."""
+        batch = collate(graphs)
+        return batch.pin_memory() if torch.cuda.is_available() else batch
 
     def _packed(self, window: int) -> Iterator[list[Data]]:
         config = self.config

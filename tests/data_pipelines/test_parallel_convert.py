@@ -78,7 +78,6 @@ for module, name in ((staging, "to_table"), (shards.pq, "write_table"), (shards.
         return whole(*words, **more)
     setattr(module, name, slow)
 config = conversion.ConvertConfig(columns={"level_of_theory": "level"})
-print("ready", flush=True)
 conversion.convert(sys.argv[1], sys.argv[2], config, workers=1)
 """
 
@@ -86,13 +85,13 @@ conversion.convert(sys.argv[1], sys.argv[2], config, workers=1)
 def test_kill_at_any_instant_leaves_no_half_file_and_the_next_call_goes_on(emt_file, tmp_path):
     convert(emt_file, tmp_path / "fresh", CONFIG, workers=1)
     out, seen = tmp_path / "out", set()
-    for delay in (0.15, 0.4, 0.8, 0.3, 0.6):
+    for whole_files in (1, 3, 6, 8, 10):  # 6 staged parts, then shards
         command = [sys.executable, "-c", SLOW, str(emt_file), str(out)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-            process.stdout.readline()
-            time.sleep(delay)
+        with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+            while process.poll() is None and len(list(out.rglob("[!.]*.parquet"))) < whole_files:
+                time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-        for path in out.rglob("[!.]*.parquet") if out.exists() else ():
+        for path in out.rglob("[!.]*.parquet"):
             shards.pq.read_table(path)  # whole
         parts = {path.name for path in out.glob(".parts/0*.parquet")}
         assert seen <= parts or (out / "dataset_info.json").exists()
