@@ -7,6 +7,7 @@ pyarrow reads them, not `datasets`: opening one block of a Hugging Face stream c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,12 @@ class BlockReader:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self._rows: list[tuple[Path, int]] = []
-        self._footers: dict[Path, pq.FileMetaData] = {}
+        self._footer = lru_cache(maxsize=32)(_read_footer)  # of a large set some only: parsed, one takes 0.1 MB
         for path in shard_paths(folder, split):
-            self._footers[path] = _open(path).metadata
-            if problem := foreign_columns(self._footers[path].schema.to_arrow_schema(), ARROW_SCHEMA):
+            footer = self._footer(path)
+            if problem := foreign_columns(footer.schema.to_arrow_schema(), ARROW_SCHEMA):
                 raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
-            self._rows += [(path, group) for group in range(self._footers[path].num_row_groups)]
+            self._rows += [(path, group) for group in range(footer.num_row_groups)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,7 +87,7 @@ class BlockReader:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
         try:
-            with _open(path, self._footers[path]) as file:
+            with _open(path, self._footer(path)) as file:
                 return file.read_row_group(group, columns=columns or ARROW_SCHEMA.names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from None
@@ -109,6 +110,10 @@ def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
     for path in shard_paths(folder, split):
         for table in scan_shard(path):
             yield from Block(table)
+
+
+def _read_footer(path: Path) -> pq.FileMetaData:
+    return _open(path).metadata
 
 
 def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:

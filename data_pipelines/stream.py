@@ -33,7 +33,7 @@ from .stream_state import StreamState
 from .weights import ElementWeights, WeightConfig, num_copies
 
 
-FITTED_BLOCKS = 2048  # half a million structures fix the scale of the weights to a part in a thousand
+FITTED_BLOCKS = 512  # 131,072 structures fix the scale of the weights to some parts in a thousand
 
 
 class StreamConfig(Settings):
@@ -178,7 +178,7 @@ class Stream:
 
 
 def fit_weights(folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader) -> ElementWeights:
-    """Weights from the census's counts and the elements of up to half a million structures, evenly drawn."""
+    """Weights from the census's counts and the elements of up to 131,072 structures, evenly drawn."""
     counts = np.zeros(NUM_ELEMENTS)
     for symbol, row in read_census(folder)["per_element"].items():
         counts[atomic_numbers[symbol]] = row["structures"].get(split, 0)
