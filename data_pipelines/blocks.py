@@ -82,6 +82,11 @@ class BlockReader:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Structures in each block."""
+        return [self._footers[path].row_group(group).num_rows for path, group in self._rows]
+
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
