@@ -74,8 +74,8 @@ class BlockReader:
         self._rows: list[tuple[Path, int]] = []
         self._footers: dict[Path, pq.FileMetaData] = {}
         for path in shard_paths(folder, split):
-            self._footers[path] = _open(path).metadata
-            if problem := foreign_columns(self._footers[path].schema.to_arrow_schema(), ARROW_SCHEMA):
+            self._footers[path], schema = _footer(path)
+            if problem := foreign_columns(schema, ARROW_SCHEMA):
                 raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
             self._rows += [(path, group) for group in range(self._footers[path].num_row_groups)]
 
@@ -90,11 +90,11 @@ class BlockReader:
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
-        try:
-            with _open(path, self._footers[path]) as file:
+        with _open(path, self._footers[path]) as file:
+            try:
                 return file.read_row_group(group, columns=columns or ARROW_SCHEMA.names, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from None
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise _damaged(path, error) from None
 
     def block(self, index: int) -> Block:
         """One block, decoded."""
@@ -119,8 +119,16 @@ def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
 def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, metadata=footer)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are no text
         raise _damaged(path, error) from None
+
+
+def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
+    with _open(path) as file:
+        try:
+            return file.metadata, file.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> BrokenDataSetError:
