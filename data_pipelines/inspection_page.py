@@ -61,7 +61,8 @@ def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
 def about(inspection: Inspection) -> list[str]:
     """What was looked at, in sentences."""
     total, sampled = inspection.num_structures, inspection.num_sampled
-    texts = [f"{total:,} structures at {len(inspection.structures)} level(s) of theory."]
+    levels = len(inspection.structures)
+    texts = [f"{total:,} structures at {levels} {'level' if levels == 1 else 'levels'} of theory."]
     if sampled < total:
         texts.append(
             f"Labels, sizes and counts are of all structures; medians, neighbours, distances and isolated atoms of a "
