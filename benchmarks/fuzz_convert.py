@@ -3,8 +3,9 @@
     python benchmarks/fuzz_convert.py --files 2000
 
 Each case breaks one file (extxyz, a Parquet shard, dataset_info.json or census.json) by seeded byte flips, cuts,
-lost or doubled lines, or swapped numbers, and uses it as a user would.  Any other exception is a crash; so is the
-death of the process, which names its case in results/fuzz_convert.json.running.
+lost or doubled lines, or swapped numbers, and uses it as a user would: units are checked, the file converted, the data
+set inspected and read.  Any other exception is a crash; so is the death of the process, which names its case in
+results/fuzz_convert.json.running.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import count_shards, read_census
 from evenfield.data_pipelines.convert import ConvertConfig, convert
+from evenfield.data_pipelines.inspection import inspect
 from evenfield.data_pipelines.schema import SPLITS, BadRecordError
 from evenfield.data_pipelines.settings import SettingsError
 from evenfield.data_pipelines.shards import BrokenDataSetError, read_info
+from evenfield.data_pipelines.unit_check import UnitError, check_units
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz_convert.json"
-CLEAR = (BadRecordError, BrokenDataSetError, SettingsError)
+CLEAR = (BadRecordError, BrokenDataSetError, SettingsError, UnitError)
 CONFIG = ConvertConfig(
     trust_units=True, level_of_theory="made", skip_bad=True, split_by="structure", test_share=0.3, valid_share=0.3
 )
@@ -97,8 +100,9 @@ MUTATIONS: list[Callable[[bytes, np.random.Generator], bytes]] = [flip, cut, los
 
 
 def use(folder: Path) -> str:
-    """Read all of a data set."""
+    """Look at a data set, then read all of it."""
     info = read_info(folder)
+    inspect(folder)
     read_census(folder)
     count_shards(folder / name for name in info["shards"]).to_dict()
     for split in SPLITS:
@@ -108,7 +112,8 @@ def use(folder: Path) -> str:
 
 
 def convert_and_use(source: Path, out: Path) -> str:
-    """Convert, then read the outcome."""
+    """Check the units, convert whatever they are, then read the outcome."""
+    check_units(str(source), CONFIG)
     info = convert(source, out, CONFIG, workers=1)
     assert info is not None
     use(out)

@@ -83,14 +83,19 @@ class BlockReader:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def sizes(self) -> list[int]:
+        """Structures in each block."""
+        return [self._footer(path).row_group(group).num_rows for path, group in self._rows]
+
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
-        try:
-            with _open(path, self._footer(path)) as file:
+        with _open(path, self._footer(path)) as file:
+            try:
                 return file.read_row_group(group, columns=columns or ARROW_SCHEMA.names, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from None
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise _damaged(path, error) from None
 
     def block(self, index: int) -> Block:
         """One block, decoded."""
@@ -113,13 +118,19 @@ def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
 
 
 def _read_footer(path: Path) -> pq.FileMetaData:
-    return _open(path).metadata
+    """A shard's footer, of which the schema is known to be readable."""
+    with _open(path) as file:
+        try:
+            file.schema_arrow  # noqa: B018  (raises for column names that are no text)
+            return file.metadata
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(path, error) from None
 
 
 def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, metadata=footer)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are no text
         raise _damaged(path, error) from None
 
 

@@ -6,7 +6,7 @@ Everything is a sum over flat Arrow columns, so two censuses add up: shards or r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from .shards import BrokenDataSetError, read_info, scan_shard
 
 
 NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1  # index 0 is unused, so that Z is the index
-ROWS_AT_ONCE = 4096  # structures whose columns are counted together
+ROWS_AT_ONCE = 2048  # structures whose columns are counted together: few calls, and still in the cache
 
 
 class Census:
@@ -68,11 +68,11 @@ class Census:
         if not len(sizes) or not sizes.all() or z.max() > MAX_ATOMIC_NUMBER:
             raise ValueError("structures without atoms or with an unknown atomic number")
         counts = compositions(z, sizes)
-        atoms = counts.sum(0)
+        atoms = np.bincount(counts.indices, counts.data, minlength=NUM_ELEMENTS)
         self.structures[split] = self.structures.get(split, 0) + np.bincount(counts.indices, minlength=NUM_ELEMENTS)
         self.atoms[split] = self.atoms.get(split, 0) + atoms
         if split == "train":
-            self._add_forces(table["forces"].combine_chunks(), z, sizes, atoms)
+            self._add_forces(table["forces"], z, sizes, atoms)
         levels = table["level_of_theory"].combine_chunks()
         levels = levels if pa.types.is_dictionary(levels.type) else levels.dictionary_encode()
         codes, energy = levels.indices.to_numpy(), table["energy"].to_numpy()
@@ -88,12 +88,11 @@ class Census:
                 else:
                     reference.add(counts[labelled], energy[labelled])
 
-    def _add_forces(self, forces: pa.ListArray, z: np.ndarray, sizes: np.ndarray, atoms: np.ndarray) -> None:
+    def _add_forces(self, forces: pa.ChunkedArray, z: np.ndarray, sizes: np.ndarray, atoms: np.ndarray) -> None:
         if forces.null_count:
-            z = z[np.repeat(forces.is_valid().to_numpy(zero_copy_only=False), sizes)]
+            z = z[np.repeat(forces.is_valid().to_numpy(), sizes)]
             atoms = np.bincount(z, minlength=NUM_ELEMENTS)
-        components = forces.flatten().to_numpy().reshape(-1, 3)
-        square = (components * components) @ np.ones(3, np.float32)
+        square = np.concatenate([_squares(chunk) for chunk in forces.chunks])  # chunk by chunk, in the cache
         self.force_square += np.bincount(z, square, minlength=NUM_ELEMENTS)
         self.force_count += 3 * atoms
 
@@ -179,6 +178,12 @@ def _per_element() -> np.ndarray:
     return np.zeros(NUM_ELEMENTS)
 
 
+def _squares(forces: pa.ListArray) -> np.ndarray:
+    """Squared norms (sum N,) of the forces of some structures."""
+    components = forces.flatten().to_numpy().reshape(-1, 3)
+    return (components * components) @ np.ones(3, np.float32)
+
+
 def compositions(z: np.ndarray, sizes: np.ndarray) -> csr_array:
     """Atoms of each element in each structure, (S, 119)."""
     width = int(z.max()) + 1
@@ -197,12 +202,24 @@ def count_shards(paths: Iterable[Path]) -> Census:
     census = Census()
     for path in paths:
         split = path.name.split("-")[0]
-        for table in scan_shard(path, list(Census.COLUMNS), rows=ROWS_AT_ONCE):
+        for table in _gathered(scan_shard(path, list(Census.COLUMNS), rows=ROWS_AT_ONCE)):
             try:
                 census.add_table(table, split)
             except ValueError as error:
                 raise BrokenDataSetError(f"{path}: damaged ({error}): convert the source again") from None
     return census
+
+
+def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of ROWS_AT_ONCE rows or a little more: Arrow stops at every row group, and counting so few is slow."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(part.num_rows for part in held) >= ROWS_AT_ONCE:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def read_census(folder: Path | str) -> dict[str, Any]:

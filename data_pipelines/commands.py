@@ -1,4 +1,4 @@
-"""`evenfield data ...`: generate, convert, census. Thin: each command is one Python call with the same names."""
+"""`evenfield data ...`: generate, convert, inspect. Thin: each command is one Python call with the same names."""
 
 from __future__ import annotations
 
@@ -95,6 +95,32 @@ def check_units(source: Source, overrides: Overrides = None, recipe: Recipe = No
         typer.echo(f"{finding.outcome:8s}{finding.text}")
     typer.echo(f"{report.num_structures} structures sampled from {source}")
     raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="folder of a converted data set")]) -> None:
+    """Show schema, examples, distributions and suspected outliers; writes FOLDER/inspection.html and inspection.png.
+
+    Example: evenfield data inspect runs/mine
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from .inspection import inspect as run
+    from .inspection_page import about, level_table, outlier_counts, write_inspection
+
+    inspection = run(folder)
+    picture, page = write_inspection(inspection)
+    console = Console()
+    for text in about(inspection):
+        console.print(Text(text))
+    for caption, header, rows in (level_table(inspection), outlier_counts(inspection)):
+        table = Table(*header, title=caption)
+        for row in rows:
+            table.add_row(*map(Text, row))  # ids and levels of theory may hold brackets
+        console.print(table)
+    console.print(Text(f"page: {page}, picture: {picture}"))
 
 
 @app.command()

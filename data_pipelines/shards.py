@@ -147,7 +147,12 @@ def scan_shard(path: Path, columns: list[str] | None = None, rows: int = BLOCK_S
     """
     names = columns or ARROW_SCHEMA.names
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=["level_of_theory"])
+        file = pq.ParquetFile(
+            path,
+            page_checksum_verification=True,
+            read_dictionary=["level_of_theory"],
+            pre_buffer=False,  # a tenth faster on a disk; it is for remote files
+        )
         schema = pa.schema([ARROW_SCHEMA.field(name) for name in names])
         if problem := foreign_columns(file.schema_arrow, schema):
             raise BrokenDataSetError(f"{path}: {problem}: convert the source again")

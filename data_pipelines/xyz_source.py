@@ -46,6 +46,9 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
     for count in re.findall(r"^[ \t]*([\d_]{7,})[ \t\r]*$", text, re.MULTILINE):
         if int(count) > len(text):  # ASE would look for that many lines, for hours
             raise ValueError(f"a line announces {count} atoms, more than the file has letters")
+    for columns in re.findall(r"Properties=\S*?:[RISL]:(\d{5,})", text):
+        if int(columns) > len(text):  # ASE would list that many, until memory is full
+            raise ValueError(f"Properties announces {columns} columns, more than the file has letters")
     with io.StringIO(text) as file:
         yield from ase.io.iread(file, ":", format="extxyz")
         if file.read().strip():

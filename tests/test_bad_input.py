@@ -72,6 +72,7 @@ PBE = "level_of_theory=PBE"
         (frame(info="split=training"), [PBE], "mine.extxyz: record 0 has split 'training': use one of train, valid"),
         (GOOD + GOOD[:-8], [PBE], "mine.extxyz: record 1 cannot be read"),
         (GOOD + "\n" + GOOD, [PBE], "mine.extxyz: after record 0 stands a blank line"),
+        (frame(["H 0 0 0"], "species:S:1:pos:R:99999999999999999999"), [PBE], "announces 99999999999999999999 columns"),
         ("", [PBE], "mine.extxyz: holds no structures: the file is empty, write it again"),
         ("not a structure\n", [PBE], "mine.extxyz: record 0 cannot be read"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenfield.data_pipelines import shards
-from evenfield.data_pipelines.blocks import Block
+from evenfield.data_pipelines.blocks import Block, BlockReader
 from evenfield.data_pipelines.schema import Structure
 from evenfield.data_pipelines.shards import (
     BrokenDataSetError,
@@ -113,6 +113,13 @@ def test_missing_shard_is_named(broken):
     shard.unlink()
     with pytest.raises(BrokenDataSetError, match=rf"^{shard}: shard is missing: convert the source again"):
         read_info(broken)
+
+
+def test_column_name_that_is_no_text_is_named(broken):
+    shard = broken / "train-00001.parquet"
+    shard.write_bytes(shard.read_bytes().replace(b"energy", b"\xe0nergy"))
+    with pytest.raises(BrokenDataSetError, match=rf"^{shard}: shard cannot be read.*convert the source again"):
+        BlockReader(broken, "train")
 
 
 def test_newer_schema_is_refused(broken):
