@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,20 @@ def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
     base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
     named = ".".join(part for part in base if part)
     return [named] if node.module else [f"{named}.{alias.name}" for alias in node.names]
+
+
+def test_every_library_that_is_imported_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {re.match(r"[\w-]+", line).group().replace("-", "_") for line in asked}
+    modules = {"markdown_it_py": "markdown_it", "pyyaml": "yaml"}
+    known = {modules.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"evenfield"}
+    imports = {}
+    for path in files(*ROOMS):
+        package = ("evenfield", *path.relative_to(ROOT).parts[:-1])
+        for node in ast.walk(ast.parse(path.read_text())):
+            imports |= {name.split(".")[0]: f"{path.relative_to(ROOT)}" for name in imported(node, package)}
+    assert not {module: path for module, path in imports.items() if module not in known}
 
 
 def test_relative_imports_are_resolved_as_python_does():

@@ -54,11 +54,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = re.search(r"## Your own data.*?```bash\n(.*?)```", README.read_text(), re.DOTALL)
     commands = [line for line in block[1].splitlines() if line.startswith("evenfield")]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         for long, short in SHORTER.items():
             command = command.replace(long, short)
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code in (0, None), command
