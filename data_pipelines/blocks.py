@@ -48,20 +48,22 @@ class Block:
         stress, stress_bounds = self._stress
         start, end = force_bounds[k], force_bounds[k + 1]
         place = stress_bounds[k]
-        structure = object.__new__(Structure)  # the frozen class's own __init__ takes as long as the rest together
-        structure.__dict__.update(
-            atomic_numbers=self.atomic_numbers[first:last],
-            positions=self._positions[first:last],
-            cell=self._cell[k],
-            pbc=self._pbc[k],
-            level_of_theory=self._levels[k],
-            structure_id=self.structure_ids[k],
-            group=self._groups[k],
-            energy=self._energy[k],
-            forces=forces[start:end] if end > start else None,
-            stress=stress[place] if stress_bounds[k + 1] > place else None,
-            split=None,
-        )
+        # the frozen class's own __init__ takes as long as the rest together
+        structure = object.__new__(Structure)
+        fields = {
+            "atomic_numbers": self.atomic_numbers[first:last],
+            "positions": self._positions[first:last],
+            "cell": self._cell[k],
+            "pbc": self._pbc[k],
+            "level_of_theory": self._levels[k],
+            "structure_id": self.structure_ids[k],
+            "group": self._groups[k],
+            "energy": self._energy[k],
+            "forces": forces[start:end] if end > start else None,
+            "stress": stress[place] if stress_bounds[k + 1] > place else None,
+            "split": None,
+        }
+        object.__setattr__(structure, "__dict__", fields)
         return structure
 
     def __iter__(self) -> Iterator[Structure]:
@@ -73,12 +75,12 @@ class BlockReader:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self._rows: list[tuple[Path, int]] = []
-        self._footer = lru_cache(maxsize=32)(_read_footer)  # of a large set some only: parsed, one takes 0.1 MB
+        self._open = lru_cache(maxsize=32)(_open)  # of a large set some only: a parsed footer takes 0.1 MB
         for path in shard_paths(folder, split):
-            footer = self._footer(path)
-            if problem := foreign_columns(footer.schema.to_arrow_schema(), ARROW_SCHEMA):
+            file = self._open(path)
+            if problem := foreign_columns(file.schema_arrow, ARROW_SCHEMA):
                 raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
-            self._rows += [(path, group) for group in range(footer.num_row_groups)]
+            self._rows += [(path, group) for group in range(file.num_row_groups)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,27 +88,33 @@ class BlockReader:
     @property
     def sizes(self) -> list[int]:
         """Structures in each block."""
-        return [self._footer(path).row_group(group).num_rows for path, group in self._rows]
+        return [self._open(path).metadata.row_group(group).num_rows for path, group in self._rows]
 
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
-        with _open(path, self._footer(path)) as file:
-            try:
-                return file.read_row_group(group, columns=columns or ARROW_SCHEMA.names, use_threads=False)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise _damaged(path, error) from None
+        try:
+            return self._open(path).read_row_group(group, columns=columns or ARROW_SCHEMA.names, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
 
     def block(self, index: int) -> Block:
         """One block, decoded."""
         return Block(self.table(index))
+
+    def sample(self, number: int, most_blocks: int = 64) -> Iterator[Structure]:
+        """At least `number` structures if there are as many, evenly spaced in at most `most_blocks` of the blocks."""
+        chosen = _evenly(len(self), most_blocks)
+        for index in chosen:
+            block = self.block(index)
+            yield from map(block.structure, _evenly(len(block), -(-number // len(chosen))))
 
     def element_lists(self, most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Block by block: atomic numbers (sum N,) and where each structure begins (S + 1,); reads one column.
 
         At most `most` blocks, evenly spaced, when it is given.
         """
-        for index in range(0, len(self), max(1, -(-len(self) // (most or len(self))))):
+        for index in _evenly(len(self), most or len(self)):
             yield _flat(self.table(index, ["atomic_numbers"]), "atomic_numbers", np.uint8)
 
 
@@ -117,21 +125,20 @@ def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
             yield from Block(table)
 
 
-def _read_footer(path: Path) -> pq.FileMetaData:
-    """A shard's footer, of which the schema is known to be readable."""
-    with _open(path) as file:
-        try:
-            file.schema_arrow  # noqa: B018  (raises for column names that are no text)
-            return file.metadata
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+def _evenly(total: int, most: int) -> list[int]:
+    """At most `most` indices of `total`, evenly spaced."""
+    number = min(total, most)
+    return [k * total // number for k in range(number)]
 
 
-def _open(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def _open(path: Path) -> pq.ParquetFile:
+    """A shard of which the schema is known to be readable."""
     try:
-        return pq.ParquetFile(path, metadata=footer)
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: column names that are no text
+        file = pq.ParquetFile(path)
+        file.schema_arrow  # noqa: B018  (ValueError for column names that are no text)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
+    return file
 
 
 def _damaged(path: Path, error: Exception) -> BrokenDataSetError:

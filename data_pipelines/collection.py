@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .blocks import iter_structures
+from .blocks import BlockReader, iter_structures
 from .census import count_shards, read_census
 from .mixture import MixingConfig, Mixture, shares_of
 from .schema import Structure
@@ -38,9 +38,9 @@ class Collection:
         return chain.from_iterable(iter_structures(folder, split) for folder in self._with(split))
 
     def sample(self, split: str, number: int) -> list[Structure]:
-        """The first structures of a split, equally many of each set."""
+        """Some structures of a split, evenly spaced, equally many of each set."""
         folders = self._with(split)
-        return [s for folder in folders for s in islice(iter_structures(folder, split), -(-number // len(folders)))]
+        return [s for folder in folders for s in BlockReader(folder, split).sample(-(-number // len(folders)))]
 
     def census(self) -> dict[str, Any]:
         """The census of all sets together; E0 of a level of theory that several have are fitted to all of them."""

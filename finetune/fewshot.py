@@ -27,6 +27,7 @@ from ..pretrain.config import PretrainConfig
 from ..pretrain.evaluation import predict, summarise
 from ..pretrain.run import pretrain
 from .heads import with_head
+from .radii import refit_radii
 from .reference_energies import ReferenceReport, refit_reference_energies
 from .refit import RefitConfig, RefitReport, refit_readout
 
@@ -73,10 +74,10 @@ def draw(data: Path | str, num_structures: int | None, seed: int) -> list[Struct
 
 
 def finetune(model: LoadedModel, data: Path | str, config: FineTuneConfig) -> FineTuned:
-    """Refit E0, then readout and E0 together, on `data`'s training split; errors are those on its test split.
+    """Refit E0, then core radii, then readout and E0 together, on `data`'s training split.
 
-    Step 0, with E0 refitted, is never worse on the training structures. Raises ValueError when the data mix levels of
-    theory.
+    Errors are those on its test split. Step 0, with E0 refitted, is never worse on the training structures. Raises
+    ValueError when the data mix levels of theory.
     """
     level = _one_level(data)
     structures = draw(data, config.num_structures, config.seed)
@@ -90,6 +91,8 @@ def finetune(model: LoadedModel, data: Path | str, config: FineTuneConfig) -> Fi
     seconds["step0"] = time.perf_counter() - started
     evaluations["step0"] = summarise(predict(potential, test), "test")
     started = time.perf_counter()
+    if refit_radii(potential, head, structures):
+        refit_reference_energies(potential, head, structures, known_e0)
     report = refit_readout(potential, head, structures, known=known, known_e0=known_e0, config=config.refit)
     seconds["refit"] = seconds["step0"] + time.perf_counter() - started
     evaluations["refit"] = summarise(predict(potential, test), "test")

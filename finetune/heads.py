@@ -21,7 +21,7 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
     parameter = next(potential.parameters())
     copy = copy.to(device=parameter.device, dtype=parameter.dtype)
     state = potential.state_dict()
-    for name in ("readout.weight", "readout.element_weight", "e0", "scale"):
+    for name in ("readout.weight", "readout.element_weight", "repulsion.log_factor", "e0", "scale"):
         if len(new_levels) > len(levels):
             state[name] = torch.cat([state[name], state[name][source : source + 1]])
     copy.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The potential: backbone + readout -> energy, and by differentiation conservative forces and stress."""
+"""The potential: backbone, readout and core repulsion -> energy, and by differentiation forces and stress."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from torch_geometric.data import Batch
 from .backbone import Backbone, BackboneConfig
 from .embedding import MAX_ATOMIC_NUMBER
 from .exact import ExactBuffers
+from .repulsion import Repulsion
 from .tiles import Tiles, tile_edges
 
 
-class PotentialConfig(BackboneConfig):
-    """Backbone, readout, and what was fixed from the training data."""
+class ModelConfig(BackboneConfig):
+    """What a user chooses; levels of theory, E0, scale and neighbour number come from the data."""
 
     readout_size: int = Field(default=64, gt=0, le=512, description="features that the energy is linear in")
+    repulsion: bool = Field(default=True, description="ZBL repulsion of cores that come close")
+
+
+class PotentialConfig(ModelConfig):
+    """The model, and what was fixed from the training data."""
+
     levels_of_theory: list[str] = Field(default=["default"], min_length=1, description="one head each")
     num_neighbours: float = Field(default=16.0, gt=0, description="mean number of neighbours in the data")
 
@@ -46,7 +53,9 @@ class Readout(nn.Module):
 
 
 class Potential(ExactBuffers):
-    """E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]);  F = -dE/dr;  stress = dE/dstrain / V.
+    """E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + sum_ij E_ij / 2 of repulsion.py.
+
+    F = -dE/dr; stress = dE/dstrain / V.
 
     `e0` (heads, 119) in eV and `scale` (heads,) in eV are buffers fixed by the data; E0 is summed in float64,
     so that a large total energy does not round the forces' energy scale away.
@@ -61,6 +70,7 @@ class Potential(ExactBuffers):
         num_heads = len(config.levels_of_theory)
         self.backbone = Backbone(config, config.num_neighbours)
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
+        self.repulsion = Repulsion(config.cutoff, num_heads)
         self.register_buffer("e0", torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
 
@@ -77,6 +87,9 @@ class Potential(ExactBuffers):
             interaction = self.readout(phi, atom_head, batch.atomic_numbers) * self.scale[atom_head].to(phi.dtype)
             (slope,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=self.training)
         energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
+        if self.config.repulsion:
+            core_energies, core_slope = self.core_repulsion(batch, vectors, tiles)
+            energies, slope = energies + core_energies, slope + core_slope
         energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
         forces, stress = forces_and_stress(slope, vectors, tiles, batch)
         return {"energy": energy, "energies": energies, "forces": forces, "stress": stress}
@@ -91,6 +104,13 @@ class Potential(ExactBuffers):
         vectors = batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
         dtype = self.readout.weight.dtype
         return vectors.detach().to(dtype).requires_grad_(), tiles
+
+    def core_repulsion(self, batch: Batch, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """Repulsion energies (N,) float64 of the atoms and the slope (E, 3) by edge vectors."""
+        receiver, z = tiles.slot_receiver, batch.atomic_numbers
+        energy, slope = self.repulsion(vectors, z[receiver], z[tiles.sender], batch.head[batch.batch[receiver]])
+        energies = torch.zeros(len(z), dtype=torch.float64, device=energy.device)
+        return energies.index_add(0, receiver, energy.double()), slope
 
     def features(self, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
         """phi (N, d): what the energy of every head is linear in."""

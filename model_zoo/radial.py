@@ -25,6 +25,11 @@ def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
     return (1.0 - x).clamp(min=0.0) ** 3 * value
 
 
+def polynomial_envelope_slope(x: Tensor, p: int = 6) -> Tensor:
+    """Derivative of `polynomial_envelope` by x."""
+    return -0.5 * p * (p + 1) * (p + 2) * x ** (p - 1) * (1.0 - x).clamp(min=0.0) ** 2
+
+
 class BesselBasis(ExactBuffers):
     """sqrt(2 / cutoff) sin(n pi r / cutoff) / r for n = 1..B; DimeNet eq. 7, without its envelope."""
 

@@ -8,17 +8,11 @@ from ..data_pipelines.collection import Collection
 from ..data_pipelines.mixture import MixingConfig
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import StreamConfig
-from ..model_zoo.backbone import BackboneConfig
+from ..model_zoo.potential import ModelConfig
 from .adaptive import AdaptiveConfig
 from .checkpoints import CheckpointConfig
 from .engine import EngineConfig
 from .loss import LossConfig
-
-
-class ModelConfig(BackboneConfig):
-    """Size of the model; levels of theory, E0, scale and neighbour number come from the data."""
-
-    readout_size: int = Field(default=64, gt=0, le=512, description="features that the energy is linear in")
 
 
 class PretrainConfig(Settings):

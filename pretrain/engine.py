@@ -30,7 +30,7 @@ class EngineConfig(Settings):
     zero_stage: Literal[0, 1, 2] = Field(default=0, description="what ranks share out: nothing, state, gradients")
     accumulation: int = Field(default=1, gt=0, description="batches per rank and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     final_learning_rate: float = Field(default=1e-5, ge=0, description="reached by a cosine at max_steps")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=1e-4, ge=0, description="on matrices; not on embeddings, biases, readout")

@@ -19,7 +19,7 @@ class LossConfig(Settings):
     """Weights and Huber widths; a width is where an error stops counting squared and counts linearly."""
 
     energy: float = Field(default=1.0, ge=0, description="weight of the energy term, per eV/atom")
-    forces: float = Field(default=1.0, ge=0, description="weight of the force term, per eV/A")
+    forces: float = Field(default=5.0, ge=0, description="weight of the force term, per eV/A")
     stress: float = Field(default=1.0, ge=0, description="weight of the stress term, per eV/A^3")
     energy_width: float = Field(default=0.02, gt=0, description="eV/atom")
     forces_width: float = Field(default=0.02, gt=0, description="eV/A")

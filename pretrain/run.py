@@ -7,28 +7,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
-from ase.data import chemical_symbols
 from rich.console import Console
 
 from ..data_pipelines.collection import Collection
-from ..data_pipelines.neighbours import neighbour_list
 from ..data_pipelines.shards import write_atomically
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
-from ..model_zoo.potential import Potential, PotentialConfig
+from ..model_zoo.potential import Potential
 from .adaptive import AdaptiveWeights
 from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
 from .checkpoints import load_checkpoint, seed_everything, whole_checkpoints
 from .config import PretrainConfig
 from .engine import DeepSpeedEngine, start_distributed
 from .evaluation import predict, summarise, with_a_head
+from .start import build_potential
 from .train import Trainer
-
-
-SAMPLE = 256  # structures looked at for the mean number of neighbours and the force scale
 
 
 def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) -> Path | None:
@@ -94,30 +89,6 @@ def _callbacks(
         callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
     # last, so that a kill after a checkpoint finds the rows of its step written
     return [*callbacks, Checkpoints(out / "checkpoints", config.checkpoints)]
-
-
-def build_potential(config: PretrainConfig, data: Collection) -> Potential:
-    """A fresh potential with the levels of theory, E0, energy scale and neighbour number of the training data."""
-    census = data.census()
-    levels = [level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")]
-    sample = data.sample("train", SAMPLE)
-    num_edges = sum(neighbour_list(s.positions, s.cell, s.pbc, config.model.cutoff)[0].shape[1] for s in sample)
-    potential = Potential(
-        PotentialConfig(
-            **config.model.model_dump(),
-            levels_of_theory=levels,
-            num_neighbours=max(1.0, num_edges / sum(len(s) for s in sample)),
-        )
-    )
-    for head, level in enumerate(levels):
-        known = census["levels_of_theory"][level]["e0"]
-        potential.e0[head] = sum(known.values()) / max(1, len(known))  # an element never seen: the mean of the others
-        for symbol, energy in known.items():
-            potential.e0[head, chemical_symbols.index(symbol)] = energy
-        forces = [s.forces.ravel() for s in sample if s.level_of_theory == level and s.forces is not None]
-        if forces:
-            potential.scale[head] = max(0.1, float(np.sqrt((np.concatenate(forces) ** 2).mean())))
-    return potential
 
 
 def _write_results(

@@ -13,6 +13,7 @@ from evenfield.finetune import refit
 from evenfield.finetune.linear_system import PullChoice
 from evenfield.finetune.reference_energies import reference_precision
 from evenfield.finetune.refit import Parameters, RefitConfig, feature_jacobian, refit_readout
+from evenfield.model_zoo.potential import forces_and_stress
 from evenfield.pretrain.evaluation import predict, summarise
 
 
@@ -77,8 +78,11 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
     out = potential(batch)
     e0 = out["energy"].new_zeros(batch.num_graphs)
     e0.index_add_(0, batch.batch, potential.e0[HEAD, batch.atomic_numbers])
+    vectors, tiles = potential.edge_vectors(batch)
+    energies, slope = potential.core_repulsion(batch, vectors, tiles)
+    e0.index_add_(0, batch.batch, energies.detach())
     assert torch.allclose(out["energy"], e0 + scale * summed @ weights, rtol=0, atol=1e-11)
-    forces = scale * torch.einsum("pna,p->na", jacobian, weights)
+    forces = scale * torch.einsum("pna,p->na", jacobian, weights) + forces_and_stress(slope, vectors, tiles, batch)[0]
     assert torch.allclose(out["forces"], forces, rtol=0, atol=1e-11)
 
 
