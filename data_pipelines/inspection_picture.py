@@ -15,23 +15,17 @@ from .inspection import Histogram, Inspection
 from .inspection_measures import CUTOFF
 from .outliers import MIN_BOND_SHARE
 from .periodic_table import short_number
+from .picture_style import COLOURS, STYLE
 
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")  # say the same as the colours
 MAX_LEVELS = len(COLOURS)  # more are drawn together
 MAX_NAME = 28  # characters of a level of theory in the legend
-STYLE: Any = {
+SETTINGS: Any = {
+    **STYLE,
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
     "figure.constrained_layout.w_pad": 0.12,  # inches
     "figure.constrained_layout.h_pad": 0.1,
 }
@@ -49,7 +43,7 @@ def draw_inspection(inspection: Inspection) -> bytes:
     """Five histograms per level of theory and the share of labels present, as a PNG."""
     levels = shown_levels(inspection)
     sampled = inspection.num_sampled < inspection.num_structures
-    with rc_context(STYLE):
+    with rc_context(SETTINGS):
         figure = Figure(figsize=(15, 9), layout="constrained")
         panels = figure.subplots(2, 3).ravel()
         for axes, (name, (title, label, log)) in zip(panels, PANELS.items(), strict=False):

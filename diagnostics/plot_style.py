@@ -15,24 +15,15 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ..data_pipelines import picture_style
 from ..data_pipelines.periodic_table import short_number
+from ..data_pipelines.picture_style import COLOURS
 
 
 ANGSTROM = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"
 FORCE_UNIT = f"eV/{ANGSTROM}"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = "osD^vP*"  # shapes say the same as the colours
-STYLE: Any = {
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+STYLE: Any = {**picture_style.STYLE, "font.size": 12, "axes.titlesize": 13}
 
 
 def looks() -> Iterator[tuple[str, str]]:
