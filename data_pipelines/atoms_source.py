@@ -40,14 +40,17 @@ def refuse_geometry_columns(name: str, config: SourceConfig) -> None:
             )
 
 
-def iter_file(path: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record]]:
-    """Index and record of frames [first, last) of a file that ase.io reads; errors name the file and the record."""
+def iter_file(path: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, Record | BadRecordError]]:
+    """Index and record of frames [first, last) of a file that ase.io reads; errors name the file and the record.
+
+    An xyz record that cannot be parsed, among others whose places are known, comes as its error.
+    """
     _check_readable(path)
     index = first - 1
     try:
         frames = xyz_frames(path, first, last) if is_xyz(path) else ase.io.iread(path, ":")
         for index, atoms in enumerate(frames, first):
-            yield index, record_from_atoms(atoms)
+            yield index, _unreadable(atoms) if isinstance(atoms, Exception) else record_from_atoms(atoms)
     except BadRecordError as error:
         raise BadRecordError(f"{path}: after record {index} {error}") from None
     except Exception as error:  # ASE's readers raise anything on a broken file
@@ -57,6 +60,10 @@ def iter_file(path: Path, first: int = 0, last: int | None = None) -> Iterator[t
         ) from None
     if index < first:
         raise BadRecordError(f"{path}: holds no structures: the file is empty, write it again")
+
+
+def _unreadable(error: Exception) -> BadRecordError:
+    return BadRecordError(f"cannot be read: {type(error).__name__}: {error}; write it again or set skip_bad=true")
 
 
 def _check_readable(path: Path) -> None:
@@ -74,18 +81,19 @@ def row_ids(path: Path) -> list[int]:
         return ids
 
 
-def iter_rows(path: Path, first: int, last: int | None) -> Iterator[tuple[int, Record]]:
-    """Row id and record of the rows with first <= id < last; key-value pairs and `data` are columns."""
+def iter_rows(path: Path, first: int, last: int | None) -> Iterator[tuple[int, Record | BadRecordError]]:
+    """Row id and record of the rows with first <= id < last, or what is wrong with a row that cannot be read.
+
+    Key-value pairs and `data` are columns.
+    """
     with _open_database(path) as (ids, get_row):
         for row_id in ids:
             if row_id < first or (last is not None and row_id >= last):
                 continue
             try:
-                record = _record_from_row(get_row(row_id))
+                record: Record | BadRecordError = _record_from_row(get_row(row_id))
             except Exception as error:  # zlib, json, struct, sqlite3: whatever a torn row leads to
-                raise BadRecordError(
-                    f"{path}: row {row_id} cannot be read: {type(error).__name__}: {error}; write the database again"
-                ) from None
+                record = _unreadable(error)
             yield row_id, record
 
 

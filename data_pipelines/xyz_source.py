@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO
 
@@ -40,9 +40,32 @@ def record_starts(path: str) -> list[int] | None:
     return starts
 
 
-def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms]:
-    """Records [first, last), to the end when last is None; the text is held in memory, as ASE seeks in its file."""
-    text = _text(path, first, last)
+def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms | Exception]:
+    """Records [first, last), to the end when last is None; the text is held in memory, as ASE seeks in its file.
+
+    Where the places of all records are known, one that ASE cannot parse comes as the exception.
+    """
+    starts = record_starts(str(path))
+    text, done = _text(path, starts, first, last), 0
+    try:
+        for atoms in _parsed(text):
+            yield atoms
+            done += 1
+    except BadRecordError:
+        raise
+    except Exception:  # ASE's reader raises anything
+        if starts is None:
+            raise
+        places = [start - starts[first] for start in starts[first:last]][done:]
+        for start, stop in pairwise([*places, len(text)]):
+            try:
+                yield from _parsed(text[start:stop])
+            except Exception as error:
+                yield error
+
+
+def _parsed(content: bytes) -> Iterator[Atoms]:
+    text = content.decode()
     for count in re.findall(r"^[ \t]*([\d_]{7,})[ \t\r]*$", text, re.MULTILINE):
         if int(count) > len(text):  # ASE would look for that many lines, for hours
             raise ValueError(f"a line announces {count} atoms, more than the file has letters")
@@ -55,15 +78,14 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
             raise BadRecordError("stands a blank line, where ASE stops, and then more text: remove the line")
 
 
-def _text(path: Path, first: int, last: int | None) -> str:
+def _text(path: Path, starts: list[int] | None, first: int, last: int | None) -> bytes:
     start, stop = 0, None
     if first or last is not None:
-        starts = record_starts(str(path))
         assert starts is not None  # list_parts found them
         start, stop = starts[first], starts[last] if last is not None and last < len(starts) else None
     with _open(path) as file:
         file.seek(start)
-        return file.read(-1 if stop is None else stop - start).decode()
+        return file.read(-1 if stop is None else stop - start)
 
 
 def _open(path: Path | str) -> IO[bytes]:

@@ -126,7 +126,7 @@ def test_torn_row_is_named(alloys, tmp_path):
         ase.db.connect(path).write(atoms)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE systems SET positions = x'00' WHERE id = 2")
-    with pytest.raises(BadRecordError, match=rf"^{path}: row 2 cannot be read: .*; write the database again"):
+    with pytest.raises(BadRecordError, match=rf"^{path}: record 2 cannot be read: .*; write it again"):
         list(read_structures(path, EMT))
 
 

@@ -17,8 +17,11 @@ from evenfield.data_pipelines.convert import ConvertConfig
 from evenfield.data_pipelines.schema import BadRecordError, Structure
 from evenfield.data_pipelines.settings import SettingsError, load_settings
 from evenfield.data_pipelines.sources import (
+    Rejected,
     SourceConfig,
     check_columns_exist,
+    list_parts,
+    read_part,
     read_structures,
     structure_from_atoms,
 )
@@ -193,7 +196,7 @@ FORCES = "species:S:1:pos:R:3:forces:R:3"
         (frame([]), "has no atoms: remove it"),
         (frame(info="split=training"), "has split 'training': use one of train, valid, test"),
         (frame(["H 0 0 0", "H 0 0 1"])[:-9], r"cannot be read: .*; the file is cut off there"),
-        (frame(["H 0 0"]), "cannot be read: .*; the file is cut off there"),
+        (frame(["H 0 0"]), "cannot be read: .*; write it again or set skip_bad=true"),
     ],
 )
 def test_bad_record_is_named_with_file_and_mend(tmp_path, record, problem):
@@ -219,6 +222,21 @@ def test_forces_of_the_wrong_shape_are_named(tmp_path):
     path = write(tmp_path, frame(["H 0 0 0 1"], "species:S:1:pos:R:3:F:R:1"))
     with pytest.raises(BadRecordError, match=r"record 0 has forces of shape \(1,\) for 1 atoms: give 3 per atom"):
         read(path, columns={"forces": "F"}, units={"forces": "eV/A"})
+
+
+UNPARSABLE = {"short": frame(["H 0 0"]), "element": frame(["Uue 0 0 0"]), "bytes": frame(["H 0 \udcff 0"])}
+
+
+@pytest.mark.parametrize("records_per_part", [1, 2, 100])
+@pytest.mark.parametrize("bad", UNPARSABLE.values(), ids=UNPARSABLE)
+def test_records_that_cannot_be_parsed_are_set_aside_and_no_other(tmp_path, bad, records_per_part):
+    path = tmp_path / "mine.extxyz"
+    path.write_bytes((bad + GOOD + GOOD + bad + bad + GOOD + bad).encode(errors="surrogateescape"))
+    config = SourceConfig(level_of_theory="PBE")
+    found = [record for part in list_parts(str(path), config, records_per_part) for record in read_part(part, config)]
+    assert [isinstance(record, Rejected) for record in found] == [True, False, False, True, True, False, True]
+    assert [record.record for record in found if isinstance(record, Rejected)] == [0, 3, 4, 6]
+    assert all(record.energy == 1 for record in found if not isinstance(record, Rejected))
 
 
 def test_cut_off_file_gives_its_whole_records_first(tmp_path):
