@@ -25,7 +25,6 @@ from evenfield.pretrain.evaluation import predict, summarise, with_a_head
 
 
 MODES = {"uniform": [], "static": ["stream.weights.beta=0.5"], "adaptive": ["adaptive.rate=0.5"]}
-MODES["both"] = [*MODES["static"], *MODES["adaptive"]]
 FIGURES = {
     "force MAE, worst tenth of elements (eV/A)": "worst_decile_force_mae",
     "force MAE, mean over elements (eV/A)": "mean_over_elements_force_mae",
