@@ -70,7 +70,7 @@ class Potential(ExactBuffers):
         num_heads = len(config.levels_of_theory)
         self.backbone = Backbone(config, config.num_neighbours)
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
-        self.repulsion = Repulsion(config.cutoff, num_heads)
+        self.repulsion = Repulsion(config.cutoff, num_heads).requires_grad_(config.repulsion)
         self.register_buffer("e0", torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
 

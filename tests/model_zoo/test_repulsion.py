@@ -91,6 +91,7 @@ def test_switch():
     atoms = Atoms("CO", [[0, 0, 0], [0, 0, 0.7]])
     bare = Potential(PotentialConfig(channels=8, repulsion=False)).double().eval()
     full = Potential(PotentialConfig(channels=8)).double().eval()
+    assert full.repulsion.log_factor.requires_grad and not bare.repulsion.log_factor.requires_grad
     full.load_state_dict(bare.state_dict())
     batch = batch_of([atoms], 5.0, torch.float64)
     added = (full(batch)["energy"] - bare(batch)["energy"]).item()
