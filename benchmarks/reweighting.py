@@ -91,7 +91,7 @@ def draw(evaluations: dict[str, list[dict[str, Any]]], path: Path, name: str) ->
     ratios = {mode: {s: errors[mode][s] / errors["uniform"][s] for s in errors["uniform"]} for mode in errors}
     figure = Figure(figsize=(PANEL_SIZE[0], PANEL_SIZE[1] * len(errors)), layout="constrained")
     panels = figure.subplots(len(errors))
-    norm = colour_norm([errors["uniform"]], log=True)
+    norm = colour_norm([], log=True, limits=(0.01, max(errors["uniform"].values())))  # some are zero by symmetry
     title = f"{name}: force MAE without weights, mean of {len(evaluations['uniform'])} seeds"
     draw_periodic_table(panels[0], errors["uniform"], title=title, unit="eV/A", norm=norm)
     norm = colour_norm([], log=True, limits=(0.5, 2.0))
