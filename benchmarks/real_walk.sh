@@ -9,6 +9,7 @@ recipe=$(dirname "$0")/../data_pipelines/recipes/ref_labels.yaml
 mkdir -p "$out"
 
 evenfield data convert "$data/multi_element_longtail.extxyz.gz" "$out/longtail" --recipe "$recipe" \
+  masks.stress=stress_suspect \
   licence="see the sources" description="85 elements, PBE, MP settings"
 resume=""; [ -d "$out/pretrained/checkpoints" ] && resume="--resume"
 [ -e "$out/pretrained/model/manifest.json" ] || evenfield pretrain $resume data="$out/longtail" \

@@ -58,7 +58,7 @@ def spoiled(structure: Structure, factors: dict[str, float]) -> Structure:
 
 def row(path: Path) -> list[str]:
     """One line of the table: name, structures sampled, and what refused each wrong version."""
-    config = load_settings(SourceConfig, Path("ref_labels"), ["split_by=group"])
+    config = load_settings(SourceConfig, Path("ref_labels"), ["split_by=group", "masks.stress=stress_suspect"])
     structures = sample_structures(str(path), config)
     labelled = {
         name for name in ("energy", "forces", "stress") if any(getattr(s, name) is not None for s in structures)

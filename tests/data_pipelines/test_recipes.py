@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -196,6 +197,24 @@ def test_recipe_reads_its_schema(name, alloys, tmp_path):
 
 def test_every_shipped_recipe_is_tested():
     assert {path.stem for path in RECIPES.glob("*.yaml")} == {*SCHEMAS, "ref_labels"}
+
+
+def test_conversion_of_reference_labels_by_recipe(alloys, tmp_path):
+    frames = []
+    for atoms in alloys:
+        frame = atoms.copy()
+        frame.info |= {"REF_energy": atoms.get_potential_energy(), "level_group": "EMT"}
+        frame.info["REF_stress"] = atoms.get_stress(voigt=False)
+        frame.arrays["REF_forces"] = atoms.get_forces()
+        frames.append(frame)
+    ase.io.write(tmp_path / "ref.extxyz", frames)
+    config = load_settings(ConvertConfig, Path("ref_labels"), ["split_by=structure", "test_share=0", "valid_share=0"])
+    convert(tmp_path / "ref.extxyz", tmp_path / "out", config)
+    read = sorted(iter_structures(tmp_path / "out", "train"), key=lambda s: int(s.structure_id.split("-")[-1]))
+    for s, atoms in zip(read, alloys, strict=True):
+        assert s.level_of_theory == "EMT" and s.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(s.forces, atoms.get_forces(), atol=1e-6)
+        np.testing.assert_allclose(s.stress, atoms.get_stress(voigt=False), atol=1e-6)
 
 
 def test_recipe_by_name_then_words(alloys, tmp_path):
