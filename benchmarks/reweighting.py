@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from evenfield import model_zoo
 from evenfield.data_pipelines.blocks import iter_structures
@@ -85,6 +86,19 @@ def print_table(rows: dict[str, Any]) -> None:
             print(f"  {mode:9s} {seeds}   median change {np.median(row['change_by_seed']):+.1%}")
 
 
+def error_goes_with(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Over elements: Spearman correlation of the force MAE, and its mean over the rarest and the commonest quarter."""
+    rows = [row for row in evaluation["per_element"].values() if row["force_mae"] is not None]
+    rows.sort(key=lambda row: row["num_train_structures"])
+    errors, quarter = [row["force_mae"] for row in rows], len(rows) // 4
+    return {
+        "spearman_with_force_rms": float(spearmanr(errors, [row["force_rms"] for row in rows])[0]),
+        "spearman_with_train_structures": float(spearmanr(errors, [row["num_train_structures"] for row in rows])[0]),
+        "mean_of_rarest_quarter": float(np.mean(errors[:quarter])),
+        "mean_of_commonest_quarter": float(np.mean(errors[-quarter:])),
+    }
+
+
 def draw(evaluations: dict[str, list[dict[str, Any]]], path: Path, name: str) -> None:
     """Periodic tables of the force MAE without weights, and of the ratio to it with them."""
     errors = {mode: per_element(own) for mode, own in evaluations.items()}
@@ -128,6 +142,7 @@ def main() -> None:
         "modes": MODES,
         "seeds": options.seeds,
         "figures": rows,
+        "uniform_force_mae_goes_with": [error_goes_with(evaluation) for evaluation in evaluations["uniform"]],
         "without_extreme_structures": {"left_out": extreme, "figures": calm},
         "force_mae_per_element": {mode: per_element(own) for mode, own in evaluations.items()},
     }

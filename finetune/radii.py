@@ -26,7 +26,7 @@ def refit_radii(potential: Potential, head: int, structures: list[Structure]) ->
     if not potential.config.repulsion or len(labelled) < 2:
         return False
     cutoff = potential.config.cutoff
-    repulsion = Repulsion(cutoff).to(potential.repulsion.log_factor)
+    repulsion = Repulsion(cutoff).to(potential.repulsion.log_factor.dtype)  # on the CPU, where samples are
     with torch.no_grad():
         repulsion.log_factor.copy_(potential.repulsion.log_factor[head])
     left = _left_for_repulsion(potential, repulsion, labelled)

@@ -23,7 +23,7 @@ from .config import PretrainConfig
 
 
 SAMPLE = 2048  # structures looked at, for some seconds
-NEAR = 1.35  # of the sum of covalent radii; no radius was ever learned to reach beyond
+NEAR = 1.35  # of the sum of covalent radii: 1.5 times the start; a fit does not see the pairs beyond
 FIT_STEPS, FIT_RATE = 100, 0.04
 PULL = 1e-3  # eV/A for a radius that grows by e: one that few data speak of stays near where it was
 
