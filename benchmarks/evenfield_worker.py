@@ -1,6 +1,6 @@
 """Evenfield's side of the comparison; runs in our own virtual environment and is started by train_step.py.
 
-Modes: ``eager`` only, so far.
+Modes: ``eager`` and ``compile``.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
 
 def main() -> None:
     options = parse_arguments()
-    if options.mode != "eager":
-        raise ValueError(f"unknown mode {options.mode!r}: use eager")
+    if options.mode not in ("eager", "compile"):
+        raise ValueError(f"unknown mode {options.mode!r}: use eager or compile")
     torch.set_num_threads(options.threads)
     structures = ase.io.read(options.structures, ":")
     batch = make_batch(structures, options.cutoff)
@@ -52,6 +52,9 @@ def main() -> None:
     )
     torch.manual_seed(0)
     trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
+    if options.mode == "compile":
+        trained.use_compiler()
+        frozen.use_compiler()
     parameters = list(trained.parameters())
     ready = facts(
         ["evenfield", "torch", "e3nn"],
@@ -61,7 +64,7 @@ def main() -> None:
         num_edges=int(batch.num_edges),
     )
     trainer = Trainer(parameters, forward_of(trained, batch), Labels(structures))
-    serve(ready, trainer, forward_of(frozen, batch))
+    serve(ready, trainer, torch.no_grad()(forward_of(frozen, batch)))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--peer", choices=("mace", "evenfield"), default="mace")
     parser.add_argument("--peer-python", default=sys.executable, help="python of the peer's environment")
-    parser.add_argument("--mode", choices=("eager",), default="eager", help="ours")
+    parser.add_argument("--mode", choices=("eager", "compile"), default="eager", help="ours")
     parser.add_argument("--peer-mode", choices=("eager", "compile"), default="eager")
     parser.add_argument("--structures", type=Path, help="file with labels; default: 128 Cu atoms")
     parser.add_argument("--energy-key", help="info key of the energy in eV, if not ASE's own")

@@ -81,27 +81,25 @@ class Interaction(nn.Module):
         return self.update(x, message, elements)
 
     def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
-        """A (K2 * K1, N, C): one matrix product per tile, then a sum over the tiles of an atom."""
-        tiles, (num_x, num_atoms, channels) = edges.tiles, x.shape
+        """A (K2 * K1, N, C): one matrix product per tile and degree l1, then a sum over the tiles of an atom."""
+        tiles, (_, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
-        radial = radial.unflatten(1, (self.l_in + 1, 1, channels))
-        senders = x.permute(1, 0, 2).reshape(num_atoms, -1).index_select(0, tiles.sender)
-        senders = senders.unflatten(1, (num_x, channels))  # (E, K1, C)
-        parts = zip(senders.split(self.heights, 1), radial.unbind(1), strict=True)
-        weighted = torch.cat([part * weight for part, weight in parts], 1)
         directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
-        product = torch.bmm(
-            directed.unflatten(0, (-1, tiles.size)).transpose(1, 2),
-            weighted.flatten(1).unflatten(0, (-1, tiles.size)),
-        )  # (tiles, K2, K1 * C)
-        total = product.new_zeros(num_atoms, product.shape[1] * product.shape[2])
-        total = total.index_add(0, tiles.receiver, product.flatten(1)) * self.norm
-        return total.unflatten(1, (-1, channels)).transpose(0, 1)
+        directed = directed.unflatten(0, (-1, tiles.size)).transpose(1, 2)  # (tiles, K2, T)
+        parts = []
+        # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
+        for part, weight in zip(x.split(self.heights), radial.split(channels, 1), strict=True):
+            sent = part.permute(1, 0, 2).flatten(1).index_select(0, tiles.sender)  # (E, (2 l1 + 1) * C)
+            weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
+            product = torch.bmm(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
+            total = product.new_zeros(num_atoms, product.shape[1]).index_add(0, tiles.receiver, product)
+            parts.append(total.view(num_atoms, directed.shape[1], -1, channels).permute(1, 2, 0, 3))
+        return torch.cat(parts, 1).flatten(0, 1) * self.norm
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
         """Powers of the message on the sphere, gated by the receiving element, plus the skip."""
         num_out = (self.l_out + 1) ** 2
-        gates = self.gates(elements).view(len(elements), len(self.outputs), self.l_out + 1, -1)
+        gates = self.gates(elements).view(elements.shape[0], len(self.outputs), self.l_out + 1, -1)
         gates = gates.permute(1, 2, 0, 3)  # (order, L + 1, N, C)
         power, total = message, self.outputs[0](message[:num_out]) * _repeat_rows(gates[0])
         for order, (factor, product, mix) in enumerate(

@@ -77,6 +77,6 @@ class RadialNetwork(nn.Module):
         from_sender = self.sender(elements).index_select(0, sender)  # (E, H)
         from_receiver = self.receiver(elements).index_select(0, tile_receiver)  # (tiles, H): one receiver a tile
         hidden = self.basis(basis) + from_sender
-        hidden = hidden.unflatten(0, (len(tile_receiver), tile)) + from_receiver.unsqueeze(1)
+        hidden = hidden.unflatten(0, (-1, tile)) + from_receiver.unsqueeze(1)
         hidden = nn.functional.silu(hidden.flatten(0, 1))
         return self.outputs(hidden * envelope), self.angular(hidden)
