@@ -10,6 +10,7 @@ from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
+from ..model_zoo.cost_commands import app as model_app
 from ..pretrain.commands import pretrain
 from ..simulation.commands import simulate
 
@@ -23,6 +24,7 @@ app.add_typer(data_app, name="data")
 app.command()(pretrain)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
+app.add_typer(model_app, name="model")
 app.command()(simulate)
 app.command()(report)
 app.command()(quickstart)
