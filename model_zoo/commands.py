@@ -21,7 +21,7 @@ def publish(
 
     Example: evenfield hub publish runs/uniform/model me/uniform --folder-hub runs/hub
     """
-    from .hub import publish as run
+    from .publishing import publish as run
 
     typer.echo(run(model, repo, folder_hub))
 
