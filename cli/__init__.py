@@ -10,7 +10,8 @@ from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
-from ..pretrain.commands import pretrain
+from ..model_zoo.commands import zoo_app
+from ..pretrain.commands import pretrain, zoo_build
 from ..simulation.commands import simulate
 
 
@@ -23,6 +24,8 @@ app.add_typer(data_app, name="data")
 app.command()(pretrain)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
+zoo_app.command("build")(zoo_build)
+app.add_typer(zoo_app, name="zoo")
 app.command()(simulate)
 app.command()(report)
 app.command()(quickstart)

@@ -114,7 +114,7 @@ def _one_line(where: str) -> Iterator[None]:
 def _explain(error: Exception) -> str:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, LocalEntryNotFoundError):
-        return "not a folder here, not in the cache, and the Hugging Face hub cannot be reached: check the network"
+        return "no folder here, not in the cache, and the Hugging Face hub is out of reach or fails: check the network"
     if isinstance(error, GatedRepoError):
         return "its owner asks you to accept terms on its page first; then log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):

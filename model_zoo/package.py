@@ -139,6 +139,28 @@ def save_model(
     return folder
 
 
+class Description(Settings):
+    """Facts that only people know, laid over a model's record; what is not given stays."""
+
+    name: str | None = None
+    licence: str | None = None
+    description: str | None = None
+    citation: str | None = None
+    level_details: dict[str, str] = Field(default={})
+
+
+def describe(folder: Path | str, facts: Description) -> None:
+    """Put facts into the record of a model folder and write its card again."""
+    package = open_package(folder)
+    if strange := sorted(set(facts.level_details) - set(package.potential.config.levels_of_theory)):
+        levels = ", ".join(package.potential.config.levels_of_theory)
+        raise ValueError(f"level_details.{strange[0]}: the model has {levels}")
+    given = {key: value for key, value in facts.model_dump(exclude={"level_details"}).items() if value is not None}
+    given["level_details"] = package.record.level_details | facts.level_details
+    record = package.record.model_copy(update=given)
+    save_model(folder, package.potential, record, package.evaluation, attachments=package.attachments)
+
+
 def without_paths(value: Any) -> Any:
     """The same tree with absolute paths cut to their last part: where a file lay is nobody's business."""
     if isinstance(value, dict):
