@@ -29,7 +29,7 @@ ZOO = {
     model.name: model
     for model in (
         ZooModel("evenfield-s", "small and fast, comes with the package: for trying things out and for tests"),
-        ZooModel("evenfield-m", "the same data twice over, twice the channels; built by one command"),
+        ZooModel("evenfield-m", "more data, twice the channels; built by one command"),
     )
 }
 

@@ -32,9 +32,7 @@ def pretrain(
 
 def zoo_build(
     name: Annotated[str, typer.Argument(help="name of the model, see `evenfield zoo list`")],
-    into: Annotated[
-        Path | None, typer.Option("--into", help="folder for it; default: the cache, where load looks")
-    ] = None,
+    into: Annotated[Path | None, typer.Option("--into", help="folder for it; default: the cache")] = None,
     work: Annotated[Path | None, typer.Option("--work", help="folder for data and checkpoints")] = None,
     workers: Annotated[int | None, typer.Option(help="processes that label the data; default one per core")] = None,
 ) -> None:

@@ -50,12 +50,12 @@ RECIPES = {
         pretrain={"max_steps": 900, "model": {"channels": 32}, "stream": {"weights": {"beta": 0.5}}},
     ),
     "evenfield-m": ZooRecipe(
-        num_structures=4000,
+        num_structures=3000,
         description=(
-            "The larger of the two models on generated structures at GFN1-xTB and EMT: twice the data and the channels "
-            "of evenfield-s. Results for a paper want a model trained on DFT data."
+            "The larger of the two models on generated structures at GFN1-xTB and EMT: more data and twice the "
+            "channels of evenfield-s. Results for a paper want a model trained on DFT data."
         ),
-        pretrain={"max_steps": 900, "model": {"channels": 64}, "stream": {"weights": {"beta": 0.5}}},
+        pretrain={"max_steps": 600, "model": {"channels": 64}, "stream": {"weights": {"beta": 0.5}}},
     ),
 }
 
