@@ -95,19 +95,23 @@ def list_zoo() -> None:
     from . import zoo
     from .package import open_package
 
-    table = Table("name", "elements", "parameters", "force MAE (eV/A)", "revision", "what it is")
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table("name", "elements", "parameters", "force MAE", "revision")
     for name in zoo.names():
         folder = zoo.folder_of(name)
         if folder is None:
-            table.add_row(name, "", "", "", "not here", f"{zoo.ZOO[name].about}; evenfield zoo build {name}")
+            table.add_row(name, "", "", "", "not here")
             continue
         package = open_package(folder)
         symbols = {symbol for level in package.record.elements.values() for symbol in level}
         parameters = sum(p.numel() for p in package.potential.parameters())
         mae = package.evaluation.get("force_mae")
-        figures = [str(len(symbols)), f"{parameters:,}", "" if mae is None else f"{mae:.3f}", package.revision]
-        table.add_row(name, *figures, zoo.ZOO[name].about)
-    Console().print(table)
+        figures = [str(len(symbols)), f"{parameters:,}", "" if mae is None else f"{mae:.3f} eV/A"]
+        table.add_row(name, *figures, package.revision)
+    console.print(table)
+    for name in zoo.names():
+        make = "" if zoo.folder_of(name) else f"; make it with: evenfield zoo build {name}"
+        console.print(f"{name}: {zoo.ZOO[name].about}{make}", markup=False)
 
 
 @zoo_app.command("show")
