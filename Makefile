@@ -48,7 +48,8 @@ else
 endif
 
 zoo: $(VENV)/.ready-test  ## train anew the small model that the package ships; some minutes
-	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/shipped --work runs/zoo/evenfield-s
+	rm -rf runs/zoo
+	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/shipped --work runs/zoo
 
 docs: $(VENV)/.ready-test  ## links and commands in the Markdown files: are they true?
 	$(BIN)/python docs/check_links.py

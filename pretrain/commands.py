@@ -40,14 +40,17 @@ def zoo_build(
 
     An interrupted build goes on. Example: evenfield zoo build evenfield-m
     """
+    import shutil
+
     from ..model_zoo import zoo
     from ..model_zoo.remote import cache_folder
     from .zoo import RECIPES, build_zoo_model
 
     if name not in RECIPES:
         raise ValueError(f"{name}: no model of the zoo; there are: {', '.join(zoo.names())}")
-    folder = build_zoo_model(
-        RECIPES[name], name, work or cache_folder() / "zoo-work" / name, into or cache_folder() / "zoo", workers
-    )
+    place = work or cache_folder() / "zoo-work" / f"{name}-{RECIPES[name].digest}"  # a new recipe starts afresh
+    folder = build_zoo_model(RECIPES[name], name, place, into or cache_folder() / "zoo", workers)
     if folder is not None:
         typer.echo(f"model: {folder}")
+        if work is None:
+            shutil.rmtree(place)

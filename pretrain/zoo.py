@@ -1,13 +1,14 @@
 """Recipes of the named models: generated data, one pretraining, a described model folder. One command each.
 
     evenfield zoo build evenfield-m
-    evenfield zoo build evenfield-s --into model_zoo/shipped      (make zoo: what the package ships)
+    make zoo                           what the package ships, evenfield-s, trained anew into model_zoo/shipped
 
 Each step is kept when it is done, so that a build which was interrupted goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class ZooRecipe(Settings):
     seed: int = 0
     description: str
     pretrain: dict[str, Any] = Field(description="settings of PretrainConfig that differ from its defaults")
+
+    @property
+    def digest(self) -> str:
+        """Changes with every setting."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
 RECIPES = {

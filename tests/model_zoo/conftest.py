@@ -16,6 +16,11 @@ from evenfield.model_zoo.package import TrainingData
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A publishable model folder for Cu and Au at two levels of theory."""
+    return small_model(tmp_path / "model")
+
+
+def small_model(folder: Path) -> Path:
+    """Write that model into `folder`."""
     config = PotentialConfig(channels=8, cutoff=4.0, readout_size=16, levels_of_theory=["PBE", "EMT"])
     potential = Potential(config)
     potential.e0[:] = -1234.56789012345
@@ -26,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
         train_counts={"Cu": 20, "Au": 3},
         training_data=[TrainingData(name="metals", sha256="0" * 64, licence="CC0-1.0", num_structures=23)],
     )
-    return model_zoo.save_model(tmp_path / "model", potential, record)
+    return model_zoo.save_model(folder, potential, record)
 
 
 def sign(folder: Path) -> None:

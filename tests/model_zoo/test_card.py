@@ -14,8 +14,10 @@ from evenfield import model_zoo
 from evenfield.model_zoo.card import FIGURES
 from evenfield.pretrain.evaluation import Predictions, summarise
 
+from .conftest import small_model
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def predictions() -> Predictions:
     """Two structures at PBE, one at EMT; an energy and a stress are missing."""
     rng = np.random.default_rng(0)
@@ -36,9 +38,10 @@ def predictions() -> Predictions:
     )
 
 
-@pytest.fixture
-def evaluated(folder: Path, predictions: Predictions) -> Path:
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, predictions: Predictions) -> Path:
     """The model with errors, pictures and everything that a record can hold."""
+    folder = small_model(tmp_path_factory.mktemp("card") / "model")
     potential, record = model_zoo.load_model(folder)
     facts = {
         "description": "For copper: a test.",

@@ -8,6 +8,7 @@ import pytest
 
 from evenfield import model_zoo
 from evenfield.pretrain import zoo
+from evenfield.pretrain.commands import zoo_build
 from evenfield.pretrain.zoo import ZooRecipe, build_zoo_model
 
 
@@ -16,6 +17,30 @@ TOY = ZooRecipe(
     description="A toy.",
     pretrain={"max_steps": 3, "evaluate_every": 2, "model": {"channels": 4, "l_max": 1, "readout_size": 8}},
 )
+
+
+def test_the_command_puts_it_where_load_looks_and_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path))
+    places = []
+
+    def build(recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None) -> Path | None:
+        places.append(work)
+        work.mkdir(parents=True, exist_ok=True)
+        return into / name if len(places) > 1 else None  # interrupted, then done
+
+    monkeypatch.setattr(zoo, "build_zoo_model", build)
+    zoo_build("evenfield-m", None, None, None)
+    assert places[0].is_dir() and not capsys.readouterr().out
+    zoo_build("evenfield-m", None, None, None)
+    assert places[1] == places[0] and not places[0].exists()
+    assert capsys.readouterr().out == f"model: {tmp_path / 'zoo' / 'evenfield-m'}\n"
+    zoo_build("evenfield-m", tmp_path / "own", tmp_path / "work", None)
+    assert (tmp_path / "work").is_dir()
+    monkeypatch.setitem(zoo.RECIPES, "evenfield-m", TOY)
+    zoo_build("evenfield-m", None, None, None)
+    assert places[3] != places[0]  # another recipe never goes on with what is left of this one
 
 
 @pytest.mark.slow
