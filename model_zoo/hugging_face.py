@@ -32,14 +32,18 @@ ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
 def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path, str]:
     """Folder of a model in the client's cache, and its commit. Shards that are there already are not fetched again."""
     where = f"{repo}@{revision}" if revision else repo
-    with _one_line(where), _checked_answers(where):
-        text = Path(hf_hub_download(repo, MANIFEST, revision=revision, force_download=force))
-        folder, commit = text.parent, text.parent.name
-        manifest = parse_manifest(f"{where}/{MANIFEST}", text.read_bytes())
-        for name in sorted(manifest.files, key=lambda n: (n != "config.json", is_weights(n), n)):
-            path = hf_hub_download(repo, name, revision=commit, force_download=force)
-            if name == "config.json":
-                check_before_download(where, manifest, Path(path).read_bytes())
+
+    def download(name: str, revision: str | None) -> Path:
+        with _one_line(where), _checked_answers(where):
+            return Path(hf_hub_download(repo, name, revision=revision, force_download=force))
+
+    text = download(MANIFEST, revision)
+    folder, commit = text.parent, text.parent.name
+    manifest = parse_manifest(f"{where}/{MANIFEST}", text.read_bytes())
+    for name in sorted(manifest.files, key=lambda n: (n != "config.json", is_weights(n), n)):
+        path = download(name, commit)
+        if name == "config.json":
+            check_before_download(where, manifest, path.read_bytes())
     return folder, commit
 
 
@@ -92,12 +96,12 @@ def _checked_answers(where: str) -> Iterator[None]:
         if "://" in target.partition("?")[0] and not target.startswith(("http://", "https://")):
             raise BadModelError(f"{where}: the hub redirects to {target[:80]}, which is no web address: do not use it")
 
-    hooks = get_session().event_hooks
-    get_session().event_hooks = {**hooks, "response": [*hooks.get("response", []), check]}
+    hooks = get_session().event_hooks["response"]  # changed in place: other threads may have theirs in it
+    hooks.append(check)
     try:
         yield
     finally:
-        get_session().event_hooks = hooks
+        hooks.remove(check)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ RECIPES = {
             "The larger of the two models on generated structures at GFN1-xTB and EMT: more data and twice the "
             "channels of evenfield-s. Results for a paper want a model trained on DFT data."
         ),
-        pretrain={"max_steps": 600, "model": {"channels": 64}, "stream": {"weights": {"beta": 0.5}}},
+        pretrain={"max_steps": 800, "model": {"channels": 64}, "stream": {"weights": {"beta": 0.5}}},
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,34 @@ def test_two_publishers_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert "v2" not in repo.tags
     model_zoo.publish(other, "alice/copper", tag="v2")
     assert repo.tags["v2"] == repo.main
+
+
+def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """Each one's model goes in whole or not at all, and what stands at the end is the model of one of them."""
+    model_zoo.publish(folder, "alice/copper")
+    potential, record = model_zoo.load_model(folder)
+    names = [f"by {k}" for k in range(3)]
+    folders = [
+        model_zoo.save_model(tmp_path / name, potential, record.model_copy(update={"description": name}))
+        for name in names
+    ]
+
+    def publish(model: Path) -> str:
+        try:
+            return model_zoo.publish(model, "alice/copper")
+        except BadModelError as error:
+            assert "somebody else published in between" in str(error)
+            return "refused"
+
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(publish, folders))
+    pinned = [outcome for outcome in outcomes if outcome != "refused"]
+    assert len(set(pinned)) == len(pinned) >= 1
+    for outcome, name in zip(outcomes, names, strict=True):
+        if outcome != "refused":
+            assert model_zoo.load(outcome).record.description == name
+    assert model_zoo.load("alice/copper").reference in pinned
+    assert huggingface_hub.get_session().event_hooks["response"] == []  # all checks are gone again
 
 
 def test_a_tag_never_moves(hub: Hub, folder: Path, tmp_path: Path) -> None:
