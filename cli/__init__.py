@@ -11,7 +11,8 @@ from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
-from ..pretrain.commands import pretrain, zoo_build
+from ..pretrain.commands import pretrain
+from ..pretrain.zoo_commands import zoo_build
 from ..simulation.commands import simulate
 
 

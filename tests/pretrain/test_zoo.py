@@ -8,8 +8,8 @@ import pytest
 
 from evenfield import model_zoo
 from evenfield.pretrain import zoo
-from evenfield.pretrain.commands import zoo_build
 from evenfield.pretrain.zoo import ZooRecipe, build_zoo_model
+from evenfield.pretrain.zoo_commands import zoo_build
 
 
 TOY = ZooRecipe(
