@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -61,6 +62,7 @@ def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
             cli.main()
         assert end.value.code in (0, None), command
     assert Path("runs/md/trajectory.traj").stat().st_size > 0
+    assert json.loads(Path("runs/md/dynamics.json").read_text())["model"]["model"].startswith("me/mine@")
 
 
 def test_python_example(workplace: Path) -> None:
