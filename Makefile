@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 OMP_NUM_THREADS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check fix bench docs clean
+.PHONY: help quickstart test check fix bench zoo docs clean
 
 help:        ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,10 @@ ifdef PEER_PYTHON
 else
 	@echo "make bench PEER_PYTHON=PEER/bin/python; benchmarks/README.md says how to make the peer's environment"
 endif
+
+zoo: $(VENV)/.ready-test  ## train anew the small model that the package ships; some minutes
+	rm -rf runs/zoo
+	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/shipped --work runs/zoo
 
 docs: $(VENV)/.ready-test  ## links and commands in the Markdown files: are they true?
 	$(BIN)/python docs/check_links.py

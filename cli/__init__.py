@@ -10,8 +10,10 @@ from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
+from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost_commands import app as model_app
 from ..pretrain.commands import pretrain
+from ..pretrain.zoo_commands import zoo_build
 from ..simulation.commands import simulate
 
 
@@ -25,6 +27,8 @@ app.command()(pretrain)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
 app.add_typer(model_app, name="model")
+zoo_app.command("build")(zoo_build)
+app.add_typer(zoo_app, name="zoo")
 app.command()(simulate)
 app.command()(report)
 app.command()(quickstart)

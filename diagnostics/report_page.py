@@ -102,6 +102,7 @@ def draw(figure: Figure, out_dir: Path, name: str, alt: str) -> Picture:
 def markdown(path: Path, caption: str = "") -> Document:
     """A Markdown file as HTML without raw HTML and images, so that it can load and run nothing."""
     source = re.sub(r"\A---\n.*?\n---\n", "", path.read_text(), flags=re.DOTALL)  # metadata of a model card
+    source = re.sub(r"!\[[^\]]*\]\((?!\w+:)[^)]*\)", "", source)  # its pictures lie elsewhere, and the page has its own
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     return Document(caption, Markup(reader.render(source)))  # safe: raw HTML is off
 

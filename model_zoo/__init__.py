@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calculator import EvenfieldCalculator
-    from .hub import LoadedModel, load, publish
+    from .hub import LoadedModel, load
     from .package import BadModelError, ModelRecord, load_model, save_model
     from .potential import Potential, PotentialConfig
+    from .publishing import publish
 
 __all__ = [
     "BadModelError",
@@ -27,9 +28,10 @@ __all__ = [
 
 _HOME = {
     "EvenfieldCalculator": "calculator",
-    **dict.fromkeys(("LoadedModel", "load", "publish"), "hub"),
+    **dict.fromkeys(("LoadedModel", "load"), "hub"),
     **dict.fromkeys(("BadModelError", "ModelRecord", "load_model", "save_model"), "package"),
     **dict.fromkeys(("Potential", "PotentialConfig"), "potential"),
+    "publish": "publishing",
 }
 
 

@@ -1,34 +1,56 @@
 """A published model is a folder: weights as safetensors, the rest as JSON and text, all hashed. Nothing is run on load.
 
-model.safetensors   weights and buffers; one metadata key, so that its hash is stable
+model.safetensors   weights and buffers, in shards when large; one metadata key, so that its hash is stable
 config.json         format version, architecture, and the record of how the model came about
 evaluation.json     errors on the held-out structures, overall and per element
-README.md           the card, generated from the two
-manifest.json       sha256 of every file
+README.md           the card, generated from the two, with its pictures beside it
+probe.extxyz        optional: structures that show what a later fine-tuning forgets
+posterior.safetensors  optional: what an uncertainty of the predictions follows from
+manifest.json       sha256 and size of every file
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 from pydantic import Field, ValidationError
-from safetensors.torch import load, save
 
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.shards import write_atomically
+from .manifest import (
+    FILE_NAME,
+    FORMAT_VERSION,
+    MANIFEST,
+    REFETCH,
+    BadModelError,
+    check_version,
+    explain,
+    is_weights,
+    json_object,
+    read_manifest,
+    read_verified,
+    write_manifest,
+)
 from .potential import Potential, PotentialConfig
+from .upgrade import upgrade
+from .weights import (
+    MAX_SHARD_BYTES,
+    check_architecture,
+    check_same_architecture,
+    parse_weights,
+    put_weights,
+    weight_files,
+)
 
 
-FORMAT_VERSION = 1
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-class BadModelError(ValueError):
-    """A model folder that must not be used; the message names the file and the mend."""
+OWN_NAMES = {"config.json", "evaluation.json", "README.md", MANIFEST}
 
 
 class TrainingData(Settings):
@@ -46,6 +68,11 @@ class ModelRecord(Settings):
 
     name: str
     licence: str | None = Field(default=None, description="licence of the weights")
+    description: str = Field(default="", description="what the model is for, in a sentence or two")
+    citation: str | None = Field(default=None, description="how to cite it")
+    level_details: dict[str, str] = Field(
+        default={}, description="level of theory -> code, functional, basis, dispersion, spin"
+    )
     elements: dict[str, list[str]] = Field(description="level of theory -> symbols seen in training")
     train_counts: dict[str, int] = Field(default={}, description="symbol -> training structures")
     training_data: list[TrainingData] = Field(default=[])
@@ -54,105 +81,158 @@ class ModelRecord(Settings):
     base_model: str | None = Field(default=None, description="reference of the model that was fine-tuned")
 
 
-def save_model(
-    folder: Path | str, potential: Potential, record: ModelRecord, evaluation: dict[str, Any] | None = None
-) -> Path:
-    """Write a model folder; the manifest is written last, so a folder without one is unfinished."""
-    from .card import model_card  # the card reads the record's types from this file
+@dataclass(frozen=True)
+class Package:
+    """A model folder, read and verified."""
 
-    folder = Path(folder)
+    potential: Potential
+    record: ModelRecord
+    evaluation: dict[str, Any]
+    revision: str  # first 16 hex digits of the manifest's sha256
+    attachments: dict[str, bytes] = field(default_factory=dict)  # file name -> content
+
+
+def save_model(
+    folder: Path | str,
+    potential: Potential,
+    record: ModelRecord,
+    evaluation: dict[str, Any] | None = None,
+    *,
+    attachments: dict[str, bytes] | None = None,
+    predictions: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write a model folder; the manifest is written last, so a folder without one is unfinished.
+
+    `attachments`: further files, name -> content, for instance probe.extxyz. `predictions`: what `evaluation` sums
+    up, for the card's parity plot (pretrain.evaluation.Predictions). Raises ValueError for a name that is taken or
+    of a kind that no model holds.
+    """
+    from .card import card_pictures, model_card  # the card reads the record's types from this file
+
+    folder, attachments, evaluation = Path(folder), dict(attachments or {}), evaluation or {}
+    for name in attachments:
+        if name in OWN_NAMES or is_weights(name) or not FILE_NAME.fullmatch(name):
+            raise ValueError(
+                f"{name}: no name for an attachment: another one, ending in .extxyz, .safetensors or .json"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in sorted(potential.state_dict().items())}
-    metadata = {"evenfield": json.dumps({"format_version": FORMAT_VERSION}, sort_keys=True)}
+    (folder / MANIFEST).unlink(missing_ok=True)
     config = {
         "format_version": FORMAT_VERSION,
         "dtype": str(next(potential.parameters()).dtype).removeprefix("torch."),
         "architecture": potential.config.model_dump(mode="json"),
-        "record": record.model_dump(mode="json"),
+        "record": without_paths(record.model_dump(mode="json")),
     }
     config = json.loads(json.dumps(config, sort_keys=True))  # the card must not depend on the order of keys
-    contents: dict[str, bytes] = {
-        "model.safetensors": save(tensors, metadata=metadata),
-        "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
-        "evaluation.json": json.dumps(evaluation or {}, indent=1).encode(),
-        "README.md": model_card(config, evaluation or {}, potential).encode(),
-    }
+    attachments |= card_pictures(config["record"], evaluation, predictions)
+    contents: dict[str, bytes] = weight_files(potential, max_shard_bytes) | attachments
+    contents["config.json"] = json.dumps(config, indent=1, sort_keys=True).encode()
+    contents["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
+    contents["README.md"] = model_card(config, evaluation, potential, sorted(attachments)).encode()
     for name, data in contents.items():
         write_atomically(folder / name, data)
-    manifest = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
+    for path in folder.glob("model*.safetensors"):
+        if is_weights(path.name) and path.name not in contents:  # of a model that stood here before
+            path.unlink()
+    write_atomically(folder / MANIFEST, write_manifest(contents))
     return folder
 
 
+class Description(Settings):
+    """Facts that only people know, laid over a model's record; what is not given stays."""
+
+    name: str | None = None
+    licence: str | None = None
+    description: str | None = None
+    citation: str | None = None
+    level_details: dict[str, str] = Field(default={})
+
+
+def describe(folder: Path | str, facts: Description) -> None:
+    """Put facts into the record of a model folder and write its card again."""
+    package = open_package(folder)
+    if strange := sorted(set(facts.level_details) - set(package.potential.config.levels_of_theory)):
+        levels = ", ".join(package.potential.config.levels_of_theory)
+        raise ValueError(f"level_details.{strange[0]}: the model has {levels}")
+    given = {key: value for key, value in facts.model_dump(exclude={"level_details"}).items() if value is not None}
+    given["level_details"] = package.record.level_details | facts.level_details
+    record = package.record.model_copy(update=given)
+    save_model(folder, package.potential, record, package.evaluation, attachments=package.attachments)
+
+
+def without_paths(value: Any) -> Any:
+    """The same tree with absolute paths cut to their last part: where a file lay is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    local = isinstance(value, str) and value.removeprefix("file://").startswith(("/", "~/"))
+    return Path(value).name if local else value
+
+
 def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
-    """Read a model folder, strictly: every hash, tensor name, shape and config key must be right.
+    """Potential and record of a model folder; see `open_package`."""
+    package = open_package(folder)
+    return package.potential, package.record
+
+
+def open_package(folder: Path | str) -> Package:
+    """Read a model folder, strictly: every hash, tensor name, shape, number and config key must be right.
 
     Raises BadModelError. No pickle is read and no code of the folder is run.
     """
     folder = Path(folder)
-    contents = _verified(folder)
-    potential, record = _build(folder / "config.json", contents["config.json"])
-    tensors = load(contents["model.safetensors"])
-    own = potential.state_dict()
-    wrong = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    wrong += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, not {tuple(own[name].shape)} {own[name].dtype}"
-        for name in own.keys() & tensors.keys()
-        if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
-    ]
-    if wrong:
-        raise BadModelError(f"{folder / 'model.safetensors'}: does not fit config.json: {'; '.join(sorted(wrong))}")
-    potential.load_state_dict(tensors, strict=True)
-    return potential.eval(), record
+    manifest = read_manifest(folder)
+    contents = {name: read_verified(folder, name, entry) for name, entry in manifest.files.items()}
+    config = json_object(folder / "config.json", contents["config.json"])
+    check_version(folder / "config.json", config.get("format_version"))
+    version, stated = config["format_version"], config.get("architecture")
+    files = {name: contents[name] for name in manifest.weights}
+    tensors = parse_weights(files, str(folder))
+    upgrade(config, tensors)
+    potential, record = build(str(folder / "config.json"), config, sum(map(len, files.values())))
+    put_weights(potential, tensors, str(folder / manifest.weights[0]))
+    if version > 1:
+        check_same_architecture(files, str(folder), stated)
+    return Package(
+        potential=potential.eval(),
+        record=record,
+        evaluation=json_object(folder / "evaluation.json", contents["evaluation.json"]),
+        revision=folder_revision(folder),
+        attachments={name: contents[name] for name in manifest.attachments},
+    )
 
 
-def _build(path: Path, text: bytes) -> tuple[Potential, ModelRecord]:
-    """The potential without its weights, and the record, from the bytes of config.json."""
-    config = _json_object(path, text)
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise BadModelError(
-            f"{path}: format {version} is newer than this evenfield reads ({FORMAT_VERSION}): upgrade evenfield"
-        )
+def folder_revision(folder: Path) -> str:
+    """What pins a model folder: it changes with every byte of every file."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def build(path: str, config: dict[str, Any], weight_bytes: int | None) -> tuple[Potential, ModelRecord]:
+    """The potential without its weights, and the record, from the content of config.json."""
+    check_architecture(path, config.get("architecture"), weight_bytes)
     try:
-        potential = Potential(PotentialConfig.model_validate(config["architecture"]))
+        architecture = PotentialConfig.model_validate(config["architecture"])
         record = ModelRecord.model_validate(config["record"])
-        return potential.to(DTYPES[config["dtype"]]), record
-    except KeyError as error:
-        raise BadModelError(f"{path}: lacks or does not know {error}: fetch the model again") from None
+        dtype = DTYPES[config["dtype"]]
+    except (KeyError, TypeError) as error:
+        raise BadModelError(f"{path}: lacks or does not know {error}: {REFETCH}") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise BadModelError(f"{path}: {faults}: it was made by another version of evenfield") from None
-
-
-def _json_object(path: Path, text: bytes) -> dict[str, Any]:
+        raise BadModelError(f"{path}: {explain(error)}: it was made by another version of evenfield") from None
+    _check_elements(path, record, architecture.levels_of_theory)
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise BadModelError(f"{path}: is not valid JSON ({error}): fetch the model again") from None
-    if not isinstance(content, dict):
-        raise BadModelError(f"{path}: holds no JSON object: fetch the model again")
-    return content
+        return Potential(architecture).to(dtype), record
+    except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadModelError(f"{path}: no model can be built from its architecture ({said}): {REFETCH}") from None
 
 
-def _verified(folder: Path) -> dict[str, bytes]:
-    """Contents of the files in the manifest, after checking their hashes."""
-    if not (folder / "manifest.json").is_file():
-        raise BadModelError(
-            f"{folder}: not a model folder (no manifest.json); name a folder that holds a published model"
-        )
-    manifest = _json_object(folder / "manifest.json", (folder / "manifest.json").read_bytes())
-    contents = {}
-    for name, digest in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            raise BadModelError(f"{path}: file is missing: fetch the model again")
-        contents[name] = path.read_bytes()
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
-            raise BadModelError(f"{path}: content does not match its sha256 in manifest.json: fetch the model again")
-    for name in ("model.safetensors", "config.json"):
-        if name not in contents:
-            raise BadModelError(f"{folder / 'manifest.json'}: does not list {name}: fetch the model again")
-    return contents
+def _check_elements(path: str, record: ModelRecord, levels: list[str]) -> None:
+    if len(set(levels)) != len(levels):
+        raise BadModelError(f"{path}: names a level of theory twice ({', '.join(levels)}): {REFETCH}")
+    if strange := sorted(set(record.elements) - set(levels)):
+        raise BadModelError(f"{path}: lists elements for {strange[0]!r}, which is none of its levels: {REFETCH}")
+    listed = {symbol for symbols in record.elements.values() for symbol in symbols} | set(record.train_counts)
+    if strange := sorted(listed - set(chemical_symbols[1:119])):
+        raise BadModelError(f"{path}: lists {strange[0]!r}, which is no element: {REFETCH}")

@@ -101,7 +101,8 @@ def _write_results(
     predictions = predict(potential, structures, progress=progress)
     predictions.save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
-    save_model(out / "model", potential, _record(config, data, potential, census, counts, seconds), evaluation)
+    record = _record(config, data, potential, census, counts, seconds)
+    save_model(out / "model", potential, record, evaluation, predictions=predictions)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 

@@ -64,6 +64,7 @@ def relax_and_run(atoms: Atoms, calculator: Calculator, out: Path, config: Dynam
     time, energy = np.array(times), 1000 * np.array(energies)
     slope, offset = np.polyfit(time, energy, 1)
     content = {
+        "model": dict(calculator.parameters),  # with its revision
         "formula": atoms.get_chemical_formula(),
         "num_atoms": len(atoms),
         "relaxed": converged,

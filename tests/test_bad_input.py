@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from evenfield.cli import main
 from evenfield.model_zoo import BadModelError, ModelRecord, Potential, PotentialConfig, load, save_model
+from evenfield.model_zoo.manifest import write_manifest
 
 
 @pytest.fixture
@@ -170,9 +170,8 @@ def model(whole_model, tmp_path) -> Path:
 
 def sign(model: Path) -> None:
     """Make the manifest right again after a change, as whoever wrote the folder would."""
-    names = json.loads((model / "manifest.json").read_text())
-    hashes = {name: hashlib.sha256((model / name).read_bytes()).hexdigest() for name in names}
-    (model / "manifest.json").write_text(json.dumps(hashes))
+    names = json.loads((model / "manifest.json").read_text())["files"]
+    (model / "manifest.json").write_text(write_manifest({name: (model / name).read_bytes() for name in names}))
 
 
 def change_config(model: Path, **changes: object) -> None:
@@ -190,7 +189,7 @@ def test_whole_model_loads(model):
 def test_model_of_a_newer_format(refusal, model):
     change_config(model, format_version=999, architecture={"anything": 1})
     line = refusal("hub", "show", model)
-    assert f"{model}/config.json: format 999 is newer than this evenfield reads (1): upgrade evenfield" in line
+    assert f"{model}/config.json: format 999 is newer than this evenfield reads (2): upgrade evenfield" in line
     with pytest.raises(BadModelError, match="upgrade evenfield"):
         load(model)
 
@@ -228,9 +227,11 @@ def test_tensor_of_another_shape(refusal, model):
 
 def test_manifest_that_leaves_out_the_weights(refusal, model):
     manifest = json.loads((model / "manifest.json").read_text())
-    del manifest["model.safetensors"]
+    del manifest["files"]["model.safetensors"]
     (model / "manifest.json").write_text(json.dumps(manifest))
-    assert "manifest.json: does not list model.safetensors: fetch the model again" in refusal("hub", "show", model)
+    assert "manifest.json: does not list the weights, whole and once (listed: none): fetch the model again" in refusal(
+        "hub", "show", model
+    )
 
 
 def test_folder_that_is_no_model(refusal, tmp_path):

@@ -51,6 +51,18 @@ def test_faults_are_found(script: ModuleType, tmp_path: Path) -> None:
     ]
 
 
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("matcalc", "torch_sim"):
+        if library in BLOCKS[number]:
+            pytest.importorskip(library, reason="an engine that is not installed")
+    monkeypatch.chdir(tmp_path)
+    exec(BLOCKS[number], {})
+
+
 def test_every_system_is_listed_once() -> None:
     text = (ROOT / "docs" / "systems.md").read_text()
     served, not_yet = text.split("## Not yet")

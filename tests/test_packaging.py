@@ -54,8 +54,8 @@ def test_every_room_says_that_it_is_typed(room):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> set[str]:
-    """Names of the files in a wheel built from a copy of the checkout."""
+def wheel_file(tmp_path_factory) -> Path:
+    """A wheel built from a copy of the checkout."""
     pytest.importorskip("build", reason="comes with the dev extra")
     folder = tmp_path_factory.mktemp("wheel")
     skip = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests")
@@ -63,14 +63,20 @@ def wheel(tmp_path_factory) -> set[str]:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     done = subprocess.run([*command, str(folder / "source")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> set[str]:
+    """Names of its files."""
+    with zipfile.ZipFile(wheel_file) as archive:
         return set(archive.namelist())
 
 
 def test_wheel_holds_every_module_and_every_file_that_they_read(wheel):
     expected = set()
     for room in ROOMS:
-        for pattern in ("**/*.py", "**/py.typed", "recipes/*.yaml", "templates/*.j2", "sample/*"):
+        for pattern in ("**/*.py", "**/py.typed", "recipes/*.yaml", "templates/*.j2", "sample/*", "shipped/*/*"):
             expected |= {f"evenfield/{path.relative_to(ROOT)}" for path in (ROOT / room).glob(pattern)}
     assert {name.rpartition(".")[2] for name in expected} >= {"py", "typed", "yaml", "j2"}
     assert not expected - wheel
@@ -79,6 +85,30 @@ def test_wheel_holds_every_module_and_every_file_that_they_read(wheel):
 def test_wheel_holds_nothing_else(wheel):
     strangers = {name for name in wheel if not name.startswith("evenfield/") and ".dist-info/" not in name}
     assert not strangers
+
+
+def test_installed_wheel_runs_what_readme_shows_without_a_network(wheel_file: Path, tmp_path: Path) -> None:
+    """In a virtual environment of its own, which borrows the libraries of this one but not the checkout."""
+    command = [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")]
+    subprocess.run(command, check=True)
+    python, site = tmp_path / "venv/bin/python", next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel_file)], check=True)
+    (site / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    no_network = "import socket\nsocket.socket.connect = None\nsocket.getaddrinfo = None\n"
+    where = "print(model_zoo.__file__)\n"
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [python, "-c", no_network + example + where],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert str(site) in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -113,7 +143,7 @@ def test_every_library_that_is_imported_is_asked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.match(r"[\w-]+", line).group().replace("-", "_") for line in asked}
-    modules = {"markdown_it_py": "markdown_it", "pyyaml": "yaml"}
+    modules = {"markdown_it_py": "markdown_it", "pyyaml": "yaml", "torch_sim_atomistic": "torch_sim"}
     known = {modules.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"evenfield"}
     imports = {}
     for path in files(*ROOMS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -14,10 +15,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from evenfield import cli, model_zoo
+from evenfield import cli
 from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
-from evenfield.model_zoo.package import TrainingData
 
 
 README = Path(__file__).parents[1] / "README.md"
@@ -63,18 +62,10 @@ def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
             cli.main()
         assert end.value.code in (0, None), command
     assert Path("runs/md/trajectory.traj").stat().st_size > 0
+    assert json.loads(Path("runs/md/dynamics.json").read_text())["model"]["model"].startswith("me/mine@")
 
 
 def test_python_example(workplace: Path) -> None:
-    record = ModelRecord(
-        name="uniform",
-        licence="Apache-2.0",
-        elements={"EMT": ["Cu"]},
-        training_data=[TrainingData(name="a", sha256="0", licence="b", num_structures=1)],
-    )
-    potential = Potential(PotentialConfig(channels=4, levels_of_theory=["EMT"]))
-    model_zoo.save_model(workplace / "model", potential, record)
-    model_zoo.publish(workplace / "model", "quickstart/uniform", workplace / "runs/quickstart/hub")
     exec(re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1], {})
 
 
