@@ -38,7 +38,7 @@ class BackboneConfig(Settings):
     correlation: int = Field(default=3, ge=1, description="neighbours coupled at once: body order minus 1")
     cutoff: float = Field(default=5.0, gt=0, description="A")
     num_basis: int = Field(default=8, gt=0, description="Bessel functions")
-    radial_hidden: int = Field(default=64, gt=0)
+    radial_hidden: int = Field(default=32, gt=0)
     embedding_size: int = Field(default=32, gt=0, description="length of an element's vector")
 
 

@@ -38,11 +38,18 @@ class EvenfieldCalculator(Calculator):
         level_of_theory: str | None = None,
         dtype: str | None = None,
         skin: float = 0.5,
+        compiled: bool = False,
         reference: str | None = None,
     ) -> None:
-        """`dtype`: float32 or float64, that of the weights when None. `skin` in A, see skin_list.py."""
+        """`dtype`: float32 or float64, that of the weights when None. `skin` in A, see skin_list.py.
+
+        `compiled`: torch.compile at the first call, for long dynamics; see compiled.py.
+        """
         super().__init__()
         self.potential = moved(potential, device, dtype)
+        if compiled:
+            self.potential = copy.deepcopy(self.potential)
+            self.potential.use_compiler()
         self.level_of_theory = checked_level(potential, level_of_theory)
         self.elements = {chemical_symbols.index(s) for s in record.elements.get(self.level_of_theory, [])}
         self.neighbours = SkinList(potential.config.cutoff, skin)

@@ -41,10 +41,12 @@ class LoadedModel:
         level_of_theory: str | None = None,
         dtype: str | None = None,
         skin: float = 0.5,
+        compiled: bool = False,
     ) -> Calculator:
         """An ASE calculator for one level of theory (the first of the model when none is named).
 
         `dtype` is float32 or float64, that of the weights when None; `skin` in A saves neighbour lists.
+        `compiled` takes a minute at the first call and a quarter off every later one; it wants a C++ compiler.
         """
         from .calculator import EvenfieldCalculator
 
@@ -55,6 +57,7 @@ class LoadedModel:
             level_of_theory=level_of_theory,
             dtype=dtype,
             skin=skin,
+            compiled=compiled,
             reference=self.reference,
         )
 

@@ -11,7 +11,7 @@ from ase.build import bulk, molecule
 
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.sources import SourceConfig, structure_from_atoms
-from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo import Potential, PotentialConfig, load
 
 
 SMALL = PotentialConfig(channels=4, l_max=1, num_layers=2, cutoff=4.0, readout_size=8, radial_hidden=8)
@@ -78,3 +78,17 @@ def test_training_is_left_alone(batches):
     potential(batches[0])["forces"].square().sum().backward()
     assert potential.compiled.tile_size is None  # nothing was compiled
     assert potential.readout.weight.grad is not None
+
+
+def test_calculator_compiles_a_copy_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)  # the traced graph itself, without a C++ compiler
+    model = load("evenfield-s")
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.rattle(0.05, seed=0)
+    forces = []
+    for compiled in (False, True):
+        atoms.calc = model.calculator(level_of_theory="EMT", compiled=compiled)
+        forces.append(atoms.get_forces())
+    assert atoms.calc.potential.compiled.tile_size is not None
+    assert model.potential.compiled is None
+    torch.testing.assert_close(*map(torch.from_numpy, forces), rtol=1e-5, atol=1e-5)
