@@ -55,9 +55,17 @@ class ModelRecord(Settings):
 
 
 def save_model(
-    folder: Path | str, potential: Potential, record: ModelRecord, evaluation: dict[str, Any] | None = None
+    folder: Path | str,
+    potential: Potential,
+    record: ModelRecord,
+    evaluation: dict[str, Any] | None = None,
+    *,
+    attachments: dict[str, bytes] | None = None,
 ) -> Path:
-    """Write a model folder; the manifest is written last, so a folder without one is unfinished."""
+    """Write a model folder; the manifest is written last, so a folder without one is unfinished.
+
+    `attachments`: further files, name -> content, for instance probe.extxyz.
+    """
     from .card import model_card  # the card reads the record's types from this file
 
     folder = Path(folder)
@@ -72,7 +80,8 @@ def save_model(
         "record": record.model_dump(mode="json"),
     }
     config = json.loads(json.dumps(config, sort_keys=True))  # the card must not depend on the order of keys
-    contents: dict[str, bytes] = {
+    contents: dict[str, bytes] = dict(attachments or {})
+    contents |= {
         "model.safetensors": save(tensors, metadata=metadata),
         "config.json": json.dumps(config, indent=1, sort_keys=True).encode(),
         "evaluation.json": json.dumps(evaluation or {}, indent=1).encode(),
