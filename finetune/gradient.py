@@ -26,8 +26,8 @@ from ..pretrain.checkpoints import seed_everything
 from ..pretrain.engine import DeepSpeedEngine, EngineConfig
 from ..pretrain.loss import LossConfig
 from ..pretrain.train import StepReport, Trainer
+from .guard import HeldOut
 from .lora import add_adapters, merge_adapters
-from .step0 import Step, step, worse_labels
 
 
 GradientStrategy = Literal["readout", "lora", "full", "new-element"]
@@ -61,33 +61,31 @@ def train_gradient(
     potential: Potential,
     strategy: GradientStrategy,
     train: list[Structure],
-    valid: list[Structure],
+    held_out: HeldOut | None,
     config: GradientConfig,
     *,
     new_elements: list[int],
-    bound: Step | None = None,
     replay: tuple[list[Structure], float] | None = None,
     seed: int = 0,
     quiet: bool = True,
 ) -> GradientReport:
-    """Train a potential in place on `train`, and on a share of `replay`; of all steps the best on `valid` is kept.
+    """Train a potential in place on `train`, and on a share of `replay`; of all steps the best by `held_out` is kept.
 
-    `bound`: errors on `valid` that none may exceed (of step 0; by default those of the start). Without validation
-    structures the last step's weights are kept. Raises ValueError for new-element without any.
+    Without held-out structures the last step's weights are kept. Raises ValueError for new-element without any.
     """
     seed_everything(seed)
     started, device = time.perf_counter(), next(potential.parameters()).device
-    groups = _groups(potential, strategy, config, new_elements)
+    # no weight decay: it would also change the weights of heads and elements that the data do not hold
+    groups = [group | {"weight_decay": 0.0} for group in _groups(potential, strategy, config, new_elements)]
     embedding = potential.backbone.embedding.weight
     hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
     engine_config = EngineConfig(
         learning_rate=config.learning_rate,
         warmup_steps=min(20, config.max_steps // 10),
         clip_norm=config.clip_norm,
-        weight_decay=0.0,  # it would also change the weights of heads and elements that the data do not hold
     )
     engine = DeepSpeedEngine(potential, engine_config, groups)
-    best = KeepBest(potential, valid, config, bound)
+    best = KeepBest(potential, held_out, config)
     with tempfile.TemporaryDirectory() as folder:
         stream = _stream(Path(folder), train, replay, potential, config, seed)
         callbacks: list[Callback] = [best, ProgressBar(Console(quiet=quiet), config.max_steps, 0)]
@@ -98,54 +96,40 @@ def train_gradient(
     merge_adapters(potential)
     potential.repulsion.requires_grad_(potential.config.repulsion)
     potential.to(device).eval()
-    kept = best.best_step if valid else trainer.step
+    kept = best.best_step if held_out else trainer.step
     return GradientReport(trainer.step, kept, time.perf_counter() - started, not finished and not best.stopped)
 
 
 class KeepBest(Callback):
-    """Looks at the validation structures, keeps the best weights and stops when they do not get better.
+    """Scores the weights now and then, gives back the best at the end, and stops when they do not get better."""
 
-    Only weights with which no error is above the bound can be the best. Best: the least sum of errors, each over that
-    of the bound.
-    """
-
-    def __init__(
-        self, potential: Potential, valid: list[Structure], config: GradientConfig, bound: Step | None
-    ) -> None:
-        self.potential, self.valid, self.config = potential, valid, config
+    def __init__(self, potential: Potential, held_out: HeldOut | None, config: GradientConfig) -> None:
+        self.potential, self.held_out, self.config = potential, held_out, config
         self.best_step, self.stopped, self._waited = 0, False, 0
-        if valid:
-            start = step("start", potential, valid)
-            self.bound = bound or start
-            self._score, self._weights = score(start, self.bound), self._copy()
+        if held_out:
+            self._score, self._weights = held_out.score(potential), self._copy()
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         last = report.step == self.config.max_steps
-        if not self.valid or (report.step % self.config.evaluate_every and not last):
+        if not self.held_out or (report.step % self.config.evaluate_every and not last):
             return
-        now = step(str(report.step), self.potential, self.valid)
+        score = self.held_out.score(self.potential)
         self.potential.train()
         self._waited += 1
-        if not worse_labels(now, self.bound) and score(now, self.bound) < self._score:
-            self._score, self._weights = score(now, self.bound), self._copy()
+        if score < self._score:
+            self._score, self._weights = score, self._copy()
             self.best_step, self._waited = report.step, 0
         if self._waited >= self.config.patience and not last:
             self.stopped = trainer.stop_requested = True
 
     def on_end(self, trainer: Trainer) -> None:
-        if self.valid:
+        if self.held_out:
             with torch.no_grad():
                 for parameter, kept in self._weights:
                     parameter.copy_(kept)
 
     def _copy(self) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, p.detach().clone()) for p in self.potential.parameters() if p.requires_grad]
-
-
-def score(now: Step, bound: Step) -> float:
-    """Sum of the errors over those of the bound."""
-    pairs = ((now.energy_mae_per_atom, bound.energy_mae_per_atom), (now.force_mae, bound.force_mae))
-    return sum(new / max(old, 1e-12) for new, old in pairs if new is not None and old is not None)
 
 
 def _groups(

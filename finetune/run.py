@@ -20,7 +20,8 @@ from ..data_pipelines.source_config import SourceConfig
 from ..model_zoo.hub import LoadedModel
 from ..model_zoo.potential import Potential
 from ..pretrain.evaluation import predict, summarise, with_a_head
-from .gradient import GradientConfig, GradientReport, score, train_gradient
+from .gradient import GradientConfig, GradientReport, train_gradient
+from .guard import HeldOut
 from .heads import with_ensemble, with_head
 from .new_elements import start_from_neighbours
 from .posterior import Posterior
@@ -74,6 +75,7 @@ class FineTuned:
     seconds: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     gradient: GradientReport | None = None
+    held_out: tuple[float, float] | None = None  # score at step 0 and at the end (guard.py); None if none was held out
 
     @property
     def structures(self) -> list[Structure]:
@@ -145,9 +147,10 @@ class _Run:
             refit, posterior = self._refit(strategy)
         self._judge(strategy)
         self.potential = with_ensemble(self.potential, posterior)
+        scores = (self.held_out.step0, self._score()) if self.held_out else None
         return FineTuned(
             self.potential, self.target.level_of_theory, strategy, self.target, self.table, reference, refit,
-            posterior, self.evaluations, self.seconds, self.kept, gradient,
+            posterior, self.evaluations, self.seconds, self.kept, gradient, scores,
         )  # fmt: skip
 
     def _set_up(self) -> ReferenceReport:
@@ -157,7 +160,8 @@ class _Run:
         self.known_e0 = set() if reference.another_zero else self.known_e0
         self.table.append(step("step 0: E0 refitted", potential, train))
         self._judge("step0")
-        self.errors = self._held_out()
+        valid = self.target.valid
+        self.held_out = HeldOut(potential, train, valid) if valid else None
         self._if_not_worse(lambda: start_from_neighbours(potential, self.new, self.known))
         self._if_not_worse(lambda: refit_radii(potential, self.head, train))
         self.table.append(step("set-up: new elements, core radii", potential, train))
@@ -166,33 +170,32 @@ class _Run:
 
     def _if_not_worse(self, change: Callable[[], object]) -> None:
         """Change the potential, with E0 after it; back to what it was when an error rises, held out or not."""
-        before, weights = (self.table[-1], self._held_out()), copy.deepcopy(self.potential.state_dict())
+        before, score = self.table[-1], self._score()
+        weights = copy.deepcopy(self.potential.state_dict())
         change()
         refit_reference_energies(self.potential, self.head, self.target.train, self.known_e0)
-        after = (step("changed", self.potential, self.target.train), self._held_out())
-        if any(worse_labels(new, old) for new, old in zip(after, before, strict=True) if old is not None):
+        if worse_labels(step("changed", self.potential, self.target.train), before) or self._score() > score:
             self.potential.load_state_dict(weights)
 
     def _refit(self, name: str) -> tuple[RefitReport, Posterior]:
         """Readout and E0 in closed form, as far toward the solution as is best on held-out structures."""
-        weights, before = copy.deepcopy(self.potential.state_dict()), self._held_out()
+        weights, score = copy.deepcopy(self.potential.state_dict()), self._score()
         report, posterior = self._closed_form(self.target.train)
         share = 1.0
-        if before is not None:
-            share = self._best_share(weights, copy.deepcopy(self.potential.state_dict()), before)
+        if self.held_out:
+            share = self._best_share(weights, copy.deepcopy(self.potential.state_dict()), score)
         if name == "refit":
             self.kept["refit"] = share
             self._judge("refit")
         return report, posterior
 
-    def _best_share(self, start: dict[str, Tensor], end: dict[str, Tensor], before: Step) -> float:
-        """Go from the weights `start` toward `end` as far as no held-out error rises and their sum is least."""
-        best, share = score(before, before), 0.0
+    def _best_share(self, start: dict[str, Tensor], end: dict[str, Tensor], best: float) -> float:
+        """Go from the weights `start`, whose score is `best`, toward `end` as far as the score is least."""
+        share = 0.0
         for way in SHARES:
             self.potential.load_state_dict(between(start, end, way))
-            now = self._held_out()
-            if now is not None and not worse_labels(now, before) and score(now, before) < best:
-                best, share = score(now, before), way
+            if (score := self._score()) < best:
+                best, share = score, way
         self.potential.load_state_dict(between(start, end, share))
         return share
 
@@ -200,10 +203,10 @@ class _Run:
         """The refit once more from step 0, now to held-out structures too: they have said that it is good."""
         if not self.target.valid or not self.kept["refit"]:
             return refit, posterior
-        accepted = copy.deepcopy(self.potential.state_dict())
+        accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
         self.potential.load_state_dict(self.weights)
         new = self._closed_form(self.structures)
-        if worse_labels(self._held_out(), self.errors):
+        if self._score() > score:
             self.potential.load_state_dict(accepted)
             return refit, posterior
         return new
@@ -218,9 +221,9 @@ class _Run:
     def structures(self) -> list[Structure]:
         return [*self.target.train, *self.target.valid]
 
-    def _held_out(self) -> Step | None:
-        valid = self.target.valid
-        return step("held out", self.potential, valid) if valid else None
+    def _score(self) -> float:
+        """On held-out structures; without any, all is as good."""
+        return self.held_out.score(self.potential) if self.held_out else 0.0
 
     def _judge(self, name: str) -> None:
         split, structures = self.target.judged
@@ -233,8 +236,8 @@ class _Run:
         """The gradient strategy; it keeps what is best on held-out structures itself."""
         assert strategy != "auto" and strategy != "refit"
         report = train_gradient(
-            self.potential, strategy, self.target.train, self.target.valid, self.config.gradient,
-            new_elements=self.new, bound=self.errors, replay=self._replay(), seed=self.config.seed, quiet=self.quiet,
+            self.potential, strategy, self.target.train, self.held_out, self.config.gradient,
+            new_elements=self.new, replay=self._replay(), seed=self.config.seed, quiet=self.quiet,
         )  # fmt: skip
         self.kept[strategy] = float(report.best_step > 0)
         return report

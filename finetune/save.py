@@ -53,6 +53,7 @@ def facts(result: FineTuned) -> dict[str, Any]:
         "refit": asdict(result.refit),
         "gradient": asdict(result.gradient) if result.gradient else None,
         "kept": result.kept,
+        "held_out_score": result.held_out,
         "num_train": len(result.target.train),
         "num_valid": len(result.target.valid),
         "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
