@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class ModelFirst(TyperGroup):
     """A group whose first word may also be a model: then the command is `run`."""
 
+    default_command = "run"
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+        return super().resolve_command(ctx, args if args[0] in self.commands else [self.default_command, *args])
 
 
 app = typer.Typer(

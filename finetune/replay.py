@@ -35,19 +35,15 @@ def draw_some(data: Path | str, num_structures: int, seed: int) -> list[Structur
 
 def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:
     """Structures with a potential's own energies, forces and stress of their level of theory for labels."""
+    if not structures:
+        return []
+    p = predict(potential, structures)
+    levels, ends = potential.config.levels_of_theory, np.cumsum(p.num_atoms)
     labelled = []
-    levels = potential.config.levels_of_theory
-    for s in structures:
-        p = predict(potential, [s])
-        head = levels.index(s.level_of_theory)
-        e0 = float(potential.e0[head, torch.as_tensor(np.asarray(s.atomic_numbers, dtype=np.int64))].sum())
-        stress = p.stress[0, ..., 1]
-        labelled.append(
-            replace(
-                s,
-                energy=float(p.energy[0, 1]) + e0,
-                forces=p.forces[..., 1],
-                stress=stress if np.isfinite(stress).all() else None,
-            )
-        )
+    for k, (s, forces) in enumerate(zip(structures, np.split(p.forces[..., 1], ends[:-1]), strict=True)):
+        numbers = torch.as_tensor(np.asarray(s.atomic_numbers, dtype=np.int64))
+        energy = float(p.energy[k, 1]) + float(potential.e0[levels.index(s.level_of_theory), numbers].sum())
+        stress = p.stress[k, ..., 1]
+        stress = stress if np.isfinite(stress).all() else None
+        labelled.append(replace(s, energy=energy, forces=forces, stress=stress))
     return labelled

@@ -123,9 +123,12 @@ def _converted(data: Path | str, source: SourceConfig | None, work: Path | None)
         base = load_settings(ConvertConfig, COMMON_RECIPE).model_dump(exclude_unset=True)
         base["columns"] = {name: column for name, column in base["columns"].items() if column in found}
         base["units"] = {name: unit for name, unit in base["units"].items() if name in base["columns"]}
-        if level:
+        if level or base["columns"].get("level_of_theory") is None:
             base["columns"].pop("level_of_theory", None)
         settings = base | settings
+    if "level_of_theory" not in settings and "level_of_theory" not in settings.get("columns", {}):
+        # a level of its own is never wrong: it gets a head of its own, with free E0
+        settings["level_of_theory"] = Path(data).name.split(".")[0]
     convert(str(data), work, ConvertConfig(**settings, valid_share=0.0, test_share=0.0), workers=1)
     return work
 
