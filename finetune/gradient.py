@@ -41,7 +41,7 @@ class GradientConfig(Settings):
     layer_decay: float = Field(default=0.7, gt=0, le=1, description="rate of a layer over that of the one above it")
     rank: int = Field(default=4, gt=0, description="of the adapters of lora")
     evaluate_every: int = Field(default=25, gt=0, description="steps between looks at the validation structures")
-    patience: int = Field(default=8, gt=0, description="looks without a better one before it stops")
+    patience: int = Field(default=4, gt=0, description="looks of the second half without a better one, then stop")
     clip_norm: float = Field(default=10.0, gt=0)
     loss: LossConfig = LossConfig()
     stream: StreamConfig = StreamConfig()
@@ -115,7 +115,8 @@ class KeepBest(Callback):
             return
         score = self.held_out.score(self.potential)
         self.potential.train()
-        self._waited += 1
+        if 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
+            self._waited += 1
         if score < self._score:
             self._score, self._weights = score, self._copy()
             self.best_step, self._waited = report.step, 0

@@ -44,6 +44,6 @@ def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[S
         numbers = torch.as_tensor(np.asarray(s.atomic_numbers, dtype=np.int64))
         energy = float(p.energy[k, 1]) + float(potential.e0[levels.index(s.level_of_theory), numbers].sum())
         stress = p.stress[k, ..., 1]
-        stress = stress if np.isfinite(stress).all() else None
-        labelled.append(replace(s, energy=energy, forces=forces, stress=stress))
+        known = stress if np.isfinite(stress).all() else None
+        labelled.append(replace(s, energy=energy, forces=forces, stress=known))
     return labelled

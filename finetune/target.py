@@ -20,7 +20,8 @@ from ..model_zoo.package import TrainingData
 
 
 OTHERS = ("valid", "test")
-LEAST = 5  # structures; of fewer none is held out
+LEAST = 8  # structures; of fewer none is held out: one alone says nothing, and each is needed to learn from
+ENOUGH_GROUPS = 5  # to hold whole ones out
 COMMON_RECIPE = Path("ref_labels")  # labels in REF_* columns, as MACE's files have them
 
 
@@ -90,7 +91,7 @@ def hold_out(structures: list[Structure], share: float, seed: int) -> tuple[list
     groups: dict[str, list[Structure]] = {}
     for s in structures:
         groups.setdefault(s.group, []).append(s)
-    units = list(groups.values()) if len(groups) >= LEAST else alike(structures)
+    units = list(groups.values()) if len(groups) >= ENOUGH_GROUPS else alike(structures)
     if len(units) < 2:
         return structures, []
     wanted = max(1, round(share * len(structures)))

@@ -56,7 +56,7 @@ class DeepSpeedEngine:
     """One process or many, ZeRO 0, 1 or 2."""
 
     def __init__(self, potential: Potential, config: EngineConfig, groups: list[dict[str, Any]] | None = None) -> None:
-        """`groups` of parameters as AdamW takes them, instead of `parameter_groups`; `rate` scales the learning rate."""
+        """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate."""
         deepspeed = start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = local_device()

@@ -157,3 +157,11 @@ def test_wrong_share_of_an_array_is_named(model, sets, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         cli.main()
     assert "--task 3/2: write K/N with K from 1 to N" in capsys.readouterr().err
+
+
+def test_benchmark_of_the_refit_runs_and_its_solution_is_exact() -> None:
+    measured = runpy.run_path(str(ROOT / "benchmarks" / "refit_speed.py"))["main"](
+        ["--structures", "2", "--threads", "1"]
+    )
+    assert measured["labels"] == 2 * (1 + 3 * 64) and measured["seconds"] > 0
+    assert measured["relative gradient at the solution"] < 1e-8
