@@ -23,7 +23,7 @@ for set in fitsnap_ta zr_h dnp_Ti; do
     scratch_steps=400
 done
 
-evenfield finetune refit "$out/pretrained/model" "$out/fitsnap_ta" "$out/tantalum" num_structures=16
+evenfield finetune "$out/pretrained/model" "$out/fitsnap_ta" "$out/tantalum" num_structures=16 strategy=refit
 evenfield hub publish "$out/tantalum" real/tantalum --folder-hub "$out/hub"
 python - "$out/tantalum.extxyz" <<'P'
 import sys

@@ -93,6 +93,9 @@ def console_problem(words: list[str]) -> str | None:
     words = list(words)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name = words.pop(0)
+        if name not in command.commands and hasattr(command, "default_command"):  # the first word is its argument
+            words.insert(0, name)
+            name = command.default_command
         if name not in command.commands:
             return f"{command.name or 'evenfield'} has no command {name}"
         command = command.commands[name]

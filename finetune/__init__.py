@@ -1,1 +1,1 @@
-"""E0 refit, closed-form readout refit, few-shot curves."""
+"""E0 refit, closed-form readout refit, gradient strategies, few-shot curves, forgetting report."""

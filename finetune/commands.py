@@ -1,84 +1,160 @@
-"""`evenfield finetune ...`: refit a readout to few structures; few-shot curves."""
+"""`evenfield finetune MODEL DATA OUT`, and `evenfield finetune curve`: few structures, minutes, never worse."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 
 if TYPE_CHECKING:
-    from .fewshot import FineTuned
+    from .forgetting import Forgetting
+    from .run import FineTuned
 
-app = typer.Typer(no_args_is_help=True, help="Few structures, minutes, never worse than before.")
+
+class ModelFirst(TyperGroup):
+    """A group whose first word may also be a model: then the command is `run`."""
+
+    default_command = "run"
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else [self.default_command, *args])
+
+
+app = typer.Typer(
+    cls=ModelFirst,
+    no_args_is_help=True,
+    help="Few structures, minutes, never worse than before: evenfield finetune MODEL DATA OUT, or a command.",
+)
 
 Model = Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")]
-Data = Annotated[Path, typer.Argument(help="folder of a converted data set of one level of theory")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings")]
 Hub = Annotated[Path | None, typer.Option("--folder-hub", help="folder hub to look models up in")]
 
 
 @app.command()
-def refit(
+def run(
     model: Model,
-    data: Data,
+    data: Annotated[str, typer.Argument(help="a file with labels, or the folder of a converted data set")],
     out: Annotated[Path, typer.Argument(help="folder of the fine-tuned model")],
     overrides: Overrides = None,
+    recipe: Recipe = None,
     folder_hub: Hub = None,
     licence: Annotated[str | None, typer.Option(help="licence of the new weights; default the base model's")] = None,
+    probe: Annotated[str | None, typer.Option(help="converted pretraining data, for the forgetting report")] = None,
 ) -> None:
-    """Refit E0 and the readout in closed form; prints errors before, at step 0 and after.
+    """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
 
-    Example: evenfield finetune refit runs/uniform/model runs/titanium runs/titanium-model num_structures=16
+    `run` need not be said. Labels of a file that ASE does not know by itself: source.columns.energy=...
+
+    Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model num_structures=16 strategy=full
     """
     from ..data_pipelines.settings import load_settings
-    from ..model_zoo.hub import load
-    from .fewshot import FineTuneConfig, finetune, save_finetuned
+    from ..model_zoo.hub import load, resolve
+    from .forgetting import forgetting_report, probe_of
+    from .run import FineTuneConfig, finetune
+    from .save import save_finetuned
 
     loaded = load(model, folder_hub)
-    result = finetune(loaded, data, load_settings(FineTuneConfig, None, overrides))
-    _print_steps(result)
-    typer.echo(f"model: {save_finetuned(result, loaded, data, out, licence)}")
+    config = load_settings(FineTuneConfig, recipe, overrides)
+    result = finetune(loaded, data, config, work=out.with_name(f"{out.name}-data"), quiet=False)
+    structures = probe_of(loaded, probe, resolve(model, folder_hub)[0])
+    forgetting = forgetting_report(loaded.potential, result.potential, structures)
+    _print_result(result, forgetting)
+    typer.echo(f"model: {save_finetuned(result, loaded, out, licence, forgetting)}")
 
 
 @app.command()
 def curve(
     model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Argument(help="file to write, fewshot.json")],
+    data: Annotated[Path, typer.Argument(help="folder of a converted data set of one level of theory")],
+    out: Annotated[Path, typer.Argument(help="file to write, fewshot.json; the plot stands beside it")],
     overrides: Overrides = None,
+    recipe: Recipe = None,
     folder_hub: Hub = None,
+    task: Annotated[str | None, typer.Option(help="K/N: only every N-th cell from the K-th, for job arrays")] = None,
 ) -> None:
-    """Errors against the number of structures: pretrained, step 0, refit, from scratch. Resumable.
+    """Errors against the number of structures: pretrained, step 0, strategies, from scratch. Resumable.
 
     Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json sizes=[4,16] seeds=[0]
+    strategies=[refit,full]
     """
     from ..data_pipelines.settings import load_settings
     from ..model_zoo.hub import load
-    from .fewshot import FewShotConfig, few_shot_curve
+    from .curve import CurveConfig, curve_table, few_shot_curve, samples_needed
+    from .curve_plot import plot_curve
 
-    few_shot_curve(load(model, folder_hub), data, out, load_settings(FewShotConfig, None, overrides), say=typer.echo)
-    typer.echo(f"curve: {out}")
+    settings, share = load_settings(CurveConfig, recipe, overrides), _share(task)
+    content = few_shot_curve(load(model, folder_hub), data, out, settings, task=share, say=typer.echo)
+    if share is not None:
+        typer.echo(f"task {task} is done; when all are, run the same command without --task")
+        return
+    for figure, title in (("force_mae", "force MAE (eV/A)"), ("energy_mae_per_atom", "energy MAE (eV/atom)")):
+        _print_table(title, *curve_table(content["rows"], figure))
+    for name in settings.strategies:
+        ratio = samples_needed(content["rows"], name)
+        if ratio is not None:
+            typer.echo(f"{name}: {ratio:.2g} times fewer structures than from scratch for the same force error")
+    typer.echo(f"curve: {out}\nplot: {plot_curve(content, out.with_suffix('.png'))}")
 
 
-def _print_steps(result: FineTuned) -> None:
+def _share(task: str | None) -> tuple[int, int] | None:
+    """K/N as numbers."""
+    if task is None:
+        return None
+    first, _, total = task.partition("/")
+    if not (first.isdigit() and total.isdigit() and 1 <= int(first) <= int(total)):
+        raise ValueError(f"--task {task}: write K/N with K from 1 to N, for example 1/8")
+    return int(first), int(total)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "energy MAE (meV/atom)", "force MAE (eV/A)", "seconds")
-    table.title = f"{result.level_of_theory}: {len(result.structures)} structures, errors on the test split"
-    names = {"pretrained": "pretrained", "step0": "step 0: E0 refitted", "refit": "after: readout refitted"}
-    for key, name in names.items():
-        row = result.evaluations[key]
-        figures = (f"{1000 * row['energy_mae_per_atom']:.1f}", f"{row['force_mae']:.4f}")
-        table.add_row(name, *figures, f"{result.seconds[key]:.1f}")
-    console = Console()
-    console.print(table)
-    undetermined = result.reference.undetermined
-    if undetermined:
-        console.print(f"E0 not determined by these structures, kept near the pretrained: {', '.join(undetermined)}")
-    console.print(
-        f"{result.refit.rows} labels; cross-validated error {result.refit.error_before:.3g} before, "
-        f"{result.refit.error_after:.3g} after the refit (in units of the assumed noise)"
-    )
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"
+
+
+def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
+    header = ["", "energy MAE (meV/atom)", "force MAE (eV/A)"]
+    rows = [[row.name, _number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)] for row in result.table]
+    _print_table(f"{result.level_of_theory}: {len(result.target.train)} structures to learn from", header, rows)
+    judged = next(iter(result.evaluations.values()))
+    rows = []
+    for name, row in result.evaluations.items():
+        undone = "" if result.kept.get(name, 1.0) else " (undone: worse on held-out structures)"
+        figures = [_number(row["energy_mae_per_atom"], 1, 1000), _number(row["force_mae"], 4)]
+        rows.append([name + undone, *figures, f"{result.seconds[name]:.1f}"])
+    title = f"errors on the {judged['split']} split, {judged['num_structures']} structures"
+    _print_table(title, [*header, "seconds"], rows)
+    rows = [
+        [f"{row.kind} ({row.num_structures})", *(_number(e, 1, 1000) for e in (row.energy_before, row.energy_after)),
+         *(_number(f, 4) for f in (row.force_before, row.force_after))]
+        for row in forgetting.rows
+    ]  # fmt: skip
+    header = ["probe", "energy before (meV/atom)", "after", "force before (eV/A)", "after"]
+    _print_table("what was forgotten", header, rows)
+    _print_notes(result)
+
+
+def _print_notes(result: FineTuned) -> None:
+    reference, refit = result.reference, result.refit
+    if reference.another_zero:
+        typer.echo("the energies have another zero than the model's: E0 of all elements was fitted anew")
+    if reference.undetermined:
+        names = ", ".join(reference.undetermined)
+        typer.echo(f"E0 not determined by these structures, kept near the pretrained: {names}")
+    if refit.duplicates:
+        typer.echo(f"{refit.duplicates} structures are copies of others and were left out together with them")
+    noise = ", ".join(f"{kind} {value:.3g}" for kind, value in refit.noise.items())
+    typer.echo(f"{refit.rows} labels; estimated noise of a typical structure (eV/atom, eV/A, eV/A^3): {noise}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..model_zoo.potential import Potential
+from .posterior import Posterior
 
 
 def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
@@ -26,3 +28,33 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
             state[name] = torch.cat([state[name], state[name][source : source + 1]])
     copy.load_state_dict(state)
     return copy.eval()
+
+
+def add_to_head(
+    potential: Potential, head: int, change: np.ndarray, new_elements: np.ndarray, elements: np.ndarray
+) -> None:
+    """Add to a head in place: shared weights, own weights of new elements, E0, end to end (P,)."""
+    readout = potential.readout
+    size = readout.weight.shape[1]
+    num_weights = size * (1 + len(new_elements))
+    weights = change[:num_weights].reshape(-1, size)
+    with torch.no_grad():
+        readout.weight[head] += readout.weight.new_tensor(weights[0])
+        readout.element_weight[head, new_elements] += readout.weight.new_tensor(weights[1:])
+        potential.e0[head, elements] += potential.e0.new_tensor(change[num_weights:])
+
+
+def member_levels(level: str, number: int) -> list[str]:
+    """Names of the heads of an ensemble for a level of theory."""
+    return [f"{level}, member {k + 1}" for k in range(number)]
+
+
+def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
+    """A copy with a further head for each bootstrap refit of the posterior; without any, the potential itself."""
+    for member, change in zip(
+        member_levels(posterior.level_of_theory, len(posterior.bootstrap)), posterior.bootstrap, strict=True
+    ):
+        potential = with_head(potential, member, posterior.level_of_theory)
+        head = potential.config.levels_of_theory.index(member)
+        add_to_head(potential, head, change, posterior.new_elements, posterior.elements)
+    return potential

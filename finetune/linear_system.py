@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 
 PULLS = np.logspace(-8, 4, 25)  # scanned strengths, in units of the mean diagonal of the matrix
 SHARED_PULLS = (1.0, 10.0, 1e3, 1e12)  # pull on weights that all elements share over that on an element's own
 UNCHANGED = 1e20  # strongest of all: leaves the weights as they are
-VETO = 2.0  # standard errors by which energies may get worse before a pull is refused
+VETO = 2.0  # standard errors by which energies or stress may get worse before a pull is refused
+KINDS = ("energy", "forces", "stress")
+ONE_STANDARD_ERROR = 0.8413  # of a normal distribution; of few folds Student's t says how much that is
 
 
 @dataclass
@@ -42,6 +45,11 @@ class NormalEquations:
             self.matrix - other.matrix, self.moment - other.moment, self.square - other.square, self.rows - other.rows
         )
 
+    def over(self, noise: float) -> NormalEquations:
+        """The same rows and targets divided by `noise`."""
+        square = noise**2
+        return NormalEquations(self.matrix / square, self.moment / square, self.square / square, self.rows)
+
     def add(self, rows: np.ndarray, target: np.ndarray) -> None:
         """Add rows (R, P) with targets (R,), both already divided by the noise; NaN targets are left out."""
         labelled = np.isfinite(target)
@@ -62,29 +70,38 @@ class NormalEquations:
 
 @dataclass
 class Fold:
-    """Equations of some structures: energies, and forces apart because the score looks at them alone."""
+    """Equations of some structures, by kind of label: the score looks at one kind, each has a noise of its own."""
 
     energy: NormalEquations
     forces: NormalEquations
+    stress: NormalEquations
 
     @classmethod
     def empty(cls, size: int) -> Fold:
         """No rows yet, for `size` parameters."""
-        return cls(NormalEquations.empty(size), NormalEquations.empty(size))
+        return cls(*(NormalEquations.empty(size) for _ in KINDS))
 
     @property
     def all(self) -> NormalEquations:
-        """Energies and forces together."""
-        return self.energy + self.forces
+        """All kinds together."""
+        return self.energy + self.forces + self.stress
+
+    def over(self, noise: dict[str, float]) -> Fold:
+        """Each kind divided by its noise."""
+        return Fold(*(getattr(self, kind).over(noise[kind]) for kind in KINDS))
 
 
 @dataclass(frozen=True)
 class PullChoice:
-    """The chosen pull (P,), and the cross-validated RMS error with no change and with it, in units of the noise."""
+    """The chosen pull (P,), and the cross-validated RMS error with no change and with it, in units of the noise.
+
+    `held_out` has that error with the pull for each kind of label that there is.
+    """
 
     pull: np.ndarray
     error_before: float
     error_after: float
+    held_out: dict[str, float]
 
 
 def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: np.ndarray) -> PullChoice:
@@ -92,9 +109,9 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
 
     `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single elements; `fixed`
     (P,) is added as it is. As good as any: within one standard error of the least force error, over folds, of the
-    paired difference to it (the one-standard-error rule of Breiman et al. 1984), with an energy error not above
-    that of unchanged weights by more than two. Without forces, energies alone are scored. Energies
-    do not rank the pulls, because they also test the E0 of elements that no other structure may hold.
+    paired difference to it (the one-standard-error rule of Breiman et al. 1984), with energy and stress errors not
+    above those of unchanged weights by more than two. Without forces, energies alone are scored, then stress.
+    Energies do not rank the pulls, because they also test the E0 of elements that no other structure may hold.
     """
     total = sum((fold.all for fold in folds[1:]), folds[0].all)
     weights = shared + own > 0
@@ -102,23 +119,37 @@ def choose_pull(folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: n
     ratios = SHARED_PULLS if own.any() else SHARED_PULLS[:1]
     pulls = [unit * strength * (own + ratio * shared) + fixed for ratio in ratios for strength in PULLS]
     pulls.append(UNCHANGED * unit * (own + shared) + fixed)
-    solutions = [[(total - fold.all).solve(pull) for fold in folds] for pull in pulls]
-    energy, forces = (
-        np.array([[part.squared_error(x) for part, x in zip(parts, row, strict=True)] for row in solutions])
-        for parts in ([fold.energy for fold in folds], [fold.forces for fold in folds])
-    )  # (pulls, folds)
-    use_forces = any(fold.forces.rows for fold in folds)
-    errors = forces if use_forces else energy
-    harmless = _excess(energy, energy[-1], VETO) <= 0  # the last pull is always harmless
-    least = errors[harmless][np.argmin(errors[harmless].sum(1))]
-    good = np.flatnonzero(harmless & (_excess(errors, least) <= 0))
+    errors = _held_out_errors(folds, total, pulls)
+    rows = {kind: sum(getattr(fold, kind).rows for fold in folds) for kind in KINDS}
+    scored = next((kind for kind in ("forces", "energy", "stress") if rows[kind]), "forces")
+    harmless = np.all([_excess(errors[k], errors[k][-1], VETO) <= 0 for k in ("energy", "stress")], axis=0)
+    score = errors[scored]
+    least = score[harmless][np.argmin(score[harmless].sum(1))]  # the last pull is always harmless
+    good = np.flatnonzero(harmless & (_excess(score, least) <= 0))
     best = max(good, key=lambda k: pulls[k][weights].sum())
-    rows = max(1, sum((fold.forces if use_forces else fold.energy).rows for fold in folds))
-    before, after = (float(np.sqrt(max(0.0, errors[k].sum()) / rows)) for k in (-1, best))
-    return PullChoice(pulls[best], before, after)
+    rms = {kind: np.sqrt(np.maximum(errors[kind].sum(1), 0.0) / max(1, rows[kind])) for kind in KINDS}
+    held_out = {kind: float(rms[kind][best]) for kind in KINDS if rows[kind]}
+    return PullChoice(pulls[best], float(rms[scored][-1]), float(rms[scored][best]), held_out)
+
+
+def _held_out_errors(folds: list[Fold], total: NormalEquations, pulls: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Summed squared errors (pulls, folds) of each kind, of every fold by a fit to the others."""
+    errors = {kind: np.empty((len(pulls), len(folds))) for kind in KINDS}
+    for row, pull in enumerate(pulls):
+        for column, fold in enumerate(folds):
+            solution = (total - fold.all).solve(pull)
+            for kind in KINDS:
+                errors[kind][row, column] = getattr(fold, kind).squared_error(solution)
+    return errors
 
 
 def _excess(errors: np.ndarray, reference: np.ndarray, standard_errors: float = 1.0) -> np.ndarray:
-    """How far the sums over folds (pulls,) lie above that of `reference` (folds,), less so many standard errors."""
-    difference = errors - reference
-    return difference.sum(1) - standard_errors * difference.std(axis=1) * np.sqrt(errors.shape[1])
+    """How far the sums over folds (pulls,) lie above that of `reference` (folds,), less so many standard errors.
+
+    With few folds a standard error is itself uncertain: Student's t makes it as wide as it has to be.
+    """
+    difference, num = errors - reference, errors.shape[1]
+    if num < 2:
+        return difference.sum(1)
+    width = student.ppf(ONE_STANDARD_ERROR, num - 1) * difference.std(axis=1, ddof=1) * np.sqrt(num)
+    return difference.sum(1) - standard_errors * width

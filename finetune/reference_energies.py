@@ -2,7 +2,9 @@
 
 Minimises over dE0: sum_s (E_s - E_model,s - sum_z n_sz dE0_z)^2 / (N_s sigma_E)^2 + sum_z (dE0_z / sigma_z)^2.
 An element that the head saw in pretraining has sigma_z = 0.3 eV: its E0 is known, unless many structures say
-otherwise. One that it never saw, and every element of a new level of theory, is free.
+otherwise. One that it never saw, and every element of a new level of theory, is free. When the known ones have to move
+by more than an eV, the data have another zero of energy (a functional, pseudopotentials, a reference subtracted) and
+all are free. Far-off structures count by their distance, not its square (Huber's estimate, by reweighting).
 """
 
 from __future__ import annotations
@@ -20,16 +22,22 @@ from ..pretrain.evaluation import predict
 ENERGY_NOISE = 0.1  # eV/atom, what an unrefitted readout leaves
 KNOWN_WIDTH = 0.3  # eV
 FREE_WIDTH = 1e4  # eV; total energies of two codes differ by that much an atom
+ANOTHER_ZERO = 1.0  # eV/atom; no model that knows the zero is off by that much in the middle
+REWEIGHTINGS = 20
 
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What the refit did; energies in eV, errors in eV/atom on the structures that it was fitted to."""
+    """What the refit did; energies in eV, errors in eV/atom on the structures that it was fitted to.
+
+    `another_zero`: the energies of known elements were not those that the model was trained on.
+    """
 
     shifts: dict[str, float]
     undetermined: list[str]
     mae_before: float
     mae_after: float
+    another_zero: bool
 
 
 def reference_precision(elements: np.ndarray, known: set[int]) -> np.ndarray:
@@ -42,8 +50,8 @@ def refit_reference_energies(
 ) -> ReferenceReport:
     """Change `potential.e0[head]` in place to fit the energies of `structures`.
 
-    `known` are the atomic numbers that the head saw in training. Least squares may raise the mean absolute error for
-    the sake of one far-off structure: E0 then stays as it was. Raises ValueError without any energy.
+    `known` are the atomic numbers that the head saw in training. A fit may still raise the mean absolute error: E0
+    then stays as it was. Raises ValueError without any energy.
     """
     labelled = [s for s in structures if s.energy is not None]
     if not labelled:
@@ -53,8 +61,10 @@ def refit_reference_energies(
     residual = (energy[:, 0] - energy[:, 1]) / size  # (S,)
     elements = np.unique(np.concatenate([s.atomic_numbers for s in labelled]))
     share = np.stack([[(s.atomic_numbers == z).mean() for z in elements] for s in labelled])  # (S, elements)
-    normal = share.T @ share / ENERGY_NOISE**2 + np.diag(reference_precision(elements, known))
-    shift = np.linalg.solve(normal, share.T @ residual / ENERGY_NOISE**2)
+    of_known = share[:, [z in known for z in elements]].sum(1) > 0.999
+    another_zero = bool(of_known.any() and abs(np.median(residual[of_known])) > ANOTHER_ZERO)
+    known = set() if another_zero else known
+    shift, normal = _robust_fit(share, residual, reference_precision(elements, known))
     if np.abs(residual - share @ shift).mean() > np.abs(residual).mean():
         shift = np.zeros_like(shift)
     potential.e0[head, elements] += potential.e0.new_tensor(shift)
@@ -64,4 +74,18 @@ def refit_reference_energies(
         undetermined=[chemical_symbols[z] for z, w in zip(elements, spread, strict=True) if w > 0.1 * FREE_WIDTH],
         mae_before=float(np.abs(residual).mean()),
         mae_after=float(np.abs(residual - share @ shift).mean()),
+        another_zero=another_zero,
     )
+
+
+def _robust_fit(share: np.ndarray, residual: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (elements,) by Huber's estimate, and the matrix of the last weighted normal equations."""
+    weight = np.ones(len(residual))
+    for _ in range(REWEIGHTINGS):
+        weighted = share * weight[:, None] / ENERGY_NOISE**2
+        normal = weighted.T @ share + np.diag(precision)
+        shift = np.linalg.solve(normal, weighted.T @ residual)
+        left = np.abs(residual - share @ shift)
+        width = max(ENERGY_NOISE, float(np.median(left)))
+        weight = np.minimum(1.0, width / np.maximum(left, 1e-12))
+    return shift, normal

@@ -55,14 +55,15 @@ class Engine(Protocol):
 class DeepSpeedEngine:
     """One process or many, ZeRO 0, 1 or 2."""
 
-    def __init__(self, potential: Potential, config: EngineConfig) -> None:
+    def __init__(self, potential: Potential, config: EngineConfig, groups: list[dict[str, Any]] | None = None) -> None:
+        """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate."""
         deepspeed = start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = local_device()
         self.potential, self.config = potential.to(self.device), config
         self._engine, *_ = deepspeed.initialize(
             model=self.potential,
-            optimizer=torch.optim.AdamW(parameter_groups(potential, config), lr=config.learning_rate),
+            optimizer=torch.optim.AdamW(groups or parameter_groups(potential, config), lr=config.learning_rate),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it: our batches go by edges
                 "gradient_accumulation_steps": 1,
@@ -101,7 +102,7 @@ class DeepSpeedEngine:
     def step(self, learning_rate: float) -> None:
         """Sum gradients over ranks, clip, update, clear."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("rate", 1.0)
         self._engine.step()
 
     def save(self, folder: Path) -> None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import ase.io
 import pytest
 import torch
 
+from evenfield.data_pipelines.convert import ConvertConfig, convert
 from evenfield.data_pipelines.schema import Structure
+from evenfield.model_zoo.hub import LoadedModel, load
 from evenfield.model_zoo.potential import Potential, PotentialConfig
+from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.evaluation import Predictions, predict
+from evenfield.pretrain.run import pretrain
+
+
+NEW = "Pt"
+PLATINUM_ENERGY = 10.0  # eV an atom, which the pretrained model cannot know; EMT's own zero is the crystal
 
 
 @pytest.fixture
@@ -58,3 +68,38 @@ def label_one(potential: Potential, structure: Structure) -> Structure:
     head = potential.config.levels_of_theory.index(structure.level_of_theory)
     e0 = potential.e0[head, torch.as_tensor(structure.atomic_numbers)].sum().item()
     return replace(structure, energy=float(p.energy[0, 1]) + e0, forces=p.forces[..., 1], stress=None)
+
+
+@pytest.fixture(scope="session")
+def sets(emt_file, tmp_path_factory) -> dict[str, Path]:
+    """The EMT part of the file with and without platinum, and all levels with it."""
+    folder = tmp_path_factory.mktemp("sets")
+    frames = ase.io.read(emt_file, ":")
+    for k, atoms in enumerate(frames):
+        atoms.info["split"] = ("test", "train", "train")[k % 3]
+        atoms.calc.results["energy"] += PLATINUM_ENERGY * (atoms.symbols == NEW).sum()
+    ase.io.write(folder / "all.extxyz", frames)
+    ase.io.write(folder / "emt.extxyz", [atoms for atoms in frames if atoms.info["level"] == "EMT"])
+    columns = {"level_of_theory": "level", "split": "split"}
+    base = ConvertConfig(columns=columns, without_elements=[NEW], licence="CC0-1.0")
+    target = ConvertConfig(columns=columns, with_elements=[NEW], licence="CC-BY-4.0")
+    convert(folder / "emt.extxyz", folder / "base", base)
+    convert(folder / "emt.extxyz", folder / "platinum", target)
+    convert(folder / "all.extxyz", folder / "mixed", target)
+    return {name: folder / name for name in ("base", "platinum", "mixed")}
+
+
+@pytest.fixture(scope="session")
+def model(sets, tmp_path_factory) -> LoadedModel:
+    """A model of 6 metals."""
+    config = PretrainConfig(
+        data=str(sets["base"]),
+        out=str(tmp_path_factory.mktemp("runs") / "metals"),
+        licence="Apache-2.0",
+        max_steps=120,
+        evaluate_every=1000,
+        model={"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0},
+        stream={"edge_budget": 1500},
+        engine={"warmup_steps": 5},
+    )
+    return load(pretrain(config, quiet=True))

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from evenfield.data_pipelines.graphs import collate, structure_graph
-from evenfield.finetune import refit
+from evenfield.finetune import linear_system, refit
+from evenfield.finetune.heads import add_to_head
 from evenfield.finetune.linear_system import PullChoice
+from evenfield.finetune.posterior import FILE, load_posterior
 from evenfield.finetune.reference_energies import reference_precision
 from evenfield.finetune.refit import Parameters, RefitConfig, feature_jacobian, refit_readout
 from evenfield.model_zoo.potential import forces_and_stress
@@ -72,7 +74,7 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
         [structure_graph(s, 4.0, potential.config.levels_of_theory, torch.float64) for s in structures[::4]]
     )
     elements = sorted(METALS)
-    summed, jacobian = feature_jacobian(potential, batch, elements)
+    summed, jacobian, stress_jacobian = feature_jacobian(potential, batch, elements)
     readout, scale = potential.readout, float(potential.scale[HEAD])
     weights = torch.cat([readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in elements)]).detach()
     out = potential(batch)
@@ -82,8 +84,12 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
     energies, slope = potential.core_repulsion(batch, vectors, tiles)
     e0.index_add_(0, batch.batch, energies.detach())
     assert torch.allclose(out["energy"], e0 + scale * summed @ weights, rtol=0, atol=1e-11)
-    forces = scale * torch.einsum("pna,p->na", jacobian, weights) + forces_and_stress(slope, vectors, tiles, batch)[0]
+    core_forces, core_stress = forces_and_stress(slope, vectors, tiles, batch)
+    forces = scale * torch.einsum("pna,p->na", jacobian, weights) + core_forces
     assert torch.allclose(out["forces"], forces, rtol=0, atol=1e-11)
+    stress = scale * torch.einsum("psab,p->sab", stress_jacobian, weights) + core_stress
+    assert torch.isfinite(stress).all()
+    assert torch.allclose(out["stress"], stress, rtol=0, atol=1e-11, equal_nan=True)
 
 
 def dense_problem(potential, structures, layout: Parameters) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +127,7 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
 
     def choose(folds, shared, own, fixed):
         chosen.append(3.0 * own + 30.0 * shared + fixed)
-        return PullChoice(chosen[0], 1.0, 1.0)
+        return PullChoice(chosen[0], 1.0, 1.0, {})
 
     monkeypatch.setattr(refit, "choose_pull", choose)
     few = off_target[::3]
@@ -129,7 +135,7 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     layout = Parameters(12, np.array([PT]), elements)
     rows, target = dense_problem(potential, few, layout)
     before = unknowns(potential, layout)
-    report = refit_readout(potential, HEAD, few, known=METALS - {PT}, known_e0=METALS - {PT, 13}, config=CONFIG)
+    report, _ = refit_readout(potential, HEAD, few, known=METALS - {PT}, known_e0=METALS - {PT, 13}, config=CONFIG)
     change = unknowns(potential, layout) - before
     assert report.rows == len(target)
     assert report.relative_gradient < 1e-8
@@ -156,7 +162,7 @@ def unknowns(potential, layout: Parameters) -> np.ndarray:
 def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
     target = labelled_by(perturbed(potential), structures)
     before = errors(potential, target)
-    report = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=set())
+    report, _ = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=set())
     assert errors(potential, target[1::2])[1] < 0.01 * before[1]  # forces on structures that were left out
     assert errors(potential, target[::2])[0] < 0.01 * before[0]
     assert report.error_after < 0.05 * report.error_before
@@ -190,7 +196,7 @@ def test_far_off_structure_hardly_counts(potential, structures, labelled_by):
 def test_energies_alone_are_enough(potential, structures, labelled_by):
     target = [replace(s, forces=None) for s in labelled_by(perturbed(potential), structures)]
     before = errors(potential, target)[0]
-    report = refit_readout(potential, HEAD, target, known=METALS, known_e0=set())
+    report, _ = refit_readout(potential, HEAD, target, known=METALS, known_e0=set())
     assert report.rows == len(target)
     assert errors(potential, target)[0] < 0.2 * before
     assert np.isfinite([report.error_before, report.error_after]).all()
@@ -200,7 +206,7 @@ def test_forces_alone_leave_the_reference_energies(potential, structures, labell
     target = labelled_by(perturbed(potential), structures)
     e0 = potential.e0.clone()
     before = errors(potential, target)[1]
-    report = refit_readout(potential, HEAD, [replace(s, energy=None) for s in target], known=METALS, known_e0=METALS)
+    report, _ = refit_readout(potential, HEAD, [replace(s, energy=None) for s in target], known=METALS, known_e0=METALS)
     assert report.rows == sum(3 * len(s) for s in target)
     assert errors(potential, target)[1] < 0.05 * before
     assert torch.equal(potential.e0, e0)
@@ -217,7 +223,7 @@ def test_cross_validation_does_not_follow_noise(potential, structures, labelled_
     rng = np.random.default_rng(2)
     own = labelled_by(potential, structures)
     noisy = [replace(s, forces=s.forces + rng.normal(0, 1.0, s.forces.shape)) for s in own[:6]]
-    report = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
+    report, _ = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
     assert report.error_after <= report.error_before * (1 + 1e-9)
     assert errors(potential, own)[1] < 0.25  # of a noise of 0.8
 
@@ -225,15 +231,15 @@ def test_cross_validation_does_not_follow_noise(potential, structures, labelled_
 def test_single_structure_works(potential, structures, labelled_by):
     target = labelled_by(perturbed(potential), structures[:1])
     before = errors(potential, target)
-    report = refit_readout(potential, HEAD, target, known=set(), known_e0=set())
+    report, _ = refit_readout(potential, HEAD, target, known=set(), known_e0=set())
     assert report.rows == 1 + 3 * len(target[0])
     assert all(np.isfinite(errors(potential, target)))
     assert errors(potential, target)[0] <= before[0]
 
 
 def test_no_labels_at_all_are_refused(potential, structures):
-    bare = [replace(s, energy=None, forces=None) for s in structures[:3]]
-    with pytest.raises(ValueError, match="no structure has an energy or forces"):
+    bare = [replace(s, energy=None, forces=None, stress=None) for s in structures[:3]]
+    with pytest.raises(ValueError, match="no structure has an energy, forces or stress"):
         refit_readout(potential, HEAD, bare, known=METALS, known_e0=METALS)
 
 
@@ -278,3 +284,98 @@ def test_single_precision_model_is_refitted_as_well(potential, structures, label
     refit_readout(single, HEAD, target, known=METALS, known_e0=set())
     assert errors(single, target)[1] < 0.02 * before[1]
     assert single.readout.weight.dtype == torch.float32
+
+
+# --- stress, noise, leave-one-out, posterior
+
+
+def with_stress(potential, structures) -> list:
+    """Structures with the potential's stress for their only label."""
+    labelled = []
+    for s in structures:
+        stress = predict(potential, [s]).stress[0, ..., 1]
+        if np.isfinite(stress).all():
+            labelled.append(replace(s, energy=None, forces=None, stress=stress))
+    return labelled
+
+
+def stress_error(potential, structures) -> float:
+    return summarise(predict(potential, structures), "test")["stress_mae"]
+
+
+def test_stress_alone_finds_the_readout_again(potential, structures):
+    target = with_stress(perturbed(potential), structures)
+    before = stress_error(potential, target)
+    report, _ = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=METALS)
+    assert report.rows == 6 * len(target[::2])
+    assert stress_error(potential, target[1::2]) < 0.05 * before
+
+
+def test_noise_of_forces_is_estimated(potential, structures, labelled_by):
+    """Right forces with noise of 0.3 eV/A on top, far above the floor: found within a third."""
+    rng = np.random.default_rng(6)
+    noisy = [
+        replace(s, forces=s.forces + rng.normal(0, 0.3, s.forces.shape), energy=s.energy + rng.normal(0, 0.02 * len(s)))
+        for s in labelled_by(potential, structures)
+    ]
+    report, _ = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
+    assert report.noise["forces"] == pytest.approx(0.3, rel=0.34)
+    assert 0.005 < report.noise["energy"] < 0.05
+    assert "stress" not in report.noise
+
+
+def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(potential, off_target, monkeypatch):
+    """By changing the potential and predicting the structure that was left out, one after the other."""
+    few = off_target[:6]
+    known = METALS
+    elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
+    layout = Parameters(12, np.array([], dtype=int), elements)
+    pull = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
+    rows, _ = refit._parts(few)
+    assert [len(part) for part in rows] == [1] * 6
+    folds = []
+    for part in rows:
+        folds.append(linear_system.Fold.empty(layout.num))
+        for kinds, _ in refit._linear_rows(potential, HEAD, part, layout, CONFIG):
+            for kind, pair in kinds.items():
+                getattr(folds[-1], kind).add(*pair)
+    total = sum((fold.all for fold in folds[1:]), folds[0].all)
+    errors = linear_system._held_out_errors(folds, total, [pull])
+    brute = []
+    for k, left_out in enumerate(few):
+        design, target = dense_problem(potential, few[:k] + few[k + 1 :], layout)
+        augmented = np.vstack([design, np.diag(np.sqrt(pull))])
+        change = np.linalg.lstsq(augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None)[0]
+        copy = type(potential)(potential.config).double().eval()
+        copy.load_state_dict(potential.state_dict())
+        add_to_head(copy, HEAD, change, layout.new_elements, elements)
+        residual = np.concatenate([s.forces.ravel() for s in [left_out]]) - labels(copy, [left_out])[1]
+        first = left_out.forces.ravel() - labels(potential, [left_out])[1]
+        brute.append((residual**2).sum() / (CONFIG.force_noise**2 + (first**2).mean()))
+    assert errors["forces"][0] == pytest.approx(brute, rel=1e-6)
+
+
+def test_posterior_is_the_inverse_of_the_curvature_and_survives_the_disk(potential, off_target, tmp_path):
+    _, posterior = refit_readout(potential, HEAD, off_target, known=METALS - {PT}, known_e0=METALS, bootstrap=5)
+    assert posterior.size == 12 and posterior.covariance.shape == (2 * 12 + 7, 2 * 12 + 7)
+    assert (np.linalg.eigvalsh(posterior.covariance) > 0).all()
+    few, many = (
+        refit_readout(clone(potential), HEAD, part, known=METALS, known_e0=METALS)[1]
+        for part in (off_target[:5], off_target)
+    )
+    row = np.random.default_rng(0).normal(size=12)
+    numbers = off_target[0].atomic_numbers
+    assert many.energy_variance(row, numbers) < few.energy_variance(row, numbers)  # more data, more certain
+    assert posterior.bootstrap.shape == (5, 31) and (posterior.bootstrap.std(0)[:24] > 0).all()
+    (tmp_path / FILE).write_bytes(posterior.to_bytes())
+    loaded = load_posterior(tmp_path)
+    assert loaded.level_of_theory == "EMT" and loaded.noise == posterior.noise
+    assert np.array_equal(loaded.covariance, posterior.covariance) and loaded.new_elements.tolist() == [PT]
+    with pytest.raises(FileNotFoundError, match="has no posterior: make one with"):
+        load_posterior(tmp_path / "nowhere")
+
+
+def clone(potential):
+    copy = type(potential)(potential.config).double().eval()
+    copy.load_state_dict(potential.state_dict())
+    return copy

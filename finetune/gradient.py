@@ -1,0 +1,197 @@
+"""Gradient strategies: which parameters learn, at what rate, and when to stop. The loop is that of pretraining."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..data_pipelines.collection import Collection
+from ..data_pipelines.convert import ConvertConfig, write_data_set
+from ..data_pipelines.mixture import MixingConfig
+from ..data_pipelines.schema import Structure
+from ..data_pipelines.settings import Settings
+from ..data_pipelines.stream import StreamConfig
+from ..model_zoo.potential import Potential
+from ..pretrain.callbacks import Callback, ProgressBar
+from ..pretrain.checkpoints import seed_everything
+from ..pretrain.engine import DeepSpeedEngine, EngineConfig
+from ..pretrain.loss import LossConfig
+from ..pretrain.train import StepReport, Trainer
+from .guard import HeldOut
+from .lora import add_adapters, merge_adapters
+
+
+GradientStrategy = Literal["readout", "lora", "full", "new-element"]
+
+
+class GradientConfig(Settings):
+    """Length, rates and batches of a gradient strategy."""
+
+    max_steps: int = Field(default=300, gt=0, description="optimizer steps at most")
+    learning_rate: float = Field(default=5e-3, gt=0, description="of the readout and of adapters")
+    layer_decay: float = Field(default=0.7, gt=0, le=1, description="rate of a layer over that of the one above it")
+    rank: int = Field(default=4, gt=0, description="of the adapters of lora")
+    evaluate_every: int = Field(default=25, gt=0, description="steps between looks at the validation structures")
+    patience: int = Field(default=4, gt=0, description="looks of the second half without a better one, then stop")
+    clip_norm: float = Field(default=10.0, gt=0)
+    loss: LossConfig = LossConfig()
+    stream: StreamConfig = StreamConfig()
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """Steps taken and the one whose weights were kept; 0 is the start. `interrupted`: by a signal."""
+
+    steps: int
+    best_step: int
+    seconds: float
+    interrupted: bool
+
+
+def train_gradient(
+    potential: Potential,
+    strategy: GradientStrategy,
+    train: list[Structure],
+    held_out: HeldOut | None,
+    config: GradientConfig,
+    *,
+    new_elements: list[int],
+    replay: tuple[list[Structure], float] | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> GradientReport:
+    """Train a potential in place on `train`, and on a share of `replay`; of all steps the best by `held_out` is kept.
+
+    Without held-out structures the last step's weights are kept. Raises ValueError for new-element without any.
+    """
+    seed_everything(seed)
+    started, device = time.perf_counter(), next(potential.parameters()).device
+    # no weight decay: it would also change the weights of heads and elements that the data do not hold
+    groups = [group | {"weight_decay": 0.0} for group in _groups(potential, strategy, config, new_elements)]
+    embedding = potential.backbone.embedding.weight
+    hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
+    engine_config = EngineConfig(
+        learning_rate=config.learning_rate,
+        warmup_steps=min(20, config.max_steps // 10),
+        clip_norm=config.clip_norm,
+    )
+    engine = DeepSpeedEngine(potential, engine_config, groups)
+    best = KeepBest(potential, held_out, config)
+    with tempfile.TemporaryDirectory() as folder:
+        stream = _stream(Path(folder), train, replay, potential, config, seed)
+        callbacks: list[Callback] = [best, ProgressBar(Console(quiet=quiet), config.max_steps, 0)]
+        trainer = Trainer(engine, stream, config.loss, engine_config, config.max_steps, callbacks)
+        finished = trainer.fit()
+    if hook:
+        hook.remove()
+    merge_adapters(potential)
+    potential.repulsion.requires_grad_(potential.config.repulsion)
+    potential.to(device).eval()
+    kept = best.best_step if held_out else trainer.step
+    return GradientReport(trainer.step, kept, time.perf_counter() - started, not finished and not best.stopped)
+
+
+class KeepBest(Callback):
+    """Scores the weights now and then, gives back the best at the end, and stops when they do not get better."""
+
+    def __init__(self, potential: Potential, held_out: HeldOut | None, config: GradientConfig) -> None:
+        self.potential, self.held_out, self.config = potential, held_out, config
+        self.best_step, self.stopped, self._waited = 0, False, 0
+        if held_out:
+            self._score, self._weights = held_out.score(potential), self._copy()
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        last = report.step == self.config.max_steps
+        if not self.held_out or (report.step % self.config.evaluate_every and not last):
+            return
+        score = self.held_out.score(self.potential)
+        self.potential.train()
+        if 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
+            self._waited += 1
+        if score < self._score:
+            self._score, self._weights = score, self._copy()
+            self.best_step, self._waited = report.step, 0
+        if self._waited >= self.config.patience and not last:
+            self.stopped = trainer.stop_requested = True
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.held_out:
+            with torch.no_grad():
+                for parameter, kept in self._weights:
+                    parameter.copy_(kept)
+
+    def _copy(self) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(p, p.detach().clone()) for p in self.potential.parameters() if p.requires_grad]
+
+
+def _groups(
+    potential: Potential, strategy: GradientStrategy, config: GradientConfig, new_elements: list[int]
+) -> list[dict[str, Any]]:
+    """Freeze what does not learn; what does, in groups with their rates."""
+    potential.requires_grad_(False)
+    if strategy == "lora":
+        parameters: list[nn.Parameter] = add_adapters(potential, config.rank)
+        readout = [p.requires_grad_() for p in potential.readout.parameters()]
+        return [{"params": parameters, "rate": 1.0}, {"params": readout, "rate": 1.0}]
+    if strategy == "readout":
+        return [{"params": [p.requires_grad_() for p in potential.readout.parameters()]}]
+    if strategy == "new-element":
+        if not new_elements:
+            raise ValueError("strategy=new-element: the data hold no element that is new to the model: take another")
+        return [{"params": [potential.backbone.embedding.weight.requires_grad_()]}]
+    groups = []
+    for rate, parameters in _by_rate(potential, config.layer_decay):
+        groups.append({"params": [p.requires_grad_() for p in parameters], "rate": rate})
+    return groups
+
+
+def _by_rate(potential: Potential, decay: float) -> list[tuple[float, list[nn.Parameter]]]:
+    """All parameters from the readout down, each layer slower than the one above."""
+    backbone = potential.backbone
+    depth = len(backbone.layers)
+    bottom = [*backbone.embedding.parameters(), *backbone.start.parameters()]
+    layers = [(decay ** (depth - k), list(layer.parameters())) for k, layer in enumerate(backbone.layers)]
+    radii = list(potential.repulsion.parameters()) if potential.config.repulsion else []
+    return [(1.0, list(potential.readout.parameters())), *layers, (decay ** (depth + 1), [*bottom, *radii])]
+
+
+def _only_rows(rows: list[int]) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[rows] = gradient[rows]
+        return kept
+
+    return hook
+
+
+def _stream(
+    folder: Path,
+    train: list[Structure],
+    replay: tuple[list[Structure], float] | None,
+    potential: Potential,
+    config: GradientConfig,
+    seed: int,
+) -> Any:
+    """The training stream over the structures, written as data sets, so that batches come as in pretraining."""
+    sets = {"target": train} | ({"replay": replay[0]} if replay else {})
+    for name, structures in sets.items():
+        origin = {"file": name, "sha256": ""}
+        write_data_set((replace(s, split="train") for s in structures), folder / name, origin, ConvertConfig())
+    shares = {"target": 1 - replay[1], "replay": replay[1]} if replay else {}
+    return Collection([str(folder / name) for name in sets]).stream(
+        config.stream.model_copy(update={"seed": seed}),
+        MixingConfig(shares=shares),
+        cutoff=potential.config.cutoff,
+        levels_of_theory=list(potential.config.levels_of_theory),
+        rank=0,
+        world_size=1,
+    )

@@ -1,0 +1,61 @@
+"""A fine-tuned model as a folder: weights, a record that names its base and both data sets, posterior, probe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..model_zoo.hub import LoadedModel
+from ..model_zoo.package import ModelRecord, save_model
+from .forgetting import Forgetting
+from .heads import member_levels
+from .posterior import FILE as POSTERIOR_FILE
+from .run import FineTuned
+
+
+def save_finetuned(
+    result: FineTuned, model: LoadedModel, out: Path, licence: str | None = None, forgetting: Forgetting | None = None
+) -> Path:
+    """Write the model folder `out`; the calculator needs to know nothing of how it was fine-tuned."""
+    base, level = model.record, result.level_of_theory
+    seen = {symbol for s in result.structures for symbol in s.to_atoms().get_chemical_symbols()}
+    elements = dict(base.elements)
+    elements[level] = sorted({*elements.get(level, []), *seen})
+    for member in member_levels(level, len(result.posterior.bootstrap)):
+        elements[member] = elements[level]
+    counts = dict(base.train_counts)
+    for symbol in seen:
+        counts[symbol] = counts.get(symbol, 0) + sum(symbol in s.to_atoms().symbols for s in result.structures)
+    record = ModelRecord(
+        name=out.name,
+        licence=licence or base.licence,
+        elements=elements,
+        train_counts=counts,
+        training_data=[*base.training_data, result.target.source],
+        training={**base.training, "finetune": facts(result)},
+        versions=base.versions,
+        base_model=model.reference,
+    )
+    attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
+    if forgetting is not None:
+        attachments |= forgetting.to_files()
+    return save_model(out, result.potential, record, result.evaluations[result.strategy], attachments=attachments)
+
+
+def facts(result: FineTuned) -> dict[str, Any]:
+    """What was done, JSON-ready, for the record and its card."""
+    done = {
+        "strategy": result.strategy,
+        "step0": [asdict(row) for row in result.table],
+        "e0": asdict(result.reference),
+        "refit": asdict(result.refit),
+        "gradient": asdict(result.gradient) if result.gradient else None,
+        "kept": result.kept,
+        "held_out_score": result.held_out,
+        "num_train": len(result.target.train),
+        "num_valid": len(result.target.valid),
+        "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
+    }
+    return json.loads(json.dumps(done))

@@ -1,0 +1,23 @@
+"""Energies and forces with their spread over bootstrap heads: python uncertainty.py MODEL DATA OUT"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from evenfield import model_zoo
+from evenfield.finetune.heads import member_levels
+from evenfield.finetune.run import FineTuneConfig, finetune
+from evenfield.finetune.save import save_finetuned
+
+
+reference, data, out = sys.argv[1:4]
+model = model_zoo.load(reference)
+result = finetune(model, data, FineTuneConfig(strategy="refit", ensemble=8), work=Path(out + "-data"))
+tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
+calculators = [tuned.calculator(level_of_theory=level) for level in member_levels(result.level_of_theory, 8)]
+for structure in result.target.judged[1]:
+    atoms = structure.to_atoms()
+    forces = np.array([calculator.get_property("forces", atoms) for calculator in calculators])
+    error = np.abs(forces.mean(0) - structure.forces).max()
+    print(f"{atoms.symbols}: largest spread {forces.std(0).max():.3f} eV/A, largest error {error:.3f} eV/A")
