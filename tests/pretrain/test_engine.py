@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenfield.pretrain.engine import EngineConfig, adopt_slurm_environment, parameter_groups, start_distributed
+from evenfield.pretrain.engine import EngineConfig, parameter_groups
+from evenfield.pretrain.launch import adopt_slurm_environment, start_distributed
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
 
 
@@ -169,7 +170,7 @@ def test_other_environments_are_left_alone(environment):
 def test_ranks_of_this_process_do_not_confuse_one_that_it_starts():
     """A notebook that has trained, then runs a command: the command is a world of its own."""
     start_distributed()
-    code = "from evenfield.pretrain.engine import start_distributed; start_distributed(); print('joined')"
+    code = "from evenfield.pretrain.launch import start_distributed; start_distributed(); print('joined')"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False

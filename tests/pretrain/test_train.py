@@ -21,6 +21,7 @@ from evenfield.pretrain.train import Trainer, learning_rate_at
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import add_callback
 from optimizer_steps import (
     FixedStream,
     batch_of,
@@ -148,12 +149,6 @@ def test_exploded_weights_end_the_run_and_the_metrics_say_where(run_config, monk
     assert rows[2]["loss"] > 0 and rows[3]["loss"] is None
 
 
-def add_callback(monkeypatch, callback: Callback) -> None:
-    """Let `pretrain` call one more."""
-    original = run._callbacks
-    monkeypatch.setattr(run, "_callbacks", lambda *args: [*original(*args), callback])
-
-
 # --- epochs and ends
 
 
@@ -216,9 +211,9 @@ def test_sigterm_saves_and_resume_ends_where_the_whole_run_does(run_config, monk
     with monkeypatch.context() as patch:
         add_callback(patch, Kill(4))
         assert run.pretrain(run_config("stopped")) is None
-    assert "stopped at step 5, saved; go on with" in capsys.readouterr().out
+    assert "stopped at step 5 by SIGTERM, saved; go on with" in capsys.readouterr().out
     out = Path(run_config("stopped").out)
     assert (out / "checkpoints" / "latest").read_text() == "step-00000005"
     assert not (out / "model").exists()
-    resumed = run.pretrain(run_config("stopped"), resume=True, quiet=True)
+    resumed = run.pretrain(run_config("stopped"), resume="must", quiet=True)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -100,7 +100,8 @@ def test_checkpoint_of_two_ranks_goes_on_on_one_and_sees_the_rest_once(out, data
     checkpoint = out / "run" / "checkpoints" / "step-00000003"
     (tmp_path / checkpoint.name).symlink_to(checkpoint)
     engine, rest = new_engine(0), stream()
-    step, states = load_checkpoint(tmp_path, engine)
+    found = load_checkpoint(tmp_path, engine)
+    step, states = found.step, found.states
     rest.load_state([state["stream"] for state in states])
     before = [batch for rank in (0, 1) for batch in islice(stream(rank, 2).batches(), step)]
     after = []

@@ -24,7 +24,7 @@ from optimizer_steps import (
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.model_zoo.hub import load
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import start_distributed
+from evenfield.pretrain.launch import start_distributed
 from evenfield.pretrain.loss import LossConfig
 from evenfield.pretrain.run import pretrain
 from evenfield.pretrain.train import Trainer
@@ -78,7 +78,7 @@ def resume(data: Path, out: Path, rank: int) -> dict:
         for path in checkpoints[ahead + 1 :]:
             shutil.rmtree(path)
     dist.barrier()
-    again = load(pretrain(config, resume=True, quiet=True)).potential.state_dict()
+    again = load(pretrain(config, resume="must", quiet=True)).potential.state_dict()
     return {"whole": whole, "again": again, "resumed_from": manifests[ahead]["step"]}
 
 
