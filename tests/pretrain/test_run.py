@@ -226,9 +226,7 @@ def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config
     config = run_config(max_steps=3)
     model = pretrain(config, quiet=True)
     weights, metrics = (model / "model.safetensors").read_bytes(), (Path(config.out) / "metrics.jsonl").read_bytes()
-    with pytest.raises(
-        ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"
-    ):
+    with pytest.raises(ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"):
         pretrain(config, quiet=True)
     assert (Path(config.out) / "metrics.jsonl").read_bytes() == metrics
     assert pretrain(config, resume="must", quiet=True) == model  # nothing left to do: the results are written again
