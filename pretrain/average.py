@@ -58,7 +58,7 @@ class WeightAverage(Callback):
 
     def tensors(self) -> dict[str, Tensor]:
         """On the CPU, by name, for a checkpoint."""
-        state = {f"average/{name}": weight.cpu() for name, weight in self._average.items()}
+        state = {f"average/{name}": weight.cpu().clone() for name, weight in self._average.items()}
         return state | {"updates": torch.tensor(self.updates)}
 
     def load_tensors(self, state: dict[str, Tensor]) -> None:
