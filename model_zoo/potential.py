@@ -84,7 +84,8 @@ class Potential(ExactBuffers):
             vectors, tiles = self.edge_vectors(batch)
             phi = self.features(batch.atomic_numbers, vectors, tiles)
             atom_head = batch.head[batch.batch]  # (N,)
-            interaction = self.readout(phi, atom_head, batch.atomic_numbers) * self.scale[atom_head].to(phi.dtype)
+            interaction = self.readout(phi, atom_head, batch.atomic_numbers)
+            interaction = interaction * self.scale[atom_head].to(interaction.dtype)  # phi may be of lower precision
             (slope,) = torch.autograd.grad(interaction.sum(), vectors, create_graph=self.training)
         energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
         if self.config.repulsion:

@@ -1,4 +1,4 @@
-"""The loop: golden losses, schedule, steps that are skipped, signals."""
+"""The loop: schedule, steps that are skipped, signals."""
 
 from __future__ import annotations
 
@@ -31,23 +31,6 @@ from optimizer_steps import (
     weights,
     with_coinciding_atoms,
 )
-
-
-# To write these anew after a wanted change of model, loss, optimizer, stream or data set, run this test and copy the
-# list that it prints.
-GOLDEN_LOSSES = [
-    *(0.79509, 0.62427, 0.49546, 1.83555, 1.19251, 0.96557, 1.07088, 0.60186, 0.75846, 0.79738),
-    *(1.77814, 0.33456, 0.96552, 0.51022, 0.49997, 0.68371, 0.93574, 2.13823, 0.63491, 1.01681),
-]
-
-
-def test_losses_of_twenty_steps_are_what_they_were(run_config):
-    config = run_config(max_steps=20)
-    run.pretrain(config, quiet=True)
-    rows = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row["event"] == "step"]
-    print([round(loss, 5) for loss in losses])
-    assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-4)  # rounding differs between machines
 
 
 # --- schedule
