@@ -10,7 +10,7 @@ from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
-from ..pretrain.commands import pretrain
+from ..pretrain.commands import evaluate, pretrain
 from ..simulation.commands import simulate
 
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
+app.command()(evaluate)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
 app.command()(simulate)

@@ -43,3 +43,34 @@ def pretrain(
             raise typer.Exit(1) from None
     if model is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"model: {model}")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")],
+    data: Annotated[Path, typer.Argument(help="folder of a converted data set")],
+    out: Annotated[Path, typer.Argument(help="folder for evaluation.json and predictions.npz")],
+    split: Annotated[Literal["train", "valid", "test"], typer.Option(help="which structures")] = "test",
+    folder_hub: Annotated[Path | None, typer.Option("--folder-hub", help="folder hub to look models up in")] = None,
+) -> None:
+    """Errors of a model on a data set: overall, by level of theory and by element.
+
+    Examples:
+    evenfield evaluate runs/uniform/model runs/embedded runs/errors
+    """
+    import json
+
+    from ..data_pipelines.collection import Collection
+    from ..data_pipelines.shards import write_atomically
+    from ..model_zoo.hub import load
+    from .evaluation import predict, summarise, with_a_head
+
+    structures = Collection([str(data)])
+    if not structures.num_structures(split):
+        raise ValueError(f"{data}: holds no structure of the {split} split: name another with --split")
+    potential = load(model, folder_hub=folder_hub).potential
+    predictions = predict(potential, with_a_head(potential, structures.structures(split)), progress=True)
+    out.mkdir(parents=True, exist_ok=True)
+    predictions.save(out / "predictions.npz")
+    summary = summarise(predictions, split)
+    write_atomically(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
+    typer.echo(f"{out / 'evaluation.json'}: {summary['num_structures']} structures of {split}")
