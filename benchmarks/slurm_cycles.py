@@ -84,7 +84,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := why_not():
         sys.exit(f"error: {reason}")
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, tempfile.TemporaryDirectory() as name:
+    slurm = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
+    with slurm as folder, tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "recipe.yaml").write_text(json.dumps({"data": str(arguments.data.resolve()), **SETTINGS}))
         cluster = Cluster(Path(folder))

@@ -28,7 +28,11 @@ def pretrain(
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000 --resume auto
     torchrun --nproc-per-node 2 -m evenfield.cli pretrain --recipe recipe.yaml engine.zero_stage=1
+    evenfield pretrain watch runs/uniform    # in another terminal: a page that follows the run
     """
+    if overrides and overrides[0] == "watch":
+        _watch(overrides[1:])
+        return
     stop = StopRequest()
     with listening(stop):  # before torch is imported: that takes seconds, in which a signal would end a rank
         from ..data_pipelines.settings import load_settings
@@ -43,6 +47,20 @@ def pretrain(
             raise typer.Exit(1) from None
     if model is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"model: {model}")
+
+
+def _watch(words: list[str]) -> None:
+    from rich.console import Console
+
+    from ..data_pipelines.settings import load_settings
+    from .watch import WatchConfig, watch
+
+    if not words or "=" in words[0]:
+        raise ValueError("watch: name the run folder, as in: evenfield pretrain watch runs/uniform every=10")
+    try:
+        watch(Path(words[0]), load_settings(WatchConfig, overrides=words[1:]), Console(soft_wrap=True))
+    except KeyboardInterrupt:  # the page stays as it was drawn last
+        typer.echo()
 
 
 def evaluate(

@@ -102,7 +102,7 @@ class Cluster:
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munge.pid"):
             path = self.folder / name
             if path.is_file():
-                os.kill(int(path.read_text()), signal.SIGTERM)
+                _end(int(path.read_text()))
 
     def run(self, *words: str, cwd: Path | None = None) -> str:
         """Run a command of Slurm; returns what it prints."""
@@ -144,6 +144,14 @@ class Cluster:
         """The last lines of all daemons."""
         paths = sorted(self.folder.glob("*.log"))
         return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-8:])
+
+
+def _end(pid: int) -> None:
+    """SIGTERM, then wait: a daemon writes its state before it goes."""
+    os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + 15
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _free_ports(number: int) -> list[int]:
