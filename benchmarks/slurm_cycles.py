@@ -24,7 +24,7 @@ from cluster import Cluster, why_not
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "slurm_cycles.json"
 SETTINGS = {
-    "max_steps": 100,
+    "max_steps": 400,
     "evaluate_every": 1000,
     "model": {"channels": 4, "l_max": 1, "num_layers": 1, "readout_size": 8, "radial_hidden": 8, "cutoff": 4.0},
     "stream": {"edge_budget": 1500, "window_blocks": 2},
