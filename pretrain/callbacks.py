@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Called after every step and at the end, on every rank; `on_evaluation` on rank 0."""
+    """Called after every step and at the end, on every rank; `on_evaluation` on rank 0; `close` also after an error."""
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None: ...
 
     def on_evaluation(self, step: int, summary: dict[str, Any]) -> None: ...
 
     def on_end(self, trainer: Trainer) -> None: ...
+
+    def close(self) -> None: ...
 
     def state(self) -> dict[str, Any]:
         """What it must be given back at a resume, JSON-ready."""

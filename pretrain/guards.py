@@ -132,7 +132,7 @@ class CollapseGuard(Callback):
                 "engine.learning_rate, or look at the labels"
             )
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         self._hook.remove()
 
 

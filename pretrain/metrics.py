@@ -84,7 +84,7 @@ class Metrics(Callback):
             )
         self.write(row)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         self._file.close()
 
 
@@ -134,7 +134,7 @@ class ProgressBar(Callback):
         )
         self._bar.update(self._task, completed=report.step, figures=text)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
 
@@ -155,7 +155,7 @@ class TensorBoard(Callback):
         for name, value in evaluated(summary).items():
             self._writer.add_scalar(name, value, step)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         self._writer.close()
 
 
@@ -179,7 +179,7 @@ class WeightsAndBiases(Callback):
     def on_evaluation(self, step: int, summary: dict[str, Any]) -> None:
         self._run.log(evaluated(summary), step=step)
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         self._run.finish()
 
 

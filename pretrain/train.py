@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -82,7 +83,9 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to `max_steps`; False when a signal ended the run early. Callbacks see the end either way."""
-        with listening(self.stop):
+        with listening(self.stop), ExitStack() as closing:
+            for callback in self.callbacks:
+                closing.callback(callback.close)
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
                 for callback in self.callbacks:

@@ -69,7 +69,7 @@ def test_rows_that_could_not_be_written_come_later_and_whole(tmp_path):
         metrics.write({"event": "step", "step": 2})
         metrics.write({"event": "step", "step": 3})
     metrics.write({"event": "step", "step": 4})
-    metrics.on_end(None)
+    metrics.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 

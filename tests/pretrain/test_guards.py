@@ -98,3 +98,21 @@ def test_training_error_is_one_line_on_the_command_line(run_config, tmp_path):
     assert done.exit_code == 1 and "Traceback" not in done.output
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and "learning_rate" in line
+
+
+class Fail(Callback):
+    closed = 0
+
+    def on_step(self, trainer, report) -> None:
+        raise OSError("at the first step")
+
+    def close(self) -> None:
+        Fail.closed += 1
+
+
+def test_callbacks_are_closed_after_an_error_too(run_config, monkeypatch):
+    add_callback(monkeypatch, Fail())
+    with pytest.raises(OSError, match="at the first step"):
+        run.pretrain(run_config(), quiet=True)
+    assert Fail.closed == 1
+    assert not (Path(run_config().out) / "hang-rank-0.txt").exists()

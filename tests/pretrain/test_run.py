@@ -197,7 +197,7 @@ def test_resume_drops_later_rows_and_a_cut_off_line(tmp_path):
     path.write_text("\n".join(rows) + '\n{"event": "st')
     metrics = Metrics(path, start_step=4)
     metrics.write({"event": "step", "step": 5})
-    metrics.on_end(None)
+    metrics.close()
     assert [(row["event"], row["step"]) for row in rows_of(tmp_path)] == [
         *(("step", step) for step in range(1, 5)),
         ("evaluation", 4),
@@ -242,7 +242,7 @@ def test_progress_bar_survives_a_step_without_a_loss():
     for step, loss in enumerate((float("nan"), 2.0, float("inf"), 2.0), start=1):
         bar.on_step(None, StepReport(step, 0, loss, 1e-3, 10, 100, 0.1, 0.5))
         shown.append(bar._bar.tasks[0].fields["figures"].split("  ")[:2])
-    bar.on_end(None)
+    bar.close()
     assert shown == [["loss nan", "20 structures/s"], *[["loss 2.000", "20 structures/s"]] * 3]
 
 

@@ -131,7 +131,7 @@ def test_progress_bar_shows_speed_wait_and_memory():
     bar = ProgressBar(Console(file=io.StringIO()), max_steps=10, start_step=0)
     bar.on_step(None, StepReport(1, 0, 2.0, 1e-3, 10, 100, 0.1, 0.5))
     figures = bar._bar.tasks[0].fields["figures"]
-    bar.on_end(None)
+    bar.close()
     assert re.fullmatch(r"loss 2\.000  20 structures/s  200 edges/s  data wait 20%  \d+\.\d GiB", figures)
 
 
