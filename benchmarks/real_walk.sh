@@ -11,7 +11,7 @@ mkdir -p "$out"
 evenfield data convert "$data/multi_element_longtail.extxyz.gz" "$out/longtail" --recipe "$recipe" \
   masks.stress=stress_suspect \
   licence="see the sources" description="85 elements, PBE, MP settings"
-resume=""; [ -d "$out/pretrained/checkpoints" ] && resume="--resume"
+resume=""; [ -d "$out/pretrained/checkpoints" ] && resume="--resume auto"
 [ -e "$out/pretrained/model/manifest.json" ] || evenfield pretrain $resume data="$out/longtail" \
   out="$out/pretrained" licence=Apache-2.0 max_steps="$steps" evaluate_every=1000 checkpoints.every=500 \
   stream.weights.beta=0.3

@@ -21,7 +21,7 @@ from ase.build import bulk
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.schema import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.pretrain.engine import keep_freed_memory
+from evenfield.pretrain.launch import keep_freed_memory
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "size_scaling.json"

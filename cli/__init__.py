@@ -12,7 +12,7 @@ from ..finetune.commands import app as finetune_app
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost_commands import app as model_app
-from ..pretrain.commands import pretrain
+from ..pretrain.commands import evaluate, pretrain
 from ..pretrain.zoo_commands import zoo_build
 from ..simulation.commands import simulate
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(pretrain)
+app.command()(evaluate)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
 app.add_typer(model_app, name="model")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class Settings(BaseModel):
@@ -33,7 +31,7 @@ def load_settings(
     Values are read as YAML (`steps=100`, `model.channels=64`, `elements=[H, O]`).  Raises SettingsError for an
     unreadable file, an unknown key or a value of the wrong kind.
     """
-    tree = _read_yaml(yaml_file) if yaml_file else {}
+    tree = _read_yaml(_find_recipe(Path(yaml_file), recipes_of(cls))) if yaml_file else {}
     for word in overrides or []:
         _set_key(tree, word)
     try:
@@ -43,9 +41,8 @@ def load_settings(
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    path = _find_recipe(Path(path))
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
+        tree = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -53,11 +50,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _find_recipe(path: Path) -> Path:
+def recipes_of(cls: type[Settings]) -> Path:
+    """The folder of the recipes that come with the package for a config class: beside its module."""
+    return Path(inspect.getfile(cls)).parent / "recipes"
+
+
+def _find_recipe(path: Path, recipes: Path) -> Path:
     """A recipe file, or one of those that come with the package by its bare name."""
     if path.is_file():
         return path
-    shipped = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+    shipped = {recipe.stem: recipe for recipe in sorted(recipes.glob("*.yaml"))}
     if path.name == str(path) and path.stem in shipped:
         return shipped[path.stem]
     raise SettingsError(f"{path}: no such recipe file, and none of the shipped ones: {', '.join(shipped)}")

@@ -83,7 +83,7 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     def pretrain(name: str, extra: list[str]) -> Step:
         words = ["pretrain", f"data={data}", f"out={out / name}", "licence=Apache-2.0", *steps, *extra]
         if whole_checkpoints(out / name / "checkpoints"):  # interrupted before
-            words.append("--resume")
+            words += ["--resume", "auto"]
         return Step(words, f"{name}/model/manifest.json")
 
     generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]

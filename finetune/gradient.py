@@ -21,10 +21,11 @@ from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import StreamConfig
 from ..model_zoo.potential import Potential
-from ..pretrain.callbacks import Callback, ProgressBar
+from ..pretrain.callbacks import Callback
 from ..pretrain.checkpoints import seed_everything
 from ..pretrain.engine import DeepSpeedEngine, EngineConfig
 from ..pretrain.loss import LossConfig
+from ..pretrain.metrics import ProgressBar
 from ..pretrain.train import StepReport, Trainer
 from .guard import HeldOut
 from .lora import add_adapters, merge_adapters
@@ -121,7 +122,7 @@ class KeepBest(Callback):
             self._score, self._weights = score, self._copy()
             self.best_step, self._waited = report.step, 0
         if self._waited >= self.config.patience and not last:
-            self.stopped = trainer.stop_requested = True
+            self.stopped, trainer.stop.by = True, "early stopping"
 
     def on_end(self, trainer: Trainer) -> None:
         if self.held_out:

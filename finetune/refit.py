@@ -29,7 +29,7 @@ from ..data_pipelines.packing import pack
 from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
 from ..model_zoo.potential import Potential, forces_and_stress
-from ..pretrain.engine import keep_freed_memory
+from ..pretrain.launch import keep_freed_memory
 from .heads import add_to_head
 from .linear_system import KINDS, Fold, PullChoice, choose_pull
 from .posterior import Posterior

@@ -114,7 +114,8 @@ class Potential(ExactBuffers):
     def interaction(self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
         """Energies (N,) in eV that the network gives to the atoms."""
         phi = self.features(atomic_numbers, vectors, tiles)
-        return self.readout(phi, head, atomic_numbers) * self.scale[head].to(phi.dtype)
+        energies = self.readout(phi, head, atomic_numbers)
+        return energies * self.scale[head].to(energies.dtype)  # phi may be of lower precision
 
     def core_repulsion(self, batch: Batch, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Repulsion energies (N,) float64 of the atoms and the slope (E, 3) by edge vectors."""

@@ -10,9 +10,12 @@ from ..data_pipelines.settings import Settings
 from ..data_pipelines.stream import StreamConfig
 from ..model_zoo.potential import ModelConfig
 from .adaptive import AdaptiveConfig
+from .average import AverageConfig
 from .checkpoints import CheckpointConfig
 from .engine import EngineConfig
+from .guards import GuardConfig
 from .loss import LossConfig
+from .metrics import LoggingConfig
 
 
 class PretrainConfig(Settings):
@@ -31,6 +34,9 @@ class PretrainConfig(Settings):
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     engine: EngineConfig = EngineConfig()
+    average: AverageConfig = AverageConfig()
+    guards: GuardConfig = GuardConfig()
+    logging: LoggingConfig = LoggingConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     def open_data(self) -> Collection:

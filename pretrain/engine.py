@@ -1,4 +1,4 @@
-"""The engine protocol and its DeepSpeed implementation: forward, backward, step, save, load on any number of ranks.
+"""The engine protocol and its DeepSpeed implementation: forward, backward, step, state on any number of ranks.
 
 DeepSpeed 0.19 facts behind the settings: forces must be computed inside forward; clipping is always written
 out, because its default changed; the optimizer is torch's AdamW, which needs no compiler; the C++ extension
@@ -7,33 +7,53 @@ that `init_distributed` would build on CPU serves inference only and is opted ou
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.metadata
-import os
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, field_validator
+from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from ..data_pipelines.settings import Settings
 from ..model_zoo.potential import Potential
+from .launch import local_device, start_distributed
+from .optimizer_state import load_whole_state, whole_state
 
 
 class EngineConfig(Settings):
     """Optimizer and parallelism."""
 
     zero_stage: Literal[0, 1, 2] = Field(default=0, description="what ranks share out: nothing, state, gradients")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products; weights, sums and the optimizer stay float32"
+    )
     accumulation: int = Field(default=1, gt=0, description="batches per rank and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
     learning_rate: float = Field(default=2e-3, gt=0)
     final_learning_rate: float = Field(default=1e-5, ge=0, description="reached by a cosine at max_steps")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=1e-4, ge=0, description="on matrices; not on embeddings, biases, readout")
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _not_three(cls, value: object) -> object:
+        if value == 3:
+            raise ValueError(
+                "3 is refused: its hooks drop the weights between the energy's first and second derivative, which "
+                "forces need; take 2, a potential is small enough"
+            )
+        return value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _not_double(cls, value: object) -> object:
+        if value == "float64":
+            raise ValueError(
+                "float64 is refused: DeepSpeed would keep float32 master weights without a word; energies are summed "
+                "in float64 anyhow"
+            )
+        return value
 
 
 class Engine(Protocol):
@@ -42,14 +62,15 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    potential: Potential
 
     def forward(self, batch: Batch) -> dict[str, Tensor]: ...
     def backward(self, loss: Tensor) -> None: ...
     def gradients_finite(self) -> bool: ...
     def discard(self) -> None: ...
-    def step(self, learning_rate: float) -> None: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def step(self, learning_rate: float) -> float: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
 class DeepSpeedEngine:
@@ -57,12 +78,19 @@ class DeepSpeedEngine:
 
     def __init__(self, potential: Potential, config: EngineConfig, groups: list[dict[str, Any]] | None = None) -> None:
         """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate."""
+        double = [name for name, p in potential.named_parameters() if p.dtype != torch.float32]
+        if double:
+            raise ValueError(
+                f"{double[0]} is {potential.get_parameter(double[0]).dtype}, not torch.float32: DeepSpeed would train "
+                "float32 copies without a word; convert the potential with .float()"
+            )
         deepspeed = start_distributed()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = local_device()
         self.potential, self.config = potential.to(self.device), config
+        self._names: dict[Tensor, str] = {p: name for name, p in potential.named_parameters() if p.requires_grad}
         self._engine, *_ = deepspeed.initialize(
-            model=self.potential,
+            model=_AtPrecision(self.potential, config.precision),
             optimizer=torch.optim.AdamW(groups or parameter_groups(potential, config), lr=config.learning_rate),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it: our batches go by edges
@@ -75,6 +103,8 @@ class DeepSpeedEngine:
                 "steps_per_print": 10**9,
             },
         )
+        self._norm = 0.0
+        self._engine.clip_fp32_gradients = self._clip  # of stage 0: DeepSpeed's own throws the norm away
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Energy, forces and stress of a batch, ready to be differentiated again."""
@@ -99,20 +129,39 @@ class DeepSpeedEngine:
         for store in ("all_grad_tensors", "averaged_gradients"):
             getattr(self._engine.optimizer, store, {}).clear()
 
-    def step(self, learning_rate: float) -> None:
-        """Sum gradients over ranks, clip, update, clear."""
+    def step(self, learning_rate: float) -> float:
+        """Sum gradients over ranks, clip, update, clear; returns the norm that the gradients had before the clip."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate", 1.0)
         self._engine.step()
+        return self._norm if self.config.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state of all ranks into a folder; ends with all ranks done."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        dist.barrier()
+    def state(self) -> dict[str, Tensor]:
+        """Weights and optimizer state by name, on the CPU and free of ranks; all ranks call it, all get it."""
+        weights = {f"weight/{name}": w.cpu().clone() for name, w in self.potential.state_dict().items()}
+        return weights | whole_state(self._engine.optimizer, self._names)
 
-    def load(self, folder: Path) -> None:
-        """Read back what `save` wrote, on the same number of ranks."""
-        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave on any number of ranks, in any stage."""
+        for name, weight in self.potential.state_dict().items():
+            weight.copy_(state[f"weight/{name}"])
+        load_whole_state(self._engine.optimizer, self._names, state)
+
+    def _clip(self) -> None:
+        self._norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), self.config.clip_norm))
+
+
+class _AtPrecision(nn.Module):
+    """A potential whose matrix products run in bfloat16 if asked to; its weights are float32 either way."""
+
+    def __init__(self, potential: Potential, precision: str) -> None:
+        super().__init__()
+        self.potential, self.low = potential, precision == "bfloat16"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=self.low):
+            return self.potential(batch)
 
 
 def parameter_groups(potential: Potential, config: EngineConfig) -> list[dict[str, Any]]:
@@ -123,58 +172,3 @@ def parameter_groups(potential: Potential, config: EngineConfig) -> list[dict[st
         {"params": [p for name, p in named if name not in bare], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if name in bare], "weight_decay": 0.0},
     ]
-
-
-def local_device() -> torch.device:
-    """This rank's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
-def start_distributed() -> Any:
-    """Import DeepSpeed and join the process group; a plain `python` is a world of one.
-
-    Understands torchrun and deepspeed (RANK, WORLD_SIZE, ...) and srun (SLURM_*, with MASTER_ADDR from the
-    batch script). Returns the deepspeed module.
-    """
-    version = importlib.metadata.version("deepspeed")
-    if not version.startswith("0.19."):
-        raise RuntimeError(f"deepspeed {version} has not passed the parity tests: install 'deepspeed>=0.19.8,<0.20'")
-    keep_freed_memory()
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed
-
-    deepspeed.logger.setLevel("WARNING")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"  # counts are summed on the CPU
-        adopt_slurm_environment(os.environ)
-        if "RANK" in os.environ:
-            dist.init_process_group(backend)
-        else:  # one process: a store in memory, no port to collide on
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-            os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    deepspeed.init_distributed(dist_init_required=False)
-    return deepspeed
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks: a CPU step allocates the same tensors again and again.
-
-    Without this every tensor above 128 kB is a fresh mapping whose pages the kernel has to zero; measured, a
-    training step is 1.1 to 1.3 times faster with it. Does nothing on other C libraries.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def adopt_slurm_environment(environment: Any) -> None:
-    """Give torch the names that it looks for when srun started the ranks."""
-    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        environment["RANK"] = environment["SLURM_PROCID"]
-        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]

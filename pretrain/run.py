@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +19,48 @@ from ..data_pipelines.shards import write_atomically
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential
 from .adaptive import AdaptiveWeights
-from .callbacks import Callback, Checkpoints, Metrics, ProgressBar, Validation
-from .checkpoints import load_checkpoint, seed_everything, whole_checkpoints
+from .average import WeightAverage
+from .callbacks import Callback, Checkpoints, Validation
+from .checkpoints import seed_everything
 from .config import PretrainConfig
-from .engine import DeepSpeedEngine, start_distributed
+from .engine import DeepSpeedEngine
 from .evaluation import predict, summarise, with_a_head
+from .guards import CollapseGuard, SpikeRollback, Watchdog
+from .launch import start_distributed
+from .metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
+from .resume import Resume, refuse_second_run, sole_writer, take_up
+from .signals import StopRequest, listening
 from .start import build_potential
-from .train import Trainer
+from .train import Trainer, TrainingError
 
 
-def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) -> Path | None:
-    """Run (or resume) a pretraining; returns the model folder, or None when a signal stopped it early.
+PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
 
-    Every rank calls this; files are written by rank 0, except each rank's part of a checkpoint.
+
+def pretrain(
+    config: PretrainConfig, resume: Resume = "no", quiet: bool = False, stop: StopRequest | None = None
+) -> Path | None:
+    """Run a pretraining; returns the model folder, or None when a signal stopped it early.
+
+    resume: "auto" goes on from the newest whole checkpoint if there is one, "must" raises if there is none.
+    stop: what signals are noted in, for a caller that listens already.
+    Every rank calls this; files are written by rank 0.
     """
     data = config.open_data()
     if config.adaptive.rate > 0 and not data.num_structures("valid"):
         raise ValueError(f"{data}: holds no validation structure for adaptive.rate: convert it with valid_share")
     if not data.num_structures("test") + data.num_structures("valid"):
         raise ValueError(f"{data}: holds no structure to test on: convert it with test_share above 0")
-    out, start_step = Path(config.out), 0
-    if not resume and (whole := whole_checkpoints(out / "checkpoints")):
-        raise ValueError(f"{out}: holds a run saved at {whole[-1].name}: add --resume to go on, or name another folder")
-    start_distributed()
+    if resume == "no":
+        refuse_second_run(Path(config.out))
+    stop = stop or StopRequest()
+    with listening(stop):
+        start_distributed()
+        with sole_writer(Path(config.out)) if dist.get_rank() == 0 else nullcontext():
+            return _run(config, data, resume, quiet, stop)
+
+
+def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest) -> Path | None:
     seed_everything(config.seed)
     potential = build_potential(config, data)
     engine = DeepSpeedEngine(potential, config.engine)
@@ -51,44 +72,86 @@ def pretrain(config: PretrainConfig, resume: bool = False, quiet: bool = False) 
         rank=engine.rank,
         world_size=engine.world_size,
     )
-    states: list[dict[str, Any]] = []
-    if resume:
-        start_step, states = load_checkpoint(out / "checkpoints", engine)
-    console = Console(quiet=quiet or engine.rank != 0, highlight=False)
-    callbacks = _callbacks(config, data, potential, console, engine.rank, start_step)
-    trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, callbacks, start_step)
-    if states:
-        trainer.load_state(states)
+    console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
+    loaded = take_up(config, resume, engine, console)
+    parts = _parts(config, data, potential, console, engine.rank, loaded.step if loaded else 0)
+    start_step = loaded.step if loaded else 0
+    trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, parts.callbacks, start_step, stop)
+    if loaded:
+        trainer.load_state(loaded.states)
+        if parts.average:
+            parts.average.load_tensors(loaded.average)
     started = time.perf_counter()
-    finished = trainer.fit()
+    with parts.watchdog.watching():
+        finished = trainer.fit()
     dist.barrier()
     if not finished:
-        console.print(f"stopped at step {trainer.step}, saved; go on with: evenfield pretrain ... --resume")
+        _tell_where_it_stopped(trainer, parts, console)
         return None
     if engine.rank == 0:
-        _write_results(config, data, potential, time.perf_counter() - started, progress=not quiet)
+        averaged: AbstractContextManager[None] = parts.average.applied() if parts.average else nullcontext()
+        with averaged:
+            _write_results(config, data, potential, time.perf_counter() - started, progress=not quiet)
     dist.barrier()
-    return out / "model"
+    return Path(config.out) / "model"
 
 
-def _callbacks(
+def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) -> None:
+    by = f" by {trainer.stop.by}" if trainer.stop.by else ""
+    if parts.checkpoints.problem:
+        raise TrainingError(f"stopped at step {trainer.step}{by}, not saved: {parts.checkpoints.problem}")
+    console.print(f"stopped at step {trainer.step}{by}, saved; go on with: evenfield pretrain ... --resume auto")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The callbacks of a run, and those of them that the run itself asks."""
+
+    callbacks: list[Callback]
+    checkpoints: Checkpoints
+    watchdog: Watchdog
+    average: WeightAverage | None
+
+
+def _parts(
     config: PretrainConfig, data: Collection, potential: Potential, console: Console, rank: int, start_step: int
-) -> list[Callback]:
+) -> _Parts:
     out = Path(config.out)
-    callbacks: list[Callback] = []
+    folder = out / "checkpoints"
+    average = WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
+    watchdog = Watchdog(out, rank, config.guards.hang_minutes)
+    callbacks: list[Callback] = [CollapseGuard(potential.readout)]
+    callbacks += [average] if average else []
+    if config.guards.spike:
+        callbacks.append(SpikeRollback(folder, config.guards.spike, average))
     validation = None
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        metrics = Metrics(out / "metrics.jsonl", start_step)
+        metrics = Metrics(out / "metrics.jsonl", start_step, console)
         every, limit = config.evaluate_every, config.evaluate_structures
-        validation = Validation(potential, data, metrics, console, every, limit)
+        validation = Validation(potential, data, metrics, console, every, limit, average)
         watched = [validation] if data.num_structures("valid") else []
         callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
+        callbacks += _loggers(config, start_step)
     if config.adaptive.rate > 0:
         callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
+    about = {"config": config.model_dump(mode="json", exclude={"data", "out"}), "versions": _versions()}
     # last, so that a kill after a checkpoint finds the rows of its step written
-    return [*callbacks, Checkpoints(out / "checkpoints", config.checkpoints)]
+    checkpoints = Checkpoints(folder, config.checkpoints, console.print, average, about)
+    return _Parts([*callbacks, watchdog, checkpoints], checkpoints, watchdog, average)
+
+
+def _loggers(config: PretrainConfig, start_step: int) -> list[Callback]:
+    out, loggers = Path(config.out), config.logging
+    callbacks: list[Callback] = [TensorBoard(out / "tensorboard", start_step)] if loggers.tensorboard else []
+    if loggers.wandb_project:
+        callbacks.append(WeightsAndBiases(out, loggers.wandb_project, config.model_dump(mode="json")))
+    return callbacks
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _write_results(
@@ -115,7 +178,6 @@ def _record(
     seconds: float,
 ) -> ModelRecord:
     levels = census["levels_of_theory"]
-    packages = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
     settings = config.model_dump(mode="json", exclude={"data", "out"})  # paths are nobody's business
     return ModelRecord(
         name=Path(config.out).name,
@@ -138,5 +200,5 @@ def _record(
             "ranks": dist.get_world_size(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
-        versions={name: importlib.metadata.version(name) for name in packages},
+        versions=_versions(),
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,9 +20,14 @@ from ..data_pipelines.stream import Stream
 from .callbacks import Callback
 from .engine import Engine, EngineConfig
 from .loss import LossConfig, label_counts, weighted_loss
+from .signals import StopRequest, listening
 
 
 MAX_BAD_STEPS = 10
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says what died and what to change."""
 
 
 @dataclass
@@ -38,7 +42,9 @@ class StepReport:
     edges: int
     data_seconds: float
     seconds: float
+    gradient_norm: float | None = None  # before the clip; None for a step that was not taken
     bad_structures: list[str] = field(default_factory=list)
+    note: str = ""  # what a callback wants to be told to the user
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,19 @@ class Trainer:
         max_steps: int,
         callbacks: list[Callback],
         start_step: int = 0,
+        stop: StopRequest | None = None,
     ) -> None:
         self.engine, self.stream, self.loss, self.config = engine, stream, loss, engine_config
         self.max_steps, self.callbacks, self.step = max_steps, callbacks, start_step
         self.element_weight: Tensor | None = None  # (119,), on top of the stream's own
-        self.stop_requested = False
+        self.stop = stop or StopRequest()
         self._bad_steps = 0
 
     def fit(self) -> bool:
         """Train to `max_steps`; False when a signal ended the run early. Callbacks see the end either way."""
-        with _signals_request_stop(self):
+        with listening(self.stop), ExitStack() as closing:
+            for callback in self.callbacks:
+                closing.callback(callback.close)
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
                 for callback in self.callbacks:
@@ -90,13 +99,17 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """What this rank must be given back at a resume, JSON-ready."""
         weight = None if self.element_weight is None else self.element_weight.tolist()
-        return {"stream": self.stream.state(), "element_weight": weight}
+        own = {type(callback).__name__: state for callback in self.callbacks if (state := callback.state())}
+        return {"stream": self.stream.state(), "element_weight": weight, "callbacks": own}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the states of all ranks, of which there may have been another number."""
         self.stream.load_state([state["stream"] for state in states])
         weight = states[0]["element_weight"]
         self.element_weight = None if weight is None else torch.tensor(weight)
+        for callback in self.callbacks:
+            if own := states[0]["callbacks"].get(type(callback).__name__):
+                callback.load_state(own)
 
     def train_step(self, work: _Work) -> StepReport:
         """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
@@ -107,9 +120,10 @@ class Trainer:
             loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
             self.engine.backward(loss)
             losses.append(loss.detach())
-        healthy = self._on_all_ranks(bool(torch.isfinite(torch.stack(losses)).all()) and self.engine.gradients_finite())
+        healthy, loss_sum = self._over_all_ranks(losses)
+        norm = None
         if healthy:
-            self.engine.step(learning_rate)
+            norm = self.engine.step(learning_rate)
         else:
             self.engine.discard()
         bad = [] if healthy else self._structures_on_all_ranks(work)
@@ -118,12 +132,13 @@ class Trainer:
         return StepReport(
             step=self.step,
             epoch=work.epoch,
-            loss=self._sum_over_ranks(losses),
+            loss=loss_sum,
             learning_rate=learning_rate,
             structures=work.structures,
             edges=work.edges,
             data_seconds=work.waited,
             seconds=time.perf_counter() - work.started,
+            gradient_norm=norm,
             bad_structures=bad,
         )
 
@@ -139,16 +154,19 @@ class Trainer:
                     batch.force_weight = batch.force_weight * self.element_weight[batch.atomic_numbers]
             labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
             structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
-            sums = torch.cat([labels, torch.tensor([structures, edges, self.stop_requested]).double()])
+            sums = torch.cat([labels, torch.tensor([structures, edges, bool(self.stop.by)]).double()])
             if self.engine.world_size > 1:
                 dist.all_reduce(sums)
             yield _Work(batches, sums[:3], epoch, int(sums[3]), int(sums[4]), bool(sums[5] > 0), started, waited)
 
-    def _on_all_ranks(self, healthy: bool) -> bool:
-        flag = torch.tensor([healthy], dtype=torch.int)
+    def _over_all_ranks(self, losses: list[Tensor]) -> tuple[bool, float]:
+        """Whether losses and gradients of all ranks are finite, and the whole step's loss."""
+        loss = torch.stack(losses).sum().double().cpu()
+        healthy = bool(torch.isfinite(loss)) and self.engine.gradients_finite()
+        sums = torch.stack([loss, loss.new_tensor(not healthy)])
         if self.engine.world_size > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return bool(flag)
+            dist.all_reduce(sums)
+        return float(sums[1]) == 0, float(sums[0])
 
     def _structures_on_all_ranks(self, work: _Work) -> list[str]:
         own = [name for batch in work.batches for name in batch.structure_id]
@@ -158,16 +176,10 @@ class Trainer:
         dist.all_gather_object(names, own)
         return [name for part in names for name in part]
 
-    def _sum_over_ranks(self, losses: list[Tensor]) -> float:
-        total = torch.stack(losses).sum().double().cpu().reshape(1)
-        if self.engine.world_size > 1:
-            dist.all_reduce(total)
-        return float(total)
-
     def _check_bad(self, bad: list[str]) -> None:
         self._bad_steps = self._bad_steps + 1 if bad else 0
         if self._bad_steps >= MAX_BAD_STEPS:
-            raise RuntimeError(
+            raise TrainingError(
                 f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, last with {', '.join(bad[:5])}: "
                 "lower engine.learning_rate, or look at these structures"
             )
@@ -180,24 +192,3 @@ def learning_rate_at(step: int, max_steps: int, config: EngineConfig) -> float:
     progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
     swing = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing
-
-
-@contextmanager
-def _signals_request_stop(trainer: Trainer) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C set a flag that all ranks agree on at the next step."""
-    caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def request_stop(number: int, frame: object) -> None:
-        trainer.stop_requested = True
-        signal.signal(number, before[signal.Signals(number)])  # a second signal acts at once
-
-    try:
-        before = {number: signal.signal(number, request_stop) for number in caught}
-    except ValueError:  # not in the main thread: whoever owns it owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,6 @@ from ..data_pipelines.generate import GeneratorConfig, generate
 from ..data_pipelines.settings import Settings
 from ..model_zoo.manifest import MANIFEST
 from ..model_zoo.package import Description, describe, open_package
-from .checkpoints import whole_checkpoints
 from .config import PretrainConfig
 from .run import pretrain
 
@@ -80,7 +79,7 @@ def build_zoo_model(recipe: ZooRecipe, name: str, work: Path, into: Path, worker
     if not (run / "model" / MANIFEST).exists():
         settings = {"data": str(data), "out": str(run), "licence": LICENCE, **recipe.pretrain}
         config = PretrainConfig.model_validate(settings)
-        if pretrain(config, resume=bool(whole_checkpoints(run / "checkpoints"))) is None:
+        if pretrain(config, resume="auto") is None:
             return None
     return _describe_and_move(recipe, name, run / "model", into)
 

@@ -140,8 +140,8 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights.pt").write_bytes(b"half")
         (checkpoint / "manifest.json").write_text(json.dumps({"step": 5, "files": {"weights.pt": 8}}))
-        expected += "; not whole: step-00000005"
-    line = real_process(["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume"])
+        expected += "; not whole: step-00000005 (weights.pt has 4 of 8 bytes)"
+    line = real_process(["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"])
     assert f"{expected}. Start without --resume" in line
 
 

@@ -15,7 +15,7 @@ from datasets import Array2D, Dataset, Features, Sequence, Value
 
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.settings import RECIPES, SettingsError, load_settings
+from evenfield.data_pipelines.settings import SettingsError, load_settings, recipes_of
 from evenfield.data_pipelines.sources import read_structures
 from evenfield.data_pipelines.unit_check import check_units
 
@@ -196,7 +196,7 @@ def test_recipe_reads_its_schema(name, alloys, tmp_path):
 
 
 def test_every_shipped_recipe_is_tested():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*SCHEMAS, "ref_labels"}
+    assert {path.stem for path in recipes_of(ConvertConfig).glob("*.yaml")} == {*SCHEMAS, "ref_labels"}
 
 
 def test_conversion_of_reference_labels_by_recipe(alloys, tmp_path):

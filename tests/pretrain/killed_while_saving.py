@@ -15,11 +15,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from evenfield.pretrain import checkpoints
 from evenfield.pretrain.checkpoints import save_checkpoint, whole_checkpoints
 
 
-OPERATIONS = ((os, "fsync"), (os, "replace"), (os, "rename"), (shutil, "rmtree"), (Path, "rename"), (Path, "replace"))
+OPERATIONS = (
+    (checkpoints, "save_file"),
+    (os, "fsync"),
+    (os, "replace"),
+    (os, "rename"),
+    (shutil, "rmtree"),
+    (Path, "rename"),
+    (Path, "replace"),
+)
 
 
 class Killer:
@@ -40,29 +50,25 @@ class Killer:
         setattr(owner, name, wrapped)
 
 
-class FileEngine:
-    """An engine whose weights are the bytes of one file."""
+class TinyEngine:
+    """An engine whose only weight is the last step that it was saved at."""
 
     rank, world_size = 0, 1
 
-    def __init__(self, weights: bytes = b"fresh") -> None:
-        self.weights = weights
+    def __init__(self, weight: int = -1) -> None:
+        self.weight = weight
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "weights.pt").write_bytes(self.weights)
+    def state(self) -> dict[str, Tensor]:
+        return {"weight/a": torch.tensor([self.weight])}
 
-    def load(self, folder: Path) -> None:
-        self.weights = (folder / "weights.pt").read_bytes()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.weight = int(state["weight/a"])
 
 
-class HalfSaved(FileEngine):
-    """Dies with its file half written."""
-
-    def save(self, folder: Path) -> None:
-        super().save(folder)
-        os.truncate(folder / "weights.pt", 2)
-        os.kill(os.getpid(), signal.SIGKILL)
+def save_half(tensors: dict[str, Tensor], path: Path) -> None:
+    """Dies with the file half written."""
+    path.write_bytes(b"ha")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -78,16 +84,22 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def save(folder: Path, step: int, engine: FileEngine) -> None:
+def save(folder: Path, step: int) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    save_checkpoint(folder, step, engine, {"epoch": step}, keep=1)
+    problem = save_checkpoint(folder, step, TinyEngine(step), {"epoch": step}, keep=1)
+    assert problem is None, problem
+
+
+def save_and_die_half_way(folder: Path) -> None:
+    checkpoints.save_file = save_half
+    save(folder, 2)
 
 
 def save_and_die(folder: Path, passes: int) -> None:
     killer = Killer(passes)
     for owner, name in OPERATIONS:
         killer.watch(owner, name)
-    save(folder, 2, FileEngine())
+    save(folder, 2)
 
 
 def main(root: Path) -> None:
@@ -95,7 +107,7 @@ def main(root: Path) -> None:
     outcomes = {}
     steps = {1: root / "with-1", 2: root / "with-2"}
     for step, folder in steps.items():
-        assert in_child(lambda folder=folder, step=step: save(folder, step, FileEngine())) == 0
+        assert in_child(lambda folder=folder, step=step: save(folder, step)) == 0
 
     def newest_after(name: str, start: Path, work: Callable[[Path], None]) -> bool:
         """Whether `work` on a copy of the run was killed; notes what is left."""
@@ -107,7 +119,7 @@ def main(root: Path) -> None:
         outcomes[name] = json.loads((whole[-1] / "manifest.json").read_text())["step"] if whole else None
         return ended != 0
 
-    assert newest_after("half", steps[1], lambda folder: save(folder, 2, HalfSaved()))
+    assert newest_after("half", steps[1], save_and_die_half_way)
     for prefix, start in (("first", steps[1]), ("again", steps[2])):
         passes = 0
         while newest_after(f"{prefix}-{passes}", start, lambda folder, n=passes: save_and_die(folder, n)):

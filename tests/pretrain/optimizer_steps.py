@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,14 +14,15 @@ from torch_geometric.data import Batch
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.schema import Structure
 from evenfield.model_zoo.potential import Potential, PotentialConfig
+from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
 
 
 MODEL = {"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0}
 LEVELS = ("EMT", "EMT-scaled")
-NUM_STEPS = 5
-LEARNING_RATES = (1e-3, 5e-3, 4e-3, 3e-3, 2e-3)
+NUM_STEPS = 20
+LEARNING_RATES = (1e-3, *(2e-3 - 5e-5 * k for k in range(NUM_STEPS - 1)))
 CLIP_NORM = 5.0
 
 
@@ -36,22 +40,44 @@ def engine_config(zero_stage: int, **changes: object) -> EngineConfig:
     return EngineConfig(zero_stage=zero_stage, clip_norm=CLIP_NORM, weight_decay=1e-2, **changes)
 
 
+def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
+    """12 steps over a stream of small windows, saved after every one."""
+    settings = {
+        "data": str(data),
+        "out": str(out),
+        "max_steps": 12,
+        "evaluate_every": 100,
+        "model": MODEL,
+        "stream": {"edge_budget": 1500, "window_blocks": 2},
+        "engine": {"warmup_steps": 2},
+        "checkpoints": {"every": 1, "keep": 100},
+    }
+    return PretrainConfig.model_validate(settings | changes)
+
+
 def batch_of(structures: Sequence[Structure]) -> Batch:
     return collate([structure_graph(s, MODEL["cutoff"], LEVELS) for s in structures])
 
 
-def parts_of_steps(structures: Sequence[Structure]) -> list[list[list[Structure]]]:
-    """For each step the structures of two ranks, which differ in number, in size and in the head that they use."""
-    levels = [[s for s in structures if s.level_of_theory == level] for level in LEVELS]
+def parts_of_steps(structures: Sequence[Structure], num_parts: int = 2) -> list[list[list[Structure]]]:
+    """The same structures for each step in 1, 2 or 4 parts, which differ in number, in size and in their head.
+
+    In parts 0 and 2 is one head's, in parts 1 and 3 the other's: two ranks that take turns use different heads.
+    """
+    levels = [cycle([s for s in structures if s.level_of_theory == level]) for level in LEVELS]
+    large = cycle([s for s in structures if s.level_of_theory == LEVELS[0] and len(s) > 4])
     steps = []
-    for k in range(NUM_STEPS):
-        many = [s for s in levels[0] if len(s) > 4][k : k + 2] + levels[0][3 * k : 3 * k + 3]
-        steps.append([many, levels[1][k : k + 1]])
+    for _ in range(NUM_STEPS):
+        many, few = [*islice(large, 2), *islice(levels[0], 3)], list(islice(levels[1], 2))
+        steps.append({1: [many + few], 2: [many, few], 4: [many[:2], few[:1], many[2:], few[1:]]}[num_parts])
     return steps
 
 
-def engine_steps(engine: DeepSpeedEngine, steps: list[list[Batch]]) -> list[float]:
-    """Take one step for each list of batches, in which the ranks take turns; returns the whole step's losses."""
+def engine_steps(engine: DeepSpeedEngine, steps: list[list[Batch]], moments: list | None = None) -> list[float]:
+    """Take one step for each list of batches, in which the ranks take turns; returns the whole step's losses.
+
+    moments: gets Adam's first moments after every step, which are sums over the gradients so far.
+    """
     losses = []
     for batches, learning_rate in zip(steps, LEARNING_RATES, strict=False):
         counts = sum(label_counts(batch) for batch in batches)
@@ -65,14 +91,30 @@ def engine_steps(engine: DeepSpeedEngine, steps: list[list[Batch]]) -> list[floa
             torch.distributed.all_reduce(total)
         losses.append(float(total))
         engine.step(learning_rate)
+        if moments is not None:
+            moments.append(first_moments(engine.state()))
     return losses
 
 
-def plain_steps(steps: list[list[Batch]]) -> tuple[dict[str, Tensor], list[float], list[float]]:
-    """The steps in plain PyTorch, all parts in one loss: weights, losses, and gradient norms before the clip."""
+def first_moments(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of an engine's state, by parameter."""
+    return {name.removeprefix("exp_avg/"): m for name, m in state.items() if name.startswith("exp_avg/")}
+
+
+def moment_deviation(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> float:
+    """Largest over the steps of |difference| / |whole|, all parameters as one vector."""
+    deviations = []
+    for a, b in zip(one, other, strict=True):
+        difference = torch.cat([(a[name] - b[name]).flatten() for name in b])
+        deviations.append(float(difference.norm() / torch.cat([m.flatten() for m in b.values()]).norm()))
+    return max(deviations)
+
+
+def plain_steps(steps: list[list[Batch]]) -> tuple[dict[str, Tensor], list[float], list[float], list[dict]]:
+    """The steps in plain PyTorch, all parts in one loss: weights, losses, norms before the clip, first moments."""
     potential, config = new_potential(), engine_config(0)
     optimizer = torch.optim.AdamW(parameter_groups(potential, config))
-    losses, norms = [], []
+    losses, norms, moments = [], [], []
     for batches, learning_rate in zip(steps, LEARNING_RATES, strict=True):
         counts = sum(label_counts(batch) for batch in batches)
         loss = sum(weighted_loss(potential(batch), batch, counts, LossConfig()) for batch in batches)
@@ -83,7 +125,9 @@ def plain_steps(steps: list[list[Batch]]) -> tuple[dict[str, Tensor], list[float
             group["lr"] = learning_rate
         optimizer.step()
         losses.append(loss.item())
-    return weights(potential), losses, norms
+        named = potential.named_parameters()
+        moments.append({name: optimizer.state[p]["exp_avg"].clone() for name, p in named if p in optimizer.state})
+    return weights(potential), losses, norms, moments
 
 
 def weights(potential: Potential) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from evenfield.data_pipelines.convert import ConvertConfig, convert
 from evenfield.pretrain import run
 from evenfield.pretrain.adaptive import AdaptiveConfig, updated
 from evenfield.pretrain.callbacks import Callback
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import add_callback
 
 
 def errors_of(**errors: float) -> torch.Tensor:
@@ -64,7 +69,8 @@ class Stop(Callback):
     """Ask for a stop as a signal does; one more step is taken."""
 
     def on_step(self, trainer, report) -> None:
-        trainer.stop_requested |= report.step == 4
+        if report.step == 4:
+            trainer.stop.by = "a test"
 
 
 def test_run_favours_the_worst_element_and_a_resume_has_the_same_bits(run_config, monkeypatch):
@@ -79,11 +85,10 @@ def test_run_favours_the_worst_element_and_a_resume_has_the_same_bits(run_config
     worst = atomic_numbers[max(errors, key=lambda symbol: errors[symbol])]
     assert max(weight) == weight[worst] > 1 > min(weight)
 
-    original = run._callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_callbacks", lambda *args: [*original(*args), Stop()])
+        add_callback(patch, Stop())
         assert run.pretrain(run_config("parts", **settings), quiet=True) is None
-    parts = run.pretrain(run_config("parts", **settings), resume=True, quiet=True)
+    parts = run.pretrain(run_config("parts", **settings), resume="must", quiet=True)
     one, other = (load_file(folder / "model.safetensors") for folder in (model, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     plain = run.pretrain(run_config("plain", evaluate_every=3), quiet=True)

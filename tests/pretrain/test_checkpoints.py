@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,22 @@ from safetensors.torch import load_file
 
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks import Callback
-from evenfield.pretrain.checkpoints import NoCheckpointError, load_checkpoint, save_checkpoint, whole_checkpoints
-from evenfield.pretrain.engine import start_distributed
+from evenfield.pretrain.checkpoints import (
+    NoCheckpointError,
+    choose_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    whole_checkpoints,
+)
+from evenfield.pretrain.launch import start_distributed
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import add_callback
+from killed_while_saving import TinyEngine
 
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from killed_while_saving import FileEngine  # noqa: E402
 
 
 # --- exact resume
@@ -33,7 +43,8 @@ class Stop(Callback):
         self.step = step
 
     def on_step(self, trainer, report) -> None:
-        trainer.stop_requested |= report.step == self.step - 1
+        if report.step == self.step - 1:
+            trainer.stop.by = "a test"
 
 
 @pytest.mark.parametrize(("zero_stage", "stop"), [(0, 4), (1, 4), (2, 4), (0, 6), (0, 7)])
@@ -41,12 +52,11 @@ def test_resumed_run_has_the_bits_of_a_whole_one(run_config, monkeypatch, zero_s
     """In the middle of an epoch, at its end, and after it, for each way to share the optimizer."""
     settings = {"engine": {"warmup_steps": 3, "zero_stage": zero_stage}}
     whole = run.pretrain(run_config("whole", **settings), quiet=True)
-    original = run._callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_callbacks", lambda *args: [*original(*args), Stop(stop)])
+        add_callback(patch, Stop(stop))
         assert run.pretrain(run_config("parts", **settings), quiet=True) is None
     torch.manual_seed(99)  # what happened in between must not matter
-    parts = run.pretrain(run_config("parts", **settings), resume=True, quiet=True)
+    parts = run.pretrain(run_config("parts", **settings), resume="must", quiet=True)
     one, other = (load_file(model / "model.safetensors") for model in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     rows = {name: figures(Path(run_config(name).out)) for name in ("whole", "parts")}
@@ -66,23 +76,26 @@ def figures(out: Path) -> list[tuple[int, int, float]]:
 def save_steps(folder: Path, *steps: int, keep: int = 10) -> None:
     start_distributed()
     for step in steps:
-        save_checkpoint(folder, step, FileEngine(b"weights of %d" % step), {"epoch": step}, keep)
+        assert save_checkpoint(folder, step, TinyEngine(step), {"epoch": step}, keep) is None
 
 
-def loaded(folder: Path) -> tuple[int, bytes, int]:
-    engine = FileEngine()
-    step, stream = load_checkpoint(folder, engine)
-    return step, engine.weights, stream[0]["epoch"]
+def loaded(folder: Path) -> tuple[int, int, int]:
+    """The step by the manifest, by the weights and by the trainer's state."""
+    engine = TinyEngine()
+    found = load_checkpoint(folder, engine)
+    return found.step, engine.weight, found.states[0]["epoch"]
 
 
 def test_what_was_saved_comes_back(tmp_path):
     start_distributed()
     stream = {"finished": [[0, 4, 2], [7, 7, 1]], "used": {"5": 2}}
-    save_checkpoint(tmp_path, 7, FileEngine(b"seven"), stream, 2)
+    average, about = {"average/a": torch.tensor([0.5])}, {"config": {"seed": 3}}
+    save_checkpoint(tmp_path, 7, TinyEngine(77), stream, 2, average, about)
     expected = torch.rand(3)
-    engine = FileEngine()
-    assert load_checkpoint(tmp_path, engine) == (7, [stream])
-    assert engine.weights == b"seven"
+    engine = TinyEngine()
+    found = load_checkpoint(tmp_path, engine)
+    assert (found.step, found.states, found.config, found.skipped) == (7, [stream], {"seed": 3}, [])
+    assert engine.weight == 77 and found.average == average
     assert torch.equal(torch.rand(3), expected)  # the random numbers go on
 
 
@@ -90,11 +103,11 @@ def test_newest_are_kept_and_latest_names_the_newest(tmp_path):
     save_steps(tmp_path, 5, 100, 20000, 1000000, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00020000", "step-01000000"]
     assert (tmp_path / "latest").read_text() == "step-01000000"
-    assert loaded(tmp_path) == (1000000, b"weights of 1000000", 1000000)
+    assert loaded(tmp_path) == (1000000,) * 3
 
 
 def shorten(checkpoint: Path) -> None:
-    os.truncate(checkpoint / "weights.pt", 3)
+    os.truncate(checkpoint / "engine.safetensors", 3)
 
 
 def lose_manifest(checkpoint: Path) -> None:
@@ -102,7 +115,7 @@ def lose_manifest(checkpoint: Path) -> None:
 
 
 def lose_file(checkpoint: Path) -> None:
-    (checkpoint / "weights.pt").unlink()
+    (checkpoint / "engine.safetensors").unlink()
 
 
 def garble_manifest(checkpoint: Path) -> None:
@@ -121,7 +134,25 @@ TEARS = pytest.mark.parametrize("tear", [shorten, lose_manifest, lose_file, garb
 def test_torn_checkpoint_is_passed_over(tmp_path, tear):
     save_steps(tmp_path, 1, 2, 3)
     tear(tmp_path / "step-00000003")
-    assert loaded(tmp_path) == (2, b"weights of 2", 2)
+    assert loaded(tmp_path) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("tear", "reason"),
+    [
+        (shorten, r"engine.safetensors has 3 of \d+ bytes"),
+        (lose_manifest, "manifest.json is missing"),
+        (lose_file, "engine.safetensors is missing"),
+        (garble_manifest, "manifest.json is garbled"),
+        (empty_manifest, "manifest.json is garbled"),
+    ],
+)
+def test_what_is_skipped_is_named_with_its_reason(tmp_path, tear, reason):
+    save_steps(tmp_path, 1, 2, 3)
+    tear(tmp_path / "step-00000003")
+    name, skipped = choose_checkpoint(tmp_path)
+    assert name == "step-00000002" and len(skipped) == 1
+    assert re.fullmatch(rf"step-00000003 \({reason}\)", skipped[0])
 
 
 @TEARS
@@ -136,17 +167,17 @@ def test_torn_checkpoint_is_written_over_when_the_run_gets_there_again(tmp_path)
     save_steps(tmp_path, 1, 2)
     shorten(tmp_path / "step-00000002")
     save_steps(tmp_path, 2)
-    assert loaded(tmp_path) == (2, b"weights of 2", 2)
+    assert loaded(tmp_path) == (2, 2, 2)
 
 
 def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
     save_steps(tmp_path, 1)
     leftover = tmp_path / ".tmp-step-00000002"
     leftover.mkdir()
-    (leftover / "weights.pt").write_bytes(b"half")
-    assert loaded(tmp_path)[0] == 1
-    save_steps(tmp_path, 2)
-    assert loaded(tmp_path) == (2, b"weights of 2", 2) and not leftover.exists()
+    (leftover / "engine.safetensors").write_bytes(b"half")
+    assert choose_checkpoint(tmp_path) == ("step-00000001", [".tmp-step-00000002 (a save that did not end)"])
+    save_steps(tmp_path, 3)
+    assert loaded(tmp_path) == (3, 3, 3) and not leftover.exists()
 
 
 def test_nothing_to_resume_from_says_what_there_is(tmp_path):
@@ -154,7 +185,8 @@ def test_nothing_to_resume_from_says_what_there_is(tmp_path):
         loaded(tmp_path / "none")
     save_steps(tmp_path, 4)
     shorten(tmp_path / "step-00000004")
-    with pytest.raises(NoCheckpointError, match=r"to resume from; not whole: step-00000004\. Start without"):
+    reason = r"; not whole: step-00000004 \(engine.safetensors has 3 of \d+ bytes\)\. Start without"
+    with pytest.raises(NoCheckpointError, match=reason):
         loaded(tmp_path)
 
 

@@ -11,16 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenfield.pretrain.engine import EngineConfig, adopt_slurm_environment, parameter_groups, start_distributed
+from evenfield.data_pipelines.settings import SettingsError, load_settings
+from evenfield.pretrain.engine import EngineConfig, parameter_groups
+from evenfield.pretrain.launch import adopt_slurm_environment, check_version, start_distributed
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
 
 
 sys.path.insert(0, str(Path(__file__).parent))
 from optimizer_steps import (
     CLIP_NORM,
+    LEARNING_RATES,
     batch_of,
     engine_steps,
     largest_difference,
+    moment_deviation,
     new_engine,
     new_potential,
     parts_of_steps,
@@ -40,8 +44,9 @@ def steps(train_structures) -> list:
 
 
 @pytest.fixture(scope="module")
-def reference(steps) -> tuple:
-    return plain_steps(steps)
+def reference(train_structures) -> tuple:
+    """All structures of a step in one batch."""
+    return plain_steps([[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures, 1)])
 
 
 # --- parity
@@ -49,27 +54,50 @@ def reference(steps) -> tuple:
 
 def test_reference_moves_and_is_clipped_in_some_steps_only(reference):
     """Else the comparisons below would prove little."""
-    weights_after, losses, norms = reference
+    weights_after, losses, norms, _ = reference
     assert largest_difference(weights_after, weights(new_potential())) > 1e-2
     assert min(norms) < 0.9 * CLIP_NORM and max(norms) > 1.5 * CLIP_NORM
     assert len(set(losses)) == len(losses)
 
 
 @STAGES
-def test_steps_equal_plain_torch(steps, reference, zero_stage):
-    """Two accumulated batches are one step, and one loss normalised by the counts of both."""
-    engine = new_engine(zero_stage)
-    assert engine_steps(engine, steps) == pytest.approx(reference[1], rel=1e-6)
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_steps_equal_plain_torch(train_structures, reference, zero_stage, accumulation):
+    """20 steps: losses, gradients and weights of one big batch, and of its uneven parts with different heads."""
+    steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures, accumulation)]
+    engine, moments = new_engine(zero_stage), []
+    assert engine_steps(engine, steps, moments) == pytest.approx(reference[1], rel=1e-5)
+    assert moment_deviation(moments, reference[3]) < 1e-5
     assert largest_difference(weights(engine.potential), reference[0]) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("zero_stage", 3, "3 is refused: its hooks drop the weights"),
+        ("precision", "float64", "float64 is refused: DeepSpeed would keep float32 master weights"),
+    ],
+)
+def test_what_would_go_wrong_silently_is_refused_with_the_reason(key, value, reason):
+    with pytest.raises(SettingsError, match=rf"{key}: {reason}"):
+        load_settings(EngineConfig, overrides=[f"{key}={value}"])
+
+
+def test_potential_in_double_precision_is_refused():
+    with pytest.raises(ValueError, match=r"torch\.float64, not torch\.float32: DeepSpeed would train float32 copies"):
+        new_engine(1, new_potential().double())
+
+
 @STAGES
-def test_accumulated_batches_equal_one_big_batch(train_structures, steps, zero_stage):
-    accumulated, at_once = new_engine(zero_stage), new_engine(zero_stage)
-    big = [[batch_of([s for part in parts for s in part])] for parts in parts_of_steps(train_structures)]
-    losses = engine_steps(accumulated, steps)
-    assert engine_steps(at_once, big) == pytest.approx(losses, rel=1e-5)
-    assert largest_difference(weights(accumulated.potential), weights(at_once.potential)) < 2e-6
+def test_step_returns_the_norm_before_the_clip(steps, zero_stage):
+    engine = new_engine(zero_stage)
+    norms = []
+    for batches, learning_rate in zip(steps[:3], LEARNING_RATES, strict=False):
+        counts = sum(label_counts(batch) for batch in batches)
+        for batch in batches:
+            engine.backward(weighted_loss(engine.forward(batch), batch, counts, LossConfig()))
+        norms.append(engine.step(learning_rate))
+    assert norms == pytest.approx(plain_steps(steps)[2][:3], rel=1e-4)
 
 
 # --- gradients that are not finite
@@ -134,10 +162,18 @@ def test_frozen_parameters_are_left_to_nobody():
 # --- start
 
 
-def test_unknown_deepspeed_is_refused(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"deepspeed": "0.20.1"}[name])
-    with pytest.raises(RuntimeError, match=r"deepspeed 0\.20\.1 has not passed the parity tests: install 'deepspeed>="):
+@pytest.mark.parametrize("version", ["0.20.0", "0.19.7", "1.0", "0.9.19"])
+def test_unknown_deepspeed_is_refused(monkeypatch, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"deepspeed": version}[name])
+    with pytest.raises(
+        RuntimeError, match=f"deepspeed {version} has not passed the parity tests: install 'deepspeed>="
+    ):
         start_distributed()
+
+
+@pytest.mark.parametrize("version", ["0.19.8", "0.19.11+cu130"])
+def test_known_deepspeed_is_taken(version):
+    check_version(version)
 
 
 def test_names_of_srun_are_adopted():
@@ -169,7 +205,7 @@ def test_other_environments_are_left_alone(environment):
 def test_ranks_of_this_process_do_not_confuse_one_that_it_starts():
     """A notebook that has trained, then runs a command: the command is a world of its own."""
     start_distributed()
-    code = "from evenfield.pretrain.engine import start_distributed; start_distributed(); print('joined')"
+    code = "from evenfield.pretrain.launch import start_distributed; start_distributed(); print('joined')"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import ase.io
@@ -18,6 +19,10 @@ from evenfield.data_pipelines.shards import BrokenDataSetError
 from evenfield.model_zoo.hub import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks import Callback
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import add_callback
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +57,21 @@ def test_reference_energies_are_fitted_to_all_sets(folders):
 
 class Stop(Callback):
     def on_step(self, trainer, report) -> None:
-        trainer.stop_requested |= report.step == 4
+        if report.step == 4:
+            trainer.stop.by = "a test"
 
 
 def test_mixed_run_is_exact_under_resume_and_its_card_names_both_sets(folders, run_config, monkeypatch):
     changes = {"data": [str(folders["even"]), str(folders["odd"])], "mixing": {"shares": {"even": 0.7, "odd": 0.3}}}
     model = run.pretrain(run_config("whole", **changes), quiet=True)
-    original = run._callbacks
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_callbacks", lambda *args: [*original(*args), Stop()])
+        add_callback(patch, Stop())
         assert run.pretrain(run_config("parts", **changes), quiet=True) is None
     checkpoints = Path(run_config("parts").out) / "checkpoints"
     newest = checkpoints / (checkpoints / "latest").read_text()
     state = json.loads((newest / "manifest.json").read_text())["states"][0]["stream"]
     assert state["drawn"] == 5 and set(state["sources"]) == {"even", "odd"}
-    parts = run.pretrain(run_config("parts", **changes), resume=True, quiet=True)
+    parts = run.pretrain(run_config("parts", **changes), resume="must", quiet=True)
     one, other = (load_file(folder / "model.safetensors") for folder in (model, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     record = load(model).record

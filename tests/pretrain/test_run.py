@@ -18,9 +18,9 @@ from evenfield.data_pipelines.census import read_census
 from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
 from evenfield.model_zoo.hub import load
 from evenfield.pretrain import callbacks
-from evenfield.pretrain.callbacks import Metrics, ProgressBar
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.evaluation import evaluate, predict, summarise
+from evenfield.pretrain.metrics import Metrics, ProgressBar
 from evenfield.pretrain.run import pretrain
 from evenfield.pretrain.start import build_potential
 from evenfield.pretrain.train import StepReport
@@ -197,7 +197,7 @@ def test_resume_drops_later_rows_and_a_cut_off_line(tmp_path):
     path.write_text("\n".join(rows) + '\n{"event": "st')
     metrics = Metrics(path, start_step=4)
     metrics.write({"event": "step", "step": 5})
-    metrics.on_end(None)
+    metrics.close()
     assert [(row["event"], row["step"]) for row in rows_of(tmp_path)] == [
         *(("step", step) for step in range(1, 5)),
         ("evaluation", 4),
@@ -226,13 +226,13 @@ def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config
     config = run_config(max_steps=3)
     model = pretrain(config, quiet=True)
     weights, metrics = (model / "model.safetensors").read_bytes(), (Path(config.out) / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"run: holds a run saved at step-00000003: add --resume to go on, or name"):
+    with pytest.raises(ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"):
         pretrain(config, quiet=True)
     assert (Path(config.out) / "metrics.jsonl").read_bytes() == metrics
-    assert pretrain(config, resume=True, quiet=True) == model  # nothing left to do: the results are written again
+    assert pretrain(config, resume="must", quiet=True) == model  # nothing left to do: the results are written again
     assert (model / "model.safetensors").read_bytes() == weights
     longer = run_config(max_steps=5)
-    pretrain(longer, resume=True, quiet=True)
+    pretrain(longer, resume="must", quiet=True)
     assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3, 4, 5]
 
 
@@ -242,7 +242,7 @@ def test_progress_bar_survives_a_step_without_a_loss():
     for step, loss in enumerate((float("nan"), 2.0, float("inf"), 2.0), start=1):
         bar.on_step(None, StepReport(step, 0, loss, 1e-3, 10, 100, 0.1, 0.5))
         shown.append(bar._bar.tasks[0].fields["figures"].split("  ")[:2])
-    bar.on_end(None)
+    bar.close()
     assert shown == [["loss nan", "20 structures/s"], *[["loss 2.000", "20 structures/s"]] * 3]
 
 

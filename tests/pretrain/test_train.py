@@ -1,4 +1,4 @@
-"""The loop: golden losses, schedule, steps that are skipped, signals."""
+"""The loop: schedule, steps that are skipped, signals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from evenfield.pretrain.train import Trainer, learning_rate_at
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import add_callback
 from optimizer_steps import (
     FixedStream,
     batch_of,
@@ -30,23 +31,6 @@ from optimizer_steps import (
     weights,
     with_coinciding_atoms,
 )
-
-
-# To write these anew after a wanted change of model, loss, optimizer, stream or data set, run this test and copy the
-# list that it prints.
-GOLDEN_LOSSES = [
-    *(0.79509, 0.62427, 0.49546, 1.83555, 1.19251, 0.96557, 1.07088, 0.60186, 0.75846, 0.79738),
-    *(1.77814, 0.33456, 0.96552, 0.51022, 0.49997, 0.68371, 0.93574, 2.13823, 0.63491, 1.01681),
-]
-
-
-def test_losses_of_twenty_steps_are_what_they_were(run_config):
-    config = run_config(max_steps=20)
-    run.pretrain(config, quiet=True)
-    rows = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row["event"] == "step"]
-    print([round(loss, 5) for loss in losses])
-    assert losses == pytest.approx(GOLDEN_LOSSES, rel=2e-4)  # rounding differs between machines
 
 
 # --- schedule
@@ -148,12 +132,6 @@ def test_exploded_weights_end_the_run_and_the_metrics_say_where(run_config, monk
     assert rows[2]["loss"] > 0 and rows[3]["loss"] is None
 
 
-def add_callback(monkeypatch, callback: Callback) -> None:
-    """Let `pretrain` call one more."""
-    original = run._callbacks
-    monkeypatch.setattr(run, "_callbacks", lambda *args: [*original(*args), callback])
-
-
 # --- epochs and ends
 
 
@@ -216,9 +194,9 @@ def test_sigterm_saves_and_resume_ends_where_the_whole_run_does(run_config, monk
     with monkeypatch.context() as patch:
         add_callback(patch, Kill(4))
         assert run.pretrain(run_config("stopped")) is None
-    assert "stopped at step 5, saved; go on with" in capsys.readouterr().out
+    assert "stopped at step 5 by SIGTERM, saved; go on with" in capsys.readouterr().out
     out = Path(run_config("stopped").out)
     assert (out / "checkpoints" / "latest").read_text() == "step-00000005"
     assert not (out / "model").exists()
-    resumed = run.pretrain(run_config("stopped"), resume=True, quiet=True)
+    resumed = run.pretrain(run_config("stopped"), resume="must", quiet=True)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from evenfield.data_pipelines.stream import Stream, StreamConfig
 from evenfield.pretrain.checkpoints import load_checkpoint
+from evenfield.pretrain.run import pretrain
 
 
 HERE = Path(__file__).parent
@@ -23,9 +26,11 @@ from optimizer_steps import (  # noqa: E402
     MODEL,
     batch_of,
     largest_difference,
+    moment_deviation,
     new_engine,
     parts_of_steps,
     plain_steps,
+    small_config,
 )
 
 
@@ -36,6 +41,7 @@ pytestmark = pytest.mark.slow  # one start of two processes serves all
 def out(data_set, tmp_path_factory) -> Path:
     """What two_ranks.py wrote on two ranks."""
     folder = tmp_path_factory.mktemp("two-ranks")
+    pretrain(small_config(data_set, folder / "elastic", max_steps=3, engine={"zero_stage": 1}), quiet=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     no_ranks = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     environment = no_ranks | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -52,17 +58,19 @@ def ranks(out) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def reference(train_structures) -> tuple:
-    steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures)]
-    return plain_steps(steps)
+    return plain_steps([[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures, 1)])
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_uneven_ranks_with_different_heads_equal_plain_torch(ranks, reference, zero_stage):
+def test_uneven_ranks_with_different_heads_equal_plain_torch(ranks, reference, zero_stage, accumulation):
     """ZeRO 1 and 2 mix up gradients when a rank does not touch the other's head; a mean per rank is off by percents."""
-    weights, losses, _ = reference
+    weights, losses, _, moments = reference
     for rank in ranks:
-        assert rank[zero_stage]["losses"] == pytest.approx(losses, rel=1e-5)
-        assert largest_difference(rank[zero_stage]["weights"], weights) < 2e-6  # they move by 1e-2
+        steps = rank[zero_stage][f"parity-{accumulation}"]
+        assert steps["losses"] == pytest.approx(losses, rel=1e-5)
+        assert moment_deviation(steps["moments"], moments) < 1e-5
+        assert largest_difference(steps["weights"], weights) < 2e-6  # they move by 1e-2
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -83,30 +91,51 @@ def test_resume_where_one_rank_has_no_batch_left_is_exact(ranks):
         assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_checkpoint_of_two_ranks_goes_on_on_one_and_sees_the_rest_once(out, data_set, train_structures, tmp_path):
-    """Each rank had taken one batch a step in the first epoch."""
+def test_one_rank_then_two_then_one_see_every_structure_of_the_epoch_once(out, ranks, data_set, train_structures):
+    """In stages 1, 2 and 0. Each takes up the very weights; the first and the last part are read off their streams."""
+    folder = out / "elastic" / "checkpoints"
+    saved = load_file(folder / "step-00000003" / "engine.safetensors")
+    for rank in ranks:
+        taken_up = rank["elastic"]["taken_up"]
+        assert all(torch.equal(weight, saved[f"weight/{name}"]) for name, weight in taken_up.items())
+    first = list(islice(stream(data_set).batches(), 3))
+    engine, rest = new_engine(0), stream(data_set)
+    found = load_checkpoint(folder, engine)
+    assert found.step == 5
+    taken_up, saved = engine.state(), load_file(folder / "step-00000005" / "engine.safetensors")
+    assert all(torch.equal(taken_up[name], saved[name]) for name in saved)
+    rest.load_state([state["stream"] for state in found.states])
+    seen = Counter(name for batch in [*first, *to_the_end_of_the_epoch(rest)] for name in batch.structure_id)
+    seen += Counter(name for rank in ranks for name in rank["elastic"]["seen"])
+    assert seen == Counter(s.structure_id for s in train_structures)
+    losses = [json.loads(line)["loss"] for line in (out / "elastic" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 5 and all(0 < loss < 10 for loss in losses)
 
-    def stream(rank: int = 0, world_size: int = 1) -> Stream:
-        config = StreamConfig(edge_budget=1500, window_blocks=2)
-        return Stream(
-            data_set,
-            config,
-            cutoff=MODEL["cutoff"],
-            levels_of_theory=list(LEVELS),
-            rank=rank,
-            world_size=world_size,
-        )
 
-    checkpoint = out / "run" / "checkpoints" / "step-00000003"
-    (tmp_path / checkpoint.name).symlink_to(checkpoint)
-    engine, rest = new_engine(0), stream()
-    step, states = load_checkpoint(tmp_path, engine)
-    rest.load_state([state["stream"] for state in states])
-    before = [batch for rank in (0, 1) for batch in islice(stream(rank, 2).batches(), step)]
-    after = []
+def stream(data_set: Path, rank: int = 0, world_size: int = 1) -> Stream:
+    config = StreamConfig(edge_budget=1500, window_blocks=2)
+    levels = list(LEVELS)
+    return Stream(data_set, config, cutoff=MODEL["cutoff"], levels_of_theory=levels, rank=rank, world_size=world_size)
+
+
+def to_the_end_of_the_epoch(rest: Stream) -> list:
+    batches = []
     for batch in rest.batches():
-        after.append(batch)
+        batches.append(batch)
         if rest.epoch > 0:
             break
+    return batches
+
+
+def test_checkpoint_of_two_ranks_goes_on_on_one_and_sees_the_rest_once(out, data_set, train_structures, tmp_path):
+    """Each rank had taken one batch a step in the first epoch."""
+    checkpoint = out / "run" / "checkpoints" / "step-00000003"
+    (tmp_path / checkpoint.name).symlink_to(checkpoint)
+    engine, rest = new_engine(0), stream(data_set)
+    found = load_checkpoint(tmp_path, engine)
+    step, states = found.step, found.states
+    rest.load_state([state["stream"] for state in states])
+    before = [batch for rank in (0, 1) for batch in islice(stream(data_set, rank, 2).batches(), step)]
+    after = to_the_end_of_the_epoch(rest)
     seen = Counter(name for batch in [*before, *after] for name in batch.structure_id)
     assert seen == Counter(s.structure_id for s in train_structures)

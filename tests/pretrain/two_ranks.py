@@ -10,32 +10,56 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from optimizer_steps import (
-    MODEL,
     FixedStream,
     batch_of,
     engine_config,
     engine_steps,
     new_engine,
     parts_of_steps,
+    small_config,
     weights,
     with_coinciding_atoms,
 )
 
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.model_zoo.hub import load
-from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import start_distributed
+from evenfield.pretrain.checkpoints import load_checkpoint
+from evenfield.pretrain.launch import start_distributed
 from evenfield.pretrain.loss import LossConfig
 from evenfield.pretrain.run import pretrain
 from evenfield.pretrain.train import Trainer
 
 
 def parity(data: Path, zero_stage: int) -> dict:
-    """Some steps with uneven ranks that use different heads."""
-    steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(list(iter_structures(data, "train")))]
-    engine = new_engine(zero_stage)
-    losses = engine_steps(engine, steps)
-    return {"weights": weights(engine.potential), "losses": losses}
+    """20 steps with uneven ranks that use different heads, of one and of two batches a rank."""
+    outcome = {}
+    for accumulation in (1, 2):
+        parts = parts_of_steps(list(iter_structures(data, "train")), 2 * accumulation)
+        engine, moments = new_engine(zero_stage), []
+        losses = engine_steps(engine, [[batch_of(part) for part in step] for step in parts], moments)
+        outcome[f"parity-{accumulation}"] = {
+            "weights": weights(engine.potential),
+            "losses": losses,
+            "moments": moments,
+        }
+    return outcome
+
+
+def elastic(out: Path, data: Path) -> dict:
+    """A run of one rank goes on on two, in another stage; what they see, and what they take up."""
+    engine = new_engine(2)
+    load_checkpoint(out / "checkpoints", engine)
+    taken_up, seen = weights(engine.potential), []
+    take_step = Trainer.train_step
+
+    def note(self, work):
+        seen.extend(name for batch in work.batches for name in batch.structure_id)
+        return take_step(self, work)
+
+    Trainer.train_step = note
+    pretrain(small_config(data, out, max_steps=5, engine={"warmup_steps": 2, "zero_stage": 2}), "must", quiet=True)
+    Trainer.train_step = take_step
+    return {"taken_up": taken_up, "seen": seen}
 
 
 def bad_step(data: Path, zero_stage: int) -> dict:
@@ -57,16 +81,7 @@ def bad_step(data: Path, zero_stage: int) -> dict:
 
 def resume(data: Path, out: Path, rank: int) -> dict:
     """A whole run, and the same again from a checkpoint at which rank 1 had begun the next epoch alone."""
-    config = PretrainConfig(
-        data=str(data),
-        out=str(out),
-        max_steps=12,
-        evaluate_every=100,
-        model=MODEL,
-        stream={"edge_budget": 1500, "window_blocks": 2},
-        engine={"warmup_steps": 2},
-        checkpoints={"every": 1, "keep": 100},
-    )
+    config = small_config(data, out)
     whole = load(pretrain(config, quiet=True)).potential.state_dict()
     checkpoints = sorted((out / "checkpoints").glob("step-*"))
     manifests = [json.loads((path / "manifest.json").read_text()) for path in checkpoints]
@@ -78,7 +93,7 @@ def resume(data: Path, out: Path, rank: int) -> dict:
         for path in checkpoints[ahead + 1 :]:
             shutil.rmtree(path)
     dist.barrier()
-    again = load(pretrain(config, resume=True, quiet=True)).potential.state_dict()
+    again = load(pretrain(config, resume="must", quiet=True)).potential.state_dict()
     return {"whole": whole, "again": again, "resumed_from": manifests[ahead]["step"]}
 
 
@@ -94,6 +109,7 @@ def main(data: Path, out: Path) -> None:
     rank = dist.get_rank()
     result: dict = {stage: parity(data, stage) | bad_step(data, stage) for stage in (0, 1, 2)}
     result["resume"] = resume(data, out / "run", rank)
+    result["elastic"] = elastic(out / "elastic", data)
     torch.save(result, out / f"rank-{rank}.pt")
     dist.destroy_process_group()
 

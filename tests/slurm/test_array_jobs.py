@@ -1,0 +1,78 @@
+"""The recipes of job arrays on a real Slurm: conversion in parts, a few-shot curve, evaluations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from evenfield.data_pipelines.convert import ConvertConfig, convert, write_data_set
+from evenfield.data_pipelines.shards import read_info
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.package import save_model
+
+
+pytestmark = pytest.mark.slow
+
+RECIPES = Path(__file__).parents[2] / "slurm"
+ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+
+
+def states(cluster, job: str) -> list[str]:
+    words = cluster.run("scontrol", "show", "job", job).split()
+    return [word.partition("=")[2] for word in words if word.startswith("JobState=")]
+
+
+def await_end(cluster, *jobs: str) -> None:
+    for job in jobs:
+        cluster.wait(lambda job=job: all(state in ENDED for state in states(cluster, job)), 180, f"end of {job}")
+        assert set(states(cluster, job)) == {"COMPLETED"}, cluster.logs()
+
+
+@pytest.fixture(scope="module")
+def model(data_set, tmp_path_factory) -> Path:
+    """An untrained model of one level of theory."""
+    torch.manual_seed(0)
+    config = PotentialConfig(
+        channels=4, l_max=1, num_layers=1, readout_size=8, radial_hidden=8, cutoff=4.0, levels_of_theory=["EMT"]
+    )
+    folder = tmp_path_factory.mktemp("model") / "base"
+    elements = {"EMT": ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]}
+    record = ModelRecord(name="base", licence="CC0-1.0", elements=elements)
+    save_model(folder, Potential(config), record)
+    return folder
+
+
+def test_conversion_shared_by_an_array_then_finished(cluster, emt_file, tmp_path):
+    words = [str(RECIPES / "convert.sbatch"), str(emt_file), str(tmp_path / "out"), "columns.level_of_theory=level"]
+    array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
+    last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
+    await_end(cluster, array, last)
+    convert(emt_file, tmp_path / "here", ConvertConfig(columns={"level_of_theory": "level"}), workers=1)
+    assert read_info(tmp_path / "out")["shards"] == read_info(tmp_path / "here")["shards"]
+
+
+@pytest.fixture
+def one_level(train_structures, tmp_path) -> Path:
+    """A data set of one level of theory, a fifth of it for testing."""
+    own = [s for s in train_structures if s.level_of_theory == "EMT"][:30]
+    parts = [replace(s, split="test" if k % 5 == 0 else "train") for k, s in enumerate(own)]
+    write_data_set(parts, tmp_path / "emt", {"file": "part", "sha256": ""}, ConvertConfig())
+    return tmp_path / "emt"
+
+
+def test_curve_shared_by_an_array_and_evaluations(cluster, model, one_level, tmp_path):
+    curve = tmp_path / "curve.json"
+    words = [str(RECIPES / "finetune_curve.sbatch"), str(model), str(one_level), str(curve)]
+    words += ["sizes=[4]", "seeds=[3,4]", "scratch_steps=2", "strategies=[refit]"]
+    evaluate = [str(RECIPES / "evaluate.sbatch"), str(model), str(tmp_path / "errors"), str(one_level)]
+    array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
+    last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
+    await_end(cluster, array, last, cluster.submit("--array=0", *evaluate, cwd=tmp_path))
+    rows = json.loads(curve.read_text())["rows"]
+    assert {row["seed"] for row in rows} == {3, 4}
+    errors = json.loads((tmp_path / "errors" / one_level.name / "evaluation.json").read_text())
+    assert errors["split"] == "test" and errors["force_mae"] > 0
