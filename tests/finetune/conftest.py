@@ -90,8 +90,8 @@ def sets(emt_file, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def model(sets, tmp_path_factory) -> LoadedModel:
-    """A model of 6 metals."""
+def model_folder(sets, tmp_path_factory) -> Path:
+    """The folder of a model of 6 metals."""
     config = PretrainConfig(
         data=str(sets["base"]),
         out=str(tmp_path_factory.mktemp("runs") / "metals"),
@@ -102,4 +102,10 @@ def model(sets, tmp_path_factory) -> LoadedModel:
         stream={"edge_budget": 1500},
         engine={"warmup_steps": 5},
     )
-    return load(pretrain(config, quiet=True))
+    return pretrain(config, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def model(model_folder) -> LoadedModel:
+    """A model of 6 metals."""
+    return load(model_folder)

@@ -61,29 +61,29 @@ def test_scripts_are_short() -> None:
     assert len(lengths) == 6 and max(lengths.values()) <= 25, lengths
 
 
-def test_refit_on_own_data(model, files, tmp_path, monkeypatch, capsys):
+def test_refit_on_own_data(model_folder, files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "tuned"
-    text = script("refit_own_data", model.reference, files / "mine.extxyz", out, monkeypatch=monkeypatch, capsys=capsys)
+    text = script("refit_own_data", str(model_folder), files / "mine.extxyz", out, monkeypatch=monkeypatch, capsys=capsys)
     assert "step 0: E0 refitted" in text and f"saved in {out}" in text
     assert model_zoo.load(out).potential.config.levels_of_theory == ["EMT", "mine"]
     assert load_posterior(out).level_of_theory == "mine"
 
 
-def test_new_element(model, files, tmp_path, monkeypatch, capsys):
-    words = (model.reference, files / "mine.extxyz", tmp_path / "tuned", 6)
+def test_new_element(model_folder, files, tmp_path, monkeypatch, capsys):
+    words = (str(model_folder), files / "mine.extxyz", tmp_path / "tuned", 6)
     text = script("new_element", *words, monkeypatch=monkeypatch, capsys=capsys)
     assert "learned: ['Pt']" in text and "new-element: force MAE" in text
     assert "Pt" in model_zoo.load(tmp_path / "tuned").record.elements["mine"]
 
 
-def test_other_functional_by_energies_in_ref_columns(model, files, tmp_path, monkeypatch, capsys):
-    words = (model.reference, files / "reference.extxyz", tmp_path / "tuned", "PBE0")
+def test_other_functional_by_energies_in_ref_columns(model_folder, files, tmp_path, monkeypatch, capsys):
+    words = (str(model_folder), files / "reference.extxyz", tmp_path / "tuned", "PBE0")
     text = script("other_functional", *words, monkeypatch=monkeypatch, capsys=capsys)
     assert "with ['EMT', 'PBE0']" in text and "E0 shifts" in text
 
 
-def test_energy_only(model, files, tmp_path, monkeypatch, capsys):
-    words = (model.reference, files / "mine.extxyz", tmp_path / "tuned", 6)
+def test_energy_only(model_folder, files, tmp_path, monkeypatch, capsys):
+    words = (str(model_folder), files / "mine.extxyz", tmp_path / "tuned", 6)
     text = script("energy_only", *words, monkeypatch=monkeypatch, capsys=capsys)
     errors = [float(x) for x in re.findall(r"energy MAE ([\d.]+) meV", text)]
     assert errors[-1] <= errors[0]
@@ -91,15 +91,15 @@ def test_energy_only(model, files, tmp_path, monkeypatch, capsys):
     assert training["step0"][0]["force_mae"] is None
 
 
-def test_property_readout_beats_the_mean(model, files, monkeypatch, capsys):
-    words = (model.reference, files / "all.extxyz", "volume")
+def test_property_readout_beats_the_mean(model_folder, files, monkeypatch, capsys):
+    words = (str(model_folder), files / "all.extxyz", "volume")
     text = script("property_readout", *words, monkeypatch=monkeypatch, capsys=capsys)
     error, baseline = map(float, re.search(r"volume: ([\d.e-]+); of the mean: ([\d.e-]+)", text).groups())
     assert error < 0.6 * baseline
 
 
-def test_uncertainty(model, files, tmp_path, monkeypatch, capsys):
-    words = (model.reference, files / "mine.extxyz", tmp_path / "tuned")
+def test_uncertainty(model_folder, files, tmp_path, monkeypatch, capsys):
+    words = (str(model_folder), files / "mine.extxyz", tmp_path / "tuned")
     text = script("uncertainty", *words, monkeypatch=monkeypatch, capsys=capsys)
     spreads = [float(x) for x in re.findall(r"spread ([\d.]+) eV/A", text)]
     assert spreads and np.isfinite(spreads).all() and max(spreads) > 0
@@ -112,11 +112,11 @@ SHORTER = {"gradient.max_steps=300": "gradient.max_steps=4 gradient.evaluate_eve
 SHORTER |= {"sizes=[4,16] seeds=[0,1,2]": "sizes=[4] seeds=[0] scratch_steps=2 finetune.gradient.max_steps=2"}
 
 
-def test_tutorial(model, files, tmp_path, monkeypatch, capsys):
+def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "finetuning.md").read_text()
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    Path("runs/model").symlink_to(Path(model.reference).parent)
+    Path("runs/model").symlink_to(model_folder.parent)
     Path("mine.extxyz").write_bytes((files / "mine.extxyz").read_bytes())
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("evenfield")]
@@ -136,11 +136,11 @@ def test_tutorial(model, files, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_array_tasks_of_the_slurm_recipe_then_its_last_job(model, sets, tmp_path):
+def test_array_tasks_of_the_slurm_recipe_then_its_last_job(model_folder, sets, tmp_path):
     base = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
     base |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     out = tmp_path / "fewshot.json"
-    words = ["bash", str(ROOT / "slurm" / "finetune_curve.sbatch"), model.reference, str(sets["platinum"]), str(out)]
+    words = ["bash", str(ROOT / "slurm" / "finetune_curve.sbatch"), str(model_folder), str(sets["platinum"]), str(out)]
     words += ["sizes=[2,4]", "seeds=[0]", "scratch_steps=0"]
     array = [{"SLURM_ARRAY_TASK_ID": k, "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "2"} for k in "45"]
     for variables in (*array, {}):
@@ -151,8 +151,8 @@ def test_array_tasks_of_the_slurm_recipe_then_its_last_job(model, sets, tmp_path
     assert len(rows) == 6 and out.with_suffix(".png").exists()
 
 
-def test_wrong_share_of_an_array_is_named(model, sets, tmp_path, monkeypatch, capsys):
-    words = ["evenfield", "finetune", "curve", model.reference, str(sets["platinum"]), str(tmp_path / "x.json")]
+def test_wrong_share_of_an_array_is_named(model_folder, sets, tmp_path, monkeypatch, capsys):
+    words = ["evenfield", "finetune", "curve", str(model_folder), str(sets["platinum"]), str(tmp_path / "x.json")]
     monkeypatch.setattr(sys, "argv", [*words, "--task", "3/2"])
     with pytest.raises(SystemExit):
         cli.main()
