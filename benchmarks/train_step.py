@@ -126,7 +126,7 @@ def main() -> None:
         "results": results,
     }
     source = options.structures.name.split(".")[0] if options.structures else "cu128"
-    name = f"train_step_{options.peer}_{options.peer_mode}_c{options.channels}_{source}.json"
+    name = f"train_step_{options.mode}_{options.peer}_{options.peer_mode}_c{options.channels}_{source}.json"
     output = options.output or RESULTS / name
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
