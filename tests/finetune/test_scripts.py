@@ -63,9 +63,8 @@ def test_scripts_are_short() -> None:
 
 def test_refit_on_own_data(model_folder, files, tmp_path, monkeypatch, capsys):
     out = tmp_path / "tuned"
-    text = script(
-        "refit_own_data", str(model_folder), files / "mine.extxyz", out, monkeypatch=monkeypatch, capsys=capsys
-    )
+    words = (str(model_folder), files / "mine.extxyz", out)
+    text = script("refit_own_data", *words, monkeypatch=monkeypatch, capsys=capsys)
     assert "step 0: E0 refitted" in text and f"saved in {out}" in text
     assert model_zoo.load(out).potential.config.levels_of_theory == ["EMT", "mine"]
     assert load_posterior(out).level_of_theory == "mine"

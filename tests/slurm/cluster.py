@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class Cluster:
         self.folder = folder
         self.environment = os.environ | {
             "SLURM_CONF": str(folder / "slurm.conf"),
-            "PATH": f"{os.environ['PATH']}:{SBIN}",
+            # as if the environment were activated, which `make test` does not do
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{SBIN}",
         }
         for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "RANK", "WORLD_SIZE"))]:
             del self.environment[name]
