@@ -89,7 +89,7 @@ def _cell(
     """The rows of one fine-tuning: its strategy, and the steps before it."""
     settings = config.finetune.model_copy(update={"num_structures": num_structures, "seed": seed})
     options = settings.model_dump(include={"num_structures", "seed", "valid_share"})
-    target = open_target(data, **options)
+    target = open_target(data, **options, strategy=name)
     target = replace(target, test=_spread(target.test, config.test_structures))
     if name == "scratch":
         evaluation, seconds = _from_scratch(model, target.train + target.valid, target.test, config.scratch_steps, seed)

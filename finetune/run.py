@@ -103,7 +103,7 @@ def finetune(
 
 
 def _open(data: Path | str, config: FineTuneConfig, work: Path | None) -> Target:
-    options = config.model_dump(include={"num_structures", "seed", "valid_share"})
+    options = config.model_dump(include={"num_structures", "seed", "valid_share", "strategy"})
     return open_target(data, **options, source=config.source, work=work)
 
 

@@ -20,7 +20,9 @@ from ..model_zoo.package import TrainingData
 
 
 OTHERS = ("valid", "test")
-LEAST = 8  # structures; of fewer none is held out: one alone says nothing, and each is needed to learn from
+# structures; of fewer none is held out, since one or two say little and each is needed to learn from. The refit leaves
+# folds out itself, so it can do without for longer (docs/decisions/0009).
+LEAST, LEAST_OF_REFIT = 8, 32
 ENOUGH_GROUPS = 5  # to hold whole ones out
 COMMON_RECIPE = Path("ref_labels")  # labels in REF_* columns, as MACE's files have them
 
@@ -49,10 +51,12 @@ def open_target(
     valid_share: float = 0.2,
     source: SourceConfig | None = None,
     work: Path | None = None,
+    strategy: str = "auto",
 ) -> Target:
     """The target in a folder of a converted data set, or in any file, which is converted into the folder `work`.
 
-    A validation split is made of the training structures where the data have none. Raises ValueError when the data
+    A validation split is made of the training structures where the data have none and there are enough for the
+    strategy. Raises ValueError when the data
     mix levels of theory or have too few structures.
     """
     folder = Path(data) if (Path(data) / "dataset_info.json").is_file() else _converted(data, source, work)
@@ -62,7 +66,8 @@ def open_target(
         raise ValueError(f"{data}: mixes levels of theory ({', '.join(levels)}): fine-tune on one at a time")
     others = {split: list(iter_structures(folder, split)) if info["num_structures"][split] else [] for split in OTHERS}
     drawn, valid = draw(folder, num_structures, seed), others["valid"]
-    train, held_out = (drawn, valid) if valid else hold_out(drawn, valid_share, seed)
+    least = LEAST_OF_REFIT if strategy == "refit" else LEAST
+    train, held_out = (drawn, valid) if valid else hold_out(drawn, valid_share, seed, least)
     about = TrainingData(
         name=info["source"]["file"],
         sha256=info["source"]["sha256"],
@@ -84,9 +89,11 @@ def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Stru
     return [structures[k] for k in order[:num_structures]]
 
 
-def hold_out(structures: list[Structure], share: float, seed: int) -> tuple[list[Structure], list[Structure]]:
+def hold_out(
+    structures: list[Structure], share: float, seed: int, least: int = LEAST
+) -> tuple[list[Structure], list[Structure]]:
     """Training and validation structures; groups stay together where there are enough, copies always."""
-    if len(structures) < LEAST or share == 0:
+    if len(structures) < least or share == 0:
         return structures, []
     groups: dict[str, list[Structure]] = {}
     for s in structures:

@@ -14,6 +14,8 @@ from evenfield.finetune.save import save_finetuned
 reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
 result = finetune(model, data, FineTuneConfig(strategy="refit", ensemble=8), work=Path(out + "-data"))
+if not result.refit.error_after < 0.999 * result.refit.error_before:
+    print("no refit is better than step 0 on what is left out: the heads are alike, and their spread says nothing")
 tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
 calculators = [tuned.calculator(level_of_theory=level) for level in member_levels(result.level_of_theory, 8)]
 for structure in result.target.judged[1]:

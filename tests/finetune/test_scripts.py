@@ -99,11 +99,13 @@ def test_property_readout_beats_the_mean(model_folder, files, monkeypatch, capsy
     assert error < 0.6 * baseline
 
 
-def test_uncertainty(model_folder, files, tmp_path, monkeypatch, capsys):
-    words = (str(model_folder), files / "mine.extxyz", tmp_path / "tuned")
+@pytest.mark.parametrize("name", ["all", "mine"])
+def test_uncertainty(name, model_folder, files, tmp_path, monkeypatch, capsys):
+    words = (str(model_folder), files / f"{name}.extxyz", tmp_path / "tuned")
     text = script("uncertainty", *words, monkeypatch=monkeypatch, capsys=capsys)
     spreads = [float(x) for x in re.findall(r"spread ([\d.]+) eV/A", text)]
-    assert spreads and np.isfinite(spreads).all() and max(spreads) > 0
+    assert spreads and np.isfinite(spreads).all()
+    assert (max(spreads) > 0) != ("their spread says nothing" in text)  # a spread of nothing is not passed over
 
 
 # --- commands
