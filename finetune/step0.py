@@ -66,7 +66,7 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
     p = predict(potential, structures)
     pairs = {"forces": (_rows(p.forces), FORCE_UNITS, "eV/A"), "energy": (_energies(p), ENERGY_UNITS, "eV")}
     for label, (rows, units, ours) in pairs.items():
-        if len(rows) < 6 or not np.ptp(rows[:, 1]):
+        if len(rows) < 6 or not np.ptp(rows, axis=0).all():
             continue
         if not np.corrcoef(rows.T)[0, 1] > CORRELATION:
             continue
