@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -74,19 +75,15 @@ def _table(kinds: dict[str, tuple[Cost, Cost]], neighbours: float) -> Table:
 
     table = Table("", "MFLOP", "MB moved", "kB at the peak", "FLOP per byte")
     for name, (atom, edge) in kinds.items():
-        whole = [a + neighbours * e for a, e in zip(_values(atom), _values(edge), strict=True)]
+        whole = [a + neighbours * e for a, e in zip(astuple(atom), astuple(edge), strict=True)]
         for what, (flops, traffic, memory) in (
-            ("an atom without its edges", _values(atom)),
-            ("an edge", _values(edge)),
+            ("an atom without its edges", astuple(atom)),
+            ("an edge", astuple(edge)),
             (f"an atom with {neighbours:g} edges", whole),
         ):
             cells = (f"{flops / 1e6:.3f}", f"{traffic / 1e6:.3f}", f"{memory / 1e3:.1f}", f"{flops / traffic:.1f}")
             table.add_row(f"{name}: {what}", *cells)
     return table
-
-
-def _values(cost: Cost) -> tuple[float, float, float]:
-    return cost.flops, cost.traffic, cost.memory
 
 
 def _roofline(atom: Cost, edge: Cost, neighbours: float, dtype: torch.dtype) -> str:

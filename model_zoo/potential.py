@@ -97,7 +97,7 @@ class Potential(ExactBuffers):
             core_energies, core_slope = self.core_repulsion(batch, vectors, tiles)
             energies, slope = energies + core_energies, slope + core_slope
         energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
-        forces, stress = forces_and_stress(slope, vectors, tiles, batch)
+        forces, stress = forces_and_stress(slope, vectors.detach(), tiles, batch)
         return {"energy": energy, "energies": energies, "forces": forces, "stress": stress}
 
     def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
