@@ -31,6 +31,7 @@ from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine
 from evenfield.pretrain.launch import start_distributed
 from evenfield.pretrain.metrics import Metrics
+from evenfield.pretrain.run import open_stream
 from evenfield.pretrain.start import build_potential
 from evenfield.pretrain.train import StepReport, Trainer
 
@@ -87,14 +88,7 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
     seed_everything(0)
     potential = build_potential(config, data)
     engine = Timed(DeepSpeedEngine(potential, config.engine))
-    stream = data.stream(
-        config.stream,
-        config.mixing,
-        cutoff=config.model.cutoff,
-        levels_of_theory=potential.config.levels_of_theory,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
+    stream = open_stream(config, data, engine)
     clock = Clock(engine)
     with tempfile.TemporaryDirectory() as name:
         metrics = [Metrics(Path(name) / "metrics.jsonl", 0)] if engine.rank == 0 else []

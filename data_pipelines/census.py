@@ -214,7 +214,7 @@ def compositions(z: np.ndarray, sizes: np.ndarray) -> csr_array:
 def _gram(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Products of the shares (nnz,) of every two elements of a structure, summed over structures: (119, 119).
 
-    The sparse product of scipy does the same at four times the cost, as it cannot know that rows are short.
+    scipy's sparse product does the same in two passes over a general layout; rows here have a few entries.
     """
     first = np.arange(len(share))
     last = np.repeat(starts[1:], np.diff(starts)) - 1  # of the same structure

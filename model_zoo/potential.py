@@ -12,7 +12,7 @@ from .compiled import CompiledSlopes, slopes
 from .embedding import MAX_ATOMIC_NUMBER
 from .exact import ExactBuffers
 from .repulsion import Repulsion
-from .tiles import Tiles, cheapest_size, tile_edges
+from .tiles import Tiles, tile_edges
 
 
 class ModelConfig(BackboneConfig):
@@ -104,9 +104,8 @@ class Potential(ExactBuffers):
         """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
         edge_cell = batch.cell[batch.batch[batch.edge_index[1]]]  # (E, 3, 3)
         offset = torch.einsum("ea,eab->eb", batch.cell_shifts, edge_cell)
-        size = self.compiled and self.compiled.tile_size
-        size = size or cheapest_size(batch.edge_index[1], batch.num_nodes)
-        tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, size, self.config.cutoff)
+        size = self.compiled.tile_size if self.compiled else None
+        tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, self.config.cutoff, size)
         vectors = batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
         dtype = self.readout.weight.dtype
         return vectors.detach().to(dtype).requires_grad_(), tiles

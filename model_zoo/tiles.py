@@ -32,21 +32,23 @@ SIZES = (8, 16, 24, 32, 48)
 TILE_COST = 3  # slots; measured on CPU: the share of a tile that does not grow with its slots
 
 
-def cheapest_size(receiver: Tensor, num_atoms: int) -> int:
-    """The number of slots that costs least: padding weighs against the number of tiles. receiver (E,)."""
-    degree = torch.bincount(receiver, minlength=num_atoms)  # (N,)
-    sizes = torch.tensor(SIZES, device=receiver.device)
+def cheapest_size(degree: Tensor) -> int:
+    """The number of slots that costs least: padding weighs against the number of tiles. degree (N,)."""
+    sizes = torch.tensor(SIZES, device=degree.device)
     num_tiles = ((degree + sizes.unsqueeze(1) - 1) // sizes.unsqueeze(1)).sum(1)
     return SIZES[int((num_tiles * (sizes + TILE_COST)).argmin())]
 
 
-def tile_edges(edge_index: Tensor, edge_offset: Tensor, num_atoms: int, size: int, cutoff: float) -> Tiles:
-    """Lay edges (2, E), with the periodic offset (E, 3) of each in A, into tiles of `size` slots."""
+def tile_edges(
+    edge_index: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int | None = None
+) -> Tiles:
+    """Lay edges (2, E), with the periodic offset (E, 3) of each in A, into tiles of `size` slots or the cheapest."""
     sender, receiver = edge_index
     if receiver.numel() and bool((receiver[1:] < receiver[:-1]).any()):
         order = torch.argsort(receiver, stable=True)
         sender, receiver, edge_offset = sender[order], receiver[order], edge_offset[order]
     degree = torch.bincount(receiver, minlength=num_atoms)  # (N,)
+    size = size or cheapest_size(degree)
     num_tiles = (degree + size - 1) // size
     first_slot = size * (num_tiles.cumsum(0) - num_tiles)
     first_edge = degree.cumsum(0) - degree

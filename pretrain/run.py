@@ -15,7 +15,9 @@ import yaml
 from rich.console import Console
 
 from ..data_pipelines.collection import Collection
+from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.shards import write_atomically
+from ..data_pipelines.stream import Stream
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential
 from .adaptive import AdaptiveWeights
@@ -60,18 +62,23 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
+def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture:
+    """This rank's share of the training stream."""
+    return data.stream(
+        config.stream,
+        config.mixing,
+        cutoff=config.model.cutoff,
+        levels_of_theory=engine.potential.config.levels_of_theory,
+        rank=engine.rank,
+        world_size=engine.world_size,
+    )
+
+
 def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest) -> Path | None:
     seed_everything(config.seed)
     potential = build_potential(config, data)
     engine = DeepSpeedEngine(potential, config.engine)
-    stream = data.stream(
-        config.stream,
-        config.mixing,
-        cutoff=config.model.cutoff,
-        levels_of_theory=potential.config.levels_of_theory,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
+    stream = open_stream(config, data, engine)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
     loaded = take_up(config, resume, engine, console)
     parts = _parts(config, data, potential, console, engine.rank, loaded.step if loaded else 0)
