@@ -58,7 +58,8 @@ def _every_element_first(structures: list[Structure]) -> list[Structure]:
     """The same in random order, but with a structure of every element before all others."""
     order = np.random.default_rng(0).permutation(len(structures))
     seen: set[int] = set()
-    first, others = [], []
+    first: list[Structure] = []
+    others: list[Structure] = []
     for k in order:
         new = set(structures[k].atomic_numbers.tolist()) - seen
         (first if new else others).append(structures[k])
