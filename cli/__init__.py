@@ -9,11 +9,11 @@ import typer
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
+from ..finetune.zoo_commands import zoo_build
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost_commands import app as model_app
 from ..pretrain.commands import evaluate, pretrain
-from ..pretrain.zoo_commands import zoo_build
 from ..simulation.commands import simulate
 
 

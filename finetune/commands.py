@@ -101,6 +101,20 @@ def curve(
     typer.echo(f"curve: {out}\nplot: {plot_curve(content, out.with_suffix('.png'))}")
 
 
+@app.command()
+def attach(
+    model: Annotated[Path, typer.Argument(help="folder of a pretrained model")],
+    data: Annotated[Path, typer.Argument(help="the converted data set that it was trained on")],
+) -> None:
+    """Put a probe set and the readout's posterior beside a pretrained model; its weights stay as they are.
+
+    Example: evenfield finetune attach runs/mine/model runs/data
+    """
+    from .trust import attach_trust
+
+    typer.echo(f"{model}: now with {', '.join(attach_trust(model, data))}")
+
+
 def _share(task: str | None) -> tuple[int, int] | None:
     """K/N as numbers."""
     if task is None:

@@ -53,10 +53,15 @@ class Forgetting:
 
     def to_files(self) -> dict[str, bytes]:
         """probe.extxyz and forgetting.json, to stand beside the model."""
-        text = io.StringIO()
-        ase.io.write(text, [_with_kind(s) for s in self.probe], format="extxyz")
         report = json.dumps([asdict(row) for row in self.rows], indent=1)
-        return {PROBE_FILE: text.getvalue().encode(), REPORT_FILE: report.encode()}
+        return {PROBE_FILE: probe_file(self.probe), REPORT_FILE: report.encode()}
+
+
+def probe_file(probe: Sequence[Structure]) -> bytes:
+    """The content of probe.extxyz."""
+    text = io.StringIO()
+    ase.io.write(text, [_with_kind(s) for s in probe], format="extxyz")
+    return text.getvalue().encode()
 
 
 def forgetting_report(before: Potential, after: Potential, probe: list[Structure]) -> Forgetting:
@@ -96,6 +101,8 @@ def _pairs(z: int) -> list[Atoms]:
 def _crystals(z: int) -> list[Atoms]:
     state = reference_states[z]
     if not state or state.get("symmetry") not in LATTICES or "a" not in state:
+        return []
+    if state.get("basis", ()) is None:  # selenium, tellurium: ASE knows the lattice but not the atoms in it
         return []
     crystals = []
     for stretch in STRETCHES:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calculator import EvenfieldCalculator
     from .hub import LoadedModel, load
+    from .metatomic_export import export_metatomic
     from .package import BadModelError, ModelRecord, load_model, save_model
     from .potential import Potential, PotentialConfig
     from .publishing import publish
@@ -20,6 +21,7 @@ __all__ = [
     "ModelRecord",
     "Potential",
     "PotentialConfig",
+    "export_metatomic",
     "load",
     "load_model",
     "publish",
@@ -31,6 +33,7 @@ _HOME = {
     **dict.fromkeys(("LoadedModel", "load"), "hub"),
     **dict.fromkeys(("BadModelError", "ModelRecord", "load_model", "save_model"), "package"),
     **dict.fromkeys(("Potential", "PotentialConfig"), "potential"),
+    "export_metatomic": "metatomic_export",
     "publish": "publishing",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -26,7 +27,9 @@ FIGURES = {
 }
 
 
-def model_card(config: dict[str, Any], evaluation: dict[str, Any], potential: Potential, attachments: list[str]) -> str:
+def model_card(
+    config: dict[str, Any], evaluation: dict[str, Any], potential: Potential, attachments: dict[str, bytes]
+) -> str:
     """README.md of a model folder: valid hub metadata on top, readable tables below."""
     record, architecture = config["record"], config["architecture"]
     symbols = sorted({s for level in record["elements"].values() for s in level}, key=chemical_symbols.index)
@@ -35,7 +38,8 @@ def model_card(config: dict[str, Any], evaluation: dict[str, Any], potential: Po
         record=record,
         architecture=architecture,
         evaluation=evaluation,
-        attachments=attachments,
+        attachments=sorted(attachments),
+        forgetting=_forgetting(attachments),
         dtype=config["dtype"],
         symbols=symbols,
         num_parameters=sum(p.numel() for p in potential.parameters()),
@@ -119,6 +123,15 @@ def _reference_energies(potential: Potential, elements: dict[str, list[str]]) ->
     return table
 
 
+def _forgetting(attachments: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Rows of forgetting.json, which a fine-tuning leaves; what is none of them is left out of the card."""
+    try:
+        rows = json.loads(attachments.get("forgetting.json", b"[]"))
+    except ValueError:
+        return []
+    return [row for row in rows if isinstance(row, dict) and "kind" in row] if isinstance(rows, list) else []
+
+
 def _compute(training: dict[str, Any]) -> dict[str, str]:
     """What of the training's record says what it took."""
     facts = {"wall time": f"{training['seconds'] / 60:.1f} minutes"} if _is_number(training.get("seconds")) else {}
@@ -132,6 +145,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _number(value: Any, digits: int = 4) -> str:
-    """A figure, or a dash where there is none."""
-    return f"{value:.{digits}f}" if _is_number(value) else "-"
+def _number(value: Any, digits: int = 4, factor: float = 1.0) -> str:
+    """A figure times `factor`, or a dash where there is none."""
+    return f"{factor * value:.{digits}f}" if _is_number(value) else "-"

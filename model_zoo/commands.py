@@ -86,6 +86,24 @@ def describe(
     typer.echo(f"{model}: described; see {model / 'README.md'}")
 
 
+@app.command("export-metatomic")
+def metatomic(
+    reference: Reference,
+    out: Annotated[Path, typer.Argument(help="file to write, ending in .pt")],
+    level_of_theory: Annotated[str | None, typer.Option(help="the model's first when not given")] = None,
+    dtype: Annotated[str, typer.Option(help="float64, or float32: faster, total energies to seven digits")] = "float64",
+    folder_hub: FolderHubOption = None,
+) -> None:
+    """Write a model as one file for engines that speak metatomic: LAMMPS, i-PI and others (extra `metatomic`).
+
+    Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
+    """
+    from .hub import load
+    from .metatomic_export import export_metatomic as run
+
+    typer.echo(f"{run(load(reference, folder_hub), out, level_of_theory=level_of_theory, dtype=dtype)}: written")
+
+
 @zoo_app.command("list")
 def list_zoo() -> None:
     """Named models: what they are, and whether they are on this machine."""

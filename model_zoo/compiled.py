@@ -13,9 +13,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from .tiles import Tiles
+from .traced import trace
 
 
 class Network(Protocol):
@@ -74,14 +74,4 @@ def _compile(network: Network, arguments: tuple[Tensor, ...], tile_size: int) ->
         energies, slope = slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=False)
         return energies.detach(), slope
 
-    # sizes that no other dimension has, for tracing takes equal sizes for one and the same
-    atoms, num_tiles = 1009, 1013
-    sizes = (atoms, atoms, num_tiles * tile_size, num_tiles * tile_size, num_tiles)
-    example = [a.new_zeros(size, *a.shape[1:]) for a, size in zip(arguments, sizes, strict=True)]
-    graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
-    for node in graph.graph.nodes:
-        # inductor lays some tensors out in another order, in which not every view of the traced ones is one
-        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = torch.ops.aten.reshape.default
-    graph.recompile()
-    return torch.compile(graph, dynamic=True)
+    return torch.compile(trace(function, arguments[2], tile_size), dynamic=True)

@@ -26,6 +26,7 @@ from .remote import check_before_download
 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+STORES = ("http://", "https://")  # hf_xet also takes local://, and would write there
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
 
 
@@ -90,11 +91,16 @@ def _checked_answers(where: str) -> Iterator[None]:
     def check(response: Any) -> None:
         headers = response.headers
         commit, target = headers.get("X-Repo-Commit"), headers.get("Location", "")
+        store = headers.get("X-Xet-Cas-Url")
         tags = [headers[key] for key in ("ETag", "X-Linked-Etag") if key in headers]
         if commit is not None and not (COMMIT.fullmatch(commit) and all(ETAG.fullmatch(tag) for tag in tags)):
             raise BadModelError(f"{where}: the hub states a commit or an ETag that is none: do not use this hub")
         if "://" in target.partition("?")[0] and not target.startswith(("http://", "https://")):
             raise BadModelError(f"{where}: the hub redirects to {target[:80]}, which is no web address: do not use it")
+        if store is not None and not store.startswith(STORES):
+            raise BadModelError(
+                f"{where}: the hub keeps its files at {store[:80]}, which is no web address: do not use it"
+            )
 
     hooks = get_session().event_hooks["response"]  # changed in place: other threads may have theirs in it
     hooks.append(check)

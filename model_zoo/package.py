@@ -129,7 +129,7 @@ def save_model(
     contents: dict[str, bytes] = weight_files(potential, max_shard_bytes) | attachments
     contents["config.json"] = json.dumps(config, indent=1, sort_keys=True).encode()
     contents["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
-    contents["README.md"] = model_card(config, evaluation, potential, sorted(attachments)).encode()
+    contents["README.md"] = model_card(config, evaluation, potential, attachments).encode()
     for name, data in contents.items():
         write_atomically(folder / name, data)
     for path in folder.glob("model*.safetensors"):
@@ -159,6 +159,13 @@ def describe(folder: Path | str, facts: Description) -> None:
     given["level_details"] = package.record.level_details | facts.level_details
     record = package.record.model_copy(update=given)
     save_model(folder, package.potential, record, package.evaluation, attachments=package.attachments)
+
+
+def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
+    """Put further files, name -> content, into a model folder and write its card again; see `save_model`."""
+    package = open_package(folder)
+    files = package.attachments | attachments
+    save_model(folder, package.potential, package.record, package.evaluation, attachments=files)
 
 
 def without_paths(value: Any) -> Any:

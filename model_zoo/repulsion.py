@@ -59,6 +59,11 @@ class Repulsion(ExactBuffers):
         energies = vectors.new_zeros(len(vectors)).index_copy(0, near, energy)
         return energies, torch.zeros_like(vectors).index_copy(0, near, slope)
 
+    def energies(self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor) -> Tensor:
+        """The energies alone, differentiable by the vectors too: for engines that differentiate by themselves."""
+        distance = vectors.norm(dim=1)
+        return switched(distance, *bare_repulsion(distance, first, second), self.reach(first, second, head))[0]
+
     def reach(self, first: Tensor, second: Tensor, head: Tensor | int) -> Tensor:
         """Distances (E,) in A where the repulsion ends."""
         radii = self.radii()

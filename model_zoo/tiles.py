@@ -44,11 +44,18 @@ def tile_edges(
 ) -> Tiles:
     """Lay edges (2, E), with the periodic offset (E, 3) of each in A, into tiles of `size` slots or the cheapest."""
     sender, receiver = edge_index
-    if receiver.numel() and bool((receiver[1:] < receiver[:-1]).any()):
+    size = size or cheapest_size(torch.bincount(receiver, minlength=num_atoms))
+    return Tiles(*lay_tiles(sender, receiver, edge_offset, num_atoms, cutoff, size), size)
+
+
+def lay_tiles(
+    sender: Tensor, receiver: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sender, receiver and offset of `Tiles`; TorchScript compiles it too. Differentiable by the offsets (E, 3)."""
+    if receiver.numel() > 0 and bool((receiver[1:] < receiver[:-1]).any()):
         order = torch.argsort(receiver, stable=True)
         sender, receiver, edge_offset = sender[order], receiver[order], edge_offset[order]
     degree = torch.bincount(receiver, minlength=num_atoms)  # (N,)
-    size = size or cheapest_size(degree)
     num_tiles = (degree + size - 1) // size
     first_slot = size * (num_tiles.cumsum(0) - num_tiles)
     first_edge = degree.cumsum(0) - degree
@@ -61,4 +68,4 @@ def tile_edges(
     offset = edge_offset.new_zeros(len(padded_sender), 3)
     offset[:, 0] = 2.0 * cutoff
     offset[slot] = edge_offset
-    return Tiles(padded_sender, tile_receiver, offset, size)
+    return padded_sender, tile_receiver, offset

@@ -56,7 +56,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_t
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_python_examples_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("matcalc", "torch_sim"):
+    for library in ("matcalc", "torch_sim", "metatomic"):
         if library in BLOCKS[number]:
             pytest.importorskip(library, reason="an engine that is not installed")
     monkeypatch.chdir(tmp_path)

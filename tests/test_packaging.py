@@ -144,6 +144,7 @@ def test_every_library_that_is_imported_is_asked_for():
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     names = {re.match(r"[\w-]+", line).group().replace("-", "_") for line in asked}
     modules = {"markdown_it_py": "markdown_it", "pyyaml": "yaml", "torch_sim_atomistic": "torch_sim"}
+    modules |= {"metatensor_torch": "metatensor", "metatomic_torch": "metatomic"}
     known = {modules.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"evenfield"}
     imports = {}
     for path in files(*ROOMS):

@@ -1,6 +1,7 @@
 """A Hugging Face hub for models on 127.0.0.1: what the real client asks for when it writes and reads, no more.
 
-LFS path only. Tokens are names: the bearer `alice` is alice; `nobody` is no token that the hub knows.
+Weights go over LFS, or over Xet where the hub has a store for it. Tokens are names: the bearer `alice` is alice;
+`nobody` is no token that the hub knows.
 `Faults` lets a test bend an answer: cut a body, swap a header, redirect elsewhere, act between two requests.
 """
 
@@ -15,8 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+
+if TYPE_CHECKING:
+    from .xet_store import XetStore
 
 
 @dataclass
@@ -62,6 +67,8 @@ class Hub:
         self.log: list[str] = []
         self.sent: dict[str, int] = {}  # file name -> bytes of its bodies
         self.faults = Faults()
+        self.xet: XetStore | None = None
+        self.cas_address: str | None = None  # where the store is said to be, when not where it is
         self.lock = threading.Lock()
         self.address = ""
 
@@ -183,6 +190,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.lfs[oid] = body
         self._send(200, b"", {})
 
+    def xet_token(self, _: bytes, name: str, kind: str, __: str) -> None:
+        self._repo(name, write=kind == "write")
+        if self.hub.xet is None:
+            raise _Refusal(404)
+        about = {"casUrl": self.hub.cas_address or self.hub.xet.address, "accessToken": "xet", "exp": 2_000_000_000}
+        headers = {
+            "X-Xet-Cas-Url": about["casUrl"],
+            "X-Xet-Access-Token": "xet",
+            "X-Xet-Token-Expiration": "2000000000",
+        }
+        self._send(200, json.dumps(about).encode(), headers | {"Content-Type": "application/json"})
+
     def commit(self, body: bytes, name: str, _: str) -> None:
         repo = self._repo(name, write=True)
         if act := self.hub.faults.before_commit:
@@ -197,7 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     tree[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
-                    tree[value["path"]] = self.hub.lfs[value["oid"]]
+                    stored = self.hub.xet.content if self.hub.xet else self.hub.lfs.__getitem__
+                    tree[value["path"]] = stored(value["oid"])
                 elif line["key"] == "deletedFile":
                     del tree[value["path"]]
             oid = repo.commit(tree)
@@ -235,6 +255,10 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
         headers = {"ETag": f'"{_oid(path, content)}"', "X-Repo-Commit": oid, "Accept-Ranges": "bytes"} | faults.headers
+        if self.hub.xet and path.endswith(".safetensors"):
+            token = f"{self.hub.address}/api/models/{name}/xet-read-token/{oid}"
+            hash_of_xet, size = self.hub.xet.files[_oid(path, content)]
+            headers |= {"X-Xet-Hash": hash_of_xet, "X-Linked-Size": str(size), "Link": f'<{token}>; rel="xet-auth"'}
         if faults.redirect:
             headers |= {
                 "Location": faults.redirect,
@@ -285,6 +309,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(\w+)", _Handler.lfs_put),
     ("POST", f"/api/models/{NAME}/commit/{REVISION}", _Handler.commit),
+    ("GET", f"/api/models/{NAME}/xet-(read|write)-token/{REVISION}", _Handler.xet_token),
     ("GET", f"/api/models/{NAME}", _Handler.info),
     ("GET", f"/api/models/{NAME}/revision/{REVISION}", _Handler.info),
     ("GET", f"/api/models/{NAME}/refs", _Handler.refs),

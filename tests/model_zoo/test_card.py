@@ -12,6 +12,7 @@ from matplotlib.image import imread
 
 from evenfield import model_zoo
 from evenfield.model_zoo.card import FIGURES
+from evenfield.model_zoo.package import attach
 from evenfield.pretrain.evaluation import Predictions, summarise
 
 from .conftest import small_model
@@ -122,3 +123,22 @@ def test_model_that_nobody_evaluated(folder: Path) -> None:
     assert "No errors on held-out structures were recorded." in text
     assert ".png" not in text and not list(folder.glob("*.png"))
     assert ModelCard(text).data.eval_results is None
+
+
+def test_what_was_forgotten_stands_in_the_card(tmp_path: Path) -> None:
+    """From the file that a fine-tuning leaves beside the model; a file that is none of it spoils nothing."""
+    folder = small_model(tmp_path / "model")
+    assert "forgot" not in (folder / "README.md").read_text()
+    rows = [
+        {"kind": "pairs", "num_structures": 8, "energy_before": 0.0, "energy_after": 0.0123, "force_before": 0.0}
+        | {"force_after": 0.456},
+        {"kind": "pretraining samples", "num_structures": 100, "energy_before": 0.05, "energy_after": None},
+    ]
+    attach(folder, {"forgetting.json": json.dumps(rows).encode()})
+    card = (folder / "README.md").read_text()
+    assert "| pairs | 8 | 0.0 | 12.3 | 0.0000 | 0.4560 |" in card
+    assert "| pretraining samples | 100 | 50.0 | - | - | - |" in card
+    for other in (b"not JSON", b"3", b'[1, {"kin": 2}]'):
+        attach(folder, {"forgetting.json": other})
+        assert "forgot" not in (folder / "README.md").read_text()
+    assert model_zoo.load(folder).attachments["forgetting.json"] == other

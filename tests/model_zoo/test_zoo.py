@@ -14,9 +14,9 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield import cli, model_zoo
+from evenfield.finetune.zoo import RECIPES
 from evenfield.model_zoo import BadModelError, zoo
 from evenfield.model_zoo.publishing import plan_publication
-from evenfield.pretrain.zoo import RECIPES
 
 
 SHIPPED = "evenfield-s"
@@ -38,6 +38,7 @@ def test_shipped_model_is_small_broad_and_fit_to_publish() -> None:
     assert plan.refusal is None
     assert model.record.description and model.record.level_details.keys() == model.record.elements.keys()
     assert {"coverage.png", "element_errors.png", "parity.png"} <= model.attachments.keys()
+    assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
 
 
 def test_shipped_model_knows_what_it_says() -> None:

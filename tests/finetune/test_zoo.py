@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evenfield import model_zoo
-from evenfield.pretrain import zoo
-from evenfield.pretrain.zoo import ZooRecipe, build_zoo_model
-from evenfield.pretrain.zoo_commands import zoo_build
+from evenfield.finetune import zoo
+from evenfield.finetune.zoo import ZooRecipe, build_zoo_model
+from evenfield.finetune.zoo_commands import zoo_build
 
 
 TOY = ZooRecipe(
@@ -52,6 +52,7 @@ def test_a_model_is_made_described_and_not_made_twice(tmp_path: Path, monkeypatc
     assert model.record.name == "toy" and model.record.description == "A toy."
     assert set(model.record.level_details) == {"GFN1-xTB", "EMT"} == set(model.record.elements)
     assert model.evaluation["num_structures"] > 0 and "parity.png" in model.attachments
+    assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
     assert model_zoo.publish(folder, "me/toy", tmp_path / "hub")
     # what is done is kept: the folder comes back byte for byte without data or training
     monkeypatch.setattr(zoo, "pretrain", None)

@@ -1,4 +1,4 @@
-"""Recipes of the named models: generated data, one pretraining, a described model folder. One command each.
+"""Recipes of the named models: generated data, one pretraining, probe set and posterior, a card. One command each.
 
     evenfield zoo build evenfield-m
     make zoo                           what the package ships, evenfield-s, trained anew into model_zoo/shipped
@@ -20,8 +20,9 @@ from ..data_pipelines.generate import GeneratorConfig, generate
 from ..data_pipelines.settings import Settings
 from ..model_zoo.manifest import MANIFEST
 from ..model_zoo.package import Description, describe, open_package
-from .config import PretrainConfig
-from .run import pretrain
+from ..pretrain.config import PretrainConfig
+from ..pretrain.run import pretrain
+from .trust import attach_trust
 
 
 LICENCE = "Apache-2.0"
@@ -81,15 +82,16 @@ def build_zoo_model(recipe: ZooRecipe, name: str, work: Path, into: Path, worker
         config = PretrainConfig.model_validate(settings)
         if pretrain(config, resume="auto") is None:
             return None
-    return _describe_and_move(recipe, name, run / "model", into)
+    return _finish_and_move(recipe, name, run / "model", data, into)
 
 
-def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, into: Path) -> Path:
+def _finish_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, into: Path) -> Path:
     levels = open_package(model).potential.config.levels_of_theory
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
     shutil.copytree(model, described)
     details = {level: LEVELS[level] for level in levels if level in LEVELS}
+    attach_trust(described, data)
     describe(described, Description(name=name, description=recipe.description, level_details=details))
     into.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(into / name, ignore_errors=True)
