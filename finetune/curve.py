@@ -30,11 +30,14 @@ FIGURES = ("force_mae", "energy_mae_per_atom")
 
 
 class CurveConfig(Settings):
-    """The ladder: structure counts, seeds of the draws, strategies; `scratch_steps` optimizer steps from scratch."""
+    """The ladder: structure counts, seeds of the draws, strategies; `scratch_steps` optimizer steps from scratch.
+
+    An empty list of strategies leaves training from scratch alone.
+    """
 
     sizes: list[int] = Field(default=[4, 8, 16, 32], min_length=1)
     seeds: list[int] = Field(default=[0, 1], min_length=1)
-    strategies: list[Strategy] = Field(default=["refit"], min_length=1)
+    strategies: list[Strategy] = Field(default=["refit"])
     scratch_steps: int = Field(default=400, ge=0, description="0 for no training from scratch")
     test_structures: int = Field(default=200, gt=0, description="most structures of the test split")
     finetune: FineTuneConfig = FineTuneConfig()
@@ -68,6 +71,8 @@ def few_shot_curve(
     rows = _kept_rows(out, origin) + (_kept_rows(own, origin) if task else _rows_of_tasks(out, origin))
     done = {(row["num_structures"], row["seed"], row["strategy"]) for row in rows}
     names = [*config.strategies, *(["scratch"] if config.scratch_steps else [])]
+    if not names:
+        raise ValueError("strategies: none is named and scratch_steps is 0: name a strategy or give scratch_steps")
     cells = [(n, seed, name) for n in config.sizes for seed in config.seeds for name in names]
     todo = [cell for cell in (cells if task is None else cells[task[0] - 1 :: task[1]]) if cell not in done]
     content = {"target": Path(data).name, "force_rms": _force_rms(rows), "origin": origin, "rows": rows}
@@ -90,7 +95,7 @@ def _cell(
     settings = config.finetune.model_copy(update={"num_structures": num_structures, "seed": seed})
     options = settings.model_dump(include={"num_structures", "seed", "valid_share"})
     target = open_target(data, **options, strategy=name)
-    target = replace(target, test=_spread(target.test, config.test_structures))
+    target = replace(target, test=spread(target.test, config.test_structures))
     if name == "scratch":
         evaluation, seconds = _from_scratch(model, target.train + target.valid, target.test, config.scratch_steps, seed)
         evaluations, all_seconds = {"scratch": evaluation}, {"scratch": seconds}
@@ -170,7 +175,7 @@ def _from_scratch(
         return json.loads((trained / "evaluation.json").read_text()), seconds
 
 
-def _spread(structures: list[Structure], most: int) -> list[Structure]:
+def spread(structures: list[Structure], most: int) -> list[Structure]:
     number = min(len(structures), most)
     return [structures[k * len(structures) // number] for k in range(number)]
 

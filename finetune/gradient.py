@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from ..pretrain.engine import DeepSpeedEngine, EngineConfig
 from ..pretrain.loss import LossConfig
 from ..pretrain.metrics import ProgressBar
 from ..pretrain.train import StepReport, Trainer
-from .guard import HeldOut
+from .guard import SHARES, HeldOut
 from .lora import add_adapters, merge_adapters
 
 
@@ -50,12 +51,16 @@ class GradientConfig(Settings):
 
 @dataclass(frozen=True)
 class GradientReport:
-    """Steps taken and the one whose weights were kept; 0 is the start. `interrupted`: by a signal."""
+    """Steps taken and the one whose weights were kept, with the share of the way to them; 0 is the start.
+
+    `interrupted`: by a signal.
+    """
 
     steps: int
     best_step: int
     seconds: float
     interrupted: bool
+    share: float = 1.0
 
 
 def train_gradient(
@@ -70,7 +75,8 @@ def train_gradient(
     seed: int = 0,
     quiet: bool = True,
 ) -> GradientReport:
-    """Train a potential in place on `train`, and on a share of `replay`; of all steps the best by `held_out` is kept.
+    """Train a potential in place on `train`, and on a share of `replay`; of all steps the best by `held_out` is kept
+    (`KeepBest`).
 
     Without held-out structures the last step's weights are kept. Raises ValueError for new-element without any.
     """
@@ -97,38 +103,56 @@ def train_gradient(
     merge_adapters(potential)
     potential.repulsion.requires_grad_(potential.config.repulsion)
     potential.to(device).eval()
-    kept = best.best_step if held_out else trainer.step
-    return GradientReport(trainer.step, kept, time.perf_counter() - started, not finished and not best.stopped)
+    kept, seconds = best.best_step if held_out else trainer.step, time.perf_counter() - started
+    return GradientReport(trainer.step, kept, seconds, not finished and not best.stopped, best.share)
 
 
 class KeepBest(Callback):
-    """Scores the weights now and then, gives back the best at the end, and stops when they do not get better."""
+    """Scores the weights now and then, gives back the best at the end, and stops when they do not get better.
+
+    When none is better than the start, because one kind of error rises while the other falls, say, those between the
+    start and the least bad are tried (weight-space interpolation: Wortsman et al., arXiv:2109.01903).
+    """
 
     def __init__(self, potential: Potential, held_out: HeldOut | None, config: GradientConfig) -> None:
         self.potential, self.held_out, self.config = potential, held_out, config
-        self.best_step, self.stopped, self._waited = 0, False, 0
+        self.best_step, self.share, self.stopped, self._waited = 0, 1.0, False, 0
         if held_out:
-            self._score, self._weights = held_out.score(potential), self._copy()
+            self._start, self._start_score = self._copy(), held_out.score(potential)
+            self._best, self._rank = self._start, (True, math.inf)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         last = report.step == self.config.max_steps
         if not self.held_out or (report.step % self.config.evaluate_every and not last):
             return
-        score = self.held_out.score(self.potential)
+        rank = self.held_out.rank(self.potential)
         self.potential.train()
         if 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
             self._waited += 1
-        if score < self._score:
-            self._score, self._weights = score, self._copy()
-            self.best_step, self._waited = report.step, 0
+        if rank < self._rank:
+            self._rank, self._best, self.best_step = rank, self._copy(), report.step
+            self._waited = self._waited if rank[0] else 0
         if self._waited >= self.config.patience and not last:
             self.stopped, trainer.stop.by = True, "early stopping"
 
     def on_end(self, trainer: Trainer) -> None:
         if self.held_out:
-            with torch.no_grad():
-                for parameter, kept in self._weights:
-                    parameter.copy_(kept)
+            self.share = self._best_share(self.held_out)
+            self.best_step = self.best_step if self.share else 0
+            self._go(self.share)
+
+    def _best_share(self, held_out: HeldOut) -> float:
+        """Of the way from the start to the best step: the first share that is better than the start."""
+        for share in SHARES:
+            self._go(share)
+            if held_out.score(self.potential) < self._start_score:
+                return share
+        return 0.0
+
+    def _go(self, share: float) -> None:
+        with torch.no_grad():
+            for (parameter, start), (_, best) in zip(self._start, self._best, strict=True):
+                parameter.copy_(best if share == 1.0 else torch.lerp(start, best, share))
 
     def _copy(self) -> list[tuple[nn.Parameter, Tensor]]:
         return [(p, p.detach().clone()) for p in self.potential.parameters() if p.requires_grad]

@@ -9,6 +9,9 @@ from ..model_zoo.potential import Potential
 from .step0 import Step, step, worse_labels
 
 
+SHARES = (1.0, 0.7, 0.4, 0.2, 0.1)  # of the way to what was fitted
+
+
 class HeldOut:
     """Scores a potential on held-out structures; made at step 0, which `step0` is the score of.
 
@@ -29,11 +32,15 @@ class HeldOut:
 
     def score(self, potential: Potential) -> float:
         """The score of the potential as it stands."""
+        above, total = self.rank(potential)
+        return math.inf if above else total
+
+    def rank(self, potential: Potential) -> tuple[bool, float]:
+        """Whether an error is above that of step 0, and the sum: what is less comes nearer to a good one."""
         now = step("now", potential, self.valid)
-        if worse_labels(now, self.bound):
-            return math.inf
         pairs = ((now.energy_mae_per_atom, self.bound.energy_mae_per_atom), (now.force_mae, self.bound.force_mae))
-        return sum(new / max(old, 1e-12) for new, old in pairs if new is not None and old is not None)
+        total = sum(new / max(old, 1e-12) for new, old in pairs if new is not None and old is not None)
+        return bool(worse_labels(now, self.bound)) or not math.isfinite(total), total
 
 
 def _larger(own: float | None, pooled: float | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from ..data_pipelines.source_config import SourceConfig
 from ..model_zoo.hub import LoadedModel
 from ..model_zoo.potential import Potential
 from ..pretrain.evaluation import predict, summarise, with_a_head
-from .gradient import GradientConfig, GradientReport, train_gradient
-from .guard import HeldOut
+from .gradient import GradientConfig, GradientReport, GradientStrategy, train_gradient
+from .guard import SHARES, HeldOut
 from .heads import with_ensemble, with_head
 from .new_elements import start_from_neighbours
 from .posterior import Posterior
@@ -34,8 +34,8 @@ from .target import Target, open_target
 
 
 Strategy = Literal["auto", "refit", "readout", "lora", "full", "new-element"]
-SHARES = (1.0, 0.7, 0.4, 0.2, 0.1)  # of the way to the refit's solution
 FEW = 8  # training structures: with fewer, the refit alone (docs/decisions/0009)
+MANY = 64  # from here on it gains nothing to train once more with the held-out structures
 
 
 class FineTuneConfig(Settings):
@@ -125,6 +125,7 @@ class _Run:
         self.evaluations: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         self.kept: dict[str, float] = {}
+        self.with_all = False  # whether held-out structures were learned from as well
         self.started, self.judging = time.perf_counter(), 0.0
 
     def result(self) -> FineTuned:
@@ -180,7 +181,7 @@ class _Run:
     def _refit(self, name: str) -> tuple[RefitReport, Posterior]:
         """Readout and E0 in closed form, as far toward the solution as is best on held-out structures."""
         weights, score = copy.deepcopy(self.potential.state_dict()), self._score()
-        report, posterior = self._closed_form(self.target.train)
+        report, posterior = self._closed_form(self.structures if self.with_all else self.target.train)
         share = 1.0
         if self.held_out:
             share = self._best_share(weights, copy.deepcopy(self.potential.state_dict()), score)
@@ -233,14 +234,30 @@ class _Run:
         self.judging += time.perf_counter() - started
 
     def _train(self, strategy: Strategy) -> GradientReport:
-        """The gradient strategy; it keeps what is best on held-out structures itself."""
+        """The gradient strategy, which keeps what is best on held-out structures; of few structures, then with all."""
         assert strategy != "auto" and strategy != "refit"
-        report = train_gradient(
-            self.potential, strategy, self.target.train, self.held_out, self.config.gradient,
+        start = copy.deepcopy(self.potential.state_dict())
+        report = self._gradient(strategy, self.target.train, self.held_out, self.config.gradient)
+        self.kept[strategy] = report.share if report.best_step else 0.0
+        again = bool(self.target.valid) and self.kept[strategy] == 1.0 and len(self.structures) < MANY
+        if again and not report.interrupted:
+            accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
+            self.potential.load_state_dict(start)
+            as_long = self.config.gradient.model_copy(update={"max_steps": report.best_step})
+            second = self._gradient(strategy, self.structures, None, as_long)
+            report = replace(report, seconds=report.seconds + second.seconds, interrupted=second.interrupted)
+            self.with_all = self._score() <= score
+            if not self.with_all:
+                self.potential.load_state_dict(accepted)
+        return report
+
+    def _gradient(
+        self, strategy: GradientStrategy, train: list[Structure], held_out: HeldOut | None, config: GradientConfig
+    ) -> GradientReport:
+        return train_gradient(
+            self.potential, strategy, train, held_out, config,
             new_elements=self.new, replay=self._replay(), seed=self.config.seed, quiet=self.quiet,
         )  # fmt: skip
-        self.kept[strategy] = float(report.best_step > 0)
-        return report
 
     def _replay(self) -> tuple[list[Structure], float] | None:
         """Structures to be seen again, with the data's labels or those of the model as it was."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ase.data import chemical_symbols
 
+from evenfield.finetune import run
 from evenfield.finetune.forgetting import PROBE_FILE, forgetting_report, probe_of
-from evenfield.finetune.gradient import GradientConfig, train_gradient
+from evenfield.finetune.gradient import GradientConfig, KeepBest, train_gradient
 from evenfield.finetune.guard import HeldOut
 from evenfield.finetune.heads import member_levels, with_head
 from evenfield.finetune.new_elements import start_from_neighbours
@@ -111,6 +113,32 @@ def test_best_step_is_kept_and_none_above_the_bound(single, stiffer):
     assert report.best_step > 0 and names and after.force_mae < start.force_mae
 
 
+class OnALine:
+    """Held-out structures of a potential with one number x: the first error is above its bound beyond x = 0.5."""
+
+    def rank(self, potential: torch.nn.Linear) -> tuple[bool, float]:
+        x = float(potential.weight.detach())
+        return x > 0.5, abs(x - 0.3)
+
+    def score(self, potential: torch.nn.Linear) -> float:
+        above, total = self.rank(potential)
+        return np.inf if above else total
+
+
+@pytest.mark.parametrize(("steps", "share", "x"), [([1.0, 0.9], 0.4, 0.36), ([0.45, 1.0], 1.0, 0.45), ([-1.0], 0, 0)])
+def test_part_of_the_way_is_kept_where_the_whole_is_above_a_bound(steps, share, x):
+    line = torch.nn.Linear(1, 1, bias=False)
+    line.weight.data.fill_(0.0)
+    best = KeepBest(line, OnALine(), GradientConfig(max_steps=len(steps), evaluate_every=1))
+    trainer = SimpleNamespace(stop=SimpleNamespace(by=""))
+    for k, value in enumerate(steps):
+        line.weight.data.fill_(value)
+        best.on_step(trainer, SimpleNamespace(step=k + 1))
+    best.on_end(trainer)
+    assert best.share == share and line.weight.item() == pytest.approx(x)
+    assert (best.best_step > 0) == (share > 0)
+
+
 def test_it_stops_when_nothing_gets_better(single, stiffer):
     wild = GradientConfig(max_steps=20, evaluate_every=2, patience=3, learning_rate=3.0)
     report, _ = train(single, "readout", stiffer[:4], stiffer[4:6], wild)
@@ -179,6 +207,29 @@ def test_rule_takes_the_refit_for_few_structures_and_all_parameters_for_more(loa
         few = stiffer[:number]
         result = finetune(loaded, Target("EMT", few, [], [], SOURCE), FineTuneConfig(gradient=SHORT))
         assert result.strategy == expected
+
+
+def test_few_structures_are_all_learned_from_once_held_out_ones_have_agreed(loaded, stiffer, monkeypatch):
+    """The second training starts where the first did, on all structures, as long as the first was good."""
+    calls = []
+
+    def counted(potential, strategy, structures, held_out, config, **options):
+        start = torch.cat([p.detach().flatten() for p in potential.parameters()])
+        report = train_gradient(potential, strategy, structures, held_out, config, **options)
+        calls.append((len(structures), held_out is not None, config.max_steps, report.best_step, start))
+        return report
+
+    monkeypatch.setattr(run, "train_gradient", counted)
+    target = Target("EMT", stiffer[:8], stiffer[8:10], [], SOURCE)
+    result = finetune(loaded, target, FineTuneConfig(strategy="readout", gradient=SHORT))
+    (first, again) = calls
+    assert first[:2] == (8, True) and again[:2] == (10, False) and again[2] == first[3]
+    assert torch.equal(first[4], again[4])
+    assert result.held_out[1] < result.held_out[0]
+    calls.clear()
+    monkeypatch.setattr(run, "MANY", 10)
+    finetune(loaded, target, FineTuneConfig(strategy="readout", gradient=SHORT))
+    assert [call[0] for call in calls] == [8]
 
 
 def test_gradient_may_start_from_the_refit(loaded, stiffer):
