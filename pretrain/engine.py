@@ -28,7 +28,7 @@ class EngineConfig(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of matrix products; weights, sums and the optimizer stay float32"
     )
-    accumulation: int = Field(default=1, gt=0, description="batches per rank and step")
+    accumulation: int = Field(default=1, gt=0, description="batches per rank (or lane of the stream) and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
     learning_rate: float = Field(default=2e-3, gt=0)
     final_learning_rate: float = Field(default=1e-5, ge=0, description="reached by a cosine at max_steps")

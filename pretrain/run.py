@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from ..data_pipelines.collection import Collection
+from ..data_pipelines.lanes import Lanes
 from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.shards import write_atomically
 from ..data_pipelines.stream import Stream
@@ -62,7 +63,7 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
-def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture:
+def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture | Lanes:
     """This rank's share of the training stream."""
     return data.stream(
         config.stream,

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from ..data_pipelines.lanes import Lanes, states_of_lanes
 from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.stream import Stream
 from .callbacks import Callback
@@ -67,7 +68,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream | Mixture,
+        stream: Stream | Mixture | Lanes,
         loss: LossConfig,
         engine_config: EngineConfig,
         max_steps: int,
@@ -104,7 +105,7 @@ class Trainer:
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the states of all ranks, of which there may have been another number."""
-        self.stream.load_state([state["stream"] for state in states])
+        self.stream.load_state(states_of_lanes([state["stream"] for state in states]))
         weight = states[0]["element_weight"]
         self.element_weight = None if weight is None else torch.tensor(weight)
         for callback in self.callbacks:
@@ -147,7 +148,7 @@ class Trainer:
         stream = self.stream.batches()
         while True:
             started, epoch = time.perf_counter(), self.stream.epoch
-            batches = list(islice(stream, self.config.accumulation))
+            batches = list(islice(stream, self.config.accumulation * self.stream.num_lanes))
             waited = time.perf_counter() - started
             if self.element_weight is not None:
                 for batch in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from evenfield.model_zoo.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.train import Trainer
 
 
 MODEL = {"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0}
@@ -53,6 +55,30 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
         "checkpoints": {"every": 1, "keep": 100},
     }
     return PretrainConfig.model_validate(settings | changes)
+
+
+def elastic_config(data: Path, out: Path, max_steps: int, zero_stage: int) -> PretrainConfig:
+    """A run of two lanes whose learning rate does not depend on where it ends."""
+    constant = {"warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3, "zero_stage": zero_stage}
+    stream = {"edge_budget": 1500, "window_blocks": 2, "lanes": 2}
+    return small_config(data, out, max_steps=max_steps, engine=constant, stream=stream)
+
+
+@contextmanager
+def noting_structures() -> Iterator[list[list[str]]]:
+    """Names of the structures in this rank's batches, step by step."""
+    seen: list[list[str]] = []
+    take_step = Trainer.train_step
+
+    def note(self, work):
+        seen.append([name for batch in work.batches for name in batch.structure_id])
+        return take_step(self, work)
+
+    Trainer.train_step = note
+    try:
+        yield seen
+    finally:
+        Trainer.train_step = take_step
 
 
 def batch_of(structures: Sequence[Structure]) -> Batch:
@@ -151,6 +177,8 @@ def with_coinciding_atoms(batch: Batch) -> Batch:
 
 class FixedStream:
     """A stream of the same batches in every epoch."""
+
+    num_lanes = 1
 
     def __init__(self, batches: list[Batch]) -> None:
         self.own, self.taken = batches, 0
