@@ -7,7 +7,7 @@ that is stated (`stream.lanes`), a run may change its number of ranks and still 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from torch_geometric.data import Batch
@@ -19,7 +19,7 @@ from .stream import Stream
 class Lanes:
     """The lanes of one rank, whose batches come in turn."""
 
-    def __init__(self, lanes: list[Stream] | list[Mixture]) -> None:
+    def __init__(self, lanes: Sequence[Stream | Mixture]) -> None:
         self.lanes = lanes
 
     @property
@@ -56,8 +56,8 @@ def lanes_of_rank(lanes: int, rank: int, world_size: int) -> list[int]:
     """The lanes that a rank serves; ValueError when they cannot be dealt out evenly."""
     if lanes % world_size:
         raise ValueError(
-            f"stream.lanes={lanes} cannot be dealt out evenly to {world_size} ranks: set a multiple of their number, or "
-            "0 for one lane a rank"
+            f"stream.lanes={lanes} cannot be dealt out evenly to {world_size} ranks: set a multiple of their number, "
+            "or 0 for one lane a rank"
         )
     return list(range(rank, lanes, world_size))
 

@@ -118,7 +118,8 @@ class Trainer:
         losses = []
         for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
-            loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
+            noise = self.engine.noise and self.engine.noise()
+            loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss, noise)
             self.engine.backward(loss)
             losses.append(loss.detach())
         healthy, loss_sum = self._over_all_ranks(losses)

@@ -18,6 +18,7 @@ from evenfield.model_zoo.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.noise import NoiseScales
 from evenfield.pretrain.train import Trainer
 
 
@@ -34,8 +35,10 @@ def new_potential(seed: int = 0) -> Potential:
     return Potential(PotentialConfig(**MODEL, levels_of_theory=list(LEVELS))).train()
 
 
-def new_engine(zero_stage: int, potential: Potential | None = None) -> DeepSpeedEngine:
-    return DeepSpeedEngine(potential or new_potential(), engine_config(zero_stage))
+def new_engine(
+    zero_stage: int, potential: Potential | None = None, noise: NoiseScales | None = None
+) -> DeepSpeedEngine:
+    return DeepSpeedEngine(potential or new_potential(), engine_config(zero_stage), noise=noise)
 
 
 def engine_config(zero_stage: int, **changes: object) -> EngineConfig:
@@ -110,7 +113,8 @@ def engine_steps(engine: DeepSpeedEngine, steps: list[list[Batch]], moments: lis
         total = torch.zeros(1)
         for batch in batches[engine.rank :: engine.world_size]:
             batch = batch.to(engine.device)
-            loss = weighted_loss(engine.forward(batch), batch, counts, LossConfig())
+            noise = engine.noise and engine.noise()
+            loss = weighted_loss(engine.forward(batch), batch, counts, LossConfig(), noise)
             engine.backward(loss)
             total += loss.detach().cpu()
         if engine.world_size > 1:
