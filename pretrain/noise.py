@@ -22,6 +22,7 @@ class NoiseScales(nn.Module):
     """
 
     given: Tensor
+    least: Tensor
 
     def __init__(self, config: LossConfig, levels_of_theory: list[str]) -> None:
         """Raises ValueError when some, but not all levels of theory are given a noise."""

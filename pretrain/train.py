@@ -50,16 +50,40 @@ class StepReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the ranks do in one step; figures over all of them, but for this rank's own batches and seconds."""
+    """What the ranks do in one step: this rank's own batches and seconds, and sums over all ranks.
+
+    The sums are under way while the first forward computes; whoever reads one waits for them.
+    """
 
     batches: list[Batch]
-    counts: Tensor  # (3,) labels on all ranks
     epoch: int
-    structures: int
-    edges: int
-    stop: bool
     started: float
     waited: float
+    _sums: Tensor  # (6,) labels (3,), structures, edges, requests to stop
+    _under_way: dist.Work | None
+
+    def _sum(self) -> Tensor:
+        if self._under_way is not None:
+            self._under_way.wait()
+        return self._sums
+
+    @property
+    def counts(self) -> Tensor:
+        """Labels (3,)."""
+        return self._sum()[:3]
+
+    @property
+    def structures(self) -> int:
+        return int(self._sum()[3])
+
+    @property
+    def edges(self) -> int:
+        return int(self._sum()[4])
+
+    @property
+    def stop(self) -> bool:
+        """Was any rank asked to stop?"""
+        return bool(self._sum()[5] > 0)
 
 
 class Trainer:
@@ -118,8 +142,9 @@ class Trainer:
         losses = []
         for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
-            noise = self.engine.noise and self.engine.noise()
-            loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss, noise)
+            noise = self.engine.noise() if self.engine.noise else None
+            prediction = self.engine.forward(batch)
+            loss = weighted_loss(prediction, batch, work.counts, self.loss, noise)
             self.engine.backward(loss)
             losses.append(loss.detach())
         healthy, loss_sum = self._over_all_ranks(losses)
@@ -157,9 +182,8 @@ class Trainer:
             labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
             structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
             sums = torch.cat([labels, torch.tensor([structures, edges, bool(self.stop.by)]).double()])
-            if self.engine.world_size > 1:
-                dist.all_reduce(sums)
-            yield _Work(batches, sums[:3], epoch, int(sums[3]), int(sums[4]), bool(sums[5] > 0), started, waited)
+            under_way = dist.all_reduce(sums, async_op=True) if self.engine.world_size > 1 else None
+            yield _Work(batches, epoch, started, waited, sums, under_way)
 
     def _over_all_ranks(self, losses: list[Tensor]) -> tuple[bool, float]:
         """Whether losses and gradients of all ranks are finite, and the whole step's loss."""
