@@ -1,6 +1,6 @@
 """Does a cheap direct-force stage before conservative training pay? Validation errors at equal processor seconds.
 
-    python benchmarks/two_stages.py DATA NAME [--seconds 180] [--seeds 0 1] [--shares 0 0.5]
+    python benchmarks/two_stages.py DATA NAME [--seconds 120] [--seeds 0 1] [--shares 0 0.5]
 
 DATA is a converted set. A run is given so many seconds of processor time, data and optimizer included; `share` of them
 go to a direct stage, the rest to conservative training from the same weights. Default model, batches, loss, AdamW and
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("name")
-    parser.add_argument("--seconds", type=float, default=180.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5])
     arguments = parser.parse_args()
