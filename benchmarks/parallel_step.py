@@ -2,11 +2,12 @@
 
     python benchmarks/parallel_step.py DATA [--steps 30] [--rounds 5]
 
-DATA is a converted set; model, batches and ZeRO stage 0 are the defaults. Rounds alternate between one rank and two, so
-that the machine's load falls on both; figures are medians over rounds. Parallel efficiency is the edges per second of
-two ranks over twice those of one. Wall time shows a busy machine as well, processor time does not show waiting: both
-are given. `outside` is what of a step's wall time is not forward, backward, reduction of gradients or optimizer: data,
-loss, checks and metrics. Writes results/parallel_step.json.
+DATA is a converted set; model, batches and ZeRO stage 0 are the defaults. Rounds alternate between one rank, two, and
+two runs of one rank at once that know nothing of each other: what the machine can give; so its load falls on all.
+Figures are medians over rounds. Parallel efficiency is the edges per second of two ranks over twice those of one. Wall
+time shows a busy machine as well, processor time does not show waiting: both are given. `outside` is what of a step's
+wall time is not forward, backward, reduction of gradients or optimizer: data, loss, checks and metrics, and `agreeing`,
+the check of gradients and the wait for the slower rank. Writes results/parallel_step.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -46,6 +48,7 @@ class Timed:
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self.engine = engine
         self.seconds = {"forward": 0.0, "backward": 0.0, "step": 0.0}
+        self.agreeing = 0.0
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.engine, name)
@@ -61,6 +64,16 @@ class Timed:
         return timed
 
 
+class TimedTrainer(Trainer):
+    """Adds up the seconds in which the ranks agree that a step is sound."""
+
+    def _over_all_ranks(self, losses: list[torch.Tensor]) -> tuple[bool, float]:
+        started = time.perf_counter()
+        outcome = super()._over_all_ranks(losses)
+        self.engine.agreeing += time.perf_counter() - started
+        return outcome
+
+
 class Clock(Callback):
     """Figures of the steps after the warm-up."""
 
@@ -71,7 +84,7 @@ class Clock(Callback):
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         now, cpu = time.perf_counter(), time.process_time()
         if report.step == WARM_UP:
-            self.engine.seconds = dict.fromkeys(self.engine.seconds, 0.0)
+            self.engine.seconds, self.engine.agreeing = dict.fromkeys(self.engine.seconds, 0.0), 0.0
         elif report.step > WARM_UP:
             self.edges += report.edges
             self.wall += now - self._last
@@ -92,7 +105,7 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
     clock = Clock(engine)
     with tempfile.TemporaryDirectory() as name:
         metrics = [Metrics(Path(name) / "metrics.jsonl", 0)] if engine.rank == 0 else []
-        trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, [*metrics, clock])
+        trainer = TimedTrainer(engine, stream, config.loss, config.engine, config.max_steps, [*metrics, clock])
         trainer.fit()
         saved = []
         for step in range(3):
@@ -112,36 +125,52 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
         "share_backward": engine.seconds["backward"] / clock.wall,
         "share_reduce_clip_update": engine.seconds["step"] / clock.wall,
         "share_outside": outside / clock.wall,
+        "share_agreeing": engine.agreeing / clock.wall,
         "save_s": statistics.median(saved),
         "parameters": sum(p.numel() for p in potential.parameters()),
     }
 
 
-def round_of(ranks: int, folder: str, steps: int) -> dict[str, Any]:
-    """Start the ranks and wait for the figures of rank 0."""
+def start(ranks: int, folder: str, steps: int, result: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the ranks of one run; rank 0 writes its figures to `result`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, __file__, folder, "--steps", str(steps), "--worker", str(result)]
+    every = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(ranks)}
+    every |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    quiet = subprocess.DEVNULL
+    return [subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) for environment in own]
+
+
+def round_of(runs: list[int], folder: str, steps: int) -> list[dict[str, Any]]:
+    """Runs of so many ranks each, all at once; their figures."""
     with tempfile.TemporaryDirectory() as name:
-        result = Path(name) / "result.json"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [*launch, __file__, folder, "--steps", str(steps), "--worker", str(result)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return json.loads(result.read_text())
+        results = [Path(name) / f"{number}.json" for number in range(len(runs))]
+        started = [start(ranks, folder, steps, result) for ranks, result in zip(runs, results, strict=True)]
+        codes = [process.wait() for processes in started for process in processes]
+        if any(codes):
+            raise RuntimeError("a rank failed: run it with --worker by hand to see why")
+        return [json.loads(result.read_text()) for result in results]
 
 
-def summary(rounds: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians, and efficiencies of the rounds in pairs."""
+def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians, and efficiencies of the rounds: the edges per second over twice those of one rank."""
     result: dict[str, Any] = {}
-    for ranks, rows in rounds.items():
+    for name, rows in rounds.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         steps = middle.pop("edges"), middle.pop("wall_s"), middle.pop("cpu_s")
         middle |= {"edges_per_s": steps[0] / steps[1], "edges_per_cpu_s": steps[0] / steps[2]}
-        result[f"{ranks} rank" + "s" * (ranks > 1)] = {key: round(value, 4) for key, value in middle.items()}
+        result[name] = {key: round(value, 4) for key, value in middle.items()}
     for kind in ("wall_s", "cpu_s"):
-        ratios = []
-        for one, two in zip(rounds[1], rounds[2], strict=True):
-            ratio = (two["edges"] / two[kind]) / (one["edges"] / one[kind])
-            ratios.append(ratio / 2 if kind == "wall_s" else ratio)
-        result[f"efficiency by {kind[:-2]} time"] = [round(value, 3) for value in (statistics.median(ratios), *ratios)]
+        for name in ("2 ranks", "2 runs of 1 rank"):
+            # a run of two ranks counts the edges and the processor seconds of both
+            share = 0.5 if (name, kind) == ("2 ranks", "wall_s") else 1.0
+            pairs = zip(rounds["1 rank"], rounds[name], strict=True)
+            ratios = [share * (two["edges"] / two[kind]) / (one["edges"] / one[kind]) for one, two in pairs]
+            values = [round(value, 3) for value in (statistics.median(ratios), *ratios)]
+            result[f"efficiency of {name} by {kind[:-2]} time"] = values
     return result
 
 
@@ -157,10 +186,12 @@ def main() -> None:
         if figures:
             arguments.worker.write_text(json.dumps(figures))
         return
-    rounds: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    rounds: dict[str, list[dict[str, Any]]] = {"1 rank": [], "2 ranks": [], "2 runs of 1 rank": []}
     for _ in range(arguments.rounds):
-        for ranks in rounds:
-            rounds[ranks].append(round_of(ranks, arguments.data, arguments.steps))
+        for name, runs in zip(rounds, ([1], [2], [1, 1]), strict=True):
+            figures = round_of(runs, arguments.data, arguments.steps)
+            middle = {key: statistics.mean(own[key] for own in figures) for key in figures[0]}
+            rounds[name].append(middle)
     result = {
         "command": f"python benchmarks/parallel_step.py DATA --steps {arguments.steps} --rounds {arguments.rounds}",
         "date": time.strftime("%Y-%m-%d"),

@@ -11,10 +11,11 @@ import numpy as np
 
 from .blocks import BlockReader, iter_structures
 from .census import count_shards, read_census
+from .lanes import Lanes, lanes_of_rank
 from .mixture import MixingConfig, Mixture, shares_of
 from .schema import Structure
 from .shards import read_info
-from .stream import Stream, StreamConfig
+from .stream import SharedWeights, Stream, StreamConfig
 
 
 class Collection:
@@ -58,17 +59,32 @@ class Collection:
         levels_of_theory: list[str],
         rank: int,
         world_size: int,
-    ) -> Stream | Mixture:
-        """The training stream of one rank: that of the one set, or a mixture."""
+    ) -> Stream | Mixture | Lanes:
+        """The training stream of one rank: that of the one set, or a mixture; or several lanes of it."""
         folders = self._with("train")
-        streams = [
-            Stream(folder, config, cutoff=cutoff, levels_of_theory=levels_of_theory, rank=rank, world_size=world_size)
-            for folder in folders
-        ]
-        if len(streams) == 1:
-            return streams[0]
         counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
-        return Mixture(streams, np.asarray(shares_of(folders, counts, mixing)))
+        weights = [SharedWeights() for _ in folders]
+
+        def lane(number: int, of: int) -> Stream | Mixture:
+            streams = [
+                Stream(
+                    folder,
+                    config,
+                    cutoff=cutoff,
+                    levels_of_theory=levels_of_theory,
+                    rank=number,
+                    world_size=of,
+                    weights=own,
+                )
+                for folder, own in zip(folders, weights, strict=True)
+            ]
+            if len(streams) == 1:
+                return streams[0]
+            return Mixture(streams, np.asarray(shares_of(folders, counts, mixing)))
+
+        if not config.lanes:
+            return lane(rank, world_size)
+        return Lanes([lane(number, config.lanes) for number in lanes_of_rank(config.lanes, rank, world_size)])
 
     def _with(self, split: str) -> list[Path]:
         return [f for f, info in zip(self.folders, self.infos, strict=True) if info["num_structures"][split]]

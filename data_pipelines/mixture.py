@@ -34,6 +34,8 @@ class Mixture:
     two, where random draws would be off by their square root. It is a function of n alone: exact under resume.
     """
 
+    num_lanes = 1
+
     def __init__(self, streams: list[Stream], shares: np.ndarray) -> None:
         self.streams, self.shares = streams, shares / shares.sum()
         self._edges = np.cumsum(self.shares)[:-1]

@@ -11,6 +11,7 @@ so another number of ranks takes up the rest and every structure still comes onc
 from __future__ import annotations
 
 import itertools
+import threading
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -46,12 +47,19 @@ class StreamConfig(Settings):
     )
     window_blocks: int = Field(default=4, gt=0, description="blocks shuffled together")
     look_ahead: int = Field(default=32, gt=0, description="structures among which a batch is packed")
+    lanes: int = Field(
+        default=0,
+        ge=0,
+        description="batches of a step, whatever the number of ranks, which must divide it; 0 is one a rank",
+    )
     seed: int = 0
     weights: WeightConfig = WeightConfig()
 
 
 class Stream:
-    """Training batches of one split of a converted data set, for one rank."""
+    """Training batches of one split of a converted data set, for one rank, or for one lane as if it were a rank."""
+
+    num_lanes = 1
 
     def __init__(
         self,
@@ -64,7 +72,9 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         dtype: torch.dtype = torch.float32,
+        weights: SharedWeights | None = None,
     ) -> None:
+        """weights: those of another lane, which are then fitted once."""
         self.folder, self.config, self.split = Path(folder), config, split
         self.rank, self.world_size = rank, world_size
         self.cutoff, self.levels, self.dtype = cutoff, levels_of_theory, dtype
@@ -72,14 +82,15 @@ class Stream:
         self.windows_per_epoch = -(-len(self.blocks) // config.window_blocks)
         self.progress = StreamState()
         self._cursor = rank  # no window of this rank below it is unfinished
-        self._weights: ElementWeights | None = None
+        self.shared_weights = weights or SharedWeights()
 
     @property
     def weights(self) -> ElementWeights:
         """Importance weights, fitted to the data when first asked for."""
-        if self._weights is None:
-            self._weights = fit_weights(self.folder, self.split, self.config.weights, self.blocks)
-        return self._weights
+        with self.shared_weights.lock:  # the threads of several lanes ask at once
+            if self.shared_weights.fitted is None:
+                self.shared_weights.fitted = fit_weights(self.folder, self.split, self.config.weights, self.blocks)
+            return self.shared_weights.fitted
 
     @property
     def epoch(self) -> int:
@@ -105,7 +116,7 @@ class Stream:
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Go on from the states of all ranks, of which there may have been another number."""
         self.progress, self._cursor = StreamState.merge(states), self.rank
-        self._weights = ElementWeights.from_dict(states[0]["weights"])
+        self.shared_weights.fitted = ElementWeights.from_dict(states[0]["weights"])
 
     def window(self, number: int) -> Iterator[Structure]:
         """The structures of a window, copied by weight and shuffled."""
@@ -175,6 +186,14 @@ class Stream:
     def _graph(self, structure: Structure) -> Data:
         weight = self.weights.per_element() if self.config.weights.loss else None
         return structure_graph(structure, self.cutoff, self.levels, self.dtype, weight)
+
+
+class SharedWeights:
+    """The importance weights of one data set, once for all lanes of a rank."""
+
+    def __init__(self) -> None:
+        self.fitted: ElementWeights | None = None
+        self.lock = threading.Lock()
 
 
 def fit_weights(folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader) -> ElementWeights:

@@ -54,6 +54,8 @@ class StreamState:
         merged = cls([(0, low - 1, 1)] if low else [])
         for window in sorted(above):
             merged.finish(window)
-        used = {int(w): n for state in states for w, n in state["used"].items()}
-        merged.used = {w: n for w, n in used.items() if not merged.is_finished(w)}
+        for state in states:  # a rank that went on from a checkpoint still holds what the others had used by then
+            for name, number in state["used"].items():
+                if not merged.is_finished(window := int(name)):
+                    merged.used[window] = max(number, merged.used.get(window, 0))
         return merged

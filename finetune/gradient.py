@@ -27,6 +27,7 @@ from ..pretrain.checkpoints import seed_everything
 from ..pretrain.engine import DeepSpeedEngine, EngineConfig
 from ..pretrain.loss import LossConfig
 from ..pretrain.metrics import ProgressBar
+from ..pretrain.noise import noise_of
 from ..pretrain.train import StepReport, Trainer
 from .guard import SHARES, HeldOut
 from .lora import add_adapters, merge_adapters
@@ -91,7 +92,8 @@ def train_gradient(
         warmup_steps=min(20, config.max_steps // 10),
         clip_norm=config.clip_norm,
     )
-    engine = DeepSpeedEngine(potential, engine_config, groups)
+    noise = noise_of(config.loss, list(potential.config.levels_of_theory))
+    engine = DeepSpeedEngine(potential, engine_config, groups, noise)
     best = KeepBest(potential, held_out, config)
     with tempfile.TemporaryDirectory() as folder:
         stream = _stream(Path(folder), train, replay, potential, config, seed)

@@ -18,6 +18,7 @@ from .evaluation import evaluate, with_a_head
 if TYPE_CHECKING:
     from .average import WeightAverage
     from .metrics import Metrics
+    from .noise import NoiseScales
     from .train import StepReport, Trainer
 
 
@@ -106,6 +107,17 @@ class Validation(Callback):
         for callback in trainer.callbacks:
             callback.on_evaluation(report.step, summary)
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
+
+
+class NoiseFigures(Callback):
+    """What noise has been learned, into the metrics every so many steps and at the end (rank 0)."""
+
+    def __init__(self, noise: NoiseScales, metrics: Metrics, every: int) -> None:
+        self.noise, self.metrics, self.every = noise, metrics, every
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if report.step % self.every == 0 or report.step == trainer.max_steps:
+            self.metrics.write({"event": "noise", "step": report.step, "noise": self.noise.table()})
 
 
 def _figures(summary: dict[str, Any]) -> list[str]:

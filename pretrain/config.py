@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from ..data_pipelines.collection import Collection
 from ..data_pipelines.mixture import MixingConfig
@@ -38,6 +40,15 @@ class PretrainConfig(Settings):
     guards: GuardConfig = GuardConfig()
     logging: LoggingConfig = LoggingConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _spikes_can_be_told(self) -> Self:
+        if self.guards.spike and self.loss.learn_noise:
+            raise ValueError(
+                "guards.spike compares losses by their ratio, and with loss.learn_noise they fall below zero: set one "
+                "of them only"
+            )
+        return self
 
     def open_data(self) -> Collection:
         """The data sets of the run."""

@@ -18,6 +18,7 @@ from torch_geometric.data import Batch
 from ..data_pipelines.settings import Settings
 from ..model_zoo.potential import Potential
 from .launch import local_device, start_distributed
+from .noise import NoiseScales
 from .optimizer_state import load_whole_state, whole_state
 
 
@@ -28,7 +29,7 @@ class EngineConfig(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of matrix products; weights, sums and the optimizer stay float32"
     )
-    accumulation: int = Field(default=1, gt=0, description="batches per rank and step")
+    accumulation: int = Field(default=1, gt=0, description="batches per rank (or lane of the stream) and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
     learning_rate: float = Field(default=2e-3, gt=0)
     final_learning_rate: float = Field(default=1e-5, ge=0, description="reached by a cosine at max_steps")
@@ -63,6 +64,7 @@ class Engine(Protocol):
     world_size: int
     device: torch.device
     potential: Potential
+    noise: NoiseScales | None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]: ...
     def backward(self, loss: Tensor) -> None: ...
@@ -76,8 +78,17 @@ class Engine(Protocol):
 class DeepSpeedEngine:
     """One process or many, ZeRO 0, 1 or 2."""
 
-    def __init__(self, potential: Potential, config: EngineConfig, groups: list[dict[str, Any]] | None = None) -> None:
-        """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate."""
+    def __init__(
+        self,
+        potential: Potential,
+        config: EngineConfig,
+        groups: list[dict[str, Any]] | None = None,
+        noise: NoiseScales | None = None,
+    ) -> None:
+        """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate.
+
+        noise: of the labels; where it is learned, it is stepped, shared out and saved with the weights.
+        """
         double = [name for name, p in potential.named_parameters() if p.dtype != torch.float32]
         if double:
             raise ValueError(
@@ -88,10 +99,14 @@ class DeepSpeedEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = local_device()
         self.potential, self.config = potential.to(self.device), config
-        self._names: dict[Tensor, str] = {p: name for name, p in potential.named_parameters() if p.requires_grad}
+        self.noise = noise.to(self.device) if noise else None
+        learned = {f"noise.{name}": p for name, p in noise.named_parameters()} if noise else {}
+        self._parameters = dict(potential.named_parameters()) | learned
+        self._names: dict[Tensor, str] = {p: name for name, p in self._parameters.items() if p.requires_grad}
+        groups = (groups or parameter_groups(potential, config)) + (noise.groups() if noise else [])
         self._engine, *_ = deepspeed.initialize(
-            model=_AtPrecision(self.potential, config.precision),
-            optimizer=torch.optim.AdamW(groups or parameter_groups(potential, config), lr=config.learning_rate),
+            model=_AtPrecision(self.potential, config.precision, self.noise),
+            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it: our batches go by edges
                 "gradient_accumulation_steps": 1,
@@ -117,7 +132,7 @@ class DeepSpeedEngine:
 
     def gradients_finite(self) -> bool:
         """Whether all gradients that this rank holds are finite; a finite loss does not promise it."""
-        gradients = [p.grad for p in self.potential.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         for partition in getattr(self._engine.optimizer, "all_grad_tensors", {}).values():  # ZeRO 2 moves them there
             gradients += partition or []
         return not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
@@ -138,26 +153,34 @@ class DeepSpeedEngine:
 
     def state(self) -> dict[str, Tensor]:
         """Weights and optimizer state by name, on the CPU and free of ranks; all ranks call it, all get it."""
-        weights = {f"weight/{name}": w.cpu().clone() for name, w in self.potential.state_dict().items()}
+        weights = {f"weight/{name}": w.detach().cpu().clone() for name, w in self._tensors().items()}
         return weights | whole_state(self._engine.optimizer, self._names)
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` gave on any number of ranks, in any stage."""
-        for name, weight in self.potential.state_dict().items():
+        """Take up what `state` gave on any number of ranks, in any stage; ValueError if that learned no noise."""
+        own = self._tensors()
+        if any(f"weight/{name}" not in state for name in own if name.startswith("noise.")):
+            raise ValueError("loss.learn_noise: the run to resume learned no noise: leave it false")
+        for name, weight in own.items():
             weight.copy_(state[f"weight/{name}"])
         load_whole_state(self._engine.optimizer, self._names, state)
 
     def _clip(self) -> None:
-        self._norm = float(nn.utils.clip_grad_norm_(self.potential.parameters(), self.config.clip_norm))
+        self._norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip_norm))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds of potential and noise, by name."""
+        return self.potential.state_dict() | {n: p for n, p in self._parameters.items() if n.startswith("noise.")}
 
 
 class _AtPrecision(nn.Module):
     """A potential whose matrix products run in bfloat16 if asked to; its weights are float32 either way."""
 
-    def __init__(self, potential: Potential, precision: str) -> None:
+    def __init__(self, potential: Potential, precision: str, noise: NoiseScales | None) -> None:
         super().__init__()
         self.potential, self.low = potential, precision == "bfloat16"
+        self.noise = noise  # DeepSpeed sums the gradients of what its model holds
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=self.low):

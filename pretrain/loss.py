@@ -2,6 +2,7 @@
 
 Each rank returns sums over its own labels divided by the number of labels on all ranks and micro-batches, so
 the result does not depend on how structures fall on ranks. A missing label (NaN) does not count.
+With noise s of a label's level of theory (noise.py) its error e counts as e / s, and log s is added if s is learned.
 """
 
 from __future__ import annotations
@@ -15,8 +16,22 @@ from torch_geometric.data import Batch
 from ..data_pipelines.settings import Settings
 
 
+LABELS = ("energy", "forces", "stress")
+
+
+class LabelNoise(Settings):
+    """Noise of the labels of a level of theory."""
+
+    energy: float = Field(default=1.0, gt=0, description="eV/atom")
+    forces: float = Field(default=1.0, gt=0, description="eV/A")
+    stress: float = Field(default=1.0, gt=0, description="eV/A^3")
+
+
 class LossConfig(Settings):
-    """Weights and Huber widths; a width is where an error stops counting squared and counts linearly."""
+    """Weights and Huber widths; a width is where an error stops counting squared and counts linearly.
+
+    Errors that are divided by a noise have no unit, and so have their widths: shares of the noise.
+    """
 
     energy: float = Field(default=1.0, ge=0, description="weight of the energy term, per eV/atom")
     forces: float = Field(default=5.0, ge=0, description="weight of the force term, per eV/A")
@@ -24,6 +39,8 @@ class LossConfig(Settings):
     energy_width: float = Field(default=0.02, gt=0, description="eV/atom")
     forces_width: float = Field(default=0.02, gt=0, description="eV/A")
     stress_width: float = Field(default=0.005, gt=0, description="eV/A^3")
+    noise: dict[str, LabelNoise] = Field(default={}, description="level of theory -> what its errors are divided by")
+    learn_noise: bool = Field(default=False, description="learn the noise of each level, from `noise` or from 1")
 
 
 def label_counts(batch: Batch) -> Tensor:
@@ -38,17 +55,28 @@ def label_counts(batch: Batch) -> Tensor:
     )
 
 
-def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, config: LossConfig) -> Tensor:
-    """This batch's share of the step's loss; `counts` (3,) are those of `label_counts` over the whole step."""
+def weighted_loss(
+    prediction: dict[str, Tensor], batch: Batch, counts: Tensor, config: LossConfig, noise: Tensor | None = None
+) -> Tensor:
+    """This batch's share of the step's loss; `counts` (3,) are those of `label_counts` over the whole step.
+
+    noise (H, 3): of energy per atom, forces and stress of each level of theory.
+    """
     num_atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
     # the difference is taken in float64: total energies are large, their errors small
     energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.forces.dtype)
     forces = prediction["forces"] - batch.forces
     stress = prediction["stress"] - batch.stress
     counts = counts.clamp(min=1.0).to(forces)
-    energy_sum = _huber_sum(energy, torch.isfinite(batch.energy), config.energy_width)
-    force_sum = _huber_sum(forces, torch.isfinite(batch.forces), config.forces_width, batch.force_weight)
-    stress_sum = _huber_sum(stress, torch.isfinite(batch.stress), config.stress_width)
+    scales: list[Tensor | None] = [None, None, None]
+    if noise is not None:
+        own = noise[batch.head]  # (S, 3)
+        scales = [own[:, 0], own[batch.batch, 1].unsqueeze(1), own[:, 2].view(-1, 1, 1)]
+    energy_sum = _huber_sum(energy, torch.isfinite(batch.energy), config.energy_width, scales[0])
+    force_sum = _huber_sum(
+        forces, torch.isfinite(batch.forces), config.forces_width, scales[1], batch.force_weight.unsqueeze(1)
+    )
+    stress_sum = _huber_sum(stress, torch.isfinite(batch.stress), config.stress_width, scales[2])
     return (
         config.energy * energy_sum / counts[0]
         + config.forces * force_sum / counts[1]
@@ -56,12 +84,18 @@ def weighted_loss(prediction: dict[str, Tensor], batch: Batch, counts: Tensor, c
     )
 
 
-def _huber_sum(error: Tensor, labelled: Tensor, width: float, weight: Tensor | None = None) -> Tensor:
+def _huber_sum(
+    error: Tensor, labelled: Tensor, width: float, noise: Tensor | None, weight: Tensor | None = None
+) -> Tensor:
     """Sum of Huber errors over labelled entries, divided by the width so that its slope is 1 for large errors.
 
     NaN marks a missing label. A prediction that is not finite where there is a label must show, so the mask is
     the label's alone.
     """
     error = torch.where(labelled, error, 0.0)
+    if noise is not None:
+        error = error / noise
     values = huber_loss(error, torch.zeros_like(error), reduction="none", delta=width) / width
-    return values.sum() if weight is None else (values * weight.unsqueeze(1)).sum()
+    if noise is not None and noise.requires_grad:
+        values = values + torch.where(labelled, noise.log(), 0.0)
+    return values.sum() if weight is None else (values * weight).sum()

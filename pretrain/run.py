@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from ..data_pipelines.collection import Collection
+from ..data_pipelines.lanes import Lanes
 from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.shards import write_atomically
 from ..data_pipelines.stream import Stream
@@ -22,7 +23,7 @@ from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential
 from .adaptive import AdaptiveWeights
 from .average import WeightAverage
-from .callbacks import Callback, Checkpoints, Validation
+from .callbacks import Callback, Checkpoints, NoiseFigures, Validation
 from .checkpoints import seed_everything
 from .config import PretrainConfig
 from .engine import DeepSpeedEngine
@@ -30,6 +31,7 @@ from .evaluation import predict, summarise, with_a_head
 from .guards import CollapseGuard, SpikeRollback, Watchdog
 from .launch import start_distributed
 from .metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
+from .noise import noise_of
 from .resume import Resume, refuse_second_run, sole_writer, take_up
 from .signals import StopRequest, listening
 from .start import build_potential
@@ -62,7 +64,7 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
-def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture:
+def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture | Lanes:
     """This rank's share of the training stream."""
     return data.stream(
         config.stream,
@@ -77,12 +79,13 @@ def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngin
 def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest) -> Path | None:
     seed_everything(config.seed)
     potential = build_potential(config, data)
-    engine = DeepSpeedEngine(potential, config.engine)
+    noise = noise_of(config.loss, potential.config.levels_of_theory)
+    engine = DeepSpeedEngine(potential, config.engine, noise=noise)
     stream = open_stream(config, data, engine)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
     loaded = take_up(config, resume, engine, console)
-    parts = _parts(config, data, potential, console, engine.rank, loaded.step if loaded else 0)
     start_step = loaded.step if loaded else 0
+    parts = _parts(config, data, engine, console, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, parts.callbacks, start_step, stop)
     if loaded:
         trainer.load_state(loaded.states)
@@ -121,9 +124,9 @@ class _Parts:
 
 
 def _parts(
-    config: PretrainConfig, data: Collection, potential: Potential, console: Console, rank: int, start_step: int
+    config: PretrainConfig, data: Collection, engine: DeepSpeedEngine, console: Console, start_step: int
 ) -> _Parts:
-    out = Path(config.out)
+    out, potential, rank = Path(config.out), engine.potential, engine.rank
     folder = out / "checkpoints"
     average = WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
     watchdog = Watchdog(out, rank, config.guards.hang_minutes)
@@ -138,7 +141,9 @@ def _parts(
         metrics = Metrics(out / "metrics.jsonl", start_step, console)
         every, limit = config.evaluate_every, config.evaluate_structures
         validation = Validation(potential, data, metrics, console, every, limit, average)
-        watched = [validation] if data.num_structures("valid") else []
+        watched: list[Callback] = [validation] if data.num_structures("valid") else []
+        learned = engine.noise if engine.noise and engine.noise.learned else None
+        watched += [NoiseFigures(learned, metrics, every)] if learned else []
         callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
         callbacks += _loggers(config, start_step)
     if config.adaptive.rate > 0:

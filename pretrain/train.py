@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from ..data_pipelines.lanes import Lanes, states_of_lanes
 from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.stream import Stream
 from .callbacks import Callback
@@ -49,16 +50,40 @@ class StepReport:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the ranks do in one step; figures over all of them, but for this rank's own batches and seconds."""
+    """What the ranks do in one step: this rank's own batches and seconds, and sums over all ranks.
+
+    The sums are under way while the first forward computes; whoever reads one waits for them.
+    """
 
     batches: list[Batch]
-    counts: Tensor  # (3,) labels on all ranks
     epoch: int
-    structures: int
-    edges: int
-    stop: bool
     started: float
     waited: float
+    _sums: Tensor  # (6,) labels (3,), structures, edges, requests to stop
+    _under_way: dist.Work | None
+
+    def _sum(self) -> Tensor:
+        if self._under_way is not None:
+            self._under_way.wait()
+        return self._sums
+
+    @property
+    def counts(self) -> Tensor:
+        """Labels (3,)."""
+        return self._sum()[:3]
+
+    @property
+    def structures(self) -> int:
+        return int(self._sum()[3])
+
+    @property
+    def edges(self) -> int:
+        return int(self._sum()[4])
+
+    @property
+    def stop(self) -> bool:
+        """Was any rank asked to stop?"""
+        return bool(self._sum()[5] > 0)
 
 
 class Trainer:
@@ -67,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream | Mixture,
+        stream: Stream | Mixture | Lanes,
         loss: LossConfig,
         engine_config: EngineConfig,
         max_steps: int,
@@ -104,7 +129,7 @@ class Trainer:
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the states of all ranks, of which there may have been another number."""
-        self.stream.load_state([state["stream"] for state in states])
+        self.stream.load_state(states_of_lanes([state["stream"] for state in states]))
         weight = states[0]["element_weight"]
         self.element_weight = None if weight is None else torch.tensor(weight)
         for callback in self.callbacks:
@@ -117,7 +142,9 @@ class Trainer:
         losses = []
         for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
-            loss = weighted_loss(self.engine.forward(batch), batch, work.counts, self.loss)
+            noise = self.engine.noise() if self.engine.noise else None
+            prediction = self.engine.forward(batch)
+            loss = weighted_loss(prediction, batch, work.counts, self.loss, noise)
             self.engine.backward(loss)
             losses.append(loss.detach())
         healthy, loss_sum = self._over_all_ranks(losses)
@@ -147,7 +174,7 @@ class Trainer:
         stream = self.stream.batches()
         while True:
             started, epoch = time.perf_counter(), self.stream.epoch
-            batches = list(islice(stream, self.config.accumulation))
+            batches = list(islice(stream, self.config.accumulation * self.stream.num_lanes))
             waited = time.perf_counter() - started
             if self.element_weight is not None:
                 for batch in batches:
@@ -155,9 +182,8 @@ class Trainer:
             labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
             structures, edges = sum(b.num_graphs for b in batches), sum(b.num_edges for b in batches)
             sums = torch.cat([labels, torch.tensor([structures, edges, bool(self.stop.by)]).double()])
-            if self.engine.world_size > 1:
-                dist.all_reduce(sums)
-            yield _Work(batches, sums[:3], epoch, int(sums[3]), int(sums[4]), bool(sums[5] > 0), started, waited)
+            under_way = dist.all_reduce(sums, async_op=True) if self.engine.world_size > 1 else None
+            yield _Work(batches, epoch, started, waited, sums, under_way)
 
     def _over_all_ranks(self, losses: list[Tensor]) -> tuple[bool, float]:
         """Whether losses and gradients of all ranks are finite, and the whole step's loss."""

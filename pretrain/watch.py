@@ -108,7 +108,7 @@ def _curves(view: RunView) -> Figure:
     with rc_context(style):
         figure = Figure(figsize=(12.0, 6.6), layout="constrained")
         axes = figure.subplots(2, 3)
-        _curve(axes[0, 0], view, "loss", "loss", log=True)
+        _curve(axes[0, 0], view, "loss", "loss", log=not (view.column("loss") <= 0).any())  # learned noise: < 0
         _evaluations(axes[0, 1], view, {"force_mae": "all", "worst_decile_force_mae": "worst tenth of elements"})
         axes[0, 1].set_title("validation: force MAE, eV/\u00c5", loc="left", fontsize=11)
         _evaluations(axes[0, 2], view, {"energy_mae_per_atom": "all"}, scale=1000.0)

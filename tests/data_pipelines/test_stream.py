@@ -321,7 +321,7 @@ def test_state_with_weights_is_below_ten_kilobytes(open_stream):
     stream = open_stream(weights=WeightConfig(beta=0.5), edge_budget=120)
     take(stream, 30)
     everything = ElementWeights(np.random.default_rng(0).random(119), 0.123456789, 1.3456789, "mean")
-    stream._weights = everything
+    stream.shared_weights.fitted = everything
     assert len(json.dumps(stream.state())) < 10_000
     np.testing.assert_array_equal(
         resumed(open_stream(), stream).weights.element_weight[1:], everything.element_weight[1:]
@@ -385,3 +385,14 @@ def test_thread_stays_a_few_batches_ahead_only(open_stream, monkeypatch):
     threading.Event().wait(0.5)
     epoch.close()
     assert len(made) < 12
+
+
+def test_second_resume_does_not_go_back_to_what_the_other_rank_had_used_at_the_first(open_stream):
+    """A rank keeps the other's count of the first checkpoint; at the second it must not win over the newer one."""
+    whole = [ids(take(open_stream(rank=rank, world_size=2, edge_budget=80), 9)) for rank in range(2)]
+    stopped, parts = [open_stream(rank=rank, world_size=2, edge_budget=80) for rank in range(2)], [[], []]
+    for _ in range(3):
+        for rank in range(2):
+            parts[rank] += ids(take(stopped[rank], 3))
+        stopped = [resumed(open_stream(rank=rank, world_size=2, edge_budget=80), *stopped) for rank in range(2)]
+    assert parts == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from evenfield.model_zoo.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.noise import NoiseScales
+from evenfield.pretrain.train import Trainer
 
 
 MODEL = {"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0}
@@ -32,8 +35,10 @@ def new_potential(seed: int = 0) -> Potential:
     return Potential(PotentialConfig(**MODEL, levels_of_theory=list(LEVELS))).train()
 
 
-def new_engine(zero_stage: int, potential: Potential | None = None) -> DeepSpeedEngine:
-    return DeepSpeedEngine(potential or new_potential(), engine_config(zero_stage))
+def new_engine(
+    zero_stage: int, potential: Potential | None = None, noise: NoiseScales | None = None
+) -> DeepSpeedEngine:
+    return DeepSpeedEngine(potential or new_potential(), engine_config(zero_stage), noise=noise)
 
 
 def engine_config(zero_stage: int, **changes: object) -> EngineConfig:
@@ -53,6 +58,30 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
         "checkpoints": {"every": 1, "keep": 100},
     }
     return PretrainConfig.model_validate(settings | changes)
+
+
+def elastic_config(data: Path, out: Path, max_steps: int, zero_stage: int) -> PretrainConfig:
+    """A run of two lanes whose learning rate does not depend on where it ends."""
+    constant = {"warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3, "zero_stage": zero_stage}
+    stream = {"edge_budget": 1500, "window_blocks": 2, "lanes": 2}
+    return small_config(data, out, max_steps=max_steps, engine=constant, stream=stream)
+
+
+@contextmanager
+def noting_structures() -> Iterator[list[list[str]]]:
+    """Names of the structures in this rank's batches, step by step."""
+    seen: list[list[str]] = []
+    take_step = Trainer.train_step
+
+    def note(self, work):
+        seen.append([name for batch in work.batches for name in batch.structure_id])
+        return take_step(self, work)
+
+    Trainer.train_step = note
+    try:
+        yield seen
+    finally:
+        Trainer.train_step = take_step
 
 
 def batch_of(structures: Sequence[Structure]) -> Batch:
@@ -84,7 +113,8 @@ def engine_steps(engine: DeepSpeedEngine, steps: list[list[Batch]], moments: lis
         total = torch.zeros(1)
         for batch in batches[engine.rank :: engine.world_size]:
             batch = batch.to(engine.device)
-            loss = weighted_loss(engine.forward(batch), batch, counts, LossConfig())
+            noise = engine.noise and engine.noise()
+            loss = weighted_loss(engine.forward(batch), batch, counts, LossConfig(), noise)
             engine.backward(loss)
             total += loss.detach().cpu()
         if engine.world_size > 1:
@@ -151,6 +181,8 @@ def with_coinciding_atoms(batch: Batch) -> Batch:
 
 class FixedStream:
     """A stream of the same batches in every epoch."""
+
+    num_lanes = 1
 
     def __init__(self, batches: list[Batch]) -> None:
         self.own, self.taken = batches, 0

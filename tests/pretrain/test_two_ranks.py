@@ -25,9 +25,11 @@ from optimizer_steps import (  # noqa: E402
     LEVELS,
     MODEL,
     batch_of,
+    elastic_config,
     largest_difference,
     moment_deviation,
     new_engine,
+    noting_structures,
     parts_of_steps,
     plain_steps,
     small_config,
@@ -42,6 +44,7 @@ def out(data_set, tmp_path_factory) -> Path:
     """What two_ranks.py wrote on two ranks."""
     folder = tmp_path_factory.mktemp("two-ranks")
     pretrain(small_config(data_set, folder / "elastic", max_steps=3, engine={"zero_stage": 1}), quiet=True)
+    pretrain(elastic_config(data_set, folder / "lanes", max_steps=3, zero_stage=1), quiet=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     no_ranks = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     environment = no_ranks | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -110,6 +113,24 @@ def test_one_rank_then_two_then_one_see_every_structure_of_the_epoch_once(out, r
     assert seen == Counter(s.structure_id for s in train_structures)
     losses = [json.loads(line)["loss"] for line in (out / "elastic" / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 5 and all(0 < loss < 10 for loss in losses)
+
+
+def test_losses_of_one_rank_then_two_then_one_are_those_of_the_undisturbed_run(out, ranks, data_set, tmp_path):
+    """With stated lanes, in ZeRO stages 1, 2, 2 and 0: every step holds the same structures as in a run of one rank."""
+    whole = elastic_config(data_set, tmp_path / "whole", max_steps=10, zero_stage=0)
+    with noting_structures() as expected:
+        pretrain(whole, quiet=True)
+    with noting_structures() as last:
+        pretrain(elastic_config(data_set, out / "lanes", max_steps=10, zero_stage=0), "must", quiet=True)
+    seen = [one + other for one, other in zip(*(rank["lanes"] for rank in ranks), strict=True)] + last
+    assert seen == expected[3:]
+    assert losses_of(out / "lanes") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-5)
+    assert len(set(losses_of(out / "lanes"))) == 10
+
+
+def losses_of(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["event"] == "step"]
 
 
 def stream(data_set: Path, rank: int = 0, world_size: int = 1) -> Stream:

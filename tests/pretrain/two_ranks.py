@@ -12,9 +12,11 @@ import torch.distributed as dist
 from optimizer_steps import (
     FixedStream,
     batch_of,
+    elastic_config,
     engine_config,
     engine_steps,
     new_engine,
+    noting_structures,
     parts_of_steps,
     small_config,
     weights,
@@ -49,17 +51,18 @@ def elastic(out: Path, data: Path) -> dict:
     """A run of one rank goes on on two, in another stage; what they see, and what they take up."""
     engine = new_engine(2)
     load_checkpoint(out / "checkpoints", engine)
-    taken_up, seen = weights(engine.potential), []
-    take_step = Trainer.train_step
+    taken_up = weights(engine.potential)
+    with noting_structures() as steps:
+        pretrain(small_config(data, out, max_steps=5, engine={"warmup_steps": 2, "zero_stage": 2}), "must", quiet=True)
+    return {"taken_up": taken_up, "seen": [name for step in steps for name in step]}
 
-    def note(self, work):
-        seen.extend(name for batch in work.batches for name in batch.structure_id)
-        return take_step(self, work)
 
-    Trainer.train_step = note
-    pretrain(small_config(data, out, max_steps=5, engine={"warmup_steps": 2, "zero_stage": 2}), "must", quiet=True)
-    Trainer.train_step = take_step
-    return {"taken_up": taken_up, "seen": seen}
+def lanes(out: Path, data: Path) -> list[list[str]]:
+    """A run of two lanes that one rank began goes on on two, twice; the structures of its steps."""
+    with noting_structures() as steps:
+        for max_steps in (5, 6):
+            pretrain(elastic_config(data, out, max_steps, zero_stage=2), "must", quiet=True)
+    return steps
 
 
 def bad_step(data: Path, zero_stage: int) -> dict:
@@ -110,6 +113,7 @@ def main(data: Path, out: Path) -> None:
     result: dict = {stage: parity(data, stage) | bad_step(data, stage) for stage in (0, 1, 2)}
     result["resume"] = resume(data, out / "run", rank)
     result["elastic"] = elastic(out / "elastic", data)
+    result["lanes"] = lanes(out / "lanes", data)
     torch.save(result, out / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
