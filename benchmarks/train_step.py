@@ -54,7 +54,7 @@ def summarise(samples: dict[str, list[float]], num_atoms: int) -> dict[str, Any]
 def parse_arguments() -> argparse.Namespace:
     """Options of the comparison; the sizes are those of both models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--peer", choices=("mace", "evenfield"), default="mace")
+    parser.add_argument("--peer", choices=("mace", "nequip", "evenfield"), default="mace")
     parser.add_argument("--peer-python", default=sys.executable, help="python of the peer's environment")
     parser.add_argument("--mode", choices=("eager", "compile"), default="eager", help="ours")
     parser.add_argument("--peer-mode", choices=("eager", "compile"), default="eager")
@@ -66,6 +66,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hidden-l", type=int, default=1, help="highest degree between layers")
     parser.add_argument("--l-max", type=int, default=3, help="highest degree on edges")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--peer-layers", type=int, help="of the peer, if not as many")
+    parser.add_argument("--peer-l-max", type=int, help="of the peer, if not the same")
     parser.add_argument("--cutoff", type=float, default=5.0, help="A")
     parser.add_argument("--threads", type=int, default=2, help="1 bears a busy machine best")
     parser.add_argument("--rounds", type=int, default=9)
@@ -103,7 +105,10 @@ def main() -> None:
         path = Path(folder) / "structures.extxyz"
         ase.io.write(path, structures)
         ours = Worker("evenfield", sys.executable, options.mode, path, options)
-        peer = Worker(options.peer, options.peer_python, options.peer_mode, path, options)
+        sizes = argparse.Namespace(**vars(options))
+        sizes.layers = options.peer_layers or options.layers
+        sizes.l_max = options.peer_l_max or options.l_max
+        peer = Worker(options.peer, options.peer_python, options.peer_mode, path, sizes)
     if ours.facts["num_edges"] != peer.facts["num_edges"]:
         raise RuntimeError(f"not the same graph: {ours.facts['num_edges']} and {peer.facts['num_edges']} edges")
     samples = measure(ours, peer, options.rounds)
