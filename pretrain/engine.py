@@ -1,7 +1,7 @@
 """The engine protocol and its DeepSpeed implementation: forward, backward, step, state on any number of ranks.
 
 DeepSpeed 0.19 facts behind the settings: forces must be computed inside forward; clipping is always written
-out, because its default changed; the optimizer is torch's AdamW, which needs no compiler; the C++ extension
+out, because its default changed; the optimizer is torch's fused AdamW, which needs no compiler; the C++ extension
 that `init_distributed` would build on CPU serves inference only and is opted out of.
 """
 
@@ -106,7 +106,7 @@ class DeepSpeedEngine:
         groups = (groups or parameter_groups(potential, config)) + (noise.groups() if noise else [])
         self._engine, *_ = deepspeed.initialize(
             model=_AtPrecision(self.potential, config.precision, self.noise),
-            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate),
+            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate, fused=True),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it: our batches go by edges
                 "gradient_accumulation_steps": 1,

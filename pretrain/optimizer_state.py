@@ -51,10 +51,7 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
         for parameter, name in names.items():
             keys = [key for key in (*MOMENTS, "step") if f"{key}/{name}" in state]
             if keys:
-                own = {key: state[f"{key}/{name}"].clone() for key in keys}
-                for key in MOMENTS:
-                    own[key] = own[key].to(parameter.device)
-                optimizer.state[parameter] = own
+                optimizer.state[parameter] = {key: _at(state[f"{key}/{name}"], parameter) for key in keys}
         return
     rank = dist.get_rank()
     for part, line in _lines(optimizer):
@@ -62,11 +59,16 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
         part.copy_(_laid_out([p.detach() for p, _ in line], line, part)[here])
         if not line or f"step/{names[line[0][0]]}" not in state:
             continue
-        own = {"step": state[f"step/{names[line[0][0]]}"].clone()}
+        own = {"step": _at(state[f"step/{names[line[0][0]]}"], part)}
         for key in MOMENTS:
             pieces = [state[f"{key}/{names[parameter]}"] for parameter, _ in line]
             own[key] = _laid_out(pieces, line, part)[here].clone()
         optimizer.optimizer.state[part] = own
+
+
+def _at(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy where the parameter is: the fused AdamW wants its count of steps there too."""
+    return value.clone().to(parameter.device)
 
 
 Line = list[tuple[Tensor, int]]  # parameters and where they start
