@@ -72,8 +72,9 @@ problem = $(shell \
 $(BIN)/python:
 	$(if $(problem),$(error $(problem)))
 	@echo "making $(VENV): 1.7 GB and one to two minutes, once"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv --upgrade-deps $(VENV) >/dev/null || { rm -rf $(VENV); exit 1; }
 
+# The pip of 2023 that comes with Python 3.11 finds no set of versions where newer ones find one: it is upgraded first.
 # torch first: it is the one package that may not exist for a machine, and the pinned one must be there before
 # anything else pulls in another.
 $(VENV)/.ready-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
