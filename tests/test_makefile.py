@@ -66,7 +66,7 @@ def test_an_unfit_python_is_one_line(checkout: Path, before: str, message: str) 
 
 def test_the_set_up_comes_before_the_work_and_only_once(checkout: Path) -> None:
     plan = make(checkout, "-n", "quickstart", f"PYTHON={sys.executable}").stdout
-    steps = ["-m venv .venv", "-c constraints-cpu.txt torch", "-c constraints-cpu.txt -e '.[test]'"]
+    steps = ["-m venv --upgrade-deps .venv", "-c constraints-cpu.txt torch", "-c constraints-cpu.txt -e '.[test]'"]
     places = [plan.index(step) for step in [*steps, "evenfield quickstart runs/quickstart"]]
     assert places == sorted(places)
     (checkout / ".venv" / "bin").mkdir(parents=True)
