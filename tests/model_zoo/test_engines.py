@@ -14,6 +14,8 @@ from ase.build import bulk
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 
+from .i_pi_input import dynamics_input
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
@@ -74,29 +76,6 @@ def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> Non
         EvenfieldTorchSimModel(model)(state)
 
 
-INPUT = """
-<simulation verbosity='quiet'>
-  <output prefix='run'><properties filename='out' stride='5'>[potential, conserved]</properties></output>
-  <total_steps>10</total_steps>
-  <prng><seed>1</seed></prng>
-  <ffdirect name='evenfield'>
-    <pes>custom</pes>
-    <pes_path>{driver}</pes_path>
-    <parameters>{{template: start.extxyz, model: {model}, level_of_theory: EMT}}</parameters>
-  </ffdirect>
-  <system>
-    <initialize nbeads='{beads}'>
-      <file mode='ase'>start.extxyz</file>
-      <velocities mode='thermal' units='kelvin'>300</velocities>
-    </initialize>
-    <forces><force forcefield='evenfield'/></forces>
-    <ensemble><temperature units='kelvin'>300</temperature></ensemble>
-    <motion mode='dynamics'><dynamics mode='nve'><timestep units='femtosecond'>1</timestep></dynamics></motion>
-  </system>
-</simulation>
-"""
-
-
 @pytest.mark.parametrize("beads", [1, 2])
 def test_i_pi_runs_dynamics(
     model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beads: int
@@ -111,7 +90,9 @@ def test_i_pi_runs_dynamics(
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", structures()[0] * (2, 1, 1))
     folder = model_zoo.save_model(tmp_path / "model", model.potential, model.record)
-    run = InteractiveSimulation(INPUT.format(driver=i_pi_driver.__file__, model=folder, beads=beads))
+    run = InteractiveSimulation(
+        dynamics_input("custom", beads, i_pi_driver.__file__, model=folder, level_of_theory="EMT")
+    )
     run.run(10)
     system = run.syslist[0]
     for bead in range(beads):

@@ -21,6 +21,8 @@ from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 
+from .i_pi_input import dynamics_input
+
 
 pytest.importorskip("metatomic", reason="comes with the extra `metatomic`")
 LEVELS = {"PBE": ["Cu", "Au", "C", "O", "H"], "EMT": ["Cu"]}
@@ -222,28 +224,6 @@ def test_unknown_elements_are_refused(exported: Path, metatomic: ModuleType) -> 
         atoms.get_potential_energy()
 
 
-INPUT = """
-<simulation verbosity='quiet'>
-  <output prefix='run'><properties filename='out' stride='5'>[potential, conserved]</properties></output>
-  <total_steps>10</total_steps>
-  <prng><seed>1</seed></prng>
-  <ffdirect name='metatomic'>
-    <pes>metatomic</pes>
-    <parameters>{{template: start.extxyz, model: {model}, check_consistency: True}}</parameters>
-  </ffdirect>
-  <system>
-    <initialize nbeads='{beads}'>
-      <file mode='ase'>start.extxyz</file>
-      <velocities mode='thermal' units='kelvin'>300</velocities>
-    </initialize>
-    <forces><force forcefield='metatomic'/></forces>
-    <ensemble><temperature units='kelvin'>300</temperature></ensemble>
-    <motion mode='dynamics'><dynamics mode='nve'><timestep units='femtosecond'>1</timestep></dynamics></motion>
-  </system>
-</simulation>
-"""
-
-
 @pytest.mark.parametrize("beads", [1, 2])
 def test_i_pi_runs_the_file_with_its_own_driver(
     model: model_zoo.LoadedModel, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beads: int
@@ -255,7 +235,7 @@ def test_i_pi_runs_the_file_with_its_own_driver(
 
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", structures()["crystal"])
-    run = InteractiveSimulation(INPUT.format(model=exported, beads=beads))
+    run = InteractiveSimulation(dynamics_input("metatomic", beads, model=exported, check_consistency=True))
     run.run(10)
     system = run.syslist[0]
     for bead in range(beads):
