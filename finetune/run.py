@@ -35,7 +35,7 @@ from .target import Target, open_target
 
 Strategy = Literal["auto", "refit", "readout", "lora", "full", "new-element"]
 FEW = 8  # training structures: with fewer, the refit alone (docs/decisions/0009)
-MANY = 64  # from here on it gains nothing to train once more with the held-out structures
+MANY = 64  # from here on a second training, with the held-out structures, is not thought worth its time
 
 
 class FineTuneConfig(Settings):
@@ -146,7 +146,8 @@ class _Run:
         else:
             gradient = self._train(strategy)
             refit, posterior = self._refit(strategy)
-        self._judge(strategy)
+        if self.target.test or strategy not in self.evaluations:
+            self._judge(strategy)
         self.potential = with_ensemble(self.potential, posterior)
         scores = (self.held_out.step0, self._score()) if self.held_out else None
         return FineTuned(
@@ -241,6 +242,8 @@ class _Run:
         self.kept[strategy] = report.share if report.best_step else 0.0
         again = bool(self.target.valid) and self.kept[strategy] == 1.0 and len(self.structures) < MANY
         if again and not report.interrupted:
+            if not self.target.test:
+                self._judge(strategy)  # as long as the held-out structures still are
             accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
             self.potential.load_state_dict(start)
             as_long = self.config.gradient.model_copy(update={"max_steps": report.best_step})

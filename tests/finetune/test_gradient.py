@@ -211,12 +211,13 @@ def test_rule_takes_the_refit_for_few_structures_and_all_parameters_for_more(loa
 
 def test_few_structures_are_all_learned_from_once_held_out_ones_have_agreed(loaded, stiffer, monkeypatch):
     """The second training starts where the first did, on all structures, as long as the first was good."""
-    calls = []
+    calls, errors = [], []
 
     def counted(potential, strategy, structures, held_out, config, **options):
         start = torch.cat([p.detach().flatten() for p in potential.parameters()])
         report = train_gradient(potential, strategy, structures, held_out, config, **options)
         calls.append((len(structures), held_out is not None, config.max_steps, report.best_step, start))
+        errors.append(step("", potential, target.valid).force_mae)
         return report
 
     monkeypatch.setattr(run, "train_gradient", counted)
@@ -225,6 +226,8 @@ def test_few_structures_are_all_learned_from_once_held_out_ones_have_agreed(load
     (first, again) = calls
     assert first[:2] == (8, True) and again[:2] == (10, False) and again[2] == first[3]
     assert torch.equal(first[4], again[4])
+    # without a test split the errors are those on structures that had not been learned from
+    assert result.evaluations["readout"]["force_mae"] == pytest.approx(errors[0], rel=1e-6) != errors[1]
     assert result.held_out[1] < result.held_out[0]
     calls.clear()
     monkeypatch.setattr(run, "MANY", 10)
