@@ -61,12 +61,11 @@ def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
 def train(flags: list[str]) -> dict[str, float]:
     """One run of `mace_run_train`: eV/atom, eV/A and seconds."""
     seconds: list[float] = []
-    lines, original = Lines(), tools.train
+    lines, original, setup = Lines(), tools.train, tools.setup_logger
     root = logging.getLogger()
     tools.train = timed(original, seconds)
     try:
         # its set-up takes the handlers of before away, so this one is added through it
-        setup = tools.setup_logger
         tools.setup_logger = lambda *a, **k: (setup(*a, **k), root.addHandler(lines))[0]
         run_train.run(build_default_arg_parser().parse_args(flags))
     finally:
