@@ -36,8 +36,6 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
 
 def main() -> None:
     options = parse_arguments()
-    if options.mode not in ("eager", "compile"):
-        raise ValueError(f"unknown mode {options.mode!r}: use eager or compile")
     torch.set_num_threads(options.threads)
     structures = ase.io.read(options.structures, ":")
     batch = make_batch(structures, options.cutoff)

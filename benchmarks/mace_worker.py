@@ -68,8 +68,6 @@ def forward_of(model: torch.nn.Module, batch: dict[str, Any], training: bool) ->
 
 def main() -> None:
     options = parse_arguments()
-    if options.mode not in ("eager", "compile"):
-        raise ValueError(f"unknown mode {options.mode!r}: use eager or compile")
     compiled = options.mode == "compile"
     torch.set_num_threads(options.threads)
     structures = ase.io.read(options.structures, ":")

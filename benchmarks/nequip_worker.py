@@ -39,8 +39,6 @@ def forward_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Forwar
 
 def main() -> None:
     options = parse_arguments()
-    if options.mode not in ("eager", "compile"):
-        raise ValueError(f"unknown mode {options.mode!r}: use eager or compile")
     torch.set_num_threads(options.threads)
     set_global_state(allow_tf32=False)
     structures = ase.io.read(options.structures, ":")

@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, required=True)
     parser.add_argument("--cutoff", type=float, required=True, help="A")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--mode", required=True)
+    parser.add_argument("--mode", choices=("eager", "compile"), required=True)
     return parser.parse_args()
 
 
