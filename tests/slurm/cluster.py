@@ -129,6 +129,10 @@ class Cluster:
         lines = self.run("scontrol", "show", "job", job).split()
         return int(next(word.partition("=")[2] for word in lines if word.startswith("Restarts=")))
 
+    def is_preempted(self, job: str) -> bool:
+        """Whether Slurm has asked it to make room."""
+        return "PreemptTime=None" not in self.run("scontrol", "show", "job", job)
+
     def start_now(self, job: str) -> None:
         """A requeued job waits two minutes by default; not this one."""
         words = ["scontrol", "update", f"jobid={job}", "StartTime=now"]

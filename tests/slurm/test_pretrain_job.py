@@ -108,7 +108,11 @@ def test_job_outlives_a_killed_rank_and_a_preemption_and_ends_with_the_same_bits
     cluster.wait(lambda: cluster.restarts(job.number) == 1, 90, f"a requeue\n{job.text()}")
     assert "not finished (exit code" in job.text()
     job.await_step(25)
+    held = rank_of(job, 1)
+    os.kill(held, signal.SIGSTOP)  # or a fast machine ends the job before Slurm looks at its queue
     urgent = cluster.submit("--partition=high", "--nodes=2", "--wrap=sleep 1", cwd=work)
+    cluster.wait(lambda: cluster.is_preempted(job.number), 60, "the preemption")
+    os.kill(held, signal.SIGCONT)
     assert job.await_state("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED") == "COMPLETED", job.text()
     assert cluster.state(urgent) == "COMPLETED" and cluster.restarts(job.number) == 2
     text = job.text()
