@@ -34,20 +34,27 @@ from .lora import add_adapters, merge_adapters
 
 
 GradientStrategy = Literal["readout", "lora", "full", "new-element"]
+CHOOSING = 16  # held-out structures; fewer choose no step, as an early one fits them by chance (docs/decisions/0009)
 
 
 class GradientConfig(Settings):
     """Length, rates and batches of a gradient strategy."""
 
-    max_steps: int = Field(default=300, gt=0, description="optimizer steps at most")
-    learning_rate: float = Field(default=5e-3, gt=0, description="of the readout and of adapters")
-    layer_decay: float = Field(default=0.7, gt=0, le=1, description="rate of a layer over that of the one above it")
+    max_steps: int = Field(default=600, gt=0, description="optimizer steps at most")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="0.002 for full and 0.005 for others if not given"
+    )
+    layer_decay: float = Field(default=1.0, gt=0, le=1, description="rate of a layer over that of the one above it")
     rank: int = Field(default=4, gt=0, description="of the adapters of lora")
     evaluate_every: int = Field(default=25, gt=0, description="steps between looks at the validation structures")
     patience: int = Field(default=4, gt=0, description="looks of the second half without a better one, then stop")
     clip_norm: float = Field(default=10.0, gt=0)
     loss: LossConfig = LossConfig()
     stream: StreamConfig = StreamConfig()
+
+    def rate(self, strategy: GradientStrategy) -> float:
+        """The learning rate: the one given, or what measured best (docs/decisions/0009)."""
+        return self.learning_rate or (2e-3 if strategy == "full" else 5e-3)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def train_gradient(
     embedding = potential.backbone.embedding.weight
     hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
     engine_config = EngineConfig(
-        learning_rate=config.learning_rate,
+        learning_rate=config.rate(strategy),
         warmup_steps=min(20, config.max_steps // 10),
         clip_norm=config.clip_norm,
     )
@@ -112,8 +119,10 @@ def train_gradient(
 class KeepBest(Callback):
     """Scores the weights now and then, gives back the best at the end, and stops when they do not get better.
 
-    When none is better than the start, because one kind of error rises while the other falls, say, those between the
-    start and the least bad are tried (weight-space interpolation: Wortsman et al., arXiv:2109.01903).
+    Fewer than CHOOSING held-out structures only say yes or no: the last weights are kept if they are better than the
+    start, and training stops early if they stay worse. When none is better than the start, because one kind of error
+    rises while the other falls, say, those between the start and the least bad are tried (weight-space interpolation:
+    Wortsman et al., arXiv:2109.01903).
     """
 
     def __init__(self, potential: Potential, held_out: HeldOut | None, config: GradientConfig) -> None:
@@ -127,13 +136,15 @@ class KeepBest(Callback):
         last = report.step == self.config.max_steps
         if not self.held_out or (report.step % self.config.evaluate_every and not last):
             return
-        rank = self.held_out.rank(self.potential)
+        rank, few = self.held_out.rank(self.potential), len(self.held_out.valid) < CHOOSING
         self.potential.train()
-        if 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
-            self._waited += 1
-        if rank < self._rank:
+        better, above = rank < self._rank, rank[0]
+        if better or (few and last and not above):
             self._rank, self._best, self.best_step = rank, self._copy(), report.step
-            self._waited = self._waited if rank[0] else 0
+        if not above and (better or few):
+            self._waited = 0
+        elif 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
+            self._waited += 1
         if self._waited >= self.config.patience and not last:
             self.stopped, trainer.stop.by = True, "early stopping"
 

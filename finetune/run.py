@@ -35,7 +35,7 @@ from .target import Target, open_target
 
 Strategy = Literal["auto", "refit", "readout", "lora", "full", "new-element"]
 FEW = 8  # training structures: with fewer, the refit alone (docs/decisions/0009)
-MANY = 64  # from here on a second training, with the held-out structures, is not thought worth its time
+ONCE_MORE = 0.5  # length of the training with the held-out structures over that of the one before it
 
 
 class FineTuneConfig(Settings):
@@ -235,19 +235,17 @@ class _Run:
         self.judging += time.perf_counter() - started
 
     def _train(self, strategy: Strategy) -> GradientReport:
-        """The gradient strategy, which keeps what is best on held-out structures; of few structures, then with all."""
+        """The gradient strategy, which keeps what is best on held-out structures; from there on with all of them."""
         assert strategy != "auto" and strategy != "refit"
-        start = copy.deepcopy(self.potential.state_dict())
         report = self._gradient(strategy, self.target.train, self.held_out, self.config.gradient)
         self.kept[strategy] = report.share if report.best_step else 0.0
-        again = bool(self.target.valid) and self.kept[strategy] == 1.0 and len(self.structures) < MANY
-        if again and not report.interrupted:
+        if self.target.valid and self.kept[strategy] == 1.0 and not report.interrupted:
             if not self.target.test:
                 self._judge(strategy)  # as long as the held-out structures still are
             accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
-            self.potential.load_state_dict(start)
-            as_long = self.config.gradient.model_copy(update={"max_steps": report.best_step})
-            second = self._gradient(strategy, self.structures, None, as_long)
+            steps = max(1, round(ONCE_MORE * report.best_step))
+            shorter = self.config.gradient.model_copy(update={"max_steps": steps})
+            second = self._gradient(strategy, self.structures, None, shorter)
             report = replace(report, seconds=report.seconds + second.seconds, interrupted=second.interrupted)
             self.with_all = self._score() <= score
             if not self.with_all:
