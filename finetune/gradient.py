@@ -42,7 +42,7 @@ class GradientConfig(Settings):
 
     max_steps: int = Field(default=600, gt=0, description="optimizer steps at most")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="0.002 for full and 0.005 for others if not given"
+        default=None, gt=0, description="if not given 0.005; for full 0.002, and 0.0005 with replay"
     )
     layer_decay: float = Field(default=1.0, gt=0, le=1, description="rate of a layer over that of the one above it")
     rank: int = Field(default=4, gt=0, description="of the adapters of lora")
@@ -52,9 +52,9 @@ class GradientConfig(Settings):
     loss: LossConfig = LossConfig()
     stream: StreamConfig = StreamConfig()
 
-    def rate(self, strategy: GradientStrategy) -> float:
+    def rate(self, strategy: GradientStrategy, *, replay: bool) -> float:
         """The learning rate: the one given, or what measured best (docs/decisions/0009)."""
-        return self.learning_rate or (2e-3 if strategy == "full" else 5e-3)
+        return self.learning_rate or ((5e-4 if replay else 2e-3) if strategy == "full" else 5e-3)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train_gradient(
     embedding = potential.backbone.embedding.weight
     hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
     engine_config = EngineConfig(
-        learning_rate=config.rate(strategy),
+        learning_rate=config.rate(strategy, replay=replay is not None),
         warmup_steps=min(20, config.max_steps // 10),
         clip_norm=config.clip_norm,
     )

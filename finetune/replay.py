@@ -21,9 +21,9 @@ class ReplayConfig(Settings):
     """Structures of before that a gradient strategy sees again, so that it forgets less."""
 
     data: str | None = Field(default=None, description="folder of a converted data set: the pretraining data, or any")
-    share: float = Field(default=0.3, gt=0, lt=1, description="of the batches")
+    share: float = Field(default=0.5, gt=0, lt=1, description="of the batches")
     own_labels: bool = Field(default=False, description="labels by the model as it was, instead of the data's own")
-    num_structures: int = Field(default=200, gt=0, description="most structures taken")
+    num_structures: int = Field(default=3000, gt=0, description="most structures taken")
 
 
 def draw_some(data: Path | str, num_structures: int, seed: int) -> list[Structure]:

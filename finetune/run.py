@@ -266,7 +266,8 @@ class _Run:
         if replay.data is None:
             return None
         model = self.model.potential
-        structures = list(with_a_head(model, draw_some(replay.data, replay.num_structures, self.config.seed)))
+        # not the draw of the probe set (forgetting.py), which is to tell what became of all the others
+        structures = list(with_a_head(model, draw_some(replay.data, replay.num_structures, self.config.seed + 1)))
         if replay.own_labels:
             structures = labelled_by(model, structures)
         if not structures:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
@@ -15,11 +17,27 @@ from .repulsion import Repulsion
 from .tiles import Tiles, tile_edges
 
 
+SIZES: dict[str, dict[str, int]] = {"small": {"channels": 32}, "medium": {"channels": 64}, "large": {"channels": 128}}
+
+
 class ModelConfig(BackboneConfig):
-    """What a user chooses; levels of theory, E0, scale and neighbour number come from the data."""
+    """What a user chooses; levels of theory, E0, scale and neighbour number come from the data.
+
+    `size` may be given as well, a name of SIZES: what else is given is laid over it. It is not stored, its values are.
+    """
 
     readout_size: int = Field(default=64, gt=0, le=512, description="features that the energy is linear in")
     repulsion: bool = Field(default=True, description="ZBL repulsion of cores that come close")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_size(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "size" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "size"}
+        if given["size"] not in SIZES:
+            raise ValueError(f"size: there is none of the name {given['size']!r}: take one of {', '.join(SIZES)}")
+        return SIZES[given["size"]] | rest
 
 
 class PotentialConfig(ModelConfig):

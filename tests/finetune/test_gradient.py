@@ -158,6 +158,14 @@ def test_it_stops_when_nothing_gets_better(single, stiffer):
     assert report.steps == 17 and not report.interrupted  # looks at 12, 14, 16; the step under way is finished
 
 
+@pytest.mark.parametrize(
+    ("strategy", "replay", "rate"), [("full", False, 2e-3), ("full", True, 5e-4), ("lora", True, 5e-3)]
+)
+def test_rate_is_the_one_given_or_that_of_the_strategy(strategy, replay, rate):
+    assert GradientConfig().rate(strategy, replay=replay) == rate
+    assert GradientConfig(learning_rate=0.1).rate(strategy, replay=replay) == 0.1
+
+
 def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
     """Trained to other labels of one kind of structure; what the model says of the rest is held by its own labels."""
     other = [s for s in structures if 13 not in s.atomic_numbers]
