@@ -31,7 +31,7 @@ from ..data_pipelines.settings import Settings
 from ..model_zoo.potential import Potential, forces_and_stress
 from ..pretrain.launch import keep_freed_memory
 from .heads import add_to_head
-from .linear_system import KINDS, Fold, PullChoice, choose_pull
+from .linear_system import KINDS, Fold, PullChoice, choose_pull, invert_pulled, solve_pulled
 from .posterior import Posterior
 from .reference_energies import reference_precision
 from .target import alike
@@ -128,7 +128,7 @@ def refit_readout(
     add_to_head(potential, head, change, new, elements)
     relative = float(np.linalg.norm(gradient) / max(float(np.linalg.norm(total.moment)), 1e-300))
     estimated = {kind: factor[kind] * _median(np.concatenate(assumed[kind])) for kind in choice.held_out}
-    covariance = np.linalg.inv(total.matrix + np.diag(choice.pull))
+    covariance = invert_pulled(total.matrix, choice.pull)
     level, drawn = potential.config.levels_of_theory[head], _bootstrap(folds, choice.pull, bootstrap, seed)
     posterior = Posterior(level, covariance, drawn - change, new, elements, estimated)
     return RefitReport(total.rows, choice.error_before, choice.error_after, relative, estimated, duplicates), posterior
@@ -160,7 +160,7 @@ def _bootstrap(folds: list[Fold], pull: np.ndarray, number: int, seed: int) -> n
         counts = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)))
         matrix = sum(c * part.matrix for c, part in zip(counts, parts, strict=True))
         moment = sum(c * part.moment for c, part in zip(counts, parts, strict=True))
-        solutions[k] = np.linalg.solve(matrix + np.diag(pull), moment)
+        solutions[k] = solve_pulled(matrix, pull, moment)
     return solutions
 
 

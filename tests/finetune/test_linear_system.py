@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from evenfield.finetune.linear_system import PULLS, SHARED_PULLS, UNCHANGED, Fold, NormalEquations, choose_pull
+from evenfield.finetune.linear_system import (
+    PULLS,
+    SHARED_PULLS,
+    UNCHANGED,
+    Fold,
+    NormalEquations,
+    choose_pull,
+    invert_pulled,
+    solve_pulled,
+)
 
 
 NUM = 8  # unknowns: 4 shared, 3 own, 1 fixed
@@ -174,3 +183,35 @@ def test_one_fold_alone_changes_nothing():
     folds, _, _ = make_folds(1)
     choice = choose_pull(folds, SHARED, OWN, FIXED)
     assert choice.error_after == pytest.approx(choice.error_before)
+
+
+# --- pulls below the rounding of the matrix
+
+
+def one_ratio(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrix and moment of cells of A B C3 with energies of such noise (eV), and the pull toward free E0."""
+    cells = np.outer([1, 2, 4, 8] * 20, [1, 1, 3])
+    rows = cells / noise
+    return rows.T @ rows, rows.T @ (cells @ [-3.0, -8.0, -5.0] / noise), np.full(3, 1e-8)
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-3, 1e-6, 1e-9])
+def test_ratio_that_never_changes_moves_only_what_energies_tell(noise):
+    """The least change: E0 in proportion to the ratio. The matrix has rank one, and LU ends on it."""
+    matrix, moment, pull = one_ratio(noise)
+    least = np.array([1, 1, 3]) * (-26.0 / 11)
+    assert solve_pulled(matrix, pull, moment) == pytest.approx(least, rel=1e-3)
+    covariance = invert_pulled(matrix, pull)
+    untold = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)
+    assert untold @ covariance @ untold == pytest.approx(1e8, rel=0.02)
+    assert np.linalg.eigvalsh(covariance).min() > -1e-12 * 1e8
+
+
+def test_well_posed_systems_are_solved_and_inverted_as_by_numpy():
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(40, 12)) * np.logspace(3, -3, 12)
+    matrix, pull = rows.T @ rows, np.logspace(-8, 20, 12)
+    moment = rows.T @ rng.normal(size=40)
+    whole = matrix + np.diag(pull)
+    assert solve_pulled(matrix, pull, moment) == pytest.approx(np.linalg.solve(whole, moment), rel=1e-8)
+    assert whole @ invert_pulled(matrix, pull) == pytest.approx(np.eye(12), abs=1e-6)
