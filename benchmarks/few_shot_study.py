@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from evenfield.data_pipelines.picture_style import STYLE
 from evenfield.finetune.curve import FIGURES, samples_needed
@@ -73,7 +74,9 @@ def draw(targets: dict[str, list[Row]], path: Path) -> None:
                 axes.errorbar(list(table), middle, [middle - low, high - middle], fmt=style, color=colour,
                               label=strategy, capsize=2, markersize=5, linewidth=1.2)  # fmt: skip
             axes.set(xscale="log", yscale="log", xlabel="structures", ylabel=label)
-            axes.grid(alpha=0.3, which="both")
+            sizes = sorted({r["num_structures"] for r in rows})
+            axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
         grid[0, column].set_title(name)
     grid[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=130)

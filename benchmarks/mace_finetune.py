@@ -72,6 +72,7 @@ class Mace:
         settings = {
             "name": name, "work_dir": folder, "max_num_epochs": epochs, "device": "cpu", "default_dtype": "float32",
             "eval_interval": max(1, epochs // 10), "error_table": "PerAtomMAE", "seed": 0, "valid_batch_size": 16,
+            "plot": False,  # it predicts all structures once more
             "lr": 0.01, "scheduler": "ExponentialLR", "lr_scheduler_gamma": LAST_RATE ** (1 / epochs),
             **LOSS, **{f"{k}_key": v for k, v in KEYS.items()}, **options,
         }  # fmt: skip

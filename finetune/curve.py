@@ -56,7 +56,8 @@ def few_shot_curve(
 
     Rows that the file has already, for the same model, data and settings, are not computed again, also when sizes,
     seeds or strategies were added. task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, into
-    a file of its own beside `out`; the call without a task takes up the files of all tasks. Raises ValueError when
+    a file of its own beside `out`; the call without a task takes up the files of all tasks. A file with rows of
+    another model, data or settings is renamed first. Raises ValueError when
     the data have fewer structures than the largest size.
     """
     ladder = {"sizes", "seeds", "strategies"}
@@ -68,6 +69,7 @@ def few_shot_curve(
     }
     draw(data, max(config.sizes), seed=0)  # too many are refused before anything is computed
     own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
+    _set_aside(own, origin, say)
     rows = _kept_rows(out, origin) + (_kept_rows(own, origin) if task else _rows_of_tasks(out, origin))
     done = {(row["num_structures"], row["seed"], row["strategy"]) for row in rows}
     names = [*config.strategies, *(["scratch"] if config.scratch_steps else [])]
@@ -183,6 +185,14 @@ def spread(structures: list[Structure], most: int) -> list[Structure]:
 def _kept_rows(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
     content = json.loads(path.read_text()) if path.is_file() else {}
     return list(content["rows"]) if content.get("origin") == origin else []
+
+
+def _set_aside(path: Path, origin: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Rename a file whose rows are of something else: they may have taken hours."""
+    if path.is_file() and json.loads(path.read_text()).get("origin") != origin:
+        number = next(k for k in itertools.count(1) if not path.with_name(f"{path.stem}.{k}.json").exists())
+        kept = path.rename(path.with_name(f"{path.stem}.{number}.json"))
+        say(f"{path} was of another model, data or settings: its rows are kept in {kept}")
 
 
 def _rows_of_tasks(out: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:

@@ -61,13 +61,14 @@ def test_interrupted_curve_goes_on(model, sets, tmp_path, monkeypatch):
     assert whole["force_rms"] == pytest.approx(done[0].evaluations["refit"]["force_rms"])
 
 
-def test_other_settings_or_data_start_anew(model, sets, tmp_path, monkeypatch):
+def test_other_settings_or_data_start_anew_and_lose_nothing(model, sets, tmp_path, monkeypatch):
     out = tmp_path / "fewshot.json"
-    curve(model, sets, out, CurveConfig(sizes=[2], seeds=[0], scratch_steps=0))
+    old = curve(model, sets, out, CurveConfig(sizes=[2], seeds=[0], scratch_steps=0))
     monkeypatch.setattr(curves, "finetune", no_more)
     changed = CurveConfig(sizes=[2], seeds=[0], scratch_steps=0, finetune={"refit": {"force_noise": 0.5}})
     with pytest.raises(AssertionError, match="computed what was there"):
         curve(model, sets, out, changed)
+    assert json.loads((tmp_path / "fewshot.1.json").read_text()) == old and not out.exists()
 
 
 def test_larger_ladder_keeps_the_rows_that_it_has(model, sets, tmp_path, monkeypatch):
