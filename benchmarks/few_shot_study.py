@@ -78,7 +78,8 @@ def draw(targets: dict[str, list[Row]], path: Path) -> None:
             axes.set_xticks(sizes, labels=[str(size) for size in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
         grid[0, column].set_title(name)
-    grid[0, 0].legend(fontsize=8)
+    labels = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=130)
 
 
