@@ -22,14 +22,13 @@ from ..data_pipelines.schema import Structure
 from ..model_zoo.hub import LoadedModel
 from ..model_zoo.potential import Potential
 from ..pretrain.evaluation import mean_absolute, predict
-from .replay import draw_some, labelled_by
+from .replay import draw_probe, labelled_by
 
 
 PROBE_FILE, REPORT_FILE = "probe.extxyz", "forgetting.json"
 PAIR_DISTANCES = (0.7, 0.85, 1.0, 1.3)  # of the sum of covalent radii
 STRETCHES = (0.92, 1.0, 1.08)  # of the lattice constant
 LATTICES = ("fcc", "bcc", "hcp", "diamond")
-NUM_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def probe_of(model: LoadedModel, data: Path | str | None = None, folder: Path | 
     own = [_structure(atoms, "pairs", level) for z in elements for atoms in _pairs(z)]
     own += [_structure(atoms, "stretched crystals", level) for z in elements for atoms in _crystals(z)]
     levels = model.potential.config.levels_of_theory
-    samples = [s for s in draw_some(data, NUM_SAMPLES, 0) if s.level_of_theory in levels] if data else []
+    samples = [s for s in draw_probe(data) if s.level_of_theory in levels] if data else []
     return [_of_kind(s, "pretraining samples") for s in samples] + labelled_by(model.potential, own)
 
 

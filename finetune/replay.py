@@ -17,6 +17,9 @@ from ..model_zoo.potential import Potential
 from ..pretrain.evaluation import predict
 
 
+PROBE_SAMPLES = 100  # of a data set, in the probe set
+
+
 class ReplayConfig(Settings):
     """Structures of before that a gradient strategy sees again, so that it forgets less."""
 
@@ -26,11 +29,24 @@ class ReplayConfig(Settings):
     num_structures: int = Field(default=3000, gt=0, description="most structures taken")
 
 
-def draw_some(data: Path | str, num_structures: int, seed: int) -> list[Structure]:
-    """At most so many training structures of a data set, drawn by seed."""
+def draw_probe(data: Path | str) -> list[Structure]:
+    """The training structures of a data set that its probe set holds (forgetting.py)."""
+    return _shuffled(data)[:PROBE_SAMPLES]
+
+
+def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[Structure]:
+    """At most so many training structures, by seed; none of the probe set unless the data set is small.
+
+    The probe is to tell what became of structures that are not seen again.
+    """
+    structures = _shuffled(data)
+    rest = structures[PROBE_SAMPLES:] if len(structures) >= 2 * PROBE_SAMPLES else structures
+    return [rest[k] for k in np.random.default_rng(seed).permutation(len(rest))[:num_structures]]
+
+
+def _shuffled(data: Path | str) -> list[Structure]:
     structures = list(iter_structures(data, "train"))
-    order = np.random.default_rng(seed).permutation(len(structures))[:num_structures]
-    return [structures[k] for k in order]
+    return [structures[k] for k in np.random.default_rng(0).permutation(len(structures))]
 
 
 def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:

@@ -28,7 +28,7 @@ from .posterior import Posterior
 from .radii import refit_radii
 from .reference_energies import ReferenceReport, refit_reference_energies
 from .refit import RefitConfig, RefitReport, refit_readout
-from .replay import ReplayConfig, draw_some, labelled_by
+from .replay import ReplayConfig, draw_for_replay, labelled_by
 from .step0 import Step, refuse_if_worse, refuse_wrong_units, step, worse_labels
 from .target import Target, open_target
 
@@ -266,8 +266,7 @@ class _Run:
         if replay.data is None:
             return None
         model = self.model.potential
-        # not the draw of the probe set (forgetting.py), which is to tell what became of all the others
-        structures = list(with_a_head(model, draw_some(replay.data, replay.num_structures, self.config.seed + 1)))
+        structures = list(with_a_head(model, draw_for_replay(replay.data, replay.num_structures, self.config.seed)))
         if replay.own_labels:
             structures = labelled_by(model, structures)
         if not structures:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase.data import chemical_symbols
 
+from evenfield.finetune import replay as replaying
 from evenfield.finetune import run
 from evenfield.finetune.forgetting import PROBE_FILE, forgetting_report, probe_of
 from evenfield.finetune.gradient import CHOOSING, GradientConfig, KeepBest, train_gradient
@@ -164,6 +165,15 @@ def test_it_stops_when_nothing_gets_better(single, stiffer):
 def test_rate_is_the_one_given_or_that_of_the_strategy(strategy, replay, rate):
     assert GradientConfig().rate(strategy, replay=replay) == rate
     assert GradientConfig(learning_rate=0.1).rate(strategy, replay=replay) == 0.1
+
+
+@pytest.mark.parametrize("number", [12, 10, 9])
+def test_replayed_structures_are_none_of_the_probe_unless_there_are_few(monkeypatch, number):
+    monkeypatch.setattr(replaying, "iter_structures", lambda data, split: iter(range(number)))
+    monkeypatch.setattr(replaying, "PROBE_SAMPLES", 5)
+    probe, replayed = replaying.draw_probe("x"), replaying.draw_for_replay("x", 100, seed=3)
+    assert len(probe) == 5 and replayed != replaying.draw_for_replay("x", 100, seed=4)
+    assert set(probe).isdisjoint(replayed) == (number >= 10)
 
 
 def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
