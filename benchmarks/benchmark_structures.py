@@ -13,14 +13,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from evenfield.data_pipelines.sources import SourceConfig, read_structures
 
 
-def copper() -> list[Atoms]:
-    """128 atoms of fcc copper, rattled by 0.1 A, with energy and forces of the EMT potential."""
-    atoms = bulk("Cu", cubic=True).repeat((4, 4, 2))
-    atoms.rattle(0.1, seed=0)
-    atoms.calc = EMT()
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-    return [atoms]
+def copper(cells: int = 1) -> list[Atoms]:
+    """128 atoms of fcc copper in one cell or two, rattled by 0.1 A, with energy and forces of the EMT potential."""
+    structures = []
+    for seed in range(cells):
+        atoms = bulk("Cu", cubic=True).repeat((4, 4 // cells, 2))
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        structures.append(atoms)
+    return structures
 
 
 def from_file(path: Path, count: int, energy_key: str | None, forces_key: str | None) -> list[Atoms]:

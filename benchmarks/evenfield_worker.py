@@ -15,6 +15,7 @@ from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, se
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.sources import SourceConfig, structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo.frame import Frame
 
 
 def make_batch(structures: list[Any], cutoff: float) -> Batch:
@@ -51,7 +52,8 @@ def main() -> None:
     torch.manual_seed(0)
     trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
     if options.mode == "compile":
-        trained.use_compiler()
+        _, tiles = trained.edge_vectors(batch)
+        trained.use_compiler_in_training(Frame(batch.num_nodes, len(tiles.receiver), tiles.size))
         frozen.use_compiler()
     parameters = list(trained.parameters())
     ready = facts(

@@ -33,8 +33,8 @@ from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine
 from evenfield.pretrain.launch import start_distributed
 from evenfield.pretrain.metrics import Metrics
-from evenfield.pretrain.run import open_stream
 from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.streams import open_stream
 from evenfield.pretrain.train import StepReport, Trainer
 
 
@@ -101,7 +101,7 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
     seed_everything(0)
     potential = build_potential(config, data)
     engine = Timed(DeepSpeedEngine(potential, config.engine))
-    stream = open_stream(config, data, engine)
+    stream = open_stream(config, data, engine.potential.config.levels_of_theory, engine.rank, engine.world_size)
     clock = Clock(engine)
     with tempfile.TemporaryDirectory() as name:
         metrics = [Metrics(Path(name) / "metrics.jsonl", 0)] if engine.rank == 0 else []

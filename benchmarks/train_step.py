@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mode", choices=("eager", "compile"), default="eager", help="ours")
     parser.add_argument("--peer-mode", choices=("eager", "compile"), default="eager")
     parser.add_argument("--structures", type=Path, help="file with labels; default: 128 Cu atoms")
+    parser.add_argument("--cells", type=int, choices=(1, 2), default=1, help="that the 128 Cu atoms stand in")
     parser.add_argument("--energy-key", help="info key of the energy in eV, if not ASE's own")
     parser.add_argument("--forces-key", help="array key of the forces in eV/A, if not ASE's own")
     parser.add_argument("--max-structures", type=int, default=8, help="how many of its first to take")
@@ -94,7 +95,7 @@ def checkout() -> str | None:
 
 def main() -> None:
     options = parse_arguments()
-    structures = copper()
+    structures = copper(options.cells)
     if options.structures:
         keys = (options.energy_key, options.forces_key)
         structures = from_file(options.structures, options.max_structures, *keys)

@@ -1,8 +1,9 @@
-"""torch.compile of the network for inference: energies of the atoms and their slopes by edge vectors.
+"""torch.compile of the network: energies of the atoms and their slopes by edge vectors.
 
-The derivative is traced into the graph (make_fx), so torch.compile sees a plain function of edge vectors. The numbers
-of atoms and edges stay symbols: one compilation serves structures of any size. Training is left alone: its second
-derivative compiles too, but is no faster with symbolic sizes (docs/performance.md).
+The derivative is traced into the graph (make_fx), so torch.compile sees a plain function of edge vectors. For inference
+the numbers of atoms and edges stay symbols: one compilation serves structures of any size. For training, where the
+second derivative is compiled as well, symbols cost most of the gain (docs/performance.md): every batch is padded to the
+constant sizes of a frame.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .frame import Frame
 from .tiles import Tiles
 from .traced import trace
+
+
+Compiled = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Network(Protocol):
@@ -43,7 +48,7 @@ class CompiledSlopes:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._call: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._call: Compiled | None = None
         self.tile_size: int | None = None
         self.failed = False
 
@@ -55,23 +60,58 @@ class CompiledSlopes:
         arguments = (atomic_numbers, head, vectors, tiles.sender, tiles.receiver)
         try:
             if self._call is None:
-                self._call, self.tile_size = _compile(self._network, arguments, tiles.size), tiles.size
+                self._call = _compile(self._network, vectors, tiles.size, keep_graph=False)
+                self.tile_size = tiles.size
             return self._call(*arguments)
         except Exception as error:  # dynamo, inductor and the C++ compiler each raise what they like
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=2)
+            _warn(error)
             self.failed, self.tile_size = True, None
             return self(atomic_numbers, head, vectors, tiles)
 
 
-def _compile(network: Network, arguments: tuple[Tensor, ...], tile_size: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A compiled function of (z, head, vectors, sender, receiver)."""
+class CompiledTraining:
+    """`slopes` that can be differentiated by the weights, compiled at the first call for batches padded to a frame.
+
+    A batch beyond the frame goes the plain way, and all do where torch.compile fails, after a warning.
+    """
+
+    def __init__(self, network: Network, frame: Frame, cutoff: float) -> None:
+        self._network, self.frame, self._cutoff = network, frame, cutoff
+        self._call: Compiled | None = None
+        self.failed = False
+
+    @property
+    def tile_size(self) -> int | None:
+        return None if self.failed else self.frame.tile_size
+
+    def __call__(self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """z (N,), head (N,), vectors (E, 3) in A -> energies (N,) in eV, slopes (E, 3) in eV/A."""
+        if self.failed or not self.frame.holds(len(atomic_numbers), tiles):
+            return slopes(self._network, atomic_numbers, head, vectors, tiles, keep_graph=True)
+        try:
+            if self._call is None:
+                self._call = _compile(self._network, vectors, tiles.size, keep_graph=True)
+            padded = self.frame.pad(atomic_numbers, head, vectors, tiles, self._cutoff)
+            energies, slope = self._call(*padded)
+        except Exception as error:
+            _warn(error)
+            self.failed = True
+            return self(atomic_numbers, head, vectors, tiles)
+        return energies[: len(atomic_numbers)], slope[: len(vectors)]
+
+
+def _warn(error: Exception) -> None:
+    reason = str(error).strip().splitlines()[0]
+    warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=3)
+
+
+def _compile(network: Network, like: Tensor, tile_size: int, *, keep_graph: bool) -> Compiled:
+    """A compiled function of (z, head, vectors, sender, receiver); of constant sizes if it keeps the graph."""
 
     def function(
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> tuple[Tensor, Tensor]:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        energies, slope = slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=False)
-        return energies.detach(), slope
+        return slopes(network, atomic_numbers, head, vectors, tiles, keep_graph)
 
-    return torch.compile(trace(function, arguments[2], tile_size), dynamic=True)
+    return torch.compile(trace(function, like, tile_size), dynamic=not keep_graph)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from .backbone import Backbone, BackboneConfig
-from .compiled import CompiledSlopes, slopes
+from .compiled import CompiledSlopes, CompiledTraining, slopes
 from .embedding import MAX_ATOMIC_NUMBER
 from .exact import ExactBuffers
+from .frame import Frame
 from .repulsion import Repulsion
 from .tiles import Tiles, tile_edges
 
@@ -91,12 +92,17 @@ class Potential(ExactBuffers):
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
         self.repulsion = Repulsion(config.cutoff, num_heads).requires_grad_(config.repulsion)
         self.compiled: CompiledSlopes | None = None
+        self.compiled_training: CompiledTraining | None = None
         self.register_buffer("e0", torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
 
     def use_compiler(self) -> None:
         """Compile the network for inference at its next call: a minute once, then a quarter less time a call."""
         self.compiled = CompiledSlopes(self)
+
+    def use_compiler_in_training(self, frame: Frame) -> None:
+        """Compile the network for training, for batches padded to a frame: minutes at the first step."""
+        self.compiled_training = CompiledTraining(self, frame, self.config.cutoff)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """energy (S,) float64 eV, energies (N,) float64 eV, forces (N, 3) eV/A, stress (S, 3, 3) eV/A^3.
@@ -106,8 +112,8 @@ class Potential(ExactBuffers):
         """
         vectors, tiles = self.edge_vectors(batch)
         atom_head = batch.head[batch.batch]  # (N,)
-        if self.compiled and not torch.is_grad_enabled():
-            interaction, slope = self.compiled(batch.atomic_numbers, atom_head, vectors, tiles)
+        if compiled := self._compiled_now():
+            interaction, slope = compiled(batch.atomic_numbers, atom_head, vectors, tiles)
         else:
             interaction, slope = slopes(self, batch.atomic_numbers, atom_head, vectors, tiles, self.training)
         energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
@@ -122,11 +128,18 @@ class Potential(ExactBuffers):
         """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
         edge_cell = batch.cell[batch.batch[batch.edge_index[1]]]  # (E, 3, 3)
         offset = torch.einsum("ea,eab->eb", batch.cell_shifts, edge_cell)
-        size = self.compiled.tile_size if self.compiled else None
+        compiled = self._compiled_now()
+        size = compiled.tile_size if compiled else None
         tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, self.config.cutoff, size)
         vectors = batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
         dtype = self.readout.weight.dtype
         return vectors.detach().to(dtype).requires_grad_(), tiles
+
+    def _compiled_now(self) -> CompiledSlopes | CompiledTraining | None:
+        """What computes a call of this kind, inference or training, if it was asked for."""
+        if not torch.is_grad_enabled():
+            return self.compiled
+        return self.compiled_training if self.training else None
 
     def interaction(self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
         """Energies (N,) in eV that the network gives to the atoms."""

@@ -34,9 +34,14 @@ TILE_COST = 3  # slots; measured on CPU: the share of a tile that does not grow 
 
 def cheapest_size(degree: Tensor) -> int:
     """The number of slots that costs least: padding weighs against the number of tiles. degree (N,)."""
+    return SIZES[int(slots_cost(degree).argmin())]
+
+
+def slots_cost(degree: Tensor) -> Tensor:
+    """What tiles of each of SIZES cost, in slots, for atoms of these numbers of neighbours (N,)."""
     sizes = torch.tensor(SIZES, device=degree.device)
     num_tiles = ((degree + sizes.unsqueeze(1) - 1) // sizes.unsqueeze(1)).sum(1)
-    return SIZES[int((num_tiles * (sizes + TILE_COST)).argmin())]
+    return num_tiles * (sizes + TILE_COST)
 
 
 def tile_edges(

@@ -31,6 +31,10 @@ def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphMo
         # who runs the graph lays some tensors out in another order, in which not every view of the traced ones is one
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
+        elif node.target is torch.ops.aten.detach.default:
+            # tracing a derivative detaches what its formulas saved: a second derivative would lose those terms
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
     graph.recompile()
     return graph
 

@@ -29,6 +29,9 @@ class EngineConfig(Settings):
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of matrix products; weights, sums and the optimizer stay float32"
     )
+    compiled: bool = Field(
+        default=False, description="torch.compile of the network: minutes at the start, then a third faster"
+    )
     accumulation: int = Field(default=1, gt=0, description="batches per rank (or lane of the stream) and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
     learning_rate: float = Field(default=2e-3, gt=0)

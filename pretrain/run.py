@@ -15,10 +15,7 @@ import yaml
 from rich.console import Console
 
 from ..data_pipelines.collection import Collection
-from ..data_pipelines.lanes import Lanes
-from ..data_pipelines.mixture import Mixture
 from ..data_pipelines.shards import write_atomically
-from ..data_pipelines.stream import Stream
 from ..model_zoo.package import ModelRecord, TrainingData, save_model
 from ..model_zoo.potential import Potential
 from .adaptive import AdaptiveWeights
@@ -35,6 +32,7 @@ from .noise import noise_of
 from .resume import Resume, refuse_second_run, sole_writer, take_up
 from .signals import StopRequest, listening
 from .start import build_potential
+from .streams import frame_of, open_stream
 from .train import Trainer, TrainingError
 
 
@@ -64,26 +62,16 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
-def open_stream(config: PretrainConfig, data: Collection, engine: DeepSpeedEngine) -> Stream | Mixture | Lanes:
-    """This rank's share of the training stream."""
-    return data.stream(
-        config.stream,
-        config.mixing,
-        cutoff=config.model.cutoff,
-        levels_of_theory=engine.potential.config.levels_of_theory,
-        rank=engine.rank,
-        world_size=engine.world_size,
-    )
-
-
 def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest) -> Path | None:
     seed_everything(config.seed)
     potential = build_potential(config, data)
     noise = noise_of(config.loss, potential.config.levels_of_theory)
     engine = DeepSpeedEngine(potential, config.engine, noise=noise)
-    stream = open_stream(config, data, engine)
+    stream = open_stream(config, data, potential.config.levels_of_theory, engine.rank, engine.world_size)
     console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
     loaded = take_up(config, resume, engine, console)
+    if config.engine.compiled:
+        _compile(config, data, potential, console)
     start_step = loaded.step if loaded else 0
     parts = _parts(config, data, engine, console, start_step)
     trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, parts.callbacks, start_step, stop)
@@ -104,6 +92,15 @@ def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, 
             _write_results(config, data, potential, time.perf_counter() - started, progress=not quiet)
     dist.barrier()
     return Path(config.out) / "model"
+
+
+def _compile(config: PretrainConfig, data: Collection, potential: Potential, console: Console) -> None:
+    frame = frame_of(config, data, potential.config.levels_of_theory)
+    if frame is None:
+        console.print("engine.compiled is left out: batches differ too much in size; a larger stream.edge_budget helps")
+        return
+    console.print(f"the first step compiles, for some minutes, for batches of up to {frame.num_atoms} atoms")
+    potential.use_compiler_in_training(frame)
 
 
 def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) -> None:

@@ -12,6 +12,9 @@ from ase.build import bulk, molecule
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.sources import SourceConfig, structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig, load
+from evenfield.model_zoo.compiled import slopes
+from evenfield.model_zoo.frame import Frame, choose_frame
+from evenfield.model_zoo.tiles import Tiles
 
 
 SMALL = PotentialConfig(channels=4, l_max=1, num_layers=2, cutoff=4.0, readout_size=8, radial_hidden=8)
@@ -72,12 +75,71 @@ def test_without_a_compiler_it_warns_once_and_goes_on(batches, monkeypatch):
         torch.testing.assert_close(found["forces"], expected["forces"])
 
 
-def test_training_is_left_alone(batches):
-    potential = Potential(SMALL)
-    potential.use_compiler()
-    potential(batches[0])["forces"].square().sum().backward()
-    assert potential.compiled.tile_size is None  # nothing was compiled
-    assert potential.readout.weight.grad is not None
+def gradients(potential, batch):
+    """Energies, forces and the gradients of a loss of both by all weights."""
+    potential.zero_grad()
+    out = potential(batch)
+    (out["energy"].sum() + out["forces"].square().sum()).backward()
+    return [out["energy"], out["forces"], *(p.grad for p in potential.parameters() if p.grad is not None)]
+
+
+def frame_of(batch, **more):
+    degree = torch.bincount(batch.edge_index[1], minlength=batch.num_nodes)
+    tiles = int(((degree + 7) // 8).sum())
+    return Frame(batch.num_nodes + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("error:torch.compile failed")
+def test_compiled_training_gives_the_same_gradients(batches):
+    torch.manual_seed(0)
+    plain = Potential(SMALL).train()
+    compiled = copy.deepcopy(plain)
+    compiled.use_compiler_in_training(frame_of(batches[2], atoms=3, tiles=5))
+    # the first and largest is beyond the frame, the second and third are padded to it
+    for batch in batches[:3]:
+        for found, expected in zip(gradients(compiled, batch), gradients(plain, batch), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not compiled.compiled_training.failed
+
+
+def test_padding_to_a_frame_changes_nothing(batches):
+    torch.manual_seed(0)
+    potential, batch = Potential(SMALL).double().train(), batches[2]
+    frame = frame_of(batch, atoms=2, tiles=3)
+    expected = gradients(potential, batch)
+    potential.use_compiler_in_training(frame)
+    potential.compiled_training._call = lambda z, head, vectors, sender, receiver: slopes(
+        potential, z, head, vectors, Tiles(sender, receiver, vectors, frame.tile_size), keep_graph=True
+    )
+    for found, known in zip(gradients(potential, batch), expected, strict=True):
+        torch.testing.assert_close(found, known, rtol=1e-10, atol=1e-12)
+
+
+def test_compiling_that_fails_leaves_training_as_it_was(batches, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    potential = Potential(SMALL).train()
+    expected = gradients(potential, batches[0])
+    potential.use_compiler_in_training(frame_of(batches[0]))
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
+        found = gradients(potential, batches[0])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_frame_holds_most_batches_where_they_are_alike():
+    alike = [torch.full((100 + k % 5,), 40) for k in range(40)]
+    frame = choose_frame(alike)
+    assert 100 <= frame.num_atoms <= 104
+    assert frame.num_tiles == frame.num_atoms * -(-40 // frame.tile_size)
+
+
+def test_no_frame_where_batches_differ_too_much():
+    assert choose_frame([torch.full((2**k,), 8) for k in range(2, 10)]) is None
 
 
 def test_calculator_compiles_a_copy_of_its_own(monkeypatch):

@@ -1,0 +1,114 @@
+"""What `engine.compiled` gives on a real stream: plain and compiled steps on the same batches, in turn.
+
+    python benchmarks/compiled_training.py DATA [--channels 32] [--batches 60] [--edge-budget 6000]
+
+DATA is a converted set. Both sides take the stream's first batches: forward, loss of energy and forces, backward.
+Writes results/compiled_training_cCHANNELS.json: processor seconds of both sides, their ratio, the share of batches that
+went the compiled way, the frame, the wall seconds that compiling took, and by how much the gradients differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from evenfield.model_zoo.potential import Potential
+from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.loss import label_counts, weighted_loss
+from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.streams import frame_of, open_stream
+
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def step(potential: Potential, batch: Batch, config: PretrainConfig) -> tuple[float, list[Tensor]]:
+    """Processor seconds of one loss and its gradients, and these."""
+    potential.zero_grad()
+    started = time.process_time()
+    loss = weighted_loss(potential(batch), batch, label_counts(batch), config.loss)
+    loss.backward()
+    seconds = time.process_time() - started
+    return seconds, [p.grad.clone() for p in potential.parameters() if p.grad is not None]
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative difference of a gradient, by norms."""
+    return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True))
+
+
+def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
+    data = config.open_data()
+    seed_everything(0)
+    plain = build_potential(config, data).train()
+    levels = plain.config.levels_of_theory
+    frame = frame_of(config, data, levels)
+    if frame is None:
+        raise SystemExit("these batches differ too much in size for a frame: compiling would not pay")
+    compiled = copy.deepcopy(plain)
+    compiled.use_compiler_in_training(frame)
+    held = compiled.compiled_training
+    assert held is not None
+    stream = open_stream(config, data, levels, rank=0, world_size=1).batches()
+    batches = list(islice(stream, number))
+    stream.close()
+    sizes = [compiled.edge_vectors(batch)[1] for batch in batches]
+    fits = [frame.holds(b.num_nodes, tiles) for b, tiles in zip(batches, sizes, strict=True)]
+    started = time.perf_counter()
+    step(compiled, batches[fits.index(True)], config)
+    compiling = time.perf_counter() - started
+    seconds: dict[str, list[float]] = {"plain": [], "compiled": []}
+    worst = 0.0
+    for batch in track(batches, "steps", transient=True):
+        one, expected = step(plain, batch, config)
+        other, found = step(compiled, batch, config)
+        seconds["plain"].append(one)
+        seconds["compiled"].append(other)
+        worst = max(worst, difference(found, expected))
+    assert not held.failed
+    return {
+        "ratio": sum(seconds["plain"]) / sum(seconds["compiled"]),
+        "median_ratio": statistics.median(a / b for a, b in zip(*seconds.values(), strict=True)),
+        "share_compiled": sum(fits) / len(fits),
+        "frame": vars(frame),
+        "seconds_to_compile": compiling,
+        "largest_difference_of_a_gradient": worst,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data")
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--edge-budget", type=int, default=6000)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = PretrainConfig.model_validate(
+        {
+            "data": options.data,
+            "out": "none",
+            "model": {"channels": options.channels},
+            "stream": {"edge_budget": options.edge_budget},
+        }
+    )
+    report = {"channels": options.channels, "edge_budget": options.edge_budget} | measure(config, options.batches)
+    print({key: value for key, value in report.items() if key != "seconds"})
+    (RESULTS / f"compiled_training_c{options.channels}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

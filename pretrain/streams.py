@@ -1,0 +1,43 @@
+"""The training stream of a rank, and the sizes of its batches that a compiled step is made for."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+
+from ..data_pipelines.collection import Collection
+from ..data_pipelines.lanes import Lanes
+from ..data_pipelines.mixture import Mixture
+from ..data_pipelines.stream import Stream
+from ..model_zoo.frame import Frame, choose_frame
+from .config import PretrainConfig
+
+
+LOOK = 64  # batches, for a second or two
+
+
+def open_stream(
+    config: PretrainConfig, data: Collection, levels_of_theory: list[str], rank: int, world_size: int
+) -> Stream | Mixture | Lanes:
+    """A rank's share of the training stream, from its beginning."""
+    return data.stream(
+        config.stream,
+        config.mixing,
+        cutoff=config.model.cutoff,
+        levels_of_theory=levels_of_theory,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def frame_of(config: PretrainConfig, data: Collection, levels_of_theory: list[str]) -> Frame | None:
+    """The frame for the first batches of one rank alone: the same on all ranks and at every resume.
+
+    None if compiling would not pay.
+    """
+    stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
+    try:
+        return choose_frame([torch.bincount(b.edge_index[1], minlength=b.num_nodes) for b in islice(stream, LOOK)])
+    finally:
+        stream.close()
