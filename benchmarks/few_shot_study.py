@@ -94,9 +94,13 @@ def table(rows: list[Row]) -> str:
         for name in names:
             force, energy = (part.get(size) for part in both[name])
             known = force is not None and energy is not None
-            cells.append(f"{force[0]:.3f}, {1000 * energy[0]:.0f} ({force[3]})" if known else "")
+            cells.append(f"{force[0]:.3f}, {_short(1000 * energy[0])} ({force[3]})" if known else "")
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def main() -> None:

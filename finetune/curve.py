@@ -16,6 +16,7 @@ from pydantic import Field
 from rich.progress import track
 
 from ..data_pipelines.convert import ConvertConfig, write_data_set
+from ..data_pipelines.locks import held
 from ..data_pipelines.schema import Structure
 from ..data_pipelines.settings import Settings
 from ..data_pipelines.shards import read_info, write_atomically
@@ -57,9 +58,26 @@ def few_shot_curve(
     Rows that the file has already, for the same model, data and settings, are not computed again, also when sizes,
     seeds or strategies were added. task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, into
     a file of its own beside `out`; the call without a task takes up the files of all tasks. A file with rows of
-    another model, data or settings is renamed first. Raises ValueError when
-    the data have fewer structures than the largest size.
+    another model, data or settings is renamed first. Raises ValueError when the data have fewer structures than the
+    largest size, or when another process writes the file.
     """
+    own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
+    refusal = (
+        f"{own}: another process writes it, and each would lose the other's rows: wait, or share the work by --task"
+    )
+    with held(own.with_name(f".{own.name}.lock"), refusal):
+        return _curve(model, data, out, own, config, task, say)
+
+
+def _curve(
+    model: LoadedModel,
+    data: Path | str,
+    out: Path,
+    own: Path,
+    config: CurveConfig,
+    task: tuple[int, int] | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     ladder = {"sizes", "seeds", "strategies"}
     info = read_info(data)
     origin = {
@@ -68,7 +86,6 @@ def few_shot_curve(
         "config": config.model_dump(mode="json", exclude=ladder),
     }
     draw(data, max(config.sizes), seed=0)  # too many are refused before anything is computed
-    own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
     _set_aside(own, origin, say)
     rows = _kept_rows(out, origin) + (_kept_rows(own, origin) if task else _rows_of_tasks(out, origin))
     done = {(row["num_structures"], row["seed"], row["strategy"]) for row in rows}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from ..data_pipelines.locks import held
 from .checkpoints import Loaded, NoCheckpointError, choose_checkpoint, load_checkpoint
 from .config import PretrainConfig
 from .engine import Engine
@@ -49,23 +48,9 @@ def refuse_second_run(out: Path) -> None:
         raise ValueError(f"{out}: holds a run saved at {name}: add --resume auto to go on, or name another folder")
 
 
-@contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
-    """Hold the run folder; ValueError if another process does, such as a rank that outlived its launcher.
-
-    A file system without locks is taken at its word.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another process trains into this folder: end it first, or name another") from None
-        except OSError:  # no locks here
-            pass
-        yield
-    with suppress(OSError):
-        (out / ".lock").unlink()
+def sole_writer(out: Path) -> AbstractContextManager[None]:
+    """Hold the run folder; ValueError if another process does, such as a rank that outlived its launcher."""
+    return held(out / ".lock", f"{out}: another process trains into this folder: end it first, or name another")
 
 
 def _check_model(saved: dict[str, Any], config: PretrainConfig, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evenfield.data_pipelines.blocks import iter_structures
+from evenfield.data_pipelines.locks import held
 from evenfield.finetune import curve as curves
 from evenfield.finetune.curve import CurveConfig, few_shot_curve, samples_needed
 from evenfield.finetune.run import finetune
@@ -39,6 +40,13 @@ def test_curve_has_its_format_and_is_not_computed_twice(model, sets, tmp_path, m
     assert cells == [(n, seed, strategy) for n in (2, 6) for seed in (0, 1) for strategy in strategies]
     monkeypatch.setattr(curves, "finetune", no_more)
     assert curve(model, sets, out) == content
+
+
+def test_two_processes_do_not_write_one_file(model, sets, tmp_path):
+    out = tmp_path / "fewshot.json"
+    with held(tmp_path / ".fewshot.json.lock", ""), pytest.raises(ValueError, match=r"fewshot\.json: another process"):
+        curve(model, sets, out)
+    assert not out.exists()
 
 
 def test_interrupted_curve_goes_on(model, sets, tmp_path, monkeypatch):
