@@ -1,0 +1,173 @@
+"""Test errors after equal processor seconds of training, beside MACE and NequIP, each by its own trainer.
+
+    python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON
+        [--budgets 120 360 1080] [--seeds 0] [--channels 32] [--nequip-layers 4] [--nequip-l-max 1]
+        [--ours KEY=VALUE ...]
+
+DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments. Every budget is a run with
+a schedule of its own. Counted is the processor time of the training loop: not imports, neighbour lists that are made
+before, compiling, validation or the test. MACE's loop knows epochs only: where a budget is less than two epochs, it
+gets as many structures, drawn at random, as it can see twice. Writes OUT.json, which is taken up when it is there, and
+OUT.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.neighborlist import neighbor_list
+from mace_finetune import MODEL, Mace, write
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from rich.progress import track
+
+from evenfield.data_pipelines.blocks import iter_structures
+from evenfield.data_pipelines.census import read_census
+from evenfield.data_pipelines.picture_style import STYLE
+from evenfield.data_pipelines.schema import Structure
+from evenfield.data_pipelines.shards import read_info
+
+
+HERE = Path(__file__).resolve().parent
+CUTOFF = 5.0
+COLOURS = {"evenfield": "tab:blue", "MACE": "tab:red", "NequIP": "tab:green"}
+FIGURES = {"force_mae": ("force MAE (eV/A)", 1.0), "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0)}
+
+
+def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """One run of a trainer in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "settings.json"
+        path.write_text(json.dumps(settings))
+        done = subprocess.run([python, str(HERE / script), str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{script} failed:\n" + done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Runs:
+    """The three trainers on one data set."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        there = [split for split, number in read_info(options.data)["num_structures"].items() if number]
+        self.parts = {split: list(iter_structures(options.data, split)) for split in there}
+        self.parts.setdefault("valid", self.parts["train"][::20])  # the peers ask for some
+        self.files = {split: str(write(s, folder / f"{split}.xyz")) for split, s in self.parts.items()}
+        self._mace: tuple[Mace, float] | None = None
+
+    def evenfield(self, seconds: float, seed: int) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "data": str(self.options.data), "seed": seed, "model": {"channels": self.options.channels},
+        }  # fmt: skip
+        for word in self.options.ours:
+            key, _, value = word.partition("=")
+            part, _, name = key.rpartition(".")
+            (config.setdefault(part, {}) if part else config)[name] = json.loads(value)
+        return ask(sys.executable, "evenfield_trainer.py", {"seconds": seconds, "config": config})
+
+    def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
+        elements = read_census(self.options.data)["per_element"]
+        (level,) = read_census(self.options.data)["levels_of_theory"].values()
+        forces = np.concatenate([s.forces for s in self.parts["train"] if s.forces is not None])
+        settings = {
+            **self.files, "elements": list(elements), "e0": {name: level["e0"][name] for name in elements},
+            "force_rms": float(np.sqrt((forces**2).mean())), "num_neighbours": self._neighbours(),
+            "cutoff": CUTOFF, "channels": self.options.channels, "layers": self.options.nequip_layers,
+            "l_max": self.options.nequip_l_max, "seconds": seconds, "seed": seed,
+        }  # fmt: skip
+        return ask(self.options.nequip, "nequip_trainer.py", settings)
+
+    def mace(self, seconds: float, seed: int) -> dict[str, Any]:
+        train = self.parts["train"]
+        mace, per_structure = self._mace_rate()
+        visits = seconds / per_structure
+        epochs = max(2, round(visits / len(train)))
+        drawn = self._drawn(min(len(train), round(visits / epochs)), seed)
+        files = self._mace_files(drawn)
+        row = mace.train(f"run-{seconds:.0f}-{seed}", epochs, **MODEL | self._sizes(), **files, seed=seed)
+        return row | {"epochs": epochs, "structures": len(drawn)}
+
+    def _mace_rate(self) -> tuple[Mace, float]:
+        """MACE's trainer, and its processor seconds for a structure, by runs of one epoch and of three."""
+        if self._mace is None:
+            mace, probe = Mace(self.options.mace, self.folder), self._drawn(64, 0)
+            settings = MODEL | self._sizes() | self._mace_files(probe)
+            one, three = (mace.train("probe", epochs, **settings)["seconds"] for epochs in (1, 3))
+            self._mace = mace, (three - one) / 2 / len(probe)
+        return self._mace
+
+    def _sizes(self) -> dict[str, Any]:
+        return {"num_channels": self.options.channels, "E0s": "average", "batch_size": 5}
+
+    def _mace_files(self, train: list[Structure]) -> dict[str, Any]:
+        path = write(train, self.folder / "drawn.xyz")
+        return {"train_file": path, "valid_file": self.files["valid"], "test_file": self.files["test"]}
+
+    def _drawn(self, number: int, seed: int) -> list[Structure]:
+        chosen = np.random.default_rng(seed).permutation(len(self.parts["train"]))[:number]
+        return [self.parts["train"][k] for k in np.sort(chosen)]
+
+    def _neighbours(self) -> float:
+        some = self._drawn(200, 0)
+        edges = sum(len(neighbor_list("i", s.to_atoms(), CUTOFF)) for s in some)
+        return edges / sum(len(s) for s in some)
+
+
+@rc_context(STYLE)  # type: ignore[arg-type]
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Errors over processor seconds."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, (key, (label, factor)) in zip(figure.subplots(1, 2), FIGURES.items(), strict=True):
+        for model, colour in COLOURS.items():
+            own = sorted((r["seconds"], factor * r[key]) for r in rows if r["model"] == model)
+            if own:
+                axes.plot(*zip(*own, strict=True), "o-", color=colour, label=model)
+        axes.set(xscale="log", yscale="log", xlabel="processor seconds of training", ylabel=label)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--mace", help="python of MACE's environment")
+    parser.add_argument("--nequip", help="python of NequIP's environment")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[120, 360, 1080], help="processor seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--nequip-layers", type=int, default=4)
+    parser.add_argument("--nequip-l-max", type=int, default=1)
+    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    path = options.out.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    done = {(r["model"], r["budget"], r["seed"]) for r in rows}
+    names = ["evenfield", *(["MACE"] if options.mace else []), *(["NequIP"] if options.nequip else [])]
+    todo = [(m, b, s) for s in options.seeds for b in options.budgets for m in names if (m, b, s) not in done]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(options, Path(folder))
+        for model, budget, seed in track(todo, "runs"):
+            row = getattr(runs, model.lower())(budget, seed)
+            rows.append({"model": model, "budget": budget, "seed": seed} | row)
+            print(rows[-1], flush=True)
+            about = {key: value for key, value in vars(options).items() if key not in ("out", "data", "mace", "nequip")}
+            path.write_text(json.dumps({"data": options.data.name, "settings": about, "rows": rows}, indent=1) + "\n")
+    draw(rows, options.data.name, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
