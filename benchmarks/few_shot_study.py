@@ -24,7 +24,7 @@ from evenfield.finetune.curve import FIGURES, samples_needed
 
 
 Row = dict[str, Any]
-KEPT = ("num_structures", "strategy", "seed", *FIGURES, "seconds")
+KEPT = ("num_structures", "strategy", "seed", *FIGURES)
 UNITS = {"force_mae": ("force MAE (eV/A)", 1.0), "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0)}
 COLOURS = {
     "step0": "0.6", "refit": "tab:orange", "readout": "tab:olive", "lora": "tab:green", "full": "tab:blue",

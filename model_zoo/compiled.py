@@ -20,13 +20,23 @@ from .tiles import Tiles
 from .traced import trace
 
 
-Compiled = Callable[..., tuple[Tensor, Tensor]]
-
-
 class Network(Protocol):
     """What can be compiled: anything with the energies of its atoms."""
 
     def interaction(self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor: ...
+
+
+class Readout(Protocol):
+    """A readout that tells a listener the values of its hidden layer."""
+
+    listener: Callable[[Tensor], None] | None
+
+
+class TrainedNetwork(Network, Protocol):
+    """A network whose readout can be listened to."""
+
+    @property
+    def readout(self) -> Readout: ...
 
 
 def slopes(
@@ -48,7 +58,7 @@ class CompiledSlopes:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._call: Compiled | None = None
+        self._call: Callable[..., tuple[Tensor, Tensor]] | None = None
         self.tile_size: int | None = None
         self.failed = False
 
@@ -60,8 +70,7 @@ class CompiledSlopes:
         arguments = (atomic_numbers, head, vectors, tiles.sender, tiles.receiver)
         try:
             if self._call is None:
-                self._call = _compile(self._network, vectors, tiles.size, keep_graph=False)
-                self.tile_size = tiles.size
+                self._call, self.tile_size = _for_inference(self._network, vectors, tiles.size), tiles.size
             return self._call(*arguments)
         except Exception as error:  # dynamo, inductor and the C++ compiler each raise what they like
             _warn(error)
@@ -75,9 +84,9 @@ class CompiledTraining:
     A batch beyond the frame goes the plain way, and all do where torch.compile fails, after a warning.
     """
 
-    def __init__(self, network: Network, frame: Frame, cutoff: float) -> None:
+    def __init__(self, network: TrainedNetwork, frame: Frame, cutoff: float) -> None:
         self._network, self.frame, self._cutoff = network, frame, cutoff
-        self._call: Compiled | None = None
+        self._call: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
         self.failed = False
 
     @property
@@ -90,13 +99,15 @@ class CompiledTraining:
             return slopes(self._network, atomic_numbers, head, vectors, tiles, keep_graph=True)
         try:
             if self._call is None:
-                self._call = _compile(self._network, vectors, tiles.size, keep_graph=True)
+                self._call = _for_training(self._network, vectors, tiles.size)
             padded = self.frame.pad(atomic_numbers, head, vectors, tiles, self._cutoff)
-            energies, slope = self._call(*padded)
+            energies, slope, hidden = self._call(*padded)
         except Exception as error:
             _warn(error)
             self.failed = True
             return self(atomic_numbers, head, vectors, tiles)
+        if listener := self._network.readout.listener:
+            listener(hidden[: len(atomic_numbers)])
         return energies[: len(atomic_numbers)], slope[: len(vectors)]
 
 
@@ -105,13 +116,36 @@ def _warn(error: Exception) -> None:
     warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=3)
 
 
-def _compile(network: Network, like: Tensor, tile_size: int, *, keep_graph: bool) -> Compiled:
-    """A compiled function of (z, head, vectors, sender, receiver); of constant sizes if it keeps the graph."""
+def _for_inference(network: Network, like: Tensor, tile_size: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """A compiled function of (z, head, vectors, sender, receiver), of any sizes."""
 
     def function(
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> tuple[Tensor, Tensor]:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        return slopes(network, atomic_numbers, head, vectors, tiles, keep_graph)
+        return slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=False)
 
-    return torch.compile(trace(function, like, tile_size), dynamic=not keep_graph)
+    return torch.compile(trace(function, like, tile_size), dynamic=True)
+
+
+def _for_training(
+    network: TrainedNetwork, like: Tensor, tile_size: int
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """A compiled function of (z, head, vectors, sender, receiver), of the sizes of its first call.
+
+    Its third result is what the readout's listener would be told.
+    """
+
+    def function(
+        atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tiles = Tiles(sender, receiver, vectors, tile_size)
+        heard: list[Tensor] = []
+        listener, network.readout.listener = network.readout.listener, heard.append
+        try:
+            energies, slope = slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=True)
+        finally:
+            network.readout.listener = listener
+        return energies, slope, heard[0]
+
+    return torch.compile(trace(function, like, tile_size), dynamic=False)

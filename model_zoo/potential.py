@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,10 +61,14 @@ class Readout(nn.Module):
         self.hidden = nn.Linear(num_features, size)
         self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
         self.element_weight = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size))
+        self.listener: Callable[[Tensor], None] | None = None  # is told the hidden layer's values (N, d)
 
     def features(self, scalars: Tensor) -> Tensor:
         """phi (N, d)."""
-        return nn.functional.silu(self.hidden(scalars))
+        hidden = self.hidden(scalars)
+        if self.listener:
+            self.listener(hidden)
+        return nn.functional.silu(hidden)
 
     def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
         """phi (N, d), head (N,), Z (N,) -> (N,). One tensor holds all heads, so all take part in every step."""

@@ -14,9 +14,10 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data_pipelines.settings import Settings
+from ..model_zoo.potential import Readout
 from .callbacks import Callback
 from .checkpoints import NoCheckpointError, load_checkpoint
 from .train import TrainingError
@@ -89,16 +90,16 @@ class CollapseGuard(Callback):
     zero and no step can bring them back. Vanished: the gradient norm stayed below 1e-6 of its median.
     """
 
-    def __init__(self, readout: nn.Module) -> None:
+    def __init__(self, readout: Readout) -> None:
         self._highest: Tensor | None = None  # (d,)
         self._norms: deque[float] = deque(maxlen=500)
         self._vanished = 0
-        hidden = readout.get_submodule("hidden")
-        self._hook = hidden.register_forward_hook(self._listen)
+        self._readout = readout
+        readout.listener = self._listen
 
-    def _listen(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if module.training:
-            highest = output.detach().amax(0)
+    def _listen(self, hidden: Tensor) -> None:
+        if self._readout.training:
+            highest = hidden.detach().amax(0)
             self._highest = highest if self._highest is None else torch.maximum(self._highest, highest)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
@@ -133,7 +134,7 @@ class CollapseGuard(Callback):
             )
 
     def close(self) -> None:
-        self._hook.remove()
+        self._readout.listener = None
 
 
 class SpikeRollback(Callback):

@@ -1,4 +1,4 @@
-"""Lets `pretrain` call one more callback."""
+"""Lets `pretrain` call one more callback, such as one that kills the readout."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def add_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
         return built
 
     monkeypatch.setattr(run, "_parts", parts)
+
+
+class KillReadout(Callback):
+    """What one of nine runs did by itself: the readout's inputs go so low that SiLU is zero for every atom."""
+
+    def on_step(self, trainer: Any, report: Any) -> None:
+        if report.step == 5:
+            trainer.engine.potential.readout.hidden.bias.data.fill_(-1e4)

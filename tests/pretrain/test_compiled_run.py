@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from safetensors.torch import load_file
 from evenfield.model_zoo.frame import Frame
 from evenfield.pretrain import streams
 from evenfield.pretrain.run import pretrain
+from evenfield.pretrain.train import TrainingError
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from added_callback import KillReadout, add_callback
 
 
 pytestmark = [
@@ -48,6 +54,13 @@ def test_compiled_run_follows_the_plain_one_and_resumes_to_the_bit(run_config, m
     pretrain(resumed, resume="must", quiet=True)
     whole, halves = (load_file(Path(c.out) / "model" / "model.safetensors") for c in (compiled, resumed))
     assert all(whole[name].equal(halves[name]) for name in whole)
+
+
+@pytest.mark.filterwarnings("error:torch.compile failed")
+def test_a_compiled_readout_that_died_is_named(run_config, monkeypatch):
+    add_callback(monkeypatch, KillReadout())
+    with pytest.raises(TrainingError, match=r"step 40: the readout is dead"):
+        pretrain(run_config(engine={"compiled": True}, model=TINY, max_steps=60), quiet=True)
 
 
 def test_batches_that_differ_too_much_are_told(run_config, monkeypatch, capsys):

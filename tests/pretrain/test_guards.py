@@ -18,16 +18,8 @@ from evenfield.pretrain.train import StepReport, TrainingError
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from added_callback import add_callback
+from added_callback import KillReadout, add_callback
 from optimizer_steps import new_potential
-
-
-class KillReadout(Callback):
-    """What one of nine runs did by itself: the readout's inputs go so low that SiLU is zero for every atom."""
-
-    def on_step(self, trainer, report) -> None:
-        if report.step == 5:
-            trainer.engine.potential.readout.hidden.bias.data.fill_(-1e4)
 
 
 def test_dead_readout_ends_the_run_and_is_named(run_config, monkeypatch):
