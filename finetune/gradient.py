@@ -34,13 +34,16 @@ from .lora import add_adapters, merge_adapters
 
 
 GradientStrategy = Literal["readout", "lora", "full", "new-element"]
+MANY, FEW_STEPS, MANY_STEPS = 100, 600, 1800  # structures, and steps for fewer than them and for more
 CHOOSING = 16  # held-out structures; fewer choose no step, as an early one fits them by chance (docs/decisions/0009)
 
 
 class GradientConfig(Settings):
     """Length, rates and batches of a gradient strategy."""
 
-    max_steps: int = Field(default=600, gt=0, description="optimizer steps at most")
+    max_steps: int | None = Field(
+        default=None, gt=0, description="optimizer steps at most; if not given 600, or 1,800 for 100 structures or more"
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="if not given 0.005; for full 0.002, and 0.0005 with replay"
     )
@@ -51,6 +54,15 @@ class GradientConfig(Settings):
     clip_norm: float = Field(default=10.0, gt=0)
     loss: LossConfig = LossConfig()
     stream: StreamConfig = StreamConfig()
+
+    @property
+    def steps(self) -> int:
+        """The number of steps given, or that for few structures."""
+        return self.max_steps or FEW_STEPS
+
+    def for_structures(self, number: int) -> GradientConfig:
+        """With the number of steps for so many structures, if none is given (docs/decisions/0009)."""
+        return self.model_copy(update={"max_steps": self.max_steps or (MANY_STEPS if number >= MANY else FEW_STEPS)})
 
     def rate(self, strategy: GradientStrategy, *, replay: bool) -> float:
         """The learning rate: the one given, or what measured best (docs/decisions/0009)."""
@@ -96,7 +108,7 @@ def train_gradient(
     hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
     engine_config = EngineConfig(
         learning_rate=config.rate(strategy, replay=replay is not None),
-        warmup_steps=min(20, config.max_steps // 10),
+        warmup_steps=min(20, config.steps // 10),
         clip_norm=config.clip_norm,
     )
     noise = noise_of(config.loss, list(potential.config.levels_of_theory))
@@ -104,8 +116,8 @@ def train_gradient(
     best = KeepBest(potential, held_out, config)
     with tempfile.TemporaryDirectory() as folder:
         stream = _stream(Path(folder), train, replay, potential, config, seed)
-        callbacks: list[Callback] = [best, ProgressBar(Console(quiet=quiet), config.max_steps, 0)]
-        trainer = Trainer(engine, stream, config.loss, engine_config, config.max_steps, callbacks)
+        callbacks: list[Callback] = [best, ProgressBar(Console(quiet=quiet), config.steps, 0)]
+        trainer = Trainer(engine, stream, config.loss, engine_config, config.steps, callbacks)
         finished = trainer.fit()
     if hook:
         hook.remove()
@@ -133,7 +145,7 @@ class KeepBest(Callback):
             self._best, self._rank = self._start, (True, math.inf)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        last = report.step == self.config.max_steps
+        last = report.step == self.config.steps
         if not self.held_out or (report.step % self.config.evaluate_every and not last):
             return
         rank, few = self.held_out.rank(self.potential), len(self.held_out.valid) < CHOOSING
@@ -143,7 +155,7 @@ class KeepBest(Callback):
             self._rank, self._best, self.best_step = rank, self._copy(), report.step
         if not above and (better or few):
             self._waited = 0
-        elif 2 * report.step > self.config.max_steps:  # at the rates of before, errors come and go
+        elif 2 * report.step > self.config.steps:  # at the rates of before, errors come and go
             self._waited += 1
         if self._waited >= self.config.patience and not last:
             self.stopped, trainer.stop.by = True, "early stopping"

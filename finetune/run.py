@@ -237,14 +237,15 @@ class _Run:
     def _train(self, strategy: Strategy) -> GradientReport:
         """The gradient strategy, which keeps what is best on held-out structures; from there on with all of them."""
         assert strategy != "auto" and strategy != "refit"
-        report = self._gradient(strategy, self.target.train, self.held_out, self.config.gradient)
+        config = self.config.gradient.for_structures(len(self.structures))
+        report = self._gradient(strategy, self.target.train, self.held_out, config)
         self.kept[strategy] = report.share if report.best_step else 0.0
         if self.target.valid and self.kept[strategy] == 1.0 and not report.interrupted:
             if not self.target.test:
                 self._judge(strategy)  # as long as the held-out structures still are
             accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
             steps = max(1, round(ONCE_MORE * report.best_step))
-            shorter = self.config.gradient.model_copy(update={"max_steps": steps})
+            shorter = config.model_copy(update={"max_steps": steps})
             second = self._gradient(strategy, self.structures, None, shorter)
             report = replace(report, seconds=report.seconds + second.seconds, interrupted=second.interrupted)
             self.with_all = self._score() <= score

@@ -167,6 +167,12 @@ def test_rate_is_the_one_given_or_that_of_the_strategy(strategy, replay, rate):
     assert GradientConfig(learning_rate=0.1).rate(strategy, replay=replay) == 0.1
 
 
+@pytest.mark.parametrize(("number", "steps"), [(4, 600), (99, 600), (100, 1800), (5000, 1800)])
+def test_many_structures_are_trained_on_for_longer_unless_told(number, steps):
+    assert GradientConfig().for_structures(number).steps == steps
+    assert GradientConfig(max_steps=7).for_structures(number).steps == 7
+
+
 @pytest.mark.parametrize("number", [12, 10, 9])
 def test_replayed_structures_are_none_of_the_probe_unless_there_are_few(monkeypatch, number):
     monkeypatch.setattr(replaying, "iter_structures", lambda data, split: iter(range(number)))
