@@ -112,7 +112,7 @@ class CompiledTraining:
 
 
 def _warn(error: Exception) -> None:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=3)
 
 
