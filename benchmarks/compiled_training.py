@@ -81,12 +81,13 @@ def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
     sides = {"plain": plain, "compiled": compiled}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     errors: dict[str, list[float]] = {name: [] for name in sides}
-    for number, batch in enumerate(track(batches, "steps", transient=True)):
+    for place, batch in enumerate(track(batches, "steps", transient=True)):
+        reference = step(exact, in_double(batch), config)[1] if place < COMPARED else None
         for name, potential in sides.items():
             took, gradients = step(potential, batch, config)
             seconds[name].append(took)
-            if number < COMPARED:
-                errors[name].append(difference(gradients, step(exact, in_double(batch), config)[1]))
+            if reference:
+                errors[name].append(difference(gradients, reference))
     assert not held.failed
     return {
         "ratio": sum(seconds["plain"]) / sum(seconds["compiled"]),

@@ -32,7 +32,9 @@ from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import read_census
 from evenfield.data_pipelines.picture_style import STYLE
 from evenfield.data_pipelines.schema import Structure
+from evenfield.data_pipelines.settings import load_settings
 from evenfield.data_pipelines.shards import read_info
+from evenfield.pretrain.config import PretrainConfig
 
 
 HERE = Path(__file__).resolve().parent
@@ -64,18 +66,13 @@ class Runs:
         self._mace: tuple[Mace, float] | None = None
 
     def evenfield(self, seconds: float, seed: int) -> dict[str, Any]:
-        config: dict[str, Any] = {
-            "data": str(self.options.data), "seed": seed, "model": {"channels": self.options.channels},
-        }  # fmt: skip
-        for word in self.options.ours:
-            key, _, value = word.partition("=")
-            part, _, name = key.rpartition(".")
-            (config.setdefault(part, {}) if part else config)[name] = json.loads(value)
+        words = [f"data={self.options.data}", "out=none", f"seed={seed}", f"model.channels={self.options.channels}"]
+        config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours]).model_dump(mode="json")
         return ask(sys.executable, "evenfield_trainer.py", {"seconds": seconds, "config": config})
 
     def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
-        elements = read_census(self.options.data)["per_element"]
-        (level,) = read_census(self.options.data)["levels_of_theory"].values()
+        census = read_census(self.options.data)
+        elements, (level,) = census["per_element"], census["levels_of_theory"].values()
         forces = np.concatenate([s.forces for s in self.parts["train"] if s.forces is not None])
         settings = {
             **self.files, "elements": list(elements), "e0": {name: level["e0"][name] for name in elements},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .tiles import SIZES, TILE_COST, Tiles, slots_cost
+from .tiles import SIZES, TILE_COST, Tiles, count_tiles
 
 
 ATOM_COST = 15  # slots; measured on CPU: what the work of an atom costs beside that of its edges
@@ -58,11 +58,11 @@ def choose_frame(degrees: list[Tensor]) -> Frame | None:
     degrees: the number of neighbours of every atom (N,) of each batch.
     """
     atoms = torch.tensor([len(degree) for degree in degrees]).double()
-    costs = torch.stack([slots_cost(degree) for degree in degrees]).double()  # (batches, SIZES)
-    plain = costs.min(1).values + ATOM_COST * atoms
+    counts = torch.stack([count_tiles(degree) for degree in degrees]).double()  # (batches, SIZES)
+    plain = (counts * (torch.tensor(SIZES) + TILE_COST)).min(1).values + ATOM_COST * atoms
     best, frame = WORTH, None
     for (k, size), share in itertools.product(enumerate(SIZES), SHARES):
-        tiles = costs[:, k] / (size + TILE_COST)
+        tiles = counts[:, k]
         most_atoms, most_tiles = (int(torch.quantile(x, share, interpolation="higher")) for x in (atoms, tiles))
         fits = (atoms <= most_atoms) & (tiles <= most_tiles)
         padded = (most_tiles * (size + TILE_COST) + ATOM_COST * most_atoms) / GAIN

@@ -34,14 +34,14 @@ TILE_COST = 3  # slots; measured on CPU: the share of a tile that does not grow 
 
 def cheapest_size(degree: Tensor) -> int:
     """The number of slots that costs least: padding weighs against the number of tiles. degree (N,)."""
-    return SIZES[int(slots_cost(degree).argmin())]
-
-
-def slots_cost(degree: Tensor) -> Tensor:
-    """What tiles of each of SIZES cost, in slots, for atoms of these numbers of neighbours (N,)."""
     sizes = torch.tensor(SIZES, device=degree.device)
-    num_tiles = ((degree + sizes.unsqueeze(1) - 1) // sizes.unsqueeze(1)).sum(1)
-    return num_tiles * (sizes + TILE_COST)
+    return SIZES[int((count_tiles(degree) * (sizes + TILE_COST)).argmin())]
+
+
+def count_tiles(degree: Tensor) -> Tensor:
+    """Numbers of tiles, one for each of SIZES, for atoms of these numbers of neighbours (N,)."""
+    sizes = torch.tensor(SIZES, device=degree.device).unsqueeze(1)
+    return ((degree + sizes - 1) // sizes).sum(1)
 
 
 def tile_edges(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase.data import chemical_symbols
 
+from evenfield.finetune import gradient as training
 from evenfield.finetune import replay as replaying
 from evenfield.finetune import run
 from evenfield.finetune.forgetting import PROBE_FILE, forgetting_report, probe_of
@@ -244,6 +245,15 @@ def test_rule_takes_the_refit_for_few_structures_and_all_parameters_for_more(loa
         few = stiffer[:number]
         result = finetune(loaded, Target("EMT", few, [], [], SOURCE), FineTuneConfig(gradient=SHORT))
         assert result.strategy == expected
+
+
+@pytest.mark.parametrize(("many", "steps"), [(10, 3), (11, 2)])
+def test_steps_go_by_all_structures_held_out_ones_too(loaded, stiffer, monkeypatch, many, steps):
+    monkeypatch.setattr(training, "MANY", many)
+    monkeypatch.setattr(training, "FEW_STEPS", 2)
+    monkeypatch.setattr(training, "MANY_STEPS", 3)
+    target = Target("EMT", stiffer[:8], stiffer[8:10], [], SOURCE)
+    assert finetune(loaded, target, FineTuneConfig(strategy="full")).gradient.steps == steps
 
 
 def test_all_structures_are_learned_from_once_held_out_ones_have_agreed(loaded, stiffer, monkeypatch):

@@ -20,6 +20,12 @@ from evenfield.model_zoo.tiles import Tiles
 SMALL = PotentialConfig(channels=4, l_max=1, num_layers=2, cutoff=4.0, readout_size=8, radial_hidden=8)
 
 
+def compiles(test):
+    """Marks a test that compiles: slow, and a fallback to the plain function is an error."""
+    test = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")(test)
+    return pytest.mark.slow(pytest.mark.filterwarnings("error:torch.compile failed")(test))
+
+
 def batch_of(*atoms):
     source = SourceConfig(level_of_theory="default")
     structures = [structure_from_atoms(a, source, str(k)) for k, a in enumerate(atoms)]
@@ -40,9 +46,7 @@ def batches():
     return [batch_of(rattled, ethanol), batch_of(ethanol), batch_of(rattled), batch_of(molecule("H"))]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.filterwarnings("error:torch.compile failed")
+@compiles
 def test_compiled_network_gives_the_same_numbers(batches):
     torch.manual_seed(0)
     plain = Potential(SMALL).eval()
@@ -89,9 +93,7 @@ def frame_of(batch, **more):
     return Frame(batch.num_nodes + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.filterwarnings("error:torch.compile failed")
+@compiles
 def test_compiled_training_gives_the_same_gradients(batches):
     torch.manual_seed(0)
     plain = Potential(SMALL).train()
