@@ -1,9 +1,9 @@
-"""Our own trainer for about a number of processor seconds: settings in, errors out; see equal_seconds.py.
+"""Our own trainer for a number of processor seconds, or of steps: settings in, errors out; see equal_seconds.py.
 
     python evenfield_trainer.py SETTINGS.json
 
-SETTINGS has `seconds` and a pretraining config. The number of steps comes from the processor time of a step, measured
-in a run of its own. Prints one line of JSON, as nequip_trainer.py does.
+SETTINGS has `seconds` and a pretraining config. The end of the schedule follows from the processor time of the steps
+so far and is put right every so often. Prints one line of JSON, as nequip_trainer.py does.
 """
 
 from __future__ import annotations
@@ -24,32 +24,47 @@ from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.train import StepReport, Trainer
 
 
-WARM_UP, PROBE = 20, 60  # steps that are not counted, and steps that are, to know the time of one
+WARM_UP = 100  # steps that may compile and fill queues
+EVERY = 20  # steps between corrections of the schedule's end
+MOST_STEPS = 10**6
 
 
 class Clock(Callback):
-    """Processor seconds of the steps after the first `warm_up`."""
+    """Processor seconds of all steps; the first ones, which may compile, are charged as the mean of the others.
 
-    def __init__(self, warm_up: int) -> None:
-        self.warm_up, self.started, self.seconds = warm_up, 0.0, 0.0
+    With a `budget` of seconds it moves the end of the run to where they are spent.
+    """
+
+    def __init__(self, budget: float | None) -> None:
+        self.budget, self.started, self.seconds, self.structures, self.steps = budget, 0.0, 0.0, 0, 0
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step == self.warm_up:
+        self.structures, self.steps = self.structures + report.structures, report.step
+        if report.step == WARM_UP:
             self.started = time.process_time()
-        self.seconds = time.process_time() - self.started
+        elif report.step > WARM_UP:
+            self.seconds = (time.process_time() - self.started) * report.step / (report.step - WARM_UP)
+            if self.budget and report.step % EVERY == 0:
+                self._move_end(trainer)
+
+    def _move_end(self, trainer: Trainer) -> None:
+        assert self.budget
+        trainer.max_steps = max(self.steps, round(self.steps * self.budget / self.seconds))
+        if self.seconds >= self.budget:
+            trainer.stop.by = "the clock"  # one more step is under way
 
 
-def train(settings: dict[str, Any], steps: int, warm_up: int) -> dict[str, Any]:
-    """One run: test errors, steps, and processor seconds of those after the first."""
-    clock, fit = Clock(warm_up), Trainer.fit
+def train(settings: dict[str, Any], *, steps: int | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """One run of so many steps or processor seconds: test errors, steps, structures, seconds."""
+    clock, fit, most = Clock(seconds), Trainer.fit, steps or MOST_STEPS
 
     def timed(trainer: Trainer) -> bool:
         trainer.callbacks.insert(0, clock)
         return fit(trainer)
 
     with tempfile.TemporaryDirectory() as folder:
-        out = {"out": f"{folder}/run", "max_steps": steps, "evaluate_every": steps + 1}
-        config = PretrainConfig.model_validate(settings["config"] | out | {"checkpoints": {"every": steps + 1}})
+        out = {"out": f"{folder}/run", "max_steps": most, "evaluate_every": most + 1}
+        config = PretrainConfig.model_validate(settings["config"] | out | {"checkpoints": {"every": most + 1}})
         Trainer.fit = timed  # type: ignore[method-assign]
         try:
             run.pretrain(config, quiet=True)
@@ -57,7 +72,7 @@ def train(settings: dict[str, Any], steps: int, warm_up: int) -> dict[str, Any]:
             Trainer.fit = fit  # type: ignore[method-assign]
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
     kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
-    return kept | {"seconds": clock.seconds, "steps": steps}
+    return kept | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}
 
 
 def main() -> None:
@@ -65,9 +80,7 @@ def main() -> None:
     os.dup2(2, 1)  # DeepSpeed prints
     torch.set_num_threads(1)
     settings = json.loads(Path(sys.argv[1]).read_text())
-    probe = train(settings, WARM_UP + PROBE, WARM_UP)
-    steps = max(WARM_UP, round(settings["seconds"] * PROBE / probe["seconds"]))
-    print(json.dumps(train(settings, steps, 1)), file=answer, flush=True)
+    print(json.dumps(train(settings, seconds=settings["seconds"])), file=answer, flush=True)
 
 
 if __name__ == "__main__":

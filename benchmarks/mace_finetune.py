@@ -64,8 +64,8 @@ class Mace:
         log = (out / "mace.log").open("w")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
 
-    def train(self, name: str, epochs: int, **options: object) -> dict[str, float]:
-        """Test errors (eV/A, eV/atom) and processor seconds of the training loop."""
+    def train(self, name: str, epochs: int, batches: int | None = None, **options: object) -> dict[str, float]:
+        """Test errors (eV/A, eV/atom) and processor seconds of the epochs, each of `batches` or of all the data."""
         assert self.process.stdin and self.process.stdout
         folder = self.out / name
         shutil.rmtree(folder, ignore_errors=True)  # MACE would go on from there
@@ -77,7 +77,8 @@ class Mace:
             **LOSS, **{f"{k}_key": v for k, v in KEYS.items()}, **options,
         }  # fmt: skip
         flags = [f"--{key}={value}" for key, value in settings.items()]
-        print(json.dumps([*flags, "--ema", "--amsgrad", "--save_cpu"]), file=self.process.stdin, flush=True)
+        request = {"flags": [*flags, "--ema", "--amsgrad", "--save_cpu"], "batches": batches}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
             sys.exit(f"{name}: MACE failed: see {self.out / 'mace.log'}")

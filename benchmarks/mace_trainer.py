@@ -1,6 +1,8 @@
-"""MACE's own trainer as a worker, in MACE's virtual environment: a line of flags in, test errors and seconds out.
+"""MACE's own trainer as a worker, in MACE's virtual environment: a line of settings in, test errors and seconds out.
 
-One process serves many runs, so that imports are paid once. `seconds` is the processor time of MACE's training loop.
+A line is JSON: `flags` of mace_run_train and, if an epoch shall be shorter than a pass over the data, `batches`. One
+process serves many runs, so that imports are paid once. `seconds` is the processor time of the epochs, without
+validation.
 """
 
 # ruff: noqa: I001, E402
@@ -12,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 ANSWERS = os.fdopen(os.dup(1), "w")
@@ -37,14 +39,37 @@ class Lines(logging.Handler):
         self.text += record.getMessage() + "\n"
 
 
-def timed(train: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
-    def loop(*arguments: Any, **named: Any) -> Any:
+class Portions:
+    """A loader whose epochs are a number of batches each; together they pass over the data again and again."""
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        self.loader, self.batches, self._rest = loader, batches, iter(())
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.batches):
+            batch = next(self._rest, None)
+            if batch is None:
+                self._rest = iter(self.loader)
+                batch = next(self._rest)
+            yield batch
+
+
+def timed(epoch: Callable[..., Any], seconds: list[float], batches: int | None) -> Callable[..., Any]:
+    """One epoch of training, its processor seconds kept, its data a portion if that is wished."""
+    portions: list[Portions] = []
+
+    def run(*arguments: Any, data_loader: Any, **named: Any) -> Any:
+        if batches and not portions:
+            portions.append(Portions(data_loader, batches))
         started = time.process_time()
-        result = train(*arguments, **named)
+        result = epoch(*arguments, data_loader=portions[0] if portions else data_loader, **named)
         seconds.append(time.process_time() - started)
         return result
 
-    return loop
+    return run
 
 
 def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,18 +83,19 @@ def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
     return of_tests
 
 
-def train(flags: list[str]) -> dict[str, float]:
+def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
     """One run of `mace_run_train`: eV/atom, eV/A and seconds."""
     seconds: list[float] = []
-    lines, original, setup = Lines(), tools.train, tools.setup_logger
+    loop, lines = sys.modules["mace.tools.train"], Lines()  # the package has a function of this name
+    original, setup = loop.train_one_epoch, tools.setup_logger
     root = logging.getLogger()
-    tools.train = timed(original, seconds)
+    loop.train_one_epoch = timed(original, seconds, batches)
     try:
         # its set-up takes the handlers of before away, so this one is added through it
         tools.setup_logger = lambda *a, **k: (setup(*a, **k), root.addHandler(lines))[0]
         run_train.run(build_default_arg_parser().parse_args(flags))
     finally:
-        tools.train, tools.setup_logger = original, setup
+        loop.train_one_epoch, tools.setup_logger = original, setup
         root.handlers.clear()
     rows = TEST_ROW.findall(lines.text)
     if not rows:
@@ -81,7 +107,7 @@ def train(flags: list[str]) -> dict[str, float]:
 def main() -> None:
     run_train.create_error_table = test_table(run_train.create_error_table)
     for line in sys.stdin:
-        print(json.dumps(train(json.loads(line))), file=ANSWERS, flush=True)
+        print(json.dumps(train(**json.loads(line))), file=ANSWERS, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from nequip.utils.global_state import set_global_state
 
 WARM_UP = 10  # steps that are not counted: the compiler meets the first sizes there
 LEARNING_RATE = 0.01
+BATCH_SIZE = 5  # structures
 
 
 class Clock(lightning.Callback):
@@ -73,7 +74,7 @@ def data_module(settings: dict[str, Any]) -> ASEDataModule:
         transforms=transforms,
         include_keys=["REF_energy", "REF_forces"],
         key_mapping={"REF_energy": "total_energy", "REF_forces": "forces"},
-        train_dataloader=loader | {"batch_size": 5, "shuffle": True},
+        train_dataloader=loader | {"batch_size": BATCH_SIZE, "shuffle": True},
         val_dataloader=loader | {"batch_size": 10},
         test_dataloader=loader | {"batch_size": 10},
     )
@@ -145,6 +146,7 @@ def main() -> None:
         "force_mae": errors["test0_epoch/forces_mae"],
         "seconds": clock.seconds,
         "steps": clock.steps,
+        "structures": clock.steps * BATCH_SIZE,
     }
     print(json.dumps(row), file=ANSWER, flush=True)
 

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from ..data_pipelines.commands import app as data_app
+from ..diagnostics.check_commands import app as check_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
 from ..finetune.zoo_commands import zoo_build
@@ -31,6 +32,7 @@ app.add_typer(model_app, name="model")
 zoo_app.command("build")(zoo_build)
 app.add_typer(zoo_app, name="zoo")
 app.command()(simulate)
+app.add_typer(check_app, name="check")
 app.command()(report)
 app.command()(quickstart)
 

@@ -31,6 +31,14 @@ def record_from_atoms(atoms: Atoms) -> Record:
     )
 
 
+def read_one(path: Path) -> Atoms:
+    """The last structure of a file that ASE reads; ValueError names the file when it cannot."""
+    try:
+        return ase.io.read(path)  # type: ignore[return-value]
+    except Exception as error:  # ASE's readers raise anything
+        raise ValueError(f"{path}: cannot be read as a structure: {type(error).__name__}: {error}") from None
+
+
 def refuse_geometry_columns(name: str, config: SourceConfig) -> None:
     """Raise BadRecordError when a config for tables is used on a file whose geometry ASE reads."""
     for field in GEOMETRY:

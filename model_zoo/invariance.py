@@ -29,10 +29,10 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
     for level, symbols in elements.items():
         if level not in potential.config.levels_of_theory or not symbols:
             continue
-        atoms = _random_cell(rng, symbols)
+        atoms = random_cell(rng, symbols)
         energy, forces = _predict(potential, atoms, level)
         scale = max(float(np.abs(forces).max()), 1e-3)
-        for name, changed, turn, order in _changes(rng, atoms):
+        for name, changed, turn, order in changes(rng, atoms):
             other_energy, other_forces = _predict(potential, changed, level)
             error = max(
                 abs(other_energy - energy) / (len(atoms) * scale),
@@ -44,7 +44,8 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
     return worst
 
 
-def _random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
+def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
+    """A skewed, rattled cell of four atoms drawn from `symbols`, near the distances of their covalent radii."""
     numbers = [chemical_symbols.index(s) for s in rng.choice(symbols, 4)]
     spacing = 2.2 * float(np.mean(covalent_radii[numbers]))
     grid = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) * spacing / np.sqrt(2)
@@ -52,7 +53,7 @@ def _random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
     return Atoms(numbers, grid + rng.normal(0, 0.05 * spacing, (4, 3)), cell=cell, pbc=True)
 
 
-def _changes(rng: np.random.Generator, atoms: Atoms) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
+def changes(rng: np.random.Generator, atoms: Atoms) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
     """Name, changed cell, what turns its forces, and the order of its atoms."""
     same, identity = np.arange(len(atoms)), np.eye(3)
     rotation = Rotation.random(random_state=rng).as_matrix()

@@ -20,9 +20,10 @@ def simulate(
 
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
+    from ..data_pipelines.atoms_source import read_one
     from ..data_pipelines.settings import load_settings
     from ..model_zoo.hub import load
-    from .dynamics import DynamicsConfig, read_one, relax_and_run
+    from .dynamics import DynamicsConfig, relax_and_run
 
     config = load_settings(DynamicsConfig, None, overrides)
     calculator = load(model, folder_hub).calculator(level_of_theory=level_of_theory)

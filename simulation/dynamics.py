@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
@@ -78,11 +77,3 @@ def relax_and_run(atoms: Atoms, calculator: Calculator, out: Path, config: Dynam
     }
     write_atomically(out / "dynamics.json", json.dumps(content, indent=1))
     return content
-
-
-def read_one(path: Path) -> Atoms:
-    """The last structure of a file that ASE reads; ValueError names the file when it cannot."""
-    try:
-        return ase.io.read(path)  # type: ignore[return-value]
-    except Exception as error:  # ASE's readers raise anything
-        raise ValueError(f"{path}: cannot be read as a structure: {type(error).__name__}: {error}") from None

@@ -11,6 +11,7 @@ from evenfield.cli import app
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.compiled import slopes
 from evenfield.model_zoo.cost import TILE, count, per_atom_and_edge
+from evenfield.model_zoo.cost_commands import machine_rates
 from evenfield.model_zoo.tiles import Tiles
 
 
@@ -52,3 +53,13 @@ def test_command_prints_the_table_and_names_a_wrong_key():
     assert "parameters" in result.output and "in 1 GB" in result.output
     wrong = CliRunner().invoke(app, ["model", "cost", "chanels=4"])
     assert "unknown key 'chanels'" in str(wrong.exception)
+
+
+def test_command_places_the_model_under_this_machines_roofline(monkeypatch: pytest.MonkeyPatch):
+    for products, moves, bound in ((1e9, 1e15, "the matrix products"), (1e15, 1e9, "memory")):
+        monkeypatch.setattr("evenfield.model_zoo.cost_commands.machine_rates", lambda _, r=(products, moves): r)
+        result = CliRunner().invoke(app, ["model", "cost", "channels=4", "--measure"])
+        assert result.exit_code == 0, result.output
+        assert result.output.count(f"bound by {bound}") == 2  # inference and training
+    monkeypatch.undo()
+    assert all(rate > 1e7 for rate in machine_rates(torch.float32, seconds=0.01))

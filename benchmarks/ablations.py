@@ -1,0 +1,131 @@
+"""What each part of the backbone gives and costs: training runs that differ from the default in one thing.
+
+    python benchmarks/ablations.py OUT DATA [--steps 600] [--seeds 0] [--only NAME ...]
+
+DATA is a converted set with a test split. Every run is the default recipe on one thread; its errors on the test split
+are at equal steps, beside the processor time of a step, so that a part can be weighed. Writes OUT.json, which is taken
+up when it is there, and OUT.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from evenfield_trainer import train
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from evenfield.data_pipelines.picture_style import STYLE
+from evenfield.data_pipelines.settings import load_settings
+from evenfield.model_zoo import backbone
+from evenfield.model_zoo.radial import RadialNetwork
+from evenfield.pretrain.config import PretrainConfig
+
+
+VARIATIONS = [
+    "default",
+    *(f"channels={n}" for n in (16, 64)),
+    *(f"l_max={n}" for n in (1, 2, 4)),
+    *(f"l_hidden={n}" for n in (0, 2)),
+    *(f"num_layers={n}" for n in (1, 3)),
+    *(f"correlation={n}" for n in (1, 2, 4)),
+    *(f"radial_hidden={n}" for n in (16, 64)),
+    *(f"num_basis={n}" for n in (5, 12)),
+    *(f"readout_size={n}" for n in (16, 256)),
+    *(f"cutoff={n}" for n in (4.0, 6.0)),
+    "repulsion=false",
+    "no bound on the message",
+    "no radial factors on angles",
+]
+
+
+def _without_angular_factors(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        weights, factors = forward(*arguments)
+        return weights, torch.ones_like(factors)
+
+    return run
+
+
+@contextmanager
+def varied(name: str) -> Iterator[list[str]]:
+    """The settings of a variation; what is no setting is taken out of the code for the while."""
+    if name == "no bound on the message":
+        with patch.object(backbone, "soft_norm", lambda x: x):
+            yield []
+    elif name == "no radial factors on angles":
+        with patch.object(RadialNetwork, "forward", _without_angular_factors(RadialNetwork.forward)):
+            yield []
+    else:
+        yield [] if name == "default" else [f"model.{name}"]
+
+
+def run(name: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Errors of one training and the processor seconds of a step."""
+    with varied(name) as words:
+        fixed = [f"data={options.data}", "out=none", f"seed={seed}"]
+        config = load_settings(PretrainConfig, overrides=[*fixed, *words]).model_dump(mode="json")
+        row = train({"config": config}, steps=options.steps)
+    return {key: row[key] for key in ("force_mae", "energy_mae_per_atom")} | {
+        "seconds_per_step": row["seconds"] / row["steps"]
+    }
+
+
+@rc_context(STYLE)  # type: ignore[arg-type]
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Error of forces over the cost of a step, medians over seeds."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for name in VARIATIONS:
+        own = [r for r in rows if r["variation"] == name]
+        if not own:
+            continue
+        cost, error = (statistics.median(r[key] for r in own) for key in ("seconds_per_step", "force_mae"))
+        axes.plot(cost, error, "o", color="tab:red" if name == "default" else "tab:blue")
+        axes.annotate(name, (cost, error), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="processor seconds a step", ylabel="force MAE (eV/A)", title=title)
+    figure.savefig(path, dpi=130)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=VARIATIONS, choices=VARIATIONS, metavar="NAME")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    console = Console(file=os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)  # DeepSpeed prints
+    torch.set_num_threads(1)
+    path = options.out.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    done = {(r["variation"], r["seed"]) for r in rows}
+    todo = [(name, seed) for seed in options.seeds for name in options.only if (name, seed) not in done]
+    for name, seed in track(todo, "trainings", console=console):
+        rows.append({"variation": name, "seed": seed} | run(name, options, seed))
+        console.print(rows[-1])
+        command = f"python benchmarks/ablations.py OUT {options.data.name} --steps {options.steps}"
+        path.write_text(json.dumps({"command": command, "units": "eV/A, eV/atom, s", "rows": rows}, indent=1) + "\n")
+    draw(rows, f"{options.data.name}, {options.steps} steps", options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
