@@ -53,7 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = re.search(r"## Your own data.*?```bash\n(.*?)```", README.read_text(), re.DOTALL)
     commands = [line for line in block[1].splitlines() if line.startswith("evenfield")]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         for long, short in SHORTER.items():
             command = command.replace(long, short)

@@ -1,0 +1,131 @@
+"""Two parts of a layer beside what is often done in their place, in one process, turn by turn, in CPU seconds.
+
+    python benchmarks/alternatives.py [--channels 64] [--atoms 128] [--neighbours 45] [--rounds 15]
+
+1. The radial network beside a table of it: cubic Hermite pieces of one pair of elements, values and slopes by distance.
+2. The Clebsch-Gordan contraction as a dense product beside one with a sparse matrix (CSR).
+
+Each with its derivative, as forces need it. Writes results/alternatives.json: seconds of the alternative over
+ours, medians and range; above 1 the alternative is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo.radial import polynomial_envelope
+from evenfield.pretrain.launch import keep_freed_memory
+
+
+RESULT = Path(__file__).resolve().parent / "results" / "alternatives.json"
+NODES = 2048  # of a table
+TILE = 45  # slots, one tile an atom
+
+
+def paired(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Seconds of the other over ours, turn by turn."""
+    ratios = []
+    for _ in range(rounds + 2):
+        spent = []
+        for call in (ours, other):
+            started = time.process_time()
+            for _ in range(5):
+                call()
+            spent.append(time.process_time() - started)
+        ratios.append(spent[1] / spent[0])
+    ratios = sorted(ratios[2:])
+    return {"median": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+
+
+def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Callable[[], Tensor]:
+    """A call of the function and of its derivative."""
+
+    def call() -> Tensor:
+        x = at.detach().requires_grad_()
+        out = function(x)
+        (slope,) = torch.autograd.grad(out, x, torch.ones_like(out))
+        return slope
+
+    return call
+
+
+def radial(potential: Potential, edges: int, rounds: int) -> dict[str, Any]:
+    """The second layer's radial network beside its table, for copper alone."""
+    backbone, cutoff = potential.backbone, potential.config.cutoff
+    network = backbone.layers[1].radial
+    elements = backbone.embedding(torch.tensor([29])).detach()
+
+    def ours(distance: Tensor) -> Tensor:
+        senders, receivers = distance.new_zeros(len(distance)).long(), distance.new_zeros(len(distance) // TILE).long()
+        envelope = polynomial_envelope(distance / cutoff)
+        return torch.cat(network(backbone.bessel(distance), envelope, elements, senders, receivers, TILE), 1)
+
+    first, step = 0.5, (cutoff - 0.5) / (NODES - 1)
+    nodes = (first + step * torch.arange(NODES)).unsqueeze(1)
+    padded = torch.cat([nodes, nodes[-1:].expand(-NODES % TILE, 1)])
+    values, slopes = torch.autograd.functional.jvp(ours, padded, torch.ones_like(padded))
+    table = torch.cat([values, step * slopes], 1)[:NODES].detach()
+
+    def tabulated(distance: Tensor) -> Tensor:
+        place = (distance - first) / step
+        node = place.detach().long().clamp(0, NODES - 2)
+        t = place - node
+        low, high = table.index_select(0, node.squeeze(1)), table.index_select(0, node.squeeze(1) + 1)
+        (v0, s0), (v1, s1) = low.chunk(2, 1), high.chunk(2, 1)
+        return v0 + t * (s0 + t * (3 * (v1 - v0) - 2 * s0 - s1 + t * (2 * (v0 - v1) + s0 + s1)))
+
+    distance = 2.0 + 2.9 * torch.rand(edges // TILE * TILE, 1)
+    error = (ours(distance) - tabulated(distance)).abs().max() / ours(distance).abs().max()
+    ratio = paired(with_slope(ours, distance), with_slope(tabulated, distance), rounds)
+    return {"seconds of the table over the network's": ratio, "largest relative error": float(error)}
+
+
+def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
+    """The second layer's contraction, dense and sparse."""
+    matrix = potential.backbone.layers[1].paths.coupling.float()
+    sparse, transposed = matrix.to_sparse_csr(), matrix.T.contiguous().to_sparse_csr()
+    aggregated = torch.randn(matrix.shape[1], atoms * potential.config.channels)
+
+    def dense_call() -> Tensor:
+        return matrix.T @ (matrix @ aggregated)  # value and derivative
+
+    def sparse_call() -> Tensor:
+        return transposed @ (sparse @ aggregated)
+
+    torch.testing.assert_close(dense_call(), sparse_call())
+    shares = {"rows": len(matrix), "columns": matrix.shape[1], "nonzero": float((matrix != 0).float().mean())}
+    return {"seconds of sparse over dense": paired(dense_call, sparse_call, rounds)} | shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--atoms", type=int, default=128)
+    parser.add_argument("--neighbours", type=int, default=45)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    potential = Potential(PotentialConfig(channels=options.channels)).eval().requires_grad_(False)
+    result = {
+        "command": f"python benchmarks/alternatives.py --channels {options.channels} --atoms {options.atoms}",
+        "tabulated radial functions": radial(potential, options.atoms * options.neighbours, options.rounds),
+        "sparse Clebsch-Gordan": coupling(potential, options.atoms, options.rounds),
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
