@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from equal_seconds import taken_up
 from evenfield_trainer import train
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -30,7 +31,9 @@ from torch import Tensor
 
 from evenfield.data_pipelines.picture_style import STYLE
 from evenfield.data_pipelines.settings import load_settings
+from evenfield.data_pipelines.stream import StreamConfig
 from evenfield.model_zoo import backbone
+from evenfield.model_zoo.backbone import BackboneConfig
 from evenfield.model_zoo.radial import RadialNetwork
 from evenfield.pretrain.config import PretrainConfig
 
@@ -69,6 +72,9 @@ def varied(name: str) -> Iterator[list[str]]:
     elif name == "no radial factors on angles":
         with patch.object(RadialNetwork, "forward", _without_angular_factors(RadialNetwork.forward)):
             yield []
+    elif name.startswith("cutoff="):
+        edges = StreamConfig().edge_budget * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3
+        yield [f"model.{name}", f"stream.edge_budget={round(edges)}"]  # as many structures a step
     else:
         yield [] if name == "default" else [f"model.{name}"]
 
@@ -116,14 +122,15 @@ def main() -> None:
     os.dup2(2, 1)  # DeepSpeed prints
     torch.set_num_threads(1)
     path = options.out.with_suffix(".json")
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    settings = {"data": options.data.name, "steps": options.steps}
+    rows = taken_up(path, settings)
     done = {(r["variation"], r["seed"]) for r in rows}
     todo = [(name, seed) for seed in options.seeds for name in options.only if (name, seed) not in done]
     for name, seed in track(todo, "trainings", console=console):
         rows.append({"variation": name, "seed": seed} | run(name, options, seed))
         console.print(rows[-1])
-        command = f"python benchmarks/ablations.py OUT {options.data.name} --steps {options.steps}"
-        path.write_text(json.dumps({"command": command, "units": "eV/A, eV/atom, s", "rows": rows}, indent=1) + "\n")
+        content = {"settings": settings, "units": "eV/A, eV/atom, s", "rows": rows}
+        path.write_text(json.dumps(content, indent=1) + "\n")
     draw(rows, f"{options.data.name}, {options.steps} steps", options.out.with_suffix(".png"))
 
 

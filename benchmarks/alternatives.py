@@ -119,7 +119,8 @@ def main() -> None:
     torch.manual_seed(0)
     potential = Potential(PotentialConfig(channels=options.channels)).eval().requires_grad_(False)
     result = {
-        "command": f"python benchmarks/alternatives.py --channels {options.channels} --atoms {options.atoms}",
+        "command": "python benchmarks/alternatives.py "
+        + " ".join(f"--{name} {value}" for name, value in vars(options).items()),
         "tabulated radial functions": radial(potential, options.atoms * options.neighbours, options.rounds),
         "sparse Clebsch-Gordan": coupling(potential, options.atoms, options.rounds),
     }

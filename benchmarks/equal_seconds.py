@@ -32,7 +32,6 @@ from rich.progress import track
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import read_census
 from evenfield.data_pipelines.picture_style import STYLE
-from evenfield.data_pipelines.schema import Structure
 from evenfield.data_pipelines.settings import load_settings
 from evenfield.data_pipelines.shards import read_info
 from evenfield.pretrain.config import PretrainConfig
@@ -57,6 +56,16 @@ def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that a result holds already; an end with one line if it was made with other settings."""
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    if content["settings"] != settings:
+        sys.exit(f"{path} was made with {content['settings']}, not {settings}: remove it or write to another file")
+    return content["rows"]
+
+
 class Runs:
     """The three trainers on one data set."""
 
@@ -68,7 +77,10 @@ class Runs:
         self.parts["valid"] = valid[:: -(-len(valid) // 100)]
         self.files = {split: str(write(s, folder / f"{split}.xyz")) for split, s in self.parts.items()}
         census = read_census(options.data)
-        (level,) = census["levels_of_theory"].values()
+        levels = census["levels_of_theory"]
+        if len(levels) != 1:
+            sys.exit(f"{options.data} has {len(levels)} levels of theory; the peers can be given one")
+        (level,) = levels.values()
         self.e0 = {name: level["e0"][name] for name in census["per_element"]}  # eV
         self._mace: tuple[Mace, float] | None = None
 
@@ -106,15 +118,14 @@ class Runs:
         e0 = {atomic_numbers[name]: energy for name, energy in self.e0.items()}
         return MODEL | {
             "num_channels": self.options.channels, "E0s": str(e0), "atomic_numbers": str(sorted(e0)),
-            "batch_size": BATCH_SIZE, **{f"{split}_file": path for split, path in self.files.items()},
+            "batch_size": BATCH_SIZE, "eval_interval": 1,  # it keeps nothing of what it did not validate
+            **{f"{split}_file": path for split, path in self.files.items()},
         }  # fmt: skip
 
-    def _drawn(self, number: int, seed: int) -> list[Structure]:
-        chosen = np.random.default_rng(seed).permutation(len(self.parts["train"]))[:number]
-        return [self.parts["train"][k] for k in np.sort(chosen)]
-
     def _neighbours(self) -> float:
-        some = self._drawn(200, 0)
+        """Mean number of neighbours, of 200 structures."""
+        train = self.parts["train"]
+        some = [train[k] for k in np.random.default_rng(0).permutation(len(train))[:200]]
         edges = sum(len(neighbor_list("i", s.to_atoms(), CUTOFF)) for s in some)
         return edges / sum(len(s) for s in some)
 
@@ -152,7 +163,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     path = options.out.with_suffix(".json")
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    about = {key: getattr(options, key) for key in ("channels", "nequip_layers", "nequip_l_max", "ours")}
+    settings = {"data": options.data.name} | about
+    rows = taken_up(path, settings)
     done = {(r["model"], r["budget"], r["seed"]) for r in rows}
     names = ["evenfield", *(["MACE"] if options.mace else []), *(["NequIP"] if options.nequip else [])]
     todo = [(m, b, s) for s in options.seeds for b in options.budgets for m in names if (m, b, s) not in done]
@@ -162,8 +175,7 @@ def main() -> None:
             row = getattr(runs, model.lower())(budget, seed)
             rows.append({"model": model, "budget": budget, "seed": seed} | row)
             print(rows[-1], flush=True)
-            about = {key: value for key, value in vars(options).items() if key not in ("out", "data", "mace", "nequip")}
-            path.write_text(json.dumps({"data": options.data.name, "settings": about, "rows": rows}, indent=1) + "\n")
+            path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     draw(rows, options.data.name, options.out.with_suffix(".png"))
 
 

@@ -70,6 +70,8 @@ def train(settings: dict[str, Any], *, steps: int | None = None, seconds: float 
             run.pretrain(config, quiet=True)
         finally:
             Trainer.fit = fit  # type: ignore[method-assign]
+        if not clock.seconds:
+            sys.exit(f"the clock starts after {WARM_UP} steps, of which there were {clock.steps}: ask for more")
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
     kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
     return kept | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from equal_seconds import ask
+from equal_seconds import ask, taken_up
 from rich.progress import track
 
 from evenfield.data_pipelines.convert import ConvertConfig, convert
@@ -63,12 +63,12 @@ def main() -> None:
     parser.add_argument("--elements", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
+    settings = {"seconds": options.seconds, "ours": options.ours}
+    rows = taken_up(options.out, settings)
     done = {row["element"] for row in rows}
     for element in track([e for e in options.elements if e not in done], "elements"):
         rows.append(run(element, options))
         print(rows[-1], flush=True)
-        settings = {"seconds": options.seconds, "ours": options.ours}
         options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
     from ..model_zoo.hub import LoadedModel
@@ -74,6 +76,8 @@ def reach(
 ) -> None:
     """How far the model looks: what the energies of other atoms feel when one of a structure moves.
 
+    A crystal is repeated until no atom can feel two images of the one that moves.
+
     Example: evenfield check reach evenfield-s copper.cif --level-of-theory EMT
     """
     from ..data_pipelines.atoms_source import read_one
@@ -83,8 +87,9 @@ def reach(
     if not 0 <= index < len(atoms) or len(atoms) < 2:
         raise ValueError(f"--index {index}: {structure} has {len(atoms)} atoms; one that moves and others are needed")
     loaded, _ = _loaded(model, level_of_theory, folder_hub)
-    found = measure_reach(_calculator(loaded, level_of_theory, "float64"), atoms, index)
     config = loaded.potential.config
+    atoms = _thickened(atoms, 2 * config.num_layers * config.cutoff)
+    found = measure_reach(_calculator(loaded, level_of_theory, "float64"), atoms, index)
     for end, share in found.shells(config.cutoff):
         typer.echo(f"{end - config.cutoff:5.1f} to {end:5.1f} A: {100 * share:9.5f} % of the squared response")
     typer.echo(
@@ -105,12 +110,15 @@ def scaling(
 ) -> None:
     """How the time of a call grows with the number of atoms, in processor seconds; with --xtb where it breaks even.
 
+    One thread of torch; calls as in dynamics, where neighbours are searched again only now and then.
+
     Example: evenfield check scaling evenfield-s copper.cif --doublings 8 --level-of-theory EMT
     """
+    import torch
     from ase.calculators.calculator import CalculatorError
 
     from ..data_pipelines.atoms_source import read_one
-    from ..data_pipelines.oracles import GFN1_LEVEL, oracle_calculator
+    from ..data_pipelines.oracles import GFN1_LEVEL
     from .cost_scaling import break_even, fit_cost, time_calls
 
     atoms = read_one(structure)
@@ -123,14 +131,15 @@ def scaling(
     loaded, _ = _loaded(model, level_of_theory, folder_hub)
     potentials = {"this model": _calculator(loaded, level_of_theory, None)}
     if xtb:
-        potentials[GFN1_LEVEL] = oracle_calculator(GFN1_LEVEL)
+        potentials[GFN1_LEVEL] = _tight_binding()
+    torch.set_num_threads(1)
     sizes, laws = [len(cell) for cell in cells], {}
     for name, calculator in potentials.items():
         try:
             seconds = time_calls(calculator, cells)
         except CalculatorError as error:
             raise ValueError(
-                f"{name} fails on clusters of {structure}: {error}: give a crystal of closed-shell molecules"
+                f"{name} fails on {structure}: {error}: give a crystal of closed-shell molecules"
             ) from None
         laws[name] = law = fit_cost(sizes, seconds)
         for size, spent in zip(sizes, seconds, strict=True):
@@ -139,6 +148,8 @@ def scaling(
     if xtb:
         atoms_needed = break_even(laws["this model"], laws[GFN1_LEVEL])
         verdict = "never" if atoms_needed is None else f"from {atoms_needed:.0f} atoms on"
+        if atoms_needed and atoms_needed > sizes[-1]:
+            verdict += f", more than were measured: --doublings above {doublings} would show it"
         typer.echo(f"cheaper than {GFN1_LEVEL}: {verdict}")
 
 
@@ -149,6 +160,23 @@ def _loaded(model: str, level_of_theory: str | None, folder_hub: Path | None) ->
 
     loaded = load(model, folder_hub)
     return loaded, loaded.record.elements[checked_level(loaded.potential, level_of_theory)]
+
+
+def _thickened(atoms: Atoms, thickness: float) -> Atoms:
+    """Repeated along what is periodic to at least this thickness in A; the first copy keeps its indices."""
+    from ..data_pipelines.neighbours import cell_heights
+
+    heights = cell_heights(atoms.cell.array)
+    return atoms * [math.ceil(thickness / h) if p and h > 0 else 1 for p, h in zip(atoms.pbc, heights, strict=True)]
+
+
+def _tight_binding() -> Calculator:
+    from ..data_pipelines.oracles import GFN1_LEVEL, oracle_calculator
+
+    try:
+        return oracle_calculator(GFN1_LEVEL)
+    except ImportError as error:
+        raise ValueError(str(error)) from None
 
 
 def _calculator(loaded: LoadedModel, level_of_theory: str | None, dtype: str | None) -> Calculator:

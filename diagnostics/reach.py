@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator
 
 STEP = 1e-3  # A, central differences
 SHARE = 0.99  # of the squared response
+NOTHING = 1e-9  # eV/A: below it there is rounding alone
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Reach:
 def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach:
     """What each other atom's energy feels of atom `index`; needs float64 and a calculator with the property `energies`.
 
-    Responses are at nearest images: a cell that is thinner than twice the reach shows less than there is.
+    The images of the atom move with it: a cell has to be thicker than twice the reach. ValueError if nothing is felt.
     """
     if "energies" not in calculator.implemented_properties:
         raise ValueError(f"{type(calculator).__name__} gives no energies of single atoms, which reach is read from")
@@ -59,4 +60,7 @@ def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach
             ends.append(np.array(moved.get_potential_energies()))
         response[:, axis] = (ends[0] - ends[1]) / (2 * STEP)
     others = np.delete(np.arange(len(atoms)), index)
-    return Reach(atoms.get_distances(index, others, mic=True), np.linalg.norm(response[others], axis=1))
+    size = np.linalg.norm(response[others], axis=1)
+    if not size.max(initial=0.0) > NOTHING:
+        raise ValueError(f"no other atom's energy feels atom {index}: there is none near, or symmetry forbids it")
+    return Reach(atoms.get_distances(index, others, mic=True), size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def crystal(tmp_path: Path) -> str:
 
 def run(*words: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["check", *words])
+    assert isinstance(result.exception, (type(None), SystemExit, ValueError, OSError)), result.exception
     return result.exit_code, result.stdout + str(result.exception or "")
 
 
@@ -40,13 +42,19 @@ def test_symmetry_of_a_broken_model_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_phases() -> None:
     code, text = run("phases", "evenfield-s", "Cu", *EMT_HEAD)
-    assert code == 0 and len(text.splitlines()) == 6
-    assert text.splitlines()[0].split()[1] == "0.0"
+    assert code == 0, text
+    names, above = zip(*[line.split()[:2] for line in text.splitlines()], strict=True)
+    assert sorted(names) == ["bcc", "beta-Sn", "diamond", "fcc", "hcp", "sc"] and names[-1] == "diamond"
+    assert 0 == float(above[0]) < float(above[3]) < float(above[5]) < 2000
 
 
 def test_reach(crystal: str) -> None:
+    """A small cell is repeated, so that what is felt is one atom and not its images."""
     code, text = run("reach", "evenfield-s", crystal, *EMT_HEAD)
     assert code == 0 and "cannot see beyond 10 A" in text
+    near, far, *_ = (float(share) for share in re.findall(r"([0-9.]+) %", text))
+    assert near > 90 and 0 < far < 10
+    assert 5 < float(re.search(r"none beyond ([0-9.]+) A", text)[1]) < 10
 
 
 def test_scaling(crystal: str) -> None:
@@ -66,6 +74,12 @@ def test_scaling_beside_tight_binding(tmp_path: Path) -> None:
     assert "GFN1-xTB:     20 atoms" in text and "cheaper than GFN1-xTB:" in text
     code, text = run("scaling", "evenfield-s", str(tmp_path / "salt.cif"), "--doublings", "2", "--xtb")
     assert code == 1 and "closed-shell molecules" in text
+
+
+def test_tight_binding_that_is_not_installed_is_told(crystal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    code, text = run("scaling", "evenfield-s", crystal, "--xtb")
+    assert code == 1 and "pip install evenfield[demo]" in text
 
 
 @pytest.mark.parametrize(

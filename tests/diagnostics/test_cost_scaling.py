@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 from ase.build import bulk
+from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 
 from evenfield import model_zoo
@@ -34,9 +38,24 @@ def test_two_sizes_are_too_few() -> None:
         fit_cost([4, 8, 8], [1.0, 2.0, 2.0])
 
 
-def test_calls_are_timed_one_by_one() -> None:
-    """A clock that counts its readings: every call takes one tick, and atoms move before each of them."""
-    ticks = iter(range(1000))
+class Watched(EMT):
+    """EMT that keeps what it was asked."""
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.asked = [*getattr(self, "asked", []), atoms.positions.copy()]
+
+
+def test_every_call_is_timed_and_of_atoms_that_moved() -> None:
+    """A clock that counts its readings: every call takes one tick."""
+    ticks, calculator = iter(range(1000)), Watched()
     cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * 2]
-    for calculator in (EMT(), model_zoo.load("evenfield-s").calculator(level_of_theory="EMT")):
-        assert time_calls(calculator, cells, rounds=2, clock=lambda: next(ticks)) == [1.0, 1.0]
+    assert time_calls(calculator, cells, rounds=2, clock=lambda: next(ticks)) == [1.0, 1.0]
+    assert [len(positions) for positions in calculator.asked] == [4, 4, 4, 32, 32, 32]
+    for one, other in itertools.pairwise(calculator.asked):
+        assert len(one) != len(other) or np.ptp(one - other, axis=0).max() > 1e-3  # no rigid shift
+
+
+def test_our_own_model_can_be_timed() -> None:
+    calculator = model_zoo.load("evenfield-s").calculator(level_of_theory="EMT")
+    assert all(seconds > 0 for seconds in time_calls(calculator, [bulk("Cu", cubic=True) * 2], rounds=2))

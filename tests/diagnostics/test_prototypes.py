@@ -36,7 +36,7 @@ def test_emt_copper_is_closely_packed() -> None:
     assert fcc.volume == pytest.approx(3.59**3 / 4, rel=0.02)
 
 
-def test_our_own_model_ranks_copper_as_its_teacher() -> None:
+def test_our_own_model_has_close_packing_and_bcc_below_the_rest() -> None:
     calculator = model_zoo.load("evenfield-s").calculator(level_of_theory="EMT", dtype="float64")
     ranking = rank_prototypes(calculator, "Cu")
     assert {phase.name for phase in ranking[:3]} == {"fcc", "hcp", "bcc"}

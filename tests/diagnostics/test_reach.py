@@ -57,6 +57,11 @@ def test_a_calculator_without_energies_of_atoms_is_told() -> None:
         measure_reach(Silent(), copper())
 
 
+def test_an_atom_that_nobody_feels_is_told() -> None:
+    with pytest.raises(ValueError, match="no other atom's energy feels atom 0"):
+        measure_reach(EMT(), Atoms("Cu2", [[0, 0, 0], [0, 0, 30]]))
+
+
 def _chain(dihedral: float) -> Structure:
     """Four atoms whose bonds of 1.5 A and right angles leave only the dihedral angle free."""
     end = np.array([1.5 * np.cos(dihedral), 1.5 * np.sin(dihedral), 1.5])

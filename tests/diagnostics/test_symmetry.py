@@ -41,6 +41,8 @@ class Mistaken(Calculator):
             energy += 1e-3 * float(copy.numbers @ np.arange(len(copy)))
         elif self.mistake == "net force":
             forces = forces + np.array([0.01, 0.0, 0.0])
+        elif self.mistake == "not a number" and len(copy) > 8:
+            forces = np.full_like(forces, np.nan)
         self.results = {"energy": energy, "forces": forces, "stress": stress}
 
 
@@ -71,10 +73,24 @@ def test_our_own_model_passes(level: str, symbols: list[str], dtype: str) -> Non
         ("net force", "net force on a cluster"),
         ("images forgotten", "a lattice vector"),
         ("images forgotten", "2 x 2 x 2 supercell"),
+        ("not a number", "2 x 2 x 2 supercell"),
     ],
 )
 def test_a_mistake_is_found(mistake: str, found: str) -> None:
     assert found in failures(Mistaken(mistake))
+
+
+def test_a_calculator_that_says_nothing_at_all_breaks_no_symmetry() -> None:
+    """Zero everywhere: the errors are zero too, not 0 / 0."""
+
+    class Nothing(Calculator):
+        implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012 - ASE's protocol
+
+        def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
+            super().calculate(atoms, properties, system_changes)
+            self.results = {"energy": 0.0, "forces": np.zeros((len(self.atoms), 3)), "stress": np.zeros(6)}
+
+    assert failures(Nothing()) == set()
 
 
 def test_no_element_is_told() -> None:
