@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from evenfield.data_pipelines.picture_style import STYLE
 from evenfield.data_pipelines.settings import load_settings
 from evenfield.data_pipelines.stream import StreamConfig
+from evenfield.diagnostics.plot_style import STYLE, plain_log_ticks
 from evenfield.model_zoo import backbone
 from evenfield.model_zoo.backbone import BackboneConfig
 from evenfield.model_zoo.radial import RadialNetwork
@@ -90,7 +90,7 @@ def run(name: str, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@rc_context(STYLE)
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Error of forces over the cost of a step, medians over seeds."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
@@ -103,6 +103,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.plot(cost, error, "o", color="tab:red" if name == "default" else "tab:blue")
         axes.annotate(name, (cost, error), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="processor seconds a step", ylabel="force MAE (eV/A)", title=title)
+    plain_log_ticks(axes.xaxis)
+    plain_log_ticks(axes.yaxis)
     figure.savefig(path, dpi=130)
 
 

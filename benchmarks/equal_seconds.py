@@ -31,9 +31,9 @@ from rich.progress import track
 
 from evenfield.data_pipelines.blocks import iter_structures
 from evenfield.data_pipelines.census import read_census
-from evenfield.data_pipelines.picture_style import STYLE
 from evenfield.data_pipelines.settings import load_settings
 from evenfield.data_pipelines.shards import read_info
+from evenfield.diagnostics.plot_style import STYLE, looks, plain_log_ticks
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -41,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 CUTOFF = 5.0
 EPOCHS = 20  # of a run of MACE
 BATCH_SIZE = 5  # structures, of MACE
-COLOURS = {"evenfield": "tab:blue", "MACE": "tab:red", "NequIP": "tab:green"}
+MODELS = ("evenfield", "MACE", "NequIP")
 FIGURES = {"force_mae": ("force MAE (eV/A)", 1.0), "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0)}
 
 
@@ -130,16 +130,18 @@ class Runs:
         return edges / sum(len(s) for s in some)
 
 
-@rc_context(STYLE)  # type: ignore[arg-type]
+@rc_context(STYLE)
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Errors over processor seconds."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, (key, (label, factor)) in zip(figure.subplots(1, 2), FIGURES.items(), strict=True):
-        for model, colour in COLOURS.items():
+        for model, (colour, marker) in zip(MODELS, looks(), strict=False):
             own = sorted((r["seconds"], factor * r[key]) for r in rows if r["model"] == model)
             if own:
-                axes.plot(*zip(*own, strict=True), "o-", color=colour, label=model)
+                axes.plot(*zip(*own, strict=True), f"{marker}-", color=colour, label=model)
         axes.set(xscale="log", yscale="log", xlabel="processor seconds of training", ylabel=label)
+        plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.yaxis)
         axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
@@ -167,7 +169,7 @@ def main() -> None:
     settings = {"data": options.data.name} | about
     rows = taken_up(path, settings)
     done = {(r["model"], r["budget"], r["seed"]) for r in rows}
-    names = ["evenfield", *(["MACE"] if options.mace else []), *(["NequIP"] if options.nequip else [])]
+    names = [name for name in MODELS if name == "evenfield" or getattr(options, name.lower())]
     todo = [(m, b, s) for s in options.seeds for b in options.budgets for m in names if (m, b, s) not in done]
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(options, Path(folder))
