@@ -1,6 +1,6 @@
 """Two parts of a layer beside what is often done in their place, in one process, turn by turn, in CPU seconds.
 
-    python benchmarks/alternatives.py [--channels 64] [--atoms 128] [--neighbours 45] [--rounds 15]
+    python benchmarks/alternatives.py [--channels 64] [--atoms 128] [--rounds 15]
 
 1. The radial network beside a table of it: cubic Hermite pieces of one pair of elements, values and slopes by distance.
 2. The Clebsch-Gordan contraction as a dense product beside one with a sparse matrix (CSR).
@@ -29,7 +29,7 @@ from evenfield.pretrain.launch import keep_freed_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "alternatives.json"
 NODES = 2048  # of a table
-TILE = 45  # slots, one tile an atom
+NEIGHBOURS = 45  # of an atom, in one tile
 
 
 def paired(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -59,20 +59,23 @@ def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Callable[[],
     return call
 
 
-def radial(potential: Potential, edges: int, rounds: int) -> dict[str, Any]:
+def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
     """The second layer's radial network beside its table, for copper alone."""
     backbone, cutoff = potential.backbone, potential.config.cutoff
     network = backbone.layers[1].radial
     elements = backbone.embedding(torch.tensor([29])).detach()
 
     def ours(distance: Tensor) -> Tensor:
-        senders, receivers = distance.new_zeros(len(distance)).long(), distance.new_zeros(len(distance) // TILE).long()
+        senders, receivers = (
+            distance.new_zeros(len(distance)).long(),
+            distance.new_zeros(len(distance) // NEIGHBOURS).long(),
+        )
         envelope = polynomial_envelope(distance / cutoff)
-        return torch.cat(network(backbone.bessel(distance), envelope, elements, senders, receivers, TILE), 1)
+        return torch.cat(network(backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS), 1)
 
     first, step = 0.5, (cutoff - 0.5) / (NODES - 1)
     nodes = (first + step * torch.arange(NODES)).unsqueeze(1)
-    padded = torch.cat([nodes, nodes[-1:].expand(-NODES % TILE, 1)])
+    padded = torch.cat([nodes, nodes[-1:].expand(-NODES % NEIGHBOURS, 1)])
     values, slopes = torch.autograd.functional.jvp(ours, padded, torch.ones_like(padded))
     table = torch.cat([values, step * slopes], 1)[:NODES].detach()
 
@@ -84,7 +87,7 @@ def radial(potential: Potential, edges: int, rounds: int) -> dict[str, Any]:
         (v0, s0), (v1, s1) = low.chunk(2, 1), high.chunk(2, 1)
         return v0 + t * (s0 + t * (3 * (v1 - v0) - 2 * s0 - s1 + t * (2 * (v0 - v1) + s0 + s1)))
 
-    distance = 2.0 + 2.9 * torch.rand(edges // TILE * TILE, 1)
+    distance = 2.0 + 2.9 * torch.rand(atoms * NEIGHBOURS, 1)
     error = (ours(distance) - tabulated(distance)).abs().max() / ours(distance).abs().max()
     ratio = paired(with_slope(ours, distance), with_slope(tabulated, distance), rounds)
     return {"seconds of the table over the network's": ratio, "largest relative error": float(error)}
@@ -111,7 +114,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--atoms", type=int, default=128)
-    parser.add_argument("--neighbours", type=int, default=45)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     keep_freed_memory()
@@ -121,7 +123,7 @@ def main() -> None:
     result = {
         "command": "python benchmarks/alternatives.py "
         + " ".join(f"--{name} {value}" for name, value in vars(options).items()),
-        "tabulated radial functions": radial(potential, options.atoms * options.neighbours, options.rounds),
+        "tabulated radial functions": radial(potential, options.atoms, options.rounds),
         "sparse Clebsch-Gordan": coupling(potential, options.atoms, options.rounds),
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
