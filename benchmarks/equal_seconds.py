@@ -142,7 +142,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="processor seconds of training", ylabel=label)
         plain_log_ticks(axes.xaxis)
         plain_log_ticks(axes.yaxis)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS))
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
 
