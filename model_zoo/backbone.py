@@ -25,7 +25,7 @@ from ..data_pipelines.settings import Settings
 from .embedding import ElementEmbedding
 from .radial import BesselBasis, RadialNetwork, polynomial_envelope
 from .sphere import ChannelMix, CouplingPaths, SphereProduct, degree_heights
-from .tiles import Tiles
+from .tiles import TileProduct, Tiles
 
 
 class BackboneConfig(Settings):
@@ -85,15 +85,15 @@ class Interaction(nn.Module):
         tiles, (_, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
         directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
-        directed = directed.unflatten(0, (-1, tiles.size)).transpose(1, 2)  # (tiles, K2, T)
+        directed = directed.unflatten(0, (-1, tiles.size))  # (tiles, T, K2)
         parts = []
         # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
         for part, weight in zip(x.split(self.heights), radial.split(channels, 1), strict=True):
             sent = part.permute(1, 0, 2).flatten(1).index_select(0, tiles.sender)  # (E, (2 l1 + 1) * C)
             weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
-            product = torch.bmm(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
+            product = TileProduct.apply(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1]).index_add(0, tiles.receiver, product)
-            parts.append(total.view(num_atoms, directed.shape[1], -1, channels).permute(1, 2, 0, 3))
+            parts.append(total.view(num_atoms, directed.shape[2], -1, channels).permute(1, 2, 0, 3))
         return torch.cat(parts, 1).flatten(0, 1) * self.norm
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:

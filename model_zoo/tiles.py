@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,3 +75,21 @@ def lay_tiles(
     offset[:, 0] = 2.0 * cutoff
     offset[slot] = edge_offset
     return padded_sender, tile_receiver, offset
+
+
+class TileProduct(torch.autograd.Function):
+    """a (tiles, T, K) and b (tiles, T, F) -> sum over the slots of a tile a^T b (tiles, K, F).
+
+    As torch.bmm of the transposed a, but its derivatives, and theirs, come slot by slot as a and b do. With bmm's own
+    formulas the second derivative by b, the largest tensor of a step, came transposed: a slow product, and a copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.bmm(a.mT, b)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = (x.to(slope.dtype) for x in ctx.saved_tensors)  # which autocast made bfloat16
+        return torch.bmm(b, slope.mT), torch.bmm(a, slope)
