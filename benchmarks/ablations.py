@@ -50,6 +50,8 @@ VARIATIONS = [
     *(f"readout_size={n}" for n in (16, 256)),
     *(f"cutoff={n}" for n in (4.0, 6.0)),
     "repulsion=false",
+    *(f"engine.learning_rate={rate}" for rate in (0.002, 0.008)),
+    *(f"engine.optimizer=adamw engine.learning_rate={rate}" for rate in (0.002, 0.004)),
     "no bound on the message",
     "no radial factors on angles",
 ]
@@ -75,6 +77,8 @@ def varied(name: str) -> Iterator[list[str]]:
     elif name.startswith("cutoff="):
         edges = StreamConfig().edge_budget * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3
         yield [f"model.{name}", f"stream.edge_budget={round(edges)}"]  # as many structures a step
+    elif name.startswith("engine."):
+        yield name.split()
     else:
         yield [] if name == "default" else [f"model.{name}"]
 

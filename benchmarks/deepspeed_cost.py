@@ -38,7 +38,7 @@ Step = Callable[[Batch], None]
 
 def by_engine(potential: Potential, zero_stage: int) -> Step:
     """A step as the training loop takes it, without the loop's own checks."""
-    engine = DeepSpeedEngine(potential, EngineConfig(zero_stage=zero_stage))
+    engine = DeepSpeedEngine(potential, EngineConfig(optimizer="adamw", zero_stage=zero_stage))
 
     def step(batch: Batch) -> None:
         engine.backward(weighted_loss(engine.forward(batch), batch, label_counts(batch), LossConfig()))

@@ -28,7 +28,7 @@ SETTINGS = {
     "evaluate_every": 1000,
     "model": {"channels": 4, "l_max": 1, "num_layers": 1, "readout_size": 8, "radial_hidden": 8, "cutoff": 4.0},
     "stream": {"edge_budget": 1500, "window_blocks": 2},
-    "engine": {"zero_stage": 1, "warmup_steps": 5},
+    "engine": {"optimizer": "adamw", "zero_stage": 1, "warmup_steps": 5},
     "checkpoints": {"every": 5},
 }
 

@@ -107,6 +107,7 @@ def train_gradient(
     embedding = potential.backbone.embedding.weight
     hook = embedding.register_hook(_only_rows(new_elements)) if strategy == "new-element" else None
     engine_config = EngineConfig(
+        optimizer="adamw",  # rates and steps were measured with it (docs/decisions/0009)
         learning_rate=config.rate(strategy, replay=replay is not None),
         warmup_steps=min(20, config.steps // 10),
         clip_norm=config.clip_norm,

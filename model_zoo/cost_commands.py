@@ -58,8 +58,8 @@ def cost(
     console = Console()
     console.print(_table(kinds, neighbours))
     size = torch.finfo(kind).bits // 8
-    fixed = 4 * parameters * size  # weights, gradients and the two moments of AdamW
-    console.print(f"{parameters:,} parameters; with gradients and AdamW's moments {fixed / 1e6:.1f} MB")
+    fixed = 8 * parameters * size  # weights, gradients and the six tensors that SOAP keeps of a square matrix
+    console.print(f"{parameters:,} parameters; with gradients and SOAP's state about {fixed / 1e6:.1f} MB")
     total = 1e9 * memory if memory else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     atom, edge = kinds["training"]
     edges = (total - fixed) / (edge.memory + atom.memory / neighbours)

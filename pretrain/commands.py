@@ -27,7 +27,7 @@ def pretrain(
     Examples:
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000 --resume auto
-    torchrun --nproc-per-node 2 -m evenfield.cli pretrain --recipe recipe.yaml engine.zero_stage=1
+    torchrun --nproc-per-node 2 -m evenfield.cli pretrain --recipe recipe.yaml
     evenfield pretrain watch runs/uniform    # in another terminal: a page that follows the run
     """
     if overrides and overrides[0] == "watch":

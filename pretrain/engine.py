@@ -1,17 +1,17 @@
 """The engine protocol and its DeepSpeed implementation: forward, backward, step, state on any number of ranks.
 
 DeepSpeed 0.19 facts behind the settings: forces must be computed inside forward; clipping is always written
-out, because its default changed; the optimizer is torch's fused AdamW, which needs no compiler; the C++ extension
-that `init_distributed` would build on CPU serves inference only and is opted out of.
+out, because its default changed; the optimizer is ours or torch's fused AdamW, which need no compiler; the C++
+extension that `init_distributed` would build on CPU serves inference only and is opted out of.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
@@ -20,6 +20,7 @@ from ..model_zoo.potential import Potential
 from .launch import local_device, start_distributed
 from .noise import NoiseScales
 from .optimizer_state import load_whole_state, whole_state
+from .soap import Soap
 
 
 class EngineConfig(Settings):
@@ -32,9 +33,12 @@ class EngineConfig(Settings):
     compiled: bool = Field(
         default=False, description="torch.compile of the network: minutes at the start, then 1.3 times as fast"
     )
+    optimizer: Literal["soap", "adamw"] = Field(
+        default="soap", description="soap learns more from a step; adamw also where ZeRO 1 or 2 shares out its state"
+    )
     accumulation: int = Field(default=1, gt=0, description="batches per rank (or lane of the stream) and step")
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=4e-3, gt=0)
     final_learning_rate: float = Field(default=1e-5, ge=0, description="reached by a cosine at max_steps")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=1e-4, ge=0, description="on matrices; not on embeddings, biases, readout")
@@ -58,6 +62,15 @@ class EngineConfig(Settings):
                 "in float64 anyhow"
             )
         return value
+
+    @model_validator(mode="after")
+    def _matrices_stay_whole(self) -> Self:
+        if self.zero_stage and self.optimizer == "soap":
+            raise ValueError(
+                f"zero_stage={self.zero_stage} cuts matrices into parts, which soap needs whole: set optimizer=adamw, "
+                "or zero_stage=0, since a potential is small enough for every rank"
+            )
+        return self
 
 
 class Engine(Protocol):
@@ -88,7 +101,7 @@ class DeepSpeedEngine:
         groups: list[dict[str, Any]] | None = None,
         noise: NoiseScales | None = None,
     ) -> None:
-        """`groups` of parameters for AdamW, instead of `parameter_groups`; `rate` scales a group's learning rate.
+        """`groups` of parameters, instead of `parameter_groups`; `rate` scales a group's learning rate.
 
         noise: of the labels; where it is learned, it is stepped, shared out and saved with the weights.
         """
@@ -109,7 +122,7 @@ class DeepSpeedEngine:
         groups = (groups or parameter_groups(potential, config)) + (noise.groups() if noise else [])
         self._engine, *_ = deepspeed.initialize(
             model=_AtPrecision(self.potential, config.precision, self.noise),
-            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate, fused=True),
+            optimizer=new_optimizer(groups, config),
             config={
                 "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only counts with it: our batches go by edges
                 "gradient_accumulation_steps": 1,
@@ -190,11 +203,25 @@ class _AtPrecision(nn.Module):
             return self.potential(batch)
 
 
+def new_optimizer(groups: list[dict[str, Any]], config: EngineConfig) -> torch.optim.Optimizer:
+    """The optimizer that the config names."""
+    if config.optimizer == "soap":
+        return Soap(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+
+
 def parameter_groups(potential: Potential, config: EngineConfig) -> list[dict[str, Any]]:
-    """Weight decay on matrices only: not on element embeddings, biases or the linear readout."""
-    named = [(name, p) for name, p in potential.named_parameters() if p.requires_grad]
-    bare = {name for name, p in named if p.ndim < 2 or "embedding" in name or name == "readout.weight"}
+    """Matrices, the readout's table of elements, and the rest: embeddings, biases, the linear readout.
+
+    SOAP treats the first as matrices; the rest has no weight decay.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "table": [], "rest": []}
+    for name, p in potential.named_parameters():
+        if p.requires_grad:
+            bare = p.ndim < 2 or "embedding" in name or name == "readout.weight"
+            groups["rest" if bare else "table" if name == "readout.element_weight" else "matrices"].append(p)
     return [
-        {"params": [p for name, p in named if name not in bare], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if name in bare], "weight_decay": 0.0},
+        {"params": groups["matrices"], "weight_decay": config.weight_decay, "matrices": True},
+        {"params": groups["table"], "weight_decay": config.weight_decay},
+        {"params": groups["rest"], "weight_decay": 0.0},
     ]

@@ -1,4 +1,4 @@
-"""AdamW's state by parameter name, whole, from and to whatever the ranks share out.
+"""An optimizer's state by parameter name, whole, from and to whatever the ranks share out.
 
 ZeRO 1 and 2 lay the parameters of a group end to end, and each rank holds one equal part of that line: its master
 weights and its moments. Here the parts are put together and cut into named tensors, which say nothing of ranks or of
@@ -15,14 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .soap import Soap
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """Moments and step count as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` on the CPU; all ranks call it.
+    """Moments, step count and the like as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` on the CPU; all ranks call it.
 
-    names: of the parameters. A parameter that was never stepped has no entry.
+    names: of the parameters. A parameter that was never stepped has no entry, or one of zeros.
     """
     state: dict[str, Tensor] = {}
     if isinstance(optimizer, Optimizer):
@@ -49,6 +51,10 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
     """Take up what `whole_state` gave and, in ZeRO, the weights that the parameters now hold."""
     if isinstance(optimizer, Optimizer):
         for parameter, name in names.items():
+            if isinstance(optimizer, Soap):
+                for key, own in optimizer.state[parameter].items():
+                    own.copy_(state[f"{key}/{name}"])
+                continue
             keys = [key for key in (*MOMENTS, "step") if f"{key}/{name}" in state]
             if keys:
                 optimizer.state[parameter] = {key: _at(state[f"{key}/{name}"], parameter) for key in keys}

@@ -26,7 +26,7 @@ def take_up(config: PretrainConfig, resume: Resume, engine: Engine, console: Con
     if resume == "no":
         return None
     try:
-        loaded = load_checkpoint(folder, engine, lambda saved: _check_model(saved, config, folder))
+        loaded = load_checkpoint(folder, engine, lambda saved: _check_saved(saved, config, folder))
     except NoCheckpointError as error:
         if resume == "must":
             raise
@@ -53,10 +53,16 @@ def sole_writer(out: Path) -> AbstractContextManager[None]:
     return held(out / ".lock", f"{out}: another process trains into this folder: end it first, or name another")
 
 
-def _check_model(saved: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
+def _check_saved(saved: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
     if changed := _changed(saved.get("model", {}), config.model.model_dump(mode="json"), "model."):
         raise ValueError(
             f"{folder}: was saved with another model ({', '.join(changed)}): set it so, or start a new run"
+        )
+    optimizer = saved.get("engine", {}).get("optimizer", "adamw")  # the only one there was
+    if optimizer != config.engine.optimizer:
+        raise ValueError(
+            f"{folder}: was saved by engine.optimizer={optimizer}, whose state {config.engine.optimizer} cannot take "
+            f"up: set engine.optimizer={optimizer}, or start a new run"
         )
 
 

@@ -19,6 +19,7 @@ from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
 from evenfield.pretrain.noise import NoiseScales
+from evenfield.pretrain.soap import Soap
 from evenfield.pretrain.train import Trainer
 
 
@@ -36,13 +37,15 @@ def new_potential(seed: int = 0) -> Potential:
 
 
 def new_engine(
-    zero_stage: int, potential: Potential | None = None, noise: NoiseScales | None = None
+    zero_stage: int, potential: Potential | None = None, noise: NoiseScales | None = None, optimizer: str = "adamw"
 ) -> DeepSpeedEngine:
-    return DeepSpeedEngine(potential or new_potential(), engine_config(zero_stage), noise=noise)
+    config = engine_config(zero_stage, optimizer=optimizer)
+    return DeepSpeedEngine(potential or new_potential(), config, noise=noise)
 
 
-def engine_config(zero_stage: int, **changes: object) -> EngineConfig:
-    return EngineConfig(zero_stage=zero_stage, clip_norm=CLIP_NORM, weight_decay=1e-2, **changes)
+def engine_config(zero_stage: int, *, optimizer: str = "adamw", **changes: object) -> EngineConfig:
+    """AdamW, which all stages take."""
+    return EngineConfig(zero_stage=zero_stage, optimizer=optimizer, clip_norm=CLIP_NORM, weight_decay=1e-2, **changes)
 
 
 def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
@@ -54,7 +57,7 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
         "evaluate_every": 100,
         "model": MODEL,
         "stream": {"edge_budget": 1500, "window_blocks": 2},
-        "engine": {"warmup_steps": 2},
+        "engine": {"optimizer": "adamw", "warmup_steps": 2},
         "checkpoints": {"every": 1, "keep": 100},
     }
     return PretrainConfig.model_validate(settings | changes)
@@ -62,9 +65,12 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
 
 def elastic_config(data: Path, out: Path, max_steps: int, zero_stage: int) -> PretrainConfig:
     """A run of two lanes whose learning rate does not depend on where it ends."""
-    constant = {"warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3, "zero_stage": zero_stage}
+    engine = {
+        "optimizer": "adamw", "zero_stage": zero_stage,
+        "warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3,
+    }  # fmt: skip
     stream = {"edge_budget": 1500, "window_blocks": 2, "lanes": 2}
-    return small_config(data, out, max_steps=max_steps, engine=constant, stream=stream)
+    return small_config(data, out, max_steps=max_steps, engine=engine, stream=stream)
 
 
 @contextmanager
@@ -140,10 +146,13 @@ def moment_deviation(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]
     return max(deviations)
 
 
-def plain_steps(steps: list[list[Batch]]) -> tuple[dict[str, Tensor], list[float], list[float], list[dict]]:
+def plain_steps(
+    steps: list[list[Batch]], optimizer_name: str = "adamw"
+) -> tuple[dict[str, Tensor], list[float], list[float], list[dict]]:
     """The steps in plain PyTorch, all parts in one loss: weights, losses, norms before the clip, first moments."""
-    potential, config = new_potential(), engine_config(0)
-    optimizer = torch.optim.AdamW(parameter_groups(potential, config))
+    potential, config = new_potential(), engine_config(0, optimizer=optimizer_name)
+    groups = parameter_groups(potential, config)
+    optimizer = Soap(groups, lr=0.0) if optimizer_name == "soap" else torch.optim.AdamW(groups)
     losses, norms, moments = [], [], []
     for batches, learning_rate in zip(steps, LEARNING_RATES, strict=True):
         counts = sum(label_counts(batch) for batch in batches)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evenfield.pretrain import run
+from evenfield.pretrain import run, soap
 from evenfield.pretrain.callbacks import Callback
 from evenfield.pretrain.checkpoints import (
     NoCheckpointError,
@@ -47,10 +47,17 @@ class Stop(Callback):
             trainer.stop.by = "a test"
 
 
-@pytest.mark.parametrize(("zero_stage", "stop"), [(0, 4), (1, 4), (2, 4), (0, 6), (0, 7)])
-def test_resumed_run_has_the_bits_of_a_whole_one(run_config, monkeypatch, zero_stage, stop):
-    """In the middle of an epoch, at its end, and after it, for each way to share the optimizer."""
-    settings = {"engine": {"warmup_steps": 3, "zero_stage": zero_stage}}
+@pytest.mark.parametrize(
+    ("optimizer", "zero_stage", "stop"),
+    [("soap", 0, 4), ("adamw", 0, 4), ("adamw", 1, 4), ("adamw", 2, 4), ("soap", 0, 6), ("soap", 0, 7)],
+)
+def test_resumed_run_has_the_bits_of_a_whole_one(run_config, monkeypatch, optimizer, zero_stage, stop):
+    """In the middle of an epoch, at its end, and after it, for each way to share the optimizer.
+
+    SOAP looks at its eigenvectors every step here, so that their state counts.
+    """
+    monkeypatch.setattr(soap, "REFRESH", 1)
+    settings = {"engine": {"optimizer": optimizer, "warmup_steps": 3, "zero_stage": zero_stage}}
     whole = run.pretrain(run_config("whole", **settings), quiet=True)
     with monkeypatch.context() as patch:
         add_callback(patch, Stop(stop))

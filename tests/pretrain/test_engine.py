@@ -71,6 +71,21 @@ def test_steps_equal_plain_torch(train_structures, reference, zero_stage, accumu
     assert largest_difference(weights(engine.potential), reference[0]) < 1e-6
 
 
+def test_steps_of_soap_equal_plain_torch(train_structures, steps):
+    """Uneven parts against one big batch, over two looks at the eigenvectors."""
+    whole = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures, 1)]
+    weights_after, losses, _, _ = plain_steps(whole, "soap")
+    engine = new_engine(0, optimizer="soap")
+    assert engine_steps(engine, steps) == pytest.approx(losses, rel=1e-5)
+    assert largest_difference(weights(engine.potential), weights_after) < 1e-5  # they move by 1e-2
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_soap_is_refused_where_its_matrices_would_be_cut(stage):
+    with pytest.raises(SettingsError, match=rf"zero_stage={stage} cuts matrices .*: set optimizer=adamw, or"):
+        load_settings(EngineConfig, overrides=[f"zero_stage={stage}"])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
@@ -141,14 +156,23 @@ def test_discarded_gradients_leave_no_trace(steps, zero_stage):
 
 def test_weight_decay_spares_embedding_biases_and_readout():
     potential = new_potential()
-    decayed, bare = parameter_groups(potential, EngineConfig(weight_decay=0.3))
-    assert (decayed["weight_decay"], bare["weight_decay"]) == (0.3, 0.0)
+    *decayed, bare = parameter_groups(potential, EngineConfig(weight_decay=0.3))
+    assert [group["weight_decay"] for group in (*decayed, bare)] == [0.3, 0.3, 0.0]
     spared = {id(p) for p in bare["params"]}
     names = {name: id(p) in spared for name, p in potential.named_parameters()}
-    assert len(names) == len(decayed["params"]) + len(bare["params"])
+    assert len(names) == sum(len(group["params"]) for group in (*decayed, bare))
     assert names["readout.weight"] and names["readout.hidden.bias"] and not names["readout.hidden.weight"]
     assert all(spared for name, spared in names.items() if "embedding" in name or name.endswith("bias"))
     assert sum(not spared for spared in names.values()) > 10
+
+
+def test_matrices_are_told_from_tables_of_elements():
+    potential = new_potential()
+    matrices, *others = parameter_groups(potential, EngineConfig())
+    assert matrices["matrices"] and not any(group.get("matrices") for group in others)
+    assert all(p.ndim in (2, 3) for p in matrices["params"])
+    tables = {id(p) for group in others for p in group["params"]}
+    assert {id(potential.backbone.embedding.weight), id(potential.readout.element_weight)} <= tables
 
 
 def test_frozen_parameters_are_left_to_nobody():

@@ -67,6 +67,14 @@ def test_checkpoint_of_another_model_is_refused_before_anything_is_written(saved
     assert (Path(saved.out) / "metrics.jsonl").read_bytes() == before
 
 
+def test_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(saved):
+    other = saved.model_copy(update={"engine": saved.engine.model_copy(update={"optimizer": "adamw"})})
+    before = (Path(saved.out) / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"was saved by engine\.optimizer=soap, .*: set engine\.optimizer=soap, or"):
+        run.pretrain(other, "auto", quiet=True)
+    assert (Path(saved.out) / "metrics.jsonl").read_bytes() == before
+
+
 def test_two_processes_cannot_train_into_one_folder(run_config, tmp_path):
     with (
         sole_writer(tmp_path / "run"),

@@ -43,6 +43,7 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
         data=str(data_set),
         out=str(tmp_path_factory.mktemp("runs") / "small"),
         licence="CC0-1.0",
+        seed=2,  # energies of 36 structures, learned from 68, differ by a tenth from seed to seed
         max_steps=150,
         evaluate_every=75,
         evaluate_structures=20,

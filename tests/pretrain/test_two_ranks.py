@@ -43,7 +43,8 @@ pytestmark = pytest.mark.slow  # one start of two processes serves all
 def out(data_set, tmp_path_factory) -> Path:
     """What two_ranks.py wrote on two ranks."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    pretrain(small_config(data_set, folder / "elastic", max_steps=3, engine={"zero_stage": 1}), quiet=True)
+    shared = {"optimizer": "adamw", "zero_stage": 1}
+    pretrain(small_config(data_set, folder / "elastic", max_steps=3, engine=shared), quiet=True)
     pretrain(elastic_config(data_set, folder / "lanes", max_steps=3, zero_stage=1), quiet=True)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     no_ranks = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
@@ -74,6 +75,18 @@ def test_uneven_ranks_with_different_heads_equal_plain_torch(ranks, reference, z
         assert steps["losses"] == pytest.approx(losses, rel=1e-5)
         assert moment_deviation(steps["moments"], moments) < 1e-5
         assert largest_difference(steps["weights"], weights) < 2e-6  # they move by 1e-2
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_soap_on_uneven_ranks_equals_soap_on_one(ranks, train_structures, accumulation):
+    """Both ranks step all matrices themselves, with the same gradients."""
+    whole = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures, 1)]
+    weights, losses, _, _ = plain_steps(whole, "soap")
+    for rank in ranks:
+        assert rank["soap"][f"parity-{accumulation}"]["losses"] == pytest.approx(losses, rel=1e-5)
+        assert largest_difference(rank["soap"][f"parity-{accumulation}"]["weights"], weights) < 1e-5
+    one, other = (rank["soap"][f"parity-{accumulation}"]["weights"] for rank in ranks)
+    assert largest_difference(one, other) == 0
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])

@@ -32,12 +32,12 @@ from evenfield.pretrain.run import pretrain
 from evenfield.pretrain.train import Trainer
 
 
-def parity(data: Path, zero_stage: int) -> dict:
+def parity(data: Path, zero_stage: int, optimizer: str = "adamw") -> dict:
     """20 steps with uneven ranks that use different heads, of one and of two batches a rank."""
     outcome = {}
     for accumulation in (1, 2):
         parts = parts_of_steps(list(iter_structures(data, "train")), 2 * accumulation)
-        engine, moments = new_engine(zero_stage), []
+        engine, moments = new_engine(zero_stage, optimizer=optimizer), []
         losses = engine_steps(engine, [[batch_of(part) for part in step] for step in parts], moments)
         outcome[f"parity-{accumulation}"] = {
             "weights": weights(engine.potential),
@@ -53,7 +53,8 @@ def elastic(out: Path, data: Path) -> dict:
     load_checkpoint(out / "checkpoints", engine)
     taken_up = weights(engine.potential)
     with noting_structures() as steps:
-        pretrain(small_config(data, out, max_steps=5, engine={"warmup_steps": 2, "zero_stage": 2}), "must", quiet=True)
+        shared = {"optimizer": "adamw", "zero_stage": 2, "warmup_steps": 2}
+        pretrain(small_config(data, out, max_steps=5, engine=shared), "must", quiet=True)
     return {"taken_up": taken_up, "seen": [name for step in steps for name in step]}
 
 
@@ -111,6 +112,7 @@ def main(data: Path, out: Path) -> None:
     start_distributed()
     rank = dist.get_rank()
     result: dict = {stage: parity(data, stage) | bad_step(data, stage) for stage in (0, 1, 2)}
+    result["soap"] = parity(data, 0, "soap")
     result["resume"] = resume(data, out / "run", rank)
     result["elastic"] = elastic(out / "elastic", data)
     result["lanes"] = lanes(out / "lanes", data)
