@@ -1,0 +1,70 @@
+"""What an optimizer's step costs beside the gradients of a batch: SOAP and AdamW, in one process, in CPU seconds.
+
+    python benchmarks/optimizer_cost.py [--rounds 9]
+
+128 copper atoms, plain (not compiled) training at 32, 64 and 128 channels, one thread. Writes
+results/optimizer_cost.json: seconds, and the share of a whole training step, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from benchmark_structures import copper
+from evenfield_worker import forward_of, make_batch
+from worker_protocol import Labels, keep_freed_memory
+
+from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.pretrain.engine import EngineConfig, new_optimizer, parameter_groups
+
+
+RESULT = Path(__file__).resolve().parent / "results" / "optimizer_cost.json"
+CHANNELS = (32, 64, 128)
+STEPS = 20  # of an optimizer in its turn: two looks at the eigenvectors
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def measure(channels: int, rounds: int) -> dict[str, float]:
+    """Seconds of gradients and of each optimizer's step, and its share."""
+    structures = copper(1)
+    batch, labels = make_batch(structures, 5.0), Labels(structures)
+    torch.manual_seed(0)
+    potential = Potential(PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)).train()
+    forward = forward_of(potential, batch)
+    configs = [EngineConfig(optimizer=name, learning_rate=1e-6) for name in ("soap", "adamw")]
+    optimizers = {c.optimizer: new_optimizer(parameter_groups(potential, c), c) for c in configs}
+    spent: dict[str, list[float]] = {name: [] for name in ("gradients", *optimizers)}
+    for _ in range(rounds):
+        potential.zero_grad()
+        spent["gradients"].append(seconds_of(lambda: labels.loss(*forward()).backward()))
+        for name, optimizer in optimizers.items():
+            spent[name].append(seconds_of(lambda step=optimizer.step: [step() for _ in range(STEPS)]) / STEPS)
+    medians = {name: statistics.median(values) for name, values in spent.items()}
+    shares = {f"{name}_share": medians[name] / (medians[name] + medians["gradients"]) for name in optimizers}
+    return medians | shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    result = {f"{channels} channels": measure(channels, options.rounds) for channels in CHANNELS}
+    print(json.dumps(result, indent=1))
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
