@@ -2,7 +2,7 @@
 
     python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON
         [--budgets 120 360 1080] [--seeds 0] [--channels 32] [--nequip-layers 4] [--nequip-l-max 1]
-        [--ours KEY=VALUE ...]
+        [--ours KEY=VALUE ...] [--only MODEL ...]
 
 DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments. Every budget is a run with
 a schedule of its own. Counted is the processor time of the training loop: not imports, neighbour lists that are made
@@ -159,6 +159,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nequip-layers", type=int, default=4)
     parser.add_argument("--nequip-l-max", type=int, default=1)
     parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, help="of the three")
     return parser.parse_args()
 
 
@@ -169,7 +170,7 @@ def main() -> None:
     settings = {"data": options.data.name} | about
     rows = taken_up(path, settings)
     done = {(r["model"], r["budget"], r["seed"]) for r in rows}
-    names = [name for name in MODELS if name == "evenfield" or getattr(options, name.lower())]
+    names = [name for name in options.only if name == "evenfield" or getattr(options, name.lower())]
     todo = [(m, b, s) for s in options.seeds for b in options.budgets for m in names if (m, b, s) not in done]
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(options, Path(folder))

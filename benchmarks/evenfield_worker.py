@@ -10,12 +10,13 @@ from typing import Any
 import ase.io
 import torch
 from torch_geometric.data import Batch
-from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve
+from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
 from evenfield.data_pipelines.graphs import collate, structure_graph
 from evenfield.data_pipelines.sources import SourceConfig, structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.frame import Frame
+from evenfield.pretrain.engine import EngineConfig, new_optimizer, parameter_groups
 
 
 def make_batch(structures: list[Any], cutoff: float) -> Batch:
@@ -63,7 +64,9 @@ def main() -> None:
         num_atoms=int(batch.num_nodes),
         num_edges=int(batch.num_edges),
     )
-    trainer = Trainer(parameters, forward_of(trained, batch), Labels(structures))
+    engine = EngineConfig(learning_rate=LEARNING_RATE)
+    optimizer = new_optimizer(parameter_groups(trained, engine), engine)
+    trainer = Trainer(optimizer, forward_of(trained, batch), Labels(structures))
     serve(ready, trainer, torch.no_grad()(forward_of(frozen, batch)))
 
 

@@ -18,7 +18,7 @@ from mace import data, modules, tools
 from e3nn import o3  # after mace, whose import lets this e3nn load its tables
 from mace.tools.compile import prepare
 from mace.tools.torch_geometric import Batch
-from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve
+from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
 
 def make_batch(structures: list[Any], cutoff: float) -> tuple[Batch, list[int]]:
@@ -88,7 +88,9 @@ def main() -> None:
     )
     fields = batch.to_dict()
     fields["positions"].requires_grad_(True)  # a compiled graph cannot do it itself
-    trainer = Trainer(parameters, forward_of(trained, fields, training=True), Labels(structures))
+    # its trainer's default, in the faster of torch's two forms
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, amsgrad=True, fused=True)
+    trainer = Trainer(optimizer, forward_of(trained, fields, training=True), Labels(structures))
     serve(ready, trainer, forward_of(frozen, fields, training=compiled))  # compile traces no other way
 
 

@@ -16,7 +16,7 @@ from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
 from nequip.model import NequIPGNNModel
 from nequip.utils.global_state import set_global_state
-from worker_protocol import Forward, Labels, Trainer, facts, parse_arguments, serve
+from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
 
 def make_batch(structures: list[Any], elements: list[str], cutoff: float) -> dict[str, torch.Tensor]:
@@ -71,7 +71,9 @@ def main() -> None:
         num_atoms=int(num_atoms),
         num_edges=int(num_edges),
     )
-    serve(ready, Trainer(parameters, forward_of(trained, batch), Labels(structures)), forward_of(frozen, batch))
+    # its tutorial's, in the faster of torch's two forms
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    serve(ready, Trainer(optimizer, forward_of(trained, batch), Labels(structures)), forward_of(frozen, batch))
 
 
 if __name__ == "__main__":

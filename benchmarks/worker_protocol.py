@@ -1,4 +1,4 @@
-"""What both sides of the comparison share: one loss, one optimizer step, one clock, one line protocol.
+"""What both sides of the comparison share: one loss, one clock, one line protocol; the optimizer is each side's own.
 
 This file runs in the virtual environment of either side, so it imports nothing but torch and numpy.
 
@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 
+LEARNING_RATE = 1e-4
 Forward = Callable[[], tuple[torch.Tensor, torch.Tensor]]  # energy (S,) in eV, forces (N, 3) in eV/A
 
 
@@ -49,11 +50,10 @@ class Labels:
 
 
 class Trainer:
-    """Forward, loss, backward and AdamW step on one prebuilt batch."""
+    """Forward, loss, backward and step on one prebuilt batch."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], forward: Forward, labels: Labels) -> None:
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-        self.forward, self.labels = forward, labels
+    def __init__(self, optimizer: torch.optim.Optimizer, forward: Forward, labels: Labels) -> None:
+        self.optimizer, self.forward, self.labels = optimizer, forward, labels
 
     def step(self) -> torch.Tensor:
         """One training step; returns its loss."""

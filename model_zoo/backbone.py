@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from e3nn import o3
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..data_pipelines.settings import Settings
@@ -40,6 +41,12 @@ class BackboneConfig(Settings):
     num_basis: int = Field(default=8, gt=0, description="Bessel functions")
     radial_hidden: int = Field(default=32, gt=0)
     embedding_size: int = Field(default=32, gt=0, description="length of an element's vector")
+
+    @model_validator(mode="after")
+    def _products_reach_what_is_passed_on(self) -> Self:
+        if self.l_hidden > self.l_max:
+            raise ValueError(f"l_hidden={self.l_hidden} is above l_max={self.l_max}: lower it, or raise l_max")
+        return self
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,11 @@ class Interaction(nn.Module):
         message = soft_norm(self.paths(self.aggregate(x, elements, edges)))  # (K3, N, C)
         return self.update(x, message, elements)
 
-    def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
-        """A (K2 * K1, N, C): one matrix product per tile and degree l1, then a sum over the tiles of an atom."""
+    def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> list[Tensor]:
+        """A by l1, each (K2 * (2 l1 + 1), N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (_, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
-        directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
+        directed = edges.harmonics * _repeat_degrees(angular * self.norm)  # (E, K2)
         directed = directed.unflatten(0, (-1, tiles.size))  # (tiles, T, K2)
         parts = []
         # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
@@ -93,8 +100,8 @@ class Interaction(nn.Module):
             weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
             product = TileProduct.apply(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1]).index_add(0, tiles.receiver, product)
-            parts.append(total.view(num_atoms, directed.shape[2], -1, channels).permute(1, 2, 0, 3))
-        return torch.cat(parts, 1).flatten(0, 1) * self.norm
+            parts.append(total.view(num_atoms, -1, channels).transpose(0, 1).contiguous())
+        return parts
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
         """Powers of the message on the sphere, gated by the receiving element, plus the skip."""

@@ -45,3 +45,8 @@ def test_size_is_a_start_that_other_keys_change():
 def test_unknown_size_is_named_beside_the_known():
     with pytest.raises(SettingsError, match="model: size: there is none of the name 'tiny': take one of small, medium"):
         load_settings(PretrainConfig, None, ["data=x", "out=y", "model.size=tiny"])
+
+
+def test_layers_cannot_pass_on_more_than_the_products_reach():
+    with pytest.raises(ValueError, match=r"l_hidden=1 is above l_max=0: lower it, or raise l_max"):
+        ModelConfig(l_max=0)
