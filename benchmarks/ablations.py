@@ -127,7 +127,7 @@ def main() -> None:
     console = Console(file=os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # DeepSpeed prints
     torch.set_num_threads(1)
-    path = options.out.with_suffix(".json")
+    path = Path(f"{options.out}.json")
     settings = {"data": options.data.name, "steps": options.steps}
     rows = taken_up(path, settings)
     done = {(r["variation"], r["seed"]) for r in rows}
@@ -137,7 +137,7 @@ def main() -> None:
         console.print(rows[-1])
         content = {"settings": settings, "units": "eV/A, eV/atom, s", "rows": rows}
         path.write_text(json.dumps(content, indent=1) + "\n")
-    draw(rows, f"{options.data.name}, {options.steps} steps", options.out.with_suffix(".png"))
+    draw(rows, f"{options.data.name}, {options.steps} steps", Path(f"{options.out}.png"))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    path = options.out.with_suffix(".json")
+    path = Path(f"{options.out}.json")
     about = {key: getattr(options, key) for key in ("channels", "nequip_layers", "nequip_l_max", "ours")}
     settings = {"data": options.data.name} | about
     rows = taken_up(path, settings)
@@ -179,7 +179,7 @@ def main() -> None:
             rows.append({"model": model, "budget": budget, "seed": seed} | row)
             print(rows[-1], flush=True)
             path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-    draw(rows, options.data.name, options.out.with_suffix(".png"))
+    draw(rows, options.data.name, Path(f"{options.out}.png"))
 
 
 if __name__ == "__main__":

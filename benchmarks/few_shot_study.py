@@ -119,8 +119,8 @@ def main() -> None:
         for name, rows in targets.items()
     }
     content = {"targets": targets, "samples_needed": samples, "mace": mace.get("pretrained")}
-    options.out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    draw(targets, options.out.with_suffix(".png"))
+    Path(f"{options.out}.json").write_text(json.dumps(content, indent=1) + "\n")
+    draw(targets, Path(f"{options.out}.png"))
     for name, rows in targets.items():
         print(f"\n{name}: force MAE (eV/A), energy MAE (meV/atom), (seeds)\n\n{table(rows)}\n")
         print("reaches scratch with all:", {s: samples[name][s] for s in samples[name]})

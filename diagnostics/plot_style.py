@@ -57,7 +57,7 @@ def log_if_positive(axes: Axes) -> None:
 def plain_log_ticks(axis: Axis, limits: tuple[float, float] | None = None) -> None:
     """0.02 0.05 0.1 in place of powers of ten; more of them on a short axis."""
     low, high = limits or axis.get_view_interval()
-    few = high / low < 30
+    few = high / low < 12
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if few else (1, 2, 5) if high / low < 3e3 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else short_number(value)))
     axis.set_minor_formatter(NullFormatter())

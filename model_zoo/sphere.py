@@ -76,7 +76,6 @@ class CouplingPaths(ExactBuffers):
             mixed = [
                 _sum_of_paths(blocks[l3].reshape(len(weight), -1, channels) @ weight)
                 for blocks, weight in zip(coupled, weights.split(counts), strict=True)
-                if len(weight)
             ]
             outputs.append(sum(mixed[1:], start=mixed[0]).view(-1, num_atoms, channels))
         return torch.cat(outputs)
