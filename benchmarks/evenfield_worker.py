@@ -36,6 +36,18 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
     return forward
 
 
+def compile_training(potential: Potential, batch: Batch) -> None:
+    """Have training compiled for the sizes of this very batch."""
+    _, tiles = potential.edge_vectors(batch)
+    potential.use_compiler_in_training(Frame(batch.num_nodes, len(tiles.receiver), tiles.size))
+
+
+def own_optimizer(potential: Potential, **settings: Any) -> torch.optim.Optimizer:
+    """The optimizer of a pretraining, of its default settings but for these."""
+    config = EngineConfig(learning_rate=LEARNING_RATE, **settings)
+    return new_optimizer(parameter_groups(potential, config), config)
+
+
 def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
@@ -53,8 +65,7 @@ def main() -> None:
     torch.manual_seed(0)
     trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
     if options.mode == "compile":
-        _, tiles = trained.edge_vectors(batch)
-        trained.use_compiler_in_training(Frame(batch.num_nodes, len(tiles.receiver), tiles.size))
+        compile_training(trained, batch)
         frozen.use_compiler()
     parameters = list(trained.parameters())
     ready = facts(
@@ -64,9 +75,7 @@ def main() -> None:
         num_atoms=int(batch.num_nodes),
         num_edges=int(batch.num_edges),
     )
-    engine = EngineConfig(learning_rate=LEARNING_RATE)
-    optimizer = new_optimizer(parameter_groups(trained, engine), engine)
-    trainer = Trainer(optimizer, forward_of(trained, batch), Labels(structures))
+    trainer = Trainer(own_optimizer(trained), forward_of(trained, batch), Labels(structures))
     serve(ready, trainer, torch.no_grad()(forward_of(frozen, batch)))
 
 

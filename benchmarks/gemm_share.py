@@ -12,31 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from benchmark_structures import copper
-from evenfield_worker import forward_of, make_batch
+from evenfield_worker import compile_training, forward_of, make_batch, own_optimizer
 from rich.progress import track
-from worker_protocol import LEARNING_RATE, Labels, keep_freed_memory
+from worker_protocol import Labels, keep_freed_memory, seconds_of
 
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.cost import per_atom_and_edge
-from evenfield.model_zoo.frame import Frame
-from evenfield.pretrain.engine import EngineConfig, new_optimizer, parameter_groups
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "gemm_share.json"
 SIZE = 1024  # of the large product
-
-
-def seconds_of(call: Callable[[], object], times: int) -> float:
-    started = time.process_time()
-    for _ in range(times):
-        call()
-    return (time.process_time() - started) / times
 
 
 def measure(channels: int, rounds: int) -> dict[str, float]:
@@ -46,10 +36,8 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
     torch.manual_seed(0)
     config = PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)
     potential = Potential(config).train()
-    _, tiles = potential.edge_vectors(batch)
-    potential.use_compiler_in_training(Frame(batch.num_nodes, len(tiles.receiver), tiles.size))
-    forward, engine = forward_of(potential, batch), EngineConfig(learning_rate=LEARNING_RATE)
-    optimizer = new_optimizer(parameter_groups(potential, engine), engine)
+    compile_training(potential, batch)
+    forward, optimizer = forward_of(potential, batch), own_optimizer(potential)
     matrix = torch.randn(SIZE, SIZE)
 
     def gradients() -> None:

@@ -11,28 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from benchmark_structures import copper
-from evenfield_worker import forward_of, make_batch
-from worker_protocol import Labels, keep_freed_memory
+from evenfield_worker import forward_of, make_batch, own_optimizer
+from worker_protocol import Labels, keep_freed_memory, seconds_of
 
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.pretrain.engine import EngineConfig, new_optimizer, parameter_groups
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "optimizer_cost.json"
 CHANNELS = (32, 64, 128)
 STEPS = 20  # of an optimizer in its turn: two looks at the eigenvectors
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 def measure(channels: int, rounds: int) -> dict[str, float]:
@@ -42,14 +33,13 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
     torch.manual_seed(0)
     potential = Potential(PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)).train()
     forward = forward_of(potential, batch)
-    configs = [EngineConfig(optimizer=name, learning_rate=1e-6) for name in ("soap", "adamw")]
-    optimizers = {c.optimizer: new_optimizer(parameter_groups(potential, c), c) for c in configs}
+    optimizers = {name: own_optimizer(potential, optimizer=name) for name in ("soap", "adamw")}
     spent: dict[str, list[float]] = {name: [] for name in ("gradients", *optimizers)}
     for _ in range(rounds):
         potential.zero_grad()
         spent["gradients"].append(seconds_of(lambda: labels.loss(*forward()).backward()))
         for name, optimizer in optimizers.items():
-            spent[name].append(seconds_of(lambda step=optimizer.step: [step() for _ in range(STEPS)]) / STEPS)
+            spent[name].append(seconds_of(optimizer.step, STEPS))
     medians = {name: statistics.median(values) for name, values in spent.items()}
     shares = {f"{name}_share": medians[name] / (medians[name] + medians["gradients"]) for name in optimizers}
     return medians | shares
