@@ -94,8 +94,8 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
 
 
 def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
-    """The second layer's contraction, dense and sparse."""
-    matrix = potential.backbone.layers[1].paths.coupling.float()
+    """The contraction of the vectors that the second layer is given, dense and sparse."""
+    matrix = potential.backbone.layers[1].paths.coupling1.float()
     sparse, transposed = matrix.to_sparse_csr(), matrix.T.contiguous().to_sparse_csr()
     aggregated = torch.randn(matrix.shape[1], atoms * potential.config.channels)
 

@@ -87,11 +87,11 @@ class Interaction(nn.Module):
         message = soft_norm(self.paths(self.aggregate(x, elements, edges)))  # (K3, N, C)
         return self.update(x, message, elements)
 
-    def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
-        """A (K2 * K1, N, C): one matrix product per tile and degree l1, then a sum over the tiles of an atom."""
+    def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> list[Tensor]:
+        """A by l1, each (K2 * (2 l1 + 1), N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (_, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
-        directed = edges.harmonics * _repeat_degrees(angular)  # (E, K2)
+        directed = edges.harmonics * _repeat_degrees(angular * self.norm)  # (E, K2)
         directed = directed.unflatten(0, (-1, tiles.size))  # (tiles, T, K2)
         parts = []
         # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
@@ -100,8 +100,8 @@ class Interaction(nn.Module):
             weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
             product = TileProduct.apply(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1]).index_add(0, tiles.receiver, product)
-            parts.append(total.view(num_atoms, directed.shape[2], -1, channels).permute(1, 2, 0, 3))
-        return torch.cat(parts, 1).flatten(0, 1) * self.norm
+            parts.append(total.view(num_atoms, -1, channels).transpose(0, 1).contiguous())
+        return parts
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
         """Powers of the message on the sphere, gated by the receiving element, plus the skip."""

@@ -37,14 +37,16 @@ class ChannelMix(nn.Module):
 class CouplingPaths(ExactBuffers):
     """Clebsch-Gordan contraction of the aggregated A[l2 m2, l1 m1] to M[l3 m3], learned over paths and channels.
 
-    Only natural parity (l1 + l2 + l3 even) is kept: it is what the product on the sphere can use.
+    Only natural parity (l1 + l2 + l3 even) is kept: it is what the product on the sphere can use. The paths of l1 = 0
+    are (0, l3 -> l3) with the factor 1, so that part of A is taken as it is.
     """
-
-    coupling: Tensor
 
     def __init__(self, l_edge: int, l_in: int, l_out: int, channels: int) -> None:
         super().__init__()
-        blocks, self.heights, weights = [], [], []
+        self.heights = degree_heights(l_edge)
+        self.counts: list[list[int]] = []  # of paths, by l3 and l1
+        rows: list[list[Tensor]] = [[] for _ in range(l_in + 1)]
+        weights = []
         for l3 in range(l_out + 1):
             paths = [
                 (l1, l2)
@@ -52,28 +54,44 @@ class CouplingPaths(ExactBuffers):
                 for l2 in range(l_edge + 1)
                 if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
             ]
-            self.heights.append(len(paths) * (2 * l3 + 1))
+            self.counts.append([sum(l1 == degree for l1, _ in paths) for degree in range(l_in + 1)])
             weights.append(nn.Parameter(torch.randn(len(paths), channels, channels) / math.sqrt(len(paths) * channels)))
-            blocks += [_path_rows(l1, l2, l3, l_in, l_edge) for l1, l2 in paths]
-        self.register_buffer("coupling", torch.cat(blocks), persistent=False)  # (R, K2 * K1)
+            for l1, l2 in paths:
+                rows[l1].append(_path_rows(l1, l2, l3, l_edge))
+        for l1 in range(1, l_in + 1):
+            self.register_buffer(f"coupling{l1}", torch.cat(rows[l1]), persistent=False)  # (R, K2 * (2 l1 + 1))
         self.weights = nn.ParameterList(weights)
 
-    def forward(self, aggregated: Tensor) -> Tensor:
-        """A (K2 * K1, N, C) -> M (K3, N, C)."""
-        _, num_atoms, channels = aggregated.shape
-        coupled = self.coupling.to(aggregated.dtype) @ aggregated.reshape(len(aggregated), -1)  # (R, N * C)
+    def forward(self, aggregated: list[Tensor]) -> Tensor:
+        """A by l1, each (K2 * (2 l1 + 1), N, C) -> M (K3, N, C)."""
+        scalars, *others = aggregated
+        _, num_atoms, channels = scalars.shape
+        coupled = [scalars.split(self.heights)]  # by l1 and l3
+        for l1, part in enumerate(others, start=1):
+            heights = [count[l1] * (2 * l3 + 1) for l3, count in enumerate(self.counts)]
+            coupling = getattr(self, f"coupling{l1}").to(part.dtype)
+            coupled.append((coupling @ part.flatten(1)).split(heights))
         outputs = []
-        for block, weight in zip(coupled.split(self.heights), self.weights, strict=True):
-            mixed = block.view(len(weight), -1, channels) @ weight  # (paths, (2 l3 + 1) N, C)
-            outputs.append(mixed.sum(0).view(-1, num_atoms, channels))
+        for l3, (counts, weights) in enumerate(zip(self.counts, self.weights, strict=True)):
+            mixed = [
+                _sum_of_paths(blocks[l3].reshape(len(weight), -1, channels) @ weight)
+                for blocks, weight in zip(coupled, weights.split(counts), strict=True)
+                if len(weight)
+            ]
+            outputs.append(sum(mixed[1:], start=mixed[0]).view(-1, num_atoms, channels))
         return torch.cat(outputs)
 
 
-def _path_rows(l1: int, l2: int, l3: int, l_in: int, l_edge: int) -> Tensor:
-    """Rows (2 l3 + 1, K2 * K1) of one path, scaled to keep unit variance."""
-    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, (l_in + 1) ** 2, dtype=torch.float64)
+def _sum_of_paths(mixed: Tensor) -> Tensor:
+    """(paths, M, C) -> (M, C)."""
+    return mixed.squeeze(0) if len(mixed) == 1 else mixed.sum(0)
+
+
+def _path_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
+    """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance."""
+    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, 2 * l1 + 1, dtype=torch.float64)
     wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0)  # (m3, m2, m1)
-    rows[:, l2**2 : (l2 + 1) ** 2, l1**2 : (l1 + 1) ** 2] = math.sqrt(2 * l3 + 1) * wigner
+    rows[:, l2**2 : (l2 + 1) ** 2] = math.sqrt(2 * l3 + 1) * wigner
     return rows.flatten(1)
 
 

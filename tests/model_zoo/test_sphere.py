@@ -21,14 +21,19 @@ def representation(rotation: torch.Tensor, l_max: int) -> torch.Tensor:
     return torch.linalg.lstsq(plain, turned).solution.T
 
 
+def by_degree(a: torch.Tensor, l_in: int) -> list[torch.Tensor]:
+    """A (K2, K1, N, C) -> its parts by l1, (K2 * (2 l1 + 1), N, C)."""
+    return [a[:, l1**2 : (l1 + 1) ** 2].flatten(0, 1) for l1 in range(l_in + 1)]
+
+
 def turn(d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ab,bnc->anc", d, x)
 
 
-@pytest.mark.parametrize("l_max", [0, 1, 2, 3, 4])
-def test_sphere_product_is_the_gaunt_product(l_max: int) -> None:
+@pytest.mark.parametrize(("l_max", "l_out"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (3, 1), (1, 0), (3, 0)])
+def test_sphere_product_is_the_gaunt_product(l_max: int, l_out: int) -> None:
     """Against e3nn's Clebsch-Gordan coefficients times the Gaunt factor, path by path, to rounding."""
-    product = SphereProduct(l_max, l_max).double()
+    product = SphereProduct(l_max, l_out).double()
     size = (l_max + 1) ** 2
     a, b = torch.randn(2, size, 3, 2, dtype=torch.float64)
     expected = torch.zeros(size, 3, 2, dtype=torch.float64)
@@ -42,7 +47,7 @@ def test_sphere_product_is_the_gaunt_product(l_max: int) -> None:
                 factor = torch.einsum("a,b,c,abc->", *at_pole, wigner)
                 part = torch.einsum("abc,anx,bnx->cnx", wigner, a[l1**2 : (l1 + 1) ** 2], b[l2**2 : (l2 + 1) ** 2])
                 expected[l3**2 : (l3 + 1) ** 2] += factor * part
-    assert torch.allclose(product(a, b), expected / (l_max + 1), atol=1e-12)
+    assert torch.allclose(product(a, b), expected[: (l_out + 1) ** 2] / (l_max + 1), atol=1e-12)
 
 
 @pytest.mark.parametrize(("l_edge", "l_in", "l_out"), [(3, 1, 3), (2, 2, 2), (3, 0, 3), (4, 2, 3)])
@@ -52,7 +57,22 @@ def test_coupling_paths_are_equivariant(l_edge: int, l_in: int, l_out: int) -> N
     d_edge, d_in, d_out = (representation(rotation, top) for top in (l_edge, l_in, l_out))
     a = torch.randn(len(d_edge), len(d_in), 5, 4, dtype=torch.float64)
     turned = torch.einsum("ab,cd,bdnx->acnx", d_edge, d_in, a)
-    assert torch.allclose(paths(turned.flatten(0, 1)), turn(d_out, paths(a.flatten(0, 1))), atol=1e-12)
+    message, turned_message = paths(by_degree(a, l_in)), paths(by_degree(turned, l_in))
+    assert torch.allclose(turned_message, turn(d_out, message), atol=1e-12)
+
+
+def test_coupling_paths_are_the_clebsch_gordan_sum() -> None:
+    """Path by path with e3nn's coefficients, the factor 1 of the paths of l1 = 0 among them."""
+    paths = CouplingPaths(2, 1, 2, 3).double()
+    a = torch.randn(9, 4, 5, 3, dtype=torch.float64)
+    message = paths(by_degree(a, 1))
+    for l3, of_l1_and_l2 in enumerate([[(0, 0), (1, 1)], [(0, 1), (1, 0), (1, 2)], [(0, 2), (1, 1)]]):
+        expected = torch.zeros(2 * l3 + 1, 5, 3, dtype=torch.float64)
+        for (l1, l2), weight in zip(of_l1_and_l2, paths.weights[l3], strict=True):
+            wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
+            block = a[l2**2 : (l2 + 1) ** 2, l1**2 : (l1 + 1) ** 2]
+            expected += (2 * l3 + 1) ** 0.5 * torch.einsum("abc,banx,xy->cny", wigner, block, weight.detach())
+        assert torch.allclose(message[l3**2 : (l3 + 1) ** 2], expected, atol=1e-12)
 
 
 def test_channel_mix_does_not_mix_components() -> None:
