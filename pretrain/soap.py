@@ -107,19 +107,19 @@ class _Stack:
         self.step_count += 1
         count = int(self.step_count)
         correction = 1 - BETA**count
-        self.left.lerp_(gradient @ gradient.mT, 1 - BETA)
-        self.right.lerp_(gradient.mT @ gradient, 1 - BETA)
+        self.left.baddbmm_(gradient, gradient.mT, beta=BETA, alpha=1 - BETA)
+        self.right.baddbmm_(gradient.mT, gradient, beta=BETA, alpha=1 - BETA)
         turned = self.left_basis.mT @ gradient @ self.right_basis
         self.exp_avg.lerp_(turned, 1 - BETA)
         self.exp_avg_sq.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
-        square = self.exp_avg_sq / correction
-        floor = EPS + FLOOR * square.mean((1, 2), keepdim=True).sqrt_()
-        size = square.sqrt_().add_(floor)
+        # a turn keeps the sum of squares: the sum of exp_avg_sq is the trace of L
+        mean = self.left.diagonal(dim1=1, dim2=2).sum(1).div_(turned[0].numel()).view(-1, 1, 1)
+        size = self.exp_avg_sq.sqrt().add_(FLOOR * mean.sqrt_() + EPS * correction**0.5)
         update = self.left_basis @ (self.exp_avg / size) @ self.right_basis.mT
         if weight_decay:
             torch._foreach_mul_(self.parameters, 1 - rate * weight_decay)
         parts = [u.view_as(p) for u, p in zip(update.split(self.sizes), self.parameters, strict=True)]
-        torch._foreach_add_(self.parameters, parts, alpha=-rate / correction)
+        torch._foreach_add_(self.parameters, parts, alpha=-rate / correction**0.5)
         if count % REFRESH == 0:
             self._refresh()
 
