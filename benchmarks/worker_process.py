@@ -34,7 +34,7 @@ class Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
         )
         self.facts = self.answer()
-        self.counts = {kind: self.calibrate(kind, options.turn_seconds) for kind in KINDS}
+        self.counts = {kind: self.calibrate(kind, options.turn_seconds) for kind in options.kinds}
 
     def answer(self) -> dict[str, Any]:
         """The next JSON object of the worker; RuntimeError with its last words if it has died."""
