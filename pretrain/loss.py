@@ -7,8 +7,10 @@ With noise s of a label's level of theory (noise.py) its error e counts as e / s
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import huber_loss
 from torch_geometric.data import Batch
@@ -34,6 +36,9 @@ class LossConfig(Settings):
     """
 
     energy: float = Field(default=1.0, ge=0, description="weight of the energy term, per eV/atom")
+    final_energy: float | None = Field(
+        default=None, gt=0, description="what that weight goes to by the same factor in every step; none: it stays"
+    )
     forces: float = Field(default=5.0, ge=0, description="weight of the force term, per eV/A")
     stress: float = Field(default=1.0, ge=0, description="weight of the stress term, per eV/A^3")
     energy_width: float = Field(default=0.02, gt=0, description="eV/atom")
@@ -41,6 +46,21 @@ class LossConfig(Settings):
     stress_width: float = Field(default=0.005, gt=0, description="eV/A^3")
     noise: dict[str, LabelNoise] = Field(default={}, description="level of theory -> what its errors are divided by")
     learn_noise: bool = Field(default=False, description="learn the noise of each level, from `noise` or from 1")
+
+    @model_validator(mode="after")
+    def _rises_from_something(self) -> Self:
+        if self.final_energy and not self.energy:
+            raise ValueError(
+                "loss.final_energy goes on from loss.energy, which is 0: set that above 0, or leave it out"
+            )
+        return self
+
+    def at(self, progress: float) -> LossConfig:
+        """The weights when this share of all steps is done, from 0 to 1."""
+        if self.final_energy is None:
+            return self
+        energy = self.energy * (self.final_energy / self.energy) ** progress
+        return self.model_copy(update={"energy": energy})
 
 
 def label_counts(batch: Batch) -> Tensor:

@@ -139,12 +139,12 @@ class Trainer:
     def train_step(self, work: _Work) -> StepReport:
         """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
         learning_rate = learning_rate_at(self.step, self.max_steps, self.config)
-        losses = []
+        losses, weights = [], self.loss.at(self.step / self.max_steps)
         for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
             noise = self.engine.noise() if self.engine.noise else None
             prediction = self.engine.forward(batch)
-            loss = weighted_loss(prediction, batch, work.counts, self.loss, noise)
+            loss = weighted_loss(prediction, batch, work.counts, weights, noise)
             self.engine.backward(loss)
             losses.append(loss.detach())
         healthy, loss_sum = self._over_all_ranks(losses)

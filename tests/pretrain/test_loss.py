@@ -167,3 +167,14 @@ def test_small_error_in_a_large_energy_is_seen(train_structures):
     term = LossConfig(energy=1, forces=0, stress=0)
     prediction = prediction_near(batch) | {"energy": torch.tensor([-1.0e6 + 0.001 * len(large)], dtype=torch.float64)}
     assert loss_of(prediction, batch, term) == pytest.approx(0.5 * 0.001**2 / 0.02, rel=1e-3)
+
+
+def test_weight_of_the_energy_goes_to_its_final_one_or_stays():
+    rising = LossConfig(energy=0.5, final_energy=50.0)
+    assert [rising.at(share).energy for share in (0.0, 0.5, 1.0)] == pytest.approx([0.5, 5.0, 50.0])
+    assert CONFIG.at(0.7) == CONFIG
+
+
+def test_a_weight_cannot_rise_from_zero():
+    with pytest.raises(ValueError, match="which is 0: set that above 0"):
+        LossConfig(energy=0.0, final_energy=10.0)

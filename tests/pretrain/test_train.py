@@ -56,6 +56,21 @@ def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
     assert learning_rate_at(50, 50, short) == pytest.approx(1e-2)
 
 
+def test_weight_of_the_energy_rises_from_step_to_step(good, monkeypatch):
+    seen, known = [], train.weighted_loss
+
+    def watched(prediction, batch, counts, config, noise):
+        seen.append(config)
+        return known(prediction, batch, counts, config, noise)
+
+    monkeypatch.setattr(train, "weighted_loss", watched)
+    trainer = trainer_on([good] * 4, 4)
+    trainer.loss = LossConfig(energy=2.0, final_energy=32.0)
+    assert trainer.fit()
+    assert [config.energy for config in seen] == pytest.approx([2, 4, 8, 16])
+    assert {(config.forces, config.stress) for config in seen} == {(trainer.loss.forces, trainer.loss.stress)}
+
+
 # --- steps that are not taken
 
 
