@@ -1,10 +1,10 @@
 """How near a compiled training step comes to the machine's rate of large matrix products.
 
-    python benchmarks/gemm_share.py [--channels 32 64 128] [--cells 1] [--rounds 15]
+    python benchmarks/gemm_share.py [--channels 32 64 128] [--rounds 15]
 
-Cells of 128 copper atoms, one thread. In every round the step's gradients, the optimizer's step and a product of
+128 copper atoms, one thread. In every round the step's gradients, the optimizer's step and a product of
 1024 x 1024 take turns, in CPU seconds. FLOPs are those of the matrix products that `evenfield model cost` counts,
-without padding and optimizer. Writes results/gemm_share.json, of more cells gemm_share_CELLS_cells.json: medians.
+without padding and optimizer. Writes results/gemm_share.json: medians.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.cost import per_atom_and_edge
 
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULT = Path(__file__).resolve().parent / "results" / "gemm_share.json"
 SIZE = 1024  # of the large product
 
 
-def measure(channels: int, cells: int, rounds: int) -> dict[str, float]:
+def measure(channels: int, rounds: int) -> dict[str, float]:
     """FLOP/s of the large product and of the step, with and without the optimizer."""
-    structures = copper() * cells
+    structures = copper()
     batch, labels = make_batch(structures, 5.0), Labels(structures)
     torch.manual_seed(0)
     config = PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)
@@ -72,16 +72,14 @@ def measure(channels: int, cells: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--cells", type=int, default=1, help="in a batch: the optimizer's share falls with it")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
     each = track(options.channels, "sizes")
-    result = {f"{channels} channels": measure(channels, options.cells, options.rounds) for channels in each}
+    result = {f"{channels} channels": measure(channels, options.rounds) for channels in each}
     print(json.dumps(result, indent=1))
-    name = "gemm_share.json" if options.cells == 1 else f"gemm_share_{options.cells}_cells.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ class CouplingPaths(ExactBuffers):
 
     def __init__(self, l_edge: int, l_in: int, l_out: int, channels: int) -> None:
         super().__init__()
-        self.heights = degree_heights(l_edge)
         self.counts: list[list[int]] = []  # of paths, by l3 and l1
         rows: list[list[Tensor]] = [[] for _ in range(l_in + 1)]
         weights = []
@@ -58,7 +57,9 @@ class CouplingPaths(ExactBuffers):
             weights.append(nn.Parameter(torch.randn(len(paths), channels, channels) / math.sqrt(len(paths) * channels)))
             for l1, l2 in paths:
                 rows[l1].append(_path_rows(l1, l2, l3, l_edge))
+        self.heights = [degree_heights(l_edge)]  # of what is multiplied by the weights, by l1 and l3
         for l1 in range(1, l_in + 1):
+            self.heights.append([count[l1] * (2 * l3 + 1) for l3, count in enumerate(self.counts)])
             self.register_buffer(f"coupling{l1}", torch.cat(rows[l1]), persistent=False)  # (R, K2 * (2 l1 + 1))
         self.weights = nn.ParameterList(weights)
 
@@ -66,11 +67,10 @@ class CouplingPaths(ExactBuffers):
         """A by l1, each (K2 * (2 l1 + 1), N, C) -> M (K3, N, C)."""
         scalars, *others = aggregated
         _, num_atoms, channels = scalars.shape
-        coupled = [scalars.split(self.heights)]  # by l1 and l3
+        coupled = [scalars.split(self.heights[0])]  # by l1 and l3
         for l1, part in enumerate(others, start=1):
-            heights = [count[l1] * (2 * l3 + 1) for l3, count in enumerate(self.counts)]
             coupling = getattr(self, f"coupling{l1}").to(part.dtype)
-            coupled.append((coupling @ part.flatten(1)).split(heights))
+            coupled.append((coupling @ part.flatten(1)).split(self.heights[l1]))
         outputs = []
         for l3, (counts, weights) in enumerate(zip(self.counts, self.weights, strict=True)):
             mixed = [
