@@ -189,8 +189,8 @@ def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
     target = [replace(s, forces=1.5 * s.forces, energy=None) for s in stiffer if 13 in s.atomic_numbers]
     config = GradientConfig(max_steps=30, learning_rate=5e-3)
     own, generator = relabel(single, other), np.random.default_rng(0)
-    # a data set's labels are never the model's own to the last bit; were they, the first gradients of the replay would be
-    # rounding, which Adam makes whole steps of
+    # labels of a data set are never those of the model to the last bit; were they, the first gradients of the replay
+    # would be rounding, which Adam makes whole steps of
     data_set = [replace(s, forces=s.forces + generator.normal(scale=0.01, size=s.forces.shape)) for s in own[::2]]
     drift = {}
     for name, replay in (("without", None), ("with", (data_set, 0.5))):
