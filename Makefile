@@ -15,9 +15,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-# A model as small as the quick start's gains nothing from more than four threads.
-OMP_NUM_THREADS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
-
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check fix bench zoo docs clean
 
@@ -25,7 +22,7 @@ help:        ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 quickstart: $(VENV)/.ready-test  ## data, pretraining, evaluation, fine-tuning and report in runs/quickstart
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/evenfield quickstart runs/quickstart
+	$(BIN)/evenfield quickstart runs/quickstart
 
 test: $(VENV)/.ready-test  ## the whole suite
 	$(PYTEST)

@@ -71,14 +71,21 @@ def test_python_example(workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """The quick start at a toy size: all files are there, and a second run keeps them."""
+    """The quick start at a toy size: all files are there; run again it keeps them, but ends an interrupted curve."""
     sizes = ["num_structures=120", "max_steps=6", "target=O", "sizes=[4]", "seeds=[0]", "scratch_steps=3"]
+    curve, whole = tmp_path / "q" / "fewshot.json", []
     for _ in range(2):
+        if whole:
+            part = json.loads(whole[0]) | {"rows": json.loads(whole[0])["rows"][:-1]}
+            curve.write_text(json.dumps(part))
+            curve.with_suffix(".png").unlink()  # comes last
         monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), *sizes, "md_steps=10"])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code in (0, None)
-    assert capsys.readouterr().out.count("kept") == 10
+        whole.append(curve.read_text())
+    assert len(json.loads(whole[1])["rows"]) == len(json.loads(whole[0])["rows"])
+    assert capsys.readouterr().out.count("kept") == 9
     page = (tmp_path / "q" / "report" / "report.html").read_text()
     assert "Before and after reweighting" in page
     monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), "max_steps=7"])
