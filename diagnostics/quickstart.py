@@ -1,7 +1,7 @@
 """The main job on embedded data, end to end, as the commands that a user would type.
 
 Two pretrainings at equal steps, with and without importance weights, run side by side; then the plain one is refitted
-to structures of an element that neither saw. Every step has one thread.
+to structures of an element that neither saw, in two processes as well. Each has one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,13 @@ class QuickstartConfig(Settings):
 
 @dataclass(frozen=True)
 class Step:
-    """One command and the file that it leaves behind when it is done."""
+    """One command, the file that it leaves behind when it is done and, where it runs beside others, what to watch."""
 
     words: list[str]
     output: str
+    name: str = ""  # of its log and its bar
+    total: int = 0
+    progress: Callable[[], dict[str, Any]] = dict  # "completed" and "figures"
 
     def __str__(self) -> str:
         return "evenfield " + shlex.join(self.words)
@@ -70,7 +75,7 @@ def quickstart(out: Path, config: QuickstartConfig) -> Path:
         if len(todo) == 1:
             _run(todo[0])
         elif todo:
-            _run_side_by_side(todo, out, config.max_steps)
+            _run_side_by_side(todo, out)
     _summarise(out, console, time.perf_counter() - started)
     return out / "report" / "report.html"
 
@@ -89,7 +94,8 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
         words = ["pretrain", f"data={data}", f"out={out / name}", "licence=Apache-2.0", *steps, *extra]
         if whole_checkpoints(out / name / "checkpoints"):  # interrupted before
             words += ["--resume", "auto"]
-        return Step(words, f"{name}/model/manifest.json")
+        watched = partial(_latest, out / name / "metrics.jsonl")
+        return Step(words, f"{name}/model/manifest.json", name, config.max_steps, watched)
 
     generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]
     leave_out = ["data", "convert", str(raw), str(data), f"without_elements=[{config.target}]", *about]
@@ -97,6 +103,13 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     only += ["test_share=0.5", "valid_share=0.0"]
     ladder = [f"sizes={config.sizes}", f"seeds={config.seeds}", f"scratch_steps={config.scratch_steps}"]
     curve = ["finetune", "curve", str(out / "uniform" / "model"), str(target), str(out / "fewshot.json"), *ladder]
+
+    def share(task: int) -> Step:
+        cells, name = len(config.sizes) * len(config.seeds) * (1 + bool(config.scratch_steps)), f"fewshot-task{task}of2"
+        watched = partial(_finished, out / f"{name}.json")
+        # the last command draws the picture and is the one to ask: the JSON files are there after their first rows
+        return Step([*curve, "--task", f"{task}/2"], "fewshot.png", name, (cells + 2 - task) // 2, watched)
+
     publish = ["hub", "publish", str(out / "uniform" / "model"), "quickstart/uniform", "--folder-hub", str(hub)]
     simulate = ["simulate", "quickstart/uniform", str(out / "copper.extxyz"), str(out / "dynamics")]
     simulate += [f"steps={config.md_steps}", "--folder-hub", str(hub), "--level-of-theory", "EMT"]
@@ -109,7 +122,8 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
         [Step(only, "target/dataset_info.json")],
         [Step(["data", "census", str(data)], "data/census.png")],
         [pretrain("uniform", []), pretrain("reweighted", weights)],
-        [Step(curve, "fewshot.png")],  # the JSON file is there after the first row
+        [share(1), share(2)],
+        [Step(curve, "fewshot.png")],
         [Step(publish, "hub/quickstart/uniform/refs/main")],
         [Step(simulate, "dynamics/dynamics.json")],
         [Step(report, "report/report.html")],
@@ -133,9 +147,9 @@ def _run(step: Step) -> None:
         raise RuntimeError(f"`{step}` failed with exit code {code}; see its message above")
 
 
-def _run_side_by_side(steps: list[Step], out: Path, max_steps: int) -> None:
-    """Run trainings at once, their output in log files, a bar for each from its metrics."""
-    logs = [out / f"{step.output.split('/')[0]}.log" for step in steps]
+def _run_side_by_side(steps: list[Step], out: Path) -> None:
+    """Run commands at once, their output in log files, a bar for each from the file that it writes."""
+    logs = [out / f"{step.name}.log" for step in steps]
     processes = []
     for step, log in zip(steps, logs, strict=True):
         with log.open("w") as file:
@@ -143,11 +157,11 @@ def _run_side_by_side(steps: list[Step], out: Path, max_steps: int) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
     try:
         with Progress(*columns) as bar:
-            tasks = [bar.add_task(log.stem, total=max_steps, figures="") for log in logs]
+            tasks = [bar.add_task(step.name, total=step.total, figures="") for step in steps]
             while any(process.poll() is None for process in processes):
                 time.sleep(1.0)
-                for task, log in zip(tasks, logs, strict=True):
-                    bar.update(task, **_latest(out / log.stem / "metrics.jsonl"))
+                for task, step in zip(tasks, steps, strict=True):
+                    bar.update(task, **step.progress())
     finally:
         for process in processes:
             process.terminate()  # does nothing to one that has ended
@@ -166,6 +180,16 @@ def _latest(metrics: Path) -> dict[str, Any]:
         return {}
     row = steps[-1]
     return {"completed": row["step"], "figures": f"step {row['step']}  loss {row['loss']:.3f}"}
+
+
+def _finished(curve: Path) -> dict[str, Any]:
+    """How many fine-tunings a few-shot file holds, and the newest."""
+    rows = json.loads(curve.read_text())["rows"] if curve.is_file() else []
+    own = [row for row in rows if row["strategy"] not in ("pretrained", "step0")]  # which come with each
+    if not own:
+        return {}
+    row = own[-1]
+    return {"completed": len(own), "figures": f"{row['num_structures']} structures, {row['strategy']}"}
 
 
 def _summarise(out: Path, console: Console, seconds: float) -> None:

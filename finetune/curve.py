@@ -92,7 +92,8 @@ def _curve(
     names = [*config.strategies, *(["scratch"] if config.scratch_steps else [])]
     if not names:
         raise ValueError("strategies: none is named and scratch_steps is 0: name a strategy or give scratch_steps")
-    cells = [(n, seed, name) for n in config.sizes for seed in config.seeds for name in names]
+    # the seeds last: two tasks, of an even number of seeds, then have as much to do
+    cells = [(n, seed, name) for n in config.sizes for name in names for seed in config.seeds]
     todo = [cell for cell in (cells if task is None else cells[task[0] - 1 :: task[1]]) if cell not in done]
     content = {"target": Path(data).name, "force_rms": _force_rms(rows), "origin": origin, "rows": rows}
     for num_structures, seed, name in track(todo, "few-shot curve", transient=True):
