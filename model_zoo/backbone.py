@@ -2,7 +2,7 @@
 
 For receiver i and layer input x_j[l1 m1, c], edge (j -> i) with length r and direction n:
 
-    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j Y[l2 m2](n) R[l1, c](r; z_i, z_j) x_j[l1 m1, c]
+    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j (f[l2](r) Y[l2 m2](n)) (R[l1, c](r; z_i, z_j) x_j[l1 m1, c])
     M_i[l3 m3, c']       = sum over paths (l1, l2 -> l3) and c of U[path, c, c'] CG A_i
     B^1 = M;  B^(k+1)    = mix(P((G B^k) * (G mix' M)))
     x'_i                 = sum_k mix_k(B^k) * gate_k(z_i) + skip(x_i)
@@ -51,10 +51,10 @@ class BackboneConfig(Settings):
 
 @dataclass(frozen=True)
 class EdgeGeometry:
-    """What the layers need to know of the edges, in tile order."""
+    """What the layers need to know of the edges; all (E, ...) in tile order."""
 
     tiles: Tiles
-    harmonics: Tensor  # (tiles, T, K2), over sqrt(nbar)
+    harmonics: Tensor  # (E, K2)
     basis: Tensor  # (E, B)
     envelope: Tensor  # (E, 1)
 
@@ -62,11 +62,14 @@ class EdgeGeometry:
 class Interaction(nn.Module):
     """One layer: aggregate over edges, contract, raise the body order on the sphere, update."""
 
-    def __init__(self, config: BackboneConfig, l_in: int, l_out: int) -> None:
+    def __init__(self, config: BackboneConfig, l_in: int, l_out: int, num_neighbours: float) -> None:
         super().__init__()
-        channels, l_max, size = config.channels, config.l_max, config.embedding_size
-        self.l_in, self.l_out, self.heights = l_in, l_out, degree_heights(l_in)
-        self.radial = RadialNetwork(config.num_basis, config.radial_hidden, size, (l_in + 1) * channels)
+        channels, l_max = config.channels, config.l_max
+        self.l_in, self.l_out, self.norm = l_in, l_out, num_neighbours**-0.5
+        self.heights = degree_heights(l_in)
+        self.radial = RadialNetwork(
+            config.num_basis, config.radial_hidden, config.embedding_size, (l_in + 1) * channels, l_max + 1
+        )
         self.paths = CouplingPaths(l_max, l_in, l_max, channels)
         self.products, self.factors, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for order in range(2, config.correlation + 1):
@@ -75,7 +78,7 @@ class Interaction(nn.Module):
             self.products.append(SphereProduct(l_max, l_product))
             self.mixes.append(ChannelMix(l_product, channels, channels))
         self.outputs = nn.ModuleList(ChannelMix(l_out, channels, channels) for _ in range(config.correlation))
-        self.gates = nn.Linear(size, config.correlation * (l_out + 1) * channels)
+        self.gates = nn.Linear(config.embedding_size, config.correlation * (l_out + 1) * channels)
         nn.init.ones_(self.gates.bias)
         self.skip = ChannelMix(min(l_in, l_out), channels, channels)
 
@@ -87,13 +90,15 @@ class Interaction(nn.Module):
     def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> list[Tensor]:
         """A by l1, each (K2 * (2 l1 + 1), N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (_, num_atoms, channels) = edges.tiles, x.shape
-        radial = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
+        radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
+        directed = edges.harmonics * _repeat_degrees(angular * self.norm)  # (E, K2)
+        directed = directed.unflatten(0, (-1, tiles.size))  # (tiles, T, K2)
         parts = []
         # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
         for part, weight in zip(x.split(self.heights), radial.split(channels, 1), strict=True):
             sent = part.permute(1, 0, 2).flatten(1).index_select(0, tiles.sender)  # (E, (2 l1 + 1) * C)
             weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
-            product = TileProduct.apply(edges.harmonics, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
+            product = TileProduct.apply(directed, weighted.unflatten(0, (-1, tiles.size))).flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1]).index_add(0, tiles.receiver, product)
             parts.append(total.view(num_atoms, -1, channels).transpose(0, 1).contiguous())
         return parts
@@ -122,6 +127,11 @@ def soft_norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt(1.0 + (x * x).mean(dim=(0, 2), keepdim=True))
 
 
+def _repeat_degrees(x: Tensor) -> Tensor:
+    """(E, l_max + 1) -> (E, K): one value per degree to one per component."""
+    return torch.cat([f.unsqueeze(1).expand(-1, 2 * degree + 1) for degree, f in enumerate(x.unbind(1))], 1)
+
+
 def _repeat_rows(x: Tensor) -> Tensor:
     """(l_max + 1, N, C) -> (K, N, C)."""
     return torch.cat([f.expand(2 * degree + 1, -1, -1) for degree, f in enumerate(x)])
@@ -132,13 +142,15 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, num_neighbours: float) -> None:
         super().__init__()
-        self.config, self.norm = config, num_neighbours**-0.5
+        self.config = config
         self.embedding = ElementEmbedding(config.embedding_size)
         self.start = nn.Linear(config.embedding_size, config.channels)
         self.harmonics = o3.SphericalHarmonics(list(range(config.l_max + 1)), normalize=True, normalization="component")
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
         degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]  # the readout takes scalars only
-        self.layers = nn.ModuleList(Interaction(config, l_in, l_out) for l_in, l_out in itertools.pairwise(degrees))
+        self.layers = nn.ModuleList(
+            Interaction(config, l_in, l_out, num_neighbours) for l_in, l_out in itertools.pairwise(degrees)
+        )
 
     @property
     def num_features(self) -> int:
@@ -151,7 +163,7 @@ class Backbone(nn.Module):
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
         edges = EdgeGeometry(
             tiles=tiles,
-            harmonics=(self.harmonics(edge_vectors) * self.norm).unflatten(0, (-1, tiles.size)),
+            harmonics=self.harmonics(edge_vectors),
             basis=self.bessel(distance),
             envelope=polynomial_envelope(distance / self.config.cutoff),
         )

@@ -48,18 +48,20 @@ class BesselBasis(ExactBuffers):
 
 
 class RadialNetwork(nn.Module):
-    """Radial weights R[l, c](r; z_i, z_j) of an edge.
+    """Radial weights R[l, c](r; z_i, z_j) and angular factors f[l2](r; z_i, z_j) of an edge.
 
     One hidden layer sees the basis and both elements; R carries the envelope, so that every message and its
     first two derivatives vanish at the cutoff.
     """
 
-    def __init__(self, num_basis: int, hidden: int, embedding_size: int, num_outputs: int) -> None:
+    def __init__(self, num_basis: int, hidden: int, embedding_size: int, num_outputs: int, num_angular: int) -> None:
         super().__init__()
         self.basis = nn.Linear(num_basis, hidden, bias=False)
         self.sender = nn.Linear(embedding_size, hidden, bias=False)
         self.receiver = nn.Linear(embedding_size, hidden)
         self.outputs = nn.Linear(hidden, num_outputs, bias=False)
+        self.angular = nn.Linear(hidden, num_angular)
+        nn.init.ones_(self.angular.bias)
         nn.init.normal_(self.outputs.weight, std=math.sqrt(2.0 / hidden))
 
     def forward(
@@ -70,11 +72,11 @@ class RadialNetwork(nn.Module):
         sender: Tensor,
         tile_receiver: Tensor,
         tile: int,
-    ) -> Tensor:
-        """basis (E, B), envelope (E, 1), elements (N, D) -> R (E, num_outputs)."""
+    ) -> tuple[Tensor, Tensor]:
+        """basis (E, B), envelope (E, 1), elements (N, D) -> R (E, num_outputs), f (E, num_angular)."""
         from_sender = self.sender(elements).index_select(0, sender)  # (E, H)
         from_receiver = self.receiver(elements).index_select(0, tile_receiver)  # (tiles, H): one receiver a tile
         hidden = self.basis(basis) + from_sender
         hidden = hidden.unflatten(0, (-1, tile)) + from_receiver.unsqueeze(1)
         hidden = nn.functional.silu(hidden.flatten(0, 1))
-        return self.outputs(hidden * envelope)
+        return self.outputs(hidden * envelope), self.angular(hidden)
