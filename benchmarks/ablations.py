@@ -14,7 +14,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from evenfield.data_pipelines.settings import load_settings
 from evenfield.data_pipelines.stream import StreamConfig
 from evenfield.diagnostics.plot_style import STYLE
 from evenfield.model_zoo import backbone
 from evenfield.model_zoo.backbone import BackboneConfig
-from evenfield.model_zoo.radial import RadialNetwork
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -50,19 +48,11 @@ VARIATIONS = [
     *(f"readout_size={n}" for n in (16, 256)),
     *(f"cutoff={n}" for n in (4.0, 6.0)),
     "repulsion=false",
+    "angular_factors=true",
     *(f"engine.learning_rate={rate}" for rate in (0.002, 0.008)),
     *(f"engine.optimizer=adamw engine.learning_rate={rate}" for rate in (0.002, 0.004)),
     "no bound on the message",
-    "no radial factors on angles",
 ]
-
-
-def _without_angular_factors(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
-        weights, factors = forward(*arguments)
-        return weights, torch.ones_like(factors)
-
-    return run
 
 
 @contextmanager
@@ -70,9 +60,6 @@ def varied(name: str) -> Iterator[list[str]]:
     """The settings of a variation; what is no setting is taken out of the code for the while."""
     if name == "no bound on the message":
         with patch.object(backbone, "soft_norm", lambda x: x):
-            yield []
-    elif name == "no radial factors on angles":
-        with patch.object(RadialNetwork, "forward", _without_angular_factors(RadialNetwork.forward)):
             yield []
     elif name.startswith("cutoff="):
         edges = StreamConfig().edge_budget * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3

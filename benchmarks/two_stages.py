@@ -50,7 +50,7 @@ class DirectForces(nn.Module):
         config, backbone = potential.config, potential.backbone
         self.potential = potential
         self.short = backbone.layers[-1]
-        long = Interaction(config, self.short.l_in, 1, config.num_neighbours)
+        long = Interaction(config, self.short.l_in, 1)
         copy_leading(self.short, long)
         backbone.layers[-1] = long
         depth = len(backbone.layers)

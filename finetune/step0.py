@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data_pipelines.schema import Structure
+from ..data_pipelines.units import unit_factor
 from ..model_zoo.potential import Potential
 from ..pretrain.evaluation import Predictions, predict, summarise
 
@@ -16,8 +17,11 @@ LABELS = {"energy_mae_per_atom": "energy MAE", "force_mae": "force MAE"}
 ROUNDING = 1e-6  # relative
 CORRELATION = 0.8  # between labels and predictions, above which their ratio says something of the unit
 RATIOS = (0.2, 5.0)  # of labels to predictions; soft and stiff models lie well inside
-FORCE_UNITS = {"Ha/Bohr": 51.42, "Ha/A": 27.21, "Ry/Bohr": 25.71, "kcal/mol/A": 0.04336, "kJ/mol/A": 0.01036}
-ENERGY_UNITS = {"Ha": 27.21, "Ry": 13.61, "kcal/mol": 0.04336, "kJ/mol": 0.01036}
+CLOSE = 1.25  # units whose factors differ by less can't be told apart by a model's predictions
+UNITS = {  # that sources come in; names of `data convert`
+    "forces": ("Hartree/Bohr", "Hartree/A", "Ry/Bohr", "kcal/mol/A", "kJ/mol/A"),
+    "energy": ("Hartree", "Ry", "kcal/mol", "kJ/mol"),
+}
 
 
 class WorseError(ValueError):
@@ -64,20 +68,27 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
     Where the model knows too little of the data to say so, nothing is said.
     """
     p = predict(potential, structures)
-    pairs = {"forces": (_rows(p.forces), FORCE_UNITS, "eV/A"), "energy": (_energies(p), ENERGY_UNITS, "eV")}
-    for label, (rows, units, ours) in pairs.items():
+    pairs = {"forces": (_rows(p.forces), "eV/A"), "energy": (_energies(p), "eV")}
+    for label, (rows, ours) in pairs.items():
         if len(rows) < 6 or not np.ptp(rows, axis=0).all():
             continue
         if not np.corrcoef(rows.T)[0, 1] > CORRELATION:
             continue
         ratio = float(rows[:, 0] @ rows[:, 1] / (rows[:, 1] @ rows[:, 1]))
         if not RATIOS[0] < ratio < RATIOS[1]:
-            unit = min(units, key=lambda u: abs(np.log(ratio * units[u])))
+            likely = _likely_units(label, ratio)
+            mend = " or ".join(f"units.{label}={unit}" for unit in likely)
             raise ValueError(
                 f"{structures[0].structure_id} and others: {label} are {ratio:.3g} times what the model predicts, and "
-                f"follow it: they look like {unit}, not {ours}. Convert the data with units.{label}={unit}, or say "
+                f"follow it: they look like {' or '.join(likely)}, not {ours}. Convert the data with {mend}, or say "
                 "trust_units=true"
             )
+
+
+def _likely_units(label: str, ratio: float) -> list[str]:
+    """Units that explain labels of `ratio` times the predictions: the best one, and what is too close to it to tell."""
+    off = {unit: abs(np.log(ratio * unit_factor(label, unit))) for unit in UNITS[label]}
+    return [unit for unit in off if off[unit] < min(off.values()) + np.log(CLOSE)]
 
 
 def _rows(forces: np.ndarray) -> np.ndarray:

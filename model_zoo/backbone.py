@@ -2,12 +2,13 @@
 
 For receiver i and layer input x_j[l1 m1, c], edge (j -> i) with length r and direction n:
 
-    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j (f[l2](r) Y[l2 m2](n)) (R[l1, c](r; z_i, z_j) x_j[l1 m1, c])
+    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j Y[l2 m2](n) R[l1, c](r; z_i, z_j) x_j[l1 m1, c]
     M_i[l3 m3, c']       = sum over paths (l1, l2 -> l3) and c of U[path, c, c'] CG A_i
     B^1 = M;  B^(k+1)    = mix(P((G B^k) * (G mix' M)))
     x'_i                 = sum_k mix_k(B^k) * gate_k(z_i) + skip(x_i)
 
-Edges take part only in A, one batched matrix product over tiles; the Clebsch-Gordan work is done once an atom.
+With `angular_factors`, Y[l2 m2] has a factor f[l2](r; z_i, z_j) besides. Edges take part only in A, one batched matrix
+product over tiles; the Clebsch-Gordan work is done once an atom.
 Shapes: N atoms, E edge slots, C channels; K1, K2, K3 = (l + 1)^2 components of input, edge and message.
 """
 
@@ -41,6 +42,7 @@ class BackboneConfig(Settings):
     num_basis: int = Field(default=8, gt=0, description="Bessel functions")
     radial_hidden: int = Field(default=32, gt=0)
     embedding_size: int = Field(default=32, gt=0, description="length of an element's vector")
+    angular_factors: bool = Field(default=False, description="a factor of r for every degree on edges")
 
     @model_validator(mode="after")
     def _products_reach_what_is_passed_on(self) -> Self:
@@ -51,10 +53,10 @@ class BackboneConfig(Settings):
 
 @dataclass(frozen=True)
 class EdgeGeometry:
-    """What the layers need to know of the edges; all (E, ...) in tile order."""
+    """What the layers need to know of the edges, in tile order."""
 
     tiles: Tiles
-    harmonics: Tensor  # (E, K2)
+    harmonics: Tensor  # (tiles, T, K2), over sqrt(nbar)
     basis: Tensor  # (E, B)
     envelope: Tensor  # (E, 1)
 
@@ -62,14 +64,12 @@ class EdgeGeometry:
 class Interaction(nn.Module):
     """One layer: aggregate over edges, contract, raise the body order on the sphere, update."""
 
-    def __init__(self, config: BackboneConfig, l_in: int, l_out: int, num_neighbours: float) -> None:
+    def __init__(self, config: BackboneConfig, l_in: int, l_out: int) -> None:
         super().__init__()
-        channels, l_max = config.channels, config.l_max
-        self.l_in, self.l_out, self.norm = l_in, l_out, num_neighbours**-0.5
-        self.heights = degree_heights(l_in)
-        self.radial = RadialNetwork(
-            config.num_basis, config.radial_hidden, config.embedding_size, (l_in + 1) * channels, l_max + 1
-        )
+        channels, l_max, size = config.channels, config.l_max, config.embedding_size
+        self.l_in, self.l_out, self.heights = l_in, l_out, degree_heights(l_in)
+        num_angular = (l_max + 1) * config.angular_factors
+        self.radial = RadialNetwork(config.num_basis, config.radial_hidden, size, (l_in + 1) * channels, num_angular)
         self.paths = CouplingPaths(l_max, l_in, l_max, channels)
         self.products, self.factors, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for order in range(2, config.correlation + 1):
@@ -78,7 +78,7 @@ class Interaction(nn.Module):
             self.products.append(SphereProduct(l_max, l_product))
             self.mixes.append(ChannelMix(l_product, channels, channels))
         self.outputs = nn.ModuleList(ChannelMix(l_out, channels, channels) for _ in range(config.correlation))
-        self.gates = nn.Linear(config.embedding_size, config.correlation * (l_out + 1) * channels)
+        self.gates = nn.Linear(size, config.correlation * (l_out + 1) * channels)
         nn.init.ones_(self.gates.bias)
         self.skip = ChannelMix(min(l_in, l_out), channels, channels)
 
@@ -91,8 +91,9 @@ class Interaction(nn.Module):
         """A by l1, each (K2 * (2 l1 + 1), N, C): one matrix product per tile, then a sum over the tiles of an atom."""
         tiles, (_, num_atoms, channels) = edges.tiles, x.shape
         radial, angular = self.radial(edges.basis, edges.envelope, elements, tiles.sender, tiles.receiver, tiles.size)
-        directed = edges.harmonics * _repeat_degrees(angular * self.norm)  # (E, K2)
-        directed = directed.unflatten(0, (-1, tiles.size))  # (tiles, T, K2)
+        directed = edges.harmonics  # (tiles, T, K2)
+        if angular is not None:
+            directed = directed * _repeat_degrees(angular).view_as(directed)
         parts = []
         # degree by degree: the tensors of all edges are the large ones, and so none of them is joined or cut
         for part, weight in zip(x.split(self.heights), radial.split(channels, 1), strict=True):
@@ -142,15 +143,13 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig, num_neighbours: float) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.norm = config, num_neighbours**-0.5
         self.embedding = ElementEmbedding(config.embedding_size)
         self.start = nn.Linear(config.embedding_size, config.channels)
         self.harmonics = o3.SphericalHarmonics(list(range(config.l_max + 1)), normalize=True, normalization="component")
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
         degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]  # the readout takes scalars only
-        self.layers = nn.ModuleList(
-            Interaction(config, l_in, l_out, num_neighbours) for l_in, l_out in itertools.pairwise(degrees)
-        )
+        self.layers = nn.ModuleList(Interaction(config, l_in, l_out) for l_in, l_out in itertools.pairwise(degrees))
 
     @property
     def num_features(self) -> int:
@@ -163,7 +162,7 @@ class Backbone(nn.Module):
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
         edges = EdgeGeometry(
             tiles=tiles,
-            harmonics=self.harmonics(edge_vectors),
+            harmonics=(self.harmonics(edge_vectors) * self.norm).unflatten(0, (-1, tiles.size)),
             basis=self.bessel(distance),
             envelope=polynomial_envelope(distance / self.config.cutoff),
         )

@@ -1,6 +1,6 @@
 """What a model folder says it holds, and the only way to read it: by plain name, stated size and right hash.
 
-    manifest.json   {"format_version": 2, "files": {name: {"sha256": 64 hex digits, "bytes": size}}}
+    manifest.json   {"format_version": 3, "files": {name: {"sha256": 64 hex digits, "bytes": size}}}
 
 Nothing here trusts a name: a file that is a link out of the folder, or whose name is a path, is refused unread.
 """
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator
 from ..data_pipelines.settings import Settings
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.(safetensors|json|md|extxyz|png)")
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")

@@ -48,7 +48,7 @@ class BesselBasis(ExactBuffers):
 
 
 class RadialNetwork(nn.Module):
-    """Radial weights R[l, c](r; z_i, z_j) and angular factors f[l2](r; z_i, z_j) of an edge.
+    """Radial weights R[l, c](r; z_i, z_j) and, if asked for, angular factors f[l2](r; z_i, z_j) of an edge.
 
     One hidden layer sees the basis and both elements; R carries the envelope, so that every message and its
     first two derivatives vanish at the cutoff.
@@ -60,8 +60,9 @@ class RadialNetwork(nn.Module):
         self.sender = nn.Linear(embedding_size, hidden, bias=False)
         self.receiver = nn.Linear(embedding_size, hidden)
         self.outputs = nn.Linear(hidden, num_outputs, bias=False)
-        self.angular = nn.Linear(hidden, num_angular)
-        nn.init.ones_(self.angular.bias)
+        self.angular = nn.Linear(hidden, num_angular) if num_angular else None
+        if self.angular:
+            nn.init.ones_(self.angular.bias)
         nn.init.normal_(self.outputs.weight, std=math.sqrt(2.0 / hidden))
 
     def forward(
@@ -72,11 +73,11 @@ class RadialNetwork(nn.Module):
         sender: Tensor,
         tile_receiver: Tensor,
         tile: int,
-    ) -> tuple[Tensor, Tensor]:
-        """basis (E, B), envelope (E, 1), elements (N, D) -> R (E, num_outputs), f (E, num_angular)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """basis (E, B), envelope (E, 1), elements (N, D) -> R (E, num_outputs), f (E, num_angular) or none."""
         from_sender = self.sender(elements).index_select(0, sender)  # (E, H)
         from_receiver = self.receiver(elements).index_select(0, tile_receiver)  # (tiles, H): one receiver a tile
         hidden = self.basis(basis) + from_sender
         hidden = hidden.unflatten(0, (-1, tile)) + from_receiver.unsqueeze(1)
         hidden = nn.functional.silu(hidden.flatten(0, 1))
-        return self.outputs(hidden * envelope), self.angular(hidden)
+        return self.outputs(hidden * envelope), self.angular(hidden) if self.angular else None

@@ -54,7 +54,8 @@ def sole_writer(out: Path) -> AbstractContextManager[None]:
 
 
 def _check_saved(saved: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
-    if changed := _changed(saved.get("model", {}), config.model.model_dump(mode="json"), "model."):
+    model = {"angular_factors": True} | saved.get("model", {})  # what the first ones had
+    if changed := _changed(model, config.model.model_dump(mode="json"), "model."):
         raise ValueError(
             f"{folder}: was saved with another model ({', '.join(changed)}): set it so, or start a new run"
         )

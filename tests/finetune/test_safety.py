@@ -122,10 +122,13 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
 
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
     in_hartree = [replace(s, energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
-    with pytest.raises(ValueError, match=r"forces are 0\.0\d+ times what the model predicts.*look like Ha/A, not eV/A"):
+    message = (
+        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV.*units\.forces=H"
+    )
+    with pytest.raises(ValueError, match=message):
         finetune(model, target(in_hartree), REFIT)
     only_energies = [replace(s, energy=s.energy / Hartree, forces=None) for s in own]
-    with pytest.raises(ValueError, match=r"energy are .* times .* look like Ha, not eV"):
+    with pytest.raises(ValueError, match=r"energy are .* times .* look like Hartree, not eV. .*units\.energy=Hartree"):
         finetune(model, target(only_energies), REFIT)
     assert finetune(model, target(in_hartree), REFIT.model_copy(update={"trust_units": True})).refit.rows > 0
 

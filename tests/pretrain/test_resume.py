@@ -13,7 +13,7 @@ import torch
 
 from evenfield.pretrain import run
 from evenfield.pretrain.checkpoints import NoCheckpointError
-from evenfield.pretrain.resume import sole_writer
+from evenfield.pretrain.resume import _check_saved, sole_writer
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -73,6 +73,16 @@ def test_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(s
     with pytest.raises(ValueError, match=r"was saved by engine\.optimizer=soap, .*: set engine\.optimizer=soap, or"):
         run.pretrain(other, "auto", quiet=True)
     assert (Path(saved.out) / "metrics.jsonl").read_bytes() == before
+
+
+def test_checkpoint_that_says_nothing_of_angular_factors_has_them(run_config, tmp_path):
+    config = run_config()
+    saved = config.model_dump(mode="json")
+    del saved["model"]["angular_factors"]
+    with pytest.raises(ValueError, match=r"\(model\.angular_factors True -> False\): set it so, or start a new run"):
+        _check_saved(saved, config, tmp_path)
+    model = config.model.model_copy(update={"angular_factors": True})
+    _check_saved(saved, config.model_copy(update={"model": model}), tmp_path)
 
 
 def test_two_processes_cannot_train_into_one_folder(run_config, tmp_path):
