@@ -71,7 +71,8 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
             distance.new_zeros(len(distance) // NEIGHBOURS).long(),
         )
         envelope = polynomial_envelope(distance / cutoff)
-        return torch.cat(network(backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS), 1)
+        weights, _ = network(backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS)
+        return weights
 
     first, step = 0.5, (cutoff - 0.5) / (NODES - 1)
     nodes = (first + step * torch.arange(NODES)).unsqueeze(1)

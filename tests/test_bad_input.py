@@ -98,7 +98,7 @@ def test_conversion_into_a_file(refusal, tmp_path):
 def test_recipe_with_an_unknown_key(refusal, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {chanels: 8}\ndata: a\nout: b\n")
     line = refusal("pretrain", "--recipe", tmp_path / "recipe.yaml")
-    assert f"{tmp_path}/recipe.yaml: unknown key 'model.chanels' (known here: channels, correlation, cutoff" in line
+    assert f"{tmp_path}/recipe.yaml: unknown key 'model.chanels' (known here: angular_factors, channels, " in line
 
 
 def test_census_of_a_folder_that_is_no_data_set(refusal, tmp_path):
@@ -189,7 +189,7 @@ def test_whole_model_loads(model):
 def test_model_of_a_newer_format(refusal, model):
     change_config(model, format_version=999, architecture={"anything": 1})
     line = refusal("hub", "show", model)
-    assert f"{model}/config.json: format 999 is newer than this evenfield reads (2): upgrade evenfield" in line
+    assert f"{model}/config.json: format 999 is newer than this evenfield reads (3): upgrade evenfield" in line
     with pytest.raises(BadModelError, match="upgrade evenfield"):
         load(model)
 

@@ -31,7 +31,8 @@ class TestThreeLayersHighDegree(PotentialConformance):
     cutoff = 4.0
 
     def potential(self) -> Potential:
-        config = PotentialConfig(channels=4, l_max=4, l_hidden=2, num_layers=3, correlation=4, cutoff=self.cutoff)
+        size = {"channels": 4, "l_max": 4, "l_hidden": 2, "num_layers": 3, "correlation": 4, "angular_factors": True}
+        config = PotentialConfig(cutoff=self.cutoff, **size)
         return perturbed(Potential(config))
 
 
