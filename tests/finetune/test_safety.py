@@ -123,7 +123,8 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
     in_hartree = [replace(s, energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
     message = (
-        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV.*units\.forces=H"
+        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV/A\. "
+        r"Convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
     )
     with pytest.raises(ValueError, match=message):
         finetune(model, target(in_hartree), REFIT)
