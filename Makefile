@@ -5,7 +5,7 @@
 #
 # Both act when .venv is made: say `make clean` first if there is one.
 # A compiler is not needed, so none is asked for: every dependency is a wheel or pure Python, and training runs
-# with no compiler on PATH, because pretrain/engine.py opts out of the one extension that DeepSpeed would build.
+# with no compiler on PATH, because pretrain/loop/engine.py opts out of the one extension that DeepSpeed would build.
 
 PYTHON := python3
 CONSTRAINTS := constraints-cpu.txt
@@ -46,7 +46,7 @@ endif
 
 zoo: $(VENV)/.ready-test  ## train anew the small model that the package ships; some minutes
 	rm -rf runs/zoo
-	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/shipped --work runs/zoo
+	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/zoo/shipped --work runs/zoo
 
 docs: $(VENV)/.ready-test  ## links and commands in the Markdown files: are they true?
 	$(BIN)/python docs/check_links.py

@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from evenfield.data_pipelines.settings import load_settings
-from evenfield.data_pipelines.stream import StreamConfig
-from evenfield.diagnostics.plot_style import STYLE
-from evenfield.model_zoo import backbone
-from evenfield.model_zoo.backbone import BackboneConfig
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.stream.stream import StreamConfig
+from evenfield.diagnostics.report.plot_style import STYLE
+from evenfield.model_zoo.network.gaunt import backbone
+from evenfield.model_zoo.network.gaunt.backbone import BackboneConfig
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -62,7 +62,10 @@ def varied(name: str) -> Iterator[list[str]]:
         with patch.object(backbone, "soft_norm", lambda x: x):
             yield []
     elif name.startswith("cutoff="):
-        edges = StreamConfig().edge_budget * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3
+        edges = (
+            StreamConfig().edge_budget
+            * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3
+        )
         yield [f"model.{name}", f"stream.edge_budget={round(edges)}"]  # as many structures a step
     elif name.startswith("engine."):
         yield name.split()
@@ -91,7 +94,9 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     }
     names = sorted(medians, key=medians.__getitem__, reverse=True)
     figure = Figure(figsize=(9, 1.5 + 0.28 * len(names)), layout="constrained")
-    for number, (axes, label) in enumerate(zip(figure.subplots(1, 2, sharey=True), columns.values(), strict=True)):
+    for number, (axes, label) in enumerate(
+        zip(figure.subplots(1, 2, sharey=True), columns.values(), strict=True)
+    ):
         for row, name in enumerate(names):
             value, colour = medians[name][number], "tab:red" if name == "default" else "tab:blue"
             axes.plot(value, row, "o", color=colour)
@@ -119,7 +124,9 @@ def main() -> None:
     settings = {"data": options.data.name, "steps": options.steps}
     rows = taken_up(path, settings)
     done = {(r["variation"], r["seed"]) for r in rows}
-    todo = [(name, seed) for seed in options.seeds for name in options.only if (name, seed) not in done]
+    todo = [
+        (name, seed) for seed in options.seeds for name in options.only if (name, seed) not in done
+    ]
     for name, seed in track(todo, "trainings", console=console):
         rows.append({"variation": name, "seed": seed} | run(name, options, seed))
         console.print(rows[-1])

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.graphs import collate, structure_graph
-from evenfield.data_pipelines.schema import Structure
-from evenfield.model_zoo.cost import CostCounter
-from evenfield.model_zoo.potential import Potential, PotentialConfig
-from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
+from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.cost.cost import CostCounter
+from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "activation_checkpointing.json"
@@ -89,7 +89,9 @@ def ways(num_layers: int) -> dict[str, Callable[[], list[Tensor]]]:
     potentials = {}
     for name in ("plain", "layers", "reentrant"):
         torch.manual_seed(0)
-        potential = Potential(PotentialConfig(num_layers=num_layers, levels_of_theory=[LEVEL])).train()
+        potential = Potential(
+            PotentialConfig(num_layers=num_layers, levels_of_theory=[LEVEL])
+        ).train()
         if name != "plain":
             layers = [Recomputed(layer, name == "reentrant") for layer in potential.backbone.layers]
             potential.backbone.layers = nn.ModuleList(layers)
@@ -124,7 +126,10 @@ def measure(num_layers: int, rounds: int) -> dict[str, Any]:
         gc.collect()
         with CostCounter() as counter:
             step()
-        result[name] = {"memory_mb": round(counter.memory / 1e6, 1), "gradients_off": float(f"{off:.1e}")}
+        result[name] = {
+            "memory_mb": round(counter.memory / 1e6, 1),
+            "gradients_off": float(f"{off:.1e}"),
+        }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -143,7 +148,9 @@ def measure(num_layers: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

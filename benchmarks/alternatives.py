@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evenfield.core.ranks import keep_freed_memory
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.radial import polynomial_envelope
-from evenfield.pretrain.launch import keep_freed_memory
+from evenfield.model_zoo.network.radial import polynomial_envelope
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "alternatives.json"
@@ -32,7 +32,9 @@ NODES = 2048  # of a table
 NEIGHBOURS = 45  # of an atom, in one tile
 
 
-def paired(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> dict[str, float]:
+def paired(
+    ours: Callable[[], object], other: Callable[[], object], rounds: int
+) -> dict[str, float]:
     """Seconds of the other over ours, turn by turn."""
     ratios = []
     for _ in range(rounds + 2):
@@ -71,7 +73,9 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
             distance.new_zeros(len(distance) // NEIGHBOURS).long(),
         )
         envelope = polynomial_envelope(distance / cutoff)
-        weights, _ = network(backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS)
+        weights, _ = network(
+            backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS
+        )
         return weights
 
     first, step = 0.5, (cutoff - 0.5) / (NODES - 1)
@@ -84,14 +88,20 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
         place = (distance - first) / step
         node = place.detach().long().clamp(0, NODES - 2)
         t = place - node
-        low, high = table.index_select(0, node.squeeze(1)), table.index_select(0, node.squeeze(1) + 1)
+        low, high = (
+            table.index_select(0, node.squeeze(1)),
+            table.index_select(0, node.squeeze(1) + 1),
+        )
         (v0, s0), (v1, s1) = low.chunk(2, 1), high.chunk(2, 1)
         return v0 + t * (s0 + t * (3 * (v1 - v0) - 2 * s0 - s1 + t * (2 * (v0 - v1) + s0 + s1)))
 
     distance = 2.0 + 2.9 * torch.rand(atoms * NEIGHBOURS, 1)
     error = (ours(distance) - tabulated(distance)).abs().max() / ours(distance).abs().max()
     ratio = paired(with_slope(ours, distance), with_slope(tabulated, distance), rounds)
-    return {"seconds of the table over the network's": ratio, "largest relative error": float(error)}
+    return {
+        "seconds of the table over the network's": ratio,
+        "largest relative error": float(error),
+    }
 
 
 def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
@@ -107,12 +117,18 @@ def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
         return transposed @ (sparse @ aggregated)
 
     torch.testing.assert_close(dense_call(), sparse_call())
-    shares = {"rows": len(matrix), "columns": matrix.shape[1], "nonzero": float((matrix != 0).float().mean())}
+    shares = {
+        "rows": len(matrix),
+        "columns": matrix.shape[1],
+        "nonzero": float((matrix != 0).float().mean()),
+    }
     return {"seconds of sparse over dense": paired(dense_call, sparse_call, rounds)} | shares
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--atoms", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)

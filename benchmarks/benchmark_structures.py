@@ -10,7 +10,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from evenfield.data_pipelines.sources import SourceConfig, read_structures
+from evenfield.data_pipelines.sources.read import SourceConfig, read_structures
 
 
 def copper(cells: int = 1) -> list[Atoms]:
@@ -26,7 +26,9 @@ def copper(cells: int = 1) -> list[Atoms]:
     return structures
 
 
-def from_file(path: Path, count: int, energy_key: str | None, forces_key: str | None) -> list[Atoms]:
+def from_file(
+    path: Path, count: int, energy_key: str | None, forces_key: str | None
+) -> list[Atoms]:
     """The first `count` structures of a file; a key of None means what ASE itself recognises."""
     keys = {"energy": (energy_key, "eV"), "forces": (forces_key, "eV/A")}
     columns = {label: key for label, (key, _) in keys.items() if key}

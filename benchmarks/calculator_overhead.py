@@ -24,7 +24,9 @@ from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig, load, s
 
 def main() -> None:
     """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="folder or name of a model; default: fresh weights")
     parser.add_argument("--channels", type=int, default=32, help="of the fresh model")
     parser.add_argument("--calls", type=int, default=60)
@@ -38,13 +40,22 @@ def main() -> None:
         model = load(reference)
         calculator = model.calculator(skin=arguments.skin, level_of_theory=level_with_copper(model))
         load_seconds = time.perf_counter() - started
-        print(json.dumps(measure(calculator, arguments.repeat, arguments.calls) | {"load_seconds": load_seconds}))
+        print(
+            json.dumps(
+                measure(calculator, arguments.repeat, arguments.calls)
+                | {"load_seconds": load_seconds}
+            )
+        )
 
 
 def fresh_model(folder: Path, channels: int) -> Path:
     """A model for copper that was not trained: speed does not depend on it."""
     record = ModelRecord(name="fresh", elements={"EMT": ["Cu"]})
-    return save_model(folder / "fresh", Potential(PotentialConfig(channels=channels, levels_of_theory=["EMT"])), record)
+    return save_model(
+        folder / "fresh",
+        Potential(PotentialConfig(channels=channels, levels_of_theory=["EMT"])),
+        record,
+    )
 
 
 def level_with_copper(model: object) -> str:

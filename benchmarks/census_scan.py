@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evenfield.data_pipelines.census import ROWS_AT_ONCE, Census, count_shards
-from evenfield.data_pipelines.shards import ARROW_SCHEMA, SHARD_SIZE, write_shard
+from evenfield.data_pipelines.census.census import ROWS_AT_ONCE, Census, count_shards
+from evenfield.data_pipelines.store.shards import ARROW_SCHEMA, SHARD_SIZE, write_shard
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "census_scan.json"
@@ -35,12 +35,18 @@ RESULT = Path(__file__).resolve().parent / "results" / "census_scan.json"
 def synthetic_table(rng: np.random.Generator, count: int) -> pa.Table:
     """`count` structures with random labels; only their shapes and statistics matter here."""
     sizes = rng.integers(20, 81, count)
-    palettes = [rng.choice(np.arange(1, 90), rng.integers(2, 7), replace=False) for _ in range(count)]
-    numbers = np.concatenate([rng.choice(palette, size) for palette, size in zip(palettes, sizes, strict=True)])
+    palettes = [
+        rng.choice(np.arange(1, 90), rng.integers(2, 7), replace=False) for _ in range(count)
+    ]
+    numbers = np.concatenate(
+        [rng.choice(palette, size) for palette, size in zip(palettes, sizes, strict=True)]
+    )
     ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
 
     def vectors(scale: float) -> pa.Array:
-        return pa.ListArray.from_arrays(3 * ends, rng.normal(0, scale, 3 * len(numbers)).astype(np.float32))
+        return pa.ListArray.from_arrays(
+            3 * ends, rng.normal(0, scale, 3 * len(numbers)).astype(np.float32)
+        )
 
     nine = np.arange(count + 1, dtype=np.int32) * 9
     columns = {
@@ -74,7 +80,9 @@ def cpu_seconds(work: Callable[[list[Path]], object], paths: list[Path]) -> floa
 
 def main() -> None:
     """Measure and write results/census_scan.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--structures", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
@@ -83,14 +91,18 @@ def main() -> None:
         paths = []
         for first in range(0, arguments.structures, SHARD_SIZE):
             paths.append(Path(folder) / f"train-{first // SHARD_SIZE:05d}.parquet")
-            write_shard(synthetic_table(rng, min(SHARD_SIZE, arguments.structures - first)), paths[-1])
+            write_shard(
+                synthetic_table(rng, min(SHARD_SIZE, arguments.structures - first)), paths[-1]
+            )
         raw_scan(paths)
         count_shards(paths)
         samples: dict[str, list[float]] = {"scan": [], "census": []}
         for _ in range(arguments.rounds):
             samples["scan"].append(cpu_seconds(raw_scan, paths))
             samples["census"].append(cpu_seconds(count_shards, paths))
-    ratios = [scan / census for scan, census in zip(samples["scan"], samples["census"], strict=True)]
+    ratios = [
+        scan / census for scan, census in zip(samples["scan"], samples["census"], strict=True)
+    ]
     result = {
         "command": " ".join(["python benchmarks/census_scan.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
@@ -98,14 +110,21 @@ def main() -> None:
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "structures_per_cpu_second": {
-            name: arguments.structures / statistics.median(values) for name, values in samples.items()
+            name: arguments.structures / statistics.median(values)
+            for name, values in samples.items()
         },
         "cpu_seconds": samples,
         "structures": arguments.structures,
-        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "pyarrow": pa.__version__,
+            "numpy": np.__version__,
+        },
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"census keeps {result['ratio']:.2f} of the scan's rate; {result['structures_per_cpu_second']}")
+    print(
+        f"census keeps {result['ratio']:.2f} of the scan's rate; {result['structures_per_cpu_second']}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from rich.progress import track
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from evenfield.model_zoo.potential import Potential
-from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.model_zoo.potential.potential import Potential
+from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.loss import label_counts, weighted_loss
-from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.loss import label_counts, weighted_loss
 from evenfield.pretrain.streams import frame_of, open_stream
 
 
@@ -54,7 +54,10 @@ def in_double(batch: Batch) -> Batch:
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     """The largest relative difference of a gradient, by norms."""
-    return max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True))
+    return max(
+        float((a - b).norm() / b.norm().clamp(min=1e-12))
+        for a, b in zip(found, expected, strict=True)
+    )
 
 
 def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
@@ -64,7 +67,9 @@ def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
     levels = plain.config.levels_of_theory
     frame = frame_of(config, data, levels)
     if frame is None:
-        raise SystemExit("these batches differ too much in size for a frame: compiling would not pay")
+        raise SystemExit(
+            "these batches differ too much in size for a frame: compiling would not pay"
+        )
     compiled = copy.deepcopy(plain)
     compiled.use_compiler_in_training(frame)
     held = compiled.compiled_training
@@ -95,7 +100,9 @@ def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
         "share_compiled": sum(fits) / len(fits),
         "frame": vars(frame),
         "seconds_to_compile": compiling,
-        "differences_from_float64": {name: [statistics.median(e), max(e)] for name, e in errors.items()},
+        "differences_from_float64": {
+            name: [statistics.median(e), max(e)] for name, e in errors.items()
+        },
         "seconds": seconds,
     }
 
@@ -116,9 +123,13 @@ def main() -> None:
             "stream": {"edge_budget": options.edge_budget},
         }
     )
-    report = {"channels": options.channels, "edge_budget": options.edge_budget} | measure(config, options.batches)
+    report = {"channels": options.channels, "edge_budget": options.edge_budget} | measure(
+        config, options.batches
+    )
     print({key: value for key, value in report.items() if key != "seconds"})
-    (RESULTS / f"compiled_training_c{options.channels}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / f"compiled_training_c{options.channels}.json").write_text(
+        json.dumps(report, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.collection import Collection
-from evenfield.model_zoo.potential import Potential
-from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.model_zoo.potential.potential import Potential
+from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import DeepSpeedEngine, EngineConfig, parameter_groups
-from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
-from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig, parameter_groups
+from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 
 
 WARM_UP = 5
@@ -41,7 +41,9 @@ def by_engine(potential: Potential, zero_stage: int) -> Step:
     engine = DeepSpeedEngine(potential, EngineConfig(optimizer="adamw", zero_stage=zero_stage))
 
     def step(batch: Batch) -> None:
-        engine.backward(weighted_loss(engine.forward(batch), batch, label_counts(batch), LossConfig()))
+        engine.backward(
+            weighted_loss(engine.forward(batch), batch, label_counts(batch), LossConfig())
+        )
         engine.step(RATE)
 
     return step
@@ -63,7 +65,9 @@ def plain(potential: Potential) -> Step:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
@@ -81,7 +85,12 @@ def main() -> None:
     }
     levels = potential().config.levels_of_theory
     stream = data.stream(
-        config.stream, config.mixing, cutoff=config.model.cutoff, levels_of_theory=levels, rank=0, world_size=1
+        config.stream,
+        config.mixing,
+        cutoff=config.model.cutoff,
+        levels_of_theory=levels,
+        rank=0,
+        world_size=1,
     )
     source = stream.batches()
     batches = list(itertools.islice(source, WARM_UP + arguments.steps))

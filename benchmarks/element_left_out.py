@@ -21,13 +21,13 @@ import torch
 from ase.data import chemical_symbols
 
 from evenfield import model_zoo
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.settings import load_settings
-from evenfield.data_pipelines.shards import read_info
-from evenfield.model_zoo.embedding import ElementEmbedding
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import read_info
+from evenfield.model_zoo.evaluation.evaluation import predict, with_a_head
+from evenfield.model_zoo.network.embedding import ElementEmbedding
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.evaluation import predict, with_a_head
 from evenfield.pretrain.run import pretrain
 
 
@@ -38,7 +38,11 @@ def converted(source: Path, folder: Path, *words: str) -> Path:
     """The source as a data set, filtered as the words say."""
     if not (folder / "dataset_info.json").exists():
         convert(
-            source, folder, load_settings(ConvertConfig, Path("ref_labels"), ["masks.stress=stress_suspect", *words])
+            source,
+            folder,
+            load_settings(
+                ConvertConfig, Path("ref_labels"), ["masks.stress=stress_suspect", *words]
+            ),
         )
     return folder
 
@@ -67,13 +71,17 @@ def force_errors(model: Path, data: Path, elements: list[str]) -> dict[str, floa
     left_out = np.isin(found.atomic_numbers, [chemical_symbols.index(s) for s in elements])
     errors["atoms of these elements"] = float(error[labelled & left_out].mean())
     errors["other atoms beside them"] = float(error[labelled & ~left_out].mean())
-    errors["force size of these elements"] = float(np.abs(found.forces[labelled & left_out, :, 0]).mean())
+    errors["force size of these elements"] = float(
+        np.abs(found.forces[labelled & left_out, :, 0]).mean()
+    )
     return errors
 
 
 def main() -> None:
     """Train, test and write results/element_left_out.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--elements", nargs="+", default=["Se", "Rh", "Nd", "Rb"])
@@ -88,20 +96,40 @@ def main() -> None:
         for start, embedding in (("descriptors", ElementEmbedding), ("random", RandomStart)):
             folder = options.out / f"{start}-{seed}"
             if not (folder / "model" / "manifest.json").is_file():
-                words = [f"data={train}", f"out={folder}", f"max_steps={options.steps}", f"seed={seed}"]
+                words = [
+                    f"data={train}",
+                    f"out={folder}",
+                    f"max_steps={options.steps}",
+                    f"seed={seed}",
+                ]
                 words += [f"stream.seed={seed}", f"evaluate_every={options.steps}"]
-                with patch("evenfield.model_zoo.backbone.ElementEmbedding", embedding):
+                with patch(
+                    "evenfield.model_zoo.network.gaunt.backbone.ElementEmbedding", embedding
+                ):
                     pretrain(load_settings(PretrainConfig, None, words))
-            rows.append({"start": start, "seed": seed, **force_errors(folder / "model", test, options.elements)})
+            rows.append(
+                {
+                    "start": start,
+                    "seed": seed,
+                    **force_errors(folder / "model", test, options.elements),
+                }
+            )
             print(rows[-1], flush=True)
     ratios = {}
     for name in [*options.elements, "atoms of these elements", "other atoms beside them"]:
-        by_start = {s: [row[name] for row in rows if row["start"] == s] for s in ("descriptors", "random")}
-        ratios[name] = statistics.mean(by_start["descriptors"]) / statistics.mean(by_start["random"])
+        by_start = {
+            s: [row[name] for row in rows if row["start"] == s] for s in ("descriptors", "random")
+        }
+        ratios[name] = statistics.mean(by_start["descriptors"]) / statistics.mean(
+            by_start["random"]
+        )
     print("descriptors / random:", {name: round(ratio, 3) for name, ratio in ratios.items()})
-    command = f"python benchmarks/element_left_out.py {options.source.name} OUT --steps {options.steps}"
+    command = (
+        f"python benchmarks/element_left_out.py {options.source.name} OUT --steps {options.steps}"
+    )
     RESULT.write_text(
-        json.dumps({"command": command, "rows": rows, "descriptors_over_random": ratios}, indent=1) + "\n"
+        json.dumps({"command": command, "rows": rows, "descriptors_over_random": ratios}, indent=1)
+        + "\n"
     )
 
 

@@ -29,11 +29,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.census import read_census
-from evenfield.data_pipelines.settings import load_settings
-from evenfield.data_pipelines.shards import read_info
-from evenfield.diagnostics.plot_style import STYLE, looks, plain_log_ticks
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.census.census import read_census
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import read_info
+from evenfield.diagnostics.report.plot_style import STYLE, looks, plain_log_ticks
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -42,7 +42,10 @@ CUTOFF = 5.0
 EPOCHS = 20  # of a run of MACE
 BATCH_SIZE = 5  # structures, of MACE
 MODELS = ("evenfield", "MACE", "NequIP")
-FIGURES = {"force_mae": ("force MAE (eV/A)", 1.0), "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0)}
+FIGURES = {
+    "force_mae": ("force MAE (eV/A)", 1.0),
+    "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0),
+}
 
 
 def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +53,9 @@ def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.json"
         path.write_text(json.dumps(settings))
-        done = subprocess.run([python, str(HERE / script), str(path)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [python, str(HERE / script), str(path)], capture_output=True, text=True, check=False
+        )
     if done.returncode:
         sys.exit(f"{script} failed:\n" + done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -62,7 +67,9 @@ def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     content = json.loads(path.read_text())
     if content["settings"] != settings:
-        sys.exit(f"{path} was made with {content['settings']}, not {settings}: remove it or write to another file")
+        sys.exit(
+            f"{path} was made with {content['settings']}, not {settings}: remove it or write to another file"
+        )
     return content["rows"]
 
 
@@ -71,22 +78,35 @@ class Runs:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
-        there = [split for split, number in read_info(options.data)["num_structures"].items() if number]
+        there = [
+            split for split, number in read_info(options.data)["num_structures"].items() if number
+        ]
         self.parts = {split: list(iter_structures(options.data, split)) for split in there}
         valid = self.parts.get("valid", self.parts["train"][::20])  # the peers ask for some
         self.parts["valid"] = valid[:: -(-len(valid) // 100)]
-        self.files = {split: str(write(s, folder / f"{split}.xyz")) for split, s in self.parts.items()}
+        self.files = {
+            split: str(write(s, folder / f"{split}.xyz")) for split, s in self.parts.items()
+        }
         census = read_census(options.data)
         levels = census["levels_of_theory"]
         if len(levels) != 1:
-            sys.exit(f"{options.data} has {len(levels)} levels of theory; the peers can be given one")
+            sys.exit(
+                f"{options.data} has {len(levels)} levels of theory; the peers can be given one"
+            )
         (level,) = levels.values()
         self.e0 = {name: level["e0"][name] for name in census["per_element"]}  # eV
         self._mace: tuple[Mace, float] | None = None
 
     def evenfield(self, seconds: float, seed: int) -> dict[str, Any]:
-        words = [f"data={self.options.data}", "out=none", f"seed={seed}", f"model.channels={self.options.channels}"]
-        config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours]).model_dump(mode="json")
+        words = [
+            f"data={self.options.data}",
+            "out=none",
+            f"seed={seed}",
+            f"model.channels={self.options.channels}",
+        ]
+        config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours]).model_dump(
+            mode="json"
+        )
         return ask(sys.executable, "evenfield_trainer.py", {"seconds": seconds, "config": config})
 
     def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
@@ -102,14 +122,18 @@ class Runs:
     def mace(self, seconds: float, seed: int) -> dict[str, Any]:
         mace, per_structure = self._mace_rate()
         batches = max(1, round(seconds / per_structure / BATCH_SIZE / EPOCHS))
-        row = mace.train(f"run-{seconds:.0f}-{seed}", EPOCHS, batches, **self._mace_settings(), seed=seed)
+        row = mace.train(
+            f"run-{seconds:.0f}-{seed}", EPOCHS, batches, **self._mace_settings(), seed=seed
+        )
         return row | {"steps": batches * EPOCHS, "structures": batches * EPOCHS * BATCH_SIZE}
 
     def _mace_rate(self) -> tuple[Mace, float]:
         """MACE's trainer, and its processor seconds for a structure, by runs of one epoch and of three."""
         if self._mace is None:
             mace, batches = Mace(self.options.mace, self.folder), 20
-            probe = self._mace_settings() | {"test_file": self.files["valid"]}  # its errors are not read
+            probe = self._mace_settings() | {
+                "test_file": self.files["valid"]
+            }  # its errors are not read
             one, three = (mace.train("probe", n, batches, **probe)["seconds"] for n in (1, 3))
             self._mace = mace, (three - one) / 2 / batches / BATCH_SIZE
         return self._mace
@@ -153,12 +177,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("--mace", help="python of MACE's environment")
     parser.add_argument("--nequip", help="python of NequIP's environment")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[120, 360, 1080], help="processor seconds")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[120, 360, 1080], help="processor seconds"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--nequip-layers", type=int, default=4)
     parser.add_argument("--nequip-l-max", type=int, default=1)
-    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining")
+    parser.add_argument(
+        "--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining"
+    )
     parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, help="of the three")
     return parser.parse_args()
 
@@ -166,12 +194,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     path = Path(f"{options.out}.json")
-    about = {key: getattr(options, key) for key in ("channels", "nequip_layers", "nequip_l_max", "ours")}
+    about = {
+        key: getattr(options, key) for key in ("channels", "nequip_layers", "nequip_l_max", "ours")
+    }
     settings = {"data": options.data.name} | about
     rows = taken_up(path, settings)
     done = {(r["model"], r["budget"], r["seed"]) for r in rows}
     names = [name for name in options.only if name == "evenfield" or getattr(options, name.lower())]
-    todo = [(m, b, s) for s in options.seeds for b in options.budgets for m in names if (m, b, s) not in done]
+    todo = [
+        (m, b, s)
+        for s in options.seeds
+        for b in options.budgets
+        for m in names
+        if (m, b, s) not in done
+    ]
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(options, Path(folder))
         for model, budget, seed in track(todo, "runs"):

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from evenfield.pretrain import run
-from evenfield.pretrain.callbacks import Callback
+from evenfield.pretrain.callbacks.callback import Callback
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.train import StepReport, Trainer
+from evenfield.pretrain.loop.trainer import StepReport, Trainer
 
 
 WARM_UP = 100  # steps that may compile and fill queues
@@ -36,14 +36,22 @@ class Clock(Callback):
     """
 
     def __init__(self, budget: float | None) -> None:
-        self.budget, self.started, self.seconds, self.structures, self.steps = budget, 0.0, 0.0, 0, 0
+        self.budget, self.started, self.seconds, self.structures, self.steps = (
+            budget,
+            0.0,
+            0.0,
+            0,
+            0,
+        )
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self.structures, self.steps = self.structures + report.structures, report.step
         if report.step == WARM_UP:
             self.started = time.process_time()
         elif report.step > WARM_UP:
-            self.seconds = (time.process_time() - self.started) * report.step / (report.step - WARM_UP)
+            self.seconds = (
+                (time.process_time() - self.started) * report.step / (report.step - WARM_UP)
+            )
             if self.budget and report.step % EVERY == 0:
                 self._move_end(trainer)
 
@@ -54,7 +62,9 @@ class Clock(Callback):
             trainer.stop.by = "the clock"  # one more step is under way
 
 
-def train(settings: dict[str, Any], *, steps: int | None = None, seconds: float | None = None) -> dict[str, Any]:
+def train(
+    settings: dict[str, Any], *, steps: int | None = None, seconds: float | None = None
+) -> dict[str, Any]:
     """One run of so many steps or processor seconds: test errors, steps, structures, seconds."""
     clock, fit, most = Clock(seconds), Trainer.fit, steps or MOST_STEPS
 
@@ -64,14 +74,18 @@ def train(settings: dict[str, Any], *, steps: int | None = None, seconds: float 
 
     with tempfile.TemporaryDirectory() as folder:
         out = {"out": f"{folder}/run", "max_steps": most, "evaluate_every": most + 1}
-        config = PretrainConfig.model_validate(settings["config"] | out | {"checkpoints": {"every": most + 1}})
+        config = PretrainConfig.model_validate(
+            settings["config"] | out | {"checkpoints": {"every": most + 1}}
+        )
         Trainer.fit = timed  # type: ignore[method-assign]
         try:
             run.pretrain(config, quiet=True)
         finally:
             Trainer.fit = fit  # type: ignore[method-assign]
         if not clock.seconds:
-            sys.exit(f"the clock starts after {WARM_UP} steps, of which there were {clock.steps}: ask for more")
+            sys.exit(
+                f"the clock starts after {WARM_UP} steps, of which there were {clock.steps}: ask for more"
+            )
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
     kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
     return kept | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}

@@ -19,13 +19,16 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from evenfield.data_pipelines.picture_style import STYLE
-from evenfield.finetune.curve import FIGURES, samples_needed
+from evenfield.core.figures.style import STYLE
+from evenfield.finetune.few_shot.curve import FIGURES, samples_needed
 
 
 Row = dict[str, Any]
 KEPT = ("num_structures", "strategy", "seed", *FIGURES)
-UNITS = {"force_mae": ("force MAE (eV/A)", 1.0), "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0)}
+UNITS = {
+    "force_mae": ("force MAE (eV/A)", 1.0),
+    "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0),
+}
 COLOURS = {
     "step0": "0.6", "refit": "tab:orange", "readout": "tab:olive", "lora": "tab:green", "full": "tab:blue",
     "scratch": "black", "MACE frozen": "tab:pink", "MACE full": "tab:red",
@@ -42,17 +45,23 @@ def rows_of(paths: list[str], mace: list[Row], target: str) -> list[Row]:
     for row in mace:
         name, size, how = row["cell"].split()
         if name == target:
-            own = {"num_structures": int(size), "strategy": f"MACE {how}"} | {key: row[key] for key in KEPT[2:]}
+            own = {"num_structures": int(size), "strategy": f"MACE {how}"} | {
+                key: row[key] for key in KEPT[2:]
+            }
             found[own["num_structures"], own["strategy"], own["seed"]] = own
     return list(found.values())
 
 
-def medians(rows: list[Row], strategy: str, figure: str) -> dict[int, tuple[float, float, float, int]]:
+def medians(
+    rows: list[Row], strategy: str, figure: str
+) -> dict[int, tuple[float, float, float, int]]:
     """Structures -> median, least and largest over seeds, and their number."""
     sizes = sorted({r["num_structures"] for r in rows if r["strategy"] == strategy})
     table = {}
     for size in sizes:
-        values = [r[figure] for r in rows if (r["num_structures"], r["strategy"]) == (size, strategy)]
+        values = [
+            r[figure] for r in rows if (r["num_structures"], r["strategy"]) == (size, strategy)
+        ]
         table[size] = (float(np.median(values)), min(values), max(values), len(values))
     return table
 
@@ -69,8 +78,12 @@ def draw(targets: dict[str, list[Row]], path: Path) -> None:
                 table = medians(rows, strategy, key)
                 if not table:
                     continue
-                middle, low, high = (factor * np.array([v[k] for v in table.values()]) for k in range(3))
-                style = "s" if strategy.startswith("MACE") else "o-" if strategy != "scratch" else "x--"
+                middle, low, high = (
+                    factor * np.array([v[k] for v in table.values()]) for k in range(3)
+                )
+                style = (
+                    "s" if strategy.startswith("MACE") else "o-" if strategy != "scratch" else "x--"
+                )
                 axes.errorbar(list(table), middle, [middle - low, high - middle], fmt=style, color=colour,
                               label=strategy, capsize=2, markersize=5, linewidth=1.2)  # fmt: skip
             axes.set(xscale="log", yscale="log", xlabel="structures", ylabel=label)
@@ -78,7 +91,11 @@ def draw(targets: dict[str, list[Row]], path: Path) -> None:
             axes.set_xticks(sizes, labels=[str(size) for size in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
         grid[0, column].set_title(name)
-    labels = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = {
+        label: line
+        for axes in grid.flat
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=130)
 
@@ -94,7 +111,9 @@ def table(rows: list[Row]) -> str:
         for name in names:
             force, energy = (part.get(size) for part in both[name])
             known = force is not None and energy is not None
-            cells.append(f"{force[0]:.3f}, {_short(1000 * energy[0])} ({force[3]})" if known else "")
+            cells.append(
+                f"{force[0]:.3f}, {_short(1000 * energy[0])} ({force[3]})" if known else ""
+            )
         lines.append(f"| {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -115,7 +134,10 @@ def main() -> None:
         name, _, paths = word.partition("=")
         targets[name] = rows_of(paths.split(","), mace["rows"], name)
     samples = {
-        name: {s: {key: samples_needed(rows, s, key) for key in FIGURES} for s in ("refit", "lora", "full")}
+        name: {
+            s: {key: samples_needed(rows, s, key) for key in FIGURES}
+            for s in ("refit", "lora", "full")
+        }
         for name, rows in targets.items()
     }
     content = {"targets": targets, "samples_needed": samples, "mace": mace.get("pretrained")}

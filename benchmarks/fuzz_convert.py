@@ -27,20 +27,25 @@ import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.census import count_shards, read_census
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.inspection import inspect
-from evenfield.data_pipelines.schema import SPLITS, BadRecordError
-from evenfield.data_pipelines.settings import SettingsError
-from evenfield.data_pipelines.shards import BrokenDataSetError, read_info
-from evenfield.data_pipelines.unit_check import UnitError, check_units
+from evenfield.core.settings import SettingsError
+from evenfield.data_pipelines.census.census import count_shards, read_census
+from evenfield.data_pipelines.checks.inspection import inspect
+from evenfield.data_pipelines.checks.unit_check import UnitError, check_units
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
+from evenfield.data_pipelines.structure import SPLITS, BadRecordError
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz_convert.json"
 CLEAR = (BadRecordError, BrokenDataSetError, SettingsError, UnitError)
 CONFIG = ConvertConfig(
-    trust_units=True, level_of_theory="made", skip_bad=True, split_by="structure", test_share=0.3, valid_share=0.3
+    trust_units=True,
+    level_of_theory="made",
+    skip_bad=True,
+    split_by="structure",
+    test_share=0.3,
+    valid_share=0.3,
 )
 NUMBER = re.compile(rb"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
@@ -48,9 +53,17 @@ NUMBER = re.compile(rb"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 def write_source(path: Path) -> None:
     """A dozen crystals and molecules with all labels."""
     rng, frames = np.random.default_rng(0), []
-    for atoms in [bulk("Cu", cubic=True), bulk("NaCl", "rocksalt", a=5.64), molecule("CH3OH"), molecule("H2O")] * 3:
+    for atoms in [
+        bulk("Cu", cubic=True),
+        bulk("NaCl", "rocksalt", a=5.64),
+        molecule("CH3OH"),
+        molecule("H2O"),
+    ] * 3:
         atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
-        labels: dict[str, Any] = {"energy": rng.normal(), "forces": rng.normal(size=atoms.positions.shape)}
+        labels: dict[str, Any] = {
+            "energy": rng.normal(),
+            "forces": rng.normal(size=atoms.positions.shape),
+        }
         if atoms.pbc.all():
             labels["stress"] = rng.normal(0, 0.01, 6)
         atoms.calc = SinglePointCalculator(atoms, **labels)
@@ -91,12 +104,30 @@ def swap_number(data: bytes, rng: np.random.Generator) -> bytes:
     if not numbers:
         return flip(data, rng)
     place = numbers[rng.integers(0, len(numbers))]
-    insane = [b"nan", b"-inf", b"1e300", b"1e6", b"-1", b"0", b"1e-300", b"99999999999999999999", b"7"]
-    new = [*insane, numbers[rng.integers(0, len(numbers))].group()][rng.integers(0, len(insane) + 1)]
+    insane = [
+        b"nan",
+        b"-inf",
+        b"1e300",
+        b"1e6",
+        b"-1",
+        b"0",
+        b"1e-300",
+        b"99999999999999999999",
+        b"7",
+    ]
+    new = [*insane, numbers[rng.integers(0, len(numbers))].group()][
+        rng.integers(0, len(insane) + 1)
+    ]
     return data[: place.start()] + new + data[place.end() :]
 
 
-MUTATIONS: list[Callable[[bytes, np.random.Generator], bytes]] = [flip, cut, lose_line, double_line, swap_number]
+MUTATIONS: list[Callable[[bytes, np.random.Generator], bytes]] = [
+    flip,
+    cut,
+    lose_line,
+    double_line,
+    swap_number,
+]
 
 
 def use(folder: Path) -> str:
@@ -133,7 +164,11 @@ def outcome(case: int, good: Path, work: Path) -> tuple[str, str]:
             return kind, convert_and_use(work / "good.extxyz", work / "out")
         shutil.copytree(good / "set", work / "set")
         shard = sorted(path.name for path in (good / "set").glob("*.parquet"))[rng.integers(0, 3)]
-        path = work / "set" / {"shard": shard, "info": "dataset_info.json", "census": "census.json"}[kind]
+        path = (
+            work
+            / "set"
+            / {"shard": shard, "info": "dataset_info.json", "census": "census.json"}[kind]
+        )
         path.write_bytes(mutate(path.read_bytes(), rng))
         if kind == "shard":  # as if the account belonged to it, so that reading gets past the size
             info = json.loads((work / "set" / "dataset_info.json").read_text())
@@ -167,7 +202,9 @@ def fuzz(num_files: int, first: int = 0, running: Path | None = None) -> dict[st
 
 def main() -> None:
     """Run and write results/fuzz_convert.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="first case, to repeat one")
     arguments = parser.parse_args()
@@ -175,7 +212,9 @@ def main() -> None:
     counts = fuzz(arguments.files, arguments.first, running)
     running.unlink()
     command = " ".join(["python benchmarks/fuzz_convert.py", *sys.argv[1:]])
-    crashes = sum(n for counter in counts.values() for name, n in counter.items() if name.startswith("CRASH"))
+    crashes = sum(
+        n for counter in counts.values() for name, n in counter.items() if name.startswith("CRASH")
+    )
     result = {"command": command, "files": arguments.files, "crashes": crashes, "outcomes": counts}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

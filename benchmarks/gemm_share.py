@@ -22,7 +22,7 @@ from rich.progress import track
 from worker_protocol import Labels, keep_freed_memory, seconds_of
 
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.cost import per_atom_and_edge
+from evenfield.model_zoo.cost.cost import per_atom_and_edge
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "gemm_share.json"
@@ -65,7 +65,9 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
         "seconds of the optimizer": seconds["optimizer"],
         "GFLOP/s of a large product": rate / 1e9,
         "share of that rate, gradients": flops / seconds["gradients"] / rate,
-        "share of that rate, whole step": flops / (seconds["gradients"] + seconds["optimizer"]) / rate,
+        "share of that rate, whole step": flops
+        / (seconds["gradients"] + seconds["optimizer"])
+        / rate,
     }
 
 

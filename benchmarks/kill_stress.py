@@ -29,9 +29,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
-from evenfield.data_pipelines.schema import Structure
-from evenfield.pretrain.checkpoints import choose_checkpoint
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.structure import Structure
+from evenfield.pretrain.checkpoints.checkpoints import choose_checkpoint
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
 
@@ -75,7 +75,13 @@ def config_of(data: Path, out: Path, steps: int) -> PretrainConfig:
             "out": str(out),
             "max_steps": steps,
             "evaluate_every": 10**6,
-            "model": {"channels": 4, "l_max": 1, "readout_size": 8, "radial_hidden": 8, "cutoff": 3.5},
+            "model": {
+                "channels": 4,
+                "l_max": 1,
+                "readout_size": 8,
+                "radial_hidden": 8,
+                "cutoff": 3.5,
+            },
             "stream": {"edge_budget": 200, "window_blocks": 1},
             "engine": {"warmup_steps": 3},
             "average": {"decay": 0.9},
@@ -163,12 +169,16 @@ def stress(data: Path, folder: Path, kills: int, steps: int, rng: random.Random)
         same = (out / "model" / "model.safetensors").is_file()
         same = same and (out / "model" / "model.safetensors").read_bytes() == expected
         tally["runs with other weights"] += not same
-        tally["runs with other losses"] += [(row["step"], row["loss"]) for row in rows_of(out)] != losses
+        tally["runs with other losses"] += [
+            (row["step"], row["loss"]) for row in rows_of(out)
+        ] != losses
     return {"seconds of an untouched run": round(lifetime, 2), **tally}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -180,7 +190,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         make_data(Path(name) / "data")
         figures = stress(
-            Path(name) / "data", Path(name), arguments.kills, arguments.steps, random.Random(arguments.seed)
+            Path(name) / "data",
+            Path(name),
+            arguments.kills,
+            arguments.steps,
+            random.Random(arguments.seed),
         )
     result = {
         "command": f"python benchmarks/kill_stress.py --kills {arguments.kills} --steps {arguments.steps}",

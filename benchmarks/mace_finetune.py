@@ -25,9 +25,9 @@ import ase.io
 import numpy as np
 from rich.progress import track
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.schema import Structure
-from evenfield.finetune.curve import spread
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.few_shot.curve import spread
 from evenfield.finetune.target import hold_out, open_target
 
 
@@ -36,7 +36,13 @@ MODEL = {
     "model": "MACE", "num_channels": 32, "max_L": 1, "max_ell": 3, "correlation": 3, "num_interactions": 2,
     "r_max": 5.0,
 }  # fmt: skip
-LOSS = {"loss": "universal", "energy_weight": 1, "forces_weight": 10, "stress_weight": 100, "ema_decay": 0.99}
+LOSS = {
+    "loss": "universal",
+    "energy_weight": 1,
+    "forces_weight": 10,
+    "stress_weight": 100,
+    "ema_decay": 0.99,
+}
 LAST_RATE = 0.05  # of the first, reached by an exponential schedule
 FREEZE = {"frozen": 6, "full": 0}
 
@@ -62,9 +68,13 @@ class Mace:
         self.out = out
         command = [python, str(Path(__file__).with_name("mace_trainer.py"))]
         log = (out / "mace.log").open("w")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
 
-    def train(self, name: str, epochs: int, batches: int | None = None, **options: object) -> dict[str, float]:
+    def train(
+        self, name: str, epochs: int, batches: int | None = None, **options: object
+    ) -> dict[str, float]:
         """Test errors (eV/A, eV/atom) and processor seconds of the epochs, each of `batches` or of all the data."""
         assert self.process.stdin and self.process.stdout
         folder = self.out / name
@@ -98,7 +108,10 @@ def pretrain(mace: Mace, longtail: Path, epochs: int, content: dict) -> Path:
         files = {f"{s}_file": write(parts[s], mace.out / f"{s}.xyz") for s in ("valid", "test")}
         files["train_file"] = write(parts["train"], mace.out / "train.xyz")
         options = {**MODEL, "E0s": "average", "batch_size": 5}
-        content["pretrained"] = {**mace.train("pretrained", epochs, **options, **files), "epochs": epochs}
+        content["pretrained"] = {
+            **mace.train("pretrained", epochs, **options, **files),
+            "epochs": epochs,
+        }
     return model
 
 
@@ -113,7 +126,11 @@ def cells(mace: Mace, model: Path, options: argparse.Namespace, content: dict) -
             continue
         opened = open_target(target, num_structures=size, seed=seed, valid_share=0)
         train, valid = hold_out(opened.train, 0.2, seed)
-        files = {"train": train, "valid": valid, "test": spread(opened.test, options.test_structures)}
+        files = {
+            "train": train,
+            "valid": valid,
+            "test": spread(opened.test, options.test_structures),
+        }
         settings = {f"{k}_file": write(v, mace.out / f"{k}.xyz") for k, v in files.items()}
         settings |= {
             "foundation_model": model, "multiheads_finetuning": False, "E0s": "estimated", "freeze": FREEZE[how],

@@ -58,7 +58,9 @@ class Portions:
             yield batch
 
 
-def timed(epoch: Callable[..., Any], seconds: list[float], batches: int | None) -> Callable[..., Any]:
+def timed(
+    epoch: Callable[..., Any], seconds: list[float], batches: int | None
+) -> Callable[..., Any]:
     """One epoch of training, its processor seconds kept, its data a portion if that is wished."""
     portions: list[Portions] = []
 
@@ -78,7 +80,11 @@ def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
 
     def of_tests(*arguments: Any, **named: Any) -> Any:
         loaders = named["all_data_loaders"]
-        kept = {name: loader for name, loader in loaders.items() if not name.startswith(("train_", "valid_"))}
+        kept = {
+            name: loader
+            for name, loader in loaders.items()
+            if not name.startswith(("train_", "valid_"))
+        }
         return table(*arguments, **named | {"all_data_loaders": kept})
 
     return of_tests
@@ -87,7 +93,10 @@ def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
 def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
     """One run of `mace_run_train`: eV/atom, eV/A and seconds."""
     seconds: list[float] = []
-    loop, lines = sys.modules["mace.tools.train"], Lines()  # the package has a function of this name
+    loop, lines = (
+        sys.modules["mace.tools.train"],
+        Lines(),
+    )  # the package has a function of this name
     original, setup = loop.train_one_epoch, tools.setup_logger
     root = logging.getLogger()
     loop.train_one_epoch = timed(original, seconds, batches)
@@ -100,9 +109,15 @@ def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
         root.handlers.clear()
     rows = TEST_ROW.findall(lines.text)
     if not rows:
-        raise RuntimeError("no test error in MACE's output: " + " ".join(lines.text.splitlines()[-5:]))
+        raise RuntimeError(
+            "no test error in MACE's output: " + " ".join(lines.text.splitlines()[-5:])
+        )
     energy, force = map(float, rows[-1])
-    return {"energy_mae_per_atom": 1e-3 * energy, "force_mae": 1e-3 * force, "seconds": sum(seconds)}
+    return {
+        "energy_mae_per_atom": 1e-3 * energy,
+        "force_mae": 1e-3 * force,
+        "seconds": sum(seconds),
+    }
 
 
 def main() -> None:

@@ -23,13 +23,19 @@ from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, pars
 
 def make_batch(structures: list[Any], cutoff: float) -> tuple[Batch, list[int]]:
     """All structures as one MACE batch, and the atomic numbers that occur in them."""
-    z_table = tools.AtomicNumberTable(sorted({int(z) for atoms in structures for z in atoms.numbers}))
+    z_table = tools.AtomicNumberTable(
+        sorted({int(z) for atoms in structures for z in atoms.numbers})
+    )
     configurations = [data.config_from_atoms(atoms) for atoms in structures]
-    graphs = [data.AtomicData.from_config(c, z_table=z_table, cutoff=cutoff) for c in configurations]
+    graphs = [
+        data.AtomicData.from_config(c, z_table=z_table, cutoff=cutoff) for c in configurations
+    ]
     return Batch.from_data_list(graphs), z_table.zs
 
 
-def make_model(options: argparse.Namespace, elements: list[int], neighbors: float) -> torch.nn.Module:
+def make_model(
+    options: argparse.Namespace, elements: list[int], neighbors: float
+) -> torch.nn.Module:
     """ScaleShiftMACE at its usual settings and the harness's size; only the elements that are present."""
     torch.manual_seed(0)
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -91,7 +97,9 @@ def main() -> None:
     # its trainer's default, in the faster of torch's two forms
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, amsgrad=True, fused=True)
     trainer = Trainer(optimizer, forward_of(trained, fields, training=True), Labels(structures))
-    serve(ready, trainer, forward_of(frozen, fields, training=compiled))  # compile traces no other way
+    serve(
+        ready, trainer, forward_of(frozen, fields, training=compiled)
+    )  # compile traces no other way
 
 
 if __name__ == "__main__":

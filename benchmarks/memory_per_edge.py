@@ -58,7 +58,9 @@ def bytes_per_edge(side: str, channels: int) -> float:
 
 def main() -> None:
     """Measure both sides and write results/memory_per_edge.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--side", choices=("mace", "evenfield"), help="one side, in this process")
@@ -82,7 +84,9 @@ def main() -> None:
             for side, python in (("evenfield", sys.executable), ("mace", arguments.peer_python)):
                 command = [python, __file__, "--side", side, "--channels", str(channels)]
                 text = "\n".join(map(str, paths)) + "\n"
-                done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=True)
+                done = subprocess.run(
+                    command, input=text, env=environment, capture_output=True, text=True, check=True
+                )
                 row[side] = json.loads(done.stdout.splitlines()[-1])
             row["ratio"] = row["evenfield"] / row["mace"]
             print(row, flush=True)

@@ -18,8 +18,8 @@ from typing import Any
 from equal_seconds import ask, taken_up
 from rich.progress import track
 
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.settings import load_settings
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -37,12 +37,20 @@ RECIPE = Path(__file__).parents[1] / "data_pipelines" / "recipes" / "ref_labels.
 def run(element: str, options: argparse.Namespace) -> dict[str, Any]:
     """Convert one element's file and train on it; its test errors beside the best published ones."""
     with tempfile.TemporaryDirectory() as folder:
-        convert(options.data / f"mlearn_{element}.extxyz.gz", f"{folder}/data", load_settings(ConvertConfig, RECIPE))
+        convert(
+            options.data / f"mlearn_{element}.extxyz.gz",
+            f"{folder}/data",
+            load_settings(ConvertConfig, RECIPE),
+        )
         words = [f"data={folder}/data", "out=none", *options.ours]
         config = load_settings(PretrainConfig, overrides=words).model_dump(mode="json")
-        row = ask(sys.executable, "evenfield_trainer.py", {"seconds": options.seconds, "config": config})
+        row = ask(
+            sys.executable, "evenfield_trainer.py", {"seconds": options.seconds, "config": config}
+        )
     energy, force = 1000 * row["energy_mae_per_atom"], row["force_mae"]
-    best_energy, best_force = (min(column) for column in zip(*PUBLISHED[element].values(), strict=True))
+    best_energy, best_force = (
+        min(column) for column in zip(*PUBLISHED[element].values(), strict=True)
+    )
     return {
         "element": element,
         "energy_mae_mev_per_atom": energy,
@@ -61,7 +69,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--elements", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
-    parser.add_argument("--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining")
+    parser.add_argument(
+        "--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining"
+    )
     options = parser.parse_args()
     settings = {"seconds": options.seconds, "ours": options.ours}
     rows = taken_up(options.out, settings)

@@ -24,7 +24,7 @@ from evenfield_worker import make_batch
 from torch.profiler import ProfilerActivity, profile
 
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.cost import per_atom_and_edge
+from evenfield.model_zoo.cost.cost import per_atom_and_edge
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "model_cost.json"
@@ -48,13 +48,17 @@ def measured(size: dict[str, int]) -> dict[str, float]:
         potential.train()
         out = potential(batch)
         torch.autograd.grad(
-            out["energy"].sum() + out["forces"].square().sum(), list(potential.parameters()), allow_unused=True
+            out["energy"].sum() + out["forces"].square().sum(),
+            list(potential.parameters()),
+            allow_unused=True,
         )
         return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     before = peak_of_step(small)
     grown = peak_of_step(large) - before
-    with profile(activities=[ProfilerActivity.CPU], with_flops=True, record_shapes=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], with_flops=True, record_shapes=True
+    ) as profiler:
         potential.eval()(large)
     products = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
     flops = sum(event.flops for event in profiler.key_averages() if event.key in products)
@@ -72,7 +76,9 @@ def measured(size: dict[str, int]) -> dict[str, float]:
 
 def main() -> None:
     """Measure all sizes and write results/model_cost.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--size", type=json.loads, help="one size, in this process")
     size = parser.parse_args().size
     if size is not None:
@@ -82,13 +88,20 @@ def main() -> None:
     for size in SIZES:
         command = [sys.executable, __file__, "--size", json.dumps(size)]
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
         row = {"size": size, **json.loads(answer.splitlines()[-1])}
         for what in ("flops", "memory"):
             row[f"{what}_ratio"] = row[f"{what}_counted"] / row[f"{what}_measured"]
-        print({key: value for key, value in row.items() if key == "size" or key.endswith("ratio")}, flush=True)
+        print(
+            {key: value for key, value in row.items() if key == "size" or key.endswith("ratio")},
+            flush=True,
+        )
         rows.append(row)
-    RESULT.write_text(json.dumps({"command": "python benchmarks/model_cost.py", "rows": rows}, indent=1) + "\n")
+    RESULT.write_text(
+        json.dumps({"command": "python benchmarks/model_cost.py", "rows": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

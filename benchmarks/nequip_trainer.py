@@ -44,7 +44,9 @@ class Clock(lightning.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = max(rate, 1e-6)
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now, self.steps = time.process_time(), self.steps + 1
         if self.steps > WARM_UP:
             self.seconds += now - self._since

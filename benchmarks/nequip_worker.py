@@ -19,10 +19,14 @@ from nequip.utils.global_state import set_global_state
 from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
 
-def make_batch(structures: list[Any], elements: list[str], cutoff: float) -> dict[str, torch.Tensor]:
+def make_batch(
+    structures: list[Any], elements: list[str], cutoff: float
+) -> dict[str, torch.Tensor]:
     """All structures as one NequIP batch in float32."""
     to_types = ChemicalSpeciesToAtomTypeMapper(elements)
-    frames = [to_types(compute_neighborlist_(from_ase(atoms), r_max=cutoff)) for atoms in structures]
+    frames = [
+        to_types(compute_neighborlist_(from_ase(atoms), r_max=cutoff)) for atoms in structures
+    ]
     batch = AtomicDataDict.batched_from_list(frames)
     return {key: v.float() if v.dtype == torch.float64 else v for key, v in batch.items()}
 
@@ -73,7 +77,11 @@ def main() -> None:
     )
     # its tutorial's, in the faster of torch's two forms
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
-    serve(ready, Trainer(optimizer, forward_of(trained, batch), Labels(structures)), forward_of(frozen, batch))
+    serve(
+        ready,
+        Trainer(optimizer, forward_of(trained, batch), Labels(structures)),
+        forward_of(frozen, batch),
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
     structures = copper(1)
     batch, labels = make_batch(structures, 5.0), Labels(structures)
     torch.manual_seed(0)
-    potential = Potential(PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)).train()
+    potential = Potential(
+        PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)
+    ).train()
     forward = forward_of(potential, batch)
     optimizers = {name: own_optimizer(potential, optimizer=name) for name in ("soap", "adamw")}
     spent: dict[str, list[float]] = {name: [] for name in ("gradients", *optimizers)}
@@ -41,7 +43,10 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
         for name, optimizer in optimizers.items():
             spent[name].append(seconds_of(optimizer.step, STEPS))
     medians = {name: statistics.median(values) for name, values in spent.items()}
-    shares = {f"{name}_share": medians[name] / (medians[name] + medians["gradients"]) for name in optimizers}
+    shares = {
+        f"{name}_share": medians[name] / (medians[name] + medians["gradients"])
+        for name in optimizers
+    }
     return medians | shares
 
 

@@ -27,15 +27,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from evenfield.pretrain.callbacks import Callback
-from evenfield.pretrain.checkpoints import save_checkpoint, seed_everything
+from evenfield.core.ranks import start_distributed
+from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.callbacks.metrics import Metrics
+from evenfield.pretrain.checkpoints.checkpoints import save_checkpoint, seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import DeepSpeedEngine
-from evenfield.pretrain.launch import start_distributed
-from evenfield.pretrain.metrics import Metrics
-from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.engine import DeepSpeedEngine
+from evenfield.pretrain.loop.trainer import StepReport, Trainer
 from evenfield.pretrain.streams import open_stream
-from evenfield.pretrain.train import StepReport, Trainer
 
 
 WARM_UP = 5
@@ -101,11 +101,15 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
     seed_everything(0)
     potential = build_potential(config, data)
     engine = Timed(DeepSpeedEngine(potential, config.engine))
-    stream = open_stream(config, data, engine.potential.config.levels_of_theory, engine.rank, engine.world_size)
+    stream = open_stream(
+        config, data, engine.potential.config.levels_of_theory, engine.rank, engine.world_size
+    )
     clock = Clock(engine)
     with tempfile.TemporaryDirectory() as name:
         metrics = [Metrics(Path(name) / "metrics.jsonl", 0)] if engine.rank == 0 else []
-        trainer = TimedTrainer(engine, stream, config.loss, config.engine, config.max_steps, [*metrics, clock])
+        trainer = TimedTrainer(
+            engine, stream, config.loss, config.engine, config.max_steps, [*metrics, clock]
+        )
         trainer.fit()
         saved = []
         for step in range(3):
@@ -137,18 +141,27 @@ def start(ranks: int, folder: str, steps: int, result: Path) -> list[subprocess.
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, __file__, folder, "--steps", str(steps), "--worker", str(result)]
-    every = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(ranks)}
+    every = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "WORLD_SIZE": str(ranks),
+    }
     every |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     own = [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     quiet = subprocess.DEVNULL
-    return [subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) for environment in own]
+    return [
+        subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+        for environment in own
+    ]
 
 
 def round_of(runs: list[int], folder: str, steps: int) -> list[dict[str, Any]]:
     """Runs of so many ranks each, all at once; their figures."""
     with tempfile.TemporaryDirectory() as name:
         results = [Path(name) / f"{number}.json" for number in range(len(runs))]
-        started = [start(ranks, folder, steps, result) for ranks, result in zip(runs, results, strict=True)]
+        started = [
+            start(ranks, folder, steps, result) for ranks, result in zip(runs, results, strict=True)
+        ]
         codes = [process.wait() for processes in started for process in processes]
         if any(codes):
             raise RuntimeError("a rank failed: run it with --worker by hand to see why")
@@ -168,14 +181,19 @@ def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             # a run of two ranks counts the edges and the processor seconds of both
             share = 0.5 if (name, kind) == ("2 ranks", "wall_s") else 1.0
             pairs = zip(rounds["1 rank"], rounds[name], strict=True)
-            ratios = [share * (two["edges"] / two[kind]) / (one["edges"] / one[kind]) for one, two in pairs]
+            ratios = [
+                share * (two["edges"] / two[kind]) / (one["edges"] / one[kind])
+                for one, two in pairs
+            ]
             values = [round(value, 3) for value in (statistics.median(ratios), *ratios)]
             result[f"efficiency of {name} by {kind[:-2]} time"] = values
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)

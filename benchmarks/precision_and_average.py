@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from evenfield.data_pipelines.collection import Collection
-from evenfield.pretrain.average import AverageConfig, WeightAverage
-from evenfield.pretrain.callbacks import Callback
-from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
+from evenfield.pretrain.callbacks.average import AverageConfig, WeightAverage
+from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import DeepSpeedEngine
-from evenfield.pretrain.evaluation import evaluate, with_a_head
-from evenfield.pretrain.start import build_potential
-from evenfield.pretrain.train import StepReport, Trainer
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.engine import DeepSpeedEngine
+from evenfield.pretrain.loop.trainer import StepReport, Trainer
 
 
 DECAYS = (0.99,)  # larger ones gave the same figures: their warm-up had not ended by then
@@ -37,7 +37,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 class Errors(Callback):
     """Validates the trained weights and each average at some steps."""
 
-    def __init__(self, data: Collection, averages: list[WeightAverage], steps: tuple[int, ...]) -> None:
+    def __init__(
+        self, data: Collection, averages: list[WeightAverage], steps: tuple[int, ...]
+    ) -> None:
         self.data, self.averages, self.steps = data, averages, steps
         self.rows: dict[str, dict[str, Any]] = {}
 
@@ -53,13 +55,17 @@ class Errors(Callback):
 
     def errors(self, trainer: Trainer) -> dict[str, float]:
         potential = trainer.engine.potential
-        summary = evaluate(potential, with_a_head(potential, self.data.structures("valid")), "valid")
+        summary = evaluate(
+            potential, with_a_head(potential, self.data.structures("valid")), "valid"
+        )
         return {name: round(summary[name], 5) for name in FIGURES}
 
 
 def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
     """One training; its errors and the seconds that it took, validations left out."""
-    config = PretrainConfig(data=folder, out="none", seed=seed, max_steps=steps, engine={"precision": precision})
+    config = PretrainConfig(
+        data=folder, out="none", seed=seed, max_steps=steps, engine={"precision": precision}
+    )
     data = config.open_data()
     seed_everything(seed)
     potential = build_potential(config, data)
@@ -67,7 +73,12 @@ def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
     levels = potential.config.levels_of_theory
     stream_config = config.stream.model_copy(update={"seed": seed})
     stream = data.stream(
-        stream_config, config.mixing, cutoff=config.model.cutoff, levels_of_theory=levels, rank=0, world_size=1
+        stream_config,
+        config.mixing,
+        cutoff=config.model.cutoff,
+        levels_of_theory=levels,
+        rank=0,
+        world_size=1,
     )
     averages = [WeightAverage(potential, AverageConfig(decay=decay)) for decay in DECAYS]
     errors, clock = Errors(data, averages, (steps // 2, steps)), Clock()
@@ -89,13 +100,18 @@ def penalties(runs: dict[str, Any], seeds: list[int], steps: int) -> dict[str, l
     pairs = [(runs[f"bfloat16, seed {seed}"], runs[f"float32, seed {seed}"]) for seed in seeds]
     rows = {}
     for name in FIGURES:
-        shares = [100 * (low[last]["trained"][name] / full[last]["trained"][name] - 1) for low, full in pairs]
+        shares = [
+            100 * (low[last]["trained"][name] / full[last]["trained"][name] - 1)
+            for low, full in pairs
+        ]
         rows[name] = [round(value, 2) for value in (statistics.median(shares), *shares)]
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -113,10 +129,18 @@ def main() -> None:
     for seed in arguments.seeds:
         for precision in arguments.precisions:
             if f"{precision}, seed {seed}" not in runs:
-                runs[f"{precision}, seed {seed}"] = run(arguments.data, precision, seed, arguments.steps)
+                runs[f"{precision}, seed {seed}"] = run(
+                    arguments.data, precision, seed, arguments.steps
+                )
             path.write_text(json.dumps(result, indent=1) + "\n")
-    if all(f"{precision}, seed {seed}" in runs for precision in ("float32", "bfloat16") for seed in arguments.seeds):
-        result["bfloat16 over float32 - 1, %: median, seeds"] = penalties(runs, arguments.seeds, arguments.steps)
+    if all(
+        f"{precision}, seed {seed}" in runs
+        for precision in ("float32", "bfloat16")
+        for seed in arguments.seeds
+    ):
+        result["bfloat16 over float32 - 1, %: median, seeds"] = penalties(
+            runs, arguments.seeds, arguments.steps
+        )
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 

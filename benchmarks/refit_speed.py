@@ -16,9 +16,9 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from evenfield.data_pipelines.schema import Structure
-from evenfield.finetune.radii import refit_radii
-from evenfield.finetune.refit import refit_readout
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.closed_form.radii import refit_radii
+from evenfield.finetune.closed_form.refit import refit_readout
 from evenfield.model_zoo import Potential, PotentialConfig, load_model
 
 
@@ -43,14 +43,20 @@ def copper(number: int, level: str) -> list[Structure]:
 
 def main(words: list[str] | None = None) -> dict[str, float]:
     """Measure once, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--structures", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model")
     arguments = parser.parse_args(words)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    potential = load_model(arguments.model)[0] if arguments.model else Potential(PotentialConfig(num_neighbours=42.0))
+    potential = (
+        load_model(arguments.model)[0]
+        if arguments.model
+        else Potential(PotentialConfig(num_neighbours=42.0))
+    )
     structures = copper(arguments.structures, potential.config.levels_of_theory[0])
     started, processor = time.perf_counter(), time.process_time()
     refit_radii(potential.eval(), 0, structures)

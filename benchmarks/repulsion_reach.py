@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.census import ReferenceFit, compositions
-from evenfield.data_pipelines.collection import Collection
-from evenfield.data_pipelines.schema import Structure
-from evenfield.model_zoo import repulsion
-from evenfield.model_zoo.potential import Potential, PotentialConfig
-from evenfield.pretrain.evaluation import predict
-from evenfield.pretrain.start import SAMPLE, Sample, fit_radii
+from evenfield.data_pipelines.census.census import ReferenceFit, compositions
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.potential import repulsion
+from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.pretrain.initial_potential import SAMPLE, Sample, fit_radii
 
 
 REACHES = (0.0, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -36,7 +36,9 @@ RESULT = Path(__file__).resolve().parent / "results" / "repulsion_reach.json"
 def silent(levels: list[str], reach: float) -> Potential:
     """A potential that predicts the core repulsion alone."""
     repulsion.REACH = reach
-    potential = Potential(PotentialConfig(channels=1, l_max=1, levels_of_theory=levels, repulsion=reach > 0)).eval()
+    potential = Potential(
+        PotentialConfig(channels=1, l_max=1, levels_of_theory=levels, repulsion=reach > 0)
+    ).eval()
     torch.nn.init.zeros_(potential.readout.weight)
     return potential
 
@@ -44,7 +46,9 @@ def silent(levels: list[str], reach: float) -> Potential:
 def fitted(folder: Path, levels: list[str]) -> Potential:
     """The same with radii fitted to the training split, as every pretraining begins."""
     potential = silent(levels, FITTED_FROM)
-    fit_radii(potential.repulsion, Sample.of(Collection([str(folder)]).sample("train", SAMPLE), 5.0))
+    fit_radii(
+        potential.repulsion, Sample.of(Collection([str(folder)]).sample("train", SAMPLE), 5.0)
+    )
     return potential
 
 
@@ -53,7 +57,9 @@ def left_over(structures: list[Structure], potential: Potential) -> dict[str, fl
     predictions = predict(potential, structures)
     sizes = np.array([len(s) for s in structures])
     forces = np.abs(predictions.forces[..., 0] - predictions.forces[..., 1]).mean(1)  # (N,)
-    square = np.add.reduceat((predictions.forces[..., 0] ** 2).mean(1), np.cumsum(sizes) - sizes) / sizes
+    square = (
+        np.add.reduceat((predictions.forces[..., 0] ** 2).mean(1), np.cumsum(sizes) - sizes) / sizes
+    )
     large = np.repeat(np.sqrt(square) > LIMIT, sizes)
     counts = compositions(np.concatenate([s.atomic_numbers for s in structures]), sizes)
     energy = predictions.energy[:, 0] - predictions.energy[:, 1]  # label minus prediction
@@ -71,19 +77,25 @@ def left_over(structures: list[Structure], potential: Potential) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
     results = {}
     for folder in options.data:
         structures = [
-            s for s in iter_structures(folder, options.split) if s.forces is not None and s.energy is not None
+            s
+            for s in iter_structures(folder, options.split)
+            if s.forces is not None and s.energy is not None
         ]
         levels = sorted({s.level_of_theory for s in structures})
         rows = {str(reach): left_over(structures, silent(levels, reach)) for reach in REACHES}
         results[folder.name] = rows | {"fitted": left_over(structures, fitted(folder, levels))}
-        print(f"{folder.name}: {len(structures)} structures; MAE of forces: all, below, above {LIMIT:g} eV/A; energy")
+        print(
+            f"{folder.name}: {len(structures)} structures; MAE of forces: all, below, above {LIMIT:g} eV/A; energy"
+        )
         for reach, row in results[folder.name].items():
             print(f"  reach {reach}: " + "  ".join(f"{value:.3f}" for value in row.values()))
     command = " ".join(["python", "benchmarks/repulsion_reach.py", *(p.name for p in options.data)])

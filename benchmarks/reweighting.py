@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from evenfield import model_zoo
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.periodic_table import PANEL_SIZE, colour_norm, draw_periodic_table
-from evenfield.data_pipelines.schema import Structure
-from evenfield.pretrain.evaluation import predict, summarise, with_a_head
+from evenfield.core.figures.periodic_table import PANEL_SIZE, colour_norm, draw_periodic_table
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.evaluation.evaluation import predict, summarise, with_a_head
 
 
 MODES = {"uniform": [], "static": ["stream.weights.beta=0.5"], "adaptive": ["adaptive.rate=0.5"]}
@@ -40,8 +40,19 @@ def train(data: Path, out: Path, mode: str, seed: int, steps: int) -> Path:
     """Folder of one run, which is finished."""
     folder = out / f"{mode}-{seed}"
     if not (folder / "model" / "manifest.json").is_file():
-        words = [f"data={data}", f"out={folder}", f"max_steps={steps}", f"seed={seed}", f"stream.seed={seed}"]
-        words += ["evaluate_every=150", "evaluate_structures=600", "checkpoints.every=500", *MODES[mode]]
+        words = [
+            f"data={data}",
+            f"out={folder}",
+            f"max_steps={steps}",
+            f"seed={seed}",
+            f"stream.seed={seed}",
+        ]
+        words += [
+            "evaluate_every=150",
+            "evaluate_structures=600",
+            "checkpoints.every=500",
+            *MODES[mode],
+        ]
         subprocess.run([sys.executable, "-m", "evenfield.cli", "pretrain", *words], check=True)
     return folder
 
@@ -61,7 +72,9 @@ def is_extreme(structure: Structure) -> bool:
 def per_element(evaluations: list[dict[str, Any]]) -> dict[str, float]:
     """Force MAE of each element, the mean over seeds."""
     symbols = evaluations[0]["per_element"]
-    rows = {symbol: [e["per_element"][symbol]["force_mae"] for e in evaluations] for symbol in symbols}
+    rows = {
+        symbol: [e["per_element"][symbol]["force_mae"] for e in evaluations] for symbol in symbols
+    }
     return {symbol: float(np.mean(values)) for symbol, values in rows.items() if None not in values}
 
 
@@ -71,7 +84,10 @@ def table(evaluations: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     for label, key in FIGURES.items():
         values = {mode: np.array([e[key] for e in own]) for mode, own in evaluations.items()}
         rows[label] = {
-            mode: {"by_seed": own.tolist(), "change_by_seed": (own / values["uniform"] - 1).tolist()}
+            mode: {
+                "by_seed": own.tolist(),
+                "change_by_seed": (own / values["uniform"] - 1).tolist(),
+            }
             for mode, own in values.items()
         }
     return rows
@@ -82,7 +98,10 @@ def print_table(rows: dict[str, Any]) -> None:
     for label, modes in rows.items():
         print(label)
         for mode, row in modes.items():
-            seeds = "  ".join(f"{v:.3f} ({c:+.1%})" for v, c in zip(row["by_seed"], row["change_by_seed"], strict=True))
+            seeds = "  ".join(
+                f"{v:.3f} ({c:+.1%})"
+                for v, c in zip(row["by_seed"], row["change_by_seed"], strict=True)
+            )
             print(f"  {mode:9s} {seeds}   median change {np.median(row['change_by_seed']):+.1%}")
 
 
@@ -93,7 +112,9 @@ def error_goes_with(evaluation: dict[str, Any]) -> dict[str, float]:
     errors, quarter = [row["force_mae"] for row in rows], len(rows) // 4
     return {
         "spearman_with_force_rms": float(spearmanr(errors, [row["force_rms"] for row in rows])[0]),
-        "spearman_with_train_structures": float(spearmanr(errors, [row["num_train_structures"] for row in rows])[0]),
+        "spearman_with_train_structures": float(
+            spearmanr(errors, [row["num_train_structures"] for row in rows])[0]
+        ),
         "mean_of_rarest_quarter": float(np.mean(errors[:quarter])),
         "mean_of_commonest_quarter": float(np.mean(errors[-quarter:])),
     }
@@ -102,22 +123,31 @@ def error_goes_with(evaluation: dict[str, Any]) -> dict[str, float]:
 def draw(evaluations: dict[str, list[dict[str, Any]]], path: Path, name: str) -> None:
     """Periodic tables of the force MAE without weights, and of the ratio to it with them."""
     errors = {mode: per_element(own) for mode, own in evaluations.items()}
-    ratios = {mode: {s: errors[mode][s] / errors["uniform"][s] for s in errors["uniform"]} for mode in errors}
+    ratios = {
+        mode: {s: errors[mode][s] / errors["uniform"][s] for s in errors["uniform"]}
+        for mode in errors
+    }
     figure = Figure(figsize=(PANEL_SIZE[0], PANEL_SIZE[1] * len(errors)), layout="constrained")
     panels = figure.subplots(len(errors))
-    norm = colour_norm([], log=True, limits=(0.01, max(errors["uniform"].values())))  # some are zero by symmetry
+    norm = colour_norm(
+        [], log=True, limits=(0.01, max(errors["uniform"].values()))
+    )  # some are zero by symmetry
     title = f"{name}: force MAE without weights, mean of {len(evaluations['uniform'])} seeds"
     draw_periodic_table(panels[0], errors["uniform"], title=title, unit="eV/A", norm=norm)
     norm = colour_norm([], log=True, limits=(0.5, 2.0))
     for panel, mode in zip(panels[1:], [mode for mode in errors if mode != "uniform"], strict=True):
         title = f"{name}: {mode} weights"
         unit = "force MAE with weights / without"
-        draw_periodic_table(panel, ratios[mode], title=title, unit=unit, norm=norm, colour_map="RdBu_r")
+        draw_periodic_table(
+            panel, ratios[mode], title=title, unit=unit, norm=norm, colour_map="RdBu_r"
+        )
     figure.savefig(path, dpi=80)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("name")
@@ -125,16 +155,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     folders = {
-        mode: [train(options.data, options.out, mode, seed, options.steps) for seed in options.seeds] for mode in MODES
+        mode: [
+            train(options.data, options.out, mode, seed, options.steps) for seed in options.seeds
+        ]
+        for mode in MODES
     }
     evaluations = {
-        mode: [json.loads((folder / "evaluation.json").read_text()) for folder in own] for mode, own in folders.items()
+        mode: [json.loads((folder / "evaluation.json").read_text()) for folder in own]
+        for mode, own in folders.items()
     }
     rows = table(evaluations)
     print_table(rows)
     extreme = sum(map(is_extreme, iter_structures(options.data, "test")))
     print(f"without the {extreme} test structures whose force RMS is above {EXTREME:g} eV/A:")
-    calm = table({mode: [moderate(folder, options.data) for folder in own] for mode, own in folders.items()})
+    calm = table(
+        {mode: [moderate(folder, options.data) for folder in own] for mode, own in folders.items()}
+    )
     print_table(calm)
     draw(evaluations, RESULTS / f"reweighting_{options.name}.png", options.name)
     content = {
@@ -142,7 +178,9 @@ def main() -> None:
         "modes": MODES,
         "seeds": options.seeds,
         "figures": rows,
-        "uniform_force_mae_goes_with": [error_goes_with(evaluation) for evaluation in evaluations["uniform"]],
+        "uniform_force_mae_goes_with": [
+            error_goes_with(evaluation) for evaluation in evaluations["uniform"]
+        ],
         "without_extreme_structures": {"left_out": extreme, "figures": calm},
         "force_mae_per_element": {mode: per_element(own) for mode, own in evaluations.items()},
     }

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from math import ceil, log2
 from pathlib import Path
 
-from evenfield.model_zoo.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
 
 
 MEASURED = Path(__file__).resolve().parent / "results" / "parallel_step.json"
 EDGES = 60_000  # of a rank's batch
 EDGES_PER_STRUCTURE = 1_500  # 30 atoms with 50 neighbours
-COST_SPREAD = 0.079 / 10**0.5  # of a batch's cost, results/step_balance.json, over ten times as many structures
+COST_SPREAD = (
+    0.079 / 10**0.5
+)  # of a batch's cost, results/step_balance.json, over ten times as many structures
 DATA_SET = 100_000_000  # structures
 
 
@@ -26,21 +28,27 @@ DATA_SET = 100_000_000  # structures
 class Machine:
     """Assumed, not measured."""
 
-    edges_per_s: float = 1.2e6  # of one GPU in training with 128 channels; with others in inverse proportion
+    edges_per_s: float = (
+        1.2e6  # of one GPU in training with 128 channels; with others in inverse proportion
+    )
     bandwidth: float = 20e9  # bytes/s of one GPU between nodes
     hop: float = 20e-6  # s, GPU to GPU between nodes
     tcp_hop: float = 60e-6  # s, processor to processor over TCP
     outside: float = 0.02  # of a step
 
 
-def step_seconds(num_ranks: int, channels: int, num_parameters: int, machine: Machine) -> dict[str, float]:
+def step_seconds(
+    num_ranks: int, channels: int, num_parameters: int, machine: Machine
+) -> dict[str, float]:
     """Seconds of the parts of a step."""
     compute = EDGES / machine.edges_per_s * channels / 128
     rounds = 2 * ceil(log2(num_ranks)) if num_ranks > 1 else 0
     volume = 2 * (num_ranks - 1) / num_ranks * 4 * num_parameters
     parts = {
         "compute": compute,
-        "straggler": compute * COST_SPREAD * (2 * log2(num_ranks) * 0.693) ** 0.5 if num_ranks > 1 else 0.0,
+        "straggler": compute * COST_SPREAD * (2 * log2(num_ranks) * 0.693) ** 0.5
+        if num_ranks > 1
+        else 0.0,
         "reduce": volume / machine.bandwidth + rounds * machine.hop,
         "flags": 2 * rounds * machine.tcp_hop,
         "outside": machine.outside * compute,
@@ -50,7 +58,11 @@ def step_seconds(num_ranks: int, channels: int, num_parameters: int, machine: Ma
 
 def num_parameters(channels: int) -> int:
     """Of a model with one level of theory, trainable."""
-    return sum(p.numel() for p in Potential(PotentialConfig(channels=channels)).parameters() if p.requires_grad)
+    return sum(
+        p.numel()
+        for p in Potential(PotentialConfig(channels=channels)).parameters()
+        if p.requires_grad
+    )
 
 
 def check() -> list[str]:

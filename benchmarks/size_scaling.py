@@ -19,14 +19,23 @@ import numpy as np
 import torch
 from ase.build import bulk
 
-from evenfield.data_pipelines.graphs import collate, structure_graph
-from evenfield.data_pipelines.schema import Structure
+from evenfield.core.ranks import keep_freed_memory
+from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.pretrain.launch import keep_freed_memory
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-REPEATS = ((4, 2, 2), (4, 4, 2), (4, 4, 4), (8, 4, 4), (8, 8, 4), (8, 8, 8), (10, 10, 10), (20, 10, 10))
+REPEATS = (
+    (4, 2, 2),
+    (4, 4, 2),
+    (4, 4, 4),
+    (8, 4, 4),
+    (8, 8, 4),
+    (8, 8, 8),
+    (10, 10, 10),
+    (20, 10, 10),
+)
 
 
 def structure(repeat: tuple[int, int, int]) -> Structure:
@@ -46,7 +55,9 @@ def seconds(potential: Potential, one: Structure) -> float:
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="torch.compile of the network")
@@ -66,11 +77,16 @@ def main() -> None:
     sizes = np.array(list(samples))
     medians = np.array([statistics.median(values) for values in samples.values()])
     exponents = {
-        f"from {first}": float(np.polyfit(np.log(sizes[sizes >= first]), np.log(medians[sizes >= first]), 1)[0])
+        f"from {first}": float(
+            np.polyfit(np.log(sizes[sizes >= first]), np.log(medians[sizes >= first]), 1)[0]
+        )
         for first in (64, 512)
     }
     words = ["--compiled"] if arguments.compiled else []
-    command = ["python benchmarks/size_scaling.py", f"--channels {arguments.channels} --rounds {arguments.rounds}"]
+    command = [
+        "python benchmarks/size_scaling.py",
+        f"--channels {arguments.channels} --rounds {arguments.rounds}",
+    ]
     result = {
         "command": " ".join(command + words),
         "exponents": exponents,

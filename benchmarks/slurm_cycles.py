@@ -26,7 +26,14 @@ RESULT = ROOT / "benchmarks" / "results" / "slurm_cycles.json"
 SETTINGS = {
     "max_steps": 400,
     "evaluate_every": 1000,
-    "model": {"channels": 4, "l_max": 1, "num_layers": 1, "readout_size": 8, "radial_hidden": 8, "cutoff": 4.0},
+    "model": {
+        "channels": 4,
+        "l_max": 1,
+        "num_layers": 1,
+        "readout_size": 8,
+        "radial_hidden": 8,
+        "cutoff": 4.0,
+    },
     "stream": {"edge_budget": 1500, "window_blocks": 2},
     "engine": {"optimizer": "adamw", "zero_stage": 1, "warmup_steps": 5},
     "checkpoints": {"every": 5},
@@ -37,7 +44,9 @@ class Job:
     def __init__(self, cluster: Cluster, work: Path, name: str) -> None:
         self.cluster, self.out, self.folder = cluster, work / name, work
         recipe = str(ROOT / "slurm" / "pretrain.sbatch")
-        self.number = cluster.submit("--chdir", str(work), recipe, "recipe.yaml", str(self.out), cwd=work)
+        self.number = cluster.submit(
+            "--chdir", str(work), recipe, "recipe.yaml", str(self.out), cwd=work
+        )
 
     def step(self) -> int:
         """The last one in the metrics."""
@@ -70,15 +79,23 @@ def cycle(cluster: Cluster, job: Job) -> dict[str, float]:
     saved = job.step()
     job.await_step(saved + 8)
     restarts, started = cluster.restarts(job.number), time.monotonic()
-    cluster.submit("--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1", cwd=job.folder)
+    cluster.submit(
+        "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1", cwd=job.folder
+    )
     cluster.wait(lambda: cluster.restarts(job.number) == restarts + 1, 120, "requeue")
     requeued, at = time.monotonic() - started, job.step()
     job.await_step(at + 1)
-    return {"stopped at step": at, "s to requeue": requeued, "s to the next step": time.monotonic() - started}
+    return {
+        "stopped at step": at,
+        "s to requeue": requeued,
+        "s to the next step": time.monotonic() - started,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--cycles", type=int, default=5)
     arguments = parser.parse_args()
@@ -87,7 +104,9 @@ def main() -> None:
     slurm = tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True)
     with slurm as folder, tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "recipe.yaml").write_text(json.dumps({"data": str(arguments.data.resolve()), **SETTINGS}))
+        (work / "recipe.yaml").write_text(
+            json.dumps({"data": str(arguments.data.resolve()), **SETTINGS})
+        )
         cluster = Cluster(Path(folder))
         try:
             cluster.start()

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evenfield.data_pipelines.collection import Collection
-from evenfield.data_pipelines.stream import Stream
-from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.stream import Stream
+from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.loss import LossConfig, label_counts, weighted_loss
-from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 
 
 WARM_UP = 5
@@ -53,7 +53,9 @@ def fitted_costs(config: PretrainConfig, data: Collection, steps: int) -> np.nda
     return np.linalg.lstsq(table[usual, 1:], table[usual, 0], rcond=None)[0]
 
 
-def batches_of_ranks(config: PretrainConfig, data: Collection, steps: int, ranks: int) -> np.ndarray:
+def batches_of_ranks(
+    config: PretrainConfig, data: Collection, steps: int, ranks: int
+) -> np.ndarray:
     """Atoms and edges of each rank's batches, (steps, ranks, 2)."""
     levels = list(data.census()["levels_of_theory"])
     sizes = []
@@ -67,13 +69,17 @@ def batches_of_ranks(config: PretrainConfig, data: Collection, steps: int, ranks
             world_size=ranks,
         )
         source = stream.batches()
-        sizes.append([(batch.num_nodes, batch.num_edges) for batch in itertools.islice(source, steps)])
+        sizes.append(
+            [(batch.num_nodes, batch.num_edges) for batch in itertools.islice(source, steps)]
+        )
         source.close()
     return np.array(sizes).transpose(1, 0, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--ranks", type=int, default=8)
@@ -90,10 +96,15 @@ def main() -> None:
         "ms an atom, an edge": [float(f"{1000 * cost:.3g}") for cost in costs],
         "spread between batches, of the mean": {
             name: round(float(values.std() / values.mean()), 4)
-            for name, values in (("atoms", sizes[..., 0]), ("edges", sizes[..., 1]), ("cost", seconds))
+            for name, values in (
+                ("atoms", sizes[..., 0]),
+                ("edges", sizes[..., 1]),
+                ("cost", seconds),
+            )
         },
         "cost of the heaviest rank over the mean": {
-            str(n): round(float(seconds[:, :n].max(1).mean() / seconds[:, :n].mean()), 4) for n in (2, 4, 8)
+            str(n): round(float(seconds[:, :n].max(1).mean() / seconds[:, :n].mean()), 4)
+            for n in (2, 4, 8)
         },
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")

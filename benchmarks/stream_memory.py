@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.progress import track
 from stream_throughput import open_stream, synthetic
 
-from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 
 
 NUMBER = 10_240
@@ -34,7 +34,11 @@ def read(folder: Path) -> None:
     seen = sum(1 for window in windows for _ in stream.window(window))
     stream.state()
     # not getrusage: its maximum is inherited from the process that started this one
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     print(json.dumps({"seen": seen, "peak_mib": int(peak.split()[1]) / 1024}))
 
 
@@ -46,7 +50,9 @@ def enlarge(folder: Path, out: Path, factor: int) -> Path:
     for copy in range(factor):
         for index, (name, entry) in enumerate(sorted(info["shards"].items())):
             shards[f"train-{copy * len(info['shards']) + index:05d}.parquet"] = entry
-            (out / f"train-{copy * len(info['shards']) + index:05d}.parquet").hardlink_to(folder / name)
+            (out / f"train-{copy * len(info['shards']) + index:05d}.parquet").hardlink_to(
+                folder / name
+            )
     info["shards"] = shards
     for counts in (info["num_structures"], info["records"]):
         for name in counts:
@@ -57,7 +63,9 @@ def enlarge(folder: Path, out: Path, factor: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--read", type=Path, help="the process that reads is started with this")
     options = parser.parse_args()
     if options.read:

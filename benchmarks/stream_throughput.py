@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
-from evenfield.data_pipelines.graphs import structure_graph
-from evenfield.data_pipelines.packing import pack
-from evenfield.data_pipelines.schema import Structure
-from evenfield.data_pipelines.shards import shard_paths
-from evenfield.data_pipelines.stream import Stream, StreamConfig
-from evenfield.data_pipelines.weights import WeightConfig
+from evenfield.data_pipelines.batch import structure_graph
+from evenfield.data_pipelines.census.weights import WeightConfig
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.shards import shard_paths
+from evenfield.data_pipelines.stream.packing import pack
+from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.structure import Structure
 
 
 ROUNDS = 5
@@ -60,7 +60,9 @@ def synthetic(number: int, sizes: tuple[int, int] = (20, 80)) -> Iterator[Struct
 
 def open_stream(folder: Path, rank: int = 0, world_size: int = 1, **config: int) -> Stream:
     settings = StreamConfig(weights=WeightConfig(beta=0.5), **config)
-    return Stream(folder, settings, cutoff=5.0, levels_of_theory=["PBE"], rank=rank, world_size=world_size)
+    return Stream(
+        folder, settings, cutoff=5.0, levels_of_theory=["PBE"], rank=rank, world_size=world_size
+    )
 
 
 def raw_scan(folder: Path) -> int:
@@ -114,7 +116,12 @@ def resume_seconds(folder: Path) -> dict:
     started = time.perf_counter()
     next(open_stream(folder).batches())
     fresh = time.perf_counter() - started
-    return {"resumed": resumed_after, "fresh": fresh, "state_bytes": len(json.dumps(state)), "at_window": half}
+    return {
+        "resumed": resumed_after,
+        "fresh": fresh,
+        "state_bytes": len(json.dumps(state)),
+        "at_window": half,
+    }
 
 
 def packing(number: int = 2000, edge_budget: int = 40_000, ranks: int = 4) -> dict:
@@ -124,9 +131,16 @@ def packing(number: int = 2000, edge_budget: int = 40_000, ranks: int = 4) -> di
         chosen = islice(synthetic(number, (1, 200)), rank, None, ranks)
         graphs = (structure_graph(s, 5.0) for s in chosen)
         config = StreamConfig()
-        edges.append([sum(g.num_edges for g in b) for b in pack(graphs, edge_budget, 100_000, config.look_ahead)])
+        edges.append(
+            [
+                sum(g.num_edges for g in b)
+                for b in pack(graphs, edge_budget, 100_000, config.look_ahead)
+            ]
+        )
     steps = min(map(len, edges))
-    table = np.array([own[: steps - 1] for own in edges])  # the last batch of a rank is what was left
+    table = np.array(
+        [own[: steps - 1] for own in edges]
+    )  # the last batch of a rank is what was left
     return {
         "edge_budget": edge_budget,
         "mean_fill": float(table.mean() / edge_budget),
@@ -138,7 +152,9 @@ def packing(number: int = 2000, edge_budget: int = 40_000, ranks: int = 4) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--structures", type=int, default=100_000)
     number = parser.parse_args().structures
     with tempfile.TemporaryDirectory() as temporary:
@@ -147,7 +163,11 @@ def main() -> None:
         write_data_set(made, folder, {"file": "synthetic", "sha256": ""}, ConvertConfig())
         result = {
             "command": f"python {' '.join(sys.argv)}",
-            "machine": {"platform": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+            "machine": {
+                "platform": platform.machine(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+            },
             "structures": number,
             "throughput": throughput(folder),
             "first_batch_seconds": resume_seconds(folder),

@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.collection import Collection
-from evenfield.data_pipelines.stream import Stream
-from evenfield.model_zoo.backbone import Interaction
-from evenfield.model_zoo.potential import Potential, forces_and_stress
-from evenfield.pretrain.checkpoints import seed_everything
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.stream import Stream
+from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
+from evenfield.model_zoo.network.gaunt.backbone import Interaction
+from evenfield.model_zoo.potential.potential import Potential, forces_and_stress
+from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.engine import parameter_groups
-from evenfield.pretrain.evaluation import evaluate, with_a_head
-from evenfield.pretrain.loss import label_counts, weighted_loss
-from evenfield.pretrain.start import build_potential
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.engine import parameter_groups
+from evenfield.pretrain.loop.loss import label_counts, weighted_loss
 
 
 NET_FORCE = 1.0  # weight of the penalty, per (eV/A)^2 and atom
@@ -54,10 +54,14 @@ class DirectForces(nn.Module):
         copy_leading(self.short, long)
         backbone.layers[-1] = long
         depth = len(backbone.layers)
-        self.weight = nn.Parameter(0.1 * torch.randn(len(config.levels_of_theory), depth * config.channels))
+        self.weight = nn.Parameter(
+            0.1 * torch.randn(len(config.levels_of_theory), depth * config.channels)
+        )
         self._features: list[Tensor] = []
         for layer in backbone.layers:
-            layer.register_forward_hook(lambda module, inputs, output: self._features.append(output))
+            layer.register_forward_hook(
+                lambda module, inputs, output: self._features.append(output)
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As the potential's, with direct forces and no stress."""
@@ -71,7 +75,9 @@ class DirectForces(nn.Module):
         energies = potential.e0[head, batch.atomic_numbers] + energies + core_energies
         core, _ = forces_and_stress(slope, vectors, tiles, batch)
         arrows = torch.cat([x[1:4] for x in self._features], 2)  # (3, N, layers * C)
-        own = torch.einsum("anc,nc->na", arrows, self.weight[head]) * potential.scale[head].unsqueeze(1)
+        own = torch.einsum("anc,nc->na", arrows, self.weight[head]) * potential.scale[
+            head
+        ].unsqueeze(1)
         energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
         return {
             "energy": energy,
@@ -109,7 +115,9 @@ def net_force_penalty(prediction: dict[str, Tensor], batch: Batch) -> Tensor:
     return (net.square().sum(1) / batch.ptr.diff()).mean()
 
 
-def train(model: nn.Module, batches: Any, config: PretrainConfig, clock: Clock, until: float) -> int:
+def train(
+    model: nn.Module, batches: Any, config: PretrainConfig, clock: Clock, until: float
+) -> int:
     """Steps until so much of the budget is spent; returns their number."""
     direct = isinstance(model, DirectForces)
     potential = model.potential if isinstance(model, DirectForces) else model
@@ -128,7 +136,9 @@ def train(model: nn.Module, batches: Any, config: PretrainConfig, clock: Clock, 
             loss = loss + NET_FORCE * net_force_penalty(prediction, batch)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], config.engine.clip_norm)
+        nn.utils.clip_grad_norm_(
+            [p for group in groups for p in group["params"]], config.engine.clip_norm
+        )
         rate = config.engine.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, clock.spent())))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARM_UP)
@@ -154,7 +164,9 @@ def run(folder: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
     seed_everything(seed)
     potential = build_potential(config, data).train()
     levels = potential.config.levels_of_theory
-    batches = Stream(folder, config.stream, cutoff=config.model.cutoff, levels_of_theory=levels).batches()
+    batches = Stream(
+        folder, config.stream, cutoff=config.model.cutoff, levels_of_theory=levels
+    ).batches()
     clock, steps = Clock(seconds), {}
     if share:
         model = DirectForces(potential).train()
@@ -170,13 +182,18 @@ def over_plain(runs: dict[str, Any], share: float, seeds: list[int]) -> dict[str
     """Error over that of plain training less 1 in percent: the median over seeds, then each seed's."""
     rows = {}
     for name in FIGURES:
-        ratios = [runs[f"share {share:g}, seed {s}"][name] / runs[f"share 0, seed {s}"][name] for s in seeds]
+        ratios = [
+            runs[f"share {share:g}, seed {s}"][name] / runs[f"share 0, seed {s}"][name]
+            for s in seeds
+        ]
         rows[name] = [round(100 * (value - 1), 1) for value in (statistics.median(ratios), *ratios)]
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("name")
     parser.add_argument("--seconds", type=float, default=120.0)
@@ -187,7 +204,9 @@ def main() -> None:
     path, runs = RESULTS / f"two_stages_{arguments.name}.json", {}
     for seed in arguments.seeds:
         for share in arguments.shares:
-            runs[f"share {share:g}, seed {seed}"] = run(arguments.data, seed, share, arguments.seconds)
+            runs[f"share {share:g}, seed {seed}"] = run(
+                arguments.data, seed, share, arguments.seconds
+            )
             result = {
                 "command": f"python benchmarks/two_stages.py DATA {arguments.name} --seconds {arguments.seconds:g}",
                 "date": time.strftime("%Y-%m-%d"),
@@ -196,7 +215,9 @@ def main() -> None:
             }
             path.write_text(json.dumps(result, indent=1) + "\n")
     later = [share for share in arguments.shares if share]
-    result["over share 0, %: median, seeds"] = {f"{s:g}": over_plain(runs, s, arguments.seeds) for s in later}
+    result["over share 0, %: median, seeds"] = {
+        f"{s:g}": over_plain(runs, s, arguments.seeds) for s in later
+    }
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from ase import units
 
-from evenfield.data_pipelines.schema import Structure
-from evenfield.data_pipelines.settings import load_settings
-from evenfield.data_pipelines.sources import SourceConfig
-from evenfield.data_pipelines.unit_check import examine, sample_structures
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.checks.unit_check import examine, sample_structures
+from evenfield.data_pipelines.sources.read import SourceConfig
+from evenfield.data_pipelines.structure import Structure
 
 
 SHORT = {
@@ -58,10 +58,14 @@ def spoiled(structure: Structure, factors: dict[str, float]) -> Structure:
 
 def row(path: Path) -> list[str]:
     """One line of the table: name, structures sampled, and what refused each wrong version."""
-    config = load_settings(SourceConfig, Path("ref_labels"), ["split_by=group", "masks.stress=stress_suspect"])
+    config = load_settings(
+        SourceConfig, Path("ref_labels"), ["split_by=group", "masks.stress=stress_suspect"]
+    )
     structures = sample_structures(str(path), config)
     labelled = {
-        name for name in ("energy", "forces", "stress") if any(getattr(s, name) is not None for s in structures)
+        name
+        for name in ("energy", "forces", "stress")
+        if any(getattr(s, name) is not None for s in structures)
     }
     cells = [path.name.split(".")[0], str(len(structures))]
     for factors in WRONG.values():

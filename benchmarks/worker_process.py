@@ -19,9 +19,21 @@ WARM_UP = 4  # calls; TorchScript settles after three
 class Worker:
     """One side: a process that trains or infers when it is asked and is idle otherwise."""
 
-    def __init__(self, name: str, python: str, mode: str, structures: Path, options: argparse.Namespace) -> None:
-        sizes = {n: getattr(options, n) for n in ("channels", "hidden_l", "l_max", "layers", "cutoff", "threads")}
-        command = [python, str(HERE / f"{name}_worker.py"), "--structures", str(structures), "--mode", mode]
+    def __init__(
+        self, name: str, python: str, mode: str, structures: Path, options: argparse.Namespace
+    ) -> None:
+        sizes = {
+            n: getattr(options, n)
+            for n in ("channels", "hidden_l", "l_max", "layers", "cutoff", "threads")
+        }
+        command = [
+            python,
+            str(HERE / f"{name}_worker.py"),
+            "--structures",
+            str(structures),
+            "--mode",
+            mode,
+        ]
         for key, value in sizes.items():
             command += [f"--{key.replace('_', '-')}", str(value)]
         self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process

@@ -32,15 +32,21 @@ import torch
 
 
 LEARNING_RATE = 1e-4
-Forward = Callable[[], tuple[torch.Tensor, torch.Tensor]]  # energy (S,) in eV, forces (N, 3) in eV/A
+Forward = Callable[
+    [], tuple[torch.Tensor, torch.Tensor]
+]  # energy (S,) in eV, forces (N, 3) in eV/A
 
 
 class Labels:
     """Target energy (S,) in eV and forces (N, 3) in eV/A of a batch of ase structures."""
 
     def __init__(self, structures: list[Any]) -> None:
-        self.energy = torch.tensor([a.get_potential_energy() for a in structures], dtype=torch.float32)
-        self.forces = torch.tensor(np.concatenate([a.get_forces() for a in structures]), dtype=torch.float32)
+        self.energy = torch.tensor(
+            [a.get_potential_energy() for a in structures], dtype=torch.float32
+        )
+        self.forces = torch.tensor(
+            np.concatenate([a.get_forces() for a in structures]), dtype=torch.float32
+        )
         self.num_atoms = torch.tensor([len(a) for a in structures], dtype=torch.float32)
 
     def loss(self, energy: torch.Tensor, forces: torch.Tensor) -> torch.Tensor:
@@ -120,5 +126,7 @@ def serve(ready: dict[str, Any], trainer: Trainer, infer: Forward) -> None:
         for _ in range(count):
             result = calls[name]()
         seconds = clock() - start
-        answer = {"seconds": seconds, "loss": float(result)} if name == "train" else {"seconds": seconds}
+        answer = (
+            {"seconds": seconds, "loss": float(result)} if name == "train" else {"seconds": seconds}
+        )
         print(json.dumps(answer), flush=True)

@@ -7,13 +7,13 @@ import sys
 import typer
 
 from ..data_pipelines.commands import app as data_app
-from ..diagnostics.check_commands import app as check_app
+from ..diagnostics.checks.commands import app as check_app
 from ..diagnostics.commands import quickstart, report
 from ..finetune.commands import app as finetune_app
-from ..finetune.zoo_commands import zoo_build
+from ..finetune.zoo_build.commands import zoo_build
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
-from ..model_zoo.cost_commands import app as model_app
+from ..model_zoo.cost.commands import app as model_app
 from ..pretrain.commands import evaluate, pretrain
 from ..simulation.commands import simulate
 

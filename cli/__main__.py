@@ -1,4 +1,4 @@
-from evenfield.cli import main
+from . import main
 
 
 main()

@@ -11,8 +11,12 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")]
-Source = Annotated[str, typer.Argument(help="file, folder, glob, URL or hub data set owner/name[@revision]")]
+Recipe = Annotated[
+    Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")
+]
+Source = Annotated[
+    str, typer.Argument(help="file, folder, glob, URL or hub data set owner/name[@revision]")
+]
 
 
 @app.command()
@@ -24,9 +28,9 @@ def generate(
 
     Example: evenfield data generate runs/embedded.extxyz.gz num_structures=2000 seed=0
     """
-    from .generate import GeneratorConfig
-    from .generate import generate as run
-    from .settings import load_settings
+    from ..core.settings import load_settings
+    from .demo.generate import GeneratorConfig
+    from .demo.generate import generate as run
 
     run(load_settings(GeneratorConfig, None, overrides), out)
 
@@ -37,9 +41,15 @@ def convert(
     out: Annotated[Path, typer.Argument(help="folder of the converted data set")],
     overrides: Overrides = None,
     recipe: Recipe = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes; one per core when not given")] = None,
-    task: Annotated[str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")] = None,
-    trust_units: Annotated[bool, typer.Option("--trust-units", help="convert though units look wrong")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; one per core when not given")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")
+    ] = None,
+    trust_units: Annotated[
+        bool, typer.Option("--trust-units", help="convert though units look wrong")
+    ] = False,
 ) -> None:
     """Convert a source to Parquet shards with a census, after a check of its units and signs.
 
@@ -49,15 +59,17 @@ def convert(
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE columns.energy=REF_energy
     units.energy=eV
     """
-    from .convert import ConvertConfig
-    from .convert import convert as run
-    from .settings import load_settings
+    from ..core.settings import load_settings
+    from .convert.convert import ConvertConfig
+    from .convert.convert import convert as run
 
     words = [*(overrides or []), *(["trust_units=true"] if trust_units else [])]
     config = load_settings(ConvertConfig, recipe, words)
     info = run(source, out, config, workers=workers, task=_share(task))
     if info is None:
-        typer.echo(f"{out}: task {task} is staged; when all are, run the same command without --task")
+        typer.echo(
+            f"{out}: task {task} is staged; when all are, run the same command without --task"
+        )
         return
     records, twins = info["records"], info["near_duplicates"]
     splits = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
@@ -86,9 +98,9 @@ def check_units(source: Source, overrides: Overrides = None, recipe: Recipe = No
 
     Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe --recipe lemat
     """
-    from .convert import ConvertConfig
-    from .settings import load_settings
-    from .unit_check import check_units as run
+    from ..core.settings import load_settings
+    from .checks.unit_check import check_units as run
+    from .convert.convert import ConvertConfig
 
     report = run(source, load_settings(ConvertConfig, recipe, overrides))
     for finding in report.findings:
@@ -107,8 +119,8 @@ def inspect(folder: Annotated[Path, typer.Argument(help="folder of a converted d
     from rich.table import Table
     from rich.text import Text
 
-    from .inspection import inspect as run
-    from .inspection_page import about, level_table, outlier_counts, write_inspection
+    from .checks.inspection import inspect as run
+    from .checks.inspection_page import about, level_table, outlier_counts, write_inspection
 
     inspection = run(folder)
     picture, page = write_inspection(inspection)
@@ -129,13 +141,17 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
     from rich.console import Console
     from rich.table import Table
 
-    from .census import count_shards
-    from .periodic_table import periodic_table_heat_map
-    from .shards import read_info
+    from ..core.figures.periodic_table import periodic_table_heat_map
+    from .census.census import count_shards
+    from .store.shards import read_info
 
     content = count_shards(folder / name for name in read_info(folder)["shards"]).to_dict()
-    table = Table("element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder))
-    rows = sorted(content["per_element"].items(), key=lambda item: -sum(item[1]["structures"].values()))
+    table = Table(
+        "element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder)
+    )
+    rows = sorted(
+        content["per_element"].items(), key=lambda item: -sum(item[1]["structures"].values())
+    )
     for symbol, row in rows:
         rms = "-" if row["force_rms"] is None else f"{row['force_rms']:.3f}"
         splits = (str(row["structures"].get(split, 0)) for split in ("train", "valid", "test"))
@@ -147,7 +163,9 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
         console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
     counts = {symbol: sum(row["structures"].values()) for symbol, row in rows}
     picture = folder / "census.png"
-    periodic_table_heat_map(counts, str(folder), "structures with the element", log=True).savefig(picture)
+    periodic_table_heat_map(counts, str(folder), "structures with the element", log=True).savefig(
+        picture
+    )
     console.print(f"picture: {picture}")
 
 
@@ -163,13 +181,21 @@ def weights(
     from rich.console import Console
     from rich.table import Table
 
-    from .settings import load_settings
-    from .weight_report import weight_report
-    from .weights import WeightConfig
+    from ..core.settings import load_settings
+    from .census.weights import WeightConfig
+    from .checks.weight_report import weight_report
 
     config = load_settings(WeightConfig, None, overrides)
     report = weight_report(folder, config)
-    table = Table("element", "structures", "copies an epoch", "ratio", "share before", "share after", title=str(folder))
+    table = Table(
+        "element",
+        "structures",
+        "copies an epoch",
+        "ratio",
+        "share before",
+        "share after",
+        title=str(folder),
+    )
     for symbol, before, after, ratio in report.rows():
         shares = (f"{n / report.num_structures:.2%}" for n in (before, after))
         table.add_row(symbol, str(before), f"{after:.1f}", f"{ratio:.2f}", *shares)

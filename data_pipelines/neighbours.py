@@ -19,7 +19,10 @@ def neighbour_list(
     sender is `positions[j] - positions[i] + cell_shifts @ cell`.  An atom is its own neighbour through the
     cell's images but never at zero shift.  Cell vectors along which nothing is periodic may be zero.
     """
-    positions, cell = np.ascontiguousarray(positions, np.float64), np.ascontiguousarray(cell, np.float64)
+    positions, cell = (
+        np.ascontiguousarray(positions, np.float64),
+        np.ascontiguousarray(cell, np.float64),
+    )
     if np.any(pbc) and not np.all(pbc):
         cell = np.ascontiguousarray(complete_cell(cell))
     search = _search_radius(positions, cell, pbc, cutoff)
@@ -41,7 +44,9 @@ def cell_heights(cell: np.ndarray) -> np.ndarray:
     return np.divide(abs(np.linalg.det(cell)), areas, out=np.zeros(3), where=areas > 0)
 
 
-def _search_radius(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> float:
+def _search_radius(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> float:
     """The cutoff, widened until the boxes of that width that fill the structure are few enough."""
     extents = np.ptp(positions, axis=0)
     if np.any(pbc):

@@ -10,9 +10,14 @@ import typer
 
 def report(
     out: Annotated[Path, typer.Argument(help="folder for report.html and pictures/")],
-    runs: Annotated[list[str], typer.Argument(help="runs to show as name=folder; two are compared before, after")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="runs to show as name=folder; two are compared before, after"),
+    ],
     title: Annotated[str, typer.Option(help="heading of the page")] = "evenfield",
-    fewshot: Annotated[Path | None, typer.Option(help="fewshot.json of `evenfield finetune curve`")] = None,
+    fewshot: Annotated[
+        Path | None, typer.Option(help="fewshot.json of `evenfield finetune curve`")
+    ] = None,
     model_card: Annotated[Path | None, typer.Option(help="README.md of a model folder")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to put at the end")] = None,
 ) -> None:
@@ -20,15 +25,19 @@ def report(
 
     Example: evenfield report runs/report uniform=runs/uniform reweighted=runs/reweighted --fewshot runs/fewshot.json
     """
-    from .report import write_report
+    from .report.report import write_report
 
     folders = {}
     for word in runs:
         name, equals, folder = word.partition("=")
         if not equals:
-            raise ValueError(f"'{word}': name a run as name=folder, for example uniform=runs/uniform")
+            raise ValueError(
+                f"'{word}': name a run as name=folder, for example uniform=runs/uniform"
+            )
         folders[name] = Path(folder)
-    page = write_report(out, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes)
+    page = write_report(
+        out, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
+    )
     typer.echo(f"report: {page}")
 
 
@@ -41,8 +50,8 @@ def quickstart(
     Each step is printed as the command that does it. Steps whose output is there are kept; remove the folder to
     start anew.
     """
-    from ..data_pipelines.settings import load_settings
-    from .quickstart import QuickstartConfig
-    from .quickstart import quickstart as run
+    from ..cli.quickstart import QuickstartConfig
+    from ..cli.quickstart import quickstart as run
+    from ..core.settings import load_settings
 
     run(out, load_settings(QuickstartConfig, None, overrides))

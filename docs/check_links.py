@@ -40,7 +40,11 @@ def faults(root: Path) -> list[str]:
 def markdown_files(root: Path) -> list[Path]:
     """All but those in hidden folders and in what builds and runs leave behind."""
     paths = sorted(root.rglob("*.md"))
-    return [p for p in paths if not any(s.startswith(".") or s in SKIPPED for s in p.relative_to(root).parts)]
+    return [
+        p
+        for p in paths
+        if not any(s.startswith(".") or s in SKIPPED for s in p.relative_to(root).parts)
+    ]
 
 
 def link_faults(path: Path, text: str) -> Iterator[str]:
@@ -54,7 +58,11 @@ def link_faults(path: Path, text: str) -> Iterator[str]:
         target = path.parent / unquote(name) if name else path
         if not target.exists():
             yield f"link to {link}: no such file"
-        elif anchor and target.suffix == ".md" and anchor not in anchors(target.read_text(encoding="utf-8")):
+        elif (
+            anchor
+            and target.suffix == ".md"
+            and anchor not in anchors(target.read_text(encoding="utf-8"))
+        ):
             yield f"link to {link}: no such heading"
 
 
@@ -71,11 +79,16 @@ def command_faults(root: Path, text: str) -> Iterator[str]:
             continue
         for line in match[2].replace("\\\n", " ").splitlines():
             words = shlex.split(line.strip().removeprefix("$ "), comments=True)
-            place = next((k for k, w in enumerate(words) if w in ("evenfield", "evenfield.cli", "make")), None)
+            place = next(
+                (k for k, w in enumerate(words) if w in ("evenfield", "evenfield.cli", "make")),
+                None,
+            )
             if place is None:
                 continue
             problem = make_problem(root, words[place + 1 :]) if words[place] == "make" else None
-            problem = problem or (console_problem(words[place + 1 :]) if words[place] != "make" else None)
+            problem = problem or (
+                console_problem(words[place + 1 :]) if words[place] != "make" else None
+            )
             if problem:
                 yield f"'{line.strip()}': {problem}"
 
@@ -93,19 +106,29 @@ def console_problem(words: list[str]) -> str | None:
     words = list(words)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         name = words.pop(0)
-        if name not in command.commands and hasattr(command, "default_command"):  # the first word is its argument
+        if name not in command.commands and hasattr(
+            command, "default_command"
+        ):  # the first word is its argument
             words.insert(0, name)
             name = command.default_command
         if name not in command.commands:
             return f"{command.name or 'evenfield'} has no command {name}"
         command = command.commands[name]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    options = (w.partition("=")[0] for w in words if w.startswith("-") and not re.match(r"-\.?\d", w))
+    known = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    options = (
+        w.partition("=")[0] for w in words if w.startswith("-") and not re.match(r"-\.?\d", w)
+    )
     unknown = [option for option in options if option not in {*known, "--help"}]
     return f"{command.name} has no option {unknown[0]}" if unknown else None
 
 
 if __name__ == "__main__":
-    lines = faults(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parents[1])
+    lines = faults(
+        Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
+    )
     print("\n".join(lines) or "links and commands: all there")
     sys.exit(bool(lines))

@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 
 if TYPE_CHECKING:
-    from .forgetting import Forgetting
     from .run import FineTuned
+    from .safety.forgetting import Forgetting
 
 
 class ModelFirst(TyperGroup):
@@ -20,7 +20,9 @@ class ModelFirst(TyperGroup):
     default_command = "run"
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, args if args[0] in self.commands else [self.default_command, *args])
+        return super().resolve_command(
+            ctx, args if args[0] in self.commands else [self.default_command, *args]
+        )
 
 
 app = typer.Typer(
@@ -38,13 +40,19 @@ Hub = Annotated[Path | None, typer.Option("--folder-hub", help="folder hub to lo
 @app.command()
 def run(
     model: Model,
-    data: Annotated[str, typer.Argument(help="a file with labels, or the folder of a converted data set")],
+    data: Annotated[
+        str, typer.Argument(help="a file with labels, or the folder of a converted data set")
+    ],
     out: Annotated[Path, typer.Argument(help="folder of the fine-tuned model")],
     overrides: Overrides = None,
     recipe: Recipe = None,
     folder_hub: Hub = None,
-    licence: Annotated[str | None, typer.Option(help="licence of the new weights; default the base model's")] = None,
-    probe: Annotated[str | None, typer.Option(help="converted pretraining data, for the forgetting report")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="licence of the new weights; default the base model's")
+    ] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="converted pretraining data, for the forgetting report")
+    ] = None,
 ) -> None:
     """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
 
@@ -52,10 +60,10 @@ def run(
 
     Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model num_structures=16 strategy=full
     """
-    from ..data_pipelines.settings import load_settings
-    from ..model_zoo.hub import load, resolve
-    from .forgetting import forgetting_report, probe_of
+    from ..core.settings import load_settings
+    from ..model_zoo.hub.load import load, resolve
     from .run import FineTuneConfig, finetune
+    from .safety.forgetting import forgetting_report, probe_of
     from .save import save_finetuned
 
     loaded = load(model, folder_hub)
@@ -70,34 +78,47 @@ def run(
 @app.command()
 def curve(
     model: Model,
-    data: Annotated[Path, typer.Argument(help="folder of a converted data set of one level of theory")],
-    out: Annotated[Path, typer.Argument(help="file to write, fewshot.json; the plot stands beside it")],
+    data: Annotated[
+        Path, typer.Argument(help="folder of a converted data set of one level of theory")
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="file to write, fewshot.json; the plot stands beside it")
+    ],
     overrides: Overrides = None,
     recipe: Recipe = None,
     folder_hub: Hub = None,
-    task: Annotated[str | None, typer.Option(help="K/N: only every N-th cell from the K-th, for job arrays")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="K/N: only every N-th cell from the K-th, for job arrays")
+    ] = None,
 ) -> None:
     """Errors against the number of structures: pretrained, step 0, strategies, from scratch. Resumable.
 
     Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json sizes=[4,16] seeds=[0]
     strategies=[refit,full]
     """
-    from ..data_pipelines.settings import load_settings
-    from ..model_zoo.hub import load
-    from .curve import CurveConfig, curve_table, few_shot_curve, samples_needed
-    from .curve_plot import plot_curve
+    from ..core.settings import load_settings
+    from ..model_zoo.hub.load import load
+    from .few_shot.curve import CurveConfig, curve_table, few_shot_curve, samples_needed
+    from .few_shot.curve_plot import plot_curve
 
     settings, share = load_settings(CurveConfig, recipe, overrides), _share(task)
-    content = few_shot_curve(load(model, folder_hub), data, out, settings, task=share, say=typer.echo)
+    content = few_shot_curve(
+        load(model, folder_hub), data, out, settings, task=share, say=typer.echo
+    )
     if share is not None:
         typer.echo(f"task {task} is done; when all are, run the same command without --task")
         return
-    for figure, title in (("force_mae", "force MAE (eV/A)"), ("energy_mae_per_atom", "energy MAE (eV/atom)")):
+    for figure, title in (
+        ("force_mae", "force MAE (eV/A)"),
+        ("energy_mae_per_atom", "energy MAE (eV/atom)"),
+    ):
         _print_table(title, *curve_table(content["rows"], figure))
     for name in settings.strategies:
         ratio = samples_needed(content["rows"], name)
         if ratio is not None:
-            typer.echo(f"{name}: {ratio:.2g} times fewer structures than from scratch for the same force error")
+            typer.echo(
+                f"{name}: {ratio:.2g} times fewer structures than from scratch for the same force error"
+            )
     typer.echo(f"curve: {out}\nplot: {plot_curve(content, out.with_suffix('.png'))}")
 
 
@@ -110,7 +131,7 @@ def attach(
 
     Example: evenfield finetune attach runs/mine/model runs/data
     """
-    from .trust import attach_trust
+    from .safety.trust import attach_trust
 
     typer.echo(f"{model}: now with {', '.join(attach_trust(model, data))}")
 
@@ -141,8 +162,15 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
     header = ["", "energy MAE (meV/atom)", "force MAE (eV/A)"]
-    rows = [[row.name, _number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)] for row in result.table]
-    _print_table(f"{result.level_of_theory}: {len(result.target.train)} structures to learn from", header, rows)
+    rows = [
+        [row.name, _number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)]
+        for row in result.table
+    ]
+    _print_table(
+        f"{result.level_of_theory}: {len(result.target.train)} structures to learn from",
+        header,
+        rows,
+    )
     judged = next(iter(result.evaluations.values()))
     rows = []
     for name, row in result.evaluations.items():
@@ -164,11 +192,17 @@ def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
 def _print_notes(result: FineTuned) -> None:
     reference, refit = result.reference, result.refit
     if reference.another_zero:
-        typer.echo("the energies have another zero than the model's: E0 of all elements was fitted anew")
+        typer.echo(
+            "the energies have another zero than the model's: E0 of all elements was fitted anew"
+        )
     if reference.undetermined:
         names = ", ".join(reference.undetermined)
         typer.echo(f"E0 not determined by these structures, kept near the pretrained: {names}")
     if refit.duplicates:
-        typer.echo(f"{refit.duplicates} structures are copies of others and were left out together with them")
+        typer.echo(
+            f"{refit.duplicates} structures are copies of others and were left out together with them"
+        )
     noise = ", ".join(f"{kind} {value:.3g}" for kind, value in refit.noise.items())
-    typer.echo(f"{refit.rows} labels; estimated noise of a typical structure (eV/atom, eV/A, eV/A^3): {noise}")
+    typer.echo(
+        f"{refit.rows} labels; estimated noise of a typical structure (eV/atom, eV/A, eV/A^3): {noise}"
+    )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ..data_pipelines.graphs import collate, structure_graph
-from ..data_pipelines.schema import Structure
-from ..model_zoo.hub import LoadedModel
+from ..data_pipelines.batch import collate, structure_graph
+from ..data_pipelines.structure import Structure
+from ..model_zoo.hub.load import LoadedModel
 
 
 def structure_features(model: LoadedModel, frames: Iterable[Atoms]) -> np.ndarray:
@@ -18,9 +18,13 @@ def structure_features(model: LoadedModel, frames: Iterable[Atoms]) -> np.ndarra
     potential, rows = model.potential, []
     level, dtype = potential.config.levels_of_theory[0], next(potential.parameters()).dtype
     for atoms in frames:
-        s = Structure(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, "features", "")
+        s = Structure(
+            atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, "features", ""
+        )
         batch = collate([structure_graph(s, potential.config.cutoff, [level], dtype)])
         with torch.no_grad():
             vectors, tiles = potential.edge_vectors(batch)
-            rows.append(potential.features(batch.atomic_numbers, vectors, tiles).mean(0).double().numpy())
+            rows.append(
+                potential.features(batch.atomic_numbers, vectors, tiles).mean(0).double().numpy()
+            )
     return np.array(rows)

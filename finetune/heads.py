@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..model_zoo.potential import Potential
-from .posterior import Posterior
+from ..model_zoo.potential.potential import Potential
+from .closed_form.posterior import Posterior
 
 
 def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
@@ -17,7 +17,9 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
     levels = list(potential.config.levels_of_theory)
     new_levels = levels if level_of_theory in levels else [*levels, level_of_theory]
     if like is not None and like not in levels:
-        raise ValueError(f"'{like}' is not a level of theory of the model; it has: {', '.join(levels)}")
+        raise ValueError(
+            f"'{like}' is not a level of theory of the model; it has: {', '.join(levels)}"
+        )
     source = levels.index(like) if like else 0
     copy = Potential(potential.config.model_copy(update={"levels_of_theory": new_levels}))
     parameter = next(potential.parameters())
@@ -31,7 +33,11 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
 
 
 def add_to_head(
-    potential: Potential, head: int, change: np.ndarray, new_elements: np.ndarray, elements: np.ndarray
+    potential: Potential,
+    head: int,
+    change: np.ndarray,
+    new_elements: np.ndarray,
+    elements: np.ndarray,
 ) -> None:
     """Add to a head in place: shared weights, own weights of new elements, E0, end to end (P,)."""
     readout = potential.readout
@@ -52,7 +58,9 @@ def member_levels(level: str, number: int) -> list[str]:
 def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
     """A copy with a further head for each bootstrap refit of the posterior; without any, the potential itself."""
     for member, change in zip(
-        member_levels(posterior.level_of_theory, len(posterior.bootstrap)), posterior.bootstrap, strict=True
+        member_levels(posterior.level_of_theory, len(posterior.bootstrap)),
+        posterior.bootstrap,
+        strict=True,
     ):
         potential = with_head(potential, member, posterior.level_of_theory)
         head = potential.config.levels_of_theory.index(member)

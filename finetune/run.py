@@ -14,40 +14,52 @@ from ase.data import chemical_symbols
 from pydantic import Field
 from torch import Tensor
 
-from ..data_pipelines.schema import Structure
-from ..data_pipelines.settings import Settings
-from ..data_pipelines.source_config import SourceConfig
-from ..model_zoo.hub import LoadedModel
-from ..model_zoo.potential import Potential
-from ..pretrain.evaluation import predict, summarise, with_a_head
-from .gradient import GradientConfig, GradientReport, GradientStrategy, train_gradient
-from .guard import SHARES, HeldOut
+from ..core.settings import Settings
+from ..data_pipelines.sources.config import SourceConfig
+from ..data_pipelines.structure import Structure
+from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.potential.potential import Potential
+from .closed_form.posterior import Posterior
+from .closed_form.radii import refit_radii
+from .closed_form.reference_energies import ReferenceReport, refit_reference_energies
+from .closed_form.refit import RefitConfig, RefitReport, refit_readout
+from .gradient.new_elements import start_from_neighbours
+from .gradient.replay import ReplayConfig, draw_for_replay, labelled_by
+from .gradient.train import GradientConfig, GradientReport, GradientStrategy, train_gradient
 from .heads import with_ensemble, with_head
-from .new_elements import start_from_neighbours
-from .posterior import Posterior
-from .radii import refit_radii
-from .reference_energies import ReferenceReport, refit_reference_energies
-from .refit import RefitConfig, RefitReport, refit_readout
-from .replay import ReplayConfig, draw_for_replay, labelled_by
-from .step0 import Step, refuse_if_worse, refuse_wrong_units, step, worse_labels
+from .safety.guard import SHARES, HeldOut
+from .safety.step0 import Step, refuse_if_worse, refuse_wrong_units, step, worse_labels
 from .target import Target, open_target
 
 
 Strategy = Literal["auto", "refit", "readout", "lora", "full", "new-element"]
 FEW = 8  # training structures: with fewer, the refit alone (docs/decisions/0009)
-ONCE_MORE = 0.5  # length of the training with the held-out structures over that of the one before it
+ONCE_MORE = (
+    0.5  # length of the training with the held-out structures over that of the one before it
+)
 
 
 class FineTuneConfig(Settings):
     """What is fitted, and how."""
 
     strategy: Strategy = Field(default="auto", description="auto: by the number of structures")
-    start: Literal["refit", "step0"] = Field(default="step0", description="where a gradient strategy starts")
-    num_structures: int | None = Field(default=None, gt=0, description="training structures drawn; all when not given")
-    valid_share: float = Field(default=0.2, ge=0, lt=1, description="held out where the data have no validation split")
+    start: Literal["refit", "step0"] = Field(
+        default="step0", description="where a gradient strategy starts"
+    )
+    num_structures: int | None = Field(
+        default=None, gt=0, description="training structures drawn; all when not given"
+    )
+    valid_share: float = Field(
+        default=0.2, ge=0, lt=1, description="held out where the data have no validation split"
+    )
     seed: int = 0
-    trust_units: bool = Field(default=False, description="go on though labels look like another unit")
-    ensemble: int = Field(default=0, ge=0, le=64, description="further heads by bootstrap, for uncertainty")
+    trust_units: bool = Field(
+        default=False, description="go on though labels look like another unit"
+    )
+    ensemble: int = Field(
+        default=0, ge=0, le=64, description="further heads by bootstrap, for uncertainty"
+    )
     source: SourceConfig = SourceConfig()
     refit: RefitConfig = RefitConfig()
     gradient: GradientConfig = GradientConfig()
@@ -75,7 +87,9 @@ class FineTuned:
     seconds: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     gradient: GradientReport | None = None
-    held_out: tuple[float, float] | None = None  # score at step 0 and at the end (guard.py); None if none was held out
+    held_out: tuple[float, float] | None = (
+        None  # score at step 0 and at the end (guard.py); None if none was held out
+    )
 
     @property
     def structures(self) -> list[Structure]:
@@ -115,7 +129,9 @@ def choose_strategy(num_structures: int) -> Strategy:
 class _Run:
     """One fine-tuning; the methods in the order in which they are called."""
 
-    def __init__(self, model: LoadedModel, target: Target, config: FineTuneConfig, quiet: bool) -> None:
+    def __init__(
+        self, model: LoadedModel, target: Target, config: FineTuneConfig, quiet: bool
+    ) -> None:
         self.model, self.target, self.config, self.quiet = model, target, config, quiet
         level = target.level_of_theory
         self.potential = with_head(model.potential, level)
@@ -176,13 +192,18 @@ class _Run:
         weights = copy.deepcopy(self.potential.state_dict())
         change()
         refit_reference_energies(self.potential, self.head, self.target.train, self.known_e0)
-        if worse_labels(step("changed", self.potential, self.target.train), before) or self._score() > score:
+        if (
+            worse_labels(step("changed", self.potential, self.target.train), before)
+            or self._score() > score
+        ):
             self.potential.load_state_dict(weights)
 
     def _refit(self, name: str) -> tuple[RefitReport, Posterior]:
         """Readout and E0 in closed form, as far toward the solution as is best on held-out structures."""
         weights, score = copy.deepcopy(self.potential.state_dict()), self._score()
-        report, posterior = self._closed_form(self.structures if self.with_all else self.target.train)
+        report, posterior = self._closed_form(
+            self.structures if self.with_all else self.target.train
+        )
         share = 1.0
         if self.held_out:
             share = self._best_share(weights, copy.deepcopy(self.potential.state_dict()), score)
@@ -201,7 +222,9 @@ class _Run:
         self.potential.load_state_dict(between(start, end, share))
         return share
 
-    def _with_all_structures(self, refit: RefitReport, posterior: Posterior) -> tuple[RefitReport, Posterior]:
+    def _with_all_structures(
+        self, refit: RefitReport, posterior: Posterior
+    ) -> tuple[RefitReport, Posterior]:
         """The refit once more from step 0, now to held-out structures too: they have said that it is good."""
         if not self.target.valid or not self.kept["refit"]:
             return refit, posterior
@@ -247,14 +270,20 @@ class _Run:
             steps = max(1, round(ONCE_MORE * report.best_step))
             shorter = config.model_copy(update={"max_steps": steps})
             second = self._gradient(strategy, self.structures, None, shorter)
-            report = replace(report, seconds=report.seconds + second.seconds, interrupted=second.interrupted)
+            report = replace(
+                report, seconds=report.seconds + second.seconds, interrupted=second.interrupted
+            )
             self.with_all = self._score() <= score
             if not self.with_all:
                 self.potential.load_state_dict(accepted)
         return report
 
     def _gradient(
-        self, strategy: GradientStrategy, train: list[Structure], held_out: HeldOut | None, config: GradientConfig
+        self,
+        strategy: GradientStrategy,
+        train: list[Structure],
+        held_out: HeldOut | None,
+        config: GradientConfig,
     ) -> GradientReport:
         return train_gradient(
             self.potential, strategy, train, held_out, config,
@@ -267,11 +296,17 @@ class _Run:
         if replay.data is None:
             return None
         model = self.model.potential
-        structures = list(with_a_head(model, draw_for_replay(replay.data, replay.num_structures, self.config.seed)))
+        structures = list(
+            with_a_head(
+                model, draw_for_replay(replay.data, replay.num_structures, self.config.seed)
+            )
+        )
         if replay.own_labels:
             structures = labelled_by(model, structures)
         if not structures:
-            raise ValueError(f"{replay.data}: holds no structure of a level of theory that the model has: name another")
+            raise ValueError(
+                f"{replay.data}: holds no structure of a level of theory that the model has: name another"
+            )
         return structures, replay.share
 
 

@@ -7,16 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..model_zoo.hub import LoadedModel
-from ..model_zoo.package import ModelRecord, save_model
-from .forgetting import Forgetting
+from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.package.folder import ModelRecord, save_model
+from .closed_form.posterior import FILE as POSTERIOR_FILE
 from .heads import member_levels
-from .posterior import FILE as POSTERIOR_FILE
 from .run import FineTuned
+from .safety.forgetting import Forgetting
 
 
 def save_finetuned(
-    result: FineTuned, model: LoadedModel, out: Path, licence: str | None = None, forgetting: Forgetting | None = None
+    result: FineTuned,
+    model: LoadedModel,
+    out: Path,
+    licence: str | None = None,
+    forgetting: Forgetting | None = None,
 ) -> Path:
     """Write the model folder `out`; the calculator needs to know nothing of how it was fine-tuned."""
     base, level = model.record, result.level_of_theory
@@ -27,7 +31,9 @@ def save_finetuned(
         elements[member] = elements[level]
     counts = dict(base.train_counts)
     for symbol in seen:
-        counts[symbol] = counts.get(symbol, 0) + sum(symbol in s.to_atoms().symbols for s in result.structures)
+        counts[symbol] = counts.get(symbol, 0) + sum(
+            symbol in s.to_atoms().symbols for s in result.structures
+        )
     record = ModelRecord(
         name=out.name,
         licence=licence or base.licence,
@@ -41,7 +47,9 @@ def save_finetuned(
     attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
     if forgetting is not None:
         attachments |= forgetting.to_files()
-    return save_model(out, result.potential, record, result.evaluations[result.strategy], attachments=attachments)
+    return save_model(
+        out, result.potential, record, result.evaluations[result.strategy], attachments=attachments
+    )
 
 
 def facts(result: FineTuned) -> dict[str, Any]:

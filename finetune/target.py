@@ -10,13 +10,13 @@ from typing import Any
 import ase.io
 import numpy as np
 
-from ..data_pipelines.blocks import iter_structures
-from ..data_pipelines.convert import ConvertConfig, convert
-from ..data_pipelines.schema import Structure
-from ..data_pipelines.settings import load_settings
-from ..data_pipelines.shards import read_info
-from ..data_pipelines.source_config import SourceConfig
-from ..model_zoo.package import TrainingData
+from ..core.settings import load_settings
+from ..data_pipelines.convert.convert import ConvertConfig, convert
+from ..data_pipelines.sources.config import SourceConfig
+from ..data_pipelines.store.blocks import iter_structures
+from ..data_pipelines.store.shards import read_info
+from ..data_pipelines.structure import Structure
+from ..model_zoo.package.folder import TrainingData
 
 
 OTHERS = ("valid", "test")
@@ -59,12 +59,21 @@ def open_target(
     strategy. Raises ValueError when the data
     mix levels of theory or have too few structures.
     """
-    folder = Path(data) if (Path(data) / "dataset_info.json").is_file() else _converted(data, source, work)
+    folder = (
+        Path(data)
+        if (Path(data) / "dataset_info.json").is_file()
+        else _converted(data, source, work)
+    )
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
-        raise ValueError(f"{data}: mixes levels of theory ({', '.join(levels)}): fine-tune on one at a time")
-    others = {split: list(iter_structures(folder, split)) if info["num_structures"][split] else [] for split in OTHERS}
+        raise ValueError(
+            f"{data}: mixes levels of theory ({', '.join(levels)}): fine-tune on one at a time"
+        )
+    others = {
+        split: list(iter_structures(folder, split)) if info["num_structures"][split] else []
+        for split in OTHERS
+    }
     drawn, valid = draw(folder, num_structures, seed), others["valid"]
     least = LEAST_OF_REFIT if strategy == "refit" else LEAST
     train, held_out = (drawn, valid) if valid else hold_out(drawn, valid_share, seed, least)
@@ -84,7 +93,9 @@ def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Stru
     if num_structures is None:
         return structures
     if num_structures > len(structures):
-        raise ValueError(f"{folder}: has {len(structures)} training structures, {num_structures} were asked for")
+        raise ValueError(
+            f"{folder}: has {len(structures)} training structures, {num_structures} were asked for"
+        )
     order = np.random.default_rng(seed).permutation(len(structures))
     return [structures[k] for k in order[:num_structures]]
 
@@ -107,7 +118,10 @@ def hold_out(
         if sum(len(units[c]) for c in chosen) + len(units[k]) <= wanted:
             chosen.append(int(k))
     chosen = chosen or [int(np.argmin([len(unit) for unit in units]))]
-    parts = [[s for k, unit in enumerate(units) if (k in chosen) is held for s in unit] for held in (False, True)]
+    parts = [
+        [s for k, unit in enumerate(units) if (k in chosen) is held for s in unit]
+        for held in (False, True)
+    ]
     return parts[0], parts[1]
 
 
@@ -124,13 +138,19 @@ def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
 def _converted(data: Path | str, source: SourceConfig | None, work: Path | None) -> Path:
     """A file or other source, converted; labels in REF_* columns are found without being told."""
     if work is None:
-        raise ValueError(f"{data}: is no folder of a converted data set: convert it, or name a folder to convert it to")
+        raise ValueError(
+            f"{data}: is no folder of a converted data set: convert it, or name a folder to convert it to"
+        )
     settings: dict[str, Any] = (source or SourceConfig()).model_dump(exclude_unset=True)
     if not settings.get("columns") and (found := _reference_columns(data)):
         level = settings.get("level_of_theory")
         base = load_settings(ConvertConfig, COMMON_RECIPE).model_dump(exclude_unset=True)
-        base["columns"] = {name: column for name, column in base["columns"].items() if column in found}
-        base["units"] = {name: unit for name, unit in base["units"].items() if name in base["columns"]}
+        base["columns"] = {
+            name: column for name, column in base["columns"].items() if column in found
+        }
+        base["units"] = {
+            name: unit for name, unit in base["units"].items() if name in base["columns"]
+        }
         if level or base["columns"].get("level_of_theory") is None:
             base["columns"].pop("level_of_theory", None)
         settings = base | settings

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .calculator import EvenfieldCalculator
-    from .hub import LoadedModel, load
-    from .metatomic_export import export_metatomic
-    from .package import BadModelError, ModelRecord, load_model, save_model
-    from .potential import Potential, PotentialConfig
-    from .publishing import publish
+    from .engines.calculator import EvenfieldCalculator
+    from .engines.metatomic_export import export_metatomic
+    from .hub.load import LoadedModel, load
+    from .hub.publish import publish
+    from .package.folder import BadModelError, ModelRecord, load_model, save_model
+    from .potential.potential import Potential, PotentialConfig
 
 __all__ = [
     "BadModelError",
@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 _HOME = {
-    "EvenfieldCalculator": "calculator",
-    **dict.fromkeys(("LoadedModel", "load"), "hub"),
-    **dict.fromkeys(("BadModelError", "ModelRecord", "load_model", "save_model"), "package"),
-    **dict.fromkeys(("Potential", "PotentialConfig"), "potential"),
-    "export_metatomic": "metatomic_export",
-    "publish": "publishing",
+    "EvenfieldCalculator": "engines.calculator",
+    **dict.fromkeys(("LoadedModel", "load"), "hub.load"),
+    **dict.fromkeys(("BadModelError", "ModelRecord", "load_model", "save_model"), "package.folder"),
+    **dict.fromkeys(("Potential", "PotentialConfig"), "potential.potential"),
+    "export_metatomic": "engines.metatomic_export",
+    "publish": "hub.publish",
 }
 
 

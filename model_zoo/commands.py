@@ -8,13 +8,19 @@ from typing import Annotated, Any
 import typer
 
 
-app = typer.Typer(no_args_is_help=True, help="Published models: safetensors, JSON and a card; no pickles.")
-zoo_app = typer.Typer(no_args_is_help=True, help="Models with a name of their own, made by the project's recipes.")
+app = typer.Typer(
+    no_args_is_help=True, help="Published models: safetensors, JSON and a card; no pickles."
+)
+zoo_app = typer.Typer(
+    no_args_is_help=True, help="Models with a name of their own, made by the project's recipes."
+)
 
 
 FolderHubOption = Annotated[
     str | None,
-    typer.Option("--folder-hub", help="root of a folder hub: a path or s3://...; or set EVENFIELD_HUB"),
+    typer.Option(
+        "--folder-hub", help="root of a folder hub: a path or s3://...; or set EVENFIELD_HUB"
+    ),
 ]
 Reference = Annotated[str, typer.Argument(help="model folder, zoo name or owner/name[@revision]")]
 
@@ -24,9 +30,15 @@ def publish(
     model: Annotated[Path, typer.Argument(help="model folder")],
     repo: Annotated[str, typer.Argument(help="owner/name to publish as")],
     folder_hub: FolderHubOption = None,
-    private: Annotated[bool, typer.Option("--private", help="on the Hugging Face hub, for you and yours only")] = False,
-    tag: Annotated[str | None, typer.Option(help="name for this revision; a tag never moves")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would go up; send nothing")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="on the Hugging Face hub, for you and yours only")
+    ] = False,
+    tag: Annotated[
+        str | None, typer.Option(help="name for this revision; a tag never moves")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would go up; send nothing")
+    ] = False,
 ) -> None:
     """Publish a model folder in one commit and print the pinned reference.
 
@@ -36,8 +48,8 @@ def publish(
     evenfield hub publish runs/uniform/model me/uniform --dry-run
     evenfield hub publish runs/uniform/model me/uniform --folder-hub runs/hub --tag v1
     """
-    from .publishing import plan_publication
-    from .publishing import publish as run
+    from .hub.publish import plan_publication
+    from .hub.publish import publish as run
 
     if dry_run:
         _print_plan(plan_publication(model, repo))
@@ -49,18 +61,22 @@ def publish(
 def pull(
     reference: Reference,
     folder_hub: FolderHubOption = None,
-    force: Annotated[bool, typer.Option("--force", help="fetch again what the cache holds")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="fetch again what the cache holds")
+    ] = False,
 ) -> None:
     """Fetch a model into the cache, verify every hash, print where it lies and the pinned reference.
 
     What an earlier try has brought is not fetched again. Example: evenfield hub pull me/uniform@v1
     """
-    from .hub import resolve
-    from .package import open_package
+    from .hub.load import resolve
+    from .package.folder import open_package
 
     folder, pinned = resolve(reference, folder_hub, force=force)
     package = open_package(folder)
-    typer.echo(f"{folder}\nwhole and verified: {pinned or f'{package.record.name}@{package.revision}'}")
+    typer.echo(
+        f"{folder}\nwhole and verified: {pinned or f'{package.record.name}@{package.revision}'}"
+    )
 
 
 @app.command()
@@ -72,15 +88,18 @@ def show(reference: Reference, folder_hub: FolderHubOption = None) -> None:
 @app.command()
 def describe(
     model: Annotated[Path, typer.Argument(help="model folder")],
-    facts: Annotated[list[str], typer.Argument(help="key=value: name, licence, description, citation, level_details")],
+    facts: Annotated[
+        list[str],
+        typer.Argument(help="key=value: name, licence, description, citation, level_details"),
+    ],
 ) -> None:
     """Put facts into a model's record and write its card again; the weights stay as they are.
 
     Example: evenfield hub describe runs/uniform/model licence=Apache-2.0 level_details.EMT="effective medium, ASE"
     """
-    from ..data_pipelines.settings import load_settings
-    from .package import Description
-    from .package import describe as run
+    from ..core.settings import load_settings
+    from .package.folder import Description
+    from .package.folder import describe as run
 
     run(model, load_settings(Description, None, facts))
     typer.echo(f"{model}: described; see {model / 'README.md'}")
@@ -90,18 +109,24 @@ def describe(
 def metatomic(
     reference: Reference,
     out: Annotated[Path, typer.Argument(help="file to write, ending in .pt")],
-    level_of_theory: Annotated[str | None, typer.Option(help="the model's first when not given")] = None,
-    dtype: Annotated[str, typer.Option(help="float64, or float32: faster, total energies to seven digits")] = "float64",
+    level_of_theory: Annotated[
+        str | None, typer.Option(help="the model's first when not given")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float64, or float32: faster, total energies to seven digits")
+    ] = "float64",
     folder_hub: FolderHubOption = None,
 ) -> None:
     """Write a model as one file for engines that speak metatomic: LAMMPS, i-PI and others (extra `metatomic`).
 
     Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
     """
-    from .hub import load
-    from .metatomic_export import export_metatomic as run
+    from .engines.metatomic_export import export_metatomic as run
+    from .hub.load import load
 
-    typer.echo(f"{run(load(reference, folder_hub), out, level_of_theory=level_of_theory, dtype=dtype)}: written")
+    typer.echo(
+        f"{run(load(reference, folder_hub), out, level_of_theory=level_of_theory, dtype=dtype)}: written"
+    )
 
 
 @zoo_app.command("list")
@@ -110,8 +135,8 @@ def list_zoo() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from . import zoo
-    from .package import open_package
+    from .package.folder import open_package
+    from .zoo import named_models as zoo
 
     console = Console(soft_wrap=True, highlight=False)
     table = Table("name", "elements", "parameters", "force MAE", "revision")
@@ -143,8 +168,8 @@ def show_card(reference: str, folder_hub: str | None) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from .hub import resolve
-    from .package import open_package
+    from .hub.load import resolve
+    from .package.folder import open_package
 
     folder, pinned = resolve(reference, folder_hub)
     package = open_package(folder)
@@ -170,14 +195,18 @@ def _print_plan(plan: Any) -> None:
     }.items():
         for line in lines:
             console.print(f"{heading}: {line}", markup=False)
-    console.print("nothing was sent; " + ("it would be refused" if plan.refusal else "it would be accepted"))
+    console.print(
+        "nothing was sent; " + ("it would be refused" if plan.refusal else "it would be accepted")
+    )
 
 
 @app.command()
 def elements(
     reference: Reference,
     folder_hub: FolderHubOption = None,
-    csv: Annotated[Path | None, typer.Option(help="file to write the vectors of all 118 elements to")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="file to write the vectors of all 118 elements to")
+    ] = None,
 ) -> None:
     """Which elements a model finds alike: the nearest neighbours of each trained element, by its learned vector.
 
@@ -188,12 +217,16 @@ def elements(
     from rich.console import Console
     from rich.table import Table
 
-    from .elements import element_vectors, nearest_elements
-    from .hub import load
+    from .element_table import element_vectors, nearest_elements
+    from .hub.load import load
 
     model = load(reference, folder_hub)
-    symbols = sorted({s for level in model.record.elements.values() for s in level}, key=chemical_symbols.index)
-    table = Table("element", "training structures", "nearest by cosine similarity", title=model.reference)
+    symbols = sorted(
+        {s for level in model.record.elements.values() for s in level}, key=chemical_symbols.index
+    )
+    table = Table(
+        "element", "training structures", "nearest by cosine similarity", title=model.reference
+    )
     for symbol, near in nearest_elements(model.potential, symbols).items():
         names = "  ".join(f"{other} {similarity:.2f}" for other, similarity in near)
         table.add_row(symbol, str(model.record.train_counts.get(symbol, 0)), names)

@@ -6,18 +6,18 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from ..data_pipelines.collection import Collection
-from ..data_pipelines.mixture import MixingConfig
-from ..data_pipelines.settings import Settings
-from ..data_pipelines.stream import StreamConfig
-from ..model_zoo.potential import ModelConfig
-from .adaptive import AdaptiveConfig
-from .average import AverageConfig
-from .checkpoints import CheckpointConfig
-from .engine import EngineConfig
-from .guards import GuardConfig
-from .loss import LossConfig
-from .metrics import LoggingConfig
+from ..core.settings import Settings
+from ..data_pipelines.stream.collection import Collection
+from ..data_pipelines.stream.mixture import MixingConfig
+from ..data_pipelines.stream.stream import StreamConfig
+from ..model_zoo.potential.potential import ModelConfig
+from .callbacks.adaptive import AdaptiveConfig
+from .callbacks.average import AverageConfig
+from .callbacks.guards import GuardConfig
+from .callbacks.metrics import LoggingConfig
+from .checkpoints.checkpoints import CheckpointConfig
+from .loop.engine import EngineConfig
+from .loop.loss import LossConfig
 
 
 class PretrainConfig(Settings):
@@ -25,11 +25,15 @@ class PretrainConfig(Settings):
 
     data: str | list[str] = Field(description="folder of a converted data set, or several to mix")
     out: str = Field(description="run folder; its name is the name of the model")
-    licence: str | None = Field(default=None, description="licence of the weights; needed to publish")
+    licence: str | None = Field(
+        default=None, description="licence of the weights; needed to publish"
+    )
     seed: int = 0
     max_steps: int = Field(default=1000, gt=0, description="optimizer steps")
     evaluate_every: int = Field(default=200, gt=0, description="steps between validations")
-    evaluate_structures: int = Field(default=200, gt=0, description="most structures in a validation on the way")
+    evaluate_structures: int = Field(
+        default=200, gt=0, description="most structures in a validation on the way"
+    )
     model: ModelConfig = ModelConfig()
     stream: StreamConfig = StreamConfig()
     mixing: MixingConfig = MixingConfig()

@@ -14,33 +14,36 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 
-from ..data_pipelines.collection import Collection
-from ..data_pipelines.shards import write_atomically
-from ..model_zoo.package import ModelRecord, TrainingData, save_model
-from ..model_zoo.potential import Potential
-from .adaptive import AdaptiveWeights
-from .average import WeightAverage
-from .callbacks import Callback, Checkpoints, NoiseFigures, Validation
-from .checkpoints import seed_everything
+from ..core.ranks import start_distributed
+from ..data_pipelines.store.shards import write_atomically
+from ..data_pipelines.stream.collection import Collection
+from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+from ..model_zoo.package.folder import ModelRecord, TrainingData, save_model
+from ..model_zoo.potential.potential import Potential
+from .callbacks.adaptive import AdaptiveWeights
+from .callbacks.average import WeightAverage
+from .callbacks.callback import Callback, Checkpoints, NoiseFigures, Validation
+from .callbacks.guards import CollapseGuard, SpikeRollback, Watchdog
+from .callbacks.metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
+from .checkpoints.checkpoints import seed_everything
+from .checkpoints.resume import Resume, refuse_second_run, sole_writer, take_up
 from .config import PretrainConfig
-from .engine import DeepSpeedEngine
-from .evaluation import predict, summarise, with_a_head
-from .guards import CollapseGuard, SpikeRollback, Watchdog
-from .launch import start_distributed
-from .metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
-from .noise import noise_of
-from .resume import Resume, refuse_second_run, sole_writer, take_up
-from .signals import StopRequest, listening
-from .start import build_potential
+from .initial_potential import build_potential
+from .loop.engine import DeepSpeedEngine
+from .loop.noise import noise_of
+from .loop.signals import StopRequest, listening
+from .loop.trainer import Trainer, TrainingError
 from .streams import frame_of, open_stream
-from .train import Trainer, TrainingError
 
 
 PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
 
 
 def pretrain(
-    config: PretrainConfig, resume: Resume = "no", quiet: bool = False, stop: StopRequest | None = None
+    config: PretrainConfig,
+    resume: Resume = "no",
+    quiet: bool = False,
+    stop: StopRequest | None = None,
 ) -> Path | None:
     """Run a pretraining; returns the model folder, or None when a signal stopped it early.
 
@@ -50,9 +53,13 @@ def pretrain(
     """
     data = config.open_data()
     if config.adaptive.rate > 0 and not data.num_structures("valid"):
-        raise ValueError(f"{data}: holds no validation structure for adaptive.rate: convert it with valid_share")
+        raise ValueError(
+            f"{data}: holds no validation structure for adaptive.rate: convert it with valid_share"
+        )
     if not data.num_structures("test") + data.num_structures("valid"):
-        raise ValueError(f"{data}: holds no structure to test on: convert it with test_share above 0")
+        raise ValueError(
+            f"{data}: holds no structure to test on: convert it with test_share above 0"
+        )
     if resume == "no":
         refuse_second_run(Path(config.out))
     stop = stop or StopRequest()
@@ -62,19 +69,32 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
-def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest) -> Path | None:
+def _run(
+    config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest
+) -> Path | None:
     seed_everything(config.seed)
     potential = build_potential(config, data)
     noise = noise_of(config.loss, potential.config.levels_of_theory)
     engine = DeepSpeedEngine(potential, config.engine, noise=noise)
-    stream = open_stream(config, data, potential.config.levels_of_theory, engine.rank, engine.world_size)
+    stream = open_stream(
+        config, data, potential.config.levels_of_theory, engine.rank, engine.world_size
+    )
     console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
     loaded = take_up(config, resume, engine, console)
     if config.engine.compiled:
         _compile(config, data, potential, console)
     start_step = loaded.step if loaded else 0
     parts = _parts(config, data, engine, console, start_step)
-    trainer = Trainer(engine, stream, config.loss, config.engine, config.max_steps, parts.callbacks, start_step, stop)
+    trainer = Trainer(
+        engine,
+        stream,
+        config.loss,
+        config.engine,
+        config.max_steps,
+        parts.callbacks,
+        start_step,
+        stop,
+    )
     if loaded:
         trainer.load_state(loaded.states)
         if parts.average:
@@ -87,27 +107,41 @@ def _run(config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, 
         _tell_where_it_stopped(trainer, parts, console)
         return None
     if engine.rank == 0:
-        averaged: AbstractContextManager[None] = parts.average.applied() if parts.average else nullcontext()
+        averaged: AbstractContextManager[None] = (
+            parts.average.applied() if parts.average else nullcontext()
+        )
         with averaged:
-            _write_results(config, data, potential, time.perf_counter() - started, progress=not quiet)
+            _write_results(
+                config, data, potential, time.perf_counter() - started, progress=not quiet
+            )
     dist.barrier()
     return Path(config.out) / "model"
 
 
-def _compile(config: PretrainConfig, data: Collection, potential: Potential, console: Console) -> None:
+def _compile(
+    config: PretrainConfig, data: Collection, potential: Potential, console: Console
+) -> None:
     frame = frame_of(config, data, potential.config.levels_of_theory)
     if frame is None:
-        console.print("engine.compiled is left out: batches differ too much in size; a larger stream.edge_budget helps")
+        console.print(
+            "engine.compiled is left out: batches differ too much in size; a larger stream.edge_budget helps"
+        )
         return
-    console.print(f"the first step compiles, for some minutes, for batches of up to {frame.num_atoms} atoms")
+    console.print(
+        f"the first step compiles, for some minutes, for batches of up to {frame.num_atoms} atoms"
+    )
     potential.use_compiler_in_training(frame)
 
 
 def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) -> None:
     by = f" by {trainer.stop.by}" if trainer.stop.by else ""
     if parts.checkpoints.problem:
-        raise TrainingError(f"stopped at step {trainer.step}{by}, not saved: {parts.checkpoints.problem}")
-    console.print(f"stopped at step {trainer.step}{by}, saved; go on with: evenfield pretrain ... --resume auto")
+        raise TrainingError(
+            f"stopped at step {trainer.step}{by}, not saved: {parts.checkpoints.problem}"
+        )
+    console.print(
+        f"stopped at step {trainer.step}{by}, saved; go on with: evenfield pretrain ... --resume auto"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,11 +155,17 @@ class _Parts:
 
 
 def _parts(
-    config: PretrainConfig, data: Collection, engine: DeepSpeedEngine, console: Console, start_step: int
+    config: PretrainConfig,
+    data: Collection,
+    engine: DeepSpeedEngine,
+    console: Console,
+    start_step: int,
 ) -> _Parts:
     out, potential, rank = Path(config.out), engine.potential, engine.rank
     folder = out / "checkpoints"
-    average = WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
+    average = (
+        WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
+    )
     watchdog = Watchdog(out, rank, config.guards.hang_minutes)
     callbacks: list[Callback] = [CollapseGuard(potential.readout)]
     callbacks += [average] if average else []
@@ -134,7 +174,9 @@ def _parts(
     validation = None
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_atomically(
+            out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        )
         metrics = Metrics(out / "metrics.jsonl", start_step, console)
         every, limit = config.evaluate_every, config.evaluate_structures
         validation = Validation(potential, data, metrics, console, every, limit, average)
@@ -145,7 +187,10 @@ def _parts(
         callbacks += _loggers(config, start_step)
     if config.adaptive.rate > 0:
         callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
-    about = {"config": config.model_dump(mode="json", exclude={"data", "out"}), "versions": _versions()}
+    about = {
+        "config": config.model_dump(mode="json", exclude={"data", "out"}),
+        "versions": _versions(),
+    }
     # last, so that a kill after a checkpoint finds the rows of its step written
     checkpoints = Checkpoints(folder, config.checkpoints, console.print, average, about)
     return _Parts([*callbacks, watchdog, checkpoints], checkpoints, watchdog, average)
@@ -153,9 +198,13 @@ def _parts(
 
 def _loggers(config: PretrainConfig, start_step: int) -> list[Callback]:
     out, loggers = Path(config.out), config.logging
-    callbacks: list[Callback] = [TensorBoard(out / "tensorboard", start_step)] if loggers.tensorboard else []
+    callbacks: list[Callback] = (
+        [TensorBoard(out / "tensorboard", start_step)] if loggers.tensorboard else []
+    )
     if loggers.wandb_project:
-        callbacks.append(WeightsAndBiases(out, loggers.wandb_project, config.model_dump(mode="json")))
+        callbacks.append(
+            WeightsAndBiases(out, loggers.wandb_project, config.model_dump(mode="json"))
+        )
     return callbacks
 
 
@@ -167,7 +216,9 @@ def _write_results(
     config: PretrainConfig, data: Collection, potential: Potential, seconds: float, progress: bool
 ) -> None:
     out, census = Path(config.out), data.census()
-    counts = {symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()}
+    counts = {
+        symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
+    }
     split = "test" if data.num_structures("test") else "valid"
     structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
@@ -187,7 +238,9 @@ def _record(
     seconds: float,
 ) -> ModelRecord:
     levels = census["levels_of_theory"]
-    settings = config.model_dump(mode="json", exclude={"data", "out"})  # paths are nobody's business
+    settings = config.model_dump(
+        mode="json", exclude={"data", "out"}
+    )  # paths are nobody's business
     return ModelRecord(
         name=Path(config.out).name,
         licence=config.licence,

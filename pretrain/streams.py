@@ -6,11 +6,11 @@ from itertools import islice
 
 import torch
 
-from ..data_pipelines.collection import Collection
-from ..data_pipelines.lanes import Lanes
-from ..data_pipelines.mixture import Mixture
-from ..data_pipelines.stream import Stream
-from ..model_zoo.frame import Frame, choose_frame
+from ..data_pipelines.stream.collection import Collection
+from ..data_pipelines.stream.mixture import Mixture
+from ..data_pipelines.stream.stream import Stream
+from ..data_pipelines.stream.virtual_ranks import Lanes
+from ..model_zoo.compile.padded_shape import Frame, choose_frame
 from .config import PretrainConfig
 
 
@@ -18,7 +18,11 @@ LOOK = 64  # batches, for a second or two
 
 
 def open_stream(
-    config: PretrainConfig, data: Collection, levels_of_theory: list[str], rank: int, world_size: int
+    config: PretrainConfig,
+    data: Collection,
+    levels_of_theory: list[str],
+    rank: int,
+    world_size: int,
 ) -> Stream | Mixture | Lanes:
     """A rank's share of the training stream, from its beginning."""
     return data.stream(
@@ -38,6 +42,8 @@ def frame_of(config: PretrainConfig, data: Collection, levels_of_theory: list[st
     """
     stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
     try:
-        return choose_frame([torch.bincount(b.edge_index[1], minlength=b.num_nodes) for b in islice(stream, LOOK)])
+        return choose_frame(
+            [torch.bincount(b.edge_index[1], minlength=b.num_nodes) for b in islice(stream, LOOK)]
+        )
     finally:
         stream.close()

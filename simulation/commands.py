@@ -13,16 +13,20 @@ def simulate(
     structure: Annotated[Path, typer.Argument(help="structure in any file that ASE reads")],
     out: Annotated[Path, typer.Argument(help="folder for trajectory.traj and dynamics.json")],
     overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value")] = None,
-    folder_hub: Annotated[Path | None, typer.Option("--folder-hub", help="root of the folder hub")] = None,
-    level_of_theory: Annotated[str | None, typer.Option(help="head of the model; default its first")] = None,
+    folder_hub: Annotated[
+        Path | None, typer.Option("--folder-hub", help="root of the folder hub")
+    ] = None,
+    level_of_theory: Annotated[
+        str | None, typer.Option(help="head of the model; default its first")
+    ] = None,
 ) -> None:
     """Relax a structure, run NVE dynamics and report the energy drift.
 
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
-    from ..data_pipelines.atoms_source import read_one
-    from ..data_pipelines.settings import load_settings
-    from ..model_zoo.hub import load
+    from ..core.settings import load_settings
+    from ..data_pipelines.sources.ase_files import read_one
+    from ..model_zoo.hub.load import load
     from .dynamics import DynamicsConfig, relax_and_run
 
     config = load_settings(DynamicsConfig, None, overrides)

@@ -16,8 +16,8 @@ from ase.optimize import FIRE
 from pydantic import Field
 from rich.progress import Progress
 
-from ..data_pipelines.settings import Settings
-from ..data_pipelines.shards import write_atomically
+from ..core.settings import Settings
+from ..data_pipelines.store.shards import write_atomically
 
 
 class DynamicsConfig(Settings):
@@ -32,7 +32,9 @@ class DynamicsConfig(Settings):
     seed: int = 0
 
 
-def relax_and_run(atoms: Atoms, calculator: Calculator, out: Path, config: DynamicsConfig) -> dict[str, Any]:
+def relax_and_run(
+    atoms: Atoms, calculator: Calculator, out: Path, config: DynamicsConfig
+) -> dict[str, Any]:
     """Relax, run NVE, write trajectory.traj and dynamics.json into `out`; returns the content of the latter.
 
     The drift is the slope of total energy per atom against time (meV/atom/ps), by least squares; the rms is what
@@ -44,7 +46,9 @@ def relax_and_run(atoms: Atoms, calculator: Calculator, out: Path, config: Dynam
     relaxation = FIRE(atoms, logfile=None)
     converged = bool(relaxation.run(fmax=config.fmax, steps=config.relax_steps))
     rng = np.random.default_rng(config.seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * config.temperature, rng=rng)  # half of it goes to bonds
+    MaxwellBoltzmannDistribution(
+        atoms, temperature_K=2 * config.temperature, rng=rng
+    )  # half of it goes to bonds
     Stationary(atoms)
     dynamics = VelocityVerlet(atoms, config.time_step * units.fs)
     times, energies, temperatures = [], [], []
@@ -55,7 +59,10 @@ def relax_and_run(atoms: Atoms, calculator: Calculator, out: Path, config: Dynam
         temperatures.append(atoms.get_temperature())
 
     dynamics.attach(record, interval=config.every)
-    with Trajectory(out / "trajectory.traj", "w", atoms) as trajectory, Progress(transient=True) as bar:
+    with (
+        Trajectory(out / "trajectory.traj", "w", atoms) as trajectory,
+        Progress(transient=True) as bar,
+    ):
         task = bar.add_task("NVE", total=config.steps)
         dynamics.attach(trajectory.write, interval=config.every)
         dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)

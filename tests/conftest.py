@@ -19,11 +19,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import settings
 
-from evenfield.data_pipelines import convert as conversion
-from evenfield.data_pipelines import shards
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.schema import Structure
+from evenfield.data_pipelines.convert import convert as conversion
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.store import shards
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
 
 
 torch.set_num_threads(1)
@@ -49,7 +49,9 @@ def emt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     path = tmp_path_factory.mktemp("emt") / "metals.extxyz"
     rng = np.random.default_rng(0)
-    frames = [_labelled(atoms, "EMT", rng) for atoms in _crystals() + _alloys() + _slabs_and_clusters()]
+    frames = [
+        _labelled(atoms, "EMT", rng) for atoms in _crystals() + _alloys() + _slabs_and_clusters()
+    ]
     frames += [_labelled(atoms, "EMT-scaled", rng) for atoms in _alloys()]
     ase.io.write(path, frames)
     return path
@@ -59,7 +61,9 @@ def emt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_set(emt_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`emt_file` converted, with blocks of 4 and shards of 16 structures so that there are many of both."""
     folder = tmp_path_factory.mktemp("converted") / "metals"
-    config = ConvertConfig(columns={"level_of_theory": "level"}, licence="CC0-1.0", description="EMT metals")
+    config = ConvertConfig(
+        columns={"level_of_theory": "level"}, licence="CC0-1.0", description="EMT metals"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "BLOCK_SIZE", 4)
         patch.setattr(conversion, "SHARD_SIZE", 16)
@@ -88,7 +92,11 @@ def _alloys() -> list[Atoms]:
 
 def _slabs_and_clusters() -> list[Atoms]:
     slabs = [fcc111(metal, (1, 1, 3), vacuum=5.0) for metal in ("Cu", "Pt", "Al")]
-    clusters = [bulk("Ag", cubic=True), bulk("Ni", cubic=True).repeat((2, 1, 1)), bulk("Au", cubic=True)]
+    clusters = [
+        bulk("Ag", cubic=True),
+        bulk("Ni", cubic=True).repeat((2, 1, 1)),
+        bulk("Au", cubic=True),
+    ]
     for cluster in clusters:
         cluster.set_cell(None)
         cluster.pbc = False
@@ -103,7 +111,10 @@ def _labelled(atoms: Atoms, level: str, rng: np.random.Generator) -> Atoms:
     atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
     atoms.calc = EMT()
     slope, zero = (1.0, 0.0) if level == "EMT" else (1.1, 0.1 * atoms.numbers.sum())
-    labels = {"energy": slope * atoms.get_potential_energy() + zero, "forces": slope * atoms.get_forces()}
+    labels = {
+        "energy": slope * atoms.get_potential_energy() + zero,
+        "forces": slope * atoms.get_forces(),
+    }
     if atoms.pbc.all():
         labels["stress"] = slope * atoms.get_stress()
     atoms.calc = SinglePointCalculator(atoms, **labels)

@@ -14,8 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evenfield.cli import main
-from evenfield.model_zoo import BadModelError, ModelRecord, Potential, PotentialConfig, load, save_model
-from evenfield.model_zoo.manifest import write_manifest
+from evenfield.model_zoo import (
+    BadModelError,
+    ModelRecord,
+    Potential,
+    PotentialConfig,
+    load,
+    save_model,
+)
+from evenfield.model_zoo.package.manifest import write_manifest
 
 
 @pytest.fixture
@@ -39,7 +46,9 @@ def complaint(code: object, stderr: str) -> str:
 
 
 def frame(rows=("H 0 0 0",), properties="species:S:1:pos:R:3", info="energy=1") -> str:
-    return f'{len(rows)}\nProperties={properties} {info} pbc="F F F"\n' + "".join(f"{row}\n" for row in rows)
+    return f'{len(rows)}\nProperties={properties} {info} pbc="F F F"\n' + "".join(
+        f"{row}\n" for row in rows
+    )
 
 
 GOOD = frame()
@@ -51,11 +60,27 @@ PBE = "level_of_theory=PBE"
     [
         (GOOD, ["level=PBE"], "unknown key 'level' (known here: columns, "),
         (GOOD, [PBE, "columns.energy=E"], "columns.energy=E has no unit: add units.energy="),
-        (GOOD, [PBE, "columns.energy=E", "units.energy=eV"], "mine.extxyz: no column 'E' for columns.energy; the file"),
-        (GOOD, [PBE, "columns.energy=energy", "units.energy=J"], "units.energy='J' is not known: use one of eV, meV"),
-        (GOOD, [PBE, "units.energy=Hartree"], "units.energy=Hartree belongs to no column: add columns.energy="),
+        (
+            GOOD,
+            [PBE, "columns.energy=E", "units.energy=eV"],
+            "mine.extxyz: no column 'E' for columns.energy; the file",
+        ),
+        (
+            GOOD,
+            [PBE, "columns.energy=energy", "units.energy=J"],
+            "units.energy='J' is not known: use one of eV, meV",
+        ),
+        (
+            GOOD,
+            [PBE, "units.energy=Hartree"],
+            "units.energy=Hartree belongs to no column: add columns.energy=",
+        ),
         (GOOD, [], "mine.extxyz: record 0 states no level of theory: add level_of_theory=NAME"),
-        (GOOD, [PBE, "columns=[E"], "'columns=[E': the value is not valid YAML: close its brackets"),
+        (
+            GOOD,
+            [PBE, "columns=[E"],
+            "'columns=[E': the value is not valid YAML: close its brackets",
+        ),
         (GOOD, [PBE, "with_elements=[Xx]"], "with_elements: Xx: not an element symbol"),
         (
             GOOD + frame(["H 0 0 0 nan 0 0"], "species:S:1:pos:R:3:forces:R:3"),
@@ -67,12 +92,28 @@ PBE = "level_of_theory=PBE"
             [PBE],
             "at 0.100 A, closer than 0.3 A: check the length unit or remove the record",
         ),
-        (frame(["119 0 0 0"], "Z:I:1:pos:R:3"), [PBE], "mine.extxyz: record 0 has atomic number 119, outside 1..118"),
-        (frame(["X 0 0 0"]), [PBE], "mine.extxyz: record 0 has atomic number 0, outside 1..118: correct the element"),
-        (frame(info="split=training"), [PBE], "mine.extxyz: record 0 has split 'training': use one of train, valid"),
+        (
+            frame(["119 0 0 0"], "Z:I:1:pos:R:3"),
+            [PBE],
+            "mine.extxyz: record 0 has atomic number 119, outside 1..118",
+        ),
+        (
+            frame(["X 0 0 0"]),
+            [PBE],
+            "mine.extxyz: record 0 has atomic number 0, outside 1..118: correct the element",
+        ),
+        (
+            frame(info="split=training"),
+            [PBE],
+            "mine.extxyz: record 0 has split 'training': use one of train, valid",
+        ),
         (GOOD + GOOD[:-8], [PBE], "mine.extxyz: record 1 cannot be read"),
         (GOOD + "\n" + GOOD, [PBE], "mine.extxyz: after record 0 stands a blank line"),
-        (frame(["H 0 0 0"], "species:S:1:pos:R:99999999999999999999"), [PBE], "announces 99999999999999999999 columns"),
+        (
+            frame(["H 0 0 0"], "species:S:1:pos:R:99999999999999999999"),
+            [PBE],
+            "announces 99999999999999999999 columns",
+        ),
         ("", [PBE], "mine.extxyz: holds no structures: the file is empty, write it again"),
         ("not a structure\n", [PBE], "mine.extxyz: record 0 cannot be read"),
     ],
@@ -85,13 +126,17 @@ def test_conversion_refuses(refusal, tmp_path, text, words, mend):
 
 
 def test_conversion_of_a_missing_file(refusal, tmp_path):
-    assert "nowhere.extxyz: no such file" in refusal("data", "convert", tmp_path / "nowhere.extxyz", tmp_path, PBE)
+    assert "nowhere.extxyz: no such file" in refusal(
+        "data", "convert", tmp_path / "nowhere.extxyz", tmp_path, PBE
+    )
 
 
 def test_conversion_into_a_file(refusal, tmp_path):
     source = tmp_path / "mine.extxyz"
     source.write_text(GOOD)
-    assert f"{source}: is a file: name a folder for the data set" in refusal("data", "convert", source, source, PBE)
+    assert f"{source}: is a file: name a folder for the data set" in refusal(
+        "data", "convert", source, source, PBE
+    )
     assert source.read_text() == GOOD
 
 
@@ -140,16 +185,22 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
         checkpoint = run / "checkpoints" / "step-00000005"
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights.pt").write_bytes(b"half")
-        (checkpoint / "manifest.json").write_text(json.dumps({"step": 5, "files": {"weights.pt": 8}}))
+        (checkpoint / "manifest.json").write_text(
+            json.dumps({"step": 5, "files": {"weights.pt": 8}})
+        )
         expected += "; not whole: step-00000005 (weights.pt has 4 of 8 bytes)"
-    line = real_process(["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"])
+    line = real_process(
+        ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]
+    )
     assert f"{expected}. Start without --resume" in line
 
 
 def real_process(words: list[str]) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "evenfield.cli", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     return complaint(done.returncode, done.stderr)
 
 
@@ -158,7 +209,9 @@ def real_process(words: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def whole_model(tmp_path_factory) -> Path:
-    config = PotentialConfig(channels=4, l_max=1, num_layers=1, readout_size=4, levels_of_theory=["PBE"])
+    config = PotentialConfig(
+        channels=4, l_max=1, num_layers=1, readout_size=4, levels_of_theory=["PBE"]
+    )
     record = ModelRecord(name="tiny", elements={"PBE": ["H", "O"]})
     return save_model(tmp_path_factory.mktemp("zoo") / "tiny", Potential(config), record)
 
@@ -172,7 +225,9 @@ def model(whole_model, tmp_path) -> Path:
 def sign(model: Path) -> None:
     """Make the manifest right again after a change, as whoever wrote the folder would."""
     names = json.loads((model / "manifest.json").read_text())["files"]
-    (model / "manifest.json").write_text(write_manifest({name: (model / name).read_bytes() for name in names}))
+    (model / "manifest.json").write_text(
+        write_manifest({name: (model / name).read_bytes() for name in names})
+    )
 
 
 def change_config(model: Path, **changes: object) -> None:
@@ -190,23 +245,33 @@ def test_whole_model_loads(model):
 def test_model_of_a_newer_format(refusal, model):
     change_config(model, format_version=999, architecture={"anything": 1})
     line = refusal("hub", "show", model)
-    assert f"{model}/config.json: format 999 is newer than this evenfield reads (3): upgrade evenfield" in line
+    assert (
+        f"{model}/config.json: format 999 is newer than this evenfield reads (3): upgrade evenfield"
+        in line
+    )
     with pytest.raises(BadModelError, match="upgrade evenfield"):
         load(model)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md", "evaluation.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "README.md", "evaluation.json"]
+)
 def test_tampered_file(refusal, model, name):
     content = bytearray((model / name).read_bytes())
     content[-1] ^= 1
     (model / name).write_bytes(content)
     line = refusal("hub", "show", model)
-    assert f"{model}/{name}: content does not match its sha256 in manifest.json: fetch the model again" in line
+    assert (
+        f"{model}/{name}: content does not match its sha256 in manifest.json: fetch the model again"
+        in line
+    )
 
 
 def test_missing_file(refusal, model):
     (model / "model.safetensors").unlink()
-    assert f"{model}/model.safetensors: file is missing: fetch the model again" in refusal("hub", "show", model)
+    assert f"{model}/model.safetensors: file is missing: fetch the model again" in refusal(
+        "hub", "show", model
+    )
 
 
 def test_missing_tensor_is_not_made_up(refusal, model):
@@ -223,15 +288,18 @@ def test_tensor_of_another_shape(refusal, model):
     weights["e0"] = torch.zeros(1, 50, dtype=torch.float64)
     save_file(weights, model / "model.safetensors")
     sign(model)
-    assert "does not fit config.json: e0 is (1, 50) torch.float64, not (1, 119)" in refusal("hub", "show", model)
+    assert "does not fit config.json: e0 is (1, 50) torch.float64, not (1, 119)" in refusal(
+        "hub", "show", model
+    )
 
 
 def test_manifest_that_leaves_out_the_weights(refusal, model):
     manifest = json.loads((model / "manifest.json").read_text())
     del manifest["files"]["model.safetensors"]
     (model / "manifest.json").write_text(json.dumps(manifest))
-    assert "manifest.json: does not list the weights, whole and once (listed: none): fetch the model again" in refusal(
-        "hub", "show", model
+    assert (
+        "manifest.json: does not list the weights, whole and once (listed: none): fetch the model again"
+        in refusal("hub", "show", model)
     )
 
 
@@ -240,7 +308,9 @@ def test_folder_that_is_no_model(refusal, tmp_path):
 
 
 def test_reference_that_is_neither_folder_nor_name(refusal, tmp_path):
-    assert "neither a folder nor a reference owner/name[@revision]" in refusal("hub", "show", tmp_path / "nowhere")
+    assert "neither a folder nor a reference owner/name[@revision]" in refusal(
+        "hub", "show", tmp_path / "nowhere"
+    )
 
 
 def test_name_that_the_folder_hub_does_not_hold(refusal, tmp_path):

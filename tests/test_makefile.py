@@ -25,8 +25,12 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run make as from a shell of its own, though the suite may itself run under make."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(
+        ["make", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def fake_python(folder: Path, before: str) -> str:
@@ -66,7 +70,11 @@ def test_an_unfit_python_is_one_line(checkout: Path, before: str, message: str) 
 
 def test_the_set_up_comes_before_the_work_and_only_once(checkout: Path) -> None:
     plan = make(checkout, "-n", "quickstart", f"PYTHON={sys.executable}").stdout
-    steps = ["-m venv --upgrade-deps .venv", "-c constraints-cpu.txt torch", "-c constraints-cpu.txt -e '.[test]'"]
+    steps = [
+        "-m venv --upgrade-deps .venv",
+        "-c constraints-cpu.txt torch",
+        "-c constraints-cpu.txt -e '.[test]'",
+    ]
     places = [plan.index(step) for step in [*steps, "evenfield quickstart runs/quickstart"]]
     assert places == sorted(places)
     (checkout / ".venv" / "bin").mkdir(parents=True)

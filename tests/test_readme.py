@@ -16,11 +16,15 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield import cli
-from evenfield.data_pipelines.convert import ConvertConfig, convert
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 
 
 README = Path(__file__).parents[1] / "README.md"
-SHORTER = {"max_steps=2000": "max_steps=4", "num_structures=16": "num_structures=6", "steps=500": "steps=5"}
+SHORTER = {
+    "max_steps=2000": "max_steps=4",
+    "num_structures=16": "num_structures=6",
+    "steps=500": "steps=5",
+}
 SHORTER |= {"sizes=[4,16]": "sizes=[4] scratch_steps=2"}
 
 
@@ -41,7 +45,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that README's user has."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    columns = {"columns": {"energy": "REF_energy", "forces": "REF_forces"}, "level_of_theory": "PBE"}
+    columns = {
+        "columns": {"energy": "REF_energy", "forces": "REF_forces"},
+        "level_of_theory": "PBE",
+    }
     config = ConvertConfig(units={"energy": "eV", "forces": "eV/A"}, **columns)
     ase.io.write("mine.extxyz", [metal(rng, "CuAg") for _ in range(40)])
     ase.io.write("other.extxyz", [metal(rng, "CuAu") for _ in range(40)])
@@ -62,7 +69,9 @@ def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
             cli.main()
         assert end.value.code in (0, None), command
     assert Path("runs/md/trajectory.traj").stat().st_size > 0
-    assert json.loads(Path("runs/md/dynamics.json").read_text())["model"]["model"].startswith("me/mine@")
+    assert json.loads(Path("runs/md/dynamics.json").read_text())["model"]["model"].startswith(
+        "me/mine@"
+    )
 
 
 def test_python_example(workplace: Path) -> None:
@@ -70,16 +79,27 @@ def test_python_example(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_quickstart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """The quick start at a toy size: all files are there; run again it keeps them, but ends an interrupted curve."""
-    sizes = ["num_structures=120", "max_steps=6", "target=O", "sizes=[4]", "seeds=[0]", "scratch_steps=3"]
+    sizes = [
+        "num_structures=120",
+        "max_steps=6",
+        "target=O",
+        "sizes=[4]",
+        "seeds=[0]",
+        "scratch_steps=3",
+    ]
     curve, whole = tmp_path / "q" / "fewshot.json", []
     for _ in range(2):
         if whole:
             part = json.loads(whole[0]) | {"rows": json.loads(whole[0])["rows"][:-1]}
             curve.write_text(json.dumps(part))
             curve.with_suffix(".png").unlink()  # comes last
-        monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), *sizes, "md_steps=10"])
+        monkeypatch.setattr(
+            sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), *sizes, "md_steps=10"]
+        )
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code in (0, None)
@@ -88,7 +108,9 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out.count("kept") == 9
     page = (tmp_path / "q" / "report" / "report.html").read_text()
     assert "Before and after reweighting" in page
-    monkeypatch.setattr(sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), "max_steps=7"])
+    monkeypatch.setattr(
+        sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), "max_steps=7"]
+    )
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 1

@@ -4,19 +4,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from evenfield import model_zoo
-from evenfield.finetune.gradient import GradientConfig
-from evenfield.finetune.run import FineTuneConfig, finetune
-from evenfield.finetune.save import save_finetuned
-from evenfield.finetune.target import open_target
+from ... import model_zoo
+from ..gradient.train import GradientConfig
+from ..run import FineTuneConfig, finetune
+from ..save import save_finetuned
+from ..target import open_target
 
 
 reference, data, out, *steps = sys.argv[1:]
 model, target = model_zoo.load(reference), open_target(data, work=Path(out + "-data"))
-train, valid = ([replace(s, forces=None, stress=None) for s in part] for part in (target.train, target.valid))
+train, valid = (
+    [replace(s, forces=None, stress=None) for s in part] for part in (target.train, target.valid)
+)
 target = replace(target, train=train, valid=valid)
 gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300, learning_rate=1e-3)
 result = finetune(model, target, FineTuneConfig(strategy="full", gradient=gradient))
 for name, errors in result.evaluations.items():
-    print(f"{name}: energy MAE {1000 * errors['energy_mae_per_atom']:.1f} meV/atom on the {errors['split']} split")
+    print(
+        f"{name}: energy MAE {1000 * errors['energy_mae_per_atom']:.1f} meV/atom on the {errors['split']} split"
+    )
 print("saved in", save_finetuned(result, model, Path(out)))

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from evenfield import model_zoo
-from evenfield.finetune.gradient import GradientConfig
-from evenfield.finetune.run import FineTuneConfig, finetune
-from evenfield.finetune.save import save_finetuned
+from ... import model_zoo
+from ..gradient.train import GradientConfig
+from ..run import FineTuneConfig, finetune
+from ..save import save_finetuned
 
 
 reference, data, out, *steps = sys.argv[1:]

@@ -8,8 +8,8 @@ import sys
 import ase.io
 import numpy as np
 
-from evenfield import model_zoo
-from evenfield.finetune.features import structure_features
+from ... import model_zoo
+from ..features import structure_features
 
 
 reference, data, key = sys.argv[1:4]
@@ -21,5 +21,9 @@ mean, spread = features[~test].mean(0), features[~test].std(0) + 1e-9
 rows = np.hstack([(features - mean) / spread, np.ones((len(frames), 1))])
 normal = rows[~test].T @ rows[~test] + 0.01 * (~test).sum() * np.eye(rows.shape[1])
 weights = np.linalg.solve(normal, rows[~test].T @ labels[~test])
-error, baseline = (np.abs(p - labels[test]).mean() for p in (rows[test] @ weights, labels[~test].mean()))
-print(f"test MAE of {key}: {error:.4g}; of the mean: {baseline:.4g}; {test.sum()} structures held out")
+error, baseline = (
+    np.abs(p - labels[test]).mean() for p in (rows[test] @ weights, labels[~test].mean())
+)
+print(
+    f"test MAE of {key}: {error:.4g}; of the mean: {baseline:.4g}; {test.sum()} structures held out"
+)

@@ -3,16 +3,18 @@
 import sys
 from pathlib import Path
 
-from evenfield import model_zoo
-from evenfield.finetune.run import FineTuneConfig, finetune
-from evenfield.finetune.save import save_finetuned
+from ... import model_zoo
+from ..run import FineTuneConfig, finetune
+from ..save import save_finetuned
 
 
 reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
 result = finetune(model, data, FineTuneConfig(strategy="refit"), work=Path(out + "-data"))
 for row in result.table:
-    print(f"{row.name}: energy MAE {row.energy_mae_per_atom} eV/atom, force MAE {row.force_mae} eV/A")
+    print(
+        f"{row.name}: energy MAE {row.energy_mae_per_atom} eV/atom, force MAE {row.force_mae} eV/A"
+    )
 folder = save_finetuned(result, model, Path(out))
 
 atoms = result.structures[0].to_atoms()

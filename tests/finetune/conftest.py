@@ -10,17 +10,19 @@ import ase.io
 import pytest
 import torch
 
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.schema import Structure
-from evenfield.model_zoo.hub import LoadedModel, load
-from evenfield.model_zoo.potential import Potential, PotentialConfig
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.evaluation.evaluation import Predictions, predict
+from evenfield.model_zoo.hub.load import LoadedModel, load
+from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.evaluation import Predictions, predict
 from evenfield.pretrain.run import pretrain
 
 
 NEW = "Pt"
-PLATINUM_ENERGY = 10.0  # eV an atom, which the pretrained model cannot know; EMT's own zero is the crystal
+PLATINUM_ENERGY = (
+    10.0  # eV an atom, which the pretrained model cannot know; EMT's own zero is the crystal
+)
 
 
 @pytest.fixture
@@ -48,7 +50,11 @@ def structures(train_structures: list[Structure]) -> list[Structure]:
     """Crystals of 4 metals, alloys of 7, a cluster and slabs, all of one level of theory."""
     chosen: list[Structure] = []
     for s in train_structures:
-        if s.level_of_theory == "EMT" and len(s) <= 4 and sum(s.group == c.group for c in chosen) < 3:
+        if (
+            s.level_of_theory == "EMT"
+            and len(s) <= 4
+            and sum(s.group == c.group for c in chosen) < 3
+        ):
             chosen.append(s)
     return chosen
 
@@ -67,7 +73,9 @@ def label_one(potential: Potential, structure: Structure) -> Structure:
     p: Predictions = predict(potential, [structure])
     head = potential.config.levels_of_theory.index(structure.level_of_theory)
     e0 = potential.e0[head, torch.as_tensor(structure.atomic_numbers)].sum().item()
-    return replace(structure, energy=float(p.energy[0, 1]) + e0, forces=p.forces[..., 1], stress=None)
+    return replace(
+        structure, energy=float(p.energy[0, 1]) + e0, forces=p.forces[..., 1], stress=None
+    )
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +106,14 @@ def model_folder(sets, tmp_path_factory) -> Path:
         licence="Apache-2.0",
         max_steps=120,
         evaluate_every=1000,
-        model={"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0},
+        model={
+            "channels": 8,
+            "l_max": 2,
+            "num_layers": 2,
+            "readout_size": 16,
+            "radial_hidden": 16,
+            "cutoff": 4.0,
+        },
         stream={"edge_budget": 1500},
         engine={"warmup_steps": 5},
     )

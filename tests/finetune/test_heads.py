@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evenfield.data_pipelines.graphs import collate, structure_graph
+from evenfield.data_pipelines.batch import collate, structure_graph
 from evenfield.finetune.heads import with_head
 
 
@@ -18,15 +18,21 @@ def forward(potential, structures, level: str | None = None) -> dict[str, torch.
     if level:
         structures = [replace(s, level_of_theory=level) for s in structures]
     levels = potential.config.levels_of_theory
-    return potential(collate([structure_graph(s, potential.config.cutoff, levels) for s in structures]))
+    return potential(
+        collate([structure_graph(s, potential.config.cutoff, levels) for s in structures])
+    )
 
 
 def assert_same(one: dict, other: dict) -> None:
     for name in one:
-        assert torch.equal(torch.nan_to_num(one[name], nan=99.0), torch.nan_to_num(other[name], nan=99.0)), name
+        assert torch.equal(
+            torch.nan_to_num(one[name], nan=99.0), torch.nan_to_num(other[name], nan=99.0)
+        ), name
 
 
-@pytest.mark.parametrize(("like", "source"), [(None, "EMT"), ("EMT", "EMT"), ("EMT-scaled", "EMT-scaled")])
+@pytest.mark.parametrize(
+    ("like", "source"), [(None, "EMT"), ("EMT", "EMT"), ("EMT-scaled", "EMT-scaled")]
+)
 def test_new_head_predicts_as_the_one_that_it_is_like(potential, structures, like, source):
     new = with_head(potential, "PBE", like)
     assert new.config.levels_of_theory == ["EMT", "EMT-scaled", "PBE"]
@@ -42,7 +48,9 @@ def test_old_heads_predict_the_same_bits(potential, structures, dtype):
     assert next(new.parameters()).dtype == dtype and not new.training
 
 
-def test_changing_the_new_head_changes_neither_old_heads_nor_the_old_potential(potential, structures):
+def test_changing_the_new_head_changes_neither_old_heads_nor_the_old_potential(
+    potential, structures
+):
     before = {name: value.clone() for name, value in potential.state_dict().items()}
     new = with_head(potential, "PBE")
     with torch.no_grad():
@@ -55,11 +63,16 @@ def test_changing_the_new_head_changes_neither_old_heads_nor_the_old_potential(p
 def test_known_level_keeps_its_own_head(potential):
     copy = with_head(potential, "EMT-scaled")
     assert copy.config == potential.config
-    assert all(torch.equal(value, potential.state_dict()[name]) for name, value in copy.state_dict().items())
+    assert all(
+        torch.equal(value, potential.state_dict()[name])
+        for name, value in copy.state_dict().items()
+    )
     copy.e0.data += 1  # it is a copy
     assert not torch.equal(copy.e0, potential.e0)
 
 
 def test_unknown_model_head_is_refused(potential):
-    with pytest.raises(ValueError, match="'PBE0' is not a level of theory of the model; it has: EMT, EMT-scaled"):
+    with pytest.raises(
+        ValueError, match="'PBE0' is not a level of theory of the model; it has: EMT, EMT-scaled"
+    ):
         with_head(potential, "PBE", like="PBE0")

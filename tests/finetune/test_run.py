@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.convert import ConvertConfig, convert
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.run import FineTuneConfig, finetune
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import draw
-from evenfield.model_zoo.hub import load
-from evenfield.pretrain.evaluation import predict, summarise
+from evenfield.model_zoo.evaluation.evaluation import predict, summarise
+from evenfield.model_zoo.hub.load import load
 
 
 NEW = "Pt"
@@ -39,12 +39,17 @@ def test_all_training_structures_when_no_number_is_given(sets):
 
 def test_too_many_structures_are_refused_with_the_number_that_there_is(sets, model):
     num = len(draw(sets["platinum"], None, 0))
-    with pytest.raises(ValueError, match=rf"platinum: has {num} training structures, 999 were asked for"):
+    with pytest.raises(
+        ValueError, match=rf"platinum: has {num} training structures, 999 were asked for"
+    ):
         finetune(model, sets["platinum"], FineTuneConfig(num_structures=999))
 
 
 def test_mixed_levels_of_theory_are_refused(sets, model):
-    with pytest.raises(ValueError, match=r"mixed: mixes levels of theory \(EMT, EMT-scaled\): fine-tune on one at a"):
+    with pytest.raises(
+        ValueError,
+        match=r"mixed: mixes levels of theory \(EMT, EMT-scaled\): fine-tune on one at a",
+    ):
         finetune(model, sets["mixed"], FineTuneConfig())
 
 
@@ -69,7 +74,9 @@ def test_new_element_is_learned(tuned, model):
 def test_new_element_improves_on_structures_left_out(tuned, model, sets):
     """On the crystals: the alloys of the test split hold pairs of elements that no training structure holds."""
     crystals = [s for s in iter_structures(sets["platinum"], "test") if s.group == NEW]
-    before, after = (summarise(predict(p, crystals), "test") for p in (model.potential, tuned.potential))
+    before, after = (
+        summarise(predict(p, crystals), "test") for p in (model.potential, tuned.potential)
+    )
     assert after["force_mae"] < 0.75 * before["force_mae"]
     assert after["energy_mae_per_atom"] < 0.05 * before["energy_mae_per_atom"]
 
@@ -77,14 +84,22 @@ def test_new_element_improves_on_structures_left_out(tuned, model, sets):
 def test_evaluations_are_those_of_the_test_split(tuned, sets):
     test = list(iter_structures(sets["platinum"], "test"))
     assert summarise(predict(tuned.potential, test), "test") == tuned.evaluations["refit"]
-    assert all(evaluation["num_structures"] == len(test) for evaluation in tuned.evaluations.values())
+    assert all(
+        evaluation["num_structures"] == len(test) for evaluation in tuned.evaluations.values()
+    )
     assert 0 == tuned.seconds["pretrained"] < tuned.seconds["step0"] < tuned.seconds["refit"]
 
 
 def test_pretrained_model_is_left_as_it_was(model, sets):
     before = {name: value.clone() for name, value in model.potential.state_dict().items()}
-    finetune(model, sets["platinum"], FineTuneConfig(num_structures=2, strategy="full", gradient={"max_steps": 3}))
-    assert all(torch.equal(before[name], value) for name, value in model.potential.state_dict().items())
+    finetune(
+        model,
+        sets["platinum"],
+        FineTuneConfig(num_structures=2, strategy="full", gradient={"max_steps": 3}),
+    )
+    assert all(
+        torch.equal(before[name], value) for name, value in model.potential.state_dict().items()
+    )
 
 
 def test_saved_model_knows_its_origin_and_the_new_element(tuned, model, sets, tmp_path):
@@ -112,7 +127,9 @@ def test_licence_of_the_new_weights_can_be_given(tuned, model, sets, tmp_path):
     assert saved.record.licence == "MIT"
 
 
-def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(model, sets, emt_file, tmp_path):
+def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
+    model, sets, emt_file, tmp_path
+):
     """EMT-scaled has another zero of energy and another slope."""
     frames = [atoms for atoms in ase.io.read(emt_file, ":") if atoms.info["level"] == "EMT-scaled"]
     frames = [atoms for atoms in frames if NEW not in atoms.symbols]
@@ -124,10 +141,17 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(model, s
     result = finetune(model, tmp_path / "scaled", REFIT)
     assert result.potential.config.levels_of_theory == ["EMT", "EMT-scaled"]
     pretrained, step0, refit = (result.evaluations[k] for k in ("pretrained", "step0", "refit"))
-    assert pretrained["energy_mae_per_atom"] > 1 > 4 * step0["energy_mae_per_atom"]  # 0.1 eV times Z
+    assert (
+        pretrained["energy_mae_per_atom"] > 1 > 4 * step0["energy_mae_per_atom"]
+    )  # 0.1 eV times Z
     assert refit["force_mae"] <= 1.02 * step0["force_mae"]
     test = list(iter_structures(sets["base"], "test"))
     before, after = predict(model.potential, test), predict(result.potential, test)
-    assert np.array_equal(before.forces, after.forces) and np.array_equal(before.energy, after.energy)
+    assert np.array_equal(before.forces, after.forces) and np.array_equal(
+        before.energy, after.energy
+    )
     saved = load(save_finetuned(result, model, tmp_path / "two-levels"))
-    assert set(saved.record.elements) == {"EMT", "EMT-scaled"} and NEW not in saved.record.elements["EMT-scaled"]
+    assert (
+        set(saved.record.elements) == {"EMT", "EMT-scaled"}
+        and NEW not in saved.record.elements["EMT-scaled"]
+    )

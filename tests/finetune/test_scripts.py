@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from evenfield import cli, model_zoo
-from evenfield.finetune.posterior import load_posterior
+from evenfield.finetune.closed_form.posterior import load_posterior
 
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,11 @@ SCRIPTS = ROOT / "finetune" / "scripts"
 def files(emt_file, tmp_path_factory) -> Path:
     """mine.extxyz: platinum crystals and alloys that the model has not seen; REF_ columns in reference.extxyz."""
     folder = tmp_path_factory.mktemp("mine")
-    frames = [a for a in ase.io.read(emt_file, ":") if "Pt" in a.symbols and a.info["level"] == "EMT" and len(a) < 5]
+    frames = [
+        a
+        for a in ase.io.read(emt_file, ":")
+        if "Pt" in a.symbols and a.info["level"] == "EMT" and len(a) < 5
+    ]
     for atoms in frames:
         atoms.info["volume"] = atoms.get_volume() / len(atoms)
     ase.io.write(folder / "mine.extxyz", frames)
@@ -77,7 +81,9 @@ def test_new_element(model_folder, files, tmp_path, monkeypatch, capsys):
     assert "Pt" in model_zoo.load(tmp_path / "tuned").record.elements["mine"]
 
 
-def test_other_functional_by_energies_in_ref_columns(model_folder, files, tmp_path, monkeypatch, capsys):
+def test_other_functional_by_energies_in_ref_columns(
+    model_folder, files, tmp_path, monkeypatch, capsys
+):
     words = (str(model_folder), files / "reference.extxyz", tmp_path / "tuned", "PBE0")
     text = script("other_functional", *words, monkeypatch=monkeypatch, capsys=capsys)
     assert "with ['EMT', 'PBE0']" in text and "E0 shifts" in text
@@ -95,7 +101,9 @@ def test_energy_only(model_folder, files, tmp_path, monkeypatch, capsys):
 def test_property_readout_beats_the_mean(model_folder, files, monkeypatch, capsys):
     words = (str(model_folder), files / "all.extxyz", "volume")
     text = script("property_readout", *words, monkeypatch=monkeypatch, capsys=capsys)
-    error, baseline = map(float, re.search(r"volume: ([\d.e-]+); of the mean: ([\d.e-]+)", text).groups())
+    error, baseline = map(
+        float, re.search(r"volume: ([\d.e-]+); of the mean: ([\d.e-]+)", text).groups()
+    )
     assert error < 0.6 * baseline
 
 
@@ -105,14 +113,18 @@ def test_uncertainty(name, model_folder, files, tmp_path, monkeypatch, capsys):
     text = script("uncertainty", *words, monkeypatch=monkeypatch, capsys=capsys)
     spreads = [float(x) for x in re.findall(r"spread ([\d.]+) eV/A", text)]
     assert spreads and np.isfinite(spreads).all()
-    assert (max(spreads) > 0) != ("their spread says nothing" in text)  # a spread of nothing is not passed over
+    assert (max(spreads) > 0) != (
+        "their spread says nothing" in text
+    )  # a spread of nothing is not passed over
 
 
 # --- commands
 
 
 SHORTER = {"gradient.max_steps=300": "gradient.max_steps=4 gradient.evaluate_every=2"}
-SHORTER |= {"sizes=[4,16] seeds=[0,1,2]": "sizes=[4] seeds=[0] scratch_steps=2 finetune.gradient.max_steps=2"}
+SHORTER |= {
+    "sizes=[4,16] seeds=[0,1,2]": "sizes=[4] seeds=[0] scratch_steps=2 finetune.gradient.max_steps=2"
+}
 
 
 def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
@@ -121,7 +133,11 @@ def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
     Path("runs").mkdir()
     Path("runs/model").symlink_to(model_folder.parent)
     Path("mine.extxyz").write_bytes((files / "mine.extxyz").read_bytes())
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
     commands = [line for line in lines if line.startswith("evenfield")]
     assert len(commands) == 5
     for line in commands:
@@ -129,7 +145,12 @@ def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
             line = line.replace(long, short)
         command(line, monkeypatch)
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("step 0: E0 refitted", "what was forgotten", "stretched crystals", "estimated noise"):
+    for words in (
+        "step 0: E0 refitted",
+        "what was forgotten",
+        "stretched crystals",
+        "estimated noise",
+    ):
         assert words in printed
     assert Path("runs/fewshot.png").stat().st_size > 10_000
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
@@ -140,14 +161,29 @@ def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_array_tasks_of_the_slurm_recipe_then_its_last_job(model_folder, sets, tmp_path):
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
+    base = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "RANK", "WORLD_SIZE"))
+    }
     base |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     out = tmp_path / "fewshot.json"
-    words = ["bash", str(ROOT / "slurm" / "finetune_curve.sbatch"), str(model_folder), str(sets["platinum"]), str(out)]
+    words = [
+        "bash",
+        str(ROOT / "slurm" / "finetune_curve.sbatch"),
+        str(model_folder),
+        str(sets["platinum"]),
+        str(out),
+    ]
     words += ["sizes=[2,4]", "seeds=[0]", "scratch_steps=0"]
-    array = [{"SLURM_ARRAY_TASK_ID": k, "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "2"} for k in "45"]
+    array = [
+        {"SLURM_ARRAY_TASK_ID": k, "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "2"}
+        for k in "45"
+    ]
     for variables in (*array, {}):
-        done = subprocess.run(words, env=base | variables, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            words, env=base | variables, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert out.exists() == (not variables)
     rows = json.loads(out.read_text())["rows"]
@@ -155,7 +191,14 @@ def test_array_tasks_of_the_slurm_recipe_then_its_last_job(model_folder, sets, t
 
 
 def test_wrong_share_of_an_array_is_named(model_folder, sets, tmp_path, monkeypatch, capsys):
-    words = ["evenfield", "finetune", "curve", str(model_folder), str(sets["platinum"]), str(tmp_path / "x.json")]
+    words = [
+        "evenfield",
+        "finetune",
+        "curve",
+        str(model_folder),
+        str(sets["platinum"]),
+        str(tmp_path / "x.json"),
+    ]
     monkeypatch.setattr(sys, "argv", [*words, "--task", "3/2"])
     with pytest.raises(SystemExit):
         cli.main()

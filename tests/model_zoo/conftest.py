@@ -1,46 +1,15 @@
-"""A small publishable model, and what one does to it who wants to be believed."""
+"""A small publishable model."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from evenfield import model_zoo
-from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
-from evenfield.model_zoo.manifest import write_manifest
-from evenfield.model_zoo.package import TrainingData
+from small_models import small_model
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A publishable model folder for Cu and Au at two levels of theory."""
     return small_model(tmp_path / "model")
-
-
-def small_model(folder: Path) -> Path:
-    """Write that model into `folder`."""
-    config = PotentialConfig(channels=8, cutoff=4.0, readout_size=16, levels_of_theory=["PBE", "EMT"])
-    potential = Potential(config)
-    potential.e0[:] = -1234.56789012345
-    record = ModelRecord(
-        name="copper",
-        licence="Apache-2.0",
-        elements={"PBE": ["Cu"], "EMT": ["Cu", "Au"]},
-        train_counts={"Cu": 20, "Au": 3},
-        training_data=[TrainingData(name="metals", sha256="0" * 64, licence="CC0-1.0", num_structures=23)],
-    )
-    return model_zoo.save_model(folder, potential, record)
-
-
-def sign(folder: Path) -> None:
-    """Make the manifest right again after a change, as whoever wrote the folder would."""
-    names = json.loads((folder / "manifest.json").read_text())["files"]
-    (folder / "manifest.json").write_text(write_manifest({name: (folder / name).read_bytes() for name in names}))
-
-
-def rewrite(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file and its hash."""
-    (folder / name).write_bytes(data)
-    sign(folder)

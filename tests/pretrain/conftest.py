@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evenfield.pretrain.config import PretrainConfig
 
-
-sys.path.insert(0, str(Path(__file__).parent))
 from optimizer_steps import MODEL
 
 

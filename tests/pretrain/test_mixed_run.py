@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import ase.io
@@ -12,16 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evenfield.data_pipelines.census import read_census
-from evenfield.data_pipelines.collection import Collection
-from evenfield.data_pipelines.convert import ConvertConfig, convert
-from evenfield.data_pipelines.shards import BrokenDataSetError
-from evenfield.model_zoo.hub import load
+from evenfield.data_pipelines.census.census import read_census
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.store.shards import BrokenDataSetError
+from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
-from evenfield.pretrain.callbacks import Callback
+from evenfield.pretrain.callbacks.callback import Callback
 
-
-sys.path.insert(0, str(Path(__file__).parent))
 from added_callback import add_callback
 
 
@@ -30,7 +27,9 @@ def folders(emt_file, tmp_path_factory) -> dict[str, Path]:
     """The EMT file in halves that share a level of theory and their elements, and whole."""
     folder = tmp_path_factory.mktemp("halves")
     frames = ase.io.read(emt_file, ":")
-    config = ConvertConfig(columns={"level_of_theory": "level"}, licence="CC0-1.0", split_by="structure")
+    config = ConvertConfig(
+        columns={"level_of_theory": "level"}, licence="CC0-1.0", split_by="structure"
+    )
     for name, part in {"even": frames[::2], "odd": frames[1::2], "both": frames}.items():
         ase.io.write(folder / f"{name}.extxyz", part)
         convert(folder / f"{name}.extxyz", folder / name, config)
@@ -50,7 +49,8 @@ def test_reference_energies_are_fitted_to_all_sets(folders):
     own_e0 = own[0]["levels_of_theory"]["EMT"]["e0"]
     assert set(e0) >= set(own_e0) and e0 != own_e0
     residual = [
-        (s.energy - sum(e0[symbol] for symbol in s.to_atoms().get_chemical_symbols())) / len(s) for s in structures
+        (s.energy - sum(e0[symbol] for symbol in s.to_atoms().get_chemical_symbols())) / len(s)
+        for s in structures
     ]
     assert abs(np.mean(residual)) < 0.05
 
@@ -61,8 +61,13 @@ class Stop(Callback):
             trainer.stop.by = "a test"
 
 
-def test_mixed_run_is_exact_under_resume_and_its_card_names_both_sets(folders, run_config, monkeypatch):
-    changes = {"data": [str(folders["even"]), str(folders["odd"])], "mixing": {"shares": {"even": 0.7, "odd": 0.3}}}
+def test_mixed_run_is_exact_under_resume_and_its_card_names_both_sets(
+    folders, run_config, monkeypatch
+):
+    changes = {
+        "data": [str(folders["even"]), str(folders["odd"])],
+        "mixing": {"shares": {"even": 0.7, "odd": 0.3}},
+    }
     model = run.pretrain(run_config("whole", **changes), quiet=True)
     with monkeypatch.context() as patch:
         add_callback(patch, Stop())
@@ -85,6 +90,11 @@ def test_wrong_data_is_refused(folders, run_config, tmp_path):
         run.pretrain(run_config(data=[]), quiet=True)
     with pytest.raises(BrokenDataSetError, match="nothing: not a converted data set"):
         run.pretrain(run_config(data=[str(folders["even"]), str(tmp_path / "nothing")]), quiet=True)
-    with pytest.raises(ValueError, match=r"mixing\.shares must give each of even, odd a share above 0"):
-        changes = {"data": [str(folders["even"]), str(folders["odd"])], "mixing": {"shares": {"even": 1.0}}}
+    with pytest.raises(
+        ValueError, match=r"mixing\.shares must give each of even, odd a share above 0"
+    ):
+        changes = {
+            "data": [str(folders["even"]), str(folders["odd"])],
+            "mixing": {"shares": {"even": 1.0}},
+        }
         run.pretrain(run_config("third", **changes), quiet=True)

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from evenfield.data_pipelines.settings import load_settings, recipes_of
+from evenfield.core.settings import load_settings, recipes_of
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
 
 
-SMALL = ["max_steps=2", "model.channels=4", "model.l_max=1", "model.num_layers=1", "logging.tensorboard=false"]
+SMALL = [
+    "max_steps=2",
+    "model.channels=4",
+    "model.l_max=1",
+    "model.num_layers=1",
+    "logging.tensorboard=false",
+]
 NAMES = sorted(path.stem for path in recipes_of(PretrainConfig).glob("*.yaml"))
 
 
@@ -22,7 +28,11 @@ def test_there_is_one_for_every_size():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_runs(name, data_set, tmp_path):
-    config = load_settings(PretrainConfig, Path(name), [f"data={data_set}", f"out={tmp_path / name}", *SMALL])
+    config = load_settings(
+        PretrainConfig, Path(name), [f"data={data_set}", f"out={tmp_path / name}", *SMALL]
+    )
     assert pretrain(config, quiet=True) == tmp_path / name / "model"
-    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [1, 2]

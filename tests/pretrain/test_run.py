@@ -13,20 +13,27 @@ import torch
 import yaml
 from rich.console import Console
 
-from evenfield.data_pipelines.blocks import iter_structures
-from evenfield.data_pipelines.census import read_census
-from evenfield.data_pipelines.convert import ConvertConfig, write_data_set
-from evenfield.model_zoo.hub import load
-from evenfield.pretrain import callbacks
+from evenfield.data_pipelines.census.census import read_census
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.model_zoo.evaluation.evaluation import evaluate, predict, summarise
+from evenfield.model_zoo.hub.load import load
+from evenfield.pretrain.callbacks import callback as callbacks
+from evenfield.pretrain.callbacks.metrics import Metrics, ProgressBar
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.evaluation import evaluate, predict, summarise
-from evenfield.pretrain.metrics import Metrics, ProgressBar
+from evenfield.pretrain.initial_potential import build_potential
+from evenfield.pretrain.loop.trainer import StepReport
 from evenfield.pretrain.run import pretrain
-from evenfield.pretrain.start import build_potential
-from evenfield.pretrain.train import StepReport
 
 
-STEP_FIGURES = ("loss", "learning_rate", "structures_per_s", "edges_per_s", "data_wait_share", "seconds")
+STEP_FIGURES = (
+    "loss",
+    "learning_rate",
+    "structures_per_s",
+    "edges_per_s",
+    "data_wait_share",
+    "seconds",
+)
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -47,7 +54,14 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
         max_steps=150,
         evaluate_every=75,
         evaluate_structures=20,
-        model={"channels": 8, "l_max": 2, "num_layers": 2, "readout_size": 16, "radial_hidden": 16, "cutoff": 4.0},
+        model={
+            "channels": 8,
+            "l_max": 2,
+            "num_layers": 2,
+            "readout_size": 16,
+            "radial_hidden": 16,
+            "cutoff": 4.0,
+        },
         stream={"edge_budget": 1500, "window_blocks": 3},
         engine={"warmup_steps": 5, "learning_rate": 0.005},
         checkpoints={"every": 60},
@@ -57,17 +71,27 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
 
 
 def test_it_learns(finished):
-    losses = np.array([row["loss"] for row in rows_of(Path(finished.out)) if row["event"] == "step"])
+    losses = np.array(
+        [row["loss"] for row in rows_of(Path(finished.out)) if row["event"] == "step"]
+    )
     assert np.median(losses[-12:]) < 0.55 * np.median(losses[:12])  # over two epochs each
-    bare = finished.model_copy(update={"model": finished.model.model_copy(update={"repulsion": False})})
-    with_prior, without = (build_potential(config, config.open_data()) for config in (finished, bare))
+    bare = finished.model_copy(
+        update={"model": finished.model.model_copy(update={"repulsion": False})}
+    )
+    with_prior, without = (
+        build_potential(config, config.open_data()) for config in (finished, bare)
+    )
     trained = load(f"{finished.out}/model").potential
     new, fresh, blank = (
         evaluate(potential, iter_structures(finished.data, "valid"), "valid")
         for potential in (trained, with_prior, without)
     )
-    assert new["force_mae"] < 0.8 * fresh["force_mae"] and new["force_mae"] < 0.25 * blank["force_mae"]
-    assert new["energy_mae_per_atom"] < min(fresh["energy_mae_per_atom"], blank["energy_mae_per_atom"])
+    assert (
+        new["force_mae"] < 0.8 * fresh["force_mae"] and new["force_mae"] < 0.25 * blank["force_mae"]
+    )
+    assert new["energy_mae_per_atom"] < min(
+        fresh["energy_mae_per_atom"], blank["energy_mae_per_atom"]
+    )
 
 
 def test_every_step_has_one_whole_row(finished):
@@ -100,11 +124,19 @@ def test_published_model_predicts_what_was_evaluated(finished):
     predictions = predict(model.potential, structures)
     census = read_census(finished.data)["per_element"]
     counts = {symbol: row["structures"].get("train", 0) for symbol, row in census.items()}
-    assert summarise(predictions, "test", counts) == json.loads((out / "evaluation.json").read_text())
-    assert (out / "evaluation.json").read_bytes() == (out / "model" / "evaluation.json").read_bytes()
+    assert summarise(predictions, "test", counts) == json.loads(
+        (out / "evaluation.json").read_text()
+    )
+    assert (out / "evaluation.json").read_bytes() == (
+        out / "model" / "evaluation.json"
+    ).read_bytes()
     with np.load(out / "predictions.npz", allow_pickle=False) as saved:
-        assert np.array_equal(saved["predicted_forces"], predictions.forces[..., 1].astype(np.float32))
-        assert np.array_equal(saved["predicted_energy_per_atom"], predictions.energy[:, 1] / predictions.num_atoms)
+        assert np.array_equal(
+            saved["predicted_forces"], predictions.forces[..., 1].astype(np.float32)
+        )
+        assert np.array_equal(
+            saved["predicted_energy_per_atom"], predictions.energy[:, 1] / predictions.num_atoms
+        )
 
 
 def test_calculator_agrees_with_the_predictions(finished):
@@ -124,7 +156,10 @@ def test_calculator_agrees_with_the_predictions(finished):
 def test_record_says_where_the_model_comes_from(finished, train_structures):
     record = load(Path(finished.out) / "model").record
     assert (record.name, record.licence, record.training["ranks"]) == ("small", "CC0-1.0", 1)
-    assert record.training_data[0].name == "metals.extxyz" and record.training_data[0].licence == "CC0-1.0"
+    assert (
+        record.training_data[0].name == "metals.extxyz"
+        and record.training_data[0].licence == "CC0-1.0"
+    )
     assert record.training_data[0].num_structures == len(train_structures)
     assert record.training["config"]["max_steps"] == 150
     assert not {"data", "out"} & record.training["config"].keys()  # paths are nobody's business
@@ -145,14 +180,18 @@ def test_fresh_potential_is_scaled_by_its_data(run_config, train_structures):
     census = read_census(config.data)["levels_of_theory"]
     assert potential.config.levels_of_theory == ["EMT", "EMT-scaled"]  # the common one first
     for head, level in enumerate(potential.config.levels_of_theory):
-        forces = np.concatenate([s.forces.ravel() for s in train_structures if s.level_of_theory == level])
+        forces = np.concatenate(
+            [s.forces.ravel() for s in train_structures if s.level_of_theory == level]
+        )
         assert float(potential.scale[head]) == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-5)
         assert float(potential.e0[head, 29]) == census[level]["e0"]["Cu"]
     graphs = predict(potential, train_structures[:1])
     assert np.isfinite(graphs.energy).all()
     neighbours = [len(neighbours_of(s, 4.0)) / len(s) for s in train_structures]
     sizes = [len(s) for s in train_structures]
-    assert potential.config.num_neighbours == pytest.approx(np.average(neighbours, weights=sizes), rel=1e-6)
+    assert potential.config.num_neighbours == pytest.approx(
+        np.average(neighbours, weights=sizes), rel=1e-6
+    )
 
 
 def test_scale_and_e0_are_those_of_what_the_repulsion_leaves(run_config, train_structures):
@@ -166,7 +205,9 @@ def test_scale_and_e0_are_those_of_what_the_repulsion_leaves(run_config, train_s
         alone = predict(potential, own)
         left = alone.forces[..., 0] - alone.forces[..., 1]
         assert float(scale[head]) == pytest.approx(np.sqrt((left**2).mean()), rel=1e-4)
-        composition = np.array([[(s.atomic_numbers == z).mean() for z in (13, 28, 29, 46, 47, 78, 79)] for s in own])
+        composition = np.array(
+            [[(s.atomic_numbers == z).mean() for z in (13, 28, 29, 46, 47, 78, 79)] for s in own]
+        )
         target = (alone.energy[:, 0] - alone.energy[:, 1]) / [len(s) for s in own]
         solution, *_ = np.linalg.lstsq(composition, target, rcond=None)
         assert e0[head, [13, 28, 29, 46, 47, 78, 79]].numpy() == pytest.approx(solution, abs=1e-3)
@@ -208,7 +249,9 @@ def test_resume_drops_later_rows_and_a_cut_off_line(tmp_path):
 
 def test_rows_of_a_step_are_written_before_its_checkpoint(run_config, monkeypatch):
     """A kill just after the checkpoint would else leave a gap, since a resumed run does not take the step again."""
-    config = run_config(max_steps=4, evaluate_every=2, evaluate_structures=2, checkpoints={"every": 2})
+    config = run_config(
+        max_steps=4, evaluate_every=2, evaluate_structures=2, checkpoints={"every": 2}
+    )
     seen = []
     original = callbacks.save_checkpoint
 
@@ -226,11 +269,18 @@ def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config
     """Else the pruning would keep the old run's checkpoints and delete the new one's."""
     config = run_config(max_steps=3)
     model = pretrain(config, quiet=True)
-    weights, metrics = (model / "model.safetensors").read_bytes(), (Path(config.out) / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"):
+    weights, metrics = (
+        (model / "model.safetensors").read_bytes(),
+        (Path(config.out) / "metrics.jsonl").read_bytes(),
+    )
+    with pytest.raises(
+        ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"
+    ):
         pretrain(config, quiet=True)
     assert (Path(config.out) / "metrics.jsonl").read_bytes() == metrics
-    assert pretrain(config, resume="must", quiet=True) == model  # nothing left to do: the results are written again
+    assert (
+        pretrain(config, resume="must", quiet=True) == model
+    )  # nothing left to do: the results are written again
     assert (model / "model.safetensors").read_bytes() == weights
     longer = run_config(max_steps=5)
     pretrain(longer, resume="must", quiet=True)
@@ -280,7 +330,9 @@ def test_level_of_theory_that_only_the_held_out_splits_have(run_config, train_st
     """It has no head, so it cannot be evaluated; the run must not die of it after hours."""
     structures = [s for s in train_structures if s.level_of_theory == "EMT"][:24]
     strange = {0: "rare", 5: "rare"}  # one for testing, one for validation
-    structures = [replace(s, level_of_theory=strange.get(k, "EMT")) for k, s in enumerate(structures)]
+    structures = [
+        replace(s, level_of_theory=strange.get(k, "EMT")) for k, s in enumerate(structures)
+    ]
     data = data_of(structures, tmp_path / "data")
     model = pretrain(run_config(data=data, max_steps=2, evaluate_every=2), quiet=True)
     evaluation = json.loads((model / "evaluation.json").read_text())
@@ -289,13 +341,19 @@ def test_level_of_theory_that_only_the_held_out_splits_have(run_config, train_st
 
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_one_held_out_split_is_enough(run_config, train_structures, tmp_path, split):
-    parts = [replace(s, split=split if k < 3 else "train") for k, s in enumerate(train_structures[:12])]
+    parts = [
+        replace(s, split=split if k < 3 else "train") for k, s in enumerate(train_structures[:12])
+    ]
     write_data_set(parts, tmp_path / "data", {"file": "part", "sha256": ""}, ConvertConfig())
-    model = pretrain(run_config(data=str(tmp_path / "data"), max_steps=2, evaluate_every=1), quiet=True)
+    model = pretrain(
+        run_config(data=str(tmp_path / "data"), max_steps=2, evaluate_every=1), quiet=True
+    )
     assert json.loads((model / "evaluation.json").read_text())["split"] == split
 
 
-def test_data_without_anything_held_out_are_refused_before_the_training(run_config, train_structures, tmp_path):
+def test_data_without_anything_held_out_are_refused_before_the_training(
+    run_config, train_structures, tmp_path
+):
     parts = [replace(s, split="train") for s in train_structures[:4]]
     write_data_set(parts, tmp_path / "data", {"file": "part", "sha256": ""}, ConvertConfig())
     with pytest.raises(ValueError, match="holds no structure to test on"):

@@ -60,8 +60,14 @@ def why_not() -> str:
     """Why a Slurm cannot be brought up here, or an empty string."""
     if os.geteuid() != 0:
         return "needs root: munged and slurmd run as it"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:{SBIN}") is None]
-    return f"Slurm is not installed: no {', '.join(missing)} (Debian: slurm-wlm, munge)" if missing else ""
+    missing = [
+        name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:{SBIN}") is None
+    ]
+    return (
+        f"Slurm is not installed: no {', '.join(missing)} (Debian: slurm-wlm, munge)"
+        if missing
+        else ""
+    )
 
 
 class Cluster:
@@ -74,7 +80,11 @@ class Cluster:
             # as if the environment were activated, which `make test` does not do
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{SBIN}",
         }
-        for name in [name for name in self.environment if name.startswith(("SLURM_JOB", "RANK", "WORLD_SIZE"))]:
+        for name in [
+            name
+            for name in self.environment
+            if name.startswith(("SLURM_JOB", "RANK", "WORLD_SIZE"))
+        ]:
             del self.environment[name]
 
     def start(self) -> None:
@@ -86,20 +96,30 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         munge = {name: f"{folder}/munge.{name}" for name in ("socket", "pid", "log", "seed")}
-        flags = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in munge.items()]
+        flags = [
+            f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in munge.items()
+        ]
         self.run("munged", "--force", f"--key-file={key}", *flags)
         host = socket.gethostname().partition(".")[0]
-        config = CONFIG.format(host=host, folder=folder, port=ports[0], first=ports[1], last=ports[1] + 1)
+        config = CONFIG.format(
+            host=host, folder=folder, port=ports[0], first=ports[1], last=ports[1] + 1
+        )
         (folder / "slurm.conf").write_text(config)
         self.run("slurmctld")
         for node in ("n1", "n2"):
             (folder / f"spool.{node}").mkdir()
             self.run("slurmd", "-N", node)
-        self.wait(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split().count("idle") >= 4, 60, "idle nodes")
+        self.wait(
+            lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split().count("idle") >= 4,
+            60,
+            "idle nodes",
+        )
 
     def stop(self) -> None:
         """End all jobs and daemons."""
-        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env=self.environment, check=False)
+        subprocess.run(
+            ["scancel", "--signal=KILL", "--full", "--user=root"], env=self.environment, check=False
+        )
         time.sleep(0.5)
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munge.pid"):
             path = self.folder / name
@@ -109,7 +129,13 @@ class Cluster:
     def run(self, *words: str, cwd: Path | None = None) -> str:
         """Run a command of Slurm; returns what it prints."""
         done = subprocess.run(
-            words, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+            words,
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.stdout}{done.stderr}\n{self.logs()}")
@@ -143,13 +169,17 @@ class Cluster:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{self.run('squeue')}\n{self.logs()}")
+                raise TimeoutError(
+                    f"{what}: not within {seconds:.0f} s\n{self.run('squeue')}\n{self.logs()}"
+                )
             time.sleep(0.3)
 
     def logs(self) -> str:
         """The last lines of all daemons."""
         paths = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-8:])
+        return "\n".join(
+            f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-8:]
+        )
 
 
 def _end(pid: int) -> None:

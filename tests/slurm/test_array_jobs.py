@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenfield.data_pipelines.convert import ConvertConfig, convert, write_data_set
-from evenfield.data_pipelines.shards import read_info
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
+from evenfield.data_pipelines.store.shards import read_info
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
-from evenfield.model_zoo.package import save_model
+from evenfield.model_zoo.package.folder import save_model
 
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,11 @@ def states(cluster, job: str) -> list[str]:
 
 def await_end(cluster, *jobs: str) -> None:
     for job in jobs:
-        cluster.wait(lambda job=job: all(state in ENDED for state in states(cluster, job)), 180, f"end of {job}")
+        cluster.wait(
+            lambda job=job: all(state in ENDED for state in states(cluster, job)),
+            180,
+            f"end of {job}",
+        )
         assert set(states(cluster, job)) == {"COMPLETED"}, cluster.logs()
 
 
@@ -37,7 +41,13 @@ def model(data_set, tmp_path_factory) -> Path:
     """An untrained model of one level of theory."""
     torch.manual_seed(0)
     config = PotentialConfig(
-        channels=4, l_max=1, num_layers=1, readout_size=8, radial_hidden=8, cutoff=4.0, levels_of_theory=["EMT"]
+        channels=4,
+        l_max=1,
+        num_layers=1,
+        readout_size=8,
+        radial_hidden=8,
+        cutoff=4.0,
+        levels_of_theory=["EMT"],
     )
     folder = tmp_path_factory.mktemp("model") / "base"
     elements = {"EMT": ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]}
@@ -47,11 +57,18 @@ def model(data_set, tmp_path_factory) -> Path:
 
 
 def test_conversion_shared_by_an_array_then_finished(cluster, emt_file, tmp_path):
-    words = [str(RECIPES / "convert.sbatch"), str(emt_file), str(tmp_path / "out"), "columns.level_of_theory=level"]
+    words = [
+        str(RECIPES / "convert.sbatch"),
+        str(emt_file),
+        str(tmp_path / "out"),
+        "columns.level_of_theory=level",
+    ]
     array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
     last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
     await_end(cluster, array, last)
-    convert(emt_file, tmp_path / "here", ConvertConfig(columns={"level_of_theory": "level"}), workers=1)
+    convert(
+        emt_file, tmp_path / "here", ConvertConfig(columns={"level_of_theory": "level"}), workers=1
+    )
     assert read_info(tmp_path / "out")["shards"] == read_info(tmp_path / "here")["shards"]
 
 
@@ -68,7 +85,12 @@ def test_curve_shared_by_an_array_and_evaluations(cluster, model, one_level, tmp
     curve = tmp_path / "curve.json"
     words = [str(RECIPES / "finetune_curve.sbatch"), str(model), str(one_level), str(curve)]
     words += ["sizes=[4]", "seeds=[3,4]", "scratch_steps=2", "strategies=[refit]"]
-    evaluate = [str(RECIPES / "evaluate.sbatch"), str(model), str(tmp_path / "errors"), str(one_level)]
+    evaluate = [
+        str(RECIPES / "evaluate.sbatch"),
+        str(model),
+        str(tmp_path / "errors"),
+        str(one_level),
+    ]
     array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
     last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
     await_end(cluster, array, last, cluster.submit("--array=0", *evaluate, cwd=tmp_path))

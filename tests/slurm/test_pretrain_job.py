@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "slurm" / "pretrain.sbatch"
-MODEL = {"channels": 4, "l_max": 1, "num_layers": 1, "readout_size": 8, "radial_hidden": 8, "cutoff": 4.0}
+MODEL = {
+    "channels": 4,
+    "l_max": 1,
+    "num_layers": 1,
+    "readout_size": 8,
+    "radial_hidden": 8,
+    "cutoff": 4.0,
+}
 STEPS = 60
 
 
@@ -43,7 +50,13 @@ class Job:
 
     def __init__(self, cluster, work: Path, name: str, *words: str, restarts: int = 20) -> None:
         self.cluster, self.out = cluster, work / name
-        options = ["--chdir", str(work), f"--job-name={name}", f"--export=ALL,MAX_RESTARTS={restarts}", *words]
+        options = [
+            "--chdir",
+            str(work),
+            f"--job-name={name}",
+            f"--export=ALL,MAX_RESTARTS={restarts}",
+            *words,
+        ]
         self.number = cluster.submit(*options, str(RECIPE), "recipe.yaml", str(self.out), cwd=work)
         self.log = work / f"{name}-{self.number}.out"
 
@@ -85,9 +98,13 @@ def undisturbed(cluster, work) -> Job:
 
 def has_the_bits_of(job: Job, undisturbed: Job) -> bool:
     """The same weights, and one row for every step with the same loss."""
-    rows = [(r["step"], r["loss"]) for r in map(json.loads, (job.out / "metrics.jsonl").read_text().splitlines())]
+    rows = [
+        (r["step"], r["loss"])
+        for r in map(json.loads, (job.out / "metrics.jsonl").read_text().splitlines())
+    ]
     other = [
-        (r["step"], r["loss"]) for r in map(json.loads, (undisturbed.out / "metrics.jsonl").read_text().splitlines())
+        (r["step"], r["loss"])
+        for r in map(json.loads, (undisturbed.out / "metrics.jsonl").read_text().splitlines())
     ]
     one, two = job.weights(), undisturbed.weights()
     return rows == other and all(one[name].equal(two[name]) for name in two)
@@ -96,11 +113,15 @@ def has_the_bits_of(job: Job, undisturbed: Job) -> bool:
 def test_job_on_two_nodes_ends(undisturbed):
     assert "start 0 on n[1-2], newest checkpoint: none" in undisturbed.text()
     assert undisturbed.steps() == list(range(1, STEPS + 1))
-    manifest = json.loads((undisturbed.out / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json").read_text())
+    manifest = json.loads(
+        (undisturbed.out / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json").read_text()
+    )
     assert manifest["world_size"] == 2
 
 
-def test_job_outlives_a_killed_rank_and_a_preemption_and_ends_with_the_same_bits(cluster, work, undisturbed):
+def test_job_outlives_a_killed_rank_and_a_preemption_and_ends_with_the_same_bits(
+    cluster, work, undisturbed
+):
     """SIGKILL for one rank ends the other; then an urgent job takes the nodes. It resumes both times."""
     job = Job(cluster, work, "disturbed")
     job.await_step(12)
@@ -130,7 +151,10 @@ def rank_of(job: Job, rank: int) -> int:
             environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        own = f"SLURM_JOB_ID={job.number}".encode() in environment and f"SLURM_PROCID={rank}".encode() in environment
+        own = (
+            f"SLURM_JOB_ID={job.number}".encode() in environment
+            and f"SLURM_PROCID={rank}".encode() in environment
+        )
         if own and b"pretrain" in words and words[0].endswith(b"python"):
             return int(folder.name)
     raise LookupError(f"no rank {rank} of job {job.number}")
@@ -160,7 +184,14 @@ def test_cancelled_job_saves_and_does_not_come_back(cluster, work):
 
 def test_job_that_fails_at_once_is_not_tried_again(cluster, work):
     (work / "recipe-of-nothing.yaml").write_text("data: /nowhere\n")
-    options = ["--chdir", str(work), "--job-name=hopeless", "--nodes=1", str(RECIPE), "recipe-of-nothing.yaml"]
+    options = [
+        "--chdir",
+        str(work),
+        "--job-name=hopeless",
+        "--nodes=1",
+        str(RECIPE),
+        "recipe-of-nothing.yaml",
+    ]
     number = cluster.submit(*options, str(work / "none"), cwd=work)
     cluster.wait(lambda: cluster.state(number) == "FAILED", 120, "failure")
     text = (work / f"hopeless-{number}.out").read_text()

@@ -1,0 +1,1 @@
+"""The look of all pictures: colours, styles and the periodic-table heat map."""

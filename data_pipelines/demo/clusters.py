@@ -1,0 +1,95 @@
+"""Isolated structures of the embedded data: clusters cut from ionic crystals, and molecules.
+
+Every builder takes a `numpy.random.Generator` and returns a bare `ase.Atoms` (no calculator, no magnetic
+moments) with `info["config_type"]`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.build import molecule as g2_molecule
+from ase.collections import g2
+from ase.data import atomic_numbers, covalent_radii
+
+from .geometry import finished, mix_in, stretched
+
+
+def _symbols(*rows: str) -> list[str]:
+    return " ".join(rows).split()
+
+
+# Cations in about the order of their abundance in the Earth's crust, every one that GFN1-xTB knows: drawing
+# them by Zipf's law gives a few common elements and a long tail, as real collections of data have.
+CATIONS = _symbols(
+    "Si Al Fe Ca Na Mg K Ti Mn Ba Sr Zr V Cr Rb Ni Zn Ce Cu Nd La Y Co Sc Li Nb Ga Pb B Pr Sm Gd Dy Er",
+    "Yb Hf Cs Be Sn Ta Eu Ge As Ho W Mo Tb Tl Lu Tm In Sb Cd Hg Ag Pd Bi Pt Au Os Ru Ir Rh Re Po Tc Pm",
+)
+ANIONS = _symbols("O F Cl S N H Se Br C I Te P At")
+COVALENT_CATIONS = _symbols("Be B Mg Al Si Zn Ga Ge As Cd In Sn Sb Hg Tl Pb Bi Po")
+CLUSTER_SIZES = (2, 3, 4, 6, 8, 10, 12)
+GROUPS = [
+    _symbols("Li Na K Rb Cs"),
+    _symbols("Be Mg Ca Sr Ba"),
+    _symbols("B Al Ga In Tl"),
+    _symbols("C Si Ge Sn Pb"),
+    _symbols("N P As Sb Bi"),
+    _symbols("O S Se Te Po"),
+    _symbols("F Cl Br I At"),
+]
+PARENTS = [name for name in g2.names if len(g2[name]) > 1]
+
+
+def cluster(rng: np.random.Generator) -> Atoms:
+    """The 2 to 12 atoms nearest to a random point of a rocksalt or zincblende crystal A-X, rattled.
+
+    In 30 % of the clusters some of the A atoms become a second element. Bonds are 0.95 to 1.12 times the
+    length at which GFN1-xTB clusters of that size are, on average, at rest against uniform scaling.
+    """
+    cation, anion = _zipf(rng, CATIONS, 1.2), _zipf(rng, ANIONS, 1.2)
+    num_atoms = int(rng.choice(CLUSTER_SIZES))
+    bond = rng.uniform(0.95, 1.12) * (0.95 + 0.008 * num_atoms) * _ionic_bond(cation, anion)
+    lattice, constant = (("rocksalt", 2.0), ("zincblende", 4 / 3**0.5))[rng.integers(2)]
+    crystal = bulk(cation + anion, lattice, a=constant * bond, cubic=True).repeat(3)
+    centre = crystal.cell.sum(axis=0) / 3 * (1 + rng.random(3))  # anywhere in the middle cell
+    nearest = np.argsort(np.linalg.norm(crystal.positions - centre, axis=1), kind="stable")[
+        :num_atoms
+    ]
+    atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
+    if rng.random() < 0.3:
+        pure = atoms.copy()
+        mix_in(rng, atoms, cation, _zipf(rng, CATIONS, 1.2), rng.uniform(0, 0.6))
+        atoms.positions = stretched(pure, atoms)
+    return finished(rng, atoms, "cluster", rattle=rng.uniform(0.02, 0.1))
+
+
+def molecule(rng: np.random.Generator) -> Atoms:
+    """A g2 molecule in which each element of a main group may have given way to another of its group.
+
+    An element is replaced with probability 0.4, in all its atoms or in one; the geometry is stretched to the
+    new covalent radii and rattled.
+    """
+    parent = g2_molecule(PARENTS[rng.integers(len(PARENTS))])
+    child = Atoms(parent.symbols, parent.positions)
+    for symbol in sorted(set(parent.symbols)):
+        group = next((group for group in GROUPS if symbol in group), None)
+        if group is None or rng.random() > 0.4:
+            continue
+        sites = np.flatnonzero(parent.symbols == symbol)
+        sites = sites if rng.random() < 0.5 else rng.choice(sites, 1)
+        child.symbols[sites] = _zipf(rng, [other for other in group if other != symbol], 1.0)
+    child.positions = stretched(parent, child)
+    return finished(rng, child, "molecule", rattle=rng.uniform(0.0, 0.05))
+
+
+def _zipf(rng: np.random.Generator, items: list[str], exponent: float) -> str:
+    """One of `items`, the one of rank k with a probability proportional to k^-exponent."""
+    weights = np.arange(1, len(items) + 1) ** -exponent
+    return items[rng.choice(len(items), p=weights / weights.sum())]
+
+
+def _ionic_bond(cation: str, anion: str) -> float:
+    """Length at which A-X clusters are about at rest, A: covalent, 13 % shorter with s-, d- and f-metals."""
+    covalent = covalent_radii[atomic_numbers[cation]] + covalent_radii[atomic_numbers[anion]]
+    return covalent * (1.0 if cation in COVALENT_CATIONS else 0.87)

@@ -1,0 +1,179 @@
+"""The embedded data set: structures made by a seeded generator and labelled by real calculators.
+
+60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE). Structure `index`
+draws everything from `default_rng([seed, index])`, so neither the number of structures nor the number of
+processes changes it; another kind of processor may, where a rejection is a close call. What gets no label is drawn
+again, and named in a JSON file beside the output.
+
+`sample/embedded_sample.extxyz.gz` was made by
+
+    python -c "from evenfield.data_pipelines.demo.generate import *; generate(GeneratorConfig(
+        num_structures=160, seed=1), 'data_pipelines/demo/sample/embedded_sample.extxyz.gz')"
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from ase import Atoms
+from ase.io.extxyz import write_xyz
+from pydantic import Field
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ...core.settings import Settings
+from ...core.workers import worker_pool
+from ..store.shards import write_atomically
+from .labelled import Failure, labelled_structure
+from .oracles import require_tblite
+
+
+SUFFIXES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz")
+
+
+class GeneratorConfig(Settings):
+    """How many structures, from which seed, on how many processes."""
+
+    num_structures: int = Field(default=2000, ge=1, description="structures to make")
+    seed: int = Field(
+        default=0, ge=0, description="every structure follows from the seed and its index"
+    )
+    workers: int | None = Field(default=None, ge=1, description="processes; default: one per core")
+
+
+class GenerationReport(Settings):
+    """What `generate` made, with counts of structures and of failures, and wall seconds."""
+
+    path: Path
+    failures_path: Path
+    num_structures: int
+    structures_by_config_type: dict[str, int]
+    structures_by_element: dict[str, int]
+    failures_by_reason: dict[str, int]
+    seconds: float
+
+
+def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
+    """Write `config.num_structures` labelled structures to `out_path` (.extxyz or .xyz, or either with .gz).
+
+    The file appears whole or not at all; `<out_path>.failures.json` names the candidates without a label.
+    Processes are spawned: call it from a module or under `if __name__ == "__main__":`. Raises ImportError
+    without tblite, ValueError for an unknown suffix.
+    """
+    out_path = Path(out_path)
+    if not out_path.name.endswith(SUFFIXES):
+        raise ValueError(f"{out_path}: the name must end in one of {', '.join(SUFFIXES)}")
+    require_tblite()
+    started = time.perf_counter()
+    frames: list[Atoms] = []
+    failures: list[Failure] = []
+    console = Console(stderr=True)
+    with (
+        worker_pool(config.workers) as executor,
+        _progress(console, config.num_structures) as advance,
+    ):
+        make = partial(labelled_structure, config.seed)
+        for atoms, rejected in executor.map(make, range(config.num_structures), chunksize=8):
+            frames += [atoms] if atoms is not None else []
+            failures += rejected
+            advance()
+    report = GenerationReport(
+        path=out_path,
+        failures_path=out_path.with_name(f"{out_path.name}.failures.json"),
+        num_structures=len(frames),
+        structures_by_config_type=_count(atoms.info["config_type"] for atoms in frames),
+        structures_by_element=_count(
+            symbol for atoms in frames for symbol in sorted(set(atoms.symbols))
+        ),
+        failures_by_reason=_count(failure.reason for failure in failures),
+        seconds=time.perf_counter() - started,
+    )
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(report.failures_path, _failures_json(config, failures))
+    write_atomically(out_path, _extxyz(frames, compressed=out_path.suffix == ".gz"))
+    _print_summary(report, console)
+    return report
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[partial[None]]:
+    """A progress bar; yields the function that moves it on by one structure."""
+    columns = (
+        TextColumn("generating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield partial(progress.advance, progress.add_task("", total=total))
+
+
+class _RateColumn(ProgressColumn):
+    """Structures per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} structures/s" if task.speed else "")
+
+
+def _extxyz(frames: list[Atoms], compressed: bool) -> bytes:
+    """The frames as extended XYZ; gzip without a time stamp, so that equal frames give equal bytes."""
+    text = io.StringIO()
+    write_xyz(text, frames)
+    data = text.getvalue().encode()
+    return gzip.compress(data, mtime=0) if compressed else data
+
+
+def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:
+    """Settings, counts by reason and one line per failure."""
+    head = {
+        "num_structures": config.num_structures,
+        "seed": config.seed,
+        "num_failures": len(failures),
+        "failures_by_reason": _count(failure.reason for failure in failures),
+    }
+    lines = ",\n".join(json.dumps(asdict(failure)) for failure in failures)
+    return f'{json.dumps(head)[:-1]}, "failures": [\n{lines}\n]}}\n'
+
+
+def _count(names: Iterator[str]) -> dict[str, int]:
+    """How often each name occurs, the most frequent first."""
+    return dict(Counter(names).most_common())
+
+
+def _print_summary(report: GenerationReport, console: Console) -> None:
+    """One line on what was made, one on what failed."""
+    elements = report.structures_by_element
+    rare = sum(count <= 5 for count in elements.values())
+    types = ", ".join(f"{count} {name}" for name, count in report.structures_by_config_type.items())
+    console.print(
+        f"{report.path}: {report.num_structures} structures ({types}); {len(elements)} elements, "
+        f"{rare} of them in at most 5 structures; {report.seconds:.0f} s",
+        soft_wrap=True,
+    )
+    if report.failures_by_reason:
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in report.failures_by_reason.items()
+        )
+        console.print(
+            f"candidates without a label, drawn again: {reasons}; see {report.failures_path}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,3 @@
+"""Readers: a file, folder, database, URL or hub data set becomes checked structures. Open
+`read.py` first.
+"""

@@ -1,0 +1,179 @@
+"""Blocks: the row groups of a data set's shards, read in any order and decoded at the speed of Arrow.
+
+pyarrow reads them, not `datasets`: opening one block of a Hugging Face stream costs five times what reading it does
+(docs/decisions/0003), and a stream that shuffles blocks opens one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..structure import Structure
+from .shards import ARROW_SCHEMA, BrokenDataSetError, foreign_columns, scan_shard, shard_paths
+
+
+class Block:
+    """Decoded structures one after the other; a structure is made, as views, when it is asked for.
+
+    Lists lie flat with offsets: atomic_numbers (sum N,), positions and forces (sum N, 3).
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.num_structures = table.num_rows
+        self.atomic_numbers, self.starts = _flat(table, "atomic_numbers", np.int64)
+        self._positions = _flat(table, "positions", np.float32)[0].reshape(-1, 3)
+        self._forces = _labelled(table, "forces", (-1, 3))
+        self._cell = _flat(table, "cell", np.float64)[0].reshape(-1, 3, 3)
+        self._pbc = _flat(table, "pbc", np.bool_)[0].reshape(-1, 3)
+        self._stress = _labelled(table, "stress", (-1, 3, 3))
+        self._energy = [
+            None if energy != energy else energy for energy in table["energy"].to_numpy().tolist()
+        ]
+        self.structure_ids: list[str] = (
+            table["structure_id"].to_numpy().tolist()
+        )  # twice as fast as to_pylist()
+        self._groups: list[str] = table["group"].to_numpy().tolist()
+        self._levels: list[str] = table["level_of_theory"].to_numpy().tolist()
+        self._bounds = (
+            self.starts.tolist()
+        )  # slicing by Python's own integers is three times as fast
+
+    def __len__(self) -> int:
+        return self.num_structures
+
+    def structure(self, k: int) -> Structure:
+        """The k-th structure; its arrays are views into the block, not to be written to."""
+        first, last = self._bounds[k], self._bounds[k + 1]
+        forces, force_bounds = self._forces
+        stress, stress_bounds = self._stress
+        start, end = force_bounds[k], force_bounds[k + 1]
+        place = stress_bounds[k]
+        # the frozen class's own __init__ takes as long as the rest together
+        structure = object.__new__(Structure)
+        fields = {
+            "atomic_numbers": self.atomic_numbers[first:last],
+            "positions": self._positions[first:last],
+            "cell": self._cell[k],
+            "pbc": self._pbc[k],
+            "level_of_theory": self._levels[k],
+            "structure_id": self.structure_ids[k],
+            "group": self._groups[k],
+            "energy": self._energy[k],
+            "forces": forces[start:end] if end > start else None,
+            "stress": stress[place] if stress_bounds[k + 1] > place else None,
+            "split": None,
+        }
+        object.__setattr__(structure, "__dict__", fields)
+        return structure
+
+    def __iter__(self) -> Iterator[Structure]:
+        return map(self.structure, range(self.num_structures))
+
+
+class BlockReader:
+    """Random access to the blocks of one split of a converted data set."""
+
+    def __init__(self, folder: Path | str, split: str) -> None:
+        self._rows: list[tuple[Path, int]] = []
+        self._open = lru_cache(maxsize=32)(
+            _open
+        )  # of a large set some only: a parsed footer takes 0.1 MB
+        for path in shard_paths(folder, split):
+            file = self._open(path)
+            if problem := foreign_columns(file.schema_arrow, ARROW_SCHEMA):
+                raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
+            self._rows += [(path, group) for group in range(file.num_row_groups)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Structures in each block."""
+        return [self._open(path).metadata.row_group(group).num_rows for path, group in self._rows]
+
+    def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
+        """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
+        path, group = self._rows[index]
+        try:
+            return self._open(path).read_row_group(
+                group, columns=columns or ARROW_SCHEMA.names, use_threads=False
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(path, error) from None
+
+    def block(self, index: int) -> Block:
+        """One block, decoded."""
+        return Block(self.table(index))
+
+    def sample(self, number: int, most_blocks: int = 64) -> Iterator[Structure]:
+        """At least `number` structures if there are as many, evenly spaced in at most `most_blocks` of the blocks."""
+        chosen = _evenly(len(self), most_blocks)
+        for index in chosen:
+            block = self.block(index)
+            yield from map(block.structure, _evenly(len(block), -(-number // len(chosen))))
+
+    def element_lists(self, most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Block by block: atomic numbers (sum N,) and where each structure begins (S + 1,); reads one column.
+
+        At most `most` blocks, evenly spaced, when it is given.
+        """
+        for index in _evenly(len(self), most or len(self)):
+            yield _flat(self.table(index, ["atomic_numbers"]), "atomic_numbers", np.uint8)
+
+
+def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
+    """All structures of one split in file order (for evaluation; training uses the stream)."""
+    for path in shard_paths(folder, split):
+        for table in scan_shard(path):
+            yield from Block(table)
+
+
+def _evenly(total: int, most: int) -> list[int]:
+    """At most `most` indices of `total`, evenly spaced."""
+    number = min(total, most)
+    return [k * total // number for k in range(number)]
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """A shard of which the schema is known to be readable."""
+    try:
+        file = pq.ParquetFile(path)
+        file.schema_arrow  # noqa: B018  (ValueError for column names that are no text)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    return file
+
+
+def _damaged(path: Path, error: Exception) -> BrokenDataSetError:
+    reason = " ".join(str(error).split())
+    return BrokenDataSetError(f"{path}: shard cannot be read ({reason}): convert the source again")
+
+
+def _flat(table: pa.Table, name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a list column end to end, and the offsets (S + 1,) of its rows; a null row is empty."""
+    column = _chunk(table, name)
+    offsets = column.offsets.to_numpy()
+    values = column.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(
+        zero_copy_only=False
+    )
+    return values.astype(dtype, copy=False), offsets - offsets[0]
+
+
+def _labelled(table: pa.Table, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
+    """Values of a label that may be null, as rows of `shape`, and where each structure's rows begin and end."""
+    values, offsets = _flat(table, name, np.float64 if name == "stress" else np.float32)
+    return values.reshape(shape), (offsets // abs(np.prod(shape))).tolist()
+
+
+def _chunk(table: pa.Table, name: str) -> pa.ListArray:
+    column = table[name]
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)

@@ -1,0 +1,1 @@
+"""Checks of a model that need no labels. Open `commands.py` first."""

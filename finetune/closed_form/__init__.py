@@ -1,0 +1,3 @@
+"""Fine-tuning by linear algebra: readout and reference energies solved exactly. Open `refit.py`
+first.
+"""

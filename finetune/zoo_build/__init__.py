@@ -1,0 +1,1 @@
+"""Training of the named models that the package ships."""

@@ -1,0 +1,1 @@
+"""Networks: atomic numbers and edge vectors become invariant features of every atom."""

@@ -1,0 +1,1 @@
+"""Named models that ship with the package."""

@@ -1,0 +1,215 @@
+"""What a run tells while it goes: metrics.jsonl always, a progress bar, TensorBoard and W&B when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, field_validator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...core.settings import Settings
+from ...data_pipelines.store.shards import write_atomically
+from .callback import Callback
+
+
+if TYPE_CHECKING:
+    from ..loop.trainer import StepReport, Trainer
+
+EVALUATED = (
+    "energy_mae_per_atom",
+    "force_mae",
+    "stress_mae",
+    "worst_element_force_mae",
+    "worst_decile_force_mae",
+)
+
+
+class LoggingConfig(Settings):
+    """Where figures go besides metrics.jsonl."""
+
+    tensorboard: bool = Field(default=False, description="event files in the run folder")
+    wandb_project: str | None = Field(default=None, description="project on Weights & Biases")
+
+    @field_validator("tensorboard", "wandb_project")
+    @classmethod
+    def _is_installed(cls, value: object, info: Any) -> object:
+        package = "tensorboard" if info.field_name == "tensorboard" else "wandb"
+        if value and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{package} is not installed: pip install {package}, or leave this key out"
+            )
+        return value
+
+
+class Metrics(Callback):
+    """One JSON line a step into metrics.jsonl; lines after the step that a run resumes from are dropped.
+
+    A full disk does not end the run: lines wait in memory until they can be written.
+    """
+
+    def __init__(self, path: Path, start_step: int, console: Console | None = None) -> None:
+        kept = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with suppress(ValueError):  # a kill may have cut off the last line
+                if json.loads(line)["step"] <= start_step:
+                    kept.append(line)
+        write_atomically(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._console = console or Console(quiet=True)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        warned = bool(self._waiting)
+        self._waiting += (json.dumps(row) + "\n").encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not warned:
+                self._console.print(
+                    f"[red]{self._file.name}: {error.strerror}: rows wait until it can be written"
+                )
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        row: dict[str, Any] = {
+            "event": "step",
+            "step": report.step,
+            "epoch": report.epoch,
+            **figures(report),
+        }
+        row |= {"seconds": report.seconds}
+        if report.note:
+            row["note"] = report.note
+            self._console.print(f"step {report.step}: {report.note}")
+        if report.bad_structures:
+            row["bad_structures"] = report.bad_structures
+            names = ", ".join(report.bad_structures[:5]) + (
+                " ..." if len(report.bad_structures) > 5 else ""
+            )
+            self._console.print(
+                f"step {report.step}: loss or gradient not finite, step left out; structures: {names}",
+                markup=False,
+            )
+        self.write(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def figures(report: StepReport) -> dict[str, float | None]:
+    """The numbers of a step that are drawn as curves; None for what is not finite, which JSON cannot hold."""
+    return {
+        "loss": report.loss if math.isfinite(report.loss) else None,
+        "learning_rate": report.learning_rate,
+        "gradient_norm": report.gradient_norm,
+        "structures_per_s": report.structures / report.seconds,
+        "edges_per_s": report.edges / report.seconds,
+        "data_wait_share": report.data_seconds / report.seconds,
+        "memory_gib": peak_memory_gib(),
+    }
+
+
+def peak_memory_gib() -> float:
+    """The most memory that rank 0 has held: on its GPU if it has one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
+
+
+class ProgressBar(Callback):
+    """Steps, smoothed loss, speed, share of time spent waiting for data, memory, time left."""
+
+    def __init__(self, console: Console, max_steps: int, start_step: int) -> None:
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=max_steps, completed=start_step, figures="")
+        self._loss = math.nan
+        self._bar.start()
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if math.isfinite(report.loss):
+            self._loss = (
+                report.loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * report.loss
+            )
+        text = (
+            f"loss {self._loss:.3f}  {report.structures / report.seconds:.0f} structures/s  "
+            f"{report.edges / report.seconds:.0f} edges/s  data wait {report.data_seconds / report.seconds:.0%}  "
+            f"{peak_memory_gib():.1f} GiB"
+        )
+        self._bar.update(self._task, completed=report.step, figures=text)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class TensorBoard(Callback):
+    """The same figures as event files; a resumed run purges those after its start."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        for name, value in figures(report).items():
+            if value is not None:
+                self._writer.add_scalar(f"train/{name}", value, report.step)
+
+    def on_evaluation(self, step: int, summary: dict[str, Any]) -> None:
+        for name, value in evaluated(summary).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases(Callback):
+    """The same figures to W&B; a resumed run goes on in the same curve, whose id is kept in the run folder."""
+
+    def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
+        import wandb
+
+        identity = folder / "wandb-id.txt"
+        if not identity.is_file():
+            write_atomically(identity, os.urandom(8).hex())
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=identity.read_text(),
+            dir=str(folder),
+            config=config,
+            resume="allow",
+        )
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        values = {
+            f"train/{name}": value for name, value in figures(report).items() if value is not None
+        }
+        self._run.log(values, step=report.step)
+
+    def on_evaluation(self, step: int, summary: dict[str, Any]) -> None:
+        self._run.log(evaluated(summary), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def evaluated(summary: dict[str, Any]) -> dict[str, float]:
+    """The figures of a validation that are drawn as curves."""
+    return {f"valid/{name}": summary[name] for name in EVALUATED if summary[name] is not None}

@@ -1,0 +1,1 @@
+"""The training loop: engine, loss, optimizer, step. Open `trainer.py` first."""

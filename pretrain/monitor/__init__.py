@@ -1,0 +1,1 @@
+"""A page in the run folder that follows a training. Open `watch.py` first."""

@@ -1,0 +1,291 @@
+"""Inspection: planted outliers are found by id, split and reason, histograms count what numpy counts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ase.neighborlist
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.data import chemical_symbols, covalent_radii
+from ase.units import GPa
+from typer.testing import CliRunner
+
+from evenfield.cli import app, main
+from evenfield.data_pipelines.census.census import read_census
+from evenfield.data_pipelines.checks import inspection as module
+from evenfield.data_pipelines.checks.inspection import FORCE_EDGES, Inspection, inspect
+from evenfield.data_pipelines.checks.inspection_page import write_inspection
+from evenfield.data_pipelines.checks.inspection_picture import MAX_LEVELS, shown_levels
+from evenfield.data_pipelines.checks.outliers import MAX_LISTED, Spread
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import BrokenDataSetError
+from evenfield.data_pipelines.structure import SPLITS, Structure, full_stress
+
+
+@pytest.fixture(scope="module")
+def alloy_walk() -> list[Structure]:
+    """200 strained and rattled crystals of Cu and Au with EMT's labels, named s-0 to s-199."""
+    rng, found = np.random.default_rng(3), []
+    for k in range(200):
+        atoms = bulk("Cu", cubic=True)
+        atoms.symbols = rng.choice(["Cu", "Au"], 4)
+        vegard = 1 + 0.13 * np.mean(atoms.numbers == 79)  # lattice constants of Cu and Au
+        atoms.set_cell(atoms.cell * vegard * rng.normal(1, 0.01), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.03, (4, 3))
+        atoms.calc = EMT()
+        found.append(
+            Structure(
+                atomic_numbers=atoms.numbers,
+                positions=atoms.positions,
+                cell=atoms.cell.array,
+                pbc=atoms.pbc,
+                level_of_theory="EMT",
+                structure_id=f"s-{k}",
+                group=f"s-{k}",
+                energy=atoms.get_potential_energy(),
+                forces=atoms.get_forces(),
+                stress=full_stress(atoms.get_stress()),
+            )
+        )
+    return found
+
+
+def inspected(structures: Sequence[Structure], folder: Path) -> Inspection:
+    """Written as a data set, then inspected."""
+    write_data_set(
+        structures, folder, {"file": "made", "sha256": "", "config": {}}, ConvertConfig()
+    )
+    return inspect(folder)
+
+
+def everything(folder: Path) -> list[Structure]:
+    return [s for split in SPLITS for s in iter_structures(folder, split)]
+
+
+def test_clean_set_has_no_outliers(alloy_walk, tmp_path):
+    found = inspected(alloy_walk, tmp_path)
+    assert found.num_structures == found.num_sampled == len(alloy_walk)
+    assert {
+        kind: (suspects.count, suspects.worst) for kind, suspects in found.outliers.items()
+    } == dict.fromkeys(("energy", "force", "pressure", "distance", "isolated"), (0, []))
+
+
+def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path):
+    planted = list(alloy_walk)
+    planted[17] = replace(planted[17], energy=planted[17].energy + 40)
+    forces = planted[40].forces.copy()
+    forces[2] = [0, -48, 64]
+    planted[40] = replace(planted[40], forces=forces)
+    positions = planted[77].positions.copy()
+    positions[1] = positions[0] + [0, 0.6, 0.8]
+    planted[77] = replace(planted[77], positions=positions)
+    planted[120] = replace(planted[120], stress=-200 * GPa * np.eye(3))
+    far = np.array([[0.0, 0, 0], [10, 10, 10], [10, 10, 12.5]])
+    planted[150] = replace(
+        planted[150],
+        atomic_numbers=np.full(3, 29),
+        positions=far,
+        cell=20 * np.eye(3),
+        energy=None,
+        forces=None,
+    )
+    found = inspected(planted, tmp_path)
+    split_of = {s.structure_id: split for split in SPLITS for s in iter_structures(tmp_path, split)}
+    expected = {
+        "energy": (
+            "s-17",
+            r"energy after E0 .* eV/atom, (9|10)\.\d+ from the median .* of EMT \(.* robust standard",
+        ),
+        "force": ("s-40", r"largest force 80 eV/A, 79\.\d+ from the median 0\.\d+ of EMT"),
+        "pressure": ("s-120", r"pressure 200 GPa, "),
+        "distance": (
+            "s-77",
+            r"(Cu|Au)-(Cu|Au) distance 1\.000 A, 0\.3\d of the sum of covalent radii \(below 0\.6\)",
+        ),
+        "isolated": (
+            "s-150",
+            r"1 of 3 atoms without a neighbour within 5 A in a periodic cell, the first is 0",
+        ),
+    }
+    for kind, (structure_id, reason) in expected.items():
+        (outlier,) = found.outliers[kind].worst
+        assert (outlier.structure_id, outlier.split) == (structure_id, split_of[structure_id])
+        assert re.match(reason, outlier.reason)
+        assert found.outliers[kind].count == 1
+
+
+def test_all_outliers_are_counted_and_the_worst_listed(alloy_walk, tmp_path):
+    size = {k: 20.0 + k for k in range(0, 100, 4)}
+    planted = [
+        replace(s, forces=np.diag([size[k], 0, 0, 0])[:, :3]) if k in size else s
+        for k, s in enumerate(alloy_walk)
+    ]
+    suspects = inspected(planted, tmp_path).outliers["force"]
+    assert suspects.count == len(size)
+    assert [o.structure_id for o in suspects.worst] == [
+        f"s-{k}" for k in sorted(size, reverse=True)[:MAX_LISTED]
+    ]
+
+
+def test_isolated_atom_outside_a_cell_is_none(alloy_walk, tmp_path):
+    atom = replace(
+        alloy_walk[0],
+        atomic_numbers=np.array([29]),
+        positions=np.zeros((1, 3)),
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+        forces=None,
+        stress=None,
+        energy=None,
+    )
+    found = inspected([*alloy_walk[1:], atom], tmp_path)
+    assert found.outliers["isolated"].count == 0
+    assert found.histograms["neighbours"].counts["EMT"][0] == 1
+
+
+def test_spread_is_robust_and_ignores_missing_values():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(5, 2, 4000), np.full(100, 1e6), [np.nan]])
+    spread = Spread.of(values)
+    assert (spread.median, spread.sigma) == pytest.approx((5, 2), rel=0.1)
+    assert spread.is_far(values, 0.5).sum() == 100
+    assert Spread.of(np.array([np.nan])) is None
+
+
+@pytest.mark.parametrize("most", [5000, 50])
+def test_histograms_count_what_numpy_counts(data_set, monkeypatch, most):
+    monkeypatch.setattr(module, "MAX_SAMPLED", most)
+    found, structures = inspect(data_set), everything(data_set)
+    sample = [structures[k * len(structures) // min(most, 118)] for k in range(min(most, 118))]
+    assert (found.num_structures, found.num_sampled) == (118, len(sample))
+    census = read_census(data_set)["levels_of_theory"]
+    for level in ("EMT", "EMT-scaled"):
+        own = [s for s in structures if s.level_of_theory == level]
+        norms = np.concatenate([np.linalg.norm(s.forces, axis=1) for s in own])
+        assert norms.max() < 100 and len(norms) > 100
+        counts = np.histogram(norms, [0, *FORCE_EDGES[1:]])[0]
+        np.testing.assert_array_equal(found.histograms["force"].counts[level], counts)
+        sizes = found.histograms["size"]
+        np.testing.assert_array_equal(
+            sizes.counts[level], np.histogram([len(s) for s in own], sizes.edges)[0]
+        )
+        e0 = census[level]["e0"]
+        energies = [
+            (s.energy - sum(e0[chemical_symbols[z]] for z in s.atomic_numbers)) / len(s)
+            for s in own
+        ]
+        edges = found.histograms["energy"].edges
+        expected = np.histogram(np.clip(energies, edges[0], edges[-1]), edges)[0]
+        np.testing.assert_array_equal(found.histograms["energy"].counts[level], expected)
+        looked_at = [s for s in sample if s.level_of_theory == level]
+        neighbours, shares = [], []
+        for s in looked_at:
+            i, j, d = ase.neighborlist.neighbor_list("ijd", s.to_atoms(), 5.0)
+            neighbours += np.bincount(i, minlength=len(s)).tolist()
+            shares.append(
+                (
+                    d / (covalent_radii[s.atomic_numbers[i]] + covalent_radii[s.atomic_numbers[j]])
+                ).min()
+            )
+        assert (
+            found.histograms["neighbours"].counts[level].tolist()
+            == np.bincount(neighbours, minlength=257).tolist()
+        )
+        distances = found.histograms["distance"]
+        np.testing.assert_array_equal(
+            distances.counts[level], np.histogram(shares, distances.edges)[0]
+        )
+
+
+def test_counts_by_split_and_label(data_set):
+    found = inspect(data_set)
+    for level, by_split in found.structures.items():
+        own = {
+            split: [s for s in iter_structures(data_set, split) if s.level_of_theory == level]
+            for split in SPLITS
+        }
+        assert by_split == {
+            split: len(structures) for split, structures in own.items() if structures
+        }
+        everywhere = [s for structures in own.values() for s in structures]
+        assert found.labels[level] == {
+            label: sum(getattr(s, label) is not None for s in everywhere)
+            for label in ("energy", "forces", "stress")
+        }
+    assert found.labels["EMT"]["stress"] < found.labels["EMT"]["energy"]
+
+
+def test_energy_of_an_element_without_e0_is_counted_apart(alloy_walk, tmp_path):
+    strange = replace(alloy_walk[0], atomic_numbers=np.full(4, 47), split="test")
+    found = inspected([strange, *alloy_walk[1:]], tmp_path)
+    assert found.without_e0 == 1
+    assert found.histograms["energy"].counts["EMT"].sum() == len(alloy_walk) - 1
+
+
+def test_many_levels_and_no_labels_are_drawn(alloy_walk, tmp_path):
+    bare = [
+        replace(s, level_of_theory=f"L{k % 9}", energy=None, forces=None, stress=None)
+        for k, s in enumerate(alloy_walk[:40])
+    ]
+    found = inspected(bare, tmp_path)
+    shown = shown_levels(found)
+    assert len(shown) == MAX_LEVELS
+    assert sorted(level for group in shown.values() for level in group) == [
+        f"L{k}" for k in range(9)
+    ]
+    assert shown["3 others"] and found.spreads == {f"L{k}": {} for k in range(9)}
+    picture, _ = write_inspection(found)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, tmp_path):
+    folder, columns = tmp_path / "set", {"level_of_theory": "level"}
+    convert(emt_file, folder, ConvertConfig(columns=columns))
+    result = CliRunner().invoke(app, ["data", "inspect", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert "118 structures at 2 levels of theory" in " ".join(result.output.split())
+    page = (folder / "inspection.html").read_text()
+    assert "data:image/png;base64,iVBOR" in page and "http" not in page
+    assert "eV/\u00c5\u00b3" in page and "tensile-positive" in page
+    info = convert(emt_file, folder, ConvertConfig(columns=columns, test_share=0.5))
+    assert len(everything(folder)) == sum(info["num_structures"].values()) == 118
+    assert (folder / "inspection.html").is_file() and (folder / "inspection.png").is_file()
+
+
+def test_names_are_text_and_never_markup(alloy_walk, tmp_path):
+    planted = [
+        replace(alloy_walk[0], structure_id="<b>[red]x", forces=50 * np.eye(4)[:, :3]),
+        *alloy_walk[1:],
+    ]
+    inspected(planted, tmp_path)
+    result = CliRunner().invoke(app, ["data", "inspect", str(tmp_path)])
+    assert "<b>[red]x" in result.output
+    page = (tmp_path / "inspection.html").read_text()
+    assert "&lt;b&gt;[red]x" in page and "<b>" not in page
+
+
+def test_folder_without_data_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evenfield", "data", "inspect", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    error = capsys.readouterr().err
+    assert (
+        error.startswith(f"error: {tmp_path}: not a converted data set") and error.count("\n") == 1
+    )
+
+
+def test_damaged_census_is_named(data_set, tmp_path):
+    folder = shutil.copytree(data_set, tmp_path / "set")
+    census = folder / "census.json"
+    census.write_text(census.read_text().replace('"e0"', '"f0"'))
+    with pytest.raises(BrokenDataSetError, match=rf"^{census}: damaged .*convert the source again"):
+        inspect(folder)

@@ -1,0 +1,264 @@
+"""ase.db, ASE-LMDB, folders and globs: what is read, in which parts, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sqlite3
+from contextlib import contextmanager
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.constraints import FixAtoms
+
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.sources.read import (
+    Part,
+    Rejected,
+    SourceConfig,
+    list_parts,
+    read_part,
+    read_structures,
+    source_fingerprint,
+)
+from evenfield.data_pipelines.structure import BadRecordError
+
+
+aselmdb = pytest.importorskip("ase_db_backends.aselmdb")
+EMT = SourceConfig(level_of_theory="EMT")
+
+
+@pytest.fixture(params=["mine.db", "mine.aselmdb"])
+def database(request, alloys, tmp_path):
+    """The frames with labels in the row's calculator, tags in key-value pairs, labels of another unit in data."""
+    path = tmp_path / request.param
+    handle = ase.db.connect(path) if path.suffix == ".db" else aselmdb.LMDBDatabase(path)
+    for k, atoms in enumerate(alloys):
+        other = {"F": atoms.get_forces() * 1000}
+        handle.write(
+            atoms,
+            key_value_pairs={"run": f"r{k % 3}", "E": atoms.get_potential_energy() * 1000},
+            data=other,
+        )
+    del handle
+    return path
+
+
+def test_labels_come_from_the_rows_calculator(database, alloys):
+    read = list(read_structures(database, EMT))
+    assert len(read) == len(alloys)
+    for s, atoms in zip(read, alloys, strict=True):
+        assert s.energy == pytest.approx(atoms.get_potential_energy())
+        np.testing.assert_allclose(s.forces, atoms.get_forces(), atol=1e-12)
+        np.testing.assert_allclose(s.to_atoms().get_stress(), atoms.get_stress(), atol=1e-12)
+        np.testing.assert_allclose(s.positions, atoms.positions)
+        assert s.pbc.all() and s.atomic_numbers.tolist() == atoms.numbers.tolist()
+    assert [s.structure_id for s in read[:2]] == [
+        "mine-1",
+        "mine-2",
+    ]  # as `ase db mine.db 1` finds it
+
+
+def test_key_value_pairs_and_data_are_columns(database, alloys):
+    config = SourceConfig(
+        columns={"energy": "E", "forces": "F", "group": "run"},
+        units={"energy": "meV", "forces": "meV/A"},
+        filters={"run": ["r0", "r2"]},
+        level_of_theory="EMT",
+    )
+    read = list(read_structures(database, config))
+    wanted = [a for k, a in enumerate(alloys) if k % 3 != 1]
+    assert [s.group for s in read] == ["r0", "r2"] * 8
+    assert [s.energy for s in read] == pytest.approx([a.get_potential_energy() for a in wanted])
+    np.testing.assert_allclose(read[0].forces, wanted[0].get_forces(), atol=1e-12)
+
+
+def test_parts_are_ranges_of_ids_and_make_the_whole(database):
+    handle = (
+        ase.db.connect(database) if database.suffix == ".db" else aselmdb.LMDBDatabase(database)
+    )
+    handle.delete([2, 3, 24])
+    del handle
+    parts = list_parts(str(database), EMT, records_per_part=8)
+    assert [(p.first, p.last) for p in parts] == [(1, 11), (11, 19), (19, 24)]
+    pieces = [
+        s.structure_id
+        for part in map(pickle.loads, map(pickle.dumps, parts))
+        for s in read_part(part, EMT)
+    ]
+    assert pieces == [s.structure_id for s in read_structures(database, EMT)]
+    assert len(pieces) == 21
+
+
+def test_raw_forces_of_fixed_atoms_are_kept(alloys, tmp_path):
+    atoms = alloys[0].copy()
+    atoms.calc = alloys[0].calc
+    atoms.set_constraint(FixAtoms([0, 1]))
+    ase.db.connect(tmp_path / "mine.db").write(atoms)
+    (s,) = read_structures(tmp_path / "mine.db", EMT)
+    np.testing.assert_allclose(s.forces, alloys[0].get_forces(), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mine.db", "mine.aselmdb"])
+def test_bad_row_is_rejected_by_its_id(name, alloys, tmp_path):
+    path = tmp_path / name
+    handle = ase.db.connect(path) if path.suffix == ".db" else aselmdb.LMDBDatabase(path)
+    handle.write(alloys[0])
+    handle.write(Atoms("H2", [[0, 0, 0], [0, 0, 0.1]]))
+    del handle
+    good, bad = read_part(list_parts(str(path), EMT)[0], EMT)
+    assert good.structure_id == "mine-1"
+    assert isinstance(bad, Rejected) and (bad.file, bad.record) == (str(path), 2)
+    assert "at 0.100 A, closer than 0.3 A: check the length unit" in bad.reason
+
+
+@pytest.mark.parametrize("name", ["mine.db", "mine.aselmdb"])
+def test_corrupt_database_is_named(name, tmp_path, capfd):
+    (tmp_path / name).write_bytes(b"not a database, whatever its name says" * 300)
+    with pytest.raises(
+        BadRecordError,
+        match=rf"{name}: cannot be read as a database \(.*\): fetch or write it again",
+    ):
+        list_parts(str(tmp_path / name), EMT)
+    assert capfd.readouterr().err == ""  # no destructor complains beside it
+
+
+def test_foreign_sqlite_file_is_named_and_left_alone(tmp_path):
+    path = tmp_path / "notes.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    before = path.read_bytes()
+    with pytest.raises(
+        BadRecordError, match=r"cannot be read as a database .*no such table: systems"
+    ):
+        list_parts(str(path), EMT)
+    assert path.read_bytes() == before
+
+
+def test_torn_row_is_named(alloys, tmp_path):
+    path = tmp_path / "mine.db"
+    for atoms in alloys[:2]:
+        ase.db.connect(path).write(atoms)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE systems SET positions = x'00' WHERE id = 2")
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: record 2 cannot be read: .*; write it again"
+    ):
+        list(read_structures(path, EMT))
+
+
+def test_columns_of_geometry_are_refused_where_ase_reads_it(database):
+    config = SourceConfig(columns={"positions": "pos"}, level_of_theory="EMT")
+    with pytest.raises(
+        BadRecordError,
+        match=r"columns\.positions is for Parquet and hub data sets.*: remove the key",
+    ):
+        list(read_structures(database, config))
+
+
+def test_filter_by_a_column_that_is_not_there(database):
+    config = SourceConfig(filters={"colour": "red"}, level_of_theory="EMT")
+    with pytest.raises(
+        BadRecordError,
+        match=r"record 1 has no column 'colour' \(filters.colour\); it has: E, F, run",
+    ):
+        list(read_structures(database, config))
+
+
+# --- several files
+
+
+@pytest.fixture
+def folder(alloys, tmp_path):
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    ase.io.write(source / "a.extxyz", alloys[:10])
+    ase.io.write(source / "sub" / "b.traj", alloys[10:])
+    (source / "README.md").write_text("not data")
+    (source / ".hidden.xyz").write_text("not data either")
+    return source
+
+
+def test_folder_and_glob_and_file_url(folder, alloys):
+    parts = list_parts(str(folder), EMT)
+    assert parts == [Part(str(folder / "a.extxyz"), 0, 10), Part(str(folder / "sub" / "b.traj"))]
+    energies = [s.energy for s in read_structures(folder, EMT)]
+    assert energies == pytest.approx([a.get_potential_energy() for a in alloys])
+    assert [s.energy for s in read_structures(f"file://{folder}", EMT)] == energies
+    assert [s.energy for s in read_structures(f"file://{folder}/a.extxyz", EMT)] == energies[:10]
+    assert [s.energy for s in read_structures(f"{folder}/*.extxyz", EMT)] == energies[:10]
+
+
+def test_conversion_of_a_folder_is_finished_until_a_file_changes(folder, alloys, tmp_path):
+    config = ConvertConfig(level_of_theory="EMT", split_by="structure")
+    info = convert(folder, tmp_path / "out", config)
+    assert sum(info["num_structures"].values()) == len(alloys)
+    before = source_fingerprint(str(folder), config)
+    assert info["source"]["sha256"] == before
+    written = (tmp_path / "out" / "census.json").stat().st_mtime_ns
+    convert(folder, tmp_path / "out", config)
+    assert (tmp_path / "out" / "census.json").stat().st_mtime_ns == written
+    ase.io.write(folder / "a.extxyz", alloys[:9])
+    assert source_fingerprint(str(folder), config) != before
+
+
+def test_length_unit_scales_positions_and_cell(folder, alloys):
+    config = SourceConfig(level_of_theory="EMT", length_unit="nm")
+    s = next(read_structures(folder, config))
+    np.testing.assert_allclose(s.positions, 10 * alloys[0].positions, rtol=1e-6)
+    np.testing.assert_allclose(s.cell, 10 * alloys[0].cell.array, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing/*.xyz"])
+def test_folder_without_data_is_named(tmp_path, name):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(
+        BadRecordError, match=r"nothing.*: holds no \.parquet, \.aselmdb, .* file: name another"
+    ):
+        list_parts(str(tmp_path / name), EMT)
+
+
+@contextmanager
+def nobody():
+    """As a user without rights: the superuser may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["mine.extxyz", "mine.db", "mine.parquet"])
+def test_forbidden_file_is_named(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"secret")
+    path.chmod(0)
+    for above in (tmp_path, *list(tmp_path.parents)[:2]):  # made for their owner alone
+        above.chmod(0o755)
+    with (
+        nobody(),
+        pytest.raises(
+            BadRecordError, match=rf"^{path}: cannot be read \(Permission denied\): ask its owner"
+        ),
+    ):
+        list(read_structures(path, EMT))
+
+
+def test_forbidden_folder_is_named(folder):
+    folder.chmod(0)
+    try:
+        with (
+            nobody(),
+            pytest.raises(
+                BadRecordError, match=rf"^{folder}.*: cannot be read \(Permission denied\): ask"
+            ),
+        ):
+            list_parts(str(folder / "a.extxyz"), EMT)
+    finally:
+        folder.chmod(0o755)

@@ -1,0 +1,409 @@
+"""Reading: units, masks, columns, levels of theory, and an error with file, record and mend for every mistake."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from evenfield.core.settings import SettingsError, load_settings
+from evenfield.data_pipelines.convert.convert import ConvertConfig
+from evenfield.data_pipelines.sources.read import (
+    Rejected,
+    SourceConfig,
+    check_columns_exist,
+    list_parts,
+    read_part,
+    read_structures,
+    structure_from_atoms,
+)
+from evenfield.data_pipelines.structure import BadRecordError, Structure
+
+
+def frame(rows=("H 0 0 0",), properties="species:S:1:pos:R:3", info="", pbc="F F F") -> str:
+    return f'{len(rows)}\nProperties={properties} {info} pbc="{pbc}"\n' + "".join(
+        f"{row}\n" for row in rows
+    )
+
+
+def write(tmp_path: Path, text: str, name: str = "mine.extxyz") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def read(path: Path, **config) -> list[Structure]:
+    source = SourceConfig(**{"level_of_theory": "PBE"} | config)
+    check_columns_exist(path, source)
+    return list(read_structures(path, source))
+
+
+# --- what is read
+
+
+def test_labels_that_ase_recognises_need_no_columns(tmp_path):
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    atoms.calc = EMT()
+    expected = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+    ase.io.write(tmp_path / "mine.extxyz", atoms)
+    ase.io.write(tmp_path / "mine.traj", atoms)
+    for name in ("mine.extxyz", "mine.traj"):
+        (s,) = read(tmp_path / name)
+        assert s.energy == pytest.approx(expected[0], abs=1e-8)
+        np.testing.assert_allclose(s.forces, expected[1], atol=1e-8)
+        np.testing.assert_allclose(s.stress, expected[2], atol=1e-8)
+        np.testing.assert_allclose(s.positions, atoms.positions, atol=1e-8)
+        assert s.pbc.tolist() == [True] * 3 and s.atomic_numbers.tolist() == [29] * 4
+
+
+@pytest.mark.parametrize(
+    ("label", "unit", "factor"),
+    [
+        ("energy", "eV", 1.0),
+        ("energy", "meV", 1e-3),
+        ("energy", "Hartree", units.Hartree),
+        ("energy", "Ry", units.Hartree / 2),
+        ("energy", "kcal/mol", units.kcal / units.mol),
+        ("energy", "kJ/mol", units.kJ / units.mol),
+        ("forces", "eV/A", 1.0),
+        ("forces", "Hartree/Bohr", units.Hartree / units.Bohr),
+        ("forces", "Hartree/A", units.Hartree),
+        ("forces", "kcal/mol/A", units.kcal / units.mol),
+        ("forces", "kJ/mol/nm", units.kJ / units.mol / units.nm),
+        ("stress", "GPa", units.GPa),
+        ("stress", "kbar", 1e8 * units.Pascal),
+        ("stress", "-kbar", -1e8 * units.Pascal),
+        ("stress", "-eV/A^3", -1.0),
+        ("stress", "-Hartree/Bohr^3", -units.Hartree / units.Bohr**3),
+    ],
+)
+def test_units_become_ours(tmp_path, label, unit, factor):
+    stress = "1 .5 .25 .5 2 .125 .25 .125 3"
+    text = frame(["H 0 0 0 1 2 3"], "species:S:1:pos:R:3:F:R:3", f'E=7 S="{stress}"')
+    column = {"energy": "E", "forces": "F", "stress": "S"}[label]
+    (s,) = read(write(tmp_path, text), columns={label: column}, units={label: unit})
+    raw = {
+        "energy": 7.0,
+        "forces": [[1, 2, 3]],
+        "stress": [[1, 0.5, 0.25], [0.5, 2, 0.125], [0.25, 0.125, 3]],
+    }
+    np.testing.assert_allclose(getattr(s, label), factor * np.array(raw[label]), rtol=1e-9)
+    assert all(getattr(s, other) is None for other in raw if other != label)
+
+
+def test_stress_of_six_numbers_is_in_voigt_order(tmp_path):
+    path = write(tmp_path, frame(info='S="1 2 3 4 5 6"'))
+    (s,) = read(path, columns={"stress": "S"}, units={"stress": "eV/A^3"})
+    assert s.stress.tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
+
+
+def test_stress_is_made_symmetric(tmp_path):
+    path = write(tmp_path, frame(info='S="1 2 3 4 5 6 7 8 9"'))
+    (s,) = read(path, columns={"stress": "S"}, units={"stress": "eV/A^3"})
+    assert s.stress.tolist() == [[1, 3, 5], [3, 5, 7], [5, 7, 9]]
+
+
+def test_column_that_ase_recognises_can_be_given_a_unit(tmp_path):
+    path = write(tmp_path, frame(["H 0 0 0 1 0 0"], "species:S:1:pos:R:3:forces:R:3", "energy=2"))
+    (s,) = read(
+        path,
+        columns={"energy": "energy", "forces": "forces"},
+        units={"energy": "Hartree", "forces": "Hartree/Bohr"},
+    )
+    assert s.energy == pytest.approx(2 * units.Hartree)
+    assert s.forces[0, 0] == pytest.approx(units.Hartree / units.Bohr)
+
+
+def test_named_column_wins_over_the_one_that_ase_recognises(tmp_path):
+    path = write(tmp_path, frame(info="energy=1 REF_energy=2"))
+    assert read(path)[0].energy == 1
+    assert read(path, columns={"energy": "REF_energy"}, units={"energy": "eV"})[0].energy == 2
+
+
+def test_mask_drops_a_label_where_it_is_true_only(tmp_path):
+    path = write(
+        tmp_path,
+        "".join(frame(info=f"energy=1 {flag}") for flag in ("bad=T", "bad=F", "", "bad=1")),
+    )
+    energies = [s.energy for s in read(path, masks={"energy": "bad"})]
+    assert energies == [None, 1, 1, None]
+
+
+def test_label_may_be_absent_from_some_records(tmp_path):
+    path = write(tmp_path, frame() + frame(info="E=3"))
+    assert [s.energy for s in read(path, columns={"energy": "E"}, units={"energy": "eV"})] == [
+        None,
+        3,
+    ]
+
+
+def test_level_of_theory_comes_from_config_then_column_then_its_own_key(tmp_path):
+    path = write(tmp_path, frame(info="level_of_theory=SCAN functional=PBE"))
+    assert read(path, level_of_theory="GFN1")[0].level_of_theory == "GFN1"
+    columns = {"level_of_theory": "functional"}
+    assert read(path, level_of_theory=None, columns=columns)[0].level_of_theory == "PBE"
+    assert read(path, level_of_theory=None)[0].level_of_theory == "SCAN"
+
+
+def test_ids_and_groups_are_given_or_made(tmp_path):
+    path = write(tmp_path, frame(["O 0 0 0", "H 0 0 1", "H 0 1 0"]) + frame(info="name=x run=7"))
+    first, _ = read(path)
+    assert (first.structure_id, first.group, first.split) == ("mine-0", "H2O", None)
+    path.write_text(frame(info="name=x run=7 part=valid"))
+    (s,) = read(path, columns={"structure_id": "name", "group": "run", "split": "part"})
+    assert (s.structure_id, s.group, s.split) == ("x", "7", "valid")
+
+
+def test_gzipped_file_is_the_same(tmp_path, emt_file):
+    packed = tmp_path / "metals.extxyz.gz"
+    packed.write_bytes(gzip.compress(emt_file.read_bytes()))
+    plain, unpacked = read(emt_file), read(packed)
+    assert [s.structure_id for s in plain] == [s.structure_id for s in unpacked]
+    assert [s.energy for s in plain] == [s.energy for s in unpacked]
+    assert len(plain) > 100
+
+
+def test_structure_goes_back_to_ase_with_its_labels():
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    labels = {
+        "energy": atoms.get_potential_energy(),
+        "forces": atoms.get_forces(),
+        "stress": atoms.get_stress(),
+    }
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    back = structure_from_atoms(atoms, SourceConfig(level_of_theory="EMT"), "a").to_atoms()
+    assert back == Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
+    assert back.get_potential_energy() == atoms.get_potential_energy()
+    np.testing.assert_allclose(back.get_stress(), atoms.get_stress(), atol=1e-14)
+
+
+# --- what is refused
+
+GOOD = frame(info="energy=1")
+FORCES = "species:S:1:pos:R:3:forces:R:3"
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (
+            frame(["H 0 0 0 nan 0 0"], FORCES),
+            "has NaN or infinite forces: remove the label or the record",
+        ),
+        (frame(["H 0 0 0 inf 0 0"], FORCES), "has NaN or infinite forces"),
+        (frame(info="energy=nan"), "has NaN or infinite energy"),
+        (frame(["H 0 0 nan"]), "has NaN or infinite positions"),
+        (
+            frame(["H 0 0 0", "O 0 0 .2"]),
+            r"atoms \d and \d at 0\.200 A, closer than 0\.3 A: check the length unit",
+        ),
+        (
+            frame(info='Lattice="0.2 0 0 0 5 0 0 0 5"', pbc="T T T"),
+            r"has a cell of only 0\.2 A between opposite faces",
+        ),
+        (frame(["X 0 0 0"]), r"has atomic number 0, outside 1\.\.118: correct the element"),
+        (
+            frame(["119 0 0 0"], "Z:I:1:pos:R:3"),
+            r"has atomic number 119, outside 1\.\.118: correct the element",
+        ),
+        (frame(["Uue 0 0 0"]), "cannot be read: KeyError: 'Uue'"),
+        (
+            frame(pbc="T T T"),
+            "periodic but its cell has no volume: give a cell or set pbc to F F F",
+        ),
+        (frame([]), "has no atoms: remove it"),
+        (frame(info="split=training"), "has split 'training': use one of train, valid, test"),
+        (frame(["H 0 0 0", "H 0 0 1"])[:-9], r"cannot be read: .*; the file is cut off there"),
+        (frame(["H 0 0"]), "cannot be read: .*; write it again or set skip_bad=true"),
+    ],
+)
+def test_bad_record_is_named_with_file_and_mend(tmp_path, record, problem):
+    path = write(tmp_path, GOOD + record)
+    with pytest.raises(BadRecordError, match=rf"^{path}: record 1 .*{problem}"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("REF=abc", "has energy 'abc', which is not a number: correct or remove it"),
+        ('REF="1 2 3"', r"has energy of shape \(3,\): give 1 numbers"),
+    ],
+)
+def test_label_that_is_not_what_it_says_is_named(tmp_path, value, problem):
+    path = write(tmp_path, frame(info=value))
+    with pytest.raises(BadRecordError, match=rf"^{path}: record 0 {problem}"):
+        read(path, columns={"energy": "REF"}, units={"energy": "eV"})
+
+
+def test_forces_of_the_wrong_shape_are_named(tmp_path):
+    path = write(tmp_path, frame(["H 0 0 0 1"], "species:S:1:pos:R:3:F:R:1"))
+    with pytest.raises(
+        BadRecordError, match=r"record 0 has forces of shape \(1,\) for 1 atoms: give 3 per atom"
+    ):
+        read(path, columns={"forces": "F"}, units={"forces": "eV/A"})
+
+
+UNPARSABLE = {
+    "short": frame(["H 0 0"]),
+    "element": frame(["Uue 0 0 0"]),
+    "bytes": frame(["H 0 \udcff 0"]),
+}
+
+
+@pytest.mark.parametrize("records_per_part", [1, 2, 100])
+@pytest.mark.parametrize("bad", UNPARSABLE.values(), ids=UNPARSABLE)
+def test_records_that_cannot_be_parsed_are_set_aside_and_no_other(tmp_path, bad, records_per_part):
+    path = tmp_path / "mine.extxyz"
+    path.write_bytes((bad + GOOD + GOOD + bad + bad + GOOD + bad).encode(errors="surrogateescape"))
+    config = SourceConfig(level_of_theory="PBE")
+    found = [
+        record
+        for part in list_parts(str(path), config, records_per_part)
+        for record in read_part(part, config)
+    ]
+    assert [isinstance(record, Rejected) for record in found] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert [record.record for record in found if isinstance(record, Rejected)] == [0, 3, 4, 6]
+    assert all(record.energy == 1 for record in found if not isinstance(record, Rejected))
+
+
+def test_cut_off_file_gives_its_whole_records_first(tmp_path):
+    path = write(tmp_path, GOOD + GOOD + GOOD[:-8])
+    records = read_structures(path, SourceConfig(level_of_theory="PBE"))
+    assert [next(records).energy, next(records).energy] == [1, 1]
+    with pytest.raises(BadRecordError, match=rf"^{path}: record 2 cannot be read"):
+        next(records)
+
+
+def test_cut_off_gzip_is_named(tmp_path):
+    path = tmp_path / "mine.extxyz.gz"
+    path.write_bytes(gzip.compress(GOOD.encode())[:-10])
+    with pytest.raises(BadRecordError, match=rf"^{path}: record 0 cannot be read: EOFError"):
+        read(path)
+
+
+def test_records_after_a_blank_line_are_not_lost_in_silence(tmp_path):
+    path = write(tmp_path, GOOD + "\n" + GOOD)
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: after record 0 stands a blank line.*remove the line"
+    ):
+        read(path)
+    assert len(read(write(tmp_path, GOOD + "\n\n"))) == 1  # at the end it does no harm
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_empty_file_is_named(tmp_path, text):
+    path = write(tmp_path, text)
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: holds no structures: the file is empty, write it again"
+    ):
+        read(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(BadRecordError, match=r"nowhere\.extxyz: no such file"):
+        read(tmp_path / "nowhere.extxyz")
+
+
+def test_unstated_level_of_theory_is_named(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: record 0 states no level of theory: add level_of_theory="
+    ):
+        read(path, level_of_theory=None)
+
+
+def test_unknown_label_column_is_named_with_those_that_exist(tmp_path):
+    path = write(tmp_path, frame(info="REF_energy=1 colour=red"))
+    config = {"columns": {"energy": "REF_enrgy"}, "units": {"energy": "eV"}}
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: no column 'REF_enrgy' for columns.energy; .*REF_energy"
+    ):
+        read(path, **config)
+
+
+def test_unknown_text_column_is_named_with_those_that_exist(tmp_path):
+    path = write(tmp_path, frame(info="run=1"))
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: record 0 has no column 'rnu' \(columns.group\).* run"
+    ):
+        read(path, columns={"group": "rnu"})
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["columns.energy=E"], r"columns\.energy=E has no unit: add units\.energy="),
+        (
+            ["columns.energy=E", "units.energy=erg"],
+            r"units\.energy='erg' is not known: use one of eV, meV, Hartree",
+        ),
+        (
+            ["columns.stress=S", "units.stress=eV/A"],
+            r"units\.stress='eV/A' is not known: use one of eV/A\^3, GPa",
+        ),
+        (["columns.enrgy=E"], r"columns\.enrgy is not a field: use one of energy, forces, group"),
+        (
+            ["units.energy=Hartree"],
+            r"units\.energy=Hartree belongs to no column: add columns\.energy=",
+        ),
+        (["units.energies=eV"], r"units\.energies: Input should be 'energy', 'forces' or 'stress'"),
+        (
+            ["level=PBE"],
+            r"unknown key 'level' \(known here: columns, .*, level_of_theory, .*, units",
+        ),
+        (["columns=E"], "columns: Input should be a valid dictionary"),
+        (["valid_share=1.5"], "valid_share: Input should be less than 1"),
+        (["columns=[E"], r"'columns=\[E': the value is not valid YAML"),
+        (["columns"], "'columns': write an override as key=value"),
+    ],
+)
+def test_config_mistake_names_key_and_mend(words, problem):
+    with pytest.raises(SettingsError, match=rf"^{problem}") as error:
+        load_settings(ConvertConfig, None, words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("columns: [", "not valid YAML"),
+        ("- a\n- b", "a recipe is a mapping"),
+        ("colums: {}", "unknown key 'colums'"),
+    ],
+)
+def test_bad_recipe_names_its_file(tmp_path, text, problem):
+    path = write(tmp_path, text, "recipe.yaml")
+    with pytest.raises(SettingsError, match=rf"^{path}: {problem}"):
+        load_settings(ConvertConfig, path)
+
+
+def test_missing_recipe_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"none\.yaml: no such recipe file"):
+        load_settings(ConvertConfig, tmp_path / "none.yaml")
+
+
+def test_override_lies_over_the_recipe(tmp_path):
+    path = write(
+        tmp_path,
+        "valid_share: 0.2\ncolumns: {energy: E, forces: F}\nunits: {energy: eV, forces: eV/A}",
+    )
+    config = load_settings(ConvertConfig, path, ["valid_share=0.3", "columns.energy=REF"])
+    assert (config.valid_share, config.columns) == (0.3, {"energy": "REF", "forces": "F"})

@@ -1,0 +1,290 @@
+"""Parquet on disk and behind URLs: column types, parts, missing labels, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evenfield.data_pipelines.sources.read import (
+    Part,
+    Rejected,
+    SourceConfig,
+    list_parts,
+    read_part,
+    read_structures,
+    sample_parts,
+    source_fingerprint,
+)
+from evenfield.data_pipelines.structure import BadRecordError, Structure
+
+
+COLUMNS = {"energy": "E", "forces": "F", "stress": "S"}
+UNITS = {"energy": "eV", "forces": "eV/A", "stress": "eV/A^3"}
+CONFIG = SourceConfig(columns=COLUMNS, units=UNITS, level_of_theory="PBE")
+WATER = [[0.0, 0, 0], [0.0, 0.76, 0.59], [0.0, -0.76, 0.59]]
+
+
+def rows(count: int = 1, **changes) -> dict:
+    """`count` water molecules in a box, each with its index as energy; other columns as given."""
+    columns = {
+        "atomic_numbers": [[8, 1, 1]] * count,
+        "positions": [WATER] * count,
+        "cell": [(np.eye(3) * 9).tolist()] * count,
+        "pbc": [[True] * 3] * count,
+        "E": [float(k) for k in range(count)],
+        "F": [WATER] * count,
+        "S": [[1.0, 2, 3, 4, 5, 6]] * count,
+    } | changes
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def write(path: Path, columns: dict, **options) -> Path:
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def read_one(tmp_path, config=CONFIG, **changes) -> Structure:
+    (s,) = read_structures(write(tmp_path / "mine.parquet", rows(**changes)), config)
+    return s
+
+
+# --- column types
+
+
+FLAT = np.array(WATER).ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        pa.array([FLAT], pa.list_(pa.float32())),
+        pa.array([FLAT], pa.large_list(pa.float64())),
+        pa.array([FLAT], pa.list_(pa.float64(), 9)),
+        pa.array([WATER], pa.list_(pa.list_(pa.float32(), 3))),
+        pa.array([WATER], pa.large_list(pa.large_list(pa.float64()))),
+        pa.array([[WATER]], pa.list_(pa.list_(pa.list_(pa.float64())))),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(np.array([WATER])),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_nested_flat_fixed_and_extension_lists(tmp_path, positions):
+    s = read_one(tmp_path, positions=positions)
+    np.testing.assert_allclose(s.positions, WATER, atol=1e-7)
+    assert s.positions.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pa.array([["O", "H", "H"]]),
+        pa.array([["O", "H", "H"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+        pa.array([[8, 1, 1]], pa.list_(pa.uint8())),
+        pa.array([[8, 1, 1]], pa.list_(pa.float32())),
+    ],
+    ids=lambda array: str(array.type)[:20],
+)
+def test_elements_as_symbols_or_numbers(tmp_path, numbers):
+    s = read_one(tmp_path, atomic_numbers=numbers)
+    assert s.atomic_numbers.tolist() == [8, 1, 1] and s.atomic_numbers.dtype == np.int64
+
+
+def test_voigt_flat_and_square_stress_are_one(tmp_path):
+    square = [[1.0, 6, 5], [6, 2, 4], [5, 4, 3]]
+    for stress in ([1.0, 2, 3, 4, 5, 6], square, np.ravel(square).tolist()):
+        assert read_one(tmp_path, S=[stress]).stress.tolist() == square
+
+
+def test_cell_and_pbc_have_defaults(tmp_path):
+    assert read_one(tmp_path, pbc=None).pbc.all()
+    alone = read_one(tmp_path, cell=None, pbc=None)
+    assert not alone.pbc.any() and not alone.cell.any()
+    assert read_one(tmp_path, pbc=pa.array([[1, 1, 0]], pa.list_(pa.int8()))).pbc.tolist() == [
+        True,
+        True,
+        False,
+    ]
+    slab = [[[3.0, 0, 0], [0, 3, 0], [0, 0, 0]]]  # periodic where it has a vector
+    assert read_one(tmp_path, cell=slab, pbc=None).pbc.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.float64(), 3), 3)]
+)
+def test_null_labels_are_missing_and_shift_nothing(tmp_path, kind):
+    forces = pa.array([None, WATER, None, [[2 * x for x in row] for row in WATER]], kind)
+    stress = pa.array([[1.0] * 6, None, [None] * 6, [2.0] * 6])
+    read = list(
+        read_structures(
+            write(tmp_path / "a.parquet", rows(4, F=forces, S=stress, E=[0, None, 2, 3])), CONFIG
+        )
+    )
+    assert [s.forces is None for s in read] == [True, False, True, False]
+    np.testing.assert_allclose(read[3].forces, 2 * np.array(WATER))
+    assert [s.stress is None for s in read] == [False, True, True, False]
+    assert read[3].stress[0, 0] == 2
+    assert [s.energy for s in read] == [0, None, 2, 3]
+
+
+def test_masks_filters_and_text_columns(tmp_path):
+    columns = rows(
+        4, method=["a", "b", "a", "a"], step=[1.0, 1, 2, 1], bad=[False, False, False, True]
+    )
+    config = SourceConfig(
+        columns=COLUMNS | {"level_of_theory": "method", "structure_id": "E"},
+        units=UNITS,
+        masks={"stress": "bad"},
+        filters={"method": "a", "step": [1, 3]},
+    )
+    read = list(read_structures(write(tmp_path / "a.parquet", columns), config))
+    assert [(s.level_of_theory, s.structure_id, s.stress is None) for s in read] == [
+        ("a", "0.0", False),
+        ("a", "3.0", True),
+    ]
+
+
+def test_files_named_as_shards_state_their_split(tmp_path):
+    for name in ("train-00000-of-00001", "val-00000-of-00001", "other"):
+        write(tmp_path / f"{name}.parquet", rows())
+    assert [s.split for s in read_structures(tmp_path, CONFIG)] == [None, "train", "valid"]
+    for folder in ("validation", "test", "mine"):  # as in the hub's own Parquet copies
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "0000.parquet", rows())
+    read = {s.structure_id: s.split for s in read_structures(f"{tmp_path}/*/*.parquet", CONFIG)}
+    assert read == {"validation-0000-0": "valid", "test-0000-0": "test", "mine-0000-0": None}
+
+
+def test_sample_is_spread_and_opens_no_more_files_than_it_needs(tmp_path):
+    for k in range(9):
+        path = write(tmp_path / f"{k}.parquet", rows(4), row_group_size=1)
+    path.with_name("5.parquet").write_bytes(b"broken")
+    names = [Path(part.name).name for part in sample_parts(str(tmp_path), CONFIG, 3)]
+    assert names == ["0.parquet", "4.parquet", "8.parquet"]
+    with pytest.raises(BadRecordError, match=r"5\.parquet: not a whole Parquet file"):
+        list_parts(str(tmp_path), CONFIG)
+
+
+def test_our_own_shards_need_no_columns(data_set, train_structures):
+    read = list(read_structures(f"{data_set}/train-*.parquet", SourceConfig()))
+    assert [s.energy for s in read] == [s.energy for s in train_structures]
+    assert {s.level_of_theory for s in read} == {s.level_of_theory for s in train_structures}
+
+
+# --- parts
+
+
+def test_parts_are_runs_of_row_groups_and_make_the_whole(tmp_path):
+    path = write(tmp_path / "mine.parquet", rows(25), row_group_size=4)
+    parts = list_parts(str(path), CONFIG, records_per_part=10)
+    assert parts == [Part(str(path), 0, 8), Part(str(path), 8, 16), Part(str(path), 16, 25)]
+    assert [s.energy for part in parts for s in read_part(part, CONFIG)] == list(range(25))
+    assert [s.energy for s in read_part(Part(str(path), 6, 11), CONFIG)] == [
+        6,
+        7,
+        8,
+        9,
+        10,
+    ]  # across groups
+    assert next(s.structure_id for s in read_part(parts[2], CONFIG)) == "mine-16"
+
+
+def test_bad_rows_are_rejected_by_their_index(tmp_path):
+    columns = rows(5)
+    columns["F"] = [WATER, WATER[:2], WATER, WATER, WATER]
+    columns["atomic_numbers"] = [["O", "H", "H"]] * 3 + [["O", "H", "Hx"], ["O", "H"]]
+    path = write(tmp_path / "mine.parquet", columns, row_group_size=2)
+    found = [item for part in list_parts(str(path), CONFIG, 2) for item in read_part(part, CONFIG)]
+    bad = {item.record: item.reason for item in found if isinstance(item, Rejected)}
+    assert [item.energy for item in found if isinstance(item, Structure)] == [0, 2]
+    assert bad[1].startswith("has 6 forces where 9 numbers belong")
+    assert bad[3] == "has element 'Hx', which is no symbol: correct or remove it"
+    assert bad[4].startswith("has 9 positions where 6 numbers belong: check columns.positions")
+
+
+def test_half_atomic_number_is_refused(tmp_path):
+    with pytest.raises(BadRecordError, match=r"record 0 has atomic numbers that are not whole"):
+        read_one(tmp_path, atomic_numbers=[[8.5, 1, 1]])
+
+
+# --- what is refused as a whole
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"columns": COLUMNS | {"energy": "energy"}, "units": UNITS},
+            r"'energy' for columns\.energy",
+        ),
+        (
+            {"columns": COLUMNS | {"positions": "pos"}, "units": UNITS},
+            r"'pos' for columns\.positions",
+        ),
+        (
+            {"columns": COLUMNS | {"positions": "E.x"}, "units": UNITS},
+            r"'E\.x' for columns\.positions",
+        ),
+        (
+            {"columns": COLUMNS, "units": UNITS, "masks": {"stress": "bad"}},
+            r"'bad' for masks\.stress",
+        ),
+        (
+            {"columns": COLUMNS, "units": UNITS, "filters": {"method": "a"}},
+            r"'method' for filters\.method",
+        ),
+    ],
+)
+def test_missing_column_is_named_with_those_there(tmp_path, config, problem):
+    path = write(tmp_path / "mine.parquet", rows())
+    there = "atomic_numbers, positions, cell, pbc, E, F, S"
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: no column {problem}; the file has: {there}$"
+    ):
+        list(read_structures(path, SourceConfig(level_of_theory="PBE", **config)))
+
+
+def test_labels_are_not_guessed(tmp_path):
+    path = write(tmp_path / "mine.parquet", rows())
+    with pytest.raises(
+        BadRecordError,
+        match=r"no column is named as a label: add --recipe NAME, or columns\.energy=",
+    ):
+        list(read_structures(path, SourceConfig(level_of_theory="PBE")))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 but not much of it"])
+def test_file_that_is_no_parquet(tmp_path, content):
+    path = tmp_path / "mine.parquet"
+    path.write_bytes(content)
+    with pytest.raises(BadRecordError, match=rf"^{path}: not a whole Parquet file"):
+        list_parts(str(path), CONFIG)
+
+
+def test_truncated_parquet(tmp_path):
+    path = write(tmp_path / "mine.parquet", rows(100), row_group_size=10)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(BadRecordError, match=rf"^{path}: not a whole Parquet file"):
+        list(read_structures(path, CONFIG))
+
+
+def test_damaged_page_is_named_with_its_row(tmp_path):
+    path = write(tmp_path / "mine.parquet", rows(100), row_group_size=100, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises(
+        BadRecordError, match=rf"^{path}: cannot be read after row 0 .*: fetch or write it again"
+    ):
+        list(read_structures(path, CONFIG))
+
+
+def test_fingerprint_is_of_bytes(tmp_path):
+    path = write(tmp_path / "mine.parquet", rows(3))
+    before = source_fingerprint(str(path), CONFIG)
+    path.rename(tmp_path / "other.parquet")
+    assert source_fingerprint(str(tmp_path / "other.parquet"), CONFIG) == before
+    write(path, rows(4))
+    assert source_fingerprint(str(path), CONFIG) != before

@@ -1,0 +1,410 @@
+"""The report and its pictures, on made-up run folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from evenfield.core.figures.periodic_table import (
+    MISSING_COLOUR,
+    SYMBOLS,
+    periodic_table_heat_map,
+    table_position,
+)
+from evenfield.diagnostics.report.element_plots import reweighting_heat_maps
+from evenfield.diagnostics.report.few_shot_section import structures_needed
+from evenfield.diagnostics.report.plots import STRATEGY_LABELS, few_shot_curve
+from evenfield.diagnostics.report.report import write_report
+from evenfield.diagnostics.report.run_files import read_few_shot, read_metrics, read_run
+
+
+LEVELS = ("GFN1-xTB", "EMT")
+
+
+def fake_metrics(path: Path, *, speed: float, steps: int = 200) -> None:
+    """Decaying loss with noise, an evaluation every 20 steps."""
+    rng = np.random.default_rng(1)
+    lines = []
+    for step in range(1, steps + 1):
+        loss = 2.0 * np.exp(-speed * step / steps) * rng.lognormal(0, 0.25) + 0.05
+        rates = {"structures_per_s": 55.0, "edges_per_s": 41000.0, "data_wait_share": 0.02}
+        lines.append(
+            {"event": "step", "step": step, "epoch": 0, "loss": loss, "learning_rate": 1e-3} | rates
+        )
+        lines[-1]["seconds"] = 0.5
+        if step % 20 == 0:
+            mae = 0.6 * np.exp(-speed * step / steps) + 0.04
+            errors = {"energy_mae_per_atom": 0.2 * mae, "force_mae": mae}
+            lines.append({"event": "evaluation", "step": step, "split": "valid"} | errors)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def fake_evaluation(path: Path, *, tail: float) -> dict:
+    """Errors that grow with rarity by the exponent `tail`; not all elements are tested."""
+    rng = np.random.default_rng(2)
+    elements = {}
+    for z, symbol in enumerate(SYMBOLS[:86], start=1):
+        train = int(20000 / z**1.9) + 2
+        rms = float(rng.uniform(0.5, 2.0))
+        mae = 0.04 * (20000 / train) ** tail * float(rng.lognormal(0, 0.3))
+        tested = z % 9 != 5
+        elements[symbol] = {
+            "num_structures": train // 10 + 1 if tested else 0,
+            "num_train_structures": train,
+            "num_atoms": 40 if tested else 0,
+            "force_mae": mae if tested else None,
+            "force_rms": rms if tested else None,
+            "energy_mae_per_atom": 0.02,
+        }
+    errors = {symbol: e["force_mae"] for symbol, e in elements.items() if e["force_mae"]}
+    ordered = sorted(errors, key=errors.get)
+    decile = ordered[-max(1, len(ordered) // 10) :]
+    level = {
+        "force_mae": 0.07,
+        "force_rms": 1.3,
+        "energy_mae_per_atom": 0.009,
+        "num_structures": 300,
+    }
+    evaluation = {
+        "split": "test",
+        "num_structures": 600,
+        "num_atoms": 9000,
+        "energy_mae_per_atom": 0.0123,
+        "force_mae": 0.0712,
+        "force_rms": 1.21,
+        "stress_mae": None,
+        "per_element": elements,
+        "mean_over_elements_force_mae": float(np.mean(list(errors.values()))),
+        "worst_element": ordered[-1],
+        "worst_element_force_mae": errors[ordered[-1]],
+        "worst_decile_force_mae": float(np.mean([errors[s] for s in decile])),
+        "levels": {LEVELS[0]: level, LEVELS[1]: level | {"force_mae": 0.031}},
+    }
+    path.write_text(json.dumps(evaluation))
+    return evaluation
+
+
+def fake_predictions(path: Path, *, num_structures: int = 600, num_atoms: int = 9000) -> None:
+    """Errors of the size that fake_evaluation claims."""
+    rng = np.random.default_rng(3)
+    level = np.arange(num_structures) % 3 // 2
+    energy = rng.normal(-3, 0.8, num_structures) + 2 * level
+    forces = rng.laplace(0, 0.85, (num_atoms, 3))
+    np.savez(
+        path,
+        reference_energy_per_atom=energy,
+        predicted_energy_per_atom=energy + _with_mae(rng.normal(size=num_structures), 0.0123),
+        reference_forces=forces,
+        predicted_forces=forces + _with_mae(rng.normal(size=forces.shape), 0.0712),
+        level_index=level,
+        level_names=np.array(LEVELS),
+    )
+
+
+def _with_mae(errors: np.ndarray, mae: float) -> np.ndarray:
+    return errors * mae / np.abs(errors).mean()
+
+
+def fake_run(folder: Path, *, speed: float = 3.0, tail: float = 0.3) -> Path:
+    """A run folder with the three files that a report needs."""
+    folder.mkdir(parents=True)
+    fake_metrics(folder / "metrics.jsonl", speed=speed)
+    fake_evaluation(folder / "evaluation.json", tail=tail)
+    fake_predictions(folder / "predictions.npz")
+    return folder
+
+
+def fake_few_shot(path: Path) -> Path:
+    """Power laws with seeds; the refit starts lower than training from scratch."""
+    rng = np.random.default_rng(4)
+    laws = {
+        "pretrained": (0.45, 0),
+        "step0": (0.45, 0),
+        "refit": (0.3, 0.3),
+        "scratch": (1.6, 0.55),
+    }
+    rows = []
+    for strategy, (start, slope) in laws.items():
+        for count in (0,) if strategy == "pretrained" else (4, 8, 16, 32, 64, 128, 256):
+            for seed in range(3):
+                mae = start * max(count, 4) ** -slope * 4**slope * float(rng.lognormal(0, 0.08))
+                rows.append(
+                    {"num_structures": count, "strategy": strategy, "seed": seed, "force_mae": mae}
+                )
+                rows[-1] |= {"energy_mae_per_atom": 0.2 * mae, "seconds": 1.5 + 0.1 * count}
+    path.write_text(json.dumps({"target": "BO2 polymorphs", "force_rms": 1.9, "rows": rows}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A run without and one with importance weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "uniform": fake_run(folder / "a"),
+        "beta 0.5": fake_run(folder / "b", speed=3.4, tail=0.2),
+    }
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory) -> Path:
+    """The full report with every optional input."""
+    folder = tmp_path_factory.mktemp("report")
+    card, notes = folder / "card.md", folder / "notes.md"
+    card.write_text(
+        "---\nlicense: x\n---\n# small\n<script>bad()</script> ![x](https://example.org/x.png)\n"
+    )
+    notes.write_text("```\nevenfield pretrain weights.beta=0.5\n```\n")
+    return write_report(
+        folder / "out",
+        title="uniform & reweighted",
+        runs=runs,
+        fewshot=fake_few_shot(folder / "fewshot.json"),
+        model_card=card,
+        notes=notes,
+    )
+
+
+@pytest.fixture
+def unsaved_pictures(monkeypatch) -> None:
+    """Figures are built but not rendered, which takes most of the time."""
+    monkeypatch.setattr("evenfield.diagnostics.report.page.save_picture", lambda *args: b"")
+
+
+def visible_text(page: Path) -> str:
+    """The words of the page without tags, one space between them."""
+    body = re.sub(r"<style>.*?</style>", " ", page.read_text(), flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+# --- periodic table
+
+
+@pytest.mark.parametrize(
+    ("symbol", "position"),
+    [
+        ("H", (1, 1)),
+        ("He", (1, 18)),
+        ("Be", (2, 2)),
+        ("B", (2, 13)),
+        ("Sc", (4, 3)),
+        ("Fe", (4, 8)),
+        ("Lu", (6, 3)),
+        ("Hf", (6, 4)),
+        ("La", (8.35, 3)),
+        ("Yb", (8.35, 16)),
+        ("No", (9.35, 16)),
+        ("Og", (7, 18)),
+    ],
+)
+def test_position_of_an_element(symbol, position):
+    assert table_position(SYMBOLS.index(symbol) + 1) == position
+
+
+def test_every_element_has_a_place_of_its_own():
+    assert len({table_position(z) for z in range(1, 119)}) == 118
+    with pytest.raises(ValueError, match="119"):
+        table_position(119)
+
+
+def test_heat_map_names_all_elements_and_writes_only_known_values():
+    figure = periodic_table_heat_map(
+        {"Fe": 0.1234, "H": None, "U": 0.0, "O": float("nan")}, "t", "eV", log=True
+    )
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert set(SYMBOLS) <= set(texts)
+    assert "0.123" in texts
+    faces = figure.axes[0].collections[0].get_facecolor()
+    grey = to_rgba(MISSING_COLOUR)
+    assert [SYMBOLS[i] for i, face in enumerate(faces) if tuple(face) != grey] == ["Fe"]
+
+
+def test_heat_map_of_counts_and_of_nothing():
+    figure = periodic_table_heat_map({"Fe": 12, "O": 1_234_567}, "census", "structures", log=True)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert {"12", "1.23M"} <= set(texts)
+    assert not periodic_table_heat_map({}, "census", "structures").axes[0].child_axes
+
+
+def test_heat_map_refuses_what_is_no_element():
+    with pytest.raises(ValueError, match="'Xx'"):
+        periodic_table_heat_map({"Xx": 1.0}, "t", "eV")
+
+
+def test_maps_before_and_after_share_a_scale(runs):
+    before, after = (read_run(name, folder).evaluation for name, folder in runs.items())
+    panels = reweighting_heat_maps(before, after, ("a", "b")).axes
+    bars = [panel.child_axes[0] for panel in panels[:3]]
+    assert bars[0].get_xlim() == bars[1].get_xlim()
+    assert np.prod(bars[2].get_xlim()) == pytest.approx(1)  # the ratio is symmetric about 1
+    texts = [text.get_text() for text in panels[2].texts]
+    ratio = after.per_element["Fe"].force_mae / before.per_element["Fe"].force_mae
+    assert texts[texts.index("Fe") + 1] == f"{ratio:.2f}"
+
+
+# --- files
+
+
+def test_metrics_of_a_killed_and_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    fake_metrics(path, speed=3.0, steps=30)
+    again = json.loads(path.read_text().splitlines()[9]) | {"loss": 99.0}
+    path.write_text(path.read_text() + json.dumps(again) + '\n{"event": "step", "st')
+    metrics = read_metrics(path)
+    assert metrics.steps["step"].tolist() == list(range(1, 31))
+    assert metrics.steps["loss"][9] == 99.0
+    assert metrics.evaluations["step"].tolist() == [20]
+    assert metrics.seconds == pytest.approx(15)
+
+
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "st\n{"event": "step", "step": 1}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json", "predictions.npz"])
+def test_missing_file_is_named_with_its_command(tmp_path, name):
+    run = fake_run(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=rf"{name} is missing; `evenfield pretrain` writes it"
+    ):
+        write_report(tmp_path / "out", title="t", runs={"a": run})
+
+
+def test_broken_evaluation_is_named(tmp_path):
+    run = fake_run(tmp_path / "run")
+    (run / "evaluation.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"evaluation\.json is not what"):
+        write_report(tmp_path / "out", title="t", runs={"a": run})
+
+
+# --- page
+
+
+def test_pictures_lie_beside_the_page(page):
+    pictures = sorted(path.name for path in (page.parent / "pictures").iterdir())
+    stems = {Path(name).stem for name in pictures}
+    assert {
+        "reweighting",
+        "learning-curves",
+        "parity-uniform",
+        "parity-beta-0-5",
+        "few-shot",
+    } <= stems
+    assert pictures == sorted(f"{stem}{end}" for stem in stems for end in (".png", ".svg"))
+    for path in (page.parent / "pictures").iterdir():
+        start = path.read_bytes()[:8]
+        assert (
+            start == b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else start.startswith(b"<?xml")
+        )
+
+
+def test_page_loads_nothing(page):
+    html = page.read_text()
+    assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(", html)
+    sources = re.findall(r'\ssrc="([^"]*)"', html)
+    assert len(sources) == len(list((page.parent / "pictures").glob("*.png")))
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert set(re.findall(r'<(\w+)[^>]*="https?:', html)) == {
+        "a"
+    }  # a link to click on, in the model card
+    assert "<title>uniform &amp; reweighted</title>" in html
+    assert str(page.parent.parent) not in html
+
+
+def test_page_says_what_the_files_say(page, runs):
+    text = visible_text(page)
+    for run in runs.values():
+        evaluation = json.loads((run / "evaluation.json").read_text())
+        worst = evaluation["worst_element"]
+        assert f"{worst}: {evaluation['worst_element_force_mae']:.3g}" in text
+        assert f"{evaluation['mean_over_elements_force_mae']:.3f}" in text
+        assert f"{evaluation['worst_decile_force_mae']:.3f}" in text
+        iron = evaluation["per_element"]["Fe"]
+        assert (
+            f"Fe {iron['num_train_structures']} {iron['num_structures']} 40 {iron['force_rms']:.2f}"
+            in text
+        )
+    assert "force MAE / RMS (%) 5.88 5.88" in text
+    assert "energy MAE (meV/atom) 12.3 12.3" in text
+    assert "evenfield pretrain weights.beta=0.5" in text
+    assert "different" not in text  # no doubt about two runs on one test set with equal steps
+
+
+def test_one_run_leaves_sections_out_and_says_so(runs, tmp_path, unsaved_pictures):
+    text = visible_text(write_report(tmp_path, title="t", runs={"uniform": runs["uniform"]}))
+    assert "it needs two runs" in text
+    assert "no fewshot.json was given" in text
+    assert text.count("no Markdown file was given") == 2
+
+
+def test_unfair_comparison_is_called_unfair(runs, tmp_path, unsaved_pictures):
+    other = fake_run(tmp_path / "other")
+    fake_metrics(other / "metrics.jsonl", speed=3.0, steps=40)
+    fake_predictions(other / "predictions.npz", num_atoms=100)
+    evaluation = json.loads((other / "evaluation.json").read_text()) | {
+        "num_structures": 7,
+        "force_mae": 0.5,
+    }
+    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    text = visible_text(write_report(tmp_path, title="t", runs={"a": runs["uniform"], "b": other}))
+    assert "evaluated on different structures" in text
+    assert "200 and 40 steps" in text
+    assert (
+        "b: force MAE (eV/\u00c5) is 0.0712 in predictions.npz, but 0.500 in evaluation.json"
+        in text
+    )
+
+
+def test_run_without_force_labels(tmp_path, unsaved_pictures):
+    run = fake_run(tmp_path / "run")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    nothing = {"force_mae": None, "force_rms": None}
+    for errors in (evaluation, *evaluation["per_element"].values(), *evaluation["levels"].values()):
+        errors |= nothing
+    for name in ("mean_over_elements_force_mae", "worst_element", "worst_element_force_mae"):
+        evaluation[name] = None
+    evaluation["worst_decile_force_mae"] = None
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    arrays = dict(np.load(run / "predictions.npz"))
+    np.savez(
+        run / "predictions.npz",
+        **arrays | {"reference_forces": arrays["reference_forces"] * np.nan},
+    )
+    text = visible_text(write_report(tmp_path, title="t", runs={"a": run, "b": run}))
+    assert "no element has force errors in both runs" in text
+
+
+def test_names_are_checked(runs, tmp_path):
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report(tmp_path, title="t", runs={})
+    with pytest.raises(ValueError, match="'late'"):
+        write_report(tmp_path, title="t", runs=runs, reweighting=("uniform", "late"))
+    with pytest.raises(ValueError, match="differ only"):
+        write_report(tmp_path, title="t", runs={"a b": tmp_path, "a-b": tmp_path})
+
+
+# --- few-shot
+
+
+def test_few_shot_curve_and_savings(tmp_path):
+    few_shot = read_few_shot(fake_few_shot(tmp_path / "fewshot.json"))
+    force = few_shot_curve(few_shot).axes[0]
+    assert [line.get_label() for line in force.lines] == [
+        STRATEGY_LABELS[s] for s in few_shot.strategies
+    ]
+    goal = np.median(
+        [r.force_mae for r in few_shot.rows if r.strategy == "scratch" and r.num_structures == 256]
+    )
+    assert structures_needed(few_shot, "scratch", goal) == 256
+    assert structures_needed(few_shot, "refit", goal) == 64
+    assert structures_needed(few_shot, "step0", goal) is None

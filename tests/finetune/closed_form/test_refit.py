@@ -1,0 +1,429 @@
+"""The readout refit: exactly linear, exactly the minimum, touches nothing else, and finds what is there to find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.finetune.closed_form import linear_system, refit
+from evenfield.finetune.closed_form.linear_system import PullChoice
+from evenfield.finetune.closed_form.posterior import FILE, load_posterior
+from evenfield.finetune.closed_form.reference_energies import reference_precision
+from evenfield.finetune.closed_form.refit import (
+    Parameters,
+    RefitConfig,
+    feature_jacobian,
+    refit_readout,
+)
+from evenfield.finetune.heads import add_to_head
+from evenfield.model_zoo.evaluation.evaluation import predict, summarise
+from evenfield.model_zoo.potential.potential import forces_and_stress
+
+
+HEAD = 0
+METALS = {13, 28, 29, 46, 47, 78, 79}
+PT = 78
+CONFIG = RefitConfig(energy_noise=0.02, force_noise=0.2)
+
+
+@pytest.fixture
+def off_target(potential, structures, labelled_by) -> list:
+    """Labels of the potential itself with other readout weights and E0, and some noise."""
+    rng = np.random.default_rng(5)
+    labelled = labelled_by(perturbed(potential), structures)
+    return [
+        replace(
+            s,
+            energy=s.energy + rng.normal(0, 0.1),
+            forces=s.forces + rng.normal(0, 0.05, s.forces.shape),
+        )
+        for s in labelled
+    ]
+
+
+def perturbed(potential, own: tuple[int, ...] = ()):
+    """A copy with other weights in one head: shared ones, those of the elements `own`, and every E0."""
+    other = type(potential)(potential.config).double().eval()
+    other.load_state_dict(potential.state_dict())
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        weight, own_weight = other.readout.weight[HEAD], other.readout.element_weight[HEAD]
+        weight += 0.3 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        for z in own:
+            own_weight[z] += torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        other.e0[HEAD] += torch.randn(119, generator=generator, dtype=torch.float64)
+    return other
+
+
+def labels(potential, structures) -> tuple[np.ndarray, np.ndarray]:
+    """Total energies (S,) and forces (3N,), predicted one by one so that the order is that of the structures."""
+    energies, forces = [], []
+    for s in structures:
+        p = predict(potential, [s])
+        energies.append(
+            p.energy[0, 1] + potential.e0[HEAD, torch.as_tensor(s.atomic_numbers)].sum().item()
+        )
+        forces.append(p.forces[..., 1].ravel())
+    return np.array(energies), np.concatenate(forces)
+
+
+def errors(potential, structures) -> tuple[float, float]:
+    summary = summarise(predict(potential, structures), "test")
+    return summary["energy_mae_per_atom"], summary["force_mae"]
+
+
+# --- linearity
+
+
+def test_features_times_weights_are_the_energies_and_forces(potential, structures):
+    """With all elements for new: shared weights, then each element's own."""
+    batch = collate(
+        [
+            structure_graph(s, 4.0, potential.config.levels_of_theory, torch.float64)
+            for s in structures[::4]
+        ]
+    )
+    elements = sorted(METALS)
+    summed, jacobian, stress_jacobian = feature_jacobian(potential, batch, elements)
+    readout, scale = potential.readout, float(potential.scale[HEAD])
+    weights = torch.cat(
+        [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in elements)]
+    ).detach()
+    out = potential(batch)
+    e0 = out["energy"].new_zeros(batch.num_graphs)
+    e0.index_add_(0, batch.batch, potential.e0[HEAD, batch.atomic_numbers])
+    vectors, tiles = potential.edge_vectors(batch)
+    energies, slope = potential.core_repulsion(batch, vectors, tiles)
+    e0.index_add_(0, batch.batch, energies.detach())
+    assert torch.allclose(out["energy"], e0 + scale * summed @ weights, rtol=0, atol=1e-11)
+    core_forces, core_stress = forces_and_stress(slope, vectors, tiles, batch)
+    forces = scale * torch.einsum("pna,p->na", jacobian, weights) + core_forces
+    assert torch.allclose(out["forces"], forces, rtol=0, atol=1e-11)
+    stress = scale * torch.einsum("psab,p->sab", stress_jacobian, weights) + core_stress
+    assert torch.isfinite(stress).all()
+    assert torch.allclose(out["stress"], stress, rtol=0, atol=1e-11, equal_nan=True)
+
+
+def dense_problem(potential, structures, layout: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Whitened rows and targets by changing one unknown after the other in copies of the potential."""
+    base_energy, base_forces = labels(potential, structures)
+    columns = []
+    for k in range(layout.num):
+        changed = type(potential)(potential.config).double().eval()
+        changed.load_state_dict(potential.state_dict())
+        block, place = divmod(k, layout.size)
+        with torch.no_grad():
+            if k >= layout.num_weights:
+                changed.e0[HEAD, layout.elements[k - layout.num_weights]] += 1.0
+            elif block == 0:
+                changed.readout.weight[HEAD, place] += 1.0
+            else:
+                changed.readout.element_weight[HEAD, layout.new_elements[block - 1], place] += 1.0
+        energy, forces = labels(changed, structures)
+        columns.append(np.concatenate([energy - base_energy, forces - base_forces]))
+    num = np.array([len(s) for s in structures])
+    energy_error = np.array([s.energy for s in structures]) - base_energy
+    force_error = np.concatenate([s.forces.ravel() for s in structures]) - base_forces
+    of_atom = np.repeat(np.arange(len(num)), 3 * num)
+    mean_square = np.bincount(of_atom, force_error**2) / (3 * num)
+    energy_noise = num * np.sqrt(CONFIG.energy_noise**2 + (energy_error / num) ** 2)
+    force_noise = np.sqrt(CONFIG.force_noise**2 + mean_square)[of_atom]
+    noise = np.concatenate([energy_noise, force_noise])
+    return np.array(columns).T / noise[:, None], np.concatenate([energy_error, force_error]) / noise
+
+
+def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
+    potential, structures, off_target, monkeypatch
+):
+    chosen = []
+
+    def choose(folds, shared, own, fixed):
+        chosen.append(3.0 * own + 30.0 * shared + fixed)
+        return PullChoice(chosen[0], 1.0, 1.0, {})
+
+    monkeypatch.setattr(refit, "choose_pull", choose)
+    few = off_target[::3]
+    elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
+    layout = Parameters(12, np.array([PT]), elements)
+    rows, target = dense_problem(potential, few, layout)
+    before = unknowns(potential, layout)
+    report, _ = refit_readout(
+        potential, HEAD, few, known=METALS - {PT}, known_e0=METALS - {PT, 13}, config=CONFIG
+    )
+    change = unknowns(potential, layout) - before
+    assert report.rows == len(target)
+    assert report.relative_gradient < 1e-8
+    pull = chosen[0]
+    assert np.allclose(pull[layout.num_weights :], reference_precision(elements, METALS - {PT, 13}))
+    gradient = rows.T @ (rows @ change - target) + pull * change
+    assert np.linalg.norm(gradient) < 1e-8 * np.linalg.norm(rows.T @ target)
+    augmented = np.vstack([rows, np.diag(np.sqrt(pull))])
+    dense = np.linalg.lstsq(augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None)[
+        0
+    ]
+    assert np.allclose(change, dense, rtol=1e-6, atol=1e-8)
+    assert np.abs(change).max() > 0.01
+
+
+def unknowns(potential, layout: Parameters) -> np.ndarray:
+    readout = potential.readout
+    parts = [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in layout.new_elements)]
+    parts.append(potential.e0[HEAD, torch.as_tensor(layout.elements)])
+    return torch.cat(parts).detach().numpy().copy()
+
+
+# --- what it finds
+
+
+def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
+    target = labelled_by(perturbed(potential), structures)
+    before = errors(potential, target)
+    report, _ = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=set())
+    assert (
+        errors(potential, target[1::2])[1] < 0.01 * before[1]
+    )  # forces on structures that were left out
+    assert errors(potential, target[::2])[0] < 0.01 * before[0]
+    assert report.error_after < 0.05 * report.error_before
+    assert report.relative_gradient < 1e-8
+
+
+def test_new_element_gets_weights_of_its_own(potential, structures, labelled_by):
+    """Platinum of the target differs from all others; shared weights alone could not say so."""
+    target = labelled_by(perturbed(potential, own=(PT,)), structures)
+    together, apart = (type(potential)(potential.config).double().eval() for _ in range(2))
+    for copy in (together, apart):
+        copy.load_state_dict(potential.state_dict())
+    refit_readout(together, HEAD, target, known=METALS, known_e0=set())
+    refit_readout(apart, HEAD, target, known=METALS - {PT}, known_e0=set())
+    assert errors(apart, target)[1] < 0.1 * errors(together, target)[1]
+    own = apart.readout.element_weight[HEAD] - potential.readout.element_weight[HEAD]
+    assert own.abs().amax(1).nonzero().flatten().tolist() == [PT]
+
+
+def test_far_off_structure_hardly_counts(potential, structures, labelled_by):
+    """Its own residual is its noise: one step of reweighted least squares."""
+    target = labelled_by(perturbed(potential), structures)
+    rng = np.random.default_rng(0)
+    broken = replace(
+        target[5],
+        energy=target[5].energy + 500.0,
+        forces=rng.normal(0, 300, target[5].forces.shape),
+    )
+    refit_readout(potential, HEAD, [*target[:5], broken, *target[6:]], known=METALS, known_e0=set())
+    rest = target[:5] + target[6:]
+    fresh = perturbed(potential)  # other weights again, for the size of an unfitted error
+    assert errors(potential, rest)[1] < 0.1 * errors(fresh, rest)[1]
+
+
+def test_energies_alone_are_enough(potential, structures, labelled_by):
+    target = [replace(s, forces=None) for s in labelled_by(perturbed(potential), structures)]
+    before = errors(potential, target)[0]
+    report, _ = refit_readout(potential, HEAD, target, known=METALS, known_e0=set())
+    assert report.rows == len(target)
+    assert errors(potential, target)[0] < 0.2 * before
+    assert np.isfinite([report.error_before, report.error_after]).all()
+
+
+def test_forces_alone_leave_the_reference_energies(potential, structures, labelled_by):
+    target = labelled_by(perturbed(potential), structures)
+    e0 = potential.e0.clone()
+    before = errors(potential, target)[1]
+    report, _ = refit_readout(
+        potential, HEAD, [replace(s, energy=None) for s in target], known=METALS, known_e0=METALS
+    )
+    assert report.rows == sum(3 * len(s) for s in target)
+    assert errors(potential, target)[1] < 0.05 * before
+    assert torch.equal(potential.e0, e0)
+
+
+def test_right_labels_change_nothing(potential, structures, labelled_by):
+    own = labelled_by(potential, structures)
+    refit_readout(potential, HEAD, own, known=METALS - {PT}, known_e0=set())
+    assert max(errors(potential, own)) < 1e-7
+
+
+def test_cross_validation_does_not_follow_noise(potential, structures, labelled_by):
+    """Forces that are right on average: what is left out is not predicted worse than without a refit."""
+    rng = np.random.default_rng(2)
+    own = labelled_by(potential, structures)
+    noisy = [replace(s, forces=s.forces + rng.normal(0, 1.0, s.forces.shape)) for s in own[:6]]
+    report, _ = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
+    assert report.error_after <= report.error_before * (1 + 1e-9)
+    assert errors(potential, own)[1] < 0.25  # of a noise of 0.8
+
+
+def test_single_structure_works(potential, structures, labelled_by):
+    target = labelled_by(perturbed(potential), structures[:1])
+    before = errors(potential, target)
+    report, _ = refit_readout(potential, HEAD, target, known=set(), known_e0=set())
+    assert report.rows == 1 + 3 * len(target[0])
+    assert all(np.isfinite(errors(potential, target)))
+    assert errors(potential, target)[0] <= before[0]
+
+
+def test_no_labels_at_all_are_refused(potential, structures):
+    bare = [replace(s, energy=None, forces=None, stress=None) for s in structures[:3]]
+    with pytest.raises(ValueError, match="no structure has an energy, forces or stress"):
+        refit_readout(potential, HEAD, bare, known=METALS, known_e0=METALS)
+
+
+# --- what it leaves
+
+
+def test_backbone_other_head_and_absent_elements_keep_their_bits(potential, off_target):
+    before = {name: value.clone() for name, value in potential.state_dict().items()}
+    without_gold = [s for s in off_target if 79 not in s.atomic_numbers]
+    refit_readout(
+        potential, HEAD, without_gold, known=METALS - {PT, 79}, known_e0=set(), config=CONFIG
+    )
+    present = sorted({int(z) for s in without_gold for z in s.elements})
+    for name, value in potential.state_dict().items():
+        changed = (value != before[name]).nonzero()
+        if name == "readout.weight":
+            assert {head for head, _ in changed.tolist()} == {HEAD}
+        elif name == "readout.element_weight":
+            assert {(head, z) for head, z, _ in changed.tolist()} == {(HEAD, PT)}
+        elif name == "e0":
+            assert {head for head, _ in changed.tolist()} == {HEAD}
+            assert sorted(z for _, z in changed.tolist()) == present
+        else:
+            assert len(changed) == 0, name
+
+
+def test_refit_of_the_second_head_follows_its_own_scale(potential, structures, labelled_by):
+    others = [replace(s, level_of_theory="EMT-scaled") for s in structures]
+    target = type(potential)(potential.config).double().eval()
+    target.load_state_dict(potential.state_dict())
+    with torch.no_grad():
+        target.readout.weight[1] *= 1.2
+    labelled = labelled_by(target, others)
+    before = errors(potential, labelled)
+    refit_readout(potential, 1, labelled, known=METALS, known_e0=METALS)
+    assert errors(potential, labelled)[1] < 0.01 * before[1]
+    assert torch.equal(potential.readout.weight[0], target.readout.weight[0])
+
+
+def test_single_precision_model_is_refitted_as_well(potential, structures, labelled_by):
+    target = labelled_by(perturbed(potential), structures)
+    single = potential.float()
+    before = errors(single, target)
+    refit_readout(single, HEAD, target, known=METALS, known_e0=set())
+    assert errors(single, target)[1] < 0.02 * before[1]
+    assert single.readout.weight.dtype == torch.float32
+
+
+# --- stress, noise, leave-one-out, posterior
+
+
+def with_stress(potential, structures) -> list:
+    """Structures with the potential's stress for their only label."""
+    labelled = []
+    for s in structures:
+        stress = predict(potential, [s]).stress[0, ..., 1]
+        if np.isfinite(stress).all():
+            labelled.append(replace(s, energy=None, forces=None, stress=stress))
+    return labelled
+
+
+def stress_error(potential, structures) -> float:
+    return summarise(predict(potential, structures), "test")["stress_mae"]
+
+
+def test_stress_alone_finds_the_readout_again(potential, structures):
+    target = with_stress(perturbed(potential), structures)
+    before = stress_error(potential, target)
+    report, _ = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=METALS)
+    assert report.rows == 6 * len(target[::2])
+    assert stress_error(potential, target[1::2]) < 0.05 * before
+
+
+def test_noise_of_forces_is_estimated(potential, structures, labelled_by):
+    """Right forces with noise of 0.3 eV/A on top, far above the floor: found within a third."""
+    rng = np.random.default_rng(6)
+    noisy = [
+        replace(
+            s,
+            forces=s.forces + rng.normal(0, 0.3, s.forces.shape),
+            energy=s.energy + rng.normal(0, 0.02 * len(s)),
+        )
+        for s in labelled_by(potential, structures)
+    ]
+    report, _ = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
+    assert report.noise["forces"] == pytest.approx(0.3, rel=0.34)
+    assert 0.005 < report.noise["energy"] < 0.05
+    assert "stress" not in report.noise
+
+
+def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
+    potential, off_target, monkeypatch
+):
+    """By changing the potential and predicting the structure that was left out, one after the other."""
+    few = off_target[:6]
+    known = METALS
+    elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
+    layout = Parameters(12, np.array([], dtype=int), elements)
+    pull = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
+    rows, _ = refit._parts(few)
+    assert [len(part) for part in rows] == [1] * 6
+    folds = []
+    for part in rows:
+        folds.append(linear_system.Fold.empty(layout.num))
+        for kinds, _ in refit._linear_rows(potential, HEAD, part, layout, CONFIG):
+            for kind, pair in kinds.items():
+                getattr(folds[-1], kind).add(*pair)
+    total = sum((fold.all for fold in folds[1:]), folds[0].all)
+    errors = linear_system._held_out_errors(folds, total, [pull])
+    brute = []
+    for k, left_out in enumerate(few):
+        design, target = dense_problem(potential, few[:k] + few[k + 1 :], layout)
+        augmented = np.vstack([design, np.diag(np.sqrt(pull))])
+        change = np.linalg.lstsq(
+            augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None
+        )[0]
+        copy = type(potential)(potential.config).double().eval()
+        copy.load_state_dict(potential.state_dict())
+        add_to_head(copy, HEAD, change, layout.new_elements, elements)
+        residual = (
+            np.concatenate([s.forces.ravel() for s in [left_out]]) - labels(copy, [left_out])[1]
+        )
+        first = left_out.forces.ravel() - labels(potential, [left_out])[1]
+        brute.append((residual**2).sum() / (CONFIG.force_noise**2 + (first**2).mean()))
+    assert errors["forces"][0] == pytest.approx(brute, rel=1e-6)
+
+
+def test_posterior_is_the_inverse_of_the_curvature_and_survives_the_disk(
+    potential, off_target, tmp_path
+):
+    _, posterior = refit_readout(
+        potential, HEAD, off_target, known=METALS - {PT}, known_e0=METALS, bootstrap=5
+    )
+    assert posterior.size == 12 and posterior.covariance.shape == (2 * 12 + 7, 2 * 12 + 7)
+    assert (np.linalg.eigvalsh(posterior.covariance) > 0).all()
+    few, many = (
+        refit_readout(clone(potential), HEAD, part, known=METALS, known_e0=METALS)[1]
+        for part in (off_target[:5], off_target)
+    )
+    row = np.random.default_rng(0).normal(size=12)
+    numbers = off_target[0].atomic_numbers
+    assert many.energy_variance(row, numbers) < few.energy_variance(
+        row, numbers
+    )  # more data, more certain
+    assert posterior.bootstrap.shape == (5, 31) and (posterior.bootstrap.std(0)[:24] > 0).all()
+    (tmp_path / FILE).write_bytes(posterior.to_bytes())
+    loaded = load_posterior(tmp_path)
+    assert loaded.level_of_theory == "EMT" and loaded.noise == posterior.noise
+    assert np.array_equal(
+        loaded.covariance, posterior.covariance
+    ) and loaded.new_elements.tolist() == [PT]
+    with pytest.raises(FileNotFoundError, match="has no posterior: make one with"):
+        load_posterior(tmp_path / "nowhere")
+
+
+def clone(potential):
+    copy = type(potential)(potential.config).double().eval()
+    copy.load_state_dict(potential.state_dict())
+    return copy

@@ -1,0 +1,163 @@
+"""The few-shot curve: what it computes, that it can be interrupted, and shared among tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evenfield.core.locks import held
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.finetune.few_shot import curve as curves
+from evenfield.finetune.few_shot.curve import CurveConfig, few_shot_curve, samples_needed
+from evenfield.finetune.run import finetune
+from evenfield.finetune.target import draw
+from evenfield.pretrain.run import pretrain
+
+
+CURVE = CurveConfig(sizes=[2, 6], seeds=[0, 1], scratch_steps=0)
+
+
+def curve(model, sets, out: Path, config: CurveConfig = CURVE) -> dict:
+    return few_shot_curve(model, sets["platinum"], out, config, say=lambda text: None)
+
+
+def no_more(*_: object) -> None:
+    raise AssertionError("computed what was there")
+
+
+def test_curve_has_its_format_and_is_not_computed_twice(model, sets, tmp_path, monkeypatch):
+    out = tmp_path / "new" / "fewshot.json"
+    content = curve(model, sets, out)
+    assert json.loads(out.read_text()) == content
+    assert set(content) == {"target", "force_rms", "origin", "rows"}
+    assert content["target"] == "platinum" and content["force_rms"] > 0
+    keys = {
+        "num_structures",
+        "strategy",
+        "seed",
+        "force_mae",
+        "energy_mae_per_atom",
+        "seconds",
+        "force_rms",
+    }
+    assert all(set(row) == keys for row in content["rows"])
+    cells = [(row["num_structures"], row["seed"], row["strategy"]) for row in content["rows"]]
+    strategies = ("pretrained", "step0", "refit")
+    assert cells == [
+        (n, seed, strategy) for n in (2, 6) for seed in (0, 1) for strategy in strategies
+    ]
+    monkeypatch.setattr(curves, "finetune", no_more)
+    assert curve(model, sets, out) == content
+
+
+def test_two_processes_do_not_write_one_file(model, sets, tmp_path):
+    out = tmp_path / "fewshot.json"
+    with (
+        held(tmp_path / ".fewshot.json.lock", ""),
+        pytest.raises(ValueError, match=r"fewshot\.json: another process"),
+    ):
+        curve(model, sets, out)
+    assert not out.exists()
+
+
+def test_interrupted_curve_goes_on(model, sets, tmp_path, monkeypatch):
+    out, done = tmp_path / "fewshot.json", []
+
+    def some(*args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(finetune(*args))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "finetune", some)
+        with pytest.raises(KeyboardInterrupt):
+            curve(model, sets, out)
+    first = json.loads(out.read_text())["rows"]
+    assert [(row["num_structures"], row["seed"]) for row in first[::3]] == [(2, 0), (2, 1)]
+    whole = curve(model, sets, out)
+    assert whole["rows"][:6] == first and len(whole["rows"]) == 12
+    assert whole["force_rms"] == pytest.approx(done[0].evaluations["refit"]["force_rms"])
+
+
+def test_other_settings_or_data_start_anew_and_lose_nothing(model, sets, tmp_path, monkeypatch):
+    out = tmp_path / "fewshot.json"
+    old = curve(model, sets, out, CurveConfig(sizes=[2], seeds=[0], scratch_steps=0))
+    monkeypatch.setattr(curves, "finetune", no_more)
+    changed = CurveConfig(
+        sizes=[2], seeds=[0], scratch_steps=0, finetune={"refit": {"force_noise": 0.5}}
+    )
+    with pytest.raises(AssertionError, match="computed what was there"):
+        curve(model, sets, out, changed)
+    assert json.loads((tmp_path / "fewshot.1.json").read_text()) == old and not out.exists()
+
+
+def test_larger_ladder_keeps_the_rows_that_it_has(model, sets, tmp_path, monkeypatch):
+    """Another size is another question of the same kind, not another experiment."""
+    out, asked = tmp_path / "fewshot.json", []
+    first = curve(model, sets, out, CurveConfig(sizes=[2], seeds=[0], scratch_steps=0))["rows"]
+
+    def note(model, data, config):
+        asked.append(config.num_structures)
+        return finetune(model, data, config)
+
+    monkeypatch.setattr(curves, "finetune", note)
+    content = curve(model, sets, out, CurveConfig(sizes=[2, 4], seeds=[0], scratch_steps=0))
+    assert asked == [4] and content["rows"][:3] == first
+
+
+def test_impossible_size_is_refused_before_anything_is_computed(model, sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "finetune", no_more)
+    with pytest.raises(ValueError, match="999 were asked for"):
+        curve(model, sets, tmp_path / "fewshot.json", CurveConfig(sizes=[2, 999], seeds=[0]))
+
+
+def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_recipe(
+    model, sets, tmp_path, monkeypatch
+):
+    seen = []
+
+    def note(config, quiet):
+        seen.append((config, [s.structure_id for s in iter_structures(config.data, "train")]))
+        return pretrain(config, quiet=quiet)
+
+    monkeypatch.setattr(curves, "pretrain", note)
+    content = curve(
+        model, sets, tmp_path / "fewshot.json", CurveConfig(sizes=[6], seeds=[5], scratch_steps=3)
+    )
+    rows = {row["strategy"]: row for row in content["rows"]}
+    assert set(rows) == {"pretrained", "step0", "refit", "scratch"}
+    assert rows["scratch"]["force_mae"] > 0 and rows["scratch"]["seconds"] > 0
+    (config, trained_on) = seen[0]
+    assert sorted(trained_on) == sorted(s.structure_id for s in draw(sets["platinum"], 6, 5))
+    assert (config.max_steps, config.seed, config.model.channels) == (3, 5, 8)
+    assert config.stream.edge_budget == 1500 and not Path(config.out).exists()
+
+
+def test_tasks_of_an_array_compute_each_cell_once(model, sets, tmp_path, monkeypatch):
+    out, whole = tmp_path / "fewshot.json", tmp_path / "whole.json"
+    for k in (1, 2, 3):
+        few_shot_curve(model, sets["platinum"], out, CURVE, task=(k, 3), say=lambda text: None)
+    assert not out.exists() and len(list(tmp_path.glob("fewshot-task*of3.json"))) == 3
+    curve(model, sets, whole)
+    monkeypatch.setattr(curves, "finetune", no_more)
+    content = curve(model, sets, out)
+
+    def figures(rows: list) -> dict:
+        return {(r["num_structures"], r["seed"], r["strategy"]): r["force_mae"] for r in rows}
+
+    assert figures(content["rows"]) == pytest.approx(figures(json.loads(whole.read_text())["rows"]))
+    assert len(content["rows"]) == 12
+
+
+def test_samples_needed_follows_a_power_law_between_sizes():
+    rows = [{"strategy": "scratch", "num_structures": n, "force_mae": 8 / n} for n in (4, 16, 64)]
+    rows += [{"strategy": "full", "num_structures": n, "force_mae": 1 / n} for n in (4, 16, 64)]
+    rows += [{"strategy": "refit", "num_structures": n, "force_mae": 1.0} for n in (4, 16, 64)]
+    rows += [{"strategy": "lucky", "num_structures": n, "force_mae": 0.1} for n in (4, 16, 64)]
+    assert samples_needed(rows, "full") == pytest.approx(8)  # 1 / n reaches 8 / 64 at 8
+    assert samples_needed(rows, "refit") is None
+    assert samples_needed(rows, "lucky") == 16  # at least: its smallest size is enough
+    assert samples_needed(rows[3:], "full") is None

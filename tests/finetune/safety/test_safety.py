@@ -1,0 +1,231 @@
+"""What few structures can be like: another zero, another unit, one of a kind; and never worse than before."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase.data import chemical_symbols
+from ase.units import Hartree
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from evenfield.finetune import run
+from evenfield.finetune.closed_form.reference_energies import refit_reference_energies
+from evenfield.finetune.run import FineTuneConfig, finetune
+from evenfield.finetune.safety.guard import HeldOut
+from evenfield.finetune.safety.step0 import WorseError, step, worse_labels
+from evenfield.finetune.target import Target, alike, hold_out
+from evenfield.model_zoo.hub.load import LoadedModel
+from evenfield.model_zoo.package.folder import ModelRecord, TrainingData
+
+
+METALS = (13, 28, 29, 46, 47, 78, 79)
+REFIT = FineTuneConfig(strategy="refit")
+SOURCE = TrainingData(name="own", sha256="0", licence="CC0-1.0", num_structures=1)
+
+
+@pytest.fixture
+def model(potential) -> LoadedModel:
+    elements = [chemical_symbols[z] for z in METALS]
+    return LoadedModel(potential, ModelRecord(name="m", elements={"EMT": elements}), "m")
+
+
+@pytest.fixture
+def own(potential, structures, labelled_by) -> list:
+    """Labels of the same potential with other readout weights, so that there is something to learn."""
+    other = type(potential)(potential.config).double().eval()
+    other.load_state_dict(potential.state_dict())
+    with torch.no_grad():
+        other.readout.weight[0] *= 1.3
+    return labelled_by(other, structures)
+
+
+def target(structures, share: float = 0.2, seed: int = 0, level: str = "EMT") -> Target:
+    structures = [replace(s, level_of_theory=level) for s in structures]
+    train, valid = hold_out(structures, share, seed)
+    return Target(level, train, valid, [], SOURCE)
+
+
+# --- never worse
+
+
+def test_never_worse_than_step_0_on_held_out_structures_whatever_is_drawn(model, own):
+    rng = np.random.default_rng(0)
+    noisy = [
+        replace(
+            s,
+            energy=s.energy + rng.normal(0, 1.0),
+            forces=s.forces + rng.normal(0, 1.0, s.forces.shape),
+        )
+        for s in own
+    ]
+
+    @settings(max_examples=6, phases=[Phase.generate])  # to shrink a failure would take minutes
+    @given(st.data())
+    def check(data) -> None:
+        chosen = data.draw(st.permutations(range(len(noisy))))[: data.draw(st.integers(8, 12))]
+        drawn = target([noisy[k] for k in chosen], seed=data.draw(st.integers(0, 9)))
+        assert drawn.valid
+        result = finetune(model, drawn, REFIT)
+        step0, after = result.held_out
+        assert after <= step0
+        untouched = copy.deepcopy(
+            model.potential
+        )  # the score is what it says: errors over those of step 0
+        refit_reference_energies(untouched, 0, drawn.train, set(METALS))
+        scorer = HeldOut(untouched, drawn.train, drawn.valid)
+        assert scorer.step0 == pytest.approx(step0) and scorer.score(
+            result.potential
+        ) == pytest.approx(after)
+        now = step("", result.potential, drawn.valid)
+        assert now.force_mae <= scorer.bound.force_mae * (1 + 1e-6)
+        assert now.energy_mae_per_atom <= scorer.bound.energy_mae_per_atom * (1 + 1e-6)
+        better.append(after < step0)
+
+    better: list[bool] = []
+    check()
+    assert any(better)  # the guard does not simply refuse everything
+
+
+def test_step_0_is_never_above_the_pretrained_error(model, own):
+    rng = np.random.default_rng(1)
+    for spread in (0.0, 0.3, 30.0):
+        shifted = [replace(s, energy=s.energy + len(s) * rng.normal(0, spread)) for s in own[:9]]
+        rows = finetune(model, target(shifted), REFIT).table
+        assert [row.name for row in rows] == [
+            "pretrained",
+            "step 0: E0 refitted",
+            "set-up: new elements, core radii",
+        ]
+        assert not worse_labels(rows[1], rows[0]) and not worse_labels(rows[2], rows[1])
+
+
+def test_set_up_that_makes_it_worse_is_refused(model, own, monkeypatch):
+    real = run.refit_reference_energies
+
+    def shift(potential, head, structures, known):
+        report = real(potential, head, structures, known)
+        potential.e0[head] += 1.0
+        return report
+
+    monkeypatch.setattr(run, "refit_reference_energies", shift)
+    with pytest.raises(
+        WorseError, match=r"made the model worse on the new data \(energy MAE .* to .*\): nothing"
+    ):
+        finetune(model, target(own[:8]), REFIT)
+
+
+# --- other zeros and units
+
+
+def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model, own):
+    shifted = [replace(s, energy=s.energy + 10.0 * len(s)) for s in own]
+    for few in (shifted[:1], shifted):
+        result = finetune(model, target(few), REFIT)
+        assert result.reference.another_zero
+        assert all(v == pytest.approx(10.0, abs=0.5) for v in result.reference.shifts.values())
+        assert result.table[0].energy_mae_per_atom > 9 > 60 * result.table[1].energy_mae_per_atom
+    right = finetune(model, target(own), REFIT)
+    assert not right.reference.another_zero
+    assert worse_labels(step("", result.potential, shifted), step("", right.potential, own)) == []
+
+
+def test_data_in_hartree_are_refused_with_the_unit(model, own):
+    in_hartree = [replace(s, energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
+    message = (
+        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV/A\. "
+        r"Convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
+    )
+    with pytest.raises(ValueError, match=message):
+        finetune(model, target(in_hartree), REFIT)
+    only_energies = [replace(s, energy=s.energy / Hartree, forces=None) for s in own]
+    with pytest.raises(
+        ValueError,
+        match=r"energy are .* times .* look like Hartree, not eV. .*units\.energy=Hartree",
+    ):
+        finetune(model, target(only_energies), REFIT)
+    assert (
+        finetune(
+            model, target(in_hartree), REFIT.model_copy(update={"trust_units": True})
+        ).refit.rows
+        > 0
+    )
+
+
+def test_labels_that_the_model_knows_nothing_of_are_no_wrong_unit(model, own):
+    rng = np.random.default_rng(0)
+    other = [
+        replace(s, forces=rng.normal(0, 0.01, s.forces.shape), energy=rng.normal()) for s in own
+    ]
+    finetune(model, target(other), REFIT)
+
+
+# --- few and odd structures
+
+
+def test_element_that_the_new_data_lack_keeps_its_bits(model, own):
+    without_gold = [s for s in own if 79 not in s.atomic_numbers]
+    after, before = finetune(model, target(without_gold), REFIT).potential, model.potential
+    assert torch.equal(after.e0[0, 79], before.e0[0, 79])
+    assert torch.equal(after.readout.element_weight[0, 79], before.readout.element_weight[0, 79])
+    assert torch.equal(after.backbone.embedding.weight[79], before.backbone.embedding.weight[79])
+
+
+def test_one_structure_changes_nothing_but_e0(model, own):
+    result = finetune(model, target(own[:1]), REFIT)
+    assert torch.allclose(
+        result.potential.readout.weight, model.potential.readout.weight, atol=1e-9
+    )
+    assert not worse_labels(result.table[-1], result.table[0])
+    assert np.isfinite(result.posterior.covariance).all()
+
+
+def test_single_composition_names_what_it_cannot_tell_and_stays_finite(model, own):
+    alloy = next(s for s in own if len(s.elements) == 2)
+    rng = np.random.default_rng(3)
+    few = [
+        replace(alloy, positions=alloy.positions + rng.normal(0, 0.05, alloy.positions.shape))
+        for _ in range(6)
+    ]
+    result = finetune(model, target(few, level="another"), REFIT)
+    assert sorted(result.reference.undetermined) == sorted(
+        chemical_symbols[z] for z in alloy.elements
+    )
+    assert np.isfinite(result.posterior.covariance).all()
+    spread = np.sqrt(
+        np.diag(result.posterior.covariance)
+    )  # of 1e4 eV where nothing is known of an E0
+    assert (
+        np.linalg.eigvalsh(result.posterior.covariance / np.outer(spread, spread)) > -1e-9
+    ).all()
+    assert result.refit.relative_gradient < 1e-8
+
+
+def test_copies_stay_together_and_do_not_pass_for_evidence(model, own):
+    """Ten copies of one structure with noisy forces: as if it were alone, nothing may be learned from it."""
+    rng = np.random.default_rng(4)
+    noisy = replace(own[3], forces=own[3].forces + rng.normal(0, 1.0, own[3].forces.shape))
+    copies = [replace(noisy, structure_id=str(k)) for k in range(10)]
+    assert len(alike(copies)) == 1 and hold_out(copies, 0.2, 0) == (copies, [])
+    result = finetune(model, target(copies), REFIT)
+    assert result.refit.duplicates == 9
+    assert torch.allclose(
+        result.potential.readout.weight, model.potential.readout.weight, atol=1e-9
+    )
+    train, valid = hold_out([*copies[:3], *own[:9]], 0.2, 1)
+    assert valid and not {s.positions.tobytes() for s in train} & {
+        s.positions.tobytes() for s in valid
+    }
+
+
+def test_groups_are_held_out_whole_when_there_are_enough(own):
+    grouped = [replace(s, group=str(k // 2)) for k, s in enumerate(own[:14])]
+    for seed in range(5):
+        train, valid = hold_out(grouped, 0.2, seed)
+        assert len(train) + len(valid) == 14 and 1 <= len(valid) <= 3
+        assert not {s.group for s in train} & {s.group for s in valid}
+    assert hold_out(own[:7], 0.2, 0) == (own[:7], [])

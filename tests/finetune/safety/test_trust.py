@@ -1,0 +1,81 @@
+"""Probe set and posterior beside a pretrained model: from its data, without a change of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.data import atomic_numbers
+
+from evenfield import model_zoo
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.finetune.closed_form.posterior import load_posterior
+from evenfield.finetune.safety.forgetting import probe_of
+from evenfield.finetune.safety.trust import attach_trust
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+
+
+@pytest.fixture
+def folder(tmp_path: Path, data_set: Path) -> Path:
+    """An untrained model of the data's levels and elements."""
+    config = PotentialConfig(
+        channels=4,
+        l_max=1,
+        cutoff=4.0,
+        readout_size=8,
+        radial_hidden=8,
+        levels_of_theory=["EMT", "EMT-scaled"],
+    )
+    metals = ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
+    record = ModelRecord(name="metals", elements={"EMT": metals, "EMT-scaled": metals})
+    return model_zoo.save_model(tmp_path / "model", Potential(config), record)
+
+
+def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    assert attach_trust(folder, data_set) == ["posterior.safetensors", "probe.extxyz"]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    model = model_zoo.load(folder)
+    assert {"posterior.safetensors", "probe.extxyz"} <= model.attachments.keys()
+
+    probe = probe_of(model, folder=folder)
+    assert {s.group for s in probe} == {"pretraining samples", "pairs", "stretched crystals"}
+    samples = [s for s in probe if s.group == "pretraining samples"]
+    known = {s.structure_id: s.energy for s in iter_structures(data_set, "train")}
+    assert all(s.energy == pytest.approx(known[s.structure_id], abs=1e-6) for s in samples)
+
+    posterior = load_posterior(folder)
+    assert (posterior.level_of_theory, posterior.size, len(posterior.new_elements)) == ("EMT", 8, 0)
+    present = {
+        z
+        for s in iter_structures(data_set, "train")
+        if s.level_of_theory == "EMT"
+        for z in s.atomic_numbers
+    }
+    assert set(posterior.elements.tolist()) == present
+    np.linalg.cholesky(posterior.covariance)
+    copper = np.full(4, atomic_numbers["Cu"])
+    near, far = (posterior.energy_variance(np.full(8, value), copper) for value in (1.0, 100.0))
+    assert 0 < near < far
+
+
+def test_elements_whose_lattice_ase_knows_only_in_part_have_no_crystals(tmp_path: Path) -> None:
+    """Selenium and tellurium: they must not end a fine-tuning."""
+    config = PotentialConfig(
+        channels=4, l_max=1, readout_size=8, radial_hidden=8, levels_of_theory=["PBE"]
+    )
+    record = ModelRecord(name="two", elements={"PBE": ["Se", "Cu"]})
+    model = model_zoo.load(model_zoo.save_model(tmp_path / "model", Potential(config), record))
+    crystals = [s for s in probe_of(model) if s.group == "stretched crystals"]
+    assert {int(s.atomic_numbers[0]) for s in crystals} == {29}
+
+
+def test_data_without_the_level_are_refused(folder: Path, data_set: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    other = Potential(potential.config.model_copy(update={"levels_of_theory": ["PBE"]}))
+    model_zoo.save_model(folder, other, record.model_copy(update={"elements": {"PBE": ["Cu"]}}))
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match="has no training structure at PBE"):
+        attach_trust(folder, data_set)
+    assert (folder / "manifest.json").read_bytes() == before

@@ -1,0 +1,72 @@
+"""The command that makes a named model, at a toy size: data, training, card, and going on after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evenfield import model_zoo
+from evenfield.finetune.zoo_build import build as zoo
+from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
+from evenfield.finetune.zoo_build.commands import zoo_build
+
+
+TOY = ZooRecipe(
+    num_structures=60,
+    description="A toy.",
+    pretrain={
+        "max_steps": 3,
+        "evaluate_every": 2,
+        "model": {"channels": 4, "l_max": 1, "readout_size": 8},
+    },
+)
+
+
+def test_the_command_puts_it_where_load_looks_and_cleans_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path))
+    places = []
+
+    def build(
+        recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None
+    ) -> Path | None:
+        places.append(work)
+        work.mkdir(parents=True, exist_ok=True)
+        return into / name if len(places) > 1 else None  # interrupted, then done
+
+    monkeypatch.setattr(zoo, "build_zoo_model", build)
+    zoo_build("evenfield-m", None, None, None)
+    assert places[0].is_dir() and not capsys.readouterr().out
+    zoo_build("evenfield-m", None, None, None)
+    assert places[1] == places[0] and not places[0].exists()
+    assert capsys.readouterr().out == f"model: {tmp_path / 'zoo' / 'evenfield-m'}\n"
+    zoo_build("evenfield-m", tmp_path / "own", tmp_path / "work", None)
+    assert (tmp_path / "work").is_dir()
+    monkeypatch.setitem(zoo.RECIPES, "evenfield-m", TOY)
+    zoo_build("evenfield-m", None, None, None)
+    assert places[3] != places[0]  # another recipe never goes on with what is left of this one
+
+
+@pytest.mark.slow
+def test_a_model_is_made_described_and_not_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tblite", reason="comes with the demo extra")
+    folder = build_zoo_model(TOY, "toy", tmp_path / "work", tmp_path / "zoo", workers=1)
+    assert folder == tmp_path / "zoo" / "toy"
+    model = model_zoo.load(folder)
+    assert model.record.name == "toy" and model.record.description == "A toy."
+    assert set(model.record.level_details) == {"GFN1-xTB", "EMT"} == set(model.record.elements)
+    assert model.evaluation["num_structures"] > 0 and "parity.png" in model.attachments
+    assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
+    assert model_zoo.publish(folder, "me/toy", tmp_path / "hub")
+    # what is done is kept: the folder comes back byte for byte without data or training
+    monkeypatch.setattr(zoo, "pretrain", None)
+    monkeypatch.setattr(zoo, "generate", None)
+    again = build_zoo_model(TOY, "toy", tmp_path / "work", tmp_path / "other", workers=1)
+    assert (
+        again is not None
+        and (again / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+    )

@@ -1,0 +1,117 @@
+"""Engines other than ASE run the model: torch-sim with its own conformance check, i-PI through its driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+
+from evenfield import model_zoo
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+
+from i_pi_input import dynamics_input
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
+    """Elements that torch-sim's check uses, with E0 of a real size."""
+    torch.manual_seed(0)
+    potential = Potential(
+        PotentialConfig(channels=8, cutoff=4.5, readout_size=16, levels_of_theory=["PBE", "EMT"])
+    )
+    potential.e0[:] = -321.0
+    record = ModelRecord(name="iron", elements={"PBE": ["Si", "Fe"], "EMT": ["Cu", "Au"]})
+    return model_zoo.load(
+        model_zoo.save_model(tmp_path_factory.mktemp("engines") / "model", potential, record)
+    )
+
+
+def structures() -> list[Atoms]:
+    """Two periodic cells of other shape and size."""
+    first, second = bulk("Cu", cubic=True), bulk("Au") * (2, 1, 1)
+    first.rattle(0.1, seed=0)
+    second.rattle(0.1, seed=1)
+    second.symbols[0] = "Cu"
+    second.set_cell(second.cell.array + np.array([[0, 0.1, 0], [0, 0, 0], [0.2, 0, 0]]))
+    return [first, second]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torch_sims_own_check(model: model_zoo.LoadedModel, dtype: str) -> None:
+    pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from torch_sim.models.interface import validate_model_outputs
+
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    wrapped = EvenfieldTorchSimModel(model, dtype=dtype)
+    validate_model_outputs(wrapped, torch.device("cpu"), getattr(torch, dtype))
+
+
+def test_torch_sim_agrees_with_the_calculator(model: model_zoo.LoadedModel) -> None:
+    """A batch of unlike cells, and dynamics, which turn over the neighbour lists: forces to 1e-5 eV/A at the end."""
+    ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    wrapped = EvenfieldTorchSimModel(model, level_of_theory="EMT", dtype="float64", skin=0.2)
+    start = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float64)
+    end = ts.integrate(
+        start, wrapped, integrator=ts.nve, n_steps=40, temperature=900.0, timestep=0.004
+    )
+    assert (end.positions - start.positions).abs().max() > 0.2
+    for state in (start, end):
+        out = wrapped(state)
+        for system, atoms in enumerate(state.to_atoms()):
+            atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
+            rows = state.system_idx == system
+            assert np.allclose(out["forces"][rows], atoms.get_forces(), atol=1e-5)
+            assert np.allclose(out["stress"][system], atoms.get_stress(voigt=False), atol=1e-7)
+            assert float(out["energy"][system]) == pytest.approx(
+                atoms.get_potential_energy(), abs=1e-6
+            )
+
+
+def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> None:
+    ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    state = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=r"Cu, Au: not among the 2 elements.*PBE"):
+        EvenfieldTorchSimModel(model)(state)
+
+
+@pytest.mark.parametrize("beads", [1, 2])
+def test_i_pi_runs_dynamics(
+    model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beads: int
+) -> None:
+    """Classical dynamics and a path integral; energy, forces and virial of the end agree with the calculator's."""
+    pytest.importorskip("ipi", reason="comes with the extra `engines`")
+    from ase.units import Bohr, Hartree
+    from ipi.utils.scripting import InteractiveSimulation
+
+    from evenfield.model_zoo.engines import i_pi_driver
+
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("start.extxyz", structures()[0] * (2, 1, 1))
+    folder = model_zoo.save_model(tmp_path / "model", model.potential, model.record)
+    run = InteractiveSimulation(
+        dynamics_input("custom", beads, i_pi_driver.__file__, model=folder, level_of_theory="EMT")
+    )
+    run.run(10)
+    system = run.syslist[0]
+    for bead in range(beads):
+        atoms = ase.io.read("start.extxyz")
+        atoms.set_cell(system.cell.h.T * Bohr)
+        atoms.positions[:] = system.beads.q[bead].reshape(-1, 3) * Bohr
+        atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
+        assert np.allclose(
+            system.forces.f[bead].reshape(-1, 3) * Hartree / Bohr, atoms.get_forces(), atol=1e-5
+        )
+        assert system.forces.pots[bead] * Hartree == pytest.approx(
+            atoms.get_potential_energy(), abs=1e-4
+        )
+    assert np.abs(atoms.get_forces()).max() > 0.01

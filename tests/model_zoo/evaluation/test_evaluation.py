@@ -1,0 +1,231 @@
+"""Errors: against plain numpy on predictions made by hand, and against one structure at a time on real ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.model_zoo.evaluation.evaluation import (
+    Predictions,
+    evaluate,
+    mean_absolute,
+    predict,
+    root_mean_square,
+    summarise,
+)
+
+from optimizer_steps import LEVELS, MODEL, new_potential
+
+
+@pytest.fixture
+def by_hand() -> Predictions:
+    """4 structures at 2 levels of 3: H2O and OH of A; Fe2 of C without forces; He of A without energy."""
+    rng = np.random.default_rng(3)
+    numbers = np.array([1, 8, 1, 8, 1, 26, 26, 2])
+    structure_index = np.array([0, 0, 0, 1, 1, 2, 2, 3])
+    energy, forces, stress = (
+        rng.normal(size=(4, 2)),
+        rng.normal(size=(8, 3, 2)),
+        rng.normal(size=(4, 3, 3, 2)),
+    )
+    forces[5:7, :, 0] = np.nan
+    energy[3, 0] = np.nan
+    stress[[0, 1, 3]] = np.nan
+    return Predictions(
+        atomic_numbers=numbers,
+        structure_index=structure_index,
+        level_index=np.array([0, 0, 2, 0]),
+        level_names=["A", "B", "C"],
+        num_atoms=np.array([3, 2, 2, 1]),
+        energy=energy,
+        forces=forces,
+        stress=stress,
+    )
+
+
+def mae(pairs: np.ndarray) -> float:
+    return float(np.mean(np.abs(pairs[..., 0] - pairs[..., 1])))
+
+
+def test_overall_errors(by_hand):
+    p, summary = by_hand, summarise(by_hand, "test")
+    labelled = p.forces[[0, 1, 2, 3, 4, 7]]
+    assert (summary["split"], summary["num_structures"], summary["num_atoms"]) == ("test", 4, 8)
+    assert summary["energy_mae_per_atom"] == pytest.approx(
+        mae(p.energy[:3] / p.num_atoms[:3, None])
+    )
+    assert summary["force_mae"] == pytest.approx(mae(labelled))
+    assert summary["force_rms"] == pytest.approx(np.sqrt((labelled[..., 0] ** 2).mean()))
+    assert summary["stress_mae"] == pytest.approx(mae(p.stress[2]))
+    json.dumps(summary, allow_nan=False)  # what is not there is null
+
+
+def test_levels_of_theory_apart_and_absent_ones_left_out(by_hand):
+    p, levels = by_hand, summarise(by_hand, "test")["levels"]
+    assert set(levels) == {"A", "C"}
+    assert levels["A"]["num_structures"] == 3
+    assert levels["A"]["force_mae"] == pytest.approx(mae(p.forces[[0, 1, 2, 3, 4, 7]]))
+    assert levels["A"]["energy_mae_per_atom"] == pytest.approx(
+        mae(p.energy[:2] / p.num_atoms[:2, None])
+    )
+    assert levels["A"]["stress_mae"] is None
+    assert (levels["C"]["force_mae"], levels["C"]["force_rms"]) == (None, None)
+    assert levels["C"]["stress_mae"] == pytest.approx(mae(p.stress[2]))
+
+
+def test_elements_apart(by_hand):
+    p, table = by_hand, summarise(by_hand, "test", {"O": 40, "He": 1})["per_element"]
+    assert set(table) == {"H", "He", "O", "Fe"}
+    hydrogen = table["H"]
+    assert (
+        hydrogen["num_structures"],
+        hydrogen["num_atoms"],
+        hydrogen["num_train_structures"],
+    ) == (2, 3, 0)
+    assert hydrogen["force_mae"] == pytest.approx(mae(p.forces[[0, 2, 4]]))
+    assert hydrogen["force_rms"] == pytest.approx(np.sqrt((p.forces[[0, 2, 4], :, 0] ** 2).mean()))
+    assert hydrogen["energy_mae_per_atom"] == pytest.approx(
+        mae(p.energy[:2] / p.num_atoms[:2, None])
+    )
+    assert (table["O"]["num_train_structures"], table["He"]["num_train_structures"]) == (40, 1)
+    assert table["Fe"]["force_mae"] is None and table["He"]["energy_mae_per_atom"] is None
+    assert table["Fe"]["energy_mae_per_atom"] == pytest.approx(mae(p.energy[2] / 2))
+
+
+def errors_of_elements(errors: list[float]) -> Predictions:
+    """One atom of each of the first elements, with a given force error."""
+    num = len(errors)
+    forces = np.zeros((num, 3, 2))
+    forces[..., 1] = np.array(errors)[:, None]
+    return Predictions(
+        atomic_numbers=np.arange(1, num + 1),
+        structure_index=np.arange(num),
+        level_index=np.zeros(num, int),
+        level_names=["A"],
+        num_atoms=np.ones(num, int),
+        energy=np.zeros((num, 2)),
+        forces=forces,
+        stress=np.full((num, 3, 3, 2), np.nan),
+    )
+
+
+@pytest.mark.parametrize(("num", "in_decile"), [(3, 1), (10, 1), (20, 2), (30, 3)])
+def test_worst_decile_is_the_mean_of_the_worst_tenth_of_elements(num, in_decile):
+    errors = np.random.default_rng(0).permutation(np.arange(1.0, num + 1))
+    summary = summarise(errors_of_elements(list(errors)), "test")
+    assert summary["worst_decile_force_mae"] == pytest.approx(np.sort(errors)[-in_decile:].mean())
+    assert summary["worst_element_force_mae"] == num
+    assert summary["mean_over_elements_force_mae"] == pytest.approx(errors.mean())
+
+
+def test_every_element_weighs_alike_in_the_mean_over_elements(by_hand):
+    p = by_hand
+    summary = summarise(p, "test")
+    elements = [[0, 2, 4], [1, 3], [7]]
+    assert summary["mean_over_elements_force_mae"] == pytest.approx(
+        np.mean([mae(p.forces[k]) for k in elements])
+    )
+    worst = max(zip((mae(p.forces[k]) for k in elements), ("H", "O", "He"), strict=True))
+    assert (summary["worst_element_force_mae"], summary["worst_element"]) == (
+        pytest.approx(worst[0]),
+        worst[1],
+    )
+
+
+def test_no_labels_give_none_and_not_nan(by_hand):
+    bare = replace(by_hand, forces=np.full_like(by_hand.forces, np.nan))
+    summary = summarise(bare, "test")
+    for name in (
+        "force_mae",
+        "force_rms",
+        "worst_element",
+        "worst_decile_force_mae",
+        "mean_over_elements_force_mae",
+    ):
+        assert summary[name] is None
+    assert (
+        root_mean_square(np.array([np.nan])) is None
+        and mean_absolute(np.full((2, 2), np.nan)) is None
+    )
+
+
+def test_prediction_of_nan_shows(by_hand):
+    """It must not be left out as if the label were missing."""
+    forces = by_hand.forces.copy()
+    forces[0, 0, 1] = np.nan
+    assert np.isnan(summarise(replace(by_hand, forces=forces), "test")["force_mae"])
+
+
+# --- predictions of a potential
+
+
+@pytest.fixture
+def potential():
+    potential = new_potential().eval()
+    potential.e0[:, 13:80] = torch.linspace(-5, 5, 67, dtype=torch.float64)
+    return potential
+
+
+def test_batched_predictions_equal_one_structure_at_a_time(potential, train_structures):
+    structures = train_structures[::7]
+    p = predict(potential, structures, edge_budget=900)
+    first = 0
+    for s in structures:
+        single = collate([structure_graph(s, MODEL["cutoff"], LEVELS)])
+        out = potential(single)
+        k = first_with(p, s)
+        e0 = float(potential.e0[single.head[0], single.atomic_numbers].sum())
+        assert p.energy[k] == pytest.approx([s.energy - e0, out["energy"].item() - e0], abs=2e-5)
+        atoms = p.structure_index == k
+        assert np.allclose(p.forces[atoms][..., 0], s.forces, atol=1e-6)
+        assert np.allclose(p.forces[atoms][..., 1], out["forces"].detach(), atol=1e-5)
+        assert p.level_names[p.level_index[k]] == s.level_of_theory
+        first += len(s)
+    assert len(p.atomic_numbers) == first
+
+
+def first_with(p: Predictions, structure) -> int:
+    """Batches may change the order; the forces tell which structure it is."""
+    atom = np.flatnonzero(np.isclose(p.forces[:, :, 0], structure.forces[0], atol=1e-6).all(1))[0]
+    return int(p.structure_index[atom])
+
+
+def test_predicting_leaves_the_mode_as_it_was(potential, train_structures):
+    for training in (True, False):
+        potential.train(training)
+        predict(potential, train_structures[:1])
+        assert potential.training is training
+
+
+def test_stress_label_of_a_slab_is_not_compared(potential, train_structures):
+    slab = next(s for s in train_structures if not s.pbc.all())
+    crystal = next(s for s in train_structures if s.pbc.all())
+    alone = evaluate(potential, [crystal], "test")["stress_mae"]
+    both = evaluate(potential, [replace(slab, stress=np.ones((3, 3))), crystal], "test")[
+        "stress_mae"
+    ]
+    assert both == pytest.approx(alone, rel=1e-4)
+
+
+def test_limit_and_emptiness(potential, train_structures):
+    assert evaluate(potential, train_structures, "valid", 3)["num_structures"] == 3
+    with pytest.raises(ValueError, match="no structures to evaluate"):
+        predict(potential, [])
+
+
+def test_saved_predictions_are_those_that_were_summarised(by_hand, tmp_path):
+    by_hand.save(tmp_path / "predictions.npz")
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as saved:
+        per_atom = by_hand.energy / by_hand.num_atoms[:, None]
+        assert np.array_equal(saved["reference_energy_per_atom"], per_atom[:, 0], equal_nan=True)
+        assert np.array_equal(saved["predicted_energy_per_atom"], per_atom[:, 1])
+        assert np.allclose(
+            saved["reference_forces"], by_hand.forces[..., 0], atol=1e-6, equal_nan=True
+        )
+        assert np.allclose(saved["predicted_forces"], by_hand.forces[..., 1], atol=1e-6)
+        assert [saved["level_names"][k] for k in saved["level_index"]] == ["A", "A", "C", "A"]

@@ -1,0 +1,346 @@
+"""Publishing to and loading from a Hugging Face hub: the real client over HTTP, against a hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from ase.build import bulk
+from huggingface_hub import HfApi, ModelCard, constants
+
+from evenfield import model_zoo
+from evenfield.model_zoo import BadModelError
+from evenfield.model_zoo.hub.load import resolve
+
+from model_hub_server import Hub, serve
+from small_models import sharded
+
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub, and the client set to it as alice, with an empty cache. It reads these variables when it is imported."""
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setenv("HF_TOKEN", "alice")
+        monkeypatch.delenv("EVENFIELD_HUB", raising=False)
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
+
+
+def clear_cache() -> None:
+    shutil.rmtree(constants.HF_HUB_CACHE)
+
+
+def results(model: model_zoo.LoadedModel) -> tuple[float, bytes, bytes]:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = model.calculator()
+    return atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()
+
+
+def test_round_trip_in_a_clean_cache_is_bit_identical(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    sharded(folder, tmp_path / "sharded")
+    pinned = model_zoo.publish(tmp_path / "sharded", "alice/copper", tag="v1")
+    commits = [line for line in hub.log if "/commit/" in line]
+    assert len(commits) == 1  # all files in one
+    assert not (tmp_path / "cache").exists() or not list(
+        (tmp_path / "cache").rglob("*.safetensors")
+    )
+    for name in ("alice/copper", "alice/copper@v1", pinned):
+        model = model_zoo.load(name)
+        assert results(model) == results(model_zoo.load(folder))
+        assert model.reference == pinned == f"alice/copper@{hub.repos['alice/copper'].main}"
+        clear_cache()
+    assert HfApi().list_repo_refs("alice/copper").tags[0].name == "v1"
+
+
+def test_card_on_the_hub_is_what_the_client_parses(hub: Hub, folder: Path) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    card = ModelCard.load(huggingface_hub.hf_hub_download("alice/copper", "README.md"))
+    assert card.data.library_name == "evenfield"
+    assert card.data.to_dict()["mlip"]["elements"] == {"EMT": ["Cu", "Au"], "PBE": ["Cu"]}
+    assert any("/api/validate-yaml" in line for line in hub.log)
+
+
+def test_publishing_again_sends_only_what_changed_and_drops_old_shards(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    first = model_zoo.publish(sharded(folder, tmp_path / "sharded"), "alice/copper")
+    second = model_zoo.publish(folder, "alice/copper")
+    tree = hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main]
+    assert [name for name in tree if name.endswith(".safetensors")] == [WEIGHTS]
+    assert ".gitattributes" in tree
+    uploads = len([line for line in hub.log if line.startswith("PUT /lfs/")])
+    assert model_zoo.publish(folder, "alice/copper") == second != first
+    assert len([line for line in hub.log if line.startswith("PUT /lfs/")]) == uploads
+    assert results(model_zoo.load(first)) == results(model_zoo.load(second))
+
+
+def test_private_model(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_zoo.publish(folder, "alice/secret", private=True)
+    assert hub.repos["alice/secret"].private
+    assert model_zoo.load("alice/secret").record.name == "copper"
+    clear_cache()
+    for token, message in {
+        "": "or it is private",
+        "bob": "or it is private",
+        "nobody": "does not know your token",
+    }.items():
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(BadModelError, match=rf"^alice/secret: .*{message}"):
+            model_zoo.load("alice/secret")
+
+
+def test_public_model_does_not_become_private_by_asking(hub: Hub, folder: Path) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    before = hub.repos["alice/copper"].main
+    with pytest.raises(BadModelError, match="exists and is public"):
+        model_zoo.publish(folder, "alice/copper", private=True)
+    assert hub.repos["alice/copper"].main == before
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("bob", "forbids it"), ("nobody", "does not know your token"), ("", "log in|does not know")],
+)
+def test_publishing_where_one_may_not(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(BadModelError, match=message):
+        model_zoo.publish(folder, "alice/copper")
+    assert not hub.repos
+
+
+def test_two_publishers_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """The second one's commit comes between the first one's look and commit: nothing of the first goes in."""
+    model_zoo.publish(folder, "alice/copper")
+    other = sharded(folder, tmp_path / "other")
+
+    def publish_in_between() -> None:
+        repo = hub.repos["alice/copper"]
+        repo.commit(dict(repo.commits[repo.main]) | {"note.md": b"by somebody else"})
+
+    hub.faults.before_commit = publish_in_between
+    with pytest.raises(BadModelError, match="somebody else published in between"):
+        model_zoo.publish(other, "alice/copper", tag="v2")
+    repo = hub.repos["alice/copper"]
+    assert "note.md" in repo.commits[repo.main] and WEIGHTS in repo.commits[repo.main]
+    assert "v2" not in repo.tags
+    model_zoo.publish(other, "alice/copper", tag="v2")
+    assert repo.tags["v2"] == repo.main
+
+
+def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """Each one's model goes in whole or not at all, and what stands at the end is the model of one of them."""
+    model_zoo.publish(folder, "alice/copper")
+    potential, record = model_zoo.load_model(folder)
+    names = [f"by {k}" for k in range(3)]
+    folders = [
+        model_zoo.save_model(
+            tmp_path / name, potential, record.model_copy(update={"description": name})
+        )
+        for name in names
+    ]
+
+    def publish(model: Path) -> str:
+        try:
+            return model_zoo.publish(model, "alice/copper")
+        except BadModelError as error:
+            assert "somebody else published in between" in str(error)
+            return "refused"
+
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(publish, folders))
+    pinned = [outcome for outcome in outcomes if outcome != "refused"]
+    assert len(set(pinned)) == len(pinned) >= 1
+    for outcome, name in zip(outcomes, names, strict=True):
+        if outcome != "refused":
+            assert model_zoo.load(outcome).record.description == name
+    assert model_zoo.load("alice/copper").reference in pinned
+    assert huggingface_hub.get_session().event_hooks["response"] == []  # all checks are gone again
+
+
+def test_a_tag_never_moves(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    model_zoo.publish(folder, "alice/copper", tag="v1")
+    with pytest.raises(BadModelError, match="the tag is taken"):
+        model_zoo.publish(sharded(folder, tmp_path / "other"), "alice/copper", tag="v1")
+
+
+def test_offline_what_the_cache_holds_still_loads(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = model_zoo.publish(folder, "alice/copper", tag="v1")
+    for name in ("alice/copper", "alice/copper@v1"):
+        model_zoo.load(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    requests = len(hub.log)
+    for name in ("alice/copper", "alice/copper@v1", pinned):
+        assert model_zoo.load(name).reference == pinned
+    with pytest.raises(
+        BadModelError, match="not in the cache, and the Hugging Face hub is out of reach or fails"
+    ):
+        model_zoo.load("alice/other")
+    assert len(hub.log) == requests
+    clear_cache()
+    with pytest.raises(BadModelError, match="not in the cache"):
+        model_zoo.load(pinned)
+
+
+def test_half_a_model_in_the_cache_is_not_loaded_offline(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    huggingface_hub.hf_hub_download("alice/copper", "manifest.json")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BadModelError, match="not in the cache"):
+        model_zoo.load("alice/copper")
+
+
+def test_cut_connection_is_taken_up_by_the_client(hub: Hub, folder: Path) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    hub.faults.cut_body_after, hub.faults.cuts_left = 5_000, 1
+    assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
+    assert hub.faults.cuts_left == 0
+
+
+def test_a_download_that_failed_goes_on_with_the_shards_that_lack(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_zoo.publish(sharded(folder, tmp_path / "sharded"), "alice/copper")
+    second = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))[1]
+    good = hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main].pop(second)
+    with pytest.raises(BadModelError, match="not all files of an evenfield model are there"):
+        model_zoo.load("alice/copper")
+    hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main][second] = good
+    shutil.rmtree(
+        Path(constants.HF_HUB_CACHE) / "models--alice--copper" / ".no_exist", ignore_errors=True
+    )
+    before = dict(hub.sent)
+    assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
+    first = "model-00001" + second[11:]
+    assert hub.sent[first] == before[first] and second not in before and second in hub.sent
+
+
+def test_wrong_names_and_revisions(hub: Hub, folder: Path) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main].pop("README.md")
+    for name, message in {
+        "alice/silver": "no such model on the hub, or it is private",
+        "alice/copper@v9": "no such revision",
+        "alice/copper": "not all files",
+    }.items():
+        with pytest.raises(BadModelError, match=message):
+            model_zoo.load(name)
+
+
+LEADING_OUT = (
+    b'{"format_version": 2, "files": {"../../outside.json": {"sha256": "%s", "bytes": 1}}}'
+    % (b"0" * 64)
+)
+ANSWERS: dict[str, tuple[Any, str]] = {
+    "commit that is a path": (
+        {"X-Repo-Commit": "../../../../outside"},
+        "states a commit or an ETag that is none",
+    ),
+    "commit of another length": (
+        {"X-Repo-Commit": "abc"},
+        "states a commit or an ETag that is none",
+    ),
+    "ETag that is a path": (
+        {"ETag": '"../../../../outside"'},
+        "states a commit or an ETag that is none",
+    ),
+    "linked ETag that is a path": (
+        {"X-Linked-Etag": "../../../outside"},
+        "states a commit or an ETag that is none",
+    ),
+    "absolute ETag": ({"ETag": '"/tmp/outside"'}, "states a commit or an ETag that is none"),
+    "no commit": ({"X-Repo-Commit": ""}, "states a commit or an ETag"),
+    "redirect to a file": (
+        "file:///etc/passwd",
+        "redirects to file:///etc/passwd, which is no web address",
+    ),
+    "redirect to ftp": (
+        "ftp://127.0.0.1/a",
+        "redirects to ftp://127.0.0.1/a, which is no web address",
+    ),
+    "weights of somebody else": ({WEIGHTS: b"x" * 30_000}, "not its sha256 either"),
+    "manifest that is a page": ({"manifest.json": b"<html>log in</html>"}, "is not valid JSON"),
+    "manifest with a path": ({"manifest.json": LEADING_OUT}, "is not the name of a file"),
+    "server error": (500, "is out of reach or fails"),
+    "teapot": (418, "is out of reach or fails"),
+    "too many requests": (429, "is out of reach or fails"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_malicious_answer_is_refused(
+    hub: Hub, folder: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and nothing outside the cache, which the client itself would write where an ETag leads it."""
+    model_zoo.publish(folder, "alice/copper")
+    bend, message = ANSWERS[case]
+    before = sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "cache"))
+    if isinstance(bend, int):
+        hub.faults.status = bend
+        monkeypatch.setattr(
+            "huggingface_hub.utils._http.time.sleep", lambda seconds: None
+        )  # between its retries
+    elif isinstance(bend, str):
+        hub.faults.redirect = bend
+    elif any(name in bend for name in (WEIGHTS, "manifest.json")):
+        hub.faults.replace = bend
+    else:
+        hub.faults.headers = bend
+    with pytest.raises(BadModelError, match=message) as refusal:
+        model_zoo.load("alice/copper")
+    assert str(refusal.value).startswith("alice/copper") or "models--alice--copper" in str(
+        refusal.value
+    )
+    assert "\n" not in str(refusal.value)
+    assert (
+        sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "cache")) == before
+    )
+    hub.faults.status, hub.faults.redirect, hub.faults.headers, hub.faults.replace = (
+        None,
+        None,
+        {},
+        {},
+    )
+    assert results(load_forced("alice/copper")) == results(model_zoo.load(folder))
+
+
+def load_forced(name: str) -> model_zoo.LoadedModel:
+    resolve(name, force=True)
+    return model_zoo.load(name)
+
+
+def test_weights_too_large_for_their_architecture_are_not_fetched(hub: Hub, folder: Path) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    repo = hub.repos["alice/copper"]
+    tree = repo.commits[repo.main]
+    size = str(len(tree[WEIGHTS])).encode()
+    tree["manifest.json"] = tree["manifest.json"].replace(size, b"99999999999")
+    with pytest.raises(
+        BadModelError, match=r"said to take 99,999,999,999 bytes.*nothing was fetched"
+    ):
+        model_zoo.load("alice/copper")
+    assert WEIGHTS not in hub.sent

@@ -1,0 +1,297 @@
+"""What publishing refuses, shows in a dry run, and does in a folder hub, also one that speaks S3."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from evenfield import cli, model_zoo
+from evenfield.model_zoo import BadModelError
+from evenfield.model_zoo.hub import publish as publishing
+from evenfield.model_zoo.hub.load import resolve
+from evenfield.model_zoo.hub.publish import plan_publication
+
+
+def with_record(folder: Path, **changes: Any) -> Path:
+    potential, record = model_zoo.load_model(folder)
+    return model_zoo.save_model(folder, potential, record.model_copy(update=changes))
+
+
+LEAKS = {
+    "token": (
+        {"env": {"HF_TOKEN": "hf_abcdefghijklmnopqrstuv"}},
+        r"env\.HF_TOKEN holds a token \(hf_abc\.\.\.\)",
+    ),
+    "github token": ({"note": "ghp_abcdefghijklmnopqrstuvwxyz012345"}, "holds a token"),
+    "cloud key": ({"key": "AKIAABCDEFGHIJKLMNOP"}, "holds a cloud key"),
+    "signed address": ({"data": "https://bucket.org/a?X-Amz-Signature=0123"}, "holds a cloud key"),
+    "password in an address": ({"data": "https://me:pass@host.org/a"}, "holds a password"),
+    "password by its key": ({"db": {"password": "correcthorse"}}, "holds a password"),
+    "private key": ({"key": "-----BEGIN OPENSSH PRIVATE KEY-----"}, "holds a private key"),
+    "path in a sentence": (
+        {"note": "from /home/jane/runs/model"},
+        r"holds an absolute path \(/home/\.\.\.\)",
+    ),
+    "path as a key": ({"/home/jane/runs": 1}, "holds an absolute path"),
+    "path as an option": ({"command": "train --out=/scratch/jane/x"}, "holds an absolute path"),
+    "home folder": ({"note": "see ~/runs"}, "holds an absolute path"),
+    "path of another system": ({"note": r"C:\Users\jane"}, "holds an absolute path"),
+    "user": ({"note": "by jdoe2"}, "holds the name of a user or machine"),
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_what_others_must_not_see(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "jdoe2")
+    training, message = LEAKS[case]
+    with_record(folder, training=training)
+    with pytest.raises(
+        BadModelError, match=f"not fit to publish, it shows config.json: record.*{message}"
+    ) as refusal:
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    assert "abcdefghij" not in str(refusal.value)
+    assert not (tmp_path / "hub").exists()
+
+
+def test_leak_in_an_attachment(folder: Path, tmp_path: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    probe = b'1\nsource="/home/jane/probe.xyz"\nCu 0 0 0\n'
+    model_zoo.save_model(folder, potential, record, attachments={"probe.extxyz": probe})
+    with pytest.raises(BadModelError, match=r"probe\.extxyz: line 2 holds an absolute path"):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+
+def test_units_addresses_and_references_are_no_leaks(folder: Path, tmp_path: Path) -> None:
+    fine = {
+        "units": "eV, eV/A, eV/A^3 and eV/atom",
+        "data": [
+            "https://example.org/a/b.parquet",
+            "s3://bucket/data/set",
+            "owner/name@main",
+            "a/b/c.yaml",
+        ],
+        "note": "1/2 of the steps, and/or less; N/A; 10:30",
+        "tokens": "tokenised",
+    }
+    with_record(folder, training=fine)
+    assert plan_publication(folder, "me/copper").leaks == []
+    model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lack"),
+    [
+        ({"licence": None}, "licence"),
+        ({"training_data": []}, "training data"),
+        ({"licence": None, "training_data": []}, "licence, training data"),
+    ],
+)
+def test_what_nobody_can_judge(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], lack: str
+) -> None:
+    with_record(folder, **changes)
+    with pytest.raises(
+        BadModelError, match=f"its record lacks: {lack}: say it with `evenfield hub describe`"
+    ):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+
+def test_unnamed_level_of_theory(tmp_path: Path, folder: Path) -> None:
+    _, record = model_zoo.load_model(folder)
+    potential = model_zoo.Potential(model_zoo.PotentialConfig(channels=4))
+    model_zoo.save_model(
+        folder, potential, record.model_copy(update={"elements": {"default": ["Cu"]}})
+    )
+    with pytest.raises(BadModelError, match="lacks: level of theory"):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_dry_run_shows_everything_and_sends_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with_record(folder, licence=None, training={"note": "/home/jane/x"})
+    hub = ("--folder-hub", tmp_path / "hub")
+    # the path by itself was cut when the model was saved
+    assert run(monkeypatch, "hub", "publish", folder, "me/copper", "--dry-run", *hub) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "model.safetensors",
+        "manifest.json",
+        "refused for lack of: licence",
+        "it would be refused",
+    ):
+        assert text in shown
+    assert (
+        "better with: level_details of EMT" in shown
+        and "better with: probe set (probe.extxyz)" in shown
+    )
+    assert "shows" not in shown
+    about = [
+        "licence=Apache-2.0",
+        "description=copper and gold",
+        "level_details.EMT=effective medium theory",
+    ]
+    assert run(monkeypatch, "hub", "describe", folder, *about) == 0
+    assert run(monkeypatch, "hub", "publish", folder, "me/copper", "--dry-run", *hub) == 0
+    shown = capsys.readouterr().out
+    assert "it would be accepted" in shown and "level_details of EMT" not in shown
+    assert "effective medium theory" in (folder / "README.md").read_text()
+    assert not (tmp_path / "hub").exists()
+    assert run(monkeypatch, "hub", "publish", folder, "me/copper", *hub, "--tag", "v1") == 0
+    assert run(monkeypatch, "hub", "pull", "me/copper@v1", *hub) == 0
+    assert "whole and verified: me/copper@" in capsys.readouterr().out
+    assert run(monkeypatch, "hub", "describe", folder, "level_details.HSE=x") == 1
+
+
+def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    model_zoo.save_model(
+        folder, potential, record, {"levels": {}, "per_element": {}}, attachments={"a.json": b"{}"}
+    )
+    weights = (folder / "model.safetensors").read_bytes()
+    from evenfield.model_zoo.package.folder import Description, describe
+
+    describe(folder, Description(citation="A. Author, 2026"))
+    again = model_zoo.load(folder)
+    assert again.record == record.model_copy(update={"citation": "A. Author, 2026"})
+    assert again.attachments["a.json"] == b"{}" and again.evaluation == {
+        "levels": {},
+        "per_element": {},
+    }
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert "A. Author, 2026" in (folder / "README.md").read_text()
+
+
+# --- folder hubs
+
+
+def test_tags_of_a_folder_hub_never_move(folder: Path, tmp_path: Path) -> None:
+    first = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
+    with_record(folder, description="another")
+    with pytest.raises(BadModelError, match=r"the tag stands for .* already"):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
+    second = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v2")
+    assert model_zoo.load("me/copper@v1", tmp_path / "hub").reference == first
+    assert model_zoo.load("me/copper", tmp_path / "hub").reference == second != first
+
+
+@pytest.fixture(params=["memory", "s3"])
+def address(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    """The root of an empty folder hub that is not on the disk; S3 is moto's server, found as users' clients find it."""
+    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path / "cache"))
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        yield "memory://hub"
+        return
+    server_module = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("models")
+    yield "s3://models/hub"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_hub_behind_an_address(
+    folder: Path, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    potential, record = model_zoo.load_model(folder)
+    model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
+    with pytest.raises(
+        BadModelError, match=f"me/copper: no such model in the folder hub {address}"
+    ):
+        model_zoo.load("me/copper", address)
+    pinned = model_zoo.publish(folder, "me/copper", address, tag="v1")
+    assert model_zoo.load("me/copper@v1", address).reference == pinned
+    monkeypatch.setenv("EVENFIELD_HUB", address)
+    where, _ = resolve("me/copper")
+    for path in folder.iterdir():
+        assert (where / path.name).read_bytes() == path.read_bytes()
+    # a shard is lost and another one damaged: only these come again
+    shards = sorted(where.glob("model-*.safetensors"))
+    kept = shards[0].stat().st_mtime_ns
+    shards[1].unlink()
+    shards[2].write_bytes(b"damaged")
+    (where / "manifest.json").unlink()
+    assert model_zoo.load("me/copper").reference == pinned
+    assert shards[0].stat().st_mtime_ns == kept
+    # out of reach: what the cache holds still loads, also by the names that were used before
+    fs, path = fsspec.url_to_fs(address)
+    monkeypatch.setattr(
+        type(fs), "exists", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
+    )
+    assert (
+        model_zoo.load("me/copper@v1").reference == pinned == model_zoo.load("me/copper").reference
+    )
+    with pytest.raises(
+        BadModelError, match=r"me/other: the folder hub .* cannot be used \(no network\)"
+    ):
+        model_zoo.load("me/other")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"{}", "is another one than it was published with"),
+        ("config.json", b"{}", "does not match its sha256"),
+        ("model.safetensors", b"0" * 1000, "does not match its sha256 .*nothing was kept"),
+        ("model.safetensors", b"0" * 1_000_000, "does not match its sha256"),
+        ("../../refs/main", b"../../../etc", "is damaged, it names no revision"),
+    ],
+)
+def test_hub_that_was_tampered_with(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    revision = model_zoo.publish(folder, "me/copper", "memory://hub").partition("@")[2]
+    where = (
+        "/hub/me/copper/refs/main"
+        if "main" in name
+        else f"/hub/me/copper/snapshots/{revision}/{name}"
+    )
+    memory.pipe_file(where, content)
+    with pytest.raises(BadModelError, match=message):
+        model_zoo.load("me/copper", "memory://hub")
+    kept = (
+        [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        if (tmp_path / "cache").exists()
+        else []
+    )
+    assert not any(path.read_bytes() == content for path in kept)
+    assert not any("part" in path.name for path in kept)
+
+
+def test_names_of_users_that_everybody_has_are_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    assert publishing.user_names() == set()

@@ -1,0 +1,173 @@
+"""The card says what the records say: as the hub's client parses it, as a reader sees it, and in pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from matplotlib.image import imread
+
+from evenfield import model_zoo
+from evenfield.model_zoo.evaluation.evaluation import Predictions, summarise
+from evenfield.model_zoo.package.card import FIGURES
+from evenfield.model_zoo.package.folder import attach
+
+from small_models import small_model
+
+
+@pytest.fixture(scope="module")
+def predictions() -> Predictions:
+    """Two structures at PBE, one at EMT; an energy and a stress are missing."""
+    rng = np.random.default_rng(0)
+    forces = rng.normal(0, 1, (9, 3, 2))
+    energy = rng.normal(0, 1, (3, 2))
+    energy[1, 0] = np.nan
+    stress = np.full((3, 3, 3, 2), np.nan)
+    stress[0] = 0.01
+    return Predictions(
+        atomic_numbers=np.array([29] * 6 + [79] * 3),
+        structure_index=np.repeat(np.arange(3), 3),
+        level_index=np.array([0, 0, 1]),
+        level_names=["PBE", "EMT"],
+        num_atoms=np.array([3, 3, 3]),
+        energy=energy,
+        forces=forces,
+        stress=stress,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, predictions: Predictions) -> Path:
+    """The model with errors, pictures and everything that a record can hold."""
+    folder = small_model(tmp_path_factory.mktemp("card") / "model")
+    potential, record = model_zoo.load_model(folder)
+    facts = {
+        "description": "For copper: a test.",
+        "citation": "A. Author, 2026",
+        "level_details": {"PBE": "plane waves, 600 eV"},
+        "base_model": "somebody/metals@0123abcd",
+        "training": {"seconds": 90.0, "ranks": 2, "device": "cpu", "config": {"max_steps": 1200}},
+        "versions": {"torch": "2.13.0"},
+    }
+    evaluation = summarise(predictions, "test", {"Cu": 20, "Au": 3})
+    return model_zoo.save_model(
+        folder, potential, record.model_copy(update=facts), evaluation, predictions=predictions
+    )
+
+
+def test_metadata_as_the_hubs_client_parses_it(evaluated: Path) -> None:
+    data = ModelCard.load(evaluated / "README.md").data
+    evaluation = json.loads((evaluated / "evaluation.json").read_text())
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "evenfield",
+        "graph-ml",
+    )
+    assert (data.base_model, data.base_model_relation, data.model_name) == (
+        "somebody/metals",
+        "finetune",
+        "copper",
+    )
+    found = {(r.dataset_config, r.metric_name): r.metric_value for r in data.eval_results}
+    tables = {"all levels of theory": evaluation, **evaluation["levels"]}
+    expected = {
+        (where, f"{name} ({unit})"): table[key]
+        for where, table in tables.items()
+        for key, (name, unit) in FIGURES.items()
+        if table.get(key) is not None
+    }
+    assert found == expected and len(found) > 7
+    assert {r.dataset_split for r in data.eval_results} == {"test"}
+    mlip = data.to_dict()["mlip"]
+    assert mlip["num_elements"] == 2 and mlip["training_data"][0]["licence"] == "CC0-1.0"
+
+
+def test_a_reader_finds_every_record(evaluated: Path) -> None:
+    text = ModelCard.load(evaluated / "README.md").text
+    evaluation = json.loads((evaluated / "evaluation.json").read_text())
+    gold = evaluation["per_element"]["Au"]
+    for part in (
+        "For copper: a test.",
+        "| PBE | plane waves, 600 eV | 1 | Cu |",
+        "| EMT | not stated beyond its name | 2 | Cu Au |",
+        "Seen in fewer than 10 training structures, use with care: Au.",
+        "| metals | 23 | CC0-1.0 | `0000000000000000` |",
+        f"| Au | 3 | 3 | {gold['force_mae']:.4f} | {gold['force_rms']:.4f} |",
+        "Cu -1234.568, Au -1234.568",
+        "| wall time | 1.5 minutes |",
+        "| processes | 2 |",
+        "| optimizer steps | 1,200 |",
+        "| torch | 2.13.0 |",
+        "Fine-tuned from `somebody/metals@0123abcd`.",
+        "A. Author, 2026",
+        "![predicted against reference energies and forces](parity.png)",
+    ):
+        assert part in text, part
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+@pytest.mark.parametrize("name", ["coverage.png", "element_errors.png", "parity.png"])
+def test_pictures_are_listed_shown_and_drawn(evaluated: Path, name: str) -> None:
+    assert f"]({name})" in (evaluated / "README.md").read_text()
+    picture = imread(evaluated / name)
+    assert picture.shape[0] > 250 and picture.shape[1] > 500
+    assert (
+        len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
+    )  # more than a white page
+    assert model_zoo.load(evaluated).attachments[name] == (evaluated / name).read_bytes()
+    assert (evaluated / name).stat().st_size < 150_000
+
+
+def test_the_same_records_give_the_same_card(
+    evaluated: Path, predictions: Predictions, tmp_path: Path
+) -> None:
+    first = model_zoo.load(evaluated)
+    model_zoo.save_model(
+        tmp_path / "again",
+        first.potential,
+        first.record,
+        dict(first.evaluation),
+        predictions=predictions,
+    )
+    for path in evaluated.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_model_that_nobody_evaluated(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert "No errors on held-out structures were recorded." in text
+    assert ".png" not in text and not list(folder.glob("*.png"))
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_what_was_forgotten_stands_in_the_card(tmp_path: Path) -> None:
+    """From the file that a fine-tuning leaves beside the model; a file that is none of it spoils nothing."""
+    folder = small_model(tmp_path / "model")
+    assert "forgot" not in (folder / "README.md").read_text()
+    rows = [
+        {
+            "kind": "pairs",
+            "num_structures": 8,
+            "energy_before": 0.0,
+            "energy_after": 0.0123,
+            "force_before": 0.0,
+        }
+        | {"force_after": 0.456},
+        {
+            "kind": "pretraining samples",
+            "num_structures": 100,
+            "energy_before": 0.05,
+            "energy_after": None,
+        },
+    ]
+    attach(folder, {"forgetting.json": json.dumps(rows).encode()})
+    card = (folder / "README.md").read_text()
+    assert "| pairs | 8 | 0.0 | 12.3 | 0.0000 | 0.4560 |" in card
+    assert "| pretraining samples | 100 | 50.0 | - | - | - |" in card
+    for other in (b"not JSON", b"3", b'[1, {"kin": 2}]'):
+        attach(folder, {"forgetting.json": other})
+        assert "forgot" not in (folder / "README.md").read_text()
+    assert model_zoo.load(folder).attachments["forgetting.json"] == other

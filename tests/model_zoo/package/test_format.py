@@ -1,0 +1,89 @@
+"""The folder's format: stored models of every older format, shards, attachments, saving over another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from evenfield import model_zoo
+from evenfield.model_zoo.package.manifest import FORMAT_VERSION, read_manifest
+from evenfield.model_zoo.package.upgrade import UPGRADES
+
+
+OLD = Path(__file__).parent / "old_formats"
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_models_of_every_format_predict_what_they_did(version: int) -> None:
+    model = model_zoo.load(OLD / str(version))
+    expected = json.loads((OLD / f"{version}.json").read_text())
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = model.calculator(level_of_theory="EMT")
+    assert atoms.get_potential_energy() == pytest.approx(expected["energy"], abs=1e-5)
+    assert np.allclose(atoms.get_forces(), expected["forces"], atol=1e-5)
+    assert np.abs(expected["forces"]).max() > 0.01
+    assert model.record.elements == {"PBE": ["Cu"], "EMT": ["Cu", "Au"]}
+
+
+def test_the_chain_has_no_gap() -> None:
+    assert sorted(UPGRADES) == list(range(1, FORMAT_VERSION))
+
+
+def test_shards_hold_the_same_model(folder: Path, tmp_path: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    model_zoo.save_model(tmp_path / "sharded", potential, record, max_shard_bytes=20_000)
+    names = read_manifest(tmp_path / "sharded").weights
+    assert len(names) > 3
+    assert names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    again, _ = model_zoo.load_model(tmp_path / "sharded")
+    for name, tensor in potential.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_saving_over_another_model_leaves_nothing_of_it(folder: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
+    assert not (folder / "model.safetensors").exists()
+    model_zoo.save_model(folder, potential, record)
+    assert [path.name for path in folder.glob("model*.safetensors")] == ["model.safetensors"]
+    assert model_zoo.load(folder).record == record
+
+
+def test_attachments_are_listed_verified_and_handed_out(folder: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    files = {"probe.extxyz": b"1\n\nCu 0 0 0\n", "posterior.safetensors": b"\0\1\2"}
+    model_zoo.save_model(folder, potential, record, attachments=files)
+    assert model_zoo.load(folder).attachments == files
+    assert "`probe.extxyz`" in (folder / "README.md").read_text()
+    (folder / "probe.extxyz").write_bytes(b"1\n\nAu 0 0 0\n")
+    with pytest.raises(
+        model_zoo.BadModelError, match=r"probe\.extxyz: content does not match its sha256"
+    ):
+        model_zoo.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "../probe.extxyz", "run.py", "weights.pkl"]
+)
+def test_attachment_with_a_name_that_no_model_holds(folder: Path, name: str) -> None:
+    potential, record = model_zoo.load_model(folder)
+    with pytest.raises(ValueError, match="no name for an attachment"):
+        model_zoo.save_model(folder, potential, record, attachments={name: b""})
+    assert model_zoo.load(folder).record == record  # refused before anything was written
+
+
+def test_paths_of_the_record_are_cut(folder: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    training = {
+        "config": {"init": "/home/somebody/runs/model", "other": ["file:///data/set", "a/b"]}
+    }
+    model_zoo.save_model(folder, potential, record.model_copy(update={"training": training}))
+    assert model_zoo.load(folder).record.training == {
+        "config": {"init": "model", "other": ["set", "a/b"]}
+    }

@@ -1,0 +1,152 @@
+"""Model folders, the folder hub, the card, and the calculator that comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import units
+from ase.build import bulk
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from huggingface_hub import ModelCard
+
+from evenfield import model_zoo
+from evenfield.model_zoo import BadModelError
+
+from small_models import rewrite
+
+
+def test_publish_and_load_by_reference_is_bit_identical(folder: Path, tmp_path: Path) -> None:
+    reference = model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1)
+    results = []
+    for name in (folder, "me/copper", reference):
+        atoms.calc = model_zoo.load(name, tmp_path / "hub").calculator()
+        results.append(
+            (
+                atoms.get_potential_energy(),
+                atoms.get_forces().tobytes(),
+                atoms.get_stress().tobytes(),
+            )
+        )
+    assert results[0] == results[1] == results[2]
+    assert model_zoo.publish(folder, "me/copper", tmp_path / "hub") == reference
+
+
+def test_weights_have_the_same_hash_in_another_process(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from evenfield.model_zoo import load_model, save_model\n"
+        "model, record = load_model(sys.argv[1]); save_model(sys.argv[2], model, record)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(folder), str(tmp_path / "again")], check=True)
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_card_is_valid_hub_metadata(folder: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "evenfield"
+    assert card.data.license == "apache-2.0"
+    assert card.data.to_dict()["mlip"]["elements"]["EMT"] == ["Cu", "Au"]
+    assert "Au" in card.text.split("use with care")[1]
+
+
+def test_publishing_needs_licence_and_training_data(folder: Path, tmp_path: Path) -> None:
+    potential, record = model_zoo.load_model(folder)
+    bare = record.model_copy(update={"licence": None, "training_data": []})
+    model_zoo.save_model(tmp_path / "bare", potential, bare)
+    with pytest.raises(BadModelError, match="lacks: licence, training data"):
+        model_zoo.publish(tmp_path / "bare", "me/copper", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_tampered_weights_are_refused(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(BadModelError, match=r"model\.safetensors.*sha256"):
+        model_zoo.load(folder)
+
+
+def test_newer_format_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    rewrite(folder, "config.json", json.dumps(config | {"format_version": 999}).encode())
+    with pytest.raises(BadModelError, match=r"format 999 is newer.*upgrade evenfield"):
+        model_zoo.load(folder)
+
+
+def test_wrong_tensors_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["channels"] = 4
+    rewrite(folder, "config.json", json.dumps(config).encode())
+    with pytest.raises(BadModelError, match=r"gates\.bias is \(48,\).*not \(24,\).*more"):
+        model_zoo.load(folder)
+
+
+def test_unknown_architecture_key_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"]["attention"] = True
+    rewrite(folder, "config.json", json.dumps(config).encode())
+    with pytest.raises(BadModelError, match="attention"):
+        model_zoo.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("me/silver", "no such model"),
+        ("me/copper@0123", "no revision 0123.*it has"),
+        ("no slash", "neither a folder nor a reference"),
+    ],
+)
+def test_wrong_references_say_what_there_is(
+    folder: Path, tmp_path: Path, reference: str, message: str
+) -> None:
+    model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    with pytest.raises(BadModelError, match=message):
+        model_zoo.load(reference, tmp_path / "hub")
+
+
+def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
+    """NVE of conservative forces: the total energy holds much better than the kinetic energy moves."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
+    before = atoms.get_potential_energy()
+    BFGS(atoms, logfile=None).run(fmax=0.01, steps=20)
+    assert atoms.get_potential_energy() < before
+    atoms.rattle(0.05, seed=1)
+    dynamics, total, kinetic = VelocityVerlet(atoms, 1.0 * units.fs), [], []
+    dynamics.attach(
+        lambda: (total.append(atoms.get_total_energy()), kinetic.append(atoms.get_kinetic_energy()))
+    )
+    dynamics.run(40)
+    assert np.ptp(total) < 0.05 * np.ptp(kinetic)
+
+
+def test_calculator_energies_sum_to_the_energy(folder: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = model_zoo.load(folder).calculator()
+    assert abs(atoms.get_potential_energies().sum() - atoms.get_potential_energy()) < 1e-9
+    assert atoms.get_potential_energies()[0] != 0.0
+
+
+def test_element_that_the_level_never_saw_is_refused(folder: Path) -> None:
+    atoms = bulk("Au")
+    atoms.calc = model_zoo.load(folder).calculator(level_of_theory="PBE")
+    with pytest.raises(ValueError, match=r"Au: not among the 1 elements.*PBE"):
+        atoms.get_potential_energy()
+    atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
+    atoms.get_potential_energy()
+
+
+def test_reference_energies_keep_float64(folder: Path) -> None:
+    potential, _ = model_zoo.load_model(folder)
+    assert potential.to(torch.float32).e0[0, 29].item() == -1234.56789012345

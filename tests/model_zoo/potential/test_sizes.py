@@ -1,0 +1,50 @@
+"""The named sizes: what they stand for, and what an untrained model of each predicts, to notice any change of form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evenfield.core.settings import SettingsError, load_settings
+from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo.potential.potential import SIZES, ModelConfig
+from evenfield.pretrain.config import PretrainConfig
+
+from conformance import batch_of, crystal, ethanol
+
+
+# energies of the rattled NaCl cell and ethanol (eV), root mean square of all force components (eV/A); float64, seed 0
+GOLDEN = {
+    "small": (-5.1575628522, -6.7340179946, 1.1926603319),
+    "medium": (-0.0055972691, -4.0342042286, 1.4280840315),
+    "large": (-3.3632852436, 1.7957388058, 1.3130225738),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_untrained_model_predicts_what_it_did(size):
+    torch.manual_seed(0)
+    model = Potential(PotentialConfig(size=size)).to(torch.float64).eval()
+    out = model(batch_of([crystal(), ethanol()], model.config.cutoff, torch.float64))
+    got = (*out["energy"].tolist(), float(out["forces"].detach().square().mean().sqrt()))
+    assert got == pytest.approx(GOLDEN[size], rel=1e-5)
+
+
+def test_size_is_a_start_that_other_keys_change():
+    assert ModelConfig(size="medium", l_max=2) == ModelConfig(channels=64, l_max=2)
+    assert ModelConfig(size="large", channels=96).channels == 96
+    config = load_settings(PretrainConfig, None, ["data=x", "out=y", "model.size=medium"])
+    assert config.model.channels == 64 and "size" not in config.model_dump()["model"]
+
+
+def test_unknown_size_is_named_beside_the_known():
+    with pytest.raises(
+        SettingsError,
+        match="model: size: there is none of the name 'tiny': take one of small, medium",
+    ):
+        load_settings(PretrainConfig, None, ["data=x", "out=y", "model.size=tiny"])
+
+
+def test_layers_cannot_pass_on_more_than_the_products_reach():
+    with pytest.raises(ValueError, match=r"l_hidden=1 is above l_max=0: lower it, or raise l_max"):
+        ModelConfig(l_max=0)

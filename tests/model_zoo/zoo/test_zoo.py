@@ -1,0 +1,116 @@
+"""The named models: what ships is small, broad, whole and at hand without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from evenfield import cli, model_zoo
+from evenfield.finetune.zoo_build.build import RECIPES
+from evenfield.model_zoo import BadModelError
+from evenfield.model_zoo.hub.publish import plan_publication
+from evenfield.model_zoo.zoo import named_models as zoo
+
+
+SHIPPED = "evenfield-s"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, so that no model built on this machine is found."""
+    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "zoo"
+
+
+def test_shipped_model_is_small_broad_and_fit_to_publish() -> None:
+    folder = zoo.find(SHIPPED)
+    model = model_zoo.load(SHIPPED)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
+    assert len({symbol for symbols in model.record.elements.values() for symbol in symbols}) >= 40
+    plan = plan_publication(folder, "me/copy")
+    assert plan.refusal is None
+    assert (
+        model.record.description
+        and model.record.level_details.keys() == model.record.elements.keys()
+    )
+    assert {"coverage.png", "element_errors.png", "parity.png"} <= model.attachments.keys()
+    assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
+
+
+def test_shipped_model_knows_what_it_says() -> None:
+    """Its errors on fresh EMT alloys are of the size that its card states for that level."""
+    model, rng = model_zoo.load(SHIPPED), np.random.default_rng(7)
+    calculator, errors = model.calculator(level_of_theory="EMT"), []
+    for _ in range(4):
+        atoms = bulk("Cu", cubic=True) * (2, 2, 1)
+        atoms.symbols[:] = rng.choice(["Cu", "Ag", "Au", "Pd"], len(atoms))
+        atoms.set_cell(atoms.cell * 1.07, scale_atoms=True)
+        atoms.rattle(0.1, rng=rng)
+        expected = Atoms(atoms, calculator=EMT()).get_forces()
+        atoms.calc = calculator
+        errors.append(np.abs(atoms.get_forces() - expected).mean() / np.abs(expected).mean())
+    assert np.mean(errors) < 0.25
+    assert (
+        model.evaluation["levels"]["EMT"]["force_mae"]
+        < 0.25 * model.evaluation["levels"]["EMT"]["force_rms"]
+    )
+
+
+def test_pinned_reference_loads_the_same_model(cache: Path) -> None:
+    pinned = model_zoo.load(SHIPPED).reference
+    assert model_zoo.load(pinned).reference == pinned
+    with pytest.raises(
+        BadModelError, match=r"evenfield-s@0123abcd: this machine has revision \w{16}"
+    ):
+        model_zoo.load("evenfield-s@0123abcd")
+    # one that was built here goes first; the shipped one stays within reach by its revision
+    potential, record = model_zoo.load_model(zoo.find(SHIPPED))
+    model_zoo.save_model(
+        cache / SHIPPED, potential, record.model_copy(update={"description": "built here"})
+    )
+    assert model_zoo.load(SHIPPED).record.description == "built here"
+    assert model_zoo.load(pinned).record.description != "built here"
+
+
+def test_model_that_is_not_here_says_how_to_make_it() -> None:
+    with pytest.raises(BadModelError, match="make it with `evenfield zoo build evenfield-m`"):
+        model_zoo.load("evenfield-m")
+
+
+def test_every_name_has_a_recipe() -> None:
+    assert set(RECIPES) == set(zoo.names())
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+def test_list_and_show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run(monkeypatch, "zoo", "list") == 0
+    shown = capsys.readouterr().out
+    assert model_zoo.load(SHIPPED).reference.partition("@")[2] in shown
+    assert "not here" in shown and "evenfield zoo build evenfield-m" in shown
+    assert run(monkeypatch, "zoo", "show", SHIPPED) == 0
+    assert "whole and verified: evenfield-s@" in capsys.readouterr().out
+    assert run(monkeypatch, "zoo", "build", "evenfield-xl") == 1
+    assert "there are: evenfield-m, evenfield-s" in capsys.readouterr().err
+
+
+def test_damaged_shipped_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(zoo.SHIPPED / SHIPPED, tmp_path / "shipped" / SHIPPED)
+    monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "shipped")
+    config = tmp_path / "shipped" / SHIPPED / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float64"}))
+    with pytest.raises(BadModelError, match=r"config\.json"):
+        model_zoo.load(SHIPPED)

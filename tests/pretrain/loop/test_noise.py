@@ -1,0 +1,201 @@
+"""Noise of labels: given it scales errors, learned it comes out as it was put in; part of the state like any weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from evenfield.pretrain import run
+from evenfield.pretrain.loop.loss import LABELS, LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.loop.noise import LEAST, NoiseScales
+
+from optimizer_steps import (
+    LEVELS,
+    batch_of,
+    engine_steps,
+    first_moments,
+    new_engine,
+    new_potential,
+    parts_of_steps,
+)
+
+
+GIVEN = {
+    "EMT": {"energy": 0.02, "forces": 0.1, "stress": 0.03},
+    "EMT-scaled": {"energy": 0.5, "forces": 2.0},
+}
+WIDE = {"energy_width": 1e6, "forces_width": 1e6, "stress_width": 1e6}  # squared errors
+FACTOR = 1.3661  # standard deviation of a Gauss variable x with mean of min(x^2, |x|) = 1: e over the scale of Huber
+LEARNED = LossConfig(learn_noise=True)
+
+
+def both_levels(structures) -> list:
+    return [
+        next(s for s in structures if s.level_of_theory == level and s.pbc.all())
+        for level in LEVELS
+    ]
+
+
+def test_errors_in_units_of_the_given_noise(train_structures):
+    """So a loss with noise s is that of errors e / s, each by its own level, and 1 changes nothing."""
+    batch = batch_of(both_levels(train_structures))
+    prediction, config = new_potential()(batch), LossConfig(noise=GIVEN)
+    noise, counts = NoiseScales(config, list(LEVELS))(), label_counts(batch)
+    own = noise[batch.head]
+    num_atoms = batch.ptr.diff()
+    scaled = {
+        "energy": batch.energy + (prediction["energy"] - batch.energy) / own[:, 0],
+        "forces": batch.forces + (prediction["forces"] - batch.forces) / own[batch.batch, 1, None],
+        "stress": batch.stress + (prediction["stress"] - batch.stress) / own[:, 2, None, None],
+    }
+    loss = weighted_loss(prediction, batch, counts, config, noise)
+    assert loss.item() == pytest.approx(
+        weighted_loss(scaled, batch, counts, config).item(), rel=1e-4
+    )
+    ones = torch.ones(2, 3)
+    plain = weighted_loss(prediction, batch, counts, config)
+    assert torch.equal(weighted_loss(prediction, batch, counts, config, ones), plain)
+    assert num_atoms.sum() == len(batch.positions) and loss.item() != pytest.approx(
+        plain.item(), rel=0.1
+    )
+
+
+def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
+    """Of log s: weight times the mean over the labels of a level of 1 - e^2 / (width s^2) for squared errors."""
+    structures = both_levels(train_structures)
+    batch = batch_of([structures[0], replace(structures[1], stress=None)])
+    config = LossConfig(learn_noise=True, noise=GIVEN, **WIDE)
+    noise, prediction = NoiseScales(config, list(LEVELS)), new_potential()(batch)
+    counts = label_counts(batch)
+    weighted_loss(prediction, batch, counts, config, noise()).backward()
+    excess = noise.log_excess.grad / (
+        noise.log_excess.detach().exp() / noise().detach()
+    )  # of log s
+    num_atoms = batch.ptr.diff()
+    errors = {
+        "energy": (prediction["energy"] - batch.energy) / num_atoms,
+        "forces": prediction["forces"] - batch.forces,
+        "stress": prediction["stress"] - batch.stress,
+    }
+    for column, name in enumerate(LABELS):
+        for head in range(2):
+            of_head = batch.batch == head if name == "forces" else torch.arange(2) == head
+            error = errors[name][of_head].detach().double().flatten()
+            error = error[torch.isfinite(error)]
+            s = noise()[head, column].item()
+            expected = (
+                float((1 - error.square() / (1e6 * s * s)).sum() / counts[column])
+                if len(error)
+                else 0.0
+            )
+            assert float(excess[head, column]) == pytest.approx(
+                getattr(config, name) * expected, rel=1e-4, abs=1e-7
+            )
+    assert excess[1, 2] == 0 and (excess[0] != 0).all()
+
+
+@pytest.mark.parametrize("width", [0.02, 1.0])
+def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width):
+    """Labels = prediction + noise of Laplace, or of Gauss with Huber's density in between: its own equation holds."""
+    known = torch.tensor([[0.03, 0.2, 0.01], [0.3, 0.05, 0.04]])  # (H, 3)
+    structures = [s for s in train_structures if s.pbc.all()] * 4
+    batch, generator = batch_of(structures), np.random.default_rng(0)
+    own = known[batch.head]
+    num_atoms = batch.ptr.diff()
+
+    def draw(like, scale):
+        values = (
+            generator.laplace(size=tuple(like.shape))
+            if width < 1
+            else generator.normal(size=tuple(like.shape))
+        )
+        return torch.from_numpy(values).to(like) * scale
+
+    prediction = {
+        "energy": batch.energy + num_atoms * draw(batch.energy, own[:, 0]),
+        "forces": batch.forces + draw(batch.forces, own[batch.batch, 1, None]),
+        "stress": batch.stress + draw(batch.stress, own[:, 2, None, None]),
+    }
+    config = LossConfig(
+        learn_noise=True, energy_width=width, forces_width=width, stress_width=width
+    )
+    noise = NoiseScales(config, list(LEVELS))
+    optimizer, counts = torch.optim.Adam(noise.parameters(), lr=0.05), label_counts(batch)
+    for _ in range(300):
+        optimizer.zero_grad()
+        weighted_loss(prediction, batch, counts, config, noise()).backward()
+        optimizer.step()
+    if width < 1:  # nearly Laplace's density, of which the scale is the mean error
+        assert noise().detach() == pytest.approx(known, rel=0.15)
+    else:
+        assert noise().detach() * FACTOR == pytest.approx(known, rel=0.15)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_learned_noise_is_stepped_saved_and_taken_up_like_a_weight(train_structures, zero_stage):
+    steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures)[:4]]
+    engine = new_engine(zero_stage, noise=NoiseScales(LEARNED, list(LEVELS)))
+    before = engine.noise().detach().clone()
+    engine_steps(engine, steps[:2])
+    state = engine.state()
+    assert not torch.isclose(engine.noise().detach(), before, rtol=1e-4).any()
+    assert {"weight/noise.log_excess", "exp_avg/noise.log_excess"} <= state.keys()
+    other = new_engine((zero_stage + 1) % 3, noise=NoiseScales(LEARNED, list(LEVELS)))
+    other.load_state(state)
+    assert all(torch.equal(tensor, other.state()[name]) for name, tensor in state.items())
+    assert engine_steps(engine, steps[2:]) == pytest.approx(
+        engine_steps(other, steps[2:]), rel=1e-6
+    )
+    assert first_moments(engine.state()).keys() == first_moments(state).keys()
+    with pytest.raises(ValueError, match="learned no noise: leave it false"):
+        engine.load_state(new_engine(0).state())
+
+
+def test_run_learns_noise_and_goes_on_bit_for_bit(run_config):
+    changes = {"loss": {"learn_noise": True}, "evaluate_every": 4}
+    whole = run_config("whole", **changes)
+    run.pretrain(whole, quiet=True)
+    schedule = run_config("parts", **changes, checkpoints={"every": 5, "keep": 9})
+    run.pretrain(schedule, quiet=True)
+    for name in ("step-00000010", "step-00000012"):
+        folder = Path(schedule.out) / "checkpoints" / name
+        (folder / "manifest.json").unlink()
+    run.pretrain(schedule, "must", quiet=True)
+    one, other = (rows_of(config.out) for config in (whole, schedule))
+    assert [row["loss"] for row in one if row["event"] == "step"] == [
+        row["loss"] for row in other if row["event"] == "step"
+    ]
+    learned = [row["noise"] for row in one if row["event"] == "noise"]
+    assert learned == [row["noise"] for row in other if row["event"] == "noise"]
+    assert len(learned) == 3 and set(learned[0]) == set(LEVELS)
+    assert all(
+        LEAST[1] < learned[-1][level]["forces"] < learned[0][level]["forces"] < 1
+        for level in LEVELS
+    )
+
+
+def test_noise_must_name_every_level_or_none():
+    with pytest.raises(
+        ValueError,
+        match=r"loss\.noise: EMT-scaled is missing: name each of EMT, EMT-scaled, or none",
+    ):
+        NoiseScales(LossConfig(noise={"EMT": {}}), list(LEVELS))
+    with pytest.raises(ValueError, match=r"loss\.noise: PBE is no level of theory of the data"):
+        NoiseScales(LossConfig(noise=GIVEN | {"PBE": {}}), list(LEVELS))
+    with pytest.raises(ValidationError, match="greater than 0"):
+        LossConfig(noise={"EMT": {"forces": 0.0}})
+
+
+def test_ratio_of_losses_is_refused_where_they_may_be_negative(run_config):
+    with pytest.raises(ValidationError, match=r"guards\.spike compares losses by their ratio"):
+        run_config(loss={"learn_noise": True}, guards={"spike": 3.0})
+
+
+def rows_of(out: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,126 @@
+"""SOAP: AdamW where its eigenbasis is the identity, matrices independent of each other, quicker where axes are skew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evenfield.pretrain.loop import soap
+from evenfield.pretrain.loop.soap import Soap
+
+
+SHAPES = (
+    (3, 8, 8),
+    (2, 8, 8),
+    (8, 8),
+    (64, 32),
+    (5, 8),
+    (8, 40),
+)  # stacks, a stack alike, one matrix, tall, flat
+
+
+def weights() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for p in parameters:
+        p.grad = torch.randn(p.shape, generator=generator) * (1 + torch.arange(p.shape[-1]))
+
+
+def matrices(parameters: list[nn.Parameter], weight_decay: float = 0.0) -> list[dict]:
+    return [{"params": parameters, "matrices": True, "weight_decay": weight_decay}]
+
+
+def test_it_is_torchs_adamw_before_the_first_look_at_the_eigenvectors(monkeypatch):
+    monkeypatch.setattr(soap, "FLOOR", 0.0)
+    ours, theirs = weights(), weights()
+    optimizer = Soap(matrices(ours, weight_decay=0.1), lr=0.01)
+    reference = torch.optim.AdamW(
+        theirs, lr=0.01, betas=(soap.BETA, soap.BETA), eps=soap.EPS, weight_decay=0.1
+    )
+    for step in range(soap.REFRESH):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    for own, expected, start in zip(ours, theirs, weights(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+        assert (own - start).abs().median() > 1e-3
+
+
+def test_what_is_no_matrix_is_stepped_by_torchs_adamw():
+    ours, theirs = weights(), weights()
+    optimizer = Soap([{"params": ours, "weight_decay": 0.1}], lr=0.01)
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True)
+    for step in range(3 * soap.REFRESH):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    assert all(torch.equal(own, expected) for own, expected in zip(ours, theirs, strict=True))
+
+
+def test_matrices_of_one_stack_do_not_see_each_other():
+    together, alone = weights(), weights()
+    one = Soap(matrices(together), lr=0.01)
+    each = [Soap(matrices([p]), lr=0.01) for p in alone]
+    for step in range(3 * soap.REFRESH + 1):
+        give_gradients(together, step)
+        give_gradients(alone, step)
+        one.step()
+        for optimizer in each:
+            optimizer.step()
+    for own, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_basis_goes_to_the_eigenvectors_of_the_mean_gradient_products():
+    """Orthogonal iteration: P^T L P becomes diagonal, and P stays orthogonal."""
+    parameter = nn.Parameter(torch.zeros(1, 6, 6))
+    optimizer = Soap(matrices([parameter]), lr=0.0)
+    generator = torch.Generator().manual_seed(0)
+    skew, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
+    for _ in range(100 * soap.REFRESH):
+        # of one covariance from step to step: its axes lie skew, their sizes differ
+        parameter.grad = (
+            skew * 2.0 ** torch.arange(6) @ torch.randn(6, 6, generator=generator)
+        ).unsqueeze(0)
+        optimizer.step()
+    basis = optimizer.state[parameter]["left_basis"][0]
+    torch.testing.assert_close(basis.T @ basis, torch.eye(6), rtol=0, atol=1e-5)
+    overlap = (basis.T @ skew.flip(1)).abs()  # the largest axis first
+    assert overlap.diagonal().min() > 0.9
+
+
+def skew_loss(weight: Tensor) -> Tensor:
+    """A bowl whose long axes are mixtures of rows and of columns, which steps entry by entry cannot see."""
+    generator = torch.Generator().manual_seed(1)
+    left, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
+    scale = 10.0 ** torch.linspace(-1.5, 1.5, 16)
+    target = torch.randn(16, 16, generator=generator)
+    return ((scale[:, None] * (left @ (weight - target) @ right)) * scale).square().mean()
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, 0.03])
+def test_it_descends_a_skew_bowl_that_adamw_does_not(learning_rate):
+    last = {}
+    for name in ("soap", "adamw"):
+        weight = nn.Parameter(torch.zeros(16, 16))
+        if name == "soap":
+            optimizer: torch.optim.Optimizer = Soap(matrices([weight]), lr=learning_rate)
+        else:
+            optimizer = torch.optim.AdamW(
+                [weight], lr=learning_rate, betas=(0.95, 0.95), weight_decay=0.0
+            )
+        for _ in range(1000):
+            optimizer.zero_grad()
+            loss = skew_loss(weight)
+            loss.backward()
+            optimizer.step()
+        last[name] = float(loss.detach())
+    assert last["soap"] < 0.1 * last["adamw"]

@@ -1,0 +1,30 @@
+"""Lets `pretrain` call one more callback, such as one that kills the readout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evenfield.pretrain import run
+from evenfield.pretrain.callbacks.callback import Callback
+
+
+def add_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
+    """From now on, after all others."""
+    original = run._parts
+
+    def parts(*args: Any) -> Any:
+        built = original(*args)
+        built.callbacks.append(callback)
+        return built
+
+    monkeypatch.setattr(run, "_parts", parts)
+
+
+class KillReadout(Callback):
+    """What one of nine runs did by itself: the readout's inputs go so low that SiLU is zero for every atom."""
+
+    def on_step(self, trainer: Any, report: Any) -> None:
+        if report.step == 5:
+            trainer.engine.potential.readout.hidden.bias.data.fill_(-1e4)

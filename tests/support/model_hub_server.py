@@ -1,0 +1,362 @@
+"""A Hugging Face hub for models on 127.0.0.1: what the real client asks for when it writes and reads, no more.
+
+Weights go over LFS, or over Xet where the hub has a store for it. Tokens are names: the bearer `alice` is alice;
+`nobody` is no token that the hub knows.
+`Faults` lets a test bend an answer: cut a body, swap a header, redirect elsewhere, act between two requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+
+if TYPE_CHECKING:
+    from xet_store import XetStore
+
+
+@dataclass
+class Repo:
+    """Commits are whole trees: path -> content."""
+
+    private: bool
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    main: str = ""
+
+    def commit(self, tree: dict[str, bytes]) -> str:
+        listing = "".join(
+            f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(tree.items())
+        )
+        oid = hashlib.sha1(f"{self.main} {listing}".encode(), usedforsecurity=False).hexdigest()
+        self.commits[oid], self.parents[oid], self.main = tree, self.main or None, oid
+        return oid
+
+    def resolve(self, revision: str) -> str | None:
+        oid = self.main if revision == "main" else self.tags.get(revision, revision)
+        return oid if oid in self.commits else None
+
+
+@dataclass
+class Faults:
+    """How the hub misbehaves; all off at first."""
+
+    cut_body_after: int | None = None  # bytes of a weights file, then the connection closes
+    cuts_left: int = 0
+    headers: dict[str, str] = field(default_factory=dict)  # laid over those of every file
+    redirect: str | None = None  # where every file is said to lie
+    replace: dict[str, bytes] = field(
+        default_factory=dict
+    )  # file name -> content that is sent instead
+    before_commit: Callable[[], None] | None = None
+    status: int | None = None  # answer to every request
+
+
+class Hub:
+    """State and log of the server; `address` once it runs."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.lfs: dict[str, bytes] = {}
+        self.log: list[str] = []
+        self.sent: dict[str, int] = {}  # file name -> bytes of its bodies
+        self.faults = Faults()
+        self.xet: XetStore | None = None
+        self.cas_address: str | None = None  # where the store is said to be, when not where it is
+        self.lock = threading.Lock()
+        self.address = ""
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A hub without models."""
+    hub = Hub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
+    thread.start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Refusal(Exception):
+    def __init__(self, status: int, code: str = "", **extra: Any) -> None:
+        self.status, self.code, self.extra = status, code, extra
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.log.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            if self.hub.faults.status:
+                raise _Refusal(self.hub.faults.status)
+            for methods, pattern, answer in ROUTES:
+                if self.command in methods and (match := re.fullmatch(pattern, path)):
+                    return answer(self, body, *match.groups())
+            raise _Refusal(404)
+        except _Refusal as refusal:
+            headers = {"X-Error-Code": refusal.code} if refusal.code else {}
+            headers |= (
+                {"X-Error-Message": refusal.extra.pop("message")}
+                if "message" in refusal.extra
+                else {}
+            )
+            return self._send(refusal.status, json.dumps(refusal.extra).encode(), headers)
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+
+    # --- who may do what
+
+    def _user(self) -> str | None:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        if token == "nobody":
+            raise _Refusal(401, message="Invalid credentials in Authorization header")
+        return token
+
+    def _repo(self, name: str, *, write: bool = False) -> Repo:
+        user, repo = self._user(), self.hub.repos.get(name)
+        owner = name.partition("/")[0]
+        if repo is None or (repo.private and user != owner):
+            raise _Refusal(404 if user else 401, "RepoNotFound")
+        if write and user != owner:
+            raise _Refusal(403 if user else 401)
+        return repo
+
+    def _commit_of(self, repo: Repo, revision: str) -> str:
+        oid = repo.resolve(revision)
+        if oid is None:
+            raise _Refusal(404, "RevisionNotFound")
+        return oid
+
+    # --- answers
+
+    def create(self, body: bytes) -> None:
+        asked, user = json.loads(body), self._user()
+        owner = asked.get("organization") or user
+        name = f"{owner}/{asked['name']}"
+        if user is None or owner != user:
+            raise _Refusal(403 if user else 401)
+        with self.hub.lock:
+            if name in self.hub.repos:
+                raise _Refusal(409, url=f"{self.hub.address}/{name}")
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.hub.repos[name] = Repo(private)
+            self.hub.repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        self._json({"url": f"{self.hub.address}/{name}"})
+
+    def validate_yaml(self, body: bytes) -> None:
+        wrong = not json.loads(body)["content"].startswith("---\n")
+        if wrong:
+            raise _Refusal(400, errors=[{"message": "no metadata"}], warnings=[])
+        self._json({"errors": [], "warnings": []})
+
+    def preupload(self, body: bytes, name: str, _: str) -> None:
+        tree = self._tree(self._repo(name, write=True))
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+                **({"oid": _oid(file["path"], tree[file["path"]])} if file["path"] in tree else {}),
+            }
+            for file in json.loads(body)["files"]
+        ]
+        self._json({"files": files})
+
+    def lfs_batch(self, body: bytes, name: str) -> None:
+        self._repo(name, write=True)
+        objects = []
+        for entry in json.loads(body)["objects"]:
+            if entry["oid"] not in self.hub.lfs:
+                entry |= {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{entry['oid']}"}}}
+            objects.append(entry)
+        self._json({"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, body: bytes, oid: str) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise _Refusal(400)
+        self.hub.lfs[oid] = body
+        self._send(200, b"", {})
+
+    def xet_token(self, _: bytes, name: str, kind: str, __: str) -> None:
+        self._repo(name, write=kind == "write")
+        if self.hub.xet is None:
+            raise _Refusal(404)
+        about = {
+            "casUrl": self.hub.cas_address or self.hub.xet.address,
+            "accessToken": "xet",
+            "exp": 2_000_000_000,
+        }
+        headers = {
+            "X-Xet-Cas-Url": about["casUrl"],
+            "X-Xet-Access-Token": "xet",
+            "X-Xet-Token-Expiration": "2000000000",
+        }
+        self._send(200, json.dumps(about).encode(), headers | {"Content-Type": "application/json"})
+
+    def commit(self, body: bytes, name: str, _: str) -> None:
+        repo = self._repo(name, write=True)
+        if act := self.hub.faults.before_commit:
+            self.hub.faults.before_commit = None
+            act()
+        with self.hub.lock:
+            tree = dict(self._tree(repo))
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header" and value.get("parentCommit", repo.main) != repo.main:
+                    raise _Refusal(412, error="the branch has moved")
+                if line["key"] == "file":
+                    tree[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    stored = self.hub.xet.content if self.hub.xet else self.hub.lfs.__getitem__
+                    tree[value["path"]] = stored(value["oid"])
+                elif line["key"] == "deletedFile":
+                    del tree[value["path"]]
+            oid = repo.commit(tree)
+        self._json({"commitOid": oid, "commitUrl": f"{self.hub.address}/{name}/commit/{oid}"})
+
+    def info(self, _: bytes, name: str, revision: str | None = None) -> None:
+        repo = self._repo(name)
+        oid = self._commit_of(repo, revision or "main")
+        siblings = [{"rfilename": path} for path in repo.commits[oid]]
+        about = {
+            "id": name,
+            "sha": oid,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+        }
+        self._json(about | {"downloads": 0, "likes": 0, "siblings": siblings})
+
+    def refs(self, _: bytes, name: str) -> None:
+        repo = self._repo(name)
+        tags = [
+            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid}
+            for tag, oid in repo.tags.items()
+        ]
+        self._json(
+            {
+                "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.main}],
+                "tags": tags,
+                "converts": [],
+            }
+        )
+
+    def tag(self, body: bytes, name: str, revision: str) -> None:
+        repo, tag = self._repo(name, write=True), json.loads(body)["tag"]
+        if tag in repo.tags:
+            raise _Refusal(409)
+        repo.tags[tag] = self._commit_of(repo, revision)
+        self._send(200, b"", {})
+
+    def file(self, _: bytes, name: str, revision: str, path: str) -> None:
+        repo = self._repo(name)
+        oid = self._commit_of(repo, revision)
+        content, faults = repo.commits[oid].get(path), self.hub.faults
+        if content is None:
+            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
+        headers = {
+            "ETag": f'"{_oid(path, content)}"',
+            "X-Repo-Commit": oid,
+            "Accept-Ranges": "bytes",
+        } | faults.headers
+        if self.hub.xet and path.endswith(".safetensors"):
+            token = f"{self.hub.address}/api/models/{name}/xet-read-token/{oid}"
+            hash_of_xet, size = self.hub.xet.files[_oid(path, content)]
+            headers |= {
+                "X-Xet-Hash": hash_of_xet,
+                "X-Linked-Size": str(size),
+                "Link": f'<{token}>; rel="xet-auth"',
+            }
+        if faults.redirect:
+            headers |= {
+                "Location": faults.redirect,
+                "X-Linked-Etag": headers["ETag"],
+                "X-Linked-Size": str(len(content)),
+            }
+            return self._send(302, b"", headers)
+        content, status = faults.replace.get(path, content), 200
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(found[1]), min(int(found[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], 206
+        cut = faults.cut_body_after if path.endswith(".safetensors") and faults.cuts_left else None
+        return self._send(status, content, headers, cut=cut, count_as=path)
+
+    def _tree(self, repo: Repo) -> dict[str, bytes]:
+        return repo.commits.get(repo.main, {})
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        cut: int | None = None,
+        count_as: str | None = None,
+    ) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if cut is not None:
+            self.hub.faults.cuts_left -= 1
+            content, self.close_connection = content[:cut], True
+        self.wfile.write(content)
+        if count_as:
+            self.hub.sent[count_as] = self.hub.sent.get(count_as, 0) + len(content)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+NAME, REVISION = r"([\w.-]+/[\w.-]+)", r"([^/]+)"
+ROUTES: list[tuple[str, str, Callable[..., None]]] = [
+    ("POST", "/api/repos/create", _Handler.create),
+    ("POST", "/api/validate-yaml", _Handler.validate_yaml),
+    ("POST", f"/api/models/{NAME}/preupload/{REVISION}", _Handler.preupload),
+    ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("PUT", r"/lfs/(\w+)", _Handler.lfs_put),
+    ("POST", f"/api/models/{NAME}/commit/{REVISION}", _Handler.commit),
+    ("GET", f"/api/models/{NAME}/xet-(read|write)-token/{REVISION}", _Handler.xet_token),
+    ("GET", f"/api/models/{NAME}", _Handler.info),
+    ("GET", f"/api/models/{NAME}/revision/{REVISION}", _Handler.info),
+    ("GET", f"/api/models/{NAME}/refs", _Handler.refs),
+    ("POST", f"/api/models/{NAME}/tag/{REVISION}", _Handler.tag),
+    ("GET HEAD", f"/{NAME}/resolve/{REVISION}/(.+)", _Handler.file),
+]
+
+
+def _oid(path: str, content: bytes) -> str:
+    """What the hub names a content by: sha256 of an LFS file, git's blob hash of another."""
+    if path.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,49 @@
+"""A small publishable model, and how its files are changed with the manifest kept consistent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from evenfield import model_zoo
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.package.folder import TrainingData
+from evenfield.model_zoo.package.manifest import write_manifest
+
+
+def small_model(folder: Path) -> Path:
+    """Write that model into `folder`."""
+    config = PotentialConfig(
+        channels=8, cutoff=4.0, readout_size=16, levels_of_theory=["PBE", "EMT"]
+    )
+    potential = Potential(config)
+    potential.e0[:] = -1234.56789012345
+    record = ModelRecord(
+        name="copper",
+        licence="Apache-2.0",
+        elements={"PBE": ["Cu"], "EMT": ["Cu", "Au"]},
+        train_counts={"Cu": 20, "Au": 3},
+        training_data=[
+            TrainingData(name="metals", sha256="0" * 64, licence="CC0-1.0", num_structures=23)
+        ],
+    )
+    return model_zoo.save_model(folder, potential, record)
+
+
+def sign(folder: Path) -> None:
+    """Make the manifest right again after a change, as whoever wrote the folder would."""
+    names = json.loads((folder / "manifest.json").read_text())["files"]
+    (folder / "manifest.json").write_text(
+        write_manifest({name: (folder / name).read_bytes() for name in names})
+    )
+
+
+def rewrite(folder: Path, name: str, data: bytes) -> None:
+    """Replace a file and its hash."""
+    (folder / name).write_bytes(data)
+    sign(folder)
+
+
+def sharded(folder: Path, target: Path, max_shard_bytes: int = 20_000) -> Path:
+    potential, record = model_zoo.load_model(folder)
+    return model_zoo.save_model(target, potential, record, max_shard_bytes=max_shard_bytes)
