@@ -24,8 +24,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..core.files import write_atomically
 from ..core.settings import Settings, SettingsError
-from ..data_pipelines.store.shards import write_atomically
 from ..pretrain.checkpoints.checkpoints import whole_checkpoints
 
 

@@ -94,7 +94,7 @@ def evaluate(
     """
     import json
 
-    from ..data_pipelines.store.shards import write_atomically
+    from ..core.files import write_atomically
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
     from ..model_zoo.hub.load import load

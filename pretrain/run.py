@@ -14,8 +14,8 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 
+from ..core.files import write_atomically
 from ..core.ranks import start_distributed
-from ..data_pipelines.store.shards import write_atomically
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
 from ..model_zoo.package.folder import ModelRecord, TrainingData, save_model

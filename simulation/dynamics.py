@@ -16,8 +16,8 @@ from ase.optimize import FIRE
 from pydantic import Field
 from rich.progress import Progress
 
+from ..core.files import write_atomically
 from ..core.settings import Settings
-from ..data_pipelines.store.shards import write_atomically
 
 
 class DynamicsConfig(Settings):

@@ -9,7 +9,8 @@ from pathlib import Path
 from ase.formula import Formula
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..store.shards import ARROW_SCHEMA, write_atomically
+from ...core.files import write_atomically
+from ..store.shards import ARROW_SCHEMA
 from ..structure import SPLITS
 from .inspection import MAX_SAMPLED, Example, Inspection
 from .inspection_measures import CUTOFF

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.files import write_atomically
 from ..census.census import Census
-from ..store.shards import ARROW_SCHEMA, write_atomically, write_shard
+from ..store.shards import ARROW_SCHEMA, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
 from .staging import StagedPart

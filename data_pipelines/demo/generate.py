@@ -39,9 +39,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ...core.files import write_atomically
 from ...core.settings import Settings
 from ...core.workers import worker_pool
-from ..store.shards import write_atomically
 from .labelled import Failure, labelled_structure
 from .oracles import require_tblite
 

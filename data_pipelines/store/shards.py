@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...core.files import write_atomically
 from ..structure import SCHEMA_VERSION, Structure
 
 
@@ -38,19 +38,6 @@ ARROW_SCHEMA = pa.schema(
 
 class BrokenDataSetError(ValueError):
     """A converted data set with a missing, truncated or foreign file; the message names it and the mend."""
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or none: a temporary name beside it, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # it is still there only if something failed
 
 
 def _flat(array: np.ndarray | None, dtype: type) -> np.ndarray | None:

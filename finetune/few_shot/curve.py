@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import Field
 from rich.progress import track
 
+from ...core.files import write_atomically
 from ...core.locks import held
 from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
-from ...data_pipelines.store.shards import read_info, write_atomically
+from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel
 from ...pretrain.config import PretrainConfig

@@ -19,7 +19,7 @@ from pathlib import Path
 import fsspec
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ...data_pipelines.store.shards import write_atomically
+from ...core.files import write_atomically
 from ..package.folder import folder_revision
 from ..package.manifest import (
     MANIFEST,

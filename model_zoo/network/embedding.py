@@ -15,8 +15,9 @@ from torch import Tensor, nn
 MAX_ATOMIC_NUMBER = 118
 # (n, l) in the order of filling: by n + l, then by n
 SUBSHELLS = sorted(
-    ((n, l) for n in range(1, 9) for l in range(min(n, 4))), key=lambda s: (sum(s), s[0])
-)  # noqa: E741
+    ((n, degree) for n in range(1, 9) for degree in range(min(n, 4))),
+    key=lambda subshell: (sum(subshell), subshell[0]),
+)
 
 
 def electron_configuration(z: int) -> dict[tuple[int, int], int]:

@@ -21,8 +21,8 @@ import torch
 from ase.data import chemical_symbols
 from pydantic import Field, ValidationError
 
+from ...core.files import write_atomically
 from ...core.settings import Settings
-from ...data_pipelines.store.shards import write_atomically
 from ..potential.potential import Potential, PotentialConfig
 from .manifest import (
     FILE_NAME,

@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...core.files import write_atomically
 from ...core.settings import Settings
-from ...data_pipelines.store.shards import write_atomically
 from .callback import Callback
 
 

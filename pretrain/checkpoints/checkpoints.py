@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...core.files import write_atomically
 from ...core.settings import Settings
-from ...data_pipelines.store.shards import write_atomically
 from ..loop.engine import Engine
 
 

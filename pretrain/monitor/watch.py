@@ -22,8 +22,8 @@ from rich.console import Console
 
 from ...core.figures.periodic_table import periodic_table_heat_map
 from ...core.figures.style import COLOURS, STYLE
+from ...core.files import write_atomically
 from ...core.settings import Settings
-from ...data_pipelines.store.shards import write_atomically
 from .run_view import RunView
 
 

@@ -1,0 +1,64 @@
+"""The one class of errors that are meant for a user, and what each of them must say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class EvenfieldError(Exception):
+    """A mistake that a user can correct: what is wrong, what to do about it, and where it was found.
+
+    Every error meant for a user derives from this class. The command line prints it as one line
+    and exits with 1. Any other exception is a bug of evenfield, and keeps its traceback.
+
+    The text reads `FILE: record RECORD MESSAGE: REMEDY`, with the parts that are known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str | None = None,
+        file: Path | str | None = None,
+        record: int | str | None = None,
+    ) -> None:
+        """`message` holds the offending value; `remedy` names only what exists for this command."""
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.file = None if file is None else str(file)
+        self.record = record
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.record is not None:
+            text = f"record {self.record} {text}"
+        if self.file is not None:
+            text = f"{self.file}: {text}"
+        if self.remedy is not None:
+            text = f"{text}: {self.remedy}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process boundaries: worker pools pickle them."""
+        return _rebuild, (type(self), dict(self.__dict__), self.args)
+
+
+class MissingPackageError(EvenfieldError):
+    """An optional package that the call needs is not installed."""
+
+    def __init__(self, package: str, *, needed_for: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed, and {needed_for} needs it",
+            remedy=f"pip install 'evenfield[{extra}]'",
+        )
+
+
+def _rebuild(
+    kind: type[EvenfieldError], attributes: dict[str, object], arguments: tuple[object, ...]
+) -> EvenfieldError:
+    """An error of a subclass, whatever its constructor takes."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    error.__dict__.update(attributes)
+    return error
