@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from ase.data import chemical_symbols
 from pydantic import Field
-from torch import Tensor
 
 from ..core.settings import Settings
 from ..data_pipelines.sources.config import SourceConfig
@@ -20,6 +17,13 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.potential.potential import Potential
+from ..model_zoo.potential.weights_aside import (
+    Weights,
+    copied_weights,
+    interpolated,
+    put_weights,
+    weights_aside,
+)
 from .closed_form.posterior import Posterior
 from .closed_form.radii import refit_radii
 from .closed_form.reference_energies import ReferenceReport, refit_reference_energies
@@ -151,7 +155,7 @@ class _Run:
         if not self.config.trust_units:
             refuse_wrong_units(self.potential, self.target.train)
         reference = self._set_up()
-        self.weights = copy.deepcopy(self.potential.state_dict())
+        self.step0_weights = copied_weights(self.potential)
         strategy, gradient = self.config.strategy, None
         if strategy == "auto":
             strategy = choose_strategy(len(self.target.train) + len(self.target.valid))
@@ -189,38 +193,39 @@ class _Run:
     def _if_not_worse(self, change: Callable[[], object]) -> None:
         """Change the potential, with E0 after it; back to what it was when an error rises, held out or not."""
         before, score = self.table[-1], self._score()
-        weights = copy.deepcopy(self.potential.state_dict())
-        change()
-        refit_reference_energies(self.potential, self.head, self.target.train, self.known_e0)
-        if (
-            worse_labels(step("changed", self.potential, self.target.train), before)
-            or self._score() > score
-        ):
-            self.potential.load_state_dict(weights)
+        with weights_aside(self.potential) as aside:
+            change()
+            refit_reference_energies(self.potential, self.head, self.target.train, self.known_e0)
+            changed = step("changed", self.potential, self.target.train)
+            if not worse_labels(changed, before) and self._score() <= score:
+                aside.keep_changes()
 
     def _refit(self, name: str) -> tuple[RefitReport, Posterior]:
         """Readout and E0 in closed form, as far toward the solution as is best on held-out structures."""
-        weights, score = copy.deepcopy(self.potential.state_dict()), self._score()
+        start = copied_weights(self.potential)
+        score = self._score()
         report, posterior = self._closed_form(
             self.structures if self.with_all else self.target.train
         )
         share = 1.0
         if self.held_out:
-            share = self._best_share(weights, copy.deepcopy(self.potential.state_dict()), score)
+            share = self._best_share(start, copied_weights(self.potential), score)
         if name == "refit":
             self.kept["refit"] = share
             self._judge("refit")
         return report, posterior
 
-    def _best_share(self, start: dict[str, Tensor], end: dict[str, Tensor], best: float) -> float:
+    def _best_share(self, start: Weights, end: Weights, best: float) -> float:
         """Go from the weights `start`, whose score is `best`, toward `end` as far as the score is least."""
-        share = 0.0
-        for way in SHARES:
-            self.potential.load_state_dict(between(start, end, way))
-            if (score := self._score()) < best:
-                best, share = score, way
-        self.potential.load_state_dict(between(start, end, share))
-        return share
+        best_share = 0.0
+        for share in SHARES:
+            with weights_aside(self.potential, interpolated(start, end, share)):
+                score = self._score()
+            if score < best:
+                best = score
+                best_share = share
+        put_weights(self.potential, interpolated(start, end, best_share))
+        return best_share
 
     def _with_all_structures(
         self, refit: RefitReport, posterior: Posterior
@@ -228,13 +233,13 @@ class _Run:
         """The refit once more from step 0, now to held-out structures too: they have said that it is good."""
         if not self.target.valid or not self.kept["refit"]:
             return refit, posterior
-        accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
-        self.potential.load_state_dict(self.weights)
-        new = self._closed_form(self.structures)
-        if self._score() > score:
-            self.potential.load_state_dict(accepted)
-            return refit, posterior
-        return new
+        score = self._score()
+        with weights_aside(self.potential, self.step0_weights) as accepted:
+            new = self._closed_form(self.structures)
+            if self._score() <= score:
+                accepted.keep_changes()
+                return new
+        return refit, posterior
 
     def _closed_form(self, structures: list[Structure]) -> tuple[RefitReport, Posterior]:
         return refit_readout(
@@ -266,16 +271,17 @@ class _Run:
         if self.target.valid and self.kept[strategy] == 1.0 and not report.interrupted:
             if not self.target.test:
                 self._judge(strategy)  # as long as the held-out structures still are
-            accepted, score = copy.deepcopy(self.potential.state_dict()), self._score()
+            score = self._score()
             steps = max(1, round(ONCE_MORE * report.best_step))
             shorter = config.model_copy(update={"max_steps": steps})
-            second = self._gradient(strategy, self.structures, None, shorter)
+            with weights_aside(self.potential) as accepted:
+                second = self._gradient(strategy, self.structures, None, shorter)
+                self.with_all = self._score() <= score
+                if self.with_all:
+                    accepted.keep_changes()
             report = replace(
                 report, seconds=report.seconds + second.seconds, interrupted=second.interrupted
             )
-            self.with_all = self._score() <= score
-            if not self.with_all:
-                self.potential.load_state_dict(accepted)
         return report
 
     def _gradient(
@@ -308,13 +314,6 @@ class _Run:
                 f"{replay.data}: holds no structure of a level of theory that the model has: name another"
             )
         return structures, replay.share
-
-
-def between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights a share of the way from one state to another; 0 and 1 give their bits."""
-    if share in (0.0, 1.0):
-        return end if share else start
-    return {name: torch.lerp(value, end[name], share) for name, value in start.items()}
 
 
 def _known_elements(model: LoadedModel, level: str) -> tuple[set[int], set[int]]:

@@ -22,6 +22,12 @@ from ...data_pipelines.stream.mixture import MixingConfig
 from ...data_pipelines.stream.stream import StreamConfig
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
+from ...model_zoo.potential.weights_aside import (
+    copied_weights,
+    interpolated,
+    put_weights,
+    weights_aside,
+)
 from ...pretrain.callbacks.callback import Callback
 from ...pretrain.callbacks.metrics import ProgressBar
 from ...pretrain.checkpoints.checkpoints import seed_everything
@@ -163,8 +169,10 @@ class KeepBest(Callback):
         self.potential, self.held_out, self.config = potential, held_out, config
         self.best_step, self.share, self.stopped, self._waited = 0, 1.0, False, 0
         if held_out:
-            self._start, self._start_score = self._copy(), held_out.score(potential)
-            self._best, self._rank = self._start, (True, math.inf)
+            self._start = copied_weights(potential, trainable=True)
+            self._start_score = held_out.score(potential)
+            self._best = self._start
+            self._rank = (True, math.inf)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         last = report.step == self.config.steps
@@ -174,7 +182,9 @@ class KeepBest(Callback):
         self.potential.train()
         better, above = rank < self._rank, rank[0]
         if better or (few and last and not above):
-            self._rank, self._best, self.best_step = rank, self._copy(), report.step
+            self._rank = rank
+            self._best = copied_weights(self.potential, trainable=True)
+            self.best_step = report.step
         if not above and (better or few):
             self._waited = 0
         elif 2 * report.step > self.config.steps:  # at the rates of before, errors come and go
@@ -185,24 +195,18 @@ class KeepBest(Callback):
     def on_end(self, trainer: Trainer) -> None:
         if self.held_out:
             self.share = self._best_share(self.held_out)
-            self.best_step = self.best_step if self.share else 0
-            self._go(self.share)
+            if self.share == 0.0:
+                self.best_step = 0
+            put_weights(self.potential, interpolated(self._start, self._best, self.share))
 
     def _best_share(self, held_out: HeldOut) -> float:
         """Of the way from the start to the best step: the first share that is better than the start."""
         for share in SHARES:
-            self._go(share)
-            if held_out.score(self.potential) < self._start_score:
-                return share
+            tried = interpolated(self._start, self._best, share)
+            with weights_aside(self.potential, tried, trainable=True):
+                if held_out.score(self.potential) < self._start_score:
+                    return share
         return 0.0
-
-    def _go(self, share: float) -> None:
-        with torch.no_grad():
-            for (parameter, start), (_, best) in zip(self._start, self._best, strict=True):
-                parameter.copy_(best if share == 1.0 else torch.lerp(start, best, share))
-
-    def _copy(self) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(p, p.detach().clone()) for p in self.potential.parameters() if p.requires_grad]
 
 
 def _groups(
