@@ -1,30 +1,49 @@
-"""The console script `evenfield`: each folder of the house owns its subcommands; this only hangs them up."""
+"""The console script `evenfield`.
+
+Each room owns its commands in a `commands.py`; this module only puts them together and decides what
+a user sees when a command fails. In: the words of a command line. Out: an exit code, which is 0, 1
+for a mistake that the user can correct, 2 for wrong words, 70 for a bug of ours, 130 after Ctrl-C.
+Open `quickstart.py` next: it runs the other commands one after another.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+import traceback
+from importlib.metadata import PackageNotFoundError, version
 
 import typer
 
+from ..core.errors import EvenfieldError
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.checks.commands import app as check_app
-from ..diagnostics.commands import quickstart, report
+from ..diagnostics.commands import report
 from ..finetune.commands import app as finetune_app
 from ..finetune.zoo_build.commands import zoo_build
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost.commands import app as model_app
-from ..pretrain.commands import evaluate, pretrain
+from ..pretrain.commands import app as pretrain_app
+from ..pretrain.commands import evaluate
 from ..simulation.commands import simulate
+from .commands import quickstart
+
+
+USER_ERROR = 1
+BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for wrong words
+INTERRUPTED = 130  # what a shell reports after SIGINT
 
 
 app = typer.Typer(
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    help="Foundation-model pipeline for interatomic potentials that is even across the periodic table.",
+    # main() prints the traceback of a bug itself, in the plain form that fits into a report
+    pretty_exceptions_enable=False,
+    help="Foundation-model pipeline for interatomic potentials, even across the periodic table.",
 )
 app.add_typer(data_app, name="data")
-app.command()(pretrain)
+app.add_typer(pretrain_app, name="pretrain")
 app.command()(evaluate)
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(hub_app, name="hub")
@@ -38,9 +57,44 @@ app.command()(quickstart)
 
 
 def main() -> None:
-    """Run; a mistake of the user's is one line on stderr and exit code 1, everything else keeps its traceback."""
+    """Run one command and exit.
+
+    An EvenfieldError is printed as one line. Any other exception is a bug of evenfield: its
+    traceback is printed with the versions that a report needs.
+    """
     try:
-        app()
-    except (ValueError, OSError) as error:
-        typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
-        sys.exit(1)
+        try:
+            app()
+        finally:
+            # flushed here, where a reader that went away can still be handled
+            sys.stdout.flush()
+    except EvenfieldError as error:
+        one_line = " ".join(str(error).split())
+        typer.secho(f"error: {one_line}", fg="red", err=True)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # as in `evenfield ... | head`; Python flushes once more at exit, which must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(USER_ERROR)
+    except Exception:
+        traceback.print_exc()
+        typer.secho(
+            f"\nThis is a bug in evenfield ({_versions()}). "
+            "Please report it with the command and the traceback above.",
+            fg="red",
+            err=True,
+        )
+        sys.exit(BUG)
+
+
+def _versions() -> str:
+    """The versions that a bug report needs, without importing the packages."""
+    found = [f"Python {platform.python_version()}"]
+    for package in ("evenfield", "torch"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join(found)

@@ -1,7 +1,10 @@
-"""The main job on embedded data, end to end, as the commands that a user would type.
+"""The whole walk on demo data, as the commands that a user would type.
 
-Two pretrainings at equal steps, with and without importance weights, run side by side; then the plain one is refitted
-to structures of an element that neither saw, in two processes as well. Each has one thread.
+Two pretrainings of equal length, with and without importance weights, run side by side. The model
+without weights is then refitted to structures with an element that neither has seen, published, and
+used for molecular dynamics; a report shows it all.
+
+`run_quickstart` runs the plan, `_plan` lists the commands.
 """
 
 from __future__ import annotations
@@ -24,168 +27,240 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..core.files import write_atomically
+from ..core.errors import EvenfieldError
+from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings, SettingsError
 from ..pretrain.checkpoints.checkpoints import whole_checkpoints
 
 
-# A second thread gains nothing at these sizes, and where others use the processor, threads wait for each other at every
-# operator: on two cores, beside one busy process, the first refit took 456 s with two and below 19 s with one.
+# A second thread gains nothing at these sizes. Where other programs use the processor it costs a
+# lot, since threads wait for each other at every operator: on two cores, next to one busy process,
+# the first refit took 456 s with two threads and less than 19 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+# Both pretrainings, and with them the report, need a name of their own.
+UNIFORM = "uniform"
+REWEIGHTED = "reweighted"
+NUM_SHARES = 2  # processes that share the few-shot curve
+
+# Few-shot rows that come with every curve. The progress bar counts fine-tunings only.
+NOT_TRAINED = ("pretrained", "step0")
 
 
 class QuickstartConfig(Settings):
-    """Size of the quick start; the default takes minutes on two cores."""
+    """Size of the quick start; the defaults take about ten minutes on two cores."""
 
-    num_structures: int = Field(default=2500, gt=0)
+    num_structures: int = Field(default=2500, gt=0, description="structures of demo data to make")
     max_steps: int = Field(default=1200, gt=0, description="optimizer steps of each pretraining")
     target: str = Field(
-        default="Fe", description="element left out of pretraining, fine-tuned on afterwards"
+        default="Fe", description="element left out of pretraining and fine-tuned on afterwards"
     )
     beta: float = Field(
-        default=0.5, description="strength of the importance weights of the second run"
+        default=0.5, description="strength of the importance weights of the second pretraining"
     )
-    sizes: list[int] = Field(default=[4, 8, 16, 32])
-    seeds: list[int] = Field(default=[0, 1])
-    scratch_steps: int = Field(default=400, ge=0)
-    md_steps: int = Field(default=500, gt=0)
+    sizes: list[int] = Field(
+        default=[4, 8, 16, 32], description="numbers of structures of the few-shot curve"
+    )
+    seeds: list[int] = Field(default=[0, 1], description="one draw of the structures for each seed")
+    scratch_steps: int = Field(
+        default=400, ge=0, description="steps of training from scratch, for comparison; 0 for none"
+    )
+    md_steps: int = Field(default=500, gt=0, description="time steps of the molecular dynamics")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, the file that it leaves behind when it is done and, where it runs beside others, what to watch."""
+    """One command of the plan.
+
+    words: its arguments, without `evenfield`.
+    output: file below the quick start's folder that exists when the step is done.
+    name: of its log and its bar, where it runs next to others.
+    total: length of its bar.
+    progress: reads how far it is, as `completed` and `figures`; empty before the first figures.
+    """
 
     words: list[str]
     output: str
-    name: str = ""  # of its log and its bar
+    name: str = ""
     total: int = 0
-    progress: Callable[[], dict[str, Any]] = dict  # "completed" and "figures"
+    progress: Callable[[], dict[str, Any]] = dict
 
     def __str__(self) -> str:
         return "evenfield " + shlex.join(self.words)
 
 
-def quickstart(out: Path, config: QuickstartConfig) -> Path:
-    """Run every step whose output is missing; returns the report's page."""
+class StepFailedError(EvenfieldError):
+    """A command of the quick start ended with an error, which is shown above or in its log."""
+
+
+def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
+    """Run every step whose output is missing; returns the page of the report.
+
+    Raises:
+        SettingsError: `out` holds a quick start with other settings.
+        StepFailedError: a command failed.
+    """
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    _check_same_settings(out, config)
+    with file_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _refuse_other_settings(out, config)
+        _write_copper(out / "copper.extxyz")
     console = Console(highlight=False, soft_wrap=True)
-    plan = _plan(out, config)
-    for group in plan:
-        todo = [step for step in group if not (out / step.output).exists()]
+    for group in _plan(out, config):
+        missing = [step for step in group if not (out / step.output).exists()]
         for step in group:
-            console.print(
-                f"[bold]$ {step}[/bold]" + ("" if step in todo else "   (done before, kept)"),
-                markup=True,
-            )
-        if len(todo) == 1:
-            _run(todo[0])
-        elif todo:
-            _run_side_by_side(todo, out)
+            remark = "" if step in missing else "   (done before, kept)"
+            console.print(f"[bold]$ {step}[/bold]{remark}", markup=True)
+        if len(missing) == 1:
+            _run(missing[0])
+        elif missing:
+            _run_side_by_side(missing, out)
     _summarise(out, console, time.perf_counter() - started)
     return out / "report" / "report.html"
 
 
-def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
-    """The steps in order; steps of one group run side by side."""
+def _refuse_other_settings(out: Path, config: QuickstartConfig) -> None:
+    """Outputs are kept by name alone: those of other settings must not be taken for ours."""
+    path = out / "quickstart.json"
+    settings = config.model_dump_json(indent=1)
+    if path.is_file() and path.read_text() != settings:
+        raise SettingsError(
+            "this folder was made with other settings",
+            file=path,
+            remedy="remove the folder or name another",
+        )
+    write_atomically(path, settings)
+
+
+def _write_copper(path: Path) -> None:
+    """The structure of the molecular dynamics: 32 atoms near their sites."""
     copper = bulk("Cu", cubic=True) * (2, 2, 2)
     copper.rattle(0.05, seed=0)
-    ase.io.write(out / "copper.extxyz", copper)
-    steps = [f"max_steps={config.max_steps}", f"evaluate_every={max(1, config.max_steps // 6)}"]
-    about = ["licence=Apache-2.0", "description=embedded data, GFN1-xTB and EMT"]
-    weights = [f"stream.weights.beta={config.beta}"]
-    raw, data, target, hub = out / "embedded.extxyz.gz", out / "data", out / "target", out / "hub"
+    ase.io.write(path, copper)
 
-    def pretrain(name: str, extra: list[str]) -> Step:
-        words = [
-            "pretrain",
-            f"data={data}",
-            f"out={out / name}",
-            "licence=Apache-2.0",
-            *steps,
-            *extra,
-        ]
-        if whole_checkpoints(out / name / "checkpoints"):  # interrupted before
-            words += ["--resume", "auto"]
-        watched = partial(_latest, out / name / "metrics.jsonl")
-        return Step(words, f"{name}/model/manifest.json", name, config.max_steps, watched)
+
+# --- the commands
+
+
+def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
+    """The steps in order; those of one group run side by side."""
+    uniform = _pretraining(out, config, UNIFORM, [])
+    weights = [f"stream.weights.beta={config.beta}"]
+    reweighted = _pretraining(out, config, REWEIGHTED, weights)
+    return [
+        *[[step] for step in _data_steps(out, config)],
+        [uniform, reweighted],
+        *_few_shot_steps(out, config),
+        [_publication(out)],
+        [_dynamics(out, config)],
+        [_report(out)],
+    ]
+
+
+def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
+    """Generate the demo data, and convert it to one set without the target element and one with."""
+    raw = out / "embedded.extxyz.gz"
+    data = out / "data"
+    target = out / "target"
+    about = ["licence=Apache-2.0", "description=demo data, GFN1-xTB and EMT"]
 
     generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]
-    leave_out = [
-        "data",
-        "convert",
-        str(raw),
-        str(data),
-        f"without_elements=[{config.target}]",
-        *about,
+    without = f"without_elements=[{config.target}]"
+    convert_data = ["data", "convert", str(raw), str(data), without, *about]
+    only = f"with_elements=[{config.target}]"
+    shares = ["test_share=0.5", "valid_share=0.0"]
+    convert_target = ["data", "convert", str(raw), str(target), only, *about, *shares]
+    census = ["data", "census", str(data)]
+    return [
+        Step(generate, raw.name),
+        Step(convert_data, "data/dataset_info.json"),
+        Step(convert_target, "target/dataset_info.json"),
+        Step(census, "data/census.png"),
     ]
-    only = ["data", "convert", str(raw), str(target), f"with_elements=[{config.target}]", *about]
-    only += ["test_share=0.5", "valid_share=0.0"]
-    ladder = [
+
+
+def _pretraining(out: Path, config: QuickstartConfig, name: str, settings: list[str]) -> Step:
+    words = [
+        "pretrain",
+        f"data={out / 'data'}",
+        f"out={out / name}",
+        "licence=Apache-2.0",
+        f"max_steps={config.max_steps}",
+        f"evaluate_every={max(1, config.max_steps // 6)}",
+        *settings,
+    ]
+    if whole_checkpoints(out / name / "checkpoints"):
+        # an earlier quick start was interrupted during this step
+        words += ["--resume", "auto"]
+    progress = partial(_pretraining_progress, out / name / "metrics.jsonl")
+    return Step(words, f"{name}/model/manifest.json", name, config.max_steps, progress)
+
+
+def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
+    """The few-shot curve: shares of it side by side, then one command that joins them."""
+    curve = [
+        "finetune",
+        "curve",
+        str(out / UNIFORM / "model"),
+        str(out / "target"),
+        str(out / "fewshot.json"),
         f"sizes={config.sizes}",
         f"seeds={config.seeds}",
         f"scratch_steps={config.scratch_steps}",
     ]
-    curve = [
-        "finetune",
-        "curve",
-        str(out / "uniform" / "model"),
-        str(target),
-        str(out / "fewshot.json"),
-        *ladder,
-    ]
+    # The last command draws the picture. It alone shows that a share is done too, since the JSON
+    # files of the shares exist after their first rows.
+    output = "fewshot.png"
+    trainings = 2 if config.scratch_steps else 1
+    num_cells = len(config.sizes) * len(config.seeds) * trainings
+    shares = []
+    for share in range(1, NUM_SHARES + 1):
+        name = f"fewshot-task{share}of{NUM_SHARES}"
+        words = [*curve, "--task", f"{share}/{NUM_SHARES}"]
+        total = len(range(share - 1, num_cells, NUM_SHARES))
+        progress = partial(_few_shot_progress, out / f"{name}.json")
+        shares.append(Step(words, output, name, total, progress))
+    return [shares, [Step(curve, output)]]
 
-    def share(task: int) -> Step:
-        cells, name = (
-            len(config.sizes) * len(config.seeds) * (1 + bool(config.scratch_steps)),
-            f"fewshot-task{task}of2",
-        )
-        watched = partial(_finished, out / f"{name}.json")
-        # the last command draws the picture and is the one to ask: the JSON files are there after their first rows
-        return Step(
-            [*curve, "--task", f"{task}/2"], "fewshot.png", name, (cells + 2 - task) // 2, watched
-        )
 
-    publish = [
-        "hub",
-        "publish",
-        str(out / "uniform" / "model"),
+def _publication(out: Path) -> Step:
+    model = str(out / UNIFORM / "model")
+    words = ["hub", "publish", model, "quickstart/uniform", "--folder-hub", str(out / "hub")]
+    return Step(words, "hub/quickstart/uniform/refs/main")
+
+
+def _dynamics(out: Path, config: QuickstartConfig) -> Step:
+    words = [
+        "simulate",
         "quickstart/uniform",
+        str(out / "copper.extxyz"),
+        str(out / "dynamics"),
+        f"steps={config.md_steps}",
         "--folder-hub",
-        str(hub),
+        str(out / "hub"),
+        "--level-of-theory",
+        "EMT",
     ]
-    simulate = ["simulate", "quickstart/uniform", str(out / "copper.extxyz"), str(out / "dynamics")]
-    simulate += [f"steps={config.md_steps}", "--folder-hub", str(hub), "--level-of-theory", "EMT"]
-    report = [
+    return Step(words, "dynamics/dynamics.json")
+
+
+def _report(out: Path) -> Step:
+    words = [
         "report",
         str(out / "report"),
-        f"uniform={out / 'uniform'}",
-        f"reweighted={out / 'reweighted'}",
+        f"{UNIFORM}={out / UNIFORM}",
+        f"{REWEIGHTED}={out / REWEIGHTED}",
+        "--title",
+        "evenfield quick start",
+        "--fewshot",
+        str(out / "fewshot.json"),
+        "--model-card",
+        str(out / UNIFORM / "model" / "README.md"),
     ]
-    report += ["--title", "evenfield quick start", "--fewshot", str(out / "fewshot.json")]
-    report += ["--model-card", str(out / "uniform" / "model" / "README.md")]
-    return [
-        [Step(generate, raw.name)],
-        [Step(leave_out, "data/dataset_info.json")],
-        [Step(only, "target/dataset_info.json")],
-        [Step(["data", "census", str(data)], "data/census.png")],
-        [pretrain("uniform", []), pretrain("reweighted", weights)],
-        [share(1), share(2)],
-        [Step(curve, "fewshot.png")],
-        [Step(publish, "hub/quickstart/uniform/refs/main")],
-        [Step(simulate, "dynamics/dynamics.json")],
-        [Step(report, "report/report.html")],
-    ]
+    return Step(words, "report/report.html")
 
 
-def _check_same_settings(out: Path, config: QuickstartConfig) -> None:
-    path, settings = out / "quickstart.json", config.model_dump_json(indent=1)
-    if path.is_file() and path.read_text() != settings:
-        raise SettingsError(
-            f"{out}: was made with other settings ({path}): remove the folder or name another"
-        )
-    write_atomically(path, settings)
+# --- running them
 
 
 def _command(step: Step) -> list[str]:
@@ -193,91 +268,100 @@ def _command(step: Step) -> list[str]:
 
 
 def _run(step: Step) -> None:
-    code = subprocess.run(_command(step), env=os.environ | ENVIRONMENT, check=False).returncode
+    """Run one command, its output on the terminal."""
+    environment = os.environ | ENVIRONMENT
+    code = subprocess.run(_command(step), env=environment, check=False).returncode
     if code:
-        raise RuntimeError(f"`{step}` failed with exit code {code}; see its message above")
+        raise StepFailedError(
+            f"`{step}` failed with exit code {code}", remedy="its own message is above"
+        )
 
 
 def _run_side_by_side(steps: list[Step], out: Path) -> None:
-    """Run commands at once, their output in log files, a bar for each from the file that it writes."""
+    """Run commands at the same time, with their output in log files and a progress bar for each."""
+    environment = os.environ | ENVIRONMENT
     logs = [out / f"{step.name}.log" for step in steps]
     processes = []
     for step, log in zip(steps, logs, strict=True):
         with log.open("w") as file:
-            processes.append(
-                subprocess.Popen(
-                    _command(step), env=os.environ | ENVIRONMENT, stdout=file, stderr=file
-                )
+            command = _command(step)
+            processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+    try:
+        _show_progress(steps, processes)
+    finally:
+        # after Ctrl-C none may be left running; to one that has ended this does nothing
+        for process in processes:
+            process.terminate()
+            process.wait()
+    for step, log, process in zip(steps, logs, processes, strict=True):
+        if process.returncode:
+            last_lines = " / ".join(log.read_text().splitlines()[-3:])
+            raise StepFailedError(
+                f"`{step}` failed with exit code {process.returncode}; its log ends: {last_lines}",
+                file=log,
             )
+
+
+def _show_progress(steps: list[Step], processes: list[subprocess.Popen[bytes]]) -> None:
+    """Draw a bar for each step until all processes have ended."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
     )
-    try:
-        with Progress(*columns) as bar:
-            tasks = [bar.add_task(step.name, total=step.total, figures="") for step in steps]
-            while any(process.poll() is None for process in processes):
-                time.sleep(1.0)
-                for task, step in zip(tasks, steps, strict=True):
-                    bar.update(task, **step.progress())
-    finally:
-        for process in processes:
-            process.terminate()  # does nothing to one that has ended
-            process.wait()
-    for step, log, process in zip(steps, logs, processes, strict=True):
-        if process.returncode:
-            tail = "\n".join(log.read_text().splitlines()[-3:])
-            raise RuntimeError(
-                f"`{step}` failed with exit code {process.returncode}; {log} ends:\n{tail}"
-            )
+    with Progress(*columns) as bar:
+        tasks = [bar.add_task(step.name, total=step.total, figures="") for step in steps]
+        while any(process.poll() is None for process in processes):
+            time.sleep(1.0)
+            for task, step in zip(tasks, steps, strict=True):
+                bar.update(task, **step.progress())
 
 
-def _latest(metrics: Path) -> dict[str, Any]:
-    """Step and figures of the newest whole line of a metrics file."""
-    rows = (
-        [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        if metrics.is_file()
-        else []
-    )
-    steps = [row for row in map(json.loads, rows[-2:]) if row["event"] == "step"]
+def _pretraining_progress(metrics: Path) -> dict[str, Any]:
+    """Step and loss of the newest step in a metrics file."""
+    if not metrics.is_file():
+        return {}
+    # the run is writing this file: its last line may not be whole yet
+    whole_lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    # a validation writes a row of its own after the row of its step
+    newest_rows = [json.loads(line) for line in whole_lines[-2:]]
+    steps = [row for row in newest_rows if row["event"] == "step"]
     if not steps:
         return {}
     row = steps[-1]
     return {"completed": row["step"], "figures": f"step {row['step']}  loss {row['loss']:.3f}"}
 
 
-def _finished(curve: Path) -> dict[str, Any]:
-    """How many fine-tunings a few-shot file holds, and the newest."""
-    rows = json.loads(curve.read_text())["rows"] if curve.is_file() else []
-    own = [
-        row for row in rows if row["strategy"] not in ("pretrained", "step0")
-    ]  # which come with each
-    if not own:
+def _few_shot_progress(curve: Path) -> dict[str, Any]:
+    """How many fine-tunings a few-shot file holds, and the newest of them."""
+    if not curve.is_file():
         return {}
-    row = own[-1]
-    return {
-        "completed": len(own),
-        "figures": f"{row['num_structures']} structures, {row['strategy']}",
-    }
+    rows = json.loads(curve.read_text())["rows"]
+    trained = [row for row in rows if row["strategy"] not in NOT_TRAINED]
+    if not trained:
+        return {}
+    newest = trained[-1]
+    figures = f"{newest['num_structures']} structures, {newest['strategy']}"
+    return {"completed": len(trained), "figures": figures}
+
+
+# --- what came out
 
 
 def _summarise(out: Path, console: Console, seconds: float) -> None:
-    evaluations = {
-        name: json.loads((out / name / "evaluation.json").read_text())
-        for name in ("uniform", "reweighted")
-    }
-    for name, row in evaluations.items():
+    for name in (UNIFORM, REWEIGHTED):
+        errors = json.loads((out / name / "evaluation.json").read_text())
+        share = errors["force_mae"] / errors["force_rms"]
         console.print(
-            f"{name}: test force MAE {row['force_mae']:.3f} eV/A, {row['force_mae'] / row['force_rms']:.0%} of the RMS "
-            f"{row['force_rms']:.3f}; mean over elements {row['mean_over_elements_force_mae']:.3f}, "
-            f"worst decile {row['worst_decile_force_mae']:.3f}"
+            f"{name}: test force MAE {errors['force_mae']:.3f} eV/A, "
+            f"{share:.0%} of the RMS {errors['force_rms']:.3f}; "
+            f"mean over elements {errors['mean_over_elements_force_mae']:.3f}, "
+            f"worst decile {errors['worst_decile_force_mae']:.3f}"
         )
     dynamics = json.loads((out / "dynamics" / "dynamics.json").read_text())
-    console.print(
-        f"NVE of {dynamics['formula']}: drift {dynamics['drift_mev_per_atom_ps']:.3f} meV/atom/ps"
-    )
+    drift = dynamics["drift_mev_per_atom_ps"]
+    console.print(f"NVE of {dynamics['formula']}: drift {drift:.3f} meV/atom/ps")
     console.print(f"report:  {out / 'report' / 'report.html'}")
     console.print(
         f"model:   {out / 'hub'}  (quickstart/uniform, for model_zoo.load and --folder-hub)"

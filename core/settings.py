@@ -1,4 +1,8 @@
-"""Settings: frozen pydantic objects, filled from YAML and `key.sub=value` words; an unknown key is an error."""
+"""Settings: frozen pydantic objects, filled from a YAML file and `key.sub=value` words.
+
+`Settings` is the base of every configuration class. `load_settings` is how a command builds one.
+What a command's settings are called and do is printed by `settings_table.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,24 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from .errors import EvenfieldError
+from .files import file_errors
 
 
 class Settings(BaseModel):
-    """Base of every config class: frozen, typed, no unknown keys."""
+    """Base of every configuration class: frozen, typed, no unknown keys.
+
+    A validator of a subclass raises ValueError with the key and the remedy in its text;
+    `load_settings` turns it into a SettingsError.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class SettingsError(ValueError):
-    """A config that cannot be used; the message names the key and the mend."""
+class SettingsError(EvenfieldError):
+    """Settings that cannot be used; the message names the key."""
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -26,92 +38,95 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 def load_settings(
     cls: type[AnySettings], yaml_file: Path | None = None, overrides: list[str] | None = None
 ) -> AnySettings:
-    """Build `cls` from a YAML file (optional) with `key.sub=value` words laid over it.
+    """Build `cls` from an optional YAML file, with `key.sub=value` words laid over it.
 
-    Values are read as YAML (`steps=100`, `model.channels=64`, `elements=[H, O]`).  Raises SettingsError for an
-    unreadable file, an unknown key or a value of the wrong kind.
+    Values are read as YAML: `steps=100`, `model.channels=64`, `elements=[H, O]`.
+
+    Raises:
+        SettingsError: unreadable file, unknown key, or a value of the wrong kind.
     """
-    tree = _read_yaml(_find_recipe(Path(yaml_file), recipes_of(cls))) if yaml_file else {}
+    tree = {}
+    if yaml_file is not None:
+        tree = _read_yaml(_find_recipe(Path(yaml_file), recipes_of(cls)))
     for word in overrides or []:
         _set_key(tree, word)
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_explain(error, cls, yaml_file)) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise SettingsError(
-            f"{path}: a recipe is a mapping of keys to values, not a {type(tree).__name__}"
-        )
-    return tree
+        problems = [_explain(problem, cls) for problem in error.errors()]
+        raise SettingsError("; ".join(problems), file=yaml_file) from None
 
 
 def recipes_of(cls: type[Settings]) -> Path:
-    """The folder of the recipes that come with the package for a config class: beside its module."""
+    """The folder of the recipes shipped for `cls`, next to the module of the class."""
     return Path(inspect.getfile(cls)).parent / "recipes"
 
 
+def _read_yaml(path: Path) -> dict[str, Any]:
+    with file_errors(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        # PyYAML spreads the position of the fault over several lines
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"not valid YAML: {reason}", file=path) from None
+    if not isinstance(tree, dict):
+        kind = type(tree).__name__
+        raise SettingsError(f"a recipe is a mapping of keys to values, not a {kind}", file=path)
+    return tree
+
+
 def _find_recipe(path: Path, recipes: Path) -> Path:
-    """A recipe file, or one of those that come with the package by its bare name."""
+    """A recipe file, or the shipped recipe with this bare name."""
     if path.is_file():
         return path
     shipped = {recipe.stem: recipe for recipe in sorted(recipes.glob("*.yaml"))}
-    if path.name == str(path) and path.stem in shipped:
+    is_bare_name = path.name == str(path)
+    if is_bare_name and path.stem in shipped:
         return shipped[path.stem]
-    raise SettingsError(
-        f"{path}: no such recipe file, and none of the shipped ones: {', '.join(shipped)}"
-    )
+    remedy = f"the package ships {', '.join(shipped)}" if shipped else "check the path"
+    raise SettingsError("no such recipe file", file=path, remedy=remedy)
 
 
 def _set_key(tree: dict[str, Any], word: str) -> None:
+    """Put the value of `a.b=value` into the nested dictionary."""
     key, equals, value = word.partition("=")
     if not equals or not key:
-        raise SettingsError(
-            f"'{word}': write an override as key=value, for example model.channels=64"
-        )
+        raise SettingsError(f"'{word}'", remedy="write a setting as key=value, as in seed=1")
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise SettingsError(f"'{word}': {parent} is a value, it has no key below it")
+            raise SettingsError(f"'{word}': {parent} is a value and has no keys below it")
     try:
         tree[leaf] = yaml.safe_load(value) if value else None
     except yaml.YAMLError:
         raise SettingsError(
-            f"'{word}': the value is not valid YAML: close its brackets and quotes"
+            f"'{word}': the value is not valid YAML", remedy="close its brackets and quotes"
         ) from None
 
 
-def _explain(error: ValidationError, cls: type[Settings], yaml_file: Path | None) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(_keys_beside(cls, problem["loc"]))
-            lines.append(f"unknown key '{key}' (known here: {known})")
-        elif problem["type"] == "missing":
-            lines.append(f"key '{key}' is missing")
-        elif (
-            problem["type"] == "value_error"
-        ):  # raised by a validator of ours, which names key and mend
-            lines.append(
-                f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-            )
-        else:
-            lines.append(f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})")
-    where = f"{yaml_file}: " if yaml_file else ""
-    return where + "; ".join(lines)
+def _explain(problem: ErrorDetails, cls: type[Settings]) -> str:
+    """One problem that pydantic found, in words."""
+    # pydantic marks a fault in the key of a dictionary by "[key]", which no user has typed
+    location = [part for part in problem["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(cls, location[:-1]))
+        return f"unknown key '{key}' (known here: {known})"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing"
+    if problem["type"] == "value_error":
+        # raised by one of our validators, whose text names value and remedy
+        text = str(problem["ctx"]["error"])
+        return f"{key}: {text}" if key else text
+    return f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _keys_beside(cls: type[Settings], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that stand beside a wrong one, found by walking down the config classes."""
-    for part in location[:-1]:
+def _known_keys(cls: type[Settings], location: list[int | str]) -> list[str]:
+    """The keys of the class at `location`, found by walking down the configuration classes."""
+    for part in location:
         field = cls.model_fields.get(str(part))
         annotation = field.annotation if field else None
         if not (isinstance(annotation, type) and issubclass(annotation, Settings)):

@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ..core.command_line import Overrides, Recipe, settings_option, share_of_work
+
 
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
-Recipe = Annotated[
-    Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")
-]
 Source = Annotated[
     str, typer.Argument(help="file, folder, glob, URL or hub data set owner/name[@revision]")
 ]
@@ -23,6 +21,9 @@ Source = Annotated[
 def generate(
     out: Annotated[Path, typer.Argument(help="file to write, .extxyz or .extxyz.gz")],
     overrides: Overrides = None,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.demo.generate:GeneratorConfig")
+    ] = False,
 ) -> None:
     """Build the embedded data: a multi-element set with a long tail, labelled by GFN1-xTB and EMT.
 
@@ -50,6 +51,9 @@ def convert(
     trust_units: Annotated[
         bool, typer.Option("--trust-units", help="convert though units look wrong")
     ] = False,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
+    ] = False,
 ) -> None:
     """Convert a source to Parquet shards with a census, after a check of its units and signs.
 
@@ -65,7 +69,7 @@ def convert(
 
     words = [*(overrides or []), *(["trust_units=true"] if trust_units else [])]
     config = load_settings(ConvertConfig, recipe, words)
-    info = run(source, out, config, workers=workers, task=_share(task))
+    info = run(source, out, config, workers=workers, task=share_of_work(task))
     if info is None:
         typer.echo(
             f"{out}: task {task} is staged; when all are, run the same command without --task"
@@ -82,18 +86,15 @@ def convert(
     )
 
 
-def _share(task: str | None) -> tuple[int, int] | None:
-    """K/N as two numbers."""
-    if task is None:
-        return None
-    k, _, n = task.partition("/")
-    if not (k.isdecimal() and n.isdecimal()):
-        raise ValueError(f"--task {task}: write K/N, for example 3/16")
-    return int(k), int(n)
-
-
 @app.command("check-units")
-def check_units(source: Source, overrides: Overrides = None, recipe: Recipe = None) -> None:
+def check_units(
+    source: Source,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
+    ] = False,
+) -> None:
     """Show what the check of units and signs finds in a sample of a source; exit code 1 if a test fails.
 
     Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe --recipe lemat
@@ -173,6 +174,9 @@ def census(folder: Annotated[Path, typer.Argument(help="folder of a converted da
 def weights(
     folder: Annotated[Path, typer.Argument(help="folder of a converted data set")],
     overrides: Overrides = None,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.census.weights:WeightConfig")
+    ] = False,
 ) -> None:
     """Print and draw what importance weights will do: effective sample, share of each element before and after.
 

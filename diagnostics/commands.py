@@ -1,4 +1,4 @@
-"""`evenfield report` and `evenfield quickstart`."""
+"""`evenfield report`; the commands of `evenfield check` are in `checks/commands.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..core.command_line import CommandLineError
 
 
 def report(
@@ -31,27 +33,11 @@ def report(
     for word in runs:
         name, equals, folder = word.partition("=")
         if not equals:
-            raise ValueError(
-                f"'{word}': name a run as name=folder, for example uniform=runs/uniform"
+            raise CommandLineError(
+                f"'{word}'", remedy="name a run as name=folder, for example uniform=runs/uniform"
             )
         folders[name] = Path(folder)
     page = write_report(
         out, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
     )
     typer.echo(f"report: {page}")
-
-
-def quickstart(
-    out: Annotated[Path, typer.Argument(help="folder for everything that it makes")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value")] = None,
-) -> None:
-    """The whole walk on embedded data: generate, convert, pretrain twice, fine-tune, publish, simulate, report.
-
-    Each step is printed as the command that does it. Steps whose output is there are kept; remove the folder to
-    start anew.
-    """
-    from ..cli.quickstart import QuickstartConfig
-    from ..cli.quickstart import quickstart as run
-    from ..core.settings import load_settings
-
-    run(out, load_settings(QuickstartConfig, None, overrides))

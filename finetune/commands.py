@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
+
+from ..core.command_line import (
+    DefaultCommandGroup,
+    FolderHub,
+    ModelReference,
+    Overrides,
+    Recipe,
+    settings_option,
+    share_of_work,
+)
 
 
 if TYPE_CHECKING:
@@ -14,45 +23,30 @@ if TYPE_CHECKING:
     from .safety.forgetting import Forgetting
 
 
-class ModelFirst(TyperGroup):
-    """A group whose first word may also be a model: then the command is `run`."""
-
-    default_command = "run"
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(
-            ctx, args if args[0] in self.commands else [self.default_command, *args]
-        )
-
-
 app = typer.Typer(
-    cls=ModelFirst,
+    cls=DefaultCommandGroup,
     no_args_is_help=True,
     help="Few structures, minutes, never worse than before: evenfield finetune MODEL DATA OUT, or a command.",
 )
 
-Model = Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")]
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings")]
-Hub = Annotated[Path | None, typer.Option("--folder-hub", help="folder hub to look models up in")]
-
 
 @app.command()
 def run(
-    model: Model,
+    model: ModelReference,
     data: Annotated[
         str, typer.Argument(help="a file with labels, or the folder of a converted data set")
     ],
     out: Annotated[Path, typer.Argument(help="folder of the fine-tuned model")],
     overrides: Overrides = None,
     recipe: Recipe = None,
-    folder_hub: Hub = None,
+    folder_hub: FolderHub = None,
     licence: Annotated[
         str | None, typer.Option(help="licence of the new weights; default the base model's")
     ] = None,
     probe: Annotated[
         str | None, typer.Option(help="converted pretraining data, for the forgetting report")
     ] = None,
+    show_settings: Annotated[bool, settings_option("finetune.run:FineTuneConfig")] = False,
 ) -> None:
     """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
 
@@ -77,7 +71,7 @@ def run(
 
 @app.command()
 def curve(
-    model: Model,
+    model: ModelReference,
     data: Annotated[
         Path, typer.Argument(help="folder of a converted data set of one level of theory")
     ],
@@ -86,10 +80,11 @@ def curve(
     ],
     overrides: Overrides = None,
     recipe: Recipe = None,
-    folder_hub: Hub = None,
+    folder_hub: FolderHub = None,
     task: Annotated[
         str | None, typer.Option(help="K/N: only every N-th cell from the K-th, for job arrays")
     ] = None,
+    show_settings: Annotated[bool, settings_option("finetune.few_shot.curve:CurveConfig")] = False,
 ) -> None:
     """Errors against the number of structures: pretrained, step 0, strategies, from scratch. Resumable.
 
@@ -101,7 +96,8 @@ def curve(
     from .few_shot.curve import CurveConfig, curve_table, few_shot_curve, samples_needed
     from .few_shot.curve_plot import plot_curve
 
-    settings, share = load_settings(CurveConfig, recipe, overrides), _share(task)
+    settings = load_settings(CurveConfig, recipe, overrides)
+    share = share_of_work(task)
     content = few_shot_curve(
         load(model, folder_hub), data, out, settings, task=share, say=typer.echo
     )
@@ -134,16 +130,6 @@ def attach(
     from .safety.trust import attach_trust
 
     typer.echo(f"{model}: now with {', '.join(attach_trust(model, data))}")
-
-
-def _share(task: str | None) -> tuple[int, int] | None:
-    """K/N as numbers."""
-    if task is None:
-        return None
-    first, _, total = task.partition("/")
-    if not (first.isdigit() and total.isdigit() and 1 <= int(first) <= int(total)):
-        raise ValueError(f"--task {task}: write K/N with K from 1 to N, for example 1/8")
-    return int(first), int(total)
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.command_line import FolderHub, ModelReference, settings_option
+
 
 app = typer.Typer(
     no_args_is_help=True, help="Published models: safetensors, JSON and a card; no pickles."
@@ -16,20 +18,11 @@ zoo_app = typer.Typer(
 )
 
 
-FolderHubOption = Annotated[
-    str | None,
-    typer.Option(
-        "--folder-hub", help="root of a folder hub: a path or s3://...; or set EVENFIELD_HUB"
-    ),
-]
-Reference = Annotated[str, typer.Argument(help="model folder, zoo name or owner/name[@revision]")]
-
-
 @app.command()
 def publish(
     model: Annotated[Path, typer.Argument(help="model folder")],
     repo: Annotated[str, typer.Argument(help="owner/name to publish as")],
-    folder_hub: FolderHubOption = None,
+    folder_hub: FolderHub = None,
     private: Annotated[
         bool, typer.Option("--private", help="on the Hugging Face hub, for you and yours only")
     ] = False,
@@ -59,8 +52,8 @@ def publish(
 
 @app.command()
 def pull(
-    reference: Reference,
-    folder_hub: FolderHubOption = None,
+    reference: ModelReference,
+    folder_hub: FolderHub = None,
     force: Annotated[
         bool, typer.Option("--force", help="fetch again what the cache holds")
     ] = False,
@@ -80,7 +73,7 @@ def pull(
 
 
 @app.command()
-def show(reference: Reference, folder_hub: FolderHubOption = None) -> None:
+def show(reference: ModelReference, folder_hub: FolderHub = None) -> None:
     """Check a model's files and print its card."""
     show_card(reference, folder_hub)
 
@@ -92,6 +85,7 @@ def describe(
         list[str],
         typer.Argument(help="key=value: name, licence, description, citation, level_details"),
     ],
+    show_settings: Annotated[bool, settings_option("model_zoo.package.folder:Description")] = False,
 ) -> None:
     """Put facts into a model's record and write its card again; the weights stay as they are.
 
@@ -107,7 +101,7 @@ def describe(
 
 @app.command("export-metatomic")
 def metatomic(
-    reference: Reference,
+    reference: ModelReference,
     out: Annotated[Path, typer.Argument(help="file to write, ending in .pt")],
     level_of_theory: Annotated[
         str | None, typer.Option(help="the model's first when not given")
@@ -115,7 +109,7 @@ def metatomic(
     dtype: Annotated[
         str, typer.Option(help="float64, or float32: faster, total energies to seven digits")
     ] = "float64",
-    folder_hub: FolderHubOption = None,
+    folder_hub: FolderHub = None,
 ) -> None:
     """Write a model as one file for engines that speak metatomic: LAMMPS, i-PI and others (extra `metatomic`).
 
@@ -202,8 +196,8 @@ def _print_plan(plan: Any) -> None:
 
 @app.command()
 def elements(
-    reference: Reference,
-    folder_hub: FolderHubOption = None,
+    reference: ModelReference,
+    folder_hub: FolderHub = None,
     csv: Annotated[
         Path | None, typer.Option(help="file to write the vectors of all 118 elements to")
     ] = None,

@@ -1,4 +1,4 @@
-"""`evenfield pretrain`: one run from a recipe, on one process or many."""
+"""`evenfield pretrain`: one run from a recipe, on one process or many; `evenfield evaluate`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,41 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..core.command_line import (
+    DefaultCommandGroup,
+    FolderHub,
+    ModelReference,
+    Overrides,
+    Recipe,
+    settings_option,
+)
+from ..core.errors import EvenfieldError
 from .loop.signals import StopRequest, listening
 
 
-def pretrain(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings as key=value, key.sub=value")
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings")] = None,
+app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    help="Pretrain a potential: evenfield pretrain data=FOLDER out=FOLDER, or a command.",
+)
+
+
+@app.command()
+def run(
+    overrides: Overrides = None,
+    recipe: Recipe = None,
     resume: Annotated[
         Literal["no", "auto", "must"],
         typer.Option(
             "--resume",
-            help="go on from the newest whole checkpoint; auto starts anew if there is none",
+            help="continue from the newest whole checkpoint; auto starts afresh if there is none",
         ),
     ] = "no",
-    local_rank: Annotated[
-        int, typer.Option("--local_rank", hidden=True)
-    ] = 0,  # DeepSpeed's launcher adds it
+    # DeepSpeed's launcher adds it
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
+    show_settings: Annotated[bool, settings_option("pretrain.config:PretrainConfig")] = False,
 ) -> None:
-    """Pretrain a potential on a converted data set.
+    """Pretrain a potential on a converted data set; the word `run` can be left out.
 
     SIGTERM, SIGUSR1 and Ctrl-C save and stop at the end of a step.
 
@@ -35,81 +50,77 @@ def pretrain(
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000 --resume auto
     torchrun --nproc-per-node 2 -m evenfield.cli pretrain --recipe recipe.yaml
-    evenfield pretrain watch runs/uniform    # in another terminal: a page that follows the run
     """
-    if overrides and overrides[0] == "watch":
-        _watch(overrides[1:])
-        return
     stop = StopRequest()
-    with listening(
-        stop
-    ):  # before torch is imported: that takes seconds, in which a signal would end a rank
+    # Signals are caught before torch is imported. The import takes seconds, and a signal in that
+    # time would end a rank without a word.
+    with listening(stop):
         from ..core.settings import load_settings
         from .config import PretrainConfig
-        from .loop.trainer import TrainingError
-        from .run import pretrain as run
+        from .run import pretrain
 
-        try:
-            model = run(load_settings(PretrainConfig, recipe, overrides), resume, stop=stop)
-        except TrainingError as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
-            raise typer.Exit(1) from None
+        model = pretrain(load_settings(PretrainConfig, recipe, overrides), resume, stop=stop)
     if model is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"model: {model}")
 
 
-def _watch(words: list[str]) -> None:
+@app.command()
+def watch(
+    run_folder: Annotated[Path, typer.Argument(help="folder of a run, `out` of its settings")],
+    overrides: Overrides = None,
+    show_settings: Annotated[bool, settings_option("pretrain.monitor.watch:WatchConfig")] = False,
+) -> None:
+    """Keep a page in a run folder that follows the training, until Ctrl-C or the end of the run.
+
+    Example: evenfield pretrain watch runs/uniform every=10
+    """
     from rich.console import Console
 
     from ..core.settings import load_settings
-    from .monitor.watch import WatchConfig, watch
+    from .monitor.watch import WatchConfig
+    from .monitor.watch import watch as run_watch
 
-    if not words or "=" in words[0]:
-        raise ValueError(
-            "watch: name the run folder, as in: evenfield pretrain watch runs/uniform every=10"
-        )
+    config = load_settings(WatchConfig, None, overrides)
     try:
-        watch(
-            Path(words[0]), load_settings(WatchConfig, overrides=words[1:]), Console(soft_wrap=True)
-        )
-    except KeyboardInterrupt:  # the page stays as it was drawn last
+        run_watch(run_folder, config, Console(soft_wrap=True))
+    except KeyboardInterrupt:
+        # the usual way to end it; the page stays as it was drawn last
         typer.echo()
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")],
+    model: ModelReference,
     data: Annotated[Path, typer.Argument(help="folder of a converted data set")],
     out: Annotated[Path, typer.Argument(help="folder for evaluation.json and predictions.npz")],
     split: Annotated[
         Literal["train", "valid", "test"], typer.Option(help="which structures")
     ] = "test",
-    folder_hub: Annotated[
-        Path | None, typer.Option("--folder-hub", help="folder hub to look models up in")
-    ] = None,
+    folder_hub: FolderHub = None,
 ) -> None:
     """Errors of a model on a data set: overall, by level of theory and by element.
 
-    Examples:
-    evenfield evaluate runs/uniform/model runs/embedded runs/errors
+    Example: evenfield evaluate runs/uniform/model runs/embedded runs/errors
     """
     import json
 
-    from ..core.files import write_atomically
+    from ..core.files import file_errors, write_atomically
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
     from ..model_zoo.hub.load import load
 
-    structures = Collection([str(data)])
-    if not structures.num_structures(split):
-        raise ValueError(
-            f"{data}: holds no structure of the {split} split: name another with --split"
+    collection = Collection([str(data)])
+    if not collection.num_structures(split):
+        raise EvenfieldError(
+            f"the data set has no structures in the {split} split",
+            file=data,
+            remedy="name another with --split",
         )
     potential = load(model, folder_hub=folder_hub).potential
-    predictions = predict(
-        potential, with_a_head(potential, structures.structures(split)), progress=True
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    predictions.save(out / "predictions.npz")
+    structures = with_a_head(potential, collection.structures(split))
+    predictions = predict(potential, structures, progress=True)
     summary = summarise(predictions, split)
-    write_atomically(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
+    with file_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        predictions.save(out / "predictions.npz")
+        write_atomically(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
     typer.echo(f"{out / 'evaluation.json'}: {summary['num_structures']} structures of {split}")

@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
+from ..core.command_line import (
+    FolderHub,
+    LevelOfTheory,
+    ModelReference,
+    Overrides,
+    settings_option,
+)
+
 
 def simulate(
-    model: Annotated[str, typer.Argument(help="model folder or owner/name[@revision]")],
+    model: ModelReference,
     structure: Annotated[Path, typer.Argument(help="structure in any file that ASE reads")],
     out: Annotated[Path, typer.Argument(help="folder for trajectory.traj and dynamics.json")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="settings as key=value")] = None,
-    folder_hub: Annotated[
-        Path | None, typer.Option("--folder-hub", help="root of the folder hub")
-    ] = None,
-    level_of_theory: Annotated[
-        str | None, typer.Option(help="head of the model; default its first")
-    ] = None,
+    overrides: Overrides = None,
+    folder_hub: FolderHub = None,
+    level_of_theory: LevelOfTheory = None,
+    show_settings: Annotated[bool, settings_option("simulation.dynamics:DynamicsConfig")] = False,
 ) -> None:
     """Relax a structure, run NVE dynamics and report the energy drift.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ...core.command_line import Overrides, settings_option
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +30,7 @@ def architecture() -> None:
 
 @app.command()
 def cost(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="size of the model as key=value")
-    ] = None,
+    overrides: Overrides = None,
     dtype: Annotated[
         Literal["float32", "float64"], typer.Option(help="of parameters and tensors")
     ] = "float32",
@@ -42,6 +42,9 @@ def cost(
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="also measure this machine's rates")
+    ] = False,
+    show_settings: Annotated[
+        bool, settings_option("model_zoo.potential.potential:PotentialConfig")
     ] = False,
 ) -> None:
     """Parameters, FLOPs, bytes and memory per atom and edge, and the largest batch that fits a device.

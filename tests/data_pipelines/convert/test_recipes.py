@@ -273,6 +273,6 @@ def test_wrong_sign_in_a_recipe_is_refused(alloys, tmp_path):
 
 def test_unknown_recipe_lists_the_shipped_ones():
     with pytest.raises(
-        SettingsError, match=r"^mptraj: no such recipe file, .*: alexandria, colabfit, .*, s2ef"
+        SettingsError, match=r"^mptraj: no such recipe file: .* alexandria, colabfit, .*, s2ef"
     ):
         load_settings(ConvertConfig, Path("mptraj"))

@@ -372,7 +372,7 @@ def test_unknown_text_column_is_named_with_those_that_exist(tmp_path):
         (["columns=E"], "columns: Input should be a valid dictionary"),
         (["valid_share=1.5"], "valid_share: Input should be less than 1"),
         (["columns=[E"], r"'columns=\[E': the value is not valid YAML"),
-        (["columns"], "'columns': write an override as key=value"),
+        (["columns"], "'columns': write a setting as key=value"),
     ],
 )
 def test_config_mistake_names_key_and_mend(words, problem):

@@ -1,0 +1,163 @@
+"""What a settings class holds: every key with its type, default and description.
+
+`evenfield ... --settings` prints `as_text`; docs/settings.md is made of `as_markdown`.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from .settings import Settings
+
+
+TEXT_WIDTH = 96
+BOUNDS = {
+    annotated_types.Gt: (">", "gt"),
+    annotated_types.Ge: (">=", "ge"),
+    annotated_types.Lt: ("<", "lt"),
+    annotated_types.Le: ("<=", "le"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key as a user types it, such as `engine.learning_rate`.
+
+    `default` is written as YAML, and None where the key is required.
+    """
+
+    key: str
+    kind: str
+    default: str | None
+    description: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Keys of one class, at one place below the command's class."""
+
+    prefix: str
+    about: str
+    rows: list[Row]
+
+
+def groups_of(cls: type[Settings]) -> list[Group]:
+    """The keys of a class, those of nested classes after its own."""
+    return list(_groups(cls, None, ""))
+
+
+def as_text(cls: type[Settings]) -> str:
+    """For a terminal: each key with its default as it would be typed, the description below it."""
+    blocks = []
+    for group in groups_of(cls):
+        lines = [f"# {group.prefix or 'settings'}: {group.about}"]
+        for row in group.rows:
+            value = "..." if row.default is None else row.default
+            kind = f"{row.kind}, required" if row.default is None else row.kind
+            lines.append(f"{row.key}={value}    ({kind})")
+            indent = " " * 4
+            lines.append(
+                textwrap.fill(
+                    row.description, TEXT_WIDTH, initial_indent=indent, subsequent_indent=indent
+                )
+            )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def as_markdown(cls: type[Settings]) -> str:
+    """For the documentation: one table, nested keys in the order of the classes."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for group in groups_of(cls):
+        for row in group.rows:
+            default = "required" if row.default is None else f"`{row.default}`"
+            cells = [f"`{row.key}`", row.kind, default, row.description]
+            # a bar inside a cell would end it
+            escaped = [cell.replace("|", "\\|") for cell in cells]
+            lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines)
+
+
+def _groups(cls: type[Settings], values: Settings | None, prefix: str) -> Iterator[Group]:
+    """`values` is the default of the field that holds the class.
+
+    It may differ from the defaults of the class itself.
+    """
+    rows = []
+    nested = []
+    for name, field in cls.model_fields.items():
+        key = f"{prefix}{name}"
+        default = getattr(values, name) if values is not None else _default(field)
+        classes = _settings_classes(field.annotation)
+        if not classes:
+            rows.append(Row(key, _kind(field), _as_yaml(field, default), field.description or ""))
+        for inner, step in classes:
+            value = default if isinstance(default, inner) else None
+            nested.append((inner, value, f"{key}{step}."))
+    first_line = (cls.__doc__ or "").strip().splitlines()[0]
+    yield Group(prefix.rstrip("."), first_line, rows)
+    for inner, value, inner_prefix in nested:
+        yield from _groups(inner, value, inner_prefix)
+
+
+def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:
+    """Settings classes in a type, each with the step of the key that leads to it.
+
+    A mapping has a step of its own, since the user picks its keys: `loss.noise.NAME.energy`.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [(annotation, "")]
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return []
+    step = {dict: ".NAME", list: "[]"}.get(origin, "") if origin else ""
+    found = []
+    for argument in get_args(annotation):
+        found += [(inner, step + deeper) for inner, deeper in _settings_classes(argument)]
+    return found
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _as_yaml(field: FieldInfo, default: Any) -> str | None:
+    """The default as it would be typed after `key=`; JSON is YAML, and text needs no quotes."""
+    if field.is_required():
+        return None
+    if isinstance(default, str) and default:
+        return default
+    return json.dumps(default)
+
+
+def _kind(field: FieldInfo) -> str:
+    """The type of a key in words, with its bounds."""
+    words = [_type_name(field.annotation)]
+    for constraint in field.metadata:
+        if type(constraint) in BOUNDS:
+            sign, attribute = BOUNDS[type(constraint)]
+            words.append(f"{sign} {getattr(constraint, attribute):g}")
+    return ", ".join(words)
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation.__name__
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    names = [_type_name(argument) for argument in arguments]
+    if origin in (Union, types.UnionType):
+        return " or ".join(names)
+    return f"{origin.__name__}[{', '.join(names)}]"
