@@ -7,12 +7,12 @@ What a command's settings are called and do is printed by `settings_table.py`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from .errors import EvenfieldError
 from .files import file_errors
@@ -107,7 +107,7 @@ def _set_key(tree: dict[str, Any], word: str) -> None:
         ) from None
 
 
-def _explain(problem: ErrorDetails, cls: type[Settings]) -> str:
+def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
     """One problem that pydantic found, in words."""
     # pydantic marks a fault in the key of a dictionary by "[key]", which no user has typed
     location = [part for part in problem["loc"] if part != "[key]"]

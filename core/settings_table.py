@@ -12,19 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 from pydantic.fields import FieldInfo
 
 from .settings import Settings
 
 
 TEXT_WIDTH = 96
-BOUNDS = {
-    annotated_types.Gt: (">", "gt"),
-    annotated_types.Ge: (">=", "ge"),
-    annotated_types.Lt: ("<", "lt"),
-    annotated_types.Le: ("<=", "le"),
-}
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
@@ -142,9 +136,10 @@ def _kind(field: FieldInfo) -> str:
     """The type of a key in words, with its bounds."""
     words = [_type_name(field.annotation)]
     for constraint in field.metadata:
-        if type(constraint) in BOUNDS:
-            sign, attribute = BOUNDS[type(constraint)]
-            words.append(f"{sign} {getattr(constraint, attribute):g}")
+        for attribute, sign in BOUNDS.items():
+            bound = getattr(constraint, attribute, None)
+            if bound is not None:
+                words.append(f"{sign} {bound:g}")
     return ", ".join(words)
 
 

@@ -215,7 +215,7 @@ def test_every_library_that_is_imported_is_asked_for():
 
 
 def test_relative_imports_are_resolved_as_python_does():
-    (node,) = ast.parse("from ..pretrain.train import Trainer").body
+    (node,) = ast.parse("from ..pretrain.loop.trainer import Trainer").body
     assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain.loop.trainer"]
     (node,) = ast.parse("from .. import pretrain").body
     assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain"]
