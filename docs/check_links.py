@@ -1,9 +1,9 @@
-"""Are the Markdown files true?  Every relative link resolves, every command in a shell block exists.
+"""Check the Markdown files: every relative link resolves, every command in a shell block exists.
 
     python docs/check_links.py [ROOT]
 
-One line for each fault, exit code 1 if there is any.  A command exists when `evenfield` has the subcommand and
-its options, or when the Makefile has the target; it is not run.
+Prints one line for each fault; the exit code is 1 if there is any.  A command exists when
+`evenfield` has the subcommand and its options, or when the Makefile has the target; it is not run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LINK = re.compile(r"\]\(<?([^)>\s]+)|(?:src|href)=\"([^\"]+)\"")
 
 
 def faults(root: Path) -> list[str]:
-    """What is untrue in the Markdown files under `root`, as `file: fault`."""
+    """Faults in the Markdown files under `root`, as `file: fault`."""
     found = []
     for path in markdown_files(root):
         text = path.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def faults(root: Path) -> list[str]:
 
 
 def markdown_files(root: Path) -> list[Path]:
-    """All but those in hidden folders and in what builds and runs leave behind."""
+    """All Markdown files except those in hidden folders and in the output of builds and runs."""
     paths = sorted(root.rglob("*.md"))
     return [
         p
@@ -48,7 +48,7 @@ def markdown_files(root: Path) -> list[Path]:
 
 
 def link_faults(path: Path, text: str) -> Iterator[str]:
-    """Links to files that are not there, and to headings that their file has not."""
+    """Find links to files or headings that do not exist."""
     prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
     for match in LINK.finditer(prose):
         link = match[1] or match[2]
@@ -67,13 +67,13 @@ def link_faults(path: Path, text: str) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Headings in the form that links name them: lower case, words joined by hyphens."""
+    """Anchors of the headings as GitHub makes them: lower case, words joined by hyphens."""
     headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def command_faults(root: Path, text: str) -> Iterator[str]:
-    """Commands in shell blocks that neither the console script nor the Makefile knows."""
+    """Find commands in shell blocks that neither the console script nor the Makefile knows."""
     for match in FENCE.finditer(text):
         if match[1] not in SHELLS:
             continue
@@ -94,8 +94,8 @@ def command_faults(root: Path, text: str) -> Iterator[str]:
 
 
 def make_problem(root: Path, words: list[str]) -> str | None:
-    """What is wrong with the arguments of `make`."""
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    """What is wrong with the arguments of `make`; None if nothing is."""
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     unknown = [w for w in words if "=" not in w and not w.startswith("-") and w not in targets]
     return f"the Makefile has no target {unknown[0]}" if unknown else None
 
@@ -130,5 +130,5 @@ if __name__ == "__main__":
     lines = faults(
         Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
     )
-    print("\n".join(lines) or "links and commands: all there")
+    print("\n".join(lines) or "all links and commands exist")
     sys.exit(bool(lines))

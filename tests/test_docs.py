@@ -1,4 +1,4 @@
-"""Links and commands in the Markdown files, and the script that checks them."""
+"""The documentation: links, commands and examples in its pages, and doctests of some modules."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def test_every_link_and_command_is_there(script: ModuleType) -> None:
 def test_faults_are_found(script: ModuleType, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "good.md").write_text(
-        "# A heading, with a comma\n[here](#a-heading-with-a-comma) [web](https://example.org) `[no](link.md)`\n"
+        "# A heading, with a comma\n"
+        "[here](#a-heading-with-a-comma) [web](https://example.org) `[no](link.md)`\n"
         "```bash\nOMP_NUM_THREADS=1 evenfield pretrain data=a \\\n  out=b --resume  # why\n"
         "torchrun -m evenfield.cli pretrain x=1\nmake test PYTHON=python3.12\n```\n"
         "```python\nevenfield.nothing()\n```\n"
@@ -39,7 +40,8 @@ def test_faults_are_found(script: ModuleType, tmp_path: Path) -> None:
     assert script.faults(tmp_path) == []
     (tmp_path / "bad.md").write_text(
         "[gone](gone.md) [no heading](good.md#nothing)\n"
-        "```bash\nevenfield pretend\nevenfield data invert\n$ evenfield pretrain --resumed\nmake tea\n```\n"
+        "```bash\nevenfield pretend\nevenfield data invert\n"
+        "$ evenfield pretrain --resumed\nmake tea\n```\n"
     )
     assert script.faults(tmp_path) == [
         "bad.md: link to gone.md: no such file",

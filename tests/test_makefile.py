@@ -1,4 +1,4 @@
-"""The Makefile where no .venv is yet: one clear line when the interpreter will not do, and what it would run."""
+"""The Makefile without a .venv: one clear line when the interpreter is unfit, and its plan."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What the set-up reads, without a .venv."""
+    """A folder with the files that the set-up reads, without a .venv."""
     for name in ("Makefile", "pyproject.toml", "constraints-cpu.txt"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run make as from a shell of its own, though the suite may itself run under make."""
+    """Run make as a shell would, though the suite may itself run under make."""
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
     }
@@ -34,11 +34,12 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def fake_python(folder: Path, before: str) -> str:
-    """A Python that runs one statement before what it is given with -c."""
+    """A Python that runs one statement before the program given with -c."""
     path = folder / "fake python"
     path.write_text(
         f"#!{sys.executable}\nimport sys\n{before}\n"
-        "if sys.argv[1] == '--version':\n    print('Python', '.'.join(map(str, sys.version_info[:3])))\n"
+        "if sys.argv[1] == '--version':\n"
+        "    print('Python', '.'.join(map(str, sys.version_info[:3])))\n"
         "else:\n    exec(sys.argv[2])\n"
     )
     path.chmod(0o755)
@@ -94,7 +95,7 @@ def test_the_pin_can_be_dropped(checkout: Path) -> None:
 def test_help_names_every_target(checkout: Path) -> None:
     text = make(checkout).stdout
     assert text == make(checkout, "help").stdout
-    for target in ("quickstart", "test", "check", "fix", "bench", "docs", "clean"):
+    for target in ("quickstart", "test", "test-oldest", "check", "fix", "bench", "docs", "clean"):
         assert f"make {target} " in text
 
 

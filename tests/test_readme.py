@@ -1,4 +1,4 @@
-"""What README shows is run here: its commands as they stand, made shorter only in steps and sizes."""
+"""Run what README.md and docs/your_own_data.md show, with fewer steps and smaller sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from evenfield import cli
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+OWN_DATA = ROOT / "docs" / "your_own_data.md"
 SHORTER = {
     "max_steps=2000": "max_steps=4",
     "num_structures=16": "num_structures=6",
@@ -42,7 +44,7 @@ def metal(rng: np.random.Generator, symbols: str) -> Atoms:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that README's user has."""
+    """A folder with the files that the reader of the page has."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     columns = {
@@ -58,8 +60,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = re.search(r"## Your own data.*?```bash\n(.*?)```", README.read_text(), re.DOTALL)
-    commands = [line for line in block[1].splitlines() if line.startswith("evenfield")]
+    blocks = re.findall(r"```bash\n(.*?)```", OWN_DATA.read_text(), re.DOTALL)
+    lines = "".join(blocks).splitlines()
+    commands = [line for line in lines if line.startswith("evenfield")]
     assert len(commands) == 10
     for command in commands:
         for long, short in SHORTER.items():
