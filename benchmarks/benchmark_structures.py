@@ -10,7 +10,8 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from evenfield.data_pipelines.sources.read import SourceConfig, read_structures
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.read import read_structures
 
 
 def copper(cells: int = 1) -> list[Atoms]:

@@ -13,7 +13,8 @@ from torch_geometric.data import Batch
 from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
 from evenfield.data_pipelines.batch import collate, structure_graph
-from evenfield.data_pipelines.sources.read import SourceConfig, structure_from_atoms
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.compile.padded_shape import Frame
 from evenfield.pretrain.loop.engine import EngineConfig, new_optimizer, parameter_groups

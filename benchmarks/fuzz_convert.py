@@ -27,18 +27,18 @@ import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from evenfield.core.settings import SettingsError
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.census.census import count_shards, read_census
 from evenfield.data_pipelines.checks.inspection import inspect
 from evenfield.data_pipelines.checks.unit_check import UnitError, check_units
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.store.blocks import iter_structures
-from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
-from evenfield.data_pipelines.structure import SPLITS, BadRecordError
+from evenfield.data_pipelines.store.shards import read_info
+from evenfield.data_pipelines.structure import SPLITS
 
 
 RESULT = Path(__file__).resolve().parent / "results" / "fuzz_convert.json"
-CLEAR = (BadRecordError, BrokenDataSetError, SettingsError, UnitError)
+CLEAR = (EvenfieldError, UnitError)
 CONFIG = ConvertConfig(
     trust_units=True,
     level_of_theory="made",

@@ -18,7 +18,7 @@ from ase import units
 
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.checks.unit_check import examine, sample_structures
-from evenfield.data_pipelines.sources.read import SourceConfig
+from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.structure import Structure
 
 

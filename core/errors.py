@@ -29,14 +29,19 @@ class EvenfieldError(Exception):
         self.file = None if file is None else str(file)
         self.record = record
 
+    @property
+    def reason(self) -> str:
+        """The text without the place: `MESSAGE: REMEDY`."""
+        if self.remedy is None:
+            return self.message
+        return f"{self.message}: {self.remedy}"
+
     def __str__(self) -> str:
-        text = self.message
+        text = self.reason
         if self.record is not None:
             text = f"record {self.record} {text}"
         if self.file is not None:
             text = f"{self.file}: {text}"
-        if self.remedy is not None:
-            text = f"{text}: {self.remedy}"
         return text
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -108,28 +108,62 @@ def _set_key(tree: dict[str, Any], word: str) -> None:
 
 
 def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
-    """One problem that pydantic found, in words."""
-    # pydantic marks a fault in the key of a dictionary by "[key]", which no user has typed
-    location = [part for part in problem["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(_known_keys(cls, location[:-1]))
-        return f"unknown key '{key}' (known here: {known})"
-    if problem["type"] == "missing":
+    key, known = _key_and_siblings(cls, problem["loc"])
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key '{key}' (known here: {', '.join(known)})"
+    if kind == "missing":
         return f"key '{key}' is missing"
-    if problem["type"] == "value_error":
-        # raised by one of our validators, whose text names value and remedy
+    if kind == "value_error":
+        # raised by a validator of ours, whose text says what to do
         text = str(problem["ctx"]["error"])
         return f"{key}: {text}" if key else text
     return f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})"
 
 
-def _known_keys(cls: type[Settings], location: list[int | str]) -> list[str]:
-    """The keys of the class at `location`, found by walking down the configuration classes."""
+def _key_and_siblings(
+    cls: type[Settings], location: tuple[int | str, ...]
+) -> tuple[str, list[str]]:
+    """A location of pydantic's as a dotted key, and the keys that are known in the same place.
+
+    For a union of settings pydantic puts the tag or the name of the member that it tried into
+    the location. A user never writes it, so the dotted key leaves it out.
+    """
+    key: list[str] = []
+    known: list[str] = []
+    classes = [cls]
     for part in location:
-        field = cls.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return []
-        cls = annotation
-    return sorted(cls.model_fields)
+        chosen = [member for member in classes if part in _names_in_a_union(member)]
+        if len(classes) > 1 and chosen:
+            classes = chosen
+            continue
+        if part == "[key]":
+            # pydantic's mark for a key of a dictionary, which comes before it
+            continue
+        key.append(str(part))
+        if isinstance(part, int):
+            # an item of a list has the class of the list's items
+            continue
+        known = sorted({name for member in classes for name in member.model_fields})
+        fields = [member.model_fields.get(part) for member in classes]
+        classes = [found for field in fields if field for found in _settings_in(field.annotation)]
+    return ".".join(key), known
+
+
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    """The classes of settings in an annotation: itself, or the members of a union, list or dict."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    found = []
+    for argument in get_args(annotation):
+        found += _settings_in(argument)
+    return found
+
+
+def _names_in_a_union(member: type[Settings]) -> set[Any]:
+    """What pydantic may call a member of a union: the name of its class, or the value of its tag."""
+    names = {member.__name__}
+    for field in member.model_fields.values():
+        if get_origin(field.annotation) is Literal:
+            names |= set(get_args(field.annotation))
+    return names

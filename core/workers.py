@@ -1,4 +1,6 @@
-"""Processes for labelling: fresh, of one thread each, silent, and gone when their parent is."""
+"""Worker processes for converting and labelling: fresh, one thread each, silent, and gone when
+their parent is.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes of one thread each that ends at once, its queue dropped, when left."""
+    """A pool of `num_workers` fresh processes (None: one per core), each with one thread.
+
+    Leaving the context drops the tasks that have not started and waits for those that have.
+    """
+    # Libraries read the variable when they are loaded. The workers inherit it, because a worker
+    # that set it itself might do so too late.
     threads_before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited: a worker that set it itself could be too late
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # fork would inherit threads that are already started
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    # a forked worker would inherit the state of threads that it does not have
+    context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(
         num_workers or _num_cores(), mp_context=context, initializer=_start_worker
     )
@@ -35,8 +42,10 @@ def _start_worker() -> None:
     """Leave Ctrl-C to the parent, end when the parent ends, print nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+    # the libraries of some calculators print from compiled code, which sys.stdout does not see
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # the calculators' libraries may print past Python
+    os.dup2(silence, 1)
     os.dup2(silence, 2)
 
 
@@ -48,4 +57,7 @@ def _exit_with_parent() -> None:
 
 
 def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, which a job scheduler can make fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

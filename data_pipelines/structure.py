@@ -31,6 +31,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import complete_cell
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from ..core.errors import EvenfieldError
 from .neighbours import cell_heights, neighbour_list
 
 
@@ -50,7 +51,7 @@ SPLITS = ("train", "valid", "test")
 UNITS = {"positions": "A", "cell": "A", "energy": "eV", "forces": "eV/A", "stress": "eV/A^3"}
 
 
-class BadRecordError(ValueError):
+class BadRecordError(EvenfieldError):
     """A structure that must not enter the pipeline; the message names the record and the mend."""
 
 

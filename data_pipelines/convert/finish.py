@@ -1,7 +1,7 @@
-"""The second half of a conversion: staged parts -> shards, census, account and, last, dataset_info.json.
+"""The second half of a conversion: staged parts become shards, a census and, last, dataset_info.json.
 
-Shards are cut from the kept structures in the order of the source, so they do not depend on how many processes
-staged or write them.
+Shards are cut from the kept structures in the order of the source, so they do not depend on how
+many processes stage or write them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ..census.census import Census
 from ..store.shards import ARROW_SCHEMA, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
-from .staging import StagedPart
+from .staging import StagedPart, rejection
 
 
-Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]  # map, or a pool's
+Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+"""`map`, or that of a pool of processes."""
+
+Parts = list[tuple[Path, StagedPart]]
+"""Staged files with their footers, in the order of the source."""
+
+
+class ConversionError(EvenfieldError):
+    """A conversion that could not be completed although its source can be read."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +47,19 @@ class ShardPlan:
 
 def finish(
     out: Path,
-    parts: list[tuple[Path, StagedPart]],
+    parts: Parts,
     about: dict[str, Any],
     *,
     skip_bad: bool,
     shard_size: int,
     run: Map = map,
 ) -> dict[str, Any]:
-    """Write a data set from its staged parts; `about` are the fields of dataset_info.json known beforehand.
+    """Write a data set from its staged parts; returns the content of its dataset_info.json.
 
-    Raises BadRecordError for two structures of one id (with skip_bad the later one is set aside instead), and when
-    no structure is left to train on.
+    about: the fields of dataset_info.json that are known beforehand.
+
+    Raises BadRecordError for the second structure with the same id (with `skip_bad` it is set
+    aside instead) and ConversionError when no structure is left to train on.
     """
     parts = [
         (path, staged)
@@ -56,23 +67,33 @@ def finish(
         if staged.kept or staged.filtered or staged.rejected
     ]
     index = _Index.read(parts)
-    rejected = [row for _, staged in parts for row in staged.rejected]
-    repeated = _repeated_ids(parts, index)
-    if repeated and not skip_bad:
-        row = repeated[0][1]
-        raise BadRecordError(f"{row['file']}: record {row['record']} {row['reason']}")
-    index.keep[[row for row, _ in repeated]] = False
-    rejected += [entry for _, entry in repeated]
+
+    rejected = []
+    for _, staged in parts:
+        rejected += staged.rejected
+    for row, error in _repeated_ids(parts, index):
+        if not skip_bad:
+            raise error
+        index.keep[row] = False
+        rejected.append(rejection(error))
+
     plans = _plan(out, parts, index, shard_size)
     if not any(plan.split == "train" for plan in plans):
-        raise BadRecordError(
-            f"{about['source']['file']}: leaves no structure to train on: check the splits and element filters"
+        raise ConversionError(
+            "no structure is left to train on",
+            file=about["source"]["file"],
+            remedy="check the splits and the element filters",
         )
-    shards, census = {}, Census()
+
+    shards = {}
+    census = Census()
     for plan, (entry, counted) in zip(plans, run(write_planned, plans), strict=True):
         shards[plan.path.name] = entry
         census += counted
-    filtered, kept = sum(staged.filtered for _, staged in parts), int(index.keep.sum())
+
+    kept = int(index.keep.sum())
+    filtered = sum(staged.filtered for _, staged in parts)
+    kept_splits = index.split[index.keep]
     info = {
         "schema_version": SCHEMA_VERSION,
         "units": {
@@ -89,90 +110,111 @@ def finish(
             "rejected": len(rejected),
         },
         "num_structures": {
-            split: int((index.split[index.keep] == k).sum()) for k, split in enumerate(SPLITS)
+            split: int((kept_splits == code).sum()) for code, split in enumerate(SPLITS)
         },
         "near_duplicates": _write_near_duplicates(out, parts, index),
         "levels_of_theory": census.levels,
         "shards": shards,
     }
+
     if rejected:
-        write_atomically(
-            out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in rejected)
-        )
+        lines = [json.dumps(row) + "\n" for row in rejected]
+        write_atomically(out / "rejected.jsonl", "".join(lines))
     write_atomically(out / "census.json", json.dumps(census.to_dict(), indent=1))
+    # last: from here on the folder counts as a data set
     write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
     return info
 
 
 @dataclass
 class _Index:
-    """Of all staged structures: part, row in it, and the columns that decide where they go."""
+    """All staged structures (S,): where they are, and the columns that decide where they go."""
 
     part: np.ndarray
+    """Which part it is in."""
+
     row: np.ndarray
+    """Its row in that part."""
+
     split: np.ndarray
+    """Index into SPLITS."""
+
     id_hash: np.ndarray
     fingerprint: np.ndarray
+
     keep: np.ndarray
+    """False for a structure that is set aside here."""
 
     @classmethod
-    def read(cls, parts: list[tuple[Path, StagedPart]]) -> _Index:
+    def read(cls, parts: Parts) -> _Index:
         names = ["split_code", "id_hash", "fingerprint"]
         tables = [pq.read_table(path, columns=names) for path, _ in parts]
         sizes = [table.num_rows for table in tables]
-        columns = pa.concat_tables(tables) if tables else pa.table({name: [] for name in names})
-        split, id_hash, fingerprint = (columns[name].to_numpy() for name in names)
-        part = np.repeat(np.arange(len(parts)), sizes)
-        row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
-        return cls(part, row, split, id_hash, fingerprint, np.ones(len(part), bool))
+        if tables:
+            columns = pa.concat_tables(tables)
+            row = np.concatenate([np.arange(size) for size in sizes])
+        else:
+            columns = pa.table({name: [] for name in names})
+            row = np.zeros(0, int)
+        return cls(
+            part=np.repeat(np.arange(len(parts)), sizes),
+            row=row,
+            split=columns["split_code"].to_numpy(),
+            id_hash=columns["id_hash"].to_numpy(),
+            fingerprint=columns["fingerprint"].to_numpy(),
+            keep=np.ones(len(row), bool),
+        )
 
 
-def _texts(
-    parts: list[tuple[Path, StagedPart]], index: _Index, rows: np.ndarray, name: str
-) -> dict[int, Any]:
-    """A column's values at some rows of the index; reads only the parts that hold them."""
+def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict[int, Any]:
+    """A column's values at some rows of the index; reads only the parts that contain them."""
     values: dict[int, Any] = {}
     for part in np.unique(index.part[rows]):
         own = rows[index.part[rows] == part]
-        column = pq.read_table(parts[part][0], columns=[name])[name].take(pa.array(index.row[own]))
+        path, _ = parts[part]
+        column = pq.read_table(path, columns=[name])[name].take(pa.array(index.row[own]))
         values |= dict(zip(own.tolist(), column.to_pylist(), strict=True))
     return values
 
 
-def _repeated_ids(
-    parts: list[tuple[Path, StagedPart]], index: _Index
-) -> list[tuple[int, dict[str, Any]]]:
-    """Row and quarantine entry of each structure whose id stands earlier already."""
+def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError]]:
+    """Row and error of each structure whose id an earlier structure has already."""
+    # equal hashes are only candidates, so the ids themselves are compared
     groups = near_duplicates.group_equal(index.id_hash)
     if not groups:
         return []
     rows = np.sort(np.concatenate(groups))
-    ids, records = (_texts(parts, index, rows, name) for name in ("structure_id", "record"))
+    ids = _values_at(parts, index, rows, "structure_id")
+    records = _values_at(parts, index, rows, "record")
+
     first: dict[str, int] = {}
     repeated = []
     for row in rows.tolist():
         earlier = first.setdefault(ids[row], row)
         if earlier == row:
             continue
-        where = f"record {records[earlier]} of {parts[index.part[earlier]][1].source}"
-        reason = f"has duplicate id '{ids[row]}', that of {where}: make ids unique or leave one out (skip_bad=true)"
-        file = parts[index.part[row]][1].source
-        repeated.append((row, {"file": file, "record": records[row], "reason": reason}))
+        earlier_file = parts[index.part[earlier]][1].source
+        error = BadRecordError(
+            f"has the id '{ids[row]}' of record {records[earlier]} of {earlier_file}",
+            remedy="make the ids unique, or leave one of the two out",
+            file=parts[index.part[row]][1].source,
+            record=records[row],
+        )
+        repeated.append((row, error))
     return repeated
 
 
-def _plan(
-    out: Path, parts: list[tuple[Path, StagedPart]], index: _Index, shard_size: int
-) -> list[ShardPlan]:
+def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[ShardPlan]:
+    """The shards of each split, `shard_size` structures each but for the last."""
     plans = []
     for code, split in enumerate(SPLITS):
         rows = np.flatnonzero(index.keep & (index.split == code))
         for number, first in enumerate(range(0, len(rows), shard_size)):
             own = rows[first : first + shard_size]
-            pieces = [
-                (parts[part][0], index.row[own[index.part[own] == part]])
-                for part in np.unique(index.part[own])
-            ]
+            pieces = []
+            for part in np.unique(index.part[own]):
+                path, _ = parts[part]
+                pieces.append((path, index.row[own[index.part[own] == part]]))
             plans.append(ShardPlan(out / f"{split}-{number:05d}.parquet", split, pieces))
     return plans
 
@@ -189,27 +231,22 @@ def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
     return write_shard(table, plan.path), census
 
 
-def _write_near_duplicates(
-    out: Path, parts: list[tuple[Path, StagedPart]], index: _Index
-) -> dict[str, Any]:
+def _write_near_duplicates(out: Path, parts: Parts, index: _Index) -> dict[str, Any]:
     """List groups of near duplicates in duplicates.jsonl; returns their counts."""
     kept = np.flatnonzero(index.keep)
     groups = [kept[rows] for rows in near_duplicates.group_equal(index.fingerprint[kept])]
     if groups:
         shown = [rows[: near_duplicates.SHOWN_IDS] for rows in groups]
-        ids = _texts(parts, index, np.concatenate(shown), "structure_id")
+        ids = _values_at(parts, index, np.concatenate(shown), "structure_id")
         lines = []
         for rows, first in zip(groups, shown, strict=True):
-            splits = {
-                split: int((index.split[rows] == code).sum()) for code, split in enumerate(SPLITS)
+            group = {
+                "num_structures": {
+                    split: int((index.split[rows] == code).sum())
+                    for code, split in enumerate(SPLITS)
+                },
+                "structure_ids": [ids[row] for row in first.tolist()],
             }
-            lines.append(
-                json.dumps(
-                    {
-                        "num_structures": splits,
-                        "structure_ids": [ids[row] for row in first.tolist()],
-                    }
-                )
-            )
+            lines.append(json.dumps(group))
         write_atomically(out / "duplicates.jsonl", "\n".join(lines) + "\n")
     return near_duplicates.summarise(groups, index.split)

@@ -1,10 +1,13 @@
-"""Near duplicates: structures whose fingerprints are equal, counted within and across splits, never dropped.
+"""Near duplicates: structures with equal fingerprints, counted within and across splits, never dropped.
 
-The fingerprint is a hash of the reduced composition, the level of theory, the energy per atom to 1 meV and three
-means over atoms to 0.02: the smooth number of neighbours within 4 A, the same weighted with the neighbour's Z / 10,
-and the root mean square of the former.  So turned, shifted, renumbered, repeated and barely moved copies are found.
-Limits: two copies that lie on both sides of a rounding step are missed; different structures can share all these
-numbers (mirror images do); the same geometry at two levels of theory is no duplicate.  It is a list to look at.
+The fingerprint is a hash of the reduced composition, the level of theory, the energy per atom to
+1 meV and three means over atoms to 0.02: the smooth number of neighbours within 4 A, the same
+weighted with the neighbour's Z / 10, and the root mean square of the former. It finds copies that
+are rotated, shifted, renumbered, repeated as supercells or barely moved.
+
+Limits: two copies on either side of a rounding step are missed. Different structures can share
+all of these numbers; mirror images do. The same geometry at two levels of theory is not a
+duplicate. The list is there to be looked at, not to delete by.
 """
 
 from __future__ import annotations
@@ -25,31 +28,38 @@ SHOWN_IDS = 20  # of one group
 
 
 def fingerprint(structure: Structure) -> int:
-    """A hash of 63 bits that near duplicates share, as the module says."""
+    """A hash of 63 bits that near duplicates share; the docstring of the module defines it."""
     elements, counts = np.unique(structure.atomic_numbers, return_counts=True)
-    energy = (
-        None if structure.energy is None else round(structure.energy / len(structure) / ENERGY_STEP)
+    reduced = counts // np.gcd.reduce(counts)
+    energy = None
+    if structure.energy is not None:
+        energy = round(structure.energy / len(structure) / ENERGY_STEP)
+    neighbours = np.rint(_neighbour_means(structure) / NEIGHBOUR_STEP).astype(int)
+    parts = (
+        elements.tolist(),
+        reduced.tolist(),
+        structure.level_of_theory,
+        energy,
+        neighbours.tolist(),
     )
-    numbers = np.rint(_neighbour_means(structure) / NEIGHBOUR_STEP).astype(int).tolist()
-    reduced = (counts // np.gcd.reduce(counts)).tolist()
-    return hash_63(repr((elements.tolist(), reduced, structure.level_of_theory, energy, numbers)))
+    return hash_63(repr(parts))
 
 
 def hash_63(text: str) -> int:
     """A text as a non-negative int64, the same on every machine."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big"
-        )
-        >> 1
-    )
+    # ids from files may contain surrogates, which plain UTF-8 refuses
+    encoded = text.encode(errors="surrogatepass")
+    digest = hashlib.blake2b(encoded, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _neighbour_means(structure: Structure) -> np.ndarray:
+    """The three means over atoms that the docstring of the module names, (3,)."""
     (sender, receiver), shifts = neighbour_list(
         structure.positions, structure.cell, structure.pbc, CUTOFF
     )
     vectors = structure.positions[sender] - structure.positions[receiver] + shifts @ structure.cell
+    # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
     weight = 0.5 + 0.5 * np.cos(np.pi / CUTOFF * np.linalg.norm(vectors, axis=1))
     per_atom = np.bincount(receiver, weight, minlength=len(structure))
     by_element = weight @ structure.atomic_numbers[sender] / 10 / len(structure)
@@ -65,14 +75,14 @@ def group_equal(fingerprints: np.ndarray) -> list[np.ndarray]:
 
 
 def summarise(groups: list[np.ndarray], split_codes: np.ndarray) -> dict[str, Any]:
-    """Counts of near duplicates, also of the groups that stand on two sides of a split, for dataset_info.json."""
-    sides = [set(split_codes[rows].tolist()) for rows in groups]
+    """Counts of near duplicates for dataset_info.json, also of groups that cross a split."""
     train, valid, test = range(len(SPLITS))
+    sides = [set(split_codes[rows].tolist()) for rows in groups]
     return {
         "groups": len(groups),
         "structures": int(sum(map(len, groups))),
         "groups_in_train_and_test": sum({train, test} <= side for side in sides),
         "groups_in_train_and_valid": sum({train, valid} <= side for side in sides),
-        "definition": "equal reduced composition, level of theory, energy per atom to 1 meV and three means of the "
-        "smooth neighbour number within 4 A to 0.02",
+        "definition": "equal reduced composition, level of theory, energy per atom to 1 meV and "
+        "three means of the smooth neighbour number within 4 A to 0.02",
     }

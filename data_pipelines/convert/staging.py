@@ -1,8 +1,9 @@
-"""The first half of a conversion: each part of a source becomes one staged file, on its own, in any process.
+"""The first half of a conversion: each part of a source becomes one staged file, in any process.
 
-A staged file is Parquet: the canonical columns of the structures that were kept, their split, record number and
-hashes, and in its footer what else there is to know of the part (StagedPart).  It appears under its name only when
-whole, and names the conversion that it belongs to, so a conversion that was stopped goes on from those that are there.
+A staged file is Parquet. Its columns are the canonical ones of the structures that were kept,
+with their split, record number and hashes. Its footer contains what else is known of the part
+(`StagedPart`). It appears under its name only when it is whole, and it names the conversion that
+it belongs to. A conversion that was stopped therefore continues with the parts that are missing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..sources.read import Part, Rejected
+from ..sources.source_format import Part
 from ..store.shards import ARROW_SCHEMA, BLOCK_SIZE, to_table
 from ..structure import SPLITS, BadRecordError, Structure
 from .near_duplicates import fingerprint, hash_63
@@ -39,21 +40,24 @@ FOOTER_KEY = b"evenfield"
 
 @dataclass
 class StagedPart:
-    """What became of the records of one part: read = kept + filtered + rejected."""
+    """What became of the records of one part. The numbers kept, filtered and rejected add up."""
 
-    conversion: str  # hash of source and config
-    source: str  # file of the records
+    conversion: str
+    """Key of the conversion, see `conversion_key`."""
+
+    source: str
+    """File of the records."""
+
     kept: int = 0
     filtered: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
 def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
-    """Names a conversion: the source's content, the config and how the source is cut."""
+    """A hash of everything that staged files depend on: content, settings, parts and columns."""
     cut = [asdict(part) for part in parts]
-    return hashlib.sha256(
-        json.dumps([origin, cut, STAGED_SCHEMA.names], sort_keys=True).encode()
-    ).hexdigest()
+    text = json.dumps([origin, cut, STAGED_SCHEMA.names], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def staged_path(out: Path, index: int) -> Path:
@@ -62,7 +66,7 @@ def staged_path(out: Path, index: int) -> Path:
 
 
 def read_staged(path: Path, conversion: str) -> StagedPart | None:
-    """The account of a staged part, or None when it is absent or belongs to another conversion."""
+    """The footer of a staged part, or None when it is absent or belongs to another conversion."""
     try:
         footer = pq.read_metadata(path).metadata or {}
         staged = StagedPart(**json.loads(footer[FOOTER_KEY]))
@@ -72,7 +76,7 @@ def read_staged(path: Path, conversion: str) -> StagedPart | None:
 
 
 def stage(
-    records: Iterable[tuple[int, Structure | Rejected | None]],
+    records: Iterable[tuple[int, Structure | BadRecordError | None]],
     path: Path,
     staged: StagedPart,
     *,
@@ -80,24 +84,24 @@ def stage(
     wanted: Callable[[Structure], bool],
     skip_bad: bool,
 ) -> StagedPart:
-    """Write the wanted structures among numbered records to `path`, atomically, and fill their account.
+    """Write the wanted structures among numbered records to `path`, atomically; counts in `staged`.
 
-    Raises BadRecordError at the first bad record unless skip_bad.
+    A record that is None did not pass the filters of its source. Raises the BadRecordError of
+    the first bad record unless `skip_bad`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     rows: list[tuple[Structure, int, int]] = []
     try:
+        # fast rather than small: these files are read once and deleted
         with pq.ParquetWriter(
             temporary, STAGED_SCHEMA, compression="lz4", use_dictionary=False
         ) as writer:
             for number, record in records:
-                if isinstance(record, Rejected):
+                if isinstance(record, BadRecordError):
                     if not skip_bad:
-                        raise BadRecordError(
-                            f"{record.file}: record {record.record} {record.reason}"
-                        )
-                    staged.rejected.append(asdict(record))
+                        raise record
+                    staged.rejected.append(rejection(record))
                 elif record is None or not wanted(record):
                     staged.filtered += 1
                 else:
@@ -109,12 +113,19 @@ def stage(
             if rows:
                 writer.write_table(_table(rows))
             writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(asdict(staged))})
+
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
+        # it still exists only if something failed
         temporary.unlink(missing_ok=True)
     return staged
+
+
+def rejection(error: BadRecordError) -> dict[str, Any]:
+    """A bad record as a line of rejected.jsonl."""
+    return {"file": error.file, "record": error.record, "reason": error.reason}
 
 
 def _table(rows: list[tuple[Structure, int, int]]) -> pa.Table:

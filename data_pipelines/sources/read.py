@@ -1,8 +1,8 @@
-"""A source of any kind -> checked canonical structures, as a config says; every error names file, record and mend.
+"""A source of any kind becomes checked canonical structures, as its config says.
 
-Kinds: files that ASE reads, `ase.db`, ASE-LMDB (`.aselmdb`), Parquet; one file, a folder, a glob, a URL (file://,
-s3:// and what else fsspec opens) or a data set of the hub, owner/name[@revision].  A source falls into parts that
-can be read in any order and in any process.
+A source is one file, a folder, a glob, a URL or a data set of the hub (`locations.py`), in any
+of the formats of `formats.py`. It is cut into parts that can be read in any order and in any
+process.
 """
 
 from __future__ import annotations
@@ -10,186 +10,182 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ase import Atoms
 
 from ..structure import BadRecordError, Structure, check_structure
-from .ase_files import (
-    DATABASES,
-    iter_file,
-    iter_rows,
-    record_from_atoms,
-    refuse_geometry_columns,
-    row_ids,
-)
-from .config import LABELS, Part, Rejected, SourceConfig
-from .extended_xyz import is_xyz, record_starts
-from .locations import fingerprint, is_url, list_files, local_file, open_binary, plain_path
+from .ase_files import record_from_atoms
+from .config import GEOMETRY, LABELS, SourceConfig
+from .formats import SUFFIXES, format_of
+from .locations import SourceError, fingerprint, list_files
 from .records import Record, is_wanted, structure_from_record
-from .tables import iter_table, row_ranges
+from .source_format import Part
 
 
-__all__ = [
-    "Part",
-    "Rejected",
-    "SourceConfig",
-    "check_columns_exist",
-    "list_parts",
-    "read_part",
-    "read_structures",
-    "sample_parts",
-    "source_fingerprint",
-    "structure_from_atoms",
-]
+RECORDS_PER_PART = 4096
 
-SPLIT = "(?P<split>train|valid|val|validation|test)"
-# as our own shards and those of the hub are named: the file, or its folder, states the split of all its rows
+# Our own shards, and those of the hub, are named after their split: train-00000.parquet or
+# train/0000.parquet.
+SPLIT_NAME = "train|valid|val|validation|test"
 SHARD_NAME = re.compile(
-    rf"(.*/)?({SPLIT}-\d{{5}}[^/]*|{SPLIT.replace('split', 'folder')}/\d{{4,5}}\.parquet)"
+    rf"(.*/)?((?P<split>{SPLIT_NAME})-\d{{5}}[^/]*|(?P<folder>{SPLIT_NAME})/\d{{4,5}}\.parquet)"
 )
 
+Item = TypeVar("Item")
 
-def list_parts(source: str, config: SourceConfig, records_per_part: int = 4096) -> list[Part]:
-    """The parts of a source in a stable order; Parquet is cut at row groups, a local database or xyz at records.
 
-    Other files, and remote databases, which have to be copied here, are one part each.
+def list_parts(
+    source: str, config: SourceConfig, records_per_part: int = RECORDS_PER_PART
+) -> list[Part]:
+    """The parts of a source in a stable order.
+
+    Parquet is cut between row groups, a local database or xyz file between records. Every other
+    file is one part, and so is a remote file that has to be copied here.
+
+    Raises SourceError when there is nothing to read.
     """
-    parts = [
-        part
-        for name in list_files(source, config.hub_config)
-        for part in _parts_of_file(name, records_per_part)
-    ]
+    parts = []
+    for name in _files(source, config):
+        parts += format_of(name).parts(name, records_per_part)
     if not parts:
-        raise BadRecordError(f"{source}: holds no structures: the file is empty, write it again")
+        raise SourceError("contains no structures", file=source, remedy="write the file again")
     return parts
 
 
-def _parts_of_file(name: str, records_per_part: int = 4096) -> list[Part]:
-    kind = Path(name).suffix
-    if kind == ".parquet":
-        with open_binary(name) as file:
-            return [Part(name, *rows) for rows in row_ranges(file, name, records_per_part)]
-    if kind in DATABASES and not is_url(name):
-        ids = row_ids(plain_path(name))
-        chunks = [ids[k : k + records_per_part] for k in range(0, len(ids), records_per_part)]
-        return [Part(name, chunk[0], chunk[-1] + 1) for chunk in chunks]
-    if is_xyz(name) and not is_url(name) and (starts := record_starts(str(plain_path(name)))):
-        firsts = range(0, len(starts), records_per_part)
-        return [Part(name, first, min(first + records_per_part, len(starts))) for first in firsts]
-    return [Part(name)]
-
-
 def sample_parts(source: str, config: SourceConfig, count: int) -> list[Part]:
-    """At most `count` parts spread over the source, of at most `count` files: others are not even opened."""
-    parts = [
-        part
-        for name in _spread(list_files(source, config.hub_config), count)
-        for part in _parts_of_file(name)
-    ]
-    return _spread(parts, count)
+    """At most `count` parts, evenly spaced over the source. At most `count` files are opened."""
+    parts = []
+    for name in _evenly_spaced(_files(source, config), count):
+        parts += format_of(name).parts(name, RECORDS_PER_PART)
+    return _evenly_spaced(parts, count)
 
 
-def _spread(items: list[Any], count: int) -> list[Any]:
+def _files(source: str, config: SourceConfig) -> list[str]:
+    return list_files(source, SUFFIXES, config.hub_config)
+
+
+def _evenly_spaced(items: list[Item], count: int) -> list[Item]:
+    """`count` of the items, or all if there are fewer; the first and the last are among them."""
     count = min(count, len(items))
-    return [items[k * (len(items) - 1) // max(count - 1, 1)] for k in range(count)]
+    steps = max(count - 1, 1)
+    return [items[k * (len(items) - 1) // steps] for k in range(count)]
 
 
-def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | Rejected | None]:
-    """The structures of one part; a bad record comes as Rejected, one that does not pass the row filters as None.
+def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | BadRecordError | None]:
+    """One item for each record of a part, in order.
 
-    An unreadable file, or one that lacks a column which the config names, raises BadRecordError.
+    A Structure; or a BadRecordError that names file and record; or None for a record that does
+    not pass the config's filters.
+
+    Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
     stem, split = _stem_and_split(part.name)
     for index, record in _records(part, config):
         try:
-            if isinstance(record, BadRecordError):
-                raise record
-            if not is_wanted(record, config):
-                yield None
-                continue
-            structure = structure_from_record(record, config, f"{stem}-{index}", split)
-            check_structure(structure)
+            found = _checked(record, config, f"{stem}-{index}", split)
         except BadRecordError as error:
-            yield Rejected(part.name, index, str(error))
-        else:
-            yield structure
+            error.file = part.name
+            error.record = index
+            # the traceback would keep the record's arrays alive for as long as the error
+            found = error.with_traceback(None)
+        yield found
 
 
-def _stem_and_split(name: str) -> tuple[str, str | None]:
-    """What default ids begin with, and the split that a file's name states."""
-    path = Path(name)
-    stem, match = path.name.split(".")[0], SHARD_NAME.fullmatch(name)
-    if stem.isdigit():  # a number alone is found in every folder
-        stem = f"{path.parent.name}-{stem}"
-    return stem, (match["split"] or match["folder"]) if match else None
+def _checked(
+    record: Record | BadRecordError, config: SourceConfig, default_id: str, split: str | None
+) -> Structure | BadRecordError | None:
+    if isinstance(record, BadRecordError):
+        raise record
+    if not is_wanted(record, config):
+        return None
+    structure = structure_from_record(record, config, default_id, split)
+    check_structure(structure)
+    return structure
 
 
 def _records(part: Part, config: SourceConfig) -> Iterator[tuple[int, Record | BadRecordError]]:
-    kind = Path(part.name).suffix
-    if kind == ".parquet":
-        with open_binary(part.name) as file:
-            yield from iter_table(file, part.name, config, part.first, part.last)
-        return
-    refuse_geometry_columns(part.name, config)
-    with local_file(part.name) as path:
-        if kind in DATABASES:
-            yield from iter_rows(path, part.first, part.last)
-        else:
-            yield from iter_file(path, part.first, part.last)
+    kind = format_of(part.name)
+    if not kind.is_table:
+        _refuse_geometry_columns(part.name, config)
+    return kind.records(part, config)
 
 
-def read_structures(
-    path: Path | str, source: SourceConfig, rejected: list[dict[str, str]] | None = None
-) -> Iterator[Structure]:
-    """Yield the checked canonical structures of a source, part after part.
+def _refuse_geometry_columns(name: str, config: SourceConfig) -> None:
+    for field in GEOMETRY:
+        if field in config.columns:
+            raise SourceError(
+                f"columns.{field} is for Parquet and hub data sets, and ASE finds {field} itself",
+                file=name,
+                remedy="remove the key",
+            )
 
-    A bad record raises BadRecordError; when a list `rejected` is given it is noted there instead and the
-    reading goes on.
+
+def _stem_and_split(name: str) -> tuple[str, str | None]:
+    """What the default ids begin with, and the split that the file's name states."""
+    path = Path(name)
+    stem = path.name.split(".")[0]
+    if stem.isdigit():
+        # every folder has a 0000.parquet
+        stem = f"{path.parent.name}-{stem}"
+
+    match = SHARD_NAME.fullmatch(name)
+    split = (match["split"] or match["folder"]) if match else None
+    return stem, split
+
+
+def read_structures(path: Path | str, config: SourceConfig) -> Iterator[Structure]:
+    """The checked canonical structures of a source, part after part.
+
+    Raises the BadRecordError of the first bad record; `read_part` returns it instead.
     """
-    for part in list_parts(str(path), source):
-        for found in read_part(part, source):
+    for part in list_parts(str(path), config):
+        for found in read_part(part, config):
             if isinstance(found, Structure):
                 yield found
-            elif found is None:
-                continue
-            elif rejected is None:
-                raise BadRecordError(f"{found.file}: record {found.record} {found.reason}")
-            else:
-                rejected.append(
-                    {"file": found.file, "record": str(found.record), "reason": found.reason}
-                )
+            elif found is not None:
+                raise found
+
+
+def structure_from_atoms(atoms: Atoms, config: SourceConfig, default_id: str) -> Structure:
+    """One ase.Atoms with its labels as a canonical structure; only its elements are checked."""
+    return structure_from_record(record_from_atoms(atoms), config, default_id)
 
 
 def source_fingerprint(source: str, config: SourceConfig) -> str:
-    """sha256 of what a source holds: of the bytes of local files; of etag, commit and size of remote ones."""
-    return fingerprint(list_files(source, config.hub_config))
+    """sha256 of what a source contains: bytes of local files; etag, commit and size of remote ones."""
+    return fingerprint(_files(source, config))
 
 
-def structure_from_atoms(atoms: Atoms, source: SourceConfig, default_id: str) -> Structure:
-    """One ase.Atoms with its labels as a canonical structure; of its numbers only the elements are checked."""
-    return structure_from_record(record_from_atoms(atoms), source, default_id)
+def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
+    """Raise SourceError when no record of the first part has a column that the config names.
 
-
-def check_columns_exist(path: Path | str, source: SourceConfig) -> None:
-    """Raise BadRecordError when a label or mask column named in the config is in no record of the first part.
-
-    Parquet has a schema, which is checked whenever a part of it is read.
+    It is called before a conversion, which would otherwise find out after hours that a label is
+    missing everywhere.
     """
-    part = (sample_parts(str(path), source, 1) or list_parts(str(path), source))[0]
-    missing = {
-        f"columns.{label}": source.columns[label] for label in LABELS if label in source.columns
-    }
-    missing |= {f"masks.{label}": key for label, key in source.masks.items()}
-    if Path(part.name).suffix == ".parquet":
-        missing = {}
+    part = (sample_parts(str(source), config, 1) or list_parts(str(source), config))[0]
+
+    # field of the config -> column that is still to be found
+    missing: dict[str, str] = {}
+    if not format_of(part.name).is_table:
+        for label in LABELS:
+            if label in config.columns:
+                missing[f"columns.{label}"] = config.columns[label]
+        for label, column in config.masks.items():
+            missing[f"masks.{label}"] = column
+
+    # Most files have all columns in the first record, some have a label later on. A table
+    # compares its schema with the config before it returns the first record.
     seen: set[str] = set()
-    for _, record in _records(part, source):  # most files have them in the first record, some late
+    for _, record in _records(part, config):
         if isinstance(record, Record):
             seen |= {*record.info, *record.arrays, *record.recognised}
-        missing = {field: key for field, key in missing.items() if key not in seen}
+        missing = {field: column for field, column in missing.items() if column not in seen}
         if not missing:
             break
-    for field, key in missing.items():
+
+    for field, column in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
-        raise BadRecordError(f"{part.name}: no column '{key}' for {field}; the file has: {known}")
+        raise SourceError(
+            f"no column '{column}' for {field}; the file has: {known}", file=part.name
+        )

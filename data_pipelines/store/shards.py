@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ..structure import SCHEMA_VERSION, Structure
 
@@ -36,7 +37,7 @@ ARROW_SCHEMA = pa.schema(
 )
 
 
-class BrokenDataSetError(ValueError):
+class BrokenDataSetError(EvenfieldError):
     """A converted data set with a missing, truncated or foreign file; the message names it and the mend."""
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from rich.progress import track
 
 from ...core.files import write_atomically
-from ...core.locks import held
+from ...core.locks import LockedError, held
 from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.store.shards import read_info
@@ -63,7 +63,11 @@ def few_shot_curve(
     largest size, or when another process writes the file.
     """
     own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
-    refusal = f"{own}: another process writes it, and each would lose the other's rows: wait, or share the work by --task"
+    refusal = LockedError(
+        "another process writes this file, and each would lose the other's rows",
+        remedy="wait, or share the work with --task",
+        file=own,
+    )
     with held(own.with_name(f".{own.name}.lock"), refusal):
         return _curve(model, data, out, own, config, task, say)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ...core.locks import held
+from ...core.locks import LockedError, held
 from ..config import PretrainConfig
 from ..loop.engine import Engine
 from .checkpoints import Loaded, NoCheckpointError, choose_checkpoint, load_checkpoint
@@ -56,10 +56,14 @@ def refuse_second_run(out: Path) -> None:
 
 
 def sole_writer(out: Path) -> AbstractContextManager[None]:
-    """Hold the run folder; ValueError if another process does, such as a rank that outlived its launcher."""
+    """Hold the run folder; LockedError if another process does, such as a rank that outlived its launcher."""
     return held(
         out / ".lock",
-        f"{out}: another process trains into this folder: end it first, or name another",
+        LockedError(
+            "another process trains into this folder",
+            remedy="end it first, or name another folder",
+            file=out,
+        ),
     )
 
 

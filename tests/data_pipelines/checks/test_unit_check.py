@@ -12,7 +12,8 @@ from ase import units
 
 from evenfield.cli import main
 from evenfield.data_pipelines.checks.unit_check import examine
-from evenfield.data_pipelines.sources.read import SourceConfig, structure_from_atoms
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.read import structure_from_atoms
 
 
 CONFIG = SourceConfig(level_of_theory="EMT")

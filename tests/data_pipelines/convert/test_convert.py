@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import finish as finishing
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, split_of
+from evenfield.data_pipelines.convert.finish import ConversionError
+from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
 from evenfield.data_pipelines.structure import SPLITS, BadRecordError
@@ -220,7 +222,7 @@ def test_skipped_records_are_set_aside_and_counts_add_up(file_with_bad_records, 
 
 def test_skipping_does_not_forgive_a_cut_off_file(file_with_bad_records, tmp_path):
     file_with_bad_records.write_text(file_with_bad_records.read_text()[:-30])
-    with pytest.raises(BadRecordError, match="record 31 cannot be read"):
+    with pytest.raises(SourceError, match="record 31 cannot be read"):
         convert(
             file_with_bad_records, tmp_path / "out", ConvertConfig(columns=LEVEL, skip_bad=True)
         )
@@ -229,7 +231,7 @@ def test_skipping_does_not_forgive_a_cut_off_file(file_with_bad_records, tmp_pat
 def test_nothing_to_train_on_is_an_error(file_with_bad_records, tmp_path):
     config = ConvertConfig(columns=LEVEL, skip_bad=True, with_elements=["U"])
     with pytest.raises(
-        BadRecordError, match=r"bad\.extxyz: leaves no structure to train on: check the splits"
+        ConversionError, match=r"bad\.extxyz: no structure is left to train on: check the splits"
     ):
         convert(file_with_bad_records, tmp_path / "out", config)
     assert not (tmp_path / "out" / "dataset_info.json").exists()

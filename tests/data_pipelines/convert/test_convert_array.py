@@ -53,4 +53,4 @@ def test_sixty_mutated_files_crash_nothing():
     outcomes = {name for counter in counts.values() for name in counter}
     assert sum(sum(counter.values()) for counter in counts.values()) == 60
     assert not [name for name in outcomes if name.startswith("CRASH")], json.dumps(counts)
-    assert {"success", "quarantine", "BadRecordError", "BrokenDataSetError"} <= outcomes
+    assert {"success", "quarantine", "ConversionError", "BrokenDataSetError"} <= outcomes

@@ -18,12 +18,14 @@ import pytest
 from ase.build import bulk, graphene
 from scipy.spatial.transform import Rotation
 
+from evenfield.core.files import FileError
 from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import staging
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.convert.near_duplicates import fingerprint
-from evenfield.data_pipelines.sources.read import Part
+from evenfield.data_pipelines.sources.locations import SourceError
+from evenfield.data_pipelines.sources.source_format import Part
 from evenfield.data_pipelines.store import shards
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
@@ -136,7 +138,7 @@ def test_folder_that_cannot_be_written_is_named(emt_file, monkeypatch, tmp_path)
 
     monkeypatch.setattr(Path, "mkdir", denied)
     with pytest.raises(
-        OSError,
+        FileError,
         match=r"out: cannot be written \(Permission denied\): make room or make it writable",
     ):
         convert(emt_file, tmp_path / "out", CONFIG, workers=1)
@@ -152,7 +154,7 @@ def test_source_that_may_not_be_read_is_named(emt_file, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(
-        BadRecordError, match=r"metals\.extxyz: cannot be read \(Permission denied\): ask its owner"
+        SourceError, match=r"metals\.extxyz: cannot be read \(Permission denied\): ask its owner"
     ):
         convert(emt_file, tmp_path / "out", CONFIG)
 
@@ -170,7 +172,7 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "read_part", cut_off)
         with pytest.raises(
-            OSError,
+            FileError,
             match=r"metals\.extxyz: reading failed \(connection reset by peer\): run the same",
         ):
             convert(emt_file, tmp_path / "out", CONFIG, workers=1)
@@ -241,7 +243,7 @@ def test_duplicate_ids_are_an_error_or_set_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "RECORDS_PER_PART", 2)
     path, out = with_ids(tmp_path, "a", "b", "c", "a", "d", "a"), tmp_path / "out"
     with pytest.raises(
-        BadRecordError, match=rf"^{path}: record 3 has duplicate id 'a', that of record 0 of {path}"
+        BadRecordError, match=rf"^{path}: record 3 has the id 'a' of record 0 of {path}"
     ):
         convert(path, out, ConvertConfig(level_of_theory="x"), workers=1)
     info = convert(path, out, ConvertConfig(level_of_theory="x", skip_bad=True), workers=1)
@@ -269,7 +271,7 @@ def test_label_that_appears_late_and_labels_that_never_do(tmp_path):
 def test_misspelt_mask_is_named(tmp_path):
     path = with_ids(tmp_path, "a")
     with pytest.raises(
-        BadRecordError, match=r"no column 'typo' for masks\.stress; the file has: .*structure_id"
+        SourceError, match=r"no column 'typo' for masks\.stress; the file has: .*structure_id"
     ):
         convert(
             path, tmp_path / "out", ConvertConfig(level_of_theory="x", masks={"stress": "typo"})

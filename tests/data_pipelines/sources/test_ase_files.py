@@ -15,15 +15,15 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import (
-    Part,
-    Rejected,
-    SourceConfig,
     list_parts,
     read_part,
     read_structures,
     source_fingerprint,
 )
+from evenfield.data_pipelines.sources.source_format import Part
 from evenfield.data_pipelines.structure import BadRecordError
 
 
@@ -111,7 +111,7 @@ def test_bad_row_is_rejected_by_its_id(name, alloys, tmp_path):
     del handle
     good, bad = read_part(list_parts(str(path), EMT)[0], EMT)
     assert good.structure_id == "mine-1"
-    assert isinstance(bad, Rejected) and (bad.file, bad.record) == (str(path), 2)
+    assert isinstance(bad, BadRecordError) and (bad.file, bad.record) == (str(path), 2)
     assert "at 0.100 A, closer than 0.3 A: check the length unit" in bad.reason
 
 
@@ -119,7 +119,7 @@ def test_bad_row_is_rejected_by_its_id(name, alloys, tmp_path):
 def test_corrupt_database_is_named(name, tmp_path, capfd):
     (tmp_path / name).write_bytes(b"not a database, whatever its name says" * 300)
     with pytest.raises(
-        BadRecordError,
+        SourceError,
         match=rf"{name}: cannot be read as a database \(.*\): fetch or write it again",
     ):
         list_parts(str(tmp_path / name), EMT)
@@ -131,9 +131,7 @@ def test_foreign_sqlite_file_is_named_and_left_alone(tmp_path):
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE notes (text)")
     before = path.read_bytes()
-    with pytest.raises(
-        BadRecordError, match=r"cannot be read as a database .*no such table: systems"
-    ):
+    with pytest.raises(SourceError, match=r"cannot be read as a database .*no such table: systems"):
         list_parts(str(path), EMT)
     assert path.read_bytes() == before
 
@@ -145,7 +143,7 @@ def test_torn_row_is_named(alloys, tmp_path):
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE systems SET positions = x'00' WHERE id = 2")
     with pytest.raises(
-        BadRecordError, match=rf"^{path}: record 2 cannot be read: .*; write it again"
+        BadRecordError, match=rf"^{path}: record 2 cannot be read \(.*\): write it again"
     ):
         list(read_structures(path, EMT))
 
@@ -153,7 +151,7 @@ def test_torn_row_is_named(alloys, tmp_path):
 def test_columns_of_geometry_are_refused_where_ase_reads_it(database):
     config = SourceConfig(columns={"positions": "pos"}, level_of_theory="EMT")
     with pytest.raises(
-        BadRecordError,
+        SourceError,
         match=r"columns\.positions is for Parquet and hub data sets.*: remove the key",
     ):
         list(read_structures(database, config))
@@ -216,7 +214,7 @@ def test_length_unit_scales_positions_and_cell(folder, alloys):
 def test_folder_without_data_is_named(tmp_path, name):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(
-        BadRecordError, match=r"nothing.*: holds no \.parquet, \.aselmdb, .* file: name another"
+        SourceError, match=r"nothing.*: contains no file that ends in \.parquet, .*: name another"
     ):
         list_parts(str(tmp_path / name), EMT)
 
@@ -244,7 +242,7 @@ def test_forbidden_file_is_named(name, tmp_path):
     with (
         nobody(),
         pytest.raises(
-            BadRecordError, match=rf"^{path}: cannot be read \(Permission denied\): ask its owner"
+            SourceError, match=rf"^{path}: cannot be read \(Permission denied\): ask its owner"
         ),
     ):
         list(read_structures(path, EMT))
@@ -256,7 +254,7 @@ def test_forbidden_folder_is_named(folder):
         with (
             nobody(),
             pytest.raises(
-                BadRecordError, match=rf"^{folder}.*: cannot be read \(Permission denied\): ask"
+                SourceError, match=rf"^{folder}.*: cannot be read \(Permission denied\): ask"
             ),
         ):
             list_parts(str(folder / "a.extxyz"), EMT)

@@ -94,7 +94,7 @@ def test_conversion_streams_from_the_hub(hub_folder, tmp_path):
         (
             "me/nothing",
             [],
-            "error: me/nothing: no such file or folder, and not to be had from the hub (",
+            "error: me/nothing: no such file or folder, and the hub does not provide it (",
         ),
         (
             "me/alloys",

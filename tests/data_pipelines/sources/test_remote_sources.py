@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import (
-    SourceConfig,
     list_parts,
     read_structures,
     source_fingerprint,
 )
-from evenfield.data_pipelines.structure import BadRecordError
 
 
 CONFIG = SourceConfig(
@@ -99,7 +99,8 @@ def test_conversion_from_s3(bucket, alloys, tmp_path):
 
 def test_key_that_is_not_there(bucket):
     with pytest.raises(
-        BadRecordError, match=r"^s3://bucket/nothing: holds no \.parquet.*: name another"
+        SourceError,
+        match=r"^s3://bucket/nothing: contains no file that ends in \.parquet.*: name another",
     ):
         list_parts("s3://bucket/nothing", CONFIG)
 
@@ -111,21 +112,21 @@ def test_store_that_cannot_be_reached(bucket, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(
-        BadRecordError, match=r"^s3://bucket/x\.parquet: cannot be reached \(.*\): check the name"
+        SourceError, match=r"^s3://bucket/x\.parquet: cannot be reached \(.*\): check the name"
     ):
         list_parts("s3://bucket/x.parquet", CONFIG)
 
 
 def test_scheme_that_nobody_knows():
     with pytest.raises(
-        BadRecordError, match=r"^sftpp://host/x\.xyz: cannot be reached \(Protocol not known: sftpp"
+        SourceError, match=r"^sftpp://host/x\.xyz: cannot be reached \(Protocol not known: sftpp"
     ):
         list_parts("sftpp://host/x.xyz", CONFIG)
 
 
 def test_hub_without_network_is_one_line():
     with pytest.raises(
-        BadRecordError,
-        match=r"^nobody/nothing@v1: no such file or folder, and not to be had from the",
+        SourceError,
+        match=r"^nobody/nothing@v1: no such file or folder, and the hub does not provide it",
     ):
         list_parts("nobody/nothing@v1", CONFIG)

@@ -9,16 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import (
-    Part,
-    Rejected,
-    SourceConfig,
     list_parts,
     read_part,
     read_structures,
     sample_parts,
     source_fingerprint,
 )
+from evenfield.data_pipelines.sources.source_format import Part
 from evenfield.data_pipelines.structure import BadRecordError, Structure
 
 
@@ -163,7 +163,7 @@ def test_sample_is_spread_and_opens_no_more_files_than_it_needs(tmp_path):
     path.with_name("5.parquet").write_bytes(b"broken")
     names = [Path(part.name).name for part in sample_parts(str(tmp_path), CONFIG, 3)]
     assert names == ["0.parquet", "4.parquet", "8.parquet"]
-    with pytest.raises(BadRecordError, match=r"5\.parquet: not a whole Parquet file"):
+    with pytest.raises(SourceError, match=r"5\.parquet: not a whole Parquet file"):
         list_parts(str(tmp_path), CONFIG)
 
 
@@ -197,7 +197,7 @@ def test_bad_rows_are_rejected_by_their_index(tmp_path):
     columns["atomic_numbers"] = [["O", "H", "H"]] * 3 + [["O", "H", "Hx"], ["O", "H"]]
     path = write(tmp_path / "mine.parquet", columns, row_group_size=2)
     found = [item for part in list_parts(str(path), CONFIG, 2) for item in read_part(part, CONFIG)]
-    bad = {item.record: item.reason for item in found if isinstance(item, Rejected)}
+    bad = {item.record: item.reason for item in found if isinstance(item, BadRecordError)}
     assert [item.energy for item in found if isinstance(item, Structure)] == [0, 2]
     assert bad[1].startswith("has 6 forces where 9 numbers belong")
     assert bad[3] == "has element 'Hx', which is no symbol: correct or remove it"
@@ -240,17 +240,15 @@ def test_half_atomic_number_is_refused(tmp_path):
 def test_missing_column_is_named_with_those_there(tmp_path, config, problem):
     path = write(tmp_path / "mine.parquet", rows())
     there = "atomic_numbers, positions, cell, pbc, E, F, S"
-    with pytest.raises(
-        BadRecordError, match=rf"^{path}: no column {problem}; the file has: {there}$"
-    ):
+    with pytest.raises(SourceError, match=rf"^{path}: no column {problem}; the file has: {there}$"):
         list(read_structures(path, SourceConfig(level_of_theory="PBE", **config)))
 
 
 def test_labels_are_not_guessed(tmp_path):
     path = write(tmp_path / "mine.parquet", rows())
     with pytest.raises(
-        BadRecordError,
-        match=r"no column is named as a label: add --recipe NAME, or columns\.energy=",
+        SourceError,
+        match=r"the settings name no column of a label; .*: name one with its unit, as in columns\.energy=",
     ):
         list(read_structures(path, SourceConfig(level_of_theory="PBE")))
 
@@ -259,14 +257,14 @@ def test_labels_are_not_guessed(tmp_path):
 def test_file_that_is_no_parquet(tmp_path, content):
     path = tmp_path / "mine.parquet"
     path.write_bytes(content)
-    with pytest.raises(BadRecordError, match=rf"^{path}: not a whole Parquet file"):
+    with pytest.raises(SourceError, match=rf"^{path}: not a whole Parquet file"):
         list_parts(str(path), CONFIG)
 
 
 def test_truncated_parquet(tmp_path):
     path = write(tmp_path / "mine.parquet", rows(100), row_group_size=10)
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(BadRecordError, match=rf"^{path}: not a whole Parquet file"):
+    with pytest.raises(SourceError, match=rf"^{path}: not a whole Parquet file"):
         list(read_structures(path, CONFIG))
 
 
@@ -276,7 +274,7 @@ def test_damaged_page_is_named_with_its_row(tmp_path):
     content[4:60] = bytes(56)
     path.write_bytes(content)
     with pytest.raises(
-        BadRecordError, match=rf"^{path}: cannot be read after row 0 .*: fetch or write it again"
+        SourceError, match=rf"^{path}: cannot be read after row 0 .*: fetch or write it again"
     ):
         list(read_structures(path, CONFIG))
 

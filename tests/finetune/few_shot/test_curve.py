@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evenfield.core.locks import held
+from evenfield.core.locks import LockedError, held
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.few_shot import curve as curves
 from evenfield.finetune.few_shot.curve import CurveConfig, few_shot_curve, samples_needed
@@ -55,8 +55,8 @@ def test_curve_has_its_format_and_is_not_computed_twice(model, sets, tmp_path, m
 def test_two_processes_do_not_write_one_file(model, sets, tmp_path):
     out = tmp_path / "fewshot.json"
     with (
-        held(tmp_path / ".fewshot.json.lock", ""),
-        pytest.raises(ValueError, match=r"fewshot\.json: another process"),
+        held(tmp_path / ".fewshot.json.lock", LockedError("")),
+        pytest.raises(LockedError, match=r"fewshot\.json: another process"),
     ):
         curve(model, sets, out)
     assert not out.exists()

@@ -10,7 +10,8 @@ import torch
 from ase.build import bulk, molecule
 
 from evenfield.data_pipelines.batch import collate, structure_graph
-from evenfield.data_pipelines.sources.read import SourceConfig, structure_from_atoms
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig, load
 from evenfield.model_zoo.compile.compiled import slopes
 from evenfield.model_zoo.compile.padded_shape import Frame, choose_frame

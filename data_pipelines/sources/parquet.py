@@ -18,10 +18,31 @@ from ase.data import atomic_numbers as symbol_to_number
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
 from .config import GEOMETRY, LABELS, TEXTS, SourceConfig
+from .locations import SourceError, open_binary
 from .records import Record
+from .source_format import Part, SourceFormat
 
 
 BATCH = 512  # rows that stand in memory at once
+
+
+class Parquet(SourceFormat):
+    """Tables; of a remote one only the byte ranges of the named columns are read."""
+
+    suffixes = (".parquet",)
+    is_table = True
+
+    def parts(self, name: str, records_per_part: int) -> list[Part]:
+        """Runs of whole row groups."""
+        with open_binary(name) as file:
+            return [Part(name, *rows) for rows in row_ranges(file, name, records_per_part)]
+
+    def records(
+        self, part: Part, config: SourceConfig
+    ) -> Iterator[tuple[int, Record | BadRecordError]]:
+        """Index and record of each row; see SourceFormat."""
+        with open_binary(part.name) as file:
+            yield from iter_table(file, part.name, config, part.first, part.last)
 
 
 def row_ranges(file: IO[bytes], name: str, rows: int) -> list[tuple[int, int]]:
@@ -43,8 +64,10 @@ def open_parquet(file: IO[bytes], name: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, pre_buffer=True)
     except (pa.ArrowException, OSError) as error:
-        raise BadRecordError(
-            f"{name}: not a whole Parquet file ({_said(error)}): fetch or write it again"
+        raise SourceError(
+            f"not a whole Parquet file ({_said(error)})",
+            file=name,
+            remedy="fetch or write it again",
         ) from None
 
 
@@ -64,8 +87,10 @@ def iter_table(
                     yield index, record
                 index += 1
     except (pa.ArrowException, OSError) as error:
-        raise BadRecordError(
-            f"{name}: cannot be read after row {index} ({_said(error)}): fetch or write it again"
+        raise SourceError(
+            f"cannot be read after row {index} ({_said(error)})",
+            file=name,
+            remedy="fetch or write it again",
         ) from None
 
 
@@ -101,13 +126,14 @@ def _columns(schema: pa.Schema, name: str, config: SourceConfig) -> dict[str, st
     asked |= {f"filters.{key}": key for key in config.filters}
     for key, path in asked.items():
         if not _exists(schema, path):
-            raise BadRecordError(
-                f"{name}: no column '{path}' for {key}; the file has: {', '.join(schema.names)}"
+            raise SourceError(
+                f"no column '{path}' for {key}; the file has: {', '.join(schema.names)}", file=name
             )
     if not any(label in wanted for label in LABELS):
-        raise BadRecordError(
-            f"{name}: no column is named as a label: add --recipe NAME, or columns.energy=... with units.energy=...; "
-            f"the file has: {', '.join(schema.names)}"
+        raise SourceError(
+            f"the settings name no column of a label; the file has: {', '.join(schema.names)}",
+            file=name,
+            remedy="name one with its unit, as in columns.energy=E units.energy=eV",
         )
     return asked
 

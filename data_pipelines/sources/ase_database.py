@@ -1,0 +1,93 @@
+"""ASE databases in SQLite (`.db`), read by ranges of row ids."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ase.db
+from ase.calculators.calculator import all_properties
+
+from ...core.errors import EvenfieldError
+from ..structure import BadRecordError
+from .ase_files import describe, require_content, unreadable
+from .config import SourceConfig
+from .locations import SourceError, is_url, local_file, plain_path
+from .records import Record
+from .source_format import Part, SourceFormat, cut_into_parts
+
+
+OpenDatabase = tuple[list[int], Callable[[int], Any]]
+"""Row ids, ascending, and the function that returns the row with an id."""
+
+
+class AseDatabase(SourceFormat):
+    """Rows with an id. Labels come from a row's calculator; key-value pairs and data are columns."""
+
+    suffixes = (".db",)
+
+    def parts(self, name: str, records_per_part: int) -> list[Part]:
+        """Ranges of row ids of a local file; a remote one is copied here, so it is one part."""
+        if is_url(name):
+            return [Part(name)]
+        with self._opened(plain_path(name), name) as (ids, _):
+            return cut_into_parts(name, ids, records_per_part)
+
+    def records(
+        self, part: Part, config: SourceConfig
+    ) -> Iterator[tuple[int, Record | BadRecordError]]:
+        """Id and record of each row; see SourceFormat."""
+        with local_file(part.name) as path, self._opened(path, part.name) as (ids, get_row):
+            for row_id in ids:
+                if row_id < part.first or (part.last is not None and row_id >= part.last):
+                    continue
+                try:
+                    record: Record | BadRecordError = _record_from_row(get_row(row_id))
+                except Exception as error:
+                    # a torn row fails anywhere in zlib, json, struct or sqlite3
+                    record = unreadable(error)
+                yield row_id, record
+
+    def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
+        """Open a database for reading only; what has to be closed goes on the stack."""
+        # ASE would parse every row to list the ids, and create its tables in a file without them
+        uri = f"{path.resolve().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+
+        # entered, ASE keeps one connection for all rows
+        database = stack.enter_context(ase.db.connect(path, type="db", use_lock_file=False))
+        return ids, lambda row_id: database.get(id=row_id)
+
+    @contextmanager
+    def _opened(self, path: Path, name: str) -> Iterator[OpenDatabase]:
+        """`open`, with errors that name the source."""
+        require_content(path, name)
+        with ExitStack() as stack:
+            try:
+                ids, get_row = self.open(path, stack)
+            except EvenfieldError:
+                raise
+            except Exception as error:
+                raise SourceError(
+                    f"cannot be read as a database ({describe(error)})",
+                    file=name,
+                    remedy="fetch or write it again",
+                ) from None
+            yield ids, get_row
+
+
+def _record_from_row(row: Any) -> Record:
+    columns = {**dict(row.data), **row.key_value_pairs}
+    return Record(
+        atomic_numbers=row.numbers,
+        positions=row.positions,
+        cell=row.cell,
+        pbc=row.pbc,
+        info=columns,
+        arrays=columns,
+        recognised={key: row[key] for key in all_properties if key in row},
+    )

@@ -1,0 +1,28 @@
+"""The file formats that a source may have. A new one is registered here."""
+
+from __future__ import annotations
+
+from .ase_database import AseDatabase
+from .ase_files import AseFile
+from .ase_lmdb import AseLmdb
+from .extended_xyz import ExtendedXyz
+from .parquet import Parquet
+from .source_format import SourceFormat
+
+
+# the first one that recognises a file's name reads it; AseFile recognises every name
+FORMATS: tuple[SourceFormat, ...] = (
+    Parquet(),
+    ExtendedXyz(),
+    AseDatabase(),
+    AseLmdb(),
+    AseFile(),
+)
+
+# what a folder is searched for
+SUFFIXES: tuple[str, ...] = tuple(suffix for kind in FORMATS for suffix in kind.suffixes)
+
+
+def format_of(name: str) -> SourceFormat:
+    """The format of a file or URL, by its name."""
+    return next(kind for kind in FORMATS if kind.recognises(name))
