@@ -1,13 +1,26 @@
-"""`evenfield data ...`: generate, convert, inspect. Thin: each command is one Python call with the same names."""
+"""`evenfield data ...`: generate, convert, check-units, inspect, census, weights.
+
+Each command is one Python call with the same names, and prints what came of it. Slow imports are
+inside the commands, so that `evenfield --help` is fast.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.command_line import Overrides, Recipe, settings_option, share_of_work
+from ..core.errors import EvenfieldError
+from ..core.files import file_errors
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .census.weights import WeightConfig
+    from .checks.weight_report import WeightReport
 
 
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
@@ -15,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, res
 Source = Annotated[
     str, typer.Argument(help="file, folder, glob, URL or hub data set owner/name[@revision]")
 ]
+DataSet = Annotated[Path, typer.Argument(help="folder of a converted data set")]
 
 
 @app.command()
@@ -25,9 +39,9 @@ def generate(
         bool, settings_option("data_pipelines.demo.generate:GeneratorConfig")
     ] = False,
 ) -> None:
-    """Build the embedded data: a multi-element set with a long tail, labelled by GFN1-xTB and EMT.
+    """Make demo data: many elements, most of them rare, labelled by GFN1-xTB and EMT.
 
-    Example: evenfield data generate runs/embedded.extxyz.gz num_structures=2000 seed=0
+    Example: evenfield data generate runs/demo.extxyz.gz num_structures=2000 seed=0
     """
     from ..core.settings import load_settings
     from .demo.generate import GeneratorConfig
@@ -49,7 +63,7 @@ def convert(
         str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")
     ] = None,
     trust_units: Annotated[
-        bool, typer.Option("--trust-units", help="convert though units look wrong")
+        bool, typer.Option("--trust-units", help="convert although units look wrong")
     ] = False,
     show_settings: Annotated[
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
@@ -57,31 +71,56 @@ def convert(
 ) -> None:
     """Convert a source to Parquet shards with a census, after a check of its units and signs.
 
-    A conversion that was stopped goes on from its finished parts. With --task K/N, several machines share the
-    work; the same command without --task then finishes.
+    A conversion that was stopped continues with the parts that are not finished. With --task K/N,
+    several machines share the work. The same command without --task then finishes.
 
-    Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE columns.energy=REF_energy
-    units.energy=eV
+    Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE
+    columns.energy=REF_energy units.energy=eV
     """
     from ..core.settings import load_settings
+    from .checks.unit_check import UnitError
     from .convert.convert import ConvertConfig
     from .convert.convert import convert as run
+    from .structure import BadRecordError
 
-    words = [*(overrides or []), *(["trust_units=true"] if trust_units else [])]
+    words = list(overrides or [])
+    if trust_units:
+        words.append("trust_units=true")
     config = load_settings(ConvertConfig, recipe, words)
-    info = run(source, out, config, workers=workers, task=share_of_work(task))
+
+    # `convert` is also called by other commands, which have neither of these settings
+    try:
+        info = run(source, out, config, workers=workers, task=share_of_work(task))
+    except BadRecordError as error:
+        _add_remedy(error, "set skip_bad=true to leave bad records out")
+        raise
+    except UnitError as error:
+        _add_remedy(error, "if the source is right, add --trust-units")
+        raise
+
     if info is None:
         typer.echo(
-            f"{out}: task {task} is staged; when all are, run the same command without --task"
+            f"{out}: task {task} is staged; when all tasks are, run the same command without --task"
         )
-        return
-    records, twins = info["records"], info["near_duplicates"]
+    else:
+        typer.echo(_converted(out, info))
+
+
+def _add_remedy(error: EvenfieldError, remedy: str) -> None:
+    error.remedy = remedy if error.remedy is None else f"{error.remedy}; or {remedy}"
+
+
+def _converted(out: Path, info: dict[str, Any]) -> str:
+    """What a conversion did, on one line, from the content of dataset_info.json."""
+    records = info["records"]
+    duplicates = info["near_duplicates"]
     splits = ", ".join(f"{count} {split}" for split, count in info["num_structures"].items())
     where = f" (see {out / 'rejected.jsonl'})" if records["rejected"] else ""
-    typer.echo(
-        f"{out}: {records['read']} read = {records['kept']} kept ({splits}) + {records['filtered']} filtered + "
-        f"{records['rejected']} rejected{where}; near duplicates: {twins['groups']} groups, "
-        f"{twins['groups_in_train_and_test']} in both train and test; "
+    return (
+        f"{out}: {records['read']} read = {records['kept']} kept ({splits}) "
+        f"+ {records['filtered']} filtered + {records['rejected']} rejected{where}; "
+        f"near duplicates: {duplicates['groups']} groups, "
+        f"{duplicates['groups_in_train_and_test']} in both train and test; "
         f"levels of theory: {', '.join(info['levels_of_theory'])}"
     )
 
@@ -95,9 +134,10 @@ def check_units(
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
     ] = False,
 ) -> None:
-    """Show what the check of units and signs finds in a sample of a source; exit code 1 if a test fails.
+    """Check the units and signs in a sample of a source; exit code 1 if a test fails.
 
-    Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe --recipe lemat
+    Example: evenfield data check-units LeMaterial/LeMat-Traj hub_config=compatible_pbe
+    --recipe lemat
     """
     from ..core.settings import load_settings
     from .checks.unit_check import check_units as run
@@ -111,8 +151,10 @@ def check_units(
 
 
 @app.command()
-def inspect(folder: Annotated[Path, typer.Argument(help="folder of a converted data set")]) -> None:
-    """Show schema, examples, distributions and suspected outliers; writes FOLDER/inspection.html and inspection.png.
+def inspect(folder: DataSet) -> None:
+    """Show schema, examples, distributions and suspected outliers of a data set.
+
+    Writes FOLDER/inspection.html and FOLDER/inspection.png.
 
     Example: evenfield data inspect runs/mine
     """
@@ -125,65 +167,77 @@ def inspect(folder: Annotated[Path, typer.Argument(help="folder of a converted d
 
     inspection = run(folder)
     picture, page = write_inspection(inspection)
+
+    # as Text, because ids and levels of theory may contain brackets, which rich takes for markup
     console = Console()
     for text in about(inspection):
         console.print(Text(text))
     for caption, header, rows in (level_table(inspection), outlier_counts(inspection)):
         table = Table(*header, title=caption)
         for row in rows:
-            table.add_row(*map(Text, row))  # ids and levels of theory may hold brackets
+            table.add_row(*map(Text, row))
         console.print(table)
     console.print(Text(f"page: {page}, picture: {picture}"))
 
 
 @app.command()
-def census(folder: Annotated[Path, typer.Argument(help="folder of a converted data set")]) -> None:
-    """Print what a data set holds, element by element, and draw it as FOLDER/census.png."""
+def census(folder: DataSet) -> None:
+    """Count structures and atoms of a data set by element, and draw FOLDER/census.png.
+
+    Example: evenfield data census runs/mine
+    """
     from rich.console import Console
-    from rich.table import Table
 
     from ..core.figures.periodic_table import periodic_table_heat_map
     from .census.census import count_shards
     from .store.shards import read_info
 
-    content = count_shards(folder / name for name in read_info(folder)["shards"]).to_dict()
-    table = Table(
-        "element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=str(folder)
-    )
-    rows = sorted(
-        content["per_element"].items(), key=lambda item: -sum(item[1]["structures"].values())
-    )
-    for symbol, row in rows:
-        rms = "-" if row["force_rms"] is None else f"{row['force_rms']:.3f}"
-        splits = (str(row["structures"].get(split, 0)) for split in ("train", "valid", "test"))
-        table.add_row(symbol, *splits, str(sum(row["atoms"].values())), rms)
+    shards = read_info(folder)["shards"]
+    content = count_shards(folder / name for name in shards).to_dict()
+    counts = {
+        symbol: sum(row["structures"].values()) for symbol, row in content["per_element"].items()
+    }
+
     console = Console()
-    console.print(table)
+    console.print(_census_table(str(folder), content["per_element"], counts))
     for level, row in content["levels_of_theory"].items():
         undetermined = ", ".join(row["undetermined"]) or "none"
         console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
-    counts = {symbol: sum(row["structures"].values()) for symbol, row in rows}
+
     picture = folder / "census.png"
-    periodic_table_heat_map(counts, str(folder), "structures with the element", log=True).savefig(
-        picture
-    )
+    figure = periodic_table_heat_map(counts, str(folder), "structures with the element", log=True)
+    with file_errors(picture):
+        figure.savefig(picture)
     console.print(f"picture: {picture}")
+
+
+def _census_table(title: str, per_element: dict[str, Any], counts: dict[str, int]) -> Table:
+    """One row per element, the most frequent first."""
+    from rich.table import Table
+
+    table = Table("element", "train", "valid", "test", "atoms", "force RMS (eV/A)", title=title)
+    for symbol in sorted(per_element, key=lambda symbol: -counts[symbol]):
+        row = per_element[symbol]
+        splits = [str(row["structures"].get(split, 0)) for split in ("train", "valid", "test")]
+        atoms = str(sum(row["atoms"].values()))
+        force_rms = "-" if row["force_rms"] is None else f"{row['force_rms']:.3f}"
+        table.add_row(symbol, *splits, atoms, force_rms)
+    return table
 
 
 @app.command()
 def weights(
-    folder: Annotated[Path, typer.Argument(help="folder of a converted data set")],
+    folder: DataSet,
     overrides: Overrides = None,
     show_settings: Annotated[
         bool, settings_option("data_pipelines.census.weights:WeightConfig")
     ] = False,
 ) -> None:
-    """Print and draw what importance weights will do: effective sample, share of each element before and after.
+    """Show what importance weights will do to each element, and draw FOLDER/weights.png.
 
     Example: evenfield data weights runs/mine beta=0.5
     """
     from rich.console import Console
-    from rich.table import Table
 
     from ..core.settings import load_settings
     from .census.weights import WeightConfig
@@ -191,25 +245,34 @@ def weights(
 
     config = load_settings(WeightConfig, None, overrides)
     report = weight_report(folder, config)
-    table = Table(
-        "element",
-        "structures",
-        "copies an epoch",
-        "ratio",
-        "share before",
-        "share after",
-        title=str(folder),
-    )
-    for symbol, before, after, ratio in report.rows():
-        shares = (f"{n / report.num_structures:.2%}" for n in (before, after))
-        table.add_row(symbol, str(before), f"{after:.1f}", f"{ratio:.2f}", *shares)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"beta {config.beta}, {config.over} over elements: weights {report.smallest:.3f} to {report.largest:.3f}; the "
-        f"weighted epoch is worth {report.effective_share:.0%} of {report.num_structures} structures "
-        f"(floor {config.min_effective_share:.0%})"
-    )
     picture = folder / "weights.png"
-    report.save_picture(picture, f"{folder}, beta {config.beta}")
+    with file_errors(picture):
+        report.save_picture(picture, f"{folder}, beta {config.beta}")
+
+    console = Console()
+    console.print(_weight_table(str(folder), report))
+    console.print(_weight_summary(config, report))
     console.print(f"picture: {picture}")
+
+
+def _weight_table(title: str, report: WeightReport) -> Table:
+    from rich.table import Table
+
+    header = ("element", "structures", "copies an epoch", "ratio", "share before", "share after")
+    table = Table(*header, title=title)
+    for symbol, before, after, ratio in report.rows():
+        share_before = f"{before / report.num_structures:.2%}"
+        share_after = f"{after / report.num_structures:.2%}"
+        table.add_row(
+            symbol, str(before), f"{after:.1f}", f"{ratio:.2f}", share_before, share_after
+        )
+    return table
+
+
+def _weight_summary(config: WeightConfig, report: WeightReport) -> str:
+    return (
+        f"beta {config.beta}, {config.over} over elements: "
+        f"weights {report.smallest:.3f} to {report.largest:.3f}; "
+        f"the weighted epoch is worth {report.effective_share:.0%} of "
+        f"{report.num_structures} structures (floor {config.min_effective_share:.0%})"
+    )

@@ -108,13 +108,13 @@ PBE = "level_of_theory=PBE"
             "mine.extxyz: record 0 has split 'training': use one of train, valid",
         ),
         (GOOD + GOOD[:-8], [PBE], "mine.extxyz: record 1 cannot be read"),
-        (GOOD + "\n" + GOOD, [PBE], "mine.extxyz: after record 0 stands a blank line"),
+        (GOOD + "\n" + GOOD, [PBE], "mine.extxyz: record 0 is followed by a blank line"),
         (
             frame(["H 0 0 0"], "species:S:1:pos:R:99999999999999999999"),
             [PBE],
             "announces 99999999999999999999 columns",
         ),
-        ("", [PBE], "mine.extxyz: holds no structures: the file is empty, write it again"),
+        ("", [PBE], "mine.extxyz: contains no structures: write the file again"),
         ("not a structure\n", [PBE], "mine.extxyz: record 0 cannot be read"),
     ],
 )

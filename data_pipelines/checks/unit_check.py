@@ -15,6 +15,7 @@ import numpy as np
 from ase import units
 from scipy.stats import spearmanr
 
+from ...core.errors import EvenfieldError
 from ...core.units import FACTORS
 from ..census.census import ReferenceFit, compositions
 from ..sources.config import Label, SourceConfig
@@ -46,7 +47,7 @@ MAX_RESIDUAL = 4.0  # eV/atom about the E0 fit, median; published sets lie below
 MIN_RESIDUAL = 0.02  # the same among many different compositions
 
 
-class UnitError(ValueError):
+class UnitError(EvenfieldError):
     """A source whose units or signs look wrong; the message names the tests that failed and the keys that mend."""
 
 
@@ -80,8 +81,8 @@ def refuse_suspicious_units(source: str, config: SourceConfig) -> UnitReport:
     if report.failed:
         wrong = "; ".join(finding.text for finding in report.failed)
         raise UnitError(
-            f"{source}: units or signs look wrong in {report.num_structures} sampled structures: {wrong}. "
-            "If the source is right as it is, say --trust-units"
+            f"units or signs look wrong in {report.num_structures} sampled structures: {wrong}",
+            file=source,
         )
     return report
 

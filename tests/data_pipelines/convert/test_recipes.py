@@ -14,7 +14,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from datasets import Array2D, Dataset, Features, Sequence, Value
 
 from evenfield.core.settings import SettingsError, load_settings, recipes_of
-from evenfield.data_pipelines.checks.unit_check import check_units
+from evenfield.data_pipelines.checks.unit_check import UnitError, check_units
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.sources.read import read_structures
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -267,7 +267,7 @@ def test_conversion_of_a_parquet_folder_by_recipe(alloys, tmp_path):
 def test_wrong_sign_in_a_recipe_is_refused(alloys, tmp_path):
     write_lemat(alloys, tmp_path / "rows.parquet")
     config = load_settings(ConvertConfig, Path("lemat"), ["units.stress=kbar"])
-    with pytest.raises(ValueError, match=r"pressure rises with volume .*: set units\.stress=-kbar"):
+    with pytest.raises(UnitError, match=r"pressure rises with volume .*: set units\.stress=-kbar"):
         convert(tmp_path / "rows.parquet", tmp_path / "out", config)
 
 
