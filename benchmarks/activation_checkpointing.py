@@ -29,9 +29,9 @@ import torch
 from ase.build import bulk
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.core.labels import present
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.cost.cost import CostCounter
 from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
@@ -68,8 +68,7 @@ def structures() -> list[Structure]:
                 level_of_theory=LEVEL,
                 structure_id=str(number),
                 group=str(number),
-                energy=0.0,
-                forces=atoms.positions * 0.1,
+                labels=present({"energy": 0.0, "forces": atoms.positions * 0.1}),
             )
         )
     return found
@@ -96,8 +95,10 @@ def ways(num_layers: int) -> dict[str, Callable[[], list[Tensor]]]:
             layers = [Recomputed(layer, name == "reentrant") for layer in potential.backbone.layers]
             potential.backbone.layers = nn.ModuleList(layers)
         potentials[name] = potential
-    graphs = [structure_graph(s, potentials["plain"].config.cutoff, [LEVEL]) for s in structures()]
-    whole, halves = [collate(graphs)], [collate(graphs[:2]), collate(graphs[2:])]
+    graphs = [
+        Batch.from_structure(s, potentials["plain"].config.cutoff, [LEVEL]) for s in structures()
+    ]
+    whole, halves = [Batch.join(graphs)], [Batch.join(graphs[:2]), Batch.join(graphs[2:])]
     return {
         "plain": partial(gradients, potentials["plain"], whole),
         "layers": partial(gradients, potentials["layers"], whole),

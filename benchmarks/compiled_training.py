@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import statistics
 import time
@@ -22,8 +23,8 @@ from typing import Any
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch_geometric.data import Batch
 
+from evenfield.data_pipelines.batch import Batch
 from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
@@ -48,8 +49,8 @@ def step(potential: Potential, batch: Batch, config: PretrainConfig) -> tuple[fl
 
 def in_double(batch: Batch) -> Batch:
     """The batch with labels in float64, as a potential in float64 wants them."""
-    labels = {name: batch[name].double() for name in ("forces", "stress", "force_weight")}
-    return batch.clone().update(labels)
+    labels = {name: value.double() for name, value in batch.labels.items()}
+    return dataclasses.replace(batch, labels=labels, atom_weight=batch.atom_weight.double())
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -78,7 +79,7 @@ def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
     batches = list(islice(stream, number))
     stream.close()
     sizes = [compiled.edge_vectors(batch)[1] for batch in batches]
-    fits = [frame.holds(b.num_nodes, tiles) for b, tiles in zip(batches, sizes, strict=True)]
+    fits = [frame.holds(b.num_atoms, tiles) for b, tiles in zip(batches, sizes, strict=True)]
     started = time.perf_counter()
     step(compiled, batches[fits.index(True)], config)
     compiling = time.perf_counter() - started

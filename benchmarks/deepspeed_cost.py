@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch_geometric.data import Batch
 
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything

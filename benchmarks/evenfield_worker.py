@@ -9,10 +9,9 @@ from typing import Any
 
 import ase.io
 import torch
-from torch_geometric.data import Batch
 from worker_protocol import LEARNING_RATE, Forward, Labels, Trainer, facts, parse_arguments, serve
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
@@ -24,7 +23,7 @@ def make_batch(structures: list[Any], cutoff: float) -> Batch:
     """All structures as one evenfield batch."""
     source = SourceConfig(level_of_theory="default")
     canonical = [structure_from_atoms(atoms, source, str(i)) for i, atoms in enumerate(structures)]
-    return collate([structure_graph(structure, cutoff) for structure in canonical])
+    return Batch.join([Batch.from_structure(structure, cutoff) for structure in canonical])
 
 
 def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
@@ -32,7 +31,7 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
         output = model(batch)
-        return output["energy"].float(), output["forces"]
+        return output.energy.float(), output.forces
 
     return forward
 
@@ -40,7 +39,7 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
 def compile_training(potential: Potential, batch: Batch) -> None:
     """Have training compiled for the sizes of this very batch."""
     _, tiles = potential.edge_vectors(batch)
-    potential.use_compiler_in_training(Frame(batch.num_nodes, len(tiles.receiver), tiles.size))
+    potential.use_compiler_in_training(Frame(batch.num_atoms, len(tiles.receiver), tiles.size))
 
 
 def own_optimizer(potential: Potential, **settings: Any) -> torch.optim.Optimizer:
@@ -61,7 +60,7 @@ def main() -> None:
         num_layers=options.layers,
         correlation=3,
         cutoff=options.cutoff,
-        num_neighbours=batch.num_edges / batch.num_nodes,
+        num_neighbours=batch.num_edges / batch.num_atoms,
     )
     torch.manual_seed(0)
     trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
@@ -73,7 +72,7 @@ def main() -> None:
         ["evenfield", "torch", "e3nn"],
         mode=options.mode,
         num_parameters=sum(p.numel() for p in parameters),
-        num_atoms=int(batch.num_nodes),
+        num_atoms=int(batch.num_atoms),
         num_edges=int(batch.num_edges),
     )
     trainer = Trainer(own_optimizer(trained), forward_of(trained, batch), Labels(structures))

@@ -34,7 +34,7 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
     structures = copper()
     batch, labels = make_batch(structures, 5.0), Labels(structures)
     torch.manual_seed(0)
-    config = PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)
+    config = PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_atoms)
     potential = Potential(config).train()
     compile_training(potential, batch)
     forward, optimizer = forward_of(potential, batch), own_optimizer(potential)
@@ -57,7 +57,7 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
             spent[name].append(seconds_of(call, times))
     seconds = {name: statistics.median(values) for name, values in spent.items()}
     atom, edge = per_atom_and_edge(config, torch.float32, training=True)
-    flops = batch.num_nodes * atom.flops + batch.num_edges * edge.flops
+    flops = batch.num_atoms * atom.flops + batch.num_edges * edge.flops
     rate = 2 * SIZE**3 / seconds["product"]
     return {
         "GFLOP of a step": flops / 1e9,

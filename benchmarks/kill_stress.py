@@ -29,6 +29,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from evenfield.core.labels import present
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.structure import Structure
 from evenfield.pretrain.checkpoints.checkpoints import choose_checkpoint
@@ -62,9 +63,13 @@ def labelled(atoms: Atoms, number: int, split: str) -> Structure:
         positions=atoms.positions,
         cell=atoms.cell.array,
         pbc=atoms.pbc,
-        energy=atoms.get_potential_energy(),
-        forces=atoms.get_forces(),
-        stress=atoms.get_stress(voigt=False),
+        labels=present(
+            {
+                "energy": atoms.get_potential_energy(),
+                "forces": atoms.get_forces(),
+                "stress": atoms.get_stress(voigt=False),
+            }
+        ),
     )
 
 

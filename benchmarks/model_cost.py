@@ -48,7 +48,7 @@ def measured(size: dict[str, int]) -> dict[str, float]:
         potential.train()
         out = potential(batch)
         torch.autograd.grad(
-            out["energy"].sum() + out["forces"].square().sum(),
+            out.energy.sum() + out.forces.square().sum(),
             list(potential.parameters()),
             allow_unused=True,
         )
@@ -65,10 +65,10 @@ def measured(size: dict[str, int]) -> dict[str, float]:
     slots = [len(potential.edge_vectors(batch)[1].sender) for batch in (small, large)]
     atom, edge = per_atom_and_edge(config, torch.float32, training=True)
     atom_once, edge_once = per_atom_and_edge(config, torch.float32, training=False)
-    more_atoms, more_slots = large.num_nodes - small.num_nodes, slots[1] - slots[0]
+    more_atoms, more_slots = large.num_atoms - small.num_atoms, slots[1] - slots[0]
     return {
         "flops_measured": flops,
-        "flops_counted": atom_once.flops * large.num_nodes + edge_once.flops * slots[1],
+        "flops_counted": atom_once.flops * large.num_atoms + edge_once.flops * slots[1],
         "memory_measured": grown,
         "memory_counted": atom.memory * more_atoms + edge.memory * more_slots,
     }

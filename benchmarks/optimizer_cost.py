@@ -32,7 +32,7 @@ def measure(channels: int, rounds: int) -> dict[str, float]:
     batch, labels = make_batch(structures, 5.0), Labels(structures)
     torch.manual_seed(0)
     potential = Potential(
-        PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_nodes)
+        PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_atoms)
     ).train()
     forward = forward_of(potential, batch)
     optimizers = {name: own_optimizer(potential, optimizer=name) for name in ("soap", "adamw")}

@@ -20,7 +20,7 @@ import torch
 from ase.build import bulk
 
 from evenfield.core.ranks import keep_freed_memory
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
 
@@ -49,7 +49,7 @@ def seconds(potential: Potential, one: Structure) -> float:
     """CPU seconds of a call; its tensors are freed within the time."""
     started = time.process_time()
     with torch.no_grad():
-        potential(collate([structure_graph(one, potential.config.cutoff)]))
+        potential(Batch.join([Batch.from_structure(one, potential.config.cutoff)]))
     return time.process_time() - started
 
 

@@ -47,7 +47,7 @@ def fitted_costs(config: PretrainConfig, data: Collection, steps: int) -> np.nda
         potential.zero_grad()
         started = time.process_time()
         weighted_loss(potential(batch), batch, label_counts(batch), LossConfig()).backward()
-        rows.append((time.process_time() - started, batch.num_nodes, batch.num_edges))
+        rows.append((time.process_time() - started, batch.num_atoms, batch.num_edges))
     table = np.array(rows[WARM_UP:])
     usual = table[:, 0] < np.quantile(table[:, 0], 0.9)  # the rest was disturbed
     return np.linalg.lstsq(table[usual, 1:], table[usual, 0], rcond=None)[0]
@@ -70,7 +70,7 @@ def batches_of_ranks(
         )
         source = stream.batches()
         sizes.append(
-            [(batch.num_nodes, batch.num_edges) for batch in itertools.islice(source, steps)]
+            [(batch.num_atoms, batch.num_edges) for batch in itertools.islice(source, steps)]
         )
         source.close()
     return np.array(sizes).transpose(1, 0, 2)

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from evenfield.data_pipelines.batch import structure_graph
+from evenfield.core.labels import present
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import WeightConfig
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.shards import shard_paths
@@ -52,9 +53,13 @@ def synthetic(number: int, sizes: tuple[int, int] = (20, 80)) -> Iterator[Struct
             structure_id=f"s-{k}",
             group=f"g-{k}",
             split="train",
-            energy=float(rng.normal() * num_atoms),
-            forces=rng.normal(size=(num_atoms, 3)),
-            stress=rng.normal(size=(3, 3)),
+            labels=present(
+                {
+                    "energy": float(rng.normal() * num_atoms),
+                    "forces": rng.normal(size=(num_atoms, 3)),
+                    "stress": rng.normal(size=(3, 3)),
+                }
+            ),
         )
 
 
@@ -129,7 +134,7 @@ def packing(number: int = 2000, edge_budget: int = 40_000, ranks: int = 4) -> di
     edges: list[list[int]] = []
     for rank in range(ranks):
         chosen = islice(synthetic(number, (1, 200)), rank, None, ranks)
-        graphs = (structure_graph(s, 5.0) for s in chosen)
+        graphs = (Batch.from_structure(s, 5.0) for s in chosen)
         config = StreamConfig()
         edges.append(
             [

@@ -22,13 +22,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
 from evenfield.model_zoo.network.gaunt.backbone import Interaction
 from evenfield.model_zoo.potential.potential import Potential, forces_and_stress
+from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
@@ -63,13 +64,13 @@ class DirectForces(nn.Module):
                 lambda module, inputs, output: self._features.append(output)
             )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Prediction:
         """As the potential's, with direct forces and no stress."""
         potential = self.potential
         self._features.clear()
         vectors, tiles = potential.edge_vectors(batch)
         vectors = vectors.detach()
-        head = batch.head[batch.batch]
+        head = batch.head[batch.structure_index]
         energies = potential.interaction(batch.atomic_numbers, head, vectors, tiles).double()
         core_energies, slope = potential.core_repulsion(batch, vectors, tiles)
         energies = potential.e0[head, batch.atomic_numbers] + energies + core_energies
@@ -78,12 +79,15 @@ class DirectForces(nn.Module):
         own = torch.einsum("anc,nc->na", arrows, self.weight[head]) * potential.scale[
             head
         ].unsqueeze(1)
-        energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
-        return {
+        energy = energies.new_zeros(batch.num_structures).index_add(
+            0, batch.structure_index, energies
+        )
+        labels = {
             "energy": energy,
             "forces": core + own.to(core.dtype),
-            "stress": torch.full_like(batch.stress, torch.nan),
+            "stress": torch.full_like(batch.labels["stress"], torch.nan),
         }
+        return Prediction(labels)
 
     def conservative(self) -> Potential:
         """The potential as it was built, with what the network has learned."""
@@ -108,11 +112,11 @@ def copy_leading(source: Interaction, target: Interaction) -> None:
         new[:degrees].copy_(old[:degrees])
 
 
-def net_force_penalty(prediction: dict[str, Tensor], batch: Batch) -> Tensor:
+def net_force_penalty(prediction: Prediction, batch: Batch) -> Tensor:
     """Mean over structures of |sum of forces|^2 / N, in (eV/A)^2."""
-    forces = prediction["forces"]
-    net = forces.new_zeros(batch.num_graphs, 3).index_add(0, batch.batch, forces)
-    return (net.square().sum(1) / batch.ptr.diff()).mean()
+    forces = prediction.forces
+    net = forces.new_zeros(batch.num_structures, 3).index_add(0, batch.structure_index, forces)
+    return (net.square().sum(1) / batch.atoms_per_structure).mean()
 
 
 def train(
@@ -129,7 +133,7 @@ def train(
     while clock.spent() < until:
         batch = next(batches)
         if direct:
-            batch.stress = torch.full_like(batch.stress, torch.nan)
+            batch.labels["stress"] = torch.full_like(batch.labels["stress"], torch.nan)
         prediction = model(batch)
         loss = weighted_loss(prediction, batch, label_counts(batch), config.loss)
         if direct:

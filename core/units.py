@@ -31,13 +31,3 @@ STRESS = {
     "Hartree/Bohr^3": units.Hartree / units.Bohr**3,
 }
 STRESS |= {f"-{name}": -factor for name, factor in STRESS.items()}
-
-FACTORS = {"energy": ENERGY, "forces": FORCES, "stress": STRESS}
-
-
-def unit_factor(label: str, unit: str) -> float:
-    """The factor that takes a label from `unit` to the pipeline's unit.
-
-    The unit is one of `FACTORS[label]`; the classes of settings refuse any other.
-    """
-    return FACTORS[label][unit]

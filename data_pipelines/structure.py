@@ -1,29 +1,26 @@
-"""Every field name, shape and unit of the pipeline, once; the canonical record; and the checks it must pass.
+"""The canonical record: one structure with its labels, and the checks that it must pass.
 
-Shapes: N atoms, E edges, S structures.  Units: A, eV, eV/A, eV/A^3.  Cell rows are lattice vectors.
+Shapes: N atoms. Units: A, eV, eV/A, eV/A^3. Cell rows are lattice vectors.
 Stress is 3x3, symmetric and tensile-positive (ASE's sign).
 
-==================  ============  ==========================================================================
+==================  ============  ==================================================
 field               shape         meaning
-==================  ============  ==========================================================================
+==================  ============  ==================================================
 atomic_numbers      (N,)          Z, 1..118
 positions           (N, 3)        A
 cell                (3, 3)        A, rows are lattice vectors, zero when not periodic
 pbc                 (3,)          periodic along each lattice vector
-energy              ()            eV, total energy of the stated level of theory
-forces              (N, 3)        eV/A
-stress              (3, 3)        eV/A^3
+labels              dict          energy, forces, stress: see core/labels.py
 level_of_theory     str           energies with the same tag share one zero
 structure_id        str           unique within a data set
-group               str           structures of one group stay on one side of a split
-==================  ============  ==========================================================================
-
-A missing label is None in a record, null in Parquet and NaN in a batch; it is never zero.
+group               str           one group is never divided between two splits
+==================  ============  ==================================================
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -32,27 +29,22 @@ from ase.geometry import complete_cell
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ..core.errors import EvenfieldError
+from ..core.labels import LABELS, present
 from .neighbours import cell_heights, neighbour_list
 
 
 SCHEMA_VERSION = 1
 MAX_ATOMIC_NUMBER = 118
 MIN_DISTANCE = 0.3  # A; no nuclei come closer in a structure that anybody meant
-SEARCH_RADIUS = (
-    2.0  # A; the neighbour search bins space by its cutoff, and at 0.3 A it is 50 times slower
-)
-MAX_LENGTH = 1e3  # A, of a coordinate or a cell vector; at 1e4 A float32 positions would be rounded to 0.001 A
-MAX_ENERGY = 1e7  # eV per atom; an all-electron energy of Og is 1.5e6
-MAX_FORCE = (
-    1e4  # eV/A; two nuclei at MIN_DISTANCE repel each other with less in any converged calculation
-)
-MAX_STRESS = 1e4  # eV/A^3, 1.6e6 GPa
+# A; the neighbour search bins space by its cutoff, and at 0.3 A it is 50 times slower
+SEARCH_RADIUS = 2.0
+# A, of a coordinate or a cell vector; at 1e4 A float32 positions are rounded to 0.001 A
+MAX_LENGTH = 1e3
 SPLITS = ("train", "valid", "test")
-UNITS = {"positions": "A", "cell": "A", "energy": "eV", "forces": "eV/A", "stress": "eV/A^3"}
 
 
 class BadRecordError(EvenfieldError):
-    """A structure that must not enter the pipeline; the message names the record and the mend."""
+    """A structure that must not enter the pipeline: the record, what is wrong, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +58,8 @@ class Structure:
     level_of_theory: str
     structure_id: str
     group: str
-    energy: float | None = None
-    forces: np.ndarray | None = None
-    stress: np.ndarray | None = None
+    labels: dict[str, Any] = field(default_factory=dict)
+    """By name of core.labels; a float or an array. A label that is absent is not known."""
     split: str | None = None
 
     def __len__(self) -> int:
@@ -79,15 +70,52 @@ class Structure:
         """Distinct atomic numbers, ascending."""
         return np.unique(self.atomic_numbers)
 
+    @property
+    def energy(self) -> float | None:
+        """Total energy in eV."""
+        return self.labels.get("energy")
+
+    @property
+    def forces(self) -> np.ndarray | None:
+        """(N, 3) in eV/A."""
+        return self.labels.get("forces")
+
+    @property
+    def stress(self) -> np.ndarray | None:
+        """(3, 3) in eV/A^3, tensile-positive."""
+        return self.labels.get("stress")
+
+    def with_labels(self, **labels: Any) -> Structure:
+        """The structure with these labels instead of its own; None removes one."""
+        return replace(self, labels=present(self.labels | labels))
+
+    @classmethod
+    def from_atoms(
+        cls,
+        atoms: Atoms,
+        level_of_theory: str,
+        structure_id: str,
+        group: str = "",
+        **labels: Any,
+    ) -> Structure:
+        """Atoms of ASE with the given labels; what their calculator or info holds is not read."""
+        return cls(
+            atomic_numbers=atoms.numbers,
+            positions=atoms.positions,
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            level_of_theory=level_of_theory,
+            structure_id=structure_id,
+            group=group,
+            labels=present(labels),
+        )
+
     def to_atoms(self) -> Atoms:
         """The structure as ase.Atoms, its labels in a SinglePointCalculator."""
         atoms = Atoms(
             numbers=self.atomic_numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
         )
-        labels = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
-        atoms.calc = SinglePointCalculator(
-            atoms, **{k: v for k, v in labels.items() if v is not None}
-        )
+        atoms.calc = SinglePointCalculator(atoms, **self.labels)
         atoms.info |= {"level_of_theory": self.level_of_theory, "structure_id": self.structure_id}
         return atoms
 
@@ -102,14 +130,16 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
 def check_structure(structure: Structure) -> None:
     """Raise BadRecordError for a structure that no model should be trained on."""
     check_elements(structure.atomic_numbers)
-    for name in ("positions", "cell", "energy", "forces", "stress"):
-        value = getattr(structure, name)
-        if value is not None and not np.isfinite(value).all():
+    for name, value in _arrays(structure).items():
+        if not np.isfinite(value).all():
             raise BadRecordError(f"has NaN or infinite {name}: remove the label or the record")
-    if structure.forces is not None and structure.forces.shape != structure.positions.shape:
-        raise BadRecordError(
-            f"has forces of shape {structure.forces.shape} for {len(structure)} atoms: give 3 per atom"
-        )
+    for name, value in structure.labels.items():
+        expected = LABELS[name].shape(len(structure))
+        if np.shape(value) != expected:
+            raise BadRecordError(
+                f"has {name} of shape {np.shape(value)} for {len(structure)} atoms: "
+                f"give shape {expected}"
+            )
     _check_sizes(structure)
     _check_cell(structure)
     _check_distances(structure)
@@ -126,19 +156,25 @@ def check_elements(atomic_numbers: np.ndarray) -> None:
         )
 
 
+def _arrays(structure: Structure) -> dict[str, Any]:
+    """Everything in a structure that is a real number, by name."""
+    return {"positions": structure.positions, "cell": structure.cell} | structure.labels
+
+
 def _check_sizes(structure: Structure) -> None:
-    limits = {
-        "positions": MAX_LENGTH,
-        "cell": MAX_LENGTH,
-        "forces": MAX_FORCE,
-        "stress": MAX_STRESS,
-    }
-    for name, limit in (limits | {"energy": MAX_ENERGY * len(structure)}).items():
-        value = getattr(structure, name)
-        largest = 0.0 if value is None else np.abs(value).max()
+    for name, value in _arrays(structure).items():
+        if name in LABELS:
+            label = LABELS[name]
+            unit = label.unit
+            limit = label.largest * (len(structure) if label.extensive else 1)
+        else:
+            unit = "A"
+            limit = MAX_LENGTH
+        largest = np.abs(value).max()
         if largest > limit:
             raise BadRecordError(
-                f"has {name} of {largest:.3g}, beyond {limit:g} {UNITS[name]}: check the unit or remove the record"
+                f"has {name} of {largest:.3g}, beyond {limit:g} {unit}: "
+                "check the unit or remove the record"
             )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from ..data_pipelines.batch import collate, structure_graph
+from ..data_pipelines.batch import Batch
 from ..data_pipelines.structure import Structure
 from ..model_zoo.hub.load import LoadedModel
 
@@ -18,10 +18,8 @@ def structure_features(model: LoadedModel, frames: Iterable[Atoms]) -> np.ndarra
     potential, rows = model.potential, []
     level, dtype = potential.config.levels_of_theory[0], next(potential.parameters()).dtype
     for atoms in frames:
-        s = Structure(
-            atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, "features", ""
-        )
-        batch = collate([structure_graph(s, potential.config.cutoff, [level], dtype)])
+        structure = Structure.from_atoms(atoms, level, "features")
+        batch = Batch.from_structure(structure, potential.config.cutoff, [level], dtype)
         with torch.no_grad():
             vectors, tiles = potential.edge_vectors(batch)
             rows.append(

@@ -43,7 +43,7 @@ def frame_of(config: PretrainConfig, data: Collection, levels_of_theory: list[st
     stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
     try:
         return choose_frame(
-            [torch.bincount(b.edge_index[1], minlength=b.num_nodes) for b in islice(stream, LOOK)]
+            [torch.bincount(b.edge_index[1], minlength=b.num_atoms) for b in islice(stream, LOOK)]
         )
     finally:
         stream.close()

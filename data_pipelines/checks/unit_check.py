@@ -16,15 +16,15 @@ from ase import units
 from scipy.stats import spearmanr
 
 from ...core.errors import EvenfieldError
-from ...core.units import FACTORS
+from ...core.labels import LABELS
 from ..census.census import ReferenceFit, compositions
-from ..sources.config import Label, SourceConfig
+from ..sources.config import SourceConfig
 from ..sources.read import read_part, sample_parts
 from ..structure import Structure
 from .unit_pairs import bonds, pressure_steps, works_between_frames
 
 
-FIRST_LAW: tuple[Label, ...] = ("forces", "stress")
+FIRST_LAW: tuple[str, ...] = ("forces", "stress")
 SAMPLE_SIZE = 1000  # structures, and at most this many atoms:
 SAMPLE_ATOMS = 60_000
 SAMPLE_PARTS = 8
@@ -141,7 +141,7 @@ def _first_law(structures: list[Structure], config: SourceConfig, bohr: bool) ->
     works = works_between_frames(structures)
     columns = np.stack([works.forces, works.stress], axis=1)  # (P, 2)
     slopes = _least_deviations(columns, works.energy)
-    verdicts: dict[Label, tuple[float | None, str]] = {}
+    verdicts: dict[str, tuple[float | None, str]] = {}
     for k, label in enumerate(FIRST_LAW):
         rest = works.energy - columns[:, 1 - k] * slopes[1 - k]
         verdicts[label] = _trusted(rest, columns[:, k], slopes[k], works.energy)
@@ -204,7 +204,7 @@ def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
     return slopes
 
 
-def _mend_slope(label: Label, slope: float, config: SourceConfig, energy_too: bool) -> str:
+def _mend_slope(label: str, slope: float, config: SourceConfig, energy_too: bool) -> str:
     """The key that would make the slope one: the label's unit or, where forces and stress agree, the energy's."""
     own, of_energy = _likely(label, slope, config), _likely("energy", 1 / slope, config)
     if of_energy and (energy_too or not own):
@@ -212,18 +212,21 @@ def _mend_slope(label: Label, slope: float, config: SourceConfig, energy_too: bo
     return f"set {_key(own[0], label, config)}" if own else f"check units.{label} and units.energy"
 
 
-def _likely(label: Label, factor: float, config: SourceConfig) -> list[str]:
+def _likely(label: str, factor: float, config: SourceConfig) -> list[str]:
     """Units of the label, nearest first, in which it would be `factor` times what it is taken for."""
-    wanted = FACTORS[label][config.units.get(label, next(iter(FACTORS[label])))] * factor
+    wanted = (
+        LABELS[label].unit_factors[config.units.get(label, next(iter(LABELS[label].unit_factors)))]
+        * factor
+    )
     off = {
         unit: abs(np.log(known / wanted))
-        for unit, known in FACTORS[label].items()
+        for unit, known in LABELS[label].unit_factors.items()
         if known / wanted > 0
     }
     return sorted((unit for unit in off if off[unit] < 0.2), key=lambda unit: off[unit])
 
 
-def _key(unit: str, label: Label, config: SourceConfig) -> str:
+def _key(unit: str, label: str, config: SourceConfig) -> str:
     column = "" if label in config.columns else f"columns.{label}={label} "
     return f"{column}units.{label}={unit}"
 
@@ -305,8 +308,8 @@ def _pressure_size(structures: list[Structure]) -> Finding:
     )
 
 
-def _flip(label: Label, config: SourceConfig) -> str:
-    unit = config.units.get(label, next(iter(FACTORS[label])))
+def _flip(label: str, config: SourceConfig) -> str:
+    unit = config.units.get(label, next(iter(LABELS[label].unit_factors)))
     return f"set {_key(unit[1:] if unit.startswith('-') else f'-{unit}', label, config)}"
 
 

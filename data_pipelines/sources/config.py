@@ -6,12 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ...core.labels import LABELS
 from ...core.settings import Settings
-from ...core.units import FACTORS
 
-
-Label = Literal["energy", "forces", "stress"]
-LABELS: tuple[Label, ...] = ("energy", "forces", "stress")
 
 # named in the config for tables only, because the readers of other formats know where they are
 GEOMETRY = ("atomic_numbers", "positions", "cell", "pbc")
@@ -31,11 +28,11 @@ class SourceConfig(Settings):
     columns: dict[str, str] = Field(
         default={}, description="field -> column, info key or array key of the source"
     )
-    units: dict[Label, str] = Field(default={}, description="unit of each label in columns")
+    units: dict[str, str] = Field(default={}, description="unit of each label in columns")
     length_unit: Literal["A", "Bohr", "nm"] = Field(
         default="A", description="unit of positions and cell"
     )
-    masks: dict[Label, str] = Field(
+    masks: dict[str, str] = Field(
         default={}, description="label -> column; where its value is true the label is dropped"
     )
     filters: dict[str, FilterValue | list[FilterValue]] = Field(
@@ -64,11 +61,17 @@ class SourceConfig(Settings):
             if field not in known_fields:
                 known = ", ".join([*sorted({*LABELS, *TEXTS}), *GEOMETRY])
                 raise ValueError(f"columns.{field} is not a field: use one of {known}")
+        for key in ("units", "masks"):
+            for label in getattr(self, key):
+                if label not in LABELS:
+                    raise ValueError(
+                        f"{key}.{label} is not a label: use one of {', '.join(LABELS)}"
+                    )
         for label in LABELS:
             self._check_label(label)
         return self
 
-    def _check_label(self, label: Label) -> None:
+    def _check_label(self, label: str) -> None:
         column = self.columns.get(label)
         unit = self.units.get(label)
         if column is not None and unit is None:
@@ -81,8 +84,8 @@ class SourceConfig(Settings):
                 f"units.{label}={unit} belongs to no column: add columns.{label}=... "
                 f"(for example columns.{label}={label})"
             )
-        if unit is not None and unit not in FACTORS[label]:
-            known = ", ".join(FACTORS[label])
+        if unit is not None and unit not in LABELS[label].unit_factors:
+            known = ", ".join(LABELS[label].unit_factors)
             raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
 
     def passes(self, values: dict[str, Any]) -> bool:

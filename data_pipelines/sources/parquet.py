@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ase.data import atomic_numbers as symbol_to_number
 
+from ...core.labels import LABELS
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
-from .config import GEOMETRY, LABELS, TEXTS, SourceConfig
+from .config import GEOMETRY, TEXTS, SourceConfig
 from .locations import SourceError, open_binary
 from .records import Record
 from .source_format import Part, SourceFormat

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from ase import Atoms
 
+from ...core.labels import LABELS
 from ..structure import BadRecordError, Structure, check_structure
 from .ase_files import record_from_atoms
-from .config import GEOMETRY, LABELS, SourceConfig
+from .config import GEOMETRY, SourceConfig
 from .formats import SUFFIXES, format_of
 from .locations import SourceError, fingerprint, list_files
 from .records import Record, is_wanted, structure_from_record

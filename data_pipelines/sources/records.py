@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from ase.symbols import Symbols
 
-from ...core.units import LENGTH, unit_factor
+from ...core.labels import LABELS, present, unit_factor
+from ...core.units import LENGTH
 from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
-from .config import Label, SourceConfig
+from .config import SourceConfig
 
 
 SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as the hub has them
-LABEL_SIZES: dict[Label, tuple[int, ...]] = {"energy": (1,), "stress": (6, 9)}
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ def structure_from_record(
     `file_split` is what the file's name says of the split, for records that do not say it themselves.
     """
     check_elements(record.atomic_numbers)
-    energy, forces, stress = (
-        _label(record, config, label) for label in ("energy", "forces", "stress")
-    )
+    labels = present({name: _label(record, config, name) for name in LABELS})
     level = config.level_of_theory or _text(record, config, "level_of_theory")
     if level is None:
         raise BadRecordError(
@@ -77,32 +75,41 @@ def structure_from_record(
         group=_text(record, config, "group")
         or Symbols(record.atomic_numbers).get_chemical_formula(empirical=True),
         split=split,
-        energy=None if energy is None else float(energy.item()),
-        forces=forces,
-        stress=None if stress is None else full_stress(stress),
+        labels=labels,
     )
 
 
-def _label(record: Record, config: SourceConfig, label: Label) -> Any:
-    if label in config.masks and _is_true(record.info.get(config.masks[label])):
+def _label(record: Record, config: SourceConfig, name: str) -> Any:
+    """The label in the pipeline's unit and shape, or None; forces are not yet checked for shape."""
+    if name in config.masks and _is_true(record.info.get(config.masks[name])):
         return None
-    key, factor = config.columns.get(label), 1.0
-    value = record.recognised.get(key or label)  # ASE moves the columns that it recognises there
+    label = LABELS[name]
+    key = config.columns.get(name)
+    value = record.recognised.get(key or name)  # ASE moves the columns that it recognises there
+    factor = 1.0
     if key is not None:
-        own = record.arrays if label == "forces" else record.info
-        value, factor = own.get(key, value), unit_factor(label, config.units[label])
+        own = record.arrays if label.per == "atom" else record.info
+        value = own.get(key, value)
+        factor = unit_factor(name, config.units[name])
     if value is None:
         return None
+
     try:
         array = np.asarray(value, dtype=np.float64) * factor
     except (TypeError, ValueError):
         raise BadRecordError(
-            f"has {label} {value!r}, which is not a number: correct or remove it"
+            f"has {name} {value!r}, which is not a number: correct or remove it"
         ) from None
-    if array.size not in LABEL_SIZES.get(label, (array.size,)):
-        sizes = " or ".join(map(str, LABEL_SIZES[label]))
-        raise BadRecordError(f"has {label} of shape {array.shape}: give {sizes} numbers")
-    return array
+    if label.per == "atom":
+        return array
+
+    sizes = (6, 9) if label.symmetric else (3**label.rank,)
+    if array.size not in sizes:
+        expected = " or ".join(map(str, sizes))
+        raise BadRecordError(f"has {name} of shape {array.shape}: give {expected} numbers")
+    if label.symmetric:
+        return full_stress(array)
+    return float(array.item()) if label.rank == 0 else array.reshape(label.tensor_shape)
 
 
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.labels import LABELS, Label
 from ..structure import Structure
 from .shards import ARROW_SCHEMA, BrokenDataSetError, foreign_columns, scan_shard, shard_paths
 
@@ -28,12 +30,12 @@ class Block:
         self.num_structures = table.num_rows
         self.atomic_numbers, self.starts = _flat(table, "atomic_numbers", np.int64)
         self._positions = _flat(table, "positions", np.float32)[0].reshape(-1, 3)
-        self._forces = _labelled(table, "forces", (-1, 3))
         self._cell = _flat(table, "cell", np.float64)[0].reshape(-1, 3, 3)
         self._pbc = _flat(table, "pbc", np.bool_)[0].reshape(-1, 3)
-        self._stress = _labelled(table, "stress", (-1, 3, 3))
-        self._energy = [
-            None if energy != energy else energy for energy in table["energy"].to_numpy().tolist()
+        self._labels = [
+            _read_label(table, label)
+            for label in LABELS.values()
+            if label.name in table.column_names
         ]
         self.structure_ids: list[str] = (
             table["structure_id"].to_numpy().tolist()
@@ -50,10 +52,11 @@ class Block:
     def structure(self, k: int) -> Structure:
         """The k-th structure; its arrays are views into the block, not to be written to."""
         first, last = self._bounds[k], self._bounds[k + 1]
-        forces, force_bounds = self._forces
-        stress, stress_bounds = self._stress
-        start, end = force_bounds[k], force_bounds[k + 1]
-        place = stress_bounds[k]
+        labels = {}
+        for column in self._labels:
+            value = column.value(k)
+            if value is not None:
+                labels[column.name] = value
         # the frozen class's own __init__ takes as long as the rest together
         structure = object.__new__(Structure)
         fields = {
@@ -64,9 +67,7 @@ class Block:
             "level_of_theory": self._levels[k],
             "structure_id": self.structure_ids[k],
             "group": self._groups[k],
-            "energy": self._energy[k],
-            "forces": forces[start:end] if end > start else None,
-            "stress": stress[place] if stress_bounds[k + 1] > place else None,
+            "labels": labels,
             "split": None,
         }
         object.__setattr__(structure, "__dict__", fields)
@@ -74,6 +75,40 @@ class Block:
 
     def __iter__(self) -> Iterator[Structure]:
         return map(self.structure, range(self.num_structures))
+
+
+class _ScalarColumn:
+    """A label of one number per structure."""
+
+    def __init__(self, table: pa.Table, label: Label) -> None:
+        self.name = label.name
+        numbers = table[label.name].to_numpy().tolist()
+        self._values = [None if number != number else number for number in numbers]
+
+    def value(self, k: int) -> float | None:
+        return self._values[k]
+
+
+class _ArrayColumn:
+    """A label of an array per atom or per structure, as views into one array of all structures."""
+
+    def __init__(self, table: pa.Table, label: Label) -> None:
+        self.name = label.name
+        self._per_atom = label.per == "atom"
+        values, offsets = _flat(table, label.name, np.dtype(label.storage))
+        self._values = values.reshape(-1, *label.tensor_shape)
+        # an array of the lists' own offsets counts numbers; here rows are counted
+        self._bounds = (offsets // 3**label.rank).tolist()
+
+    def value(self, k: int) -> np.ndarray | None:
+        first, last = self._bounds[k], self._bounds[k + 1]
+        if first == last:
+            return None
+        return self._values[first:last] if self._per_atom else self._values[first]
+
+
+def _read_label(table: pa.Table, label: Label) -> _ScalarColumn | _ArrayColumn:
+    return _ScalarColumn(table, label) if label.shape(1) == () else _ArrayColumn(table, label)
 
 
 class BlockReader:
@@ -156,7 +191,7 @@ def _damaged(path: Path, error: Exception) -> BrokenDataSetError:
     return BrokenDataSetError(f"{path}: shard cannot be read ({reason}): convert the source again")
 
 
-def _flat(table: pa.Table, name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+def _flat(table: pa.Table, name: str, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
     """Values of a list column end to end, and the offsets (S + 1,) of its rows; a null row is empty."""
     column = _chunk(table, name)
     offsets = column.offsets.to_numpy()
@@ -164,12 +199,6 @@ def _flat(table: pa.Table, name: str, dtype: type) -> tuple[np.ndarray, np.ndarr
         zero_copy_only=False
     )
     return values.astype(dtype, copy=False), offsets - offsets[0]
-
-
-def _labelled(table: pa.Table, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
-    """Values of a label that may be null, as rows of `shape`, and where each structure's rows begin and end."""
-    values, offsets = _flat(table, name, np.float64 if name == "stress" else np.float32)
-    return values.reshape(shape), (offsets // abs(np.prod(shape))).tolist()
 
 
 def _chunk(table: pa.Table, name: str) -> pa.ListArray:

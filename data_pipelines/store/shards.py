@@ -15,11 +15,21 @@ import pyarrow.parquet as pq
 
 from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
+from ...core.labels import LABELS, Label
 from ..structure import SCHEMA_VERSION, Structure
 
 
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
 SHARD_SIZE = 16 * BLOCK_SIZE
+
+ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
+
+
+def _arrow_type(label: Label) -> pa.DataType:
+    """Arrays lie flat: 3N numbers for the forces, 9 for a stress."""
+    scalar = ARROW_TYPES[label.storage]
+    return scalar if label.shape(1) == () else pa.list_(scalar)
+
 
 ARROW_SCHEMA = pa.schema(
     {
@@ -30,10 +40,8 @@ ARROW_SCHEMA = pa.schema(
         "positions": pa.list_(pa.float32()),  # 3N, A; float32 rounds by 1e-6 A at 10 A
         "cell": pa.list_(pa.float64()),  # 9
         "pbc": pa.list_(pa.bool_()),  # 3
-        "energy": pa.float64(),  # float32 would round a total energy of 1e4 eV to 1 meV
-        "forces": pa.list_(pa.float32()),  # 3N or null
-        "stress": pa.list_(pa.float64()),  # 9 or null
     }
+    | {name: _arrow_type(label) for name, label in LABELS.items()}  # null where not labelled
 )
 
 
@@ -41,7 +49,7 @@ class BrokenDataSetError(EvenfieldError):
     """A converted data set with a missing, truncated or foreign file; the message names it and the mend."""
 
 
-def _flat(array: np.ndarray | None, dtype: type) -> np.ndarray | None:
+def _flat(array: np.ndarray | None, dtype: Any) -> np.ndarray | None:
     return None if array is None else np.asarray(array, dtype=dtype).ravel()
 
 
@@ -55,10 +63,12 @@ def to_table(structures: list[Structure]) -> pa.Table:
         "positions": [_flat(s.positions, np.float32) for s in structures],
         "cell": [_flat(s.cell, np.float64) for s in structures],
         "pbc": [_flat(s.pbc, np.bool_) for s in structures],
-        "energy": [s.energy for s in structures],
-        "forces": [_flat(s.forces, np.float32) for s in structures],
-        "stress": [_flat(s.stress, np.float64) for s in structures],
     }
+    for name, label in LABELS.items():
+        values = [structure.labels.get(name) for structure in structures]
+        if label.shape(1) != ():
+            values = [_flat(value, np.dtype(label.storage)) for value in values]
+        columns[name] = values
     return pa.table(columns, schema=ARROW_SCHEMA)
 
 
@@ -174,6 +184,8 @@ def scan_shard(
 def foreign_columns(found: pa.Schema, expected: pa.Schema) -> str | None:
     for column in expected:
         if column.name not in found.names:
+            if column.name in LABELS:  # registered after the data set was converted
+                continue
             return f"column '{column.name}' is missing"
         kind = found.field(column.name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -185,10 +197,13 @@ def foreign_columns(found: pa.Schema, expected: pa.Schema) -> str | None:
 def _check_lengths(table: pa.Table) -> None:
     """Raise ValueError where lists do not have the lengths that a structure has."""
     atoms = _lengths(table, "atomic_numbers")
-    expected = {"positions": 3 * atoms, "forces": 3 * atoms, "cell": 9, "stress": 9, "pbc": 3}
+    expected: dict[str, Any] = {"positions": 3 * atoms, "cell": 9, "pbc": 3}
+    for name, label in LABELS.items():
+        if label.shape(1) != ():
+            expected[name] = 3**label.rank * (atoms if label.per == "atom" else 1)
     for name, length in expected.items():
         lengths = _lengths(table, name)
-        optional = name in ("forces", "stress")
+        optional = name in LABELS
         if not ((lengths == length) | (optional & (lengths == -1))).all():
             raise ValueError(f"column '{name}' has lists of a wrong length")
     for name in ("structure_id", "group", "level_of_theory"):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from torch_geometric.data import Batch
 
 from ...core.settings import Settings
+from ..batch import Batch
 from .stream import Stream
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch_geometric.data import Data
+from ..batch import Batch
 
 
 def pack(
-    graphs: Iterator[Data], edge_budget: int, atom_budget: int, look_ahead: int
-) -> Iterator[list[Data]]:
+    graphs: Iterator[Batch], edge_budget: int, atom_budget: int, look_ahead: int
+) -> Iterator[list[Batch]]:
     """Fill batches up to both budgets: the oldest of `look_ahead` waiting graphs, then always the largest that fits.
 
     A graph that alone exceeds a budget makes a batch of its own.
     """
-    waiting: list[Data] = []
+    waiting: list[Batch] = []
     exhausted = False
     while True:
-        batch: list[Data] = []
+        batch: list[Batch] = []
         edges = atoms = 0
         while True:
             while not exhausted and len(waiting) < look_ahead:
@@ -33,17 +33,17 @@ def pack(
                 break
             graph = waiting.pop(k)
             batch.append(graph)
-            edges, atoms = edges + graph.num_edges, atoms + graph.num_nodes
+            edges, atoms = edges + graph.num_edges, atoms + graph.num_atoms
         if not batch:
             return
         yield batch
 
 
-def _choice(waiting: list[Data], edges: int, atoms: int) -> int | None:
+def _choice(waiting: list[Batch], edges: int, atoms: int) -> int | None:
     """The largest waiting graph that fits in what is left, the oldest of several; None when none does."""
     fits = (
         k
         for k, graph in enumerate(waiting)
-        if graph.num_edges <= edges and graph.num_nodes <= atoms
+        if graph.num_edges <= edges and graph.num_atoms <= atoms
     )
     return max(fits, key=lambda k: (waiting[k].num_edges, -k), default=None)

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from ase.data import atomic_numbers
 from pydantic import Field
-from torch_geometric.data import Batch, Data
 
 from ...core.settings import Settings
-from ..batch import collate, structure_graph
+from ..batch import Batch
 from ..census.census import NUM_ELEMENTS, read_census
 from ..census.weights import ElementWeights, WeightConfig, num_copies
 from ..store.blocks import BlockReader
@@ -172,34 +171,34 @@ class Stream:
                     f"{self.config.atom_budget} atoms: raise stream.edge_budget and stream.atom_budget"
                 )
 
-    def _collate(self, graphs: list[Data]) -> Batch:
+    def _collate(self, graphs: list[Batch]) -> Batch:
         """The batch; in page-locked memory where there is a GPU, so that its copy overlaps with computing."""
-        batch = collate(graphs)
+        batch = Batch.join(graphs)
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
-    def _packed(self, window: int) -> Iterator[list[Data]]:
+    def _packed(self, window: int) -> Iterator[list[Batch]]:
         config = self.config
-        graphs: Iterator[Data] = map(self._graph, self.window(window))
+        graphs: Iterator[Batch] = map(self._graph, self.window(window))
         if config.oversized == "skip":
             graphs = (graph for graph in graphs if self._fits(graph))
         yield from pack(graphs, config.edge_budget, config.atom_budget, config.look_ahead)
 
-    def _fits(self, graph: Data) -> bool:
+    def _fits(self, graph: Batch) -> bool:
         fits = (
             graph.num_edges <= self.config.edge_budget
-            and graph.num_nodes <= self.config.atom_budget
+            and graph.num_atoms <= self.config.atom_budget
         )
         if not fits:
             warnings.warn(
-                f"{graph.structure_id}: {graph.num_edges} edges, {graph.num_nodes} atoms are beyond the budget: left "
+                f"{graph.structure_ids[0]}: {graph.num_edges} edges, {graph.num_atoms} atoms are beyond the budget: left "
                 "out; raise stream.edge_budget and stream.atom_budget, or set stream.oversized=alone",
                 stacklevel=2,
             )
         return fits
 
-    def _graph(self, structure: Structure) -> Data:
+    def _graph(self, structure: Structure) -> Batch:
         weight = self.weights.per_element() if self.config.weights.loss else None
-        return structure_graph(structure, self.cutoff, self.levels, self.dtype, weight)
+        return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, weight)
 
 
 class SharedWeights:

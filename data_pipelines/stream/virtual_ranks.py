@@ -10,8 +10,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from torch_geometric.data import Batch
-
+from ..batch import Batch
 from .mixture import Mixture
 from .stream import Stream
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -60,7 +58,7 @@ def _left_for_repulsion(
     left = predicted[..., 0] - predicted[..., 1] + own.numpy()
     ends = np.cumsum([len(s) for s in structures])[:-1]
     return [
-        replace(s, forces=forces)
+        s.with_labels(forces=forces)
         for s, forces in zip(structures, np.split(left, ends), strict=True)
     ]
 

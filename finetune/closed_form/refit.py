@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch_geometric.data import Batch
 
 from ...core.ranks import keep_freed_memory
 from ...core.settings import Settings
-from ...data_pipelines.batch import collate, structure_graph
+from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential, forces_and_stress
@@ -194,12 +193,15 @@ def _linear_rows(
     parameter = next(potential.parameters())
     levels, cutoff = potential.config.levels_of_theory, potential.config.cutoff
     scale = float(potential.scale[head])
-    graphs = (structure_graph(s, cutoff, levels, parameter.dtype) for s in structures)
+    graphs = (Batch.from_structure(s, cutoff, levels, parameter.dtype) for s in structures)
     for graph_list in pack(graphs, EDGES, ATOMS, 1):
-        batch = collate(graph_list).to(parameter.device)
+        batch = Batch.join(graph_list).to(parameter.device)
         with torch.no_grad():
             out = potential(batch)
-        z, index = _numpy(batch.atomic_numbers).astype(int), _numpy(batch.batch).astype(int)
+        z, index = (
+            _numpy(batch.atomic_numbers).astype(int),
+            _numpy(batch.structure_index).astype(int),
+        )
         num = np.bincount(index)
         phi, force_slope, stress_slope = feature_jacobian(
             potential, batch, layout.new_elements.tolist()
@@ -207,9 +209,9 @@ def _linear_rows(
         composition = np.zeros((len(num), len(layout.elements)))
         np.add.at(composition, (index, np.searchsorted(layout.elements, z)), 1.0)
         error = {
-            "energy": _numpy(batch.energy - out["energy"]) / num,
-            "forces": _numpy(batch.forces - out["forces"]),
-            "stress": _voigt(_numpy(batch.stress - out["stress"])),
+            "energy": _numpy(batch.labels["energy"] - out.energy) / num,
+            "forces": _numpy(batch.labels["forces"] - out.forces),
+            "stress": _voigt(_numpy(batch.labels["stress"] - out.stress)),
         }
         noise = {
             "energy": np.where(
@@ -281,7 +283,9 @@ def feature_jacobian(
             forces.append(pair[0])
             stress.append(pair[1])
     blocks = blocks.detach().double()
-    summed = blocks.new_zeros(batch.num_graphs, blocks.shape[1]).index_add(0, batch.batch, blocks)
+    summed = blocks.new_zeros(batch.num_structures, blocks.shape[1]).index_add(
+        0, batch.structure_index, blocks
+    )
     return summed, torch.stack(forces), torch.stack(stress)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,5 +68,5 @@ def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[S
         )
         stress = p.stress[k, ..., 1]
         known = stress if np.isfinite(stress).all() else None
-        labelled.append(replace(s, energy=energy, forces=forces, stress=known))
+        labelled.append(s.with_labels(energy=energy, forces=forces, stress=known))
     return labelled

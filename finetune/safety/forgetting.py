@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import ase.io
@@ -127,14 +127,19 @@ def int_symbol(z: int) -> str:
 
 
 def _structure(atoms: Atoms, kind: str, level: str) -> Structure:
-    return Structure(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, kind, kind)
+    return Structure.from_atoms(atoms, level, kind, kind)
 
 
-def _of_kind(s: Structure, kind: str) -> Structure:
-    return Structure(
-        s.atomic_numbers, np.array(s.positions), np.array(s.cell), np.array(s.pbc), s.level_of_theory, s.structure_id,
-        kind, s.energy, s.forces, s.stress,
-    )  # fmt: skip
+def _of_kind(structure: Structure, kind: str) -> Structure:
+    # copies: the arrays are views into a block that would otherwise stay in memory
+    return replace(
+        structure,
+        positions=np.array(structure.positions),
+        cell=np.array(structure.cell),
+        pbc=np.array(structure.pbc),
+        group=kind,
+        split=None,
+    )
 
 
 def _with_kind(s: Structure) -> Atoms:
@@ -146,7 +151,6 @@ def _with_kind(s: Structure) -> Atoms:
 def _without_kind(atoms: Atoms) -> Structure:
     results, info = atoms.calc.results, atoms.info
     level, name, kind = (str(info[key]) for key in ("level_of_theory", "structure_id", "kind"))
-    return Structure(
-        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, name, kind, results["energy"],
-        results["forces"],
-    )  # fmt: skip
+    return Structure.from_atoms(
+        atoms, level, name, kind, energy=results["energy"], forces=results["forces"]
+    )

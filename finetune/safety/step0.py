@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.units import unit_factor
+from ...core.labels import unit_factor
 from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import Predictions, predict, summarise
 from ...model_zoo.potential.potential import Potential

@@ -14,7 +14,7 @@ from ..target import open_target
 reference, data, out, *steps = sys.argv[1:]
 model, target = model_zoo.load(reference), open_target(data, work=Path(out + "-data"))
 train, valid = (
-    [replace(s, forces=None, stress=None) for s in part] for part in (target.train, target.valid)
+    [s.with_labels(forces=None, stress=None) for s in part] for part in (target.train, target.valid)
 )
 target = replace(target, train=train, valid=valid)
 gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300, learning_rate=1e-3)

@@ -11,8 +11,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
 
-from ...data_pipelines.batch import collate, structure_graph
+from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
 from ..package.folder import DTYPES, ModelRecord
 from ..potential.potential import Potential
@@ -72,15 +73,17 @@ class EvenfieldCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         with torch.no_grad():
-            out = self.potential(self._batch_of(self.atoms))
-        values: dict[str, Any] = {
-            name: tensor.detach().cpu().double().numpy() for name, tensor in out.items()
+            prediction = self.potential(self._batch_of(self.atoms))
+        energy = float(prediction.energy[0])
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": _numpy(prediction.atom_energies),
+            "forces": _numpy(prediction.forces),
         }
-        energy = float(values["energy"][0])
-        self.results = {"energy": energy, "free_energy": energy}
-        self.results |= {"energies": values["energies"], "forces": values["forces"]}
-        if np.isfinite(values["stress"]).all():
-            self.results["stress"] = full_3x3_to_voigt_6_stress(values["stress"][0])
+        stress = _numpy(prediction.stress)
+        if np.isfinite(stress).all():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
         elif "stress" in (properties or []):
             raise PropertyNotImplementedError(
                 "stress needs a cell that is periodic in three directions"
@@ -113,18 +116,17 @@ class EvenfieldCalculator(Calculator):
         return self._batch
 
     def _new_batch(self, atoms: Atoms) -> Any:
-        structure = Structure(
-            atomic_numbers=atoms.numbers,
-            positions=atoms.positions,
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
-            level_of_theory=self.level_of_theory,
-            structure_id="calculator",
-            group="",
+        structure = Structure.from_atoms(atoms, self.level_of_theory, "calculator")
+        config = self.potential.config
+        parameter = next(self.potential.parameters())
+        batch = Batch.from_structure(
+            structure, config.cutoff, config.levels_of_theory, parameter.dtype
         )
-        config, parameter = self.potential.config, next(self.potential.parameters())
-        graph = structure_graph(structure, config.cutoff, config.levels_of_theory, parameter.dtype)
-        return collate([graph]).to(parameter.device)
+        return batch.to(parameter.device)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
 
 
 def moved(potential: Potential, device: str | torch.device, dtype: str | None) -> Potential:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 from torch import Tensor
-from torch_geometric.data import Batch
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
+from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
 from .calculator import check_elements, checked_level, moved
 from .verlet_list import SkinList
@@ -57,8 +57,8 @@ class EvenfieldTorchSimModel(ModelInterface):
             state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
         check_elements(state.atomic_numbers.cpu().numpy(), self.elements, self.level_of_theory)
         with torch.no_grad():
-            out = self.potential(self._batch(state))
-        return {name: out[name].detach().to(self._dtype) for name in ("energy", "forces", "stress")}
+            prediction = self.potential(self._batch(state))
+        return {name: value.detach().to(self._dtype) for name, value in prediction.labels.items()}
 
     def _batch(self, state: SimState) -> Batch:
         sizes = torch.bincount(state.system_idx, minlength=state.n_systems)
@@ -67,9 +67,7 @@ class EvenfieldTorchSimModel(ModelInterface):
         pbc = torch.as_tensor(state.pbc, device=state.device).expand(3)
         edge_index, cell_shifts = self._edges(state, ptr, cells, pbc)
         return Batch(
-            num_nodes=state.n_atoms,
-            batch=state.system_idx,
-            ptr=ptr,
+            structure_index=state.system_idx,
             atomic_numbers=state.atomic_numbers.long(),
             positions=state.positions.detach().double(),
             cell=cells,

@@ -13,7 +13,7 @@ import torch
 from ase.data import chemical_symbols
 from rich.progress import track
 
-from ...data_pipelines.batch import collate, structure_graph
+from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
 from ..potential.potential import Potential
@@ -59,25 +59,25 @@ def predict(
     parameter = next(potential.parameters())
     levels = potential.config.levels_of_theory
     graphs = (
-        structure_graph(s, potential.config.cutoff, levels, parameter.dtype) for s in structures
+        Batch.from_structure(s, potential.config.cutoff, levels, parameter.dtype)
+        for s in structures
     )
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ("z", "head", "n", "e", "f", "s")}
     for graph_list in track(
         pack(graphs, edge_budget, 4096, 1), "evaluating", disable=not progress, transient=True
     ):
-        batch = collate(graph_list).to(parameter.device)
+        batch = Batch.join(graph_list).to(parameter.device)
         with torch.no_grad():
             out = potential(batch)
-        n = torch.bincount(batch.batch, minlength=batch.num_graphs)
-        e0 = potential.e0[batch.head[batch.batch], batch.atomic_numbers]
-        e0 = e0.new_zeros(batch.num_graphs).index_add(0, batch.batch, e0)
+        e0 = potential.e0[batch.head[batch.structure_index], batch.atomic_numbers]
+        e0 = batch.sum_over_atoms(e0)
         results = {
             "z": batch.atomic_numbers,
             "head": batch.head,
-            "n": n,
-            "e": torch.stack([batch.energy - e0, out["energy"] - e0], -1),
-            "f": torch.stack([batch.forces, out["forces"]], -1),
-            "s": torch.stack([batch.stress, out["stress"]], -1),
+            "n": batch.atoms_per_structure,
+            "e": torch.stack([batch.labels["energy"] - e0, out.energy - e0], -1),
+            "f": torch.stack([batch.labels["forces"], out.forces], -1),
+            "s": torch.stack([batch.labels["stress"], out.stress], -1),
         }
         for name, value in results.items():
             rows[name].append(value.detach().cpu().double().numpy())

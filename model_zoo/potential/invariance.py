@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from scipy.spatial.transform import Rotation
 
-from ...data_pipelines.batch import collate, structure_graph
+from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
 from ..package.folder import BadModelError
 from .potential import Potential
@@ -79,13 +79,11 @@ def changes(
 
 def _predict(potential: Potential, atoms: Atoms, level: str) -> tuple[float, np.ndarray]:
     """Interaction energy, which E0 cannot drown, and forces."""
-    structure = Structure(
-        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, "gate", ""
-    )
+    structure = Structure.from_atoms(atoms, level, "gate")
     parameter = next(potential.parameters())
     levels = potential.config.levels_of_theory
-    batch = collate([structure_graph(structure, potential.config.cutoff, levels, parameter.dtype)])
+    batch = Batch.from_structure(structure, potential.config.cutoff, levels, parameter.dtype)
     with torch.no_grad():
         out = potential(batch.to(parameter.device))
     e0 = potential.e0[levels.index(level), batch.atomic_numbers].sum()
-    return float(out["energy"] - e0), out["forces"].cpu().double().numpy()
+    return float(out.energy - e0), out.forces.cpu().double().numpy()

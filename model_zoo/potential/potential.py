@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
+from ...data_pipelines.batch import Batch
 from ..compile.compiled import CompiledSlopes, CompiledTraining, slopes
 from ..compile.padded_shape import Frame
 from ..network.embedding import MAX_ATOMIC_NUMBER
 from ..network.exact_buffers import ExactBuffers
 from ..network.gaunt.backbone import Backbone, BackboneConfig
 from ..network.tiles import Tiles, tile_edges
+from .prediction import Prediction
 from .repulsion import Repulsion
 
 
@@ -125,14 +126,14 @@ class Potential(ExactBuffers):
         """Compile the network for training, for batches padded to a frame: minutes at the first step."""
         self.compiled_training = CompiledTraining(self, frame, self.config.cutoff)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """energy (S,) float64 eV, energies (N,) float64 eV, forces (N, 3) eV/A, stress (S, 3, 3) eV/A^3.
+    def forward(self, batch: Batch) -> Prediction:
+        """Energy, forces and stress of every structure, and the energies of the atoms.
 
         Forces are computed here, inside forward, because DeepSpeed differentiates what forward returns.  The
         stress of a structure that is not periodic in three directions is NaN.
         """
         vectors, tiles = self.edge_vectors(batch)
-        atom_head = batch.head[batch.batch]  # (N,)
+        atom_head = batch.head[batch.structure_index]  # (N,)
         if compiled := self._compiled_now():
             interaction, slope = compiled(batch.atomic_numbers, atom_head, vectors, tiles)
         else:
@@ -143,17 +144,18 @@ class Potential(ExactBuffers):
         if self.config.repulsion:
             core_energies, core_slope = self.core_repulsion(batch, vectors, tiles)
             energies, slope = energies + core_energies, slope + core_slope
-        energy = energies.new_zeros(batch.num_graphs).index_add(0, batch.batch, energies)
+        energy = batch.sum_over_atoms(energies)
         forces, stress = forces_and_stress(slope, vectors.detach(), tiles, batch)
-        return {"energy": energy, "energies": energies, "forces": forces, "stress": stress}
+        return Prediction(
+            labels={"energy": energy, "forces": forces, "stress": stress}, atom_energies=energies
+        )
 
     def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
         """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
-        edge_cell = batch.cell[batch.batch[batch.edge_index[1]]]  # (E, 3, 3)
-        offset = torch.einsum("ea,eab->eb", batch.cell_shifts, edge_cell)
+        offset = batch.edge_offsets()
         compiled = self._compiled_now()
         size = compiled.tile_size if compiled else None
-        tiles = tile_edges(batch.edge_index, offset, batch.num_nodes, self.config.cutoff, size)
+        tiles = tile_edges(batch.edge_index, offset, batch.num_atoms, self.config.cutoff, size)
         vectors = (
             batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
         )
@@ -178,7 +180,7 @@ class Potential(ExactBuffers):
         """Repulsion energies (N,) float64 of the atoms and the slope (E, 3) by edge vectors."""
         receiver, z = tiles.slot_receiver, batch.atomic_numbers
         energy, slope = self.repulsion(
-            vectors, z[receiver], z[tiles.sender], batch.head[batch.batch[receiver]]
+            vectors, z[receiver], z[tiles.sender], batch.head[batch.structure_index[receiver]]
         )
         energies = torch.zeros(len(z), dtype=torch.float64, device=energy.device)
         return energies.index_add(0, receiver, energy.double()), slope
@@ -195,7 +197,7 @@ def forces_and_stress(
 
     F_j = -dE/dv, F_i = +dE/dv, so the net force is zero by construction; stress = sum_v (dE/dv) v^T / V.
     """
-    num_atoms = batch.num_nodes
+    num_atoms = batch.num_atoms
     receiver = tiles.slot_receiver
     forces = (
         slope.new_zeros(num_atoms, 3)
@@ -204,7 +206,7 @@ def forces_and_stress(
     )
     outer = (slope.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
     virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
-    virial = outer.new_zeros(batch.num_graphs, 9).index_add(0, batch.batch, virial).view(-1, 3, 3)
+    virial = batch.sum_over_atoms(virial).view(-1, 3, 3)
     periodic = batch.pbc.all(1).view(-1, 1, 1)
     # NaN is put in after the division: inside it, it would reach the gradients of unlabelled structures
     volume = torch.where(periodic, torch.linalg.det(batch.cell).abs().view(-1, 1, 1), 1.0).to(

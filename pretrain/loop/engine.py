@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
 from ...core.ranks import local_device, start_distributed
 from ...core.settings import Settings
+from ...data_pipelines.batch import Batch
 from ...model_zoo.potential.potential import Potential
+from ...model_zoo.potential.prediction import Prediction
 from .noise import NoiseScales
 from .optimizer_state import load_whole_state, whole_state
 from .soap import Soap
@@ -93,7 +94,7 @@ class Engine(Protocol):
     potential: Potential
     noise: NoiseScales | None
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]: ...
+    def forward(self, batch: Batch) -> Prediction: ...
     def backward(self, loss: Tensor) -> None: ...
     def gradients_finite(self) -> bool: ...
     def discard(self) -> None: ...
@@ -152,7 +153,7 @@ class DeepSpeedEngine:
             self._clip
         )  # of stage 0: DeepSpeed's own throws the norm away
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Prediction:
         """Energy, forces and stress of a batch, ready to be differentiated again."""
         self._engine.train()
         return self._engine(batch)
@@ -227,7 +228,7 @@ class _AtPrecision(nn.Module):
         self.potential, self.low = potential, precision == "bfloat16"
         self.noise = noise  # DeepSpeed sums the gradients of what its model holds
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Prediction:
         with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=self.low):
             return self.potential(batch)
 

@@ -13,12 +13,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import huber_loss
-from torch_geometric.data import Batch
 
+from ...core.labels import LABELS
 from ...core.settings import Settings
-
-
-LABELS = ("energy", "forces", "stress")
+from ...data_pipelines.batch import Batch
+from ...model_zoo.potential.prediction import Prediction
 
 
 class LabelNoise(Settings):
@@ -70,52 +69,63 @@ class LossConfig(Settings):
 
 
 def label_counts(batch: Batch) -> Tensor:
-    """Labelled structures, force components (weighted by `force_weight`) and stress components, (3,) float64."""
-    labelled = torch.isfinite(batch.forces)
-    return torch.stack(
-        [
-            torch.isfinite(batch.energy).sum().double(),
-            (labelled * batch.force_weight.unsqueeze(1)).sum().double(),
-            torch.isfinite(batch.stress).sum().double(),
-        ]
-    )
+    """Number of labelled components of each registered label, (L,) float64; atoms count by weight."""
+    counts = []
+    for name, label in LABELS.items():
+        labelled = torch.isfinite(batch.labels[name])
+        if label.per == "atom" and batch.atom_weight is not None:
+            labelled = labelled * _rows(batch.atom_weight, labelled)
+        counts.append(labelled.sum().double())
+    return torch.stack(counts)
 
 
 def weighted_loss(
-    prediction: dict[str, Tensor],
+    prediction: Prediction,
     batch: Batch,
     counts: Tensor,
     config: LossConfig,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """This batch's share of the step's loss; `counts` (3,) are those of `label_counts` over the whole step.
+    """This batch's share of the step's loss.
 
-    noise (H, 3): of energy per atom, forces and stress of each level of theory.
+    `counts` (L,) are those of `label_counts` over the whole step. `noise` (H, L) is the noise of each
+    label at each level of theory, in the unit of the label's error.
     """
-    num_atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
-    # the difference is taken in float64: total energies are large, their errors small
-    energy = ((prediction["energy"] - batch.energy) / num_atoms).to(batch.forces.dtype)
-    forces = prediction["forces"] - batch.forces
-    stress = prediction["stress"] - batch.stress
-    counts = counts.clamp(min=1.0).to(forces)
-    scales: list[Tensor | None] = [None, None, None]
-    if noise is not None:
-        own = noise[batch.head]  # (S, 3)
-        scales = [own[:, 0], own[batch.batch, 1].unsqueeze(1), own[:, 2].view(-1, 1, 1)]
-    energy_sum = _huber_sum(energy, torch.isfinite(batch.energy), config.energy_width, scales[0])
-    force_sum = _huber_sum(
-        forces,
-        torch.isfinite(batch.forces),
-        config.forces_width,
-        scales[1],
-        batch.force_weight.unsqueeze(1),
-    )
-    stress_sum = _huber_sum(stress, torch.isfinite(batch.stress), config.stress_width, scales[2])
-    return (
-        config.energy * energy_sum / counts[0]
-        + config.forces * force_sum / counts[1]
-        + config.stress * stress_sum / counts[2]
-    )
+    assert batch.atom_weight is not None
+    dtype = batch.atom_weight.dtype
+    counts = counts.clamp(min=1.0).to(batch.atom_weight)
+    terms = []
+    for index, (name, label) in enumerate(LABELS.items()):
+        # the difference is taken in the label's own precision: total energies are large, errors small
+        error = prediction.labels[name] - batch.labels[name]
+        if label.extensive:
+            error = error / _rows(batch.atoms_per_structure, error)
+        error = error.to(dtype)
+
+        scale = None
+        if noise is not None:
+            scale = noise[batch.head, index]  # (S,)
+            scale = _rows(scale[batch.structure_index] if label.per == "atom" else scale, error)
+        terms.append(
+            getattr(config, name)
+            * _huber_sum(
+                error,
+                labelled=torch.isfinite(batch.labels[name]),
+                width=getattr(config, f"{name}_width"),
+                noise=scale,
+                weight=_rows(batch.atom_weight, error) if label.per == "atom" else None,
+            )
+            / counts[index]
+        )
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """Values (R,) as (R, 1, ...), to be multiplied with every component of a row of `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 def _huber_sum(

@@ -7,19 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loss import LABELS, LossConfig
+from ...core.labels import LABELS
+from .loss import LossConfig
 
 
 RATE = 5.0  # learning rate of log noise over that of the weights: it has to fall by some units within a run
-LEAST = (
-    1e-4,
-    1e-3,
-    1e-5,
-)  # eV/atom, eV/A, eV/A^3; a source learned by heart must not get all the weight
+# a source learned by heart must not get all the weight
+LEAST = tuple(label.least_noise for label in LABELS.values())
 
 
 class NoiseScales(nn.Module):
-    """Noise (H, 3) of energy per atom, forces and stress of each level of theory, in eV/atom, eV/A and eV/A^3.
+    """Noise (H, L) of each label at each level of theory, in the unit of the label's error.
 
     Learned, it is least + exp(s), s a parameter, and the loss holds the logarithm that keeps it from growing: the
     negative log-likelihood of Kendall, Gal and Cipolla (CVPR 2018, eq. 7), with Huber's density for Gauss's.
@@ -39,9 +37,9 @@ class NoiseScales(nn.Module):
             )
         rows = [config.noise[level] for level in levels_of_theory] if config.noise else []
         start = torch.tensor(
-            [[getattr(row, name) for name in LABELS] for row in rows] or [[1.0] * 3]
+            [[getattr(row, name) for name in LABELS] for row in rows] or [[1.0] * len(LABELS)]
         )
-        start = start.expand(len(levels_of_theory), 3).clone()
+        start = start.expand(len(levels_of_theory), len(LABELS)).clone()
         self.levels, self.learned = list(levels_of_theory), config.learn_noise
         self.register_buffer("given", start, persistent=False)
         if self.learned:
@@ -49,7 +47,7 @@ class NoiseScales(nn.Module):
             self.log_excess = nn.Parameter((start - torch.tensor(LEAST)).clamp(min=1e-6).log())
 
     def forward(self) -> Tensor:
-        """(H, 3)."""
+        """(H, L)."""
         return self.least + self.log_excess.exp() if self.learned else self.given
 
     def groups(self) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch_geometric.data import Batch
 
+from ...core.labels import LABELS
+from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.mixture import Mixture
 from ...data_pipelines.stream.stream import Stream
 from ...data_pipelines.stream.virtual_ranks import Lanes, states_of_lanes
@@ -59,7 +60,7 @@ class _Work:
     epoch: int
     started: float
     waited: float
-    _sums: Tensor  # (6,) labels (3,), structures, edges, requests to stop
+    _sums: Tensor  # (L + 3,) labels, structures, edges, requests to stop
     _under_way: dist.Work | None
 
     def _sum(self) -> Tensor:
@@ -69,21 +70,21 @@ class _Work:
 
     @property
     def counts(self) -> Tensor:
-        """Labels (3,)."""
-        return self._sum()[:3]
+        """Labels (L,)."""
+        return self._sum()[:-3]
 
     @property
     def structures(self) -> int:
-        return int(self._sum()[3])
+        return int(self._sum()[-3])
 
     @property
     def edges(self) -> int:
-        return int(self._sum()[4])
+        return int(self._sum()[-2])
 
     @property
     def stop(self) -> bool:
         """Was any rank asked to stop?"""
-        return bool(self._sum()[5] > 0)
+        return bool(self._sum()[-1] > 0)
 
 
 class Trainer:
@@ -182,12 +183,14 @@ class Trainer:
             waited = time.perf_counter() - started
             if self.element_weight is not None:
                 for batch in batches:
-                    batch.force_weight = (
-                        batch.force_weight * self.element_weight[batch.atomic_numbers]
+                    batch.atom_weight = (
+                        batch.atom_weight * self.element_weight[batch.atomic_numbers]
                     )
-            labels = sum((label_counts(b) for b in batches), torch.zeros(3, dtype=torch.float64))
+            labels = sum(
+                (label_counts(b) for b in batches), torch.zeros(len(LABELS), dtype=torch.float64)
+            )
             structures, edges = (
-                sum(b.num_graphs for b in batches),
+                sum(b.num_structures for b in batches),
                 sum(b.num_edges for b in batches),
             )
             sums = torch.cat(
@@ -206,7 +209,7 @@ class Trainer:
         return float(sums[1]) == 0, float(sums[0])
 
     def _structures_on_all_ranks(self, work: _Work) -> list[str]:
-        own = [name for batch in work.batches for name in batch.structure_id]
+        own = [name for batch in work.batches for name in batch.structure_ids]
         if self.engine.world_size == 1:
             return own
         names: list[Any] = [None] * self.engine.world_size

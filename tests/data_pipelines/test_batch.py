@@ -10,7 +10,8 @@ from ase.neighborlist import neighbor_list
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.core.labels import present
+from evenfield.data_pipelines.batch import Batch, UnknownLevelError
 from evenfield.data_pipelines.neighbours import neighbour_list
 from evenfield.data_pipelines.structure import Structure
 
@@ -25,7 +26,7 @@ def structure(positions, cell=None, pbc=False, **labels) -> Structure:
         level_of_theory=labels.pop("level_of_theory", "EMT"),
         structure_id="one",
         group="one",
-        **labels,
+        labels=present(labels),
     )
 
 
@@ -57,7 +58,7 @@ def test_edges_and_vectors_are_those_of_ase(case):
     assume(not np.any(np.abs(distances - cutoff) < 1e-6))  # rounding decides there
     expected, expected_vectors = sorted_rows(i, j, shifts, vectors)
 
-    graph = structure_graph(s, cutoff)
+    graph = Batch.from_structure(s, cutoff)
     sender, receiver = graph.edge_index.numpy()
     own_shifts = graph.cell_shifts.numpy()
     own = s.positions[sender] - s.positions[receiver] + own_shifts @ s.cell
@@ -76,7 +77,7 @@ def test_atom_sees_its_own_images_but_not_itself():
 
 
 def test_edge_vector_points_from_receiver_to_sender_through_the_wall():
-    graph = structure_graph(structure([[0.5, 0, 0], [9.5, 0, 0]], 10 * np.eye(3), True), 2.0)
+    graph = Batch.from_structure(structure([[0.5, 0, 0], [9.5, 0, 0]], 10 * np.eye(3), True), 2.0)
     sender, receiver = graph.edge_index
     vectors = (
         graph.positions[sender] - graph.positions[receiver] + graph.cell_shifts @ graph.cell[0]
@@ -86,10 +87,10 @@ def test_edge_vector_points_from_receiver_to_sender_through_the_wall():
 
 
 def test_missing_labels_are_nan_never_zero():
-    graph = structure_graph(structure([[0, 0, 0], [0, 0, 2.5]]), 3.0)
-    assert graph.energy.shape == (1,) and graph.energy.isnan().all()
-    assert graph.forces.shape == (2, 3) and graph.forces.isnan().all()
-    assert graph.stress.shape == (1, 3, 3) and graph.stress.isnan().all()
+    graph = Batch.from_structure(structure([[0, 0, 0], [0, 0, 2.5]]), 3.0)
+    assert graph.labels["energy"].shape == (1,) and graph.labels["energy"].isnan().all()
+    assert graph.labels["forces"].shape == (2, 3) and graph.labels["forces"].isnan().all()
+    assert graph.labels["stress"].shape == (1, 3, 3) and graph.labels["stress"].isnan().all()
 
 
 def test_labels_survive_and_energy_keeps_float64():
@@ -99,21 +100,23 @@ def test_labels_survive_and_energy_keeps_float64():
         np.diag([1.0, 2.0, 3.0]),
     )
     labels = {"energy": energy, "forces": forces, "stress": stress}
-    graph = structure_graph(structure([[0, 0, 0], [0, 0, 2.5]], 5 * np.eye(3), True, **labels), 3.0)
-    assert graph.energy.item() == energy
-    assert graph.forces.dtype == graph.stress.dtype == torch.float32
-    np.testing.assert_array_equal(graph.forces, forces)
-    np.testing.assert_array_equal(graph.stress[0], stress)
+    graph = Batch.from_structure(
+        structure([[0, 0, 0], [0, 0, 2.5]], 5 * np.eye(3), True, **labels), 3.0
+    )
+    assert graph.labels["energy"].item() == energy
+    assert graph.labels["forces"].dtype == graph.labels["stress"].dtype == torch.float32
+    np.testing.assert_array_equal(graph.labels["forces"], forces)
+    np.testing.assert_array_equal(graph.labels["stress"][0], stress)
 
 
 def test_stress_label_of_a_structure_that_is_not_periodic_counts_as_missing():
     """Some codes state one for slabs; the potential has none to compare."""
     slab = structure([[0, 0, 0]], 5 * np.eye(3), (True, True, False), stress=np.eye(3))
-    assert structure_graph(slab, 3.0).stress.isnan().all()
+    assert Batch.from_structure(slab, 3.0).labels["stress"].isnan().all()
 
 
 def test_geometry_is_float64_so_that_far_coordinates_keep_their_differences():
-    graph = structure_graph(
+    graph = Batch.from_structure(
         structure([[1e4, 0, 0], [1e4 + 2.123456789, 0, 0]], 2e4 * np.eye(3), True), 3.0
     )
     assert graph.cell.dtype == graph.cell_shifts.dtype == torch.float64
@@ -124,43 +127,44 @@ def test_geometry_is_float64_so_that_far_coordinates_keep_their_differences():
 
 def test_head_is_the_place_of_the_level_of_theory():
     s = structure([[0, 0, 0]], level_of_theory="PBE")
-    assert structure_graph(s, 3.0, ["EMT", "PBE"]).head.tolist() == [1]
+    assert Batch.from_structure(s, 3.0, ["EMT", "PBE"]).head.tolist() == [1]
     with pytest.raises(
-        ValueError, match=r"one: level of theory 'PBE' has no head; the model has: EMT, GFN1"
+        UnknownLevelError, match=r"one: level of theory 'PBE' has no head; the model has: EMT, GFN1"
     ):
-        structure_graph(s, 3.0, ["EMT", "GFN1"])
+        Batch.from_structure(s, 3.0, ["EMT", "GFN1"])
 
 
 def test_force_weight_is_the_weight_of_each_atoms_element():
     weight = np.arange(119) / 10
     s = structure([[0, 0, 0], [0, 0, 2.0], [0, 2.0, 0]], atomic_numbers=np.array([1, 29, 8]))
-    assert structure_graph(s, 3.0, element_weight=weight).force_weight.tolist() == pytest.approx(
-        [0.1, 2.9, 0.8]
-    )
-    assert structure_graph(s, 3.0).force_weight.tolist() == [1, 1, 1]
+    assert Batch.from_structure(
+        s, 3.0, element_weight=weight
+    ).atom_weight.tolist() == pytest.approx([0.1, 2.9, 0.8])
+    assert Batch.from_structure(s, 3.0).atom_weight.tolist() == [1, 1, 1]
 
 
 def test_collate_offsets_edges_and_keeps_each_cell(train_structures):
     graphs = [
-        structure_graph(s, 4.0, ["EMT", "EMT-scaled"], torch.float64) for s in train_structures[:5]
+        Batch.from_structure(s, 4.0, ["EMT", "EMT-scaled"], torch.float64)
+        for s in train_structures[:5]
     ]
-    batch = collate(graphs)
+    batch = Batch.join(graphs)
     sizes = [len(s) for s in train_structures[:5]]
-    assert batch.ptr.tolist() == [0, *np.cumsum(sizes)]
-    assert batch.batch.tolist() == np.repeat(np.arange(5), sizes).tolist()
-    assert batch.cell.shape == batch.stress.shape == (5, 3, 3)
-    assert batch.energy.tolist() == [s.energy for s in train_structures[:5]]
-    assert batch.structure_id == [s.structure_id for s in train_structures[:5]]
+    first_atoms = [0, *np.cumsum(sizes).tolist()]
+    assert batch.structure_index.tolist() == np.repeat(np.arange(5), sizes).tolist()
+    assert batch.cell.shape == batch.labels["stress"].shape == (5, 3, 3)
+    assert batch.labels["energy"].tolist() == [s.energy for s in train_structures[:5]]
+    assert batch.structure_ids == [s.structure_id for s in train_structures[:5]]
 
     start = 0
-    for graph, offset in zip(graphs, batch.ptr, strict=False):
+    for graph, offset in zip(graphs, first_atoms, strict=False):
         edges = slice(start, start + graph.num_edges)
         assert torch.equal(batch.edge_index[:, edges], graph.edge_index + offset)
         start += graph.num_edges
     assert start == batch.num_edges
 
     sender, receiver = batch.edge_index
-    cell = batch.cell[batch.batch[receiver]]
+    cell = batch.cell[batch.structure_index[receiver]]
     shift = torch.einsum("ea,eab->eb", batch.cell_shifts, cell)
     lengths = (batch.positions[sender] - batch.positions[receiver] + shift).norm(dim=1)
     assert lengths.min() > 2.0 and lengths.max() <= 4.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -73,8 +72,8 @@ def label_one(potential: Potential, structure: Structure) -> Structure:
     p: Predictions = predict(potential, [structure])
     head = potential.config.levels_of_theory.index(structure.level_of_theory)
     e0 = potential.e0[head, torch.as_tensor(structure.atomic_numbers)].sum().item()
-    return replace(
-        structure, energy=float(p.energy[0, 1]) + e0, forces=p.forces[..., 1], stress=None
+    return structure.with_labels(
+        energy=float(p.energy[0, 1]) + e0, forces=p.forces[..., 1], stress=None
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.finetune.heads import with_head
 
 
@@ -19,7 +19,7 @@ def forward(potential, structures, level: str | None = None) -> dict[str, torch.
         structures = [replace(s, level_of_theory=level) for s in structures]
     levels = potential.config.levels_of_theory
     return potential(
-        collate([structure_graph(s, potential.config.cutoff, levels) for s in structures])
+        Batch.join([Batch.from_structure(s, potential.config.cutoff, levels) for s in structures])
     )
 
 

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import covalent_radii
 
+from evenfield.core.labels import present
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.evaluation import evaluate
@@ -25,8 +26,7 @@ def labelled(atoms: Atoms, forces: np.ndarray | None, energy: float | None = 0.0
         "a",
         "s",
         "g",
-        energy=energy,
-        forces=forces,
+        labels=present({"energy": energy, "forces": forces}),
     )
 
 

@@ -13,9 +13,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from e3nn import o3
-from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import ModelRecord, Potential, load_model, save_model
 
@@ -32,7 +31,9 @@ def structure(atoms: Atoms) -> Structure:
 
 def batch_of(systems: list[Atoms], cutoff: float, dtype: torch.dtype) -> Batch:
     """Systems as a batch."""
-    return collate([structure_graph(structure(atoms), cutoff, dtype=dtype) for atoms in systems])
+    return Batch.join(
+        [Batch.from_structure(structure(atoms), cutoff, dtype=dtype) for atoms in systems]
+    )
 
 
 def crystal() -> Atoms:
@@ -92,13 +93,11 @@ class PotentialConformance:
         turned.positions = atoms.positions @ rotation.T
         before, after = self.predict(model, atoms), self.predict(model, turned)
         tolerance = TOLERANCE[dtype]
-        assert_close(after["energy"], before["energy"], tolerance)
-        assert_close(
-            after["forces"], before["forces"].detach().double().numpy() @ rotation.T, tolerance
-        )
+        assert_close(after.energy, before.energy, tolerance)
+        assert_close(after.forces, before.forces.detach().double().numpy() @ rotation.T, tolerance)
         if atoms.pbc.all():
-            stress = rotation @ before["stress"][0].detach().double().numpy() @ rotation.T
-            assert_close(after["stress"][0], stress, tolerance)
+            stress = rotation @ before.stress[0].detach().double().numpy() @ rotation.T
+            assert_close(after.stress[0], stress, tolerance)
 
     def test_translation_and_lattice_images(self, dtype: torch.dtype) -> None:
         model, atoms = self.model(dtype), crystal()
@@ -107,14 +106,14 @@ class PotentialConformance:
         moved.positions[2] += atoms.cell[0] - atoms.cell[2]
         before, after = self.predict(model, atoms), self.predict(model, moved)
         for name in ("energy", "forces", "stress"):
-            assert_close(after[name], before[name], 3 * TOLERANCE[dtype])
+            assert_close(after.labels[name], before.labels[name], 3 * TOLERANCE[dtype])
 
     def test_permutation(self, dtype: torch.dtype) -> None:
         model, atoms = self.model(dtype), ethanol()
         order = np.random.default_rng(0).permutation(len(atoms))
         before, after = self.predict(model, atoms), self.predict(model, atoms[order])
-        assert_close(after["energy"], before["energy"], TOLERANCE[dtype])
-        assert_close(after["forces"], before["forces"][order], TOLERANCE[dtype])
+        assert_close(after.energy, before.energy, TOLERANCE[dtype])
+        assert_close(after.forces, before.forces[order], TOLERANCE[dtype])
 
     def test_batch_equals_single(self, dtype: torch.dtype) -> None:
         model, systems = (
@@ -123,23 +122,19 @@ class PotentialConformance:
         )
         together = self.predict(model, *systems)
         alone = [self.predict(model, atoms) for atoms in systems]
-        assert_close(
-            together["energy"], torch.cat([out["energy"] for out in alone]), TOLERANCE[dtype]
-        )
-        assert_close(
-            together["forces"], torch.cat([out["forces"] for out in alone]), TOLERANCE[dtype]
-        )
-        assert torch.isnan(together["stress"][1]).all()
+        assert_close(together.energy, torch.cat([out.energy for out in alone]), TOLERANCE[dtype])
+        assert_close(together.forces, torch.cat([out.forces for out in alone]), TOLERANCE[dtype])
+        assert torch.isnan(together.stress[1]).all()
 
     def test_supercell_is_extensive(self, dtype: torch.dtype) -> None:
         model, atoms = self.model(dtype), crystal()
         one, eight = self.predict(model, atoms), self.predict(model, atoms * 2)
-        assert_close(eight["energy"], 8 * one["energy"], TOLERANCE[dtype])
-        assert_close(eight["stress"], one["stress"], 3 * TOLERANCE[dtype])
+        assert_close(eight.energy, 8 * one.energy, TOLERANCE[dtype])
+        assert_close(eight.stress, one.stress, 3 * TOLERANCE[dtype])
 
     def test_net_force_and_torque_vanish(self, dtype: torch.dtype) -> None:
         model, atoms = self.model(dtype), ethanol()
-        forces = self.predict(model, atoms)["forces"].detach().double().numpy()
+        forces = self.predict(model, atoms).forces.detach().double().numpy()
         assert np.abs(forces.sum(0)).max() < 1e-5
         torque = np.cross(atoms.positions - atoms.positions.mean(0), forces).sum(0)
         assert np.abs(torque).max() < 30 * TOLERANCE[dtype] * np.abs(forces).max()
@@ -150,13 +145,13 @@ class PotentialConformance:
         save_model(tmp_path / "model", model, ModelRecord(name="test", elements=elements))
         loaded, _ = load_model(tmp_path / "model")
         before, after = self.predict(model, crystal()), self.predict(loaded, crystal())
-        for name in before:
-            assert torch.equal(before[name], after[name]), name
+        for name in before.labels:
+            assert torch.equal(before.labels[name], after.labels[name]), name
 
     def test_training_mode_predicts_the_same(self, dtype: torch.dtype) -> None:
         model = self.model(dtype)
-        before = self.predict(model, crystal())["forces"]
-        assert_close(self.predict(model.train(), crystal())["forces"], before, TOLERANCE[dtype])
+        before = self.predict(model, crystal()).forces
+        assert_close(self.predict(model.train(), crystal()).forces, before, TOLERANCE[dtype])
 
 
 class PotentialConformance64:
@@ -172,12 +167,12 @@ class PotentialConformance64:
         return self.potential().double().eval()
 
     def energy(self, model: Potential, atoms: Atoms) -> float:
-        return model(batch_of([atoms], self.cutoff, torch.float64))["energy"].item()
+        return model(batch_of([atoms], self.cutoff, torch.float64)).energy.item()
 
     @pytest.mark.parametrize("make", [crystal, ethanol])
     def test_forces_are_central_differences(self, make) -> None:
         model, atoms = self.model(), make()
-        forces = model(batch_of([atoms], self.cutoff, torch.float64))["forces"].detach().numpy()
+        forces = model(batch_of([atoms], self.cutoff, torch.float64)).forces.detach().numpy()
         scale, step = np.abs(forces).max(), 1e-4
         for atom, axis in [(0, 0), (1, 2), (len(atoms) - 1, 1)]:
             energies = []
@@ -190,7 +185,7 @@ class PotentialConformance64:
 
     def test_stress_is_the_strain_derivative(self) -> None:
         model, atoms = self.model(), crystal()
-        stress = model(batch_of([atoms], self.cutoff, torch.float64))["stress"][0].detach().numpy()
+        stress = model(batch_of([atoms], self.cutoff, torch.float64)).stress[0].detach().numpy()
         step = 1e-4
         for a, b in [(0, 0), (1, 2), (2, 0)]:
             energies = []
@@ -212,7 +207,7 @@ class PotentialConformance64:
         def energies(distance: float) -> np.ndarray:
             grid = distance + gap * np.arange(-2, 3)
             trimers = [Atoms("NaClO", [[0, 0, 0], [0, 2.5, 0], [0, 0, r]]) for r in grid]
-            return model(batch_of(trimers, self.cutoff, torch.float64))["energy"].detach().numpy()
+            return model(batch_of(trimers, self.cutoff, torch.float64)).energy.detach().numpy()
 
         inside, outside = energies(self.cutoff - 3 * gap), energies(self.cutoff + 3 * gap)
         size = np.abs(np.diff(energies(0.7 * self.cutoff), 2)).max() / gap**2

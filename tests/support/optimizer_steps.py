@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig
@@ -96,7 +95,7 @@ def noting_structures() -> Iterator[list[list[str]]]:
     take_step = Trainer.train_step
 
     def note(self, work):
-        seen.append([name for batch in work.batches for name in batch.structure_id])
+        seen.append([name for batch in work.batches for name in batch.structure_ids])
         return take_step(self, work)
 
     Trainer.train_step = note
@@ -107,7 +106,7 @@ def noting_structures() -> Iterator[list[list[str]]]:
 
 
 def batch_of(structures: Sequence[Structure]) -> Batch:
-    return collate([structure_graph(s, MODEL["cutoff"], LEVELS) for s in structures])
+    return Batch.join([Batch.from_structure(s, MODEL["cutoff"], LEVELS) for s in structures])
 
 
 def parts_of_steps(

@@ -19,6 +19,7 @@ from ase.units import GPa
 from typer.testing import CliRunner
 
 from evenfield.cli import app, main
+from evenfield.core.labels import present
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.checks import inspection as module
 from evenfield.data_pipelines.checks.inspection import FORCE_EDGES, Inspection, inspect
@@ -51,9 +52,13 @@ def alloy_walk() -> list[Structure]:
                 level_of_theory="EMT",
                 structure_id=f"s-{k}",
                 group=f"s-{k}",
-                energy=atoms.get_potential_energy(),
-                forces=atoms.get_forces(),
-                stress=full_stress(atoms.get_stress()),
+                labels=present(
+                    {
+                        "energy": atoms.get_potential_energy(),
+                        "forces": atoms.get_forces(),
+                        "stress": full_stress(atoms.get_stress()),
+                    }
+                ),
             )
         )
     return found
@@ -81,23 +86,18 @@ def test_clean_set_has_no_outliers(alloy_walk, tmp_path):
 
 def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path):
     planted = list(alloy_walk)
-    planted[17] = replace(planted[17], energy=planted[17].energy + 40)
+    planted[17] = planted[17].with_labels(energy=planted[17].energy + 40)
     forces = planted[40].forces.copy()
     forces[2] = [0, -48, 64]
-    planted[40] = replace(planted[40], forces=forces)
+    planted[40] = planted[40].with_labels(forces=forces)
     positions = planted[77].positions.copy()
     positions[1] = positions[0] + [0, 0.6, 0.8]
     planted[77] = replace(planted[77], positions=positions)
-    planted[120] = replace(planted[120], stress=-200 * GPa * np.eye(3))
+    planted[120] = planted[120].with_labels(stress=-200 * GPa * np.eye(3))
     far = np.array([[0.0, 0, 0], [10, 10, 10], [10, 10, 12.5]])
     planted[150] = replace(
-        planted[150],
-        atomic_numbers=np.full(3, 29),
-        positions=far,
-        cell=20 * np.eye(3),
-        energy=None,
-        forces=None,
-    )
+        planted[150], atomic_numbers=np.full(3, 29), positions=far, cell=20 * np.eye(3)
+    ).with_labels(energy=None, forces=None)
     found = inspected(planted, tmp_path)
     split_of = {s.structure_id: split for split in SPLITS for s in iter_structures(tmp_path, split)}
     expected = {
@@ -126,7 +126,7 @@ def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path)
 def test_all_outliers_are_counted_and_the_worst_listed(alloy_walk, tmp_path):
     size = {k: 20.0 + k for k in range(0, 100, 4)}
     planted = [
-        replace(s, forces=np.diag([size[k], 0, 0, 0])[:, :3]) if k in size else s
+        s.with_labels(forces=np.diag([size[k], 0, 0, 0])[:, :3]) if k in size else s
         for k, s in enumerate(alloy_walk)
     ]
     suspects = inspected(planted, tmp_path).outliers["force"]
@@ -143,10 +143,7 @@ def test_isolated_atom_outside_a_cell_is_none(alloy_walk, tmp_path):
         positions=np.zeros((1, 3)),
         cell=np.zeros((3, 3)),
         pbc=np.zeros(3, bool),
-        forces=None,
-        stress=None,
-        energy=None,
-    )
+    ).with_labels(forces=None, stress=None, energy=None)
     found = inspected([*alloy_walk[1:], atom], tmp_path)
     assert found.outliers["isolated"].count == 0
     assert found.histograms["neighbours"].counts["EMT"][0] == 1
@@ -233,7 +230,7 @@ def test_energy_of_an_element_without_e0_is_counted_apart(alloy_walk, tmp_path):
 
 def test_many_levels_and_no_labels_are_drawn(alloy_walk, tmp_path):
     bare = [
-        replace(s, level_of_theory=f"L{k % 9}", energy=None, forces=None, stress=None)
+        replace(s, level_of_theory=f"L{k % 9}").with_labels(energy=None, forces=None, stress=None)
         for k, s in enumerate(alloy_walk[:40])
     ]
     found = inspected(bare, tmp_path)
@@ -263,7 +260,7 @@ def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, 
 
 def test_names_are_text_and_never_markup(alloy_walk, tmp_path):
     planted = [
-        replace(alloy_walk[0], structure_id="<b>[red]x", forces=50 * np.eye(4)[:, :3]),
+        replace(alloy_walk[0], structure_id="<b>[red]x").with_labels(forces=50 * np.eye(4)[:, :3]),
         *alloy_walk[1:],
     ]
     inspected(planted, tmp_path)

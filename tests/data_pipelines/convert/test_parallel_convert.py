@@ -19,6 +19,7 @@ from ase.build import bulk, graphene
 from scipy.spatial.transform import Rotation
 
 from evenfield.core.files import FileError
+from evenfield.core.labels import present
 from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import staging
@@ -186,7 +187,14 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
 def structure(name: str = "a", **fields) -> Structure:
     atoms = bulk("Cu", cubic=True)
     plain = Structure(
-        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, "EMT", name, name, energy=-14.0
+        atoms.numbers,
+        atoms.positions,
+        atoms.cell.array,
+        atoms.pbc,
+        "EMT",
+        name,
+        name,
+        labels=present({"energy": -14.0}),
     )
     return replace(plain, **fields)
 
@@ -296,7 +304,7 @@ def test_turned_shifted_renumbered_and_repeated_copies_are_near_duplicates():
 
     def of(atoms, energy: float) -> int:
         fields = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, "x", "a", "a")
-        return fingerprint(Structure(*fields, energy=energy))
+        return fingerprint(Structure(*fields, labels=present({"energy": energy})))
 
     turned = atoms.copy()
     turn = Rotation.random(random_state=1).as_matrix()

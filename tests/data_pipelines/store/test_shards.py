@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenfield.core.labels import present
 from evenfield.data_pipelines.store import shards
 from evenfield.data_pipelines.store.blocks import Block, BlockReader
 from evenfield.data_pipelines.store.shards import (
@@ -37,9 +38,13 @@ def structures(draw) -> Structure:
         level_of_theory=draw(st.text(max_size=5)),
         structure_id=draw(st.text(max_size=5)),
         group=draw(st.text(max_size=5)),
-        energy=draw(st.floats(-1e6, 1e6)) if have[0] else None,
-        forces=rng.normal(0, 10, (size, 3)) if have[1] else None,
-        stress=rng.normal(0, 1, (3, 3)) if have[2] else None,
+        labels=present(
+            {
+                "energy": draw(st.floats(-1e6, 1e6)) if have[0] else None,
+                "forces": rng.normal(0, 10, (size, 3)) if have[1] else None,
+                "stress": rng.normal(0, 1, (3, 3)) if have[2] else None,
+            }
+        ),
     )
 
 
@@ -78,7 +83,7 @@ def test_failed_write_leaves_neither_file_nor_temporary(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "a.json", "{}")
     assert not list(tmp_path.iterdir())

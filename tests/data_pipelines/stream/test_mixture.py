@@ -41,7 +41,7 @@ def mixture(
 
 def take(mixed: Mixture, number: int) -> list[list[str]]:
     source = mixed.batches()
-    taken = [batch.structure_id for batch in itertools.islice(source, number)]
+    taken = [batch.structure_ids for batch in itertools.islice(source, number)]
     source.close()
     return taken
 

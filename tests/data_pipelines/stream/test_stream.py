@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_geometric.data import Batch
 
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig, num_copies
 from evenfield.data_pipelines.stream.state import StreamState
 from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
@@ -49,11 +49,11 @@ def open_stream(data_set):
 
 
 def ids(batches) -> list[list[str]]:
-    return [batch.structure_id for batch in batches]
+    return [batch.structure_ids for batch in batches]
 
 
 def count(batches) -> Counter:
-    return Counter(name for batch in batches for name in batch.structure_id)
+    return Counter(name for batch in batches for name in batch.structure_ids)
 
 
 def at_epoch(stream: Stream, epoch: int) -> Stream:
@@ -85,10 +85,12 @@ def resumed(stream: Stream, *stopped: Stream) -> Stream:
 def assert_same(one, other) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        assert a.structure_id == b.structure_id
-        for name in ("positions", "edge_index", "cell_shifts", "energy", "head", "force_weight"):
-            assert torch.equal(a[name], b[name])
-        assert torch.equal(a.forces, b.forces) and a.ptr.tolist() == b.ptr.tolist()
+        assert a.structure_ids == b.structure_ids
+        for name in ("positions", "edge_index", "cell_shifts", "head", "atom_weight"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+        for name in ("energy", "forces"):
+            assert torch.equal(a.labels[name], b.labels[name])
+        assert torch.equal(a.structure_index, b.structure_index)
 
 
 # --- an epoch
@@ -111,13 +113,15 @@ def test_batches_do_not_depend_on_the_number_of_ranks(open_stream):
 def test_structures_arrive_unchanged(open_stream, train_structures):
     originals: dict[str, Structure] = {s.structure_id: s for s in train_structures}
     for batch in epoch_of(open_stream()):
-        for k, graph in enumerate(batch.to_data_list()):
-            s = originals[batch.structure_id[k]]
-            assert graph.energy.item() == s.energy
-            assert torch.equal(graph.positions, torch.tensor(s.positions))
-            assert torch.equal(graph.forces, torch.tensor(s.forces, dtype=torch.float32))
-            assert LEVELS[graph.head] == s.level_of_theory
-            assert graph.stress.isnan().all() == (s.stress is None)
+        for k, name in enumerate(batch.structure_ids):
+            original = originals[name]
+            atoms = batch.structure_index == k
+            forces = batch.labels["forces"][atoms]
+            assert batch.labels["energy"][k].item() == original.energy
+            assert torch.equal(batch.positions[atoms], torch.tensor(original.positions))
+            assert torch.equal(forces, torch.tensor(original.forces, dtype=torch.float32))
+            assert LEVELS[batch.head[k]] == original.level_of_theory
+            assert batch.labels["stress"][k].isnan().all() == (original.stress is None)
 
 
 def test_order_is_fixed_by_seed_and_epoch(open_stream):
@@ -171,16 +175,16 @@ def test_shuffle_mixes_blocks(open_stream):
 def test_batches_respect_both_budgets_and_fill_them(open_stream):
     batches = epoch_of(open_stream())
     for batch in batches:
-        assert batch.num_graphs == 1 or (batch.num_edges <= 300 and batch.num_nodes <= 24)
-    assert max(batch.num_graphs for batch in batches) >= 4
+        assert batch.num_structures == 1 or (batch.num_edges <= 300 and batch.num_atoms <= 24)
+    assert max(batch.num_structures for batch in batches) >= 4
     many = len(epoch_of(open_stream(edge_budget=100)))
     assert len(batches) < many < len(epoch_of(open_stream(edge_budget=1)))
 
 
 def test_structure_larger_than_the_budget_comes_alone(open_stream, train_structures):
     batches = epoch_of(open_stream(atom_budget=4, edge_budget=10**6))
-    assert all(batch.num_graphs == 1 for batch in batches)
-    assert max(batch.num_nodes for batch in batches) == 8
+    assert all(batch.num_structures == 1 for batch in batches)
+    assert max(batch.num_atoms for batch in batches) == 8
     assert count(batches) == Counter(s.structure_id for s in train_structures)
 
 
@@ -241,8 +245,8 @@ def test_loss_weights_go_by_element_and_leave_the_sampling_alone(open_stream, tr
     assert count(batches) == Counter(s.structure_id for s in train_structures)
     per_element = torch.tensor(stream.weights.per_element(), dtype=torch.float32)
     for batch in batches:
-        assert torch.equal(batch.force_weight, per_element[batch.atomic_numbers])
-    assert len(torch.cat([batch.force_weight for batch in batches]).unique()) > 2
+        assert torch.equal(batch.atom_weight, per_element[batch.atomic_numbers])
+    assert len(torch.cat([batch.atom_weight for batch in batches]).unique()) > 2
 
 
 # --- resume

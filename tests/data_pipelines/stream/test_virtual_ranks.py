@@ -43,7 +43,7 @@ class Run:
                 for k, s in enumerate(sources)
                 for batch in itertools.islice(s, self.ranks[k].num_lanes)
             ]
-            steps.append({tuple(batch.structure_id) for batch in taken})
+            steps.append({tuple(batch.structure_ids) for batch in taken})
         for source in sources:
             source.close()
         return steps
@@ -89,7 +89,7 @@ def test_epoch_holds_every_structure_once_over_a_change_of_ranks(data_set, train
     for lane in run.ranks[0].lanes:
         source = lane.batches()
         while lane.epoch == 0:
-            seen.update(next(source).structure_id)
+            seen.update(next(source).structure_ids)
         source.close()
     assert seen == Counter(s.structure_id for s in train_structures)
 
@@ -100,7 +100,7 @@ def test_another_number_of_lanes_takes_up_the_rest(data_set, train_structures):
     (rest,) = Run([data_set], 1, lanes=0).go_on(before).ranks
     source = rest.batches()
     while rest.epoch == 0:
-        seen.update(next(source).structure_id)
+        seen.update(next(source).structure_ids)
     source.close()
     assert seen == Counter(s.structure_id for s in train_structures)
 

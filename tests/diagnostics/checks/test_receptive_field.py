@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
 from evenfield import model_zoo
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.diagnostics.checks.receptive_field import measure_reach
 from evenfield.model_zoo import Potential, PotentialConfig
@@ -85,7 +85,7 @@ def test_a_dihedral_angle_takes_two_layers_and_vectors_between_them(
     potential = Potential(config).double().eval()
     with torch.no_grad():
         flat, turned = (
-            potential(collate([structure_graph(_chain(angle), 2.0)]))["energy"]
+            potential(Batch.join([Batch.from_structure(_chain(angle), 2.0)])).energy
             for angle in (1.2, 2.0)
         )
     assert bool((flat - turned).abs() > 1e-6) == seen

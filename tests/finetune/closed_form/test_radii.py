@@ -48,7 +48,7 @@ def test_radii_that_made_the_labels_are_found(potential, structures, labelled_by
 def test_noise_changes_nothing(potential, structures, labelled_by):
     rng = np.random.default_rng(0)
     labelled = [
-        replace(s, forces=s.forces + rng.normal(0, 0.3, s.forces.shape))
+        s.with_labels(forces=s.forces + rng.normal(0, 0.3, s.forces.shape))
         for s in labelled_by(potential, structures)
     ]
     assert not refit_radii(potential, HEAD, labelled)
@@ -59,7 +59,7 @@ def test_without_two_structures_with_forces_or_without_repulsion_nothing_happens
     potential, structures, labelled_by
 ):
     labelled = labelled_by(with_radii(potential, {29: 1.3}), squeezed(structures))
-    assert not refit_radii(potential, HEAD, [replace(s, forces=None) for s in labelled])
+    assert not refit_radii(potential, HEAD, [s.with_labels(forces=None) for s in labelled])
     assert not refit_radii(potential, HEAD, labelled[:1])
     bare = type(potential)(potential.config.model_copy(update={"repulsion": False})).double().eval()
     assert not refit_radii(bare, HEAD, labelled)

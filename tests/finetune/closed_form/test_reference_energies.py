@@ -18,7 +18,7 @@ AL, CU, PT = 13, 29, 78
 def shifted(structures, shift: dict[int, float]) -> list:
     """The energies of `structures` with so many eV more for each atom of an element."""
     return [
-        replace(s, energy=s.energy + sum(shift.get(int(z), 0.0) for z in s.atomic_numbers))
+        s.with_labels(energy=s.energy + sum(shift.get(int(z), 0.0) for z in s.atomic_numbers))
         for s in structures
     ]
 
@@ -69,7 +69,7 @@ def test_right_labels_change_nothing(potential, own):
 
 
 def test_structures_without_energy_are_passed_over(potential, own):
-    silent = [replace(s, energy=None) for s in own[::2]]
+    silent = [s.with_labels(energy=None) for s in own[::2]]
     report = refit_reference_energies(
         potential, 0, [*shifted(own[1::2], dict.fromkeys(range(119), 2.0)), *silent], set()
     )
@@ -84,7 +84,7 @@ def test_structures_without_energy_are_passed_over(potential, own):
 def test_known_element_is_held_and_the_unknown_partner_takes_the_shift(potential, own):
     """Copper-platinum alone cannot tell whose energy it is: the element that pretraining knew stays."""
     alloy = replace(own[0], atomic_numbers=np.array([CU, CU, PT, PT]))
-    labelled = [replace(alloy, energy=float(predict_total(potential, alloy)) + 10.0)]
+    labelled = [alloy.with_labels(energy=float(predict_total(potential, alloy)) + 10.0)]
     report = refit_reference_energies(potential, 0, labelled, known={CU})
     assert abs(report.shifts["Cu"]) < 0.01
     assert report.shifts["Pt"] == pytest.approx(5.0, abs=0.01)
@@ -110,7 +110,7 @@ def test_known_element_yields_to_many_structures_only(potential, own):
 
 def test_elements_that_always_come_together_are_named(potential, own):
     alloy = replace(own[0], atomic_numbers=np.array([CU, CU, PT, PT]))
-    labelled = [replace(alloy, energy=float(predict_total(potential, alloy)) + 10.0)]
+    labelled = [alloy.with_labels(energy=float(predict_total(potential, alloy)) + 10.0)]
     report = refit_reference_energies(potential, 0, labelled, known=set())
     assert sorted(report.undetermined) == ["Cu", "Pt"]
     assert (
@@ -121,7 +121,10 @@ def test_elements_that_always_come_together_are_named(potential, own):
 
 def test_elements_of_their_own_are_not_named(potential, own):
     alloy = replace(own[0], atomic_numbers=np.array([CU, CU, PT, PT]))
-    labelled = [replace(alloy, energy=float(predict_total(potential, alloy))), *crystals(own, CU)]
+    labelled = [
+        alloy.with_labels(energy=float(predict_total(potential, alloy))),
+        *crystals(own, CU),
+    ]
     assert refit_reference_energies(potential, 0, labelled, known=set()).undetermined == []
 
 
@@ -137,7 +140,7 @@ def predict_total(potential, structure) -> float:
 def test_one_far_off_structure_does_not_make_the_others_worse(potential, own, known):
     """Least squares would move all for its sake: the mean absolute error would rise."""
     copper = crystals(own, CU)
-    labelled = [*copper[:-1], replace(copper[-1], energy=copper[-1].energy + 40.0)]
+    labelled = [*copper[:-1], copper[-1].with_labels(energy=copper[-1].energy + 40.0)]
     before = error(potential, labelled)
     report = refit_reference_energies(potential, 0, labelled, known)
     assert report.mae_after <= report.mae_before == pytest.approx(before)

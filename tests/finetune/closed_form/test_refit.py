@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.finetune.closed_form import linear_system, refit
 from evenfield.finetune.closed_form.linear_system import PullChoice
 from evenfield.finetune.closed_form.posterior import FILE, load_posterior
@@ -36,8 +36,7 @@ def off_target(potential, structures, labelled_by) -> list:
     rng = np.random.default_rng(5)
     labelled = labelled_by(perturbed(potential), structures)
     return [
-        replace(
-            s,
+        s.with_labels(
             energy=s.energy + rng.normal(0, 0.1),
             forces=s.forces + rng.normal(0, 0.05, s.forces.shape),
         )
@@ -81,9 +80,9 @@ def errors(potential, structures) -> tuple[float, float]:
 
 def test_features_times_weights_are_the_energies_and_forces(potential, structures):
     """With all elements for new: shared weights, then each element's own."""
-    batch = collate(
+    batch = Batch.join(
         [
-            structure_graph(s, 4.0, potential.config.levels_of_theory, torch.float64)
+            Batch.from_structure(s, 4.0, potential.config.levels_of_theory, torch.float64)
             for s in structures[::4]
         ]
     )
@@ -94,18 +93,18 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
         [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in elements)]
     ).detach()
     out = potential(batch)
-    e0 = out["energy"].new_zeros(batch.num_graphs)
-    e0.index_add_(0, batch.batch, potential.e0[HEAD, batch.atomic_numbers])
+    e0 = out.energy.new_zeros(batch.num_structures)
+    e0.index_add_(0, batch.structure_index, potential.e0[HEAD, batch.atomic_numbers])
     vectors, tiles = potential.edge_vectors(batch)
     energies, slope = potential.core_repulsion(batch, vectors, tiles)
-    e0.index_add_(0, batch.batch, energies.detach())
-    assert torch.allclose(out["energy"], e0 + scale * summed @ weights, rtol=0, atol=1e-11)
+    e0.index_add_(0, batch.structure_index, energies.detach())
+    assert torch.allclose(out.energy, e0 + scale * summed @ weights, rtol=0, atol=1e-11)
     core_forces, core_stress = forces_and_stress(slope, vectors, tiles, batch)
     forces = scale * torch.einsum("pna,p->na", jacobian, weights) + core_forces
-    assert torch.allclose(out["forces"], forces, rtol=0, atol=1e-11)
+    assert torch.allclose(out.forces, forces, rtol=0, atol=1e-11)
     stress = scale * torch.einsum("psab,p->sab", stress_jacobian, weights) + core_stress
     assert torch.isfinite(stress).all()
-    assert torch.allclose(out["stress"], stress, rtol=0, atol=1e-11, equal_nan=True)
+    assert torch.allclose(out.stress, stress, rtol=0, atol=1e-11, equal_nan=True)
 
 
 def dense_problem(potential, structures, layout: Parameters) -> tuple[np.ndarray, np.ndarray]:
@@ -208,10 +207,8 @@ def test_far_off_structure_hardly_counts(potential, structures, labelled_by):
     """Its own residual is its noise: one step of reweighted least squares."""
     target = labelled_by(perturbed(potential), structures)
     rng = np.random.default_rng(0)
-    broken = replace(
-        target[5],
-        energy=target[5].energy + 500.0,
-        forces=rng.normal(0, 300, target[5].forces.shape),
+    broken = target[5].with_labels(
+        energy=target[5].energy + 500.0, forces=rng.normal(0, 300, target[5].forces.shape)
     )
     refit_readout(potential, HEAD, [*target[:5], broken, *target[6:]], known=METALS, known_e0=set())
     rest = target[:5] + target[6:]
@@ -220,7 +217,7 @@ def test_far_off_structure_hardly_counts(potential, structures, labelled_by):
 
 
 def test_energies_alone_are_enough(potential, structures, labelled_by):
-    target = [replace(s, forces=None) for s in labelled_by(perturbed(potential), structures)]
+    target = [s.with_labels(forces=None) for s in labelled_by(perturbed(potential), structures)]
     before = errors(potential, target)[0]
     report, _ = refit_readout(potential, HEAD, target, known=METALS, known_e0=set())
     assert report.rows == len(target)
@@ -233,7 +230,7 @@ def test_forces_alone_leave_the_reference_energies(potential, structures, labell
     e0 = potential.e0.clone()
     before = errors(potential, target)[1]
     report, _ = refit_readout(
-        potential, HEAD, [replace(s, energy=None) for s in target], known=METALS, known_e0=METALS
+        potential, HEAD, [s.with_labels(energy=None) for s in target], known=METALS, known_e0=METALS
     )
     assert report.rows == sum(3 * len(s) for s in target)
     assert errors(potential, target)[1] < 0.05 * before
@@ -250,7 +247,7 @@ def test_cross_validation_does_not_follow_noise(potential, structures, labelled_
     """Forces that are right on average: what is left out is not predicted worse than without a refit."""
     rng = np.random.default_rng(2)
     own = labelled_by(potential, structures)
-    noisy = [replace(s, forces=s.forces + rng.normal(0, 1.0, s.forces.shape)) for s in own[:6]]
+    noisy = [s.with_labels(forces=s.forces + rng.normal(0, 1.0, s.forces.shape)) for s in own[:6]]
     report, _ = refit_readout(potential, HEAD, noisy, known=METALS, known_e0=METALS)
     assert report.error_after <= report.error_before * (1 + 1e-9)
     assert errors(potential, own)[1] < 0.25  # of a noise of 0.8
@@ -266,7 +263,7 @@ def test_single_structure_works(potential, structures, labelled_by):
 
 
 def test_no_labels_at_all_are_refused(potential, structures):
-    bare = [replace(s, energy=None, forces=None, stress=None) for s in structures[:3]]
+    bare = [s.with_labels(energy=None, forces=None, stress=None) for s in structures[:3]]
     with pytest.raises(ValueError, match="no structure has an energy, forces or stress"):
         refit_readout(potential, HEAD, bare, known=METALS, known_e0=METALS)
 
@@ -325,7 +322,7 @@ def with_stress(potential, structures) -> list:
     for s in structures:
         stress = predict(potential, [s]).stress[0, ..., 1]
         if np.isfinite(stress).all():
-            labelled.append(replace(s, energy=None, forces=None, stress=stress))
+            labelled.append(s.with_labels(energy=None, forces=None, stress=stress))
     return labelled
 
 
@@ -345,8 +342,7 @@ def test_noise_of_forces_is_estimated(potential, structures, labelled_by):
     """Right forces with noise of 0.3 eV/A on top, far above the floor: found within a third."""
     rng = np.random.default_rng(6)
     noisy = [
-        replace(
-            s,
+        s.with_labels(
             forces=s.forces + rng.normal(0, 0.3, s.forces.shape),
             energy=s.energy + rng.normal(0, 0.02 * len(s)),
         )

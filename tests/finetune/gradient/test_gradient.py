@@ -90,7 +90,7 @@ def test_each_strategy_changes_what_it_says(single, stiffer):
 
 def test_new_element_moves_its_own_row_alone(single, structures, labelled_by):
     platinum = [s for s in structures if 78 in s.atomic_numbers]
-    few = [replace(s, forces=1.3 * s.forces) for s in labelled_by(single, platinum)]
+    few = [s.with_labels(forces=1.3 * s.forces) for s in labelled_by(single, platinum)]
     before = single.backbone.embedding.weight.detach().clone()
     train(single, "new-element", few)
     moved = (single.backbone.embedding.weight != before).any(1).nonzero().flatten().tolist()
@@ -201,14 +201,14 @@ def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
     """Trained to other labels of one kind of structure; what the model says of the rest is held by its own labels."""
     other = [s for s in structures if 13 not in s.atomic_numbers]
     target = [
-        replace(s, forces=1.5 * s.forces, energy=None) for s in stiffer if 13 in s.atomic_numbers
+        s.with_labels(forces=1.5 * s.forces, energy=None) for s in stiffer if 13 in s.atomic_numbers
     ]
     config = GradientConfig(max_steps=30, learning_rate=5e-3)
     own, generator = relabel(single, other), np.random.default_rng(0)
     # labels of a data set are never those of the model to the last bit; were they, the first gradients of the replay
     # would be rounding, which Adam makes whole steps of
     data_set = [
-        replace(s, forces=s.forces + generator.normal(scale=0.01, size=s.forces.shape))
+        s.with_labels(forces=s.forces + generator.normal(scale=0.01, size=s.forces.shape))
         for s in own[::2]
     ]
     drift = {}

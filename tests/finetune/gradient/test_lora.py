@@ -42,7 +42,7 @@ class TestAdapted64(PotentialConformance64):
 
 def forces(potential: Potential) -> torch.Tensor:
     dtype = next(potential.parameters()).dtype
-    return potential.eval()(batch_of([crystal()], 4.5, dtype))["forces"].detach().double()
+    return potential.eval()(batch_of([crystal()], 4.5, dtype)).forces.detach().double()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,7 +66,7 @@ def test_fresh_adapters_change_nothing_and_alone_learn():
     learning = [p for p in potential.parameters() if p.requires_grad]
     assert {id(p) for p in learning} == {id(p) for p in adapters}
     assert sum(p.numel() for p in learning) < 0.5 * total
-    loss = potential.train()(batch_of([crystal()], 4.5, torch.float32))["forces"].square().sum()
+    loss = potential.train()(batch_of([crystal()], 4.5, torch.float32)).forces.square().sum()
     loss.backward()
     assert (
         sum(float(p.grad.abs().sum()) > 0 for p in adapters) >= len(adapters) // 2 - 4

@@ -56,8 +56,7 @@ def target(structures, share: float = 0.2, seed: int = 0, level: str = "EMT") ->
 def test_never_worse_than_step_0_on_held_out_structures_whatever_is_drawn(model, own):
     rng = np.random.default_rng(0)
     noisy = [
-        replace(
-            s,
+        s.with_labels(
             energy=s.energy + rng.normal(0, 1.0),
             forces=s.forces + rng.normal(0, 1.0, s.forces.shape),
         )
@@ -94,7 +93,7 @@ def test_never_worse_than_step_0_on_held_out_structures_whatever_is_drawn(model,
 def test_step_0_is_never_above_the_pretrained_error(model, own):
     rng = np.random.default_rng(1)
     for spread in (0.0, 0.3, 30.0):
-        shifted = [replace(s, energy=s.energy + len(s) * rng.normal(0, spread)) for s in own[:9]]
+        shifted = [s.with_labels(energy=s.energy + len(s) * rng.normal(0, spread)) for s in own[:9]]
         rows = finetune(model, target(shifted), REFIT).table
         assert [row.name for row in rows] == [
             "pretrained",
@@ -123,7 +122,7 @@ def test_set_up_that_makes_it_worse_is_refused(model, own, monkeypatch):
 
 
 def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model, own):
-    shifted = [replace(s, energy=s.energy + 10.0 * len(s)) for s in own]
+    shifted = [s.with_labels(energy=s.energy + 10.0 * len(s)) for s in own]
     for few in (shifted[:1], shifted):
         result = finetune(model, target(few), REFIT)
         assert result.reference.another_zero
@@ -135,14 +134,14 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
 
 
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
-    in_hartree = [replace(s, energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
+    in_hartree = [s.with_labels(energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
     message = (
         r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV/A\. "
         r"Convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
     )
     with pytest.raises(ValueError, match=message):
         finetune(model, target(in_hartree), REFIT)
-    only_energies = [replace(s, energy=s.energy / Hartree, forces=None) for s in own]
+    only_energies = [s.with_labels(energy=s.energy / Hartree, forces=None) for s in own]
     with pytest.raises(
         ValueError,
         match=r"energy are .* times .* look like Hartree, not eV. .*units\.energy=Hartree",
@@ -159,7 +158,7 @@ def test_data_in_hartree_are_refused_with_the_unit(model, own):
 def test_labels_that_the_model_knows_nothing_of_are_no_wrong_unit(model, own):
     rng = np.random.default_rng(0)
     other = [
-        replace(s, forces=rng.normal(0, 0.01, s.forces.shape), energy=rng.normal()) for s in own
+        s.with_labels(forces=rng.normal(0, 0.01, s.forces.shape), energy=rng.normal()) for s in own
     ]
     finetune(model, target(other), REFIT)
 
@@ -208,7 +207,7 @@ def test_single_composition_names_what_it_cannot_tell_and_stays_finite(model, ow
 def test_copies_stay_together_and_do_not_pass_for_evidence(model, own):
     """Ten copies of one structure with noisy forces: as if it were alone, nothing may be learned from it."""
     rng = np.random.default_rng(4)
-    noisy = replace(own[3], forces=own[3].forces + rng.normal(0, 1.0, own[3].forces.shape))
+    noisy = own[3].with_labels(forces=own[3].forces + rng.normal(0, 1.0, own[3].forces.shape))
     copies = [replace(noisy, structure_id=str(k)) for k in range(10)]
     assert len(alike(copies)) == 1 and hold_out(copies, 0.2, 0) == (copies, [])
     result = finetune(model, target(copies), REFIT)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase.build import bulk, molecule
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig, load
@@ -34,7 +34,7 @@ def compiles(test):
 def batch_of(*atoms):
     source = SourceConfig(level_of_theory="default")
     structures = [structure_from_atoms(a, source, str(k)) for k, a in enumerate(atoms)]
-    return collate([structure_graph(structure, SMALL.cutoff) for structure in structures])
+    return Batch.join([Batch.from_structure(structure, SMALL.cutoff) for structure in structures])
 
 
 def both(batches, plain, compiled):
@@ -63,9 +63,9 @@ def test_compiled_network_gives_the_same_numbers(batches):
     compiled = copy.deepcopy(plain)
     compiled.use_compiler()
     for expected, found in both(batches, plain, compiled):
-        for name in ("energy", "energies", "forces", "stress"):
+        for name in ("energy", "forces", "stress"):
             torch.testing.assert_close(
-                found[name], expected[name], rtol=1e-5, atol=1e-6, equal_nan=True
+                found.labels[name], expected.labels[name], rtol=1e-5, atol=1e-6, equal_nan=True
             )
     assert not compiled.compiled.failed
 
@@ -73,7 +73,7 @@ def test_compiled_network_gives_the_same_numbers(batches):
         plain.readout.weight.mul_(2.0)
         compiled.readout.weight.mul_(2.0)
     ((expected, found),) = both(batches[:1], plain, compiled)
-    torch.testing.assert_close(found["forces"], expected["forces"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_compiler_it_warns_once_and_goes_on(batches, monkeypatch):
@@ -88,25 +88,25 @@ def test_without_a_compiler_it_warns_once_and_goes_on(batches, monkeypatch):
         pairs = both(batches, plain, compiled)
     assert len([w for w in warned if "torch.compile failed" in str(w.message)]) == 1
     for expected, found in pairs:
-        torch.testing.assert_close(found["forces"], expected["forces"])
+        torch.testing.assert_close(found.forces, expected.forces)
 
 
 def gradients(potential, batch):
     """Energies, forces and the gradients of a loss of both by all weights."""
     potential.zero_grad()
     out = potential(batch)
-    (out["energy"].sum() + out["forces"].square().sum()).backward()
+    (out.energy.sum() + out.forces.square().sum()).backward()
     return [
-        out["energy"],
-        out["forces"],
+        out.energy,
+        out.forces,
         *(p.grad for p in potential.parameters() if p.grad is not None),
     ]
 
 
 def frame_of(batch, **more):
-    degree = torch.bincount(batch.edge_index[1], minlength=batch.num_nodes)
+    degree = torch.bincount(batch.edge_index[1], minlength=batch.num_atoms)
     tiles = int(((degree + 7) // 8).sum())
-    return Frame(batch.num_nodes + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
+    return Frame(batch.num_atoms + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
 
 
 @compiles

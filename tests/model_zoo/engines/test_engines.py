@@ -68,9 +68,9 @@ def test_torch_sim_agrees_with_the_calculator(model: model_zoo.LoadedModel) -> N
         for system, atoms in enumerate(state.to_atoms()):
             atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
             rows = state.system_idx == system
-            assert np.allclose(out["forces"][rows], atoms.get_forces(), atol=1e-5)
-            assert np.allclose(out["stress"][system], atoms.get_stress(voigt=False), atol=1e-7)
-            assert float(out["energy"][system]) == pytest.approx(
+            assert np.allclose(out.forces[rows], atoms.get_forces(), atol=1e-5)
+            assert np.allclose(out.stress[system], atoms.get_stress(voigt=False), atol=1e-7)
+            assert float(out.energy[system]) == pytest.approx(
                 atoms.get_potential_energy(), abs=1e-6
             )
 

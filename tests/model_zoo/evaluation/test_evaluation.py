@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from evenfield.data_pipelines.batch import collate, structure_graph
+from evenfield.data_pipelines.batch import Batch
 from evenfield.model_zoo.evaluation.evaluation import (
     Predictions,
     evaluate,
@@ -176,14 +176,14 @@ def test_batched_predictions_equal_one_structure_at_a_time(potential, train_stru
     p = predict(potential, structures, edge_budget=900)
     first = 0
     for s in structures:
-        single = collate([structure_graph(s, MODEL["cutoff"], LEVELS)])
+        single = Batch.join([Batch.from_structure(s, MODEL["cutoff"], LEVELS)])
         out = potential(single)
         k = first_with(p, s)
         e0 = float(potential.e0[single.head[0], single.atomic_numbers].sum())
-        assert p.energy[k] == pytest.approx([s.energy - e0, out["energy"].item() - e0], abs=2e-5)
+        assert p.energy[k] == pytest.approx([s.energy - e0, out.energy.item() - e0], abs=2e-5)
         atoms = p.structure_index == k
         assert np.allclose(p.forces[atoms][..., 0], s.forces, atol=1e-6)
-        assert np.allclose(p.forces[atoms][..., 1], out["forces"].detach(), atol=1e-5)
+        assert np.allclose(p.forces[atoms][..., 1], out.forces.detach(), atol=1e-5)
         assert p.level_names[p.level_index[k]] == s.level_of_theory
         first += len(s)
     assert len(p.atomic_numbers) == first

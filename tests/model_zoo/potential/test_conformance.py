@@ -61,7 +61,7 @@ def test_the_suite_catches_a_wrong_sign() -> None:
     class Wrong(Potential):
         def forward(self, batch):
             out = super().forward(batch)
-            return {**out, "forces": -out["forces"]}
+            return out.with_labels(forces=-out.forces)
 
     class Suite(PotentialConformance64):
         cutoff = 4.0

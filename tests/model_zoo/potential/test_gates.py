@@ -33,9 +33,9 @@ class Numbered(Potential):
 
     def forward(self, batch):
         out = super().forward(batch)
-        pull = torch.zeros_like(out["forces"])
-        pull[0, 2] = 0.1 * out["forces"].abs().max()
-        return {**out, "forces": out["forces"] + pull}
+        pull = torch.zeros_like(out.forces)
+        pull[0, 2] = 0.1 * out.forces.abs().max()
+        return out.with_labels(forces=out.forces + pull)
 
 
 @pytest.mark.parametrize(

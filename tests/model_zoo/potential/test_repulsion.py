@@ -71,7 +71,7 @@ def test_radii_are_learned_and_those_of_absent_elements_stay():
     potential = Potential(PotentialConfig(channels=8))
     batch = batch_of([Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])], 5.0, torch.float32)
     out = potential.train()(batch)
-    (out["forces"] ** 2).sum().backward()
+    (out.forces**2).sum().backward()
     gradient = potential.repulsion.log_factor.grad
     assert gradient[0, [6, 8]].abs().min() > 0
     assert gradient.count_nonzero() == 2
@@ -86,8 +86,8 @@ def test_dimers_pressed_to_a_fifth_of_an_angstrom_push_back_harder_all_the_way(p
     out = potential(
         batch_of([Atoms(pair, [[0, 0, 0], [r, 0, 0]]) for r in distances], 5.0, torch.float32)
     )
-    energy = out["energy"].detach().numpy()
-    pull = out["forces"].detach().numpy()[1::2, 0]  # on the second atom, away from the first
+    energy = out.energy.detach().numpy()
+    pull = out.forces.detach().numpy()[1::2, 0]  # on the second atom, away from the first
     assert (np.diff(energy) < 0).all()
     assert (pull > 0).all() and np.isfinite(pull).all()
 
@@ -100,5 +100,5 @@ def test_switch():
     assert full.repulsion.log_factor.requires_grad and not bare.repulsion.log_factor.requires_grad
     full.load_state_dict(bare.state_dict())
     batch = batch_of([atoms], 5.0, torch.float64)
-    added = (full(batch)["energy"] - bare(batch)["energy"]).item()
+    added = (full(batch).energy - bare(batch).energy).item()
     assert added == pytest.approx(2 * of_pair(0.7, 6, 8)[0].item(), rel=1e-12)

@@ -26,7 +26,7 @@ def test_untrained_model_predicts_what_it_did(size):
     torch.manual_seed(0)
     model = Potential(PotentialConfig(size=size)).to(torch.float64).eval()
     out = model(batch_of([crystal(), ethanol()], model.config.cutoff, torch.float64))
-    got = (*out["energy"].tolist(), float(out["forces"].detach().square().mean().sqrt()))
+    got = (*out.energy.tolist(), float(out.forces.detach().square().mean().sqrt()))
     assert got == pytest.approx(GOLDEN[size], rel=1e-5)
 
 

@@ -1,10 +1,11 @@
-"""The losses of 200 steps are what they were: to the last bit on the kind of machine that wrote them.
+"""The losses of 200 steps are what they were: to the last bit on each kind of machine that wrote them.
 
-Rounding differs between processors and between versions of torch and numpy, and grows along a trajectory. So the file
-says on what it was written; elsewhere the first 20 losses must agree closely and the course of the rest roughly, which
-still shows a changed model, loss, optimizer, schedule or order of the data.
+Rounding differs between processors and between versions of torch and numpy, and it grows along a
+trajectory. So the file holds the losses of every kind of machine that has written some. On another
+machine the first 20 losses must agree closely and the course of the rest roughly with all of them,
+which still shows a changed model, loss, optimizer, schedule or order of the data.
 
-To write it anew after a wanted change: EVENFIELD_WRITE_GOLDEN=1 pytest tests/pretrain/test_golden.py
+To add this machine after a wanted change: EVENFIELD_WRITE_GOLDEN=1 pytest tests/pretrain/loop/test_golden.py
 """
 
 from __future__ import annotations
@@ -46,13 +47,19 @@ def test_losses_of_200_steps_are_what_they_were(run_config):
         json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()
     ]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
+    runs = json.loads(GOLDEN.read_text())
     if os.environ.get("EVENFIELD_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps({"machine": machine(), "losses": losses}, indent=1) + "\n")
-    golden = json.loads(GOLDEN.read_text())
-    if machine() == golden["machine"]:
+        runs = [other for other in runs if other["machine"] != machine()]
+        runs.append({"machine": machine(), "losses": losses})
+        GOLDEN.write_text(json.dumps(runs, indent=1) + "\n")
+
+    same = [golden for golden in runs if golden["machine"] == machine()]
+    for golden in same:
         assert losses == golden["losses"]
-    assert losses[:20] == pytest.approx(golden["losses"][:20], rel=2e-4)
-    course, expected = (
-        np.reshape(values, (10, 20)).mean(1) for values in (losses, golden["losses"])
-    )
-    assert course == pytest.approx(expected, rel=0.1)
+    for golden in [] if same else runs:
+        # the fit of the core radii magnifies rounding before the first step
+        assert losses[:20] == pytest.approx(golden["losses"][:20], rel=5e-3)
+        course, expected = (
+            np.reshape(values, (10, 20)).mean(1) for values in (losses, golden["losses"])
+        )
+        assert course == pytest.approx(expected, rel=0.1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
+from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 
 from optimizer_steps import batch_of, new_potential
@@ -22,7 +21,7 @@ def crystals(structures, num: int) -> list:
     return [s for s in structures if s.pbc.all()][:num]
 
 
-def prediction_near(batch, noise: float = 1.0) -> dict[str, torch.Tensor]:
+def prediction_near(batch, noise: float = 1.0) -> Prediction:
     """Labels with an error, so that both branches of each Huber function occur."""
     generator = torch.Generator().manual_seed(1)
 
@@ -30,13 +29,15 @@ def prediction_near(batch, noise: float = 1.0) -> dict[str, torch.Tensor]:
         error = noise * width * torch.randn(label.shape, generator=generator, dtype=label.dtype)
         return torch.nan_to_num(label) + error
 
-    num_atoms = batch.ptr.diff()
-    return {
-        "energy": torch.nan_to_num(batch.energy)
-        + 0.08 * num_atoms * torch.randn(len(num_atoms), generator=generator),
-        "forces": off(batch.forces, 0.3),
-        "stress": off(batch.stress, 0.02),
-    }
+    num_atoms = batch.atoms_per_structure
+    return Prediction(
+        {
+            "energy": torch.nan_to_num(batch.labels["energy"])
+            + 0.08 * num_atoms * torch.randn(len(num_atoms), generator=generator),
+            "forces": off(batch.labels["forces"], 0.3),
+            "stress": off(batch.labels["stress"], 0.02),
+        }
+    )
 
 
 def loss_of(prediction, batch, config=CONFIG, counts=None) -> float:
@@ -54,8 +55,11 @@ def huber(error: np.ndarray, width: float) -> np.ndarray:
 def test_value_is_the_weighted_sum_of_mean_huber_errors(train_structures):
     batch = batch_of(crystals(train_structures, 5))
     prediction = prediction_near(batch)
-    error = {name: (prediction[name] - batch[name]).double().numpy() for name in prediction}
-    energy = error["energy"] / batch.ptr.diff().numpy()
+    error = {
+        name: (prediction.labels[name] - batch.labels[name]).double().numpy()
+        for name in prediction.labels
+    }
+    energy = error["energy"] / batch.atoms_per_structure.numpy()
     assert (np.abs(energy) < 0.05).any() and (np.abs(energy) > 0.05).any()
     expected = 2 * huber(energy, 0.05).mean() + 3 * huber(error["forces"], 0.2).mean()
     expected += 5 * huber(error["stress"], 0.01).mean()
@@ -67,12 +71,13 @@ def test_each_term_has_its_own_switch(train_structures, label):
     batch = batch_of(crystals(train_structures, 3))
     prediction = prediction_near(batch)
     parts = [
-        loss_of(prediction, batch, CONFIG.model_copy(update={name: 0.0})) for name in prediction
+        loss_of(prediction, batch, CONFIG.model_copy(update={name: 0.0}))
+        for name in prediction.labels
     ]
     assert sum(loss_of(prediction, batch) - part for part in parts) == pytest.approx(
         loss_of(prediction, batch)
     )
-    exact = prediction | {label: batch[label]}
+    exact = prediction.with_labels(**{label: batch.labels[label]})
     off = CONFIG.model_copy(update={label: 0.0})
     assert loss_of(exact, batch) == pytest.approx(loss_of(prediction, batch, off))
 
@@ -81,17 +86,19 @@ def test_each_term_has_its_own_switch(train_structures, label):
 def test_missing_label_does_not_count(train_structures, label):
     """The structure without it weighs as much as if it were not there, for that term alone."""
     structures = crystals(train_structures, 3)
-    batch = batch_of([*structures[:2], replace(structures[2], **{label: None})])
+    batch = batch_of([*structures[:2], structures[2].with_labels(**{label: None})])
     term = LossConfig(**({"energy": 0, "forces": 0, "stress": 0} | {label: 1.0}))
     prediction = prediction_near(batch)
     kept = batch_of(structures[:2])
-    same = {name: value[: len(kept[name])] for name, value in prediction.items()}
+    same = Prediction(
+        {name: value[: len(kept.labels[name])] for name, value in prediction.labels.items()}
+    )
     assert loss_of(prediction, batch, term) == pytest.approx(loss_of(same, kept, term), rel=1e-6)
     assert loss_of(prediction, batch, term) > 0
 
 
 def test_no_labels_at_all_give_zero_and_not_nan(train_structures):
-    bare = [replace(s, energy=None, forces=None, stress=None) for s in train_structures[:2]]
+    bare = [s.with_labels(energy=None, forces=None, stress=None) for s in train_structures[:2]]
     batch = batch_of(bare)
     assert loss_of(prediction_near(batch), batch) == 0.0
 
@@ -102,12 +109,12 @@ def test_missing_labels_and_open_boundaries_leave_gradients_finite(train_structu
     assert any(s.pbc.any() for s in open_ones) and any(not s.pbc.any() for s in open_ones)
     structures = [
         *open_ones,
-        replace(open_ones[0], forces=None),
-        replace(open_ones[0], energy=None),
+        open_ones[0].with_labels(forces=None),
+        open_ones[0].with_labels(energy=None),
     ]
     batch, potential = batch_of([*structures, *crystals(train_structures, 1)]), new_potential()
     prediction = potential(batch)
-    assert prediction["stress"][: len(open_ones)].isnan().all()
+    assert prediction.stress[: len(open_ones)].isnan().all()
     weighted_loss(prediction, batch, label_counts(batch), LossConfig()).backward()
     assert all(p.grad.isfinite().all() for p in potential.parameters())
     assert max(float(p.grad.abs().max()) for p in potential.parameters()) > 0
@@ -118,16 +125,16 @@ def test_broken_prediction_is_not_taken_for_a_missing_label(train_structures, la
     """Else a model that predicts NaN has a loss of zero, and nobody stops it."""
     batch = batch_of(crystals(train_structures, 2))
     prediction = prediction_near(batch)
-    prediction[label].view(-1)[0] = torch.nan
+    prediction.labels[label].view(-1)[0] = torch.nan
     assert np.isnan(loss_of(prediction, batch))
-    prediction[label].view(-1)[0] = torch.inf
+    prediction.labels[label].view(-1)[0] = torch.inf
     assert np.isinf(loss_of(prediction, batch))
 
 
 def test_stress_label_of_a_structure_that_is_not_periodic_does_not_count(train_structures):
     """Some codes write one for slabs; the potential has none to compare."""
     slab = next(s for s in train_structures if not s.pbc.all())
-    labelled = replace(slab, stress=np.ones((3, 3)))
+    labelled = slab.with_labels(stress=np.ones((3, 3)))
     crystal = crystals(train_structures, 1)[0]
     with_label, without = batch_of([labelled, crystal]), batch_of([slab, crystal])
     assert torch.equal(label_counts(with_label), label_counts(without))
@@ -138,7 +145,7 @@ def test_stress_label_of_a_structure_that_is_not_periodic_does_not_count(train_s
 def test_counts_are_those_of_the_labels(train_structures):
     first, second, third = crystals(train_structures, 3)
     batch = batch_of(
-        [first, replace(second, energy=None, forces=None), replace(third, stress=None)]
+        [first, second.with_labels(energy=None, forces=None), third.with_labels(stress=None)]
     )
     assert label_counts(batch).tolist() == [2, 3 * (len(first) + len(third)), 18]
 
@@ -164,9 +171,11 @@ def test_force_weight_acts_as_repetition(train_structures):
     term = LossConfig(energy=0, forces=1, stress=0)
     heavy, thrice = batch_of([one, one]), batch_of([one, one, one, one])
     num_atoms = len(one)
-    heavy.force_weight[:num_atoms] = 3.0
+    heavy.atom_weight[:num_atoms] = 3.0
     prediction = prediction_near(heavy)
-    repeated = {k: torch.cat([v, *[v[: len(v) // 2]] * 2]) for k, v in prediction.items()}
+    repeated = Prediction(
+        {k: torch.cat([v, *[v[: len(v) // 2]] * 2]) for k, v in prediction.labels.items()}
+    )
     assert loss_of(prediction, heavy, term) == pytest.approx(
         loss_of(repeated, thrice, term), rel=1e-6
     )
@@ -175,12 +184,12 @@ def test_force_weight_acts_as_repetition(train_structures):
 
 def test_small_error_in_a_large_energy_is_seen(train_structures):
     """1 meV in 1e6 eV would be lost in float32."""
-    large = replace(train_structures[0], energy=-1.0e6)
+    large = train_structures[0].with_labels(energy=-1.0e6)
     batch = batch_of([large])
     term = LossConfig(energy=1, forces=0, stress=0)
-    prediction = prediction_near(batch) | {
-        "energy": torch.tensor([-1.0e6 + 0.001 * len(large)], dtype=torch.float64)
-    }
+    prediction = prediction_near(batch).with_labels(
+        energy=torch.tensor([-1.0e6 + 0.001 * len(large)], dtype=torch.float64)
+    )
     assert loss_of(prediction, batch, term) == pytest.approx(0.5 * 0.001**2 / 0.02, rel=1e-3)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain import run
 from evenfield.pretrain.loop.loss import LABELS, LossConfig, label_counts, weighted_loss
 from evenfield.pretrain.loop.noise import LEAST, NoiseScales
@@ -48,12 +48,17 @@ def test_errors_in_units_of_the_given_noise(train_structures):
     prediction, config = new_potential()(batch), LossConfig(noise=GIVEN)
     noise, counts = NoiseScales(config, list(LEVELS))(), label_counts(batch)
     own = noise[batch.head]
-    num_atoms = batch.ptr.diff()
-    scaled = {
-        "energy": batch.energy + (prediction["energy"] - batch.energy) / own[:, 0],
-        "forces": batch.forces + (prediction["forces"] - batch.forces) / own[batch.batch, 1, None],
-        "stress": batch.stress + (prediction["stress"] - batch.stress) / own[:, 2, None, None],
-    }
+    num_atoms = batch.atoms_per_structure
+    scaled = Prediction(
+        {
+            "energy": batch.labels["energy"]
+            + (prediction.energy - batch.labels["energy"]) / own[:, 0],
+            "forces": batch.labels["forces"]
+            + (prediction.forces - batch.labels["forces"]) / own[batch.structure_index, 1, None],
+            "stress": batch.labels["stress"]
+            + (prediction.stress - batch.labels["stress"]) / own[:, 2, None, None],
+        }
+    )
     loss = weighted_loss(prediction, batch, counts, config, noise)
     assert loss.item() == pytest.approx(
         weighted_loss(scaled, batch, counts, config).item(), rel=1e-4
@@ -69,7 +74,7 @@ def test_errors_in_units_of_the_given_noise(train_structures):
 def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
     """Of log s: weight times the mean over the labels of a level of 1 - e^2 / (width s^2) for squared errors."""
     structures = both_levels(train_structures)
-    batch = batch_of([structures[0], replace(structures[1], stress=None)])
+    batch = batch_of([structures[0], structures[1].with_labels(stress=None)])
     config = LossConfig(learn_noise=True, noise=GIVEN, **WIDE)
     noise, prediction = NoiseScales(config, list(LEVELS)), new_potential()(batch)
     counts = label_counts(batch)
@@ -77,15 +82,15 @@ def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
     excess = noise.log_excess.grad / (
         noise.log_excess.detach().exp() / noise().detach()
     )  # of log s
-    num_atoms = batch.ptr.diff()
+    num_atoms = batch.atoms_per_structure
     errors = {
-        "energy": (prediction["energy"] - batch.energy) / num_atoms,
-        "forces": prediction["forces"] - batch.forces,
-        "stress": prediction["stress"] - batch.stress,
+        "energy": (prediction.energy - batch.labels["energy"]) / num_atoms,
+        "forces": prediction.forces - batch.labels["forces"],
+        "stress": prediction.stress - batch.labels["stress"],
     }
     for column, name in enumerate(LABELS):
         for head in range(2):
-            of_head = batch.batch == head if name == "forces" else torch.arange(2) == head
+            of_head = batch.structure_index == head if name == "forces" else torch.arange(2) == head
             error = errors[name][of_head].detach().double().flatten()
             error = error[torch.isfinite(error)]
             s = noise()[head, column].item()
@@ -107,7 +112,7 @@ def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width)
     structures = [s for s in train_structures if s.pbc.all()] * 4
     batch, generator = batch_of(structures), np.random.default_rng(0)
     own = known[batch.head]
-    num_atoms = batch.ptr.diff()
+    num_atoms = batch.atoms_per_structure
 
     def draw(like, scale):
         values = (
@@ -117,11 +122,14 @@ def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width)
         )
         return torch.from_numpy(values).to(like) * scale
 
-    prediction = {
-        "energy": batch.energy + num_atoms * draw(batch.energy, own[:, 0]),
-        "forces": batch.forces + draw(batch.forces, own[batch.batch, 1, None]),
-        "stress": batch.stress + draw(batch.stress, own[:, 2, None, None]),
-    }
+    prediction = Prediction(
+        {
+            "energy": batch.labels["energy"] + num_atoms * draw(batch.labels["energy"], own[:, 0]),
+            "forces": batch.labels["forces"]
+            + draw(batch.labels["forces"], own[batch.structure_index, 1, None]),
+            "stress": batch.labels["stress"] + draw(batch.labels["stress"], own[:, 2, None, None]),
+        }
+    )
     config = LossConfig(
         learn_noise=True, energy_width=width, forces_width=width, stress_width=width
     )

@@ -146,7 +146,7 @@ def test_one_rank_then_two_then_one_see_every_structure_of_the_epoch_once(
     assert all(torch.equal(taken_up[name], saved[name]) for name in saved)
     rest.load_state([state["stream"] for state in found.states])
     seen = Counter(
-        name for batch in [*first, *to_the_end_of_the_epoch(rest)] for name in batch.structure_id
+        name for batch in [*first, *to_the_end_of_the_epoch(rest)] for name in batch.structure_ids
     )
     seen += Counter(name for rank in ranks for name in rank["elastic"]["seen"])
     assert seen == Counter(s.structure_id for s in train_structures)
@@ -217,5 +217,5 @@ def test_checkpoint_of_two_ranks_goes_on_on_one_and_sees_the_rest_once(
         batch for rank in (0, 1) for batch in islice(stream(data_set, rank, 2).batches(), step)
     ]
     after = to_the_end_of_the_epoch(rest)
-    seen = Counter(name for batch in [*before, *after] for name in batch.structure_id)
+    seen = Counter(name for batch in [*before, *after] for name in batch.structure_ids)
     assert seen == Counter(s.structure_id for s in train_structures)

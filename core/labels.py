@@ -1,0 +1,172 @@
+"""The registry of labels: every quantity that a structure can be labelled with and a model can predict.
+
+Schema, Arrow columns, batches, loss, noise, metrics, evaluation and cards iterate over `LABELS`.
+A new output is one entry here and a readout that predicts it (docs/extending.md).
+
+==========  =========  =====  ==========  ==================================================
+label       unit       rank   belongs to  meaning
+==========  =========  =====  ==========  ==================================================
+energy      eV         0      structure   total energy of the stated level of theory
+forces      eV/A       1      atom        minus the derivative of the energy by positions
+stress      eV/A^3     2      structure   derivative by strain over volume, tensile-positive
+==========  =========  =====  ==========  ==================================================
+
+A missing label is absent from a `Structure`, null in Parquet and NaN in a batch. It is never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from .units import ENERGY, FORCES, STRESS
+
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One quantity: what it is, how it transforms, how it is stored, compared and weighted."""
+
+    name: str
+    unit: str
+    per: Literal["structure", "atom"]
+    rank: int
+    """0 scalar, 1 vector, 2 tensor: the label has `rank` trailing dimensions of length 3."""
+    parity: Literal[1, -1]
+    """Sign that an inversion of space gives it."""
+    extensive: bool
+    """It grows with the number of atoms, so its errors are per atom."""
+    periodic_only: bool
+    """It has a meaning only where all three directions are periodic."""
+    symmetric: bool
+    """A tensor of rank 2 that equals its transpose."""
+    unit_factors: Mapping[str, float]
+    """Units that a source may state, as factors to `unit`."""
+    largest: float
+    """Beyond this magnitude (per atom if extensive) a record is refused: its unit must be wrong."""
+    storage: Literal["float32", "float64"]
+    """Type of its Parquet column."""
+    exact: bool
+    """Kept in float64 in batches, whatever the precision of the model."""
+    default_weight: float
+    """Weight of its term in the loss, per unit of its error."""
+    huber_width: float
+    """Where an error stops counting squared and counts linearly, in units of its error."""
+    least_noise: float
+    """Lower bound of a learned noise, in units of its error."""
+    error_key: str
+    """Name of its mean absolute error in evaluation.json and metrics.jsonl."""
+    title: str
+    """How it is called in tables and pictures."""
+    display_unit: str
+    display_scale: float
+    """Errors are shown in `display_unit`, which is `display_scale` times the error's unit."""
+
+    @property
+    def error_unit(self) -> str:
+        """Unit in which errors are computed."""
+        return f"{self.unit}/atom" if self.extensive else self.unit
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Trailing shape of one value: (), (3,) or (3, 3)."""
+        return (3,) * self.rank
+
+    def shape(self, num_atoms: int) -> tuple[int, ...]:
+        """Shape of the label of a structure of `num_atoms` atoms."""
+        leading = (num_atoms,) if self.per == "atom" else ()
+        return leading + self.tensor_shape
+
+
+LABELS: dict[str, Label] = {
+    label.name: label
+    for label in (
+        Label(
+            name="energy",
+            unit="eV",
+            per="structure",
+            rank=0,
+            parity=1,
+            extensive=True,
+            periodic_only=False,
+            symmetric=False,
+            unit_factors=ENERGY,
+            largest=1e7,  # an all-electron energy of Og is 1.5e6 eV
+            storage="float64",  # float32 would round a total energy of 1e4 eV to 1 meV
+            exact=True,
+            default_weight=1.0,
+            huber_width=0.02,
+            least_noise=1e-4,
+            error_key="energy_mae_per_atom",
+            title="energy",
+            display_unit="meV/atom",
+            display_scale=1000.0,
+        ),
+        Label(
+            name="forces",
+            unit="eV/A",
+            per="atom",
+            rank=1,
+            parity=-1,
+            extensive=False,
+            periodic_only=False,
+            symmetric=False,
+            unit_factors=FORCES,
+            largest=1e4,  # two nuclei at 0.3 A repel each other with less in a converged calculation
+            storage="float32",
+            exact=False,
+            default_weight=5.0,
+            huber_width=0.02,
+            least_noise=1e-3,
+            error_key="force_mae",
+            title="force",
+            display_unit="eV/A",
+            display_scale=1.0,
+        ),
+        Label(
+            name="stress",
+            unit="eV/A^3",
+            per="structure",
+            rank=2,
+            parity=1,
+            extensive=False,
+            periodic_only=True,
+            symmetric=True,
+            unit_factors=STRESS,
+            largest=1e4,  # 1.6e6 GPa
+            storage="float64",
+            exact=False,
+            default_weight=1.0,
+            huber_width=0.005,
+            least_noise=1e-5,
+            error_key="stress_mae",
+            title="stress",
+            display_unit="eV/A^3",
+            display_scale=1.0,
+        ),
+    )
+}
+
+
+def present(labels: Mapping[str, Value | None]) -> dict[str, Value]:
+    """The labels of a mapping that are not None, in the registry's order."""
+    return {name: value for name, value in _ordered(labels) if value is not None}
+
+
+def _ordered(labels: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
+    unknown = sorted(set(labels) - set(LABELS))
+    assert not unknown, f"not in the registry of labels: {unknown}"
+    for name in LABELS:
+        if name in labels:
+            yield name, labels[name]
+
+
+def unit_factor(name: str, unit: str) -> float:
+    """Factor that takes a label from `unit` to the pipeline's unit; ValueError names the known ones."""
+    known = LABELS[name].unit_factors
+    if unit not in known:
+        raise ValueError(f"units.{name}='{unit}' is not known: use one of {', '.join(known)}")
+    return known[unit]
