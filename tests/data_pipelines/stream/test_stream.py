@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig, num_copies
 from evenfield.data_pipelines.stream.state import StreamState
@@ -321,7 +322,7 @@ def in_first_epoch(stream: Stream, most: int) -> list[tuple[int, str]]:
         if stream.epoch > 0:
             break
         window = stream._next_window()
-        taken += [(window, name) for name in next(source).structure_id]
+        taken += [(window, name) for name in next(source).structure_ids]
     source.close()
     return taken
 
@@ -377,7 +378,7 @@ def test_state_counts_batches_as_they_are_taken_not_as_they_are_prepared(open_st
 
 def test_error_while_preparing_is_raised_where_batches_are_taken(open_stream):
     with pytest.raises(
-        ValueError, match="level of theory 'EMT-scaled' has no head; the model has: EMT"
+        EvenfieldError, match="level of theory 'EMT-scaled' has no head; the model has: EMT"
     ):
         take(open_stream(levels=["EMT"]), 20)
 
