@@ -18,8 +18,7 @@ import typer
 
 from ..core.errors import EvenfieldError
 from ..data_pipelines.commands import app as data_app
-from ..diagnostics.checks.commands import app as check_app
-from ..diagnostics.commands import report
+from ..diagnostics.commands import check_app, report
 from ..finetune.commands import app as finetune_app
 from ..finetune.zoo_build.commands import zoo_build
 from ..model_zoo.commands import app as hub_app

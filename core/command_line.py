@@ -27,8 +27,9 @@ Overrides = Annotated[
 Recipe = Annotated[
     Path | None, typer.Option("--recipe", help="YAML file of settings, or a shipped recipe's name")
 ]
+# the backslash keeps rich from taking the bracket for markup
 ModelReference = Annotated[
-    str, typer.Argument(help="model folder, zoo name or owner/name[@revision]")
+    str, typer.Argument(help="model folder, zoo name or owner/name\\[@revision]")
 ]
 FolderHub = Annotated[
     str | None,

@@ -1,0 +1,5 @@
+"""Is a model fit for use? Checks that need no labels, and the report of a run.
+
+In: a published model, or the folders of runs. Out: figures with a verdict on the terminal, or one
+HTML page. Open `check.py` for what a check is, `report/report.py` for the page.
+"""

@@ -1,4 +1,4 @@
-"""`evenfield report`; the commands of `evenfield check` are in `checks/commands.py`."""
+"""`evenfield report` and the group `evenfield check`, whose commands are the files in `checks/`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from typing import Annotated
 import typer
 
 from ..core.command_line import CommandLineError
+from .check import CheckGroup
+
+
+check_app = typer.Typer(
+    cls=CheckGroup, no_args_is_help=True, help="Checks of a model that need no labels."
+)
+
+
+# typer takes a group for one command if it has neither a second command nor a callback
+@check_app.callback()
+def check() -> None:
+    """Checks of a model that need no labels."""
 
 
 def report(
     out: Annotated[Path, typer.Argument(help="folder for report.html and pictures/")],
     runs: Annotated[
         list[str],
-        typer.Argument(help="runs to show as name=folder; two are compared before, after"),
+        typer.Argument(help="runs to show as name=folder; two are compared, before and after"),
     ],
     title: Annotated[str, typer.Option(help="heading of the page")] = "evenfield",
     fewshot: Annotated[
@@ -23,9 +35,10 @@ def report(
     model_card: Annotated[Path | None, typer.Option(help="README.md of a model folder")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to put at the end")] = None,
 ) -> None:
-    """One self-contained HTML page: errors, periodic-table heat maps, learning curves, parity, few-shot curve.
+    """One self-contained HTML page: errors by element, learning curves, parity, few-shot curve.
 
-    Example: evenfield report runs/report uniform=runs/uniform reweighted=runs/reweighted --fewshot runs/fewshot.json
+    Example: evenfield report runs/report uniform=runs/uniform reweighted=runs/reweighted --fewshot
+    runs/fewshot.json
     """
     from .report.report import write_report
 

@@ -104,16 +104,18 @@ def console_problem(words: list[str]) -> str | None:
     """What is wrong with the arguments of `evenfield`: an unknown subcommand or option."""
     command: Any = typer.main.get_command(app)
     words = list(words)
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        name = words.pop(0)
-        if name not in command.commands and hasattr(
-            command, "default_command"
-        ):  # the first word is its argument
-            words.insert(0, name)
-            name = command.default_command
-        if name not in command.commands:
+    while hasattr(command, "commands") and words:
+        default = getattr(command, "default_command", None)
+        if words[0].startswith("-") and default is None:
+            break
+        context = command.make_context(command.name, [], resilient_parsing=True)
+        # a group with a default command takes any other word as an argument of that command
+        is_named = default is None or words[0] in command.list_commands(context)
+        name = words.pop(0) if is_named else default
+        subcommand = command.get_command(context, name)
+        if subcommand is None:
             return f"{command.name or 'evenfield'} has no command {name}"
-        command = command.commands[name]
+        command = subcommand
     known = {
         option
         for parameter in command.params

@@ -1,8 +1,11 @@
-"""What physics demands of any potential, checked on an ASE calculator: symmetry, images, derivatives, balance.
+"""What physics demands of any potential, tested on an ASE calculator.
 
-Every check gives an error relative to the size of the quantity; a torque and the energies of single atoms are allowed
-ten times as much as the rest. The model only answers: crystal, slab and cluster are made here, of elements that the
-caller names.
+Rotation, inversion, translation and renumbering; other descriptions of the same crystal; no net
+force and no net torque; forces and stress as derivatives of the energy. The structures are made
+here, of elements that the caller names.
+
+Every error is relative to the largest force or stress. Torques and the energies of single atoms are
+sums of many terms, so they may be wrong by ten times as much as the rest.
 """
 
 from __future__ import annotations
@@ -18,22 +21,51 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.data import atomic_numbers, covalent_radii
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from ...model_zoo.potential.invariance import changes, random_cell
+from ..check import CheckedModel, CheckError, CheckResult, Figure
 
 
-SINGLE, DOUBLE, DIFFERENCES = (
-    1e-3,
-    1e-8,
-    1e-5,
-)  # tolerances: float32, float64, finite differences in float64
-STEP = 1e-4  # A, and of strain
+# Largest errors that pass: in float32, in float64, and of finite differences in float64.
+SINGLE = 1e-3
+DOUBLE = 1e-8
+DIFFERENCES = 1e-5
+
+STEP = 1e-4  # of finite differences: A, and of strain
 VACUUM = 30.0  # A
-SMALLEST_FORCE, SMALLEST_STRESS = 1e-3, 1e-5  # eV/A, eV/A^3: errors are relative to no less
+
+# Errors are relative to no less than these, so that a force of zero does not divide.
+SMALLEST_FORCE = 1e-3  # eV/A
+SMALLEST_STRESS = 1e-5  # eV/A^3
+
+# Two other descriptions of a lattice: sheared vectors, and no change at all.
+SHEAR = np.array([[1, 0, 0], [2, 1, 0], [-1, 1, 1]])
+IDENTITY = np.eye(3)
+
+
+def check(model: CheckedModel) -> CheckResult:
+    """Rotated, moved, renumbered, in other cells: are predictions the same, are forces slopes?
+
+    The exit code is 1 if they are not.
+
+    Example: evenfield check symmetry evenfield-s
+    """
+    figures = []
+    lines = []
+    for dtype in ("float32", "float64"):
+        calculator = model.calculator(dtype)
+        for finding in audit(calculator, model.symbols, single=dtype == "float32"):
+            name = f"{dtype} {finding.name}"
+            figures.append(Figure(name, finding.error, "", limit=finding.tolerance))
+            verdict = "ok    " if finding.passed else "FAILED"
+            lines.append(
+                f"{dtype} {verdict} {finding.error:.1e} of {finding.tolerance:.0e} allowed: "
+                f"{finding.name}"
+            )
+    return CheckResult(figures, lines)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was asked, how wrong the answer is, and how wrong it may be."""
+    """One demand of physics: how wrong the answer is, and how wrong it may be."""
 
     name: str
     error: float
@@ -41,110 +73,125 @@ class Finding:
 
     @property
     def passed(self) -> bool:
+        """False also for NaN."""
         return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
 class _Answer:
-    energy: float  # eV
-    forces: np.ndarray  # (N, 3) eV/A
-    stress: (
-        np.ndarray | None
-    )  # (3, 3) eV/A^3; None without periodicity or where the calculator has none
+    """energy: eV. forces: (N, 3) eV/A. stress: (3, 3) eV/A^3, None where there is none."""
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None
 
 
 def audit(
     calculator: Calculator, symbols: list[str], *, single: bool = False, seed: int = 0
 ) -> list[Finding]:
-    """All checks with structures of up to four of `symbols`; `single`: the calculator works in float32.
+    """All demands, on structures with up to four of `symbols`.
 
-    Finite differences need float64 and are left out with `single`. ValueError when there is no element.
+    single: the calculator works in float32. Finite differences need float64 and are left out.
+
+    Raises:
+        CheckError: `symbols` is empty.
     """
+    # the import brings in torch, which the help of the command does not need
+    from ...model_zoo.potential.invariance import random_cell
+
     if not symbols:
-        raise ValueError("symbols: name one element at least that the model knows")
+        raise CheckError("symbols: at least one element is needed, which the model knows")
     rng = np.random.default_rng(seed)
-    crystal, tolerance = random_cell(rng, symbols), SINGLE if single else DOUBLE
+    crystal = random_cell(rng, symbols)
+    tolerance = SINGLE if single else DOUBLE
     found = [
         *_symmetries(calculator, crystal, rng, tolerance),
         *_cells(calculator, crystal, tolerance),
+        *_balance(calculator, crystal, symbols[0], tolerance),
     ]
-    found += _balance(calculator, crystal, symbols[0], tolerance)
-    return found if single else [*found, *_derivatives(calculator, crystal)]
+    if not single:
+        found += _derivatives(calculator, crystal)
+    return found
 
 
 def _symmetries(
     calculator: Calculator, atoms: Atoms, rng: np.random.Generator, tolerance: float
 ) -> Iterator[Finding]:
+    """Changes that no energy may notice, and that turn or reorder the forces."""
+    from ...model_zoo.potential.invariance import changes
+
     before = _ask(calculator, atoms)
     for name, changed, turn, order in changes(rng, atoms):
-        yield Finding(name, _difference(before, _ask(calculator, changed), turn, order), tolerance)
+        after = _ask(calculator, changed)
+        yield Finding(name, _difference(before, after, turn, order), tolerance)
 
 
 def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[Finding]:
-    """One crystal told in three ways, and a slab with and without periodicity across its vacuum."""
-    before, same = _ask(calculator, atoms), np.eye(3)
+    """One crystal in three descriptions, and a slab with and without periodicity in its vacuum."""
+    before = _ask(calculator, atoms)
+
     sheared = atoms.copy()
-    sheared.set_cell(np.array([[1, 0, 0], [2, 1, 0], [-1, 1, 1]]) @ atoms.cell.array)
-    yield Finding(
-        "other vectors of the same lattice",
-        _difference(before, _ask(calculator, sheared), same),
-        tolerance,
-    )
+    sheared.set_cell(SHEAR @ atoms.cell.array)
+    error = _difference(before, _ask(calculator, sheared), IDENTITY)
+    yield Finding("other vectors of the same lattice", error, tolerance)
+
     eight = _ask(calculator, atoms * 2)
     eighth = _Answer(eight.energy / 8, eight.forces[: len(atoms)], eight.stress)
-    yield Finding("2 x 2 x 2 supercell", _difference(before, eighth, same), tolerance)
+    yield Finding("2 x 2 x 2 supercell", _difference(before, eighth, IDENTITY), tolerance)
+
     slab = atoms.copy()
     slab.center(vacuum=VACUUM / 2, axis=2)
     slab.pbc = [True, True, False]
-    closed = slab.copy()
-    closed.pbc = True
-    open_answer, closed_answer = (
-        _ask(calculator, slab),
-        replace(_ask(calculator, closed), stress=None),
-    )
-    yield Finding(
-        "slab, periodic across its vacuum or not",
-        _difference(open_answer, closed_answer, same),
-        tolerance,
-    )
+    periodic_slab = slab.copy()
+    periodic_slab.pbc = True
+    open_answer = _ask(calculator, slab)
+    # only a crystal has a stress, so the two are compared without it
+    periodic_answer = replace(_ask(calculator, periodic_slab), stress=None)
+    error = _difference(open_answer, periodic_answer, IDENTITY)
+    yield Finding("slab, periodic across its vacuum or not", error, tolerance)
 
 
 def _balance(
     calculator: Calculator, crystal: Atoms, symbol: str, tolerance: float
 ) -> Iterator[Finding]:
-    """No net force, no net torque on what is alone, and no force where symmetry forbids one."""
+    """No net force and torque on an isolated cluster, no force where symmetry forbids one."""
     cluster = crystal.copy()
     cluster.set_cell(None)
     cluster.pbc = False
     forces = _ask(calculator, cluster).forces
     scale = max(float(np.abs(forces).max()), SMALLEST_FORCE)
-    torque = np.cross(cluster.positions - cluster.positions.mean(0), forces).sum(0)
-    yield Finding("net force on a cluster", float(np.abs(forces.sum(0)).max() / scale), tolerance)
+    net_force = float(np.abs(forces.sum(0)).max() / scale)
+    yield Finding("net force on a cluster", net_force, tolerance)
+
+    arms = cluster.positions - cluster.positions.mean(0)
+    torque = np.cross(arms, forces).sum(0)
     yield Finding("net torque on a cluster", float(np.abs(torque).max() / scale), 10 * tolerance)
+
     spacing = 2.4 * covalent_radii[atomic_numbers[symbol]]
     perfect = bulk(symbol, "fcc", a=spacing * np.sqrt(2), cubic=True) * 2
     perfect.calc = calculator
-    yield Finding(
-        "forces in a perfect crystal", float(np.abs(perfect.get_forces()).max() / scale), tolerance
-    )
+    largest = float(np.abs(perfect.get_forces()).max() / scale)
+    yield Finding("forces in a perfect crystal", largest, tolerance)
     try:
         energies = perfect.get_potential_energies()
     except (NotImplementedError, KeyError):
-        return  # a calculator need not say what single atoms have
-    yield Finding(
-        "atoms of a perfect crystal alike", float(np.ptp(energies)) / scale, 10 * tolerance
-    )
+        # a calculator need not give the energies of single atoms
+        return
+    spread = float(np.ptp(energies)) / scale
+    yield Finding("atoms of a perfect crystal alike", spread, 10 * tolerance)
 
 
 def _derivatives(calculator: Calculator, atoms: Atoms) -> Iterator[Finding]:
-    """Forces and stress beside ASE's central differences of the energy."""
-    answer, atoms = _ask(calculator, atoms), atoms.copy()
+    """Forces and stress against ASE's central differences of the energy."""
+    answer = _ask(calculator, atoms)
+    atoms = atoms.copy()
     atoms.calc = calculator
+
     numerical = calculate_numerical_forces(atoms, eps=STEP)
     scale = max(float(np.abs(answer.forces).max()), SMALLEST_FORCE)
-    yield Finding(
-        "forces are -dE/dr", float(np.abs(numerical - answer.forces).max()) / scale, DIFFERENCES
-    )
+    error = float(np.abs(numerical - answer.forces).max()) / scale
+    yield Finding("forces are -dE/dr", error, DIFFERENCES)
+
     if answer.stress is not None:
         numerical = calculate_numerical_stress(atoms, eps=STEP, voigt=False, force_consistent=False)
         scale = max(float(np.abs(answer.stress).max()), SMALLEST_STRESS)
@@ -155,24 +202,31 @@ def _derivatives(calculator: Calculator, atoms: Atoms) -> Iterator[Finding]:
 def _ask(calculator: Calculator, atoms: Atoms) -> _Answer:
     atoms = atoms.copy()
     atoms.calc = calculator
-    has_stress = atoms.pbc.all() and "stress" in calculator.implemented_properties
-    stress = voigt_6_to_full_3x3_stress(atoms.get_stress()) if has_stress else None
+    stress = None
+    if atoms.pbc.all() and "stress" in calculator.implemented_properties:
+        stress = voigt_6_to_full_3x3_stress(atoms.get_stress())
     return _Answer(atoms.get_potential_energy(), atoms.get_forces(), stress)
 
 
 def _difference(
     before: _Answer, after: _Answer, turn: np.ndarray, order: np.ndarray | None = None
 ) -> float:
-    """Largest of the errors of energy per atom, forces and stress, over the largest force and stress."""
+    """Largest of the relative errors of energy per atom, forces and stress.
+
+    `turn` (3, 3) is the rotation or inversion that lies between the answers, `order` (N,) the atoms
+    of the first answer in the order of the second.
+    """
     forces = before.forces @ turn.T
+    if order is not None:
+        forces = forces[order]
     scale = max(float(np.abs(forces).max()), SMALLEST_FORCE)
     errors = [
         abs(after.energy - before.energy) / (len(forces) * scale),
-        np.abs(after.forces - (forces if order is None else forces[order])).max() / scale,
+        np.abs(after.forces - forces).max() / scale,
     ]
     if before.stress is not None and after.stress is not None:
-        wanted = turn @ before.stress @ turn.T
-        errors.append(
-            np.abs(after.stress - wanted).max() / max(float(np.abs(wanted).max()), SMALLEST_STRESS)
-        )
-    return float(np.max(errors))  # Python's max would pass a NaN by
+        expected = turn @ before.stress @ turn.T
+        stress_scale = max(float(np.abs(expected).max()), SMALLEST_STRESS)
+        errors.append(np.abs(after.stress - expected).max() / stress_scale)
+    # numpy's maximum keeps a NaN, Python's may lose it
+    return float(np.max(errors))

@@ -8,6 +8,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 
 from evenfield import model_zoo
+from evenfield.diagnostics.check import CheckError
 from evenfield.diagnostics.checks.symmetry import audit
 
 
@@ -80,10 +81,10 @@ def test_a_mistake_is_found(mistake: str, found: str) -> None:
     assert found in failures(Mistaken(mistake))
 
 
-def test_a_calculator_that_says_nothing_at_all_breaks_no_symmetry() -> None:
+def test_calculator_that_returns_zeros_breaks_no_symmetry() -> None:
     """Zero everywhere: the errors are zero too, not 0 / 0."""
 
-    class Nothing(Calculator):
+    class Zeros(Calculator):
         implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012 - ASE's protocol
 
         def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
@@ -94,9 +95,9 @@ def test_a_calculator_that_says_nothing_at_all_breaks_no_symmetry() -> None:
                 "stress": np.zeros(6),
             }
 
-    assert failures(Nothing()) == set()
+    assert failures(Zeros()) == set()
 
 
-def test_no_element_is_told() -> None:
-    with pytest.raises(ValueError, match="one element at least"):
+def test_empty_list_of_elements_is_refused() -> None:
+    with pytest.raises(CheckError, match="at least one element"):
         audit(EMT(), [])

@@ -13,7 +13,8 @@ from ase.calculators.lj import LennardJones
 from evenfield import model_zoo
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
-from evenfield.diagnostics.checks.receptive_field import measure_reach
+from evenfield.diagnostics.check import CheckError
+from evenfield.diagnostics.checks.reach import measure_reach
 from evenfield.model_zoo import Potential, PotentialConfig
 
 
@@ -49,16 +50,16 @@ def test_our_own_model_sees_two_cutoffs_far_and_no_further() -> None:
     assert first + second == pytest.approx(1)
 
 
-def test_a_calculator_without_energies_of_atoms_is_told() -> None:
+def test_calculator_without_energies_of_atoms_is_refused() -> None:
     class Silent(EMT):
         implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's protocol
 
-    with pytest.raises(ValueError, match="Silent gives no energies of single atoms"):
+    with pytest.raises(CheckError, match="Silent gives no energies of single atoms"):
         measure_reach(Silent(), copper())
 
 
-def test_an_atom_that_nobody_feels_is_told() -> None:
-    with pytest.raises(ValueError, match="no other atom's energy feels atom 0"):
+def test_atom_that_no_other_atom_feels_is_refused() -> None:
+    with pytest.raises(CheckError, match="no other atom's energy feels atom 0"):
         measure_reach(EMT(), Atoms("Cu2", [[0, 0, 0], [0, 0, 30]]))
 
 

@@ -1,4 +1,4 @@
-"""Laws of cost, from times that were not measured but made."""
+"""Laws of cost, found from times that follow a known law."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 
 from evenfield import model_zoo
-from evenfield.diagnostics.checks.cost_scaling import CostLaw, break_even, fit_cost, time_calls
+from evenfield.diagnostics.check import CheckError
+from evenfield.diagnostics.checks.scaling import CostLaw, break_even, fit_cost, time_calls
 
 
 SIZES = [32, 64, 128, 512, 2048]
@@ -20,7 +21,7 @@ SIZES = [32, 64, 128, 512, 2048]
 @pytest.mark.parametrize(
     "law", [CostLaw(0.01, 1e-4, 1.0), CostLaw(0.0, 1e-6, 3.0), CostLaw(0.5, 1e-5, 1.3)]
 )
-def test_a_law_is_found_again(law: CostLaw) -> None:
+def test_a_known_law_is_found(law: CostLaw) -> None:
     found = fit_cost(SIZES, [law.seconds(n) for n in SIZES])
     assert found.exponent == pytest.approx(law.exponent, abs=0.011)
     assert found.fixed == pytest.approx(law.fixed, rel=0.02, abs=1e-4)
@@ -36,25 +37,25 @@ def test_break_even() -> None:
 
 
 def test_two_sizes_are_too_few() -> None:
-    with pytest.raises(ValueError, match="three sizes"):
+    with pytest.raises(CheckError, match="three sizes"):
         fit_cost([4, 8, 8], [1.0, 2.0, 2.0])
 
 
 class Watched(EMT):
-    """EMT that keeps what it was asked."""
+    """EMT that keeps the positions of every call."""
 
     def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
-        self.asked = [*getattr(self, "asked", []), atoms.positions.copy()]
+        self.positions_seen = [*getattr(self, "positions_seen", []), atoms.positions.copy()]
 
 
-def test_every_call_is_timed_and_of_atoms_that_moved() -> None:
+def test_atoms_move_before_every_call_that_is_timed() -> None:
     """A clock that counts its readings: every call takes one tick."""
     ticks, calculator = iter(range(1000)), Watched()
     cells = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * 2]
     assert time_calls(calculator, cells, rounds=2, clock=lambda: next(ticks)) == [1.0, 1.0]
-    assert [len(positions) for positions in calculator.asked] == [4, 4, 4, 32, 32, 32]
-    for one, other in itertools.pairwise(calculator.asked):
+    assert [len(positions) for positions in calculator.positions_seen] == [4, 4, 4, 32, 32, 32]
+    for one, other in itertools.pairwise(calculator.positions_seen):
         assert len(one) != len(other) or np.ptp(one - other, axis=0).max() > 1e-3  # no rigid shift
 
 

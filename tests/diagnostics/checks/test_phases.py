@@ -10,7 +10,8 @@ from ase.calculators.tersoff import Tersoff, TersoffParameters
 
 from evenfield import model_zoo
 from evenfield.data_pipelines.neighbours import neighbour_list
-from evenfield.diagnostics.checks.phase_order import PROTOTYPES, rank_prototypes
+from evenfield.diagnostics.check import CheckError
+from evenfield.diagnostics.checks.phases import PROTOTYPES, rank_prototypes
 
 
 SILICON = TersoffParameters(  # J. Tersoff, Phys. Rev. B 37, 6991 (1988), T3
@@ -45,8 +46,8 @@ def test_our_own_model_has_close_packing_and_bcc_below_the_rest() -> None:
     assert ranking[-1].name == "diamond"
 
 
-def test_what_is_no_element_is_told() -> None:
-    with pytest.raises(ValueError, match="'Xx' is no element"):
+def test_unknown_element_is_refused() -> None:
+    with pytest.raises(CheckError, match="'Xx' is not an element"):
         rank_prototypes(EMT(), "Xx")
 
 

@@ -1,0 +1,139 @@
+"""Which crystal structure of an element is lowest in energy, each at its best volume.
+
+Diamond and beta-tin have four and six near neighbours, close packing has twelve. A model without
+angles cannot distinguish them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_numbers, covalent_radii
+from scipy.optimize import minimize_scalar
+
+from ..check import CheckedModel, CheckError, CheckResult, Figure
+
+
+# Smallest and largest volume that is searched, relative to touching spheres in the same structure.
+VOLUME_RANGE = (0.4, 1.8)
+GRID_POINTS = 16
+
+# Touching spheres of the covalent radius are too small for metals; ten per cent more fits most.
+SPHERE_SCALE = 1.1
+
+# Volume per atom -> cell.
+Prototype = Callable[[str, float], Atoms]
+
+
+def check(
+    model: CheckedModel,
+    element: Annotated[str, typer.Argument(help="symbol of an element that the model knows")],
+) -> CheckResult:
+    """Which crystal structure of an element is lowest: fcc, hcp, bcc, sc, beta-tin, diamond.
+
+    Example: evenfield check phases evenfield-s Cu --level-of-theory EMT
+    """
+    if element not in model.symbols:
+        known = " ".join(model.symbols)
+        raise CheckError(f"{element}: the model was not trained on it; it knows {known}")
+    ranking = rank_prototypes(model.calculator("float64"), element)
+    lowest_energy = ranking[0].energy
+    figures = []
+    lines = []
+    for phase in ranking:
+        above = 1000 * (phase.energy - lowest_energy)
+        figures.append(Figure(f"{phase.name} above the lowest", above, "meV/atom"))
+        figures.append(Figure(f"{phase.name} volume", phase.volume, "A^3/atom"))
+        remark = "   no minimum in the volumes searched" if phase.at_edge else ""
+        lines.append(
+            f"{phase.name:8} {above:8.1f} meV/atom above the lowest, "
+            f"{phase.volume:6.2f} A^3/atom{remark}"
+        )
+    return CheckResult(figures, lines)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A crystal structure at its lowest energy.
+
+    energy: eV/atom.
+    volume: A^3/atom.
+    at_edge: the energy still falls at the edge of the volumes searched, so this is no minimum.
+    """
+
+    name: str
+    energy: float
+    volume: float
+    at_edge: bool
+
+
+def rank_prototypes(calculator: Calculator, symbol: str) -> list[Phase]:
+    """The prototypes of an element, lowest energy first.
+
+    Raises:
+        CheckError: `symbol` is not an element.
+    """
+    if symbol not in atomic_numbers:
+        raise CheckError(f"'{symbol}' is not an element")
+    radius = SPHERE_SCALE * covalent_radii[atomic_numbers[symbol]]
+    sphere = 4 / 3 * np.pi * radius**3
+    phases = []
+    for name, (prototype, packing) in PROTOTYPES.items():
+        phases.append(_lowest(calculator, symbol, name, prototype, sphere / packing))
+    return sorted(phases, key=lambda phase: phase.energy)
+
+
+def _lowest(
+    calculator: Calculator, symbol: str, name: str, prototype: Prototype, volume: float
+) -> Phase:
+    """Search a grid of volumes around `volume`, then refine about the lowest grid point.
+
+    The grid comes first since the energy of a learned potential may have several minima.
+    """
+
+    def energy(log_volume: float) -> float:
+        atoms = prototype(symbol, float(np.exp(log_volume)))
+        atoms.calc = calculator
+        return atoms.get_potential_energy() / len(atoms)
+
+    grid = np.log(volume * np.geomspace(*VOLUME_RANGE, GRID_POINTS))
+    lowest = int(np.argmin([energy(log_volume) for log_volume in grid]))
+    last = GRID_POINTS - 1
+    bounds = (grid[max(lowest - 1, 0)], grid[min(lowest + 1, last)])
+    found = minimize_scalar(energy, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return Phase(name, float(found.fun), float(np.exp(found.x)), lowest in (0, last))
+
+
+def _cubic(name: str, atoms_per_cube: int) -> Prototype:
+    return lambda symbol, volume: bulk(symbol, name, a=(atoms_per_cube * volume) ** (1 / 3))
+
+
+def _hcp(symbol: str, volume: float) -> Atoms:
+    ideal_ratio = np.sqrt(8 / 3)
+    a = (4 * volume / np.sqrt(3) / ideal_ratio) ** (1 / 3)
+    return bulk(symbol, "hcp", a=a, covera=ideal_ratio)
+
+
+def _beta_tin(symbol: str, volume: float) -> Atoms:
+    """Four atoms in a tetragonal cell with the axial ratio of tin, 0.546."""
+    a = (4 * volume / 0.546) ** (1 / 3)
+    positions = [[0, 0, 0], [0.5, 0, 0.25], [0.5, 0.5, 0.5], [0, 0.5, 0.75]]
+    return Atoms([symbol] * 4, scaled_positions=positions, cell=[a, a, 0.546 * a], pbc=True)
+
+
+# The share of space that touching spheres fill goes with each prototype.
+PROTOTYPES: dict[str, tuple[Prototype, float]] = {
+    "fcc": (_cubic("fcc", 4), 0.740),
+    "hcp": (_hcp, 0.740),
+    "bcc": (_cubic("bcc", 2), 0.680),
+    "sc": (_cubic("sc", 1), 0.524),
+    "beta-Sn": (_beta_tin, 0.535),
+    "diamond": (_cubic("diamond", 8), 0.340),
+}

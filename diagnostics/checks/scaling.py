@@ -1,0 +1,191 @@
+"""How the time of a call grows with the number of atoms, and where one potential beats another.
+
+The law is t(N) = fixed + factor * N^exponent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from ase import Atoms
+from ase.calculators.calculator import Calculator, CalculatorError
+from scipy.optimize import brentq, nnls
+
+from ...data_pipelines.demo.oracles import GFN1_LEVEL, oracle_calculator
+from ..check import CheckedModel, CheckError, CheckResult, Figure, structure_argument
+
+
+OURS = "this model"
+MOST_ATOMS = 1e9  # a break-even beyond this number does not count
+EXPONENTS = np.arange(0.5, 4.001, 0.01)
+DISPLACEMENT = 0.02  # A, between calls
+
+
+def check(
+    model: CheckedModel,
+    structure: Annotated[Atoms, structure_argument("periodic structure that is repeated")],
+    doublings: Annotated[
+        int, typer.Option(min=2, help="of the structure, along one axis after the other")
+    ] = 4,
+    xtb: Annotated[
+        bool, typer.Option("--xtb", help="compare with GFN1-xTB, on clusters (extra `demo`)")
+    ] = False,
+) -> CheckResult:
+    """How the time of a call grows with the number of atoms, in processor seconds.
+
+    One thread of torch. Calls are as in dynamics, where neighbours are searched only now and then.
+    With --xtb: from how many atoms on the model is cheaper than GFN1-xTB.
+
+    Example: evenfield check scaling evenfield-s copper.cif --doublings 8 --level-of-theory EMT
+    """
+    import torch
+
+    if structure.cell.rank < 3:
+        raise CheckError(
+            "the structure has no cell of three vectors",
+            remedy="give a crystal, which can be repeated",
+        )
+    cells = doubled(structure, doublings)
+    calculators = {OURS: model.calculator()}
+    if xtb:
+        calculators[GFN1_LEVEL] = oracle_calculator(GFN1_LEVEL)
+        for cell in cells:
+            # tblite's periodic mode samples the Gamma point only, which is wrong for small cells
+            cell.pbc = False
+    torch.set_num_threads(1)
+
+    sizes = [len(cell) for cell in cells]
+    laws = {}
+    figures = []
+    lines = []
+    for name, calculator in calculators.items():
+        try:
+            seconds = time_calls(calculator, cells)
+        except CalculatorError as error:
+            raise CheckError(
+                f"{name} fails on the structure: {error}",
+                remedy="give a crystal of closed-shell molecules",
+            ) from None
+        law = fit_cost(sizes, seconds)
+        laws[name] = law
+        for size, spent in zip(sizes, seconds, strict=True):
+            figures.append(Figure(f"{name}, {size} atoms", spent, "s"))
+            lines.append(
+                f"{name}: {size:6} atoms {1e3 * spent:10.1f} ms, "
+                f"{1e6 * spent / size:8.1f} us an atom"
+            )
+        figures.append(Figure(f"{name}, exponent", law.exponent, ""))
+        lines.append(
+            f"{name}: {1e3 * law.fixed:.1f} ms a call + "
+            f"{1e6 * law.factor:.1f} us x atoms^{law.exponent:.2f}"
+        )
+    if xtb:
+        atoms_needed = break_even(laws[OURS], laws[GFN1_LEVEL])
+        if atoms_needed is None:
+            verdict = "never"
+        else:
+            figures.append(Figure(f"break-even with {GFN1_LEVEL}", atoms_needed, "atoms"))
+            verdict = f"from {atoms_needed:.0f} atoms on"
+            if atoms_needed > sizes[-1]:
+                verdict += f", more than were timed: raise --doublings above {doublings} to see it"
+        lines.append(f"cheaper than {GFN1_LEVEL}: {verdict}")
+    return CheckResult(figures, lines)
+
+
+def doubled(atoms: Atoms, doublings: int) -> list[Atoms]:
+    """The structure and its repetitions, each twice as large, along x, y and z in turn."""
+    cells = []
+    for count in range(doublings + 1):
+        repeats = [2 ** ((count + 2 - axis) // 3) for axis in range(3)]
+        cells.append(atoms * repeats)
+    return cells
+
+
+@dataclass(frozen=True)
+class CostLaw:
+    """seconds = fixed + factor * atoms^exponent."""
+
+    fixed: float
+    factor: float
+    exponent: float
+
+    def seconds(self, atoms: float) -> float:
+        """Time of one call."""
+        return self.fixed + self.factor * atoms**self.exponent
+
+
+def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
+    """The law of measured times, by least squares of the relative errors.
+
+    For each exponent, `fixed` and `factor` follow from a linear fit with non-negative weights.
+
+    Raises:
+        CheckError: fewer than three sizes, which cannot determine three numbers.
+    """
+    if len(set(atoms)) < 3:
+        raise CheckError("atoms: a law of cost needs at least three sizes")
+    size = np.asarray(atoms, float)
+    measured = np.asarray(seconds, float)
+
+    def fit(exponent: float) -> tuple[float, np.ndarray]:
+        terms = np.stack([np.ones_like(size), size**exponent], 1) / measured[:, None]
+        scale = terms.max(0)
+        weights, residual = nnls(terms / scale, np.ones_like(size))
+        return float(residual), weights / scale
+
+    best = min(EXPONENTS, key=lambda exponent: fit(exponent)[0])
+    _, (fixed, factor) = fit(best)
+    return CostLaw(float(fixed), float(factor), round(float(best), 2))
+
+
+def break_even(ours: CostLaw, other: CostLaw) -> float | None:
+    """Number of atoms from which on `ours` stays the cheaper one.
+
+    1 if it always is, None if it never is.
+    """
+
+    def lead(log_atoms: float) -> float:
+        atoms = np.exp(log_atoms)
+        return np.log(other.seconds(atoms)) - np.log(ours.seconds(atoms))
+
+    grid = np.linspace(0.0, np.log(MOST_ATOMS), 400)
+    leads = np.array([lead(log_atoms) for log_atoms in grid])
+    if leads[-1] <= 0:
+        return None
+    behind = np.flatnonzero(leads <= 0)
+    if not len(behind):
+        return 1.0
+    last = behind[-1]
+    return float(np.exp(brentq(lead, grid[last], grid[last + 1])))
+
+
+def time_calls(
+    calculator: Calculator,
+    cells: Sequence[Atoms],
+    rounds: int = 5,
+    clock: Callable[[], float] = time.process_time,
+) -> list[float]:
+    """Median seconds of energy and forces for each cell.
+
+    Every atom moves by about 0.02 A before each call, as it would in dynamics.
+    """
+    rng = np.random.default_rng(0)
+    medians = []
+    for cell in cells:
+        samples = []
+        atoms = cell.copy()
+        atoms.calc = calculator
+        for _ in range(rounds + 1):
+            moves = rng.normal(0, DISPLACEMENT, cell.positions.shape)
+            atoms.positions = cell.positions + moves
+            started = clock()
+            atoms.get_forces()
+            samples.append(clock() - started)
+        # the first call of a size may include a set-up
+        medians.append(float(np.median(samples[1:])))
+    return medians

@@ -1,0 +1,174 @@
+"""`evenfield check` as a user types it, and how checks are found."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from ase.build import bulk, molecule
+from typer.testing import CliRunner
+
+from evenfield.cli import app
+from evenfield.core.errors import EvenfieldError
+from evenfield.diagnostics import check
+from evenfield.diagnostics.check import CheckResult, Figure
+
+
+EMT_HEAD = ["--level-of-theory", "EMT"]
+TOY_CHECK = '''
+from typing import Annotated
+
+import typer
+from ase import Atoms
+
+from evenfield.diagnostics.check import CheckedModel, CheckResult, Figure, structure_argument
+
+
+def check(
+    model: CheckedModel,
+    structure: Annotated[Atoms, structure_argument("what to compress")],
+    scale: Annotated[float, typer.Option(help="of the cell")] = 0.9,
+) -> CheckResult:
+    """Does the energy rise when a crystal is compressed?"""
+    structure.calc = model.calculator("float64")
+    before = structure.get_potential_energy()
+    structure.set_cell(structure.cell * scale, scale_atoms=True)
+    lost = before - structure.get_potential_energy()
+    return CheckResult([Figure("energy lost", lost, "eV", limit=0.0)], [f"lost {lost:.3f} eV"])
+'''
+
+
+@pytest.fixture
+def crystal(tmp_path: Path) -> str:
+    path = tmp_path / "copper.cif"
+    bulk("Cu", cubic=True).write(path)
+    return str(path)
+
+
+def run(*words: str) -> tuple[int, str]:
+    """Exit code and output; the text of an error for users is part of the output."""
+    result = CliRunner().invoke(app, ["check", *words])
+    assert isinstance(result.exception, (type(None), SystemExit, EvenfieldError)), result.exception
+    return result.exit_code, result.stdout + str(result.exception or "")
+
+
+def test_symmetry() -> None:
+    code, text = run("symmetry", "evenfield-s", *EMT_HEAD)
+    assert code == 0, text
+    assert text.count(" ok ") == 26 and "FAILED" not in text
+
+
+def test_symmetry_of_a_broken_model_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("evenfield.diagnostics.checks.symmetry.SINGLE", 1e-12)
+    verdict = tmp_path / "verdict.json"
+    code, text = run("symmetry", "evenfield-s", *EMT_HEAD, "--json", str(verdict))
+    assert code == 1 and "float32 FAILED" in text
+    content = json.loads(verdict.read_text())
+    assert content["passed"] is False
+    assert {"name", "value", "unit", "limit"} == set(content["figures"][0])
+
+
+def test_phases() -> None:
+    code, text = run("phases", "evenfield-s", "Cu", *EMT_HEAD)
+    assert code == 0, text
+    names, above = zip(*[line.split()[:2] for line in text.splitlines()], strict=True)
+    assert sorted(names) == ["bcc", "beta-Sn", "diamond", "fcc", "hcp", "sc"]
+    assert names[-1] == "diamond"
+    assert 0 == float(above[0]) < float(above[3]) < float(above[5]) < 2000
+
+
+def test_reach(crystal: str) -> None:
+    """A small cell is repeated, so that what is felt is one atom and not its images."""
+    code, text = run("reach", "evenfield-s", crystal, *EMT_HEAD)
+    assert code == 0 and "cannot see beyond 10 A" in text
+    near, far, *_ = (float(share) for share in re.findall(r"([0-9.]+) %", text))
+    assert near > 90 and 0 < far < 10
+    assert 5 < float(re.search(r"none beyond ([0-9.]+) A", text)[1]) < 10
+
+
+def test_scaling(crystal: str) -> None:
+    code, text = run("scaling", "evenfield-s", crystal, *EMT_HEAD)
+    assert code == 0 and "a call +" in text and "64 atoms" in text
+
+
+def test_scaling_against_tight_binding(tmp_path: Path) -> None:
+    """Methane, one molecule in a cell, has an answer; a salt, which tight binding fails on, is refused."""
+    pytest.importorskip("tblite", reason="comes with the demo extra")
+    methane = molecule("CH4", cell=[5.0, 5.0, 5.0], pbc=True)
+    methane.center()
+    methane.write(tmp_path / "methane.cif")
+    bulk("LiF", "rocksalt", a=4.03).write(tmp_path / "salt.cif")
+    options = ["--doublings", "2", "--xtb"]
+    code, text = run("scaling", "evenfield-s", str(tmp_path / "methane.cif"), *options)
+    assert code == 0, text
+    assert "GFN1-xTB:     20 atoms" in text and "cheaper than GFN1-xTB:" in text
+    code, text = run("scaling", "evenfield-s", str(tmp_path / "salt.cif"), *options)
+    assert code == 1 and "closed-shell molecules" in text
+
+
+def test_missing_tight_binding_names_the_extra(
+    crystal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    code, text = run("scaling", "evenfield-s", crystal, "--xtb")
+    assert code == 1 and re.search(r"pip install '?evenfield\[demo\]", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["phases", "evenfield-s", "Xx"], "Xx: the model was not trained on it"),
+        (["phases", "nowhere", "Cu"], "nowhere"),
+        (
+            ["phases", "evenfield-s", "Cu", "--level-of-theory", "PBE"],
+            "level_of_theory='PBE': the model has",
+        ),
+        (["reach", "evenfield-s", "CIF", "--index", "4"], "has 4 atoms"),
+        (["scaling", "evenfield-s", "XYZ"], "no cell of three vectors"),
+    ],
+)
+def test_mistakes_are_explained(
+    words: list[str], message: str, crystal: str, tmp_path: Path
+) -> None:
+    water = tmp_path / "water.xyz"
+    molecule("H2O").write(water)
+    code, text = run(*[{"CIF": crystal, "XYZ": str(water)}.get(word, word) for word in words])
+    assert code == 1 and message in text
+
+
+def test_a_new_check_is_one_file(
+    crystal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters become options, its docstring the help, its limit the exit code."""
+    folder = Path(check.__file__).parent / "checks"
+    toy = folder / "compression_of_the_test.py"
+    toy.write_text(TOY_CHECK)
+    try:
+        code, text = run("--help")
+        assert code == 0 and toy.stem in text
+        code, text = run(toy.stem, "--help")
+        assert code == 0 and "--scale" in text and "what to compress" in text
+        code, text = run(toy.stem, "evenfield-s", crystal, *EMT_HEAD)
+        assert code == 0 and text.startswith("lost -")
+        code, text = run(toy.stem, "evenfield-s", crystal, "--scale", "1.0", *EMT_HEAD)
+        assert code == 0, text
+    finally:
+        toy.unlink()
+        sys.modules.pop(f"evenfield.diagnostics.checks.{toy.stem}", None)
+
+
+@pytest.mark.parametrize(
+    ("figures", "passed"),
+    [
+        ([], None),
+        ([Figure("reach", 3.0, "A")], None),
+        ([Figure("error", 0.1, "", limit=0.2), Figure("reach", 3.0, "A")], True),
+        ([Figure("error", 0.3, "", limit=0.2)], False),
+        ([Figure("error", float("nan"), "", limit=0.2)], False),
+    ],
+)
+def test_verdict(figures: list[Figure], passed: bool | None) -> None:
+    assert CheckResult(figures).passed is passed
