@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 from ..core.command_line import FolderHub, LevelOfTheory, ModelReference
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
+from . import checks
 
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def structure_argument(description: str) -> Any:
 
 def check_names() -> list[str]:
     """The names of all checks, from the files in `checks/`, which are not imported for it."""
-    folder = Path(__file__).parent / "checks"
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+    return sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
 
 
 def check_function(name: str) -> Callable[..., CheckResult]:

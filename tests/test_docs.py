@@ -48,7 +48,7 @@ def test_faults_are_found(script: ModuleType, tmp_path: Path) -> None:
         "bad.md: link to good.md#nothing: no such heading",
         "bad.md: 'evenfield pretend': evenfield has no command pretend",
         "bad.md: 'evenfield data invert': data has no command invert",
-        "bad.md: '$ evenfield pretrain --resumed': pretrain has no option --resumed",
+        "bad.md: '$ evenfield pretrain --resumed': run has no option --resumed",
         "bad.md: 'make tea': the Makefile has no target tea",
     ]
 

@@ -89,7 +89,7 @@ class Reach:
         return float(self.distance[felt].max())
 
     def shells(self, width: float) -> list[tuple[float, float]]:
-        """The end in A of each spherical shell of this width, and its share of the squared response."""
+        """The end in A of each shell of this width, and its share of the squared response."""
         shell = np.ceil(self.distance / width).astype(int)
         squared = self.response**2
         shares = np.bincount(shell, squared) / squared.sum()

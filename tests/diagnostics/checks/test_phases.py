@@ -14,9 +14,10 @@ from evenfield.diagnostics.check import CheckError
 from evenfield.diagnostics.checks.phases import PROTOTYPES, rank_prototypes
 
 
-SILICON = TersoffParameters(  # J. Tersoff, Phys. Rev. B 37, 6991 (1988), T3
-    m=3.0, gamma=1.0, lambda3=1.3258, c=4.8381, d=2.0417, h=0.0, n=22.956, beta=0.33675, lambda2=1.3258, B=95.373,
-    R=3.0, D=0.2, lambda1=3.2394, A=3264.7,
+# J. Tersoff, Phys. Rev. B 37, 6991 (1988), T3
+SILICON = TersoffParameters(
+    m=3.0, gamma=1.0, lambda3=1.3258, c=4.8381, d=2.0417, h=0.0, n=22.956, beta=0.33675,
+    lambda2=1.3258, B=95.373, R=3.0, D=0.2, lambda1=3.2394, A=3264.7,
 )  # fmt: skip
 
 

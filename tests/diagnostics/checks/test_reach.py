@@ -25,7 +25,7 @@ def copper() -> Atoms:
 
 
 def test_lennard_jones_looks_as_far_as_its_cutoff() -> None:
-    """Half of a pair's energy belongs to each atom: the response is half the slope of the pair's energy."""
+    """Each atom has half of a pair's energy: the response is half the slope of that energy."""
     atoms = Atoms("Ar4", [[0, 0, 0], [1.2, 0, 0], [0, 2.0, 0], [0, 0, 3.1]])
     found = measure_reach(LennardJones(sigma=1.0, epsilon=1.0, rc=3.0), atoms)
     slope = 24 * (2 / found.distance**13 - 1 / found.distance**7)
@@ -78,7 +78,7 @@ def _chain(dihedral: float) -> Structure:
 def test_a_dihedral_angle_takes_two_layers_and_vectors_between_them(
     layers: int, l_hidden: int, seen: bool
 ) -> None:
-    """Only bonded atoms are neighbours: within one, all that an atom sees is the same at every dihedral angle."""
+    """Only bonded atoms are neighbours, so one layer sees the same at every dihedral angle."""
     torch.manual_seed(0)
     config = PotentialConfig(
         channels=8, num_layers=layers, l_hidden=l_hidden, cutoff=2.0, repulsion=False
