@@ -248,7 +248,8 @@ def test_label_that_is_not_what_it_says_is_named(tmp_path, value, problem):
 def test_forces_of_the_wrong_shape_are_named(tmp_path):
     path = write(tmp_path, frame(["H 0 0 0 1"], "species:S:1:pos:R:3:F:R:1"))
     with pytest.raises(
-        BadRecordError, match=r"record 0 has forces of shape \(1,\) for 1 atoms: give 3 per atom"
+        BadRecordError,
+        match=r"record 0 has forces of shape \(1,\) for 1 atoms: give shape \(1, 3\)",
     ):
         read(path, columns={"forces": "F"}, units={"forces": "eV/A"})
 
