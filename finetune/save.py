@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..model_zoo.hub.load import LoadedModel
-from ..model_zoo.package.folder import ModelRecord, save_model
+from ..model_zoo.package.folder import save_model
+from ..model_zoo.package.record import ModelRecord
 from .closed_form.posterior import FILE as POSTERIOR_FILE
 from .heads import member_levels
 from .run import FineTuned

@@ -16,7 +16,7 @@ from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.store.blocks import iter_structures
 from ..data_pipelines.store.shards import read_info
 from ..data_pipelines.structure import Structure
-from ..model_zoo.package.folder import TrainingData
+from ..model_zoo.package.record import TrainingData
 
 
 OTHERS = ("valid", "test")

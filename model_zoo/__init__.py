@@ -1,4 +1,17 @@
-"""Backbone, readout, potential; save and load; hub; ASE calculator."""
+"""Models: the network, the potential around it, and all that happens to a model after training.
+
+In: batches of structures, from data_pipelines. Out: energies, forces and stress; and model folders
+that can be saved, published, loaded by reference and run in other programs.
+
+- `potential/`   the potential: network, readout, reference energies, core repulsion; open it first
+- `network/`     the equivariant network;  `compile/` makes it faster
+- `evaluation/`  errors on labelled structures;  `cost/` counts operations and memory
+- `package/`     the model folder: how a model is stored and read
+- `hub/`         load by reference, publish;  `zoo/` holds the models with names
+- `engines/`     a loaded model in ASE, torch-sim, i-PI and metatomic
+
+The names below are imported on first use: torch takes seconds, and `evenfield --help` must not.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +24,16 @@ if TYPE_CHECKING:
     from .engines.metatomic_export import export_metatomic
     from .hub.load import LoadedModel, load
     from .hub.publish import publish
-    from .package.folder import BadModelError, ModelRecord, load_model, save_model
+    from .hub.remote import HubError
+    from .package.folder import load_model, save_model
+    from .package.manifest import BadModelError
+    from .package.record import ModelRecord
     from .potential.potential import Potential, PotentialConfig
 
 __all__ = [
     "BadModelError",
     "EvenfieldCalculator",
+    "HubError",
     "LoadedModel",
     "ModelRecord",
     "Potential",
@@ -28,18 +45,25 @@ __all__ = [
     "save_model",
 ]
 
+# public name -> module that defines it
 _HOME = {
+    "BadModelError": "package.manifest",
     "EvenfieldCalculator": "engines.calculator",
-    **dict.fromkeys(("LoadedModel", "load"), "hub.load"),
-    **dict.fromkeys(("BadModelError", "ModelRecord", "load_model", "save_model"), "package.folder"),
-    **dict.fromkeys(("Potential", "PotentialConfig"), "potential.potential"),
+    "HubError": "hub.remote",
+    "LoadedModel": "hub.load",
+    "ModelRecord": "package.record",
+    "Potential": "potential.potential",
+    "PotentialConfig": "potential.potential",
     "export_metatomic": "engines.metatomic_export",
+    "load": "hub.load",
+    "load_model": "package.folder",
     "publish": "hub.publish",
+    "save_model": "package.folder",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: torch takes seconds, and `evenfield --help` needs none of it."""
+    """Import a public name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

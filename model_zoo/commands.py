@@ -1,13 +1,21 @@
-"""`evenfield hub ...`: publish a model, fetch one, look at one; `evenfield zoo ...`: the named ones."""
+"""`evenfield hub ...`: publish, fetch and show models; `evenfield zoo ...`: the named models.
+
+The functions import what they need when they run: `evenfield --help` must not wait for torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.command_line import FolderHub, ModelReference, settings_option
+from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, settings_option
+
+
+if TYPE_CHECKING:
+    from .hub.publish import Publication
+    from .potential.potential import Potential
 
 
 app = typer.Typer(
@@ -18,24 +26,28 @@ zoo_app = typer.Typer(
 )
 
 
+# --- evenfield hub
+
+
 @app.command()
 def publish(
     model: Annotated[Path, typer.Argument(help="model folder")],
     repo: Annotated[str, typer.Argument(help="owner/name to publish as")],
     folder_hub: FolderHub = None,
     private: Annotated[
-        bool, typer.Option("--private", help="on the Hugging Face hub, for you and yours only")
+        bool, typer.Option("--private", help="on the Hugging Face hub: for you and your group only")
     ] = False,
     tag: Annotated[
         str | None, typer.Option(help="name for this revision; a tag never moves")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show what would go up; send nothing")
+        bool, typer.Option("--dry-run", help="show what would be published; send nothing")
     ] = False,
 ) -> None:
     """Publish a model folder in one commit and print the pinned reference.
 
-    Without --folder-hub it goes to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN.
+    Without --folder-hub, the model goes to the Hugging Face hub, with the token of `hf auth login`
+    or HF_TOKEN.
 
     Examples:
     evenfield hub publish runs/uniform/model me/uniform --dry-run
@@ -46,8 +58,8 @@ def publish(
 
     if dry_run:
         _print_plan(plan_publication(model, repo))
-    else:
-        typer.echo(run(model, repo, folder_hub, private=private, tag=tag))
+        return
+    typer.echo(run(model, repo, folder_hub, private=private, tag=tag))
 
 
 @app.command()
@@ -55,21 +67,22 @@ def pull(
     reference: ModelReference,
     folder_hub: FolderHub = None,
     force: Annotated[
-        bool, typer.Option("--force", help="fetch again what the cache holds")
+        bool, typer.Option("--force", help="download again what the cache holds")
     ] = False,
 ) -> None:
-    """Fetch a model into the cache, verify every hash, print where it lies and the pinned reference.
+    """Fetch a model into the cache, verify every hash, print its folder and the pinned reference.
 
-    What an earlier try has brought is not fetched again. Example: evenfield hub pull me/uniform@v1
+    Files that an earlier, interrupted attempt has fetched are kept.
+
+    Example: evenfield hub pull me/uniform@v1
     """
     from .hub.load import resolve
-    from .package.folder import open_package
+    from .package.folder import read_model_folder
 
     folder, pinned = resolve(reference, folder_hub, force=force)
-    package = open_package(folder)
-    typer.echo(
-        f"{folder}\nwhole and verified: {pinned or f'{package.record.name}@{package.revision}'}"
-    )
+    model = read_model_folder(folder)
+    typer.echo(folder)
+    typer.echo(f"complete and verified: {pinned or f'{model.record.name}@{model.revision}'}")
 
 
 @app.command()
@@ -85,15 +98,16 @@ def describe(
         list[str],
         typer.Argument(help="key=value: name, licence, description, citation, level_details"),
     ],
-    show_settings: Annotated[bool, settings_option("model_zoo.package.folder:Description")] = False,
+    show_settings: Annotated[bool, settings_option("model_zoo.package.record:Description")] = False,
 ) -> None:
-    """Put facts into a model's record and write its card again; the weights stay as they are.
+    """Put facts into a model's record and write its card again; the weights do not change.
 
-    Example: evenfield hub describe runs/uniform/model licence=Apache-2.0 level_details.EMT="effective medium, ASE"
+    Example: evenfield hub describe runs/uniform/model licence=Apache-2.0
+    level_details.EMT="effective medium, ASE"
     """
     from ..core.settings import load_settings
-    from .package.folder import Description
     from .package.folder import describe as run
+    from .package.record import Description
 
     run(model, load_settings(Description, None, facts))
     typer.echo(f"{model}: described; see {model / 'README.md'}")
@@ -103,95 +117,24 @@ def describe(
 def metatomic(
     reference: ModelReference,
     out: Annotated[Path, typer.Argument(help="file to write, ending in .pt")],
-    level_of_theory: Annotated[
-        str | None, typer.Option(help="the model's first when not given")
-    ] = None,
+    level_of_theory: LevelOfTheory = None,
     dtype: Annotated[
-        str, typer.Option(help="float64, or float32: faster, total energies to seven digits")
+        str, typer.Option(help="float64; or float32: faster, total energies to seven digits")
     ] = "float64",
     folder_hub: FolderHub = None,
 ) -> None:
-    """Write a model as one file for engines that speak metatomic: LAMMPS, i-PI and others (extra `metatomic`).
+    """Write a model as one file for programs that read metatomic: LAMMPS, i-PI and others.
+
+    Needs the extra `metatomic`.
 
     Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
     """
-    from .engines.metatomic_export import export_metatomic as run
+    from .engines.metatomic_export import export_metatomic
     from .hub.load import load
 
-    typer.echo(
-        f"{run(load(reference, folder_hub), out, level_of_theory=level_of_theory, dtype=dtype)}: written"
-    )
-
-
-@zoo_app.command("list")
-def list_zoo() -> None:
-    """Named models: what they are, and whether they are on this machine."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from .package.folder import open_package
-    from .zoo import named_models as zoo
-
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table("name", "elements", "parameters", "force MAE", "revision")
-    for name in zoo.names():
-        folder = zoo.folder_of(name)
-        if folder is None:
-            table.add_row(name, "", "", "", "not here")
-            continue
-        package = open_package(folder)
-        symbols = {symbol for level in package.record.elements.values() for symbol in level}
-        parameters = sum(p.numel() for p in package.potential.parameters())
-        mae = package.evaluation.get("force_mae")
-        figures = [str(len(symbols)), f"{parameters:,}", "" if mae is None else f"{mae:.3f} eV/A"]
-        table.add_row(name, *figures, package.revision)
-    console.print(table)
-    for name in zoo.names():
-        make = "" if zoo.folder_of(name) else f"; make it with: evenfield zoo build {name}"
-        console.print(f"{name}: {zoo.ZOO[name].about}{make}", markup=False)
-
-
-@zoo_app.command("show")
-def show_zoo(name: Annotated[str, typer.Argument(help="name of the model")]) -> None:
-    """Check a named model's files and print its card."""
-    show_card(name, None)
-
-
-def show_card(reference: str, folder_hub: str | None) -> None:
-    """Print the card of a model, once all its files are verified."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from .hub.load import resolve
-    from .package.folder import open_package
-
-    folder, pinned = resolve(reference, folder_hub)
-    package = open_package(folder)
-    console = Console()
-    console.print(Markdown((folder / "README.md").read_text().split("---\n", 2)[-1]))
-    console.print(f"whole and verified: {pinned or f'{package.record.name}@{package.revision}'}")
-
-
-def _print_plan(plan: Any) -> None:
-    """A dry run: files, what is missing, what must not be seen."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table("file", "bytes", title=f"would go up as {plan.repo}, revision {plan.revision}")
-    for name, size in plan.files.items():
-        table.add_row(name, f"{size:,}")
-    console.print(table)
-    for heading, lines in {
-        "refused for lack of": plan.lacks,
-        "refused because it shows": plan.leaks,
-        "the card would be better with": plan.advice,
-    }.items():
-        for line in lines:
-            console.print(f"{heading}: {line}", markup=False)
-    console.print(
-        "nothing was sent; " + ("it would be refused" if plan.refusal else "it would be accepted")
-    )
+    model = load(reference, folder_hub)
+    path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype)
+    typer.echo(f"{path}: written")
 
 
 @app.command()
@@ -202,31 +145,136 @@ def elements(
         Path | None, typer.Option(help="file to write the vectors of all 118 elements to")
     ] = None,
 ) -> None:
-    """Which elements a model finds alike: the nearest neighbours of each trained element, by its learned vector.
+    """List the nearest neighbours of each trained element, by the vectors that the model learned.
 
     Example: evenfield hub elements runs/uniform/model --csv vectors.csv
     """
-    import numpy as np
-    from ase.data import chemical_symbols
     from rich.console import Console
     from rich.table import Table
 
-    from .element_table import element_vectors, nearest_elements
+    from .element_table import nearest_elements
     from .hub.load import load
 
     model = load(reference, folder_hub)
-    symbols = sorted(
-        {s for level in model.record.elements.values() for s in level}, key=chemical_symbols.index
-    )
     table = Table(
         "element", "training structures", "nearest by cosine similarity", title=model.reference
     )
-    for symbol, near in nearest_elements(model.potential, symbols).items():
-        names = "  ".join(f"{other} {similarity:.2f}" for other, similarity in near)
-        table.add_row(symbol, str(model.record.train_counts.get(symbol, 0)), names)
+    for symbol, neighbours in nearest_elements(model.potential, model.record.symbols).items():
+        shown = "  ".join(f"{other} {similarity:.2f}" for other, similarity in neighbours)
+        table.add_row(symbol, str(model.record.train_counts.get(symbol, 0)), shown)
     Console().print(table)
+
     if csv is not None:
-        vectors = element_vectors(model.potential)[1:]
-        rows = np.column_stack([np.array(chemical_symbols[1:119])[:, None], vectors.astype("U24")])
-        np.savetxt(csv, rows, fmt="%s", delimiter=",")
+        _write_vectors(csv, model.potential)
         typer.echo(f"vectors: {csv}")
+
+
+# --- evenfield zoo
+
+
+@zoo_app.command("list")
+def list_zoo() -> None:
+    """List the named models: what they are, and whether they are on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .package.folder import read_model_folder
+    from .zoo import named_models as zoo
+
+    table = Table("name", "elements", "parameters", "force MAE", "revision")
+    remarks = []
+    for name in zoo.names():
+        about = zoo.ZOO[name].about
+        folder = zoo.folder_of(name)
+        if folder is None:
+            table.add_row(name, "", "", "", "not here")
+            remarks.append(f"{name}: {about}; build it with: evenfield zoo build {name}")
+            continue
+
+        model = read_model_folder(folder)
+        num_parameters = sum(parameter.numel() for parameter in model.potential.parameters())
+        force_mae = model.evaluation.get("force_mae")
+        table.add_row(
+            name,
+            str(len(model.record.symbols)),
+            f"{num_parameters:,}",
+            "" if force_mae is None else f"{force_mae:.3f} eV/A",
+            model.revision,
+        )
+        remarks.append(f"{name}: {about}")
+
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for remark in remarks:
+        console.print(remark, markup=False)
+
+
+@zoo_app.command("show")
+def show_zoo(name: Annotated[str, typer.Argument(help="name of the model")]) -> None:
+    """Check a named model's files and print its card."""
+    show_card(name, None)
+
+
+# --- shared
+
+
+def show_card(reference: str, folder_hub: str | None) -> None:
+    """Print the card of a model, after all its files were verified."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from ..core.files import file_errors
+    from .hub.load import resolve
+    from .package.folder import read_model_folder
+
+    folder, pinned = resolve(reference, folder_hub)
+    model = read_model_folder(folder)
+    with file_errors(folder / "README.md"):
+        card = (folder / "README.md").read_text()
+    # the hub's metadata, between two lines of dashes, is not for readers
+    page = card.split("---\n", 2)[-1]
+
+    console = Console()
+    console.print(Markdown(page))
+    console.print(f"complete and verified: {pinned or f'{model.record.name}@{model.revision}'}")
+
+
+def _print_plan(plan: Publication) -> None:
+    """Print the findings of a dry run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table(
+        "file", "bytes", title=f"would be published as {plan.repo}, revision {plan.revision}"
+    )
+    for name, size in plan.files.items():
+        table.add_row(name, f"{size:,}")
+    console.print(table)
+
+    findings = {
+        "refused, its record lacks": plan.lacks,
+        "refused, it shows": plan.leaks,
+        "the card would be better with": plan.advice,
+    }
+    for heading, lines in findings.items():
+        for line in lines:
+            console.print(f"{heading}: {line}", markup=False)
+    verdict = "refused" if plan.refused else "accepted"
+    console.print(f"nothing was sent; the model would be {verdict}")
+
+
+def _write_vectors(path: Path, potential: Potential) -> None:
+    """Write symbol and learned vector of each element as CSV, a row per element."""
+    import numpy as np
+    from ase.data import chemical_symbols
+
+    from ..core.files import file_errors
+    from .element_table import element_vectors
+
+    # row 0 of the table is no element
+    vectors = element_vectors(potential)[1:]
+    symbols = np.array(chemical_symbols[1:119])[:, None]
+    rows = np.column_stack([symbols, vectors.astype("U24")])
+    with file_errors(path):
+        np.savetxt(path, rows, fmt="%s", delimiter=",")

@@ -18,7 +18,8 @@ from ..core.files import write_atomically
 from ..core.ranks import start_distributed
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
-from ..model_zoo.package.folder import ModelRecord, TrainingData, save_model
+from ..model_zoo.package.folder import save_model
+from ..model_zoo.package.record import ModelRecord, TrainingData
 from ..model_zoo.potential.potential import Potential
 from .callbacks.adaptive import AdaptiveWeights
 from .callbacks.average import WeightAverage

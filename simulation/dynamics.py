@@ -1,8 +1,13 @@
-"""Relax a structure and run microcanonical dynamics; the drift of the energy shows whether forces are its slope."""
+"""Relax a structure and run dynamics at constant energy (NVE).
+
+With forces that are the exact slope of the energy, the total energy is conserved but for the error
+of the integrator. Its drift therefore shows how consistent a model is.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +21,100 @@ from ase.optimize import FIRE
 from pydantic import Field
 from rich.progress import Progress
 
-from ..core.files import write_atomically
+from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings
 
 
-class DynamicsConfig(Settings):
-    """Relaxation, then NVE."""
+RESULT_FILE = "dynamics.json"
+TRAJECTORY_FILE = "trajectory.traj"
 
-    fmax: float = Field(default=0.02, gt=0, description="eV/A, relaxed when no force is larger")
-    relax_steps: int = Field(default=200, ge=0)
-    temperature: float = Field(default=300.0, ge=0, description="K, of the initial velocities")
+
+class DynamicsConfig(Settings):
+    """A relaxation, then dynamics at constant energy."""
+
+    fmax: float = Field(
+        default=0.02, gt=0, description="eV/A; the structure is relaxed when no force is larger"
+    )
+    relax_steps: int = Field(
+        default=200, ge=0, description="most steps of the relaxation; 0 leaves the structure alone"
+    )
+    temperature: float = Field(
+        default=300.0, ge=0, description="K, to be reached after the relaxed start"
+    )
     time_step: float = Field(default=2.0, gt=0, description="fs")
-    steps: int = Field(default=500, gt=0)
-    every: int = Field(default=5, gt=0, description="steps between frames written")
-    seed: int = 0
+    steps: int = Field(default=500, gt=0, description="steps of the dynamics")
+    every: int = Field(default=5, gt=0, description="steps between two frames of the trajectory")
+    seed: int = Field(default=0, description="of the random initial velocities")
+
+
+@dataclass(frozen=True)
+class DynamicsResult:
+    """What a run has shown; the content of dynamics.json."""
+
+    model: dict[str, Any]  # parameters of the calculator, with the model's revision
+    formula: str
+    num_atoms: int
+    relaxed: bool  # whether all forces fell below fmax
+    relaxation_steps: int
+    settings: dict[str, Any]
+    drift_mev_per_atom_ps: float  # slope of the total energy against time, by least squares
+    rms_mev_per_atom: float  # what remains around that line
+    mean_temperature: float  # K
+    time_ps: list[float]
+    energy_mev_per_atom: list[float]  # total energy, relative to the start
 
 
 def relax_and_run(
     atoms: Atoms, calculator: Calculator, out: Path, config: DynamicsConfig
-) -> dict[str, Any]:
-    """Relax, run NVE, write trajectory.traj and dynamics.json into `out`; returns the content of the latter.
+) -> DynamicsResult:
+    """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    The drift is the slope of total energy per atom against time (meV/atom/ps), by least squares; the rms is what
-    remains about that line (meV/atom).
+    `atoms` stays unchanged. Raises FileError when `out` cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     atoms = atoms.copy()
     atoms.calc = calculator
+    with file_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+
     relaxation = FIRE(atoms, logfile=None)
-    converged = bool(relaxation.run(fmax=config.fmax, steps=config.relax_steps))
-    rng = np.random.default_rng(config.seed)
+    relaxed = bool(relaxation.run(fmax=config.fmax, steps=config.relax_steps))
+
+    # Half of the kinetic energy goes into the bonds as soon as the relaxed atoms move.
     MaxwellBoltzmannDistribution(
-        atoms, temperature_K=2 * config.temperature, rng=rng
-    )  # half of it goes to bonds
+        atoms,
+        temperature_K=2 * config.temperature,
+        rng=np.random.default_rng(config.seed),
+    )
     Stationary(atoms)
+    times, energies, temperatures = _run(atoms, out / TRAJECTORY_FILE, config)
+
+    slope, offset = np.polyfit(times, energies, 1)
+    result = DynamicsResult(
+        model=dict(calculator.parameters),
+        formula=atoms.get_chemical_formula(),
+        num_atoms=len(atoms),
+        relaxed=relaxed,
+        relaxation_steps=relaxation.nsteps,
+        settings=config.model_dump(),
+        drift_mev_per_atom_ps=float(slope),
+        rms_mev_per_atom=float(np.std(energies - slope * times - offset)),
+        mean_temperature=float(np.mean(temperatures)),
+        time_ps=times.tolist(),
+        energy_mev_per_atom=(energies - energies[0]).tolist(),
+    )
+    with file_errors(out / RESULT_FILE):
+        write_atomically(out / RESULT_FILE, json.dumps(asdict(result), indent=1))
+    return result
+
+
+def _run(
+    atoms: Atoms, trajectory_path: Path, config: DynamicsConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move `atoms`; returns times (ps), total energies (meV/atom) and temperatures (K)."""
     dynamics = VelocityVerlet(atoms, config.time_step * units.fs)
-    times, energies, temperatures = [], [], []
+    times: list[float] = []
+    energies: list[float] = []
+    temperatures: list[float] = []
 
     def record() -> None:
         times.append(dynamics.get_time() / (1000 * units.fs))
@@ -60,27 +123,12 @@ def relax_and_run(
 
     dynamics.attach(record, interval=config.every)
     with (
-        Trajectory(out / "trajectory.traj", "w", atoms) as trajectory,
+        file_errors(trajectory_path),
+        Trajectory(trajectory_path, "w", atoms) as trajectory,
         Progress(transient=True) as bar,
     ):
         task = bar.add_task("NVE", total=config.steps)
         dynamics.attach(trajectory.write, interval=config.every)
         dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)
         dynamics.run(config.steps)
-    time, energy = np.array(times), 1000 * np.array(energies)
-    slope, offset = np.polyfit(time, energy, 1)
-    content = {
-        "model": dict(calculator.parameters),  # with its revision
-        "formula": atoms.get_chemical_formula(),
-        "num_atoms": len(atoms),
-        "relaxed": converged,
-        "relaxation_steps": relaxation.nsteps,
-        "settings": config.model_dump(),
-        "drift_mev_per_atom_ps": float(slope),
-        "rms_mev_per_atom": float(np.std(energy - slope * time - offset)),
-        "mean_temperature": float(np.mean(temperatures)),
-        "time_ps": time.tolist(),
-        "energy_mev_per_atom": (energy - energy[0]).tolist(),
-    }
-    write_atomically(out / "dynamics.json", json.dumps(content, indent=1))
-    return content
+    return np.array(times), 1000 * np.array(energies), np.array(temperatures)

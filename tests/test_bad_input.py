@@ -269,8 +269,9 @@ def test_tampered_file(refusal, model, name):
 
 def test_missing_file(refusal, model):
     (model / "model.safetensors").unlink()
-    assert f"{model}/model.safetensors: file is missing: fetch the model again" in refusal(
-        "hub", "show", model
+    assert (
+        f"{model}/model.safetensors: file is missing: fetch the model again, or save it again"
+        in refusal("hub", "show", model)
     )
 
 
@@ -298,8 +299,8 @@ def test_manifest_that_leaves_out_the_weights(refusal, model):
     del manifest["files"]["model.safetensors"]
     (model / "manifest.json").write_text(json.dumps(manifest))
     assert (
-        "manifest.json: does not list the weights, whole and once (listed: none): fetch the model again"
-        in refusal("hub", "show", model)
+        "manifest.json: does not list the weights completely and exactly once (listed: none): "
+        "fetch the model again, or save it again" in refusal("hub", "show", model)
     )
 
 

@@ -18,8 +18,9 @@ from pydantic import Field
 from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, convert
 from ...data_pipelines.demo.generate import GeneratorConfig, generate
-from ...model_zoo.package.folder import Description, describe, open_package
+from ...model_zoo.package.folder import describe, read_model_folder
 from ...model_zoo.package.manifest import MANIFEST
+from ...model_zoo.package.record import Description
 from ...pretrain.config import PretrainConfig
 from ...pretrain.run import pretrain
 from ..safety.trust import attach_trust
@@ -105,7 +106,7 @@ def build_zoo_model(
 
 
 def _finish_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, into: Path) -> Path:
-    levels = open_package(model).potential.config.levels_of_theory
+    levels = read_model_folder(model).potential.config.levels_of_theory
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
     shutil.copytree(model, described)

@@ -1,6 +1,7 @@
-"""Models on the Hugging Face hub, through its own client: its cache, its token, its offline mode (HF_HUB_OFFLINE=1).
+"""Models on the Hugging Face hub, through its own client.
 
-A model is fetched by its manifest, never by listing: what the manifest does not name is not downloaded.
+The cache, the token and the offline mode (HF_HUB_OFFLINE=1) are the client's. A model is downloaded
+by its manifest: a file that the manifest does not name is not downloaded, whatever the hub lists.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    ModelInfo,
     get_session,
     hf_hub_download,
 )
@@ -27,28 +29,39 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..package.manifest import MANIFEST, BadModelError, Manifest, is_weights, parse_manifest
-from .remote import check_before_download
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from ..package.manifest import MANIFEST, BadModelError, Manifest, parse_manifest
+from ..package.weights import one_line
+from .remote import BUGS, HubError, check_before_download, download_order
 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-STORES = ("http://", "https://")  # hf_xet also takes local://, and would write there
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
+WEB_ADDRESSES = ("http://", "https://")
+# hf_xet also accepts local:// and would write there; the tests allow that
+STORES = WEB_ADDRESSES
 
 
 def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path, str]:
-    """Folder of a model in the client's cache, and its commit. Shards that are there already are not fetched again."""
+    """Download a model into the client's cache; returns its folder and its commit.
+
+    Shards that the cache holds are not downloaded again, unless `force` asks for it.
+
+    Raises HubError when the hub does not have the model, refuses or cannot be reached, and
+    BadModelError when the model is damaged or would do harm.
+    """
     where = f"{repo}@{revision}" if revision else repo
+    manifest_path = _download(where, repo, MANIFEST, revision, force)
+    # the cache keeps each commit in a folder of its own, named by the commit
+    folder = manifest_path.parent
+    commit = folder.name
+    with file_errors(manifest_path):
+        manifest = parse_manifest(f"{where}/{MANIFEST}", manifest_path.read_bytes())
 
-    def download(name: str, revision: str | None) -> Path:
-        with _one_line(where), _checked_answers(where):
-            return Path(hf_hub_download(repo, name, revision=revision, force_download=force))
-
-    text = download(MANIFEST, revision)
-    folder, commit = text.parent, text.parent.name
-    manifest = parse_manifest(f"{where}/{MANIFEST}", text.read_bytes())
-    for name in sorted(manifest.files, key=lambda n: (n != "config.json", is_weights(n), n)):
-        path = download(name, commit)
+    for name in download_order(manifest):
+        # by commit, not by name: main may move while the files arrive
+        path = _download(where, repo, name, commit, force)
         if name == "config.json":
             check_before_download(where, manifest, path.read_bytes())
     return folder, commit
@@ -57,75 +70,73 @@ def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path
 def publish(
     folder: Path, manifest: Manifest, repo: str, *, private: bool, tag: str | None, message: str
 ) -> str:
-    """All files in one commit, on top of what is there now or not at all; then the tag. Returns the commit."""
+    """Upload all files in one commit, then set the tag; returns the commit.
+
+    The commit goes on top of what was found on the hub. If somebody else commits in between,
+    nothing is uploaded.
+    """
     api = HfApi(library_name="evenfield")
-    with _one_line(repo), _checked_answers(repo):
+    with _client_errors(repo), _checked_responses(repo):
         api.create_repo(repo, private=private, exist_ok=True)
-        there = api.model_info(repo)
-        if private and not there.private:
-            raise BadModelError(
-                f"{repo}: exists and is public: make it private first, or choose another name"
+        current = api.model_info(repo)
+        if private and not current.private:
+            raise HubError(
+                "exists already and is public",
+                file=repo,
+                remedy="make it private on its page first, or choose another name",
             )
         if tag and tag in [ref.name for ref in api.list_repo_refs(repo).tags]:
-            raise BadModelError(f"{repo}@{tag}: the tag is taken: choose another one")
-        operations: list[Any] = [
-            CommitOperationDelete(name) for name in _stale(repo, there, manifest)
-        ]
-        operations += [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-            for name in [*manifest.files, MANIFEST]
-        ]
+            raise HubError("the tag is taken", file=f"{repo}@{tag}", remedy="choose another tag")
+
+        operations: list[Any] = []
+        for name in _outdated_files(repo, current, manifest):
+            operations.append(CommitOperationDelete(name))
+        for name in [*manifest.files, MANIFEST]:
+            operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
+            operations.append(operation)
+
         commit = api.create_commit(
-            repo, operations, commit_message=message, parent_commit=there.sha
+            repo, operations, commit_message=message, parent_commit=current.sha
         )
         if tag:
             api.create_tag(repo, tag=tag, revision=commit.oid, tag_message=message)
     return str(commit.oid)
 
 
-def _stale(repo: str, there: Any, manifest: Manifest) -> list[str]:
-    """Files of the model that stands there now and not of the new one, old shards for instance."""
-    present = {sibling.rfilename for sibling in there.siblings or []}
+def _download(where: str, repo: str, name: str, revision: str | None, force: bool) -> Path:
+    """One file, from the cache or from the hub; `where` is the reference, for messages."""
+    with _client_errors(where), _checked_responses(where):
+        return Path(hf_hub_download(repo, name, revision=revision, force_download=force))
+
+
+def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[str]:
+    """Files of the model that is on the hub now and not of the new one, old shards for instance."""
+    present = {sibling.rfilename for sibling in current.siblings or []}
     if MANIFEST not in present:
         return []
+    path = Path(hf_hub_download(repo, MANIFEST, revision=current.sha))
     try:
-        text = Path(hf_hub_download(repo, MANIFEST, revision=there.sha)).read_bytes()
-        old = parse_manifest(repo, text).files
+        old = parse_manifest(repo, path.read_bytes())
     except BadModelError:
-        return []  # not ours: left as it is
-    return sorted((set(old) & present) - set(manifest.files))
+        # what we did not write is left as it is
+        return []
+    return sorted((set(old.files) & present) - set(manifest.files))
 
 
 @contextmanager
-def _checked_answers(where: str) -> Iterator[None]:
-    """Answers whose headers would lead the client out of its cache, or to another kind of address, end the transfer.
+def _checked_responses(where: str) -> Iterator[None]:
+    """Check the headers of every response that the client receives inside the block.
 
-    The client builds file names of its cache from the commit and the ETag that a server states.
+    The client builds names of files in its cache from the commit and the ETag in a response, and
+    it follows redirects. A malicious hub could make it write outside the cache, or read files of
+    this machine.
     """
 
     def check(response: Any) -> None:
-        headers = response.headers
-        commit, target = headers.get("X-Repo-Commit"), headers.get("Location", "")
-        store = headers.get("X-Xet-Cas-Url")
-        tags = [headers[key] for key in ("ETag", "X-Linked-Etag") if key in headers]
-        if commit is not None and not (
-            COMMIT.fullmatch(commit) and all(ETAG.fullmatch(tag) for tag in tags)
-        ):
-            raise BadModelError(
-                f"{where}: the hub states a commit or an ETag that is none: do not use this hub"
-            )
-        if "://" in target.partition("?")[0] and not target.startswith(("http://", "https://")):
-            raise BadModelError(
-                f"{where}: the hub redirects to {target[:80]}, which is no web address: do not use it"
-            )
-        if store is not None and not store.startswith(STORES):
-            raise BadModelError(
-                f"{where}: the hub keeps its files at {store[:80]}, which is no web address: do not use it"
-            )
+        _check_headers(where, response.headers)
 
-    hooks = get_session().event_hooks[
-        "response"
-    ]  # changed in place: other threads may have theirs in it
+    # the list is changed in place: other threads may have their own checks in it
+    hooks = get_session().event_hooks["response"]
     hooks.append(check)
     try:
         yield
@@ -133,42 +144,84 @@ def _checked_answers(where: str) -> Iterator[None]:
         hooks.remove(check)
 
 
+def _check_headers(where: str, headers: Any) -> None:
+    commit = headers.get("X-Repo-Commit")
+    if commit is not None:
+        tags = [headers[key] for key in ("ETag", "X-Linked-Etag") if key in headers]
+        valid = COMMIT.fullmatch(commit) and all(ETAG.fullmatch(tag) for tag in tags)
+        if not valid:
+            raise _malicious(where, "sends an invalid commit or ETag")
+
+    target = headers.get("Location", "")
+    # a redirect without a scheme stays on the hub; one in the query is part of an address
+    if "://" in target.partition("?")[0] and not target.startswith(WEB_ADDRESSES):
+        raise _malicious(where, f"redirects to {target[:80]}, which is not a web address")
+
+    store = headers.get("X-Xet-Cas-Url")
+    if store is not None and not store.startswith(STORES):
+        raise _malicious(where, f"keeps its files at {store[:80]}, which is not a web address")
+
+
+def _malicious(where: str, what: str) -> HubError:
+    return HubError(f"the hub {what}", file=where, remedy="do not use this hub")
+
+
 @contextmanager
-def _one_line(where: str) -> Iterator[None]:
-    """Whatever the client raises becomes a BadModelError with the mend."""
+def _client_errors(where: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a HubError about `where`."""
     try:
         yield
-    except BadModelError:
+    except (EvenfieldError, *BUGS):
         raise
     except Exception as error:
-        raise BadModelError(f"{where}: {_explain(error)}") from None
+        message, remedy = _explain(error)
+        raise HubError(message, file=where, remedy=remedy) from error
 
 
-def _explain(error: Exception) -> str:
-    status = (
-        error.response.status_code
-        if isinstance(error, HfHubHTTPError) and error.response is not None
-        else None
-    )
-    if isinstance(error, LocalEntryNotFoundError):
-        return "no folder here, not in the cache, and the Hugging Face hub is out of reach or fails: check the network"
-    if isinstance(error, GatedRepoError):
-        return (
-            "its owner asks you to accept terms on its page first; then log in with `hf auth login`"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return "the hub has no such revision: look at the model's page for its tags and commits"
-    if isinstance(error, RepositoryNotFoundError):
-        return "no such model on the hub, or it is private: check the name, log in with `hf auth login`"
-    if isinstance(error, EntryNotFoundError):
-        return "is on the hub, but not all files of an evenfield model are there: ask its owner to publish it again"
-    if status == 412:
-        return "somebody else published in between: look at what they did, then publish again"
-    if status == 409:
-        return "the hub refuses, it exists already: choose another name or tag"
-    if status == 401:
-        return "the hub does not know your token: log in again with `hf auth login`"
-    if status == 403:
-        return "the hub forbids it: your token may not write there"
-    said = " ".join(str(error).split())[:300]
-    return f"the Hugging Face hub failed ({type(error).__name__}: {said}): try again; what has come is kept"
+# the first class that fits decides, so subclasses come before their bases
+EXPLANATIONS: list[tuple[type[Exception], str, str]] = [
+    (
+        LocalEntryNotFoundError,
+        "no such folder, not in the cache, and the Hugging Face hub is out of reach or fails",
+        "check the network",
+    ),
+    (
+        GatedRepoError,
+        "its owner asks you to accept terms on its page first",
+        "accept them, then log in with `hf auth login`",
+    ),
+    (
+        RevisionNotFoundError,
+        "the hub has no such revision",
+        "look at the model's page for its tags and commits",
+    ),
+    (
+        RepositoryNotFoundError,
+        "no such model on the hub, or it is private",
+        "check the name, log in with `hf auth login`",
+    ),
+    (
+        EntryNotFoundError,
+        "is on the hub, but does not have all files of an evenfield model",
+        "ask its owner to publish it again",
+    ),
+]
+STATUS_EXPLANATIONS: dict[int, tuple[str, str]] = {
+    401: ("the hub does not know your token", "log in again with `hf auth login`"),
+    403: ("the hub forbids it", "use a token that may write there"),
+    409: ("the hub refuses, it exists already", "choose another name or tag"),
+    412: ("somebody else published in between", "look at what they did, then publish again"),
+}
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """Message and remedy for an error of the client."""
+    for kind, message, remedy in EXPLANATIONS:
+        if isinstance(error, kind):
+            return message, remedy
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in STATUS_EXPLANATIONS:
+            return STATUS_EXPLANATIONS[status]
+    reason = f"{type(error).__name__}: {one_line(error, 300)}"
+    return f"the Hugging Face hub failed ({reason})", "try again; finished files are kept"

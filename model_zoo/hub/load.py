@@ -1,6 +1,8 @@
-"""Models by reference: a folder, a name of the zoo, or `owner/name[@revision]` in a folder hub or on Hugging Face's.
+"""Load a model by reference.
 
-A reference that is loaded is pinned to a revision at once, and what is made with the model records the pinned one.
+A reference is a folder, a name of the zoo, or `owner/name[@revision]` on a folder hub or on the
+Hugging Face hub. Loading pins it to a revision, and whatever is made with the model records the
+pinned reference.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ase.calculators.calculator import Calculator
-
-from ..package.folder import ModelRecord, open_package
-from ..package.manifest import BadModelError
+from ..package.folder import read_model_folder
+from ..package.record import ModelRecord
 from ..potential.potential import Potential
 from ..zoo import named_models as zoo
 from . import hugging_face
 from .folder_hub import FolderHub
+from .remote import HubError
 
+
+if TYPE_CHECKING:
+    from ..engines.calculator import EvenfieldCalculator
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
 REFERENCE = re.compile(
@@ -30,15 +34,15 @@ REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A potential with its record and the reference that pins it."""
+    """A potential with its record, and the reference that pins it."""
 
     potential: Potential
     record: ModelRecord
     reference: str
-    evaluation: Mapping[str, Any] = field(default_factory=dict)  # errors on held-out structures
-    attachments: Mapping[str, bytes] = field(
-        default_factory=dict
-    )  # probe.extxyz and the like, verified
+    # errors on held-out structures
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    # file name -> verified content of probe.extxyz and the like
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
     def calculator(
         self,
@@ -47,12 +51,15 @@ class LoadedModel:
         dtype: str | None = None,
         skin: float = 0.5,
         compiled: bool = False,
-    ) -> Calculator:
-        """An ASE calculator for one level of theory (the first of the model when none is named).
+    ) -> EvenfieldCalculator:
+        """An ASE calculator for one level of theory; the model's first by default.
 
-        `dtype` is float32 or float64, that of the weights when None; `skin` in A saves neighbour lists.
-        `compiled` takes a minute at the first call and a quarter off every later one; it wants a C++ compiler.
+        `dtype` is float32 or float64; by default it is that of the weights. `skin`, in A, is the
+        margin of the Verlet list: a larger one means fewer, but slower, neighbour searches.
+        `compiled` compiles the network at the first call. That takes a minute, needs a C++
+        compiler, and makes later calls about a quarter faster.
         """
+        # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
 
         return EvenfieldCalculator(
@@ -68,45 +75,61 @@ class LoadedModel:
 
 
 def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedModel:
-    """Load a model by folder, zoo name or `owner/name[@revision]`; raises BadModelError with the mend."""
+    """Load a model by folder, zoo name or `owner/name[@revision]`.
+
+    `folder_hub` is the root of a folder hub; without it, the variable EVENFIELD_HUB names one, and
+    without that the Hugging Face hub is used.
+
+    Raises HubError when there is no such model, BadModelError when it must not be used.
+    """
     folder, pinned = resolve(reference, folder_hub)
-    package = open_package(folder)
+    model = read_model_folder(folder)
     return LoadedModel(
-        potential=package.potential,
-        record=package.record,
-        reference=pinned or f"{package.record.name}@{package.revision}",
-        evaluation=package.evaluation,
-        attachments=package.attachments,
+        potential=model.potential,
+        record=model.record,
+        reference=pinned or f"{model.record.name}@{model.revision}",
+        evaluation=model.evaluation,
+        attachments=model.attachments,
     )
 
 
 def resolve(
     reference: str | Path, folder_hub: Path | str | None = None, *, force: bool = False
 ) -> tuple[Path, str | None]:
-    """Folder of a reference, fetched if it is not here yet, and the reference with its revision pinned.
+    """The folder of a reference, downloaded if necessary, and the pinned reference.
 
-    A folder by itself has no reference: None. `force` fetches again what the cache holds.
+    The second is None for a folder or a zoo name, whose revision is known only when the folder has
+    been read. `force` downloads again what the cache holds.
     """
     if Path(reference).is_dir():
         return Path(reference), None
     if zoo.is_zoo_name(str(reference)):
         return zoo.find(str(reference)), None
+
     repo, revision = split_reference(str(reference))
-    root = folder_hub or os.environ.get(FOLDER_HUB_VARIABLE)
+    root = folder_hub_root(folder_hub)
     if root is None:
         folder, commit = hugging_face.fetch(repo, revision, force=force)
         return folder, f"{repo}@{commit}"
+
     hub = FolderHub(root)
     revision = hub.revision(repo, revision)
     return hub.fetch(repo, revision, force=force), f"{repo}@{revision}"
 
 
+def folder_hub_root(given: Path | str | None) -> Path | str | None:
+    """The folder hub that was given, or the one of the environment; None: the Hugging Face hub."""
+    return given or os.environ.get(FOLDER_HUB_VARIABLE)
+
+
 def split_reference(reference: str) -> tuple[str, str | None]:
-    """`owner/name[@revision]` in its two parts; BadModelError for anything else."""
+    """`owner/name[@revision]` in its two parts; HubError for anything else."""
     match = REFERENCE.fullmatch(reference)
+    # `..` would lead out of the folder hub
     if not match or ".." in reference:
-        raise BadModelError(
-            f"{reference}: neither a folder nor a reference owner/name[@revision] nor a model of the zoo "
-            f"({', '.join(zoo.names())})"
+        raise HubError(
+            "neither a folder nor a reference owner/name[@revision] nor a model of the zoo",
+            file=reference,
+            remedy=f"the zoo has {', '.join(zoo.names())}",
         )
     return match["repo"], match["revision"]

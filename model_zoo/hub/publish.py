@@ -1,10 +1,13 @@
-"""Before a model goes up: what would, what its card lacks, and what must not be seen by others."""
+"""Publish a model folder, after a look at what would go up.
+
+A model is refused when nobody could judge it, when it would show what others must not see, or when
+its predictions are not invariant. A dry run shows the same findings and sends nothing.
+"""
 
 from __future__ import annotations
 
 import getpass
 import json
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -13,22 +16,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..package.folder import ModelRecord, Package, folder_revision, open_package
-from ..package.manifest import BadModelError, Manifest, read_manifest
+from ...core.files import file_errors
+from ..package.folder import ModelFolder, folder_revision, read_model_folder
+from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
+from ..package.record import ModelRecord
 from ..potential.invariance import check_invariance
 from . import hugging_face
 from .folder_hub import FolderHub
-from .load import FOLDER_HUB_VARIABLE, split_reference
+from .load import folder_hub_root, split_reference
+from .remote import HubError
 
 
+# what must not be published -> a pattern that finds it
 SECRETS = {
-    "a token": r"\b(hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|(glpat|sk|xox[abprs])-[\w-]{12,})",
+    "a token": (
+        r"\b(hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|(glpat|sk|xox[abprs])-[\w-]{12,})"
+    ),
     "a cloud key": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|X-Amz-Signature=|[?&]sig=",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
-    "a password": r"://[^/\s:@\"]+:[^/\s@\"]+@|(?i:passw(or)?d|secret|api_?key)[\"']?\s*[:=]\s*[\"']?\w{4,}",
-    "an absolute path": r"(?:^|(?<=[\s=,;'\"(\[]))(file://)?(~|/[\w.@+-]+)(/[\w.@+-]+)+|(?:^|[\s='\"])[A-Za-z]:\\\\?\w",
+    "a password": (
+        # in an address, or after a key that says so
+        r"://[^/\s:@\"]+:[^/\s@\"]+@"
+        r"|(?i:passw(or)?d|secret|api_?key)[\"']?\s*[:=]\s*[\"']?\w{4,}"
+    ),
+    "an absolute path": (
+        # of Unix, at the start or after what separates words, and of Windows
+        r"(?:^|(?<=[\s=,;'\"(\[]))(file://)?(~|/[\w.@+-]+)(/[\w.@+-]+)+"
+        r"|(?:^|[\s='\"])[A-Za-z]:\\\\?\w"
+    ),
 }
+# names that say nothing about the user or the machine
 COMMON_NAMES = {"root", "user", "users", "admin", "runner", "ubuntu", "test", "localhost"}
+# what the record can lack -> how to supply it
+REMEDIES = {
+    "licence": "add one with `evenfield hub describe MODEL licence=...`",
+    "training data": "train on a converted data set, which the record then names",
+    "level of theory": "train on data with a named level of theory",
+}
+UNSTATED_LICENCES = ("", "unknown", "not stated")
 
 
 @dataclass(frozen=True)
@@ -38,17 +63,14 @@ class Publication:
     repo: str
     revision: str  # of the folder; on the Hugging Face hub the commit takes its place
     files: dict[str, int]  # name -> bytes
-    lacks: list[str]  # without these it is refused
-    advice: list[str]  # without these the card is weaker
-    leaks: list[str]  # what others must not see
+    lacks: list[str]  # keys of REMEDIES: the model is refused without them
+    advice: list[str]  # what would make the card better
+    leaks: list[str]  # what others must not see; the model is refused with it
 
     @property
-    def refusal(self) -> str | None:
-        """Why it must not go up, in one line."""
-        reasons = [f"its record lacks: {', '.join(self.lacks)}"] if self.lacks else []
-        reasons += [f"it shows {'; '.join(self.leaks[:5])}"] if self.leaks else []
-        mend = "say it with `evenfield hub describe`, or make the model again without it"
-        return f"not fit to publish, {' and '.join(reasons)}: {mend}" if reasons else None
+    def refused(self) -> bool:
+        """Whether `publish` would refuse the model."""
+        return bool(self.lacks or self.leaks)
 
 
 def publish(
@@ -59,119 +81,184 @@ def publish(
     private: bool = False,
     tag: str | None = None,
 ) -> str:
-    """Publish a model folder as `owner/name`, on the Hugging Face hub or in a folder hub; returns the pinned reference.
+    """Publish a model folder as `owner/name`; returns the pinned reference.
 
-    Refuses a model without licence, training data or named level of theory, which nobody could judge, one that shows
-    tokens, paths or user names, and one whose predictions are not invariant. `private` is for the Hugging Face hub.
+    It goes to a folder hub if `folder_hub` or EVENFIELD_HUB names one, else to the Hugging Face
+    hub. Only the latter knows `private` models.
+
+    Raises BadModelError for a model without licence, training data or named level of theory, for
+    one that contains tokens, paths or user names, and for one whose predictions are not invariant.
+    Raises HubError when the hub refuses.
     """
     model = Path(model)
-    plan, package = _look(model, repo)
-    if plan.refusal:
-        raise BadModelError(f"{model}: {plan.refusal}")
-    if tag is not None and split_reference(f"{repo}@{tag}")[1] in (None, "main"):
-        raise BadModelError(f"{tag}: no name for a tag")
-    check_invariance(package.potential, package.record.elements)
-    manifest, root = read_manifest(model), folder_hub or os.environ.get(FOLDER_HUB_VARIABLE)
+    plan, content = _inspect(model, repo)
+    _refuse_unfit(model, plan)
+    if tag is not None:
+        _check_tag(repo, tag)
+    check_invariance(content.potential, content.record.elements)
+
+    manifest = read_manifest(model)
+    root = folder_hub_root(folder_hub)
     if root is not None:
-        return f"{repo}@{FolderHub(root).publish(model, manifest, repo, tag)}"
-    message = f"{package.record.name}, manifest {plan.revision}"
-    return f"{repo}@{hugging_face.publish(model, manifest, repo, private=private, tag=tag, message=message)}"
+        revision = FolderHub(root).publish(model, manifest, repo, tag)
+    else:
+        revision = hugging_face.publish(
+            model,
+            manifest,
+            repo,
+            private=private,
+            tag=tag,
+            message=f"{content.record.name}, manifest {plan.revision}",
+        )
+    return f"{repo}@{revision}"
 
 
 def plan_publication(model: Path | str, repo: str) -> Publication:
-    """What `publish` would put up and what it would say against it; nothing is sent."""
-    return _look(Path(model), repo)[0]
+    """What `publish` would upload, and what it would object to; nothing is sent."""
+    plan, _ = _inspect(Path(model), repo)
+    return plan
 
 
-def _look(model: Path, repo: str) -> tuple[Publication, Package]:
+def _refuse_unfit(model: Path, plan: Publication) -> None:
+    if not plan.refused:
+        return
+    reasons = []
+    remedies = [REMEDIES[lack] for lack in plan.lacks]
+    if plan.lacks:
+        reasons.append(f"its record lacks {', '.join(plan.lacks)}")
+    if plan.leaks:
+        reasons.append("; ".join(plan.leaks[:5]))
+        remedies.append("make the model again without what must not be seen")
+    raise BadModelError(
+        f"not fit to publish: {', and '.join(reasons)}", file=model, remedy="; ".join(remedies)
+    )
+
+
+def _check_tag(repo: str, tag: str) -> None:
+    # users load by the tag, so it must be a valid part of a reference; main is not fixed
+    if tag == "main" or split_reference(f"{repo}@{tag}")[1] is None:
+        raise HubError(f"{tag!r} cannot be a tag", remedy="choose another one, v1 for instance")
+
+
+def _inspect(model: Path, repo: str) -> tuple[Publication, ModelFolder]:
+    """The findings about a model folder, and its content."""
     if "@" in repo:
-        raise BadModelError(f"{repo}: publish to a name of the form owner/name")
+        raise HubError(
+            "a new revision is made by publishing", file=repo, remedy="name it owner/name"
+        )
     split_reference(repo)
-    package, manifest = open_package(model), read_manifest(model)
-    sizes = {name: (model / name).stat().st_size for name in [*manifest.files, "manifest.json"]}
+    content = read_model_folder(model)
+    manifest = read_manifest(model)
+    with file_errors(model):
+        sizes = {name: (model / name).stat().st_size for name in [*manifest.files, MANIFEST]}
+        leaks = list(_leaks(model, manifest))
     plan = Publication(
         repo=repo,
         revision=folder_revision(model),
         files=sizes,
-        lacks=missing_facts(package.record, package.potential.config.levels_of_theory),
-        advice=list(_advice(package)),
-        leaks=list(_leaks(model, manifest)),
+        lacks=missing_facts(content.record, content.potential.config.levels_of_theory),
+        advice=list(_advice(content)),
+        leaks=leaks,
     )
-    return plan, package
+    return plan, content
 
 
 def missing_facts(record: ModelRecord, levels: list[str]) -> list[str]:
-    """What nobody can judge a model without."""
-    lacking = [] if record.licence else ["licence"]
-    lacking += [] if record.training_data else ["training data"]
-    return lacking + (["level of theory"] if "default" in levels or not all(levels) else [])
+    """The facts, keys of REMEDIES, without which nobody can judge a model."""
+    lacking = []
+    if not record.licence:
+        lacking.append("licence")
+    if not record.training_data:
+        lacking.append("training data")
+    # "default" is the name of a level that the data do not state
+    if "default" in levels or not all(levels):
+        lacking.append("level of theory")
+    return lacking
 
 
-def _advice(package: Package) -> Iterator[str]:
-    record, evaluation = package.record, package.evaluation
-    for what in ("description", "citation", "train_counts"):
-        if not getattr(record, what):
-            yield what
-    for level in package.potential.config.levels_of_theory:
+def _advice(content: ModelFolder) -> Iterator[str]:
+    """What would make the card better, one line each."""
+    record = content.record
+    evaluation = content.evaluation
+    for name in ("description", "citation", "train_counts"):
+        if not getattr(record, name):
+            yield name
+    for level in content.potential.config.levels_of_theory:
         if level not in record.level_details:
             yield f"level_details of {level}: code, functional, basis, dispersion, spin"
     for data in record.training_data:
-        if data.licence.lower() in ("", "unknown", "not stated"):
+        if data.licence.lower() in UNSTATED_LICENCES:
             yield f"licence of the data set {data.name}"
+
     if not evaluation:
         yield "errors on held-out structures"
     for level, row in evaluation.get("levels", {}).items():
         if row.get("stress_mae") is None:
             yield f"stress errors at {level}"
-    for name, what in {"probe.extxyz": "probe set", "posterior.safetensors": "posterior"}.items():
-        if name not in package.attachments:
-            yield f"{what} ({name})"
+
+    if "probe.extxyz" not in content.attachments:
+        yield "probe set (probe.extxyz)"
+    if "posterior.safetensors" not in content.attachments:
+        yield "posterior (posterior.safetensors)"
     if "seconds" not in record.training:
-        yield "compute that the training took"
+        yield "the time that the training took"
+
+
+# --- what must not be seen
 
 
 def _leaks(model: Path, manifest: Manifest) -> Iterator[str]:
-    """`file: place holds what`, with at most six characters of it."""
-    found = False
-    for place, text in _values(json.loads((model / "config.json").read_bytes())):
-        for kind, match in _secrets(
-            text, user_names() if place.startswith("record.train") else set()
-        ):
-            found = True
-            yield f"config.json: {place} holds {kind} ({match[:6]}...)"
+    """A line for each leak: the file, the place in it, the kind, at most six characters of it."""
+    in_config = list(_leaks_of_config(model))
+    yield from in_config
     for name in manifest.files:
-        if name == "config.json" or (name == "README.md" and found):  # the card repeats the config
+        # the card repeats the config: one line for each leak is enough
+        repeated = name == "README.md" and in_config
+        if name == "config.json" or name.endswith(".png") or repeated:
             continue
         data = (model / name).read_bytes()
         if name.endswith(".safetensors"):
-            data = data[8 : 8 + int.from_bytes(data[:8], "little")]  # its header
-        elif name.endswith(".png"):
-            continue
+            # only the header holds text
+            header_length = int.from_bytes(data[:8], "little")
+            data = data[8 : 8 + header_length]
         for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
             for kind, match in _secrets(line, set()):
                 yield f"{name}: line {number} holds {kind} ({match[:6]}...)"
 
 
-def _values(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a JSON tree, keys too, with its place."""
+def _leaks_of_config(model: Path) -> Iterator[str]:
+    config = json.loads((model / "config.json").read_bytes())
+    for place, text in _texts(config):
+        # A user's name may be part of an innocent word, a citation for instance. It is looked for
+        # only where the machine wrote the record: training, training_data, train_counts.
+        names = user_names() if place.startswith("record.train") else set()
+        for kind, match in _secrets(text, names):
+            yield f"config.json: {place} holds {kind} ({match[:6]}...)"
+
+
+def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Place and content of every text in a JSON tree, keys too."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield f"{place}.{key}".lstrip("."), key
-            # a key beside its value, so that {"password": "..."} is seen for what it is
-            yield from (
-                (p, f"{key}={t}" if isinstance(value, str) else t)
-                for p, t in _values(value, f"{place}.{key}")
-            )
+            inner = f"{place}.{key}".lstrip(".")
+            yield inner, key
+            if isinstance(value, str):
+                # with its key, so that {"password": "..."} is recognised
+                yield inner, f"{key}={value}"
+            else:
+                yield from _texts(value, inner)
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
-            yield from _values(value, f"{place}.{index}")
+            yield from _texts(value, f"{place}.{index}")
     elif isinstance(tree, str):
-        yield place.lstrip("."), tree
+        yield place, tree
 
 
 def _secrets(text: str, names: set[str]) -> Iterator[tuple[str, str]]:
+    """Kind and match of every secret in a text."""
     for kind, pattern in SECRETS.items():
-        if match := re.search(pattern, text):
+        match = re.search(pattern, text)
+        if match:
             yield kind, match[0].strip()
     for name in names:
         if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
@@ -179,8 +266,9 @@ def _secrets(text: str, names: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def user_names() -> set[str]:
-    """This machine's name and that of who uses it, unless everybody's is like it."""
+    """The names of this machine and of its user, unless they are common ones."""
     names = {socket.gethostname()}
-    with suppress(KeyError, OSError):  # a user id without an entry, as in some containers
+    # a user id may have no entry, in some containers for instance
+    with suppress(KeyError, OSError):
         names.add(getpass.getuser())
     return {name for name in names if len(name) > 2 and name.lower() not in COMMON_NAMES}

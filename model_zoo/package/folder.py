@@ -1,12 +1,14 @@
-"""A published model is a folder: weights as safetensors, the rest as JSON and text, all hashed. Nothing is run on load.
+"""A saved model is a folder: weights as safetensors, the rest as JSON and text, each file hashed.
 
-model.safetensors   weights and buffers, in shards when large; one metadata key, so that its hash is stable
-config.json         format version, architecture, and the record of how the model came about
-evaluation.json     errors on the held-out structures, overall and per element
-README.md           the card, generated from the two, with its pictures beside it
-probe.extxyz        optional: structures that show what a later fine-tuning forgets
-posterior.safetensors  optional: what an uncertainty of the predictions follows from
-manifest.json       sha256 and size of every file
+model.safetensors      weights and buffers, in several shards when they are large
+config.json            format version, architecture, and the record of how the model was made
+evaluation.json        errors on held-out structures, overall and per element
+README.md              the model card, generated from config and evaluation, with its pictures
+probe.extxyz           optional: structures that show what a later fine-tuning forgets
+posterior.safetensors  optional: from which uncertainties of the predictions are computed
+manifest.json          sha256 and size of every other file
+
+Reading a folder runs nothing that it contains.
 """
 
 from __future__ import annotations
@@ -15,87 +17,61 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ase.data import chemical_symbols
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from ...core.files import write_atomically
-from ...core.settings import Settings
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors, write_atomically
 from ..potential.potential import Potential, PotentialConfig
 from .manifest import (
     FILE_NAME,
     FORMAT_VERSION,
     MANIFEST,
-    REFETCH,
+    REQUIRED_FILES,
+    RESTORE,
     BadModelError,
     check_version,
-    explain,
     is_weights,
     json_object,
     read_manifest,
     read_verified,
+    validation_faults,
     write_manifest,
 )
+from .record import Description, ModelRecord
 from .upgrade import upgrade
 from .weights import (
     MAX_SHARD_BYTES,
     check_architecture,
     check_same_architecture,
+    one_line,
     parse_weights,
     put_weights,
     weight_files,
 )
 
 
+if TYPE_CHECKING:
+    from ..evaluation.evaluation import Predictions
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-OWN_NAMES = {"config.json", "evaluation.json", "README.md", MANIFEST}
-
-
-class TrainingData(Settings):
-    """One data set that a model was trained on."""
-
-    name: str
-    sha256: str
-    licence: str
-    description: str = ""
-    num_structures: int
-
-
-class ModelRecord(Settings):
-    """What a model's user must know beside its weights."""
-
-    name: str
-    licence: str | None = Field(default=None, description="licence of the weights")
-    description: str = Field(default="", description="what the model is for, in a sentence or two")
-    citation: str | None = Field(default=None, description="how to cite it")
-    level_details: dict[str, str] = Field(
-        default={}, description="level of theory -> code, functional, basis, dispersion, spin"
-    )
-    elements: dict[str, list[str]] = Field(
-        description="level of theory -> symbols seen in training"
-    )
-    train_counts: dict[str, int] = Field(default={}, description="symbol -> training structures")
-    training_data: list[TrainingData] = Field(default=[])
-    training: dict[str, Any] = Field(
-        default={}, description="resolved config and cost of the training"
-    )
-    versions: dict[str, str] = Field(default={}, description="packages that made it")
-    base_model: str | None = Field(
-        default=None, description="reference of the model that was fine-tuned"
-    )
 
 
 @dataclass(frozen=True)
-class Package:
-    """A model folder, read and verified."""
+class ModelFolder:
+    """Everything that a model folder holds, read and verified."""
 
     potential: Potential
     record: ModelRecord
     evaluation: dict[str, Any]
     revision: str  # first 16 hex digits of the manifest's sha256
     attachments: dict[str, bytes] = field(default_factory=dict)  # file name -> content
+
+
+# --- writing
 
 
 def save_model(
@@ -105,118 +81,155 @@ def save_model(
     evaluation: dict[str, Any] | None = None,
     *,
     attachments: dict[str, bytes] | None = None,
-    predictions: Any = None,
+    predictions: Predictions | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write a model folder; the manifest is written last, so a folder without one is unfinished.
+    """Write a model folder and return its path.
 
-    `attachments`: further files, name -> content, for instance probe.extxyz. `predictions`: what `evaluation` sums
-    up, for the card's parity plot (pretrain.evaluation.Predictions). Raises ValueError for a name that is taken or
-    of a kind that no model holds.
+    `attachments` are further files, name -> content. `predictions` are those that `evaluation`
+    summarises; the card needs them for its parity plot. A model that was in the folder before is
+    replaced.
+
+    The manifest is written last: a folder without one is unfinished, and is refused on reading.
+
+    Raises EvenfieldError for an attachment with a name that a model folder cannot hold, FileError
+    when the folder cannot be written.
     """
-    from .card import card_pictures, model_card  # the card reads the record's types from this file
+    # the card needs libraries that nobody needs who only reads a model
+    from .card import card_pictures, model_card
 
-    folder, attachments, evaluation = Path(folder), dict(attachments or {}), evaluation or {}
+    folder = Path(folder)
+    evaluation = evaluation or {}
+    attachments = dict(attachments or {})
     for name in attachments:
-        if name in OWN_NAMES or is_weights(name) or not FILE_NAME.fullmatch(name):
-            raise ValueError(
-                f"{name}: no name for an attachment: another one, ending in .extxyz, .safetensors or .json"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+        _check_attachment_name(name)
+
     config = {
         "format_version": FORMAT_VERSION,
         "dtype": str(next(potential.parameters()).dtype).removeprefix("torch."),
         "architecture": potential.config.model_dump(mode="json"),
         "record": without_paths(record.model_dump(mode="json")),
     }
-    config = json.loads(
-        json.dumps(config, sort_keys=True)
-    )  # the card must not depend on the order of keys
-    attachments |= card_pictures(config["record"], evaluation, predictions)
-    contents: dict[str, bytes] = weight_files(potential, max_shard_bytes) | attachments
-    contents["config.json"] = json.dumps(config, indent=1, sort_keys=True).encode()
+    config_text = json.dumps(config, indent=1, sort_keys=True)
+    # The card shows the stored record, with keys in the stored order: saving a loaded model again
+    # must give the same bytes.
+    stored_record = ModelRecord.model_validate(json.loads(config_text)["record"])
+
+    attachments |= card_pictures(stored_record, evaluation, predictions)
+    card = model_card(stored_record, evaluation, potential, attachments)
+    contents = weight_files(potential, max_shard_bytes) | attachments
+    contents["config.json"] = config_text.encode()
     contents["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
-    contents["README.md"] = model_card(config, evaluation, potential, attachments).encode()
-    for name, data in contents.items():
-        write_atomically(folder / name, data)
-    for path in folder.glob("model*.safetensors"):
-        if is_weights(path.name) and path.name not in contents:  # of a model that stood here before
-            path.unlink()
-    write_atomically(folder / MANIFEST, write_manifest(contents))
+    contents["README.md"] = card.encode()
+
+    with file_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # from here on the folder is unfinished, until its new manifest is there
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for name, data in contents.items():
+            write_atomically(folder / name, data)
+        _remove_old_weights(folder, contents)
+        write_atomically(folder / MANIFEST, write_manifest(contents))
     return folder
 
 
-class Description(Settings):
-    """Facts that only people know, laid over a model's record; what is not given stays."""
+def _check_attachment_name(name: str) -> None:
+    taken = name in REQUIRED_FILES or name == MANIFEST or is_weights(name)
+    if taken or not FILE_NAME.fullmatch(name):
+        raise EvenfieldError(
+            f"{name!r} is not a possible name for an attachment",
+            remedy="choose another name that ends in .extxyz, .safetensors or .json",
+        )
 
-    name: str | None = None
-    licence: str | None = None
-    description: str | None = None
-    citation: str | None = None
-    level_details: dict[str, str] = Field(default={})
+
+def _remove_old_weights(folder: Path, contents: dict[str, bytes]) -> None:
+    """Delete weights of the model that was in the folder before, old shards for instance."""
+    for path in folder.glob("model*.safetensors"):
+        if is_weights(path.name) and path.name not in contents:
+            path.unlink()
 
 
 def describe(folder: Path | str, facts: Description) -> None:
-    """Put facts into the record of a model folder and write its card again."""
-    package = open_package(folder)
-    if strange := sorted(set(facts.level_details) - set(package.potential.config.levels_of_theory)):
-        levels = ", ".join(package.potential.config.levels_of_theory)
-        raise ValueError(f"level_details.{strange[0]}: the model has {levels}")
-    given = {
-        key: value
-        for key, value in facts.model_dump(exclude={"level_details"}).items()
-        if value is not None
-    }
-    given["level_details"] = package.record.level_details | facts.level_details
-    record = package.record.model_copy(update=given)
-    save_model(
-        folder, package.potential, record, package.evaluation, attachments=package.attachments
-    )
+    """Put facts into the record of a model folder, and write its card again.
+
+    Raises EvenfieldError when the facts name a level of theory that the model does not have.
+    """
+    model = read_model_folder(folder)
+    levels = model.potential.config.levels_of_theory
+    unknown = sorted(set(facts.level_details) - set(levels))
+    if unknown:
+        raise EvenfieldError(
+            f"level_details.{unknown[0]}: the model has no such level of theory",
+            file=folder,
+            remedy=f"choose among {', '.join(levels)}",
+        )
+
+    given = facts.model_dump(exclude={"level_details"}, exclude_none=True)
+    given["level_details"] = model.record.level_details | facts.level_details
+    record = model.record.model_copy(update=given)
+    save_model(folder, model.potential, record, model.evaluation, attachments=model.attachments)
 
 
 def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
-    """Put further files, name -> content, into a model folder and write its card again; see `save_model`."""
-    package = open_package(folder)
-    files = package.attachments | attachments
-    save_model(folder, package.potential, package.record, package.evaluation, attachments=files)
+    """Put further files, name -> content, into a model folder, and write its card again."""
+    model = read_model_folder(folder)
+    files = model.attachments | attachments
+    save_model(folder, model.potential, model.record, model.evaluation, attachments=files)
 
 
 def without_paths(value: Any) -> Any:
-    """The same tree with absolute paths cut to their last part: where a file lay is nobody's business."""
+    """The same tree with absolute paths cut to their last part.
+
+    Paths tell about the machine and its user, and mean nothing on another machine.
+    """
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    local = isinstance(value, str) and value.removeprefix("file://").startswith(("/", "~/"))
-    return Path(value).name if local else value
+    if isinstance(value, str) and value.removeprefix("file://").startswith(("/", "~/")):
+        return Path(value).name
+    return value
+
+
+# --- reading
 
 
 def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
-    """Potential and record of a model folder; see `open_package`."""
-    package = open_package(folder)
-    return package.potential, package.record
+    """Potential and record of a model folder; see `read_model_folder`."""
+    model = read_model_folder(folder)
+    return model.potential, model.record
 
 
-def open_package(folder: Path | str) -> Package:
-    """Read a model folder, strictly: every hash, tensor name, shape, number and config key must be right.
+def read_model_folder(folder: Path | str) -> ModelFolder:
+    """Read a model folder of any known format.
 
-    Raises BadModelError. No pickle is read and no code of the folder is run.
+    Reading is strict: every hash, tensor name, shape, number and key of the config must be right.
+
+    Raises BadModelError when something is not, FileError when a file cannot be read.
     """
     folder = Path(folder)
+    config_path = str(folder / "config.json")
     manifest = read_manifest(folder)
-    contents = {name: read_verified(folder, name, entry) for name, entry in manifest.files.items()}
-    config = json_object(folder / "config.json", contents["config.json"])
-    check_version(folder / "config.json", config.get("format_version"))
-    version, stated = config["format_version"], config.get("architecture")
+    contents = {}
+    for name, entry in manifest.files.items():
+        contents[name] = read_verified(folder, name, entry)
+
+    config = json_object(config_path, contents["config.json"])
+    check_version(config_path, config.get("format_version"))
+    # `upgrade` changes the config, but shards repeat the architecture as it was saved
+    saved_version = config["format_version"]
+    saved_architecture = config.get("architecture")
+
     files = {name: contents[name] for name in manifest.weights}
     tensors = parse_weights(files, str(folder))
     upgrade(config, tensors)
-    potential, record = build(str(folder / "config.json"), config, sum(map(len, files.values())))
+    weight_bytes = sum(len(data) for data in files.values())
+    potential, record = build(config_path, config, weight_bytes)
     put_weights(potential, tensors, str(folder / manifest.weights[0]))
-    if version > 1:
-        check_same_architecture(files, str(folder), stated)
-    return Package(
+    if saved_version > 1:
+        check_same_architecture(files, str(folder), saved_architecture)
+
+    return ModelFolder(
         potential=potential.eval(),
         record=record,
         evaluation=json_object(folder / "evaluation.json", contents["evaluation.json"]),
@@ -226,46 +239,70 @@ def open_package(folder: Path | str) -> Package:
 
 
 def folder_revision(folder: Path) -> str:
-    """What pins a model folder: it changes with every byte of every file."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    """The revision that pins a model folder: it changes with every byte of every file."""
+    path = folder / MANIFEST
+    with file_errors(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def build(
     path: str, config: dict[str, Any], weight_bytes: int | None
 ) -> tuple[Potential, ModelRecord]:
-    """The potential without its weights, and the record, from the content of config.json."""
+    """The potential, still without its weights, and the record from the content of config.json.
+
+    `path` is used in messages only. `weight_bytes` is the size of the stored weights, None when it
+    is not known.
+
+    Raises BadModelError when no model can be built.
+    """
     check_architecture(path, config.get("architecture"), weight_bytes)
     try:
         architecture = PotentialConfig.model_validate(config["architecture"])
         record = ModelRecord.model_validate(config["record"])
         dtype = DTYPES[config["dtype"]]
     except (KeyError, TypeError) as error:
-        raise BadModelError(f"{path}: lacks or does not know {error}: {REFETCH}") from None
+        raise BadModelError(
+            f"lacks {error}, or does not know it", file=path, remedy=RESTORE
+        ) from error
     except ValidationError as error:
         raise BadModelError(
-            f"{path}: {explain(error)}: it was made by another version of evenfield"
-        ) from None
-    _check_elements(path, record, architecture.levels_of_theory)
+            validation_faults(error),
+            file=path,
+            remedy="it was made by another version of evenfield: load it with that version",
+        ) from error
+
+    _check_names(path, record, architecture.levels_of_theory)
     try:
         return Potential(architecture).to(dtype), record
     except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
-        said = " ".join(str(error).split())[:200]
+        # the config comes from somebody else: each value is allowed, the combination need not be
         raise BadModelError(
-            f"{path}: no model can be built from its architecture ({said}): {REFETCH}"
-        ) from None
+            f"no model can be built from its architecture ({one_line(error)})",
+            file=path,
+            remedy=RESTORE,
+        ) from error
 
 
-def _check_elements(path: str, record: ModelRecord, levels: list[str]) -> None:
+def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
+    """Levels of theory must be unique, and the record must name only these and real elements."""
     if len(set(levels)) != len(levels):
         raise BadModelError(
-            f"{path}: names a level of theory twice ({', '.join(levels)}): {REFETCH}"
+            f"names a level of theory twice ({', '.join(levels)})", file=path, remedy=RESTORE
         )
-    if strange := sorted(set(record.elements) - set(levels)):
+
+    unknown_levels = sorted(set(record.elements) - set(levels))
+    if unknown_levels:
         raise BadModelError(
-            f"{path}: lists elements for {strange[0]!r}, which is none of its levels: {REFETCH}"
+            f"lists elements for {unknown_levels[0]!r}, which is not one of its levels of theory",
+            file=path,
+            remedy=RESTORE,
         )
-    listed = {symbol for symbols in record.elements.values() for symbol in symbols} | set(
-        record.train_counts
-    )
-    if strange := sorted(listed - set(chemical_symbols[1:119])):
-        raise BadModelError(f"{path}: lists {strange[0]!r}, which is no element: {REFETCH}")
+
+    listed = set(record.train_counts)
+    for symbols in record.elements.values():
+        listed.update(symbols)
+    unknown_symbols = sorted(listed - set(chemical_symbols[1:119]))
+    if unknown_symbols:
+        raise BadModelError(
+            f"lists {unknown_symbols[0]!r}, which is not an element", file=path, remedy=RESTORE
+        )

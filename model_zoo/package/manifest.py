@@ -1,8 +1,9 @@
-"""What a model folder says it holds, and the only way to read it: by plain name, stated size and right hash.
+"""The manifest of a model folder, and the only way to read the files that it lists.
 
     manifest.json   {"format_version": 3, "files": {name: {"sha256": 64 hex digits, "bytes": size}}}
 
-Nothing here trusts a name: a file that is a link out of the folder, or whose name is a path, is refused unread.
+Nothing here trusts a name. A file is read only if its name is plain, if it lies inside the folder,
+and if it has the size and the hash that the manifest states.
 """
 
 from __future__ import annotations
@@ -15,176 +16,222 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
 from ...core.settings import Settings
 
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+# files that every model folder holds next to its weights
+REQUIRED_FILES = ("config.json", "README.md", "evaluation.json")
 FILE_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.(safetensors|json|md|extxyz|png)"
 )
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-MAX_TEXT_BYTES = 64 << 20  # of a file that is no weights
-REFETCH = "fetch the model again"
+MAX_NAME_LENGTH = 100
+MAX_FILES = 1000
+# limit for every file that holds no weights, so that a bad folder cannot fill the memory
+MAX_TEXT_BYTES = 64 << 20
+RESTORE = "fetch the model again, or save it again where it was made"
 
 
-class BadModelError(ValueError):
-    """A model folder that must not be used; the message names the file and the mend."""
+class BadModelError(EvenfieldError):
+    """A model folder that must not be used; `file` is the file, or the reference, at fault."""
 
 
 class FileEntry(Settings):
-    """Hash and size of one file; the size is not known of a model of format 1."""
+    """Hash and size of one file. Format 1 did not store the size."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int | None = Field(ge=0, le=1 << 42)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the whole file")
+    bytes: int | None = Field(ge=0, le=1 << 42, description="size of the file")
 
 
 class Manifest(Settings):
-    """All files of a model folder but the manifest itself."""
+    """All files of a model folder except the manifest itself."""
 
-    format_version: int = Field(ge=1)
-    files: dict[str, FileEntry] = Field(max_length=1000)
+    format_version: int = Field(ge=1, description="format of the model folder")
+    files: dict[str, FileEntry] = Field(max_length=MAX_FILES, description="file name -> entry")
 
     @field_validator("files")
     @classmethod
-    def _plain_names(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+    def _check_names_and_sizes(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name, entry in files.items():
-            if len(name) > 100 or not FILE_NAME.fullmatch(name) or name == MANIFEST:
-                raise ValueError(f"{name[:100]!r} is not the name of a file of a model")
+            plain = len(name) <= MAX_NAME_LENGTH and FILE_NAME.fullmatch(name)
+            if not plain or name == MANIFEST:
+                shown = name[:MAX_NAME_LENGTH]
+                raise ValueError(f"{shown!r} is not the name of a file of a model")
+
             if not is_weights(name) and (entry.bytes or 0) > MAX_TEXT_BYTES:
                 raise ValueError(
-                    f"{name} is said to have {entry.bytes:,} bytes; {MAX_TEXT_BYTES:,} are allowed"
+                    f"the manifest states {entry.bytes:,} bytes for {name}; "
+                    f"{MAX_TEXT_BYTES:,} are allowed"
                 )
         return files
 
     @property
     def weights(self) -> list[str]:
-        """The files that hold the weights: one, or all shards in order."""
+        """The files that hold the weights: a single file, or all shards in order."""
         return sorted(name for name in self.files if is_weights(name))
 
     @property
     def attachments(self) -> list[str]:
-        """Files beyond those that every model has."""
-        return sorted(
-            set(self.files) - set(self.weights) - {"config.json", "evaluation.json", "README.md"}
-        )
+        """The files that not every model has."""
+        return sorted(set(self.files) - set(self.weights) - set(REQUIRED_FILES))
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights; posterior.safetensors and the like do not."""
+    """Whether a file holds the weights; other safetensors files are attachments."""
     return name == "model.safetensors" or SHARD.fullmatch(name) is not None
 
 
 def write_manifest(contents: dict[str, bytes]) -> str:
-    """The text of the manifest of a folder that is to hold `contents`."""
-    entries = {
-        n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()}
-        for n, d in sorted(contents.items())
-    }
+    """The text of the manifest for a folder with `contents`, file name -> content."""
+    entries = {}
+    for name, data in sorted(contents.items()):
+        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return json.dumps({"files": entries, "format_version": FORMAT_VERSION}, indent=1)
 
 
 def parse_manifest(path: Path | str, text: bytes) -> Manifest:
-    """A manifest from the bytes that stand at `path`; BadModelError when it is damaged, malicious or too new."""
+    """A manifest from its bytes; `path` is used in messages only.
+
+    Raises BadModelError when the manifest is damaged, malicious or too new.
+    """
     content = json_object(path, text)
     check_version(path, content.get("format_version", 1))
-    if "format_version" not in content:  # format 1: name -> hash
-        content = {
-            "format_version": 1,
-            "files": {n: {"sha256": digest, "bytes": None} for n, digest in content.items()},
-        }
+
+    if "format_version" not in content:
+        # format 1 was a plain object, name -> hash
+        entries = {name: {"sha256": digest, "bytes": None} for name, digest in content.items()}
+        content = {"format_version": 1, "files": entries}
+
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        raise BadModelError(f"{path}: {explain(error)}: {REFETCH}") from None
+        raise BadModelError(validation_faults(error), file=path, remedy=RESTORE) from error
+
     _check_complete(path, manifest)
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder."""
+    """The manifest of a folder; BadModelError when the folder holds no model or a damaged one."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise BadModelError(
-            f"{folder}: not a model folder (no {MANIFEST}); name a folder that holds a published model"
-        )
-    _check_place(folder, path)
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise BadModelError(f"{path}: is larger than a manifest can be: {REFETCH}")
-    return parse_manifest(path, path.read_bytes())
+    with file_errors(path):
+        if not path.is_file():
+            raise BadModelError(
+                f"not a model folder (no {MANIFEST})",
+                file=folder,
+                remedy="name a folder that holds a saved model",
+            )
+        _check_inside(folder, path)
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise BadModelError("is larger than a manifest can be", file=path, remedy=RESTORE)
+        text = path.read_bytes()
+    return parse_manifest(path, text)
 
 
 def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
-    """The bytes of one file, once its place, size and hash are right."""
+    """The content of one file, after its place, size and hash were checked.
+
+    The size comes before the content: a file of the wrong size is never read.
+    """
     path = folder / name
-    if not path.is_file():
-        raise BadModelError(f"{path}: file is missing: {REFETCH}")
-    _check_place(folder, path)
-    size = path.stat().st_size
-    if entry.bytes is not None and size != entry.bytes:
-        raise BadModelError(
-            f"{path}: has {size:,} of {entry.bytes:,} bytes, not its sha256 either: {REFETCH}"
-        )
-    if not is_weights(name) and size > MAX_TEXT_BYTES:
-        raise BadModelError(
-            f"{path}: has {size:,} bytes, {MAX_TEXT_BYTES:,} are allowed: {REFETCH}"
-        )
-    data = path.read_bytes()
+    with file_errors(path):
+        if not path.is_file():
+            raise BadModelError("file is missing", file=path, remedy=RESTORE)
+        _check_inside(folder, path)
+
+        size = path.stat().st_size
+        if entry.bytes is not None and size != entry.bytes:
+            raise BadModelError(
+                f"has {size:,} bytes, but {MANIFEST} states {entry.bytes:,}",
+                file=path,
+                remedy=RESTORE,
+            )
+        if not is_weights(name) and size > MAX_TEXT_BYTES:
+            raise BadModelError(
+                f"has {size:,} bytes, {MAX_TEXT_BYTES:,} are allowed", file=path, remedy=RESTORE
+            )
+        data = path.read_bytes()
+
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise BadModelError(f"{path}: content does not match its sha256 in {MANIFEST}: {REFETCH}")
+        raise BadModelError(
+            f"content does not match its sha256 in {MANIFEST}", file=path, remedy=RESTORE
+        )
     return data
 
 
 def json_object(path: Path | str, text: bytes) -> dict[str, Any]:
-    """A JSON object from bytes that somebody else wrote."""
+    """A JSON object from untrusted bytes; `path` is used in messages only."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadModelError(f"{path}: is not valid JSON ({error}): {REFETCH}") from None
+        raise BadModelError(f"is not valid JSON ({error})", file=path, remedy=RESTORE) from error
     if not isinstance(content, dict):
-        raise BadModelError(f"{path}: holds no JSON object: {REFETCH}")
+        raise BadModelError("is not a JSON object", file=path, remedy=RESTORE)
     return content
 
 
 def check_version(path: Path | str, version: Any) -> None:
-    """BadModelError for a format that this evenfield does not know."""
+    """Raise BadModelError for a format version that this evenfield cannot read."""
+    # a bool is an int in Python, and `true` is no version
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadModelError(
-            f"{path}: format_version is {version!r}, not a number from 1 on: {REFETCH}"
+            f"format_version is {version!r}, not a positive integer", file=path, remedy=RESTORE
         )
     if version > FORMAT_VERSION:
         raise BadModelError(
-            f"{path}: format {version} is newer than this evenfield reads ({FORMAT_VERSION}): upgrade evenfield"
+            f"format {version} is newer than this evenfield reads ({FORMAT_VERSION})",
+            file=path,
+            remedy="upgrade evenfield",
         )
 
 
-def explain(error: ValidationError) -> str:
-    """A pydantic error in one line."""
-    faults = (
-        f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}"
-        for e in error.errors()[:5]
-    )
+def validation_faults(error: ValidationError) -> str:
+    """The first faults that pydantic found, on one line."""
+    faults = []
+    for fault in error.errors()[:5]:
+        key = ".".join(str(part) for part in fault["loc"])
+        # a validator of ours raises ValueError; pydantic keeps it and puts a prefix before its text
+        ours = fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"]
+        faults.append(f"{key}: {ours}")
     return "; ".join(faults)
 
 
 def _check_complete(path: Path | str, manifest: Manifest) -> None:
-    for name in ("config.json", "README.md", "evaluation.json"):
+    """The manifest must list every required file, and the weights exactly once."""
+    for name in REQUIRED_FILES:
         if name not in manifest.files:
-            raise BadModelError(f"{path}: does not list {name}: {REFETCH}")
-    shards = manifest.weights
-    total = int(found[2]) if shards and (found := SHARD.fullmatch(shards[0])) else 0
-    expected = [f"model-{k:05}-of-{total:05}.safetensors" for k in range(1, min(total, 1000) + 1)]
-    if shards != (expected or ["model.safetensors"]):
-        listed = ", ".join(shards[:3]) or "none"
+            raise BadModelError(f"does not list {name}", file=path, remedy=RESTORE)
+
+    listed = manifest.weights
+    if listed != _expected_weights(listed):
+        shown = ", ".join(listed[:3]) or "none"
         raise BadModelError(
-            f"{path}: does not list the weights, whole and once (listed: {listed}): {REFETCH}"
+            f"does not list the weights completely and exactly once (listed: {shown})",
+            file=path,
+            remedy=RESTORE,
         )
 
 
-def _check_place(folder: Path, path: Path) -> None:
-    """A link may lead to where the Hugging Face cache keeps its blobs, and nowhere else out of the folder."""
+def _expected_weights(listed: list[str]) -> list[str]:
+    """What must be listed, judged by the first listed file of weights."""
+    shard = SHARD.fullmatch(listed[0]) if listed else None
+    if shard is None:
+        return ["model.safetensors"]
+    # the stated total is not trusted: without the limit a name alone could fill the memory
+    total = int(shard[2])
+    numbers = range(1, min(total, MAX_FILES) + 1)
+    return [f"model-{number:05}-of-{total:05}.safetensors" for number in numbers]
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    """A link must not lead out of the folder, except into the blobs of the Hugging Face cache."""
     home = folder.resolve()
+    # the client's cache keeps files in models--OWNER--NAME/blobs and links them into snapshots
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
         home = home.parents[2]
     if not path.resolve().is_relative_to(home):
-        raise BadModelError(f"{path}: is a link out of the model's folder: {REFETCH}")
+        raise BadModelError("is a link out of the model's folder", file=path, remedy=RESTORE)

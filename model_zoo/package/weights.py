@@ -1,4 +1,8 @@
-"""Weights to safetensors bytes and back: stable hashes, shards, and nothing that does not fit the architecture."""
+"""Weights to safetensors bytes and back.
+
+The bytes depend on nothing but the weights and the architecture, so hashes are stable. Reading is
+strict: whatever does not fit the architecture of config.json is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..potential.potential import Potential
-from .manifest import FORMAT_VERSION, REFETCH, BadModelError
+from .manifest import FORMAT_VERSION, RESTORE, BadModelError
 
 
-MAX_SHARD_BYTES = 1 << 30  # a broken download costs one shard
-# what a config may ask for, so that a bad one fills no memory; far above any model of today
+# a broken download costs at most one shard
+MAX_SHARD_BYTES = 1 << 30
+# Limits of what a config may ask for, far above any model of today: without them a bad config could
+# fill the memory before its weights are compared with it.
 LIMITS: dict[str, float] = {
     "channels": 8192,
     "radial_hidden": 8192,
     "embedding_size": 8192,
     "num_basis": 1024,
-}
-LIMITS |= {
     "num_layers": 64,
     "correlation": 16,
     "l_hidden": 8,
@@ -30,28 +34,37 @@ LIMITS |= {
     "readout_size": 8192,
     "cutoff": 100.0,
 }
+MAX_FAULTS_SHOWN = 8
 
 
 def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, bytes]:
-    """File name -> bytes. One metadata key only: several would stand in random order, and the hash with them."""
-    tensors = {
-        name: t.detach().cpu().contiguous().clone()
-        for name, t in sorted(potential.state_dict().items())
-    }
+    """File name -> bytes for all weights and buffers, in shards of at most `max_shard_bytes`.
+
+    Each file has a single metadata key: safetensors writes several in random order, and the hash
+    would change with it.
+    """
+    tensors = {}
+    for name, tensor in sorted(potential.state_dict().items()):
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+
     about = {
         "format_version": FORMAT_VERSION,
         "architecture": potential.config.model_dump(mode="json"),
     }
     metadata = {"evenfield": json.dumps(about, sort_keys=True)}
+
     shards = _shards(tensors, max_shard_bytes)
     if len(shards) == 1:
         return {"model.safetensors": save(tensors, metadata=metadata)}
-    names = (f"model-{k:05}-of-{len(shards):05}.safetensors" for k in range(1, len(shards) + 1))
-    return {name: save(shard, metadata=metadata) for name, shard in zip(names, shards, strict=True)}
+    files = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        files[name] = save(shard, metadata=metadata)
+    return files
 
 
 def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """In the order of names, as many to a shard as fit; a tensor is never cut."""
+    """Fill shards in the order of names. No tensor is split, so one may exceed `max_bytes`."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -64,13 +77,17 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor
 
 
 def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
-    """All tensors of all shards; BadModelError for a file that is no safetensors or repeats a tensor."""
+    """All tensors of all shards; `where` is the folder, for messages.
+
+    Raises BadModelError for a file that is not safetensors or that repeats a tensor.
+    """
     tensors: dict[str, Tensor] = {}
     for name, data in files.items():
         path = f"{where}/{name}"
         try:
             part = load(data)
         except (
+            # safetensors checks its header, then numpy and torch fail on what the header promised
             SafetensorError,
             ValueError,
             KeyError,
@@ -78,77 +95,119 @@ def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
             OverflowError,
             RuntimeError,
         ) as error:
-            said = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise BadModelError(
-                f"{path}: is not a whole safetensors file ({said}): {REFETCH}"
-            ) from None
-        if twice := tensors.keys() & part.keys():
+                f"is not a whole safetensors file ({reason})", file=path, remedy=RESTORE
+            ) from error
+
+        repeated = tensors.keys() & part.keys()
+        if repeated:
             raise BadModelError(
-                f"{path}: holds {min(twice)}, which another shard has too: {REFETCH}"
+                f"holds {min(repeated)}, which another shard holds too", file=path, remedy=RESTORE
             )
         tensors |= part
     return tensors
 
 
 def check_same_architecture(files: dict[str, bytes], where: str, architecture: Any) -> None:
-    """From format 2 on each shard repeats the architecture of config.json: heads in another order must not fit."""
+    """Raise BadModelError if a shard was saved with another architecture than config.json states.
+
+    From format 2 on each shard repeats the architecture. Shapes alone would not reveal heads in
+    another order.
+    """
     for name, data in files.items():
         if _metadata(data).get("architecture") != architecture:
             raise BadModelError(
-                f"{where}/{name}: belongs to another config.json than the one beside it: {REFETCH}"
+                "belongs to another config.json than the one in this folder",
+                file=f"{where}/{name}",
+                remedy=RESTORE,
             )
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")  # `load` has found the header whole
+    """Our own metadata of a safetensors file; empty when it has none that can be read."""
+    # `load` has read the file before, so the length of the header can be trusted here
+    length = int.from_bytes(data[:8], "little")
     try:
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["evenfield"])
+        header = json.loads(data[8 : 8 + length])
+        about = json.loads(header["__metadata__"]["evenfield"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
 
 
 def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) -> None:
-    """Strict: no tensor missing, unexpected, of another shape or dtype, or with a number that is not finite."""
-    own = potential.state_dict()
-    wrong = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    wrong += [f"unexpected {name[:100]}" for name in tensors.keys() - own.keys()]
-    both = sorted(own.keys() & tensors.keys())
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, not {tuple(own[name].shape)} {own[name].dtype}"
-        for name in both
-        if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
-    ]
-    if not wrong:
-        wrong = [
-            f"{name} holds NaN or infinity"
-            for name in both
-            if not torch.isfinite(tensors[name]).all()
-        ]
-    if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise BadModelError(
-            f"{where}: does not fit config.json: {'; '.join(sorted(wrong)[:8])}{more}: {REFETCH}"
-        )
+    """Load `tensors` into `potential`; `where` is the file of weights, for messages.
+
+    Raises BadModelError if a tensor is missing, unexpected, of another shape or dtype, or not
+    finite.
+    """
+    faults = _faults(potential.state_dict(), tensors)
+    if faults:
+        shown = "; ".join(sorted(faults)[:MAX_FAULTS_SHOWN])
+        hidden = len(faults) - MAX_FAULTS_SHOWN
+        more = f"; and {hidden} more" if hidden > 0 else ""
+        raise BadModelError(f"does not fit config.json: {shown}{more}", file=where, remedy=RESTORE)
     potential.load_state_dict(tensors, strict=True)
 
 
+def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    """Every way in which `found` differs from what the architecture expects."""
+    faults = [f"missing {name}" for name in expected.keys() - found.keys()]
+    faults += [f"unexpected {name[:100]}" for name in found.keys() - expected.keys()]
+
+    common = sorted(expected.keys() & found.keys())
+    for name in common:
+        wanted = _kind(expected[name])
+        given = _kind(found[name])
+        if given != wanted:
+            faults.append(f"{name} is {given}, not {wanted}")
+    if faults:
+        return faults
+
+    # numbers are looked at last: they say nothing about tensors of the wrong shape
+    for name in common:
+        if not torch.isfinite(found[name]).all():
+            faults.append(f"{name} holds NaN or infinity")
+    return faults
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
 def check_architecture(path: str, architecture: Any, weight_bytes: int | None) -> None:
-    """Refuse sizes that no file of `weight_bytes` can fill, before memory is asked for."""
+    """Refuse sizes that a file of `weight_bytes` cannot fill, before any memory is allocated.
+
+    `path` is config.json, for messages. `weight_bytes` is None when the size is not known.
+    """
     if not isinstance(architecture, dict):
-        raise BadModelError(f"{path}: lacks the architecture: {REFETCH}")
+        raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
+
     for key, limit in LIMITS.items():
         value = architecture.get(key, 0)
+        # `not <=` rather than `>`: NaN must be refused too
         if isinstance(value, int | float) and not value <= limit:
             raise BadModelError(
-                f"{path}: architecture.{key} is {value}, at most {limit} is allowed: {REFETCH}"
+                f"architecture.{key} is {value}, at most {limit} is allowed",
+                file=path,
+                remedy=RESTORE,
             )
-    channels, layers = architecture.get("channels", 0), architecture.get("num_layers", 1)
+
+    channels = architecture.get("channels", 0)
+    layers = architecture.get("num_layers", 1)
     if weight_bytes is None or not isinstance(channels, int) or not isinstance(layers, int):
         return
-    if (
-        channels**2 * layers > 4 * weight_bytes
-    ):  # a layer has several matrices of channels x channels, 4 bytes each
+    # a layer has several matrices of channels x channels, with 4 bytes for each number
+    if channels**2 * layers > 4 * weight_bytes:
         raise BadModelError(
-            f"{path}: asks for far more weights than the {weight_bytes:,} bytes there are: {REFETCH}"
+            f"asks for far more weights than the {weight_bytes:,} bytes that are stored",
+            file=path,
+            remedy=RESTORE,
         )
+
+
+def one_line(error: Exception, limit: int = 200) -> str:
+    """The text of a foreign exception on one line of at most `limit` characters."""
+    text = " ".join(str(error).split())
+    return text[:limit] or type(error).__name__

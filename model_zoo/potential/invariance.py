@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
-from ..package.folder import BadModelError
+from ..package.manifest import BadModelError
 from .potential import Potential
 
 

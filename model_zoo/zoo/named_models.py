@@ -1,7 +1,7 @@
-"""Models with a name of their own: made by the project's recipes, shipped with the package or built here.
+"""Models with a name of their own, made by the project's recipes.
 
-model_zoo/zoo/shipped/NAME    comes with the package, works without a network
-CACHE/zoo/NAME            made on this machine by `evenfield zoo build NAME`
+model_zoo/zoo/shipped/NAME   comes with the package, works without a network
+CACHE/zoo/NAME               built on this machine by `evenfield zoo build NAME`
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..hub.remote import cache_folder
+from ..hub.remote import HubError, cache_folder
 from ..package.folder import folder_revision
-from ..package.manifest import MANIFEST, BadModelError
+from ..package.manifest import MANIFEST
 
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -19,7 +19,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One line about a named model."""
+    """A named model, and one line about it."""
 
     name: str
     about: str
@@ -38,7 +38,7 @@ ZOO = {
 
 
 def names() -> list[str]:
-    """All names, whether the models are here or not."""
+    """All names, whether the models are on this machine or not."""
     return sorted(ZOO)
 
 
@@ -48,7 +48,7 @@ def is_zoo_name(reference: str) -> bool:
 
 
 def folder_of(name: str) -> Path | None:
-    """Where a model of the zoo lies on this machine; one that was built here goes before the shipped one."""
+    """The folder of a model on this machine; one built here takes precedence over a shipped one."""
     for folder in (cache_folder() / "zoo" / name, SHIPPED / name):
         if (folder / MANIFEST).is_file():
             return folder
@@ -56,23 +56,27 @@ def folder_of(name: str) -> Path | None:
 
 
 def find(reference: str) -> Path:
-    """Folder of `NAME[@revision]`; BadModelError with the command that makes it when it is not here."""
+    """The folder of `NAME[@revision]`.
+
+    Raises HubError, with the command that builds the model, when it is not on this machine.
+    """
     name, _, revision = reference.partition("@")
     folder = folder_of(name)
-    if revision and folder is not None and folder_revision(folder) != revision and name in ZOO:
-        shipped = SHIPPED / name  # a model built here may hide the shipped one that is meant
-        folder = (
-            shipped
-            if (shipped / MANIFEST).is_file() and folder_revision(shipped) == revision
-            else folder
-        )
     if folder is None:
-        raise BadModelError(
-            f"{name}: is not on this machine yet: make it with `evenfield zoo build {name}`"
+        raise HubError(
+            "is not on this machine yet",
+            file=name,
+            remedy=f"build it with `evenfield zoo build {name}`",
         )
-    if revision and folder_revision(folder) != revision:
-        raise BadModelError(
-            f"{reference}: this machine has revision {folder_revision(folder)}: name that, or install the version of "
-            "evenfield that the other one came with"
-        )
-    return folder
+    if not revision or folder_revision(folder) == revision:
+        return folder
+
+    # a model built here may hide the shipped one that is meant
+    shipped = SHIPPED / name
+    if (shipped / MANIFEST).is_file() and folder_revision(shipped) == revision:
+        return shipped
+    raise HubError(
+        f"this machine has revision {folder_revision(folder)}",
+        file=reference,
+        remedy="ask for that one, or install the version of evenfield that had the other",
+    )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
-from evenfield.model_zoo.package.folder import TrainingData
 from evenfield.model_zoo.package.manifest import write_manifest
+from evenfield.model_zoo.package.record import TrainingData
 
 
 def small_model(folder: Path) -> Path:

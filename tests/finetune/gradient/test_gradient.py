@@ -24,7 +24,7 @@ from evenfield.finetune.safety.step0 import step
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import Target
 from evenfield.model_zoo.hub.load import LoadedModel, load
-from evenfield.model_zoo.package.folder import ModelRecord, TrainingData
+from evenfield.model_zoo.package.record import ModelRecord, TrainingData
 
 
 METALS = (13, 28, 29, 46, 47, 78, 79)

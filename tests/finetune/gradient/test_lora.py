@@ -7,7 +7,8 @@ import torch
 
 from evenfield.finetune.gradient.lora import LowRank, add_adapters, merge_adapters
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.package.folder import ModelRecord, load_model, save_model
+from evenfield.model_zoo.package.folder import load_model, save_model
+from evenfield.model_zoo.package.record import ModelRecord
 
 from conformance import PotentialConformance, PotentialConformance64, batch_of, crystal
 

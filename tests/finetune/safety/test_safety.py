@@ -20,7 +20,7 @@ from evenfield.finetune.safety.guard import HeldOut
 from evenfield.finetune.safety.step0 import WorseError, step, worse_labels
 from evenfield.finetune.target import Target, alike, hold_out
 from evenfield.model_zoo.hub.load import LoadedModel
-from evenfield.model_zoo.package.folder import ModelRecord, TrainingData
+from evenfield.model_zoo.package.record import ModelRecord, TrainingData
 
 
 METALS = (13, 28, 29, 46, 47, 78, 79)

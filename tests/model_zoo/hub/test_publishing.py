@@ -11,7 +11,8 @@ import fsspec
 import pytest
 
 from evenfield import cli, model_zoo
-from evenfield.model_zoo import BadModelError
+from evenfield.core.errors import EvenfieldError
+from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub import publish as publishing
 from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
@@ -53,7 +54,7 @@ def test_what_others_must_not_see(
     training, message = LEAKS[case]
     with_record(folder, training=training)
     with pytest.raises(
-        BadModelError, match=f"not fit to publish, it shows config.json: record.*{message}"
+        BadModelError, match=f"not fit to publish: config.json: record.*{message}"
     ) as refusal:
         model_zoo.publish(folder, "me/copper", tmp_path / "hub")
     assert "abcdefghij" not in str(refusal.value)
@@ -86,20 +87,18 @@ def test_units_addresses_and_references_are_no_leaks(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "lack"),
+    ("changes", "lack", "remedy"),
     [
-        ({"licence": None}, "licence"),
-        ({"training_data": []}, "training data"),
-        ({"licence": None, "training_data": []}, "licence, training data"),
+        ({"licence": None}, "licence", "add one with `evenfield hub describe"),
+        ({"training_data": []}, "training data", "train on a converted data set"),
+        ({"licence": None, "training_data": []}, "licence, training data", "add one .*; train on"),
     ],
 )
 def test_what_nobody_can_judge(
-    folder: Path, tmp_path: Path, changes: dict[str, Any], lack: str
+    folder: Path, tmp_path: Path, changes: dict[str, Any], lack: str, remedy: str
 ) -> None:
     with_record(folder, **changes)
-    with pytest.raises(
-        BadModelError, match=f"its record lacks: {lack}: say it with `evenfield hub describe`"
-    ):
+    with pytest.raises(BadModelError, match=f"its record lacks {lack}: {remedy}"):
         model_zoo.publish(folder, "me/copper", tmp_path / "hub")
 
 
@@ -109,7 +108,7 @@ def test_unnamed_level_of_theory(tmp_path: Path, folder: Path) -> None:
     model_zoo.save_model(
         folder, potential, record.model_copy(update={"elements": {"default": ["Cu"]}})
     )
-    with pytest.raises(BadModelError, match="lacks: level of theory"):
+    with pytest.raises(BadModelError, match="lacks level of theory"):
         model_zoo.publish(folder, "me/copper", tmp_path / "hub")
 
 
@@ -131,15 +130,15 @@ def test_dry_run_shows_everything_and_sends_nothing(
     for text in (
         "model.safetensors",
         "manifest.json",
-        "refused for lack of: licence",
-        "it would be refused",
+        "refused, its record lacks: licence",
+        "the model would be refused",
     ):
         assert text in shown
     assert (
         "better with: level_details of EMT" in shown
         and "better with: probe set (probe.extxyz)" in shown
     )
-    assert "shows" not in shown
+    assert "refused, it shows" not in shown
     about = [
         "licence=Apache-2.0",
         "description=copper and gold",
@@ -148,12 +147,12 @@ def test_dry_run_shows_everything_and_sends_nothing(
     assert run(monkeypatch, "hub", "describe", folder, *about) == 0
     assert run(monkeypatch, "hub", "publish", folder, "me/copper", "--dry-run", *hub) == 0
     shown = capsys.readouterr().out
-    assert "it would be accepted" in shown and "level_details of EMT" not in shown
+    assert "the model would be accepted" in shown and "level_details of EMT" not in shown
     assert "effective medium theory" in (folder / "README.md").read_text()
     assert not (tmp_path / "hub").exists()
     assert run(monkeypatch, "hub", "publish", folder, "me/copper", *hub, "--tag", "v1") == 0
     assert run(monkeypatch, "hub", "pull", "me/copper@v1", *hub) == 0
-    assert "whole and verified: me/copper@" in capsys.readouterr().out
+    assert "complete and verified: me/copper@" in capsys.readouterr().out
     assert run(monkeypatch, "hub", "describe", folder, "level_details.HSE=x") == 1
 
 
@@ -163,7 +162,8 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
         folder, potential, record, {"levels": {}, "per_element": {}}, attachments={"a.json": b"{}"}
     )
     weights = (folder / "model.safetensors").read_bytes()
-    from evenfield.model_zoo.package.folder import Description, describe
+    from evenfield.model_zoo.package.folder import describe
+    from evenfield.model_zoo.package.record import Description
 
     describe(folder, Description(citation="A. Author, 2026"))
     again = model_zoo.load(folder)
@@ -182,7 +182,7 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
 def test_tags_of_a_folder_hub_never_move(folder: Path, tmp_path: Path) -> None:
     first = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
     with_record(folder, description="another")
-    with pytest.raises(BadModelError, match=r"the tag stands for .* already"):
+    with pytest.raises(HubError, match=r"the tag already names revision"):
         model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
     second = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v2")
     assert model_zoo.load("me/copper@v1", tmp_path / "hub").reference == first
@@ -220,9 +220,7 @@ def test_hub_behind_an_address(
 ) -> None:
     potential, record = model_zoo.load_model(folder)
     model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
-    with pytest.raises(
-        BadModelError, match=f"me/copper: no such model in the folder hub {address}"
-    ):
+    with pytest.raises(HubError, match=f"me/copper: no such model in the folder hub {address}"):
         model_zoo.load("me/copper", address)
     pinned = model_zoo.publish(folder, "me/copper", address, tag="v1")
     assert model_zoo.load("me/copper@v1", address).reference == pinned
@@ -247,7 +245,7 @@ def test_hub_behind_an_address(
         model_zoo.load("me/copper@v1").reference == pinned == model_zoo.load("me/copper").reference
     )
     with pytest.raises(
-        BadModelError, match=r"me/other: the folder hub .* cannot be used \(no network\)"
+        HubError, match=r"me/other: the folder hub .* cannot be used \(no network\)"
     ):
         model_zoo.load("me/other")
 
@@ -255,11 +253,11 @@ def test_hub_behind_an_address(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", b"{}", "is another one than it was published with"),
+        ("manifest.json", b"{}", "is not the one that was published"),
         ("config.json", b"{}", "does not match its sha256"),
         ("model.safetensors", b"0" * 1000, "does not match its sha256 .*nothing was kept"),
         ("model.safetensors", b"0" * 1_000_000, "does not match its sha256"),
-        ("../../refs/main", b"../../../etc", "is damaged, it names no revision"),
+        ("../../refs/main", b"../../../etc", "is damaged, it does not contain a revision"),
     ],
 )
 def test_hub_that_was_tampered_with(
@@ -280,7 +278,7 @@ def test_hub_that_was_tampered_with(
         else f"/hub/me/copper/snapshots/{revision}/{name}"
     )
     memory.pipe_file(where, content)
-    with pytest.raises(BadModelError, match=message):
+    with pytest.raises(EvenfieldError, match=message):
         model_zoo.load("me/copper", "memory://hub")
     kept = (
         [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -28,7 +28,7 @@ TALK = """
 import json, sys
 from ase.build import bulk
 from evenfield import model_zoo
-from evenfield.model_zoo import hugging_face
+from evenfield.model_zoo.hub import hugging_face
 
 hugging_face.STORES = (*hugging_face.STORES, "local://")  # else refused
 out = {}

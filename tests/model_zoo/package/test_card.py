@@ -92,7 +92,7 @@ def test_a_reader_finds_every_record(evaluated: Path) -> None:
     for part in (
         "For copper: a test.",
         "| PBE | plane waves, 600 eV | 1 | Cu |",
-        "| EMT | not stated beyond its name | 2 | Cu Au |",
+        "| EMT | only its name is known | 2 | Cu Au |",
         "Seen in fewer than 10 training structures, use with care: Au.",
         "| metals | 23 | CC0-1.0 | `0000000000000000` |",
         f"| Au | 3 | 3 | {gold['force_mae']:.4f} | {gold['force_rms']:.4f} |",
@@ -143,7 +143,7 @@ def test_model_that_nobody_evaluated(folder: Path) -> None:
     assert ModelCard(text).data.eval_results is None
 
 
-def test_what_was_forgotten_stands_in_the_card(tmp_path: Path) -> None:
+def test_card_shows_what_was_forgotten(tmp_path: Path) -> None:
     """From the file that a fine-tuning leaves beside the model; a file that is none of it spoils nothing."""
     folder = small_model(tmp_path / "model")
     assert "forgot" not in (folder / "README.md").read_text()

@@ -11,6 +11,7 @@ import torch
 from ase.build import bulk
 
 from evenfield import model_zoo
+from evenfield.core.errors import EvenfieldError
 from evenfield.model_zoo.package.manifest import FORMAT_VERSION, read_manifest
 from evenfield.model_zoo.package.upgrade import UPGRADES
 
@@ -73,7 +74,7 @@ def test_attachments_are_listed_verified_and_handed_out(folder: Path) -> None:
 )
 def test_attachment_with_a_name_that_no_model_holds(folder: Path, name: str) -> None:
     potential, record = model_zoo.load_model(folder)
-    with pytest.raises(ValueError, match="no name for an attachment"):
+    with pytest.raises(EvenfieldError, match="not a possible name for an attachment"):
         model_zoo.save_model(folder, potential, record, attachments={name: b""})
     assert model_zoo.load(folder).record == record  # refused before anything was written
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from evenfield import model_zoo
+from evenfield.core.errors import EvenfieldError
 from evenfield.model_zoo import BadModelError
 from evenfield.model_zoo.package.manifest import FORMAT_VERSION
 
@@ -172,7 +173,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "truncated weights": (
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
-        r"has [\d,]+ of [\d,]+ bytes",
+        r"has [\d,]+ bytes, but manifest\.json states [\d,]+",
     ),
     "truncated and signed": (
         lambda f: rewrite(f, WEIGHTS, (f / WEIGHTS).read_bytes()[:-9]),
@@ -220,27 +221,33 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: add_file(f, "probe.extxyz", bytes=-1),
         "greater than or equal to 0",
     ),
-    "text of 1 TB": (lambda f: add_file(f, "probe.extxyz", bytes=1 << 40), "is said to have"),
+    "text of 1 TB": (
+        lambda f: add_file(f, "probe.extxyz", bytes=1 << 40),
+        "manifest states 1,099,511,627,776 bytes",
+    ),
     "too many files": (
         lambda f: set_manifest(
             f, files={f"a{k}.json": {"sha256": "0" * 64, "bytes": 1} for k in range(2000)}
         ),
         "at most 1000 items",
     ),
-    "shard missing": (lambda f: shards(f, ["model-00001-of-00002.safetensors"]), "whole and once"),
+    "shard missing": (
+        lambda f: shards(f, ["model-00001-of-00002.safetensors"]),
+        "completely and exactly once",
+    ),
     "shards of a million": (
         lambda f: shards(f, ["model-00001-of-99999.safetensors"]),
-        "whole and once",
+        "completely and exactly once",
     ),
     "same tensor in two shards": (
         lambda f: shards(
             f, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
         ),
-        "which another shard has too",
+        "which another shard holds too",
     ),
     "weights twice": (
         lambda f: add_file(f, "model-00001-of-00001.safetensors"),
-        "whole and once",
+        "completely and exactly once",
     ),
     "link to a secret": (lambda f: link(f, "README.md", secret_file(f)), "is a link out of"),
     "link to a device": (lambda f: link(f, WEIGHTS, "/dev/zero"), "file is missing"),
@@ -251,7 +258,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "manifest is a list": (
         lambda f: (f / "manifest.json").write_text("[]"),
-        "holds no JSON object",
+        "is not a JSON object",
     ),
     "manifest is deep": (lambda f: (f / "manifest.json").write_bytes(DEEP), "is not valid JSON"),
     "manifest in part": (
@@ -274,7 +281,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "config is deep": (lambda f: rewrite(f, "config.json", DEEP), "is not valid JSON"),
     "evaluation is a list": (
         lambda f: rewrite(f, "evaluation.json", b"[1]"),
-        "holds no JSON object",
+        "is not a JSON object",
     ),
     "no architecture": (lambda f: set_config(f, architecture=None), "lacks the architecture"),
     "unknown key": (lambda f: set_architecture(f, target="os.system"), "target: Extra inputs"),
@@ -291,7 +298,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cutoff is NaN": (lambda f: set_architecture(f, cutoff=float("nan")), "cutoff is nan"),
     "unknown dtype": (
         lambda f: set_config(f, dtype="__import__"),
-        "lacks or does not know '__import__'",
+        "lacks '__import__', or does not know it",
     ),
     "level twice": (
         lambda f: set_architecture(f, levels_of_theory=["PBE", "PBE"]),
@@ -299,11 +306,11 @@ CASES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "element that is none": (
         lambda f: set_record(f, elements={"PBE": ["Cu", "Xx"]}),
-        "lists 'Xx', which is no element",
+        "lists 'Xx', which is not an element",
     ),
     "elements of no level": (
         lambda f: set_record(f, elements={"HSE": ["Cu"]}),
-        "for 'HSE', which is none",
+        "for 'HSE', which is not one of its levels",
     ),
 }
 
@@ -334,5 +341,5 @@ def test_there_are_forty_cases_and_the_bomb_is_live(folder: Path) -> None:
     ["../copper", "me/..", "me/../copper", "/etc", "me/copper@../main", "me\\copper", "-x/y"],
 )
 def test_reference_that_is_a_path_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadModelError, match=r"neither a folder nor a|not a model folder"):
+    with pytest.raises(EvenfieldError, match=r"neither a folder nor a|not a model folder"):
         model_zoo.load(name, tmp_path)

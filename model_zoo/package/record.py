@@ -1,0 +1,64 @@
+"""The record of a model: where it comes from, what it is for, and which elements it has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.data import chemical_symbols
+from pydantic import Field
+
+from ...core.settings import Settings
+
+
+class TrainingData(Settings):
+    """One data set that a model was trained on."""
+
+    name: str = Field(description="name of the data set")
+    sha256: str = Field(description="hash that pins its content")
+    licence: str = Field(description="licence of the data")
+    description: str = Field(default="", description="what the data set holds")
+    num_structures: int = Field(description="structures that the training used")
+
+
+class ModelRecord(Settings):
+    """What a user of a model must know, apart from its weights."""
+
+    name: str = Field(description="name of the model")
+    licence: str | None = Field(default=None, description="licence of the weights")
+    description: str = Field(default="", description="what the model is for, in a sentence or two")
+    citation: str | None = Field(default=None, description="how to cite it")
+    level_details: dict[str, str] = Field(
+        default={}, description="level of theory -> code, functional, basis, dispersion, spin"
+    )
+    elements: dict[str, list[str]] = Field(
+        description="level of theory -> symbols seen in training"
+    )
+    train_counts: dict[str, int] = Field(default={}, description="symbol -> training structures")
+    training_data: list[TrainingData] = Field(
+        default=[], description="data sets that the model was trained on"
+    )
+    training: dict[str, Any] = Field(
+        default={}, description="resolved config and cost of the training"
+    )
+    versions: dict[str, str] = Field(default={}, description="package -> version that made it")
+    base_model: str | None = Field(
+        default=None, description="reference of the model that was fine-tuned"
+    )
+
+    @property
+    def symbols(self) -> list[str]:
+        """All elements seen at any level of theory, in the order of the periodic table."""
+        seen = {symbol for symbols in self.elements.values() for symbol in symbols}
+        return sorted(seen, key=chemical_symbols.index)
+
+
+class Description(Settings):
+    """Facts that only people know. They replace those of a record; what is not given stays."""
+
+    name: str | None = Field(default=None, description="name of the model")
+    licence: str | None = Field(default=None, description="licence of the weights")
+    description: str | None = Field(default=None, description="what the model is for")
+    citation: str | None = Field(default=None, description="how to cite it")
+    level_details: dict[str, str] = Field(
+        default={}, description="level of theory -> code, functional, basis, dispersion, spin"
+    )
