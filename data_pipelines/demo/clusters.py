@@ -1,7 +1,8 @@
-"""Isolated structures of the embedded data: clusters cut from ionic crystals, and molecules.
+"""Isolated structures of the demo data: clusters cut from ionic crystals, and molecules.
 
-Every builder takes a `numpy.random.Generator` and returns a bare `ase.Atoms` (no calculator, no magnetic
-moments) with `info["config_type"]`.
+Every builder takes a `numpy.random.Generator` and returns a bare `ase.Atoms` (no calculator, no
+magnetic moments) with `info["config_type"]`. The order of the random draws is part of the data:
+a builder that draws in another order makes other structures from the same seed.
 """
 
 from __future__ import annotations
@@ -20,15 +21,22 @@ def _symbols(*rows: str) -> list[str]:
     return " ".join(rows).split()
 
 
-# Cations in about the order of their abundance in the Earth's crust, every one that GFN1-xTB knows: drawing
-# them by Zipf's law gives a few common elements and a long tail, as real collections of data have.
+# Cations in about the order of their abundance in the Earth's crust, all that GFN1-xTB knows.
+# Drawing them by Zipf's law gives a few common elements and a long tail of rare ones, as real
+# collections of data have.
 CATIONS = _symbols(
-    "Si Al Fe Ca Na Mg K Ti Mn Ba Sr Zr V Cr Rb Ni Zn Ce Cu Nd La Y Co Sc Li Nb Ga Pb B Pr Sm Gd Dy Er",
-    "Yb Hf Cs Be Sn Ta Eu Ge As Ho W Mo Tb Tl Lu Tm In Sb Cd Hg Ag Pd Bi Pt Au Os Ru Ir Rh Re Po Tc Pm",
+    "Si Al Fe Ca Na Mg K Ti Mn Ba Sr Zr V Cr Rb Ni Zn Ce Cu Nd La Y Co Sc Li Nb Ga Pb B Pr Sm Gd",
+    "Dy Er Yb Hf Cs Be Sn Ta Eu Ge As Ho W Mo Tb Tl Lu Tm In Sb Cd Hg Ag Pd Bi Pt Au Os Ru Ir Rh",
+    "Re Po Tc Pm",
 )
 ANIONS = _symbols("O F Cl S N H Se Br C I Te P At")
 COVALENT_CATIONS = _symbols("Be B Mg Al Si Zn Ga Ge As Cd In Sn Sb Hg Tl Pb Bi Po")
 CLUSTER_SIZES = (2, 3, 4, 6, 8, 10, 12)
+
+# name -> lattice constant over the bond length
+LATTICES = (("rocksalt", 2.0), ("zincblende", 4 / 3**0.5))
+
+# main groups of the periodic table, lightest first: molecules swap elements within one
 GROUPS = [
     _symbols("Li Na K Rb Cs"),
     _symbols("Be Mg Ca Sr Ba"),
@@ -42,21 +50,26 @@ PARENTS = [name for name in g2.names if len(g2[name]) > 1]
 
 
 def cluster(rng: np.random.Generator) -> Atoms:
-    """The 2 to 12 atoms nearest to a random point of a rocksalt or zincblende crystal A-X, rattled.
+    """The 2 to 12 atoms nearest to a random point of a rocksalt or zincblende crystal, rattled.
 
-    In 30 % of the clusters some of the A atoms become a second element. Bonds are 0.95 to 1.12 times the
-    length at which GFN1-xTB clusters of that size are, on average, at rest against uniform scaling.
+    In 30 % of the clusters some of the cations become a second element. Bonds are 0.95 to 1.12
+    times the length at which GFN1-xTB clusters of that size are, on average, at rest under
+    uniform scaling.
     """
-    cation, anion = _zipf(rng, CATIONS, 1.2), _zipf(rng, ANIONS, 1.2)
+    cation = _zipf(rng, CATIONS, 1.2)
+    anion = _zipf(rng, ANIONS, 1.2)
     num_atoms = int(rng.choice(CLUSTER_SIZES))
+    # larger clusters have longer bonds
     bond = rng.uniform(0.95, 1.12) * (0.95 + 0.008 * num_atoms) * _ionic_bond(cation, anion)
-    lattice, constant = (("rocksalt", 2.0), ("zincblende", 4 / 3**0.5))[rng.integers(2)]
+
+    lattice, constant = LATTICES[rng.integers(2)]
     crystal = bulk(cation + anion, lattice, a=constant * bond, cubic=True).repeat(3)
-    centre = crystal.cell.sum(axis=0) / 3 * (1 + rng.random(3))  # anywhere in the middle cell
-    nearest = np.argsort(np.linalg.norm(crystal.positions - centre, axis=1), kind="stable")[
-        :num_atoms
-    ]
+    # anywhere in the middle one of the 27 cells
+    centre = crystal.cell.sum(axis=0) / 3 * (1 + rng.random(3))
+    distances = np.linalg.norm(crystal.positions - centre, axis=1)
+    nearest = np.argsort(distances, kind="stable")[:num_atoms]
     atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
+
     if rng.random() < 0.3:
         pure = atoms.copy()
         mix_in(rng, atoms, cation, _zipf(rng, CATIONS, 1.2), rng.uniform(0, 0.6))
@@ -65,10 +78,10 @@ def cluster(rng: np.random.Generator) -> Atoms:
 
 
 def molecule(rng: np.random.Generator) -> Atoms:
-    """A g2 molecule in which each element of a main group may have given way to another of its group.
+    """A molecule of the g2 set in which elements may be replaced by others of their main group.
 
-    An element is replaced with probability 0.4, in all its atoms or in one; the geometry is stretched to the
-    new covalent radii and rattled.
+    An element is replaced with probability 0.4, in all its atoms or in one. The geometry is
+    stretched to the new covalent radii and rattled.
     """
     parent = g2_molecule(PARENTS[rng.integers(len(PARENTS))])
     child = Atoms(parent.symbols, parent.positions)
@@ -77,19 +90,23 @@ def molecule(rng: np.random.Generator) -> Atoms:
         if group is None or rng.random() > 0.4:
             continue
         sites = np.flatnonzero(parent.symbols == symbol)
-        sites = sites if rng.random() < 0.5 else rng.choice(sites, 1)
+        if rng.random() >= 0.5:
+            sites = rng.choice(sites, 1)
         child.symbols[sites] = _zipf(rng, [other for other in group if other != symbol], 1.0)
     child.positions = stretched(parent, child)
     return finished(rng, child, "molecule", rattle=rng.uniform(0.0, 0.05))
 
 
 def _zipf(rng: np.random.Generator, items: list[str], exponent: float) -> str:
-    """One of `items`, the one of rank k with a probability proportional to k^-exponent."""
+    """One of `items`; the one of rank k has a probability proportional to k^-exponent."""
     weights = np.arange(1, len(items) + 1) ** -exponent
     return items[rng.choice(len(items), p=weights / weights.sum())]
 
 
 def _ionic_bond(cation: str, anion: str) -> float:
-    """Length at which A-X clusters are about at rest, A: covalent, 13 % shorter with s-, d- and f-metals."""
+    """Bond length at which clusters are about at rest, A.
+
+    The sum of the covalent radii, and 13 % less with s-, d- and f-metals.
+    """
     covalent = covalent_radii[atomic_numbers[cation]] + covalent_radii[atomic_numbers[anion]]
     return covalent * (1.0 if cation in COVALENT_CATIONS else 0.87)

@@ -1,14 +1,16 @@
-"""The embedded data set: structures made by a seeded generator and labelled by real calculators.
+"""The demo data: structures made by a seeded generator and labelled by real calculators.
 
-60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE). Structure `index`
-draws everything from `default_rng([seed, index])`, so neither the number of structures nor the number of
-processes changes it; another kind of processor may, where a rejection is a close call. What gets no label is drawn
-again, and named in a JSON file beside the output.
+60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE).
 
-`sample/embedded_sample.extxyz.gz` was made by
+Structure `index` takes all its random numbers from `default_rng([seed, index])`. Neither the
+number of structures nor the number of processes therefore changes it. Another kind of processor
+may, where a rejection is a close call. A candidate that gets no label is replaced by another, and
+listed in a JSON file next to the output.
+
+`sample/demo_sample.extxyz.gz` was made by
 
     python -c "from evenfield.data_pipelines.demo.generate import *; generate(GeneratorConfig(
-        num_structures=160, seed=1), 'data_pipelines/demo/sample/embedded_sample.extxyz.gz')"
+        num_structures=160, seed=1), 'data_pipelines/demo/sample/demo_sample.extxyz.gz')"
 """
 
 from __future__ import annotations
@@ -39,14 +41,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ...core.files import write_atomically
+from ...core.files import FileError, file_errors, write_atomically
 from ...core.settings import Settings
 from ...core.workers import worker_pool
-from .labelled import Failure, labelled_structure
+from .labelled_structure import Failure, labelled_structure
 from .oracles import require_tblite
 
 
 SUFFIXES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz")
+
+# enough work for a worker that asking for more costs nothing, and a bar that moves
+STRUCTURES_PER_TASK = 8
+
+RARE = 5  # an element in at most so many structures
 
 
 class GeneratorConfig(Settings):
@@ -60,7 +67,7 @@ class GeneratorConfig(Settings):
 
 
 class GenerationReport(Settings):
-    """What `generate` made, with counts of structures and of failures, and wall seconds."""
+    """What `generate` made: counts of structures and of failures, and wall time in seconds."""
 
     path: Path
     failures_path: Path
@@ -72,50 +79,65 @@ class GenerationReport(Settings):
 
 
 def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
-    """Write `config.num_structures` labelled structures to `out_path` (.extxyz or .xyz, or either with .gz).
+    """Write `config.num_structures` labelled structures to `out_path`.
 
-    The file appears whole or not at all; `<out_path>.failures.json` names the candidates without a label.
-    Processes are spawned: call it from a module or under `if __name__ == "__main__":`. Raises ImportError
-    without tblite, ValueError for an unknown suffix.
+    The name ends in .extxyz or .xyz, or either with .gz. The file appears whole or not at all;
+    `<out_path>.failures.json` lists the candidates without a label. Processes are spawned: call
+    this from a module or under `if __name__ == "__main__":`.
+
+    Raises MissingPackageError without tblite, and FileError for an unknown suffix or a path that
+    cannot be written.
     """
     out_path = Path(out_path)
     if not out_path.name.endswith(SUFFIXES):
-        raise ValueError(f"{out_path}: the name must end in one of {', '.join(SUFFIXES)}")
+        raise FileError(
+            "the name has an unknown ending", file=out_path, remedy=f"use {', '.join(SUFFIXES)}"
+        )
     require_tblite()
+
     started = time.perf_counter()
-    frames: list[Atoms] = []
-    failures: list[Failure] = []
     console = Console(stderr=True)
-    with (
-        worker_pool(config.workers) as executor,
-        _progress(console, config.num_structures) as advance,
-    ):
-        make = partial(labelled_structure, config.seed)
-        for atoms, rejected in executor.map(make, range(config.num_structures), chunksize=8):
-            frames += [atoms] if atoms is not None else []
-            failures += rejected
-            advance()
+    frames, failures = _make_all(config, console)
+    elements_of = [sorted(set(atoms.symbols)) for atoms in frames]
     report = GenerationReport(
         path=out_path,
         failures_path=out_path.with_name(f"{out_path.name}.failures.json"),
         num_structures=len(frames),
         structures_by_config_type=_count(atoms.info["config_type"] for atoms in frames),
-        structures_by_element=_count(
-            symbol for atoms in frames for symbol in sorted(set(atoms.symbols))
-        ),
+        structures_by_element=_count(symbol for elements in elements_of for symbol in elements),
         failures_by_reason=_count(failure.reason for failure in failures),
         seconds=time.perf_counter() - started,
     )
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(report.failures_path, _failures_json(config, failures))
-    write_atomically(out_path, _extxyz(frames, compressed=out_path.suffix == ".gz"))
+
+    with file_errors(out_path):
+        out_path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(report.failures_path, _failures_json(config, failures))
+        write_atomically(out_path, _extxyz(frames, compressed=out_path.suffix == ".gz"))
     _print_summary(report, console)
     return report
 
 
+def _make_all(config: GeneratorConfig, console: Console) -> tuple[list[Atoms], list[Failure]]:
+    """All structures, and all candidates that got no label, in the order of their indices."""
+    frames: list[Atoms] = []
+    failures: list[Failure] = []
+    make = partial(labelled_structure, config.seed)
+    with (
+        worker_pool(config.workers) as executor,
+        _progress(console, config.num_structures) as advance,
+    ):
+        indices = range(config.num_structures)
+        for atoms, failed in executor.map(make, indices, chunksize=STRUCTURES_PER_TASK):
+            if atoms is not None:
+                frames.append(atoms)
+            failures += failed
+            advance()
+    return frames, failures
+
+
 @contextmanager
 def _progress(console: Console, total: int) -> Iterator[partial[None]]:
-    """A progress bar; yields the function that moves it on by one structure."""
+    """A progress bar; yields the function that advances it by one structure."""
     columns = (
         TextColumn("generating"),
         BarColumn(),
@@ -135,7 +157,7 @@ class _RateColumn(ProgressColumn):
 
 
 def _extxyz(frames: list[Atoms], compressed: bool) -> bytes:
-    """The frames as extended XYZ; gzip without a time stamp, so that equal frames give equal bytes."""
+    """The frames as extended xyz; gzip without a time stamp, so that equal frames give equal bytes."""
     text = io.StringIO()
     write_xyz(text, frames)
     data = text.getvalue().encode()
@@ -143,15 +165,17 @@ def _extxyz(frames: list[Atoms], compressed: bool) -> bytes:
 
 
 def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:
-    """Settings, counts by reason and one line per failure."""
+    """Settings, counts by reason, and one line per failure."""
     head = {
         "num_structures": config.num_structures,
         "seed": config.seed,
         "num_failures": len(failures),
         "failures_by_reason": _count(failure.reason for failure in failures),
     }
+    # by hand, because json either indents everything or writes everything on one line
+    opened = json.dumps(head).removesuffix("}")
     lines = ",\n".join(json.dumps(asdict(failure)) for failure in failures)
-    return f'{json.dumps(head)[:-1]}, "failures": [\n{lines}\n]}}\n'
+    return f'{opened}, "failures": [\n{lines}\n]}}\n'
 
 
 def _count(names: Iterator[str]) -> dict[str, int]:
@@ -161,19 +185,22 @@ def _count(names: Iterator[str]) -> dict[str, int]:
 
 def _print_summary(report: GenerationReport, console: Console) -> None:
     """One line on what was made, one on what failed."""
-    elements = report.structures_by_element
-    rare = sum(count <= 5 for count in elements.values())
-    types = ", ".join(f"{count} {name}" for name, count in report.structures_by_config_type.items())
+    num_elements = len(report.structures_by_element)
+    num_rare = sum(count <= RARE for count in report.structures_by_element.values())
+    types = _listed(report.structures_by_config_type)
     console.print(
-        f"{report.path}: {report.num_structures} structures ({types}); {len(elements)} elements, "
-        f"{rare} of them in at most 5 structures; {report.seconds:.0f} s",
+        f"{report.path}: {report.num_structures} structures ({types}); {num_elements} elements, "
+        f"{num_rare} of them in at most {RARE} structures; {report.seconds:.0f} s",
         soft_wrap=True,
     )
     if report.failures_by_reason:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in report.failures_by_reason.items()
-        )
+        reasons = _listed(report.failures_by_reason)
         console.print(
-            f"candidates without a label, drawn again: {reasons}; see {report.failures_path}",
+            f"candidates without a label, replaced by others: {reasons}; "
+            f"see {report.failures_path}",
             soft_wrap=True,
         )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,4 +1,4 @@
-"""Operations on geometries that the embedded families share: rattle, stretch, mix, check contacts."""
+"""What the builders of the demo data share: rattle, stretch, mix, and look for close contacts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from scipy.spatial.distance import cdist
 
 SHORTEST_CONTACT = 0.6  # of the sum of two covalent radii
 LONGEST_BOND = 1.3  # likewise
+MAJORIZATION_STEPS = 60
 
 
 def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: float) -> Atoms:
-    """A bare copy of `atoms`, each coordinate moved by N(0, rattle) A, positions rounded to 1e-6 A.
+    """A bare copy of `atoms`, each coordinate moved by N(0, rattle) A, rounded to 1e-6 A.
 
-    Positions are rounded before they are labelled, so that the file states exactly what was labelled.
+    Rounding comes before labelling, so that the file states exactly what was labelled.
     """
     positions = atoms.positions + rng.normal(0, rattle, atoms.positions.shape)
     bare = Atoms(atoms.symbols, positions.round(6), cell=atoms.cell, pbc=atoms.pbc)
@@ -26,41 +27,52 @@ def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: f
 
 
 def has_close_contact(atoms: Atoms) -> bool:
-    """True if two atoms are nearer than SHORTEST_CONTACT times the sum of their covalent radii."""
+    """Whether two atoms are nearer than SHORTEST_CONTACT times the sum of their covalent radii."""
     return len(neighbor_list("i", atoms, natural_cutoffs(atoms, mult=SHORTEST_CONTACT))) > 0
 
 
 def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share: float) -> None:
-    """Turn `share` of the `host` atoms, one at least unless share is 0, into `guest`, in place."""
+    """Turn `share` of the `host` atoms into `guest`, in place; at least one unless share is 0."""
     sites = np.flatnonzero(atoms.symbols == host)
-    num_swapped = min(len(sites), round(share * len(sites)) or int(share > 0))
+    wanted = round(share * len(sites))
+    if wanted == 0 and share > 0:
+        wanted = 1
+    num_swapped = min(len(sites), wanted)
     atoms.symbols[rng.choice(sites, num_swapped, replace=False)] = guest
 
 
 def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
-    """Positions (N, 3) of `parent`, moved so that its bonds have lengths that suit the elements of `child`.
+    """Positions (N, 3) of `parent`, moved so that its bonds suit the elements of `child`, A.
 
-    Bonds scale with the sums of the covalent radii; the distance of two atoms that are not bonded scales like
-    the shortest path of bonds between them. Stress majorization fits positions to these distances
-    (Gansner, Koren and North, Graph drawing by stress majorization, 2004).
+    Bonds scale with the sums of the covalent radii. The distance of two atoms that are not bonded
+    scales like the shortest path of bonds between them. Stress majorization fits positions to
+    these distances (Gansner, Koren and North, Graph drawing by stress majorization, 2004).
     """
     distances = cdist(parent.positions, parent.positions)
-    path, new_path = _bond_paths(parent, parent), _bond_paths(parent, child)
+    path = _bond_paths(parent, parent)
+    new_path = _bond_paths(parent, child)
     with np.errstate(invalid="ignore"):
         ratio = np.where(np.isfinite(path) & (path > 0), new_path / path, 1.0)
     targets = distances * ratio
-    weights = 1.0 / np.where(targets > 0, targets, np.inf) ** 4  # bonds weigh more than far pairs
-    inverse = np.linalg.pinv(np.diag(weights.sum(axis=1)) - weights)
+
+    # the usual weights of stress majorization are d^-2; bonds weigh even more here
+    weights = 1.0 / np.where(targets > 0, targets, np.inf) ** 4
+    inverse = np.linalg.pinv(_laplacian(weights))
     positions = parent.positions.copy()
-    for _ in range(60):
+    for _ in range(MAJORIZATION_STEPS):
         current = cdist(positions, positions)
         pull = weights * targets / np.where(current > 0, current, np.inf)
-        positions = inverse @ ((np.diag(pull.sum(axis=1)) - pull) @ positions)
+        positions = inverse @ (_laplacian(pull) @ positions)
     return positions
 
 
+def _laplacian(weights: np.ndarray) -> np.ndarray:
+    """The graph Laplacian (N, N) of symmetric edge weights (N, N)."""
+    return np.diag(weights.sum(axis=1)) - weights
+
+
 def _bond_paths(bonded: Atoms, sized: Atoms) -> np.ndarray:
-    """Shortest sums of bond lengths (N, N): bonds from `bonded`, lengths from the radii of `sized`, A."""
+    """Shortest sums of bond lengths (N, N), A: bonds of `bonded`, lengths from radii of `sized`."""
     sender, receiver = neighbor_list("ij", bonded, natural_cutoffs(bonded, mult=LONGEST_BOND))
     radii = covalent_radii[sized.numbers]
     lengths = np.zeros((len(bonded), len(bonded)))

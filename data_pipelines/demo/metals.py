@@ -1,4 +1,7 @@
-"""Periodic metals of the embedded data, of the seven elements that EMT describes well."""
+"""Periodic metals of the demo data, of the seven elements that EMT describes well.
+
+The order of the random draws is part of the data, see `clusters.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,35 @@ from .geometry import finished, mix_in
 
 EMT_METALS = ["Al", "Cu", "Ni", "Ag", "Au", "Pd", "Pt"]
 
+# ordered compound -> the lattice that it decorates, and the sites of the second element
+COMPOUNDS = {"L1_0": ("fcc", [0, 1]), "L1_2": ("fcc", [0]), "B2": ("bcc", [0])}
+
 
 def metal(rng: np.random.Generator) -> Atoms:
     """A strained, rattled, periodic metal of one or two of the seven EMT elements."""
-    build = (_crystal, _alloy, _surface, _vacancy)[rng.choice(4, p=(0.25, 0.35, 0.25, 0.15))]
+    builders = (_crystal, _alloy, _surface, _vacancy)
+    build = builders[rng.choice(4, p=(0.25, 0.35, 0.25, 0.15))]
     atoms = build(rng)
+
     strain = rng.normal(0, 0.02, (3, 3))
     strain = (strain + strain.T) / 2 + rng.uniform(-0.03, 0.05) * np.eye(3)
     atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
-    return finished(rng, atoms, build.__name__.strip("_"), rattle=rng.uniform(0.02, 0.12))
+    config_type = build.__name__.strip("_")
+    return finished(rng, atoms, config_type, rattle=rng.uniform(0.02, 0.12))
 
 
 def _crystal(rng: np.random.Generator) -> Atoms:
     """An elemental fcc, bcc, hcp or simple cubic crystal, or an ordered L1_0, L1_2 or B2 compound."""
     first, second = rng.choice(EMT_METALS, 2, replace=False)
     prototype = rng.choice(["fcc", "bcc", "hcp", "sc", "L1_0", "L1_2", "B2"])
-    lattice = {"L1_0": "fcc", "L1_2": "fcc", "B2": "bcc"}.get(prototype, prototype)
-    cell = bulk(first, lattice, a=1.0, **({"c": 1.633} if lattice == "hcp" else {"cubic": True}))
-    swapped = {"L1_0": [0, 1], "L1_2": [0], "B2": [0]}.get(prototype, [])
+    lattice, swapped = COMPOUNDS.get(prototype, (prototype, []))
+    if lattice == "hcp":
+        cell = bulk(first, "hcp", a=1.0, c=1.633)
+    else:
+        cell = bulk(first, lattice, a=1.0, cubic=True)
     cell.symbols[swapped] = second
-    _scale(cell, (len(cell) * _atomic_volume(cell) / cell.get_volume()) ** (1 / 3))
+    wanted_volume = len(cell) * _atomic_volume(cell)
+    _scale(cell, (wanted_volume / cell.get_volume()) ** (1 / 3))
     return cell.repeat(rng.choice([1, 2, 2], size=3))
 
 
@@ -49,6 +61,7 @@ def _surface(rng: np.random.Generator) -> Atoms:
     if rng.random() < 0.5:
         mix_in(rng, slab, first, second, rng.uniform(0.1, 0.9))
         _scale(slab, (4 * _atomic_volume(slab)) ** (1 / 3) / constant)
+    # EMT and the models see the vacuum as part of the cell
     slab.pbc = True
     return slab
 
@@ -61,7 +74,10 @@ def _vacancy(rng: np.random.Generator) -> Atoms:
 
 
 def _fcc_solution(rng: np.random.Generator, share: float) -> Atoms:
-    """16 or 32 fcc sites of one metal of which `share` became another; the volume follows the composition."""
+    """16 or 32 fcc sites of one metal, `share` of them replaced by another.
+
+    The volume follows the composition.
+    """
     first, second = rng.choice(EMT_METALS, 2, replace=False)
     atoms = bulk(first, "fcc", a=1.0, cubic=True).repeat((2, 2, int(rng.integers(1, 3))))
     mix_in(rng, atoms, first, second, share)
@@ -75,5 +91,7 @@ def _scale(atoms: Atoms, factor: float) -> None:
 
 
 def _atomic_volume(atoms: Atoms) -> float:
-    """Mean volume per atom in the fcc metals that `atoms` is made of, A^3."""
-    return float(np.mean([reference_states[number]["a"] ** 3 / 4 for number in atoms.numbers]))
+    """Mean volume per atom of the fcc metals that `atoms` consists of, A^3."""
+    # an fcc cell has four atoms
+    volumes = [reference_states[number]["a"] ** 3 / 4 for number in atoms.numbers]
+    return float(np.mean(volumes))

@@ -1,7 +1,7 @@
 """Oracles: the calculators that label structures, and the rules for a label to be kept.
 
-GFN1-xTB labels are sharp: in 379 structures, a second run with other charge mixing agreed to 2e-7 eV and
-4e-4 eV/A, but for one cluster that has two electronic solutions 1.8 eV apart.
+GFN1-xTB labels are reproducible. In 379 structures a second run with another charge mixing agreed
+to 2e-7 eV and 4e-4 eV/A, except for one cluster that has two electronic solutions 1.8 eV apart.
 """
 
 from __future__ import annotations
@@ -14,45 +14,57 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from ...core.errors import EvenfieldError, MissingPackageError
+
 
 GFN1_LEVEL = "GFN1-xTB"
 EMT_LEVEL = "EMT"
-# Fermi smearing, K. In 6 of 250 clusters the self-consistent charges (SCC) did not converge in 100 iterations,
-# in 18 at tblite's default of 300 K; 250 iterations rescue none of the 6.
+
+# Fermi smearing, K. In 6 of 250 clusters the self-consistent charges did not converge in 100
+# iterations; at tblite's default of 300 K it was 18. 250 iterations rescue none of the 6.
 ELECTRONIC_TEMPERATURE = 1500.0
 MAX_SCC_ITERATIONS = 100
+
 LARGEST_FORCE = 15.0  # eV/A
 
 
-class RejectedStructure(Exception):
-    """A structure that gets no label, for a `reason` that can be counted and a `detail` that explains it."""
+class OracleError(EvenfieldError):
+    """A request that no oracle can serve."""
 
-    def __init__(self, reason: str, detail: str = ""):
+
+class RejectedStructure(Exception):
+    """A structure that gets no label.
+
+    `reason` is one of a few words that are counted, `detail` explains it.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
 
 
 def require_tblite() -> None:
-    """Raise an ImportError that says what to install, unless tblite is there."""
+    """Raise MissingPackageError unless tblite is installed."""
     if importlib.util.find_spec("tblite") is None:
-        raise ImportError(
-            "GFN1-xTB labels need tblite, which is not installed: pip install evenfield[demo]"
-        )
+        raise MissingPackageError("tblite", needed_for="labelling by GFN1-xTB", extra="demo")
 
 
 def oracle_calculator(level_of_theory: str) -> Calculator:
-    """A fresh ASE calculator for "GFN1-xTB" (tblite; never for periodic cells) or "EMT"."""
+    """A fresh ASE calculator for "GFN1-xTB" (tblite; never for periodic cells) or "EMT".
+
+    Raises OracleError for another level of theory, MissingPackageError without tblite.
+    """
     if level_of_theory == EMT_LEVEL:
         return EMT()
     if level_of_theory != GFN1_LEVEL:
-        raise ValueError(
-            f"no oracle for level_of_theory {level_of_theory!r}; use {GFN1_LEVEL} or {EMT_LEVEL}"
+        raise OracleError(
+            f"no oracle for the level of theory '{level_of_theory}'",
+            remedy=f"use {GFN1_LEVEL} or {EMT_LEVEL}",
         )
     require_tblite()
-    from tblite.ase import (
-        TBLite,  # on first use: its threads are set by then, and it is an optional extra
-    )
+    # only here: it is optional, and it must be loaded after the number of threads is set
+    from tblite.ase import TBLite
 
     return TBLite(
         method=GFN1_LEVEL,
@@ -63,44 +75,40 @@ def oracle_calculator(level_of_theory: str) -> Calculator:
 
 
 def label(atoms: Atoms, level_of_theory: str) -> Atoms:
-    """A copy of `atoms` with energy (eV), forces (eV/A) and, if periodic, stress (eV/A^3) attached.
+    """A copy of `atoms` with energy (eV), forces (eV/A) and, if periodic, stress (eV/A^3).
 
-    GFN1-xTB also gives charges (e) and the dipole (e A). Raises RejectedStructure where the oracle fails or
-    a force exceeds LARGEST_FORCE, ValueError for a periodic structure at GFN1-xTB: tblite samples only the
-    Gamma point, which is wrong for small cells.
+    GFN1-xTB also gives charges (e) and the dipole (e A).
+
+    Raises RejectedStructure where the calculation fails or a force exceeds LARGEST_FORCE, and
+    OracleError for a periodic structure at GFN1-xTB: tblite samples only the Gamma point, which
+    is wrong for small cells.
     """
     periodic = bool(atoms.pbc.any())
     if periodic and level_of_theory == GFN1_LEVEL:
-        raise ValueError(
-            f"{GFN1_LEVEL} labels isolated structures only, {atoms.symbols} is periodic"
+        raise OracleError(
+            f"{GFN1_LEVEL} labels isolated structures only, and {atoms.symbols} is periodic"
         )
-    labelled = atoms.copy()
-    labelled.calc = oracle_calculator(level_of_theory)
+
+    calculated = atoms.copy()
+    calculated.calc = oracle_calculator(level_of_theory)
     try:
-        forces = labelled.get_forces()
-        stress = labelled.get_stress() if periodic else None
+        forces = calculated.get_forces()
+        stress = calculated.get_stress() if periodic else None
     except CalculatorError as error:
-        raise _rejection(error) from error
+        raise RejectedStructure("calculation_failed", str(error)) from error
     _check_forces(forces)
+
     results = {
-        "energy": labelled.get_potential_energy(),
+        "energy": calculated.get_potential_energy(),
         "forces": forces.round(6),
         "stress": stress,
+        "charges": calculated.calc.results.get("charges"),
+        "dipole": calculated.calc.results.get("dipole"),
     }
-    results |= {key: labelled.calc.results.get(key) for key in ("charges", "dipole")}
-    labelled.calc = SinglePointCalculator(
-        labelled, **{k: v for k, v in results.items() if v is not None}
-    )
-    labelled.info["level_of_theory"] = level_of_theory
-    return labelled
-
-
-def _rejection(error: CalculatorError) -> RejectedStructure:
-    """The reason for which a calculator failed."""
-    message = str(error)
-    return RejectedStructure(
-        "scc_not_converged" if "not converged" in message else "oracle_failed", message
-    )
+    given = {name: value for name, value in results.items() if value is not None}
+    calculated.calc = SinglePointCalculator(calculated, **given)
+    calculated.info["level_of_theory"] = level_of_theory
+    return calculated
 
 
 def _check_forces(forces: np.ndarray) -> None:

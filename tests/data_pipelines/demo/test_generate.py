@@ -1,4 +1,4 @@
-"""The embedded data: same bytes from the same seed, labels that are what they say, failures that are named."""
+"""The demo data: same bytes from the same seed, labels that are what they say, failures that are named."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule as g2_molecule
-from ase.calculators.calculator import CalculationFailed
 from ase.data import covalent_radii
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from evenfield.core.errors import MissingPackageError
+from evenfield.core.files import FileError
 from evenfield.data_pipelines.demo import generate, oracles
 from evenfield.data_pipelines.demo import geometry as generate_geometry
-from evenfield.data_pipelines.demo import labelled as embedded_structure
+from evenfield.data_pipelines.demo import labelled_structure as labelled
 from evenfield.data_pipelines.demo.generate import GeneratorConfig
-from evenfield.data_pipelines.demo.labelled import FAMILIES, MAX_ATTEMPTS, labelled_structure
+from evenfield.data_pipelines.demo.labelled_structure import (
+    FAMILIES,
+    MAX_ATTEMPTS,
+    labelled_structure,
+)
 from evenfield.data_pipelines.demo.metals import _surface
 
 
-SAMPLE = Path(generate.__file__).with_name("sample") / "embedded_sample.extxyz.gz"
+SAMPLE = Path(generate.__file__).with_name("sample") / "demo_sample.extxyz.gz"
 SAMPLE_SEED = 1
 CONFIG_TYPES = {"cluster", "molecule", "crystal", "alloy", "surface", "vacancy"}
 seeds = st.integers(0, 10**6)
@@ -93,16 +98,16 @@ def test_failures_are_named_and_drawn_again(monkeypatch):
     def failing_label(atoms, level_of_theory):
         message = next(messages, None)
         if message:
-            raise oracles._rejection(CalculationFailed(message))
+            raise oracles.RejectedStructure("calculation_failed", message)
         return real_label(atoms, level_of_theory)
 
-    real_label = embedded_structure.label
-    monkeypatch.setattr(embedded_structure, "label", failing_label)
+    real_label = labelled.label
+    monkeypatch.setattr(labelled, "label", failing_label)
     atoms, failures = labelled_structure(seed=0, index=0)
     assert atoms.info["structure_id"] == "embedded-0-0"
     assert [(f.index, f.attempt, f.reason) for f in failures[:2]] == [
-        (0, 0, "scc_not_converged"),
-        (0, 1, "oracle_failed"),
+        (0, 0, "calculation_failed"),
+        (0, 1, "calculation_failed"),
     ]
     text = generate._failures_json(GeneratorConfig(num_structures=1), failures[:2])
     first = json.loads(text)["failures"][0]
@@ -111,7 +116,7 @@ def test_failures_are_named_and_drawn_again(monkeypatch):
 
 
 def test_a_structure_that_always_fails_is_given_up(monkeypatch):
-    monkeypatch.setattr(embedded_structure, "has_close_contact", lambda atoms: True)
+    monkeypatch.setattr(labelled, "has_close_contact", lambda atoms: True)
     atoms, failures = labelled_structure(seed=0, index=0)
     assert atoms is None
     assert [failure.reason for failure in failures] == ["atoms_too_close"] * MAX_ATTEMPTS
@@ -132,14 +137,14 @@ def test_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_missing_tblite_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tblite", None)
-    with pytest.raises(ImportError, match=r"pip install evenfield\[demo\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'evenfield\[demo\]'"):
         generate.generate(GeneratorConfig(num_structures=1), tmp_path / "data.extxyz")
-    with pytest.raises(ImportError, match=r"pip install evenfield\[demo\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'evenfield\[demo\]'"):
         oracles.oracle_calculator("GFN1-xTB")
 
 
 def test_wrong_settings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data\.db"):
+    with pytest.raises(FileError, match=r"data\.db"):
         generate.generate(GeneratorConfig(num_structures=1), tmp_path / "data.db")
     for wrong in ({"num_structures": 0}, {"workers": 0}, {"seed": -1}, {"elements": ["H"]}):
         with pytest.raises(ValidationError):
@@ -212,9 +217,9 @@ def test_stress_is_the_slope_of_the_energy_and_positive_under_tension(sample):
 
 def test_oracles_refuse_what_they_cannot_label(sample):
     metal = next(atoms for atoms in sample if atoms.pbc.any())
-    with pytest.raises(ValueError, match="periodic"):
+    with pytest.raises(oracles.OracleError, match="periodic"):
         oracles.label(metal, "GFN1-xTB")
-    with pytest.raises(ValueError, match="'PBE'"):
+    with pytest.raises(oracles.OracleError, match="'PBE'"):
         oracles.label(metal, "PBE")
     with pytest.raises(oracles.RejectedStructure, match="force_too_large"):
         oracles.label(Atoms("H2", [(0, 0, 0), (0, 0, 0.3)]), "GFN1-xTB")
@@ -223,7 +228,7 @@ def test_oracles_refuse_what_they_cannot_label(sample):
 @settings(max_examples=40)
 @given(seed=seeds, family=st.sampled_from(sorted(FAMILIES)))
 def test_every_builder_gives_a_bare_structure(seed, family):
-    atoms = FAMILIES[family][0](np.random.default_rng(seed))
+    atoms = FAMILIES[family].build(np.random.default_rng(seed))
     assert 1 <= len(atoms) <= 32
     assert np.isfinite(atoms.positions).all()
     assert set(atoms.arrays) == {"numbers", "positions"}

@@ -1,10 +1,11 @@
-"""One structure of the embedded data, drawn and labelled: the part of the generator that runs in workers.
+"""One structure of the demo data, drawn and labelled: the part of the generator that runs in workers.
 
 It imports neither torch nor pyarrow, so that a worker starts fast and stays small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +17,26 @@ from .metals import metal
 from .oracles import EMT_LEVEL, GFN1_LEVEL, RejectedStructure, label
 
 
-FAMILIES = {  # name -> builder, level of theory, share
-    "cluster": (cluster, GFN1_LEVEL, 0.6),
-    "molecule": (molecule, GFN1_LEVEL, 0.2),
-    "metal": (metal, EMT_LEVEL, 0.2),
+# 1 in 25 candidates gets no label, so ten failures in a row mean that something is broken
+MAX_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Family:
+    """Structures of one kind."""
+
+    build: Callable[[np.random.Generator], Atoms]
+    level_of_theory: str
+
+    share: float
+    """Of the data set."""
+
+
+FAMILIES = {
+    "cluster": Family(cluster, GFN1_LEVEL, 0.6),
+    "molecule": Family(molecule, GFN1_LEVEL, 0.2),
+    "metal": Family(metal, EMT_LEVEL, 0.2),
 }
-MAX_ATTEMPTS = (
-    10  # candidates per structure; 1 in 25 gets no label, so ten failures in a row mean a fault
-)
 
 
 @dataclass(frozen=True)
@@ -39,23 +52,29 @@ class Failure:
 
 
 def labelled_structure(seed: int, index: int) -> tuple[Atoms | None, list[Failure]]:
-    """Structure `index` of the data set of `seed` (None after MAX_ATTEMPTS), and the failures on the way."""
+    """Structure `index` of the data set of `seed`, and the candidates that failed before it.
+
+    None after MAX_ATTEMPTS failures.
+    """
     rng = np.random.default_rng([seed, index])
-    family = str(rng.choice(list(FAMILIES), p=[share for *_, share in FAMILIES.values()]))
-    build, level_of_theory, _ = FAMILIES[family]
+    shares = [family.share for family in FAMILIES.values()]
+    name = str(rng.choice(list(FAMILIES), p=shares))
+    family = FAMILIES[name]
+
     failures = []
     for attempt in range(MAX_ATTEMPTS):
-        candidate = build(rng)
+        candidate = family.build(rng)
         try:
             if has_close_contact(candidate):
                 raise RejectedStructure("atoms_too_close")
-            atoms = label(candidate, level_of_theory)
+            atoms = label(candidate, family.level_of_theory)
         except RejectedStructure as rejected:
             formula = candidate.get_chemical_formula()
             failures.append(
-                Failure(index, attempt, family, formula, rejected.reason, rejected.detail)
+                Failure(index, attempt, name, formula, rejected.reason, rejected.detail)
             )
             continue
+
         # near duplicates share type and composition: a split by group keeps them on one side
         group = f"{atoms.info['config_type']}:{atoms.get_chemical_formula(empirical=True)}"
         atoms.info |= {"structure_id": f"embedded-{seed}-{index}", "group": group}
