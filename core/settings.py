@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from .errors import EvenfieldError
 from .files import file_errors
@@ -26,6 +26,36 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _one_key_for_one_thing(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            for given in field.metadata:
+                if isinstance(given, GivenBy) and isinstance(value, Settings):
+                    given.refuse_others(name, value)
+        return self
+
+
+class GivenBy:
+    """Keys of a nested class that the outer class fills in from keys of its own.
+
+    They are refused where the outer class is loaded, and `--settings` does not list them:
+
+        finetune: Annotated[FineTuneConfig, GivenBy(seed="seeds")] = FineTuneConfig()
+    """
+
+    def __init__(self, **outer_keys: str) -> None:
+        """Maps each key of the nested class to the key of the outer class that takes its place."""
+        self.outer_keys = outer_keys
+
+    def refuse_others(self, name: str, nested: Settings) -> None:
+        """Raise ValueError if a key of `nested`, the value of field `name`, has been set."""
+        for key, outer_key in self.outer_keys.items():
+            default = type(nested).model_fields[key].get_default(call_default_factory=True)
+            # not "was it set": a dumped configuration that is loaded again sets every key
+            if getattr(nested, key) != default:
+                raise ValueError(f"{name}.{key} has no effect here: set {outer_key}")
 
 
 class SettingsError(EvenfieldError):
@@ -161,7 +191,7 @@ def _settings_in(annotation: Any) -> list[type[Settings]]:
 
 
 def _names_in_a_union(member: type[Settings]) -> set[Any]:
-    """What pydantic may call a member of a union: the name of its class, or the value of its tag."""
+    """What pydantic may call a member of a union: the name of its class, or its tag."""
     names = {member.__name__}
     for field in member.model_fields.values():
         if get_origin(field.annotation) is Literal:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from .settings import Settings
+from .settings import GivenBy, Settings
 
 
 TEXT_WIDTH = 96
@@ -80,14 +80,18 @@ def as_markdown(cls: type[Settings]) -> str:
     return "\n".join(lines)
 
 
-def _groups(cls: type[Settings], values: Settings | None, prefix: str) -> Iterator[Group]:
+def _groups(
+    cls: type[Settings], values: Settings | None, prefix: str, hidden: frozenset[str] = frozenset()
+) -> Iterator[Group]:
     """`values` is the default of the field that holds the class.
 
-    It may differ from the defaults of the class itself.
+    It may differ from the defaults of the class itself. `hidden` are keys that are given elsewhere.
     """
     rows = []
     nested = []
     for name, field in cls.model_fields.items():
+        if name in hidden:
+            continue
         key = f"{prefix}{name}"
         default = getattr(values, name) if values is not None else _default(field)
         classes = _settings_classes(field.annotation)
@@ -95,11 +99,16 @@ def _groups(cls: type[Settings], values: Settings | None, prefix: str) -> Iterat
             rows.append(Row(key, _kind(field), _as_yaml(field, default), field.description or ""))
         for inner, step in classes:
             value = default if isinstance(default, inner) else None
-            nested.append((inner, value, f"{key}{step}."))
+            nested.append((inner, value, f"{key}{step}.", _given_elsewhere(field)))
     first_line = (cls.__doc__ or "").strip().splitlines()[0]
     yield Group(prefix.rstrip("."), first_line, rows)
-    for inner, value, inner_prefix in nested:
-        yield from _groups(inner, value, inner_prefix)
+    for arguments in nested:
+        yield from _groups(*arguments)
+
+
+def _given_elsewhere(field: FieldInfo) -> frozenset[str]:
+    markers = [marker for marker in field.metadata if isinstance(marker, GivenBy)]
+    return frozenset(key for marker in markers for key in marker.outer_keys)
 
 
 def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:

@@ -1,0 +1,65 @@
+"""What a user sees when a command fails: one line for a mistake, a traceback for a bug."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import typer
+
+from evenfield import cli
+from evenfield.core.errors import EvenfieldError
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of a command that raises `error`."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["evenfield"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def test_error_for_users_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = EvenfieldError("has NaN\nforces", file="mine.xyz", record=3, remedy="remove it")
+    assert fail_with(error, monkeypatch) == 1
+    assert capsys.readouterr().err == "error: mine.xyz: record 3 has NaN forces: remove it\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError, ImportError, AssertionError])
+def test_bug_keeps_its_traceback(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(kind("the inner reason"), monkeypatch) == 70
+    message = capsys.readouterr().err
+    assert message.startswith("Traceback") and "in failing" in message
+    assert f"{kind.__name__}: the inner reason" in message
+    *_, last = message.splitlines()
+    assert f"evenfield {version('evenfield')}" in last and "report it" in last
+
+
+def test_interrupt_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(KeyboardInterrupt(), monkeypatch) == 130
+    assert capsys.readouterr().err.strip() == ""
+
+
+def test_reader_that_went_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "evenfield.cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,102 @@
+"""How settings are listed, and what is refused; how commands share parameters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+from evenfield.core.command_line import CommandLineError, DefaultCommandGroup, share_of_work
+from evenfield.core.settings import GivenBy, Settings, SettingsError, load_settings
+from evenfield.core.settings_table import as_markdown, as_text
+
+
+class Noise(Settings):
+    """Of the labels."""
+
+    energy: float = Field(default=1.0, gt=0, description="eV/atom")
+
+
+class Inner(Settings):
+    """An inner part."""
+
+    rate: float = Field(default=0.5, ge=0, lt=1, description="share per step")
+    seed: int = Field(default=0, description="of the order")
+
+
+class Outer(Settings):
+    """The whole."""
+
+    name: str = Field(description="what it is called")
+    kind: Literal["a", "b"] | None = Field(default=None, description="one of two")
+    inner: Annotated[Inner, GivenBy(seed="seeds")] = Inner(rate=0.25)
+    noise: dict[str, Noise] = Field(default={}, description="by level of theory")
+    seeds: list[int] = Field(default=[0, 1], description="of every part")
+
+
+def test_text_shows_each_key_as_it_is_typed() -> None:
+    assert as_text(Outer) == (
+        "# settings: The whole.\n"
+        "name=...    (str, required)\n"
+        "    what it is called\n"
+        "kind=null    (a | b or null)\n"
+        "    one of two\n"
+        "seeds=[0, 1]    (list[int])\n"
+        "    of every part\n"
+        "\n"
+        "# inner: An inner part.\n"
+        "inner.rate=0.25    (float, >= 0, < 1)\n"
+        "    share per step\n"
+        "\n"
+        "# noise.NAME: Of the labels.\n"
+        "noise.NAME.energy=1.0    (float, > 0)\n"
+        "    eV/atom"
+    )
+
+
+def test_markdown_escapes_bars() -> None:
+    lines = as_markdown(Outer).splitlines()
+    assert "| `name` | str | required | what it is called |" in lines
+    assert r"| `kind` | a \| b or null | `null` | one of two |" in lines
+
+
+def test_key_that_is_given_elsewhere_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"inner\.seed has no effect here: set seeds"):
+        load_settings(Outer, None, ["name=x", "inner.seed=3"])
+    loaded = load_settings(Outer, None, ["name=x", "inner.rate=0.1"])
+    assert Outer.model_validate(loaded.model_dump()) == loaded
+
+
+@pytest.mark.parametrize("task", ["3", "0/2", "3/2", "a/b", "-1/2", "/"])
+def test_share_of_work_is_checked(task: str) -> None:
+    with pytest.raises(CommandLineError, match=f"--task {task}: write K/N"):
+        share_of_work(task)
+
+
+def test_share_of_work() -> None:
+    assert share_of_work("2/3") == (2, 3)
+    assert share_of_work(None) is None
+
+
+def test_name_of_the_default_command_can_be_left_out() -> None:
+    app = typer.Typer(cls=DefaultCommandGroup)
+
+    @app.command()
+    def run(words: list[str], fast: bool = False) -> None:
+        typer.echo(f"run {words} {fast}")
+
+    @app.command()
+    def watch(folder: str) -> None:
+        typer.echo(f"watch {folder}")
+
+    for words, output in (
+        (["a=1", "--fast"], "run ['a=1'] True\n"),
+        (["--fast", "a=1"], "run ['a=1'] True\n"),
+        (["run", "a=1"], "run ['a=1'] False\n"),
+        (["watch", "x"], "watch x\n"),
+    ):
+        assert CliRunner().invoke(app, words).output == output
+    assert "watch" in CliRunner().invoke(app, ["--help"]).output
