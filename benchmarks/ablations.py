@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
+from evenfield.core.figures.style import STYLE
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.stream.stream import StreamConfig
-from evenfield.diagnostics.report.plot_style import STYLE
 from evenfield.model_zoo.network.gaunt import backbone
 from evenfield.model_zoo.network.gaunt.backbone import BackboneConfig
 from evenfield.pretrain.config import PretrainConfig

@@ -29,11 +29,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.progress import track
 
+from evenfield.core.figures.style import STYLE, looks, plain_log_ticks
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import read_info
-from evenfield.diagnostics.report.plot_style import STYLE, looks, plain_log_ticks
 from evenfield.pretrain.config import PretrainConfig
 
 

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from evenfield.core.figures.style import STYLE
-from evenfield.finetune.few_shot.curve import FIGURES, samples_needed
+from evenfield.finetune.few_shot.curve import FIGURES
+from evenfield.finetune.few_shot.results import FewShotCurve
 
 
 Row = dict[str, Any]
@@ -133,13 +134,13 @@ def main() -> None:
     for word in options.curves:
         name, _, paths = word.partition("=")
         targets[name] = rows_of(paths.split(","), mace["rows"], name)
-    samples = {
-        name: {
-            s: {key: samples_needed(rows, s, key) for key in FIGURES}
-            for s in ("refit", "lora", "full")
+    samples = {}
+    for name, rows in targets.items():
+        curve = FewShotCurve.model_validate({"target": name, "force_rms": None, "rows": rows})
+        samples[name] = {
+            strategy: {key: curve.times_fewer(strategy, key) for key in FIGURES}
+            for strategy in ("refit", "lora", "full")
         }
-        for name, rows in targets.items()
-    }
     content = {"targets": targets, "samples_needed": samples, "mace": mace.get("pretrained")}
     Path(f"{options.out}.json").write_text(json.dumps(content, indent=1) + "\n")
     draw(targets, Path(f"{options.out}.png"))

@@ -58,7 +58,7 @@ class Errors(Callback):
         summary = evaluate(
             potential, with_a_head(potential, self.data.structures("valid")), "valid"
         )
-        return {name: round(summary[name], 5) for name in FIGURES}
+        return {name: round(getattr(summary, name), 5) for name in FIGURES}
 
 
 def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:

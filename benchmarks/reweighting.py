@@ -22,7 +22,8 @@ from evenfield import model_zoo
 from evenfield.core.figures.periodic_table import PANEL_SIZE, colour_norm, draw_periodic_table
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
-from evenfield.model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+from evenfield.model_zoo.evaluation.evaluation import predict, with_a_head
+from evenfield.model_zoo.evaluation.summary import ErrorSummary, summarise
 
 
 MODES = {"uniform": [], "static": ["stream.weights.beta=0.5"], "adaptive": ["adaptive.rate=0.5"]}
@@ -57,7 +58,7 @@ def train(data: Path, out: Path, mode: str, seed: int, steps: int) -> Path:
     return folder
 
 
-def moderate(folder: Path, data: Path) -> dict[str, Any]:
+def moderate(folder: Path, data: Path) -> ErrorSummary:
     """Errors of a run on the test structures whose forces are not extreme."""
     potential = model_zoo.load(str(folder / "model")).potential
     structures = with_a_head(potential, iter_structures(data, "test"))
@@ -69,20 +70,23 @@ def is_extreme(structure: Structure) -> bool:
     return structure.forces is not None and float(np.sqrt((structure.forces**2).mean())) > EXTREME
 
 
-def per_element(evaluations: list[dict[str, Any]]) -> dict[str, float]:
+def per_element(evaluations: list[ErrorSummary]) -> dict[str, float]:
     """Force MAE of each element, the mean over seeds."""
-    symbols = evaluations[0]["per_element"]
-    rows = {
-        symbol: [e["per_element"][symbol]["force_mae"] for e in evaluations] for symbol in symbols
+    seeds = [evaluation.force_mae_of_elements() for evaluation in evaluations]
+    return {
+        symbol: float(np.mean([errors[symbol] for errors in seeds]))
+        for symbol in seeds[0]
+        if all(symbol in errors for errors in seeds)
     }
-    return {symbol: float(np.mean(values)) for symbol, values in rows.items() if None not in values}
 
 
-def table(evaluations: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def table(evaluations: dict[str, list[ErrorSummary]]) -> dict[str, Any]:
     """Figures of each mode and seed, and the change of each against uniform at the same seed."""
     rows: dict[str, Any] = {}
     for label, key in FIGURES.items():
-        values = {mode: np.array([e[key] for e in own]) for mode, own in evaluations.items()}
+        values = {
+            mode: np.array([getattr(e, key) for e in own]) for mode, own in evaluations.items()
+        }
         rows[label] = {
             mode: {
                 "by_seed": own.tolist(),
@@ -105,13 +109,13 @@ def print_table(rows: dict[str, Any]) -> None:
             print(f"  {mode:9s} {seeds}   median change {np.median(row['change_by_seed']):+.1%}")
 
 
-def error_goes_with(evaluation: dict[str, Any]) -> dict[str, float]:
+def error_goes_with(evaluation: ErrorSummary) -> dict[str, float]:
     """Over elements: Spearman correlation of the force MAE, and its mean over the rarest and the commonest quarter."""
-    rows = [row for row in evaluation["per_element"].values() if row["force_mae"] is not None]
-    rows.sort(key=lambda row: row["num_train_structures"])
-    errors, quarter = [row["force_mae"] for row in rows], len(rows) // 4
+    rows = [row for row in evaluation.per_element.values() if row.force_mae is not None]
+    rows.sort(key=lambda row: row.num_train_structures)
+    errors, quarter = [row.force_mae for row in rows], len(rows) // 4
     return {
-        "spearman_with_force_rms": float(spearmanr(errors, [row["force_rms"] for row in rows])[0]),
+        "spearman_with_force_rms": float(spearmanr(errors, [row.force_rms for row in rows])[0]),
         "spearman_with_train_structures": float(
             spearmanr(errors, [row["num_train_structures"] for row in rows])[0]
         ),
@@ -161,7 +165,7 @@ def main() -> None:
         for mode in MODES
     }
     evaluations = {
-        mode: [json.loads((folder / "evaluation.json").read_text()) for folder in own]
+        mode: [ErrorSummary.read(folder / "evaluation.json") for folder in own]
         for mode, own in folders.items()
     }
     rows = table(evaluations)

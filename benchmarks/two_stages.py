@@ -179,7 +179,7 @@ def run(folder: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
     steps["conservative"] = train(potential, batches, config, clock, 1.0)
     batches.close()
     summary = evaluate(potential, with_a_head(potential, data.structures("valid")), "valid")
-    return {"steps": steps, **{name: round(summary[name], 5) for name in FIGURES}}
+    return {"steps": steps, **{name: round(getattr(summary, name), 5) for name in FIGURES}}
 
 
 def over_plain(runs: dict[str, Any], share: float, seeds: list[int]) -> dict[str, list[float]]:

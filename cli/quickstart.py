@@ -30,6 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings, SettingsError
+from ..model_zoo.evaluation.summary import ErrorSummary
 from ..pretrain.checkpoints.checkpoints import whole_checkpoints
 
 
@@ -351,13 +352,12 @@ def _few_shot_progress(curve: Path) -> dict[str, Any]:
 
 def _summarise(out: Path, console: Console, seconds: float) -> None:
     for name in (UNIFORM, REWEIGHTED):
-        errors = json.loads((out / name / "evaluation.json").read_text())
-        share = errors["force_mae"] / errors["force_rms"]
+        errors = ErrorSummary.read(out / name / "evaluation.json")
         console.print(
-            f"{name}: test force MAE {errors['force_mae']:.3f} eV/A, "
-            f"{share:.0%} of the RMS {errors['force_rms']:.3f}; "
-            f"mean over elements {errors['mean_over_elements_force_mae']:.3f}, "
-            f"worst decile {errors['worst_decile_force_mae']:.3f}"
+            f"{name}: test force MAE {errors.force_mae:.3f} eV/A, "
+            f"{errors.relative_force_mae:.0%} of the RMS {errors.force_rms:.3f}; "
+            f"mean over elements {errors.mean_over_elements_force_mae:.3f}, "
+            f"worst decile {errors.worst_decile_force_mae:.3f}"
         )
     dynamics = json.loads((out / "dynamics" / "dynamics.json").read_text())
     drift = dynamics["drift_mev_per_atom_ps"]

@@ -91,10 +91,13 @@ def curve(
     Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json sizes=[4,16] seeds=[0]
     strategies=[refit,full]
     """
+    from ..core.figures.style import figure_png
+    from ..core.files import write_atomically
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load
-    from .few_shot.curve import CurveConfig, curve_table, few_shot_curve, samples_needed
-    from .few_shot.curve_plot import plot_curve
+    from .few_shot.curve import CurveConfig, few_shot_curve
+    from .few_shot.curve_plot import draw_few_shot_curve
+    from .few_shot.results import FewShotCurve
 
     settings = load_settings(CurveConfig, recipe, overrides)
     share = share_of_work(task)
@@ -104,18 +107,18 @@ def curve(
     if share is not None:
         typer.echo(f"task {task} is done; when all are, run the same command without --task")
         return
-    for figure, title in (
-        ("force_mae", "force MAE (eV/A)"),
-        ("energy_mae_per_atom", "energy MAE (eV/atom)"),
-    ):
-        _print_table(title, *curve_table(content["rows"], figure))
+    curve = FewShotCurve.model_validate(content)
+    _print_table("force MAE (eV/A)", *curve.table("force_mae"))
+    _print_table("energy MAE (eV/atom)", *curve.table("energy_mae_per_atom"))
     for name in settings.strategies:
-        ratio = samples_needed(content["rows"], name)
+        ratio = curve.times_fewer(name)
         if ratio is not None:
             typer.echo(
                 f"{name}: {ratio:.2g} times fewer structures than from scratch for the same force error"
             )
-    typer.echo(f"curve: {out}\nplot: {plot_curve(content, out.with_suffix('.png'))}")
+    picture = out.with_suffix(".png")
+    write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
+    typer.echo(f"curve: {out}\nplot: {picture}")
 
 
 @app.command()
@@ -161,9 +164,9 @@ def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
     rows = []
     for name, row in result.evaluations.items():
         undone = "" if result.kept.get(name, 1.0) else " (undone: worse on held-out structures)"
-        figures = [_number(row["energy_mae_per_atom"], 1, 1000), _number(row["force_mae"], 4)]
+        figures = [_number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)]
         rows.append([name + undone, *figures, f"{result.seconds[name]:.1f}"])
-    title = f"errors on the {judged['split']} split, {judged['num_structures']} structures"
+    title = f"errors on the {judged.split} split, {judged.num_structures} structures"
     _print_table(title, [*header, "seconds"], rows)
     rows = [
         [f"{row.kind} ({row.num_structures})", *(_number(e, 1, 1000) for e in (row.energy_before, row.energy_after)),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ase.data import chemical_symbols
 from pydantic import Field
@@ -14,7 +14,8 @@ from pydantic import Field
 from ..core.settings import Settings
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.structure import Structure
-from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+from ..model_zoo.evaluation.evaluation import predict, with_a_head
+from ..model_zoo.evaluation.summary import ErrorSummary, summarise
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.weights_aside import (
@@ -74,7 +75,7 @@ class FineTuneConfig(Settings):
 class FineTuned:
     """A fine-tuned potential and how it came about.
 
-    `table`: errors on the new data step by step. `evaluations`: on the judged split (evaluation.json's form) of
+    `table`: errors on the new data step by step. `evaluations`: on the judged split of
     pretrained, step0, refit and the strategy. `kept`: how much of the refit and of the strategy was better on held-out
     structures than what was there before, from 0 to 1; the rest is undone.
     """
@@ -87,7 +88,7 @@ class FineTuned:
     reference: ReferenceReport
     refit: RefitReport
     posterior: Posterior
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: dict[str, ErrorSummary] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     kept: dict[str, float] = field(default_factory=dict)
     gradient: GradientReport | None = None
@@ -142,7 +143,7 @@ class _Run:
         self.head = self.potential.config.levels_of_theory.index(level)
         self.known, self.known_e0 = _known_elements(model, level)
         self.new = sorted({int(z) for s in target.train for z in s.elements} - self.known)
-        self.evaluations: dict[str, dict[str, Any]] = {}
+        self.evaluations: dict[str, ErrorSummary] = {}
         self.seconds: dict[str, float] = {}
         self.kept: dict[str, float] = {}
         self.with_all = False  # whether held-out structures were learned from as well

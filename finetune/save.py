@@ -49,7 +49,11 @@ def save_finetuned(
     if forgetting is not None:
         attachments |= forgetting.to_files()
     return save_model(
-        out, result.potential, record, result.evaluations[result.strategy], attachments=attachments
+        out,
+        result.potential,
+        record,
+        result.evaluations[result.strategy].to_dict(),
+        attachments=attachments,
     )
 
 

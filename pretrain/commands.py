@@ -101,11 +101,10 @@ def evaluate(
 
     Example: evenfield evaluate runs/uniform/model runs/embedded runs/errors
     """
-    import json
-
     from ..core.files import file_errors, write_atomically
     from ..data_pipelines.stream.collection import Collection
-    from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+    from ..model_zoo.evaluation.evaluation import predict, with_a_head
+    from ..model_zoo.evaluation.summary import summarise
     from ..model_zoo.hub.load import load
 
     collection = Collection([str(data)])
@@ -121,6 +120,6 @@ def evaluate(
     summary = summarise(predictions, split)
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        predictions.save(out / "predictions.npz")
-        write_atomically(out / "evaluation.json", json.dumps(summary, indent=1) + "\n")
-    typer.echo(f"{out / 'evaluation.json'}: {summary['num_structures']} structures of {split}")
+        predictions.parity().save(out / "predictions.npz")
+        write_atomically(out / "evaluation.json", summary.to_json() + "\n")
+    typer.echo(f"{out / 'evaluation.json'}: {summary.num_structures} structures of {split}")

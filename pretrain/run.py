@@ -17,7 +17,8 @@ from rich.console import Console
 from ..core.files import write_atomically
 from ..core.ranks import start_distributed
 from ..data_pipelines.stream.collection import Collection
-from ..model_zoo.evaluation.evaluation import predict, summarise, with_a_head
+from ..model_zoo.evaluation.evaluation import predict, with_a_head
+from ..model_zoo.evaluation.summary import summarise
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord, TrainingData
 from ..model_zoo.potential.potential import Potential
@@ -223,10 +224,10 @@ def _write_results(
     split = "test" if data.num_structures("test") else "valid"
     structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
-    predictions.save(out / "predictions.npz")
+    predictions.parity().save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
     record = _record(config, data, potential, census, counts, seconds)
-    save_model(out / "model", potential, record, evaluation, predictions=predictions)
+    save_model(out / "model", potential, record, evaluation.to_dict(), predictions=predictions)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 

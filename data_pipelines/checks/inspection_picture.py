@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ...core.figures.periodic_table import short_number
 from ...core.figures.style import COLOURS, STYLE
+from ...core.numbers import short_number
 from .inspection import Histogram, Inspection
 from .inspection_measures import CUTOFF
 from .outliers import MIN_BOND_SHARE

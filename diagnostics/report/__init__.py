@@ -1,3 +1,5 @@
-"""The HTML report of a run: learning curves, parity, element maps, few-shot curves. Open
-`report.py` first.
+"""The HTML report of one or more runs, and the pictures on it.
+
+In: run folders, and optionally a few-shot curve, a model card and notes. Out: report.html and
+pictures/. Open `report.py` first.
 """

@@ -1,4 +1,4 @@
-"""Pictures of errors per element: periodic tables, before and after reweighting, error against rarity."""
+"""Figures of errors by element: maps, maps before and after reweighting, error against rarity."""
 
 from __future__ import annotations
 
@@ -15,50 +15,67 @@ from ...core.figures.periodic_table import (
     draw_periodic_table,
     periodic_table_heat_map,
 )
-from .plot_style import FORCE_UNIT, STYLE, looks, plain_log_ticks
-from .run_files import Evaluation
+from ...core.figures.style import STYLE, looks, plain_log_ticks
+from ...core.numbers import FORCE_UNIT
+from ...model_zoo.evaluation.summary import ErrorSummary
 
 
-def element_errors(
-    evaluations: dict[str, Evaluation], *, relative: bool = False
+# elements with the largest errors, which the picture of rarity names
+NUM_NAMED = 5
+# an element that no training structure contains still needs a place on a logarithmic axis
+NEVER_SEEN = 0.5
+
+
+def element_maps(
+    evaluations: dict[str, ErrorSummary], *, relative: bool = False
 ) -> dict[str, Figure]:
-    """Run -> map of the force MAE in eV/A, or in percent of the element's force RMS, on one scale."""
-    factor, unit = (
-        (100, "force MAE / force RMS (%)") if relative else (1, f"force MAE ({FORCE_UNIT})")
-    )
-    tables = {
-        name: {
-            s: None if v is None else factor * v
-            for s, v in e.element_values(relative=relative).items()
-        }
-        for name, e in evaluations.items()
-    }
+    """Run -> map of the force MAE of each element, all on one scale.
+
+    In eV/A, or with `relative` in percent of the RMS of the element's force labels.
+    """
+    tables = {}
+    for name, evaluation in evaluations.items():
+        if relative:
+            tables[name] = _relative_errors(evaluation)
+        else:
+            tables[name] = evaluation.force_mae_of_elements()
     norm = colour_norm(list(tables.values()), log=True)
     assert norm.vmin is not None and norm.vmax is not None
-    limits = (norm.vmin, norm.vmax)
+
     measure = "Force MAE relative to force RMS" if relative else "Force MAE"
-    return {
-        name: periodic_table_heat_map(
-            values,
-            f"{measure}: {name}, {evaluations[name].split} split",
-            unit,
-            log=True,
-            limits=limits,
+    unit = "force MAE / force RMS (%)" if relative else f"force MAE ({FORCE_UNIT})"
+    figures = {}
+    for name, values in tables.items():
+        title = f"{measure}: {name}, {evaluations[name].split} split"
+        figures[name] = periodic_table_heat_map(
+            values, title, unit, log=True, limits=(norm.vmin, norm.vmax)
         )
-        for name, values in tables.items()
-    }
+    return figures
 
 
-def reweighting_heat_maps(before: Evaluation, after: Evaluation, names: tuple[str, str]) -> Figure:
-    """Force MAE per element before and after on one scale, and their ratio (below 1: better after)."""
+def _relative_errors(evaluation: ErrorSummary) -> dict[str, float]:
+    """Symbol -> force MAE in percent of the RMS of the labels."""
+    values = {}
+    for symbol, errors in evaluation.per_element.items():
+        if errors.relative_force_mae is not None:
+            values[symbol] = 100 * errors.relative_force_mae
+    return values
+
+
+def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str, str]) -> Figure:
+    """Force MAE of each element before and after on one scale, and their ratio (below 1: better)."""
     figure = Figure(figsize=(PANEL_SIZE[0], 3 * PANEL_SIZE[1]), layout="constrained")
     panels = figure.subplots(3, 1)
-    tables = [before.element_values(), after.element_values()]
-    norm, unit = colour_norm(tables, log=True), f"force MAE ({FORCE_UNIT}), one scale for both"
-    for axes, values, when, name in zip(panels, tables, ("Before", "After"), names, strict=False):
-        draw_periodic_table(axes, values, title=f"{when}: {name}", unit=unit, norm=norm)
+    old = before.force_mae_of_elements()
+    new = after.force_mae_of_elements()
+    norm = colour_norm([old, new], log=True)
+    unit = f"force MAE ({FORCE_UNIT}), one scale for both"
+    draw_periodic_table(panels[0], old, title=f"Before: {names[0]}", unit=unit, norm=norm)
+    draw_periodic_table(panels[1], new, title=f"After: {names[1]}", unit=unit, norm=norm)
+
     ratio = element_ratio(before, after)
-    widest = max([1.1, *ratio.values(), *(1 / r for r in ratio.values())])
+    # symmetric about 1, so that white is "unchanged"
+    widest = max([1.1, *ratio.values(), *(1 / value for value in ratio.values())])
     draw_periodic_table(
         panels[2],
         ratio,
@@ -66,55 +83,59 @@ def reweighting_heat_maps(before: Evaluation, after: Evaluation, names: tuple[st
         unit="force MAE after / before (log scale; blue: better after)",
         norm=LogNorm(1 / widest, widest),
         colour_map="RdBu_r",
-        number=lambda r: f"{r:.2f}",
+        number=lambda value: f"{value:.2f}",
     )
     return figure
 
 
-def element_ratio(before: Evaluation, after: Evaluation) -> dict[str, float]:
-    """Force MAE after over before, for the elements that have both and neither is zero."""
-    old, new = before.element_values(), after.element_values()
-    pairs = ((symbol, value, new.get(symbol)) for symbol, value in old.items())
-    return {symbol: after / before for symbol, before, after in pairs if before and after}
+def element_ratio(before: ErrorSummary, after: ErrorSummary) -> dict[str, float]:
+    """Symbol -> force MAE after over before, where both are known and neither is zero."""
+    old = before.force_mae_of_elements()
+    new = after.force_mae_of_elements()
+    return {symbol: new[symbol] / old[symbol] for symbol in old if old[symbol] and new.get(symbol)}
 
 
 @rc_context(STYLE)
-def error_and_rarity(evaluations: dict[str, Evaluation]) -> Figure:
-    """Force MAE per element against the number of training structures that contain it."""
+def error_and_rarity(evaluations: dict[str, ErrorSummary]) -> Figure:
+    """Force MAE of each element against the number of training structures that contain it."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots()
     for (name, evaluation), (colour, marker) in zip(evaluations.items(), looks(), strict=False):
-        points = [
-            (max(e.num_train_structures, 0.5), e.force_mae, symbol)
-            for symbol, e in evaluation.per_element.items()
-            if e.force_mae
-        ]
+        points = []
+        for symbol, errors in evaluation.per_element.items():
+            if errors.force_mae:
+                count = max(errors.num_train_structures, NEVER_SEEN)
+                points.append((count, errors.force_mae, symbol))
         if points:
-            _rarity_points(axes, sorted(points), name, colour, marker)
-    axes.set(xlabel="training structures that contain the element (none: 0.5)", xscale="log")
-    axes.set(ylabel=f"force MAE ({FORCE_UNIT})", yscale="log")
+            _draw_rarity(axes, sorted(points), name, colour, marker)
+
+    axes.set(xlabel=f"training structures that contain the element (none: {NEVER_SEEN})")
+    axes.set(ylabel=f"force MAE ({FORCE_UNIT})", xscale="log", yscale="log")
     axes.set_title(
-        "One point per element; line: median of neighbours in rarity; the worst five are named"
+        "One point for each element; line: median of elements of similar rarity; "
+        f"the worst {NUM_NAMED} are named"
     )
-    for axis in (axes.xaxis, axes.yaxis):
-        plain_log_ticks(axis)
+    plain_log_ticks(axes.xaxis)
+    plain_log_ticks(axes.yaxis)
     axes.legend(loc="upper right")
     return figure
 
 
-def _rarity_points(
+def _draw_rarity(
     axes: Axes, points: list[tuple[float, float, str]], name: str, colour: str, marker: str
 ) -> None:
-    """points: (training structures, force MAE in eV/A, symbol), sorted."""
-    counts, errors = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+    """points: (training structures, force MAE in eV/A, symbol), the rarest first."""
+    counts = np.array([count for count, _, _ in points])
+    errors = np.array([error for _, error, _ in points])
     axes.scatter(counts, errors, s=34, color=colour, marker=marker, alpha=0.7, lw=0, label=name)
+
     groups = np.array_split(np.arange(len(points)), max(1, len(points) // 9))
-    axes.plot(
-        [np.median(counts[g]) for g in groups],
-        [np.median(errors[g]) for g in groups],
-        color=colour,
-        lw=2.5,
-    )
-    for count, error, symbol in sorted(points, key=lambda p: -p[1])[:5]:
-        label = axes.annotate(symbol, (count, error), (6, -4), textcoords="offset points", size=11)
-        label.set(color=colour, path_effects=[withStroke(linewidth=3, foreground="white")])
+    middle_counts = [np.median(counts[group]) for group in groups]
+    middle_errors = [np.median(errors[group]) for group in groups]
+    axes.plot(middle_counts, middle_errors, color=colour, lw=2.5)
+
+    worst = sorted(points, key=lambda point: -point[1])[:NUM_NAMED]
+    for count, error, symbol in worst:
+        text = axes.annotate(symbol, (count, error), (6, -4), textcoords="offset points", size=11)
+        # a white rim: the names lie among the points
+        text.set(color=colour, path_effects=[withStroke(linewidth=3, foreground="white")])

@@ -1,29 +1,30 @@
-"""Sections of the report on the periodic table: before and after reweighting, errors per element."""
+"""Sections of the report on elements: before and after reweighting, and errors by element."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from ...core.numbers import FORCE_UNIT, table_cell
+from ...core.pages.page import Block, Section, Table, Text, file_stem
+from ...model_zoo.evaluation.summary import ElementErrors, ErrorSummary
+from .element_plots import element_maps, element_ratio, error_and_rarity, reweighting_maps
+from .pictures import PictureFolder
+from .run_files import Run
 
-from .element_plots import element_errors, element_ratio, error_and_rarity, reweighting_heat_maps
-from .page import Block, Section, Table, Text, cell, draw, file_stem
-from .plot_style import FORCE_UNIT
-from .run_files import ElementErrors, Evaluation, Run
 
-
-def reweighting_section(pair: tuple[Run, Run] | None, out_dir: Path) -> Section:
-    """The proof of reweighting: the same table and the same maps before and after."""
+def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -> Section:
+    """What importance weights have done: the same table and the same maps before and after."""
     heading = "Before and after reweighting"
     if pair is None:
         text = "Left out: it needs two runs, one without and one with importance weights."
         return Section(heading, [Text(text)])
     before, after = pair
-    blocks: list[Block] = [*_doubts(before, after), _summary(before, after)]
+    blocks: list[Block] = [*_doubts(before, after), _comparison(before, after)]
     if element_ratio(before.evaluation, after.evaluation):
-        figure = reweighting_heat_maps(
-            before.evaluation, after.evaluation, (before.name, after.name)
+        figure = reweighting_maps(before.evaluation, after.evaluation, (before.name, after.name))
+        alt = (
+            "Periodic tables of the force MAE of each element before and after reweighting, "
+            "and of their ratio"
         )
-        alt = "Periodic tables of the force MAE per element before and after reweighting, and of their ratio"
-        blocks.append(draw(figure, out_dir, "reweighting", alt))
+        blocks.append(pictures.save(figure, "reweighting", alt))
     else:
         blocks.append(Text("The maps are left out: no element has force errors in both runs."))
     return Section(heading, blocks)
@@ -31,37 +32,42 @@ def reweighting_section(pair: tuple[Run, Run] | None, out_dir: Path) -> Section:
 
 def _doubts(before: Run, after: Run) -> list[Block]:
     """What makes the comparison unfair, as warnings."""
-    old, new = before.evaluation, after.evaluation
     doubts = []
-    test_sets = [
-        (e.split, e.num_structures, e.num_atoms, sorted(e.per_element)) for e in (old, new)
-    ]
-    if test_sets[0] != test_sets[1] or cell(old.force_rms) != cell(new.force_rms):
+    if _test_set(before.evaluation) != _test_set(after.evaluation):
         doubts.append(
             "The two runs were evaluated on different structures, so their errors do not compare."
         )
-    steps = [run.metrics.last_step for run in (before, after)]
-    if steps[0] != steps[1]:
+    old_steps = before.metrics.last_step
+    new_steps = after.metrics.last_step
+    if old_steps != new_steps:
         doubts.append(
-            f"The runs have {steps[0]:,} and {steps[1]:,} steps: this is not equal compute."
+            f"The runs have {old_steps:,} and {new_steps:,} steps: this is not equal compute."
         )
-    return [Text(doubt, warning=True) for doubt in doubts]
+    return [Text(doubt, style="warning") for doubt in doubts]
 
 
-def _summary(before: Run, after: Run) -> Table:
-    old, new = before.evaluation, after.evaluation
+def _test_set(evaluation: ErrorSummary) -> tuple[object, ...]:
+    """What equal test structures have in common, as far as a summary shows it."""
+    return (
+        evaluation.split,
+        evaluation.num_structures,
+        evaluation.num_atoms,
+        sorted(evaluation.per_element),
+        table_cell(evaluation.force_rms),
+    )
+
+
+def _comparison(before: Run, after: Run) -> Table:
+    old = before.evaluation
+    new = after.evaluation
+    worst_ratio = _ratio(old.worst_element_force_mae, new.worst_element_force_mae)
     rows = [
         _change(
             f"mean over elements ({FORCE_UNIT})",
             old.mean_over_elements_force_mae,
             new.mean_over_elements_force_mae,
         ),
-        _change(
-            f"worst element ({FORCE_UNIT})",
-            old.worst_element_force_mae,
-            new.worst_element_force_mae,
-            notes=(old.worst_element, new.worst_element),
-        ),
+        [f"worst element ({FORCE_UNIT})", _worst_element(old), _worst_element(new), worst_ratio],
         _change(
             f"worst decile of elements ({FORCE_UNIT})",
             old.worst_decile_force_mae,
@@ -69,19 +75,21 @@ def _summary(before: Run, after: Run) -> Table:
         ),
         _change(f"all atoms ({FORCE_UNIT})", old.force_mae, new.force_mae),
         _change(
-            "energy MAE (meV/atom)",
-            _milli(old.energy_mae_per_atom),
-            _milli(new.energy_mae_per_atom),
+            "energy MAE (meV/atom)", old.energy_mae_per_atom, new.energy_mae_per_atom, factor=1000
         ),
     ]
     ratio = element_ratio(old, new)
     if ratio:
         better = sum(value < 1 for value in ratio.values())
         rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
-    cost = [run.metrics for run in (before, after)]
-    rows.append(["cost: optimizer steps", *(f"{m.last_step:,}" for m in cost), ""])
-    rows.append(_change("cost: structures seen", cost[0].structures_seen, cost[1].structures_seen))
-    rows.append(_change("cost: time in steps (s)", cost[0].seconds, cost[1].seconds))
+
+    old_cost = before.metrics
+    new_cost = after.metrics
+    rows.append(["cost: optimizer steps", f"{old_cost.last_step:,}", f"{new_cost.last_step:,}", ""])
+    rows.append(
+        _change("cost: structures seen", old_cost.structures_seen, new_cost.structures_seen)
+    )
+    rows.append(_change("cost: time in steps (s)", old_cost.seconds, new_cost.seconds))
     return Table(
         f"Force MAE on the {new.split} split, and what it cost",
         ["", before.name, after.name, "after / before"],
@@ -89,44 +97,52 @@ def _summary(before: Run, after: Run) -> Table:
     )
 
 
-def _change(
-    label: str,
-    old: float | None,
-    new: float | None,
-    notes: tuple[str | None, str | None] = (None, None),
-) -> list[str]:
-    cells = [
-        cell(value) + (f" ({note})" if note else "")
-        for value, note in zip((old, new), notes, strict=True)
-    ]
-    return [label, *cells, f"{new / old:.2f}" if old and new is not None else "-"]
+def _worst_element(evaluation: ErrorSummary) -> str:
+    error = table_cell(evaluation.worst_element_force_mae)
+    return f"{error} ({evaluation.worst_element})" if evaluation.worst_element else error
 
 
-def _milli(value: float | None) -> float | None:
-    return None if value is None else 1000 * value
+def _change(label: str, old: float | None, new: float | None, factor: float = 1.0) -> list[str]:
+    return [label, table_cell(old, factor), table_cell(new, factor), _ratio(old, new)]
 
 
-def element_section(runs: list[Run], out_dir: Path, *, with_absolute: bool) -> Section:
-    """Relative maps, error against rarity and the numbers; absolute maps unless another section has them."""
+def _ratio(old: float | None, new: float | None) -> str:
+    return f"{new / old:.2f}" if old and new is not None else "-"
+
+
+def element_section(runs: list[Run], pictures: PictureFolder, *, with_absolute: bool) -> Section:
+    """Relative maps, error against rarity, and the numbers.
+
+    with_absolute: also maps in eV/A, unless another section has them.
+    """
     blocks: list[Block] = []
     evaluations = {run.name: run.evaluation for run in runs}
-    for kind in ("absolute", "relative") if with_absolute else ("relative",):
-        for name, figure in element_errors(evaluations, relative=kind == "relative").items():
+    kinds = ["absolute", "relative"] if with_absolute else ["relative"]
+    for kind in kinds:
+        figures = element_maps(evaluations, relative=kind == "relative")
+        for name, figure in figures.items():
             alt = f"Periodic table of the {kind} force MAE of {name}"
-            blocks.append(draw(figure, out_dir, f"elements-{kind}-{file_stem(name)}", alt))
-    errors = [e for run in runs for e in run.evaluation.per_element.values()]
-    if any(e.num_train_structures and e.force_mae for e in errors):
-        figure = error_and_rarity(evaluations)
-        alt = "Force MAE of each element against the number of training structures that contain it"
-        blocks.append(draw(figure, out_dir, "error-and-rarity", alt))
+            blocks.append(pictures.save(figure, f"elements-{kind}-{file_stem(name)}", alt))
+
+    if any(_has_rarity(evaluation) for evaluation in evaluations.values()):
+        alt = "Force MAE of each element against the number of training structures with it"
+        blocks.append(pictures.save(error_and_rarity(evaluations), "error-and-rarity", alt))
     else:
         blocks.append(
             Text(
-                "No element has both force errors and training structures: the picture of rarity is left out."
+                "The picture of rarity is left out: no element has both force errors and training "
+                "structures."
             )
         )
     blocks.append(_element_table(runs))
-    return Section("Errors per element", blocks)
+    return Section("Errors by element", blocks)
+
+
+def _has_rarity(evaluation: ErrorSummary) -> bool:
+    return any(
+        errors.num_train_structures and errors.force_mae
+        for errors in evaluation.per_element.values()
+    )
 
 
 def _element_table(runs: list[Run]) -> Table:
@@ -140,28 +156,35 @@ def _element_table(runs: list[Run]) -> Table:
     for run in runs:
         header += [f"{run.name}: MAE ({FORCE_UNIT})", "MAE / RMS (%)", "energy MAE (meV/atom)"]
     rows = _element_rows([run.evaluation for run in runs])
-    return Table("Numbers per element, rarest in training first", header, rows, folded=True)
+    return Table("Numbers by element, the rarest in training first", header, rows, folded=True)
 
 
-def _element_rows(evaluations: list[Evaluation]) -> list[list[str]]:
-    """Counts and RMS come from the first run that has the element."""
+def _element_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
+    # counts and RMS come from the first run that has the element
     first: dict[str, ElementErrors] = {}
     for evaluation in reversed(evaluations):
         first |= evaluation.per_element
     rows = []
-    for symbol, errors in sorted(first.items(), key=lambda item: item[1].num_train_structures):
-        counts = (errors.num_train_structures, errors.num_structures, errors.num_atoms)
-        row = [symbol, *(f"{count:,}" for count in counts), cell(errors.force_rms)]
+    for symbol in sorted(first, key=lambda name: first[name].num_train_structures):
+        errors = first[symbol]
+        row = [
+            symbol,
+            f"{errors.num_train_structures:,}",
+            f"{errors.num_structures:,}",
+            f"{errors.num_atoms:,}",
+            table_cell(errors.force_rms),
+        ]
         for evaluation in evaluations:
-            own = evaluation.per_element.get(symbol)
-            row += (
-                [
-                    cell(own.force_mae),
-                    cell(own.relative_force_mae, 100),
-                    cell(own.energy_mae_per_atom, 1000),
-                ]
-                if own
-                else ["-"] * 3
-            )
+            row += _element_cells(evaluation.per_element.get(symbol))
         rows.append(row)
     return rows
+
+
+def _element_cells(errors: ElementErrors | None) -> list[str]:
+    if errors is None:
+        return ["-", "-", "-"]
+    return [
+        table_cell(errors.force_mae),
+        table_cell(errors.relative_force_mae, 100),
+        table_cell(errors.energy_mae_per_atom, 1000),
+    ]

@@ -1,4 +1,4 @@
-"""Section of the report on few-shot fine-tuning: curve, tables, structures saved."""
+"""Section of the report on few-shot fine-tuning: curve, structures saved, and tables."""
 
 from __future__ import annotations
 
@@ -6,29 +6,82 @@ from pathlib import Path
 
 import numpy as np
 
-from .page import Block, Section, Table, Text, cell, draw
-from .plot_style import FORCE_UNIT
-from .plots import STRATEGY_LABELS, few_shot_curve
-from .run_files import FewShot, FewShotRow, read_few_shot
+from ...core.numbers import FORCE_UNIT, table_cell
+from ...core.pages.page import Block, Section, Table, Text
+from ...finetune.few_shot.curve_plot import draw_few_shot_curve
+from ...finetune.few_shot.results import BASELINE, STRATEGY_LABELS, UNCHANGED, FewShotCurve
+from .pictures import PictureFolder
 
 
-BASELINE = "scratch"
-
-
-def few_shot_section(path: Path | None, out_dir: Path) -> Section:
+def few_shot_section(path: Path | None, pictures: PictureFolder) -> Section:
     """Error against the number of structures of a new chemistry, if there is a fewshot.json."""
     heading = "Few-shot fine-tuning"
     if path is None:
         return Section(heading, [Text("Left out: no fewshot.json was given.")])
-    few_shot = read_few_shot(Path(path))
-    alt = f"Test errors on {few_shot.target} against the number of structures used, by strategy"
-    blocks: list[Block] = [draw(few_shot_curve(few_shot), out_dir, "few-shot", alt)]
-    blocks += [Text(text) for s in few_shot.strategies if (text := _saving(few_shot, s))]
-    header = ["structures", *(STRATEGY_LABELS.get(s, s) for s in few_shot.strategies)]
-    caption = (
-        f"Force MAE on {few_shot.target} ({FORCE_UNIT}): median (smallest to largest over seeds)"
+    curve = FewShotCurve.read(path)
+    blocks: list[Block] = [
+        pictures.save(
+            draw_few_shot_curve(curve),
+            "few-shot",
+            f"Test errors on {curve.target} against the number of structures used, by strategy",
+        )
+    ]
+    for strategy in curve.strategies:
+        if strategy not in (BASELINE, UNCHANGED):
+            blocks += _saving(curve, strategy)
+    header, rows = curve.table("force_mae")
+    caption = f"Force MAE on {curve.target} ({FORCE_UNIT}): median (range over the seeds)"
+    blocks.append(Table(caption, header, rows))
+    blocks.append(_all_errors(curve))
+    return Section(heading, blocks)
+
+
+def _saving(curve: FewShotCurve, strategy: str) -> list[Text]:
+    """How many times fewer structures a strategy needs than training from scratch."""
+    baseline = curve.medians(BASELINE, "force_mae")
+    if not baseline:
+        return []
+    most = max(baseline)
+    goal = (
+        f"the force MAE of training from scratch on {most} structures "
+        f"({table_cell(baseline[most])} {FORCE_UNIT})"
     )
-    blocks.append(Table(caption, header, _force_rows(few_shot)))
+    label = STRATEGY_LABELS.get(strategy, strategy)
+    needed = curve.structures_needed(strategy, baseline[most], "force_mae")
+    times = curve.times_fewer(strategy)
+    if needed is None:
+        return [Text(f"{label}: does not reach {goal}.")]
+    if times is None:
+        return [Text(f"{label}: reaches {goal} without any structure.")]
+    return [Text(f"{label}: reaches {goal} with {needed:.3g} structures, {times:.3g} times fewer.")]
+
+
+def _all_errors(curve: FewShotCurve) -> Table:
+    """Medians over the seeds of all errors and of the time."""
+    rows = []
+    for strategy in curve.strategies:
+        force = curve.medians(strategy, "force_mae")
+        energy = curve.medians(strategy, "energy_mae_per_atom")
+        for size in curve.sizes:
+            own = [
+                row for row in curve.rows if row.strategy == strategy and row.num_structures == size
+            ]
+            if not own:
+                continue
+            percent = None
+            if curve.force_rms and size in force:
+                percent = force[size] / curve.force_rms
+            times = [row.seconds for row in own if row.seconds is not None]
+            rows.append(
+                [
+                    STRATEGY_LABELS.get(strategy, strategy),
+                    f"{size:,}",
+                    str(len(own)),
+                    table_cell(percent, 100),
+                    table_cell(energy.get(size), 1000),
+                    table_cell(float(np.median(times)) if times else None),
+                ]
+            )
     header = [
         "strategy",
         "structures",
@@ -37,77 +90,4 @@ def few_shot_section(path: Path | None, out_dir: Path) -> Section:
         "energy MAE (meV/atom)",
         "time (s)",
     ]
-    caption = "Relative errors, energies and times: medians"
-    return Section(heading, [*blocks, Table(caption, header, _all_rows(few_shot), folded=True)])
-
-
-def structures_needed(few_shot: FewShot, strategy: str, force_mae: float) -> int | None:
-    """Smallest number of structures at which the median force MAE (eV/A) is not above force_mae, or None."""
-    medians = _medians(few_shot, strategy)
-    return next((count for count, error in sorted(medians.items()) if error <= force_mae), None)
-
-
-def _saving(few_shot: FewShot, strategy: str) -> str | None:
-    """How many structures a strategy needs for the error that training from scratch reaches with the most."""
-    baseline = _medians(few_shot, BASELINE)
-    if strategy in (BASELINE, "pretrained") or not baseline:
-        return None
-    most = max(baseline)
-    label = STRATEGY_LABELS.get(strategy, strategy)
-    goal = f"the force MAE of training from scratch on {most} structures ({cell(baseline[most])} {FORCE_UNIT})"
-    needed = structures_needed(few_shot, strategy, baseline[most])
-    if needed is None:
-        return f"{label}: does not reach {goal}."
-    return f"{label}: reaches {goal} with {needed}" + (
-        f", {most / needed:.3g} times fewer." if needed else "."
-    )
-
-
-def _medians(few_shot: FewShot, strategy: str) -> dict[int, float]:
-    cells = _cells(few_shot)
-    return {
-        count: _median(rows, "force_mae")
-        for (name, count), rows in cells.items()
-        if name == strategy
-    }
-
-
-def _cells(few_shot: FewShot) -> dict[tuple[str, int], list[FewShotRow]]:
-    """The seeds of each strategy and number of structures."""
-    cells: dict[tuple[str, int], list[FewShotRow]] = {}
-    for row in few_shot.rows:
-        cells.setdefault((row.strategy, row.num_structures), []).append(row)
-    return cells
-
-
-def _median(rows: list[FewShotRow], field: str) -> float:
-    return float(np.median([getattr(row, field) for row in rows]))
-
-
-def _force_rows(few_shot: FewShot) -> list[list[str]]:
-    cells = _cells(few_shot)
-    rows = []
-    for count in sorted({row.num_structures for row in few_shot.rows}):
-        row = [f"{count:,}"]
-        for strategy in few_shot.strategies:
-            errors = [r.force_mae for r in cells.get((strategy, count), [])]
-            spread = f" ({cell(min(errors))} to {cell(max(errors))})" if len(errors) > 1 else ""
-            row.append(cell(float(np.median(errors))) + spread if errors else "-")
-        rows.append(row)
-    return rows
-
-
-def _all_rows(few_shot: FewShot) -> list[list[str]]:
-    return [
-        [
-            STRATEGY_LABELS.get(strategy, strategy),
-            f"{count:,}",
-            str(len(rows)),
-            cell(_median(rows, "force_mae") / few_shot.force_rms, 100)
-            if few_shot.force_rms
-            else "-",
-            cell(_median(rows, "energy_mae_per_atom"), 1000),
-            cell(_median(rows, "seconds")),
-        ]
-        for (strategy, count), rows in _cells(few_shot).items()
-    ]
+    return Table("Relative errors, energies and times: medians", header, rows, folded=True)

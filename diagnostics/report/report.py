@@ -1,6 +1,6 @@
-"""The report of one or more pretraining runs: reads their files, draws the pictures, writes one HTML page.
+"""The report of one or more pretraining runs: reads their files, draws, and writes one HTML page.
 
-Every number on the page stands in one of the files or follows from them; nothing is evaluated here.
+Every number on the page is in one of the files or follows from them. Nothing is evaluated here.
 """
 
 from __future__ import annotations
@@ -8,19 +8,22 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
+from ...core.files import file_errors
+from ...core.labels import LABELS
+from ...core.numbers import FORCE_UNIT, table_cell, written_unit
+from ...core.pages.page import Block, Section, Table, Text, file_stem, write_page
+from ...model_zoo.evaluation.parity import draw_parity
+from ...model_zoo.evaluation.summary import Errors, ErrorSummary, mean_absolute
+from ...pretrain.monitor.learning_curves import draw_learning_curves
+from .documents import markdown
 from .element_sections import element_section, reweighting_section
 from .few_shot_section import few_shot_section
-from .page import Block, Section, Table, Text, cell, draw, file_stem, markdown, write_page
-from .plot_style import ANGSTROM, FORCE_UNIT
-from .plots import learning_curves, parity
-from .run_files import MADE_BY, RUN_FILES, Evaluation, Run, read_run
+from .pictures import PictureFolder
+from .run_files import MADE_BY, RUN_FILES, ReportError, Run
 
 
-DISAGREEMENT = (
-    0.01  # of the MAE: predictions.npz is written in single precision, so it is never exact
-)
+# share of the MAE: predictions.npz is in single precision, so it never agrees exactly
+DISAGREEMENT = 0.01
 
 
 def write_report(
@@ -33,166 +36,195 @@ def write_report(
     model_card: Path | None = None,
     notes: Path | None = None,
 ) -> Path:
-    """Write report.html, which loads nothing from anywhere, and pictures/*.png and *.svg beside it.
+    """Write report.html, which loads nothing, and pictures/*.png and *.svg next to it.
 
     runs: name -> run folder with metrics.jsonl, evaluation.json and predictions.npz.
-    reweighting: names of the runs before and after; by default the two runs in their order if there are two.
-    fewshot, model_card, notes: fewshot.json and two Markdown files; a section without its file says so.
+    reweighting: names of the runs before and after. By default, two runs are compared in their order.
+    fewshot, model_card, notes: fewshot.json and two Markdown files. A section without its file says so.
     Returns: the path of the page.
-    Raises: FileNotFoundError that names a missing file and the command that writes it; ValueError for a
-    broken file, no runs, two runs with one file name, or an unknown name in reweighting.
+    Raises ReportError for a missing file, for no runs, for two runs with one file name and for an
+    unknown name in `reweighting`; and the errors of the readers for a damaged file.
     """
     if not runs:
-        raise ValueError("a report needs at least one run: runs={name: folder}")
+        raise ReportError("a report needs at least one run", remedy="name it as name=folder")
     if len({file_stem(name) for name in runs}) < len(runs):
-        raise ValueError(
-            f"the names {', '.join(runs)} differ only in characters that file names cannot have"
+        raise ReportError(
+            f"the names {', '.join(runs)} differ only in characters that file names cannot have",
+            remedy="choose other names",
         )
     out_dir = Path(out_dir)
-    loaded = {name: read_run(name, Path(folder)) for name, folder in runs.items()}
-    pair = _pair(loaded, reweighting)
-    everything = list(loaded.values())
+    pictures = PictureFolder(out_dir)
+    loaded = [Run.read(name, Path(folder)) for name, folder in runs.items()]
+    pair = _pair_to_compare(loaded, reweighting)
+    # the maps before and after show the absolute errors already
+    with_absolute = pair is None or len(loaded) > 2
     sections = [
-        _headline_section(everything),
-        reweighting_section(pair, out_dir),
-        element_section(everything, out_dir, with_absolute=pair is None or len(everything) > 2),
-        _learning_section(everything, out_dir),
-        _parity_section(everything, out_dir),
-        few_shot_section(fewshot, out_dir),
+        _headline_section(loaded),
+        reweighting_section(pair, pictures),
+        element_section(loaded, pictures, with_absolute=with_absolute),
+        _learning_section(loaded, pictures),
+        _parity_section(loaded, pictures),
+        few_shot_section(fewshot, pictures),
         _document_section("Model card", model_card, folded="Show the card"),
         _document_section("Notes", notes),
-        _input_section(everything, [fewshot, model_card, notes]),
+        _input_section(loaded, [fewshot, model_card, notes]),
     ]
     return write_page(out_dir / "report.html", title, sections)
 
 
-def _pair(runs: dict[str, Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:
+def _pair_to_compare(runs: list[Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:
     """The runs before and after reweighting."""
     if names is None:
-        first, *rest = runs
-        names = (first, rest[0]) if len(rest) == 1 else None
-    unknown = [name for name in names or () if name not in runs]
-    if unknown:
-        raise ValueError(f"reweighting names {unknown[0]!r}, but the runs are {', '.join(runs)}")
-    return (runs[names[0]], runs[names[1]]) if names else None
+        return (runs[0], runs[1]) if len(runs) == 2 else None
+    by_name = {run.name: run for run in runs}
+    for name in names:
+        if name not in by_name:
+            raise ReportError(f"reweighting names {name!r}, but the runs are {', '.join(by_name)}")
+    return by_name[names[0]], by_name[names[1]]
 
 
 def _headline_section(runs: list[Run]) -> Section:
     evaluations = [run.evaluation for run in runs]
-    quantities = {
-        "split": lambda e: e.split,
-        "structures": lambda e: f"{e.num_structures:,}",
-        "atoms": lambda e: f"{e.num_atoms:,}",
-        f"force MAE ({FORCE_UNIT})": lambda e: cell(e.force_mae),
-        f"force RMS of the labels ({FORCE_UNIT})": lambda e: cell(e.force_rms),
-        "force MAE / RMS (%)": lambda e: cell(e.relative_force_mae, 100),
-        "energy MAE (meV/atom)": lambda e: cell(e.energy_mae_per_atom, 1000),
-        f"stress MAE (meV/{ANGSTROM}\u00b3)": lambda e: cell(e.stress_mae, 1000),
-        f"mean over elements, force MAE ({FORCE_UNIT})": lambda e: cell(
-            e.mean_over_elements_force_mae
-        ),
-        f"worst decile of elements, force MAE ({FORCE_UNIT})": lambda e: cell(
-            e.worst_decile_force_mae
-        ),
-        f"worst element, force MAE ({FORCE_UNIT})": _worst_element,
-    }
-    rows = [[label, *(quantity(e) for e in evaluations)] for label, quantity in quantities.items()]
-    blocks: list[Block] = [text for run in runs for text in _disagreements(run)]
-    blocks.append(
-        Table("Errors (force errors are per component)", ["", *(run.name for run in runs)], rows)
-    )
+    rows = [
+        ["split", *(evaluation.split for evaluation in evaluations)],
+        ["structures", *(f"{evaluation.num_structures:,}" for evaluation in evaluations)],
+        ["atoms", *(f"{evaluation.num_atoms:,}" for evaluation in evaluations)],
+        *_error_rows(evaluations),
+        [
+            f"mean over elements, force MAE ({FORCE_UNIT})",
+            *(table_cell(evaluation.mean_over_elements_force_mae) for evaluation in evaluations),
+        ],
+        [
+            f"worst decile of elements, force MAE ({FORCE_UNIT})",
+            *(table_cell(evaluation.worst_decile_force_mae) for evaluation in evaluations),
+        ],
+        [
+            f"worst element, force MAE ({FORCE_UNIT})",
+            *(_worst_element(evaluation) for evaluation in evaluations),
+        ],
+    ]
+    blocks: list[Block] = []
+    for run in runs:
+        blocks += _disagreements(run)
+    header = ["", *(run.name for run in runs)]
+    blocks.append(Table("Errors (force errors are per component)", header, rows))
     blocks.append(_level_table(runs))
     return Section("Headline figures", blocks)
 
 
-def _worst_element(evaluation: Evaluation) -> str:
-    name = f"{evaluation.worst_element}: " if evaluation.worst_element else ""
-    return name + cell(evaluation.worst_element_force_mae)
+def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
+    """One row for the MAE of each label that a run has; of forces also relative to the labels."""
+    rows = []
+    for name, label in LABELS.items():
+        errors = [evaluation.mae.get(name) for evaluation in evaluations]
+        if all(error is None for error in errors):
+            continue
+        unit = written_unit(label.display_unit)
+        cells = [table_cell(error, label.display_scale) for error in errors]
+        rows.append([f"{label.title} MAE ({unit})", *cells])
+    rms = [table_cell(evaluation.force_rms) for evaluation in evaluations]
+    relative = [table_cell(evaluation.relative_force_mae, 100) for evaluation in evaluations]
+    rows.append([f"force RMS of the labels ({FORCE_UNIT})", *rms])
+    rows.append(["force MAE / RMS (%)", *relative])
+    return rows
+
+
+def _worst_element(evaluation: ErrorSummary) -> str:
+    error = table_cell(evaluation.worst_element_force_mae)
+    return f"{evaluation.worst_element}: {error}" if evaluation.worst_element else error
 
 
 def _disagreements(run: Run) -> list[Text]:
     """evaluation.json and predictions.npz of one folder must come from one evaluation."""
-    p, e = run.predictions, run.evaluation
-    pairs = {
-        "energy MAE (eV/atom)": (
-            p.predicted_energy_per_atom - p.reference_energy_per_atom,
-            e.energy_mae_per_atom,
-        ),
-        f"force MAE ({FORCE_UNIT})": (p.predicted_forces - p.reference_forces, e.force_mae),
-    }
     texts = []
-    for label, (difference, stated) in pairs.items():
-        error = np.abs(difference[np.isfinite(difference)].astype(float))
-        if stated and error.size and abs(error.mean() - stated) > DISAGREEMENT * stated:
-            text = (
-                f"{run.name}: {label} is {cell(error.mean())} in predictions.npz, but {cell(stated)} in "
-                "evaluation.json. They come from different evaluations: make both again."
+    for name, pairs in run.parity.pairs.items():
+        label = LABELS[name]
+        saved = mean_absolute(pairs.astype(float))
+        stated = run.evaluation.mae.get(name)
+        if saved is None or not stated or abs(saved - stated) <= DISAGREEMENT * stated:
+            continue
+        unit = written_unit(label.error_unit)
+        texts.append(
+            Text(
+                f"{run.name}: {label.title} MAE ({unit}) is {table_cell(saved)} in predictions.npz, "
+                f"but {table_cell(stated)} in evaluation.json. They come from different "
+                "evaluations: make both again.",
+                style="warning",
             )
-            texts.append(Text(text, warning=True))
+        )
     return texts
 
 
 def _level_table(runs: list[Run]) -> Table:
-    rows = [
-        [
-            run.name,
-            level,
-            f"{errors.num_structures:,}",
-            cell(errors.force_mae),
-            cell(errors.force_rms),
-            cell(errors.relative_force_mae, 100),
-            cell(errors.energy_mae_per_atom, 1000),
-        ]
-        for run in runs
-        for level, errors in run.evaluation.levels.items()
-    ]
+    rows = []
+    for run in runs:
+        for level, errors in run.evaluation.levels.items():
+            rows.append([run.name, level, *_level_cells(errors)])
     header = [
         "run",
         "level of theory",
         "structures",
         f"force MAE ({FORCE_UNIT})",
         f"force RMS ({FORCE_UNIT})",
+        "MAE / RMS (%)",
+        "energy MAE (meV/atom)",
     ]
-    return Table("By level of theory", [*header, "MAE / RMS (%)", "energy MAE (meV/atom)"], rows)
+    return Table("By level of theory", header, rows)
 
 
-def _learning_section(runs: list[Run], out_dir: Path) -> Section:
-    figure = learning_curves({run.name: run.metrics for run in runs})
-    picture = draw(
-        figure,
-        out_dir,
-        "learning-curves",
-        "Training loss and validation errors over optimizer steps",
-    )
+def _level_cells(errors: Errors) -> list[str]:
+    return [
+        f"{errors.num_structures:,}",
+        table_cell(errors.force_mae),
+        table_cell(errors.force_rms),
+        table_cell(errors.relative_force_mae, 100),
+        table_cell(errors.energy_mae_per_atom, 1000),
+    ]
+
+
+def _learning_section(runs: list[Run], pictures: PictureFolder) -> Section:
+    figure = draw_learning_curves({run.name: run.metrics for run in runs})
+    alt = "Loss, validation errors, gradient norm, speed and waiting time over the steps"
+    picture = pictures.save(figure, "learning-curves", alt)
     rows = []
     for run in runs:
-        metrics, steps = run.metrics, run.metrics.steps
-        end = max(1, len(steps["loss"]) // 20)
-        rates = [
-            np.nanmedian(steps[name])
-            for name in ("structures_per_s", "edges_per_s", "data_wait_share")
-        ]
-        row = [run.name, f"{metrics.last_step:,}", cell(float(np.nanmedian(steps["loss"][-end:])))]
-        row += [
-            cell(metrics.structures_seen),
-            cell(metrics.seconds),
-            cell(rates[0]),
-            cell(rates[1]),
-        ]
-        rows.append([*row, cell(rates[2], 100)])
-    header = ["run", "steps", "loss at the end", "structures seen", "time in steps (s)"]
-    header += ["structures/s", "edges/s", "waiting for data (%)"]
+        metrics = run.metrics
+        last_twentieth = max(1, len(metrics.steps) // 20)
+        rows.append(
+            [
+                run.name,
+                f"{metrics.last_step:,}",
+                table_cell(metrics.typical("loss", last_twentieth)),
+                table_cell(metrics.structures_seen),
+                table_cell(metrics.seconds),
+                table_cell(metrics.typical("structures_per_s")),
+                table_cell(metrics.typical("edges_per_s")),
+                table_cell(metrics.typical("data_wait_share"), 100),
+            ]
+        )
+    header = [
+        "run",
+        "steps",
+        "loss at the end",
+        "structures seen",
+        "time in steps (s)",
+        "structures/s",
+        "edges/s",
+        "waiting for data (%)",
+    ]
     caption = "Rates are medians over the steps; the loss is the median of the last twentieth"
     return Section("Learning curves", [picture, Table(caption, header, rows)])
 
 
-def _parity_section(runs: list[Run], out_dir: Path) -> Section:
-    pictures = []
+def _parity_section(runs: list[Run], pictures: PictureFolder) -> Section:
+    blocks = []
     for run in runs:
-        figure = parity(run.predictions, run.evaluation, run.name)
-        alt = f"Predicted against reference energies and forces of {run.name}"
-        pictures.append(draw(figure, out_dir, f"parity-{file_stem(run.name)}", alt))
-    return Section("Parity", pictures)
+        figure = draw_parity(
+            run.parity, run.evaluation, f"{run.name}, {run.evaluation.split} split"
+        )
+        alt = f"Predicted against reference labels of {run.name}"
+        blocks.append(pictures.save(figure, f"parity-{file_stem(run.name)}", alt))
+    return Section("Parity", blocks)
 
 
 def _document_section(heading: str, path: Path | None, folded: str = "") -> Section:
@@ -202,17 +234,19 @@ def _document_section(heading: str, path: Path | None, folded: str = "") -> Sect
 
 
 def _input_section(runs: list[Run], others: list[Path | None]) -> Section:
-    """What the page was made from, so that a mailed page can be traced to its files."""
+    """What the page was made from, so that a page sent by mail can be traced to its files."""
     files = [(run.name, run.folder / name) for run in runs for name in RUN_FILES]
     files += [("", Path(path)) for path in others if path is not None]
-    rows = [
-        [p.name, run, MADE_BY.get(p.name, ""), f"{p.stat().st_size:,}", _digest(p)]
-        for run, p in files
-    ]
+    rows = []
+    for run_name, path in files:
+        made_by = MADE_BY.get(path.name, "")
+        size = f"{path.stat().st_size:,}"
+        rows.append([path.name, run_name, made_by, size, _digest(path)])
     header = ["file", "run", "written by", "bytes", "SHA-256 (start)"]
-    return Section("Inputs", [Table("Files that this page was made from", header, rows)])
+    table = Table("Files that this page was made from", header, rows, words=True)
+    return Section("Inputs", [table])
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with file_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from rich.progress import track
 
@@ -21,6 +20,7 @@ from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
+from ...model_zoo.evaluation.summary import ErrorSummary
 from ...model_zoo.hub.load import LoadedModel
 from ...pretrain.config import PretrainConfig
 from ...pretrain.run import pretrain
@@ -153,60 +153,14 @@ def _cell(
     rows = []
     for key, evaluation in evaluations.items():
         row = {"num_structures": num_structures, "strategy": key, "seed": seed}
-        row |= {figure: evaluation[figure] for figure in (*FIGURES, "force_rms")}
+        row |= {figure: getattr(evaluation, figure) for figure in (*FIGURES, "force_rms")}
         rows.append(row | {"seconds": round(all_seconds[key], 2)})
     return rows
 
 
-def samples_needed(
-    rows: list[dict[str, Any]], strategy: str, figure: str = "force_mae"
-) -> float | None:
-    """How many times fewer structures a strategy needs for the error of scratch at the most structures; None: more.
-
-    Medians over seeds; between two sizes the error is taken to follow a power law.
-    """
-    scratch, own = (_medians(rows, name, figure) for name in ("scratch", strategy))
-    if not scratch or not own:
-        return None
-    most, sizes = max(scratch), sorted(own)
-    goal = scratch[most]
-    if own[sizes[0]] <= goal:
-        return most / sizes[0]
-    for low, high in itertools.pairwise(sizes):
-        if own[high] <= goal:
-            share = np.log(own[low] / goal) / np.log(own[low] / own[high])
-            return float(most / (low * (high / low) ** share))
-    return None
-
-
-def _medians(rows: list[dict[str, Any]], strategy: str, figure: str) -> dict[int, float]:
-    errors: dict[int, list[float]] = {}
-    for row in rows:
-        if row["strategy"] == strategy and row[figure] is not None:
-            errors.setdefault(row["num_structures"], []).append(row[figure])
-    return {size: float(np.median(values)) for size, values in errors.items()}
-
-
-def curve_table(rows: list[dict[str, Any]], figure: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table: medians over seeds, with the range where there are several."""
-    names = list(dict.fromkeys(row["strategy"] for row in rows))
-    table = []
-    for size in sorted({row["num_structures"] for row in rows}):
-        line = [str(size)]
-        for name in names:
-            values = [
-                r[figure] for r in rows if (r["strategy"], r["num_structures"]) == (name, size)
-            ]
-            values = [v for v in values if v is not None]
-            spread = f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
-            line.append(f"{np.median(values):.3g}{spread}" if values else "-")
-        table.append(line)
-    return ["structures", *names], table
-
-
 def _from_scratch(
     model: LoadedModel, train: list[Structure], test: list[Structure], steps: int, seed: int
-) -> tuple[dict[str, Any], float]:
+) -> tuple[ErrorSummary, float]:
     """The pretrained model's own recipe on the few structures alone: test errors and seconds."""
     recipe = dict(model.record.training.get("config", {}))
     recipe |= {
@@ -230,7 +184,7 @@ def _from_scratch(
         seconds = time.perf_counter() - started
         if trained is None:  # a signal stopped it
             raise KeyboardInterrupt
-        return json.loads((trained / "evaluation.json").read_text()), seconds
+        return ErrorSummary.read(trained / "evaluation.json"), seconds
 
 
 def spread(structures: list[Structure], most: int) -> list[Structure]:

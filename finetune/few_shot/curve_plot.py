@@ -1,8 +1,7 @@
-"""The few-shot curve as a picture: force and energy error over the number of structures."""
+"""The few-shot curve as a figure: test errors over the number of structures, for every strategy."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,48 +10,82 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ...core.figures.style import COLOURS, STYLE
+from ...core.figures.style import STYLE, looks, plain_log_ticks
+from ...core.numbers import FORCE_UNIT
+from .results import STRATEGY_LABELS, UNCHANGED, ErrorName, FewShotCurve
 
 
-FLAT = ("pretrained",)  # does not depend on the number of structures
-
-
-@rc_context(STYLE)  # type: ignore[arg-type]
-def plot_curve(content: dict[str, Any], path: Path) -> Path:
-    """Write the picture of a fewshot.json."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+@rc_context(STYLE)
+def draw_few_shot_curve(curve: FewShotCurve) -> Figure:
+    """Medians over the seeds as lines and their ranges as bands, on logarithmic axes."""
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
     force, energy = figure.subplots(1, 2)
-    rows = content["rows"]
-    names = list(dict.fromkeys(row["strategy"] for row in rows))
-    for axes, field, factor in ((force, "force_mae", 1.0), (energy, "energy_mae_per_atom", 1000.0)):
-        for name, colour in zip(names, COLOURS * 2, strict=False):
-            values = [
-                (r["num_structures"], factor * r[field])
-                for r in rows
-                if r["strategy"] == name and r[field]
-            ]
-            if values:
-                _draw(axes, name, values, colour)
-        sizes = sorted({row["num_structures"] for row in rows})
-        axes.set(xscale="log", yscale="log", xlabel="structures used")
-        axes.set_xticks(sizes, labels=[str(size) for size in sizes])
-        axes.xaxis.set_minor_locator(NullLocator())
-    force.set(title=f"{content['target']}: forces", ylabel="test force MAE (eV/A)")
-    energy.set(title=f"{content['target']}: energies", ylabel="test energy MAE (meV/atom)")
-    figure.legend(*force.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+    panels: list[tuple[Axes, ErrorName, float]] = [
+        (force, "force_mae", 1.0),
+        (energy, "energy_mae_per_atom", 1000.0),
+    ]
+    # known names first, so that a strategy has the same look in every figure
+    names = dict.fromkeys([*STRATEGY_LABELS, *curve.strategies])
+    styles = dict(zip(names, looks(), strict=False))
+    for axes, error, factor in panels:
+        for strategy in curve.strategies:
+            _draw_strategy(axes, curve, strategy, error, factor, styles[strategy])
+        _finish(axes, curve)
+
+    force.set(title=f"{curve.target}: forces", ylabel=f"test force MAE ({FORCE_UNIT})")
+    energy.set(title=f"{curve.target}: energies", ylabel="test energy MAE (meV/atom)")
+    if curve.force_rms:
+        _add_percent_axis(force, curve.force_rms)
+    drawn = force if force.lines else energy
+    handles, labels = drawn.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
 
 
-def _draw(axes: Axes, name: str, values: list[tuple[int, float]], colour: str) -> None:
-    sizes = sorted({size for size, _ in values})
-    errors = [[error for size, error in values if size == wanted] for wanted in sizes]
-    middle = [float(np.median(e)) for e in errors]
-    if name in FLAT:
-        axes.axhline(float(np.median(middle)), color=colour, ls="--", label=name)
+def _draw_strategy(
+    axes: Axes,
+    curve: FewShotCurve,
+    strategy: str,
+    error: ErrorName,
+    factor: float,
+    look: tuple[str, str],
+) -> None:
+    errors = curve.errors(strategy, error)
+    if not errors:
         return
-    axes.fill_between(
-        sizes, [min(e) for e in errors], [max(e) for e in errors], color=colour, alpha=0.15, lw=0
-    )
-    axes.plot(sizes, middle, marker="o", ms=5, lw=2, color=colour, label=name)
+    colour, marker = look
+    label = STRATEGY_LABELS.get(strategy, strategy)
+    middle = factor * np.array([np.median(values) for values in errors.values()])
+    if strategy == UNCHANGED:
+        axes.axhline(float(np.median(middle)), color=colour, ls="--", lw=2, label=label)
+        return
+
+    sizes = list(errors)
+    low = factor * np.array([min(values) for values in errors.values()])
+    high = factor * np.array([max(values) for values in errors.values()])
+    axes.fill_between(sizes, low, high, color=colour, alpha=0.18, lw=0)
+    axes.plot(sizes, middle, color=colour, marker=marker, ms=6, lw=2, label=label)
+
+
+def _finish(axes: Axes, curve: FewShotCurve) -> None:
+    axes.set(xscale="log", yscale="log", xlabel="structures of the target used")
+    used = {row.num_structures for row in curve.rows if row.strategy != UNCHANGED}
+    sizes = sorted(size for size in used if size > 0)
+    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    plain_log_ticks(axes.yaxis)
+
+
+def _add_percent_axis(axes: Axes, force_rms: float) -> None:
+    """The same errors in percent of the labels' RMS: an error of 100 % has learned nothing."""
+
+    def to_percent(mae: Any) -> Any:
+        return 100 * mae / force_rms
+
+    def to_mae(share: Any) -> Any:
+        return share * force_rms / 100
+
+    percent = axes.secondary_yaxis("right", functions=(to_percent, to_mae))
+    percent.set_ylabel("% of the force RMS")
+    low, high = axes.get_ylim()
+    plain_log_ticks(percent.yaxis, (to_percent(low), to_percent(high)))

@@ -19,7 +19,8 @@ from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii, reference_states
 
 from ...data_pipelines.structure import Structure
-from ...model_zoo.evaluation.evaluation import mean_absolute, predict
+from ...model_zoo.evaluation.evaluation import predict
+from ...model_zoo.evaluation.summary import mean_absolute
 from ...model_zoo.hub.load import LoadedModel
 from ...model_zoo.potential.potential import Potential
 from ..gradient.replay import draw_probe, labelled_by

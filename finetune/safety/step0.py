@@ -9,7 +9,9 @@ import numpy as np
 
 from ...core.labels import unit_factor
 from ...data_pipelines.structure import Structure
-from ...model_zoo.evaluation.evaluation import Predictions, predict, summarise
+from ...model_zoo.evaluation.evaluation import predict
+from ...model_zoo.evaluation.predictions import Predictions
+from ...model_zoo.evaluation.summary import summarise
 from ...model_zoo.potential.potential import Potential
 
 
@@ -42,7 +44,7 @@ class Step:
 def step(name: str, potential: Potential, structures: list[Structure]) -> Step:
     """Errors of the potential as it stands."""
     summary = summarise(predict(potential, structures), "train")
-    return Step(name, *(summary[key] for key in LABELS))
+    return Step(name, summary.energy_mae_per_atom, summary.force_mae)
 
 
 def worse_labels(after: Any, before: Any) -> list[str]:

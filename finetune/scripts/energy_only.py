@@ -20,7 +20,6 @@ target = replace(target, train=train, valid=valid)
 gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300, learning_rate=1e-3)
 result = finetune(model, target, FineTuneConfig(strategy="full", gradient=gradient))
 for name, errors in result.evaluations.items():
-    print(
-        f"{name}: energy MAE {1000 * errors['energy_mae_per_atom']:.1f} meV/atom on the {errors['split']} split"
-    )
+    energy_mae = 1000 * (errors.energy_mae_per_atom or 0.0)
+    print(f"{name}: energy MAE {energy_mae:.1f} meV/atom on the {errors.split} split")
 print("saved in", save_finetuned(result, model, Path(out)))

@@ -17,5 +17,5 @@ result = finetune(model, data, config, work=Path(out + "-data"))
 known = {symbol for symbols in model.record.elements.values() for symbol in symbols}
 print("learned:", sorted({str(a) for s in result.structures for a in s.to_atoms().symbols} - known))
 for name, errors in result.evaluations.items():
-    print(f"{name}: force MAE {errors['force_mae']:.4f} eV/A on the {errors['split']} split")
+    print(f"{name}: force MAE {errors.force_mae:.4f} eV/A on the {errors.split} split")
 print("saved in", save_finetuned(result, model, Path(out)))

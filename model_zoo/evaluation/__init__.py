@@ -1,1 +1,6 @@
-"""Predictions of a potential on labelled structures, and the summary of its errors."""
+"""How wrong a potential is on labelled structures.
+
+In: a potential and structures. Out: `Predictions` (pairs of reference and prediction), their
+`ErrorSummary` (evaluation.json) and the parity figure. Open `evaluation.py` first, then
+`summary.py`.
+"""

@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 from pydantic import BaseModel, ValidationError
 
-from ..evaluation.evaluation import Predictions
+from ..evaluation.predictions import Predictions
+from ..evaluation.summary import ErrorSummary
 from ..potential.potential import Potential
 from .record import ModelRecord
 
@@ -83,12 +84,13 @@ def card_pictures(
     # matplotlib takes most of a second to import, and most folders are saved without pictures
     from .card_pictures import coverage, element_errors, parity
 
+    summary = ErrorSummary.from_dict(evaluation)
     pictures = {
         "coverage.png": coverage(record.train_counts),
-        "element_errors.png": element_errors(evaluation),
+        "element_errors.png": element_errors(summary),
     }
     if predictions is not None:
-        pictures["parity.png"] = parity(predictions)
+        pictures["parity.png"] = parity(predictions, summary)
     return {name: data for name, data in pictures.items() if data}
 
 

@@ -55,7 +55,7 @@ from .weights import (
 
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluation import Predictions
+    from ..evaluation.predictions import Predictions
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -48,11 +48,9 @@ class AdaptiveWeights(Callback):
         if report.step % self.every:
             return
         errors = torch.full((NUM_ELEMENTS,), math.nan)
-        if self.validation is not None:
-            for symbol, row in self.validation.summary["per_element"].items():
-                errors[atomic_numbers[symbol]] = (
-                    math.nan if row["force_mae"] is None else row["force_mae"]
-                )
+        if self.validation is not None and self.validation.summary is not None:
+            for symbol, force_mae in self.validation.summary.force_mae_of_elements().items():
+                errors[atomic_numbers[symbol]] = force_mae
         if trainer.engine.world_size > 1:
             dist.broadcast(errors, 0)
         trainer.element_weight = updated(trainer.element_weight, errors, self.config)

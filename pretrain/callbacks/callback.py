@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.evaluation.evaluation import evaluate, with_a_head
+from ...model_zoo.evaluation.summary import ErrorSummary
 from ...model_zoo.potential.potential import Potential
 from ..checkpoints.checkpoints import CheckpointConfig, save_checkpoint
 
@@ -27,7 +28,7 @@ class Callback:
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None: ...
 
-    def on_evaluation(self, step: int, summary: dict[str, Any]) -> None: ...
+    def on_evaluation(self, step: int, summary: ErrorSummary) -> None: ...
 
     def on_end(self, trainer: Trainer) -> None: ...
 
@@ -103,7 +104,7 @@ class Validation(Callback):
         self.potential, self.data, self.metrics = potential, data, metrics
         self.console, self.every, self.limit = console, every, limit
         self.average = average
-        self.summary: dict[str, Any] = {}
+        self.summary: ErrorSummary | None = None
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if report.step % self.every:
@@ -115,7 +116,7 @@ class Validation(Callback):
         with averaged:
             self.summary = summary = evaluate(self.potential, structures, "valid", self.limit)
         self.potential.train()
-        self.metrics.write({"event": "evaluation", "step": report.step, **summary})
+        self.metrics.write({"event": "evaluation", "step": report.step, **summary.to_dict()})
         for callback in trainer.callbacks:
             callback.on_evaluation(report.step, summary)
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
@@ -132,16 +133,16 @@ class NoiseFigures(Callback):
             self.metrics.write({"event": "noise", "step": report.step, "noise": self.noise.table()})
 
 
-def _figures(summary: dict[str, Any]) -> list[str]:
+def _figures(summary: ErrorSummary) -> list[str]:
     """The errors of which there are labels, to be read."""
     figures = []
-    if summary["energy_mae_per_atom"] is not None:
-        figures.append(f"energy MAE {1000 * summary['energy_mae_per_atom']:.1f} meV/atom")
-    if summary["force_mae"] is not None:
+    if summary.energy_mae_per_atom is not None:
+        figures.append(f"energy MAE {1000 * summary.energy_mae_per_atom:.1f} meV/atom")
+    if summary.force_mae is not None:
         figures.append(
-            f"force MAE {summary['force_mae']:.3f} eV/A (RMS of the labels {summary['force_rms']:.3f})"
+            f"force MAE {summary.force_mae:.3f} eV/A (RMS of the labels {summary.force_rms:.3f})"
         )
         figures.append(
-            f"worst element {summary['worst_element']} {summary['worst_element_force_mae']:.3f}"
+            f"worst element {summary.worst_element} {summary.worst_element_force_mae:.3f}"
         )
     return figures

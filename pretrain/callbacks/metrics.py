@@ -18,19 +18,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...core.files import write_atomically
 from ...core.settings import Settings
+from ...model_zoo.evaluation.summary import ErrorSummary
 from .callback import Callback
 
 
 if TYPE_CHECKING:
     from ..loop.trainer import StepReport, Trainer
-
-EVALUATED = (
-    "energy_mae_per_atom",
-    "force_mae",
-    "stress_mae",
-    "worst_element_force_mae",
-    "worst_decile_force_mae",
-)
 
 
 class LoggingConfig(Settings):
@@ -171,7 +164,7 @@ class TensorBoard(Callback):
             if value is not None:
                 self._writer.add_scalar(f"train/{name}", value, report.step)
 
-    def on_evaluation(self, step: int, summary: dict[str, Any]) -> None:
+    def on_evaluation(self, step: int, summary: ErrorSummary) -> None:
         for name, value in evaluated(summary).items():
             self._writer.add_scalar(name, value, step)
 
@@ -203,13 +196,13 @@ class WeightsAndBiases(Callback):
         }
         self._run.log(values, step=report.step)
 
-    def on_evaluation(self, step: int, summary: dict[str, Any]) -> None:
+    def on_evaluation(self, step: int, summary: ErrorSummary) -> None:
         self._run.log(evaluated(summary), step=step)
 
     def close(self) -> None:
         self._run.finish()
 
 
-def evaluated(summary: dict[str, Any]) -> dict[str, float]:
+def evaluated(summary: ErrorSummary) -> dict[str, float]:
     """The figures of a validation that are drawn as curves."""
-    return {f"valid/{name}": summary[name] for name in EVALUATED if summary[name] is not None}
+    return {f"valid/{name}": value for name, value in summary.figures().items()}

@@ -1,1 +1,5 @@
-"""A page in the run folder that follows a training. Open `watch.py` first."""
+"""What can be seen of a run while it trains and afterwards.
+
+In: the files of a run folder. Out: a page that follows the run, and the figure of learning curves.
+Open `run_metrics.py` first: it is the one reader of metrics.jsonl.
+"""

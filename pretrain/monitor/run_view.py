@@ -1,103 +1,92 @@
-"""What a run folder says about a training that goes on, has stopped or has ended; read by the page that shows it."""
+"""What the folder of a run says at one instant: is it training, silent, or at its end?"""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-import numpy as np
 import yaml
 
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from .run_metrics import RunMetrics
 
-SILENT = 60.0  # s without a row, or so many typical steps, after which a run is called silent
+
+# a run without a new row for so many seconds, and for so many typical steps, is called silent
+SILENT_SECONDS = 60.0
 SILENT_STEPS = 30
+RECENT_STEPS = 100
+
+
+class NoRunError(EvenfieldError):
+    """A folder that no training run has written."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run at one instant; steps and evaluations are rows of metrics.jsonl, the newest last."""
+    """A run at one instant."""
 
     folder: Path
     max_steps: int
-    steps: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    seconds_since: float  # the last row
-    ended: bool  # its model folder is there
-    rank_hung: bool  # a rank left the stacks of its threads behind
+    metrics: RunMetrics
+    seconds_since: float
+    """Since the last row was written."""
+    ended: bool
+    """Its model folder is complete."""
+    rank_hung: bool
+    """A rank was found hanging, and left the stacks of its threads behind."""
 
     @classmethod
-    def read(cls, folder: Path) -> RunView:
-        """Raises ValueError for a folder that holds no run."""
-        metrics, config = folder / "metrics.jsonl", folder / "config.yaml"
+    def read(cls, folder: Path) -> Self:
+        """Read a run folder. Raises NoRunError for a folder that holds no run."""
+        metrics = folder / "metrics.jsonl"
+        config = folder / "config.yaml"
         if not metrics.is_file() or not config.is_file():
-            raise ValueError(f"{folder}: holds no run: name the `out` of an `evenfield pretrain`")
-        rows = list(_rows(metrics))
-        hangs = [
-            path
-            for path in folder.glob("hang-rank-*.txt")
-            if len(path.read_text().splitlines()) > 1
-        ]
+            raise NoRunError(
+                "holds no run", file=folder, remedy="name the `out` of an `evenfield pretrain`"
+            )
+        with file_errors(folder):
+            settings = yaml.safe_load(config.read_text())
+            age = time.time() - metrics.stat().st_mtime
+            # the first line is a heading, written when the watchdog starts
+            hung = any(
+                len(path.read_text().splitlines()) > 1 for path in folder.glob("hang-rank-*.txt")
+            )
         return cls(
             folder=folder,
-            max_steps=int(yaml.safe_load(config.read_text())["max_steps"]),
-            steps=[row for row in rows if row["event"] == "step"],
-            evaluations=[row for row in rows if row["event"] == "evaluation"],
-            seconds_since=max(0.0, time.time() - metrics.stat().st_mtime),
+            max_steps=int(settings["max_steps"]),
+            metrics=RunMetrics.read(metrics),
+            seconds_since=max(0.0, age),
             ended=(folder / "model" / "manifest.json").is_file(),
-            rank_hung=bool(hangs),
+            rank_hung=hung,
         )
 
     @property
     def step(self) -> int:
-        """The last one, 0 before the first."""
-        return self.steps[-1]["step"] if self.steps else 0
+        """The last step, 0 before the first."""
+        return self.metrics.last_step
 
     @property
     def state(self) -> str:
-        """In a word or two."""
+        """The state of the run in a word or two."""
         if self.ended:
             return "ended"
         if self.rank_hung:
             return "a rank hung and was ended"
-        if not self.steps:
+        if not self.metrics.steps:
             return "starting"
-        if self.seconds_since > max(SILENT, SILENT_STEPS * self.typical("seconds")):
+        patience = SILENT_STEPS * self.typical("seconds")
+        if self.seconds_since > max(SILENT_SECONDS, patience):
             return "silent: stopped, killed or waiting in a queue"
         return "evaluating" if self.step >= self.max_steps else "training"
 
-    def typical(self, name: str, last: int = 100) -> float:
-        """Median of a figure over the last steps; NaN where no step has it."""
-        values = self.column(name)[-last:]
-        values = values[np.isfinite(values)]
-        return float(np.median(values)) if len(values) else np.nan
-
-    def column(self, name: str) -> np.ndarray:
-        """A figure of all steps (n,), NaN where a step lacks it."""
-        return np.array(
-            [np.nan if row.get(name) is None else row[name] for row in self.steps], dtype=float
-        )
-
-    def evaluated(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a figure of the validations that have it."""
-        rows = [(row["step"], row[name]) for row in self.evaluations if row.get(name) is not None]
-        return np.array([step for step, _ in rows]), np.array(
-            [value for _, value in rows], dtype=float
-        )
+    def typical(self, name: str) -> float:
+        """Median of a number over the recent steps; NaN where no step has it."""
+        return self.metrics.typical(name, RECENT_STEPS)
 
     @property
     def seconds_left(self) -> float:
-        """To the last step at the pace of the last hundred, validations and saves included as far as they are seen."""
+        """Time to the last step at the recent pace; validations and saves at the end come on top."""
         return (self.max_steps - self.step) * self.typical("seconds")
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows; the last line may be in the writing."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return

@@ -11,7 +11,8 @@ import torch
 
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.structure import Structure
-from evenfield.model_zoo.evaluation.evaluation import Predictions, predict
+from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.evaluation.predictions import Predictions
 from evenfield.model_zoo.hub.load import LoadedModel, load
 from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
 from evenfield.pretrain.config import PretrainConfig

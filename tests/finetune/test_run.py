@@ -12,7 +12,8 @@ from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.run import FineTuneConfig, finetune
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import draw
-from evenfield.model_zoo.evaluation.evaluation import predict, summarise
+from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
 
 
@@ -65,8 +66,8 @@ def test_new_element_is_learned(tuned, model):
     pretrained, step0 = (tuned.evaluations[name] for name in ("pretrained", "step0"))
     assert NEW not in model.record.elements["EMT"]
     assert tuned.reference.mae_after <= tuned.reference.mae_before
-    assert step0["energy_mae_per_atom"] < 0.5 * pretrained["energy_mae_per_atom"]
-    assert step0["force_mae"] == pytest.approx(pretrained["force_mae"])  # E0 exerts no force
+    assert step0.energy_mae_per_atom < 0.5 * pretrained.energy_mae_per_atom
+    assert step0.force_mae == pytest.approx(pretrained.force_mae)  # E0 exerts no force
     others = [abs(shift) for symbol, shift in tuned.reference.shifts.items() if symbol != NEW]
     assert tuned.reference.shifts[NEW] > PLATINUM_ENERGY / 2 > 5 * max(others)
 
@@ -77,16 +78,14 @@ def test_new_element_improves_on_structures_left_out(tuned, model, sets):
     before, after = (
         summarise(predict(p, crystals), "test") for p in (model.potential, tuned.potential)
     )
-    assert after["force_mae"] < 0.75 * before["force_mae"]
-    assert after["energy_mae_per_atom"] < 0.05 * before["energy_mae_per_atom"]
+    assert after.force_mae < 0.75 * before.force_mae
+    assert after.energy_mae_per_atom < 0.05 * before.energy_mae_per_atom
 
 
 def test_evaluations_are_those_of_the_test_split(tuned, sets):
     test = list(iter_structures(sets["platinum"], "test"))
     assert summarise(predict(tuned.potential, test), "test") == tuned.evaluations["refit"]
-    assert all(
-        evaluation["num_structures"] == len(test) for evaluation in tuned.evaluations.values()
-    )
+    assert all(evaluation.num_structures == len(test) for evaluation in tuned.evaluations.values())
     assert 0 == tuned.seconds["pretrained"] < tuned.seconds["step0"] < tuned.seconds["refit"]
 
 
@@ -141,10 +140,8 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
     result = finetune(model, tmp_path / "scaled", REFIT)
     assert result.potential.config.levels_of_theory == ["EMT", "EMT-scaled"]
     pretrained, step0, refit = (result.evaluations[k] for k in ("pretrained", "step0", "refit"))
-    assert (
-        pretrained["energy_mae_per_atom"] > 1 > 4 * step0["energy_mae_per_atom"]
-    )  # 0.1 eV times Z
-    assert refit["force_mae"] <= 1.02 * step0["force_mae"]
+    assert pretrained.energy_mae_per_atom > 1 > 4 * step0.energy_mae_per_atom  # 0.1 eV times Z
+    assert refit.force_mae <= 1.02 * step0.force_mae
     test = list(iter_structures(sets["base"], "test"))
     before, after = predict(model.potential, test), predict(result.potential, test)
     assert np.array_equal(before.forces, after.forces) and np.array_equal(

@@ -102,7 +102,6 @@ def test_before_the_first_step_repulsion_explains_more_than_nothing(run_config):
         config = run_config(model=run_config().model.model_dump() | {"repulsion": repulsion})
         potential = build_potential(config, config.open_data())
         torch.nn.init.zeros_(potential.readout.weight)
-        force_mae[repulsion] = evaluate(potential, iter_structures(config.data, "test"), "test")[
-            "force_mae"
-        ]
+        errors = evaluate(potential, iter_structures(config.data, "test"), "test")
+        force_mae[repulsion] = errors.force_mae
     assert force_mae[True] < 0.3 * force_mae[False]

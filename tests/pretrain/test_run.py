@@ -16,7 +16,8 @@ from rich.console import Console
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
-from evenfield.model_zoo.evaluation.evaluation import evaluate, predict, summarise
+from evenfield.model_zoo.evaluation.evaluation import evaluate, predict
+from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain.callbacks import callback as callbacks
 from evenfield.pretrain.callbacks.metrics import Metrics, ProgressBar
@@ -86,12 +87,8 @@ def test_it_learns(finished):
         evaluate(potential, iter_structures(finished.data, "valid"), "valid")
         for potential in (trained, with_prior, without)
     )
-    assert (
-        new["force_mae"] < 0.8 * fresh["force_mae"] and new["force_mae"] < 0.25 * blank["force_mae"]
-    )
-    assert new["energy_mae_per_atom"] < min(
-        fresh["energy_mae_per_atom"], blank["energy_mae_per_atom"]
-    )
+    assert new.force_mae < 0.8 * fresh.force_mae and new.force_mae < 0.25 * blank.force_mae
+    assert new.energy_mae_per_atom < min(fresh.energy_mae_per_atom, blank.energy_mae_per_atom)
 
 
 def test_every_step_has_one_whole_row(finished):
@@ -124,7 +121,7 @@ def test_published_model_predicts_what_was_evaluated(finished):
     predictions = predict(model.potential, structures)
     census = read_census(finished.data)["per_element"]
     counts = {symbol: row["structures"].get("train", 0) for symbol, row in census.items()}
-    assert summarise(predictions, "test", counts) == json.loads(
+    assert summarise(predictions, "test", counts).to_dict() == json.loads(
         (out / "evaluation.json").read_text()
     )
     assert (out / "evaluation.json").read_bytes() == (

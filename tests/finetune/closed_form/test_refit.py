@@ -20,7 +20,8 @@ from evenfield.finetune.closed_form.refit import (
     refit_readout,
 )
 from evenfield.finetune.heads import add_to_head
-from evenfield.model_zoo.evaluation.evaluation import predict, summarise
+from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.potential.potential import forces_and_stress
 
 
@@ -72,7 +73,7 @@ def labels(potential, structures) -> tuple[np.ndarray, np.ndarray]:
 
 def errors(potential, structures) -> tuple[float, float]:
     summary = summarise(predict(potential, structures), "test")
-    return summary["energy_mae_per_atom"], summary["force_mae"]
+    return summary.energy_mae_per_atom, summary.force_mae
 
 
 # --- linearity
@@ -327,7 +328,7 @@ def with_stress(potential, structures) -> list:
 
 
 def stress_error(potential, structures) -> float:
-    return summarise(predict(potential, structures), "test")["stress_mae"]
+    return summarise(predict(potential, structures), "test").stress_mae
 
 
 def test_stress_alone_finds_the_readout_again(potential, structures):

@@ -309,9 +309,7 @@ def test_all_structures_are_learned_from_once_held_out_ones_have_agreed(
     assert first[:2] == (8, True) and again[:2] == (10, False) and 2 * again[2] == first[3]
     assert torch.equal(first[5], again[4])
     # without a test split the errors are those on structures that had not been learned from
-    assert (
-        result.evaluations["full"]["force_mae"] == pytest.approx(errors[0], rel=1e-6) != errors[1]
-    )
+    assert result.evaluations["full"].force_mae == pytest.approx(errors[0], rel=1e-6) != errors[1]
     assert result.held_out[1] < result.held_out[0]
 
 
@@ -321,6 +319,6 @@ def test_gradient_may_start_from_the_refit(loaded, stiffer):
         loaded, target, FineTuneConfig(strategy="full", start="refit", gradient=SHORT)
     )
     assert set(result.evaluations) == {"pretrained", "step0", "refit", "full"}
-    assert result.evaluations["full"]["force_mae"] <= result.evaluations["refit"]["force_mae"] * (
+    assert result.evaluations["full"].force_mae <= result.evaluations["refit"].force_mae * (
         1 + 1e-6
     )

@@ -158,9 +158,9 @@ def test_dry_run_shows_everything_and_sends_nothing(
 
 def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> None:
     potential, record = model_zoo.load_model(folder)
-    model_zoo.save_model(
-        folder, potential, record, {"levels": {}, "per_element": {}}, attachments={"a.json": b"{}"}
-    )
+    evaluation = {"split": "test", "num_structures": 3, "num_atoms": 9, "levels": {}}
+    evaluation["per_element"] = {}
+    model_zoo.save_model(folder, potential, record, evaluation, attachments={"a.json": b"{}"})
     weights = (folder / "model.safetensors").read_bytes()
     from evenfield.model_zoo.package.folder import describe
     from evenfield.model_zoo.package.record import Description
@@ -168,10 +168,7 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
     describe(folder, Description(citation="A. Author, 2026"))
     again = model_zoo.load(folder)
     assert again.record == record.model_copy(update={"citation": "A. Author, 2026"})
-    assert again.attachments["a.json"] == b"{}" and again.evaluation == {
-        "levels": {},
-        "per_element": {},
-    }
+    assert again.attachments["a.json"] == b"{}" and again.evaluation == evaluation
     assert (folder / "model.safetensors").read_bytes() == weights
     assert "A. Author, 2026" in (folder / "README.md").read_text()
 

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from evenfield import model_zoo
-from evenfield.model_zoo.evaluation.evaluation import Predictions, summarise
+from evenfield.model_zoo.evaluation.predictions import Predictions
+from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.package.card import FIGURES
 from evenfield.model_zoo.package.folder import attach
 
@@ -33,9 +34,7 @@ def predictions() -> Predictions:
         level_index=np.array([0, 0, 1]),
         level_names=["PBE", "EMT"],
         num_atoms=np.array([3, 3, 3]),
-        energy=energy,
-        forces=forces,
-        stress=stress,
+        pairs={"energy": energy, "forces": forces, "stress": stress},
     )
 
 
@@ -54,7 +53,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, predictions: Predictions
     }
     evaluation = summarise(predictions, "test", {"Cu": 20, "Au": 3})
     return model_zoo.save_model(
-        folder, potential, record.model_copy(update=facts), evaluation, predictions=predictions
+        folder,
+        potential,
+        record.model_copy(update=facts),
+        evaluation.to_dict(),
+        predictions=predictions,
     )
 
 

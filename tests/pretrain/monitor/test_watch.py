@@ -20,8 +20,8 @@ from evenfield.core.settings import SettingsError, load_settings
 from evenfield.pretrain.callbacks.metrics import LoggingConfig, ProgressBar
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.loop.trainer import StepReport
-from evenfield.pretrain.monitor.run_view import RunView
-from evenfield.pretrain.monitor.watch import clock, write_page
+from evenfield.pretrain.monitor.run_view import NoRunError, RunView
+from evenfield.pretrain.monitor.watch import clock, write_watch_page
 from evenfield.pretrain.run import pretrain
 
 
@@ -78,12 +78,13 @@ def test_page_of_a_finished_run(finished):
     assert "watched &lt;b&gt;" in page and "watched <b>" not in page
     assert "30 of 30" in page and "refresh" not in page
     assert page.count("data:image/png;base64,") == 2  # curves and the periodic table
-    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it loads nothing
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # it loads nothing
     rows = [
         json.loads(line) for line in (Path(finished.out) / "metrics.jsonl").read_text().splitlines()
     ]
     errors = [row for row in rows if row["event"] == "evaluation"][-1]["per_element"]
-    rows = re.findall(r"<tr><td>(\w+)</td><td>\d+</td><td>\d+</td><td>([\d.]+)</td>", page)
+    row = r'<tr><th scope="row">(\w+)</th><td>\d+</td><td>\d+</td><td>([\d.]+)</td>'
+    rows = re.findall(row, page)
     assert [float(mae) for _, mae in rows] == sorted((float(mae) for _, mae in rows), reverse=True)
     assert {
         symbol: pytest.approx(row["force_mae"], rel=0.01) for symbol, row in errors.items()
@@ -95,7 +96,7 @@ def test_page_of_a_run_that_goes_on_reloads_itself_and_tells_time_and_remarks(tm
     out = write_rows(
         tmp_path / "run", [*(step(k) for k in range(1, 12)), bad, step(13, note="weights set back")]
     )
-    page = write_page(RunView.read(out), every=7.0).read_text()
+    page = write_watch_page(RunView.read(out), every=7.0).read_text()
     assert '<meta http-equiv="refresh" content="7">' in page and "<span>training</span>" in page
     assert "2 min 54 s" in page  # 87 steps of 2 s
     assert "step 13: weights set back" in page
@@ -105,7 +106,7 @@ def test_page_of_a_run_that_goes_on_reloads_itself_and_tells_time_and_remarks(tm
 
 def test_page_before_the_first_step_and_with_a_line_in_the_writing(tmp_path):
     out = write_rows(tmp_path / "run", [])
-    assert "<span>starting</span>" in write_page(RunView.read(out), 5.0).read_text()
+    assert "<span>starting</span>" in write_watch_page(RunView.read(out), 5.0).read_text()
     with (out / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(step(1)) + "\n" + '{"event": "st')
     assert RunView.read(out).step == 1
@@ -128,7 +129,7 @@ def test_state_of_a_run_that_says_nothing_and_of_one_that_hung(tmp_path):
 
 def test_folder_without_a_run_is_refused_and_so_is_no_folder(tmp_path):
     with pytest.raises(
-        ValueError, match=r"holds no run: name the `out` of an `evenfield pretrain`"
+        NoRunError, match=r"holds no run: name the `out` of an `evenfield pretrain`"
     ):
         RunView.read(tmp_path)
     with pytest.raises(ValueError, match=r"watch: name the run folder"):

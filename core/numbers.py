@@ -1,0 +1,40 @@
+"""Numbers as a reader wants to see them: few digits, no noise, and a dash where there is none."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+
+ANGSTROM = "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"
+FORCE_UNIT = f"eV/{ANGSTROM}"
+
+
+def short_number(value: float) -> str:
+    """Three significant digits in at most six characters: 0.0123, 1.23, 12.3k, 4.56M, 1.2e-05."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999.5 and more would round to four digits
+        if abs(value) >= 0.9995 * factor:
+            return f"{value / factor:.3g}{letter}"
+    if float(value).is_integer():
+        return str(int(value))
+    if abs(value) < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def table_cell(value: float | None, factor: float = 1.0) -> str:
+    """`value` times `factor` with three digits, and a dash where it is missing or not finite.
+
+    Unlike `short_number` it keeps trailing zeros, so that the digits of a column line up.
+    """
+    if value is None or not isfinite(value):
+        return "-"
+    scaled = factor * value
+    if 1e-4 <= abs(scaled) < 999.5:
+        return f"{scaled:#.3g}".rstrip(".")
+    return short_number(scaled)
+
+
+def written_unit(unit: str) -> str:
+    """A unit of the code, such as eV/A^3, with the signs that pictures and pages can show."""
+    return unit.replace("/A^3", f"/{ANGSTROM}\u00b3").replace("/A", f"/{ANGSTROM}")

@@ -1,0 +1,155 @@
+"""fewshot.json as a class: errors by strategy and number of structures, and what they say.
+
+`curve.py` writes the file, `curve_plot.py` draws it, and the report and the command line read it
+here. What "so many times fewer structures" means is defined in `FewShotCurve.times_fewer`, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+
+
+BASELINE = "scratch"
+# its error does not depend on the number of structures
+UNCHANGED = "pretrained"
+STRATEGY_LABELS = {
+    "pretrained": "pretrained, unchanged",
+    "step0": "E0 refit only (step 0)",
+    "refit": "closed-form refit",
+    "scratch": "trained from scratch",
+}
+ErrorName = Literal["force_mae", "energy_mae_per_atom"]
+
+
+class FewShotFileError(EvenfieldError):
+    """A file that is not a few-shot curve."""
+
+
+class FewShotRow(BaseModel):
+    """One fine-tuning: strategy, number of structures, seed of the draw, and its test errors."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_structures: int
+    strategy: str
+    seed: int
+    force_mae: float | None
+    """eV/A; None where the test structures have no forces."""
+    energy_mae_per_atom: float | None
+    """eV/atom; None where the test structures have no energies."""
+    seconds: float | None = None
+    """Time of the fine-tuning, where it was recorded."""
+
+
+class FewShotCurve(BaseModel):
+    """fewshot.json: fine-tunings of one pretrained model on one target chemistry."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    target: str
+    force_rms: float | None
+    """RMS of the force labels of the test structures, eV/A."""
+    rows: list[FewShotRow]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file. Raises FewShotFileError, and FileError where there is none."""
+        with file_errors(path, remedy="`evenfield finetune curve` writes it"):
+            text = Path(path).read_text()
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise FewShotFileError(
+                f"not a few-shot curve ({place}: {first['msg']})",
+                file=path,
+                remedy="write it with `evenfield finetune curve`",
+            ) from error
+
+    @property
+    def strategies(self) -> list[str]:
+        """In the order of the file."""
+        return list(dict.fromkeys(row.strategy for row in self.rows))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of structures, ascending."""
+        return sorted({row.num_structures for row in self.rows})
+
+    def errors(self, strategy: str, error: ErrorName) -> dict[int, list[float]]:
+        """Number of structures -> errors of all seeds, ascending; sizes without labels are absent."""
+        found: dict[int, list[float]] = {}
+        for row in self.rows:
+            value = getattr(row, error)
+            if row.strategy == strategy and value is not None:
+                found.setdefault(row.num_structures, []).append(value)
+        return dict(sorted(found.items()))
+
+    def medians(self, strategy: str, error: ErrorName) -> dict[int, float]:
+        """Number of structures -> median over the seeds."""
+        return {
+            size: float(np.median(values)) for size, values in self.errors(strategy, error).items()
+        }
+
+    def structures_needed(self, strategy: str, goal: float, error: ErrorName) -> float | None:
+        """Number of structures at which the median error of a strategy reaches `goal`.
+
+        Between two sizes the error is taken to follow a power law. Where the smallest size is already
+        good enough, the answer is that size, so it is an upper bound. None if no size reaches the goal.
+        """
+        medians = self.medians(strategy, error)
+        sizes = list(medians)
+        if not sizes:
+            return None
+        if medians[sizes[0]] <= goal:
+            return float(sizes[0])
+        for low, high in itertools.pairwise(sizes):
+            if medians[high] <= goal:
+                fall = math.log(medians[low] / medians[high])
+                share = math.log(medians[low] / goal) / fall
+                return float(low * (high / low) ** share)
+        return None
+
+    def times_fewer(self, strategy: str, error: ErrorName = "force_mae") -> float | None:
+        """How many times fewer structures a strategy needs than training from scratch.
+
+        The goal is the median error of training from scratch with the most structures. None if the
+        strategy does not reach it, or if the curve has no training from scratch.
+        """
+        baseline = self.medians(BASELINE, error)
+        if not baseline:
+            return None
+        most = max(baseline)
+        needed = self.structures_needed(strategy, baseline[most], error)
+        # "pretrained" needs no structures at all, and no factor expresses that
+        return most / needed if needed else None
+
+    def table(self, error: ErrorName) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: medians over the seeds, with the range where there are several seeds."""
+        columns = {strategy: self.errors(strategy, error) for strategy in self.strategies}
+        rows = []
+        for size in self.sizes:
+            row = [f"{size:,}"]
+            row += [_median_and_range(errors.get(size, [])) for errors in columns.values()]
+            rows.append(row)
+        labels = [STRATEGY_LABELS.get(strategy, strategy) for strategy in self.strategies]
+        return ["structures", *labels], rows
+
+
+def _median_and_range(values: list[float]) -> str:
+    if not values:
+        return "-"
+    median = f"{np.median(values):.3g}"
+    if len(values) == 1:
+        return median
+    return f"{median} ({min(values):.3g}-{max(values):.3g})"

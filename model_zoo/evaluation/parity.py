@@ -1,0 +1,129 @@
+"""The parity figure: predicted against reference, one panel for each label that has references."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...core.figures.style import COLOURS, STYLE
+from ...core.labels import LABELS, Label
+from ...core.numbers import short_number, written_unit
+from .predictions import ParityPairs
+from .summary import Errors, ErrorSummary
+
+
+# with more points than this, dots hide each other: show their density
+MANY_POINTS = 6000
+
+
+@rc_context(STYLE)
+def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figure:
+    """Labels of structures coloured by level of theory, labels of atoms component by component.
+
+    The legend of the first panel states the errors of each level of theory.
+    """
+    shown = [LABELS[name] for name in parity.pairs if len(parity.flat(name))]
+    figure = Figure(figsize=(max(1, len(shown)) * 6.0, 5.9), layout="constrained")
+    if not shown:
+        figure.suptitle(f"{title}: no labels to compare with", x=0.01, ha="left", size=15)
+        return figure
+
+    for axes, label in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        unit = written_unit(label.error_unit)
+        if label.per == "structure":
+            _by_level(axes, parity, label)
+        else:
+            _all_components(axes, parity.flat(label.name), unit)
+        _diagonal(axes, parity.flat(label.name))
+        less = " less E0" if label.name == "energy" else ""
+        axes.set(xlabel=f"reference {label.title}{less} ({unit})")
+        axes.set(ylabel=f"predicted {label.title}{less} ({unit})")
+        error = summary.mae.get(label.name)
+        if error is not None:
+            axes.set_title(f"{label.title.capitalize()}: MAE {_error_text(label, error)}")
+    _legend(figure.axes[0], parity, summary)
+    figure.suptitle(title, x=0.01, ha="left", size=15)
+    return figure
+
+
+def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
+    """One dot for each component of a structure's label, in the colour of its level."""
+    values = parity.pairs[label.name]
+    components = values[0, ..., 0].size
+    rows = values.reshape(-1, 2)
+    levels = np.repeat(parity.level_index, components)
+    known = np.flatnonzero(np.isfinite(rows).all(axis=1))
+    # mixed, so that no level of theory is drawn over all others
+    known = np.random.default_rng(0).permutation(known)
+    axes.scatter(
+        rows[known, 0],
+        rows[known, 1],
+        s=float(np.clip(3e4 / max(len(known), 1), 3, 28)),
+        c=np.array(COLOURS)[levels[known] % len(COLOURS)],
+        alpha=0.55,
+        lw=0,
+        rasterized=True,
+    )
+
+
+def _all_components(axes: Axes, rows: np.ndarray, unit: str) -> None:
+    """Components of vectors (M, 2): as dots where there are few, else as a density."""
+    if len(rows) <= MANY_POINTS:
+        axes.scatter(
+            rows[:, 0], rows[:, 1], s=8, color=COLOURS[0], alpha=0.5, lw=0, rasterized=True
+        )
+        return
+    low, high = _range(rows)
+    density = axes.hexbin(
+        rows[:, 0],
+        rows[:, 1],
+        gridsize=90,
+        extent=(low, high, low, high),
+        bins="log",
+        mincnt=1,
+        lw=0.1,
+        rasterized=True,
+    )
+    axes.figure.colorbar(density, ax=axes, label="components in a cell", pad=0.02, shrink=0.9)
+
+
+def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
+    """Names of the levels of theory with their errors of all labels."""
+    for index, level in enumerate(parity.level_names):
+        if level not in summary.levels:
+            continue
+        text = "\n".join([level, *_errors_of(summary.levels[level])])
+        colour = COLOURS[index % len(COLOURS)]
+        # an empty series: the legend must not depend on what was drawn first
+        axes.scatter([], [], s=45, color=colour, label=text)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper left", fontsize=10, handletextpad=0.2)
+
+
+def _errors_of(errors: Errors) -> list[str]:
+    """One line with the errors that the title does not show: those of energy and forces."""
+    parts = []
+    for name, error in errors.mae.items():
+        if error is not None:
+            parts.append(_error_text(LABELS[name], error))
+    return [", ".join(parts)] if parts else []
+
+
+def _error_text(label: Label, error: float) -> str:
+    return f"{short_number(label.display_scale * error)} {written_unit(label.display_unit)}"
+
+
+def _diagonal(axes: Axes, rows: np.ndarray) -> None:
+    low, high = _range(rows)
+    axes.plot([low, high], [low, high], color="#444444", lw=1, ls="--", zorder=0.5)
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+
+
+def _range(rows: np.ndarray) -> tuple[float, float]:
+    """A little more than the values span."""
+    low = float(rows.min())
+    high = float(rows.max())
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin

@@ -1,0 +1,369 @@
+"""The summary of a model's errors as one class: evaluation.json, the watch page, the report, the card.
+
+`summarise` makes an `ErrorSummary` from predictions. `to_dict` and `from_dict` are the form of
+evaluation.json and of the lines of metrics.jsonl, and nobody else reads or writes their keys.
+Errors are in the units of `core.labels`: eV/atom, eV/A, eV/A^3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from ...core.labels import LABELS, Label
+from .predictions import Predictions
+
+
+# key of evaluation.json -> label
+MAE_KEYS = {label.error_key: name for name, label in LABELS.items()}
+# only for labels of atoms, whose RMS says how large an error is: an energy's depends on its zero
+RMS_KEYS = {
+    label.error_key.replace("_mae", "_rms"): name
+    for name, label in LABELS.items()
+    if label.per == "atom"
+}
+
+
+class SummaryError(EvenfieldError):
+    """A file that should hold a summary of errors, and does not."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on some structures, by the names of `core.labels`; None without such labels.
+
+    NaN where a prediction is NaN: a broken model must not look good on the rest.
+    """
+
+    num_structures: int
+    mae: Mapping[str, float | None]
+    """Mean absolute error; of forces and stress per component, of extensive labels per atom."""
+    rms: Mapping[str, float | None]
+    """Root mean square of the reference labels, of labels of atoms."""
+
+    @property
+    def energy_mae_per_atom(self) -> float | None:
+        """eV/atom"""
+        return self.mae.get("energy")
+
+    @property
+    def force_mae(self) -> float | None:
+        """eV/A, per component"""
+        return self.mae.get("forces")
+
+    @property
+    def force_rms(self) -> float | None:
+        """eV/A, per component, of the reference forces"""
+        return self.rms.get("forces")
+
+    @property
+    def stress_mae(self) -> float | None:
+        """eV/A^3, per component"""
+        return self.mae.get("stress")
+
+    @property
+    def relative_force_mae(self) -> float | None:
+        """Force MAE over the RMS of the reference forces; 1 is a model that has learned nothing."""
+        if self.force_mae is None or not self.force_rms:
+            return None
+        return self.force_mae / self.force_rms
+
+    def _to_dict(self) -> dict[str, float | None]:
+        """The errors by their keys in evaluation.json, in the order of `mae`."""
+        content = {}
+        for name, value in self.mae.items():
+            key = LABELS[name].error_key
+            content[key] = value
+            if name in self.rms:
+                content[key.replace("_mae", "_rms")] = self.rms[name]
+        return content
+
+
+@dataclass(frozen=True)
+class LevelErrors(Errors):
+    """Errors on the structures of one level of theory."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"num_structures": self.num_structures, **self._to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises SummaryError."""
+        return cls(_count(content, "num_structures"), *_errors(content))
+
+
+@dataclass(frozen=True)
+class ElementErrors(Errors):
+    """Errors on one element: labels of its atoms, and energies of the structures that contain it."""
+
+    num_train_structures: int
+    """Training structures that contain the element: how rare it was."""
+    num_atoms: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "num_structures": self.num_structures,
+            "num_train_structures": self.num_train_structures,
+            "num_atoms": self.num_atoms,
+            **self._to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises SummaryError."""
+        return cls(
+            _count(content, "num_structures"),
+            *_errors(content),
+            num_train_structures=_count(content, "num_train_structures"),
+            num_atoms=_count(content, "num_atoms"),
+        )
+
+
+@dataclass(frozen=True)
+class ErrorSummary(Errors):
+    """evaluation.json: errors of one model on one split, overall, by level of theory and by element.
+
+    The figures over elements are what importance weights are meant to lower: the mean over the
+    elements, the worst element, and the mean over the worst tenth of them (at least one).
+    """
+
+    split: str
+    num_atoms: int
+    mean_over_elements_force_mae: float | None
+    worst_element: str | None
+    worst_element_force_mae: float | None
+    worst_decile_force_mae: float | None
+    levels: Mapping[str, LevelErrors]
+    per_element: Mapping[str, ElementErrors]
+    """By symbol."""
+
+    def force_mae_of_elements(self) -> dict[str, float]:
+        """Symbol -> force MAE in eV/A, of the elements whose atoms have force labels."""
+        return {
+            symbol: errors.force_mae
+            for symbol, errors in self.per_element.items()
+            if errors.force_mae is not None
+        }
+
+    def figures(self) -> dict[str, float]:
+        """The overall errors by their keys in evaluation.json, without those that are unknown."""
+        figures = self._to_dict() | {
+            "worst_element_force_mae": self.worst_element_force_mae,
+            "worst_decile_force_mae": self.worst_decile_force_mae,
+        }
+        return {key: value for key, value in figures.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the content of evaluation.json."""
+        return {
+            "split": self.split,
+            "num_structures": self.num_structures,
+            "num_atoms": self.num_atoms,
+            **self._to_dict(),
+            "mean_over_elements_force_mae": self.mean_over_elements_force_mae,
+            "worst_element": self.worst_element,
+            "worst_element_force_mae": self.worst_element_force_mae,
+            "worst_decile_force_mae": self.worst_decile_force_mae,
+            "levels": {name: errors.to_dict() for name, errors in self.levels.items()},
+            "per_element": {
+                symbol: errors.to_dict() for symbol, errors in self.per_element.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises SummaryError for a missing count and for an error that is text."""
+        elements = {}
+        for symbol, row in _table(content, "per_element").items():
+            if symbol not in chemical_symbols:
+                raise SummaryError(f"per_element.{symbol}: no element")
+            elements[symbol] = ElementErrors.from_dict(row)
+        levels = {
+            name: LevelErrors.from_dict(row) for name, row in _table(content, "levels").items()
+        }
+        if not isinstance(content.get("split"), str):
+            raise SummaryError("split: not a text")
+        return cls(
+            _count(content, "num_structures"),
+            *_errors(content),
+            split=content["split"],
+            num_atoms=_count(content, "num_atoms"),
+            mean_over_elements_force_mae=_number(content, "mean_over_elements_force_mae"),
+            worst_element=content.get("worst_element"),
+            worst_element_force_mae=_number(content, "worst_element_force_mae"),
+            worst_decile_force_mae=_number(content, "worst_decile_force_mae"),
+            levels=levels,
+            per_element=elements,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read an evaluation.json. Raises SummaryError, and FileError where there is none."""
+        with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
+            text = path.read_text()
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise SummaryError(f"not JSON ({error})", file=path) from error
+        try:
+            return cls.from_dict(content)
+        except SummaryError as error:
+            raise SummaryError(
+                f"not a summary of errors ({error.message})",
+                file=path,
+                remedy="write it again with `evenfield evaluate`",
+            ) from error
+
+    def to_json(self) -> str:
+        """The text of evaluation.json."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def summarise(
+    predictions: Predictions, split: str, train_counts: Mapping[str, int] | None = None
+) -> ErrorSummary:
+    """Sum up the errors of predictions.
+
+    train_counts: symbol -> training structures that contain the element; 0 where it is absent.
+    """
+    per_element = _by_element(predictions, train_counts or {})
+    ranked = sorted(
+        (
+            (errors.force_mae, symbol)
+            for symbol, errors in per_element.items()
+            if errors.force_mae is not None
+        ),
+        reverse=True,
+    )
+    force_errors = [mae for mae, _ in ranked]
+    worst_decile = force_errors[: max(1, round(len(ranked) / 10))]
+
+    levels = {}
+    for index, level in enumerate(predictions.level_names):
+        structures = predictions.level_index == index
+        if structures.any():
+            atoms = structures[predictions.structure_index]
+            mae, rms = _select(predictions, structures, atoms)
+            levels[level] = LevelErrors(int(structures.sum()), mae, rms)
+
+    everything = slice(None)
+    mae, rms = _select(predictions, everything, everything)
+    return ErrorSummary(
+        len(predictions.num_atoms),
+        mae,
+        rms,
+        split=split,
+        num_atoms=len(predictions.atomic_numbers),
+        mean_over_elements_force_mae=float(np.mean(force_errors)) if ranked else None,
+        worst_element=ranked[0][1] if ranked else None,
+        worst_element_force_mae=ranked[0][0] if ranked else None,
+        worst_decile_force_mae=float(np.mean(worst_decile)) if ranked else None,
+        levels=levels,
+        per_element=per_element,
+    )
+
+
+def mean_absolute(pairs: np.ndarray) -> float | None:
+    """Mean |predicted - reference| over pairs (..., 2) that have a reference; None without any.
+
+    NaN when a prediction is: a broken model must not look good on the rest.
+    """
+    labelled = pairs[np.isfinite(pairs[..., 0])]
+    if not len(labelled):
+        return None
+    return float(np.abs(labelled[:, 1] - labelled[:, 0]).mean())
+
+
+def root_mean_square(values: np.ndarray) -> float | None:
+    """RMS over the finite values; None without any."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return None
+    return float(np.sqrt((finite**2).mean()))
+
+
+def _by_element(
+    predictions: Predictions, train_counts: Mapping[str, int]
+) -> dict[str, ElementErrors]:
+    # a stress belongs to a cell and says little of one of its elements; an energy per atom does
+    labels = [label for label in LABELS.values() if label.per == "atom"]
+    labels += [label for label in LABELS.values() if label.extensive and label.per == "structure"]
+    table = {}
+    for atomic_number in np.unique(predictions.atomic_numbers):
+        symbol = chemical_symbols[atomic_number]
+        atoms = predictions.atomic_numbers == atomic_number
+        structures = np.unique(predictions.structure_index[atoms])
+        mae, rms = _select(predictions, structures, atoms, labels)
+        table[symbol] = ElementErrors(
+            len(structures),
+            mae,
+            rms,
+            num_train_structures=train_counts.get(symbol, 0),
+            num_atoms=int(atoms.sum()),
+        )
+    return table
+
+
+def _select(
+    predictions: Predictions,
+    structures: np.ndarray | slice,
+    atoms: np.ndarray | slice,
+    labels: list[Label] | None = None,
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """MAE and RMS of the labels of some structures and of some atoms."""
+    mae: dict[str, float | None] = {}
+    rms: dict[str, float | None] = {}
+    for label in labels or LABELS.values():
+        if label.name not in predictions.pairs:
+            continue
+        chosen = atoms if label.per == "atom" else structures
+        pairs = predictions.comparable[label.name][chosen]
+        mae[label.name] = mean_absolute(pairs)
+        if label.per == "atom":
+            rms[label.name] = root_mean_square(pairs[..., 0])
+    return mae, rms
+
+
+# --- reading
+
+
+def _errors(
+    content: Mapping[str, Any],
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """MAE and RMS in the order of the file; a key that is absent has no error."""
+    mae = {MAE_KEYS[key]: _number(content, key) for key in content if key in MAE_KEYS}
+    rms = {RMS_KEYS[key]: _number(content, key) for key in content if key in RMS_KEYS}
+    return mae, rms
+
+
+def _number(content: Mapping[str, Any], key: str) -> float | None:
+    value = content.get(key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise SummaryError(f"{key}: {value!r} is not a number")
+
+
+def _count(content: Mapping[str, Any], key: str) -> int:
+    value = content.get(key) if isinstance(content, Mapping) else None
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise SummaryError(f"{key}: {value!r} is not a count")
+
+
+def _table(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise SummaryError("not an object")
+    value = content.get(key, {})
+    if not isinstance(value, Mapping):
+        raise SummaryError(f"{key}: not an object")
+    return value

@@ -1,0 +1,132 @@
+"""The figure of learning curves, of one run or of several: on the watch page and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ...core.figures.style import STYLE, log_if_positive, looks
+from ...core.numbers import FORCE_UNIT
+from .run_metrics import RunMetrics
+
+
+# more points than a line has pixels cost time and change nothing
+MOST_POINTS = 600
+
+
+@rc_context(STYLE)
+def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None = None) -> Figure:
+    """Loss, validation errors, gradient norm, speed and waiting time over the steps.
+
+    runs: name -> metrics; several runs are drawn over each other.
+    last_step: end of the axes, so that the picture of a growing run keeps its scale.
+    """
+    figure = Figure(figsize=(12.5, 7.2), layout="constrained")
+    panels = figure.subplots(2, 3)
+    (loss, force, energy), (gradient, speed, wait) = panels
+
+    for (name, metrics), (colour, marker) in zip(runs.items(), looks(), strict=False):
+        prefix = f"{name}: " if len(runs) > 1 else ""
+        _draw_steps(loss, metrics, "loss", colour, name)
+        _draw_steps(gradient, metrics, "gradient_norm", colour, name)
+        _draw_steps(speed, metrics, "structures_per_s", colour, name)
+        _draw_steps(wait, metrics, "data_wait_share", colour, name, factor=100.0)
+        _draw_validations(force, metrics, "force_mae", colour, marker, f"{prefix}all atoms")
+        _draw_validations(
+            energy, metrics, "energy_mae_per_atom", colour, marker, name, factor=1000.0
+        )
+        # dotted, because the colours distinguish the runs
+        _draw_validations(
+            force,
+            metrics,
+            "worst_decile_force_mae",
+            colour,
+            marker,
+            f"{prefix}worst tenth of elements",
+            line=":",
+        )
+
+    titles = {
+        loss: ("Training loss", "loss"),
+        force: ("Validation force MAE", f"force MAE ({FORCE_UNIT})"),
+        energy: ("Validation energy MAE", "energy MAE (meV/atom)"),
+        gradient: ("Gradient norm before the clip", "gradient norm"),
+        speed: ("Speed", "structures/s"),
+        wait: ("Waiting for data", "share of the step (%)"),
+    }
+    for axes, (title, label) in titles.items():
+        axes.set_title(title)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        if last_step is not None:
+            axes.set_xlim(0, last_step)
+    for axes in (loss, force, energy, gradient):
+        log_if_positive(axes)
+    # from zero: half the speed must look like half
+    speed.set_ylim(bottom=0.0)
+    wait.set_ylim(bottom=0.0)
+    if len(runs) > 1 and loss.lines:
+        loss.legend(fontsize=10)
+    if force.lines:
+        force.legend(fontsize=9)
+    return figure
+
+
+def _draw_steps(
+    axes: Axes, metrics: RunMetrics, name: str, colour: str, label: str, factor: float = 1.0
+) -> None:
+    """A number of every step: its spread in bins of steps as a band, its running median as a line."""
+    values = factor * metrics.column(name)
+    steps = np.array([row["step"] for row in metrics.steps], dtype=float)
+    known = np.isfinite(values)
+    if not known.any():
+        return
+
+    num_bins = min(MOST_POINTS, int(known.sum()))
+    centres = []
+    quantiles = []
+    for bin_steps, bin_values in zip(
+        np.array_split(steps[known], num_bins), np.array_split(values[known], num_bins), strict=True
+    ):
+        centres.append(bin_steps[len(bin_steps) // 2])
+        quantiles.append(np.quantile(bin_values, (0.1, 0.5, 0.9)))
+    low, middle, high = np.array(quantiles).T
+
+    axes.fill_between(centres, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(centres, middle, color=colour, linewidth=0.8, alpha=0.35)
+    axes.plot(centres, running_median(middle), color=colour, linewidth=2, label=label)
+
+
+def running_median(values: np.ndarray) -> np.ndarray:
+    """Over a twentieth of the values, fewer at both ends; a spike of one batch is no trend."""
+    half = max(1, len(values) // 40)
+    return np.array(
+        [np.median(values[max(0, k - half) : k + half + 1]) for k in range(len(values))]
+    )
+
+
+def _draw_validations(
+    axes: Axes,
+    metrics: RunMetrics,
+    name: str,
+    colour: str,
+    marker: str,
+    label: str,
+    factor: float = 1.0,
+    line: str = "-",
+) -> None:
+    steps, values = metrics.validated(name)
+    if len(steps):
+        axes.plot(
+            steps,
+            factor * values,
+            line,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.8,
+            label=label,
+        )

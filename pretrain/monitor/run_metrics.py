@@ -1,0 +1,118 @@
+"""The one reader of metrics.jsonl, which `pretrain/callbacks/metrics.py` writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from ...model_zoo.evaluation.summary import ErrorSummary, SummaryError
+
+
+class BadMetricsError(EvenfieldError):
+    """A metrics.jsonl that is damaged."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Errors on the validation split after a step."""
+
+    step: int
+    errors: ErrorSummary
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """metrics.jsonl: one row for each step, and the validations, both in the order of the steps."""
+
+    steps: list[dict[str, Any]]
+    """Rows with event "step"; `pretrain.callbacks.metrics.figures` lists their numbers."""
+    validations: list[Validation]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file, also one whose last line is being written or was cut off by a kill.
+
+        A run that was resumed may have written a step twice: the last row counts.
+        Raises BadMetricsError for a damaged line before the last, and FileError without a file.
+        """
+        with file_errors(path, remedy="`evenfield pretrain` writes it"):
+            lines = path.read_text().splitlines()
+        steps: dict[int, dict[str, Any]] = {}
+        validations: dict[int, Validation] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if row["event"] == "step":
+                    steps[row["step"]] = row
+                elif row["event"] == "evaluation":
+                    validations[row["step"]] = Validation(row["step"], ErrorSummary.from_dict(row))
+            except (ValueError, LookupError, TypeError, SummaryError) as error:
+                if number == len(lines):
+                    break
+                raise BadMetricsError(
+                    f"line {number} is damaged ({error})",
+                    file=path,
+                    remedy="remove the line",
+                ) from error
+        return cls(
+            [steps[step] for step in sorted(steps)],
+            [validations[step] for step in sorted(validations)],
+        )
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps that were taken; 0 before the first."""
+        return self.steps[-1]["step"] if self.steps else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the steps, waiting for data included."""
+        return float(np.nansum(self.column("seconds")))
+
+    @property
+    def structures_seen(self) -> float:
+        """Structures that the steps have used; one that came twice counts twice."""
+        return float(np.nansum(self.column("seconds") * self.column("structures_per_s")))
+
+    def column(self, name: str) -> np.ndarray:
+        """A number of all steps, (n,), NaN where a step lacks it."""
+        values = [row.get(name) for row in self.steps]
+        return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+    def typical(self, name: str, last: int | None = None) -> float:
+        """Median of a number over the steps, or over the last ones; NaN where no step has it."""
+        values = self.column(name)
+        if last is not None:
+            values = values[-last:]
+        known = values[np.isfinite(values)]
+        return float(np.median(known)) if len(known) else np.nan
+
+    def validated(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of an attribute of `ErrorSummary`, of the validations that have it."""
+        found = []
+        for validation in self.validations:
+            value = getattr(validation.errors, name)
+            if value is not None:
+                found.append((validation.step, value))
+        table = np.array(found, dtype=float).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
+    def remarks(self) -> list[str]:
+        """Steps that were left out, and what callbacks have noted, newest first."""
+        texts = []
+        for row in reversed(self.steps):
+            if row.get("bad_structures"):
+                names = ", ".join(row["bad_structures"][:5])
+                texts.append(
+                    f"step {row['step']}: loss or gradient not finite, left out; "
+                    f"structures: {names}"
+                )
+            if row.get("note"):
+                texts.append(f"step {row['step']}: {row['note']}")
+        return texts
