@@ -1,4 +1,4 @@
-"""Check the Markdown files: every relative link resolves, every command in a shell block exists.
+"""Check the Markdown files: links resolve, named files exist, commands in shell blocks exist.
 
     python docs/check_links.py [ROOT]
 
@@ -24,6 +24,7 @@ from evenfield.cli import app
 SKIPPED = {"build", "dist", "runs"}
 SHELLS = {"bash", "console", "sh", "shell"}
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"[a-z]\w*/[\w./*-]+\.(?:py|md|sh|sbatch|yaml|toml|json|png|j2)")
 LINK = re.compile(r"\]\(<?([^)>\s]+)|(?:src|href)=\"([^\"]+)\"")
 
 
@@ -32,7 +33,7 @@ def faults(root: Path) -> list[str]:
     found = []
     for path in markdown_files(root):
         text = path.read_text(encoding="utf-8")
-        wrong = [*link_faults(path, text), *command_faults(root, text)]
+        wrong = [*link_faults(path, text), *path_faults(root, text), *command_faults(root, text)]
         found += [f"{path.relative_to(root)}: {fault}" for fault in wrong]
     return found
 
@@ -64,6 +65,18 @@ def link_faults(path: Path, text: str) -> Iterator[str]:
             and anchor not in anchors(target.read_text(encoding="utf-8"))
         ):
             yield f"link to {link}: no such heading"
+
+
+def path_faults(root: Path, text: str) -> Iterator[str]:
+    """Find files of the repository that the text names in backquotes and that do not exist."""
+    for span in re.findall(r"`([^`\n]+)`", text):
+        for word in span.split():
+            name = word.partition("::")[0]
+            folder = name.partition("/")[0]
+            if not FILE.fullmatch(name) or not (root / folder).is_dir():
+                continue
+            if not any(root.glob(name)):
+                yield f"{name}: no such file"
 
 
 def anchors(text: str) -> set[str]:
