@@ -365,7 +365,10 @@ def test_unknown_text_column_is_named_with_those_that_exist(tmp_path):
             ["units.energy=Hartree"],
             r"units\.energy=Hartree belongs to no column: add columns\.energy=",
         ),
-        (["units.energies=eV"], r"units\.energies is not a label: use one of energy, forces, stress"),
+        (
+            ["units.energies=eV"],
+            r"units\.energies is not a label: use one of energy, forces, stress",
+        ),
         (
             ["level=PBE"],
             r"unknown key 'level' \(known here: columns, .*, level_of_theory, .*, units",
