@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ ROOMS = (
 )
 NO_PACKAGES = ("build", "dist", "runs", "tests")
 
-# a room may import from those that stand before it in its row
+# A room may import from these others. The command line may import from all.
 MAY_IMPORT = {
     "core": (),
     "data_pipelines": ("core",),
@@ -40,19 +42,38 @@ MAY_IMPORT = {
     "diagnostics": ("core", "data_pipelines", "model_zoo", "pretrain", "finetune"),
 }
 
+# Inside data_pipelines, a subpackage may import from those before it.
+DATA_ORDER = ("store", "sources", "census", "stream", "checks", "convert", "demo")
+
+# Import name of a distribution whose name differs by more than hyphens.
+IMPORT_NAMES = {
+    "markdown_it_py": "markdown_it",
+    "metatensor_torch": "metatensor",
+    "metatomic_torch": "metatomic",
+    "pyyaml": "yaml",
+    "torch_sim_atomistic": "torch_sim",
+}
+
 
 def packages() -> list[str]:
     """Import names of all packages in the checkout."""
     folders = {init.parent.relative_to(ROOT) for init in ROOT.rglob("__init__.py")}
-    own = [f for f in folders if not f.parts[0].startswith(".") and f.parts[0] not in NO_PACKAGES]
-    return sorted(".".join(("evenfield", *folder.parts)) for folder in own)
+    names = []
+    for folder in folders:
+        top = folder.parts[0]
+        if not top.startswith(".") and top not in NO_PACKAGES:
+            names.append(".".join(("evenfield", *folder.parts)))
+    return sorted(names)
 
 
 def files(*rooms: str) -> list[Path]:
     return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
-def test_every_package_is_listed_for_setuptools():
+# --- what is packed
+
+
+def test_every_package_is_listed_for_setuptools() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert sorted(setuptools["packages"]) == packages()
     assert {name.split(".")[1] for name in packages()} == set(ROOMS)
@@ -60,12 +81,18 @@ def test_every_package_is_listed_for_setuptools():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_room_says_that_it_is_typed(room):
+def test_every_room_says_that_it_is_typed(room: str) -> None:
     assert (ROOT / room / "py.typed").is_file()
 
 
+@pytest.mark.parametrize("package", packages())
+def test_every_package_has_a_docstring(package: str) -> None:
+    folder = ROOT.joinpath(*package.split(".")[1:])
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+
 @pytest.fixture(scope="module")
-def wheel_file(tmp_path_factory) -> Path:
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the checkout."""
     pytest.importorskip("build", reason="comes with the dev extra")
     folder = tmp_path_factory.mktemp("wheel")
@@ -83,69 +110,56 @@ def wheel_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(wheel_file: Path) -> set[str]:
-    """Names of its files."""
+    """The names of its files."""
     with zipfile.ZipFile(wheel_file) as archive:
         return set(archive.namelist())
 
 
-def test_wheel_holds_every_module_and_every_file_that_they_read(wheel):
+def test_wheel_holds_every_module_and_every_file_that_they_read(wheel: set[str]) -> None:
+    patterns = (
+        "**/*.py",
+        "**/py.typed",
+        "**/recipes/*.yaml",
+        "**/templates/*.j2",
+        "**/templates/*.css",
+        "**/sample/*",
+        "**/shipped/*/*",
+    )
     expected = set()
     for room in ROOMS:
-        for pattern in (
-            "**/*.py",
-            "**/py.typed",
-            "**/recipes/*.yaml",
-            "**/templates/*.j2",
-            "**/sample/*",
-            "**/shipped/*/*",
-        ):
-            expected |= {
-                f"evenfield/{path.relative_to(ROOT)}" for path in (ROOT / room).glob(pattern)
-            }
+        for pattern in patterns:
+            for path in (ROOT / room).glob(pattern):
+                expected.add(f"evenfield/{path.relative_to(ROOT)}")
     assert {name.rpartition(".")[2] for name in expected} >= {"py", "typed", "yaml", "j2"}
     assert not expected - wheel
 
 
-def test_wheel_holds_nothing_else(wheel):
-    strangers = {
-        name for name in wheel if not name.startswith("evenfield/") and ".dist-info/" not in name
-    }
-    assert not strangers
+def test_wheel_holds_nothing_else(wheel: set[str]) -> None:
+    strangers = [name for name in wheel if not name.startswith("evenfield/")]
+    assert not [name for name in strangers if ".dist-info/" not in name]
 
 
 def test_installed_wheel_runs_what_readme_shows_without_a_network(
     wheel_file: Path, tmp_path: Path
 ) -> None:
-    """In a virtual environment of its own, which borrows the libraries of this one but not the checkout."""
-    command = [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")]
-    subprocess.run(command, check=True)
-    python, site = (
-        tmp_path / "venv/bin/python",
-        next((tmp_path / "venv").glob("lib/python*/site-packages")),
-    )
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*pip, str(wheel_file)], check=True)
-    (site / "borrowed.pth").write_text(
-        "\n".join(path for path in sys.path if path.endswith("site-packages"))
-    )
+    """In a new environment, which borrows the libraries of this one but not the checkout."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = venv / "bin" / "python"
+    site = next(venv.glob("lib/python*/site-packages"))
+
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel_file)], check=True)
+    borrowed = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "borrowed.pth").write_text("\n".join(borrowed))
+
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     no_network = "import socket\nsocket.socket.connect = None\nsocket.getaddrinfo = None\n"
     where = "print(model_zoo.__file__)\n"
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [python, "-c", no_network + example + where],
         cwd=tmp_path,
-        env=environment,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -154,70 +168,123 @@ def test_installed_wheel_runs_what_readme_shows_without_a_network(
     assert str(site) in done.stdout.splitlines()[-1]
 
 
+# --- imports
+
+
 @pytest.mark.parametrize("room", MAY_IMPORT)
-def test_imports_point_one_way(room):
+def test_imports_point_one_way(room: str) -> None:
+    allowed = (room, *MAY_IMPORT[room])
     wrong = []
     for path in files(room):
-        package = ("evenfield", *path.relative_to(ROOT).parts[:-1])
-        for node in ast.walk(ast.parse(path.read_text())):
-            for name in imported(node, package):
-                parts = name.split(".")
-                if (
-                    parts[0] == "evenfield"
-                    and len(parts) > 1
-                    and parts[1] not in (room, *MAY_IMPORT[room])
-                ):
-                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {name}")
-                if parts[0] in ROOMS:
-                    wrong.append(
-                        f"{path.relative_to(ROOT)}:{node.lineno} imports {name} past evenfield"
-                    )
+        for line, name in imports_of(path):
+            parts = name.split(".")
+            where = f"{path.relative_to(ROOT)}:{line}"
+            if parts[0] in ROOMS:
+                wrong.append(f"{where} imports {name} past evenfield")
+            elif parts[0] == "evenfield" and len(parts) > 1 and parts[1] not in allowed:
+                wrong.append(f"{where} imports {name}")
     assert not wrong
 
 
-def imported(node: ast.AST, package: tuple[str, ...]) -> list[str]:
+@pytest.mark.parametrize("folder", DATA_ORDER)
+def test_imports_point_one_way_inside_data_pipelines(folder: str) -> None:
+    later = DATA_ORDER[DATA_ORDER.index(folder) + 1 :]
+    wrong = []
+    for path in files(f"data_pipelines/{folder}"):
+        for line, name in imports_of(path):
+            if name.startswith(tuple(f"evenfield.data_pipelines.{other}" for other in later)):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.xfail(reason="the callbacks and the trainer know each other", strict=False)
+def test_modules_import_each_other_in_no_circle() -> None:
+    """At module level, with what is imported for type checkers alone."""
+    modules = {module_name(path): path for path in files(*ROOMS)}
+    graph = {}
+    for module, path in modules.items():
+        targets = {name for _, name in imports_of(path, modules, module_level=True)}
+        graph[module] = (targets & modules.keys()) - {module}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        # each module of the circle is imported by the next
+        pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_every_library_that_is_imported_is_a_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        requirements += extra
+    known = {"evenfield", *sys.stdlib_module_names}
+    for requirement in requirements:
+        name = re.match(r"[\w-]+", requirement).group().replace("-", "_")
+        known.add(IMPORT_NAMES.get(name, name))
+    unknown = []
+    for path in files(*ROOMS):
+        for line, name in imports_of(path):
+            if name.split(".")[0] not in known:
+                unknown.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not unknown
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[-1] == "__init__":
+        parts = parts[:-1]
+    return ".".join(("evenfield", *parts))
+
+
+def imports_of(
+    path: Path, modules: dict[str, Path] | None = None, module_level: bool = False
+) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a file imports.
+
+    `from a import b` gives `a.b` where that is one of `modules`, else `a`. With `module_level`,
+    imports inside functions are left out.
+    """
+    package = ("evenfield", *path.relative_to(ROOT).parts[:-1])
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if module_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for name in imported(node, package, modules or {}):
+                yield node.lineno, name
+
+
+def imported(
+    node: ast.Import | ast.ImportFrom, package: tuple[str, ...], modules: dict[str, Path]
+) -> list[str]:
     """Full names of the modules that an import statement in `package` brings in."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    if node.level == 0:
-        return [node.module or ""]
-    base = (*package[: len(package) - node.level + 1], *(node.module or "").split("."))
-    named = ".".join(part for part in base if part)
-    return [named] if node.module else [f"{named}.{alias.name}" for alias in node.names]
+    base = [] if node.level == 0 else list(package[: len(package) - node.level + 1])
+    if node.module:
+        base += node.module.split(".")
+    names = []
+    for alias in node.names:
+        full = ".".join([*base, alias.name])
+        is_module = full in modules or not node.module
+        names.append(full if is_module else ".".join(base))
+    return names
 
 
-def test_every_library_that_is_imported_is_asked_for():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [
-        *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
-    ]
-    names = {re.match(r"[\w-]+", line).group().replace("-", "_") for line in asked}
-    modules = {
-        "markdown_it_py": "markdown_it",
-        "pyyaml": "yaml",
-        "torch_sim_atomistic": "torch_sim",
-    }
-    modules |= {"metatensor_torch": "metatensor", "metatomic_torch": "metatomic"}
-    known = (
-        {modules.get(name, name) for name in names} | set(sys.stdlib_module_names) | {"evenfield"}
-    )
-    imports = {}
-    for path in files(*ROOMS):
-        package = ("evenfield", *path.relative_to(ROOT).parts[:-1])
-        for node in ast.walk(ast.parse(path.read_text())):
-            imports |= {
-                name.split(".")[0]: f"{path.relative_to(ROOT)}" for name in imported(node, package)
-            }
-    assert not {module: path for module, path in imports.items() if module not in known}
-
-
-def test_relative_imports_are_resolved_as_python_does():
-    (node,) = ast.parse("from ..pretrain.loop.trainer import Trainer").body
-    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain.loop.trainer"]
-    (node,) = ast.parse("from .. import pretrain").body
-    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.pretrain"]
-    (node,) = ast.parse("from .package import load_model").body
-    assert imported(node, ("evenfield", "model_zoo")) == ["evenfield.model_zoo.package.folder"]
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("import a.b", ["a.b"]),
+        ("from a.b import c", ["a.b"]),
+        ("from ..pretrain.loop import trainer", ["evenfield.pretrain.loop.trainer"]),
+        ("from ..pretrain.loop.trainer import Trainer", ["evenfield.pretrain.loop.trainer"]),
+        ("from .. import pretrain", ["evenfield.pretrain"]),
+        ("from .package import load_model", ["evenfield.model_zoo.package"]),
+    ],
+)
+def test_relative_imports_are_resolved_as_python_does(statement: str, names: list[str]) -> None:
+    (node,) = ast.parse(statement).body
+    modules = {"evenfield.pretrain.loop.trainer": Path()}
+    assert imported(node, ("evenfield", "model_zoo"), modules) == names
