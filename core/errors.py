@@ -12,6 +12,9 @@ class EvenfieldError(Exception):
     and exits with 1. Any other exception is a bug of evenfield, and keeps its traceback.
 
     The text reads `FILE: record RECORD MESSAGE: REMEDY`, with the parts that are known.
+
+    >>> print(EvenfieldError("has no cell", remedy="set pbc=false", file="mine.xyz", record=3))
+    mine.xyz: record 3 has no cell: set pbc=false
     """
 
     def __init__(

@@ -10,7 +10,11 @@ FORCE_UNIT = f"eV/{ANGSTROM}"
 
 
 def short_number(value: float) -> str:
-    """Three significant digits in at most six characters: 0.0123, 1.23, 12.3k, 4.56M, 1.2e-05."""
+    """Three significant digits in at most six characters.
+
+    >>> [short_number(value) for value in (0.01234, 1.234, 12345, 4.56e6, 1.2e-5)]
+    ['0.0123', '1.23', '12.3k', '4.56M', '1.2e-05']
+    """
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         # 999.5 and more would round to four digits
         if abs(value) >= 0.9995 * factor:

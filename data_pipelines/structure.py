@@ -98,7 +98,13 @@ class Structure:
         group: str = "",
         **labels: Any,
     ) -> Structure:
-        """Atoms of ASE with the given labels; what their calculator or info holds is not read."""
+        """Atoms of ASE with the given labels; what their calculator or info holds is not read.
+
+        >>> from ase.build import molecule
+        >>> water = Structure.from_atoms(molecule("H2O"), "PBE", "water-1", energy=-14.2)
+        >>> len(water), water.elements.tolist(), water.energy, water.forces
+        (3, [1, 8], -14.2, None)
+        """
         return cls(
             atomic_numbers=atoms.numbers,
             positions=atoms.positions,

@@ -17,7 +17,13 @@ from ..exact_buffers import ExactBuffers
 
 
 def degree_heights(l_max: int) -> list[int]:
-    """Numbers of components of l = 0..l_max, for `split`, whose backward is one copy (a slice's is a fill)."""
+    """Numbers of components of l = 0..l_max.
+
+    They are for `split`, whose backward is one copy; that of a slice fills a tensor.
+
+    >>> degree_heights(3)
+    [1, 3, 5, 7]
+    """
     return [2 * degree + 1 for degree in range(l_max + 1)]
 
 
