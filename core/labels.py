@@ -1,4 +1,4 @@
-"""The registry of labels: every quantity that a structure can be labelled with and a model can predict.
+"""The registry of labels: what a structure can be labelled with and a model can predict.
 
 Schema, Arrow columns, batches, loss, noise, metrics, evaluation and cards iterate over `LABELS`.
 A new output is one entry here and a readout that predicts it (docs/extending.md).
@@ -31,6 +31,7 @@ class Label:
     """One quantity: what it is, how it transforms, how it is stored, compared and weighted."""
 
     name: str
+    meaning: str
     unit: str
     per: Literal["structure", "atom"]
     rank: int
@@ -86,6 +87,7 @@ LABELS: dict[str, Label] = {
     for label in (
         Label(
             name="energy",
+            meaning="total energy of the stated level of theory",
             unit="eV",
             per="structure",
             rank=0,
@@ -107,6 +109,7 @@ LABELS: dict[str, Label] = {
         ),
         Label(
             name="forces",
+            meaning="minus the derivative of the energy by positions",
             unit="eV/A",
             per="atom",
             rank=1,
@@ -128,6 +131,7 @@ LABELS: dict[str, Label] = {
         ),
         Label(
             name="stress",
+            meaning="derivative by strain over volume, tensile-positive",
             unit="eV/A^3",
             per="structure",
             rank=2,

@@ -172,9 +172,9 @@ def inspect(folder: DataSet) -> None:
     console = Console()
     for text in about(inspection):
         console.print(Text(text))
-    for caption, header, rows in (level_table(inspection), outlier_counts(inspection)):
-        table = Table(*header, title=caption)
-        for row in rows:
+    for shown in (level_table(inspection), outlier_counts(inspection)):
+        table = Table(*shown.header, title=shown.caption)
+        for row in shown.rows:
             table.add_row(*map(Text, row))
         console.print(table)
     console.print(Text(f"page: {page}, picture: {picture}"))

@@ -211,7 +211,7 @@ def _can_be_shown(value: float | None, log: bool) -> TypeGuard[float]:
 
 
 def _readable_ink(face: tuple[float, float, float, float]) -> str:
-    """Black or white, whichever has more contrast with the colour (relative luminance, WCAG 2.2)."""
+    """Black or white, whichever has more contrast (relative luminance, WCAG 2.2)."""
     red, green, blue = (_linear_light(channel) for channel in face[:3])
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return "black" if luminance > 0.179 else "white"
@@ -221,4 +221,4 @@ def _linear_light(channel: float) -> float:
     """An sRGB channel as an amount of light."""
     if channel <= 0.04045:
         return channel / 12.92
-    return ((channel + 0.055) / 1.055) ** 2.4
+    return float(((channel + 0.055) / 1.055) ** 2.4)

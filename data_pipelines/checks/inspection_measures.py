@@ -1,9 +1,9 @@
-"""What `evenfield data inspect` measures on a structure: energy after E0, forces, pressure, neighbours, distances."""
+"""What `evenfield data inspect` measures on structures: their labels, neighbours and distances."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,57 +11,76 @@ from ase.data import atomic_numbers as number_of
 from ase.data import chemical_symbols, covalent_radii
 from ase.units import GPa
 
+from ...core.labels import LABELS
 from ..census.census import NUM_ELEMENTS
 from ..neighbours import neighbour_list
 from ..structure import Structure
 
 
-CUTOFF = 5.0  # A, for the number of neighbours
+# A, for the number of neighbours
+CUTOFF = 5.0
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Labels of S structures, one number each; NaN where the label, or E0 of one of its elements, is missing."""
+class Measures:
+    """One number for each quantity of S structures; NaN where the label is missing."""
 
-    COLUMNS = ("structure_id", "level_of_theory", "atomic_numbers", "energy", "forces", "stress")
+    COLUMNS: ClassVar[tuple[str, ...]] = (
+        "structure_id",
+        "level_of_theory",
+        "atomic_numbers",
+        *LABELS,
+    )
 
     structure_ids: list[str]
-    levels: np.ndarray  # (S,) str
-    num_atoms: np.ndarray  # (S,)
-    energy: np.ndarray  # (S,) eV per atom after E0
-    force: np.ndarray  # (S,) eV/A, largest norm in the structure
-    pressure: np.ndarray  # (S,) GPa, positive when the structure wants to expand
-    has: dict[str, np.ndarray]  # label -> (S,) bool
-    force_norms: np.ndarray  # eV/A, of all atoms with forces, one structure after the other
-    num_forces: np.ndarray  # (S,) atoms with forces: all or none of a structure
+    levels: np.ndarray
+    """(S,) level of theory"""
+    num_atoms: np.ndarray
+    """(S,)"""
+    energy: np.ndarray
+    """(S,) eV/atom after E0; NaN also where E0 of an element is unknown"""
+    force: np.ndarray
+    """(S,) eV/A, the largest norm in the structure"""
+    pressure: np.ndarray
+    """(S,) GPa, positive when the structure wants to expand"""
+    has: dict[str, np.ndarray]
+    """label -> (S,) bool"""
+    force_norms: np.ndarray
+    """eV/A, of all atoms with forces, one structure after the other"""
+    num_forces: np.ndarray
+    """(S,) atoms with forces: all or none of a structure"""
 
     @classmethod
-    def of(cls, table: pa.Table, e0: dict[str, np.ndarray]) -> Labels:
-        """Of a table that has COLUMNS of the canonical schema; e0 is that of `reference_energies`."""
+    def of(cls, table: pa.Table, e0: dict[str, np.ndarray]) -> Measures:
+        """Measure a table that has COLUMNS; `e0` comes from `reference_energies`."""
         levels = np.array(table["level_of_theory"].to_pylist(), dtype=object)
-        z, num_atoms = _lists(table, "atomic_numbers")
-        forces, num_components = _lists(table, "forces")
-        stress, num_stress = _lists(table, "stress")
+        atomic_numbers, num_atoms = _lists(table, "atomic_numbers")
         energy = table["energy"].to_numpy()
-        norms = np.linalg.norm(forces.reshape(-1, 3).astype(np.float64), axis=1)
+
+        components, num_components = _lists(table, "forces")
+        norms = np.linalg.norm(components.reshape(-1, 3).astype(np.float64), axis=1)
+        num_forces = num_components // 3
+
+        stress, num_stress = _lists(table, "stress")
         pressure = np.full(len(energy), np.nan)
-        pressure[num_stress > 0] = -np.trace(stress.reshape(-1, 3, 3), axis1=1, axis2=2) / 3 / GPa
-        has = {"energy": ~np.isnan(energy), "forces": num_components > 0, "stress": num_stress > 0}
+        trace = np.trace(stress.reshape(-1, 3, 3), axis1=1, axis2=2)
+        pressure[num_stress > 0] = -trace / 3 / GPa
+
         return cls(
             structure_ids=table["structure_id"].to_pylist(),
             levels=levels,
             num_atoms=num_atoms,
-            energy=_energy_after_e0(energy, z, num_atoms, levels, e0),
-            force=_largest(norms, num_components // 3),
+            energy=_energy_after_e0(energy, atomic_numbers, num_atoms, levels, e0),
+            force=_largest(norms, num_forces),
             pressure=pressure,
-            has=has,
+            has={name: _is_labelled(table, name) for name in LABELS},
             force_norms=norms,
-            num_forces=num_components // 3,
+            num_forces=num_forces,
         )
 
 
 def reference_energies(census: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Level of theory -> E0 (119,) in eV, NaN for an element that the level's training data do not have."""
+    """Level of theory -> E0 (119,) in eV; NaN for elements that its training split lacks."""
     found = {}
     for level, row in census["levels_of_theory"].items():
         found[level] = np.full(NUM_ELEMENTS, np.nan)
@@ -72,45 +91,57 @@ def reference_energies(census: dict[str, Any]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Neighbours of a structure's atoms within CUTOFF, and its most suspicious distance.
+    """Neighbours of a structure's atoms within CUTOFF, and its most suspicious distance."""
 
-    `bond_share` is the smallest distance in units of the sum of the two covalent radii, NaN without neighbours.
-    """
-
-    num_neighbours: np.ndarray  # (N,)
+    num_neighbours: np.ndarray
+    """(N,)"""
     bond_share: float
-    distance: float  # A, of that pair
+    """The smallest distance over the sum of the two covalent radii; NaN without neighbours."""
+    distance: float
+    """A, of that pair"""
     pair: tuple[str, str]
 
     @classmethod
     def of(cls, structure: Structure) -> Surroundings:
-        """One neighbour search."""
-        cell = structure.cell
-        (sender, receiver), shifts = neighbour_list(
-            structure.positions, cell, structure.pbc, CUTOFF
+        """Look at one structure, with one neighbour search."""
+        edge_index, shifts = neighbour_list(
+            structure.positions, structure.cell, structure.pbc, CUTOFF
         )
+        sender, receiver = edge_index
         num_neighbours = np.bincount(receiver, minlength=len(structure))
         if not len(sender):
             return cls(num_neighbours, float("nan"), float("nan"), ("", ""))
-        z = structure.atomic_numbers
-        distances = np.linalg.norm(
-            structure.positions[sender] - structure.positions[receiver] + shifts @ cell, axis=1
+
+        vectors = structure.positions[sender] - structure.positions[receiver]
+        vectors = vectors + shifts @ structure.cell
+        distances = np.linalg.norm(vectors, axis=1)
+        radii = covalent_radii[structure.atomic_numbers]
+        shares = distances / (radii[sender] + radii[receiver])
+        closest = int(np.argmin(shares))
+        pair = (
+            chemical_symbols[structure.atomic_numbers[sender[closest]]],
+            chemical_symbols[structure.atomic_numbers[receiver[closest]]],
         )
-        shares = distances / (covalent_radii[z[sender]] + covalent_radii[z[receiver]])
-        k = int(np.argmin(shares))
-        pair = (chemical_symbols[z[sender[k]]], chemical_symbols[z[receiver[k]]])
-        return cls(num_neighbours, float(shares[k]), float(distances[k]), pair)
+        return cls(num_neighbours, float(shares[closest]), float(distances[closest]), pair)
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a list column end to end, and the number of them in each row, 0 where it is null."""
+    """Values of a list column end to end, and how many each row has, 0 where it is null."""
     column = table[name].combine_chunks()
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return column.flatten().to_numpy(zero_copy_only=False), lengths
 
 
+def _is_labelled(table: pa.Table, name: str) -> np.ndarray:
+    """(S,) bool; an energy may also be stored as NaN, and a list may be empty."""
+    column = table[name]
+    if pa.types.is_floating(column.type):
+        return ~np.isnan(column.to_numpy())
+    return _lists(table, name)[1] > 0
+
+
 def _largest(norms: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Largest norm of each structure, NaN where it has none."""
+    """Largest norm of each structure, NaN where it has no forces."""
     largest = np.full(len(counts), np.nan)
     labelled = counts > 0
     if labelled.any():
@@ -121,14 +152,15 @@ def _largest(norms: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _energy_after_e0(
     energy: np.ndarray,
-    z: np.ndarray,
+    atomic_numbers: np.ndarray,
     num_atoms: np.ndarray,
     levels: np.ndarray,
     e0: dict[str, np.ndarray],
 ) -> np.ndarray:
-    """(E - sum of E0) / N of each structure, eV per atom."""
-    starts, reference = np.cumsum(num_atoms) - num_atoms, np.full(len(energy), np.nan)
+    """(E - sum of E0) / N of each structure, eV/atom."""
+    starts = np.cumsum(num_atoms) - num_atoms
+    reference = np.full(len(energy), np.nan)
     for level in set(levels) & set(e0):
         own = levels == level
-        reference[own] = np.add.reduceat(e0[level][z], starts)[own]
+        reference[own] = np.add.reduceat(e0[level][atomic_numbers], starts)[own]
     return (energy - reference) / num_atoms

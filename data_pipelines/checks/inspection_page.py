@@ -1,15 +1,16 @@
-"""An inspection as FOLDER/inspection.png and FOLDER/inspection.html, a page that loads nothing from anywhere."""
+"""An inspection as FOLDER/inspection.png and FOLDER/inspection.html."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from math import isfinite
 from pathlib import Path
 
 from ase.formula import Formula
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ...core.files import write_atomically
+from ...core.files import file_errors, write_atomically
+from ...core.labels import LABELS
+from ...core.numbers import ANGSTROM, written_unit
+from ...core.pages.page import Picture, Section, Table, Text, write_page
 from ..store.shards import ARROW_SCHEMA
 from ..structure import SPLITS
 from .inspection import MAX_SAMPLED, Example, Inspection
@@ -18,148 +19,170 @@ from .inspection_picture import draw_inspection
 from .outliers import KINDS, MAX_LISTED, MIN_BOND_SHARE, ROBUST_Z
 
 
-TEMPLATES = Path(__file__).parent / "templates"
-Table = tuple[str, list[str], list[list[str]]]  # caption, header, rows
-MEANINGS = {  # column -> shape, unit, meaning
+# column -> numbers in it, unit, meaning; the columns of labels are described by their registry
+MEANINGS = {
     "structure_id": ("", "", "unique in the data set"),
-    "group": ("", "", "structures of one group stay on one side of a split"),
+    "group": ("", "", "structures of one group are in one split"),
     "level_of_theory": ("", "", "energies of one level share a zero"),
     "atomic_numbers": ("N", "", "1 to 118"),
-    "positions": ("3N", "\u00c5", "Cartesian"),
-    "cell": ("9", "\u00c5", "rows are lattice vectors; zero when not periodic"),
+    "positions": ("3N", ANGSTROM, "Cartesian"),
+    "cell": ("9", ANGSTROM, "rows are lattice vectors; zero when not periodic"),
     "pbc": ("3", "", "periodic along each lattice vector"),
-    "energy": ("1", "eV", "total energy, or null"),
-    "forces": ("3N", "eV/\u00c5", "or null"),
-    "stress": ("9", "eV/\u00c5\u00b3", "tensile-positive, or null"),
 }
 
 
 def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
-    """Write the picture and the page into the data set's folder; returns their paths."""
-    picture, page = inspection.folder / "inspection.png", inspection.folder / "inspection.html"
+    """Write the picture and the page into the data set's folder, and return their paths.
+
+    Raises FileError where the folder cannot be written.
+    """
     png = draw_inspection(inspection)
-    write_atomically(picture, png)
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    picture_path = inspection.folder / "inspection.png"
+    with file_errors(picture_path):
+        write_atomically(picture_path, png)
+    alt = (
+        "Histograms of energies after E0, forces, neighbours, distances and sizes, "
+        "and the share of labels present"
     )
-    text = environment.get_template("inspection.html.j2").render(
-        title=f"Data set {inspection.folder.name}",
-        about=about(inspection),
-        picture=b64encode(png).decode(),
-        levels=level_table(inspection),
-        quantities=_quantity_table(inspection),
-        schema=_schema_table(inspection),
-        examples=_example_table(inspection.examples),
-        rule=_rule(),
-        counts=outlier_counts(inspection),
-        listed=_outlier_tables(inspection),
+    explanation = (
+        "Counts are logarithmic. What lies beyond the first or the last bin is counted in it."
     )
-    write_atomically(page, text)
-    return picture, page
+    sections = [
+        Section("", [Text(text) for text in about(inspection)]),
+        Section("Distributions", [Picture(alt, png), Text(explanation, style="remark")]),
+        Section(
+            "Contents",
+            [level_table(inspection), _typical_values(inspection), _schema_table(inspection)],
+        ),
+        Section("Examples", [_example_table(inspection.examples)]),
+        Section(
+            "Suspected outliers",
+            [Text(_rule()), outlier_counts(inspection), *_outlier_tables(inspection)],
+        ),
+    ]
+    title = f"Data set {inspection.folder.name}"
+    page_path = write_page(inspection.folder / "inspection.html", title, sections)
+    return picture_path, page_path
 
 
 def about(inspection: Inspection) -> list[str]:
     """What was looked at, in sentences."""
-    total, sampled = inspection.num_structures, inspection.num_sampled
-    levels = len(inspection.structures)
-    texts = [f"{total:,} structures at {levels} {'level' if levels == 1 else 'levels'} of theory."]
+    total = inspection.num_structures
+    sampled = inspection.num_sampled
+    num_levels = len(inspection.structures)
+    levels = "level" if num_levels == 1 else "levels"
+    texts = [f"{total:,} structures at {num_levels} {levels} of theory."]
     if sampled < total:
         texts.append(
-            f"Labels, sizes and counts are of all structures; medians, neighbours, distances and isolated atoms of a "
-            f"sample of {sampled:,}, evenly spaced over the data set (at most {MAX_SAMPLED:,})."
+            "Labels, sizes and counts are of all structures. Medians, neighbours, distances and "
+            f"isolated atoms are of a sample of {sampled:,} structures, evenly spaced over the "
+            f"data set (at most {MAX_SAMPLED:,})."
         )
     if inspection.without_e0:
         texts.append(
-            f"{inspection.without_e0:,} energies are in no histogram: an element has no E0, because the training split "
-            "of its level of theory lacks it."
+            f"{inspection.without_e0:,} energies are in no histogram: the training split of their "
+            "level of theory lacks one of their elements, which therefore has no E0."
         )
     return texts
 
 
 def level_table(inspection: Inspection) -> Table:
-    """Structures by level of theory and split, and the share of them with each label."""
+    """Structures by level of theory and split, and how many have each label."""
     splits = [
         split
         for split in SPLITS
         if any(split in counts for counts in inspection.structures.values())
     ]
     rows = []
-    for level, counts in sorted(
-        inspection.structures.items(), key=lambda item: -sum(item[1].values())
-    ):
-        total = sum(counts.values())
-        labels = [f"{inspection.labels[level][name]:,}" for name in ("energy", "forces", "stress")]
+    for level in inspection.levels:
+        by_split = inspection.structures[level]
         rows.append(
-            [level, *(f"{counts.get(split, 0):,}" for split in splits), f"{total:,}", *labels]
+            [
+                level,
+                *(f"{by_split.get(split, 0):,}" for split in splits),
+                f"{sum(by_split.values()):,}",
+                *(f"{inspection.labels[level][name]:,}" for name in LABELS),
+            ]
         )
-    header = ["level of theory", *splits, "all", "with energy", "with forces", "with stress"]
-    return "Structures by level of theory", header, rows
+    header = ["level of theory", *splits, "all", *(f"with {name}" for name in LABELS)]
+    return Table("Structures by level of theory", header, rows)
 
 
-def _quantity_table(inspection: Inspection) -> Table:
+def _typical_values(inspection: Inspection) -> Table:
     rows = []
     for level, spreads in inspection.spreads.items():
         for kind, spread in spreads.items():
-            about_kind = KINDS[kind]
-            numbers = [f"{spread.median:.4g}", f"{spread.sigma:.3g}"]
-            rows.append([level, f"{about_kind.quantity} ({about_kind.unit})", *numbers])
+            quantity = f"{KINDS[kind].quantity} ({KINDS[kind].unit})"
+            rows.append([level, quantity, f"{spread.median:.4g}", f"{spread.sigma:.3g}"])
     header = ["level of theory", "quantity of a structure", "median", "robust standard deviation"]
-    return "Typical values", header, rows
+    return Table("Typical values", header, rows)
 
 
 def _schema_table(inspection: Inspection) -> Table:
-    counts = {
-        name: sum(labels[name] for labels in inspection.labels.values())
-        for name in ("energy", "forces", "stress")
-    }
     rows = []
     for column in ARROW_SCHEMA:
-        kind = str(column.type).replace("element: ", "").replace("item: ", "")
-        present = (
-            f"{counts.get(column.name, inspection.num_structures) / inspection.num_structures:.1%}"
-        )
-        shape, unit, meaning = MEANINGS[column.name]
-        rows.append([column.name, kind, shape, unit, present, meaning])
-    return (
-        "Schema, N atoms in a structure",
-        ["column", "stored as", "numbers", "unit", "present", "meaning"],
-        rows,
-    )
+        # Arrow's names for the parts of a list say nothing here
+        stored_as = str(column.type).replace("element: ", "").replace("item: ", "")
+        if column.name in LABELS:
+            label = LABELS[column.name]
+            numbers = str(3**label.rank) if label.per == "structure" else f"{3**label.rank}N"
+            unit = written_unit(label.unit)
+            meaning = f"{label.meaning}; null where it is unknown"
+            present = sum(labels[column.name] for labels in inspection.labels.values())
+        else:
+            numbers, unit, meaning = MEANINGS[column.name]
+            present = inspection.num_structures
+        share = f"{present / inspection.num_structures:.1%}"
+        rows.append([column.name, stored_as, numbers, unit, share, meaning])
+    header = ["column", "stored as", "numbers", "unit", "present", "meaning"]
+    return Table("Schema, N atoms in a structure", header, rows, words=True)
 
 
 def _example_table(examples: list[Example]) -> Table:
-    """Records side by side, one property a row."""
-    properties = {
-        "split": lambda e: e.split,
-        "group": lambda e: e.structure.group,
-        "level of theory": lambda e: e.structure.level_of_theory,
-        "formula": lambda e: Formula.from_list(
-            e.structure.to_atoms().get_chemical_symbols()
-        ).format("metal"),
-        "atoms": lambda e: str(len(e.structure)),
-        "periodic along": lambda e: (
-            ", ".join(v for v, p in zip("abc", e.structure.pbc, strict=True) if p) or "nothing"
-        ),
-        "cell (\u00c5)": lambda e: "; ".join(
-            " ".join(f"{x:.3f}" for x in row) for row in e.structure.cell
-        ),
-        "first atom (\u00c5)": lambda e: " ".join(f"{x:.3f}" for x in e.structure.positions[0]),
-        "energy (eV)": lambda e: "-" if e.structure.energy is None else f"{e.structure.energy:.6f}",
-        "energy after E0 (eV/atom)": lambda e: _number(e.energy),
-        "largest force (eV/\u00c5)": lambda e: _number(e.force),
-        "pressure (GPa)": lambda e: _number(e.pressure),
-    }
-    rows = [[name, *(text(example) for example in examples)] for name, text in properties.items()]
-    return (
-        "First, middle and last record of the sample",
-        ["", *(e.structure.structure_id for e in examples)],
-        rows,
-    )
+    """Structures side by side, one property in a row."""
+    names = [
+        "split",
+        "group",
+        "level of theory",
+        "formula",
+        "atoms",
+        "periodic along",
+        f"cell ({ANGSTROM})",
+        f"first atom ({ANGSTROM})",
+        "energy (eV)",
+        "energy after E0 (eV/atom)",
+        f"largest force (eV/{ANGSTROM})",
+        "pressure (GPa)",
+    ]
+    columns = [_properties(example) for example in examples]
+    rows = [list(row) for row in zip(names, *columns, strict=True)]
+    header = ["", *(example.structure.structure_id for example in examples)]
+    return Table("First, middle and last structure of the sample", header, rows, words=True)
+
+
+def _properties(example: Example) -> list[str]:
+    """The texts of an example, in the order of the rows."""
+    structure = example.structure
+    symbols = structure.to_atoms().get_chemical_symbols()
+    directions = [name for name, periodic in zip("abc", structure.pbc, strict=True) if periodic]
+    return [
+        example.split,
+        structure.group,
+        structure.level_of_theory,
+        Formula.from_list(symbols).format("metal"),
+        str(len(structure)),
+        ", ".join(directions) or "nothing",
+        "; ".join(_coordinates(vector) for vector in structure.cell),
+        _coordinates(structure.positions[0]),
+        "-" if structure.energy is None else f"{structure.energy:.6f}",
+        _number(example.energy),
+        _number(example.force),
+        _number(example.pressure),
+    ]
+
+
+def _coordinates(vector: list[float]) -> str:
+    return " ".join(f"{component:.3f}" for component in vector)
 
 
 def _number(value: float) -> str:
@@ -173,43 +196,38 @@ def _rule() -> str:
         if kind.floor
     )
     return (
-        f"A suspect lies more than {ROBUST_Z:g} robust standard deviations from the median of its level of theory, and "
-        f"more than {floors}; or has two atoms closer than {MIN_BOND_SHARE} of the sum of their covalent radii; or is "
-        f"periodic and has an atom without a neighbour within {CUTOFF:g} \u00c5. "
-        "It may be right: look before you remove it."
+        f"A structure is suspect when it is more than {ROBUST_Z:g} robust standard deviations from "
+        f"the median of its level of theory and more than {floors}; or when two of its atoms are "
+        f"closer than {MIN_BOND_SHARE} of the sum of their covalent radii; or when it is periodic "
+        f"and has an atom without a neighbour within {CUTOFF:g} {ANGSTROM}. It may still be right: "
+        "look at it before you remove it."
     )
 
 
 def outlier_counts(inspection: Inspection) -> Table:
-    """How many suspects of each kind there are, among how many structures, and the worst of them."""
+    """Suspects of each kind: how many among how many structures, and the worst of them."""
     rows = []
     for kind, suspects in inspection.outliers.items():
-        among = (
-            inspection.num_sampled
-            if kind in ("distance", "isolated")
-            else inspection.num_structures
-        )
-        worst = suspects.worst[0] if suspects.worst else None
-        text = f"{worst.structure_id} ({worst.split}): {worst.reason}" if worst else "-"
-        rows.append([KINDS[kind].title, f"{suspects.count:,}", f"{among:,}", text])
-    return "Suspects by kind", ["kind", "suspects", "among", "the worst"], rows
+        sampled_only = kind in ("distance", "isolated")
+        among = inspection.num_sampled if sampled_only else inspection.num_structures
+        worst = "-"
+        if suspects.worst:
+            outlier = suspects.worst[0]
+            worst = f"{outlier.structure_id} ({outlier.split}): {outlier.reason}"
+        rows.append([KINDS[kind].title, f"{suspects.count:,}", f"{among:,}", worst])
+    return Table("Suspects by kind", ["kind", "suspects", "among", "the worst"], rows, words=True)
 
 
 def _outlier_tables(inspection: Inspection) -> list[Table]:
+    """The worst suspects of each kind that has some."""
     tables = []
     for kind, suspects in inspection.outliers.items():
-        shown = (
-            f"the worst {MAX_LISTED} of {suspects.count:,}"
-            if suspects.count > MAX_LISTED
-            else str(suspects.count)
-        )
-        rows = [[o.structure_id, o.split, o.reason] for o in suspects.worst]
-        if rows:
-            tables.append(
-                (
-                    f"{KINDS[kind].title.capitalize()}: {shown}",
-                    ["structure_id", "split", "reason"],
-                    rows,
-                )
-            )
+        if not suspects.worst:
+            continue
+        shown = str(suspects.count)
+        if suspects.count > MAX_LISTED:
+            shown = f"the worst {MAX_LISTED} of {suspects.count:,}"
+        rows = [[outlier.structure_id, outlier.split, outlier.reason] for outlier in suspects.worst]
+        caption = f"{KINDS[kind].title.capitalize()}: {shown}"
+        tables.append(Table(caption, ["structure_id", "split", "reason"], rows, words=True))
     return tables

@@ -1,8 +1,11 @@
-"""Suspected outliers of a converted data set: what counts as far away, and the list of the worst with their reasons.
+"""Suspected outliers of a converted data set: what counts as far away, and the worst with reasons.
 
-A value is far when it lies beyond ROBUST_Z robust standard deviations (1.4826 times the median absolute deviation) of
-its level's median and beyond an absolute floor, so that neither a broad nor a very narrow set is full of outliers.
-They are suspects to look at: a wrong energy, but also an isolated atom that was computed on purpose.
+A value is far from the median of its level of theory when the distance is above ROBUST_Z robust
+standard deviations (1.4826 times the median absolute deviation), and above an absolute floor. With
+both conditions, neither a broad nor a very narrow set is full of outliers.
+
+Outliers are suspects to look at: a wrong energy, but also an isolated atom that was computed on
+purpose.
 """
 
 from __future__ import annotations
@@ -15,18 +18,23 @@ import numpy as np
 
 
 ROBUST_Z = 8.0
-MAX_LISTED = 20  # of each kind
-MIN_BOND_SHARE = 0.6  # of the sum of two covalent radii; molecules and crystals at ambient pressure lie above 0.75
+# makes the median absolute deviation of normally distributed values their standard deviation
+NORMAL_FACTOR = 1.4826
+# of each kind
+MAX_LISTED = 20
+# of the sum of two covalent radii; molecules and crystals at ambient pressure are above 0.75
+MIN_BOND_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of outlier; `floor` is in `unit`, and without one the rule is no comparison with a median."""
+    """One kind of outlier."""
 
     title: str
     quantity: str
     unit: str
     floor: float = 0.0
+    """In `unit`; 0 for a kind that is not compared with a median."""
 
 
 KINDS = {
@@ -40,11 +48,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Outlier:
-    """One suspect: where it stands, how bad it is compared with others of its kind, and why, in words."""
+    """One suspect."""
 
     structure_id: str
     split: str
     severity: float
+    """How bad it is, compared with others of its kind."""
     reason: str
 
 
@@ -57,49 +66,52 @@ class Spread:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Self | None:
-        """Of values (S,), NaN where there is none; None when there are none at all."""
-        values = values[np.isfinite(values)]
-        if not len(values):
+        """Spread of the finite values of (S,); None without any."""
+        finite = values[np.isfinite(values)]
+        if not len(finite):
             return None
-        median = float(np.median(values))
-        return cls(median, 1.4826 * float(np.median(np.abs(values - median))))
+        median = float(np.median(finite))
+        deviation = float(np.median(np.abs(finite - median)))
+        return cls(median, NORMAL_FACTOR * deviation)
 
     def is_far(self, values: np.ndarray, floor: float) -> np.ndarray:
-        """Which of the values (S,) are outliers; NaN is none."""
+        """Which of the values (S,) are outliers; NaN is not."""
         return np.abs(values - self.median) > max(ROBUST_Z * self.sigma, floor)
 
 
 @dataclass
 class Suspects:
-    """Outliers of one kind: all are counted, the worst MAX_LISTED kept."""
+    """Outliers of one kind: all are counted, the worst MAX_LISTED are kept."""
 
     count: int = 0
     worst: list[Outlier] = field(default_factory=list)
 
     def add(self, outliers: Iterable[Outlier]) -> None:
-        """Count them and keep them if they are among the worst so far."""
+        """Count outliers, and keep those that are among the worst so far."""
         found = list(outliers)
         self.count += len(found)
-        self.worst = sorted([*self.worst, *found], key=lambda o: (-o.severity, o.structure_id))[
-            :MAX_LISTED
-        ]
+        # by name among equals, so that the list does not depend on the order of the shards
+        ranked = sorted(
+            [*self.worst, *found], key=lambda outlier: (-outlier.severity, outlier.structure_id)
+        )
+        self.worst = ranked[:MAX_LISTED]
 
 
 def far_outliers(
     kind: str, spread: Spread, values: np.ndarray, structure_ids: list[str], level: str, split: str
 ) -> list[Outlier]:
     """Outliers of one kind among the values (S,) of structures of one level of theory."""
-    about, found = KINDS[kind], []
-    for k in np.flatnonzero(spread.is_far(values, about.floor)):
-        distance = abs(values[k] - spread.median)
-        times = (
-            f"{distance / spread.sigma:.3g} robust standard deviations"
-            if spread.sigma
-            else "all others are equal"
-        )
+    quantity = KINDS[kind].quantity
+    unit = KINDS[kind].unit
+    found = []
+    for index in np.flatnonzero(spread.is_far(values, KINDS[kind].floor)):
+        distance = float(abs(values[index] - spread.median))
+        times = "all others are equal"
+        if spread.sigma:
+            times = f"{distance / spread.sigma:.3g} robust standard deviations"
         reason = (
-            f"{about.quantity} {values[k]:.4g} {about.unit}, {distance:.4g} from the median {spread.median:.4g} of "
-            f"{level} ({times})"
+            f"{quantity} {values[index]:.4g} {unit}, {distance:.4g} from the median "
+            f"{spread.median:.4g} of {level} ({times})"
         )
-        found.append(Outlier(structure_ids[k], split, float(distance), reason))
+        found.append(Outlier(structure_ids[index], split, distance, reason))
     return found

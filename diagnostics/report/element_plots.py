@@ -63,7 +63,7 @@ def _relative_errors(evaluation: ErrorSummary) -> dict[str, float]:
 
 
 def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str, str]) -> Figure:
-    """Force MAE of each element before and after on one scale, and their ratio (below 1: better)."""
+    """Force MAE of each element before and after on one scale, and their ratio."""
     figure = Figure(figsize=(PANEL_SIZE[0], 3 * PANEL_SIZE[1]), layout="constrained")
     panels = figure.subplots(3, 1)
     old = before.force_mae_of_elements()

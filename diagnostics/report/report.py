@@ -39,8 +39,9 @@ def write_report(
     """Write report.html, which loads nothing, and pictures/*.png and *.svg next to it.
 
     runs: name -> run folder with metrics.jsonl, evaluation.json and predictions.npz.
-    reweighting: names of the runs before and after. By default, two runs are compared in their order.
-    fewshot, model_card, notes: fewshot.json and two Markdown files. A section without its file says so.
+    reweighting: names of the runs before and after; by default, two runs in their order.
+    fewshot, model_card, notes: fewshot.json and two Markdown files. A section says so if its file
+        was not given.
     Returns: the path of the page.
     Raises ReportError for a missing file, for no runs, for two runs with one file name and for an
     unknown name in `reweighting`; and the errors of the readers for a damaged file.
@@ -146,9 +147,9 @@ def _disagreements(run: Run) -> list[Text]:
         unit = written_unit(label.error_unit)
         texts.append(
             Text(
-                f"{run.name}: {label.title} MAE ({unit}) is {table_cell(saved)} in predictions.npz, "
-                f"but {table_cell(stated)} in evaluation.json. They come from different "
-                "evaluations: make both again.",
+                f"{run.name}: {label.title} MAE ({unit}) is {table_cell(saved)} in "
+                f"predictions.npz, but {table_cell(stated)} in evaluation.json. They come from "
+                "different evaluations: make both again.",
                 style="warning",
             )
         )

@@ -87,7 +87,7 @@ class FewShotCurve(BaseModel):
         return sorted({row.num_structures for row in self.rows})
 
     def errors(self, strategy: str, error: ErrorName) -> dict[int, list[float]]:
-        """Number of structures -> errors of all seeds, ascending; sizes without labels are absent."""
+        """Number of structures, ascending -> errors of all seeds; without labels it is absent."""
         found: dict[int, list[float]] = {}
         for row in self.rows:
             value = getattr(row, error)
@@ -104,8 +104,9 @@ class FewShotCurve(BaseModel):
     def structures_needed(self, strategy: str, goal: float, error: ErrorName) -> float | None:
         """Number of structures at which the median error of a strategy reaches `goal`.
 
-        Between two sizes the error is taken to follow a power law. Where the smallest size is already
-        good enough, the answer is that size, so it is an upper bound. None if no size reaches the goal.
+        Between two sizes the error is taken to follow a power law. Where the smallest size is
+        already good enough, the answer is that size, and so an upper bound. None if no size
+        reaches the goal.
         """
         medians = self.medians(strategy, error)
         sizes = list(medians)

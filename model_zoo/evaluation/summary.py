@@ -1,4 +1,4 @@
-"""The summary of a model's errors as one class: evaluation.json, the watch page, the report, the card.
+"""The summary of a model's errors, which the card, the watch page and the report read.
 
 `summarise` makes an `ErrorSummary` from predictions. `to_dict` and `from_dict` are the form of
 evaluation.json and of the lines of metrics.jsonl, and nobody else reads or writes their keys.
@@ -103,7 +103,7 @@ class LevelErrors(Errors):
 
 @dataclass(frozen=True)
 class ElementErrors(Errors):
-    """Errors on one element: labels of its atoms, and energies of the structures that contain it."""
+    """Errors on one element: labels of its atoms, energies of structures with it."""
 
     num_train_structures: int
     """Training structures that contain the element: how rare it was."""
@@ -131,7 +131,7 @@ class ElementErrors(Errors):
 
 @dataclass(frozen=True)
 class ErrorSummary(Errors):
-    """evaluation.json: errors of one model on one split, overall, by level of theory and by element.
+    """Errors of one model on one split: overall, by level of theory and by element.
 
     The figures over elements are what importance weights are meant to lower: the mean over the
     elements, the worst element, and the mean over the worst tenth of them (at least one).
@@ -182,7 +182,7 @@ class ErrorSummary(Errors):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises SummaryError for a missing count and for an error that is text."""
+        """Inverse of `to_dict`. Raises SummaryError where a value has the wrong type."""
         elements = {}
         for symbol, row in _table(content, "per_element").items():
             if symbol not in chemical_symbols:

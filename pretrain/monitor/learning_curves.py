@@ -78,7 +78,7 @@ def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None =
 def _draw_steps(
     axes: Axes, metrics: RunMetrics, name: str, colour: str, label: str, factor: float = 1.0
 ) -> None:
-    """A number of every step: its spread in bins of steps as a band, its running median as a line."""
+    """A number of every step: its spread as a band, its running median as a line."""
     values = factor * metrics.column(name)
     steps = np.array([row["step"] for row in metrics.steps], dtype=float)
     known = np.isfinite(values)

@@ -88,5 +88,5 @@ class RunView:
 
     @property
     def seconds_left(self) -> float:
-        """Time to the last step at the recent pace; validations and saves at the end come on top."""
+        """Time to the last step at the recent pace; validations come on top."""
         return (self.max_steps - self.step) * self.typical("seconds")
