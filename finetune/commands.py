@@ -46,7 +46,7 @@ def run(
     probe: Annotated[
         str | None, typer.Option(help="converted pretraining data, for the forgetting report")
     ] = None,
-    show_settings: Annotated[bool, settings_option("finetune.run:FineTuneConfig")] = False,
+    show_settings: Annotated[bool, settings_option("finetune.config:FineTuneConfig")] = False,
 ) -> None:
     """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
 
@@ -56,7 +56,8 @@ def run(
     """
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load, resolve
-    from .run import FineTuneConfig, finetune
+    from .config import FineTuneConfig
+    from .run import finetune
     from .safety.forgetting import forgetting_report, probe_of
     from .save import save_finetuned
 
@@ -160,12 +161,13 @@ def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
         header,
         rows,
     )
-    judged = next(iter(result.evaluations.values()))
+    judged = result.final.errors
     rows = []
-    for name, row in result.evaluations.items():
-        undone = "" if result.kept.get(name, 1.0) else " (undone: worse on held-out structures)"
-        figures = [_number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)]
-        rows.append([name + undone, *figures, f"{result.seconds[name]:.1f}"])
+    for name, stage in result.stages.items():
+        undone = " (undone: worse on held-out structures)" if stage.kept == 0.0 else ""
+        energy = _number(stage.errors.energy_mae_per_atom, 1, 1000)
+        force = _number(stage.errors.force_mae, 4)
+        rows.append([name + undone, energy, force, f"{stage.seconds:.1f}"])
     title = f"errors on the {judged.split} split, {judged.num_structures} structures"
     _print_table(title, [*header, "seconds"], rows)
     rows = [

@@ -48,13 +48,8 @@ def save_finetuned(
     attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
     if forgetting is not None:
         attachments |= forgetting.to_files()
-    return save_model(
-        out,
-        result.potential,
-        record,
-        result.evaluations[result.strategy].to_dict(),
-        attachments=attachments,
-    )
+    evaluation = result.final.errors.to_dict()
+    return save_model(out, result.potential, record, evaluation, attachments=attachments)
 
 
 def facts(result: FineTuned) -> dict[str, Any]:
@@ -65,10 +60,12 @@ def facts(result: FineTuned) -> dict[str, Any]:
         "e0": asdict(result.reference),
         "refit": asdict(result.refit),
         "gradient": asdict(result.gradient) if result.gradient else None,
-        "kept": result.kept,
-        "held_out_score": result.held_out,
+        "kept": {
+            name: stage.kept for name, stage in result.stages.items() if stage.kept is not None
+        },
+        "held_out_score": result.held_out_scores,
         "num_train": len(result.target.train),
         "num_valid": len(result.target.valid),
-        "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
+        "seconds": {name: round(stage.seconds, 2) for name, stage in result.stages.items()},
     }
     return json.loads(json.dumps(done))

@@ -1,4 +1,4 @@
-"""What a model is fine-tuned to: the structures of one level of theory, and which of them are held out."""
+"""What a model is fine-tuned to: structures of one level of theory, and which of them are held out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import ase.io
 import numpy as np
 
+from ..core.errors import EvenfieldError
 from ..core.settings import load_settings
 from ..data_pipelines.convert.convert import ConvertConfig, convert
 from ..data_pipelines.sources.config import SourceConfig
@@ -19,17 +20,21 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.package.record import TrainingData
 
 
-OTHERS = ("valid", "test")
-# structures; of fewer none is held out, since one or two say little and each is needed to learn from. The refit leaves
-# folds out itself, so it can do without for longer (docs/decisions/0009).
-LEAST, LEAST_OF_REFIT = 8, 32
-ENOUGH_GROUPS = 5  # to hold whole ones out
-COMMON_RECIPE = Path("ref_labels")  # labels in REF_* columns, as MACE's files have them
+# Splits that a converted data set may have next to the training structures.
+OTHER_SPLITS = ("valid", "test")
+# With fewer structures none is held out (a strategy may ask for more, see strategy.py).
+FEWEST_TO_HOLD_OUT = 8
+# With at least so many groups, whole groups are held out.
+ENOUGH_GROUPS = 5
+# Positions and cells that agree to this many digits after the decimal point are the same.
+COPY_DECIMALS = 3
+# The recipe for labels in REF_* columns, the convention of MACE.
+REFERENCE_COLUMNS_RECIPE = Path("ref_labels")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Structures to fit, to choose by and to report errors on; and where they come from."""
+    """Structures to fit to, to choose by and to report errors on, and where they come from."""
 
     level_of_theory: str
     train: list[Structure]
@@ -39,8 +44,12 @@ class Target:
 
     @property
     def judged(self) -> tuple[str, list[Structure]]:
-        """The structures that errors are reported on: the test split, else what was held out, else all."""
-        return next((name, s) for name in ("test", "valid", "train") if (s := getattr(self, name)))
+        """The split that errors are reported on: test, else what was held out, else all."""
+        if self.test:
+            return "test", self.test
+        if self.valid:
+            return "valid", self.valid
+        return "train", self.train
 
 
 def open_target(
@@ -49,34 +58,40 @@ def open_target(
     num_structures: int | None = None,
     seed: int = 0,
     valid_share: float = 0.2,
+    fewest_to_hold_out: int = FEWEST_TO_HOLD_OUT,
     source: SourceConfig | None = None,
     work: Path | None = None,
-    strategy: str = "auto",
 ) -> Target:
-    """The target in a folder of a converted data set, or in any file, which is converted into the folder `work`.
+    """The target in a converted data set, or in a file, which is converted into the folder `work`.
 
-    A validation split is made of the training structures where the data have none and there are enough for the
-    strategy. Raises ValueError when the data
-    mix levels of theory or have too few structures.
+    When the data have no validation split, `valid_share` of the training structures is held out,
+    provided that there are `fewest_to_hold_out` of them.
+
+    Raises EvenfieldError when the data mix levels of theory or have too few structures.
     """
-    folder = (
-        Path(data)
-        if (Path(data) / "dataset_info.json").is_file()
-        else _converted(data, source, work)
-    )
+    folder = Path(data)
+    if not (folder / "dataset_info.json").is_file():
+        folder = _convert_file(data, source, work)
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
-        raise ValueError(
-            f"{data}: mixes levels of theory ({', '.join(levels)}): fine-tune on one at a time"
+        raise EvenfieldError(
+            f"mixes levels of theory ({', '.join(levels)})",
+            remedy="fine-tune on one at a time",
+            file=data,
         )
-    others = {
-        split: list(iter_structures(folder, split)) if info["num_structures"][split] else []
-        for split in OTHERS
-    }
-    drawn, valid = draw(folder, num_structures, seed), others["valid"]
-    least = LEAST_OF_REFIT if strategy == "refit" else LEAST
-    train, held_out = (drawn, valid) if valid else hold_out(drawn, valid_share, seed, least)
+
+    others: dict[str, list[Structure]] = {}
+    for split in OTHER_SPLITS:
+        present = info["num_structures"][split] > 0
+        others[split] = list(iter_structures(folder, split)) if present else []
+
+    drawn = draw(folder, num_structures, seed)
+    train = drawn
+    valid = others["valid"]
+    if not valid:
+        train, valid = hold_out(drawn, valid_share, seed, fewest_to_hold_out)
+
     about = TrainingData(
         name=info["source"]["file"],
         sha256=info["source"]["sha256"],
@@ -84,90 +99,130 @@ def open_target(
         description=info["description"],
         num_structures=len(drawn),
     )
-    return Target(levels[0], train, held_out, others["test"], about)
+    return Target(levels[0], train, valid, others["test"], about)
 
 
 def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Structure]:
-    """Training structures of a data set: `num_structures` of them drawn by seed, nested as the number grows."""
+    """Training structures of a data set: all, or `num_structures` drawn by seed.
+
+    A larger draw contains every smaller one of the same seed.
+    """
     structures = list(iter_structures(folder, "train"))
     if num_structures is None:
         return structures
     if num_structures > len(structures):
-        raise ValueError(
-            f"{folder}: has {len(structures)} training structures, {num_structures} were asked for"
+        raise EvenfieldError(
+            f"has {len(structures)} training structures, but {num_structures} were asked for",
+            file=folder,
         )
     order = np.random.default_rng(seed).permutation(len(structures))
-    return [structures[k] for k in order[:num_structures]]
+    return [structures[index] for index in order[:num_structures]]
 
 
 def hold_out(
-    structures: list[Structure], share: float, seed: int, least: int = LEAST
+    structures: list[Structure],
+    share: float,
+    seed: int,
+    fewest_to_hold_out: int = FEWEST_TO_HOLD_OUT,
 ) -> tuple[list[Structure], list[Structure]]:
-    """Training and validation structures; groups stay together where there are enough, copies always."""
-    if len(structures) < least or share == 0:
+    """Training and held-out structures.
+
+    Copies are never separated, and groups are not either where there are enough of them: a near
+    duplicate in both parts would make the comparison worthless.
+    """
+    if len(structures) < fewest_to_hold_out or share == 0:
         return structures, []
-    groups: dict[str, list[Structure]] = {}
-    for s in structures:
-        groups.setdefault(s.group, []).append(s)
-    units = list(groups.values()) if len(groups) >= ENOUGH_GROUPS else alike(structures)
+    units = _groups(structures)
+    if len(units) < ENOUGH_GROUPS:
+        units = alike(structures)
     if len(units) < 2:
         return structures, []
+
+    # Take units in random order as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
-    chosen: list[int] = []
-    for k in np.random.default_rng(seed).permutation(len(units)):
-        if sum(len(units[c]) for c in chosen) + len(units[k]) <= wanted:
-            chosen.append(int(k))
-    chosen = chosen or [int(np.argmin([len(unit) for unit in units]))]
-    parts = [
-        [s for k, unit in enumerate(units) if (k in chosen) is held for s in unit]
-        for held in (False, True)
-    ]
-    return parts[0], parts[1]
+    chosen: set[int] = set()
+    num_chosen = 0
+    for index in np.random.default_rng(seed).permutation(len(units)):
+        if num_chosen + len(units[index]) <= wanted:
+            chosen.add(int(index))
+            num_chosen += len(units[index])
+    if not chosen:  # every unit is larger than what is wanted
+        chosen = {int(np.argmin([len(unit) for unit in units]))}
+
+    train: list[Structure] = []
+    held_out: list[Structure] = []
+    for index, unit in enumerate(units):
+        (held_out if index in chosen else train).extend(unit)
+    return train, held_out
 
 
 def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
-    """Structures with their exact copies, to 0.001 A, in order of the first of each."""
+    """Structures together with their copies, in the order of the first of each."""
     groups: dict[bytes, list[Structure]] = {}
-    for s in structures:
-        key = s.atomic_numbers.astype(np.int64).tobytes()
-        key += np.rint(1e3 * np.vstack([s.positions, s.cell])).astype(np.int64).tobytes()
-        groups.setdefault(key, []).append(s)
+    for structure in structures:
+        geometry = np.vstack([structure.positions, structure.cell])
+        rounded = np.rint(10**COPY_DECIMALS * geometry).astype(np.int64)
+        key = structure.atomic_numbers.astype(np.int64).tobytes() + rounded.tobytes()
+        groups.setdefault(key, []).append(structure)
     return list(groups.values())
 
 
-def _converted(data: Path | str, source: SourceConfig | None, work: Path | None) -> Path:
-    """A file or other source, converted; labels in REF_* columns are found without being told."""
+def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
+    """Structures by the group that their source names, a trajectory for example."""
+    groups: dict[str, list[Structure]] = {}
+    for structure in structures:
+        groups.setdefault(structure.group, []).append(structure)
+    return list(groups.values())
+
+
+def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | None) -> Path:
+    """Convert a file or another source into `work`; labels in REF_* columns are found by themselves."""
     if work is None:
-        raise ValueError(
-            f"{data}: is no folder of a converted data set: convert it, or name a folder to convert it to"
+        raise EvenfieldError(
+            "is not the folder of a converted data set",
+            remedy="convert it first, or pass a folder `work` to convert it into",
+            file=data,
         )
     settings: dict[str, Any] = (source or SourceConfig()).model_dump(exclude_unset=True)
-    if not settings.get("columns") and (found := _reference_columns(data)):
-        level = settings.get("level_of_theory")
-        base = load_settings(ConvertConfig, COMMON_RECIPE).model_dump(exclude_unset=True)
-        base["columns"] = {
-            name: column for name, column in base["columns"].items() if column in found
-        }
-        base["units"] = {
-            name: unit for name, unit in base["units"].items() if name in base["columns"]
-        }
-        if level or base["columns"].get("level_of_theory") is None:
-            base["columns"].pop("level_of_theory", None)
-        settings = base | settings
+    if not settings.get("columns"):
+        found = _reference_columns(data)
+        if found:
+            settings = _reference_recipe(found, settings) | settings
     if "level_of_theory" not in settings and "level_of_theory" not in settings.get("columns", {}):
-        # a level of its own is never wrong: it gets a head of its own, with free E0
+        # A level of its own is never wrong: it gets a head of its own, with free E0.
         settings["level_of_theory"] = Path(data).name.split(".")[0]
-    convert(str(data), work, ConvertConfig(**settings, valid_share=0.0, test_share=0.0), workers=1)
+
+    config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
+    try:
+        convert(str(data), work, config, workers=1)
+    except EvenfieldError as error:
+        # The remedies of the conversion are settings that this command does not have.
+        if error.remedy is not None:
+            error.remedy = f"with `evenfield data convert`, before fine-tuning, {error.remedy}"
+        raise
     return work
 
 
+def _reference_recipe(found: set[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the shipped recipe for REF_* columns, cut to the columns that are in the file."""
+    recipe = load_settings(ConvertConfig, REFERENCE_COLUMNS_RECIPE).model_dump(exclude_unset=True)
+    columns = {name: column for name, column in recipe["columns"].items() if column in found}
+    recipe["units"] = {name: unit for name, unit in recipe["units"].items() if name in columns}
+    if settings.get("level_of_theory") or columns.get("level_of_theory") is None:
+        # a level that the user states counts more than a column
+        columns.pop("level_of_theory", None)
+    recipe["columns"] = columns
+    return recipe
+
+
 def _reference_columns(data: Path | str) -> set[str]:
-    """Names of REF_* labels and of the level's column in the first frame of a file, when ASE finds none itself."""
+    """Columns of the first structure of a file whose labels are REF_*; empty for all other files."""
     if not Path(data).is_file():
         return set()
     try:
         atoms: Any = ase.io.read(data, 0)
-    except Exception:  # whatever is wrong with the file, the conversion says it better
+    except Exception:  # whatever is wrong with the file, the conversion explains it better
         return set()
     names = {*atoms.info, *atoms.arrays}
-    return names if atoms.calc is None and "REF_energy" in names else set()
+    found_by_ase = atoms.calc is not None
+    return set() if found_by_ase or "REF_energy" not in names else names

@@ -24,7 +24,9 @@ from ...model_zoo.evaluation.summary import ErrorSummary
 from ...model_zoo.hub.load import LoadedModel
 from ...pretrain.config import PretrainConfig
 from ...pretrain.run import pretrain
-from ..run import FineTuneConfig, Strategy, finetune
+from ..config import FineTuneConfig
+from ..run import finetune
+from ..strategies import StrategyName, fewest_to_hold_out
 from ..target import draw, open_target
 
 
@@ -39,7 +41,7 @@ class CurveConfig(Settings):
 
     sizes: list[int] = Field(default=[4, 8, 16, 32], min_length=1)
     seeds: list[int] = Field(default=[0, 1], min_length=1)
-    strategies: list[Strategy] = Field(default=["refit"])
+    strategies: list[StrategyName] = Field(default=["refit"])
     scratch_steps: int = Field(default=400, ge=0, description="0 for no training from scratch")
     test_structures: int = Field(default=200, gt=0, description="most structures of the test split")
     finetune: FineTuneConfig = FineTuneConfig()
@@ -134,8 +136,13 @@ def _cell(
 ) -> list[dict[str, Any]]:
     """The rows of one fine-tuning: its strategy, and the steps before it."""
     settings = config.finetune.model_copy(update={"num_structures": num_structures, "seed": seed})
-    options = settings.model_dump(include={"num_structures", "seed", "valid_share"})
-    target = open_target(data, **options, strategy=name)
+    target = open_target(
+        data,
+        num_structures=num_structures,
+        seed=seed,
+        valid_share=settings.valid_share,
+        fewest_to_hold_out=fewest_to_hold_out(name),
+    )
     target = replace(target, test=spread(target.test, config.test_structures))
     if name == "scratch":
         evaluation, seconds = _from_scratch(
@@ -143,13 +150,14 @@ def _cell(
         )
         evaluations, all_seconds = {"scratch": evaluation}, {"scratch": seconds}
     else:
-        strategy: Any = name
-        result = finetune(model, target, settings.model_copy(update={"strategy": strategy}))
-        steps = ("pretrained", "step0", result.strategy)
-        evaluations = {key: result.evaluations[key] for key in steps}
-        all_seconds = result.seconds | {name: result.seconds[result.strategy]}
-        if name == "auto":
-            evaluations["auto"] = evaluations.pop(result.strategy)
+        result = finetune(model, target, settings.model_copy(update={"strategy": name}))
+        stages = {
+            "pretrained": result.stages["pretrained"],
+            "step0": result.stages["step0"],
+            name: result.final,
+        }
+        evaluations = {key: stage.errors for key, stage in stages.items()}
+        all_seconds = {key: stage.seconds for key, stage in stages.items()}
     rows = []
     for key, evaluation in evaluations.items():
         row = {"num_structures": num_structures, "strategy": key, "seed": seed}

@@ -1,72 +1,120 @@
-"""Replay: structures of before among the new ones, so that a gradient strategy forgets less."""
+"""Replay: earlier structures among the new ones, so that a gradient strategy forgets less."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from ...core.errors import EvenfieldError
 from ...core.settings import Settings
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
-from ...model_zoo.evaluation.evaluation import predict
+from ...model_zoo.evaluation.evaluation import predict, with_a_head
 from ...model_zoo.potential.potential import Potential
 
 
-PROBE_SAMPLES = 100  # of a data set, in the probe set
+# Structures of a data set that its probe set contains.
+PROBE_SAMPLES = 100
 
 
 class ReplayConfig(Settings):
-    """Structures of before that a gradient strategy sees again, so that it forgets less."""
+    """Earlier structures that a gradient strategy sees again, so that it forgets less."""
 
     data: str | None = Field(
-        default=None, description="folder of a converted data set: the pretraining data, or any"
+        default=None,
+        description="folder of a converted data set, the pretraining data for example",
     )
-    share: float = Field(default=0.5, gt=0, lt=1, description="of the batches")
+    share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the batches that come from `data`"
+    )
     own_labels: bool = Field(
-        default=False, description="labels by the model as it was, instead of the data's own"
+        default=False,
+        description="replace the labels of `data` by predictions of the pretrained model",
     )
-    num_structures: int = Field(default=3000, gt=0, description="most structures taken")
+    num_structures: int = Field(
+        default=3000, gt=0, description="most structures to take from `data`"
+    )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Structures that are seen again, and their share of the batches."""
+
+    structures: list[Structure]
+    share: float
+
+
+def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) -> Replay | None:
+    """The structures that `config` asks for; None when it names no data.
+
+    Raises EvenfieldError when none of them has a level of theory of the pretrained model.
+    """
+    if config.data is None:
+        return None
+    drawn = draw_for_replay(config.data, config.num_structures, seed)
+    structures = list(with_a_head(pretrained, drawn))
+    if not structures:
+        levels = ", ".join(pretrained.config.levels_of_theory)
+        raise EvenfieldError(
+            f"replay.data has no structure at a level of theory of the model ({levels})",
+            remedy="name another data set",
+            file=config.data,
+        )
+    if config.own_labels:
+        structures = labelled_by(pretrained, structures)
+    return Replay(structures, config.share)
 
 
 def draw_probe(data: Path | str) -> list[Structure]:
-    """The training structures of a data set that its probe set holds (forgetting.py)."""
+    """The training structures of a data set that belong to its probe set (forgetting.py)."""
     return _shuffled(data)[:PROBE_SAMPLES]
 
 
 def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[Structure]:
-    """At most so many training structures, by seed; none of the probe set unless the data set is small.
+    """At most `num_structures` training structures, drawn by seed.
 
-    The probe is to tell what became of structures that are not seen again.
+    None of them is in the probe set unless the data set is small, because the probe must show what
+    happens to structures that are not seen again.
     """
     structures = _shuffled(data)
-    rest = structures[PROBE_SAMPLES:] if len(structures) >= 2 * PROBE_SAMPLES else structures
-    return [rest[k] for k in np.random.default_rng(seed).permutation(len(rest))[:num_structures]]
+    if len(structures) >= 2 * PROBE_SAMPLES:
+        structures = structures[PROBE_SAMPLES:]
+    order = np.random.default_rng(seed).permutation(len(structures))
+    return [structures[index] for index in order[:num_structures]]
 
 
 def _shuffled(data: Path | str) -> list[Structure]:
+    """All training structures in one random order, which must stay the same for the probe's sake."""
     structures = list(iter_structures(data, "train"))
-    return [structures[k] for k in np.random.default_rng(0).permutation(len(structures))]
+    order = np.random.default_rng(0).permutation(len(structures))
+    return [structures[index] for index in order]
 
 
 def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:
-    """Structures with a potential's own energies, forces and stress of their level of theory for labels."""
+    """The structures with labels predicted by `potential` at their own level of theory."""
     if not structures:
         return []
-    p = predict(potential, structures)
-    levels, ends = potential.config.levels_of_theory, np.cumsum(p.num_atoms)
+    predicted = predict(potential, structures)
+    levels = potential.config.levels_of_theory
+    ends = np.cumsum(predicted.num_atoms)
+    forces = np.split(predicted.forces[..., 1], ends[:-1])
+
     labelled = []
-    for k, (s, forces) in enumerate(
-        zip(structures, np.split(p.forces[..., 1], ends[:-1]), strict=True)
-    ):
-        numbers = torch.as_tensor(np.asarray(s.atomic_numbers, dtype=np.int64))
-        energy = float(p.energy[k, 1]) + float(
-            potential.e0[levels.index(s.level_of_theory), numbers].sum()
+    for index, structure in enumerate(structures):
+        # `predict` gives energies without E0
+        head = levels.index(structure.level_of_theory)
+        numbers = torch.as_tensor(np.asarray(structure.atomic_numbers, dtype=np.int64))
+        e0 = float(potential.e0[head, numbers].sum())
+        energy = float(predicted.energy[index, 1]) + e0
+
+        stress = predicted.stress[index, ..., 1]
+        known_stress = stress if np.isfinite(stress).all() else None
+        labelled.append(
+            structure.with_labels(energy=energy, forces=forces[index], stress=known_stress)
         )
-        stress = p.stress[k, ..., 1]
-        known = stress if np.isfinite(stress).all() else None
-        labelled.append(s.with_labels(energy=energy, forces=forces, stress=known))
     return labelled

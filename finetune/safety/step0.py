@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.errors import EvenfieldError
 from ...core.labels import unit_factor
 from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import predict
@@ -28,8 +29,12 @@ UNITS = {  # that sources come in; names of `data convert`
 }
 
 
-class WorseError(ValueError):
+class WorseError(EvenfieldError):
     """Set-up made the model worse on the new data than it was."""
+
+
+class WrongUnitError(EvenfieldError):
+    """Labels follow the model's predictions, but in another unit."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ def refuse_if_worse(table: list[Step]) -> None:
     """Raise WorseError when the last step's errors are above the first's."""
     if names := worse_labels(table[-1], table[0]):
         raise WorseError(
-            f"set-up made the model worse on the new data ({'; '.join(names)}): nothing was fine-tuned. Check the "
-            "labels and their level of theory, or give the data a level_of_theory of their own"
+            f"set-up made the model worse on the new data ({'; '.join(names)}), so that nothing "
+            "was fine-tuned",
+            remedy="check the labels and their level of theory, or give the data a level of theory "
+            "of their own",
         )
 
 
 def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> None:
-    """Raise ValueError when the labels follow the model's own predictions, but in another unit.
+    """Raise WrongUnitError when the labels follow the model's own predictions, but in another unit.
 
     Where the model knows too little of the data to say so, nothing is said.
     """
@@ -81,11 +88,11 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
         ratio = float(rows[:, 0] @ rows[:, 1] / (rows[:, 1] @ rows[:, 1]))
         if not RATIOS[0] < ratio < RATIOS[1]:
             likely = _likely_units(label, ratio)
-            mend = " or ".join(f"units.{label}={unit}" for unit in likely)
-            raise ValueError(
-                f"{structures[0].structure_id} and others: {label} are {ratio:.3g} times what the model predicts, and "
-                f"follow it: they look like {' or '.join(likely)}, not {ours}. Convert the data with {mend}, or say "
-                "trust_units=true"
+            keys = " or ".join(f"units.{label}={unit}" for unit in likely)
+            raise WrongUnitError(
+                f"{structures[0].structure_id} and others: {label} are {ratio:.3g} times what the "
+                f"model predicts, and follow it: they look like {' or '.join(likely)}, not {ours}",
+                remedy=f"convert the data with {keys}, or set trust_units=true",
             )
 
 

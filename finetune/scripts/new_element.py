@@ -1,21 +1,31 @@
-"""Teach a model an element that it never saw, nothing else moves: python new_element.py MODEL DATA OUT"""
+"""Teach a model an element that it never saw; nothing else changes.
+
+Run it with: python new_element.py MODEL DATA OUT [STEPS]
+"""
 
 import sys
 from pathlib import Path
 
 from ... import model_zoo
-from ..gradient.train import GradientConfig
-from ..run import FineTuneConfig, finetune
+from ..config import FineTuneConfig
+from ..gradient.config import GradientConfig
+from ..run import finetune
 from ..save import save_finetuned
 
 
 reference, data, out, *steps = sys.argv[1:]
 model = model_zoo.load(reference)
-gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300)
-config = FineTuneConfig(strategy="new-element", start="refit", gradient=gradient)
+config = FineTuneConfig(
+    strategy="new-element",
+    start="refit",
+    gradient=GradientConfig(max_steps=int(steps[0]) if steps else 300),
+)
 result = finetune(model, data, config, work=Path(out + "-data"))
+
 known = {symbol for symbols in model.record.elements.values() for symbol in symbols}
-print("learned:", sorted({str(a) for s in result.structures for a in s.to_atoms().symbols} - known))
-for name, errors in result.evaluations.items():
-    print(f"{name}: force MAE {errors.force_mae:.4f} eV/A on the {errors.split} split")
+present = {symbol for structure in result.structures for symbol in structure.to_atoms().symbols}
+print("learned:", sorted(present - known))
+for name, stage in result.stages.items():
+    error = stage.errors.mae["forces"]
+    print(f"{name}: force MAE {error:.4f} eV/A on the {stage.errors.split} split")
 print("saved in", save_finetuned(result, model, Path(out)))

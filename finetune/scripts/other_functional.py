@@ -1,6 +1,8 @@
-"""Move a model to another functional by total energies alone: python other_functional.py MODEL DATA OUT LEVEL
+"""Move a model to another functional with total energies alone.
 
-The new level of theory gets a head of its own; the old one stays as it was.
+Run it with: python other_functional.py MODEL DATA OUT LEVEL
+
+LEVEL names the new level of theory. It gets a head of its own; the old heads do not change.
 """
 
 import sys
@@ -8,7 +10,8 @@ from pathlib import Path
 
 from ... import model_zoo
 from ...data_pipelines.sources.config import SourceConfig
-from ..run import FineTuneConfig, finetune
+from ..config import FineTuneConfig
+from ..run import finetune
 from ..save import save_finetuned
 
 
@@ -16,15 +19,10 @@ reference, data, out, level = sys.argv[1:5]
 model = model_zoo.load(reference)
 config = FineTuneConfig(strategy="refit", source=SourceConfig(level_of_theory=level))
 result = finetune(model, data, config, work=Path(out + "-data"))
-print(
-    "E0 shifts (eV):",
-    {symbol: round(shift, 3) for symbol, shift in result.reference.shifts.items()},
-)
+
+shifts = {symbol: round(shift, 3) for symbol, shift in result.reference.shifts.items()}
+print("E0 shifts (eV):", shifts)
 print("undetermined:", result.reference.undetermined or "none")
 print("energy MAE before and after (eV/atom):", [row.energy_mae_per_atom for row in result.table])
-print(
-    "saved in",
-    save_finetuned(result, model, Path(out)),
-    "with",
-    result.potential.config.levels_of_theory,
-)
+folder = save_finetuned(result, model, Path(out))
+print("saved in", folder, "with", result.potential.config.levels_of_theory)

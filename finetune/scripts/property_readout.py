@@ -1,6 +1,9 @@
-"""A property of whole structures from frozen features by ridge regression: python property_readout.py MODEL DATA KEY
+"""Predict a property of whole structures from frozen features by ridge regression.
 
-KEY is a number in the info of every structure of the file: a band gap, a formation energy, a stability.
+Run it with: python property_readout.py MODEL DATA KEY
+
+KEY is a number in the `info` of every structure of the file DATA: a band gap, a formation energy,
+a stability.
 """
 
 import sys
@@ -12,18 +15,24 @@ from ... import model_zoo
 from ..features import structure_features
 
 
+REGULARISATION = 0.01  # per training structure
+
 reference, data, key = sys.argv[1:4]
-model, frames = model_zoo.load(reference), ase.io.read(data, ":")
-features = structure_features(model, frames)  # (S, d), means over atoms
+model = model_zoo.load(reference)
+frames = ase.io.read(data, ":")
 labels = np.array([atoms.info[key] for atoms in frames])
+features = structure_features(model, frames)  # (S, d), means over atoms
+
 test = np.arange(len(frames)) % 4 == 0
-mean, spread = features[~test].mean(0), features[~test].std(0) + 1e-9
+mean = features[~test].mean(0)
+spread = features[~test].std(0) + 1e-9
+# the column of ones is the intercept
 rows = np.hstack([(features - mean) / spread, np.ones((len(frames), 1))])
-normal = rows[~test].T @ rows[~test] + 0.01 * (~test).sum() * np.eye(rows.shape[1])
-weights = np.linalg.solve(normal, rows[~test].T @ labels[~test])
-error, baseline = (
-    np.abs(p - labels[test]).mean() for p in (rows[test] @ weights, labels[~test].mean())
-)
-print(
-    f"test MAE of {key}: {error:.4g}; of the mean: {baseline:.4g}; {test.sum()} structures held out"
-)
+
+train_rows = rows[~test]
+penalty = REGULARISATION * len(train_rows) * np.eye(rows.shape[1])
+weights = np.linalg.solve(train_rows.T @ train_rows + penalty, train_rows.T @ labels[~test])
+
+error = np.abs(rows[test] @ weights - labels[test]).mean()
+baseline = np.abs(labels[~test].mean() - labels[test]).mean()
+print(f"test MAE of {key}: {error:.4g}; of the mean: {baseline:.4g}; {test.sum()} held out")

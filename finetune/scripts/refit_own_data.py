@@ -1,10 +1,14 @@
-"""Fine-tune a model to your own labelled structures, and use it: python refit_own_data.py MODEL DATA OUT"""
+"""Fine-tune a model to your own labelled structures, and use it.
+
+Run it with: python refit_own_data.py MODEL DATA OUT
+"""
 
 import sys
 from pathlib import Path
 
 from ... import model_zoo
-from ..run import FineTuneConfig, finetune
+from ..config import FineTuneConfig
+from ..run import finetune
 from ..save import save_finetuned
 
 
@@ -12,9 +16,8 @@ reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
 result = finetune(model, data, FineTuneConfig(strategy="refit"), work=Path(out + "-data"))
 for row in result.table:
-    print(
-        f"{row.name}: energy MAE {row.energy_mae_per_atom} eV/atom, force MAE {row.force_mae} eV/A"
-    )
+    energy, force = row.energy_mae_per_atom, row.force_mae
+    print(f"{row.name}: energy MAE {energy} eV/atom, force MAE {force} eV/A")
 folder = save_finetuned(result, model, Path(out))
 
 atoms = result.structures[0].to_atoms()

@@ -1,4 +1,7 @@
-"""Energies and forces with their spread over bootstrap heads: python uncertainty.py MODEL DATA OUT"""
+"""Forces with their spread over bootstrap heads, next to the true error.
+
+Run it with: python uncertainty.py MODEL DATA OUT
+"""
 
 import sys
 from pathlib import Path
@@ -6,28 +9,29 @@ from pathlib import Path
 import numpy as np
 
 from ... import model_zoo
+from ..config import FineTuneConfig
 from ..heads import member_levels
-from ..run import FineTuneConfig, finetune
+from ..run import finetune
 from ..save import save_finetuned
 
 
+NUM_HEADS = 8
+
 reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
-result = finetune(
-    model, data, FineTuneConfig(strategy="refit", ensemble=8), work=Path(out + "-data")
-)
+config = FineTuneConfig(strategy="refit", ensemble=NUM_HEADS)
+result = finetune(model, data, config, work=Path(out + "-data"))
 if not result.refit.error_after < 0.999 * result.refit.error_before:
-    print(
-        "no refit is better than step 0 on what is left out: the heads are alike, and their spread says nothing"
-    )
+    print("The refit did not lower the errors on structures that were left out.")
+    print("The heads are therefore almost equal: their spread is not an uncertainty.")
+
 tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
-calculators = [
-    tuned.calculator(level_of_theory=level) for level in member_levels(result.level_of_theory, 8)
-]
-for structure in result.target.judged[1]:
+members = member_levels(result.level_of_theory, NUM_HEADS)
+calculators = [tuned.calculator(level_of_theory=level) for level in members]
+_, structures = result.target.judged
+for structure in structures:
     atoms = structure.to_atoms()
     forces = np.array([calculator.get_property("forces", atoms) for calculator in calculators])
+    spread = forces.std(0).max()
     error = np.abs(forces.mean(0) - structure.forces).max()
-    print(
-        f"{atoms.symbols}: largest spread {forces.std(0).max():.3f} eV/A, largest error {error:.3f} eV/A"
-    )
+    print(f"{atoms.symbols}: largest spread {spread:.3f} eV/A, largest error {error:.3f} eV/A")

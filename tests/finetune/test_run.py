@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.store.blocks import iter_structures
-from evenfield.finetune.run import FineTuneConfig, finetune
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import draw
 from evenfield.model_zoo.evaluation.evaluation import predict
@@ -41,14 +43,15 @@ def test_all_training_structures_when_no_number_is_given(sets):
 def test_too_many_structures_are_refused_with_the_number_that_there_is(sets, model):
     num = len(draw(sets["platinum"], None, 0))
     with pytest.raises(
-        ValueError, match=rf"platinum: has {num} training structures, 999 were asked for"
+        EvenfieldError,
+        match=rf"platinum: has {num} training structures, but 999 were asked for",
     ):
         finetune(model, sets["platinum"], FineTuneConfig(num_structures=999))
 
 
 def test_mixed_levels_of_theory_are_refused(sets, model):
     with pytest.raises(
-        ValueError,
+        EvenfieldError,
         match=r"mixed: mixes levels of theory \(EMT, EMT-scaled\): fine-tune on one at a",
     ):
         finetune(model, sets["mixed"], FineTuneConfig())
@@ -63,7 +66,7 @@ def tuned(model, sets):
 
 
 def test_new_element_is_learned(tuned, model):
-    pretrained, step0 = (tuned.evaluations[name] for name in ("pretrained", "step0"))
+    pretrained, step0 = (tuned.stages[name].errors for name in ("pretrained", "step0"))
     assert NEW not in model.record.elements["EMT"]
     assert tuned.reference.mae_after <= tuned.reference.mae_before
     assert step0.energy_mae_per_atom < 0.5 * pretrained.energy_mae_per_atom
@@ -84,9 +87,10 @@ def test_new_element_improves_on_structures_left_out(tuned, model, sets):
 
 def test_evaluations_are_those_of_the_test_split(tuned, sets):
     test = list(iter_structures(sets["platinum"], "test"))
-    assert summarise(predict(tuned.potential, test), "test") == tuned.evaluations["refit"]
-    assert all(evaluation.num_structures == len(test) for evaluation in tuned.evaluations.values())
-    assert 0 == tuned.seconds["pretrained"] < tuned.seconds["step0"] < tuned.seconds["refit"]
+    assert summarise(predict(tuned.potential, test), "test") == tuned.stages["refit"].errors
+    stages = tuned.stages
+    assert all(stage.errors.num_structures == len(test) for stage in stages.values())
+    assert 0 == stages["pretrained"].seconds < stages["step0"].seconds < stages["refit"].seconds
 
 
 def test_pretrained_model_is_left_as_it_was(model, sets):
@@ -139,7 +143,7 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
     convert(tmp_path / "scaled.extxyz", tmp_path / "scaled", ConvertConfig(columns=columns))
     result = finetune(model, tmp_path / "scaled", REFIT)
     assert result.potential.config.levels_of_theory == ["EMT", "EMT-scaled"]
-    pretrained, step0, refit = (result.evaluations[k] for k in ("pretrained", "step0", "refit"))
+    pretrained, step0, refit = (result.stages[k].errors for k in ("pretrained", "step0", "refit"))
     assert pretrained.energy_mae_per_atom > 1 > 4 * step0.energy_mae_per_atom  # 0.1 eV times Z
     assert refit.force_mae <= 1.02 * step0.force_mae
     test = list(iter_structures(sets["base"], "test"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.core.locks import LockedError, held
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.few_shot import curve as curves
@@ -79,7 +80,7 @@ def test_interrupted_curve_goes_on(model, sets, tmp_path, monkeypatch):
     assert [(row["num_structures"], row["seed"]) for row in first[::3]] == [(2, 0), (2, 1)]
     whole = curve(model, sets, out)
     assert whole["rows"][:6] == first and len(whole["rows"]) == 12
-    assert whole["force_rms"] == pytest.approx(done[0].evaluations["refit"].force_rms)
+    assert whole["force_rms"] == pytest.approx(done[0].final.errors.force_rms)
 
 
 def test_other_settings_or_data_start_anew_and_lose_nothing(model, sets, tmp_path, monkeypatch):
@@ -110,7 +111,7 @@ def test_larger_ladder_keeps_the_rows_that_it_has(model, sets, tmp_path, monkeyp
 
 def test_impossible_size_is_refused_before_anything_is_computed(model, sets, tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "finetune", no_more)
-    with pytest.raises(ValueError, match="999 were asked for"):
+    with pytest.raises(EvenfieldError, match="999 were asked for"):
         curve(model, sets, tmp_path / "fewshot.json", CurveConfig(sizes=[2, 999], seeds=[0]))
 
 

@@ -10,18 +10,23 @@ import pytest
 import torch
 from ase.data import chemical_symbols
 
-from evenfield.finetune import run
+from evenfield.core.errors import EvenfieldError
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.gradient import config as gradient_config
 from evenfield.finetune.gradient import replay as replaying
-from evenfield.finetune.gradient import train as training
+from evenfield.finetune.gradient.config import GradientConfig
+from evenfield.finetune.gradient.keep_best import FEWEST_TO_CHOOSE, KeepBest
 from evenfield.finetune.gradient.new_elements import start_from_neighbours
+from evenfield.finetune.gradient.replay import Replay
 from evenfield.finetune.gradient.replay import labelled_by as relabel
-from evenfield.finetune.gradient.train import CHOOSING, GradientConfig, KeepBest, train_gradient
+from evenfield.finetune.gradient.strategy import GradientStrategy
 from evenfield.finetune.heads import member_levels, with_head
-from evenfield.finetune.run import FineTuneConfig, finetune
+from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.forgetting import PROBE_FILE, forgetting_report, probe_of
 from evenfield.finetune.safety.guard import HeldOut
 from evenfield.finetune.safety.step0 import step
 from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.strategies import STRATEGIES
 from evenfield.finetune.target import Target
 from evenfield.model_zoo.hub.load import LoadedModel, load
 from evenfield.model_zoo.package.record import ModelRecord, TrainingData
@@ -61,8 +66,8 @@ def train(potential, strategy, structures, valid=(), config=SHORT, **options):
     before = {name: value.clone() for name, value in potential.state_dict().items()}
     held_out = HeldOut(potential, list(structures), list(valid)) if valid else None
     new = sorted({int(z) for s in structures for z in s.elements} & {28, 78})
-    report = train_gradient(
-        potential, strategy, list(structures), held_out, config, new_elements=new, **options
+    report = STRATEGIES[strategy].train(
+        potential, list(structures), held_out, config, new_elements=new, **options
     )
     return report, changed(before, potential)
 
@@ -95,8 +100,8 @@ def test_new_element_moves_its_own_row_alone(single, structures, labelled_by):
     train(single, "new-element", few)
     moved = (single.backbone.embedding.weight != before).any(1).nonzero().flatten().tolist()
     assert moved and set(moved) <= {28, 78}
-    with pytest.raises(ValueError, match="no element that is new to the model"):
-        train_gradient(single, "new-element", few, None, SHORT, new_elements=[])
+    with pytest.raises(EvenfieldError, match="no element that is new to the model"):
+        STRATEGIES["new-element"].train(single, few, None, SHORT, new_elements=[])
 
 
 def test_new_element_starts_between_its_neighbours(single):
@@ -160,7 +165,9 @@ def test_part_of_the_way_is_kept_where_the_whole_is_above_a_bound(steps, share, 
     assert (best.best_step > 0) == (share > 0)
 
 
-@pytest.mark.parametrize(("number", "step"), [(2, 2), (CHOOSING - 1, 2), (CHOOSING, 1)])
+@pytest.mark.parametrize(
+    ("number", "step"), [(2, 2), (FEWEST_TO_CHOOSE - 1, 2), (FEWEST_TO_CHOOSE, 1)]
+)
 def test_few_held_out_structures_do_not_choose_among_good_steps(number, step):
     assert walk(torch.nn.Linear(1, 1, bias=False), [0.3, 0.45], OnALine(number)).best_step == step
 
@@ -178,8 +185,9 @@ def test_it_stops_when_nothing_gets_better(single, stiffer):
     [("full", False, 2e-3), ("full", True, 5e-4), ("lora", True, 5e-3)],
 )
 def test_rate_is_the_one_given_or_that_of_the_strategy(strategy, replay, rate):
-    assert GradientConfig().rate(strategy, replay=replay) == rate
-    assert GradientConfig(learning_rate=0.1).rate(strategy, replay=replay) == 0.1
+    assert STRATEGIES[strategy].rate(GradientConfig(), replay=replay) == rate
+    chosen = GradientConfig(learning_rate=0.1)
+    assert STRATEGIES[strategy].rate(chosen, replay=replay) == 0.1
 
 
 @pytest.mark.parametrize(("number", "steps"), [(4, 600), (99, 600), (100, 1800), (5000, 1800)])
@@ -212,7 +220,7 @@ def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
         for s in own[::2]
     ]
     drift = {}
-    for name, replay in (("without", None), ("with", (data_set, 0.5))):
+    for name, replay in (("without", None), ("with", Replay(data_set, 0.5))):
         potential = with_head(single, "EMT")
         train(potential, "full", target, config=config, replay=replay)
         drift[name] = step(name, potential, own[1::2]).force_mae
@@ -232,7 +240,7 @@ def test_ensemble_and_forgetting_are_saved_with_the_model(loaded, stiffer, tmp_p
     few = [replace(s, level_of_theory="new") for s in stiffer[:12]]
     config = FineTuneConfig(strategy="lora", ensemble=3, gradient=SHORT)
     result = finetune(loaded, Target("new", few[:9], few[9:], [], SOURCE), config)
-    assert set(result.evaluations) == {"pretrained", "step0", "lora"}
+    assert set(result.stages) == {"pretrained", "step0", "lora"}
     members = member_levels("new", 3)
     assert result.potential.config.levels_of_theory == ["EMT", "EMT-scaled", "new", *members]
     probe = probe_of(loaded)
@@ -276,9 +284,9 @@ def test_rule_takes_the_refit_for_few_structures_and_all_parameters_for_more(loa
 
 @pytest.mark.parametrize(("many", "steps"), [(10, 3), (11, 2)])
 def test_steps_go_by_all_structures_held_out_ones_too(loaded, stiffer, monkeypatch, many, steps):
-    monkeypatch.setattr(training, "MANY", many)
-    monkeypatch.setattr(training, "FEW_STEPS", 2)
-    monkeypatch.setattr(training, "MANY_STEPS", 3)
+    monkeypatch.setattr(gradient_config, "MANY_STRUCTURES", many)
+    monkeypatch.setattr(gradient_config, "STEPS_FOR_FEW", 2)
+    monkeypatch.setattr(gradient_config, "STEPS_FOR_MANY", 3)
     target = Target("EMT", stiffer[:8], stiffer[8:10], [], SOURCE)
     assert finetune(loaded, target, FineTuneConfig(strategy="full")).gradient.steps == steps
 
@@ -289,9 +297,11 @@ def test_all_structures_are_learned_from_once_held_out_ones_have_agreed(
     """A second training goes on from the first, with all structures, half as long."""
     calls, errors = [], []
 
-    def counted(potential, strategy, structures, held_out, config, **options):
+    train = GradientStrategy.train
+
+    def counted(self, potential, structures, held_out, config, **options):
         start = torch.cat([p.detach().flatten() for p in potential.parameters()])
-        report = train_gradient(potential, strategy, structures, held_out, config, **options)
+        report = train(self, potential, structures, held_out, config, **options)
         end = torch.cat([p.detach().flatten() for p in potential.parameters()])
         calls.append(
             (len(structures), held_out is not None, config.max_steps, report.best_step, start, end)
@@ -299,7 +309,7 @@ def test_all_structures_are_learned_from_once_held_out_ones_have_agreed(
         errors.append(step("", potential, target.valid).force_mae)
         return report
 
-    monkeypatch.setattr(run, "train_gradient", counted)
+    monkeypatch.setattr(GradientStrategy, "train", counted)
     learned = [s for k, s in enumerate(stiffer[:10]) if k not in (1, 7)]
     target = Target(
         "EMT", learned, [stiffer[1], stiffer[7]], [], SOURCE
@@ -309,8 +319,8 @@ def test_all_structures_are_learned_from_once_held_out_ones_have_agreed(
     assert first[:2] == (8, True) and again[:2] == (10, False) and 2 * again[2] == first[3]
     assert torch.equal(first[5], again[4])
     # without a test split the errors are those on structures that had not been learned from
-    assert result.evaluations["full"].force_mae == pytest.approx(errors[0], rel=1e-6) != errors[1]
-    assert result.held_out[1] < result.held_out[0]
+    assert result.stages["full"].errors.force_mae == pytest.approx(errors[0], rel=1e-6) != errors[1]
+    assert result.held_out_scores[1] < result.held_out_scores[0]
 
 
 def test_gradient_may_start_from_the_refit(loaded, stiffer):
@@ -318,7 +328,7 @@ def test_gradient_may_start_from_the_refit(loaded, stiffer):
     result = finetune(
         loaded, target, FineTuneConfig(strategy="full", start="refit", gradient=SHORT)
     )
-    assert set(result.evaluations) == {"pretrained", "step0", "refit", "full"}
-    assert result.evaluations["full"].force_mae <= result.evaluations["refit"].force_mae * (
+    assert set(result.stages) == {"pretrained", "step0", "refit", "full"}
+    assert result.stages["full"].errors.force_mae <= result.stages["refit"].errors["force_mae"] * (
         1 + 1e-6
     )

@@ -13,11 +13,12 @@ from ase.units import Hartree
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from evenfield.finetune import run
+from evenfield.finetune import set_up
 from evenfield.finetune.closed_form.reference_energies import refit_reference_energies
-from evenfield.finetune.run import FineTuneConfig, finetune
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.guard import HeldOut
-from evenfield.finetune.safety.step0 import WorseError, step, worse_labels
+from evenfield.finetune.safety.step0 import WorseError, WrongUnitError, step, worse_labels
 from evenfield.finetune.target import Target, alike, hold_out
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.model_zoo.package.record import ModelRecord, TrainingData
@@ -70,7 +71,7 @@ def test_never_worse_than_step_0_on_held_out_structures_whatever_is_drawn(model,
         drawn = target([noisy[k] for k in chosen], seed=data.draw(st.integers(0, 9)))
         assert drawn.valid
         result = finetune(model, drawn, REFIT)
-        step0, after = result.held_out
+        step0, after = result.held_out_scores
         assert after <= step0
         untouched = copy.deepcopy(
             model.potential
@@ -104,16 +105,17 @@ def test_step_0_is_never_above_the_pretrained_error(model, own):
 
 
 def test_set_up_that_makes_it_worse_is_refused(model, own, monkeypatch):
-    real = run.refit_reference_energies
+    real = set_up.refit_reference_energies
 
     def shift(potential, head, structures, known):
         report = real(potential, head, structures, known)
         potential.e0[head] += 1.0
         return report
 
-    monkeypatch.setattr(run, "refit_reference_energies", shift)
+    monkeypatch.setattr(set_up, "refit_reference_energies", shift)
     with pytest.raises(
-        WorseError, match=r"made the model worse on the new data \(energy MAE .* to .*\): nothing"
+        WorseError,
+        match=r"made the model worse on the new data \(energy MAE .* to .*\), so that nothing",
     ):
         finetune(model, target(own[:8]), REFIT)
 
@@ -136,14 +138,14 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
     in_hartree = [s.with_labels(energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
     message = (
-        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not eV/A\. "
-        r"Convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
+        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not "
+        r"eV/A: convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WrongUnitError, match=message):
         finetune(model, target(in_hartree), REFIT)
     only_energies = [s.with_labels(energy=s.energy / Hartree, forces=None) for s in own]
     with pytest.raises(
-        ValueError,
+        WrongUnitError,
         match=r"energy are .* times .* look like Hartree, not eV. .*units\.energy=Hartree",
     ):
         finetune(model, target(only_energies), REFIT)

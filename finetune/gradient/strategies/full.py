@@ -1,0 +1,39 @@
+"""The strategy `full`: all parameters learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ....model_zoo.potential.potential import Potential
+from ..config import GradientConfig
+from ..strategy import GradientStrategy, ParameterGroup
+
+
+class Full(GradientStrategy):
+    """Trains everything, layers near the input more slowly where `layer_decay` asks for it."""
+
+    name = "full"
+    description = "all parameters"
+    learning_rate = 2e-3
+    # Replayed structures pull back toward the old minimum; a smaller rate lets both be followed.
+    learning_rate_with_replay = 5e-4
+
+    @contextmanager
+    def learning(
+        self, potential: Potential, config: GradientConfig, new_elements: list[int]
+    ) -> Iterator[list[ParameterGroup]]:
+        """Readout, layers from the first to the last, then embedding and core radii."""
+        backbone = potential.backbone
+        depth = len(backbone.layers)
+        decay = config.layer_decay
+
+        groups = [ParameterGroup(list(potential.readout.parameters()))]
+        for index, layer in enumerate(backbone.layers):
+            groups.append(ParameterGroup(list(layer.parameters()), decay ** (depth - index)))
+
+        bottom = [*backbone.embedding.parameters(), *backbone.start.parameters()]
+        if potential.config.repulsion:
+            bottom += potential.repulsion.parameters()
+        groups.append(ParameterGroup(bottom, decay ** (depth + 1)))
+        yield groups

@@ -1,0 +1,45 @@
+"""The strategy `new-element`: only elements that pretraining never saw learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ....core.errors import EvenfieldError
+from ....model_zoo.potential.potential import Potential
+from ..config import GradientConfig
+from ..strategy import GradientStrategy, ParameterGroup
+
+
+class NewElement(GradientStrategy):
+    """Trains the embeddings of new elements; the model stays the same for all others."""
+
+    name = "new-element"
+    description = "embeddings of elements that pretraining never saw; nothing else changes"
+
+    @contextmanager
+    def learning(
+        self, potential: Potential, config: GradientConfig, new_elements: list[int]
+    ) -> Iterator[list[ParameterGroup]]:
+        """The element embedding, whose gradient is cut to the rows of `new_elements`."""
+        if not new_elements:
+            raise EvenfieldError(
+                "strategy=new-element: the data contain no element that is new to the model",
+                remedy="choose another strategy",
+            )
+
+        def only_new_rows(gradient: Tensor) -> Tensor:
+            kept = torch.zeros_like(gradient)
+            kept[new_elements] = gradient[new_elements]
+            return kept
+
+        embedding = potential.backbone.embedding.weight
+        embedding.requires_grad_()  # a frozen tensor takes no hook
+        hook = embedding.register_hook(only_new_rows)
+        try:
+            yield [ParameterGroup([embedding])]
+        finally:
+            hook.remove()

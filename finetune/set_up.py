@@ -1,0 +1,62 @@
+"""The set-up before anything is learned: reference energies, new elements, core radii.
+
+E0 has to be right first, since every other comparison of energies depends on it. New elements and
+core radii are changed only where that lowers the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..model_zoo.potential.weights_aside import copied_weights, weights_aside
+from .closed_form.radii import refit_radii
+from .closed_form.reference_energies import ReferenceReport, refit_reference_energies
+from .gradient.new_elements import start_from_neighbours
+from .safety.guard import HeldOut
+from .safety.step0 import Step, refuse_if_worse, refuse_wrong_units, step, worse_labels
+from .state import FineTuning
+
+
+def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list[Step]]:
+    """Prepare the potential in place; returns what happened to E0 and the errors after each step.
+
+    It also makes the score by which everything later is kept or undone. Raises WorseError when the
+    errors on the training structures are higher at the end than at the start, and WrongUnitError
+    when the labels look like another unit, unless `trust_units`.
+    """
+    potential = run.potential
+    train = run.target.train
+    table = [step("pretrained", potential, train)]
+    if not trust_units:
+        refuse_wrong_units(potential, train)
+
+    reference = refit_reference_energies(potential, run.head, train, run.known_e0)
+    if reference.another_zero:
+        run.known_e0 = set()
+    table.append(step("step 0: E0 refitted", potential, train))
+    run.judge("step0")
+
+    if run.target.valid:
+        run.held_out = HeldOut(potential, train, run.target.valid)
+    _if_not_worse(
+        run,
+        table[-1],
+        lambda: start_from_neighbours(potential, run.new_elements, run.known_elements),
+    )
+    _if_not_worse(run, table[-1], lambda: refit_radii(potential, run.head, train))
+    table.append(step("set-up: new elements, core radii", potential, train))
+    refuse_if_worse(table)
+
+    run.step0_weights = copied_weights(potential)
+    return reference, table
+
+
+def _if_not_worse(run: FineTuning, before: Step, change: Callable[[], object]) -> None:
+    """Change the potential and refit E0; undo both when an error rises, held out or not."""
+    score = run.score()
+    with weights_aside(run.potential) as aside:
+        change()
+        refit_reference_energies(run.potential, run.head, run.target.train, run.known_e0)
+        after = step("changed", run.potential, run.target.train)
+        if not worse_labels(after, before) and run.score() <= score:
+            aside.keep_changes()

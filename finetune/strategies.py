@@ -1,0 +1,64 @@
+"""The registry of fine-tuning strategies: a new one is a module and a line here.
+
+`auto` is not a strategy but a choice among them by the number of structures.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from .closed_form.strategy import Refit
+from .gradient.strategies.full import Full
+from .gradient.strategies.lora import Lora
+from .gradient.strategies.new_element import NewElement
+from .gradient.strategies.readout import ReadoutOnly
+from .strategy import Strategy
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Refit(),
+        ReadoutOnly(),
+        Lora(),
+        Full(),
+        NewElement(),
+    )
+}
+
+AUTO = "auto"
+# Below this number of structures the refit alone is better than training all parameters
+# (docs/decisions/0009).
+FEWEST_TO_TRAIN_ALL = 8
+
+
+def choose_strategy(name: str, num_structures: int) -> Strategy:
+    """The strategy `name`; for `auto` the refit for few structures, else all parameters."""
+    if name == AUTO:
+        name = Refit.name if num_structures < FEWEST_TO_TRAIN_ALL else Full.name
+    return STRATEGIES[name]
+
+
+def fewest_to_hold_out(name: str) -> int:
+    """With fewer structures than this, the strategy `name` holds none out."""
+    strategy = STRATEGIES.get(name)
+    return Strategy.fewest_to_hold_out if strategy is None else strategy.fewest_to_hold_out
+
+
+def describe_strategies() -> str:
+    """All names with what they train, for help texts."""
+    own = [f"{name}: {strategy.description}" for name, strategy in STRATEGIES.items()]
+    return "; ".join([f"{AUTO}: refit or full, by the number of structures", *own])
+
+
+def _known(name: str) -> str:
+    if name != AUTO and name not in STRATEGIES:
+        # a ValueError is what pydantic expects of a validator
+        raise ValueError(f"'{name}' is not a strategy: use one of {', '.join([AUTO, *STRATEGIES])}")
+    return name
+
+
+StrategyName = Annotated[str, AfterValidator(_known)]
+"""Type of a setting that names a strategy."""
