@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from ....model_zoo.potential.potential import Potential
 from ..config import GradientConfig
 from ..lora import add_adapters, merge_adapters
-from ..strategy import GradientStrategy, ParameterGroup
+from ..strategy import GradientStrategy
+from ..train import ParameterGroup
 
 
 class Lora(GradientStrategy):

@@ -11,7 +11,8 @@ from torch import Tensor
 from ....core.errors import EvenfieldError
 from ....model_zoo.potential.potential import Potential
 from ..config import GradientConfig
-from ..strategy import GradientStrategy, ParameterGroup
+from ..strategy import GradientStrategy
+from ..train import ParameterGroup
 
 
 class NewElement(GradientStrategy):

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from ....model_zoo.potential.potential import Potential
 from ..config import GradientConfig
-from ..strategy import GradientStrategy, ParameterGroup
+from ..strategy import GradientStrategy
+from ..train import ParameterGroup
 
 
 class ReadoutOnly(GradientStrategy):
