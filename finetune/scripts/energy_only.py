@@ -28,6 +28,6 @@ gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300, learning_ra
 result = finetune(model, target, FineTuneConfig(strategy="full", gradient=gradient))
 
 for name, stage in result.stages.items():
-    error = 1000 * stage.errors.mae["energy"]
-    print(f"{name}: energy MAE {error:.1f} meV/atom on the {stage.errors.split} split")
+    error = stage.errors.energy_mae_per_atom or 0.0
+    print(f"{name}: energy MAE {1000 * error:.1f} meV/atom on the {stage.errors.split} split")
 print("saved in", save_finetuned(result, model, Path(out)))

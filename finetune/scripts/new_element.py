@@ -26,6 +26,5 @@ known = {symbol for symbols in model.record.elements.values() for symbol in symb
 present = {symbol for structure in result.structures for symbol in structure.to_atoms().symbols}
 print("learned:", sorted(present - known))
 for name, stage in result.stages.items():
-    error = stage.errors.mae["forces"]
-    print(f"{name}: force MAE {error:.4f} eV/A on the {stage.errors.split} split")
+    print(f"{name}: force MAE {stage.errors.force_mae:.4f} eV/A on the {stage.errors.split} split")
 print("saved in", save_finetuned(result, model, Path(out)))
