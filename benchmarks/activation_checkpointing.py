@@ -30,7 +30,6 @@ from ase.build import bulk
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evenfield.core.labels import present
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.cost.cost import CostCounter
@@ -60,15 +59,8 @@ def structures() -> list[Structure]:
         atoms = bulk("Cu", cubic=True).repeat(2)
         atoms.rattle(0.1, seed=number)
         found.append(
-            Structure(
-                atomic_numbers=atoms.numbers,
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-                level_of_theory=LEVEL,
-                structure_id=str(number),
-                group=str(number),
-                labels=present({"energy": 0.0, "forces": atoms.positions * 0.1}),
+            Structure.from_atoms(
+                atoms, LEVEL, str(number), str(number), energy=0.0, forces=atoms.positions * 0.1
             )
         )
     return found

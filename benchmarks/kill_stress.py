@@ -29,7 +29,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from evenfield.core.labels import present
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.structure import Structure
 from evenfield.pretrain.checkpoints.checkpoints import choose_checkpoint
@@ -54,22 +53,15 @@ def make_data(folder: Path) -> None:
 
 def labelled(atoms: Atoms, number: int, split: str) -> Structure:
     atoms.calc = EMT()
-    return Structure(
+    return Structure.from_atoms(
+        atoms,
+        level_of_theory="EMT",
         structure_id=f"s{number}",
         group=f"s{number}",
-        level_of_theory="EMT",
         split=split,
-        atomic_numbers=atoms.numbers,
-        positions=atoms.positions,
-        cell=atoms.cell.array,
-        pbc=atoms.pbc,
-        labels=present(
-            {
-                "energy": atoms.get_potential_energy(),
-                "forces": atoms.get_forces(),
-                "stress": atoms.get_stress(voigt=False),
-            }
-        ),
+        energy=atoms.get_potential_energy(),
+        forces=atoms.get_forces(),
+        stress=atoms.get_stress(voigt=False),
     )
 
 

@@ -16,7 +16,6 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from evenfield.core.labels import present
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.closed_form.radii import refit_radii
 from evenfield.finetune.closed_form.refit import refit_readout
@@ -34,8 +33,15 @@ def copper(number: int, level: str) -> list[Structure]:
         atoms.rattle(0.08, rng=rng)
         atoms.calc = EMT()
         structures.append(
-            Structure(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, level, f"copper-{k}", f"{k}", labels=present({"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}))
-        )  # fmt: skip
+            Structure.from_atoms(
+                atoms,
+                level,
+                f"copper-{k}",
+                f"{k}",
+                energy=atoms.get_potential_energy(),
+                forces=atoms.get_forces(),
+            )
+        )
     return structures
 
 

@@ -42,7 +42,7 @@ def structure(repeat: tuple[int, int, int]) -> Structure:
     """fcc copper of 4 atoms times `repeat`."""
     atoms = bulk("Cu", cubic=True) * repeat
     atoms.rattle(0.1, seed=0)
-    return Structure(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, "default", "", "")
+    return Structure.from_atoms(atoms, "default", "")
 
 
 def seconds(potential: Potential, one: Structure) -> float:

@@ -35,7 +35,8 @@ from .neighbours import cell_heights, neighbour_list
 
 SCHEMA_VERSION = 1
 MAX_ATOMIC_NUMBER = 118
-MIN_DISTANCE = 0.3  # A; no nuclei come closer in a structure that anybody meant
+MIN_DISTANCE = 0.3  # A; nuclei that are closer are a mistake
+MIN_VOLUME = 1e-6  # A^3
 # A; the neighbour search bins space by its cutoff, and at 0.3 A it is 50 times slower
 SEARCH_RADIUS = 2.0
 # A, of a coordinate or a cell vector; at 1e4 A float32 positions are rounded to 0.001 A
@@ -96,9 +97,13 @@ class Structure:
         level_of_theory: str,
         structure_id: str,
         group: str = "",
+        split: str | None = None,
         **labels: Any,
     ) -> Structure:
-        """Atoms of ASE with the given labels; what their calculator or info holds is not read.
+        """ase.Atoms with the given labels; a label that is None is left out.
+
+        The calculator and the info of `atoms` are not read; `sources.read.structure_from_atoms`
+        does that.
 
         >>> from ase.build import molecule
         >>> water = Structure.from_atoms(molecule("H2O"), "PBE", "water-1", energy=-14.2)
@@ -114,6 +119,7 @@ class Structure:
             structure_id=structure_id,
             group=group,
             labels=present(labels),
+            split=split,
         )
 
     def to_atoms(self) -> Atoms:
@@ -133,18 +139,23 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
     return 0.5 * (full + full.T)
 
 
+# --- checks
+
+
 def check_structure(structure: Structure) -> None:
     """Raise BadRecordError for a structure that no model should be trained on."""
     check_elements(structure.atomic_numbers)
     for name, value in _arrays(structure).items():
         if not np.isfinite(value).all():
-            raise BadRecordError(f"has NaN or infinite {name}: remove the label or the record")
+            raise BadRecordError(
+                f"has NaN or infinite {name}", remedy="remove the label or the record"
+            )
     for name, value in structure.labels.items():
         expected = LABELS[name].shape(len(structure))
         if np.shape(value) != expected:
             raise BadRecordError(
-                f"has {name} of shape {np.shape(value)} for {len(structure)} atoms: "
-                f"give shape {expected}"
+                f"has {name} of shape {np.shape(value)} for {len(structure)} atoms",
+                remedy=f"give shape {expected}",
             )
     _check_sizes(structure)
     _check_cell(structure)
@@ -152,13 +163,14 @@ def check_structure(structure: Structure) -> None:
 
 
 def check_elements(atomic_numbers: np.ndarray) -> None:
-    """Raise BadRecordError for no atoms at all, a dummy atom or an element that is not known."""
+    """Raise BadRecordError for no atoms at all, a dummy atom or an unknown element."""
     if len(atomic_numbers) == 0:
-        raise BadRecordError("has no atoms: remove it from the file")
+        raise BadRecordError("has no atoms", remedy="remove it from the file")
     bad = atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)]
     if len(bad):
         raise BadRecordError(
-            f"has atomic number {bad[0]}, outside 1..{MAX_ATOMIC_NUMBER}: correct the element"
+            f"has atomic number {bad[0]}, outside 1..{MAX_ATOMIC_NUMBER}",
+            remedy="correct the element",
         )
 
 
@@ -168,6 +180,7 @@ def _arrays(structure: Structure) -> dict[str, Any]:
 
 
 def _check_sizes(structure: Structure) -> None:
+    """A number far beyond what nature has is in another unit than the source says."""
     for name, value in _arrays(structure).items():
         if name in LABELS:
             label = LABELS[name]
@@ -179,30 +192,31 @@ def _check_sizes(structure: Structure) -> None:
         largest = np.abs(value).max()
         if largest > limit:
             raise BadRecordError(
-                f"has {name} of {largest:.3g}, beyond {limit:g} {unit}: "
-                "check the unit or remove the record"
+                f"has {name} of {largest:.3g}, beyond {limit:g} {unit}",
+                remedy="check the unit or remove the record",
             )
 
 
 def _check_cell(structure: Structure) -> None:
-    """Periodic directions need a cell; along the others the vector may be zero, as slabs are often written."""
+    """Periodic directions need a cell. Along the others the vector may be zero, as for slabs."""
     if not structure.pbc.any():
         return
-    given = structure.cell[structure.pbc]
-    cell = (
-        structure.cell
-        if structure.pbc.all() or not given.any(axis=1).all()
-        else complete_cell(structure.cell)
-    )
-    if abs(np.linalg.det(cell)) < 1e-6:
+    cell = structure.cell
+    periodic_vectors = cell[structure.pbc]
+    if not structure.pbc.all() and periodic_vectors.any(axis=1).all():
+        cell = complete_cell(cell)
+    if abs(np.linalg.det(cell)) < MIN_VOLUME:
         raise BadRecordError(
-            "is periodic but its cell has no volume: give a cell or set pbc to F F F"
+            "is periodic but its cell has no volume", remedy="give a cell or set pbc to F F F"
         )
+
+    # a very flat cell has countless images within any cutoff
     height = cell_heights(cell)[structure.pbc].min()
-    if height < MIN_DISTANCE:  # countless images within any cutoff
+    if height < MIN_DISTANCE:
         raise BadRecordError(
-            f"has a cell of only {height:.3g} A between opposite faces, so atoms closer than {MIN_DISTANCE} A to their "
-            "images, or a cell too oblique to use: check the length unit, reduce the cell or remove the record"
+            f"has a cell of only {height:.3g} A between opposite faces, so that atoms are closer "
+            f"than {MIN_DISTANCE} A to their images or the cell is too oblique to use",
+            remedy="check the length unit, reduce the cell or remove the record",
         )
 
 
@@ -212,13 +226,13 @@ def _check_distances(structure: Structure) -> None:
     )
     if not edge_index.shape[1]:
         return
-    j, i = edge_index
-    lengths = np.linalg.norm(
-        structure.positions[j] - structure.positions[i] + shifts @ structure.cell, axis=1
-    )
-    k = int(np.argmin(lengths))
-    if lengths[k] < MIN_DISTANCE:
+    sender, receiver = edge_index
+    vectors = structure.positions[sender] - structure.positions[receiver] + shifts @ structure.cell
+    lengths = np.linalg.norm(vectors, axis=1)
+    closest = int(np.argmin(lengths))
+    if lengths[closest] < MIN_DISTANCE:
         raise BadRecordError(
-            f"has atoms {i[k]} and {j[k]} at {lengths[k]:.3f} A, closer than {MIN_DISTANCE} A: "
-            "check the length unit or remove the record"
+            f"has atoms {receiver[closest]} and {sender[closest]} at {lengths[closest]:.3f} A, "
+            f"closer than {MIN_DISTANCE} A",
+            remedy="check the length unit or remove the record",
         )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
+from ...core.labels import LABELS
 from ..census.census import Census
 from ..store.shards import ARROW_SCHEMA, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
@@ -96,12 +97,7 @@ def finish(
     kept_splits = index.split[index.keep]
     info = {
         "schema_version": SCHEMA_VERSION,
-        "units": {
-            "length": "A",
-            "energy": "eV",
-            "forces": "eV/A",
-            "stress": "eV/A^3, tensile-positive",
-        },
+        "units": _units(),
         **about,
         "records": {
             "read": kept + filtered + len(rejected),
@@ -124,6 +120,12 @@ def finish(
     # last: from here on the folder counts as a data set
     write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
     return info
+
+
+def _units() -> dict[str, str]:
+    units = {"length": "A"} | {name: label.unit for name, label in LABELS.items()}
+    units["stress"] += ", tensile-positive"
+    return units
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A record of any source -> a canonical structure: units, masks, filters, level of theory, and what is wrong."""
+"""A record of any source becomes a canonical structure: units, masks, filters, level of theory."""
 
 from __future__ import annotations
 
@@ -9,38 +9,47 @@ from typing import Any
 import numpy as np
 from ase.symbols import Symbols
 
-from ...core.labels import LABELS, present, unit_factor
+from ...core.labels import LABELS, present
 from ...core.units import LENGTH
 from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
 from .config import SourceConfig
 
 
-SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as the hub has them
+SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as data sets of the hub call them
+TRUE = ("true", "t", "1", "1.0")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a reader found: geometry, and values by the names that the source gives them, in the source's units.
+    """What a reader found: geometry, and values by the names and in the units of the source."""
 
-    `recognised` holds labels whose meaning and unit the format itself defines.
-    """
+    atomic_numbers: np.ndarray
+    """(N,)"""
 
-    atomic_numbers: np.ndarray  # (N,)
-    positions: np.ndarray  # (N, 3)
-    cell: np.ndarray  # (3, 3)
-    pbc: np.ndarray  # (3,)
+    positions: np.ndarray
+    """(N, 3)"""
+
+    cell: np.ndarray
+    """(3, 3)"""
+
+    pbc: np.ndarray
+    """(3,)"""
+
     info: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the structure."""
+
     arrays: Mapping[str, Any] = field(default_factory=dict)
+    """Values of its atoms, (N, ...)."""
+
     recognised: Mapping[str, Any] = field(default_factory=dict)
+    """Labels whose meaning and unit the format itself defines."""
 
 
 def is_wanted(record: Record, config: SourceConfig) -> bool:
-    """Whether the record passes the row filters; BadRecordError when it lacks a filter's column."""
-    for key in config.filters:
-        if key not in record.info:
-            raise BadRecordError(
-                f"has no column '{key}' (filters.{key}); it has: {', '.join(sorted(record.info))}"
-            )
+    """Whether the record passes the filters; BadRecordError when it lacks a filter's column."""
+    for column in config.filters:
+        if column not in record.info:
+            raise _missing_column(column, f"filters.{column}", record)
     return config.passes(dict(record.info))
 
 
@@ -49,21 +58,20 @@ def structure_from_record(
 ) -> Structure:
     """The record as a canonical structure; of its numbers only the elements are checked.
 
-    `file_split` is what the file's name says of the split, for records that do not say it themselves.
+    file_split: the split that the name of the file states, for records that state none.
     """
     check_elements(record.atomic_numbers)
     labels = present({name: _label(record, config, name) for name in LABELS})
     level = config.level_of_theory or _text(record, config, "level_of_theory")
     if level is None:
         raise BadRecordError(
-            "states no level of theory: add level_of_theory=NAME (for example PBE), or columns.level_of_theory=KEY"
+            "states no level of theory",
+            remedy="add level_of_theory=NAME (for example PBE), or columns.level_of_theory=COLUMN",
         )
-    split = (_text(record, config, "split") or file_split) if config.split_by == "file" else None
-    split = SPLIT_NAMES.get(split or "", split)
-    if split is not None and split not in SPLITS:
-        raise BadRecordError(
-            f"has split '{split}': use one of {', '.join(SPLITS)}, or split_by=group"
-        )
+
+    group = _text(record, config, "group")
+    if not group:
+        group = Symbols(record.atomic_numbers).get_chemical_formula(empirical=True)
     length = LENGTH[config.length_unit]
     return Structure(
         atomic_numbers=record.atomic_numbers.astype(np.int64),
@@ -72,25 +80,43 @@ def structure_from_record(
         pbc=np.asarray(record.pbc, dtype=bool),
         level_of_theory=level,
         structure_id=_text(record, config, "structure_id") or default_id,
-        group=_text(record, config, "group")
-        or Symbols(record.atomic_numbers).get_chemical_formula(empirical=True),
-        split=split,
+        group=group,
         labels=labels,
+        split=_split(record, config, file_split),
     )
 
 
-def _label(record: Record, config: SourceConfig, name: str) -> Any:
-    """The label in the pipeline's unit and shape, or None; forces are not yet checked for shape."""
-    if name in config.masks and _is_true(record.info.get(config.masks[name])):
+def _split(record: Record, config: SourceConfig, file_split: str | None) -> str | None:
+    """The split that the record or its file states, if the config wants to know it."""
+    if config.split_by != "file":
         return None
+    split = _text(record, config, "split") or file_split
+    if split is None:
+        return None
+    split = SPLIT_NAMES.get(split, split)
+    if split not in SPLITS:
+        raise BadRecordError(
+            f"has split '{split}'", remedy=f"use one of {', '.join(SPLITS)}, or split_by=group"
+        )
+    return split
+
+
+def _label(record: Record, config: SourceConfig, name: str) -> Any:
+    """A label in the pipeline's unit and shape, or None; those per atom keep the source's shape."""
+    mask = config.masks.get(name)
+    if mask is not None and _is_true(record.info.get(mask)):
+        return None
+
     label = LABELS[name]
-    key = config.columns.get(name)
-    value = record.recognised.get(key or name)  # ASE moves the columns that it recognises there
+    column = config.columns.get(name)
     factor = 1.0
-    if key is not None:
+    if column is None:
+        value = record.recognised.get(name)
+    else:
         own = record.arrays if label.per == "atom" else record.info
-        value = own.get(key, value)
-        factor = unit_factor(name, config.units[name])
+        # ASE moves a column with a name that it knows from there to its calculator
+        value = own.get(column, record.recognised.get(column))
+        factor = label.unit_factors[config.units[name]]
     if value is None:
         return None
 
@@ -98,33 +124,44 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
         array = np.asarray(value, dtype=np.float64) * factor
     except (TypeError, ValueError):
         raise BadRecordError(
-            f"has {name} {value!r}, which is not a number: correct or remove it"
+            f"has {name} {value!r}, which is not a number", remedy="correct or remove it"
         ) from None
     if label.per == "atom":
+        # check_structure compares the shape with the number of atoms
         return array
 
     sizes = (6, 9) if label.symmetric else (3**label.rank,)
     if array.size not in sizes:
         expected = " or ".join(map(str, sizes))
-        raise BadRecordError(f"has {name} of shape {array.shape}: give {expected} numbers")
+        raise BadRecordError(
+            f"has {name} of shape {array.shape}", remedy=f"give {expected} numbers"
+        )
     if label.symmetric:
         return full_stress(array)
     return float(array.item()) if label.rank == 0 else array.reshape(label.tensor_shape)
 
 
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:
-    key = config.columns.get(name, name)
-    value = record.info.get(key)
-    if value is None and name in config.columns and key in record.info:
+    """A text field; None where there is none, unless the config names its column."""
+    is_named = name in config.columns
+    column = config.columns.get(name, name)
+    value = record.info.get(column)
+    if value is not None:
+        return str(value)
+    if not is_named:
+        return None
+    if column in record.info:
         raise BadRecordError(
-            f"has nothing in column '{key}' ({name}): fill it, or leave the record out"
+            f"has no value in column '{column}' ({name})",
+            remedy="fill it, or leave the record out",
         )
-    if value is None and name in config.columns:
-        raise BadRecordError(
-            f"has no column '{key}' (columns.{name}); it has: {', '.join(sorted(record.info))}"
-        )
-    return None if value is None else str(value)
+    raise _missing_column(column, f"columns.{name}", record)
+
+
+def _missing_column(column: str, setting: str, record: Record) -> BadRecordError:
+    known = ", ".join(sorted(record.info))
+    return BadRecordError(f"has no column '{column}' ({setting}); it has: {known}")
 
 
 def _is_true(value: Any) -> bool:
-    return str(value).lower() in ("true", "t", "1", "1.0")
+    return str(value).lower() in TRUE

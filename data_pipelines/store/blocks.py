@@ -1,11 +1,12 @@
-"""Blocks: the row groups of a data set's shards, read in any order and decoded at the speed of Arrow.
+"""Blocks: the row groups of a data set's shards, read in any order and decoded without copies.
 
-pyarrow reads them, not `datasets`: opening one block of a Hugging Face stream costs five times what reading it does
-(docs/decisions/0003), and a stream that shuffles blocks opens one at a time.
+pyarrow reads them, not `datasets`. Opening a block of a Hugging Face stream takes five times as
+long as reading it (docs/decisions/0003), and a stream that shuffles blocks opens one at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,24 @@ import pyarrow.parquet as pq
 
 from ...core.labels import LABELS, Label
 from ..structure import Structure
-from .shards import ARROW_SCHEMA, BrokenDataSetError, foreign_columns, scan_shard, shard_paths
+from .shards import (
+    ARROW_SCHEMA,
+    CONVERT_AGAIN,
+    BrokenDataSetError,
+    check_schema,
+    scan_shard,
+    shard_paths,
+)
+
+
+OPEN_SHARDS = 32
 
 
 class Block:
-    """Decoded structures one after the other; a structure is made, as views, when it is asked for.
+    """The structures of a table, decoded; a Structure is made, of views, when it is asked for.
 
-    Lists lie flat with offsets: atomic_numbers (sum N,), positions and forces (sum N, 3).
+    Arrays of all structures are end to end: atomic_numbers (N,) and positions (N, 3), with N
+    atoms in all structures together. `starts` (S + 1,) tells where each structure begins.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -37,27 +49,27 @@ class Block:
             for label in LABELS.values()
             if label.name in table.column_names
         ]
-        self.structure_ids: list[str] = (
-            table["structure_id"].to_numpy().tolist()
-        )  # twice as fast as to_pylist()
+        # by way of numpy, which is twice as fast as to_pylist()
+        self.structure_ids: list[str] = table["structure_id"].to_numpy().tolist()
         self._groups: list[str] = table["group"].to_numpy().tolist()
         self._levels: list[str] = table["level_of_theory"].to_numpy().tolist()
-        self._bounds = (
-            self.starts.tolist()
-        )  # slicing by Python's own integers is three times as fast
+        # slicing by Python's own integers is three times as fast as by those of numpy
+        self._bounds = self.starts.tolist()
 
     def __len__(self) -> int:
         return self.num_structures
 
     def structure(self, k: int) -> Structure:
         """The k-th structure; its arrays are views into the block, not to be written to."""
-        first, last = self._bounds[k], self._bounds[k + 1]
+        first = self._bounds[k]
+        last = self._bounds[k + 1]
         labels = {}
         for column in self._labels:
             value = column.value(k)
             if value is not None:
                 labels[column.name] = value
-        # the frozen class's own __init__ takes as long as the rest together
+
+        # the __init__ of a frozen class takes as long as everything else here together
         structure = object.__new__(Structure)
         fields = {
             "atomic_numbers": self.atomic_numbers[first:last],
@@ -82,6 +94,7 @@ class _ScalarColumn:
 
     def __init__(self, table: pa.Table, label: Label) -> None:
         self.name = label.name
+        # numpy has no null: it comes as NaN, the only number that differs from itself
         numbers = table[label.name].to_numpy().tolist()
         self._values = [None if number != number else number for number in numbers]
 
@@ -97,11 +110,12 @@ class _ArrayColumn:
         self._per_atom = label.per == "atom"
         values, offsets = _flat(table, label.name, np.dtype(label.storage))
         self._values = values.reshape(-1, *label.tensor_shape)
-        # an array of the lists' own offsets counts numbers; here rows are counted
+        # Arrow's offsets count numbers; these count values, which are 3^rank numbers each
         self._bounds = (offsets // 3**label.rank).tolist()
 
     def value(self, k: int) -> np.ndarray | None:
-        first, last = self._bounds[k], self._bounds[k + 1]
+        first = self._bounds[k]
+        last = self._bounds[k + 1]
         if first == last:
             return None
         return self._values[first:last] if self._per_atom else self._values[first]
@@ -116,13 +130,11 @@ class BlockReader:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self._rows: list[tuple[Path, int]] = []
-        self._open = lru_cache(maxsize=32)(
-            _open
-        )  # of a large set some only: a parsed footer takes 0.1 MB
+        # not all of a large data set: a parsed footer takes 0.1 MB
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(_open)
         for path in shard_paths(folder, split):
             file = self._open(path)
-            if problem := foreign_columns(file.schema_arrow, ARROW_SCHEMA):
-                raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
+            check_schema(file.schema_arrow, path)
             self._rows += [(path, group) for group in range(file.num_row_groups)]
 
     def __len__(self) -> int:
@@ -148,18 +160,22 @@ class BlockReader:
         return Block(self.table(index))
 
     def sample(self, number: int, most_blocks: int = 64) -> Iterator[Structure]:
-        """At least `number` structures if there are as many, evenly spaced in at most `most_blocks` of the blocks."""
-        chosen = _evenly(len(self), most_blocks)
+        """At least `number` structures if there are as many, evenly spaced.
+
+        At most `most_blocks` blocks are read.
+        """
+        chosen = _evenly_spaced(len(self), most_blocks)
         for index in chosen:
             block = self.block(index)
-            yield from map(block.structure, _evenly(len(block), -(-number // len(chosen))))
+            per_block = math.ceil(number / len(chosen))
+            yield from map(block.structure, _evenly_spaced(len(block), per_block))
 
     def element_lists(self, most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Block by block: atomic numbers (sum N,) and where each structure begins (S + 1,); reads one column.
+        """Block by block: atomic numbers (N,) and where each structure begins (S + 1,).
 
-        At most `most` blocks, evenly spaced, when it is given.
+        Only that column is read. `most`: number of blocks, evenly spaced; None for all.
         """
-        for index in _evenly(len(self), most or len(self)):
+        for index in _evenly_spaced(len(self), most or len(self)):
             yield _flat(self.table(index, ["atomic_numbers"]), "atomic_numbers", np.uint8)
 
 
@@ -170,17 +186,18 @@ def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:
             yield from Block(table)
 
 
-def _evenly(total: int, most: int) -> list[int]:
+def _evenly_spaced(total: int, most: int) -> list[int]:
     """At most `most` indices of `total`, evenly spaced."""
     number = min(total, most)
     return [k * total // number for k in range(number)]
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    """A shard of which the schema is known to be readable."""
+    """A shard whose schema can be read."""
     try:
         file = pq.ParquetFile(path)
-        file.schema_arrow  # noqa: B018  (ValueError for column names that are no text)
+        # raises for column names that are not valid text
+        file.schema_arrow  # noqa: B018
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return file
@@ -188,16 +205,19 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _damaged(path: Path, error: Exception) -> BrokenDataSetError:
     reason = " ".join(str(error).split())
-    return BrokenDataSetError(f"{path}: shard cannot be read ({reason}): convert the source again")
+    return BrokenDataSetError(f"shard cannot be read ({reason})", file=path, remedy=CONVERT_AGAIN)
 
 
 def _flat(table: pa.Table, name: str, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a list column end to end, and the offsets (S + 1,) of its rows; a null row is empty."""
+    """Values of a list column end to end, and the offsets (S + 1,) of its rows.
+
+    A null row is empty.
+    """
     column = _chunk(table, name)
     offsets = column.offsets.to_numpy()
-    values = column.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(
-        zero_copy_only=False
-    )
+    # the column may be a slice of a longer one
+    own = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+    values = own.to_numpy(zero_copy_only=False)
     return values.astype(dtype, copy=False), offsets - offsets[0]
 
 
@@ -205,4 +225,6 @@ def _chunk(table: pa.Table, name: str) -> pa.ListArray:
     column = table[name]
     if column.num_chunks == 1:
         return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    if column.num_chunks == 0:
+        return pa.array([], type=column.type)
+    return pa.concat_arrays(column.chunks)

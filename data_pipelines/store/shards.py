@@ -1,4 +1,7 @@
-"""Canonical Parquet shards: the Arrow schema, an atomic writer, and zero-copy reading of record batches."""
+"""Canonical Parquet shards: the Arrow schema, an atomic writer, and reading without copies.
+
+A shard is a Parquet file of the structures of one split. dataset_info.json lists the shards.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,20 @@ from ..structure import SCHEMA_VERSION, Structure
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
 SHARD_SIZE = 16 * BLOCK_SIZE
 
+NULL = -1  # length of a list that is null
+
 ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64()}
 
 
+def _is_scalar(label: Label) -> bool:
+    """Whether a label is one number per structure."""
+    return label.per == "structure" and label.rank == 0
+
+
 def _arrow_type(label: Label) -> pa.DataType:
-    """Arrays lie flat: 3N numbers for the forces, 9 for a stress."""
-    scalar = ARROW_TYPES[label.storage]
-    return scalar if label.shape(1) == () else pa.list_(scalar)
+    """Arrays are flat: 3N numbers for the forces, 9 for a stress."""
+    number = ARROW_TYPES[label.storage]
+    return number if _is_scalar(label) else pa.list_(number)
 
 
 ARROW_SCHEMA = pa.schema(
@@ -45,35 +55,47 @@ ARROW_SCHEMA = pa.schema(
 )
 
 
+# columns whose bytes compress better when those of equal significance are next to each other
+BYTE_STREAM_SPLIT = ["positions.list.element", "forces.list.element", "energy"]
+
+CONVERT_AGAIN = "convert the source again"
+
+
 class BrokenDataSetError(EvenfieldError):
-    """A converted data set with a missing, truncated or foreign file; the message names it and the mend."""
+    """A converted data set with a missing, truncated or foreign file."""
 
 
-def _flat(array: np.ndarray | None, dtype: Any) -> np.ndarray | None:
-    return None if array is None else np.asarray(array, dtype=dtype).ravel()
+# --- writing
 
 
 def to_table(structures: list[Structure]) -> pa.Table:
     """Structures as an Arrow table in the canonical schema; a missing label is null."""
     columns: dict[str, list[Any]] = {
-        "structure_id": [s.structure_id for s in structures],
-        "group": [s.group for s in structures],
-        "level_of_theory": [s.level_of_theory for s in structures],
-        "atomic_numbers": [_flat(s.atomic_numbers, np.uint8) for s in structures],
-        "positions": [_flat(s.positions, np.float32) for s in structures],
-        "cell": [_flat(s.cell, np.float64) for s in structures],
-        "pbc": [_flat(s.pbc, np.bool_) for s in structures],
+        "structure_id": [structure.structure_id for structure in structures],
+        "group": [structure.group for structure in structures],
+        "level_of_theory": [structure.level_of_theory for structure in structures],
+        "atomic_numbers": _flat_arrays([one.atomic_numbers for one in structures], np.uint8),
+        "positions": _flat_arrays([one.positions for one in structures], np.float32),
+        "cell": _flat_arrays([one.cell for one in structures], np.float64),
+        "pbc": _flat_arrays([one.pbc for one in structures], np.bool_),
     }
     for name, label in LABELS.items():
         values = [structure.labels.get(name) for structure in structures]
-        if label.shape(1) != ():
-            values = [_flat(value, np.dtype(label.storage)) for value in values]
+        if not _is_scalar(label):
+            values = _flat_arrays(values, np.dtype(label.storage))
         columns[name] = values
     return pa.table(columns, schema=ARROW_SCHEMA)
 
 
+def _flat_arrays(arrays: list[Any], dtype: Any) -> list[np.ndarray | None]:
+    return [None if array is None else np.asarray(array, dtype=dtype).ravel() for array in arrays]
+
+
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Write a table in the canonical schema as one shard, atomically; returns its entry for dataset_info.json."""
+    """Write a table in the canonical schema as one shard, atomically.
+
+    Returns its entry for dataset_info.json: rows, bytes and sha256.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -81,7 +103,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
         row_group_size=BLOCK_SIZE,
         compression="zstd",
         use_dictionary=["level_of_theory"],
-        use_byte_stream_split=["positions.list.element", "forces.list.element", "energy"],
+        use_byte_stream_split=BYTE_STREAM_SPLIT,
         write_page_checksum=True,
     )
     data = sink.getvalue().to_pybytes()
@@ -89,66 +111,86 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     return {"rows": table.num_rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+# --- reading
+
+
 def read_info(folder: Path | str) -> dict[str, Any]:
-    """dataset_info.json of a converted data set, after checking that every shard is there and whole."""
+    """The content of dataset_info.json, after a check that every shard is there and whole.
+
+    Raises BrokenDataSetError otherwise.
+    """
     folder = Path(folder)
     info_path = folder / "dataset_info.json"
     if not info_path.is_file():
         raise BrokenDataSetError(
-            f"{folder}: not a converted data set (no dataset_info.json): run `evenfield data convert SOURCE {folder}`"
+            "not a converted data set (no dataset_info.json)",
+            file=folder,
+            remedy=f"run `evenfield data convert SOURCE {folder}`",
         )
     try:
         info = json.loads(info_path.read_text())
         version = int(info["schema_version"])
-        counts = {split: int(count) for split, count in info["num_structures"].items()}
-        sizes = {
-            str(name): (int(entry["rows"]), int(entry["bytes"]))
-            for name, entry in info["shards"].items()
-        }
-        whole = sum(counts.values()) == sum(rows for rows, _ in sizes.values())
-        texts = isinstance(info["source"]["file"], str) and isinstance(
-            info["source"]["sha256"], str
-        )
+        num_structures = sum(int(count) for count in info["num_structures"].values())
+        sizes = {name: int(entry["bytes"]) for name, entry in info["shards"].items()}
+        num_rows = sum(int(entry["rows"]) for entry in info["shards"].values())
+        source = info["source"]
+        has_texts = isinstance(source["file"], str) and isinstance(source["sha256"], str)
+        is_whole = has_texts and num_structures == num_rows
+    except OSError as error:
+        raise BrokenDataSetError(
+            f"cannot be read ({error.strerror})", file=info_path, remedy=CONVERT_AGAIN
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        whole, texts, version, sizes = False, False, 0, {}
+        # whatever damaged JSON leads to
+        version = 0
+        is_whole = False
+        sizes = {}
+
     if version > SCHEMA_VERSION:
         raise BrokenDataSetError(
-            f"{info_path}: schema {version} is newer than this evenfield reads ({SCHEMA_VERSION}): upgrade evenfield"
+            f"schema {version} is newer than this evenfield reads ({SCHEMA_VERSION})",
+            file=info_path,
+            remedy="upgrade evenfield",
         )
-    if not (whole and texts):
+    if not is_whole:
         raise BrokenDataSetError(
-            f"{info_path}: damaged, or not written by evenfield: convert the source into another folder"
+            "damaged, or not written by evenfield",
+            file=info_path,
+            remedy="convert the source into another folder",
         )
-    for name, (_, num_bytes) in sizes.items():
+    for name, num_bytes in sizes.items():
         _check_shard(folder / name, num_bytes)
     return info
 
 
 def _check_shard(shard: Path, num_bytes: int) -> None:
-    if shard.name[:1] == "." or not shard.is_file():
-        raise BrokenDataSetError(f"{shard}: shard is missing: convert the source again")
+    # a name with a leading dot is that of a temporary file
+    if shard.name.startswith(".") or not shard.is_file():
+        raise BrokenDataSetError("shard is missing", file=shard, remedy=CONVERT_AGAIN)
     size = shard.stat().st_size
     if size != num_bytes:
         raise BrokenDataSetError(
-            f"{shard}: shard is truncated or changed ({size} of {num_bytes} bytes): convert the source again"
+            f"shard is truncated or changed ({size} of {num_bytes} bytes)",
+            file=shard,
+            remedy=CONVERT_AGAIN,
         )
 
 
 def shard_paths(folder: Path | str, split: str) -> list[Path]:
-    """The shards of one split, in order; raises BrokenDataSetError when there are none."""
+    """The shards of one split, in order; BrokenDataSetError when there are none."""
     info = read_info(folder)
-    paths = [Path(folder) / name for name in sorted(info["shards"]) if name.startswith(f"{split}-")]
-    if not paths:
+    names = [name for name in sorted(info["shards"]) if name.startswith(f"{split}-")]
+    if not names:
         raise BrokenDataSetError(
-            f"{folder}: holds no '{split}' structures; it has {info['num_structures']}"
+            f"contains no '{split}' structures; it has {info['num_structures']}", file=folder
         )
-    return paths
+    return [Path(folder) / name for name in names]
 
 
 def scan_shard(
     path: Path, columns: list[str] | None = None, rows: int = BLOCK_SIZE
 ) -> Iterator[pa.Table]:
-    """Tables of up to `rows` structures of one shard, only the named columns of it.
+    """Tables of up to `rows` structures of one shard, with the named columns only.
 
     Raises BrokenDataSetError for a shard that is damaged or in another schema.
     """
@@ -158,40 +200,40 @@ def scan_shard(
             path,
             page_checksum_verification=True,
             read_dictionary=["level_of_theory"],
-            pre_buffer=False,  # a tenth faster on a disk; it is for remote files
+            # meant for remote files: without it a file on a disk is read a tenth faster
+            pre_buffer=False,
         )
-        schema = pa.schema([ARROW_SCHEMA.field(name) for name in names])
-        if problem := foreign_columns(file.schema_arrow, schema):
-            raise BrokenDataSetError(f"{path}: {problem}: convert the source again")
+        check_schema(file.schema_arrow, path, names)
         for batch in file.iter_batches(rows, columns=names, use_threads=False):
             table = pa.Table.from_batches([batch])
             if "positions" in names:
                 _check_lengths(table)
             yield table
-    except BrokenDataSetError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        pa.ArrowException,
-    ) as error:  # pyarrow raises any of these
-        raise BrokenDataSetError(
-            f"{path}: damaged ({' '.join(str(error).split())}): convert again"
-        ) from None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        # pyarrow raises any of these for a damaged file
+        reason = " ".join(str(error).split())
+        raise BrokenDataSetError(f"damaged ({reason})", file=path, remedy=CONVERT_AGAIN) from None
 
 
-def foreign_columns(found: pa.Schema, expected: pa.Schema) -> str | None:
-    for column in expected:
+def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -> None:
+    """Raise BrokenDataSetError unless a shard has the named columns, or all canonical ones."""
+    for column in [ARROW_SCHEMA.field(name) for name in names or ARROW_SCHEMA.names]:
+        if column.name in LABELS and column.name not in found.names:
+            # registered after the data set was converted
+            continue
         if column.name not in found.names:
-            if column.name in LABELS:  # registered after the data set was converted
-                continue
-            return f"column '{column.name}' is missing"
+            raise BrokenDataSetError(
+                f"column '{column.name}' is missing", file=path, remedy=CONVERT_AGAIN
+            )
         kind = found.field(column.name).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
         if kind != column.type:
-            return f"column '{column.name}' holds {kind}, not {column.type}"
-    return None
+            raise BrokenDataSetError(
+                f"column '{column.name}' has type {kind}, not {column.type}",
+                file=path,
+                remedy=CONVERT_AGAIN,
+            )
 
 
 def _check_lengths(table: pa.Table) -> None:
@@ -199,18 +241,20 @@ def _check_lengths(table: pa.Table) -> None:
     atoms = _lengths(table, "atomic_numbers")
     expected: dict[str, Any] = {"positions": 3 * atoms, "cell": 9, "pbc": 3}
     for name, label in LABELS.items():
-        if label.shape(1) != ():
+        if name in table.column_names and not _is_scalar(label):
             expected[name] = 3**label.rank * (atoms if label.per == "atom" else 1)
     for name, length in expected.items():
         lengths = _lengths(table, name)
-        optional = name in LABELS
-        if not ((lengths == length) | (optional & (lengths == -1))).all():
+        is_right = lengths == length
+        if name in LABELS:
+            is_right |= lengths == NULL
+        if not is_right.all():
             raise ValueError(f"column '{name}' has lists of a wrong length")
     for name in ("structure_id", "group", "level_of_theory"):
         if table[name].null_count:
-            raise ValueError(f"column '{name}' has empty places")
+            raise ValueError(f"column '{name}' has null values")
 
 
 def _lengths(table: pa.Table, name: str) -> np.ndarray:
-    """Length of each list of a column, -1 where it is null."""
-    return pc.list_value_length(table[name]).fill_null(-1).to_numpy()
+    """Length of each list of a column, NULL where it is null."""
+    return pc.list_value_length(table[name]).fill_null(NULL).to_numpy()

@@ -9,7 +9,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import covalent_radii
 
-from evenfield.core.labels import present
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.evaluation import evaluate
@@ -18,16 +17,7 @@ from evenfield.pretrain.initial_potential import Sample, build_potential, fit_ra
 
 
 def labelled(atoms: Atoms, forces: np.ndarray | None, energy: float | None = 0.0) -> Structure:
-    return Structure(
-        atoms.numbers,
-        atoms.positions,
-        atoms.cell.array,
-        atoms.pbc,
-        "a",
-        "s",
-        "g",
-        labels=present({"energy": energy, "forces": forces}),
-    )
+    return Structure.from_atoms(atoms, "a", "s", "g", energy=energy, forces=forces)
 
 
 def squeezed(rng: np.random.Generator, symbols: str) -> Atoms:

@@ -19,7 +19,6 @@ from ase.units import GPa
 from typer.testing import CliRunner
 
 from evenfield.cli import app, main
-from evenfield.core.labels import present
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.checks import inspection as module
 from evenfield.data_pipelines.checks.inspection import FORCE_EDGES, Inspection, inspect
@@ -44,21 +43,14 @@ def alloy_walk() -> list[Structure]:
         atoms.positions += rng.normal(0, 0.03, (4, 3))
         atoms.calc = EMT()
         found.append(
-            Structure(
-                atomic_numbers=atoms.numbers,
-                positions=atoms.positions,
-                cell=atoms.cell.array,
-                pbc=atoms.pbc,
-                level_of_theory="EMT",
-                structure_id=f"s-{k}",
-                group=f"s-{k}",
-                labels=present(
-                    {
-                        "energy": atoms.get_potential_energy(),
-                        "forces": atoms.get_forces(),
-                        "stress": full_stress(atoms.get_stress()),
-                    }
-                ),
+            Structure.from_atoms(
+                atoms,
+                "EMT",
+                f"s-{k}",
+                f"s-{k}",
+                energy=atoms.get_potential_energy(),
+                forces=atoms.get_forces(),
+                stress=full_stress(atoms.get_stress()),
             )
         )
     return found

@@ -186,16 +186,7 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
 
 def structure(name: str = "a", **fields) -> Structure:
     atoms = bulk("Cu", cubic=True)
-    plain = Structure(
-        atoms.numbers,
-        atoms.positions,
-        atoms.cell.array,
-        atoms.pbc,
-        "EMT",
-        name,
-        name,
-        labels=present({"energy": -14.0}),
-    )
+    plain = Structure.from_atoms(atoms, "EMT", name, name, energy=-14.0)
     return replace(plain, **fields)
 
 

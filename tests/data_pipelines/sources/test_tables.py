@@ -199,7 +199,7 @@ def test_bad_rows_are_rejected_by_their_index(tmp_path):
     found = [item for part in list_parts(str(path), CONFIG, 2) for item in read_part(part, CONFIG)]
     bad = {item.record: item.reason for item in found if isinstance(item, BadRecordError)}
     assert [item.energy for item in found if isinstance(item, Structure)] == [0, 2]
-    assert bad[1].startswith("has 6 forces where 9 numbers belong")
+    assert bad[1].startswith("has 6 forces instead of 9 numbers")
     assert bad[3] == "has element 'Hx', which is no symbol: correct or remove it"
     assert bad[4].startswith("has 9 positions where 6 numbers belong: check columns.positions")
 

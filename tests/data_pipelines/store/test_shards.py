@@ -164,6 +164,6 @@ def test_folder_without_info_is_refused_with_the_command(tmp_path):
 
 def test_absent_split_is_named(data_set):
     with pytest.raises(
-        BrokenDataSetError, match=r"holds no 'holdout' structures; it has \{'train': \d+"
+        BrokenDataSetError, match=r"contains no 'holdout' structures; it has \{'train': \d+"
     ):
         shard_paths(data_set, "holdout")
