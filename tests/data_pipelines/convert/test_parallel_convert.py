@@ -19,7 +19,7 @@ from ase.build import bulk, graphene
 from scipy.spatial.transform import Rotation
 
 from evenfield.core.files import FileError
-from evenfield.core.labels import present
+from evenfield.core.labels import LABELS
 from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import staging
@@ -77,10 +77,14 @@ def test_task_outside_its_range_is_refused(emt_file, tmp_path, task):
 
 
 SLOW = """
-import sys, time
-from evenfield.data_pipelines import convert as conversion, shards, staging, finish
-conversion.RECORDS_PER_PART, conversion.SHARD_SIZE = 20, 16
-for module, name in ((staging, "to_table"), (shards.pq, "write_table"), (shards.os, "fsync")):
+import os, sys, time
+from evenfield.data_pipelines.convert import convert as conversion
+from evenfield.data_pipelines.convert import staging
+from evenfield.data_pipelines.store import shards
+
+conversion.RECORDS_PER_PART = 20
+conversion.SHARD_SIZE = 16
+for module, name in ((staging, "to_table"), (shards.pq, "write_table"), (os, "fsync")):
     def slow(*words, whole=getattr(module, name), **more):
         time.sleep(0.05)
         return whole(*words, **more)
@@ -119,13 +123,11 @@ def test_full_disk_is_one_clear_error_and_the_next_call_goes_on(
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    module, name = (
-        (staging.pq.ParquetWriter, "write_table") if where == "staged" else (shards.os, "fsync")
-    )
+    module, name = (staging.pq.ParquetWriter, "write_table") if where == "staged" else (os, "fsync")
     with monkeypatch.context() as patch:
         patch.setattr(module, name, full)
         with pytest.raises(
-            OSError, match=r"out: cannot be written \(No space left on device\): make room"
+            FileError, match=r"out: cannot be written \(No space left on device\): make room"
         ):
             convert(emt_file, tmp_path / "out", CONFIG, workers=1)
     assert not list((tmp_path / "out").rglob("*.parquet*"))
@@ -187,7 +189,8 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
 def structure(name: str = "a", **fields) -> Structure:
     atoms = bulk("Cu", cubic=True)
     plain = Structure.from_atoms(atoms, "EMT", name, name, energy=-14.0)
-    return replace(plain, **fields)
+    labels = {field: fields.pop(field) for field in list(fields) if field in LABELS}
+    return replace(plain, **fields).with_labels(**labels)
 
 
 @pytest.mark.parametrize(
@@ -294,8 +297,7 @@ def test_turned_shifted_renumbered_and_repeated_copies_are_near_duplicates():
     atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
 
     def of(atoms, energy: float) -> int:
-        fields = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, "x", "a", "a")
-        return fingerprint(Structure(*fields, labels=present({"energy": energy})))
+        return fingerprint(Structure.from_atoms(atoms, "x", "a", "a", energy=energy))
 
     turned = atoms.copy()
     turn = Rotation.random(random_state=1).as_matrix()

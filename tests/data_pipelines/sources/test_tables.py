@@ -200,8 +200,8 @@ def test_bad_rows_are_rejected_by_their_index(tmp_path):
     bad = {item.record: item.reason for item in found if isinstance(item, BadRecordError)}
     assert [item.energy for item in found if isinstance(item, Structure)] == [0, 2]
     assert bad[1].startswith("has 6 forces instead of 9 numbers")
-    assert bad[3] == "has element 'Hx', which is no symbol: correct or remove it"
-    assert bad[4].startswith("has 9 positions where 6 numbers belong: check columns.positions")
+    assert bad[3] == "has element 'Hx', which is not a symbol: correct or remove it"
+    assert bad[4].startswith("has 9 positions instead of 6 numbers: check columns.positions")
 
 
 def test_half_atomic_number_is_refused(tmp_path):
