@@ -89,7 +89,7 @@ def measure(calculator: object, repeat: tuple[int, int, int], calls: int) -> dic
         "network_ms": 1000 * network,
         "outside_ms": 1000 * outside,
         "overhead": outside / network,
-        "searches": calculator.neighbours.num_searches,
+        "searches": calculator.verlet_list.num_searches,
         "first_call_seconds": totals[0],
     }
 

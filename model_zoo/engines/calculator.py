@@ -1,9 +1,12 @@
-"""The ASE calculator: energy, forces, stress, per-atom energies and features of one level of theory."""
+"""The ASE calculator of a model, for one level of theory.
+
+It gives energy, forces, stress, per-atom energies, and the features that the energy is linear in.
+The functions at the end are shared with the other engines.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +18,24 @@ from torch import Tensor
 
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
-from ..package.folder import DTYPES, ModelRecord
+from ..package.folder import DTYPES
+from ..package.record import ModelRecord
 from ..potential.potential import Potential
-from .verlet_list import SkinList
+from .errors import EngineError, UnseenElementError
+from .verlet_list import VerletList
 
 
 class EvenfieldCalculator(Calculator):
-    """Drives ase.md, ase.optimize and whatever else takes an ASE calculator.
+    """Use a model wherever ASE takes a calculator: dynamics, relaxation, phonons.
 
-    An element that the chosen level of theory never saw in training is refused: its energy would be a guess.  What
-    ASE writes of the calculator into trajectories and databases names the model with its revision.
+    Elements that the level of theory never saw in training are refused, because their energies
+    would be guesses. What ASE writes about the calculator into trajectories and databases names
+    the model with its revision.
     """
 
     name = "evenfield"
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's protocol
+    # ASE reads a list here
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -42,25 +49,33 @@ class EvenfieldCalculator(Calculator):
         compiled: bool = False,
         reference: str | None = None,
     ) -> None:
-        """`dtype`: float32 or float64, that of the weights when None. `skin` in A, see skin_list.py.
+        """Prepare a model for one level of theory; the model's first by default.
 
-        `compiled`: torch.compile at the first call, for long dynamics; see compiled.py.
+        `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
+        the Verlet list in A. `compiled` compiles the network at the first call, which pays for long
+        dynamics. `reference` pins the model in what ASE writes.
+
+        Raises EngineError for an unknown level of theory, dtype or skin.
         """
         super().__init__()
         self.potential = moved(potential, device, dtype)
         if compiled:
+            # a copy: the model may drive other calculators, which did not ask for it
             self.potential = copy.deepcopy(self.potential)
             self.potential.use_compiler()
+
         self.level_of_theory = checked_level(potential, level_of_theory)
-        self.elements = {
-            chemical_symbols.index(s) for s in record.elements.get(self.level_of_theory, [])
-        }
-        self.neighbours = SkinList(potential.config.cutoff, skin)
-        self._batch: Any = None
+        self.elements = trained_elements(record, self.level_of_theory)
+        self.verlet_list = VerletList(potential.config.cutoff, skin)
+
+        # the batch of the last structure, and the atomic numbers that it was made for
+        self._batch: Batch | None = None
         self._numbers = np.empty(0, int)
-        kind = str(next(self.potential.parameters()).dtype).removeprefix("torch.")
+
         self.parameters.update(
-            model=reference or record.name, level_of_theory=self.level_of_theory, dtype=kind
+            model=reference or record.name,
+            level_of_theory=self.level_of_theory,
+            dtype=str(next(self.potential.parameters()).dtype).removeprefix("torch."),
         )
 
     def calculate(
@@ -69,11 +84,16 @@ class EvenfieldCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill `results`; stress only for three periodic directions, as ASE expects."""
+        """Fill `results`; as ASE expects, a stress only if all three directions are periodic.
+
+        Raises UnseenElementError, and PropertyNotImplementedError when a stress is asked for that
+        does not exist.
+        """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         with torch.no_grad():
             prediction = self.potential(self._batch_of(self.atoms))
+
         energy = float(prediction.energy[0])
         self.results = {
             "energy": energy,
@@ -90,32 +110,41 @@ class EvenfieldCalculator(Calculator):
             )
 
     def get_features(self, atoms: Atoms | None = None) -> np.ndarray:
-        """What every head's energy is linear in, (N, readout_size), of `atoms` or of those last calculated."""
+        """The features that the energy of every head is linear in, (N, readout_size).
+
+        They are those of `atoms`, or of the structure that was calculated last.
+        """
         atoms = atoms if atoms is not None else self.atoms
         if atoms is None:
-            raise ValueError("get_features(atoms): there are no atoms yet")
+            raise EngineError("get_features() needs a structure", remedy="call get_features(atoms)")
         batch = self._batch_of(atoms)
         with torch.no_grad():
             vectors, tiles = self.potential.edge_vectors(batch)
             features = self.potential.features(batch.atomic_numbers, vectors, tiles)
-        return features.cpu().double().numpy()
+        return _numpy(features)
 
-    def _batch_of(self, atoms: Atoms) -> Any:
-        """The batch of one structure; of the same atoms as before only what has moved is made anew."""
-        positions, cell, pbc = atoms.positions, atoms.cell.array, atoms.pbc
+    def _batch_of(self, atoms: Atoms) -> Batch:
+        """The batch of one structure.
+
+        In dynamics the same atoms come again and again, so only what moves is replaced.
+        """
         if self._batch is None or not np.array_equal(atoms.numbers, self._numbers):
             check_elements(atoms.numbers, self.elements, self.level_of_theory)
-            self._batch, self._numbers = self._new_batch(atoms), atoms.numbers.copy()
-        edge_index, cell_shifts = self.neighbours.edges(positions, cell, pbc)
-        device = self._batch.atomic_numbers.device
-        self._batch.positions = torch.tensor(positions, device=device)
-        self._batch.cell = torch.tensor(cell, device=device).unsqueeze(0)
-        self._batch.pbc = torch.tensor(pbc, device=device).unsqueeze(0)
-        self._batch.edge_index = torch.as_tensor(edge_index, device=device)
-        self._batch.cell_shifts = torch.as_tensor(cell_shifts, device=device)
-        return self._batch
+            self._batch = self._new_batch(atoms)
+            self._numbers = atoms.numbers.copy()
 
-    def _new_batch(self, atoms: Atoms) -> Any:
+        batch = self._batch
+        cell = atoms.cell.array
+        edge_index, cell_shifts = self.verlet_list.edges(atoms.positions, cell, atoms.pbc)
+        device = batch.atomic_numbers.device
+        batch.positions = torch.tensor(atoms.positions, device=device)
+        batch.cell = torch.tensor(cell, device=device).unsqueeze(0)
+        batch.pbc = torch.tensor(atoms.pbc, device=device).unsqueeze(0)
+        batch.edge_index = torch.as_tensor(edge_index, device=device)
+        batch.cell_shifts = torch.as_tensor(cell_shifts, device=device)
+        return batch
+
+    def _new_batch(self, atoms: Atoms) -> Batch:
         structure = Structure.from_atoms(atoms, self.level_of_theory, "calculator")
         config = self.potential.config
         parameter = next(self.potential.parameters())
@@ -129,31 +158,54 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
+# --- shared with the other engines
+
+
 def moved(potential: Potential, device: str | torch.device, dtype: str | None) -> Potential:
-    """The potential itself when it is there already, else a copy; one model can drive calculators of both dtypes."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: choose float32 or float64")
+    """The potential on a device and in a dtype; itself when it is there already, else a copy.
+
+    A copy, so that one model can drive engines of both dtypes. Raises EngineError for any dtype
+    except float32, float64 and None, which keeps the present one.
+    """
     parameter = next(potential.parameters())
-    wanted = DTYPES[dtype] if dtype else parameter.dtype
+    wanted = parameter.dtype if dtype is None else checked_dtype(dtype)
     if torch.device(device) == parameter.device and wanted == parameter.dtype:
         return potential.eval()
     return copy.deepcopy(potential).to(device=device, dtype=wanted).eval()
 
 
+def checked_dtype(name: str) -> torch.dtype:
+    """float32 or float64 by name; EngineError for any other."""
+    if name not in DTYPES:
+        raise EngineError(f"dtype={name!r}", remedy="choose float32 or float64")
+    return DTYPES[name]
+
+
 def checked_level(potential: Potential, level_of_theory: str | None) -> str:
-    """The named level of theory, or the model's first; ValueError for one that it does not have."""
+    """The named level of theory, or the model's first; EngineError when the model lacks it."""
     levels = potential.config.levels_of_theory
-    if level_of_theory not in (None, *levels):
-        raise ValueError(f"level_of_theory='{level_of_theory}': the model has {', '.join(levels)}")
-    return level_of_theory or levels[0]
+    if level_of_theory is None:
+        return levels[0]
+    if level_of_theory not in levels:
+        raise EngineError(
+            f"level_of_theory={level_of_theory!r}", remedy=f"the model has {', '.join(levels)}"
+        )
+    return level_of_theory
+
+
+def trained_elements(record: ModelRecord, level_of_theory: str) -> set[int]:
+    """Atomic numbers of the elements that a level of theory saw in training."""
+    symbols = record.elements.get(level_of_theory, [])
+    return {chemical_symbols.index(symbol) for symbol in symbols}
 
 
 def check_elements(numbers: np.ndarray, known: set[int], level_of_theory: str) -> None:
-    """ValueError that names the elements which the level of theory never saw."""
+    """Raise UnseenElementError when atomic numbers are not among those that are known."""
     unseen = sorted(set(numbers.tolist()) - known)
     if unseen:
-        names = ", ".join(chemical_symbols[z] for z in unseen)
-        raise ValueError(
-            f"{names}: not among the {len(known)} elements that the model was trained on at "
-            f"{level_of_theory}; fine-tune it on structures with {names} first"
+        names = ", ".join(chemical_symbols[number] for number in unseen)
+        raise UnseenElementError(
+            f"{names}: not among the {len(known)} elements that the model was trained on "
+            f"at {level_of_theory}",
+            remedy=f"fine-tune it on structures with {names} first",
         )

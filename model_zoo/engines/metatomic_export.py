@@ -1,7 +1,8 @@
-"""A model as one file for engines that speak metatomic (extra `metatomic`): LAMMPS, i-PI, ASE and others.
+"""Write a model as one file for programs that read metatomic (extra `metatomic`).
 
-https://docs.metatensor.org/metatomic lists them. The file holds the network and all that surrounds it as TorchScript;
-it is written for others and never read here, for who reads such a file runs what it says.
+LAMMPS, i-PI, ASE and torch-sim are among them; https://docs.metatensor.org/metatomic lists all.
+The file contains the network and everything around it as TorchScript. Loading such a file executes
+code that it contains, so it is written for other programs and never read here.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from pathlib import Path
 
 import torch
 
+from ...core.errors import MissingPackageError
+from ...core.files import file_errors
 from ..hub.load import LoadedModel
-from ..package.folder import DTYPES
-from .calculator import checked_level
+from .calculator import checked_dtype, checked_level
+from .errors import EngineError
+
+
+# top-level packages that the extra installs
+EXTRA = ("metatensor", "metatomic")
 
 
 def export_metatomic(
@@ -25,44 +32,60 @@ def export_metatomic(
     level_of_theory: str | None = None,
     dtype: str = "float64",
 ) -> Path:
-    """Write one level of theory of a model (its first when None) as a metatomic file; returns the path.
+    """Write one level of theory, the model's first by default, as a metatomic file; returns `path`.
 
-    `dtype` is that of the network and of what goes between it and an engine: float32 is faster and leaves seven digits
-    to the total energy, E0 and all. Raises ValueError without metatomic, for a path that engines would not take, and
-    for a level of theory that was trained on no element.
+    `dtype` is that of the network, and of everything that the file and the program exchange.
+    float32 is faster, but leaves seven digits to the total energy, which includes E0.
+
+    Raises EngineError for a path that does not end in .pt, an unknown dtype or level of theory, or
+    a level that was trained on no element; MissingPackageError without metatomic; FileError when
+    the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".pt":
-        raise ValueError(
-            f"{path}: engines that speak metatomic load files that end in .pt: name it so"
+        raise EngineError(
+            "programs that read metatomic need files that end in .pt",
+            file=path,
+            remedy="choose such a name",
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: choose float32 or float64")
+    checked_dtype(dtype)
     level = checked_level(model.potential, level_of_theory)
     if not model.record.elements.get(level):
-        raise ValueError(
-            f"{model.reference}: lists no element for {level}, so an engine would refuse every structure"
+        raise EngineError(
+            f"no element is listed for {level}, so every structure would be refused",
+            file=model.reference,
+            remedy="choose another level of theory",
         )
+
     with _index_select_of_torch():
         try:
             from .metatomic_model import write
-        except ImportError as error:
-            raise ValueError(
-                f"a metatomic export needs metatomic ({error}): pip install 'evenfield[metatomic]'"
-            ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in EXTRA:
+                raise
+            raise MissingPackageError(
+                "metatomic", needed_for="a metatomic export", extra="metatomic"
+            ) from error
+
+    # metatomic writes in place, so a failure would leave half a file under the final name
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(model, level, dtype, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(model, level, dtype, unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return path
 
 
 @contextmanager
 def _index_select_of_torch() -> Iterator[None]:
-    """torch-geometric puts a function of its own in its place, which TorchScript cannot compile inside metatensor."""
+    """Put torch's own index_select in place while metatensor is imported.
+
+    torch-geometric, if this process has imported it, has replaced it with a function that
+    TorchScript cannot compile.
+    """
     replaced = torch.index_select
     torch.index_select = torch._C._VariableFunctions.index_select
     try:

@@ -1,8 +1,13 @@
-"""A model in the form of metatomic, which LAMMPS, i-PI, torch-sim, ASE and others load; see metatomic_export.py.
+"""A model in the form that metatomic's file holds; `metatomic_export.py` checks and calls this.
 
-The file is TorchScript: the network as a graph of aten operations (traced.py) and, around it, the module below, which
-lays the engine's neighbour lists into tiles. The engine differentiates the energy. Energies, E0 and core repulsion are
-those of the calculator; what is exported is one level of theory, and metatomic refuses elements that it never saw.
+The file is TorchScript: the network as a graph of aten operations (compile/tracing.py), and around
+it the module below, which turns the program's neighbour lists into tiles. The program takes the
+derivative of the energy itself.
+
+Energies, reference energies and core repulsion are those of the calculator. A file has one level of
+theory, and metatomic refuses elements that this level never saw in training.
+
+Shapes: N atoms of all systems together. metatomic says "system" for what is a structure elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from ase.data import chemical_symbols
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import (
     AtomisticModel,
@@ -28,53 +32,59 @@ from ..compile.tracing import scripted, trace
 from ..hub.load import LoadedModel
 from ..network.tiles import Tiles, cheapest_size, lay_tiles
 from ..potential.potential import Potential
-from .calculator import moved
+from .calculator import moved, trained_elements
 
 
 class MetatomicPotential(nn.Module):
-    """metatomic's interface over the energies of the atoms, compiled by TorchScript as a whole."""
+    """metatomic's interface around the energies of the atoms; TorchScript compiles all of it."""
 
     def __init__(self, potential: Potential, head: int) -> None:
         super().__init__()
         self.cutoff = potential.config.cutoff
         self.head = head
-        self.tile_size = cheapest_size(torch.tensor([round(potential.config.num_neighbours)]))
+        # one size for all structures, since the graph is traced once: that of a typical atom
+        typical_degree = torch.tensor([round(potential.config.num_neighbours)])
+        self.tile_size = cheapest_size(typical_degree)
         self.network = scripted(_energy_graph(potential, self.tile_size))
-        # pairs beyond the cutoff would only cost time: their envelope is zero
+        # strict: pairs beyond the cutoff would only cost time, their envelope is zero
         self.neighbours = NeighborListOptions(cutoff=self.cutoff, full_list=True, strict=True)
 
     @torch.jit.export
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
-        """All pairs, each in both directions."""
+        """All pairs within the cutoff, each in both directions."""
         return [self.neighbours]
 
     def forward(
         self, systems: list[System], outputs: dict[str, ModelOutput], selected_atoms: Labels | None
     ) -> dict[str, TensorMap]:
-        """The energy in eV of each system or of each atom; of the selected atoms alone where some are named."""
+        """The energy in eV of each system or each atom; of the selected atoms only, if given."""
         results: dict[str, TensorMap] = {}
         if "energy" not in outputs:
             return results
+
         atoms, energies = self.energies(systems)
         samples = Labels(["system", "atom"], atoms)
         if selected_atoms is not None:
             chosen = samples.select(selected_atoms)
-            atoms, energies = atoms[chosen], energies[chosen]
+            atoms = atoms[chosen]
+            energies = energies[chosen]
             samples = Labels(["system", "atom"], atoms)
+
         if outputs["energy"].sample_kind != "atom":
             index = torch.arange(len(systems), device=atoms.device)
             energies = energies.new_zeros(len(systems)).index_add(0, atoms[:, 0].long(), energies)
             samples = Labels(["system"], index.unsqueeze(1))
-        one = torch.zeros((1, 1), dtype=torch.int32, device=atoms.device)
-        no_components: list[Labels] = []
-        # summed in float64; the dtype of the systems is what the engine takes
+
+        # the sum is in float64; the program expects the dtype of its systems
         values = energies.to(systems[0].positions.dtype).unsqueeze(1)
-        block = TensorBlock(values, samples, no_components, Labels(["energy"], one))
-        results["energy"] = TensorMap(Labels(["_"], one), [block])
+        single = torch.zeros((1, 1), dtype=torch.int32, device=atoms.device)
+        no_components: list[Labels] = []
+        block = TensorBlock(values, samples, no_components, Labels(["energy"], single))
+        results["energy"] = TensorMap(Labels(["_"], single), [block])
         return results
 
     def energies(self, systems: list[System]) -> tuple[Tensor, Tensor]:
-        """(system, atom) of all atoms (N, 2) and their energies (N,) in eV, float64."""
+        """Indices (system, atom) of all atoms, (N, 2), and their energies in eV, (N,) float64."""
         atoms: list[Tensor] = []
         types: list[Tensor] = []
         senders: list[Tensor] = []
@@ -82,9 +92,8 @@ class MetatomicPotential(nn.Module):
         vectors: list[Tensor] = []
         first = 0
         for index, system in enumerate(systems):
-            pairs = system.get_neighbor_list(
-                self.neighbours
-            )  # vectors from the first atom to the second
+            # metatomic's vectors point from the first atom to the second, ours to the sender
+            pairs = system.get_neighbor_list(self.neighbours)
             receivers.append(pairs.samples.column("first_atom").long() + first)
             senders.append(pairs.samples.column("second_atom").long() + first)
             vectors.append(pairs.values.squeeze(2))
@@ -92,8 +101,9 @@ class MetatomicPotential(nn.Module):
             own = torch.arange(len(system), device=system.types.device)
             atoms.append(torch.stack([torch.full_like(own, index), own], 1))
             first += len(system)
-        z = torch.cat(types)
-        sender, receiver, padded = lay_tiles(
+
+        atomic_numbers = torch.cat(types)
+        sender, receiver, tiled_vectors = lay_tiles(
             torch.cat(senders),
             torch.cat(receivers),
             torch.cat(vectors),
@@ -101,59 +111,79 @@ class MetatomicPotential(nn.Module):
             self.cutoff,
             self.tile_size,
         )
-        return torch.cat(atoms), self.network(
-            z, torch.full_like(z, self.head), padded, sender, receiver
-        )
+        head = torch.full_like(atomic_numbers, self.head)
+        energies = self.network(atomic_numbers, head, tiled_vectors, sender, receiver)
+        return torch.cat(atoms), energies
 
 
 def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
-    """Energies (N,) of the atoms in eV, float64, with E0 and core repulsion, from vectors laid in tiles."""
+    """The graph that gives energies of atoms, (N,) float64 in eV, from vectors laid in tiles.
+
+    It includes reference energies and core repulsion.
+    """
 
     def function(
-        z: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
+        atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> Tensor:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        energies = potential.e0[head, z] + potential.interaction(z, head, vectors, tiles).double()
+        interaction = potential.interaction(atomic_numbers, head, vectors, tiles)
+        energies = potential.e0[head, atomic_numbers] + interaction.double()
         if potential.config.repulsion:
-            at = tiles.slot_receiver
-            core = potential.repulsion.energies(vectors, z[at], z[sender], head[at])
-            energies = energies.index_add(0, at, core.double())
+            slot_receiver = tiles.slot_receiver
+            core = potential.repulsion.energies(
+                vectors,
+                atomic_numbers[slot_receiver],
+                atomic_numbers[sender],
+                head[slot_receiver],
+            )
+            energies = energies.index_add(0, slot_receiver, core.double())
         return energies
 
     return trace(function, potential.readout.weight, tile_size)
 
 
 def write(model: LoadedModel, level_of_theory: str, dtype: str, path: Path) -> None:
-    """Compile the model, describe it and write it."""
+    """Compile a model for one level of theory, describe it, and write it to `path`."""
     potential = moved(model.potential, "cpu", dtype)
     config = potential.config
-    module = torch.jit.script(
-        MetatomicPotential(potential, config.levels_of_theory.index(level_of_theory)).eval()
+    head = config.levels_of_theory.index(level_of_theory)
+    module = torch.jit.script(MetatomicPotential(potential, head).eval())
+
+    energy = ModelOutput(
+        unit="eV", sample_kind="atom", description=f"total energy at {level_of_theory}"
     )
-    what = f"total energy at {level_of_theory}"
     capabilities = ModelCapabilities(
-        outputs={"energy": ModelOutput(unit="eV", sample_kind="atom", description=what)},
-        atomic_types=sorted(
-            chemical_symbols.index(s) for s in model.record.elements.get(level_of_theory, [])
-        ),
+        outputs={"energy": energy},
+        atomic_types=sorted(trained_elements(model.record, level_of_theory)),
         interaction_range=config.cutoff * config.num_layers,
         length_unit="angstrom",
         supported_devices=["cpu", "cuda"],
         dtype=dtype,
     )
-    about = f"{model.record.description} Level of theory: {level_of_theory}."
-    metadata = ModelMetadata(
-        name=model.reference,
-        description=f"{about} Licence: {model.record.licence or 'not stated'}.".strip(),
-        references={"model": [model.record.citation]} if model.record.citation else {},
-    )
     with _no_extensions():
-        AtomisticModel(module, metadata, capabilities).save(path)
+        AtomisticModel(module, _metadata(model, level_of_theory), capabilities).save(path)
+
+
+def _metadata(model: LoadedModel, level_of_theory: str) -> ModelMetadata:
+    """What the file tells about the model."""
+    record = model.record
+    description = (
+        f"{record.description} Level of theory: {level_of_theory}. "
+        f"Licence: {record.licence or 'not stated'}."
+    )
+    return ModelMetadata(
+        name=model.reference,
+        description=description.strip(),
+        references={"model": [record.citation]} if record.citation else {},
+    )
 
 
 @contextmanager
 def _no_extensions() -> Iterator[None]:
-    """metatomic writes down what libraries this process has loaded and asks for them wherever the file is used."""
+    """Hide the libraries that this process has loaded.
+
+    metatomic would store their names and demand them wherever the file is used.
+    """
     loaded = torch.ops.loaded_libraries
     torch.ops.loaded_libraries = set()
     try:

@@ -1,46 +1,68 @@
-"""Neighbours with a skin (Verlet, Phys. Rev. 159, 98, 1967): the search is repeated only when atoms have moved."""
+"""Verlet lists: neighbour lists with a margin, so that a search serves many steps of dynamics.
+
+L. Verlet, Phys. Rev. 159, 98 (1967).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ...data_pipelines.neighbours import neighbour_list
+from .errors import EngineError
 
 
-class SkinList:
-    """Pairs within cutoff + skin (A), searched again when an atom has moved by more than half the skin.
+class VerletList:
+    """Pairs within cutoff + skin (both in A), from which those within the cutoff are selected.
 
-    No pair can come within the cutoff unseen before that. The cell and what is periodic must stay the same.
+    The search is repeated when an atom has moved by more than half the skin: before that, no pair
+    can have come within the cutoff unseen. It is also repeated when the number of atoms, the cell
+    or its periodicity changes.
+
+    Raises EngineError for a negative skin.
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
+        # `not >=` refuses NaN too
         if not skin >= 0:
-            raise ValueError(f"skin={skin}: a length in A, zero or more")
-        self.cutoff, self.skin = cutoff, skin
+            raise EngineError(f"skin={skin}", remedy="give a length in A, zero or more")
+        self.cutoff = cutoff
+        self.skin = skin
         self.num_searches = 0
-        self._positions = self._cell = np.empty((0, 3))
+        # the structure at the last search
+        self._positions = np.empty((0, 3))
+        self._cell = np.empty((0, 3))
         self._pbc = np.zeros(3, bool)
 
     def edges(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """edge_index (2, E) and cell_shifts (E, 3) of all pairs within the cutoff, sorted by receiver."""
-        if not self._still_holds(positions, cell, pbc):
-            self._index, self._shifts = neighbour_list(
-                positions, cell, pbc, self.cutoff + self.skin
-            )
-            self._offsets = self._shifts @ cell
-            self._positions, self._cell, self._pbc = positions.copy(), cell.copy(), np.array(pbc)
-            self.num_searches += 1
-        sender, receiver = self._index
-        vectors = positions.take(sender, 0) - positions.take(receiver, 0) + self._offsets
-        near = np.flatnonzero(np.einsum("ea,ea->e", vectors, vectors) <= self.cutoff**2)
-        return self._index.take(near, 1), self._shifts.take(near, 0)
+        """edge_index (2, E) and cell_shifts (E, 3) of all pairs within the cutoff, by receiver."""
+        if not self._is_valid(positions, cell, pbc):
+            self._search(positions, cell, pbc)
 
-    def _still_holds(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        sender, receiver = self._edge_index
+        vectors = positions.take(sender, 0) - positions.take(receiver, 0) + self._offsets
+        squared_distances = np.einsum("ea,ea->e", vectors, vectors)
+        within = np.flatnonzero(squared_distances <= self.cutoff**2)
+        return self._edge_index.take(within, 1), self._cell_shifts.take(within, 0)
+
+    def _search(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        self._edge_index, self._cell_shifts = neighbour_list(
+            positions, cell, pbc, self.cutoff + self.skin
+        )
+        # what the cell's images add to each vector, (E, 3): it stays the same until the next search
+        self._offsets = self._cell_shifts @ cell
+        self._positions = positions.copy()
+        self._cell = cell.copy()
+        self._pbc = np.array(pbc)
+        self.num_searches += 1
+
+    def _is_valid(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        """Whether the last search still holds every pair within the cutoff."""
         if self.num_searches == 0 or positions.shape != self._positions.shape:
             return False
-        if not (np.array_equal(cell, self._cell) and np.array_equal(pbc, self._pbc)):
+        if not np.array_equal(cell, self._cell) or not np.array_equal(pbc, self._pbc):
             return False
         moved = positions - self._positions
-        return bool(np.einsum("na,na->n", moved, moved).max(initial=0.0) <= (0.5 * self.skin) ** 2)
+        largest_squared = np.einsum("na,na->n", moved, moved).max(initial=0.0)
+        return bool(largest_squared <= (0.5 * self.skin) ** 2)

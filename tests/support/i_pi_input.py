@@ -1,11 +1,13 @@
-"""An i-PI input: dynamics of start.extxyz from 300 K, whatever gives the forces."""
+"""An input of i-PI: dynamics of start.extxyz, from 300 K."""
 
 from __future__ import annotations
 
 
 INPUT = """
 <simulation verbosity='quiet'>
-  <output prefix='run'><properties filename='out' stride='5'>[potential, conserved]</properties></output>
+  <output prefix='run'>
+    <properties filename='out' stride='5'>[potential, conserved]</properties>
+  </output>
   <total_steps>10</total_steps>
   <prng><seed>1</seed></prng>
   <ffdirect name='potential'>{potential}</ffdirect>
@@ -16,14 +18,19 @@ INPUT = """
     </initialize>
     <forces><force forcefield='potential'/></forces>
     <ensemble><temperature units='kelvin'>300</temperature></ensemble>
-    <motion mode='dynamics'><dynamics mode='nve'><timestep units='femtosecond'>1</timestep></dynamics></motion>
+    <motion mode='dynamics'>
+      <dynamics mode='nve'><timestep units='femtosecond'>1</timestep></dynamics>
+    </motion>
   </system>
 </simulation>
 """
 
 
 def dynamics_input(pes: str, beads: int, path: str = "", **parameters: object) -> str:
-    """The input for a driver of i-PI by name, or `custom` and the path of one, with its parameters."""
+    """The input for a driver and its parameters.
+
+    `pes` is the name of one of i-PI's drivers, or `custom` for the driver at `path`.
+    """
     listed = ", ".join(f"{name}: {value}" for name, value in parameters.items())
     where = f"<pes_path>{path}</pes_path>" if path else ""
     potential = (

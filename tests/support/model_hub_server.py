@@ -1,8 +1,11 @@
-"""A Hugging Face hub for models on 127.0.0.1: what the real client asks for when it writes and reads, no more.
+"""A Hugging Face hub for models on 127.0.0.1.
 
-Weights go over LFS, or over Xet where the hub has a store for it. Tokens are names: the bearer `alice` is alice;
-`nobody` is no token that the hub knows.
-`Faults` lets a test bend an answer: cut a body, swap a header, redirect elsewhere, act between two requests.
+It answers what the real client asks for when it reads and writes models, and nothing else. Weights
+are transferred by LFS, or by Xet if the hub has a store for it.
+
+Tokens are the names of users: the bearer `alice` is alice, but `nobody` is a token that the hub
+does not know. With `Faults` a test makes the hub misbehave: it cuts a body, replaces a header, redirects
+elsewhere, or lets something happen between two requests.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ class Repo:
             f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(tree.items())
         )
         oid = hashlib.sha1(f"{self.main} {listing}".encode(), usedforsecurity=False).hexdigest()
-        self.commits[oid], self.parents[oid], self.main = tree, self.main or None, oid
+        self.commits[oid] = tree
+        self.parents[oid] = self.main or None
+        self.main = oid
         return oid
 
     def resolve(self, revision: str) -> str | None:
@@ -49,17 +54,22 @@ class Repo:
 
 @dataclass
 class Faults:
-    """How the hub misbehaves; all off at first."""
+    """How the hub misbehaves; by default it does not."""
 
-    cut_body_after: int | None = None  # bytes of a weights file, then the connection closes
+    cut_body_after: int | None = None
+    """Close the connection after so many bytes of a file of weights."""
     cuts_left: int = 0
-    headers: dict[str, str] = field(default_factory=dict)  # laid over those of every file
-    redirect: str | None = None  # where every file is said to lie
-    replace: dict[str, bytes] = field(
-        default_factory=dict
-    )  # file name -> content that is sent instead
+    """How often to do that."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Replace headers of every file."""
+    redirect: str | None = None
+    """Redirect every file to this address."""
+    replace: dict[str, bytes] = field(default_factory=dict)
+    """File name -> content to send instead."""
     before_commit: Callable[[], None] | None = None
-    status: int | None = None  # answer to every request
+    """Call this once, before the next commit."""
+    status: int | None = None
+    """Answer every request with this status."""
 
 
 class Hub:
@@ -69,10 +79,12 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.lfs: dict[str, bytes] = {}
         self.log: list[str] = []
-        self.sent: dict[str, int] = {}  # file name -> bytes of its bodies
+        # file name -> bytes of its bodies that were sent
+        self.sent: dict[str, int] = {}
         self.faults = Faults()
         self.xet: XetStore | None = None
-        self.cas_address: str | None = None  # where the store is said to be, when not where it is
+        # a false address of the store, for tests
+        self.cas_address: str | None = None
         self.lock = threading.Lock()
         self.address = ""
 
@@ -97,8 +109,12 @@ def serve() -> Iterator[Hub]:
 
 
 class _Refusal(Exception):
+    """An answer that is an error."""
+
     def __init__(self, status: int, code: str = "", **extra: Any) -> None:
-        self.status, self.code, self.extra = status, code, extra
+        self.status = status
+        self.code = code
+        self.extra = extra
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,12 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
                     return answer(self, body, *match.groups())
             raise _Refusal(404)
         except _Refusal as refusal:
-            headers = {"X-Error-Code": refusal.code} if refusal.code else {}
-            headers |= (
-                {"X-Error-Message": refusal.extra.pop("message")}
-                if "message" in refusal.extra
-                else {}
-            )
+            headers = {}
+            if refusal.code:
+                headers["X-Error-Code"] = refusal.code
+            if "message" in refusal.extra:
+                headers["X-Error-Message"] = refusal.extra.pop("message")
             return self._send(refusal.status, json.dumps(refusal.extra).encode(), headers)
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
@@ -136,7 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         return token
 
     def _repo(self, name: str, *, write: bool = False) -> Repo:
-        user, repo = self._user(), self.hub.repos.get(name)
+        user = self._user()
+        repo = self.hub.repos.get(name)
         owner = name.partition("/")[0]
         if repo is None or (repo.private and user != owner):
             raise _Refusal(404 if user else 401, "RepoNotFound")
@@ -153,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
     # --- answers
 
     def create(self, body: bytes) -> None:
-        asked, user = json.loads(body), self._user()
+        asked = json.loads(body)
+        user = self._user()
         owner = asked.get("organization") or user
         name = f"{owner}/{asked['name']}"
         if user is None or owner != user:
@@ -174,15 +191,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body: bytes, name: str, _: str) -> None:
         tree = self._tree(self._repo(name, write=True))
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                "shouldIgnore": False,
-                **({"oid": _oid(file["path"], tree[file["path"]])} if file["path"] in tree else {}),
-            }
-            for file in json.loads(body)["files"]
-        ]
+        files = []
+        for asked in json.loads(body)["files"]:
+            path = asked["path"]
+            mode = "lfs" if path.endswith(".safetensors") else "regular"
+            entry = {"path": path, "uploadMode": mode, "shouldIgnore": False}
+            # from this the client sees what it need not send again
+            if path in tree:
+                entry["oid"] = _oid(path, tree[path])
+            files.append(entry)
         self._json({"files": files})
 
     def lfs_batch(self, body: bytes, name: str) -> None:
@@ -204,21 +221,20 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo(name, write=kind == "write")
         if self.hub.xet is None:
             raise _Refusal(404)
-        about = {
-            "casUrl": self.hub.cas_address or self.hub.xet.address,
-            "accessToken": "xet",
-            "exp": 2_000_000_000,
-        }
+        address = self.hub.cas_address or self.hub.xet.address
+        body = json.dumps({"casUrl": address, "accessToken": "xet", "exp": 2_000_000_000})
         headers = {
-            "X-Xet-Cas-Url": about["casUrl"],
+            "Content-Type": "application/json",
+            "X-Xet-Cas-Url": address,
             "X-Xet-Access-Token": "xet",
             "X-Xet-Token-Expiration": "2000000000",
         }
-        self._send(200, json.dumps(about).encode(), headers | {"Content-Type": "application/json"})
+        self._send(200, body.encode(), headers)
 
     def commit(self, body: bytes, name: str, _: str) -> None:
         repo = self._repo(name, write=True)
-        if act := self.hub.faults.before_commit:
+        act = self.hub.faults.before_commit
+        if act is not None:
             self.hub.faults.before_commit = None
             act()
         with self.hub.lock:
@@ -241,32 +257,31 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(name)
         oid = self._commit_of(repo, revision or "main")
         siblings = [{"rfilename": path} for path in repo.commits[oid]]
-        about = {
-            "id": name,
-            "sha": oid,
-            "private": repo.private,
-            "gated": False,
-            "disabled": False,
-            "tags": [],
-        }
-        self._json(about | {"downloads": 0, "likes": 0, "siblings": siblings})
-
-    def refs(self, _: bytes, name: str) -> None:
-        repo = self._repo(name)
-        tags = [
-            {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid}
-            for tag, oid in repo.tags.items()
-        ]
         self._json(
             {
-                "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repo.main}],
-                "tags": tags,
-                "converts": [],
+                "id": name,
+                "sha": oid,
+                "private": repo.private,
+                "gated": False,
+                "disabled": False,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": siblings,
             }
         )
 
+    def refs(self, _: bytes, name: str) -> None:
+        repo = self._repo(name)
+        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.main}
+        tags = []
+        for tag, oid in repo.tags.items():
+            tags.append({"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid})
+        self._json({"branches": [branch], "tags": tags, "converts": []})
+
     def tag(self, body: bytes, name: str, revision: str) -> None:
-        repo, tag = self._repo(name, write=True), json.loads(body)["tag"]
+        repo = self._repo(name, write=True)
+        tag = json.loads(body)["tag"]
         if tag in repo.tags:
             raise _Refusal(409)
         repo.tags[tag] = self._commit_of(repo, revision)
@@ -275,14 +290,16 @@ class _Handler(BaseHTTPRequestHandler):
     def file(self, _: bytes, name: str, revision: str, path: str) -> None:
         repo = self._repo(name)
         oid = self._commit_of(repo, revision)
-        content, faults = repo.commits[oid].get(path), self.hub.faults
+        faults = self.hub.faults
+        content = repo.commits[oid].get(path)
         if content is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
         headers = {
             "ETag": f'"{_oid(path, content)}"',
             "X-Repo-Commit": oid,
             "Accept-Ranges": "bytes",
-        } | faults.headers
+        }
+        headers |= faults.headers
         if self.hub.xet and path.endswith(".safetensors"):
             token = f"{self.hub.address}/api/models/{name}/xet-read-token/{oid}"
             hash_of_xet, size = self.hub.xet.files[_oid(path, content)]
@@ -298,12 +315,19 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-Size": str(len(content)),
             }
             return self._send(302, b"", headers)
-        content, status = faults.replace.get(path, content), 200
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1]), min(int(found[2] or len(content)), len(content) - 1)
+
+        content = faults.replace.get(path, content)
+        status = 200
+        # the client asks for the rest of a file whose transfer was cut
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            first = int(asked[1])
+            last = min(int(asked[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            content, status = content[first : last + 1], 206
-        cut = faults.cut_body_after if path.endswith(".safetensors") and faults.cuts_left else None
+            content = content[first : last + 1]
+            status = 206
+        is_cut = path.endswith(".safetensors") and faults.cuts_left
+        cut = faults.cut_body_after if is_cut else None
         return self._send(status, content, headers, cut=cut, count_as=path)
 
     def _tree(self, repo: Repo) -> dict[str, bytes]:
@@ -329,16 +353,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if cut is not None:
             self.hub.faults.cuts_left -= 1
-            content, self.close_connection = content[:cut], True
+            content = content[:cut]
+            self.close_connection = True
         self.wfile.write(content)
         if count_as:
             self.hub.sent[count_as] = self.hub.sent.get(count_as, 0) + len(content)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
-NAME, REVISION = r"([\w.-]+/[\w.-]+)", r"([^/]+)"
+NAME = r"([\w.-]+/[\w.-]+)"
+REVISION = r"([^/]+)"
+# methods, pattern of the path, answer
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
@@ -356,7 +383,7 @@ ROUTES: list[tuple[str, str, Callable[..., None]]] = [
 
 
 def _oid(path: str, content: bytes) -> str:
-    """What the hub names a content by: sha256 of an LFS file, git's blob hash of another."""
+    """The hub's name for a content: sha256 for weights, which go by LFS, else git's blob hash."""
     if path.endswith(".safetensors"):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

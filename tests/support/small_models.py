@@ -1,4 +1,4 @@
-"""A small publishable model, and how its files are changed with the manifest kept consistent."""
+"""A small publishable model, and changes of its files that keep the manifest consistent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evenfield.model_zoo.package.record import TrainingData
 
 
 def small_model(folder: Path) -> Path:
-    """Write that model into `folder`."""
+    """Write the model into `folder`: Cu at PBE, Cu and Au at EMT."""
     config = PotentialConfig(
         channels=8, cutoff=4.0, readout_size=16, levels_of_theory=["PBE", "EMT"]
     )
@@ -31,7 +31,7 @@ def small_model(folder: Path) -> Path:
 
 
 def sign(folder: Path) -> None:
-    """Make the manifest right again after a change, as whoever wrote the folder would."""
+    """Write the manifest again after a change, as an attacker would."""
     names = json.loads((folder / "manifest.json").read_text())["files"]
     (folder / "manifest.json").write_text(
         write_manifest({name: (folder / name).read_bytes() for name in names})
@@ -45,5 +45,6 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
 
 
 def sharded(folder: Path, target: Path, max_shard_bytes: int = 20_000) -> Path:
+    """Save the same model again, in several files of weights."""
     potential, record = model_zoo.load_model(folder)
     return model_zoo.save_model(target, potential, record, max_shard_bytes=max_shard_bytes)

@@ -1,4 +1,4 @@
-"""What stands behind the hub where Xet is on: the store of the real hf_xet, kept in a folder."""
+"""The store behind a hub with Xet: that of the real hf_xet, kept in a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import hf_xet
 
 
 class XetStore:
-    """`local://` in hf_xet; the hub's own index from sha256 to Xet's hash is filled by `expect`."""
+    """A `local://` store of hf_xet. `expect` fills the index from sha256 to Xet's own hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,17 +21,14 @@ class XetStore:
         return f"local://{self.folder}"
 
     def expect(self, *paths: Path) -> None:
-        """Files that will be uploaded; a hub on the web learns their hashes from its store."""
-        for path, about in zip(
-            paths, hf_xet.hash_files([str(path) for path in paths]), strict=True
-        ):
-            self.files[hashlib.sha256(path.read_bytes()).hexdigest()] = (
-                about.hash,
-                about.file_size,
-            )
+        """Announce files that will be uploaded; a real hub learns their hashes from its store."""
+        hashes = hf_xet.hash_files([str(path) for path in paths])
+        for path, found in zip(paths, hashes, strict=True):
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.files[sha256] = (found.hash, found.file_size)
 
     def content(self, sha256: str) -> bytes:
-        """What a client has put into the store under that sha256; raises when it is not there."""
+        """What a client has uploaded under that sha256; raises when it has not."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "file"
             with hf_xet.XetSession().new_file_download_group(endpoint=self.address) as group:

@@ -1,4 +1,4 @@
-"""Engines other than ASE run the model: torch-sim with its own conformance check, i-PI through its driver."""
+"""Other programs run the model: torch-sim, with its own conformance check, and i-PI."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ase.build import bulk
 
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.engines.errors import UnseenElementError
 
 from i_pi_input import dynamics_input
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
-    """Elements that torch-sim's check uses, with E0 of a real size."""
+    """With the elements that torch-sim's check uses, and reference energies of a real size."""
     torch.manual_seed(0)
     potential = Potential(
         PotentialConfig(channels=8, cutoff=4.5, readout_size=16, levels_of_theory=["PBE", "EMT"])
@@ -32,8 +33,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
 
 
 def structures() -> list[Atoms]:
-    """Two periodic cells of other shape and size."""
-    first, second = bulk("Cu", cubic=True), bulk("Au") * (2, 1, 1)
+    """Two periodic cells of different shape and size."""
+    first = bulk("Cu", cubic=True)
+    second = bulk("Au") * (2, 1, 1)
     first.rattle(0.1, seed=0)
     second.rattle(0.1, seed=1)
     second.symbols[0] = "Cu"
@@ -53,7 +55,7 @@ def test_torch_sims_own_check(model: model_zoo.LoadedModel, dtype: str) -> None:
 
 
 def test_torch_sim_agrees_with_the_calculator(model: model_zoo.LoadedModel) -> None:
-    """A batch of unlike cells, and dynamics, which turn over the neighbour lists: forces to 1e-5 eV/A at the end."""
+    """A batch of different cells; dynamics long enough to search for neighbours again."""
     ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
     from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
 
@@ -68,9 +70,9 @@ def test_torch_sim_agrees_with_the_calculator(model: model_zoo.LoadedModel) -> N
         for system, atoms in enumerate(state.to_atoms()):
             atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
             rows = state.system_idx == system
-            assert np.allclose(out.forces[rows], atoms.get_forces(), atol=1e-5)
-            assert np.allclose(out.stress[system], atoms.get_stress(voigt=False), atol=1e-7)
-            assert float(out.energy[system]) == pytest.approx(
+            assert np.allclose(out["forces"][rows], atoms.get_forces(), atol=1e-5)
+            assert np.allclose(out["stress"][system], atoms.get_stress(voigt=False), atol=1e-7)
+            assert float(out["energy"][system]) == pytest.approx(
                 atoms.get_potential_energy(), abs=1e-6
             )
 
@@ -80,7 +82,7 @@ def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> Non
     from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
 
     state = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float32)
-    with pytest.raises(ValueError, match=r"Cu, Au: not among the 2 elements.*PBE"):
+    with pytest.raises(UnseenElementError, match=r"Cu, Au: not among the 2 elements.*PBE"):
         EvenfieldTorchSimModel(model)(state)
 
 
@@ -88,7 +90,7 @@ def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> Non
 def test_i_pi_runs_dynamics(
     model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beads: int
 ) -> None:
-    """Classical dynamics and a path integral; energy, forces and virial of the end agree with the calculator's."""
+    """Classical dynamics and a path integral end with the calculator's energy and forces."""
     pytest.importorskip("ipi", reason="comes with the extra `engines`")
     from ase.units import Bohr, Hartree
     from ipi.utils.scripting import InteractiveSimulation

@@ -1,4 +1,4 @@
-"""The metatomic file beside the calculator, through metatomic's own ASE calculator and through i-PI's own driver."""
+"""The metatomic file gives what the calculator gives, in metatomic's own tools and in i-PI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from typer.testing import CliRunner
 
 from evenfield import model_zoo
 from evenfield.cli import app
+from evenfield.core.errors import MissingPackageError
+from evenfield.core.files import FileError
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.engines.errors import EngineError
 
 from i_pi_input import dynamics_input
 
@@ -29,16 +32,11 @@ LEVELS = {"PBE": ["Cu", "Au", "C", "O", "H"], "EMT": ["Cu"]}
 
 
 def small(folder: Path, **architecture: Any) -> model_zoo.LoadedModel:
-    """A model with E0 of a real size and heads that differ."""
+    """A model with reference energies of a real size, and heads that differ."""
     torch.manual_seed(0)
-    sizes = {
-        "channels": 4,
-        "l_max": 2,
-        "cutoff": 3.5,
-        "readout_size": 8,
-        "radial_hidden": 8,
-    } | architecture
-    potential = Potential(PotentialConfig(levels_of_theory=list(LEVELS), **sizes))
+    sizes = {"channels": 4, "l_max": 2, "cutoff": 3.5, "readout_size": 8, "radial_hidden": 8}
+    config = PotentialConfig(levels_of_theory=list(LEVELS), **(sizes | architecture))
+    potential = Potential(config)
     potential.e0[:] = -torch.arange(2 * 119).view(2, 119) * 12.3456789
     potential.scale[:] = torch.tensor([5.0, 7.0])
     record = ModelRecord(name="small", licence="CC0-1.0", description="For tests.", elements=LEVELS)
@@ -52,30 +50,34 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
 
 @pytest.fixture(scope="module")
 def exported(model: model_zoo.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_zoo.export_metatomic(
-        model, tmp_path_factory.mktemp("metatomic") / "new" / "small.pt"
-    )
+    path = tmp_path_factory.mktemp("metatomic") / "new" / "small.pt"
+    return model_zoo.export_metatomic(model, path)
 
 
 @pytest.fixture(scope="module")
 def metatomic(exported: Path) -> ModuleType:
-    """metatomic.torch, whose import the export has made safe (torch-geometric is in the way)."""
+    """metatomic.torch; the export has imported it before anything could interfere."""
     import metatomic.torch
 
     return metatomic.torch
 
 
 def structures() -> dict[str, Atoms]:
-    """Periodic in all, some and no directions; of one atom with and without neighbours."""
-    crystal, slab = bulk("Cu", cubic=True) * (2, 1, 1), bulk("Au", cubic=True)
+    """Periodic in all, some and no directions; of one atom, with and without neighbours."""
+    crystal = bulk("Cu", cubic=True) * (2, 1, 1)
     crystal.rattle(0.1, seed=0)
     crystal.symbols[0] = "Au"
     crystal.set_cell(crystal.cell.array + np.array([[0, 0.1, 0], [0, 0, 0], [0.2, 0, 0]]))
+
+    slab = bulk("Au", cubic=True)
     slab.rattle(0.1, seed=1)
     slab.pbc = [True, True, False]
+
     strained = bulk("Cu")
     strained.set_cell(strained.cell.array * [1.0, 1.02, 0.97])
-    close = Atoms("CO", [[0, 0, 0], [0, 0, 0.5]])  # deep in the core repulsion
+
+    # deep in the core repulsion
+    close = Atoms("CO", [[0, 0, 0], [0, 0, 0.5]])
     return {
         "crystal": crystal,
         "slab": slab,
@@ -89,38 +91,35 @@ def structures() -> dict[str, Atoms]:
 def calculated(atoms: Atoms, calculator: Any) -> dict[str, Any]:
     atoms = atoms.copy()
     atoms.calc = calculator
-    stress = atoms.get_stress() if atoms.pbc.all() else np.zeros(6)
-    energies = atoms.get_potential_energies()
     return {
         "energy": atoms.get_potential_energy(),
-        "energies": energies,
+        "energies": atoms.get_potential_energies(),
         "forces": atoms.get_forces(),
-        "stress": stress,
+        "stress": atoms.get_stress() if atoms.pbc.all() else np.zeros(6),
     }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:invalid value encountered"
-)  # metatomic-ase divides by the volume of a molecule
+# metatomic-ase divides by the volume of a molecule
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_it_gives_what_the_calculator_gives(
     model: model_zoo.LoadedModel, exported: Path, metatomic: ModuleType
 ) -> None:
-    """In float64, far below the 1e-5 eV/A that is asked for; metatomic checks every call for consistency."""
+    """Agreement to rounding in float64; metatomic checks the consistency of every call."""
     from metatomic_ase import MetatomicCalculator
 
-    own, other = (
-        model.calculator(dtype="float64"),
-        MetatomicCalculator(exported, check_consistency=True),
-    )
+    own = model.calculator(dtype="float64")
+    other = MetatomicCalculator(exported, check_consistency=True)
     largest = 0.0
     for name, atoms in structures().items():
-        expected, found = calculated(atoms, own), calculated(atoms, other)
+        expected = calculated(atoms, own)
+        found = calculated(atoms, other)
         for key, value in expected.items():
             np.testing.assert_allclose(
                 found[key], value, rtol=1e-12, atol=1e-9, err_msg=f"{name}: {key}"
             )
         largest = max(largest, float(np.abs(expected["forces"]).max()))
-    assert largest > 10  # the repulsion took part
+    # only the core repulsion reaches such forces
+    assert largest > 10
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_other_architectures_and_heads(
 def systems_of(
     metatomic: ModuleType, model: Any, frames: list[Atoms], unit: str = "angstrom"
 ) -> Any:
-    """Frames with the neighbour lists that a model asks for."""
+    """Frames as metatomic's systems, with the neighbour lists that a model asks for."""
     import vesin.metatomic
 
     systems = metatomic.systems_to_torch(frames, dtype=torch.float64)
@@ -169,38 +168,34 @@ def atoms_of_a_domain(
     """The energies that an engine gets for the selected atoms."""
     from metatensor.torch import Labels
 
-    labels = (
-        None
-        if selected is None
-        else Labels(["system", "atom"], torch.tensor(selected, dtype=torch.int32))
-    )
+    labels = None
+    if selected is not None:
+        labels = Labels(["system", "atom"], torch.tensor(selected, dtype=torch.int32))
     outputs = {"energy": metatomic.ModelOutput(unit="eV", sample_kind=kind)}
     options = metatomic.ModelEvaluationOptions("angstrom", outputs, labels)
     out = loaded(systems_of(metatomic, loaded, frames), options, check_consistency=True)
     return out["energy"].block().values.squeeze(1).numpy()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:A conversion to `System`"
-)  # it sets the slab's third cell vector to zero
+# the conversion sets the slab's third cell vector to zero, and says so
+@pytest.mark.filterwarnings("ignore:A conversion to `System`")
 def test_many_systems_at_once_and_chosen_atoms(
     model: model_zoo.LoadedModel, exported: Path, metatomic: ModuleType
 ) -> None:
-    loaded, frames = metatomic.load_atomistic_model(exported), list(structures().values())
-    energies = [
-        calculated(atoms, model.calculator(dtype="float64"))["energies"] for atoms in frames
-    ]
+    loaded = metatomic.load_atomistic_model(exported)
+    frames = list(structures().values())
+    calculator = model.calculator(dtype="float64")
+    energies = [calculated(atoms, calculator)["energies"] for atoms in frames]
 
     every = atoms_of_a_domain(metatomic, loaded, frames, None, "atom")
     np.testing.assert_allclose(every, np.concatenate(energies), rtol=1e-12)
     sums = atoms_of_a_domain(metatomic, loaded, frames, None, "system")
-    np.testing.assert_allclose(sums, [e.sum() for e in energies], rtol=1e-12)
+    np.testing.assert_allclose(sums, [own.sum() for own in energies], rtol=1e-12)
 
     selected = [[0, 1], [0, 5], [2, 0], [5, 0]]
     chosen = [energies[system][atom] for system, atom in selected]
-    np.testing.assert_allclose(
-        atoms_of_a_domain(metatomic, loaded, frames, selected, "atom"), chosen, rtol=1e-12
-    )
+    found = atoms_of_a_domain(metatomic, loaded, frames, selected, "atom")
+    np.testing.assert_allclose(found, chosen, rtol=1e-12)
     sums = atoms_of_a_domain(metatomic, loaded, frames, selected, "system")
     np.testing.assert_allclose(
         sums, [chosen[0] + chosen[1], 0, chosen[2], 0, 0, chosen[3]], rtol=1e-12
@@ -210,17 +205,19 @@ def test_many_systems_at_once_and_chosen_atoms(
 def test_a_domain_needs_only_what_lies_within_the_interaction_range(
     model: model_zoo.LoadedModel, exported: Path, metatomic: ModuleType
 ) -> None:
-    """As an engine with domains sees it: no box, copies of atoms around its own, energies of its own alone."""
-    loaded, cell = metatomic.load_atomistic_model(exported), structures()["crystal"]
+    """A program with domains gives no cell, but copies of atoms around those of the domain."""
+    loaded = metatomic.load_atomistic_model(exported)
+    cell = structures()["crystal"]
     reach = loaded.capabilities().interaction_range
     assert reach == 2 * model.potential.config.cutoff
     around = cell.repeat((5, 7, 7))
     around.positions -= 2 * cell.cell[0] + 3 * cell.cell[1] + 3 * cell.cell[2]
     distance = np.linalg.norm(around.positions[:, None] - cell.positions[None], axis=2)
     around = around[distance.min(1) <= reach]
-    own = [
-        [0, int(np.argmin(np.linalg.norm(around.positions - p, axis=1)))] for p in cell.positions
-    ]
+    own = []
+    for position in cell.positions:
+        nearest = np.argmin(np.linalg.norm(around.positions - position, axis=1))
+        own.append([0, int(nearest)])
     around.set_cell(None)
     around.pbc = False
     expected = calculated(cell, model.calculator(dtype="float64"))["energies"]
@@ -230,19 +227,16 @@ def test_a_domain_needs_only_what_lies_within_the_interaction_range(
 
 def test_the_file_says_what_it_is(exported: Path, metatomic: ModuleType) -> None:
     loaded = metatomic.load_atomistic_model(exported)
-    has = loaded.capabilities()
-    assert (has.dtype, has.length_unit, has.atomic_types) == (
-        "float64",
-        "angstrom",
-        [1, 6, 8, 29, 79],
-    )
-    assert has.outputs["energy"].unit == "eV"
+    capabilities = loaded.capabilities()
+    assert capabilities.dtype == "float64"
+    assert capabilities.length_unit == "angstrom"
+    assert capabilities.atomic_types == [1, 6, 8, 29, 79]
+    assert capabilities.outputs["energy"].unit == "eV"
     assert "Level of theory: PBE. Licence: CC0-1.0" in loaded.metadata().description
     with zipfile.ZipFile(exported) as archive:
         (extensions,) = (name for name in archive.namelist() if name.endswith("extra/extensions"))
-        assert (
-            json.loads(archive.read(extensions)) == []
-        )  # else it would ask for what this process happened to load
+        # otherwise the file would demand what this process happened to load
+        assert json.loads(archive.read(extensions)) == []
 
 
 def test_units_of_the_engine_are_converted(
@@ -277,10 +271,12 @@ def test_i_pi_runs_the_file_with_its_own_driver(
     monkeypatch: pytest.MonkeyPatch,
     beads: int,
 ) -> None:
-    """Classical dynamics and a path integral: nothing of ours but the file; forces and virial as the calculator's."""
+    """Classical dynamics and a path integral end with the calculator's forces and virial."""
     pytest.importorskip("ipi", reason="comes with the extra `engines`")
     from ipi.utils.scripting import InteractiveSimulation
-    from ipi.utils.units import unit_to_user  # its eV is not quite ASE's
+
+    # i-PI's eV is not quite ASE's
+    from ipi.utils.units import unit_to_user
 
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", structures()["crystal"])
@@ -297,34 +293,45 @@ def test_i_pi_runs_the_file_with_its_own_driver(
         forces = unit_to_user("force", "ev/ang", system.forces.f[bead]).reshape(-1, 3)
         np.testing.assert_allclose(forces, atoms.get_forces(), atol=1e-8)
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
-        found = unit_to_user(
-            "energy", "electronvolt", system.forces.virs[bead]
-        )  # its lower half is left empty
+        found = unit_to_user("energy", "electronvolt", system.forces.virs[bead])
+        # i-PI leaves the lower half empty
         np.testing.assert_allclose(np.triu(found), np.triu(virial), atol=1e-8)
         energy = unit_to_user("energy", "electronvolt", system.forces.pots[bead])
         assert energy == pytest.approx(atoms.get_potential_energy(), rel=1e-10)
     assert np.abs(atoms.get_forces()).max() > 0.01
 
 
-def test_what_cannot_be_exported_is_refused(
-    model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("small.model", {}, "end in .pt"),
+        ("small.pt", {"dtype": "float16"}, "choose float32 or float64"),
+        ("small.pt", {"level_of_theory": "HF"}, "the model has PBE, EMT"),
+    ],
+)
+def test_options_that_cannot_be_exported(
+    model: model_zoo.LoadedModel, tmp_path: Path, name: str, options: dict[str, str], message: str
 ) -> None:
-    out = tmp_path / "new" / "small.pt"
-    for path, kind, message in [
-        (tmp_path / "small.model", {}, "end in .pt"),
-        (out, {"dtype": "float16"}, "choose float32 or float64"),
-        (out, {"level_of_theory": "HF"}, "the model has PBE, EMT"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            model_zoo.export_metatomic(model, path, **kind)
+    with pytest.raises(EngineError, match=message):
+        model_zoo.export_metatomic(model, tmp_path / "new" / name, **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_level_without_elements_is_refused(tmp_path: Path) -> None:
     bare = small(tmp_path / "bare")
     bare.record.elements.clear()
-    with pytest.raises(ValueError, match="lists no element for PBE"):
-        model_zoo.export_metatomic(bare, out)
-    monkeypatch.setitem(sys.modules, "evenfield.model_zoo.engines.metatomic_model", None)
-    with pytest.raises(ValueError, match=r"pip install 'evenfield\[metatomic\]'"):
-        model_zoo.export_metatomic(model, out)
-    assert not out.parent.exists()
+    with pytest.raises(EngineError, match="no element is listed for PBE"):
+        model_zoo.export_metatomic(bare, tmp_path / "small.pt")
+
+
+def test_missing_package(
+    model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # imported by other tests already, so it must be forgotten to be imported again
+    monkeypatch.delitem(sys.modules, "evenfield.model_zoo.engines.metatomic_model", raising=False)
+    monkeypatch.setitem(sys.modules, "metatensor.torch", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'evenfield\[metatomic\]'"):
+        model_zoo.export_metatomic(model, tmp_path / "small.pt")
 
 
 def test_a_failed_export_leaves_the_file_before(
@@ -332,13 +339,13 @@ def test_a_failed_export_leaves_the_file_before(
 ) -> None:
     from evenfield.model_zoo.engines import metatomic_model
 
-    def cut(path: Path, *_: Any) -> None:
+    def cut(path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(metatomic_model, "write", lambda *args: cut(args[3]))
+    monkeypatch.setattr(metatomic_model, "write", lambda *arguments: cut(arguments[3]))
     (tmp_path / "small.pt").write_bytes(b"whole")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(FileError, match=r"small\.pt: No space left"):
         model_zoo.export_metatomic(model, tmp_path / "small.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["small.pt"]
     assert (tmp_path / "small.pt").read_bytes() == b"whole"
@@ -349,17 +356,12 @@ def test_command(
 ) -> None:
     from evenfield.model_zoo.engines import metatomic_model
 
-    monkeypatch.setattr(
-        metatomic_model, "write", lambda m, level, dtype, path: path.write_text(f"{level} {dtype}")
-    )
-    arguments = [
-        "hub",
-        "export-metatomic",
-        "evenfield-s",
-        str(tmp_path / "emt.pt"),
-        "--level-of-theory",
-        "EMT",
-    ]
-    done = CliRunner().invoke(app, arguments)
+    def write(model: model_zoo.LoadedModel, level: str, dtype: str, path: Path) -> None:
+        path.write_text(f"{level} {dtype}")
+
+    # compiling the shipped model would take most of a minute
+    monkeypatch.setattr(metatomic_model, "write", write)
+    words = ["hub", "export-metatomic", "evenfield-s", str(tmp_path / "emt.pt")]
+    done = CliRunner().invoke(app, [*words, "--level-of-theory", "EMT"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "emt.pt").read_text() == "EMT float64"

@@ -1,4 +1,4 @@
-"""Publishing to and loading from a Hugging Face hub: the real client over HTTP, against a hub on 127.0.0.1."""
+"""Publish to and load from a Hugging Face hub: the real client, against a server on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub.load import resolve
 
-from model_hub_server import Hub, serve
+from model_hub_server import Faults, Hub, serve
 from small_models import sharded
 
 
@@ -27,7 +27,10 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub, and the client set to it as alice, with an empty cache. It reads these variables when it is imported."""
+    """A hub, with the client logged in as alice and an empty cache.
+
+    The client reads its environment only when it is imported, so its constants are replaced.
+    """
     with serve() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -47,6 +50,11 @@ def clear_cache() -> None:
     shutil.rmtree(constants.HF_HUB_CACHE)
 
 
+def files_outside_the_cache(folder: Path) -> list[Path]:
+    cache = folder / "cache"
+    return sorted(path for path in folder.rglob("*") if not path.is_relative_to(cache))
+
+
 def results(model: model_zoo.LoadedModel) -> tuple[float, bytes, bytes]:
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
@@ -54,16 +62,14 @@ def results(model: model_zoo.LoadedModel) -> tuple[float, bytes, bytes]:
     return atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()
 
 
-def test_round_trip_in_a_clean_cache_is_bit_identical(
+def test_round_trip_with_a_clean_cache_is_bit_identical(
     hub: Hub, folder: Path, tmp_path: Path
 ) -> None:
     sharded(folder, tmp_path / "sharded")
     pinned = model_zoo.publish(tmp_path / "sharded", "alice/copper", tag="v1")
     commits = [line for line in hub.log if "/commit/" in line]
-    assert len(commits) == 1  # all files in one
-    assert not (tmp_path / "cache").exists() or not list(
-        (tmp_path / "cache").rglob("*.safetensors")
-    )
+    assert len(commits) == 1
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
     for name in ("alice/copper", "alice/copper@v1", pinned):
         model = model_zoo.load(name)
         assert results(model) == results(model_zoo.load(folder))
@@ -121,7 +127,7 @@ def test_public_model_does_not_become_private_by_asking(hub: Hub, folder: Path) 
     ("token", "message"),
     [("bob", "forbids it"), ("nobody", "does not know your token"), ("", "log in|does not know")],
 )
-def test_publishing_where_one_may_not(
+def test_publishing_without_permission(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -131,7 +137,7 @@ def test_publishing_where_one_may_not(
 
 
 def test_two_publishers_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    """The second one's commit comes between the first one's look and commit: nothing of the first goes in."""
+    """Somebody else commits between a publisher's look and its commit: nothing is published."""
     model_zoo.publish(folder, "alice/copper")
     other = sharded(folder, tmp_path / "other")
 
@@ -150,10 +156,10 @@ def test_two_publishers_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
 
 
 def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    """Each one's model goes in whole or not at all, and what stands at the end is the model of one of them."""
+    """Each model is published completely or not at all, and the last one remains."""
     model_zoo.publish(folder, "alice/copper")
     potential, record = model_zoo.load_model(folder)
-    names = [f"by {k}" for k in range(3)]
+    names = ["by the first", "by the second", "by the third"]
     folders = [
         model_zoo.save_model(
             tmp_path / name, potential, record.model_copy(update={"description": name})
@@ -176,7 +182,8 @@ def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
         if outcome != "refused":
             assert model_zoo.load(outcome).record.description == name
     assert model_zoo.load("alice/copper").reference in pinned
-    assert huggingface_hub.get_session().event_hooks["response"] == []  # all checks are gone again
+    # every check of responses was removed again
+    assert huggingface_hub.get_session().event_hooks["response"] == []
 
 
 def test_a_tag_never_moves(hub: Hub, folder: Path, tmp_path: Path) -> None:
@@ -215,14 +222,14 @@ def test_half_a_model_in_the_cache_is_not_loaded_offline(
         model_zoo.load("alice/copper")
 
 
-def test_cut_connection_is_taken_up_by_the_client(hub: Hub, folder: Path) -> None:
+def test_client_resumes_a_cut_connection(hub: Hub, folder: Path) -> None:
     model_zoo.publish(folder, "alice/copper")
     hub.faults.cut_body_after, hub.faults.cuts_left = 5_000, 1
     assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
     assert hub.faults.cuts_left == 0
 
 
-def test_a_download_that_failed_goes_on_with_the_shards_that_lack(
+def test_a_failed_download_continues_with_the_missing_shards(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_zoo.publish(sharded(folder, tmp_path / "sharded"), "alice/copper")
@@ -299,15 +306,14 @@ ANSWERS: dict[str, tuple[Any, str]] = {
 def test_malicious_answer_is_refused(
     hub: Hub, folder: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line, and nothing outside the cache, which the client itself would write where an ETag leads it."""
+    """One line, and no file outside the cache; the client alone would write where an ETag leads."""
     model_zoo.publish(folder, "alice/copper")
     bend, message = ANSWERS[case]
-    before = sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "cache"))
+    before = files_outside_the_cache(tmp_path)
     if isinstance(bend, int):
         hub.faults.status = bend
-        monkeypatch.setattr(
-            "huggingface_hub.utils._http.time.sleep", lambda seconds: None
-        )  # between its retries
+        # the client waits between its retries
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     elif isinstance(bend, str):
         hub.faults.redirect = bend
     elif any(name in bend for name in (WEIGHTS, "manifest.json")):
@@ -316,19 +322,13 @@ def test_malicious_answer_is_refused(
         hub.faults.headers = bend
     with pytest.raises(EvenfieldError, match=message) as refusal:
         model_zoo.load("alice/copper")
-    assert str(refusal.value).startswith("alice/copper") or "models--alice--copper" in str(
-        refusal.value
-    )
-    assert "\n" not in str(refusal.value)
-    assert (
-        sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "cache")) == before
-    )
-    hub.faults.status, hub.faults.redirect, hub.faults.headers, hub.faults.replace = (
-        None,
-        None,
-        {},
-        {},
-    )
+    line = str(refusal.value)
+    assert line.startswith("alice/copper") or "models--alice--copper" in line
+    assert "\n" not in line
+    assert files_outside_the_cache(tmp_path) == before
+
+    # once the hub answers well again, the same model loads
+    hub.faults = Faults()
     assert results(load_forced("alice/copper")) == results(model_zoo.load(folder))
 
 

@@ -1,4 +1,4 @@
-"""What publishing refuses, shows in a dry run, and does in a folder hub, also one that speaks S3."""
+"""What publishing refuses, what a dry run shows, and folder hubs, on a disk and on S3."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_units_addresses_and_references_are_no_leaks(folder: Path, tmp_path: Pat
         ({"licence": None, "training_data": []}, "licence, training data", "add one .*; train on"),
     ],
 )
-def test_what_nobody_can_judge(
+def test_record_that_lacks_facts(
     folder: Path, tmp_path: Path, changes: dict[str, Any], lack: str, remedy: str
 ) -> None:
     with_record(folder, **changes)
@@ -190,7 +190,10 @@ def test_tags_of_a_folder_hub_never_move(folder: Path, tmp_path: Path) -> None:
 def address(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[str]:
-    """The root of an empty folder hub that is not on the disk; S3 is moto's server, found as users' clients find it."""
+    """The address of an empty remote folder hub: in memory, or on moto's S3 server.
+
+    The server is found by environment variables, as a user's client finds one.
+    """
     monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path / "cache"))
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
@@ -225,7 +228,8 @@ def test_hub_behind_an_address(
     where, _ = resolve("me/copper")
     for path in folder.iterdir():
         assert (where / path.name).read_bytes() == path.read_bytes()
-    # a shard is lost and another one damaged: only these come again
+
+    # one shard is lost and another damaged: only these are downloaded again
     shards = sorted(where.glob("model-*.safetensors"))
     kept = shards[0].stat().st_mtime_ns
     shards[1].unlink()
@@ -233,14 +237,15 @@ def test_hub_behind_an_address(
     (where / "manifest.json").unlink()
     assert model_zoo.load("me/copper").reference == pinned
     assert shards[0].stat().st_mtime_ns == kept
+
     # out of reach: what the cache holds still loads, also by the names that were used before
-    fs, path = fsspec.url_to_fs(address)
-    monkeypatch.setattr(
-        type(fs), "exists", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
-    )
-    assert (
-        model_zoo.load("me/copper@v1").reference == pinned == model_zoo.load("me/copper").reference
-    )
+    def fail(*_: Any, **__: Any) -> bool:
+        raise OSError("no network")
+
+    file_system, _ = fsspec.url_to_fs(address)
+    monkeypatch.setattr(type(file_system), "exists", fail)
+    assert model_zoo.load("me/copper@v1").reference == pinned
+    assert model_zoo.load("me/copper").reference == pinned
     with pytest.raises(
         HubError, match=r"me/other: the folder hub .* cannot be used \(no network\)"
     ):
@@ -269,24 +274,19 @@ def test_hub_that_was_tampered_with(
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     revision = model_zoo.publish(folder, "me/copper", "memory://hub").partition("@")[2]
-    where = (
-        "/hub/me/copper/refs/main"
-        if "main" in name
-        else f"/hub/me/copper/snapshots/{revision}/{name}"
-    )
-    memory.pipe_file(where, content)
+    if "main" in name:
+        path = "/hub/me/copper/refs/main"
+    else:
+        path = f"/hub/me/copper/snapshots/{revision}/{name}"
+    memory.pipe_file(path, content)
     with pytest.raises(EvenfieldError, match=message):
         model_zoo.load("me/copper", "memory://hub")
-    kept = (
-        [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-        if (tmp_path / "cache").exists()
-        else []
-    )
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(path.read_bytes() == content for path in kept)
     assert not any("part" in path.name for path in kept)
 
 
-def test_names_of_users_that_everybody_has_are_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_common_names_are_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "root")
     monkeypatch.setattr("socket.gethostname", lambda: "localhost")
     assert publishing.user_names() == set()

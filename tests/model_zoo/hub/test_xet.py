@@ -1,6 +1,8 @@
-"""The hub client's default way, Xet, in processes of their own: it reads its settings once, when it is imported.
+"""Xet, the default transfer of the hub's client.
 
-That hf_xet keeps a store in a folder is no promise of its makers, so the tests beside this one speak LFS.
+Each client runs in a process of its own, because the client reads its settings only when it is
+imported. The other tests of the hub use LFS: that hf_xet can keep a store in a folder is not
+documented, so this may stop to work.
 """
 
 from __future__ import annotations
@@ -40,16 +42,16 @@ else:
     atoms.rattle(0.1, seed=0)
     atoms.calc = model.calculator()
     out |= {"reference": model.reference, "energy": atoms.get_potential_energy()}
-    out |= {"forces": atoms.get_forces().tobytes().hex(), "stress": atoms.get_stress().tobytes().hex()}
+    out["forces"] = atoms.get_forces().tobytes().hex()
+    out["stress"] = atoms.get_stress().tobytes().hex()
 print(json.dumps(out))
 """
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv(
-        "HF_XET_CACHE", str(tmp_path / "hub" / "cache")
-    )  # of the hub's own look into the store
+    # used when the server itself looks into its store
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "hub" / "cache"))
     (tmp_path / "hub" / "store").mkdir(parents=True)
     with serve() as hub:
         hub.xet = XetStore(tmp_path / "hub" / "store")
@@ -59,7 +61,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def client(
     hub: Hub, home: Path, *arguments: str, code: str = TALK
 ) -> subprocess.CompletedProcess[str]:
-    """A Python with nothing set but where the hub is, who asks, and where the cache lies."""
+    """A Python that knows only where the hub is, who asks, and where its cache is."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.address, "HF_TOKEN": "alice", "HF_HOME": str(home)}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -70,7 +72,7 @@ def client(
 
 
 def test_round_trip_over_xet_is_bit_identical(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    """One commit; no byte of the weights over the hub's own addresses, neither up nor down."""
+    """One commit; no weights over the hub's own addresses, neither up nor down."""
     shards = sharded(folder, tmp_path / "sharded")
     hub.xet.expect(*shards.glob("*.safetensors"))
     done = client(hub, tmp_path / "publisher", str(shards))
@@ -106,8 +108,8 @@ def predicted(model: model_zoo.LoadedModel) -> dict[str, object]:
     return {"energy": energy, "forces": forces.tobytes().hex(), "stress": stress.tobytes().hex()}
 
 
-def test_a_store_that_is_no_web_address_is_refused(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    """Else a hub could have hf_xet make its store anywhere on the disk of who downloads."""
+def test_a_store_without_a_web_address_is_refused(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    """Otherwise a hub could have hf_xet write anywhere on the disk of who downloads."""
     hub.xet.expect(folder / "model.safetensors")
     assert client(hub, tmp_path / "publisher", str(folder)).returncode == 0
     hub.cas_address = f"local://{tmp_path / 'outside'}"

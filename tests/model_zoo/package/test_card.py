@@ -1,4 +1,4 @@
-"""The card says what the records say: as the hub's client parses it, as a reader sees it, and in pictures."""
+"""The card agrees with the records: in the hub's metadata, in its text, and in its pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def predictions() -> Predictions:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory, predictions: Predictions) -> Path:
-    """The model with errors, pictures and everything that a record can hold."""
+    """A model with errors, pictures and everything that a record can hold."""
     folder = small_model(tmp_path_factory.mktemp("card") / "model")
     potential, record = model_zoo.load_model(folder)
     facts = {
@@ -64,28 +64,29 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, predictions: Predictions
 def test_metadata_as_the_hubs_client_parses_it(evaluated: Path) -> None:
     data = ModelCard.load(evaluated / "README.md").data
     evaluation = json.loads((evaluated / "evaluation.json").read_text())
-    assert (data.license, data.library_name, data.pipeline_tag) == (
-        "apache-2.0",
-        "evenfield",
-        "graph-ml",
-    )
-    assert (data.base_model, data.base_model_relation, data.model_name) == (
-        "somebody/metals",
-        "finetune",
-        "copper",
-    )
-    found = {(r.dataset_config, r.metric_name): r.metric_value for r in data.eval_results}
+    assert data.license == "apache-2.0"
+    assert data.library_name == "evenfield"
+    assert data.pipeline_tag == "graph-ml"
+    assert data.base_model == "somebody/metals"
+    assert data.base_model_relation == "finetune"
+    assert data.model_name == "copper"
+
+    expected = {}
     tables = {"all levels of theory": evaluation, **evaluation["levels"]}
-    expected = {
-        (where, f"{name} ({unit})"): table[key]
-        for where, table in tables.items()
-        for key, (name, unit) in FIGURES.items()
-        if table.get(key) is not None
-    }
-    assert found == expected and len(found) > 7
-    assert {r.dataset_split for r in data.eval_results} == {"test"}
+    for where, table in tables.items():
+        for key, (name, unit) in FIGURES.items():
+            if table.get(key) is not None:
+                expected[where, f"{name} ({unit})"] = table[key]
+    found = {}
+    for result in data.eval_results:
+        found[result.dataset_config, result.metric_name] = result.metric_value
+        assert result.dataset_split == "test"
+    assert found == expected
+    assert len(found) > 7
+
     mlip = data.to_dict()["mlip"]
-    assert mlip["num_elements"] == 2 and mlip["training_data"][0]["licence"] == "CC0-1.0"
+    assert mlip["num_elements"] == 2
+    assert mlip["training_data"][0]["licence"] == "CC0-1.0"
 
 
 def test_a_reader_finds_every_record(evaluated: Path) -> None:
@@ -116,10 +117,10 @@ def test_a_reader_finds_every_record(evaluated: Path) -> None:
 def test_pictures_are_listed_shown_and_drawn(evaluated: Path, name: str) -> None:
     assert f"]({name})" in (evaluated / "README.md").read_text()
     picture = imread(evaluated / name)
-    assert picture.shape[0] > 250 and picture.shape[1] > 500
-    assert (
-        len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
-    )  # more than a white page
+    assert picture.shape[0] > 250
+    assert picture.shape[1] > 500
+    # more colours than a white page has
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
     assert model_zoo.load(evaluated).attachments[name] == (evaluated / name).read_bytes()
     assert (evaluated / name).stat().st_size < 150_000
 
@@ -139,7 +140,7 @@ def test_the_same_records_give_the_same_card(
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_model_that_nobody_evaluated(folder: Path) -> None:
+def test_model_without_evaluation(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "No errors on held-out structures were recorded." in text
     assert ".png" not in text and not list(folder.glob("*.png"))
@@ -147,7 +148,7 @@ def test_model_that_nobody_evaluated(folder: Path) -> None:
 
 
 def test_card_shows_what_was_forgotten(tmp_path: Path) -> None:
-    """From the file that a fine-tuning leaves beside the model; a file that is none of it spoils nothing."""
+    """From forgetting.json of a fine-tuning; other content under that name does no harm."""
     folder = small_model(tmp_path / "model")
     assert "forgot" not in (folder / "README.md").read_text()
     rows = [
@@ -157,8 +158,8 @@ def test_card_shows_what_was_forgotten(tmp_path: Path) -> None:
             "energy_before": 0.0,
             "energy_after": 0.0123,
             "force_before": 0.0,
-        }
-        | {"force_after": 0.456},
+            "force_after": 0.456,
+        },
         {
             "kind": "pretraining samples",
             "num_structures": 100,

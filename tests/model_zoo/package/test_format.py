@@ -1,4 +1,4 @@
-"""The folder's format: stored models of every older format, shards, attachments, saving over another model."""
+"""The format of model folders: old formats, shards, attachments, saving over another model."""
 
 from __future__ import annotations
 
@@ -72,11 +72,12 @@ def test_attachments_are_listed_verified_and_handed_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "../probe.extxyz", "run.py", "weights.pkl"]
 )
-def test_attachment_with_a_name_that_no_model_holds(folder: Path, name: str) -> None:
+def test_attachment_with_an_impossible_name(folder: Path, name: str) -> None:
     potential, record = model_zoo.load_model(folder)
     with pytest.raises(EvenfieldError, match="not a possible name for an attachment"):
         model_zoo.save_model(folder, potential, record, attachments={name: b""})
-    assert model_zoo.load(folder).record == record  # refused before anything was written
+    # refused before anything was written
+    assert model_zoo.load(folder).record == record
 
 
 def test_paths_of_the_record_are_cut(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""Model folders that are broken or meant to do harm: one clear line each, no code run, nothing touched.
+"""Model folders that are broken or malicious: one clear line each, no code run, no file touched.
 
-Most are signed again after the change, so that not the hash but what it covers has to be refused.
+Most of them get a new manifest after the change: then the hash is right, and the content itself has
+to be refused.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 
 from evenfield import model_zoo
 from evenfield.model_zoo import BadModelError, HubError
+from evenfield.model_zoo.engines.errors import UnseenElementError
 
 from small_models import rewrite
 
@@ -115,7 +116,7 @@ def test_wrong_references_say_what_there_is(
 
 
 def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
-    """NVE of conservative forces: the total energy holds much better than the kinetic energy moves."""
+    """NVE with conservative forces: the total energy varies far less than the kinetic energy."""
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
@@ -141,7 +142,7 @@ def test_calculator_energies_sum_to_the_energy(folder: Path) -> None:
 def test_element_that_the_level_never_saw_is_refused(folder: Path) -> None:
     atoms = bulk("Au")
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="PBE")
-    with pytest.raises(ValueError, match=r"Au: not among the 1 elements.*PBE"):
+    with pytest.raises(UnseenElementError, match=r"Au: not among the 1 elements.*PBE"):
         atoms.get_potential_energy()
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
     atoms.get_potential_energy()

@@ -1,0 +1,65 @@
+"""Relaxation and dynamics: what is written, what is reported, and errors on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from evenfield.core.files import FileError
+from evenfield.simulation.dynamics import DynamicsConfig, DynamicsResult, relax_and_run
+
+
+CONFIG = DynamicsConfig(steps=40, every=4, time_step=1.0, temperature=200.0)
+
+
+@pytest.fixture
+def copper() -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    return atoms
+
+
+def run(atoms: Atoms, out: Path) -> DynamicsResult:
+    return relax_and_run(atoms, EMT(), out, CONFIG)
+
+
+def test_result_is_what_is_written(copper: Atoms, tmp_path: Path) -> None:
+    positions = copper.positions.copy()
+    result = run(copper, tmp_path / "md")
+    # the structure of the caller stays as it was
+    assert np.array_equal(copper.positions, positions)
+
+    content = json.loads((tmp_path / "md" / "dynamics.json").read_text())
+    assert content["drift_mev_per_atom_ps"] == result.drift_mev_per_atom_ps
+    assert content["settings"] == CONFIG.model_dump()
+    frames = ase.io.read(tmp_path / "md" / "trajectory.traj", ":")
+    # the start, and then every fourth step
+    assert len(frames) == len(result.time_ps) == 11
+    assert result.time_ps[-1] == pytest.approx(0.04)
+
+
+def test_energy_of_a_conservative_calculator_does_not_drift(copper: Atoms, tmp_path: Path) -> None:
+    result = run(copper, tmp_path)
+    assert result.relaxed
+    assert abs(result.energy_mev_per_atom[-1]) < 1.0
+    # half of the initial kinetic energy has gone into the bonds
+    assert 50 < result.mean_temperature < 400
+
+
+def test_same_seed_gives_the_same_run(copper: Atoms, tmp_path: Path) -> None:
+    first = run(copper, tmp_path / "first")
+    second = run(copper, tmp_path / "second")
+    assert first == second
+
+
+def test_folder_that_cannot_be_written(copper: Atoms, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(FileError, match="file"):
+        run(copper, tmp_path / "file")
