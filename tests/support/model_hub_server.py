@@ -4,8 +4,8 @@ It answers what the real client asks for when it reads and writes models, and no
 are transferred by LFS, or by Xet if the hub has a store for it.
 
 Tokens are the names of users: the bearer `alice` is alice, but `nobody` is a token that the hub
-does not know. With `Faults` a test makes the hub misbehave: it cuts a body, replaces a header, redirects
-elsewhere, or lets something happen between two requests.
+does not know. With `Faults` a test makes the hub misbehave: it cuts a body, replaces a header,
+redirects elsewhere, or lets something happen between two requests.
 """
 
 from __future__ import annotations
