@@ -32,7 +32,7 @@ from evenfield.core.figures.style import STYLE
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.stream.stream import StreamConfig
 from evenfield.model_zoo.network.gaunt import backbone
-from evenfield.model_zoo.network.gaunt.backbone import BackboneConfig
+from evenfield.model_zoo.network.gaunt.config import GauntConfig
 from evenfield.pretrain.config import PretrainConfig
 
 
@@ -64,7 +64,7 @@ def varied(name: str) -> Iterator[list[str]]:
     elif name.startswith("cutoff="):
         edges = (
             StreamConfig().edge_budget
-            * (float(name.removeprefix("cutoff=")) / BackboneConfig().cutoff) ** 3
+            * (float(name.removeprefix("cutoff=")) / GauntConfig().cutoff) ** 3
         )
         yield [f"model.{name}", f"stream.edge_budget={round(edges)}"]  # as many structures a step
     elif name.startswith("engine."):

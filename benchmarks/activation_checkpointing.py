@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.cost.cost import CostCounter
-from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.config import PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 
 

@@ -108,7 +108,7 @@ def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
     """The contraction of the vectors that the second layer is given, dense and sparse."""
     matrix = potential.backbone.layers[1].paths.coupling1.float()
     sparse, transposed = matrix.to_sparse_csr(), matrix.T.contiguous().to_sparse_csr()
-    aggregated = torch.randn(matrix.shape[1], atoms * potential.config.channels)
+    aggregated = torch.randn(matrix.shape[1], atoms * potential.config.network.channels)
 
     def dense_call() -> Tensor:
         return matrix.T @ (matrix @ aggregated)  # value and derivative

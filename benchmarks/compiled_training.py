@@ -25,12 +25,13 @@ from rich.progress import track
 from torch import Tensor
 
 from evenfield.data_pipelines.batch import Batch
+from evenfield.model_zoo.compile.compiled import compile_for_training
 from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
 from evenfield.pretrain.loop.loss import label_counts, weighted_loss
-from evenfield.pretrain.streams import frame_of, open_stream
+from evenfield.pretrain.streams import open_stream, padded_shape_of
 
 
 COMPARED = 20  # batches whose gradients are compared with those in float64
@@ -66,20 +67,18 @@ def measure(config: PretrainConfig, number: int) -> dict[str, Any]:
     seed_everything(0)
     plain = build_potential(config, data).train()
     levels = plain.config.levels_of_theory
-    frame = frame_of(config, data, levels)
+    frame = padded_shape_of(config, data, levels)
     if frame is None:
         raise SystemExit(
             "these batches differ too much in size for a frame: compiling would not pay"
         )
     compiled = copy.deepcopy(plain)
-    compiled.use_compiler_in_training(frame)
-    held = compiled.compiled_training
-    assert held is not None
+    held = compile_for_training(compiled, frame)
     stream = open_stream(config, data, levels, rank=0, world_size=1).batches()
     batches = list(islice(stream, number))
     stream.close()
     sizes = [compiled.edge_vectors(batch)[1] for batch in batches]
-    fits = [frame.holds(b.num_atoms, tiles) for b, tiles in zip(batches, sizes, strict=True)]
+    fits = [frame.fits(b.num_atoms, tiles) for b, tiles in zip(batches, sizes, strict=True)]
     started = time.perf_counter()
     step(compiled, batches[fits.index(True)], config)
     compiling = time.perf_counter() - started

@@ -103,9 +103,7 @@ def main() -> None:
                     f"seed={seed}",
                 ]
                 words += [f"stream.seed={seed}", f"evaluate_every={options.steps}"]
-                with patch(
-                    "evenfield.model_zoo.network.gaunt.backbone.ElementEmbedding", embedding
-                ):
+                with patch("evenfield.model_zoo.network.gaunt.network.ElementEmbedding", embedding):
                     pretrain(load_settings(PretrainConfig, None, words))
             rows.append(
                 {

@@ -15,7 +15,8 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.compile.padded_shape import Frame
+from evenfield.model_zoo.compile.compiled import compile_for_inference, compile_for_training
+from evenfield.model_zoo.compile.padded_shape import PaddedShape
 from evenfield.pretrain.loop.engine import EngineConfig, new_optimizer, parameter_groups
 
 
@@ -39,7 +40,8 @@ def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
 def compile_training(potential: Potential, batch: Batch) -> None:
     """Have training compiled for the sizes of this very batch."""
     _, tiles = potential.edge_vectors(batch)
-    potential.use_compiler_in_training(Frame(batch.num_atoms, len(tiles.receiver), tiles.size))
+    shape = PaddedShape(batch.num_atoms, len(tiles.receiver), tiles.size)
+    compile_for_training(potential, shape)
 
 
 def own_optimizer(potential: Potential, **settings: Any) -> torch.optim.Optimizer:
@@ -66,7 +68,7 @@ def main() -> None:
     trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
     if options.mode == "compile":
         compile_training(trained, batch)
-        frozen.use_compiler()
+        compile_for_inference(frozen)
     parameters = list(trained.parameters())
     ready = facts(
         ["evenfield", "torch", "e3nn"],

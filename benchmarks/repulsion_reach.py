@@ -23,7 +23,8 @@ from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.potential import repulsion
-from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.config import PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.initial_potential import SAMPLE, Sample, fit_radii
 
 

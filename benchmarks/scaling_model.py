@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import ceil, log2
 from pathlib import Path
 
-from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.config import PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential
 
 
 MEASURED = Path(__file__).resolve().parent / "results" / "parallel_step.json"

@@ -23,6 +23,7 @@ from evenfield.core.ranks import keep_freed_memory
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo.compile.compiled import compile_for_inference
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -67,7 +68,7 @@ def main() -> None:
     torch.manual_seed(0)
     potential = Potential(PotentialConfig(channels=arguments.channels, num_neighbours=44.7)).eval()
     if arguments.compiled:
-        potential.use_compiler()
+        compile_for_inference(potential)
     structures = [structure(repeat) for repeat in REPEATS]
     samples: dict[int, list[float]] = {len(s): [] for s in structures}
     for _ in range(arguments.rounds):

@@ -27,8 +27,9 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
-from evenfield.model_zoo.network.gaunt.backbone import Interaction
-from evenfield.model_zoo.potential.potential import Potential, forces_and_stress
+from evenfield.model_zoo.network.gaunt.layer import InteractionLayer
+from evenfield.model_zoo.potential.derivatives import forces_and_stress
+from evenfield.model_zoo.potential.potential import Potential
 from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
@@ -51,12 +52,12 @@ class DirectForces(nn.Module):
         config, backbone = potential.config, potential.backbone
         self.potential = potential
         self.short = backbone.layers[-1]
-        long = Interaction(config, self.short.l_in, 1)
+        long = InteractionLayer(config.network, self.short.l_in, 1)
         copy_leading(self.short, long)
         backbone.layers[-1] = long
         depth = len(backbone.layers)
         self.weight = nn.Parameter(
-            0.1 * torch.randn(len(config.levels_of_theory), depth * config.channels)
+            0.1 * torch.randn(len(config.levels_of_theory), depth * config.network.channels)
         )
         self._features: list[Tensor] = []
         for layer in backbone.layers:
@@ -71,9 +72,9 @@ class DirectForces(nn.Module):
         vectors, tiles = potential.edge_vectors(batch)
         vectors = vectors.detach()
         head = batch.head[batch.structure_index]
-        energies = potential.interaction(batch.atomic_numbers, head, vectors, tiles).double()
+        interaction, _ = potential.interaction(batch.atomic_numbers, head, vectors, tiles)
         core_energies, slope = potential.core_repulsion(batch, vectors, tiles)
-        energies = potential.e0[head, batch.atomic_numbers] + energies + core_energies
+        energies = potential.e0[head, batch.atomic_numbers] + interaction.double() + core_energies
         core, _ = forces_and_stress(slope, vectors, tiles, batch)
         arrows = torch.cat([x[1:4] for x in self._features], 2)  # (3, N, layers * C)
         own = torch.einsum("anc,nc->na", arrows, self.weight[head]) * potential.scale[
@@ -99,7 +100,7 @@ class DirectForces(nn.Module):
 
 
 @torch.no_grad()
-def copy_leading(source: Interaction, target: Interaction) -> None:
+def copy_leading(source: InteractionLayer, target: InteractionLayer) -> None:
     """Copy weights between layers that differ in their highest output degree only, as far as both have them."""
     given = dict(source.named_parameters())
     for name, parameter in target.named_parameters():

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from .errors import EvenfieldError
 from .files import file_errors
@@ -26,6 +27,16 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """Every key that the class accepts, for messages and for lists of settings."""
+        return dict(cls.model_fields)
+
+    @classmethod
+    def alternatives(cls) -> dict[str, type[Settings]]:
+        """Classes that are read in place of some of the keys, by the setting that chooses them."""
+        return {}
 
     @model_validator(mode="after")
     def _one_key_for_one_thing(self) -> Self:
@@ -174,8 +185,8 @@ def _key_and_siblings(
         if isinstance(part, int):
             # an item of a list has the class of the list's items
             continue
-        known = sorted({name for member in classes for name in member.model_fields})
-        fields = [member.model_fields.get(part) for member in classes]
+        known = sorted({name for member in classes for name in member.known_keys()})
+        fields = [member.known_keys().get(str(part)) for member in classes]
         classes = [found for field in fields if field for found in _settings_in(field.annotation)]
     return ".".join(key), known
 

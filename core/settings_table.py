@@ -89,11 +89,12 @@ def _groups(
     """
     rows = []
     nested = []
-    for name, field in cls.model_fields.items():
+    for name, field in cls.known_keys().items():
         if name in hidden:
             continue
         key = f"{prefix}{name}"
-        default = getattr(values, name) if values is not None else _default(field)
+        # a key of another class, read by this one, is not an attribute
+        default = getattr(values, name, _default(field))
         classes = _settings_classes(field.annotation)
         if not classes:
             rows.append(Row(key, _kind(field), _as_yaml(field, default), field.description or ""))
@@ -102,6 +103,8 @@ def _groups(
             nested.append((inner, value, f"{key}{step}.", _given_elsewhere(field)))
     first_line = (cls.__doc__ or "").strip().splitlines()[0]
     yield Group(prefix.rstrip("."), first_line, rows)
+    for choice, alternative in cls.alternatives().items():
+        yield _alternative(choice, alternative, prefix)
     for arguments in nested:
         yield from _groups(*arguments)
 
@@ -109,6 +112,16 @@ def _groups(
 def _given_elsewhere(field: FieldInfo) -> frozenset[str]:
     markers = [marker for marker in field.metadata if isinstance(marker, GivenBy)]
     return frozenset(key for marker in markers for key in marker.outer_keys)
+
+
+def _alternative(choice: str, cls: type[Settings], prefix: str) -> Group:
+    """The keys of a class that is read only where a setting chooses it."""
+    rows = []
+    for name, field in cls.model_fields.items():
+        default = _as_yaml(field, _default(field))
+        rows.append(Row(f"{prefix}{name}", _kind(field), default, field.description or ""))
+    first_line = (cls.__doc__ or "").strip().splitlines()[0]
+    return Group(f"{prefix.rstrip('.')} with {prefix}{choice}", first_line, rows)
 
 
 def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .package.folder import load_model, save_model
     from .package.manifest import BadModelError
     from .package.record import ModelRecord
-    from .potential.potential import Potential, PotentialConfig
+    from .potential.config import PotentialConfig
+    from .potential.potential import Potential
 
 __all__ = [
     "BadModelError",
@@ -53,7 +54,7 @@ _HOME = {
     "LoadedModel": "hub.load",
     "ModelRecord": "package.record",
     "Potential": "potential.potential",
-    "PotentialConfig": "potential.potential",
+    "PotentialConfig": "potential.config",
     "export_metatomic": "engines.metatomic_export",
     "load": "hub.load",
     "load_model": "package.folder",

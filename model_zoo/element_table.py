@@ -10,7 +10,7 @@ from .potential.potential import Potential
 
 def element_vectors(potential: Potential) -> np.ndarray:
     """The embedding, (119, embedding_size); the row is Z, row 0 is unused."""
-    return potential.backbone.embedding.weight.detach().cpu().double().numpy()
+    return potential.backbone.element_vectors.detach().cpu().double().numpy()
 
 
 def nearest_elements(

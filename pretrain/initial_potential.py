@@ -17,7 +17,8 @@ from ..data_pipelines.census.census import ReferenceFit, compositions
 from ..data_pipelines.neighbours import neighbour_list
 from ..data_pipelines.stream.collection import Collection
 from ..data_pipelines.structure import Structure
-from ..model_zoo.potential.potential import Potential, PotentialConfig
+from ..model_zoo.potential.config import PotentialConfig
+from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.repulsion import Repulsion, bare_repulsion, switched
 from .config import PretrainConfig
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from ..core.files import write_atomically
 from ..core.ranks import start_distributed
 from ..data_pipelines.stream.collection import Collection
+from ..model_zoo.compile.compiled import compile_for_training
 from ..model_zoo.evaluation.evaluation import predict, with_a_head
 from ..model_zoo.evaluation.summary import summarise
 from ..model_zoo.package.folder import save_model
@@ -35,7 +36,7 @@ from .loop.engine import DeepSpeedEngine
 from .loop.noise import noise_of
 from .loop.signals import StopRequest, listening
 from .loop.trainer import Trainer, TrainingError
-from .streams import frame_of, open_stream
+from .streams import open_stream, padded_shape_of
 
 
 PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
@@ -123,7 +124,7 @@ def _run(
 def _compile(
     config: PretrainConfig, data: Collection, potential: Potential, console: Console
 ) -> None:
-    frame = frame_of(config, data, potential.config.levels_of_theory)
+    frame = padded_shape_of(config, data, potential.config.levels_of_theory)
     if frame is None:
         console.print(
             "engine.compiled is left out: batches differ too much in size; a larger stream.edge_budget helps"
@@ -132,7 +133,7 @@ def _compile(
     console.print(
         f"the first step compiles, for some minutes, for batches of up to {frame.num_atoms} atoms"
     )
-    potential.use_compiler_in_training(frame)
+    compile_for_training(potential, frame)
 
 
 def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) -> None:
@@ -169,7 +170,7 @@ def _parts(
         WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
     )
     watchdog = Watchdog(out, rank, config.guards.hang_minutes)
-    callbacks: list[Callback] = [CollapseGuard(potential.readout)]
+    callbacks: list[Callback] = [CollapseGuard(potential)]
     callbacks += [average] if average else []
     if config.guards.spike:
         callbacks.append(SpikeRollback(folder, config.guards.spike, average))

@@ -10,7 +10,7 @@ from ..data_pipelines.stream.collection import Collection
 from ..data_pipelines.stream.mixture import Mixture
 from ..data_pipelines.stream.stream import Stream
 from ..data_pipelines.stream.virtual_ranks import Lanes
-from ..model_zoo.compile.padded_shape import Frame, choose_frame
+from ..model_zoo.compile.padded_shape import PaddedShape, choose_padded_shape
 from .config import PretrainConfig
 
 
@@ -35,14 +35,16 @@ def open_stream(
     )
 
 
-def frame_of(config: PretrainConfig, data: Collection, levels_of_theory: list[str]) -> Frame | None:
-    """The frame for the first batches of one rank alone: the same on all ranks and at every resume.
+def padded_shape_of(
+    config: PretrainConfig, data: Collection, levels_of_theory: list[str]
+) -> PaddedShape | None:
+    """The padded shape for the first batches of one rank alone: the same on all ranks and at every resume.
 
     None if compiling would not pay.
     """
     stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
     try:
-        return choose_frame(
+        return choose_padded_shape(
             [torch.bincount(b.edge_index[1], minlength=b.num_atoms) for b in islice(stream, LOOK)]
         )
     finally:

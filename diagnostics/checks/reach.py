@@ -42,8 +42,8 @@ def check(
             f"--index {index}: the structure has {len(structure)} atoms",
             remedy="name one of them, in a structure that has others too",
         )
-    config = model.loaded.potential.config
-    receptive_field = config.num_layers * config.cutoff
+    cutoff = model.loaded.potential.cutoff
+    receptive_field = model.loaded.potential.backbone.receptive_field
     large = _repeated(structure, 2 * receptive_field)
     reach = measure_reach(model.calculator("float64"), large, index)
     figures = [
@@ -52,14 +52,13 @@ def check(
         Figure("receptive field", receptive_field, "A"),
     ]
     lines = []
-    for end, share in reach.shells(config.cutoff):
-        start = end - config.cutoff
+    for end, share in reach.shells(cutoff):
+        start = end - cutoff
         figures.append(Figure(f"squared response from {start:g} to {end:g} A", share, ""))
         lines.append(f"{start:5.1f} to {end:5.1f} A: {100 * share:9.5f} % of the squared response")
     lines.append(
         f"99 % within {reach.effective:.1f} A, none beyond {reach.largest:.1f} A; "
-        f"{config.num_layers} layers with a cutoff of {config.cutoff:g} A cannot see beyond "
-        f"{receptive_field:g} A"
+        f"with a cutoff of {cutoff:g} A this network cannot see beyond {receptive_field:g} A"
     )
     return CheckResult(figures, lines)
 

@@ -28,7 +28,8 @@ from ...core.settings import Settings
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
-from ...model_zoo.potential.potential import Potential, forces_and_stress
+from ...model_zoo.potential.derivatives import forces_and_stress
+from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head
 from ..target import alike
 from .linear_system import KINDS, Fold, PullChoice, choose_pull, invert_pulled, solve_pulled

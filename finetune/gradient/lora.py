@@ -1,7 +1,7 @@
-"""Low-rank adapters on the channel mixes: W + down @ up / rank, trained instead of W and merged into it afterwards.
+"""Low-rank adapters: W + down @ up / rank, trained instead of W and merged into it afterwards.
 
-Channel mixes act on channels alone, the same for all components of one degree, so whatever is added to them keeps the
-potential equivariant (Hu et al., LoRA, ICLR 2022, for the form).
+Hu et al., LoRA, ICLR 2022. The network says which of its weights may be adapted: those that keep it
+equivariant whatever is added to them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...model_zoo.network.gaunt.sphere import ChannelMix, CouplingPaths
 from ...model_zoo.potential.potential import Potential
 
 
@@ -30,13 +29,13 @@ class LowRank(nn.Module):
 
 
 def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
-    """Put adapters on every channel mix of the backbone in place; returns their parameters, all that is to be trained.
+    """Put adapters on every weight that the network offers, in place; returns their parameters, all that is to be trained.
 
     All other parameters are frozen. `merge_adapters` undoes both.
     """
     potential.requires_grad_(False)
     adapters = []
-    for module, name in _mixes(potential):
+    for module, name in potential.backbone.adaptable_weights():
         adapter = LowRank(getattr(module, name), rank)
         parametrize.register_parametrization(module, name, adapter)
         adapters += [adapter.down, adapter.up]
@@ -45,17 +44,7 @@ def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
 
 def merge_adapters(potential: Potential) -> None:
     """Add the adapters to the weights and remove them: the potential is again one like any other."""
-    for module, name in _mixes(potential):
+    for module, name in potential.backbone.adaptable_weights():
         if parametrize.is_parametrized(module, name):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     potential.requires_grad_(True)
-
-
-def _mixes(potential: Potential) -> list[tuple[nn.Module, str]]:
-    found: list[tuple[nn.Module, str]] = []
-    for module in potential.backbone.modules():
-        if isinstance(module, ChannelMix):
-            found.append((module, "weight"))
-        elif isinstance(module, CouplingPaths):
-            found += [(module.weights, str(k)) for k in range(len(module.weights))]
-    return found

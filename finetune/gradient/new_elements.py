@@ -20,7 +20,7 @@ def start_from_neighbours(potential: Potential, new: list[int], known: set[int])
     if not known:
         return
     descriptors, others = element_descriptors(), np.array(sorted(known))
-    weight = potential.backbone.embedding.weight
+    weight = potential.backbone.element_vectors
     for z in new:
         distance = np.linalg.norm(descriptors[others] - descriptors[z], axis=1)
         nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]

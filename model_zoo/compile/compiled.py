@@ -1,169 +1,175 @@
-"""torch.compile of the network: energies of the atoms and their slopes by edge vectors.
+"""torch.compile for a potential: energies of the atoms and their slopes by edge vectors.
 
-The derivative is traced into the graph (make_fx), so torch.compile sees a plain function of edge vectors. For inference
-the numbers of atoms and edges stay symbols: one compilation serves structures of any size. For training, where the
-second derivative is compiled as well, symbols cost most of the gain (docs/performance.md): every batch is padded to the
-constant sizes of a frame.
+A potential computes them by calling its `slope_functions`, if it has any. The two functions here
+put compiled ones there, so the potential itself knows nothing of compilation, and compilation
+nothing of the network.
+
+The derivative is traced into the graph (tracing.py), so torch.compile sees a plain function of edge
+vectors. For inference the numbers of atoms and edges stay symbols: one compilation serves
+structures of any size. For training, where the second derivative is compiled as well, symbols cost
+most of the gain (docs/performance.md), so every batch is padded to one shape.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..network.tiles import Tiles
-from .padded_shape import Frame
+from ..potential.derivatives import EdgeSlopes, InteractionEnergies, energies_and_slopes
+from ..potential.potential import Potential
+from .padded_shape import PaddedShape
 from .tracing import trace
 
 
-class Network(Protocol):
-    """What can be compiled: anything with the energies of its atoms."""
+def compile_for_inference(potential: Potential) -> CompiledInference:
+    """Compile a potential, in place, for calls under `torch.no_grad`.
 
-    def interaction(
-        self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
-    ) -> Tensor: ...
-
-
-class Readout(Protocol):
-    """A readout that tells a listener the values of its hidden layer."""
-
-    listener: Callable[[Tensor], None] | None
+    The next call takes a minute; each call after it takes about a quarter less time than before.
+    """
+    compiled = CompiledInference(potential)
+    potential.slope_functions["inference"] = compiled
+    return compiled
 
 
-class TrainedNetwork(Network, Protocol):
-    """A network whose readout can be listened to."""
+def compile_for_training(potential: Potential, shape: PaddedShape) -> CompiledTraining:
+    """Compile a potential, in place, for training on batches that are padded to one shape.
 
-    @property
-    def readout(self) -> Readout: ...
-
-
-def slopes(
-    network: Network,
-    atomic_numbers: Tensor,
-    head: Tensor,
-    vectors: Tensor,
-    tiles: Tiles,
-    keep_graph: bool,
-) -> tuple[Tensor, Tensor]:
-    """Energies (N,) in eV and their slopes (E, 3) in eV/A; `keep_graph` lets the slopes be differentiated in turn."""
-    with torch.enable_grad():
-        vectors = vectors.detach().requires_grad_()
-        energies = network.interaction(atomic_numbers, head, vectors, tiles)
-        (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=keep_graph)
-    return energies, slope
+    The first step takes minutes.
+    """
+    compiled = CompiledTraining(potential, shape, potential.config.cutoff)
+    potential.slope_functions["training"] = compiled
+    return compiled
 
 
-class CompiledSlopes:
-    """`slopes` without a graph, compiled at the first call for the tile size of that call.
+class CompiledInference:
+    """Energies and slopes without a graph, compiled at the first call for its tile size.
 
-    Where torch.compile fails, for want of a C++ compiler say, it warns once and goes on with the plain function.
+    Where torch.compile fails, for example without a C++ compiler, it warns once and uses the eager
+    function from then on.
     """
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._call: Callable[..., tuple[Tensor, Tensor]] | None = None
+    def __init__(self, network: InteractionEnergies) -> None:
         self.tile_size: int | None = None
         self.failed = False
+        self._network = network
+        self._call: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def __call__(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
-    ) -> tuple[Tensor, Tensor]:
-        """z (N,), head (N,), vectors (E, 3) in A -> energies (N,) in eV, slopes (E, 3) in eV/A."""
+    ) -> EdgeSlopes:
+        """Atomic numbers (N,), heads (N,) and vectors (E, 3) in A -> energies and slopes."""
         # torch.compile makes constants of the sizes 0 and 1
-        if self.failed or len(atomic_numbers) < 2 or len(tiles.receiver) < 2:
-            return slopes(self._network, atomic_numbers, head, vectors, tiles, keep_graph=False)
-        arguments = (atomic_numbers, head, vectors, tiles.sender, tiles.receiver)
+        too_small = len(atomic_numbers) < 2 or len(tiles.receiver) < 2
+        if self.failed or too_small:
+            return self._eager(atomic_numbers, head, vectors, tiles)
+
         try:
             if self._call is None:
-                self._call, self.tile_size = (
-                    _for_inference(self._network, vectors, tiles.size),
-                    tiles.size,
-                )
-            return self._call(*arguments)
-        except (
-            Exception
-        ) as error:  # dynamo, inductor and the C++ compiler each raise what they like
+                self._call = _compiled_inference(self._network, vectors, tiles.size)
+                self.tile_size = tiles.size
+            energies, slopes = self._call(
+                atomic_numbers, head, vectors, tiles.sender, tiles.receiver
+            )
+        except Exception as error:  # the compilers raise errors of many classes
             _warn(error)
-            self.failed, self.tile_size = True, None
-            return self(atomic_numbers, head, vectors, tiles)
+            self.failed = True
+            self.tile_size = None
+            return self._eager(atomic_numbers, head, vectors, tiles)
+        return EdgeSlopes(energies, slopes, hidden=None)
+
+    def _eager(
+        self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
+    ) -> EdgeSlopes:
+        return energies_and_slopes(
+            self._network, atomic_numbers, head, vectors, tiles, keep_graph=False
+        )
 
 
 class CompiledTraining:
-    """`slopes` that can be differentiated by the weights, compiled at the first call for batches padded to a frame.
+    """Energies and slopes that can be differentiated by the weights, for batches of one shape.
 
-    A batch beyond the frame goes the plain way, and all do where torch.compile fails, after a warning.
+    Compiled at the first call. A batch that is too large for the shape runs eagerly. All batches do
+    after torch.compile has failed; it then warns once.
     """
 
-    def __init__(self, network: TrainedNetwork, frame: Frame, cutoff: float) -> None:
-        self._network, self.frame, self._cutoff = network, frame, cutoff
-        self._call: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+    def __init__(self, network: InteractionEnergies, shape: PaddedShape, cutoff: float) -> None:
+        self.shape = shape
         self.failed = False
+        self._network = network
+        self._cutoff = cutoff
+        self._call: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
     def tile_size(self) -> int | None:
-        return None if self.failed else self.frame.tile_size
+        """Slots of a tile that batches must have; None for any."""
+        return None if self.failed else self.shape.tile_size
 
     def __call__(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
-    ) -> tuple[Tensor, Tensor]:
-        """z (N,), head (N,), vectors (E, 3) in A -> energies (N,) in eV, slopes (E, 3) in eV/A."""
-        if self.failed or not self.frame.holds(len(atomic_numbers), tiles):
-            return slopes(self._network, atomic_numbers, head, vectors, tiles, keep_graph=True)
+    ) -> EdgeSlopes:
+        """Atomic numbers (N,), heads (N,) and vectors (E, 3) in A -> energies and slopes."""
+        if self.failed or not self.shape.fits(len(atomic_numbers), tiles):
+            return self._eager(atomic_numbers, head, vectors, tiles)
+
         try:
             if self._call is None:
-                self._call = _for_training(self._network, vectors, tiles.size)
-            padded = self.frame.pad(atomic_numbers, head, vectors, tiles, self._cutoff)
-            energies, slope, hidden = self._call(*padded)
-        except Exception as error:
+                self._call = _compiled_training(self._network, vectors, tiles.size)
+            padded = self.shape.pad(atomic_numbers, head, vectors, tiles, self._cutoff)
+            energies, slopes, hidden = self._call(*padded)
+        except Exception as error:  # the compilers raise errors of many classes
             _warn(error)
             self.failed = True
-            return self(atomic_numbers, head, vectors, tiles)
-        if listener := self._network.readout.listener:
-            listener(hidden[: len(atomic_numbers)])
-        return energies[: len(atomic_numbers)], slope[: len(vectors)]
+            return self._eager(atomic_numbers, head, vectors, tiles)
+
+        num_atoms = len(atomic_numbers)
+        return EdgeSlopes(energies[:num_atoms], slopes[: len(vectors)], hidden[:num_atoms])
+
+    def _eager(
+        self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
+    ) -> EdgeSlopes:
+        return energies_and_slopes(
+            self._network, atomic_numbers, head, vectors, tiles, keep_graph=True
+        )
 
 
 def _warn(error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    warnings.warn(f"torch.compile failed, going on without it: {reason}", stacklevel=3)
+    warnings.warn(f"torch.compile failed, continuing without it: {reason}", stacklevel=3)
 
 
-def _for_inference(
-    network: Network, like: Tensor, tile_size: int
+def _compiled_inference(
+    network: InteractionEnergies, like: Tensor, tile_size: int
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A compiled function of (z, head, vectors, sender, receiver), of any sizes."""
+    """A compiled function of (atomic numbers, heads, vectors, senders, receivers) of any sizes."""
 
     def function(
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> tuple[Tensor, Tensor]:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        return slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=False)
+        found = energies_and_slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=False)
+        return found.energies, found.slopes
 
     return torch.compile(trace(function, like, tile_size), dynamic=True)
 
 
-def _for_training(
-    network: TrainedNetwork, like: Tensor, tile_size: int
+def _compiled_training(
+    network: InteractionEnergies, like: Tensor, tile_size: int
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """A compiled function of (z, head, vectors, sender, receiver), of the sizes of its first call.
+    """A compiled function of (atomic numbers, heads, vectors, senders, receivers).
 
-    Its third result is what the readout's listener would be told.
+    The sizes are those of its first call.
     """
 
     def function(
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        heard: list[Tensor] = []
-        listener, network.readout.listener = network.readout.listener, heard.append
-        try:
-            energies, slope = slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=True)
-        finally:
-            network.readout.listener = listener
-        return energies, slope, heard[0]
+        found = energies_and_slopes(network, atomic_numbers, head, vectors, tiles, keep_graph=True)
+        assert found.hidden is not None
+        return found.energies, found.slopes, found.hidden
 
     return torch.compile(trace(function, like, tile_size), dynamic=False)

@@ -1,4 +1,4 @@
-"""A function of the network as a graph of aten operations: what torch.compile and TorchScript take.
+"""A function of the network as a graph of aten operations, for torch.compile and TorchScript.
 
 The numbers of atoms and tiles stay symbols: one graph serves structures of any size.
 """
@@ -15,30 +15,45 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ...core.errors import EvenfieldError
+
+
+# Sizes of the example inputs. Tracing takes equal sizes for one and the same symbol, so these are
+# primes that no other dimension has.
+EXAMPLE_ATOMS = 1009
+EXAMPLE_TILES = 1013
+
+# Python functions that TorchScript knows by name
+SCRIPTABLE = (operator.getitem, operator.mul, operator.floordiv, operator.add, operator.sub)
+
+# Where and how the traced tensors were stored. Without them a result is stored as its input is.
+PLACEMENT = ("device", "layout", "pin_memory")
+
+
+class UnscriptableError(EvenfieldError):
+    """A network uses an operation that TorchScript cannot run."""
+
 
 def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphModule:
-    """The graph of a function of (z, head, vectors, sender, receiver), with the dtype and device of `like`.
+    """The graph of a function of (atomic numbers, heads, vectors, senders, receivers).
 
-    Shapes (N,), (N,), (tiles * T, 3), (tiles * T,), (tiles,), with the size T of a tile fixed.
+    The inputs have the shapes (N,), (N,), (tiles * T, 3), (tiles * T,) and (tiles,), with the
+    number T of slots fixed to `tile_size`, and the dtype and device of `like`.
     """
-    # sizes that no other dimension has, for tracing takes equal sizes for one and the same
-    atoms, num_tiles = 1009, 1013
-    whole = like.new_zeros(atoms, dtype=torch.long)
-    slots = like.new_zeros(num_tiles * tile_size, dtype=torch.long)
-    example = (
-        whole,
-        whole.clone(),
-        like.new_zeros(len(slots), 3),
-        slots,
-        slots[:num_tiles].clone(),
-    )
+    atoms = like.new_zeros(EXAMPLE_ATOMS, dtype=torch.long)
+    slots = like.new_zeros(EXAMPLE_TILES * tile_size, dtype=torch.long)
+    vectors = like.new_zeros(len(slots), 3)
+    example = (atoms, atoms.clone(), vectors, slots, slots[:EXAMPLE_TILES].clone())
     graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+
     for node in graph.graph.nodes:
-        # who runs the graph lays some tensors out in another order, in which not every view of the traced ones is one
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            # The compilers may store a tensor in another order than the traced one had. Some views
+            # are then impossible.
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.detach.default:
-            # tracing a derivative detaches what its formulas saved: a second derivative would lose those terms
+            # Tracing a derivative detaches what its formulas saved. A second derivative would lose
+            # those terms.
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()
@@ -46,40 +61,43 @@ def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphMo
 
 
 def scripted(graph: GraphModule) -> torch.jit.ScriptModule:
-    """A traced graph, compiled by TorchScript; it can be differentiated, saved and moved between devices.
+    """A traced graph, compiled by TorchScript.
 
-    Raises ValueError for an operation that TorchScript does not know by name.
+    It can be differentiated, saved and moved between devices. Raises UnscriptableError for an
+    operation that TorchScript does not know by name.
     """
-    constants: dict[str, str] = {}
+    _constants_to_buffers(graph)
     for node in graph.graph.nodes:
-        if node.op == "get_attr" and node.target not in constants:
-            constants[node.target] = f"constant{len(constants)}"
-    for (
-        name,
-        new,
-    ) in constants.items():  # as buffers, for a module takes only those along to another device
-        tensor = getattr(graph, name).detach().clone()
-        delattr(graph, name)
-        graph.register_buffer(new, tensor)
-    for node in graph.graph.nodes:
-        node.type = (
-            None  # annotations are written with names of this process; all are tensors and numbers
-        )
-        if node.op == "get_attr":
-            node.target = constants[node.target]
-        elif node.op == "call_function":
-            node.target = _packet(node.target)
-            # they say where and how the traced tensors lay; without them a result lies where its input does
-            node.kwargs = {
-                k: v for k, v in node.kwargs.items() if k not in ("device", "layout", "pin_memory")
-            }
+        # annotations use names of this process; all values are tensors and numbers
+        node.type = None
+        if node.op == "call_function":
+            node.target = _without_overload(node.target)
+            node.kwargs = {k: v for k, v in node.kwargs.items() if k not in PLACEMENT}
     graph.recompile()
+
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The TorchScript type system")  # of fx's own class
+        warnings.filterwarnings(
+            "ignore", "The TorchScript type system"
+        )  # about a class of torch.fx
         return torch.jit.script(graph)
 
 
-def _packet(target: Any) -> Any:
+def _constants_to_buffers(graph: GraphModule) -> None:
+    """Register the constants of a graph as buffers: a module moves only those between devices."""
+    new_names: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        if node.target not in new_names:
+            new_name = f"constant{len(new_names)}"
+            new_names[node.target] = new_name
+            tensor = getattr(graph, node.target).detach().clone()
+            delattr(graph, node.target)
+            graph.register_buffer(new_name, tensor)
+        node.target = new_names[node.target]
+
+
+def _without_overload(target: Any) -> Any:
     """The operation without its overload, which TorchScript chooses by the arguments."""
     if target is torch.ops.aten.sym_size.int:
         return torch.ops.aten.size
@@ -87,6 +105,9 @@ def _packet(target: Any) -> Any:
         return torch.ops.aten.numel
     if isinstance(target, torch._ops.OpOverload):
         return target.overloadpacket
-    if target in (operator.getitem, operator.mul, operator.floordiv, operator.add, operator.sub):
+    if target in SCRIPTABLE:
         return target
-    raise ValueError(f"{target}: an operation that TorchScript cannot run")
+    raise UnscriptableError(
+        f"the network uses {target}, which TorchScript cannot run",
+        remedy="use the model through ASE or torch-sim instead",
+    )

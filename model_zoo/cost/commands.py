@@ -61,7 +61,8 @@ def cost(
     from rich.console import Console
 
     from ...core.settings import load_settings
-    from ..potential.potential import Potential, PotentialConfig
+    from ..potential.config import PotentialConfig
+    from ..potential.potential import Potential
     from .cost import per_atom_and_edge
 
     config = load_settings(PotentialConfig, None, overrides)

@@ -1,7 +1,8 @@
-"""What a model costs: parameters, FLOPs, bytes moved and peak memory of one call, counted without doing the work.
+"""What a model costs: operations, bytes moved and peak memory of one call, without doing the work.
 
-The network is run on fake tensors, which have sizes and no data, so the count follows the code and every size of model
-can be counted on any machine. Costs are linear in atoms and edge slots; `per_atom_and_edge` finds the two slopes.
+The network is run on fake tensors, which have sizes but no data. The count therefore follows the
+code of any network, and models of every size can be counted on any machine. Costs are linear in
+atoms and edge slots; `per_atom_and_edge` finds the two coefficients.
 """
 
 from __future__ import annotations
@@ -17,21 +18,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ..compile.compiled import slopes
 from ..network.tiles import Tiles
-from ..potential.potential import Potential, PotentialConfig
+from ..potential.config import PotentialConfig
+from ..potential.derivatives import energies_and_slopes
+from ..potential.potential import Potential
 
 
-TILE = 16  # slots; the costs of an edge hardly depend on it
+# Slots of a tile; the cost of an edge hardly depends on it.
+TILE_SIZE = 16
+
+# Atoms and tiles of the calls that are compared: so many that fixed costs do not show.
+NUM_ATOMS = 500
+NUM_TILES = 2000
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call: floating-point operations of matrix products, bytes read and written, peak bytes of tensors."""
+    """The cost of one call."""
 
     flops: float
-    traffic: float  # bytes
-    memory: float  # bytes; without parameters and optimizer state
+    """Floating-point operations of matrix products"""
+    traffic: float
+    """Bytes read and written"""
+    memory: float
+    """Peak bytes of tensors, without parameters and optimizer state"""
 
 
 class CostCounter(TorchDispatchMode):
@@ -39,7 +49,9 @@ class CostCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.traffic = self.memory = 0
+        self.flops = 0
+        self.traffic = 0
+        self.memory = 0
         self._live = 0
         self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -48,18 +60,18 @@ class CostCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        written = sum(self._register(t) for t in tree_leaves(out) if isinstance(t, Tensor))
-        if written:  # a view moves nothing
-            read = sum(
-                t.numel() * t.element_size()
-                for t in tree_leaves((args, kwargs))
-                if isinstance(t, Tensor)
-            )
+
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        written = sum(self._register(tensor) for tensor in outputs)
+        # a view writes nothing, and so moves nothing
+        if written:
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            read = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
             self.traffic += written + read
         return out
 
     def _register(self, tensor: Tensor) -> int:
-        """Bytes of a tensor's storage if it is a new one, which is then followed until it is freed."""
+        """Bytes of a tensor's storage if it is a new one. Its memory counts until it is freed."""
         storage = tensor.untyped_storage()
         if storage in self._storages:
             return 0
@@ -75,19 +87,23 @@ class CostCounter(TorchDispatchMode):
 
 
 def count(potential: Potential, num_atoms: int, num_tiles: int, *, training: bool) -> Cost:
-    """Cost of energies and forces of atoms (N,) with tiles of TILE edge slots; of the gradients as well in training."""
+    """Cost of energies and forces of so many atoms and tiles of TILE_SIZE edge slots.
+
+    In training the cost of the gradients by the parameters is included.
+    """
     parameters = [p for p in potential.parameters() if p.requires_grad]
     device = parameters[0].device
+    dtype = parameters[0].dtype
     with FakeTensorMode(allow_non_fake_inputs=True), CostCounter() as counter:
-        index = torch.zeros(num_tiles * TILE, dtype=torch.long, device=device)
-        vectors = torch.ones(num_tiles * TILE, 3, dtype=parameters[0].dtype, device=device)
-        atoms, tiles = (
-            index.new_zeros(num_atoms),
-            Tiles(index, index.new_zeros(num_tiles), vectors, TILE),
-        )
-        energies, slope = slopes(potential, atoms, atoms, vectors, tiles, keep_graph=training)
+        sender = torch.zeros(num_tiles * TILE_SIZE, dtype=torch.long, device=device)
+        receiver = sender.new_zeros(num_tiles)
+        vectors = torch.ones(num_tiles * TILE_SIZE, 3, dtype=dtype, device=device)
+        tiles = Tiles(sender, receiver, vectors, TILE_SIZE)
+        # values do not matter: all atoms are of one element and head
+        atoms = sender.new_zeros(num_atoms)
+        found = energies_and_slopes(potential, atoms, atoms, vectors, tiles, keep_graph=training)
         if training:
-            loss = energies.sum() + slope.square().sum()
+            loss = found.energies.sum() + found.slopes.square().sum()
             torch.autograd.grad(loss, parameters, allow_unused=True)
     return Cost(counter.flops, counter.traffic, counter.memory)
 
@@ -95,12 +111,17 @@ def count(potential: Potential, num_atoms: int, num_tiles: int, *, training: boo
 def per_atom_and_edge(
     config: PotentialConfig, dtype: torch.dtype, *, training: bool
 ) -> tuple[Cost, Cost]:
-    """Cost of one more atom without edges and of one more edge slot, far from the fixed costs of a call."""
+    """Cost of one more atom without edges, and of one more edge slot, in a large call."""
     potential = Potential(config).to(dtype)
-    atoms, tiles = 500, 2000
-    base = astuple(count(potential, atoms, tiles, training=training))
-    more_atoms = astuple(count(potential, 2 * atoms, tiles, training=training))
-    more_tiles = astuple(count(potential, atoms, 2 * tiles, training=training))
-    atom = Cost(*((b - a) / atoms for a, b in zip(base, more_atoms, strict=True)))
-    edge = Cost(*((b - a) / (tiles * TILE) for a, b in zip(base, more_tiles, strict=True)))
+    base = count(potential, NUM_ATOMS, NUM_TILES, training=training)
+    more_atoms = count(potential, 2 * NUM_ATOMS, NUM_TILES, training=training)
+    more_tiles = count(potential, NUM_ATOMS, 2 * NUM_TILES, training=training)
+    atom = _difference(base, more_atoms, NUM_ATOMS)
+    edge = _difference(base, more_tiles, NUM_TILES * TILE_SIZE)
     return atom, edge
+
+
+def _difference(base: Cost, larger: Cost, steps: int) -> Cost:
+    """Cost of one of `steps` equal steps from `base` to `larger`."""
+    pairs = zip(astuple(base), astuple(larger), strict=True)
+    return Cost(*((after - before) / steps for before, after in pairs))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
+from ..compile.compiled import compile_for_inference
 from ..package.folder import DTYPES
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
@@ -62,7 +63,7 @@ class EvenfieldCalculator(Calculator):
         if compiled:
             # a copy: the model may drive other calculators, which did not ask for it
             self.potential = copy.deepcopy(self.potential)
-            self.potential.use_compiler()
+            compile_for_inference(self.potential)
 
         self.level_of_theory = checked_level(potential, level_of_theory)
         self.elements = trained_elements(record, self.level_of_theory)

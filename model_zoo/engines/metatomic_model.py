@@ -126,7 +126,7 @@ def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
     ) -> Tensor:
         tiles = Tiles(sender, receiver, vectors, tile_size)
-        interaction = potential.interaction(atomic_numbers, head, vectors, tiles)
+        interaction, _ = potential.interaction(atomic_numbers, head, vectors, tiles)
         energies = potential.e0[head, atomic_numbers] + interaction.double()
         if potential.config.repulsion:
             slot_receiver = tiles.slot_receiver
@@ -155,7 +155,7 @@ def write(model: LoadedModel, level_of_theory: str, dtype: str, path: Path) -> N
     capabilities = ModelCapabilities(
         outputs={"energy": energy},
         atomic_types=sorted(trained_elements(model.record, level_of_theory)),
-        interaction_range=config.cutoff * config.num_layers,
+        interaction_range=potential.backbone.receptive_field,
         length_unit="angstrom",
         supported_devices=["cpu", "cuda"],
         dtype=dtype,

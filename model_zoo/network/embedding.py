@@ -1,7 +1,8 @@
-"""A learned vector for every element, started from physical descriptors, so that neighbours in the table are near.
+"""A learned vector for every element, which starts from physical descriptors.
 
-The descriptors are computed, not tabulated: shells by the Madelung rule, ionisation by Slater's rules,
-covalent radii from ASE (Cordero et al. 2008), electronegativity by Allred and Rochow (1958).
+Neighbours in the periodic table are therefore near each other before training. The descriptors are
+computed, not tabulated: shells by the Madelung rule, effective charges by Slater's rules, covalent
+radii from ASE (Cordero et al. 2008), electronegativity by Allred and Rochow (1958).
 """
 
 from __future__ import annotations
@@ -35,48 +36,62 @@ def slater_charge(z: int) -> float:
     """Effective nuclear charge that an outermost s or p electron sees, by Slater's rules (1930)."""
     shells = electron_configuration(z)
     outer = max(n for n, _ in shells)
+
     same = sum(count for (n, degree), count in shells.items() if n == outer and degree < 2) - 1
     below = sum(count for (n, _), count in shells.items() if n == outer - 1)
     deep = sum(count for (n, _), count in shells.items() if n < outer - 1)
-    return z - (0.30 if z <= 2 else 0.35) * same - 0.85 * below - 1.0 * deep
+
+    # in the first shell electrons screen each other less
+    screening = 0.30 if z <= 2 else 0.35
+    return z - screening * same - 0.85 * below - 1.0 * deep
 
 
 def element_descriptors() -> np.ndarray:
-    """Standardised descriptors of every element, (119, 9); row 0 is zero."""
-    rows = []
-    for z in range(1, MAX_ATOMIC_NUMBER + 1):
-        shells = electron_configuration(z)
-        period = max(n for n, _ in shells)
-        valence = {0: shells[period, 0], 1: shells.get((period, 1), 0)}
-        valence[2] = (
-            shells.get((period - 1, 2), 0) if not valence[1] else 0
-        )  # a filled d shell below p is core
-        valence[3] = shells.get((period - 2, 3), 0) if valence[2] < 2 and not valence[1] else 0
-        radius, charge = covalent_radii[z], slater_charge(z)
-        electronegativity = 0.359 * charge / radius**2 + 0.744
-        filling = (
-            (valence[1] + valence[0]) / 8 if not valence[2] else (valence[2] + valence[0]) / 12
-        )
-        rows.append(
-            [period, radius, charge, electronegativity, filling, *(valence[k] for k in range(4))]
-        )
+    """Standardised descriptors of every element, (119, 9); row 0 is zero.
+
+    Period, covalent radius, effective charge, electronegativity, filling of the valence shell, and
+    the numbers of s, p, d and f valence electrons.
+    """
+    rows = [_descriptors(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
     table = np.array(rows, dtype=np.float64)
     table = (table - table.mean(0)) / table.std(0)
     return np.vstack([np.zeros(table.shape[1]), table])
 
 
+def _descriptors(z: int) -> list[float]:
+    """The descriptors of one element, in their own units."""
+    shells = electron_configuration(z)
+    period = max(n for n, _ in shells)
+
+    # a filled d shell below p electrons belongs to the core, and so does an f shell below d ones
+    s_electrons = shells[period, 0]
+    p_electrons = shells.get((period, 1), 0)
+    d_electrons = 0 if p_electrons else shells.get((period - 1, 2), 0)
+    f_is_valence = d_electrons < 2 and not p_electrons
+    f_electrons = shells.get((period - 2, 3), 0) if f_is_valence else 0
+
+    radius = covalent_radii[z]
+    charge = slater_charge(z)
+    electronegativity = 0.359 * charge / radius**2 + 0.744
+    if d_electrons:
+        filling = (d_electrons + s_electrons) / 12
+    else:
+        filling = (p_electrons + s_electrons) / 8
+    valence = [s_electrons, p_electrons, d_electrons, f_electrons]
+    return [period, radius, charge, electronegativity, filling, *valence]
+
+
 class ElementEmbedding(nn.Module):
-    """Vectors for Z = 1..118; all are always there, so that fine-tuning never drops an element."""
+    """Vectors for Z = 1..118. All of them always exist, so fine-tuning never drops an element."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         descriptors = torch.from_numpy(element_descriptors()).float()
         projection = torch.randn(descriptors.shape[1], size) / descriptors.shape[1] ** 0.5
-        own = 0.1 * torch.randn(
-            MAX_ATOMIC_NUMBER + 1, size
-        )  # tells apart elements with like descriptors
+        # distinguishes elements with similar descriptors
+        own = 0.1 * torch.randn(MAX_ATOMIC_NUMBER + 1, size)
         self.weight = nn.Parameter(descriptors @ projection + own)
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """Z (N,) -> (N, size)."""
+        """Atomic numbers (N,) -> (N, size)."""
         return self.weight.index_select(0, atomic_numbers)

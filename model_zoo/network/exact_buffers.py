@@ -10,13 +10,17 @@ from torch import nn
 class ExactBuffers(nn.Module):
     """A module whose own float buffers move between devices but are never rounded.
 
-    `model.float().double()` would else leave float32 constants behind, which break equivariance at 1e-7, and
-    reference energies of 1e4 eV that are off by meV. Cast them where they are used.
+    Otherwise `model.float().double()` would leave float32 constants behind. These break
+    equivariance at 1e-7, and put reference energies of 1e4 eV off by meV. Cast the buffers where
+    they are used.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExactBuffers:
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
+
+        # `_apply` may have changed the device as well: take that from it, but not the dtype
         for name, buffer in exact.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)  # type: ignore[union-attr]
+            device = self._buffers[name].device  # type: ignore[union-attr]
+            self._buffers[name] = buffer.to(device)
         return self

@@ -1,4 +1,7 @@
-"""Edges sorted by receiver and cut into tiles of T slots, so that aggregation is a batched matrix product."""
+"""Edges sorted by receiver and cut into tiles, so that aggregation is a batched matrix product.
+
+Shapes: N atoms, T slots of a tile, E = tiles * T edge slots.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from torch import Tensor
 class Tiles:
     """Every tile belongs to one receiving atom; a slot is an edge or padding.
 
-    sender (tiles * T,), receiver (tiles,) and offset (tiles * T, 3): the slot's edge vector is
-    positions[sender] - positions[receiver] + offset.  A padded slot is an edge from the atom to itself with an
-    offset beyond the cutoff: the envelope makes it and all its derivatives exactly zero, without a mask.
+    The edge vector of a slot is positions[sender] - positions[receiver] + offset. A padded slot is
+    an edge from the atom to itself with an offset beyond the cutoff. The envelope makes it and all
+    its derivatives exactly zero, without a mask.
     """
 
-    sender: Tensor
-    receiver: Tensor
-    offset: Tensor
-    size: int
+    sender: Tensor  # (tiles * T,)
+    receiver: Tensor  # (tiles,)
+    offset: Tensor  # (tiles * T, 3), A
+    size: int  # T
 
     @property
     def slot_receiver(self) -> Tensor:
@@ -29,45 +32,60 @@ class Tiles:
         return self.receiver.repeat_interleave(self.size)
 
 
-SIZES = (8, 16, 24, 32, 48)
-TILE_COST = 3  # slots; measured on CPU: the share of a tile that does not grow with its slots
+TILE_SIZES = (8, 16, 24, 32, 48)
+# What a tile costs besides its slots, in slots. Measured on a CPU.
+TILE_COST = 3
 
 
 def cheapest_size(degree: Tensor) -> int:
-    """The number of slots that costs least: padding weighs against the number of tiles. degree (N,)."""
-    sizes = torch.tensor(SIZES, device=degree.device)
-    return SIZES[int((count_tiles(degree) * (sizes + TILE_COST)).argmin())]
+    """The number of slots that costs least for atoms with these numbers of neighbours (N,).
+
+    Large tiles have more padding, small ones are more in number.
+    """
+    sizes = torch.tensor(TILE_SIZES, device=degree.device)
+    costs = count_tiles(degree) * (sizes + TILE_COST)
+    return TILE_SIZES[int(costs.argmin())]
 
 
 def count_tiles(degree: Tensor) -> Tensor:
-    """Numbers of tiles, one for each of SIZES, for atoms of these numbers of neighbours (N,)."""
-    sizes = torch.tensor(SIZES, device=degree.device).unsqueeze(1)
+    """Numbers of tiles for each of TILE_SIZES, for atoms with these numbers of neighbours (N,)."""
+    sizes = torch.tensor(TILE_SIZES, device=degree.device).unsqueeze(1)
     return ((degree + sizes - 1) // sizes).sum(1)
 
 
 def tile_edges(
     edge_index: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int | None = None
 ) -> Tiles:
-    """Lay edges (2, E), with the periodic offset (E, 3) of each in A, into tiles of `size` slots or the cheapest."""
+    """Lay edges (2, E) with their periodic offsets (E, 3) in A into tiles.
+
+    `size` is the number of slots; None takes the cheapest.
+    """
     sender, receiver = edge_index
-    size = size or cheapest_size(torch.bincount(receiver, minlength=num_atoms))
+    if size is None:
+        size = cheapest_size(torch.bincount(receiver, minlength=num_atoms))
     return Tiles(*lay_tiles(sender, receiver, edge_offset, num_atoms, cutoff, size), size)
 
 
 def lay_tiles(
     sender: Tensor, receiver: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sender, receiver and offset of `Tiles`; TorchScript compiles it too. Differentiable by the offsets (E, 3)."""
+    """Sender, receiver and offset of `Tiles`. Differentiable by the offsets (E, 3).
+
+    TorchScript compiles this function too, for models that engines load.
+    """
     if receiver.numel() > 0 and bool((receiver[1:] < receiver[:-1]).any()):
         order = torch.argsort(receiver, stable=True)
-        sender, receiver, edge_offset = sender[order], receiver[order], edge_offset[order]
+        sender = sender[order]
+        receiver = receiver[order]
+        edge_offset = edge_offset[order]
+
+    # the slot of each edge: the first slot of its atom, and its place among the edges of the atom
     degree = torch.bincount(receiver, minlength=num_atoms)  # (N,)
     num_tiles = (degree + size - 1) // size
     first_slot = size * (num_tiles.cumsum(0) - num_tiles)
     first_edge = degree.cumsum(0) - degree
-    slot = (
-        torch.arange(len(receiver), device=receiver.device) + (first_slot - first_edge)[receiver]
-    )  # (E,)
+    edge = torch.arange(len(receiver), device=receiver.device)
+    slot = edge + (first_slot - first_edge)[receiver]  # (E,)
 
     atoms = torch.arange(num_atoms, device=receiver.device)
     tile_receiver = atoms.repeat_interleave(num_tiles)
@@ -80,10 +98,11 @@ def lay_tiles(
 
 
 class TileProduct(torch.autograd.Function):
-    """a (tiles, T, K) and b (tiles, T, F) -> sum over the slots of a tile a^T b (tiles, K, F).
+    """a (tiles, T, K) and b (tiles, T, F) -> a^T b summed over the slots of a tile, (tiles, K, F).
 
-    As torch.bmm of the transposed a, but its derivatives, and theirs, come slot by slot as a and b do. With bmm's own
-    formulas the second derivative by b, the largest tensor of a step, came transposed: a slow product, and a copy.
+    The result is that of torch.bmm with a transposed. The derivatives of this function, and theirs,
+    come slot by slot, as a and b do. With bmm's own formulas the second derivative by b, which is
+    the largest tensor of a training step, comes transposed: a slow product and a copy.
     """
 
     @staticmethod
@@ -93,5 +112,6 @@ class TileProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = (x.to(slope.dtype) for x in ctx.saved_tensors)  # which autocast made bfloat16
+        # autocast may have changed the dtype of what was saved
+        a, b = (saved.to(slope.dtype) for saved in ctx.saved_tensors)
         return torch.bmm(b, slope.mT), torch.bmm(a, slope)

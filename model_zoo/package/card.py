@@ -55,10 +55,14 @@ def model_card(
     """The text of README.md: valid metadata for the hub on top, readable tables below."""
     # the page is Markdown, not HTML: escaping would only spoil it
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    network = potential.config.network
+    network_settings = network.model_dump(exclude={"architecture", "cutoff"})
     page = environment.from_string(TEMPLATE.read_text()).render(
         record=record,
         architecture=potential.config,
-        receptive_field=potential.config.cutoff * potential.config.num_layers,
+        network=network,
+        network_settings=", ".join(f"{key} {value}" for key, value in network_settings.items()),
+        receptive_field=potential.backbone.receptive_field,
         evaluation=evaluation,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),

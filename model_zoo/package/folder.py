@@ -25,7 +25,8 @@ from pydantic import ValidationError
 
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
-from ..potential.potential import Potential, PotentialConfig
+from ..potential.config import PotentialConfig
+from ..potential.potential import Potential
 from .manifest import (
     FILE_NAME,
     FORMAT_VERSION,
@@ -45,8 +46,8 @@ from .record import Description, ModelRecord
 from .upgrade import upgrade
 from .weights import (
     MAX_SHARD_BYTES,
-    check_architecture,
     check_same_architecture,
+    check_size,
     one_line,
     parse_weights,
     put_weights,
@@ -255,7 +256,8 @@ def build(
 
     Raises BadModelError when no model can be built.
     """
-    check_architecture(path, config.get("architecture"), weight_bytes)
+    if not isinstance(config.get("architecture"), dict):
+        raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
     try:
         architecture = PotentialConfig.model_validate(config["architecture"])
         record = ModelRecord.model_validate(config["record"])
@@ -271,6 +273,7 @@ def build(
             remedy="it was made by another version of evenfield: load it with that version",
         ) from error
 
+    check_size(path, architecture, weight_bytes)
     _check_names(path, record, architecture.levels_of_theory)
     try:
         return Potential(architecture).to(dtype), record

@@ -195,8 +195,12 @@ def validation_faults(error: ValidationError) -> str:
     for fault in error.errors()[:5]:
         key = ".".join(str(part) for part in fault["loc"])
         # a validator of ours raises ValueError; pydantic keeps it and puts a prefix before its text
-        ours = fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"]
-        faults.append(f"{key}: {ours}")
+        if fault["type"] == "value_error":
+            text = str(fault["ctx"]["error"])
+        else:
+            # the value comes from somebody else's file, and may be long
+            text = f"{fault['msg']} (got {str(fault['input'])[:40]})"
+        faults.append(f"{key}: {text}")
     return "; ".join(faults)
 
 

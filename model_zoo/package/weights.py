@@ -14,26 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..potential.config import PotentialConfig
 from ..potential.potential import Potential
 from .manifest import FORMAT_VERSION, RESTORE, BadModelError
 
 
 # a broken download costs at most one shard
 MAX_SHARD_BYTES = 1 << 30
-# Limits of what a config may ask for, far above any model of today: without them a bad config could
-# fill the memory before its weights are compared with it.
-LIMITS: dict[str, float] = {
-    "channels": 8192,
-    "radial_hidden": 8192,
-    "embedding_size": 8192,
-    "num_basis": 1024,
-    "num_layers": 64,
-    "correlation": 16,
-    "l_hidden": 8,
-    "l_max": 8,
-    "readout_size": 8192,
-    "cutoff": 100.0,
-}
 MAX_FAULTS_SHOWN = 8
 
 
@@ -176,30 +163,16 @@ def _kind(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
-def check_architecture(path: str, architecture: Any, weight_bytes: int | None) -> None:
+def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> None:
     """Refuse sizes that a file of `weight_bytes` cannot fill, before any memory is allocated.
 
-    `path` is config.json, for messages. `weight_bytes` is None when the size is not known.
+    The network states a lower bound of its weights. `path` is config.json, for messages.
+    `weight_bytes` is None when the size is not known.
     """
-    if not isinstance(architecture, dict):
-        raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
-
-    for key, limit in LIMITS.items():
-        value = architecture.get(key, 0)
-        # `not <=` rather than `>`: NaN must be refused too
-        if isinstance(value, int | float) and not value <= limit:
-            raise BadModelError(
-                f"architecture.{key} is {value}, at most {limit} is allowed",
-                file=path,
-                remedy=RESTORE,
-            )
-
-    channels = architecture.get("channels", 0)
-    layers = architecture.get("num_layers", 1)
-    if weight_bytes is None or not isinstance(channels, int) or not isinstance(layers, int):
+    if weight_bytes is None:
         return
-    # a layer has several matrices of channels x channels, with 4 bytes for each number
-    if channels**2 * layers > 4 * weight_bytes:
+    # each number takes 4 bytes; the factor of 16 leaves room, the bound only has to stop nonsense
+    if config.network.fewest_weights > 4 * weight_bytes:
         raise BadModelError(
             f"asks for far more weights than the {weight_bytes:,} bytes that are stored",
             file=path,

@@ -1,104 +1,51 @@
-"""The potential: backbone, readout and core repulsion -> energy, and by differentiation forces and stress."""
+"""The potential: network, readout and core repulsion give the energy, and its derivatives.
+
+Read `forward` first. `derivatives.py` has the way from energies to forces and stress, `readout.py`
+the way from features to energies, `repulsion.py` the core repulsion, `config.py` the settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data_pipelines.batch import Batch
-from ..compile.compiled import CompiledSlopes, CompiledTraining, slopes
-from ..compile.padded_shape import Frame
+from ..network.architectures import build_network
 from ..network.embedding import MAX_ATOMIC_NUMBER
 from ..network.exact_buffers import ExactBuffers
-from ..network.gaunt.backbone import Backbone, BackboneConfig
 from ..network.tiles import Tiles, tile_edges
+from .config import PotentialConfig
+from .derivatives import (
+    EdgeSlopes,
+    Purpose,
+    SlopeFunction,
+    energies_and_slopes,
+    forces_and_stress,
+)
 from .prediction import Prediction
+from .readout import Readout
 from .repulsion import Repulsion
 
 
-SIZES: dict[str, dict[str, int]] = {
-    "small": {"channels": 32},
-    "medium": {"channels": 64},
-    "large": {"channels": 128},
-}
-
-
-class ModelConfig(BackboneConfig):
-    """What a user chooses; levels of theory, E0, scale and neighbour number come from the data.
-
-    `size` may be given as well, a name of SIZES: what else is given is laid over it. It is not stored, its values are.
-    """
-
-    readout_size: int = Field(
-        default=64, gt=0, le=512, description="features that the energy is linear in"
-    )
-    repulsion: bool = Field(default=True, description="ZBL repulsion of cores that come close")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_size(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or "size" not in given:
-            return given
-        rest = {key: value for key, value in given.items() if key != "size"}
-        if given["size"] not in SIZES:
-            raise ValueError(
-                f"size: there is none of the name {given['size']!r}: take one of {', '.join(SIZES)}"
-            )
-        return SIZES[given["size"]] | rest
-
-
-class PotentialConfig(ModelConfig):
-    """The model, and what was fixed from the training data."""
-
-    levels_of_theory: list[str] = Field(
-        default=["default"], min_length=1, description="one head each"
-    )
-    num_neighbours: float = Field(
-        default=16.0, gt=0, description="mean number of neighbours in the data"
-    )
-
-
-class Readout(nn.Module):
-    """Atom features -> phi (N, d); an atom's energy in a head is phi . (weight[head] + element_weight[head, z]).
-
-    Linear in both weights: that is what the closed-form refit rests on. The element's own part starts at zero,
-    so that an element never seen is read out as all are.
-    """
-
-    def __init__(self, num_features: int, size: int, num_heads: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(num_features, size)
-        self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
-        self.element_weight = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size))
-        self.listener: Callable[[Tensor], None] | None = (
-            None  # is told the hidden layer's values (N, d)
-        )
-
-    def features(self, scalars: Tensor) -> Tensor:
-        """phi (N, d)."""
-        hidden = self.hidden(scalars)
-        if self.listener:
-            self.listener(hidden)
-        return nn.functional.silu(hidden)
-
-    def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
-        """phi (N, d), head (N,), Z (N,) -> (N,). One tensor holds all heads, so all take part in every step."""
-        row = head * (MAX_ATOMIC_NUMBER + 1) + atomic_numbers
-        own = self.element_weight.flatten(0, 1).index_select(0, row)
-        return (phi * (self.weight.index_select(0, head) + own)).sum(1)
+# "matrix": a map between features, or a stack of such maps; has weight decay, and optimizers that
+# work on matrices may use its rows and columns. "table": one row for each element, most of which
+# have no gradient in a given step; has weight decay. "vector": everything else, without decay.
+ParameterRole = Literal["matrix", "table", "vector"]
 
 
 class Potential(ExactBuffers):
-    """E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + sum_ij E_ij / 2 of repulsion.py.
+    """The energy of structures, and by differentiation their forces and stress.
 
-    F = -dE/dr; stress = dE/dstrain / V.
+        E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + repulsion
+        F = -dE/dr,  stress = dE/dstrain / V
 
-    `e0` (heads, 119) in eV and `scale` (heads,) in eV are buffers fixed by the data; E0 is summed in float64,
-    so that a large total energy does not round the forces' energy scale away.
+    phi are the features of the readout, w and v its weights. `e0` (heads, 119) in eV and `scale`
+    (heads,) in eV are buffers that the data fixed. E0 is summed in float64, so that rounding of a
+    large total energy does not hide the energies that forces come from.
+
+    Shapes: N atoms, S structures, E edge slots, d features of the readout.
     """
 
     e0: Tensor
@@ -108,109 +55,117 @@ class Potential(ExactBuffers):
         super().__init__()
         self.config = config
         num_heads = len(config.levels_of_theory)
-        self.backbone = Backbone(config, config.num_neighbours)
+        self.backbone = build_network(config.network, config.num_neighbours)
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
-        self.repulsion = Repulsion(config.cutoff, num_heads).requires_grad_(config.repulsion)
-        self.compiled: CompiledSlopes | None = None
-        self.compiled_training: CompiledTraining | None = None
-        self.register_buffer(
-            "e0", torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
-        )
+        self.repulsion = Repulsion(config.cutoff, num_heads)
+        self.repulsion.requires_grad_(config.repulsion)
+        e0 = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+        self.register_buffer("e0", e0)
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
 
-    def use_compiler(self) -> None:
-        """Compile the network for inference at its next call: a minute once, then a quarter less time a call."""
-        self.compiled = CompiledSlopes(self)
+        # replacements of `energies_and_slopes`, such as compiled ones: set from outside
+        self.slope_functions: dict[Purpose, SlopeFunction] = {}
 
-    def use_compiler_in_training(self, frame: Frame) -> None:
-        """Compile the network for training, for batches padded to a frame: minutes at the first step."""
-        self.compiled_training = CompiledTraining(self, frame, self.config.cutoff)
+    @property
+    def cutoff(self) -> float:
+        """A; atoms further apart are not neighbours."""
+        return self.config.cutoff
 
     def forward(self, batch: Batch) -> Prediction:
         """Energy, forces and stress of every structure, and the energies of the atoms.
 
-        Forces are computed here, inside forward, because DeepSpeed differentiates what forward returns.  The
-        stress of a structure that is not periodic in three directions is NaN.
+        Forces are computed here, inside forward, because DeepSpeed differentiates what forward
+        returns. The stress of a structure that is not periodic in all three directions is NaN.
         """
         vectors, tiles = self.edge_vectors(batch)
         atom_head = batch.head[batch.structure_index]  # (N,)
-        if compiled := self._compiled_now():
-            interaction, slope = compiled(batch.atomic_numbers, atom_head, vectors, tiles)
-        else:
-            interaction, slope = slopes(
-                self, batch.atomic_numbers, atom_head, vectors, tiles, self.training
-            )
-        energies = self.e0[atom_head, batch.atomic_numbers] + interaction.double()
+
+        found = self._energies_and_slopes(batch.atomic_numbers, atom_head, vectors, tiles)
+        energies = self.e0[atom_head, batch.atomic_numbers] + found.energies.double()
+        slopes = found.slopes
         if self.config.repulsion:
-            core_energies, core_slope = self.core_repulsion(batch, vectors, tiles)
-            energies, slope = energies + core_energies, slope + core_slope
+            core_energies, core_slopes = self.core_repulsion(batch, vectors, tiles)
+            energies = energies + core_energies
+            slopes = slopes + core_slopes
+
         energy = batch.sum_over_atoms(energies)
-        forces, stress = forces_and_stress(slope, vectors.detach(), tiles, batch)
+        forces, stress = forces_and_stress(slopes, vectors.detach(), tiles, batch)
         return Prediction(
-            labels={"energy": energy, "forces": forces, "stress": stress}, atom_energies=energies
+            labels={"energy": energy, "forces": forces, "stress": stress},
+            atom_energies=energies,
+            hidden=None if found.hidden is None else found.hidden.detach(),
         )
 
     def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
         """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
         offset = batch.edge_offsets()
-        compiled = self._compiled_now()
-        size = compiled.tile_size if compiled else None
+        function = self._slope_function()
+        size = function.tile_size if function else None
         tiles = tile_edges(batch.edge_index, offset, batch.num_atoms, self.config.cutoff, size)
-        vectors = (
-            batch.positions[tiles.sender] - batch.positions[tiles.slot_receiver] + tiles.offset
-        )
-        dtype = self.readout.weight.dtype
-        return vectors.detach().to(dtype).requires_grad_(), tiles
 
-    def _compiled_now(self) -> CompiledSlopes | CompiledTraining | None:
-        """What computes a call of this kind, inference or training, if it was asked for."""
-        if not torch.is_grad_enabled():
-            return self.compiled
-        return self.compiled_training if self.training else None
+        # differences of float64 positions are rounded to the dtype of the network only here
+        receiver = tiles.slot_receiver
+        vectors = batch.positions[tiles.sender] - batch.positions[receiver] + tiles.offset
+        return vectors.detach().to(self.readout.weight.dtype).requires_grad_(), tiles
 
     def interaction(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
-    ) -> Tensor:
-        """Energies (N,) in eV that the network gives to the atoms."""
-        phi = self.features(atomic_numbers, vectors, tiles)
-        energies = self.readout(phi, head, atomic_numbers)
-        return energies * self.scale[head].to(energies.dtype)  # phi may be of lower precision
+    ) -> tuple[Tensor, Tensor]:
+        """Energies (N,) in eV that the network gives to the atoms, without E0 and repulsion.
 
-    def core_repulsion(self, batch: Batch, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        """Repulsion energies (N,) float64 of the atoms and the slope (E, 3) by edge vectors."""
-        receiver, z = tiles.slot_receiver, batch.atomic_numbers
-        energy, slope = self.repulsion(
-            vectors, z[receiver], z[tiles.sender], batch.head[batch.structure_index[receiver]]
-        )
-        energies = torch.zeros(len(z), dtype=torch.float64, device=energy.device)
-        return energies.index_add(0, receiver, energy.double()), slope
+        The second result is the output of the readout's hidden layer, (N, d).
+        """
+        hidden = self.readout.hidden(self.backbone(atomic_numbers, vectors, tiles))
+        phi = self.readout.activation(hidden)
+        energies = self.readout(phi, head, atomic_numbers)
+        # under autocast phi is of lower precision than the weights
+        energies = energies * self.scale[head].to(energies.dtype)
+        return energies, hidden
 
     def features(self, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
-        """phi (N, d): what the energy of every head is linear in."""
-        return self.readout.features(self.backbone(atomic_numbers, vectors, tiles))
+        """phi (N, d), in which the energy of every head is linear."""
+        hidden = self.readout.hidden(self.backbone(atomic_numbers, vectors, tiles))
+        return self.readout.activation(hidden)
 
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """How an optimizer should treat each parameter, by name."""
+        roles: dict[str, ParameterRole] = {}
+        for name, parameter in self.named_parameters():
+            if name == "readout.element_weight":
+                roles[name] = "table"
+            elif (
+                parameter.ndim < 2
+                or name == "readout.weight"
+                or parameter is self.backbone.element_vectors
+            ):
+                roles[name] = "vector"
+            else:
+                roles[name] = "matrix"
+        return roles
 
-def forces_and_stress(
-    slope: Tensor, vectors: Tensor, tiles: Tiles, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """Forces (N, 3) and stress (S, 3, 3) from the energy's slope dE/dv by every edge vector v = r_j - r_i.
+    def core_repulsion(self, batch: Batch, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """Repulsion energies (N,) float64 in eV, and their slopes (E, 3) by edge vectors."""
+        z = batch.atomic_numbers
+        receiver = tiles.slot_receiver
+        edge_head = batch.head[batch.structure_index[receiver]]
+        energy, slopes = self.repulsion(vectors, z[receiver], z[tiles.sender], edge_head)
+        energies = torch.zeros(len(z), dtype=torch.float64, device=energy.device)
+        return energies.index_add(0, receiver, energy.double()), slopes
 
-    F_j = -dE/dv, F_i = +dE/dv, so the net force is zero by construction; stress = sum_v (dE/dv) v^T / V.
-    """
-    num_atoms = batch.num_atoms
-    receiver = tiles.slot_receiver
-    forces = (
-        slope.new_zeros(num_atoms, 3)
-        .index_add(0, receiver, slope)
-        .index_add(0, tiles.sender, -slope)
-    )
-    outer = (slope.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
-    virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
-    virial = batch.sum_over_atoms(virial).view(-1, 3, 3)
-    periodic = batch.pbc.all(1).view(-1, 1, 1)
-    # NaN is put in after the division: inside it, it would reach the gradients of unlabelled structures
-    volume = torch.where(periodic, torch.linalg.det(batch.cell).abs().view(-1, 1, 1), 1.0).to(
-        virial.dtype
-    )
-    stress = 0.5 * (virial + virial.transpose(1, 2)) / volume
-    return forces, torch.where(periodic, stress, torch.nan)
+    def _energies_and_slopes(
+        self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
+    ) -> EdgeSlopes:
+        function = self._slope_function()
+        if function is not None:
+            return function(atomic_numbers, head, vectors, tiles)
+        return energies_and_slopes(
+            self, atomic_numbers, head, vectors, tiles, keep_graph=self.training
+        )
+
+    def _slope_function(self) -> SlopeFunction | None:
+        """The replacement for a call of this kind, if there is one."""
+        if not torch.is_grad_enabled():
+            return self.slope_functions.get("inference")
+        if self.training:
+            return self.slope_functions.get("training")
+        return None

@@ -17,6 +17,9 @@ class Prediction:
     atom_energies: Tensor | None = None
     """(N,) float64, eV: what each atom adds to the energy"""
 
+    hidden: Tensor | None = None
+    """(N, d), detached: outputs of the readout's hidden layer, which show whether it is alive"""
+
     @property
     def energy(self) -> Tensor:
         """(S,) float64 in eV."""

@@ -14,10 +14,11 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.settings import Settings
-from ...model_zoo.potential.potential import Readout
+from ...model_zoo.potential.potential import Potential
+from ...model_zoo.potential.prediction import Prediction
 from ..checkpoints.checkpoints import NoCheckpointError, load_checkpoint
 from ..loop.trainer import TrainingError
 from .callback import Callback
@@ -94,19 +95,24 @@ class CollapseGuard(Callback):
     zero and no step can bring them back. Vanished: the gradient norm stayed below 1e-6 of its median.
     """
 
-    def __init__(self, readout: Readout) -> None:
+    def __init__(self, potential: Potential) -> None:
         self._highest: Tensor | None = None  # (d,)
         self._norms: deque[float] = deque(maxlen=500)
         self._vanished = 0
-        self._readout = readout
-        readout.listener = self._listen
+        self._hook = potential.register_forward_hook(self._look_at_prediction)
 
-    def _listen(self, hidden: Tensor) -> None:
-        if self._readout.training:
-            highest = hidden.detach().amax(0)
-            self._highest = (
-                highest if self._highest is None else torch.maximum(self._highest, highest)
-            )
+    def _look_at_prediction(
+        self, potential: nn.Module, inputs: Any, prediction: Prediction
+    ) -> None:
+        """Note the largest value of each hidden feature of the readout in a training step."""
+        hidden = prediction.hidden
+        if hidden is None or not potential.training:
+            return
+        highest = hidden.amax(0)
+        if self._highest is None:
+            self._highest = highest
+        else:
+            self._highest = torch.maximum(self._highest, highest)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         self._look_at_norm(report)
@@ -140,7 +146,7 @@ class CollapseGuard(Callback):
             )
 
     def close(self) -> None:
-        self._readout.listener = None
+        self._hook.remove()
 
 
 class SpikeRollback(Callback):

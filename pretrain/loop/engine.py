@@ -241,19 +241,17 @@ def new_optimizer(groups: list[dict[str, Any]], config: EngineConfig) -> torch.o
 
 
 def parameter_groups(potential: Potential, config: EngineConfig) -> list[dict[str, Any]]:
-    """Matrices, the readout's table of elements, and the rest: embeddings, biases, the linear readout.
+    """The trained parameters, grouped by the roles that the potential gives them.
 
-    SOAP treats the first as matrices; the rest has no weight decay.
+    SOAP treats the first group as matrices. The last group has no weight decay.
     """
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "table": [], "rest": []}
-    for name, p in potential.named_parameters():
-        if p.requires_grad:
-            bare = p.ndim < 2 or "embedding" in name or name == "readout.weight"
-            groups[
-                "rest" if bare else "table" if name == "readout.element_weight" else "matrices"
-            ].append(p)
+    groups: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "vector": []}
+    roles = potential.parameter_roles()
+    for name, parameter in potential.named_parameters():
+        if parameter.requires_grad:
+            groups[roles[name]].append(parameter)
     return [
-        {"params": groups["matrices"], "weight_decay": config.weight_decay, "matrices": True},
+        {"params": groups["matrix"], "weight_decay": config.weight_decay, "matrices": True},
         {"params": groups["table"], "weight_decay": config.weight_decay},
-        {"params": groups["rest"], "weight_decay": 0.0},
+        {"params": groups["vector"], "weight_decay": 0.0},
     ]

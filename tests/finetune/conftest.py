@@ -14,7 +14,8 @@ from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.predictions import Predictions
 from evenfield.model_zoo.hub.load import LoadedModel, load
-from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.config import PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
-from evenfield.model_zoo.potential.potential import Potential, PotentialConfig
+from evenfield.model_zoo.potential.config import PotentialConfig
+from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig, parameter_groups
 from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss

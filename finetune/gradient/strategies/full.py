@@ -24,16 +24,16 @@ class Full(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """Readout, layers from the first to the last, then embedding and core radii."""
-        backbone = potential.backbone
-        depth = len(backbone.layers)
+        """Readout, layers from the first to the last, then element vectors and core radii."""
+        bottom, *layers = potential.backbone.depth_groups()
+        depth = len(layers)
         decay = config.layer_decay
 
         groups = [ParameterGroup(list(potential.readout.parameters()))]
-        for index, layer in enumerate(backbone.layers):
-            groups.append(ParameterGroup(list(layer.parameters()), decay ** (depth - index)))
+        for index, layer in enumerate(layers):
+            groups.append(ParameterGroup(layer, decay ** (depth - index)))
 
-        bottom = [*backbone.embedding.parameters(), *backbone.start.parameters()]
+        # core radii belong to elements, as the first group of a network does
         if potential.config.repulsion:
             bottom += potential.repulsion.parameters()
         groups.append(ParameterGroup(bottom, decay ** (depth + 1)))

@@ -25,7 +25,7 @@ class NewElement(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """The element embedding, whose gradient is cut to the rows of `new_elements`."""
+        """The element vectors, whose gradient is cut to the rows of `new_elements`."""
         if not new_elements:
             raise EvenfieldError(
                 "strategy=new-element: the data contain no element that is new to the model",
@@ -37,10 +37,10 @@ class NewElement(GradientStrategy):
             kept[new_elements] = gradient[new_elements]
             return kept
 
-        embedding = potential.backbone.embedding.weight
-        embedding.requires_grad_()  # a frozen tensor takes no hook
-        hook = embedding.register_hook(only_new_rows)
+        vectors = potential.backbone.element_vectors
+        vectors.requires_grad_()  # a frozen tensor takes no hook
+        hook = vectors.register_hook(only_new_rows)
         try:
-            yield [ParameterGroup([embedding])]
+            yield [ParameterGroup([vectors])]
         finally:
             hook.remove()

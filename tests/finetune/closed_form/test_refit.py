@@ -22,7 +22,7 @@ from evenfield.finetune.closed_form.refit import (
 from evenfield.finetune.heads import add_to_head
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
-from evenfield.model_zoo.potential.potential import forces_and_stress
+from evenfield.model_zoo.potential.derivatives import forces_and_stress
 
 
 HEAD = 0

@@ -9,8 +9,9 @@ from evenfield.finetune.gradient.lora import LowRank, add_adapters, merge_adapte
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.package.folder import load_model, save_model
 from evenfield.model_zoo.package.record import ModelRecord
-
-from conformance import PotentialConformance, PotentialConformance64, batch_of, crystal
+from evenfield.testing import PotentialConformance
+from evenfield.testing.conformance import check_save_and_load_are_bit_identical
+from evenfield.testing.structures import batch_of, crystal
 
 
 def adapted(dtype: torch.dtype = torch.float32) -> Potential:
@@ -26,16 +27,8 @@ def adapted(dtype: torch.dtype = torch.float32) -> Potential:
 
 
 class TestAdapted(PotentialConformance):
-    cutoff = 4.5
-
-    def potential(self) -> Potential:
-        return adapted()
-
-    test_save_and_load_are_bit_identical = None  # an adapted potential is merged before it is saved
-
-
-class TestAdapted64(PotentialConformance64):
-    cutoff = 4.5
+    # an adapted potential is merged before it is saved
+    left_out = (check_save_and_load_are_bit_identical,)
 
     def potential(self) -> Potential:
         return adapted()

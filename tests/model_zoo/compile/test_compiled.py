@@ -13,9 +13,10 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig, load
-from evenfield.model_zoo.compile.compiled import slopes
-from evenfield.model_zoo.compile.padded_shape import Frame, choose_frame
+from evenfield.model_zoo.compile.compiled import compile_for_inference, compile_for_training
+from evenfield.model_zoo.compile.padded_shape import PaddedShape, choose_padded_shape
 from evenfield.model_zoo.network.tiles import Tiles
+from evenfield.model_zoo.potential.derivatives import energies_and_slopes
 
 
 SMALL = PotentialConfig(
@@ -61,13 +62,13 @@ def test_compiled_network_gives_the_same_numbers(batches):
     torch.manual_seed(0)
     plain = Potential(SMALL).eval()
     compiled = copy.deepcopy(plain)
-    compiled.use_compiler()
+    function = compile_for_inference(compiled)
     for expected, found in both(batches, plain, compiled):
         for name in ("energy", "forces", "stress"):
             torch.testing.assert_close(
                 found.labels[name], expected.labels[name], rtol=1e-5, atol=1e-6, equal_nan=True
             )
-    assert not compiled.compiled.failed
+    assert not function.failed
 
     with torch.no_grad():  # a weight that changes is seen: fine-tuning and averaging write in place
         plain.readout.weight.mul_(2.0)
@@ -83,7 +84,7 @@ def test_without_a_compiler_it_warns_once_and_goes_on(batches, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     plain = Potential(SMALL).eval()
     compiled = copy.deepcopy(plain)
-    compiled.use_compiler()
+    compile_for_inference(compiled)
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler found") as warned:
         pairs = both(batches, plain, compiled)
     assert len([w for w in warned if "torch.compile failed" in str(w.message)]) == 1
@@ -103,10 +104,10 @@ def gradients(potential, batch):
     ]
 
 
-def frame_of(batch, **more):
+def shape_of(batch, **more):
     degree = torch.bincount(batch.edge_index[1], minlength=batch.num_atoms)
     tiles = int(((degree + 7) // 8).sum())
-    return Frame(batch.num_atoms + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
+    return PaddedShape(batch.num_atoms + more.get("atoms", 0), tiles + more.get("tiles", 0), 8)
 
 
 @compiles
@@ -114,32 +115,30 @@ def test_compiled_training_gives_the_same_gradients(batches):
     torch.manual_seed(0)
     plain = Potential(SMALL).train()
     compiled = copy.deepcopy(plain)
-    compiled.use_compiler_in_training(frame_of(batches[2], atoms=3, tiles=5))
-    # the first and largest is beyond the frame, the second and third are padded to it
+    function = compile_for_training(compiled, shape_of(batches[2], atoms=3, tiles=5))
+    # the first and largest is too large for the shape, the second and third are padded to it
     for batch in batches[:3]:
         for found, expected in zip(
             gradients(compiled, batch), gradients(plain, batch), strict=True
         ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not compiled.compiled_training.failed
+    assert not function.failed
 
 
 @pytest.mark.filterwarnings("error:torch.compile failed")
-def test_padding_to_a_frame_changes_nothing(batches):
+def test_padding_to_a_shape_changes_nothing(batches):
     torch.manual_seed(0)
     potential, batch = Potential(SMALL).double().train(), batches[2]
-    frame = frame_of(batch, atoms=2, tiles=3)
+    shape = shape_of(batch, atoms=2, tiles=3)
     expected = gradients(potential, batch)
-    potential.use_compiler_in_training(frame)
+    function = compile_for_training(potential, shape)
 
     def plain(z, head, vectors, sender, receiver):
-        assert (len(z), len(receiver)) == (frame.num_atoms, frame.num_tiles)
-        tiles = Tiles(sender, receiver, vectors, frame.tile_size)
-        return *slopes(potential, z, head, vectors, tiles, keep_graph=True), vectors.new_zeros(
-            len(z), 8
-        )
+        assert (len(z), len(receiver)) == (shape.num_atoms, shape.num_tiles)
+        tiles = Tiles(sender, receiver, vectors, shape.tile_size)
+        return energies_and_slopes(potential, z, head, vectors, tiles, keep_graph=True)
 
-    potential.compiled_training._call = plain
+    function._call = plain
     for found, known in zip(gradients(potential, batch), expected, strict=True):
         torch.testing.assert_close(found, known, rtol=1e-10, atol=1e-12)
 
@@ -151,22 +150,22 @@ def test_compiling_that_fails_leaves_training_as_it_was(batches, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     potential = Potential(SMALL).train()
     expected = gradients(potential, batches[0])
-    potential.use_compiler_in_training(frame_of(batches[0]))
+    compile_for_training(potential, shape_of(batches[0]))
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
         found = gradients(potential, batches[0])
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_the_frame_holds_most_batches_where_they_are_alike():
+def test_the_shape_fits_most_batches_where_they_are_alike():
     alike = [torch.full((100 + k % 5,), 40) for k in range(40)]
-    frame = choose_frame(alike)
-    assert 100 <= frame.num_atoms <= 104
-    assert frame.num_tiles == frame.num_atoms * -(-40 // frame.tile_size)
+    shape = choose_padded_shape(alike)
+    assert 100 <= shape.num_atoms <= 104
+    assert shape.num_tiles == shape.num_atoms * -(-40 // shape.tile_size)
 
 
-def test_no_frame_where_batches_differ_too_much():
-    assert choose_frame([torch.full((2**k,), 8) for k in range(2, 10)]) is None
+def test_no_shape_where_batches_differ_too_much():
+    assert choose_padded_shape([torch.full((2**k,), 8) for k in range(2, 10)]) is None
 
 
 def test_calculator_compiles_a_copy_of_its_own(monkeypatch):
@@ -180,6 +179,6 @@ def test_calculator_compiles_a_copy_of_its_own(monkeypatch):
     for compiled in (False, True):
         atoms.calc = model.calculator(level_of_theory="EMT", compiled=compiled)
         forces.append(atoms.get_forces())
-    assert atoms.calc.potential.compiled.tile_size is not None
-    assert model.potential.compiled is None
+    assert atoms.calc.potential.slope_functions["inference"].tile_size is not None
+    assert not model.potential.slope_functions
     torch.testing.assert_close(*map(torch.from_numpy, forces), rtol=1e-5, atol=1e-5)

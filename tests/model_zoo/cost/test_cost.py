@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from evenfield.cli import app
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.compile.compiled import slopes
 from evenfield.model_zoo.cost.commands import machine_rates
-from evenfield.model_zoo.cost.cost import TILE, count, per_atom_and_edge
+from evenfield.model_zoo.cost.cost import TILE_SIZE, count, per_atom_and_edge
 from evenfield.model_zoo.network.tiles import Tiles
+from evenfield.model_zoo.potential.derivatives import energies_and_slopes
 
 
 CONFIG = PotentialConfig(channels=8, l_max=2, readout_size=8, radial_hidden=8)
@@ -20,14 +20,16 @@ CONFIG = PotentialConfig(channels=8, l_max=2, readout_size=8, radial_hidden=8)
 
 def test_flops_are_those_that_the_profiler_counts():
     potential = Potential(CONFIG).eval()
-    index = torch.arange(6).repeat_interleave(2 * TILE)
-    tiles = Tiles(index.flip(0), torch.arange(6).repeat_interleave(2), torch.zeros(0), TILE)
+    index = torch.arange(6).repeat_interleave(2 * TILE_SIZE)
+    tiles = Tiles(index.flip(0), torch.arange(6).repeat_interleave(2), torch.zeros(0), TILE_SIZE)
     vectors = torch.randn(len(index), 3)
     numbers = torch.arange(1, 7)
     with profile(
         activities=[ProfilerActivity.CPU], with_flops=True, record_shapes=True
     ) as profiler:
-        slopes(potential, numbers, torch.zeros_like(numbers), vectors, tiles, keep_graph=False)
+        energies_and_slopes(
+            potential, numbers, torch.zeros_like(numbers), vectors, tiles, keep_graph=False
+        )
     products = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
     flops = sum(event.flops for event in profiler.key_averages() if event.key in products)
     assert count(potential, 6, 12, training=False).flops == pytest.approx(flops, rel=0.01)
@@ -38,7 +40,7 @@ def test_cost_is_linear_in_atoms_and_edges(training):
     atom, edge = per_atom_and_edge(CONFIG, torch.float32, training=training)
     whole = count(Potential(CONFIG), 1500, 4000, training=training)
     for name in ("flops", "traffic", "memory"):
-        expected = 1500 * getattr(atom, name) + 4000 * TILE * getattr(edge, name)
+        expected = 1500 * getattr(atom, name) + 4000 * TILE_SIZE * getattr(edge, name)
         assert getattr(whole, name) == pytest.approx(expected, rel=0.03)
 
 

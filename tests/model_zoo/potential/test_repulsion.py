@@ -10,8 +10,7 @@ from ase.data import covalent_radii
 
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.potential.repulsion import REACH, Repulsion
-
-from conformance import batch_of
+from evenfield.testing.structures import batch_of
 
 
 PAIRS = [(1, 1), (1, 8), (6, 6), (14, 14), (29, 79), (55, 9), (92, 92), (118, 1)]

@@ -7,10 +7,10 @@ import torch
 
 from evenfield.core.settings import SettingsError, load_settings
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.potential.potential import SIZES, ModelConfig
+from evenfield.model_zoo.network.gaunt.config import GauntConfig
+from evenfield.model_zoo.potential.config import ModelConfig
 from evenfield.pretrain.config import PretrainConfig
-
-from conformance import batch_of, crystal, ethanol
+from evenfield.testing.structures import batch_of, crystal, ethanol
 
 
 # energies of the rattled NaCl cell and ethanol (eV), root mean square of all force components (eV/A); float64, seed 0
@@ -21,7 +21,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", GauntConfig.SIZES)
 def test_untrained_model_predicts_what_it_did(size):
     torch.manual_seed(0)
     model = Potential(PotentialConfig(size=size)).to(torch.float64).eval()
@@ -32,15 +32,15 @@ def test_untrained_model_predicts_what_it_did(size):
 
 def test_size_is_a_start_that_other_keys_change():
     assert ModelConfig(size="medium", l_max=2) == ModelConfig(channels=64, l_max=2)
-    assert ModelConfig(size="large", channels=96).channels == 96
+    assert ModelConfig(size="large", channels=96).network.channels == 96
     config = load_settings(PretrainConfig, None, ["data=x", "out=y", "model.size=medium"])
-    assert config.model.channels == 64 and "size" not in config.model_dump()["model"]
+    assert config.model.network.channels == 64 and "size" not in config.model_dump()["model"]
 
 
 def test_unknown_size_is_named_beside_the_known():
     with pytest.raises(
         SettingsError,
-        match="model: size: there is none of the name 'tiny': take one of small, medium",
+        match="model: size: unknown size 'tiny': choose one of small, medium",
     ):
         load_settings(PretrainConfig, None, ["data=x", "out=y", "model.size=tiny"])
 

@@ -42,7 +42,7 @@ def report(step: int, norm: float | None) -> StepReport:
 
 
 def test_vanished_gradients_are_named_and_small_or_skipped_ones_are_not():
-    guard = CollapseGuard(new_potential().readout)
+    guard = CollapseGuard(new_potential())
     norms = [2.0] * 30 + [1e-5, None, 1e-7] * 30 + [1e-9] * 10 + [2.0] + [1e-9] * 19
     for step, norm in enumerate(norms, start=1):
         guard.on_step(None, report(step, norm))

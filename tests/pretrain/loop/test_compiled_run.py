@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from evenfield.model_zoo.compile.padded_shape import Frame
+from evenfield.model_zoo.compile.padded_shape import PaddedShape
 from evenfield.pretrain import streams
 from evenfield.pretrain.loop.trainer import TrainingError
 from evenfield.pretrain.run import pretrain
@@ -49,9 +49,9 @@ def test_compiled_run_follows_the_plain_one_and_resumes_to_the_bit(run_config, m
     compiled = run_config(
         "compiled", engine=engine | {"compiled": True}, checkpoints=every, model=TINY
     )
-    padded, pad = [], Frame.pad
+    padded, pad = [], PaddedShape.pad
     monkeypatch.setattr(
-        Frame, "pad", lambda frame, *arguments: padded.append(frame) or pad(frame, *arguments)
+        PaddedShape, "pad", lambda frame, *arguments: padded.append(frame) or pad(frame, *arguments)
     )
     pretrain(plain, quiet=True)
     assert not padded
@@ -80,6 +80,6 @@ def test_a_compiled_readout_that_died_is_named(run_config, monkeypatch):
 
 
 def test_batches_that_differ_too_much_are_told(run_config, monkeypatch, capsys):
-    monkeypatch.setattr(streams, "choose_frame", lambda degrees: None)
+    monkeypatch.setattr(streams, "choose_padded_shape", lambda degrees: None)
     pretrain(run_config(engine={"compiled": True}, max_steps=2))
     assert "engine.compiled is left out" in capsys.readouterr().out

@@ -6,7 +6,11 @@ import pytest
 import torch
 from e3nn import o3
 
-from evenfield.model_zoo.network.gaunt.sphere import ChannelMix, CouplingPaths, SphereProduct
+from evenfield.model_zoo.network.gaunt.algebra import (
+    ClebschGordanContraction,
+    EquivariantLinear,
+    GauntTensorProduct,
+)
 
 
 def representation(rotation: torch.Tensor, l_max: int) -> torch.Tensor:
@@ -35,7 +39,7 @@ def turn(d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 )
 def test_sphere_product_is_the_gaunt_product(l_max: int, l_out: int) -> None:
     """Against e3nn's Clebsch-Gordan coefficients times the Gaunt factor, path by path, to rounding."""
-    product = SphereProduct(l_max, l_out).double()
+    product = GauntTensorProduct(l_max, l_out).double()
     size = (l_max + 1) ** 2
     a, b = torch.randn(2, size, 3, 2, dtype=torch.float64)
     expected = torch.zeros(size, 3, 2, dtype=torch.float64)
@@ -58,7 +62,7 @@ def test_sphere_product_is_the_gaunt_product(l_max: int, l_out: int) -> None:
 
 @pytest.mark.parametrize(("l_edge", "l_in", "l_out"), [(3, 1, 3), (2, 2, 2), (3, 0, 3), (4, 2, 3)])
 def test_coupling_paths_are_equivariant(l_edge: int, l_in: int, l_out: int) -> None:
-    paths = CouplingPaths(l_edge, l_in, l_out, 4).double()
+    paths = ClebschGordanContraction(l_edge, l_in, l_out, 4).double()
     rotation = o3.rand_matrix(dtype=torch.float64)
     d_edge, d_in, d_out = (representation(rotation, top) for top in (l_edge, l_in, l_out))
     a = torch.randn(len(d_edge), len(d_in), 5, 4, dtype=torch.float64)
@@ -69,7 +73,7 @@ def test_coupling_paths_are_equivariant(l_edge: int, l_in: int, l_out: int) -> N
 
 def test_coupling_paths_are_the_clebsch_gordan_sum() -> None:
     """Path by path with e3nn's coefficients, the factor 1 of the paths of l1 = 0 among them."""
-    paths = CouplingPaths(2, 1, 2, 3).double()
+    paths = ClebschGordanContraction(2, 1, 2, 3).double()
     a = torch.randn(9, 4, 5, 3, dtype=torch.float64)
     message = paths(by_degree(a, 1))
     for l3, of_l1_and_l2 in enumerate(
@@ -86,14 +90,14 @@ def test_coupling_paths_are_the_clebsch_gordan_sum() -> None:
 
 
 def test_channel_mix_does_not_mix_components() -> None:
-    mix = ChannelMix(2, 3, 5).double()
+    mix = EquivariantLinear(2, 3, 5).double()
     d = representation(o3.rand_matrix(dtype=torch.float64), 2)
     x = torch.randn(9, 4, 3, dtype=torch.float64)
     assert torch.allclose(mix(turn(d, x)), turn(d, mix(x)), atol=1e-12)
 
 
 def test_constants_are_not_rounded_by_a_visit_to_float32() -> None:
-    product = SphereProduct(3, 3)
+    product = GauntTensorProduct(3, 3)
     exact = product.evaluate.clone()
     product.float().double()
     assert product.evaluate.dtype == torch.float64

@@ -1,0 +1,175 @@
+"""Equivariant algebra in component-major layout (K, N, C).
+
+K = (l_max + 1)^2 components, N atoms, C channels. The components of one degree l are adjacent. An
+equivariant linear map of one degree is therefore a single matrix product on a view, and a change of
+basis over components (to points on the sphere, to Clebsch-Gordan paths) is one product with a
+constant matrix.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from e3nn import o3
+from scipy.integrate import lebedev_rule
+from torch import Tensor, nn
+
+from ..exact_buffers import ExactBuffers
+
+
+def components_per_degree(l_max: int) -> list[int]:
+    """2 l + 1 for l = 0..l_max: the sizes for `Tensor.split`.
+
+    `split` is preferred to slices: its backward is one copy, that of a slice fills a tensor.
+
+    >>> components_per_degree(3)
+    [1, 3, 5, 7]
+    """
+    return [2 * degree + 1 for degree in range(l_max + 1)]
+
+
+class EquivariantLinear(nn.Module):
+    """y[l m, i, c'] = sum_c W[l][c, c'] x[l m, i, c].
+
+    One weight matrix for each degree l, shared by its components m.
+    """
+
+    def __init__(self, l_max: int, channels_in: int, channels_out: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.sizes = components_per_degree(l_max)
+        self.weight = nn.Parameter(
+            torch.randn(l_max + 1, channels_in, channels_out) * scale / channels_in**0.5
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, N, C) -> (K, N, C')."""
+        parts = zip(x.split(self.sizes), self.weight, strict=True)
+        return torch.cat([part @ weight for part, weight in parts])
+
+
+class ClebschGordanContraction(ExactBuffers):
+    """Clebsch-Gordan contraction of the aggregated A[l2 m2, l1 m1] to M[l3 m3].
+
+    Learned over paths (l1, l2 -> l3) and channels. Only paths of natural parity (l1 + l2 + l3 even)
+    are kept, since the Gaunt tensor product can use no others. The paths of l1 = 0 are
+    (0, l3 -> l3) with the factor 1, so that part of A is used directly.
+    """
+
+    def __init__(self, l_edge: int, l_in: int, l_out: int, channels: int) -> None:
+        super().__init__()
+        # the number of paths to each l3 from each l1: path_counts[l3][l1]
+        self.path_counts: list[list[int]] = []
+        weights = []
+        # the rows of the coupling matrix of each l1, path by path
+        rows: list[list[Tensor]] = [[] for _ in range(l_in + 1)]
+
+        for l3 in range(l_out + 1):
+            paths = _natural_parity_paths(l_in, l_edge, l3)
+            counts = [sum(l1 == degree for l1, _ in paths) for degree in range(l_in + 1)]
+            self.path_counts.append(counts)
+
+            # unit variance of the sum over all paths and channels
+            scale = math.sqrt(len(paths) * channels)
+            weights.append(nn.Parameter(torch.randn(len(paths), channels, channels) / scale))
+            for l1, l2 in paths:
+                rows[l1].append(_coupling_rows(l1, l2, l3, l_edge))
+
+        # block_sizes[l1][l3]: rows of the coupled A of l1 that belong to l3
+        self.block_sizes = [components_per_degree(l_edge)]
+        for l1 in range(1, l_in + 1):
+            sizes = [count[l1] * (2 * l3 + 1) for l3, count in enumerate(self.path_counts)]
+            self.block_sizes.append(sizes)
+            coupling = torch.cat(rows[l1])  # (rows, K2 * (2 l1 + 1))
+            self.register_buffer(f"coupling{l1}", coupling, persistent=False)
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self, aggregated: list[Tensor]) -> Tensor:
+        """A by l1, each (K2 * (2 l1 + 1), N, C) -> M (K3, N, C)."""
+        scalars, *others = aggregated
+        _, num_atoms, channels = scalars.shape
+
+        # coupled[l1][l3]: one product with a constant matrix for each l1 above 0
+        coupled = [scalars.split(self.block_sizes[0])]
+        for l1, part in enumerate(others, start=1):
+            coupling = getattr(self, f"coupling{l1}").to(part.dtype)
+            coupled.append((coupling @ part.flatten(1)).split(self.block_sizes[l1]))
+
+        outputs = []
+        for l3, (counts, weights) in enumerate(zip(self.path_counts, self.weights, strict=True)):
+            mixed = []
+            for blocks, weight in zip(coupled, weights.split(counts), strict=True):
+                if len(weight):
+                    by_path = blocks[l3].reshape(len(weight), -1, channels)
+                    mixed.append(_sum_over_paths(by_path @ weight))
+            total = sum(mixed[1:], start=mixed[0])
+            outputs.append(total.view(-1, num_atoms, channels))
+        return torch.cat(outputs)
+
+
+def _natural_parity_paths(l_in: int, l_edge: int, l3: int) -> list[tuple[int, int]]:
+    """All (l1, l2) that couple to l3 with l1 + l2 + l3 even, ordered by l1."""
+    paths = []
+    for l1 in range(l_in + 1):
+        for l2 in range(l_edge + 1):
+            couples = abs(l1 - l2) <= l3 <= l1 + l2
+            if couples and (l1 + l2 + l3) % 2 == 0:
+                paths.append((l1, l2))
+    return paths
+
+
+def _sum_over_paths(mixed: Tensor) -> Tensor:
+    """(paths, M, C) -> (M, C)."""
+    # squeeze is free, and most often there is one path
+    return mixed.squeeze(0) if len(mixed) == 1 else mixed.sum(0)
+
+
+def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
+    """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance."""
+    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, 2 * l1 + 1, dtype=torch.float64)
+    wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0)  # (m3, m2, m1)
+    rows[:, l2**2 : (l2 + 1) ** 2] = math.sqrt(2 * l3 + 1) * wigner
+    return rows.flatten(1)
+
+
+class GauntTensorProduct(ExactBuffers):
+    """Product of two fields on the sphere, projected back to components: P((G a) * (G b)).
+
+    G evaluates the components at the points of a Lebedev rule. P integrates against the spherical
+    harmonics with the weights of the rule. The rule is exact for the degree 2 l_max + l_out, so
+    this is the Gaunt tensor product of all l with all l (Luo, Chen and Krishnapriyan, ICLR 2024)
+    and exactly equivariant.
+    """
+
+    evaluate: Tensor
+    project: Tensor
+
+    def __init__(self, l_max: int, l_out: int) -> None:
+        super().__init__()
+        degree = 2 * l_max + l_out
+        degree += (degree + 1) % 2  # Lebedev rules have odd degrees
+        points, weights = lebedev_rule(max(degree, 3))
+        harmonics = o3.spherical_harmonics(
+            list(range(l_max + 1)),
+            torch.from_numpy(points.T.copy()),
+            normalize=True,
+            normalization="component",
+        )  # (points, K)
+
+        # the factor l_max + 1 keeps the variance of the product near that of its inputs
+        evaluate = harmonics / (l_max + 1)
+        quadrature = torch.from_numpy(weights / weights.sum())
+        project = harmonics[:, : (l_out + 1) ** 2].T * quadrature * (l_max + 1)
+        self.register_buffer("evaluate", evaluate, persistent=False)  # (points, K)
+        self.register_buffer("project", project, persistent=False)  # (K_out, points)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Two fields (K, N, C) -> (K_out, N, C)."""
+        _, num_atoms, channels = a.shape
+        evaluate = self.evaluate.to(a.dtype)
+        project = self.project.to(a.dtype)
+
+        a_at_points = evaluate @ a.reshape(len(a), -1)  # (points, N * C)
+        b_at_points = evaluate @ b.reshape(len(b), -1)
+        product = project @ (a_at_points * b_at_points)
+        return product.view(-1, num_atoms, channels)

@@ -1,0 +1,106 @@
+"""The network: contract after aggregation.
+
+For the receiver i, the layer input x_j[l1 m1, c], and an edge (j -> i) of length r and direction n:
+
+    A_i[l2 m2, l1 m1, c] = 1/sqrt(nbar) sum_j Y[l2 m2](n) R[l1, c](r; z_i, z_j) x_j[l1 m1, c]
+    M_i[l3 m3, c']       = sum over paths (l1, l2 -> l3) and c of U[path, c, c'] CG A_i
+    B^1 = M;  B^(k+1)    = mix(P((G B^k) * (G mix' M)))
+    x'_i                 = sum_k mix_k(B^k) * gate_k(z_i) + skip(x_i)
+
+With `angular_factors`, Y[l2 m2] is also multiplied by a factor f[l2](r; z_i, z_j). nbar is the mean
+number of neighbours, U are learned weights, CG the Clebsch-Gordan coefficients, and P, G the two
+halves of the Gaunt tensor product in `algebra.py`. Edges take part only in A, which is one batched
+matrix product over tiles. Clebsch-Gordan contraction and tensor products are done once per atom.
+
+Shapes: N atoms, E edge slots, C channels, K = (l_max + 1)^2 components.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from ..embedding import ElementEmbedding
+from ..interface import Network
+from ..radial import BesselBasis, polynomial_envelope
+from ..tiles import Tiles
+from .algebra import ClebschGordanContraction, EquivariantLinear
+from .config import GauntConfig
+from .layer import EdgeGeometry, InteractionLayer
+
+
+class GauntNetwork(Network):
+    """Equivariant message passing; the features of an atom are the scalars of all layers."""
+
+    def __init__(self, config: GauntConfig, num_neighbours: float) -> None:
+        super().__init__(config, num_neighbours)
+        self.config = config
+        self.norm = num_neighbours**-0.5
+        self.embedding = ElementEmbedding(config.embedding_size)
+        self.start = nn.Linear(config.embedding_size, config.channels)
+        self.harmonics = o3.SphericalHarmonics(
+            list(range(config.l_max + 1)), normalize=True, normalization="component"
+        )
+        self.bessel = BesselBasis(config.num_basis, config.cutoff)
+
+        # the input is scalar, and the readout takes scalars only
+        degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]
+        self.layers = nn.ModuleList(
+            InteractionLayer(config, l_in, l_out) for l_in, l_out in itertools.pairwise(degrees)
+        )
+
+    @property
+    def num_features(self) -> int:
+        """The scalars of all layers."""
+        return self.config.channels * self.config.num_layers
+
+    @property
+    def receptive_field(self) -> float:
+        """Every layer looks one cutoff further, in A."""
+        return self.config.cutoff * self.config.num_layers
+
+    @property
+    def element_vectors(self) -> nn.Parameter:
+        """The embedding, (119, embedding_size)."""
+        return self.embedding.weight
+
+    def depth_groups(self) -> list[list[nn.Parameter]]:
+        """The element vectors and what is made of them, then layer by layer."""
+        bottom = [*self.embedding.parameters(), *self.start.parameters()]
+        return [bottom, *(list(layer.parameters()) for layer in self.layers)]
+
+    def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
+        """All maps between channels.
+
+        They are the same for all components of one degree, so they keep the network equivariant
+        whatever is added to them.
+        """
+        found: list[tuple[nn.Module, str]] = []
+        for module in self.modules():
+            if isinstance(module, EquivariantLinear):
+                found.append((module, "weight"))
+            elif isinstance(module, ClebschGordanContraction):
+                found += [(module.weights, str(k)) for k in range(len(module.weights))]
+        return found
+
+    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
+        """The scalars of all layers, (N, num_features)."""
+        elements = self.embedding(atomic_numbers)
+        distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
+        harmonics = self.harmonics(edge_vectors) * self.norm
+        edges = EdgeGeometry(
+            tiles=tiles,
+            harmonics=harmonics.unflatten(0, (-1, tiles.size)),
+            basis=self.bessel(distance),
+            envelope=polynomial_envelope(distance / self.config.cutoff),
+        )
+
+        x = self.start(elements).unsqueeze(0)  # (1, N, C)
+        scalars = []
+        for layer in self.layers:
+            x = layer(x, elements, edges)
+            scalars.append(x[0])
+        return torch.cat(scalars, dim=1)

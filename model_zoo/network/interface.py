@@ -1,0 +1,99 @@
+"""The interface between a network and the rest of evenfield.
+
+A network turns atomic numbers and edge vectors into features of every atom that do not change when
+the structure is rotated, inverted, translated or renumbered. The readout, reference energies,
+forces, training, fine-tuning, publishing and the engines are the same for all networks, and know
+nothing of one except what this file says.
+
+A new network is a folder next to `gaunt/` and `schnet/`, and one line in `architectures.py`.
+`evenfield.testing` checks that it keeps the promises made here.
+
+Shapes: N atoms, E edge slots, F features, D length of an element vector.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...core.settings import Settings
+from .tiles import Tiles
+
+
+class NetworkConfig(Settings):
+    """The settings that all networks share. Each network adds its own and states its tag."""
+
+    # named sizes for `model.size`: each sets some of the other settings
+    SIZES: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    architecture: str = Field(description="which network; see model_zoo/network/architectures.py")
+    cutoff: float = Field(
+        default=5.0, gt=0, le=100, description="A; atoms further apart are not neighbours"
+    )
+
+    @property
+    def fewest_weights(self) -> int:
+        """A lower bound of the number of weights, computed without building the network.
+
+        A model folder whose settings ask for more weights than its files can hold is refused before
+        any memory is taken.
+        """
+        return 0
+
+
+class Network(nn.Module, ABC):
+    """Atomic numbers and edge vectors -> invariant features of every atom.
+
+    A subclass takes its config and the mean number of neighbours in the training data. It must be
+    differentiable twice, since forces are a first derivative and training on them needs a second.
+    Features and their first two derivatives must be continuous where an edge crosses the cutoff;
+    `radial.polynomial_envelope` does that.
+    """
+
+    def __init__(self, config: NetworkConfig, num_neighbours: float) -> None:
+        super().__init__()
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """F, the number of features of an atom."""
+
+    @property
+    @abstractmethod
+    def receptive_field(self) -> float:
+        """Largest distance in A from which an atom can influence the features of another."""
+
+    @property
+    @abstractmethod
+    def element_vectors(self) -> nn.Parameter:
+        """What the network knows of each element, (119, D); the row is the atomic number.
+
+        A new element starts from its neighbours in the periodic table, and the fine-tuning strategy
+        `new-element` trains its row alone. Element vectors have no weight decay.
+        """
+
+    @abstractmethod
+    def depth_groups(self) -> list[list[nn.Parameter]]:
+        """All parameters in groups, from the input to the output.
+
+        Full fine-tuning may give groups near the input a smaller learning rate.
+        """
+
+    @abstractmethod
+    def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
+        """Modules, and the names of their weights to which LoRA may add a low-rank matrix.
+
+        The last two dimensions of each weight are those of a matrix. Adding any matrix of that
+        shape must keep the features invariant.
+        """
+
+    @abstractmethod
+    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
+        """Atomic numbers (N,) and edge vectors (E, 3) in A, in the order of `tiles` -> (N, F).
+
+        The edge vector of a slot points from its receiver to its sender. Padded slots have vectors
+        longer than the cutoff, and must contribute exactly zero.
+        """

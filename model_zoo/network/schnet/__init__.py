@@ -1,0 +1,1 @@
+"""An invariant network in the manner of SchNet: a simple baseline. Open `network.py`."""

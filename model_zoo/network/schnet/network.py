@@ -1,0 +1,113 @@
+"""SchNet: continuous-filter convolutions on distances alone (Schuett et al., NeurIPS 2017).
+
+    x_i   <- x_i + W3 ssp(W2 m_i + b2) + b3
+    m_i    = 1/sqrt(nbar) sum_j (W1 x_j) * filter(r_ij) u(r_ij / cutoff)
+    filter = W5 ssp(W4 gaussians(r) + b4) + b5
+
+ssp is the shifted softplus, nbar the mean number of neighbours, u the polynomial envelope. The
+published network switches edges off with a cosine, whose second derivative jumps at the cutoff.
+
+This network is a baseline, and the shortest example of what `interface.py` asks for. It shows how a
+network written for torch-geometric fits in: the convolution is a MessagePassing module, and the
+Gaussians and the activation are those of torch_geometric.nn.models.schnet.
+
+Shapes: N atoms, E edge slots, C channels, G Gaussians.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.models.schnet import GaussianSmearing, ShiftedSoftplus
+
+from ..embedding import ElementEmbedding
+from ..interface import Network
+from ..radial import polynomial_envelope
+from ..tiles import Tiles
+from .config import SchNetConfig
+
+
+class FilterConvolution(MessagePassing):
+    """m_i: sums what the neighbours send, multiplied by a filter of the distance."""
+
+    def __init__(self, channels: int, num_gaussians: int) -> None:
+        super().__init__(aggr="sum")
+        self.sent = nn.Linear(channels, channels, bias=False)
+        self.filter = nn.Sequential(
+            nn.Linear(num_gaussians, channels), ShiftedSoftplus(), nn.Linear(channels, channels)
+        )
+
+    def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
+        """x (N, C), edge_index (2, E), basis (E, G), envelope (E, 1) -> (N, C)."""
+        weight = self.filter(basis) * envelope
+        message: Tensor = self.propagate(edge_index, x=self.sent(x), weight=weight)
+        return message
+
+    def message(self, x_j: Tensor, weight: Tensor) -> Tensor:
+        """What an edge carries; MessagePassing fills in x_j, the features of its sender."""
+        return x_j * weight
+
+
+class SchNetLayer(nn.Module):
+    """One convolution and the update of the atom's features."""
+
+    def __init__(self, channels: int, num_gaussians: int) -> None:
+        super().__init__()
+        self.convolution = FilterConvolution(channels, num_gaussians)
+        self.update = nn.Sequential(
+            nn.Linear(channels, channels), ShiftedSoftplus(), nn.Linear(channels, channels)
+        )
+
+    def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
+        """x (N, C) -> (N, C)."""
+        return x + self.update(self.convolution(x, edge_index, basis, envelope))
+
+
+class SchNet(Network):
+    """Invariant message passing; the features of an atom are those of the last layer."""
+
+    def __init__(self, config: SchNetConfig, num_neighbours: float) -> None:
+        super().__init__(config, num_neighbours)
+        self.config = config
+        self.norm = num_neighbours**-0.5
+        self.embedding = ElementEmbedding(config.channels)
+        self.gaussians = GaussianSmearing(0.0, config.cutoff, config.num_gaussians)
+        self.layers = nn.ModuleList(
+            SchNetLayer(config.channels, config.num_gaussians) for _ in range(config.num_layers)
+        )
+
+    @property
+    def num_features(self) -> int:
+        return self.config.channels
+
+    @property
+    def receptive_field(self) -> float:
+        """Every layer looks one cutoff further, in A."""
+        return self.config.cutoff * self.config.num_layers
+
+    @property
+    def element_vectors(self) -> nn.Parameter:
+        return self.embedding.weight
+
+    def depth_groups(self) -> list[list[nn.Parameter]]:
+        return [
+            list(self.embedding.parameters()),
+            *(list(layer.parameters()) for layer in self.layers),
+        ]
+
+    def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
+        """Every linear map: the features are invariant whatever they are multiplied by."""
+        return [(module, "weight") for module in self.modules() if isinstance(module, nn.Linear)]
+
+    def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
+        """The features of the last layer, (N, C)."""
+        edge_index = torch.stack([tiles.sender, tiles.slot_receiver])
+        distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
+        envelope = polynomial_envelope(distance / self.config.cutoff) * self.norm
+        basis = self.gaussians(distance)  # (E, G)
+
+        x = self.embedding(atomic_numbers)
+        for layer in self.layers:
+            x = layer(x, edge_index, basis, envelope)
+        return x

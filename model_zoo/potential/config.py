@@ -1,0 +1,105 @@
+"""The settings of a model: those of its network, of its readout, and what the data fixed.
+
+The network's settings are a tagged union: the key `architecture` chooses the class that the other
+keys are read by. For the user all keys are on one level (`model.architecture=schnet
+model.channels=128`), and stored models have them on one level too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from ...core.settings import Settings
+from ..network.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, config_class
+from ..network.interface import NetworkConfig
+
+
+class ModelConfig(Settings):
+    """What a user chooses. All keys of the network's own config are accepted here as well.
+
+    `size` is accepted too: a name from the network's `SIZES`, which sets some keys that are not
+    given. It is not stored; the keys that it sets are.
+    """
+
+    network: SerializeAsAny[NetworkConfig]
+    readout_size: int = Field(
+        default=64, gt=0, le=8192, description="features that the energy is linear in"
+    )
+    repulsion: bool = Field(default=True, description="ZBL repulsion of cores at short distance")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_network(cls, given: Any) -> Any:
+        """Move the keys of the network into a config of the class that `architecture` names."""
+        if not isinstance(given, dict) or isinstance(given.get("network"), NetworkConfig):
+            return given
+
+        own_keys = set(cls.model_fields) - {"network"}
+        own = {key: value for key, value in given.items() if key in own_keys}
+        of_network = {key: value for key, value in given.items() if key not in own_keys}
+
+        of_network.setdefault("architecture", DEFAULT_ARCHITECTURE)
+        network_config = config_class(of_network["architecture"])
+        if "size" in of_network:
+            name = of_network.pop("size")
+            if name not in network_config.SIZES:
+                known = ", ".join(network_config.SIZES)
+                raise ValueError(f"size: unknown size {name!r}: choose one of {known}")
+            of_network = network_config.SIZES[name] | of_network
+
+        # an unknown key is reported with those of the chosen network
+        unknown = sorted(set(of_network) - set(network_config.model_fields))
+        if unknown and of_network["architecture"] != DEFAULT_ARCHITECTURE:
+            known = ", ".join(sorted({*network_config.model_fields, *own_keys}))
+            raise ValueError(
+                f"{of_network['architecture']} has no setting '{unknown[0]}': it has {known}"
+            )
+        own["network"] = network_config.model_validate(of_network)
+        return own
+
+    @model_serializer(mode="wrap")
+    def _write_network(
+        self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """All keys on one level, as they are read."""
+        own = serialize(self)
+        of_network = own.pop("network", {})
+        return of_network | own
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """The keys of the default network and of the model."""
+        own = {key: field for key, field in cls.model_fields.items() if key != "network"}
+        return dict(config_class(DEFAULT_ARCHITECTURE).model_fields) | own
+
+    @classmethod
+    def alternatives(cls) -> dict[str, type[Settings]]:
+        """The keys of the other networks."""
+        others = [tag for tag in ARCHITECTURES if tag != DEFAULT_ARCHITECTURE]
+        return {f"architecture={tag}": config_class(tag) for tag in others}
+
+    @property
+    def cutoff(self) -> float:
+        """A; atoms further apart are not neighbours."""
+        return self.network.cutoff
+
+
+class PotentialConfig(ModelConfig):
+    """The model, and what was fixed from the training data."""
+
+    levels_of_theory: list[str] = Field(
+        default=["default"], min_length=1, description="one head for each"
+    )
+    num_neighbours: float = Field(
+        default=16.0, gt=0, description="mean number of neighbours in the data"
+    )

@@ -1,0 +1,40 @@
+"""The readout: features of an atom -> its energy in every head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..network.embedding import MAX_ATOMIC_NUMBER
+
+
+class Readout(nn.Module):
+    """One hidden layer, then a linear layer for each head.
+
+        phi_i = silu(W s_i + b)             E_i = phi_i . (weight[head] + element_weight[head, z_i])
+
+    The energy is linear in both weights, which the closed-form refit relies on. The weights of an
+    element start at zero, so an element never seen in training is read out as all others are.
+
+    Shapes: N atoms, F features of the network, d features of the readout.
+    """
+
+    def __init__(self, num_features: int, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_features, size)
+        self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
+        self.element_weight = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size))
+
+    def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
+        """phi (N, d), head (N,), atomic numbers (N,) -> energies (N,) in units of the scale.
+
+        One tensor holds the weights of all heads, so every head takes part in every step.
+        """
+        row = head * (MAX_ATOMIC_NUMBER + 1) + atomic_numbers
+        own = self.element_weight.flatten(0, 1).index_select(0, row)
+        return (phi * (self.weight.index_select(0, head) + own)).sum(1)
+
+    @staticmethod
+    def activation(hidden: Tensor) -> Tensor:
+        """Outputs of the hidden layer (N, d) -> phi (N, d)."""
+        return nn.functional.silu(hidden)

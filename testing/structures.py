@@ -1,0 +1,33 @@
+"""Small structures in which the faults of potentials show."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from ..data_pipelines.batch import Batch
+from ..data_pipelines.structure import Structure
+
+
+def crystal() -> Atoms:
+    """A rattled, sheared rock-salt cell, smaller than most cutoffs: atoms see their own images."""
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    shear = np.array([[0, 0.2, 0], [0, 0, -0.1], [0.1, 0, 0]])
+    atoms.set_cell(atoms.cell.array + shear, scale_atoms=True)
+    atoms.rattle(0.15, seed=1)
+    return atoms
+
+
+def ethanol() -> Atoms:
+    """A rattled molecule, without a cell."""
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.1, seed=2)
+    return atoms
+
+
+def batch_of(systems: list[Atoms], cutoff: float, dtype: torch.dtype) -> Batch:
+    """Unlabelled structures as one batch, for the first head of a model."""
+    structures = [Structure.from_atoms(atoms, "default", "conformance") for atoms in systems]
+    return Batch.from_structures(structures, cutoff, dtype=dtype)
