@@ -9,10 +9,7 @@ Open `quickstart.py` next: it runs the other commands one after another.
 from __future__ import annotations
 
 import os
-import platform
 import sys
-import traceback
-from importlib.metadata import PackageNotFoundError, version
 
 import typer
 
@@ -78,6 +75,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
     except Exception:
+        import traceback
+
         traceback.print_exc()
         typer.secho(
             f"\nThis is a bug in evenfield ({_versions()}). "
@@ -90,6 +89,10 @@ def main() -> None:
 
 def _versions() -> str:
     """The versions that a bug report needs, without importing the packages."""
+    # imported here, since a command that works should not wait for them
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     found = [f"Python {platform.python_version()}"]
     for package in ("evenfield", "torch"):
         try:

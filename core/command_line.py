@@ -11,13 +11,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from .errors import EvenfieldError
-from .settings import Settings
+
+
+if TYPE_CHECKING:
+    # pydantic takes a fifth of a second, which `evenfield --help` need not wait for
+    from .settings import Settings
 
 
 Overrides = Annotated[

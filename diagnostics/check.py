@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,6 +102,9 @@ def structure_argument(description: str) -> Any:
 
 def check_names() -> list[str]:
     """The names of all checks, from the files in `checks/`, which are not imported for it."""
+    # imported late, as everything that the start of another command can do without
+    import pkgutil
+
     return sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
 
 
@@ -172,6 +173,8 @@ def _as_command(name: str) -> Callable[..., None]:
 
 
 def _write_json(path: Path, name: str, model: str, result: CheckResult) -> None:
+    import json
+
     content = {
         "check": name,
         "model": model,
