@@ -1,10 +1,10 @@
-"""What each part of the backbone gives and costs: training runs that differ from the default in one thing.
+"""What each part of the backbone gives and costs: training runs with one part changed.
 
     python benchmarks/ablations.py OUT DATA [--steps 600] [--seeds 0] [--only NAME ...]
 
-DATA is a converted set with a test split. Every run is the default recipe on one thread; its errors on the test split
-are at equal steps, beside the processor time of a step, so that a part can be weighed. Writes OUT.json, which is taken
-up when it is there, and OUT.png.
+DATA is a converted set with a test split. Every run is the default recipe on one thread; its errors
+on the test split are at equal steps, next to the processor time of a step, so that a part can be
+weighed. Writes OUT.json, which is taken up when it is there, and OUT.png.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         zip(figure.subplots(1, 2, sharey=True), columns.values(), strict=True)
     ):
         for row, name in enumerate(names):
-            value, colour = medians[name][number], "tab:red" if name == "default" else "tab:blue"
+            value = medians[name][number]
+            colour = "tab:red" if name == "default" else "tab:blue"
             axes.plot(value, row, "o", color=colour)
         axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     figure.suptitle(title)

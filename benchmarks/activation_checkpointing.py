@@ -1,13 +1,14 @@
-"""Does recomputing activations pay where forces are differentiated again? Memory, processor time, gradients of a step.
+"""Does recomputing activations pay when forces are differentiated again?
 
     python benchmarks/activation_checkpointing.py [--rounds 7]
 
-A step is energy and forces of rattled copper, the default loss and backward, one thread; each way takes its turn in
-every round. Memory is the most bytes of tensors that live at once, counted operator by operator. The ways:
+A step is energy and forces of rattled copper, the default loss and backward, one thread; each way
+takes its turn in every round. Memory is the most bytes of tensors that live at once, counted
+operator by operator. The ways:
 
   plain          as trained
-  layers         every layer under torch.utils.checkpoint, not reentrant: the reentrant kind, which DeepSpeed's is too,
-                 cuts the graph that forces inside the model are derived from
+  layers         every layer under torch.utils.checkpoint, not reentrant; the reentrant kind,
+                 which DeepSpeed uses too, cuts the graph that the forces need
   half batches   the same structures in two batches whose gradients are summed (engine.accumulation)
 
 Writes results/activation_checkpointing.json.
@@ -47,7 +48,8 @@ class Recomputed(nn.Module):
 
     def __init__(self, layer: nn.Module, reentrant: bool = False) -> None:
         super().__init__()
-        self.layer, self.reentrant = layer, reentrant
+        self.layer = layer
+        self.reentrant = reentrant
 
     def forward(self, *inputs: Any) -> Tensor:
         return checkpoint(self.layer, *inputs, use_reentrant=self.reentrant)
@@ -91,7 +93,8 @@ def ways(num_layers: int) -> dict[str, Callable[[], list[Tensor]]]:
     graphs = [
         Batch.from_structure(s, potentials["plain"].config.cutoff, [LEVEL]) for s in structures()
     ]
-    whole, halves = [Batch.join(graphs)], [Batch.join(graphs[:2]), Batch.join(graphs[2:])]
+    whole = [Batch.join(graphs)]
+    halves = [Batch.join(graphs[:2]), Batch.join(graphs[2:])]
     return {
         "plain": partial(gradients, potentials["plain"], whole),
         "layers": partial(gradients, potentials["layers"], whole),

@@ -1,12 +1,12 @@
-"""Two parts of a layer beside what is often done in their place, in one process, turn by turn, in CPU seconds.
+"""Two parts of a layer compared with common replacements, in turn, in CPU seconds.
 
     python benchmarks/alternatives.py [--channels 64] [--atoms 128] [--rounds 15]
 
-1. The radial network beside a table of it: cubic Hermite pieces of one pair of elements, values and slopes by distance.
-2. The Clebsch-Gordan contraction as a dense product beside one with a sparse matrix (CSR).
+1. The radial network, compared with a table of it: cubic Hermite pieces of one pair of elements.
+2. The Clebsch-Gordan contraction as a dense product, compared with a sparse one (CSR).
 
-Each with its derivative, as forces need it. Writes results/alternatives.json: seconds of the alternative over
-ours, medians and range; above 1 the alternative is slower.
+Each with its derivative, as forces need it. Writes results/alternatives.json: seconds of the
+alternative over ours, medians and range; above 1 the alternative is slower.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Callable[[],
 
 
 def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
-    """The second layer's radial network beside its table, for copper alone."""
-    backbone, cutoff = potential.backbone, potential.config.cutoff
+    """The second layer's radial network and its table, for copper alone."""
+    backbone = potential.backbone
+    cutoff = potential.config.cutoff
     network = backbone.layers[1].radial
     elements = backbone.embedding(torch.tensor([29])).detach()
 
     def ours(distance: Tensor) -> Tensor:
-        senders, receivers = (
-            distance.new_zeros(len(distance)).long(),
-            distance.new_zeros(len(distance) // NEIGHBOURS).long(),
-        )
+        senders = distance.new_zeros(len(distance)).long()
+        receivers = distance.new_zeros(len(distance) // NEIGHBOURS).long()
         envelope = polynomial_envelope(distance / cutoff)
         weights, _ = network(
             backbone.bessel(distance), envelope, elements, senders, receivers, NEIGHBOURS
         )
         return weights
 
-    first, step = 0.5, (cutoff - 0.5) / (NODES - 1)
+    first = 0.5
+    step = (cutoff - 0.5) / (NODES - 1)
     nodes = (first + step * torch.arange(NODES)).unsqueeze(1)
     padded = torch.cat([nodes, nodes[-1:].expand(-NODES % NEIGHBOURS, 1)])
     values, slopes = torch.autograd.functional.jvp(ours, padded, torch.ones_like(padded))
@@ -88,10 +88,8 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
         place = (distance - first) / step
         node = place.detach().long().clamp(0, NODES - 2)
         t = place - node
-        low, high = (
-            table.index_select(0, node.squeeze(1)),
-            table.index_select(0, node.squeeze(1) + 1),
-        )
+        low = table.index_select(0, node.squeeze(1))
+        high = table.index_select(0, node.squeeze(1) + 1)
         (v0, s0), (v1, s1) = low.chunk(2, 1), high.chunk(2, 1)
         return v0 + t * (s0 + t * (3 * (v1 - v0) - 2 * s0 - s1 + t * (2 * (v0 - v1) + s0 + s1)))
 
@@ -107,7 +105,8 @@ def radial(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
 def coupling(potential: Potential, atoms: int, rounds: int) -> dict[str, Any]:
     """The contraction of the vectors that the second layer is given, dense and sparse."""
     matrix = potential.backbone.layers[1].paths.coupling1.float()
-    sparse, transposed = matrix.to_sparse_csr(), matrix.T.contiguous().to_sparse_csr()
+    sparse = matrix.to_sparse_csr()
+    transposed = matrix.T.contiguous().to_sparse_csr()
     aggregated = torch.randn(matrix.shape[1], atoms * potential.config.network.channels)
 
     def dense_call() -> Tensor:

@@ -15,13 +15,14 @@ from evenfield.data_pipelines.sources.read import read_structures
 
 
 def copper(cells: int = 1) -> list[Atoms]:
-    """128 atoms of fcc copper in one cell or two, rattled by 0.1 A, with energy and forces of the EMT potential."""
+    """128 atoms of fcc copper in one cell or two, rattled by 0.1 A, with EMT energy and forces."""
     structures = []
     for seed in range(cells):
         atoms = bulk("Cu", cubic=True).repeat((4, 4 // cells, 2))
         atoms.rattle(0.1, seed=seed)
         atoms.calc = EMT()
-        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        energy = atoms.get_potential_energy()
+        forces = atoms.get_forces()
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
         structures.append(atoms)
     return structures

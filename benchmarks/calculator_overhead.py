@@ -1,9 +1,10 @@
-"""What the ASE calculator costs beside the network, and the first call after a load.
+"""What the ASE calculator costs in addition to the network, and the first call after a load.
 
-    python benchmarks/calculator_overhead.py [--model FOLDER_OR_NAME] [--channels 32] [--calls 60] [--repeat 4 4 4]
+    python benchmarks/calculator_overhead.py [--model FOLDER_OR_NAME] [--channels 32]
+        [--calls 60] [--repeat 4 4 4]
 
-A crystal of copper (64 atoms by default) moves by 0.01 A a call, as in dynamics.  Overhead: time of the call less time
-inside the potential, over the latter; medians over the calls.
+A crystal of copper (64 atoms by default) moves by 0.01 A a call, as in dynamics.  Overhead: time of
+the call less time inside the potential, over the latter; medians over the calls.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def level_with_copper(model: object) -> str:
 
 
 def measure(calculator: object, repeat: tuple[int, int, int], calls: int) -> dict[str, float]:
-    """Medians in ms, after the first call, which is told by itself in s."""
+    """Medians in ms, after the first call, which is listed separately in s."""
     inside: list[float] = []
     forward = calculator.potential.forward
 
@@ -75,13 +76,16 @@ def measure(calculator: object, repeat: tuple[int, int, int], calls: int) -> dic
         return out
 
     calculator.potential.forward = timed
-    rng, atoms, totals = np.random.default_rng(0), bulk("Cu") * repeat, []
+    rng = np.random.default_rng(0)
+    atoms = bulk("Cu") * repeat
+    totals = []
     for _ in range(calls + 3):
         atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
         started = time.perf_counter()
         calculator.calculate(atoms)
         totals.append(time.perf_counter() - started)
-    total, network = statistics.median(totals[3:]), statistics.median(inside[3:])
+    total = statistics.median(totals[3:])
+    network = statistics.median(inside[3:])
     outside = statistics.median(t - n for t, n in zip(totals[3:], inside[3:], strict=True))
     return {
         "atoms": len(atoms),

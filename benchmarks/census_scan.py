@@ -1,11 +1,12 @@
-"""The census beside a raw pyarrow scan of the same columns of the same files: structures per CPU second.
+"""The census compared with a raw pyarrow scan of the same columns, per CPU second.
 
     python benchmarks/census_scan.py
 
-Makes 100,000 structures of 20 to 80 atoms with 2 to 6 of 89 elements in a temporary folder, in shards as conversion
-writes them, then counts and scans them in turn, in one process.  The scan decodes the columns that the census needs
-and looks at none of them.  The figure of merit is the median over rounds of (CPU seconds of the scan) / (CPU seconds
-of the census): the share of the scan's rate that the census keeps.
+Makes 100,000 structures of 20 to 80 atoms with 2 to 6 of 89 elements in a temporary folder, in
+shards as conversion writes them, then counts and scans them in turn, in one process.  The scan
+decodes the columns that the census needs and looks at none of them.  The figure of merit is the
+median over rounds of (CPU seconds of the scan) / (CPU seconds of the census): the share of the
+scan's rate that the census keeps.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"census keeps {result['ratio']:.2f} of the scan's rate; {result['structures_per_cpu_second']}"
+        f"census keeps {result['ratio']:.2f} of the scan's rate; "
+        f"{result['structures_per_cpu_second']}"
     )
 
 

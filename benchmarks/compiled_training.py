@@ -1,11 +1,12 @@
-"""What `engine.compiled` gives on a real stream: plain and compiled steps on the same batches, in turn.
+"""What `engine.compiled` gives on a real stream: eager and compiled steps, in turn.
 
     python benchmarks/compiled_training.py DATA [--channels 32] [--batches 60] [--edge-budget 6000]
 
-DATA is a converted set. Both sides take the stream's first batches: forward, loss of energy and forces, backward.
-Writes results/compiled_training_cCHANNELS.json: processor seconds of both sides, their ratio, the share of batches that
-went the compiled way, the frame, the wall seconds of compiling, and by how much the gradients of both differ from
-those in float64: the largest relative difference of a parameter's, median and maximum over the first batches.
+DATA is a converted set. Both sides take the stream's first batches: forward, loss of energy and
+forces, backward. Writes results/compiled_training_cCHANNELS.json: processor seconds of both sides,
+their ratio, the share of batches that went the compiled way, the frame, the wall seconds of
+compiling, and by how much the gradients of both differ from those in float64: the largest relative
+difference of a parameter's, median and maximum over the first batches.
 """
 
 from __future__ import annotations

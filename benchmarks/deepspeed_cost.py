@@ -1,10 +1,11 @@
-"""What DeepSpeed costs on one process: an optimizer step by its engine beside one in plain PyTorch.
+"""What DeepSpeed costs on one process: an optimizer step by its engine and by plain PyTorch.
 
     python benchmarks/deepspeed_cost.py DATA [--steps 40]
 
-DATA is a converted set; default model and batches, one thread. Every batch is taken by each side in turn, in changing
-order: ZeRO 0, ZeRO 1, and a plain loop of forward, loss, backward, clip and AdamW. Ratios are of the processor seconds
-of one batch; given are median and quartiles of them. Writes results/deepspeed_cost.json.
+DATA is a converted set; default model and batches, one thread. Every batch is taken by each side in
+turn, in changing order: ZeRO 0, ZeRO 1, and a plain loop of forward, loss, backward, clip and
+AdamW. Ratios are of the processor seconds of one batch; given are median and quartiles of them.
+Writes results/deepspeed_cost.json.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config, data = PretrainConfig(data=arguments.data, out="none"), Collection([arguments.data])
+    config = PretrainConfig(data=arguments.data, out="none")
+    data = Collection([arguments.data])
 
     def potential() -> Potential:
         seed_everything(0)

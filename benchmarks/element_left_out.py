@@ -1,11 +1,13 @@
-"""Elements that training never saw: does the embedding's start from physical descriptors help? Forces only.
+"""Elements that training never saw: does a start from physical descriptors help?
 
-    python benchmarks/element_left_out.py SOURCE OUT [--elements Se Rh Nd Rb] [--steps 600] [--seeds 0 1]
+    python benchmarks/element_left_out.py SOURCE OUT [--elements Se Rh Nd Rb] [--steps 600]
+        [--seeds 0 1]
 
-SOURCE is converted twice with the recipe ref_labels: without any structure that holds one of the elements, to train
-on, and only those, to test on. Two models a seed differ in nothing but the vectors that the elements start from:
-from descriptors, or drawn at random with the same spread. An element's reference energy cannot be known without data,
-so energies are not compared. Runs that OUT has already are not run again. Writes results/element_left_out.json.
+SOURCE is converted twice with the recipe ref_labels: without any structure that holds one of the
+elements, to train on, and only those, to test on. Two models a seed differ in nothing but the
+vectors that the elements start from: from descriptors, or drawn at random with the same spread. An
+element's reference energy cannot be known without data, so energies are not compared. Runs that OUT
+has already are not run again. Writes results/element_left_out.json.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class RandomStart(ElementEmbedding):
 
 
 def force_errors(model: Path, data: Path, elements: list[str]) -> dict[str, float]:
-    """Mean absolute error of the forces on the atoms of each element, and on their neighbours of other elements."""
+    """Force MAE on the atoms of each element, and on their neighbours of other elements."""
     potential = model_zoo.load(str(model)).potential
     splits = read_info(data)["num_structures"]
     structures = (s for split in splits if splits[split] for s in iter_structures(data, split))

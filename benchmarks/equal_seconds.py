@@ -1,14 +1,15 @@
-"""Test errors after equal processor seconds of training, beside MACE and NequIP, each by its own trainer.
+"""Test errors after equal processor seconds of training, for evenfield, MACE and NequIP.
 
     python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON
         [--budgets 120 360 1080] [--seeds 0] [--channels 32] [--nequip-layers 4] [--nequip-l-max 1]
         [--ours KEY=VALUE ...] [--only MODEL ...]
 
-DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments. Every budget is a run with
-a schedule of its own. Counted is the processor time of the training loop: not imports, neighbour lists that are made
-before, compiling, validation or the test. MACE lowers its rate from epoch to epoch, so its epochs are made short: a
-twentieth of a run. The peers validate on at most 100 structures and are told the energies of free atoms that ours
-takes from the census. Writes OUT.json, which is taken up when it is there, and OUT.png.
+DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments. Every
+budget is a run with a schedule of its own. Counted is the processor time of the training loop: not
+imports, neighbour lists that are made before, compiling, validation or the test. MACE lowers its
+rate from epoch to epoch, so its epochs are made short: a twentieth of a run. The peers validate on
+at most 100 structures and are told the energies of free atoms that ours takes from the census.
+Writes OUT.json, which is taken up when it is there, and OUT.png.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that a result holds already; an end with one line if it was made with other settings."""
+    """Rows that a result has already; exits with one line if other settings made it."""
     if not path.is_file():
         return []
     content = json.loads(path.read_text())
     if content["settings"] != settings:
         sys.exit(
-            f"{path} was made with {content['settings']}, not {settings}: remove it or write to another file"
+            f"{path} was made with {content['settings']}, not {settings}: "
+            "remove it or write to another file"
         )
     return content["rows"]
 
@@ -77,7 +79,8 @@ class Runs:
     """The three trainers on one data set."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
+        self.options = options
+        self.folder = folder
         there = [
             split for split, number in read_info(options.data)["num_structures"].items() if number
         ]
@@ -112,11 +115,18 @@ class Runs:
     def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
         forces = np.concatenate([s.forces for s in self.parts["train"] if s.forces is not None])
         settings = {
-            **self.files, "elements": list(self.e0), "e0": self.e0, "cutoff": CUTOFF,
-            "force_rms": float(np.sqrt((forces**2).mean())), "num_neighbours": self._neighbours(),
-            "channels": self.options.channels, "layers": self.options.nequip_layers,
-            "l_max": self.options.nequip_l_max, "seconds": seconds, "seed": seed,
-        }  # fmt: skip
+            **self.files,
+            "elements": list(self.e0),
+            "e0": self.e0,
+            "cutoff": CUTOFF,
+            "force_rms": float(np.sqrt((forces**2).mean())),
+            "num_neighbours": self._neighbours(),
+            "channels": self.options.channels,
+            "layers": self.options.nequip_layers,
+            "l_max": self.options.nequip_l_max,
+            "seconds": seconds,
+            "seed": seed,
+        }
         return ask(self.options.nequip, "nequip_trainer.py", settings)
 
     def mace(self, seconds: float, seed: int) -> dict[str, Any]:
@@ -128,12 +138,12 @@ class Runs:
         return row | {"steps": batches * EPOCHS, "structures": batches * EPOCHS * BATCH_SIZE}
 
     def _mace_rate(self) -> tuple[Mace, float]:
-        """MACE's trainer, and its processor seconds for a structure, by runs of one epoch and of three."""
+        """MACE's trainer and its processor seconds per structure, from runs of 1 and 3 epochs."""
         if self._mace is None:
-            mace, batches = Mace(self.options.mace, self.folder), 20
-            probe = self._mace_settings() | {
-                "test_file": self.files["valid"]
-            }  # its errors are not read
+            mace = Mace(self.options.mace, self.folder)
+            batches = 20
+            # The errors of this probe are not read, so the smaller file serves as its test.
+            probe = self._mace_settings() | {"test_file": self.files["valid"]}
             one, three = (mace.train("probe", n, batches, **probe)["seconds"] for n in (1, 3))
             self._mace = mace, (three - one) / 2 / batches / BATCH_SIZE
         return self._mace
@@ -141,10 +151,13 @@ class Runs:
     def _mace_settings(self) -> dict[str, Any]:
         e0 = {atomic_numbers[name]: energy for name, energy in self.e0.items()}
         return MODEL | {
-            "num_channels": self.options.channels, "E0s": str(e0), "atomic_numbers": str(sorted(e0)),
-            "batch_size": BATCH_SIZE, "eval_interval": 1,  # it keeps nothing of what it did not validate
+            "num_channels": self.options.channels,
+            "E0s": str(e0),
+            "atomic_numbers": str(sorted(e0)),
+            "batch_size": BATCH_SIZE,
+            "eval_interval": 1,  # it saves only a state that it validated
             **{f"{split}_file": path for split, path in self.files.items()},
-        }  # fmt: skip
+        }
 
     def _neighbours(self) -> float:
         """Mean number of neighbours, of 200 structures."""

@@ -1,9 +1,10 @@
-"""Our own trainer for a number of processor seconds, or of steps: settings in, errors out; see equal_seconds.py.
+"""Our own trainer for a number of processor seconds or steps: settings in, errors out.
 
     python evenfield_trainer.py SETTINGS.json
 
-SETTINGS has `seconds` and a pretraining config. The end of the schedule follows from the processor time of the steps
-so far and is put right every so often. Prints one line of JSON, as nequip_trainer.py does.
+SETTINGS has `seconds` and a pretraining config. The end of the schedule follows from the processor
+time of the steps so far and is put right every so often. Prints one line of JSON, as
+nequip_trainer.py does.
 """
 
 from __future__ import annotations
@@ -30,22 +31,21 @@ MOST_STEPS = 10**6
 
 
 class Clock(Callback):
-    """Processor seconds of all steps; the first ones, which may compile, are charged as the mean of the others.
+    """Processor seconds of all steps; the first, which may compile, count as the mean of the rest.
 
     With a `budget` of seconds it moves the end of the run to where they are spent.
     """
 
     def __init__(self, budget: float | None) -> None:
-        self.budget, self.started, self.seconds, self.structures, self.steps = (
-            budget,
-            0.0,
-            0.0,
-            0,
-            0,
-        )
+        self.budget = budget
+        self.started = 0.0
+        self.seconds = 0.0
+        self.structures = 0
+        self.steps = 0
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        self.structures, self.steps = self.structures + report.structures, report.step
+        self.structures = self.structures + report.structures
+        self.steps = report.step
         if report.step == WARM_UP:
             self.started = time.process_time()
         elif report.step > WARM_UP:
@@ -66,7 +66,9 @@ def train(
     settings: dict[str, Any], *, steps: int | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
     """One run of so many steps or processor seconds: test errors, steps, structures, seconds."""
-    clock, fit, most = Clock(seconds), Trainer.fit, steps or MOST_STEPS
+    clock = Clock(seconds)
+    fit = Trainer.fit
+    most = steps or MOST_STEPS
 
     def timed(trainer: Trainer) -> bool:
         trainer.callbacks.insert(0, clock)
@@ -84,7 +86,8 @@ def train(
             Trainer.fit = fit  # type: ignore[method-assign]
         if not clock.seconds:
             sys.exit(
-                f"the clock starts after {WARM_UP} steps, of which there were {clock.steps}: ask for more"
+                f"the clock starts after {WARM_UP} steps, of which there were {clock.steps}: "
+                "ask for more"
             )
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
     kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}

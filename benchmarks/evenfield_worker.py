@@ -1,4 +1,4 @@
-"""Evenfield's side of the comparison; runs in our own virtual environment and is started by train_step.py.
+"""Evenfield's side of the comparison; train_step.py starts it in our own environment.
 
 Modes: ``eager`` and ``compile``.
 """
@@ -28,7 +28,7 @@ def make_batch(structures: list[Any], cutoff: float) -> Batch:
 
 
 def forward_of(model: torch.nn.Module, batch: Batch) -> Forward:
-    """A call for energy and forces; the model's training flag keeps the graph for the second derivative."""
+    """A call for energy and forces; the training flag keeps the graph for the second derivative."""
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
         output = model(batch)
@@ -65,7 +65,8 @@ def main() -> None:
         num_neighbours=batch.num_edges / batch.num_atoms,
     )
     torch.manual_seed(0)
-    trained, frozen = Potential(config), Potential(config).eval().requires_grad_(False)
+    trained = Potential(config)
+    frozen = Potential(config).eval().requires_grad_(False)
     if options.mode == "compile":
         compile_training(trained, batch)
         compile_for_inference(frozen)

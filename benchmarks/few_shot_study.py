@@ -1,10 +1,12 @@
-"""The few-shot study: curves of several targets beside MACE's fine-tuning, as one file, one picture and tables.
+"""The few-shot study: curves of several targets, compared with MACE's fine-tuning.
 
-    python benchmarks/few_shot_study.py OUT TARGET=CURVE.json[,CURVE.json ...] [TARGET=...] [--mace mace.json]
+    python benchmarks/few_shot_study.py OUT TARGET=CURVE.json[,CURVE.json ...] [TARGET=...]
+        [--mace mace.json]
 
-The curves are those of `evenfield finetune curve` (strategies and from scratch may stand in files of their own), MACE's
-rows those of benchmarks/mace_finetune.py on the same draws. Writes OUT.json and OUT.png and prints tables in Markdown:
-median over seeds and their number. "reaches scratch" is how many times fewer structures than from scratch with all.
+The curves are those of `evenfield finetune curve` (strategies and from scratch may stand in files
+of their own), MACE's rows those of benchmarks/mace_finetune.py on the same draws. Writes OUT.json
+and OUT.png and prints tables in Markdown: median over seeds and their number. "reaches scratch" is
+how many times fewer structures than from scratch with all.
 """
 
 from __future__ import annotations
@@ -31,9 +33,15 @@ UNITS = {
     "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0),
 }
 COLOURS = {
-    "step0": "0.6", "refit": "tab:orange", "readout": "tab:olive", "lora": "tab:green", "full": "tab:blue",
-    "scratch": "black", "MACE frozen": "tab:pink", "MACE full": "tab:red",
-}  # fmt: skip
+    "step0": "0.6",
+    "refit": "tab:orange",
+    "readout": "tab:olive",
+    "lora": "tab:green",
+    "full": "tab:blue",
+    "scratch": "black",
+    "MACE frozen": "tab:pink",
+    "MACE full": "tab:red",
+}
 
 
 def rows_of(paths: list[str], mace: list[Row], target: str) -> list[Row]:
@@ -82,11 +90,22 @@ def draw(targets: dict[str, list[Row]], path: Path) -> None:
                 middle, low, high = (
                     factor * np.array([v[k] for v in table.values()]) for k in range(3)
                 )
-                style = (
-                    "s" if strategy.startswith("MACE") else "o-" if strategy != "scratch" else "x--"
+                style = "o-"
+                if strategy == "scratch":
+                    style = "x--"
+                elif strategy.startswith("MACE"):
+                    style = "s"
+                axes.errorbar(
+                    list(table),
+                    middle,
+                    [middle - low, high - middle],
+                    fmt=style,
+                    color=colour,
+                    label=strategy,
+                    capsize=2,
+                    markersize=5,
+                    linewidth=1.2,
                 )
-                axes.errorbar(list(table), middle, [middle - low, high - middle], fmt=style, color=colour,
-                              label=strategy, capsize=2, markersize=5, linewidth=1.2)  # fmt: skip
             axes.set(xscale="log", yscale="log", xlabel="structures", ylabel=label)
             sizes = sorted({r["num_structures"] for r in rows})
             axes.set_xticks(sizes, labels=[str(size) for size in sizes])

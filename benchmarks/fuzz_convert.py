@@ -1,11 +1,11 @@
-"""Mutated files through conversion and reading: nothing may end in anything but success, quarantine or a clear error.
+"""Mutated files through conversion and reading: each must succeed or fail clearly.
 
     python benchmarks/fuzz_convert.py --files 2000
 
-Each case breaks one file (extxyz, a Parquet shard, dataset_info.json or census.json) by seeded byte flips, cuts,
-lost or doubled lines, or swapped numbers, and uses it as a user would: units are checked, the file converted, the data
-set inspected and read.  Any other exception is a crash; so is the death of the process, which names its case in
-results/fuzz_convert.json.running.
+Each case breaks one file (extxyz, a Parquet shard, dataset_info.json or census.json) by seeded byte
+flips, cuts, lost or doubled lines, or swapped numbers, and uses it as a user would: units are
+checked, the file converted, the data set inspected and read.  Any other exception is a crash; so is
+the death of the process, which names its case in results/fuzz_convert.json.running.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ NUMBER = re.compile(rb"-?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 def write_source(path: Path) -> None:
     """A dozen crystals and molecules with all labels."""
-    rng, frames = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    frames = []
     for atoms in [
         bulk("Cu", cubic=True),
         bulk("NaCl", "rocksalt", a=5.64),
@@ -92,7 +93,7 @@ def lose_line(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def double_line(data: bytes, rng: np.random.Generator) -> bytes:
-    """A line stands twice."""
+    """A line is repeated."""
     lines = data.splitlines(keepends=True)
     k = int(rng.integers(0, len(lines)))
     return b"".join([*lines[: k + 1], *lines[k:]])

@@ -2,9 +2,10 @@
 
     python benchmarks/gemm_share.py [--channels 32 64 128] [--rounds 15]
 
-128 copper atoms, one thread. In every round the step's gradients, the optimizer's step and a product of
-1024 x 1024 take turns, in CPU seconds. FLOPs are those of the matrix products that `evenfield model cost` counts,
-without padding and optimizer. Writes results/gemm_share.json: medians.
+128 copper atoms, one thread. In every round the step's gradients, the optimizer's step and a
+product of 1024 x 1024 take turns, in CPU seconds. FLOPs are those of the matrix products that
+`evenfield model cost` counts, without padding and optimizer. Writes results/gemm_share.json:
+medians.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ SIZE = 1024  # of the large product
 def measure(channels: int, rounds: int) -> dict[str, float]:
     """FLOP/s of the large product and of the step, with and without the optimizer."""
     structures = copper()
-    batch, labels = make_batch(structures, 5.0), Labels(structures)
+    batch = make_batch(structures, 5.0)
+    labels = Labels(structures)
     torch.manual_seed(0)
     config = PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_atoms)
     potential = Potential(config).train()
     compile_training(potential, batch)
-    forward, optimizer = forward_of(potential, batch), own_optimizer(potential)
+    forward = forward_of(potential, batch)
+    optimizer = own_optimizer(potential)
     matrix = torch.randn(SIZE, SIZE)
 
     def gradients() -> None:

@@ -1,13 +1,16 @@
-"""Kills a training by SIGKILL at random instants and starts it again, until it has been killed so many times.
+"""Kill a training by SIGKILL at random instants and start it again, many times.
 
-    python benchmarks/kill_stress.py [--kills 200]    # in a RAM disk with TMPDIR=/dev/shm, else it waits for fsync
+    # TMPDIR=/dev/shm puts the runs into memory; otherwise each save waits for fsync
+    python benchmarks/kill_stress.py [--kills 200]
 
-Half of the kills wait until a save has begun. A tiny model on structures that are made here, saved every second step.
-After each kill: is the newest checkpoint readable, and how many steps are lost? At the end of each run: are the weights
-those of a run that nobody killed, bit for bit, and has every step one row in its metrics, with the loss that it had
-there? That holds only if no structure was left out or seen twice. Writes results/kill_stress.json.
+Half of the kills wait until a save has begun. A tiny model on structures that are made here, saved
+every second step. After each kill: is the newest checkpoint readable, and how many steps are lost?
+At the end of each run: are the weights those of a run that nobody killed, bit for bit, and has
+every step one row in its metrics, with the loss that it had there? That holds only if no structure
+was left out or seen twice. Writes results/kill_stress.json.
 
-Every training is a fork of one process that has imported everything, so that a start costs a second.
+Every training is a fork of one process that has imported everything, so that a start costs a
+second.
 """
 
 from __future__ import annotations
@@ -103,7 +106,8 @@ def start(config: PretrainConfig) -> int:
 
 def rows_of(out: Path) -> list[dict]:
     """Whole rows of the metrics; a kill may have cut off the last one."""
-    path, rows = out / "metrics.jsonl", []
+    path = out / "metrics.jsonl"
+    rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
@@ -113,7 +117,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def await_a_save(folder: Path, pid: int) -> None:
-    """Return when a save has begun, or when the process has ended (it stays a zombie until it is waited for)."""
+    """Return when a save has begun or the process has ended (a zombie until it is waited for)."""
     while not any(folder.glob(".tmp-step-*")):
         if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return
@@ -135,7 +139,7 @@ def look(out: Path, tally: Counter) -> None:
 
 
 def stress(data: Path, folder: Path, kills: int, steps: int, rng: random.Random) -> dict:
-    """Runs until `kills` of them were killed; every run ends, is compared, and the next one begins."""
+    """Start runs until `kills` were killed; each run ends and is compared before the next."""
     untouched = config_of(data, folder / "untouched", steps)
     started = time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(start(untouched), 0)[1]) == 0
@@ -146,7 +150,9 @@ def stress(data: Path, folder: Path, kills: int, steps: int, rng: random.Random)
     run = 0
     while tally["kills"] < kills:
         config = config_of(data, folder / f"run-{run}", steps)
-        run, out, done = run + 1, Path(config.out), False
+        run = run + 1
+        out = Path(config.out)
+        done = False
         while not done:
             pid = start(config)
             if tally["kills"] < kills:
@@ -194,7 +200,8 @@ def main() -> None:
             random.Random(arguments.seed),
         )
     result = {
-        "command": f"python benchmarks/kill_stress.py --kills {arguments.kills} --steps {arguments.steps}",
+        "command": f"python benchmarks/kill_stress.py --kills {arguments.kills} "
+        f"--steps {arguments.steps}",
         "date": time.strftime("%Y-%m-%d"),
         "steps of a run": arguments.steps,
         "steps between checkpoints": EVERY,

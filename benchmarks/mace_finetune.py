@@ -1,15 +1,15 @@
-"""MACE pretrained and fine-tuned by its own trainer on the draws of `evenfield finetune curve`, for the same CPU time.
+"""MACE pretrained and fine-tuned by its own trainer on the draws of our few-shot curves.
 
     python benchmarks/mace_finetune.py MACE_PYTHON LONGTAIL OUT TARGET [TARGET ...]
         [--sizes 16 64] [--seeds 0 1 2] [--pretrain-epochs 2] [--seconds 45]
 
-MACE_PYTHON belongs to MACE's own virtual environment; LONGTAIL and TARGETs are converted data sets. MACE is pretrained
-on LONGTAIL, then fine-tuned twice on each draw: `frozen` trains its readouts alone (its --freeze 6), `full` all. The
-number of epochs of a fine-tuning comes from the processor time of one epoch, measured first, and the time given;
-start-up and the final test are not counted. Loss (universal 1/10/100), EMA, AMSGrad and rate are those that MACE's
-documentation gives
-for its foundation models; E0s in fine-tuning are its "estimated". Writes OUT/mace.json; cells that it holds are
-not trained again.
+MACE_PYTHON belongs to MACE's own virtual environment; LONGTAIL and TARGETs are converted data sets.
+MACE is pretrained on LONGTAIL, then fine-tuned twice on each draw: `frozen` trains its readouts
+alone (its --freeze 6), `full` all. The number of epochs of a fine-tuning comes from the processor
+time of one epoch, measured first, and the time given; start-up and the final test are not counted.
+Loss (universal 1/10/100), EMA, AMSGrad and rate are those that MACE's documentation gives for its
+foundation models; E0s in fine-tuning are its "estimated". Writes OUT/mace.json; cells that it holds
+are not trained again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,14 @@ from evenfield.finetune.target import hold_out, open_target
 
 KEYS = {"energy": "REF_energy", "forces": "REF_forces", "stress": "REF_stress"}
 MODEL = {
-    "model": "MACE", "num_channels": 32, "max_L": 1, "max_ell": 3, "correlation": 3, "num_interactions": 2,
+    "model": "MACE",
+    "num_channels": 32,
+    "max_L": 1,
+    "max_ell": 3,
+    "correlation": 3,
+    "num_interactions": 2,
     "r_max": 5.0,
-}  # fmt: skip
+}
 LOSS = {
     "loss": "universal",
     "energy_weight": 1,
@@ -52,7 +57,8 @@ def write(structures: list[Structure], path: Path) -> Path:
     frames = []
     for structure in structures:
         atoms = structure.to_atoms()
-        labels, atoms.calc = atoms.calc.results, None
+        labels = atoms.calc.results
+        atoms.calc = None
         for name, key in KEYS.items():
             if name in labels:
                 (atoms.arrays if name == "forces" else atoms.info)[key] = np.asarray(labels[name])
@@ -75,17 +81,28 @@ class Mace:
     def train(
         self, name: str, epochs: int, batches: int | None = None, **options: object
     ) -> dict[str, float]:
-        """Test errors (eV/A, eV/atom) and processor seconds of the epochs, each of `batches` or of all the data."""
+        """Test errors (eV/A, eV/atom) and processor seconds; an epoch has `batches` or all data."""
         assert self.process.stdin and self.process.stdout
         folder = self.out / name
         shutil.rmtree(folder, ignore_errors=True)  # MACE would go on from there
         settings = {
-            "name": name, "work_dir": folder, "max_num_epochs": epochs, "device": "cpu", "default_dtype": "float32",
-            "eval_interval": max(1, epochs // 10), "error_table": "PerAtomMAE", "seed": 0, "valid_batch_size": 16,
+            "name": name,
+            "work_dir": folder,
+            "max_num_epochs": epochs,
+            "device": "cpu",
+            "default_dtype": "float32",
+            "eval_interval": max(1, epochs // 10),
+            "error_table": "PerAtomMAE",
+            "seed": 0,
+            "valid_batch_size": 16,
             "plot": False,  # it predicts all structures once more
-            "lr": 0.01, "scheduler": "ExponentialLR", "lr_scheduler_gamma": LAST_RATE ** (1 / epochs),
-            **LOSS, **{f"{k}_key": v for k, v in KEYS.items()}, **options,
-        }  # fmt: skip
+            "lr": 0.01,
+            "scheduler": "ExponentialLR",
+            "lr_scheduler_gamma": LAST_RATE ** (1 / epochs),
+            **LOSS,
+            **{f"{k}_key": v for k, v in KEYS.items()},
+            **options,
+        }
         flags = [f"--{key}={value}" for key, value in settings.items()]
         request = {"flags": [*flags, "--ema", "--amsgrad", "--save_cpu"], "batches": batches}
         print(json.dumps(request), file=self.process.stdin, flush=True)
@@ -133,9 +150,13 @@ def cells(mace: Mace, model: Path, options: argparse.Namespace, content: dict) -
         }
         settings = {f"{k}_file": write(v, mace.out / f"{k}.xyz") for k, v in files.items()}
         settings |= {
-            "foundation_model": model, "multiheads_finetuning": False, "E0s": "estimated", "freeze": FREEZE[how],
-            "batch_size": max(1, min(5, size // 4)), "lr": options.learning_rate,
-        }  # fmt: skip
+            "foundation_model": model,
+            "multiheads_finetuning": False,
+            "E0s": "estimated",
+            "freeze": FREEZE[how],
+            "batch_size": max(1, min(5, size // 4)),
+            "lr": options.learning_rate,
+        }
         if key not in epochs:
             epochs[key] = mace.epochs_for(options.seconds, **settings)
         errors = mace.train(f"{target.name}-{size}-{how}-{seed}", epochs[key], **settings)

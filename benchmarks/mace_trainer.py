@@ -1,8 +1,9 @@
-"""MACE's own trainer as a worker, in MACE's virtual environment: a line of settings in, test errors and seconds out.
+"""MACE's own trainer as a worker in MACE's environment: settings in, errors out.
 
-A line is JSON: `flags` of mace_run_train and, if an epoch shall be shorter than a pass over the data, `batches`. One
-process serves many runs, so that imports are paid once. `seconds` is the processor time of the epochs, without
-validation; errors are those of MACE's own table, 0.1 meV/atom and meV/A.
+A line is JSON: `flags` of mace_run_train and, if an epoch shall be shorter than a pass over the
+data, `batches`. One process serves many runs, so that imports are paid once. `seconds` is the
+processor time of the epochs, without validation; errors are those of MACE's own table, 0.1 meV/atom
+and meV/A.
 """
 
 # ruff: noqa: I001, E402
@@ -41,10 +42,12 @@ class Lines(logging.Handler):
 
 
 class Portions:
-    """A loader whose epochs are a number of batches each; together they pass over the data again and again."""
+    """A loader with epochs of a fixed number of batches, which cycle through the data."""
 
     def __init__(self, loader: Any, batches: int) -> None:
-        self.loader, self.batches, self._rest = loader, batches, iter(())
+        self.loader = loader
+        self.batches = batches
+        self._rest = iter(())
 
     def __len__(self) -> int:
         return self.batches
@@ -93,11 +96,10 @@ def test_table(table: Callable[..., Any]) -> Callable[..., Any]:
 def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
     """One run of `mace_run_train`: eV/atom, eV/A and seconds."""
     seconds: list[float] = []
-    loop, lines = (
-        sys.modules["mace.tools.train"],
-        Lines(),
-    )  # the package has a function of this name
-    original, setup = loop.train_one_epoch, tools.setup_logger
+    loop = sys.modules["mace.tools.train"]
+    lines = Lines()  # the package has a function of this name
+    original = loop.train_one_epoch
+    setup = tools.setup_logger
     root = logging.getLogger()
     loop.train_one_epoch = timed(original, seconds, batches)
     try:
@@ -105,7 +107,8 @@ def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
         tools.setup_logger = lambda *a, **k: (setup(*a, **k), root.addHandler(lines))[0]
         run_train.run(build_default_arg_parser().parse_args(flags))
     finally:
-        loop.train_one_epoch, tools.setup_logger = original, setup
+        loop.train_one_epoch = original
+        tools.setup_logger = setup
         root.handlers.clear()
     rows = TEST_ROW.findall(lines.text)
     if not rows:

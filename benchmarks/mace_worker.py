@@ -1,8 +1,8 @@
-"""MACE's side of the comparison; runs in MACE's own virtual environment and is started by train_step.py.
+"""MACE's side of the comparison; train_step.py starts it in MACE's own environment.
 
-Modes: ``eager`` is what MACE's trainer and calculator do by default (e3nn compiles its contractions with
-TorchScript when a module is built); ``compile`` hands the whole model to torch.compile as MACE's own
-``mace.tools.compile.prepare`` sets it up, which traces the forces into the graph.
+Modes: ``eager`` is what MACE's trainer and calculator do by default (e3nn compiles its contractions
+with TorchScript when a module is built); ``compile`` hands the whole model to torch.compile as
+MACE's own ``mace.tools.compile.prepare`` sets it up, which traces the forces into the graph.
 """
 
 # ruff: noqa: I001
@@ -36,7 +36,7 @@ def make_batch(structures: list[Any], cutoff: float) -> tuple[Batch, list[int]]:
 def make_model(
     options: argparse.Namespace, elements: list[int], neighbors: float
 ) -> torch.nn.Module:
-    """ScaleShiftMACE at its usual settings and the harness's size; only the elements that are present."""
+    """ScaleShiftMACE with its usual settings at the size of the harness; present elements only."""
     torch.manual_seed(0)
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     hidden = [f"{options.channels}x{l}{'eo'[l % 2]}" for l in range(options.hidden_l + 1)]  # noqa: E741
@@ -81,10 +81,12 @@ def main() -> None:
     num_edges = batch.edge_index.shape[1]
     sizes = (options, elements, num_edges / batch.num_nodes)
     make = prepare(make_model) if compiled else make_model
-    trained, frozen = make(*sizes), make(*sizes).requires_grad_(False)
+    trained = make(*sizes)
+    frozen = make(*sizes).requires_grad_(False)
     parameters = list(trained.parameters())
     if compiled:
-        trained, frozen = torch.compile(trained), torch.compile(frozen)
+        trained = torch.compile(trained)
+        frozen = torch.compile(frozen)
     ready = facts(
         ["mace-torch", "torch", "e3nn"],
         mode=options.mode,

@@ -1,10 +1,10 @@
-"""Peak memory of a training step per edge, evenfield beside MACE.
+"""Peak memory of a training step per edge, evenfield and MACE.
 
     python benchmarks/memory_per_edge.py --peer-python PEER/bin/python
 
-Each side, in its own process and environment, takes a step on 128 atoms of copper and one on 512; the growth of its
-peak resident memory over the added edges is the figure. glibc gives every large block back as it is freed, so that
-what is counted is alive. Optimizer states cancel.
+Each side, in its own process and environment, takes a step on 128 atoms of copper and one on 512;
+the growth of its peak resident memory over the added edges is the figure. glibc gives every large
+block back as it is freed, so that what is counted is alive. Optimizer states cancel.
 """
 
 from __future__ import annotations

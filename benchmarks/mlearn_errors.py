@@ -1,9 +1,11 @@
-"""Test errors on the mlearn sets (Zuo et al. 2020), one model for each element as there, beside the published ones.
+"""Test errors on the mlearn sets (Zuo et al. 2020), one model for each element.
 
-    python benchmarks/mlearn_errors.py DATA OUT.json [--seconds 300] [--elements Ni Cu Li Mo Si] [--ours KEY=VALUE ...]
+    python benchmarks/mlearn_errors.py DATA OUT.json [--seconds 300]
+        [--elements Ni Cu Li Mo Si] [--ours KEY=VALUE ...]
 
-DATA holds mlearn_{Ni,Cu,Li,Mo,Si}.extxyz.gz with the published split. Every model is the default one, trained for so
-many processor seconds (see evenfield_trainer.py). OUT.json is taken up when it is there.
+DATA holds mlearn_{Ni,Cu,Li,Mo,Si}.extxyz.gz with the published split. Every model is the default
+one, trained for so many processor seconds (see evenfield_trainer.py). OUT.json is taken up when it
+is there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ RECIPE = Path(__file__).parents[1] / "data_pipelines" / "recipes" / "ref_labels.
 
 
 def run(element: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Convert one element's file and train on it; its test errors beside the best published ones."""
+    """Convert the file of one element and train on it; test errors next to the published ones."""
     with tempfile.TemporaryDirectory() as folder:
         convert(
             options.data / f"mlearn_{element}.extxyz.gz",
@@ -47,7 +49,8 @@ def run(element: str, options: argparse.Namespace) -> dict[str, Any]:
         row = ask(
             sys.executable, "evenfield_trainer.py", {"seconds": options.seconds, "config": config}
         )
-    energy, force = 1000 * row["energy_mae_per_atom"], row["force_mae"]
+    energy = 1000 * row["energy_mae_per_atom"]
+    force = row["force_mae"]
     best_energy, best_force = (
         min(column) for column in zip(*PUBLISHED[element].values(), strict=True)
     )

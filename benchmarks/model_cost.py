@@ -1,11 +1,11 @@
-"""`evenfield model cost` beside what happens: FLOPs by torch's profiler, memory by the system, of one real step.
+"""`evenfield model cost` compared with the profiler and the memory of one real step.
 
     python benchmarks/model_cost.py
 
-For every size of model a fresh process runs a small step and then a large one on fcc copper; the growth of its peak
-resident memory between the two is set against the count for the same atoms and edge slots. glibc is told to give every
-large block back as it is freed, so that the system counts what is alive; as it comes, its heap holds up to half as much
-again.
+For every size of model a fresh process runs a small step and then a large one on fcc copper; the
+growth of its peak resident memory between the two is set against the count for the same atoms and
+edge slots. glibc returns every large block as soon as it is freed, so that the system counts
+what is alive; as it comes, its heap holds up to half as much again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZES = (
 
 
 def measured(size: dict[str, int]) -> dict[str, float]:
-    """FLOPs of an inference and bytes of a training step, counted and measured, of 1,024 atoms; in this process."""
+    """FLOPs of an inference and bytes of a training step of 1,024 atoms, counted and measured."""
     torch.manual_seed(0)
     config = PotentialConfig(**size)
     potential = Potential(config)
@@ -65,7 +65,8 @@ def measured(size: dict[str, int]) -> dict[str, float]:
     slots = [len(potential.edge_vectors(batch)[1].sender) for batch in (small, large)]
     atom, edge = per_atom_and_edge(config, torch.float32, training=True)
     atom_once, edge_once = per_atom_and_edge(config, torch.float32, training=False)
-    more_atoms, more_slots = large.num_atoms - small.num_atoms, slots[1] - slots[0]
+    more_atoms = large.num_atoms - small.num_atoms
+    more_slots = slots[1] - slots[0]
     return {
         "flops_measured": flops,
         "flops_counted": atom_once.flops * large.num_atoms + edge_once.flops * slots[1],

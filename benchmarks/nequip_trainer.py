@@ -1,10 +1,11 @@
-"""NequIP's own trainer for a number of processor seconds, in NequIP's virtual environment: settings in, errors out.
+"""NequIP's own trainer for a number of processor seconds: settings in, errors out.
 
     python nequip_trainer.py SETTINGS.json
 
-Loss, optimiser, EMA and batch size are those of NequIP's tutorial configuration, float32, compiled; the rate falls by a
-cosine over the time given instead of waiting for plateaus, which short runs never see. Prints one line of JSON: test
-errors (eV/atom, eV/A), the seconds of training (not of the first steps, which compile, nor of validation), the steps.
+Loss, optimiser, EMA and batch size are those of NequIP's tutorial configuration, float32, compiled;
+the rate falls by a cosine over the time given instead of waiting for plateaus, which short runs
+never see. Prints one line of JSON: test errors (eV/atom, eV/A), the seconds of training (not of the
+first steps, which compile, nor of validation), the steps.
 """
 
 # ruff: noqa: I001, E402
@@ -37,7 +38,10 @@ class Clock(lightning.Callback):
     """Counts processor seconds of training, sets the rate by them, and ends the run."""
 
     def __init__(self, budget: float) -> None:
-        self.budget, self.steps, self.seconds, self._since = budget, 0, 0.0, 0.0
+        self.budget = budget
+        self.steps = 0
+        self.seconds = 0.0
+        self._since = 0.0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         rate = 0.5 * LEARNING_RATE * (1 + math.cos(math.pi * min(1.0, self.seconds / self.budget)))
@@ -47,7 +51,8 @@ class Clock(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now, self.steps = time.process_time(), self.steps + 1
+        now = time.process_time()
+        self.steps = self.steps + 1
         if self.steps > WARM_UP:
             self.seconds += now - self._since
         self._since = now
@@ -130,7 +135,8 @@ def main() -> None:
     set_global_state(allow_tf32=False)
     lightning.seed_everything(settings["seed"])
     data = data_module(settings)
-    module, clock = module_of(settings, data.num_datasets), Clock(settings["seconds"])
+    module = module_of(settings, data.num_datasets)
+    clock = Clock(settings["seconds"])
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=10**6,

@@ -1,8 +1,9 @@
-"""NequIP's side of the comparison; runs in NequIP's own virtual environment and is started by train_step.py.
+"""NequIP's side of the comparison; train_step.py starts it in NequIP's own environment.
 
-Modes: ``eager``; ``compile`` is its ``compile_mode``, torch.compile through the derivative, for training and for the
-calls; a single structure is run by the plain model in either mode, as NequIP does it. ``--hidden-l`` is not used:
-NequIP's features reach the degree of its edges. As its documentation advises for speed, they have no odd mirror parity.
+Modes: ``eager``; ``compile`` is its ``compile_mode``, torch.compile through the derivative, for
+training and for the calls; a single structure is run by the plain model in either mode, as NequIP
+does it. ``--hidden-l`` is not used: NequIP's features reach the degree of its edges. As its
+documentation advises for speed, they have no odd mirror parity.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def make_batch(
 
 
 def forward_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Forward:
-    """A call for energy and forces; in training mode NequIP keeps their graph for the second derivative."""
+    """A call for energy and forces; training mode keeps their graph for the second derivative."""
 
     def forward() -> tuple[torch.Tensor, torch.Tensor]:
         output = model(dict(batch))
@@ -48,7 +49,8 @@ def main() -> None:
     structures = ase.io.read(options.structures, ":")
     elements = sorted({chemical_symbols[z] for atoms in structures for z in atoms.numbers})
     batch = make_batch(structures, elements, options.cutoff)
-    num_atoms, num_edges = len(batch["pos"]), batch["edge_index"].shape[1]
+    num_atoms = len(batch["pos"])
+    num_edges = batch["edge_index"].shape[1]
 
     def make() -> torch.nn.Module:
         return NequIPGNNModel(
@@ -66,7 +68,8 @@ def main() -> None:
             avg_num_neighbors=num_edges / num_atoms,
         )
 
-    trained, frozen = make().train(), make().eval().requires_grad_(False)
+    trained = make().train()
+    frozen = make().eval().requires_grad_(False)
     parameters = list(trained.parameters())
     ready = facts(
         ["nequip", "torch", "e3nn"],

@@ -1,4 +1,4 @@
-"""What an optimizer's step costs beside the gradients of a batch: SOAP and AdamW, in one process, in CPU seconds.
+"""What a step of SOAP or AdamW costs compared with the gradients of a batch.
 
     python benchmarks/optimizer_cost.py [--rounds 9]
 
@@ -29,7 +29,8 @@ STEPS = 20  # of an optimizer in its turn: two looks at the eigenvectors
 def measure(channels: int, rounds: int) -> dict[str, float]:
     """Seconds of gradients and of each optimizer's step, and its share."""
     structures = copper(1)
-    batch, labels = make_batch(structures, 5.0), Labels(structures)
+    batch = make_batch(structures, 5.0)
+    labels = Labels(structures)
     torch.manual_seed(0)
     potential = Potential(
         PotentialConfig(channels=channels, num_neighbours=batch.num_edges / batch.num_atoms)

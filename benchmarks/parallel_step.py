@@ -1,13 +1,15 @@
-"""One rank against two, one thread each: edges per second, what a step spends its time on, what a checkpoint costs.
+"""One rank and two, one thread each: speed, the parts of a step, and a checkpoint.
 
     python benchmarks/parallel_step.py DATA [--steps 30] [--rounds 5]
 
-DATA is a converted set; model, batches and ZeRO stage 0 are the defaults. Rounds alternate between one rank, two, and
-two runs of one rank at once that know nothing of each other: what the machine can give; so its load falls on all.
-Figures are medians over rounds. Parallel efficiency is the edges per second of two ranks over twice those of one. Wall
-time shows a busy machine as well, processor time does not show waiting: both are given. `outside` is what of a step's
-wall time is not forward, backward, reduction of gradients or optimizer: data, loss, checks and metrics, and `agreeing`,
-the check of gradients and the wait for the slower rank. Writes results/parallel_step.json.
+DATA is a converted set; model, batches and ZeRO stage 0 are the defaults. Rounds alternate between
+one rank, two, and two runs of one rank at once that know nothing of each other: what the machine
+can give; so its load falls on all. Figures are medians over rounds. Parallel efficiency is the
+edges per second of two ranks over twice those of one. Wall time shows a busy machine as well,
+processor time does not show waiting: both are given. `outside` is what of a step's wall time is not
+forward, backward, reduction of gradients or optimizer: data, loss, checks and metrics, and
+`agreeing`, the check of gradients and the wait for the slower rank. Writes
+results/parallel_step.json.
 """
 
 from __future__ import annotations
@@ -78,18 +80,24 @@ class Clock(Callback):
     """Figures of the steps after the warm-up."""
 
     def __init__(self, engine: Timed) -> None:
-        self.engine, self.edges, self.wall, self.cpu = engine, 0, 0.0, 0.0
+        self.engine = engine
+        self.edges = 0
+        self.wall = 0.0
+        self.cpu = 0.0
         self._last = self._last_cpu = 0.0
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        now, cpu = time.perf_counter(), time.process_time()
+        now = time.perf_counter()
+        cpu = time.process_time()
         if report.step == WARM_UP:
-            self.engine.seconds, self.engine.agreeing = dict.fromkeys(self.engine.seconds, 0.0), 0.0
+            self.engine.seconds = dict.fromkeys(self.engine.seconds, 0.0)
+            self.engine.agreeing = 0.0
         elif report.step > WARM_UP:
             self.edges += report.edges
             self.wall += now - self._last
             self.cpu += cpu - self._last_cpu
-        self._last, self._last_cpu = now, cpu
+        self._last = now
+        self._last_cpu = cpu
 
 
 def work(folder: str, steps: int) -> dict[str, Any] | None:
@@ -169,7 +177,7 @@ def round_of(runs: list[int], folder: str, steps: int) -> list[dict[str, Any]]:
 
 
 def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians, and efficiencies of the rounds: the edges per second over twice those of one rank."""
+    """Medians, and the efficiency of each round: edges per second over twice those of one rank."""
     result: dict[str, Any] = {}
     for name, rows in rounds.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
@@ -211,7 +219,8 @@ def main() -> None:
             middle = {key: statistics.mean(own[key] for own in figures) for key in figures[0]}
             rounds[name].append(middle)
     result = {
-        "command": f"python benchmarks/parallel_step.py DATA --steps {arguments.steps} --rounds {arguments.rounds}",
+        "command": f"python benchmarks/parallel_step.py DATA --steps {arguments.steps} "
+        f"--rounds {arguments.rounds}",
         "date": time.strftime("%Y-%m-%d"),
         "cores": os.cpu_count(),
         "load of the machine at the end": os.getloadavg()[1],

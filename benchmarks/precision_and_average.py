@@ -1,10 +1,12 @@
-"""Validation errors of float32 and bfloat16 training at equal steps, and of averaged weights beside the trained ones.
+"""Errors of float32 and bfloat16 training at equal steps, and of averaged weights.
 
-    python benchmarks/precision_and_average.py DATA [--steps 300] [--seeds 0 1 2] [--precisions float32 bfloat16]
+    python benchmarks/precision_and_average.py DATA [--steps 300] [--seeds 0 1 2]
+        [--precisions float32 bfloat16]
 
-DATA is a converted set. Every run is the default model on one thread with the default schedule; errors are on the whole
-validation split at half of the steps and at the end, in float32 for all. Of bfloat16 it gives the error over that of
-float32 at the same seed. Writes results/precision_and_average_STEPS.json; runs that it holds are not run again.
+DATA is a converted set. Every run is the default model on one thread with the default schedule;
+errors are on the whole validation split at half of the steps and at the end, in float32 for all. Of
+bfloat16 it gives the error over that of float32 at the same seed. Writes
+results/precision_and_average_STEPS.json; runs that it holds are not run again.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Errors(Callback):
     def __init__(
         self, data: Collection, averages: list[WeightAverage], steps: tuple[int, ...]
     ) -> None:
-        self.data, self.averages, self.steps = data, averages, steps
+        self.data = data
+        self.averages = averages
+        self.steps = steps
         self.rows: dict[str, dict[str, Any]] = {}
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
@@ -81,7 +85,8 @@ def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
         world_size=1,
     )
     averages = [WeightAverage(potential, AverageConfig(decay=decay)) for decay in DECAYS]
-    errors, clock = Errors(data, averages, (steps // 2, steps)), Clock()
+    errors = Errors(data, averages, (steps // 2, steps))
+    clock = Clock()
     Trainer(engine, stream, config.loss, config.engine, steps, [clock, *averages, errors]).fit()
     return {"seconds_of_steps": round(clock.seconds, 1), **errors.rows}
 
@@ -95,7 +100,7 @@ class Clock(Callback):
 
 
 def penalties(runs: dict[str, Any], seeds: list[int], steps: int) -> dict[str, list[float]]:
-    """Error of bfloat16 over that of float32 less 1 at the end, in percent: the median over seeds, then each seed's."""
+    """Final error of bfloat16 relative to float32, in percent: median and every seed."""
     last = f"step {steps}"
     pairs = [(runs[f"bfloat16, seed {seed}"], runs[f"float32, seed {seed}"]) for seed in seeds]
     rows = {}

@@ -1,8 +1,9 @@
-"""Seconds of the closed-form refit, core radii included: 32 structures of 64 atoms, energies and forces.
+"""Seconds of the closed-form refit with core radii: 32 structures of 64 atoms.
 
     python benchmarks/refit_speed.py [--structures 32] [--threads 2] [--model FOLDER]
 
-Without a model the default potential with random weights is taken, on whose values the work does not depend.
+Without a model the default potential with random weights is taken, on whose values the work does
+not depend.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ COPPER = 29
 
 def copper(number: int, level: str) -> list[Structure]:
     """Rattled crystals of 64 atoms with EMT labels."""
-    rng, structures = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    structures = []
     for k in range(number):
         atoms = bulk("Cu", cubic=True) * (2, 2, 4)
         atoms.rattle(0.08, rng=rng)
@@ -62,7 +64,8 @@ def main(words: list[str] | None = None) -> dict[str, float]:
         else Potential(PotentialConfig(num_neighbours=42.0))
     )
     structures = copper(arguments.structures, potential.config.levels_of_theory[0])
-    started, processor = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
+    processor = time.process_time()
     refit_radii(potential.eval(), 0, structures)
     radii = time.perf_counter() - started
     report, _ = refit_readout(potential, 0, structures, known={COPPER}, known_e0={COPPER})

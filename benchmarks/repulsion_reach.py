@@ -2,10 +2,10 @@
 
     python benchmarks/repulsion_reach.py DATA [DATA ...] [--split test]
 
-DATA are converted sets. For each, and for each reach (of the sum of covalent radii; 0 is without) and for radii that
-are fitted to the training split, the MAE that is left: of the forces, of all structures and of those whose force RMS is
-below and above 5 eV/A, and of the energies per atom after E0, fitted to the same structures. Writes
-results/repulsion_reach.json.
+DATA are converted sets. For each, and for each reach (of the sum of covalent radii; 0 is without)
+and for radii that are fitted to the training split, the MAE that is left: of the forces, of all
+structures and of those whose force RMS is below and above 5 eV/A, and of the energies per atom
+after E0, fitted to the same structures. Writes results/repulsion_reach.json.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def main() -> None:
         rows = {str(reach): left_over(structures, silent(levels, reach)) for reach in REACHES}
         results[folder.name] = rows | {"fitted": left_over(structures, fitted(folder, levels))}
         print(
-            f"{folder.name}: {len(structures)} structures; MAE of forces: all, below, above {LIMIT:g} eV/A; energy"
+            f"{folder.name}: {len(structures)} structures; "
+            f"MAE of forces: all, below, above {LIMIT:g} eV/A; energy"
         )
         for reach, row in results[folder.name].items():
             print(f"  reach {reach}: " + "  ".join(f"{value:.3f}" for value in row.values()))

@@ -1,8 +1,9 @@
-"""Errors per element with and without importance weights, at equal steps, over seeds: table, heat map, JSON.
+"""Errors per element with and without importance weights, at equal steps, over seeds.
 
     python benchmarks/reweighting.py DATA OUT NAME [--steps 2500] [--seeds 0 1 2]
 
-DATA is a converted set. Runs that OUT has already are not run again. Writes results/reweighting_NAME.json and .png.
+DATA is a converted set. Runs that OUT has already are not run again. Writes
+results/reweighting_NAME.json and .png.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ FIGURES = {
     "force MAE, all components (eV/A)": "force_mae",
     "energy MAE (eV/atom)": "energy_mae_per_atom",
 }
-EXTREME = 10.0  # eV/A, force RMS of a structure; a few such test structures can make up half of all errors
+# eV/A, force RMS of a structure; a few such test structures can make up half of all errors
+EXTREME = 10.0
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -110,10 +112,11 @@ def print_table(rows: dict[str, Any]) -> None:
 
 
 def error_goes_with(evaluation: ErrorSummary) -> dict[str, float]:
-    """Over elements: Spearman correlation of the force MAE, and its mean over the rarest and the commonest quarter."""
+    """Spearman correlations of the force MAE over elements, and its mean over two quarters."""
     rows = [row for row in evaluation.per_element.values() if row.force_mae is not None]
     rows.sort(key=lambda row: row.num_train_structures)
-    errors, quarter = [row.force_mae for row in rows], len(rows) // 4
+    errors = [row.force_mae for row in rows]
+    quarter = len(rows) // 4
     return {
         "spearman_with_force_rms": float(spearmanr(errors, [row.force_rms for row in rows])[0]),
         "spearman_with_train_structures": float(
@@ -178,7 +181,8 @@ def main() -> None:
     print_table(calm)
     draw(evaluations, RESULTS / f"reweighting_{options.name}.png", options.name)
     content = {
-        "command": f"python benchmarks/reweighting.py DATA OUT {options.name} --steps {options.steps}",
+        "command": f"python benchmarks/reweighting.py DATA OUT {options.name} "
+        f"--steps {options.steps}",
         "modes": MODES,
         "seeds": options.seeds,
         "figures": rows,

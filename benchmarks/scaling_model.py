@@ -1,8 +1,9 @@
-"""The step-time model of docs/scaling.md: its tables, from results/parallel_step.json and the stated assumptions.
+"""The step-time model of docs/scaling.md: its tables and its check.
 
     python benchmarks/scaling_model.py
 
-t(n) = t_compute + t_reduce(n) + 2 t_flags(n) + t_outside, each explained in docs/scaling.md. Prints Markdown.
+t(n) = t_compute + t_reduce(n) + 2 t_flags(n) + t_outside, each explained in docs/scaling.md. Prints
+Markdown.
 """
 
 from __future__ import annotations
@@ -67,14 +68,18 @@ def num_parameters(channels: int) -> int:
 
 
 def check() -> list[str]:
-    """The model's efficiency at two ranks from the parts measured at one rank and the reduction measured at two."""
+    """Efficiency at two ranks, from the parts at one rank and the reduction at two."""
     measured = json.loads(MEASURED.read_text())
-    one, two = measured["1 rank"], measured["2 ranks"]
+    one = measured["1 rank"]
+    two = measured["2 ranks"]
     step_two = 1.0 / (1.0 - (two["share_reduce_clip_update"] - one["share_reduce_clip_update"]))
     return [
-        f"time outside, of a step: {one['share_outside']:.1%} at one rank, {two['share_outside']:.1%} at two",
-        f"reduction, of a step at two ranks: {1 - 1 / step_two:.1%}, so the model says {1 / step_two:.1%} efficiency",
-        f"measured efficiency: {measured['efficiency of 2 ranks by wall time'][0]:.1%} by wall time, "
+        f"time outside, of a step: {one['share_outside']:.1%} at one rank, "
+        f"{two['share_outside']:.1%} at two",
+        f"reduction, of a step at two ranks: {1 - 1 / step_two:.1%}, "
+        f"so the model says {1 / step_two:.1%} efficiency",
+        f"measured efficiency: {measured['efficiency of 2 ranks by wall time'][0]:.1%} "
+        f"by wall time, "
         f"{measured['efficiency of 2 ranks by cpu time'][0]:.1%} by processor time",
     ]
 
@@ -86,7 +91,8 @@ def table(channels: int, machine: Machine) -> list[str]:
     rows = [
         f"{channels} channels, {parameters / 1e6:.2f} M parameters, {EDGES:,} edges a rank:",
         "",
-        "| GPUs | step, ms | reduce | flags | straggler | efficiency | structures a step | hours an epoch |",
+        "| GPUs | step, ms | reduce | flags | straggler | efficiency | structures a step "
+        "| hours an epoch |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for ranks in (1, 8, 64, 256, 1024):
@@ -94,8 +100,9 @@ def table(channels: int, machine: Machine) -> list[str]:
         per_step = ranks * EDGES / EDGES_PER_STRUCTURE
         hours = DATA_SET / per_step * parts["step"] / 3600
         rows.append(
-            f"| {ranks:,} | {1e3 * parts['step']:.1f} | {1e3 * parts['reduce']:.2f} | {1e3 * parts['flags']:.1f} | "
-            f"{1e3 * parts['straggler']:.2f} | {single / parts['step']:.0%} | {per_step:,.0f} | {hours:,.2f} |"
+            f"| {ranks:,} | {1e3 * parts['step']:.1f} | {1e3 * parts['reduce']:.2f} "
+            f"| {1e3 * parts['flags']:.1f} | {1e3 * parts['straggler']:.2f} "
+            f"| {single / parts['step']:.0%} | {per_step:,.0f} | {hours:,.2f} |"
         )
     return rows
 

@@ -2,9 +2,10 @@
 
     python benchmarks/size_scaling.py [--compiled]
 
-fcc copper, rattled, from 64 to 8,000 atoms, neighbour list included. The exponent is the slope of log(seconds) over
-log(atoms), once through all sizes and once from 512 atoms on, where the fixed cost of a call is small. Writes
-results/size_scaling.json, size_scaling_compiled.json with --compiled.
+fcc copper, rattled, from 64 to 8,000 atoms, neighbour list included. The exponent is the slope of
+log(seconds) over log(atoms), once through all sizes and once from 512 atoms on, where the fixed
+cost of a call is small. Writes results/size_scaling.json, size_scaling_compiled.json with
+--compiled.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""One training on a real Slurm of two nodes, preempted again and again: does it come back, and with the same bits?
+"""A training on a real Slurm of two nodes, preempted again and again: same bits?
 
-    python benchmarks/slurm_cycles.py DATA [--cycles 5]    # as root, with slurmctld, slurmd and munged installed
+    # as root, with slurmctld, slurmd and munged installed
+    python benchmarks/slurm_cycles.py DATA [--cycles 5]
 
-DATA is a converted set. The Slurm is that of tests/slurm. A job of slurm/pretrain.sbatch is preempted by an urgent job
-that wants both nodes, once it has made eight steps since its last start; then it has to save, go back to the queue,
-resume. At the end its weights are compared with those of a job that nobody disturbed. Writes results/slurm_cycles.json.
+DATA is a converted set. The Slurm is that of tests/slurm. A job of slurm/pretrain.sbatch is
+preempted by an urgent job that wants both nodes, once it has made eight steps since its last start;
+then it has to save, go back to the queue, resume. At the end its weights are compared with those of
+a job that nobody disturbed. Writes results/slurm_cycles.json.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ SETTINGS = {
 
 class Job:
     def __init__(self, cluster: Cluster, work: Path, name: str) -> None:
-        self.cluster, self.out, self.folder = cluster, work / name, work
+        self.cluster = cluster
+        self.out = work / name
+        self.folder = work
         recipe = str(ROOT / "slurm" / "pretrain.sbatch")
         self.number = cluster.submit(
             "--chdir", str(work), recipe, "recipe.yaml", str(self.out), cwd=work
@@ -78,12 +82,14 @@ def cycle(cluster: Cluster, job: Job) -> dict[str, float]:
     """One preemption; seconds until the save, and until the first step after it."""
     saved = job.step()
     job.await_step(saved + 8)
-    restarts, started = cluster.restarts(job.number), time.monotonic()
+    restarts = cluster.restarts(job.number)
+    started = time.monotonic()
     cluster.submit(
         "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1", cwd=job.folder
     )
     cluster.wait(lambda: cluster.restarts(job.number) == restarts + 1, 120, "requeue")
-    requeued, at = time.monotonic() - started, job.step()
+    requeued = time.monotonic() - started
+    at = job.step()
     job.await_step(at + 1)
     return {
         "stopped at step": at,
@@ -116,7 +122,8 @@ def main() -> None:
             undisturbed = Job(cluster, work, "undisturbed")
             undisturbed.await_end()
             same = job.figures() == undisturbed.figures()
-            state, restarts = cluster.state(job.number), cluster.restarts(job.number)
+            state = cluster.state(job.number)
+            restarts = cluster.restarts(job.number)
         finally:
             cluster.stop()
     result = {

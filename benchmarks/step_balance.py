@@ -1,10 +1,11 @@
-"""How evenly a step falls on ranks: what an atom and an edge cost, and how far the heaviest rank is above the mean.
+"""How evenly a step falls on ranks: the cost of an atom and of an edge.
 
     python benchmarks/step_balance.py DATA [--steps 80] [--ranks 8]
 
-DATA is a converted set; default model and batches, one thread. Seconds of forward and backward of a batch are fitted by
-least squares to its atoms and its edges; with these costs the batches that the stream gives to 2 to 8 ranks
-are weighed. A step takes as long as its heaviest rank. Writes results/step_balance.json.
+DATA is a converted set; default model and batches, one thread. Seconds of forward and backward of a
+batch are fitted by least squares to its atoms and its edges; with these costs the batches that the
+stream gives to 2 to 8 ranks are weighed. A step takes as long as its heaviest rank. Writes
+results/step_balance.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "step_balance.json"
 
 
 def fitted_costs(config: PretrainConfig, data: Collection, steps: int) -> np.ndarray:
-    """Processor seconds of an atom and of an edge; without a constant, which edges that hardly vary cannot tell."""
+    """Processor seconds of an atom and of an edge; edges vary too little to fit a constant too."""
     potential = build_potential(config, data).train()
     stream = Stream(
         data.folders[0],
@@ -85,13 +86,15 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config, data = PretrainConfig(data=arguments.data, out="none"), Collection([arguments.data])
+    config = PretrainConfig(data=arguments.data, out="none")
+    data = Collection([arguments.data])
     seed_everything(0)
     costs = fitted_costs(config, data, arguments.steps)
     sizes = batches_of_ranks(config, data, arguments.steps, arguments.ranks)
     seconds = sizes @ costs  # (steps, ranks)
     result = {
-        "command": f"python benchmarks/step_balance.py DATA --steps {arguments.steps} --ranks {arguments.ranks}",
+        "command": f"python benchmarks/step_balance.py DATA --steps {arguments.steps} "
+        f"--ranks {arguments.ranks}",
         "date": time.strftime("%Y-%m-%d"),
         "ms an atom, an edge": [float(f"{1000 * cost:.3g}") for cost in costs],
         "spread between batches, of the mean": {

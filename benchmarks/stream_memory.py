@@ -2,9 +2,9 @@
 
     python benchmarks/stream_memory.py
 
-Makes a set of 10,240 structures of 20 to 80 atoms in a temporary folder, and sets 10 and 100 times as large whose
-further shards are links to its own. Each is read by a process of its own: weights are fitted, then 80 windows from all
-over an epoch are decoded. Writes results/stream_memory.json.
+Makes a set of 10,240 structures of 20 to 80 atoms in a temporary folder, and sets 10 and 100 times
+as large whose further shards are links to its own. Each is read by a process of its own: weights
+are fitted, then 80 windows from all over an epoch are decoded. Writes results/stream_memory.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The stream beside a raw Arrow scan of the same files, in CPU seconds of one process; and how full batches are.
+"""The stream compared with a raw Arrow scan of the same files, and how full batches are.
 
     python benchmarks/stream_throughput.py [--structures 100000]
 
-Makes its data in a temporary folder: structures of 20 to 80 atoms with energy, forces and stress. The sides take turns,
-five rounds; what counts is the median of the ratios. Writes results/stream_throughput.json.
+Makes its data in a temporary folder: structures of 20 to 80 atoms with energy, forces and stress.
+The sides take turns, five rounds; what counts is the median of the ratios. Writes
+results/stream_throughput.json.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def raw_scan(folder: Path) -> int:
 
 
 def streamed(stream: Stream) -> int:
-    """Take every structure of an epoch, decoded, copied by weight and shuffled; structures taken."""
+    """Take every structure of an epoch, decoded, copied by weight and shuffled; their number."""
     return sum(1 for window in range(stream.windows_per_epoch) for _ in stream.window(window))
 
 
@@ -93,7 +94,8 @@ def rate(action: Callable[[], int]) -> float:
 
 def throughput(folder: Path) -> dict:
     stream = open_stream(folder)
-    raw, ours = [], []
+    raw = []
+    ours = []
     for _ in track(range(ROUNDS), "scan and stream"):
         raw.append(rate(lambda: raw_scan(folder)))
         ours.append(rate(lambda: streamed(stream)))
@@ -106,7 +108,7 @@ def throughput(folder: Path) -> dict:
 
 
 def resume_seconds(folder: Path) -> dict:
-    """Wall seconds from opening a stream to its first batch, fresh and deep in the epoch with a state."""
+    """Wall seconds to the first batch of a fresh stream and of one resumed deep in the epoch."""
     stream = open_stream(folder)
     half = stream.windows_per_epoch // 2
     for window in range(half):
@@ -130,7 +132,7 @@ def resume_seconds(folder: Path) -> dict:
 
 
 def packing(number: int = 2000, edge_budget: int = 40_000, ranks: int = 4) -> dict:
-    """Fill of batches over sizes of 1 to 200 atoms, and the spread of edges over ranks in a step and in all."""
+    """Fill of batches over sizes of 1 to 200 atoms, and the spread of edges over ranks."""
     edges: list[list[int]] = []
     for rank in range(ranks):
         chosen = islice(synthetic(number, (1, 200)), rank, None, ranks)

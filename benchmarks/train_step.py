@@ -1,11 +1,11 @@
-"""Training step and inference call of evenfield beside a peer's: paired, interleaved, on the same structures.
+"""Training step and inference call of evenfield and a peer: paired and interleaved.
 
     python benchmarks/train_step.py --peer-python PEER/bin/python --channels 64
 
-Two workers hold the same structures in memory.  In every round each does its turn while the other waits, so
-that what else the machine does strikes both alike; the figure of merit is the median over rounds of
-(seconds of the peer) / (seconds of evenfield).  `--peer evenfield` compares us with ourselves, or with
-another checkout: the ratio of a fair clock is 1.  See README.md in this folder.
+Two workers hold the same structures in memory.  In every round each does its turn while the other
+waits, so that what else the machine does strikes both alike; the figure of merit is the median over
+rounds of (seconds of the peer) / (seconds of evenfield).  `--peer evenfield` compares us with
+ourselves, or with another checkout: the ratio of a fair clock is 1.  See README.md in this folder.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def main() -> None:
     before = os.getloadavg()[0]
     if before > 0.5:
         print(
-            f"warning: load average {before:.1f}: threads that wait for each other make busy ratios meaningless"
+            f"warning: load average {before:.1f}: with several threads, "
+            "ratios on a busy machine mean nothing"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "structures.extxyz"
@@ -161,7 +162,8 @@ def main() -> None:
         "results": results,
     }
     source = options.structures.name.split(".")[0] if options.structures else "cu128"
-    name = f"train_step_{options.mode}_{options.peer}_{options.peer_mode}_c{options.channels}_{source}.json"
+    sides = f"{options.mode}_{options.peer}_{options.peer_mode}"
+    name = f"train_step_{sides}_c{options.channels}_{source}.json"
     output = options.output or RESULTS / name
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,13 +1,15 @@
-"""Does a cheap direct-force stage before conservative training pay? Validation errors at equal processor seconds.
+"""Does a cheap direct-force stage before conservative training pay?
 
     python benchmarks/two_stages.py DATA NAME [--seconds 120] [--seeds 0 1] [--shares 0 0.5]
 
-DATA is a converted set. A run is given so many seconds of processor time, data and optimizer included; `share` of them
-go to a direct stage, the rest to conservative training from the same weights. Default model, batches, loss, AdamW and
-clip, one thread. The cosine of the learning rate runs once over the whole budget, so that share 0 is plain training;
-the second stage has a new optimizer and warms up again. In the direct stage forces are a linear readout of the l = 1
-features of all layers (the last one is given them, and loses them at the hand-over) plus the core repulsion, nothing
-is differentiated by positions, and the net force of a structure is penalised. Writes results/two_stages_NAME.json.
+DATA is a converted set. A run is given so many seconds of processor time, data and optimizer
+included; `share` of them go to a direct stage, the rest to conservative training from the same
+weights. Default model, batches, loss, AdamW and clip, one thread. The cosine of the learning rate
+runs once over the whole budget, so that share 0 is plain training; the second stage has a new
+optimizer and warms up again. In the direct stage forces are a linear readout of the l = 1 features
+of all layers (the last one is given them, and loses them at the hand-over) plus the core repulsion,
+nothing is differentiated by positions, and the net force of a structure is penalised. Writes
+results/two_stages_NAME.json.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class DirectForces(nn.Module):
-    """A potential's network with forces read out of vectors; its energies are not their potential."""
+    """A network with forces read out of vectors; its energies are not their potential."""
 
     def __init__(self, potential: Potential) -> None:
         super().__init__()
-        config, backbone = potential.config, potential.backbone
+        config = potential.config
+        backbone = potential.backbone
         self.potential = potential
         self.short = backbone.layers[-1]
         long = InteractionLayer(config.network, self.short.l_in, 1)
@@ -101,12 +104,14 @@ class DirectForces(nn.Module):
 
 @torch.no_grad()
 def copy_leading(source: InteractionLayer, target: InteractionLayer) -> None:
-    """Copy weights between layers that differ in their highest output degree only, as far as both have them."""
+    """Copy the weights that two layers share; they differ in their highest output degree only."""
     given = dict(source.named_parameters())
     for name, parameter in target.named_parameters():
-        old, new = given[name], parameter
+        old = given[name]
+        new = parameter
         if name.startswith("gates"):  # rows are (order, degree, channel)
-            orders, channels = len(source.outputs), source.outputs[0].weight.shape[1]
+            orders = len(source.outputs)
+            channels = source.outputs[0].weight.shape[1]
             old = old.view(orders, source.l_out + 1, channels, *old.shape[1:]).transpose(0, 1)
             new = new.view(orders, target.l_out + 1, channels, *new.shape[1:]).transpose(0, 1)
         degrees = min(len(old), len(new))
@@ -156,7 +161,8 @@ class Clock:
     """The share of a budget of processor seconds that is spent."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.start = seconds, time.process_time()
+        self.seconds = seconds
+        self.start = time.process_time()
 
     def spent(self) -> float:
         return (time.process_time() - self.start) / self.seconds
@@ -172,7 +178,8 @@ def run(folder: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
     batches = Stream(
         folder, config.stream, cutoff=config.model.cutoff, levels_of_theory=levels
     ).batches()
-    clock, steps = Clock(seconds), {}
+    clock = Clock(seconds)
+    steps = {}
     if share:
         model = DirectForces(potential).train()
         steps["direct"] = train(model, batches, config, clock, share)
@@ -184,7 +191,7 @@ def run(folder: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
 
 
 def over_plain(runs: dict[str, Any], share: float, seeds: list[int]) -> dict[str, list[float]]:
-    """Error over that of plain training less 1 in percent: the median over seeds, then each seed's."""
+    """Error relative to plain training, in percent: the median over seeds, then each seed."""
     rows = {}
     for name in FIGURES:
         ratios = [
@@ -206,14 +213,16 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    path, runs = RESULTS / f"two_stages_{arguments.name}.json", {}
+    path = RESULTS / f"two_stages_{arguments.name}.json"
+    runs = {}
     for seed in arguments.seeds:
         for share in arguments.shares:
             runs[f"share {share:g}, seed {seed}"] = run(
                 arguments.data, seed, share, arguments.seconds
             )
             result = {
-                "command": f"python benchmarks/two_stages.py DATA {arguments.name} --seconds {arguments.seconds:g}",
+                "command": f"python benchmarks/two_stages.py DATA {arguments.name} "
+                f"--seconds {arguments.seconds:g}",
                 "date": time.strftime("%Y-%m-%d"),
                 "units": "eV/A, eV/atom",
                 "runs": runs,

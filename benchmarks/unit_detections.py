@@ -1,9 +1,10 @@
-"""Which wrong units and signs does the check of a source notice?  Right files are made wrong, one way at a time.
+"""Which wrong units and signs does the check of a source notice?
 
     python benchmarks/unit_detections.py FILE [FILE ...]
 
-Each FILE has its labels in REF_* columns, as the recipe `ref_labels` reads them.  Prints a Markdown table: the tests
-that refused each wrong version, `-` where none did, blank where the file lacks the label.
+Each FILE has its labels in REF_* columns, as the recipe `ref_labels` reads them.  Correct files
+are made wrong in one way at a time.  Prints a Markdown table: the tests that refused each wrong
+version, `-` where none did, blank where the file lacks the label.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ class Worker:
         ]
         for key, value in sizes.items():
             command += [f"--{key.replace('_', '-')}", str(value)]
-        self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
+        self.name = name
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

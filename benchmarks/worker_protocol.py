@@ -1,9 +1,9 @@
-"""What both sides of the comparison share: one loss, one clock, one line protocol; the optimizer is each side's own.
+"""What both sides of the comparison share: loss, clock and line protocol.
 
 This file runs in the virtual environment of either side, so it imports nothing but torch and numpy.
 
-A worker prints one JSON object on a line when it is ready, its facts, and then answers each line on stdin
-with another; whatever else a library prints is not a JSON object and is passed over.
+A worker prints one JSON object on a line when it is ready, its facts, and then answers each line on
+stdin with another; whatever else a library prints is not a JSON object and is passed over.
 
 ======================  =======================================================
 line in                 line out
@@ -59,7 +59,9 @@ class Trainer:
     """Forward, loss, backward and step on one prebuilt batch."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, forward: Forward, labels: Labels) -> None:
-        self.optimizer, self.forward, self.labels = optimizer, forward, labels
+        self.optimizer = optimizer
+        self.forward = forward
+        self.labels = labels
 
     def step(self) -> torch.Tensor:
         """One training step; returns its loss."""
@@ -85,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks, for either side alike: it saves ours a quarter of a step and MACE a fifth."""
+    """Make glibc keep freed blocks on both sides: saves ours a quarter of a step, MACE a fifth."""
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
