@@ -7,9 +7,7 @@ from itertools import islice
 import torch
 
 from ..data_pipelines.stream.collection import Collection
-from ..data_pipelines.stream.mixture import Mixture
-from ..data_pipelines.stream.stream import Stream
-from ..data_pipelines.stream.virtual_ranks import Lanes
+from ..data_pipelines.stream.training_stream import TrainingStream
 from ..model_zoo.compile.padded_shape import PaddedShape, choose_padded_shape
 from .config import PretrainConfig
 
@@ -23,7 +21,7 @@ def open_stream(
     levels_of_theory: list[str],
     rank: int,
     world_size: int,
-) -> Stream | Mixture | Lanes:
+) -> TrainingStream:
     """A rank's share of the training stream, from its beginning."""
     return data.stream(
         config.stream,

@@ -7,23 +7,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..census.census import count_shards, read_census
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
 from ..structure import Structure
 from .mixture import MixingConfig, Mixture, shares_of
 from .stream import SharedWeights, Stream, StreamConfig
-from .virtual_ranks import Lanes, lanes_of_rank
+from .training_stream import StreamError, TrainingStream
+from .virtual_ranks import VirtualRanks, virtual_ranks_of
 
 
 class Collection:
-    """Converted data sets, checked when opened; raises BrokenDataSetError for a folder that is none."""
+    """Converted data sets, checked when they are opened.
+
+    Raises BrokenDataSetError for a folder that is not a converted data set, and StreamError without
+    any folder.
+    """
 
     def __init__(self, folders: list[str]) -> None:
         if not folders:
-            raise ValueError("data names no data set: give a folder, or several as data=[one,two]")
+            raise StreamError(
+                "data names no data set", remedy="give a folder, or several as data=[one,two]"
+            )
         self.folders = [Path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
 
@@ -31,30 +36,34 @@ class Collection:
         return ", ".join(map(str, self.folders))
 
     def num_structures(self, split: str) -> int:
-        """Structures of a split in all sets."""
+        """Structures of a split in all data sets."""
         return sum(info["num_structures"][split] for info in self.infos)
 
     def structures(self, split: str) -> Iterator[Structure]:
-        """All structures of a split, set after set."""
-        return chain.from_iterable(iter_structures(folder, split) for folder in self._with(split))
+        """All structures of a split, one data set after the other."""
+        return chain.from_iterable(
+            iter_structures(folder, split) for folder in self._folders_with(split)
+        )
 
     def sample(self, split: str, number: int) -> list[Structure]:
-        """Some structures of a split, evenly spaced, equally many of each set."""
-        folders = self._with(split)
-        return [
-            s
-            for folder in folders
-            for s in BlockReader(folder, split).sample(-(-number // len(folders)))
-        ]
+        """At least `number` structures if there are as many, equally many of each data set."""
+        folders = self._folders_with(split)
+        sample: list[Structure] = []
+        for folder in folders:
+            sample += BlockReader(folder, split).sample(-(-number // len(folders)))
+        return sample
 
     def census(self) -> dict[str, Any]:
-        """The census of all sets together; E0 of a level of theory that several have are fitted to all of them."""
+        """The census of all data sets together.
+
+        E0 of a level of theory that several sets have are fitted to all of them.
+        """
         if len(self.folders) == 1:
             return read_census(self.folders[0])
-        pairs = zip(self.folders, self.infos, strict=True)
-        return count_shards(
-            [folder / name for folder, info in pairs for name in info["shards"]]
-        ).to_dict()
+        shards = []
+        for folder, info in zip(self.folders, self.infos, strict=True):
+            shards += [folder / name for name in info["shards"]]
+        return count_shards(shards).to_dict()
 
     def stream(
         self,
@@ -65,38 +74,39 @@ class Collection:
         levels_of_theory: list[str],
         rank: int,
         world_size: int,
-    ) -> Stream | Mixture | Lanes:
-        """The training stream of one rank: that of the one set, or a mixture; or several lanes of it."""
-        folders = self._with("train")
+    ) -> TrainingStream:
+        """The training stream of one rank: of the one data set, or of a mixture of several.
+
+        With `stream.lanes` it is made of the virtual ranks that the rank serves.
+        Raises StreamError for shares or virtual ranks that do not fit.
+        """
+        folders = self._folders_with("train")
         counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
         weights = [SharedWeights() for _ in folders]
 
-        def lane(number: int, of: int) -> Stream | Mixture:
+        def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:
             streams = [
                 Stream(
                     folder,
                     config,
                     cutoff=cutoff,
                     levels_of_theory=levels_of_theory,
-                    rank=number,
-                    world_size=of,
-                    weights=own,
+                    rank=own_rank,
+                    world_size=num_ranks,
+                    weights=shared,
                 )
-                for folder, own in zip(folders, weights, strict=True)
+                for folder, shared in zip(folders, weights, strict=True)
             ]
             if len(streams) == 1:
                 return streams[0]
-            return Mixture(streams, np.asarray(shares_of(folders, counts, mixing)))
+            return Mixture(streams, shares_of(folders, counts, mixing))
 
         if not config.lanes:
-            return lane(rank, world_size)
-        return Lanes(
-            [lane(number, config.lanes) for number in lanes_of_rank(config.lanes, rank, world_size)]
-        )
+            return stream_of(rank, world_size)
+        own = virtual_ranks_of(config.lanes, rank, world_size)
+        return VirtualRanks([stream_of(virtual_rank, config.lanes) for virtual_rank in own])
 
-    def _with(self, split: str) -> list[Path]:
-        return [
-            f
-            for f, info in zip(self.folders, self.infos, strict=True)
-            if info["num_structures"][split]
-        ]
+    def _folders_with(self, split: str) -> list[Path]:
+        """Folders of the data sets that have structures in a split."""
+        pairs = zip(self.folders, self.infos, strict=True)
+        return [folder for folder, info in pairs if info["num_structures"][split]]

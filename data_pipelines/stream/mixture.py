@@ -12,6 +12,7 @@ from pydantic import Field
 from ...core.settings import Settings
 from ..batch import Batch
 from .stream import Stream
+from .training_stream import StreamError
 
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -31,19 +32,23 @@ class MixingConfig(Settings):
 
 
 class Mixture:
-    """Batches of several streams in stated shares; each goes through its own epochs.
+    """Batches of several streams in given shares; each stream goes through its own epochs.
 
-    Batch n of all ranks comes from the data set in whose interval of [0, 1) the point frac(n * golden ratio) lies.
-    That sequence has the lowest discrepancy of its kind, so every stretch of a run holds the shares within a batch or
-    two, where random draws would be off by their square root. It is a function of n alone: exact under resume.
+    Batch n of all ranks comes from the data set in whose interval of [0, 1) the point
+    frac(1/2 + n * golden ratio) lies. That sequence has the lowest discrepancy of its kind: every
+    stretch of a run has the right shares within a batch or two, where random draws would be off by
+    their square root. It is a function of n alone, and so exact under resume.
     """
 
-    num_lanes = 1
+    num_virtual_ranks = 1
 
     def __init__(self, streams: list[Stream], shares: np.ndarray) -> None:
-        self.streams, self.shares = streams, shares / shares.sum()
+        """`shares` need not sum to 1."""
+        self.streams = streams
+        self.shares = shares / shares.sum()
         self._edges = np.cumsum(self.shares)[:-1]
-        self.drawn = 0  # batches that this rank has taken
+        # batches that this rank has taken
+        self.drawn = 0
 
     @property
     def epoch(self) -> int:
@@ -51,17 +56,19 @@ class Mixture:
         return self.streams[0].epoch
 
     def source_of(self, number: int) -> int:
-        """Which data set gives batch `number`, counted over all ranks."""
+        """Index of the data set that gives batch `number`, counted over all ranks."""
         point = (0.5 + number * GOLDEN_RATIO) % 1.0
         return int(np.searchsorted(self._edges, point, side="right"))
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's batches from where it stands on."""
+        """This rank's batches from the current state on."""
         sources = [stream.batches() for stream in self.streams]
-        rank, world_size = self.streams[0].rank, self.streams[0].world_size
+        rank = self.streams[0].rank
+        world_size = self.streams[0].world_size
         try:
             while True:
-                batch = next(sources[self.source_of(self.drawn * world_size + rank)])
+                source = sources[self.source_of(self.drawn * world_size + rank)]
+                batch = next(source)
                 self.drawn += 1
                 yield batch
         finally:
@@ -69,33 +76,40 @@ class Mixture:
                 source.close()
 
     def state(self) -> dict[str, Any]:
-        """Where this rank stands, JSON-ready."""
-        own = {stream.folder.name: stream.state() for stream in self.streams}
-        return {"drawn": self.drawn, "sources": own}
+        """The state of this rank, JSON-ready."""
+        sources = {stream.folder.name: stream.state() for stream in self.streams}
+        return {"drawn": self.drawn, "sources": sources}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Go on from the states of all ranks, of which there may have been another number."""
+        """Continue from the states of all ranks, whose number may have been another.
+
+        Raises StreamError for a data set that was not part of the run.
+        """
         total = sum(state["drawn"] for state in states)
         self.drawn = total // self.streams[0].world_size
         for stream in self.streams:
             name = stream.folder.name
-            missing = [state for state in states if name not in state["sources"]]
-            if missing:
-                raise ValueError(
-                    f"{stream.folder}: was not part of the run that is resumed: start a new run with it"
+            if any(name not in state["sources"] for state in states):
+                raise StreamError(
+                    "was not part of the run that is resumed",
+                    file=stream.folder,
+                    remedy="start a new run with it",
                 )
             stream.load_state([state["sources"][name] for state in states])
 
 
 def shares_of(folders: list[Path], num_structures: list[int], config: MixingConfig) -> np.ndarray:
-    """Shares of batches by config, not yet normalised; ValueError when stated shares do not fit the folders."""
+    """Shares of batches, not yet normalised.
+
+    Raises StreamError where the stated shares do not fit the folders.
+    """
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
-        raise ValueError(
+        raise StreamError(
             f"data sets to mix must have different folder names: {', '.join(map(str, folders))}"
         )
     if not config.shares:
         return np.array(num_structures, dtype=float) ** (1.0 / config.temperature)
     if set(config.shares) != set(names) or min(config.shares.values()) <= 0:
-        raise ValueError(f"mixing.shares must give each of {', '.join(names)} a share above 0")
+        raise StreamError(f"mixing.shares must give each of {', '.join(names)} a share above 0")
     return np.array([config.shares[name] for name in names])

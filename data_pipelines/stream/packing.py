@@ -1,4 +1,4 @@
-"""Batches filled up to an edge budget and an atom budget, from a short look ahead."""
+"""Batches filled up to an edge budget and an atom budget, from a short look-ahead."""
 
 from __future__ import annotations
 
@@ -10,40 +10,46 @@ from ..batch import Batch
 def pack(
     graphs: Iterator[Batch], edge_budget: int, atom_budget: int, look_ahead: int
 ) -> Iterator[list[Batch]]:
-    """Fill batches up to both budgets: the oldest of `look_ahead` waiting graphs, then always the largest that fits.
+    """Group structures, each a batch of one, into lists that fill both budgets.
 
-    A graph that alone exceeds a budget makes a batch of its own.
+    A list begins with the oldest of `look_ahead` waiting structures. Then it takes the largest one
+    that still fits, until none does. With a look-ahead of 1, the order stays as it is. A structure
+    that alone exceeds a budget makes a list of its own.
     """
     waiting: list[Batch] = []
     exhausted = False
     while True:
-        batch: list[Batch] = []
-        edges = atoms = 0
+        packed: list[Batch] = []
+        edges = 0
+        atoms = 0
         while True:
+            # refill after every structure, so that the choice is always among `look_ahead`
             while not exhausted and len(waiting) < look_ahead:
                 graph = next(graphs, None)
-                exhausted = graph is None
-                waiting += [] if graph is None else [graph]
-            k = (
-                _choice(waiting, edge_budget - edges, atom_budget - atoms)
-                if batch
-                else (0 if waiting else None)
-            )
-            if k is None:
+                if graph is None:
+                    exhausted = True
+                else:
+                    waiting.append(graph)
+            if packed:
+                choice = _largest_that_fits(waiting, edge_budget - edges, atom_budget - atoms)
+            else:
+                choice = 0 if waiting else None
+            if choice is None:
                 break
-            graph = waiting.pop(k)
-            batch.append(graph)
-            edges, atoms = edges + graph.num_edges, atoms + graph.num_atoms
-        if not batch:
+            graph = waiting.pop(choice)
+            packed.append(graph)
+            edges += graph.num_edges
+            atoms += graph.num_atoms
+        if not packed:
             return
-        yield batch
+        yield packed
 
 
-def _choice(waiting: list[Batch], edges: int, atoms: int) -> int | None:
-    """The largest waiting graph that fits in what is left, the oldest of several; None when none does."""
-    fits = (
-        k
-        for k, graph in enumerate(waiting)
+def _largest_that_fits(waiting: list[Batch], edges: int, atoms: int) -> int | None:
+    """Index of the waiting structure with the most edges that fits, the oldest of equals."""
+    fitting = (
+        index
+        for index, graph in enumerate(waiting)
         if graph.num_edges <= edges and graph.num_atoms <= atoms
     )
-    return max(fits, key=lambda k: (waiting[k].num_edges, -k), default=None)
+    return max(fitting, key=lambda index: (waiting[index].num_edges, -index), default=None)

@@ -1,4 +1,4 @@
-"""A thread that prepares items while the caller uses the ones before."""
+"""A thread that prepares items while the caller uses the previous ones."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from collections.abc import Iterator
 from typing import Any
 
 
+# how long the thread waits for room before it looks whether it should stop
+STOP_INTERVAL = 0.1
+
+
 def prefetch(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """Run an iterator in a thread, at most `depth` items ahead; its exceptions are raised here."""
+    """Run an iterator in a thread, at most `depth` items ahead.
+
+    Exceptions of the iterator are raised here, after the items before them. Closing this generator
+    stops the thread.
+    """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(kind: str, value: Any) -> None:
+        # without a timeout, a full queue would keep the thread alive after the caller has left
         while not stop.is_set():
             try:
-                ready.put((kind, value), timeout=0.1)
+                ready.put((kind, value), timeout=STOP_INTERVAL)
                 return
             except queue.Full:
                 continue

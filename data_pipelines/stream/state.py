@@ -1,4 +1,7 @@
-"""Where a stream stands, without a word of ranks: which windows are finished, and what of the open ones is used."""
+"""The state of a stream: which windows are finished, and how much of the open ones is used.
+
+It names no ranks, so that any number of ranks can continue from it.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,40 @@ from typing import Any
 
 @dataclass
 class StreamState:
-    """Finished windows as (first, last, step) ranges, and the number of batches used of each open one.
+    """Finished windows, and the number of batches used of each open one.
 
-    Windows are numbered through all epochs. A rank takes every world_size-th, so that its own finished windows are
-    one range and the state stays below 1 kB however long a run is.
+    Windows are numbered through all epochs. A rank takes every `world_size`-th window, so that the
+    finished windows of one rank are one range, and the state stays below 1 kB however long a run
+    is.
     """
 
     finished: list[tuple[int, int, int]] = field(default_factory=list)
+    """Ranges of windows as (first, last, step)."""
     used: dict[int, int] = field(default_factory=dict)
+    """Window -> batches that were taken of it."""
 
     def is_finished(self, window: int) -> bool:
-        """Has this window been used up?"""
+        """Whether all batches of a window have been taken."""
         return any(
             first <= window <= last and (window - first) % step == 0
             for first, last, step in self.finished
         )
 
     def finish(self, window: int) -> None:
-        """Note that a window has been used up."""
+        """Note that all batches of a window have been taken."""
         self.used.pop(window, None)
-        first, last, step = self.finished[-1] if self.finished else (0, 0, 0)
-        if self.finished and window > last and (first == last or window == last + step):
-            self.finished[-1] = (first, window, window - last)
-        else:
-            self.finished.append((window, window, 1))
+        if self.finished:
+            first, last, step = self.finished[-1]
+            # a range of one window has no step yet
+            if window > last and (first == last or window == last + step):
+                self.finished[-1] = (first, window, window - last)
+                return
+        self.finished.append((window, window, 1))
 
     def first_unfinished(self) -> int:
         """The lowest window that is not finished."""
         window = 0
+        # jump over gapless ranges: a long run has finished millions of windows
         for first, last, step in sorted(self.finished):
             if first <= window and step == 1:
                 window = max(window, last + 1)
@@ -47,25 +56,30 @@ class StreamState:
         """JSON-ready."""
         return {
             "finished": [list(entry) for entry in self.finished],
-            "used": {str(w): n for w, n in self.used.items()},
+            "used": {str(window): number for window, number in self.used.items()},
         }
 
     @classmethod
     def merge(cls, states: list[dict[str, Any]]) -> StreamState:
-        """The states of all ranks as one, which any number of ranks can go on from."""
-        ranges = {tuple(entry) for state in states for entry in state["finished"]}
-        whole = cls(sorted(ranges))
-        low = whole.first_unfinished()
-        above = {
-            w for first, last, step in ranges for w in range(first, last + 1, step) if w >= low
-        }
+        """The states of all ranks as one, from which any number of ranks can continue."""
+        ranges = set()
+        for state in states:
+            ranges |= {tuple(entry) for entry in state["finished"]}
+        low = cls(sorted(ranges)).first_unfinished()
+
+        # everything below `low` is one range; the finished windows above it are listed one by one
         merged = cls([(0, low - 1, 1)] if low else [])
+        above = set()
+        for first, last, step in ranges:
+            above |= {window for window in range(first, last + 1, step) if window >= low}
         for window in sorted(above):
             merged.finish(window)
-        for state in (
-            states
-        ):  # a rank that went on from a checkpoint still holds what the others had used by then
+
+        # A rank that has resumed still holds what the other ranks had used at that checkpoint, so
+        # the largest number is the newest.
+        for state in states:
             for name, number in state["used"].items():
-                if not merged.is_finished(window := int(name)):
+                window = int(name)
+                if not merged.is_finished(window):
                     merged.used[window] = max(number, merged.used.get(window, 0))
         return merged

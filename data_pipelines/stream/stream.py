@@ -1,11 +1,14 @@
-"""The stream: converted shards -> weighted, shuffled, edge-budget batches, exact under resume, without end.
+"""The stream of one data set: weighted, shuffled, packed batches, exact under resume, without end.
 
 Order, a function of (seed, epoch) alone:
-  blocks (row groups) are permuted; `window_blocks` of them in a row make a window; a window's structures are
-  copied by weight, shuffled and packed into batches. Windows are numbered through all epochs, and window g belongs
-  to rank g % world_size: no rank ever waits for another at the end of an epoch.
-State: which windows are finished and how many batches of the open ones were used. It says nothing about ranks,
-so another number of ranks takes up the rest and every structure still comes once (or as often as its weight says).
+  Blocks (row groups) are permuted, and `window_blocks` of them in a row make a window. The
+  structures of a window are copied by weight, shuffled, and packed into batches. Windows are
+  numbered through all epochs, and window g belongs to rank g % world_size. No rank waits for
+  another at the end of an epoch.
+State:
+  Which windows are finished, and how many batches of the open ones were used. It names no ranks, so
+  another number of ranks can continue, and every structure still comes once in an epoch (or as
+  often as its weight says).
 """
 
 from __future__ import annotations
@@ -31,9 +34,13 @@ from ..structure import Structure
 from .packing import pack
 from .prefetch import prefetch
 from .state import StreamState
+from .training_stream import StreamError
 
 
-FITTED_BLOCKS = 512  # 131,072 structures fix the scale of the weights to some parts in a thousand
+# 131,072 structures fix the scale of the weights to some parts in a thousand
+FITTED_BLOCKS = 512
+# batches that wait for the training loop; more would only take memory
+PREFETCHED_BATCHES = 4
 
 
 class StreamConfig(Settings):
@@ -49,19 +56,21 @@ class StreamConfig(Settings):
     look_ahead: int = Field(
         default=32, gt=0, description="structures among which a batch is packed"
     )
+    # the key is older than the field's term "virtual ranks"; records of stored models contain it
     lanes: int = Field(
         default=0,
         ge=0,
-        description="batches of a step, whatever the number of ranks, which must divide it; 0 is one a rank",
+        description="virtual ranks: batches of a step, whatever the number of real ranks, which "
+        "must divide it; 0 for one per rank",
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of the order of structures")
     weights: WeightConfig = WeightConfig()
 
 
 class Stream:
-    """Training batches of one split of a converted data set, for one rank, or for one lane as if it were a rank."""
+    """Training batches of one split of a converted data set, for one rank or one virtual rank."""
 
-    num_lanes = 1
+    num_virtual_ranks = 1
 
     def __init__(
         self,
@@ -76,20 +85,35 @@ class Stream:
         dtype: torch.dtype = torch.float32,
         weights: SharedWeights | None = None,
     ) -> None:
-        """weights: those of another lane, which are then fitted once."""
-        self.folder, self.config, self.split = Path(folder), config, split
-        self.rank, self.world_size = rank, world_size
-        self.cutoff, self.levels, self.dtype = cutoff, levels_of_theory, dtype
+        """Open a data set.
+
+        cutoff: of the neighbour lists, A.
+        levels_of_theory: heads of the model, in their order.
+        dtype: precision of labels that need not be exact.
+        weights: importance weights that other virtual ranks share; they are fitted once.
+
+        Raises BrokenDataSetError for a folder that is not a converted data set.
+        """
+        self.folder = Path(folder)
+        self.config = config
+        self.split = split
+        self.rank = rank
+        self.world_size = world_size
+        self.cutoff = cutoff
+        self.levels = levels_of_theory
+        self.dtype = dtype
         self.blocks = BlockReader(folder, split)
         self.windows_per_epoch = -(-len(self.blocks) // config.window_blocks)
         self.progress = StreamState()
-        self._cursor = rank  # no window of this rank below it is unfinished
         self.shared_weights = weights or SharedWeights()
+        # no window of this rank below the cursor is unfinished
+        self._cursor = rank
 
     @property
     def weights(self) -> ElementWeights:
-        """Importance weights, fitted to the data when first asked for."""
-        with self.shared_weights.lock:  # the threads of several lanes ask at once
+        """Importance weights, fitted to the data at the first use."""
+        # virtual ranks share them, and each prepares its batches in a thread
+        with self.shared_weights.lock:
             if self.shared_weights.fitted is None:
                 self.shared_weights.fitted = fit_weights(
                     self.folder, self.split, self.config.weights, self.blocks
@@ -102,24 +126,29 @@ class Stream:
         return self._next_window() // self.windows_per_epoch
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's batches from where it stands on, epoch after epoch; the state advances as each is taken.
+        """This rank's batches, epoch after epoch; the state advances as each one is taken.
 
-        A thread prepares the next ones while the caller computes: Arrow, vesin and torch release the lock.
+        A thread prepares the next batches while the caller computes: Arrow, vesin and torch release
+        Python's lock. Raises StreamError if no structure is within the budgets.
         """
-        for batch, window, used, last in prefetch(self._produce(), depth=4):
+        for batch, window, used, is_last in prefetch(self._produce(), PREFETCHED_BATCHES):
             self.progress.used[window] = used
-            if last:
+            if is_last:
                 self.progress.finish(window)
             if batch is not None:
                 yield batch
 
     def state(self) -> dict[str, Any]:
-        """Where this rank stands, JSON-ready, below 10 kB; with the weights, so that a resume starts at once."""
+        """The state of this rank, JSON-ready, below 10 kB.
+
+        It holds the weights, because fitting them again would delay every resume.
+        """
         return self.progress.to_dict() | {"weights": self.weights.to_dict()}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Go on from the states of all ranks, of which there may have been another number."""
-        self.progress, self._cursor = StreamState.merge(states), self.rank
+        """Continue from the states of all ranks, whose number may have been another."""
+        self.progress = StreamState.merge(states)
+        self._cursor = self.rank
         self.shared_weights.fitted = ElementWeights.from_dict(states[0]["weights"])
 
     def window(self, number: int) -> Iterator[Structure]:
@@ -127,9 +156,10 @@ class Stream:
         epoch, place = divmod(number, self.windows_per_epoch)
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.blocks))
         first = place * self.config.window_blocks
-        blocks = [
-            self.blocks.block(int(k)) for k in order[first : first + self.config.window_blocks]
-        ]
+        chosen = order[first : first + self.config.window_blocks]
+        blocks = [self.blocks.block(int(index)) for index in chosen]
+
+        # rows of each block, those with several copies repeated
         rows: list[np.ndarray] = []
         for block in blocks:
             copies = np.ones(len(block), dtype=np.int64)
@@ -137,12 +167,15 @@ class Stream:
                 weights = self.weights(block.atomic_numbers, block.starts)
                 copies = num_copies(weights, block.structure_ids, self.config.seed, epoch)
             rows.append(np.repeat(np.arange(len(block)), copies))
-        owner = np.repeat(np.arange(len(blocks)), [len(own) for own in rows])
-        shuffled = np.random.default_rng([self.config.seed, epoch, place]).permutation(len(owner))
-        for index, row in zip(
-            owner[shuffled].tolist(), np.concatenate(rows)[shuffled].tolist(), strict=True
-        ):
-            yield blocks[index].structure(row)
+
+        owners = np.repeat(np.arange(len(blocks)), [len(own) for own in rows])
+        generator = np.random.default_rng([self.config.seed, epoch, place])
+        shuffled = generator.permutation(len(owners))
+        # lists: Python's own integers index a block three times as fast
+        shuffled_owners = owners[shuffled].tolist()
+        shuffled_rows = np.concatenate(rows)[shuffled].tolist()
+        for owner, row in zip(shuffled_owners, shuffled_rows, strict=True):
+            yield blocks[owner].structure(row)
 
     def _next_window(self) -> int:
         while self.progress.is_finished(self._cursor):
@@ -150,29 +183,38 @@ class Stream:
         return self._cursor
 
     def _produce(self) -> Iterator[tuple[Batch | None, int, int, bool]]:
-        """(batch, window, batches of the window used with this one, is it the last); None for an empty window."""
-        start = StreamState(
-            list(self.progress.finished), dict(self.progress.used)
-        )  # a copy: the caller's advances
-        empty = 0
+        """Batch, its window, batches of the window used with this one, and whether it is the last.
+
+        An empty window gives None instead of a batch, so that it is finished too.
+        """
+        # a copy, because the state of the stream advances while the thread is ahead
+        start = StreamState(list(self.progress.finished), dict(self.progress.used))
+        empty_windows = 0
         for window in itertools.count(self._next_window(), self.world_size):
             if start.is_finished(window):
                 continue
             number = 0
-            for number, (graphs, last) in enumerate(_mark_last(self._packed(window)), start=1):
+            for number, (graphs, is_last) in enumerate(_mark_last(self._packed(window)), start=1):
+                # packing is repeated up to the first unused batch: it depends on all before
                 if number > start.used.get(window, 0):
-                    yield self._collate(graphs), window, number, last
-            if number == 0:  # its structures have no copies in this epoch, or none fits the budget
-                yield None, window, 0, True
-            empty = 0 if number else empty + 1
-            if empty > 2 * self.windows_per_epoch:
-                raise ValueError(
-                    f"{self.folder}: no structure is within the budget of {self.config.edge_budget} edges and "
-                    f"{self.config.atom_budget} atoms: raise stream.edge_budget and stream.atom_budget"
+                    yield self._join(graphs), window, number, is_last
+
+            if number:
+                empty_windows = 0
+                continue
+            # its structures have no copies in this epoch, or none fits the budgets
+            yield None, window, 0, True
+            empty_windows += 1
+            if empty_windows > 2 * self.windows_per_epoch:
+                raise StreamError(
+                    f"no structure is within the budget of {self.config.edge_budget} edges and "
+                    f"{self.config.atom_budget} atoms",
+                    file=self.folder,
+                    remedy="raise stream.edge_budget and stream.atom_budget",
                 )
 
-    def _collate(self, graphs: list[Batch]) -> Batch:
-        """The batch; in page-locked memory where there is a GPU, so that its copy overlaps with computing."""
+    def _join(self, graphs: list[Batch]) -> Batch:
+        """One batch; page-locked if there is a GPU, so that copying overlaps with computing."""
         batch = Batch.join(graphs)
         return batch.pin_memory() if torch.cuda.is_available() else batch
 
@@ -184,25 +226,26 @@ class Stream:
         yield from pack(graphs, config.edge_budget, config.atom_budget, config.look_ahead)
 
     def _fits(self, graph: Batch) -> bool:
-        fits = (
-            graph.num_edges <= self.config.edge_budget
-            and graph.num_atoms <= self.config.atom_budget
+        """Whether a structure is within the budgets; warns if it is not."""
+        fits_edges = graph.num_edges <= self.config.edge_budget
+        fits_atoms = graph.num_atoms <= self.config.atom_budget
+        if fits_edges and fits_atoms:
+            return True
+        warnings.warn(
+            f"{graph.structure_ids[0]}: {graph.num_edges} edges, {graph.num_atoms} atoms are "
+            "beyond the budget: left out; raise stream.edge_budget and stream.atom_budget, or set "
+            "stream.oversized=alone",
+            stacklevel=2,
         )
-        if not fits:
-            warnings.warn(
-                f"{graph.structure_ids[0]}: {graph.num_edges} edges, {graph.num_atoms} atoms are beyond the budget: left "
-                "out; raise stream.edge_budget and stream.atom_budget, or set stream.oversized=alone",
-                stacklevel=2,
-            )
-        return fits
+        return False
 
     def _graph(self, structure: Structure) -> Batch:
-        weight = self.weights.per_element() if self.config.weights.loss else None
-        return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, weight)
+        element_weight = self.weights.per_element() if self.config.weights.loss else None
+        return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, element_weight)
 
 
 class SharedWeights:
-    """The importance weights of one data set, once for all lanes of a rank."""
+    """The importance weights of one data set, once for all virtual ranks of a process."""
 
     def __init__(self) -> None:
         self.fitted: ElementWeights | None = None
@@ -212,7 +255,7 @@ class SharedWeights:
 def fit_weights(
     folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader
 ) -> ElementWeights:
-    """Weights from the census's counts and the elements of up to 131,072 structures, evenly drawn."""
+    """Fit weights to the counts of the census and the elements of up to FITTED_BLOCKS blocks."""
     counts = np.zeros(NUM_ELEMENTS)
     for symbol, row in read_census(folder)["per_element"].items():
         counts[atomic_numbers[symbol]] = row["structures"].get(split, 0)
@@ -220,6 +263,7 @@ def fit_weights(
 
 
 def _mark_last(items: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    """Each item, and whether it is the last."""
     held = next(items, None)
     while held is not None:
         following = next(items, None)

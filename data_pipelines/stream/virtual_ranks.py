@@ -1,7 +1,9 @@
-"""Lanes: what one rank would read if there were as many ranks as lanes; a rank may serve several of them.
+"""Virtual ranks: the batches of a step stay the same when the number of real ranks changes.
 
-A step takes the same batches from every lane, so its global batch is a function of the number of lanes alone. Where
-that is stated (`stream.lanes`), a run may change its number of ranks and still learn from the very same batches.
+A virtual rank is the stream that one rank would read if there were as many ranks as virtual ones. A
+real rank serves one or several of them. A step takes the same number of batches from every virtual
+rank, so its global batch depends on their number alone. With `stream.lanes` set, a run may change
+its number of ranks and still learn from the very same batches.
 """
 
 from __future__ import annotations
@@ -11,29 +13,32 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from ..batch import Batch
-from .mixture import Mixture
-from .stream import Stream
+from .training_stream import StreamError, TrainingStream
 
 
-class Lanes:
-    """The lanes of one rank, whose batches come in turn."""
+# key of the state; stored checkpoints contain it
+STATE_KEY = "lanes"
 
-    def __init__(self, lanes: Sequence[Stream | Mixture]) -> None:
-        self.lanes = lanes
+
+class VirtualRanks:
+    """The virtual ranks that one real rank serves; their batches come in turn."""
+
+    def __init__(self, streams: Sequence[TrainingStream]) -> None:
+        self.streams = streams
 
     @property
-    def num_lanes(self) -> int:
-        """Lanes that this rank serves; a step takes as many batches, or a multiple."""
-        return len(self.lanes)
+    def num_virtual_ranks(self) -> int:
+        """Virtual ranks that this rank serves; a step takes as many batches, or a multiple."""
+        return len(self.streams)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the first lane's next batch."""
-        return self.lanes[0].epoch
+        """The epoch of the next batch of the first virtual rank."""
+        return self.streams[0].epoch
 
     def batches(self) -> Generator[Batch, None, None]:
-        """One batch of each lane after the other, without end; each lane is prepared in a thread of its own."""
-        sources = [lane.batches() for lane in self.lanes]
+        """One batch of each virtual rank after the other, each prepared in a thread of its own."""
+        sources = [stream.batches() for stream in self.streams]
         try:
             for source in itertools.cycle(sources):
                 yield next(source)
@@ -42,25 +47,31 @@ class Lanes:
                 source.close()
 
     def state(self) -> dict[str, Any]:
-        """Where the lanes stand, JSON-ready."""
-        return {"lanes": [lane.state() for lane in self.lanes]}
+        """The states of the virtual ranks, JSON-ready."""
+        return {STATE_KEY: [stream.state() for stream in self.streams]}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Go on from the states of all lanes, of which there may have been another number."""
-        for lane in self.lanes:
-            lane.load_state(states)
+        """Continue from the states of all virtual ranks; see `states_of_virtual_ranks`."""
+        for stream in self.streams:
+            stream.load_state(states)
 
 
-def lanes_of_rank(lanes: int, rank: int, world_size: int) -> list[int]:
-    """The lanes that a rank serves; ValueError when they cannot be dealt out evenly."""
-    if lanes % world_size:
-        raise ValueError(
-            f"stream.lanes={lanes} cannot be dealt out evenly to {world_size} ranks: set a multiple of their number, "
-            "or 0 for one lane a rank"
+def virtual_ranks_of(num_virtual_ranks: int, rank: int, world_size: int) -> list[int]:
+    """The virtual ranks that a real rank serves.
+
+    Raises StreamError where the real ranks would not serve equally many.
+    """
+    if num_virtual_ranks % world_size:
+        raise StreamError(
+            f"stream.lanes={num_virtual_ranks} cannot be divided evenly among {world_size} ranks",
+            remedy="set a multiple of their number, or 0 for one virtual rank per rank",
         )
-    return list(range(rank, lanes, world_size))
+    return list(range(rank, num_virtual_ranks, world_size))
 
 
-def states_of_lanes(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """States of ranks, which served one lane or several, as those of the lanes."""
-    return [lane for state in states for lane in state.get("lanes", [state])]
+def states_of_virtual_ranks(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """States of real ranks, which served one virtual rank or several, as those of virtual ranks."""
+    flat = []
+    for state in states:
+        flat += state.get(STATE_KEY, [state])
+    return flat

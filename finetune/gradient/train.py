@@ -15,9 +15,8 @@ from torch import nn
 
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.stream.collection import Collection
-from ...data_pipelines.stream.mixture import MixingConfig, Mixture
-from ...data_pipelines.stream.stream import Stream
-from ...data_pipelines.stream.virtual_ranks import Lanes
+from ...data_pipelines.stream.mixture import MixingConfig
+from ...data_pipelines.stream.training_stream import TrainingStream
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ...pretrain.callbacks.callback import Callback
@@ -108,7 +107,7 @@ def _stream(
     potential: Potential,
     config: GradientConfig,
     seed: int,
-) -> Stream | Mixture | Lanes:
+) -> TrainingStream:
     """The stream of pretraining over the structures, which are written into `folder` as data sets."""
     parts = {"target": train}
     shares = {}

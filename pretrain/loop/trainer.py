@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ...core.labels import LABELS
 from ...data_pipelines.batch import Batch
-from ...data_pipelines.stream.mixture import Mixture
-from ...data_pipelines.stream.stream import Stream
-from ...data_pipelines.stream.virtual_ranks import Lanes, states_of_lanes
+from ...data_pipelines.stream.training_stream import TrainingStream
+from ...data_pipelines.stream.virtual_ranks import states_of_virtual_ranks
 from ..callbacks.callback import Callback
 from .engine import Engine, EngineConfig
 from .loss import LossConfig, label_counts, weighted_loss
@@ -93,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream | Mixture | Lanes,
+        stream: TrainingStream,
         loss: LossConfig,
         engine_config: EngineConfig,
         max_steps: int,
@@ -134,7 +133,7 @@ class Trainer:
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the states of all ranks, of which there may have been another number."""
-        self.stream.load_state(states_of_lanes([state["stream"] for state in states]))
+        self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
         weight = states[0]["element_weight"]
         self.element_weight = None if weight is None else torch.tensor(weight)
         for callback in self.callbacks:
@@ -179,7 +178,7 @@ class Trainer:
         stream = self.stream.batches()
         while True:
             started, epoch = time.perf_counter(), self.stream.epoch
-            batches = list(islice(stream, self.config.accumulation * self.stream.num_lanes))
+            batches = list(islice(stream, self.config.accumulation * self.stream.num_virtual_ranks))
             waited = time.perf_counter() - started
             if self.element_weight is not None:
                 for batch in batches:

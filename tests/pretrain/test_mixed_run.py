@@ -15,6 +15,7 @@ from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.store.shards import BrokenDataSetError
 from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.training_stream import StreamError
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback
@@ -86,13 +87,12 @@ def test_mixed_run_is_exact_under_resume_and_its_card_names_both_sets(
 
 
 def test_wrong_data_is_refused(folders, run_config, tmp_path):
-    with pytest.raises(ValueError, match="data names no data set"):
+    with pytest.raises(StreamError, match="data names no data set"):
         run.pretrain(run_config(data=[]), quiet=True)
     with pytest.raises(BrokenDataSetError, match="nothing: not a converted data set"):
         run.pretrain(run_config(data=[str(folders["even"]), str(tmp_path / "nothing")]), quiet=True)
-    with pytest.raises(
-        ValueError, match=r"mixing\.shares must give each of even, odd a share above 0"
-    ):
+    fault = r"mixing\.shares must give each of even, odd a share above 0"
+    with pytest.raises(StreamError, match=fault):
         changes = {
             "data": [str(folders["even"]), str(folders["odd"])],
             "mixing": {"shares": {"even": 1.0}},

@@ -80,7 +80,7 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
 
 
 def elastic_config(data: Path, out: Path, max_steps: int, zero_stage: int) -> PretrainConfig:
-    """A run of two lanes whose learning rate does not depend on where it ends."""
+    """A run of two virtual ranks whose learning rate does not depend on where it ends."""
     engine = {
         "optimizer": "adamw", "zero_stage": zero_stage,
         "warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3,
@@ -227,7 +227,7 @@ def with_coinciding_atoms(batch: Batch) -> Batch:
 class FixedStream:
     """A stream of the same batches in every epoch."""
 
-    num_lanes = 1
+    num_virtual_ranks = 1
 
     def __init__(self, batches: list[Batch]) -> None:
         self.own, self.taken = batches, 0

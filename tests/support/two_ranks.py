@@ -61,8 +61,8 @@ def elastic(out: Path, data: Path) -> dict:
     return {"taken_up": taken_up, "seen": [name for step in steps for name in step]}
 
 
-def lanes(out: Path, data: Path) -> list[list[str]]:
-    """A run of two lanes that one rank began goes on on two, twice; the structures of its steps."""
+def virtual_ranks(out: Path, data: Path) -> list[list[str]]:
+    """A run of two virtual ranks that one rank began goes on on two, twice; the structures of its steps."""
     with noting_structures() as steps:
         for max_steps in (5, 6):
             pretrain(elastic_config(data, out, max_steps, zero_stage=2), "must", quiet=True)
@@ -126,7 +126,7 @@ def main(data: Path, out: Path) -> None:
     result["soap"] = parity(data, 0, "soap")
     result["resume"] = resume(data, out / "run", rank)
     result["elastic"] = elastic(out / "elastic", data)
-    result["lanes"] = lanes(out / "lanes", data)
+    result["lanes"] = virtual_ranks(out / "lanes", data)
     torch.save(result, out / f"rank-{rank}.pt")
     dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from evenfield.data_pipelines.stream.mixture import MixingConfig, Mixture, shares_of
 from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.training_stream import StreamError
 
 
 LEVELS = ["EMT", "EMT-scaled"]
@@ -103,7 +104,7 @@ def test_another_number_of_ranks_goes_on_with_the_schedule(folders):
 
 def test_data_set_that_was_not_there_is_refused_at_resume(folders):
     one = mixture(folders[:1], [1.0])
-    with pytest.raises(ValueError, match="two: was not part of the run that is resumed"):
+    with pytest.raises(StreamError, match="two: was not part of the run that is resumed"):
         mixture(folders, [0.5, 0.5]).load_state([one.state()])
 
 
@@ -117,7 +118,7 @@ def test_shares_go_by_size_temperature_or_statement():
         0.1,
         0.9,
     ]
-    with pytest.raises(ValueError, match=r"mixing\.shares must give each of x, y a share above 0"):
+    with pytest.raises(StreamError, match=r"mixing\.shares must give each of x, y a share above 0"):
         shares_of(folders, [1, 1], MixingConfig(shares={"x": 1.0}))
-    with pytest.raises(ValueError, match="must have different folder names: a/x, c/x"):
+    with pytest.raises(StreamError, match="must have different folder names: a/x, c/x"):
         shares_of([Path("a/x"), Path("c/x")], [1, 1], MixingConfig())

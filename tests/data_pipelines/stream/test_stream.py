@@ -18,6 +18,7 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig, num_copies
 from evenfield.data_pipelines.stream.state import StreamState
 from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.training_stream import StreamError
 from evenfield.data_pipelines.structure import Structure
 
 
@@ -234,9 +235,8 @@ def test_oversized_structures_are_left_out_by_choice_and_named(open_stream, trai
 
 @pytest.mark.filterwarnings("ignore:.*beyond the budget")
 def test_budget_that_nothing_fits_is_an_error(open_stream):
-    with pytest.raises(
-        ValueError, match="no structure is within the budget of 1 edges and 24 atoms: raise"
-    ):
+    fault = "no structure is within the budget of 1 edges and 24 atoms: raise"
+    with pytest.raises(StreamError, match=fault):
         take(open_stream(edge_budget=1, oversized="skip"), 1)
 
 

@@ -1,4 +1,7 @@
-"""Lanes: the same batches in every step on any number of ranks, also when that number changes on the way."""
+"""Virtual ranks: the same batches in every step on any number of ranks.
+
+Also when that number changes on the way.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from evenfield.data_pipelines.stream import stream as stream_module
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.stream.mixture import MixingConfig
 from evenfield.data_pipelines.stream.stream import StreamConfig
-from evenfield.data_pipelines.stream.virtual_ranks import Lanes, states_of_lanes
+from evenfield.data_pipelines.stream.training_stream import StreamError
+from evenfield.data_pipelines.stream.virtual_ranks import VirtualRanks, states_of_virtual_ranks
 
 
 SETTINGS = {"edge_budget": 300, "atom_budget": 64, "window_blocks": 2, "look_ahead": 4}
@@ -41,7 +45,7 @@ class Run:
             taken = [
                 batch
                 for k, s in enumerate(sources)
-                for batch in itertools.islice(s, self.ranks[k].num_lanes)
+                for batch in itertools.islice(s, self.ranks[k].num_virtual_ranks)
             ]
             steps.append({tuple(batch.structure_ids) for batch in taken})
         for source in sources:
@@ -50,7 +54,9 @@ class Run:
 
     def go_on(self, before: Run) -> Run:
         """From the states of another run's ranks, as a checkpoint holds them."""
-        states = states_of_lanes([json.loads(json.dumps(rank.state())) for rank in before.ranks])
+        states = states_of_virtual_ranks(
+            [json.loads(json.dumps(rank.state())) for rank in before.ranks]
+        )
         for rank in self.ranks:
             rank.load_state(states)
         return self
@@ -67,7 +73,7 @@ def test_steps_hold_the_same_batches_on_any_number_of_ranks(data_set):
     assert all(len(step) == 4 for step in whole)
     for world_size in (2, 4):
         assert Run([data_set], world_size).steps(20) == whole
-    assert Run([data_set], 4, lanes=0).steps(20) == whole  # lanes are what ranks would read
+    assert Run([data_set], 4, lanes=0).steps(20) == whole  # virtual ranks are what ranks would read
     assert Run([data_set], 1, lanes=2).steps(20) != whole
 
 
@@ -86,15 +92,15 @@ def test_epoch_holds_every_structure_once_over_a_change_of_ranks(data_set, train
     run = Run([data_set], 2, lanes=2)
     seen = Counter(name for step in run.steps(3) for batch in step for name in batch)
     run = Run([data_set], 1, lanes=2).go_on(run)
-    for lane in run.ranks[0].lanes:
-        source = lane.batches()
-        while lane.epoch == 0:
+    for stream in run.ranks[0].streams:
+        source = stream.batches()
+        while stream.epoch == 0:
             seen.update(next(source).structure_ids)
         source.close()
     assert seen == Counter(s.structure_id for s in train_structures)
 
 
-def test_another_number_of_lanes_takes_up_the_rest(data_set, train_structures):
+def test_another_number_of_virtual_ranks_takes_up_the_rest(data_set, train_structures):
     before = Run([data_set], 1, lanes=2)
     seen = Counter(name for step in before.steps(3) for batch in step for name in batch)
     (rest,) = Run([data_set], 1, lanes=0).go_on(before).ranks
@@ -105,20 +111,19 @@ def test_another_number_of_lanes_takes_up_the_rest(data_set, train_structures):
     assert seen == Counter(s.structure_id for s in train_structures)
 
 
-def test_weights_are_fitted_once_for_all_lanes(data_set, monkeypatch):
+def test_weights_are_fitted_once_for_all_virtual_ranks(data_set, monkeypatch):
     calls, fit = [], stream_module.fit_weights
     monkeypatch.setattr(stream_module, "fit_weights", lambda *a: calls.append(a) or fit(*a))
     run = Run([data_set], 1)
     run.steps(2)
-    assert len({id(lane.weights) for lane in run.ranks[0].lanes}) == 1 and len(calls) == 1
+    assert len({id(stream.weights) for stream in run.ranks[0].streams}) == 1 and len(calls) == 1
 
 
-def test_lanes_that_cannot_be_dealt_out_are_refused(data_set):
-    with pytest.raises(
-        ValueError, match=r"stream\.lanes=4 cannot be dealt out evenly to 3 ranks: set a multiple"
-    ):
+def test_virtual_ranks_that_cannot_be_divided_are_refused(data_set):
+    fault = r"stream\.lanes=4 cannot be divided evenly among 3 ranks: set a multiple"
+    with pytest.raises(StreamError, match=fault):
         Run([data_set], 3)
 
 
-def test_one_rank_without_stated_lanes_is_no_lanes(data_set):
-    assert not isinstance(Run([data_set], 1, lanes=0).ranks[0], Lanes)
+def test_one_rank_without_the_setting_has_no_virtual_ranks(data_set):
+    assert not isinstance(Run([data_set], 1, lanes=0).ranks[0], VirtualRanks)
