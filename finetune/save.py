@@ -48,7 +48,7 @@ def save_finetuned(
     attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
     if forgetting is not None:
         attachments |= forgetting.to_files()
-    evaluation = result.final.errors.to_dict()
+    evaluation = result.final.errors
     return save_model(out, result.potential, record, evaluation, attachments=attachments)
 
 

@@ -193,7 +193,7 @@ def list_zoo() -> None:
 
         model = read_model_folder(folder)
         num_parameters = sum(parameter.numel() for parameter in model.potential.parameters())
-        force_mae = model.evaluation.get("force_mae")
+        force_mae = model.evaluation.force_mae if model.evaluation else None
         table.add_row(
             name,
             str(len(model.record.symbols)),

@@ -228,7 +228,7 @@ def _write_results(
     predictions.parity().save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
     record = _record(config, data, potential, census, counts, seconds)
-    save_model(out / "model", potential, record, evaluation.to_dict(), predictions=predictions)
+    save_model(out / "model", potential, record, evaluation, predictions=predictions)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
@@ -40,7 +41,7 @@ class LoadedModel:
     record: ModelRecord
     reference: str
     # errors on held-out structures
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: ErrorSummary | None = None
     # file name -> verified content of probe.extxyz and the like
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 

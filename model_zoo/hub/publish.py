@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import file_errors
+from ...core.labels import LABELS
 from ..package.folder import ModelFolder, folder_revision, read_model_folder
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
 from ..package.record import ModelRecord
@@ -190,11 +191,13 @@ def _advice(content: ModelFolder) -> Iterator[str]:
         if data.licence.lower() in UNSTATED_LICENCES:
             yield f"licence of the data set {data.name}"
 
-    if not evaluation:
+    if evaluation is None:
         yield "errors on held-out structures"
-    for level, row in evaluation.get("levels", {}).items():
-        if row.get("stress_mae") is None:
-            yield f"stress errors at {level}"
+    else:
+        for level, errors in evaluation.levels.items():
+            for name, label in LABELS.items():
+                if errors.mae.get(name) is None:
+                    yield f"{label.title} errors at {level}"
 
     if "probe.extxyz" not in content.attachments:
         yield "probe set (probe.extxyz)"

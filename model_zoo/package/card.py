@@ -6,18 +6,22 @@ Both are generated from the model's own records. The text of the page is in `tem
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ase.data import chemical_symbols
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment
 from pydantic import BaseModel, ValidationError
 
+from ...core.labels import LABELS, Label
+from ...core.numbers import table_cell
 from ..evaluation.predictions import Predictions
-from ..evaluation.summary import ErrorSummary
+from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..potential.potential import Potential
 from .record import ModelRecord
 
@@ -26,13 +30,6 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
 HUB_REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@[\w.-]+)?")
 # training structures below which the card warns of an element
 RARE = 10
-# key of evaluation.json -> name of the figure, unit
-FIGURES = {
-    "energy_mae_per_atom": ("Energy MAE", "eV/atom"),
-    "force_mae": ("Force MAE", "eV/A"),
-    "stress_mae": ("Stress MAE", "eV/A^3"),
-    "worst_decile_force_mae": ("Force MAE, worst tenth of elements", "eV/A"),
-}
 
 
 class ForgettingRow(BaseModel):
@@ -48,7 +45,7 @@ class ForgettingRow(BaseModel):
 
 def model_card(
     record: ModelRecord,
-    evaluation: dict[str, Any],
+    evaluation: ErrorSummary | None,
     potential: Potential,
     attachments: dict[str, bytes],
 ) -> str:
@@ -64,6 +61,8 @@ def model_card(
         network_settings=", ".join(f"{key} {value}" for key, value in network_settings.items()),
         receptive_field=potential.backbone.receptive_field,
         evaluation=evaluation,
+        level_table=_level_table(evaluation) if evaluation else None,
+        element_table=_element_table(evaluation) if evaluation else None,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),
         dtype=str(next(potential.parameters()).dtype).removeprefix("torch."),
@@ -73,33 +72,32 @@ def model_card(
         rare=_rare_elements(record),
         rare_below=RARE,
         compute=_compute(record.training),
-        number=_number,
+        cell=table_cell,
     )
     metadata = _metadata(record, potential, evaluation).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{page}"))
 
 
 def card_pictures(
-    record: ModelRecord, evaluation: dict[str, Any], predictions: Predictions | None
+    record: ModelRecord, evaluation: ErrorSummary | None, predictions: Predictions | None
 ) -> dict[str, bytes]:
     """File name -> PNG of each picture on the card. A model without evaluation has none."""
-    if not evaluation:
+    if evaluation is None:
         return {}
     # matplotlib takes most of a second to import, and most folders are saved without pictures
     from .card_pictures import coverage, element_errors, parity
 
-    summary = ErrorSummary.from_dict(evaluation)
     pictures = {
         "coverage.png": coverage(record.train_counts),
-        "element_errors.png": element_errors(summary),
+        "element_errors.png": element_errors(evaluation),
     }
     if predictions is not None:
-        pictures["parity.png"] = parity(predictions, summary)
+        pictures["parity.png"] = parity(predictions, evaluation)
     return {name: data for name, data in pictures.items() if data}
 
 
 def _metadata(
-    record: ModelRecord, potential: Potential, evaluation: dict[str, Any]
+    record: ModelRecord, potential: Potential, evaluation: ErrorSummary | None
 ) -> ModelCardData:
     """What the hub indexes. `mlip` is our own block, for searches among potentials."""
     training_data = []
@@ -115,43 +113,111 @@ def _metadata(
         base_model=base["repo"] if base else None,
         base_model_relation="finetune" if base else None,
         model_name=record.name,
-        eval_results=_results(evaluation),
+        eval_results=_results(evaluation) if evaluation else None,
         mlip={
             "cutoff_angstrom": potential.config.cutoff,
             "units": "eV, eV/A, eV/A^3 (tensile-positive)",
             "levels_of_theory": potential.config.levels_of_theory,
             "num_elements": len(record.symbols),
             "elements": record.elements,
-            "outputs": ["energy", "energies", "forces", "stress", "features"],
+            "outputs": [*LABELS, "energies", "features"],
             "conservative_forces": True,
             "training_data": training_data,
         },
     )
 
 
-def _results(evaluation: dict[str, Any]) -> list[EvalResult] | None:
-    """The figures of all structures and of each level of theory, as the hub's model index."""
-    split = evaluation.get("split")
-    tables = {"all levels of theory": evaluation, **evaluation.get("levels", {})}
+def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
+    """The errors on all structures and on each level of theory, as the hub's model index."""
     results = []
-    for where, table in tables.items():
-        for key, (name, unit) in FIGURES.items():
-            if not _is_number(table.get(key)):
-                continue
-            result = EvalResult(
-                task_type="graph-ml",
-                task_name="energies, forces and stress of atomic structures",
-                dataset_type="held-out",
-                dataset_config=where,
-                dataset_name=f"held-out {split} split, {where}",
-                dataset_split=split,
-                metric_type="mae",
-                metric_name=f"{name} ({unit})",
-                metric_value=float(table[key]),
-            )
-            results.append(result)
+    tables: dict[str, Errors] = {"all levels of theory": evaluation, **evaluation.levels}
+    for where, errors in tables.items():
+        for name, label in LABELS.items():
+            figure = f"{label.title.capitalize()} MAE ({label.error_unit})"
+            results.append(_result(evaluation.split, where, figure, errors.mae.get(name)))
+    results.append(
+        _result(
+            evaluation.split,
+            "all levels of theory",
+            "Force MAE, worst tenth of elements (eV/A)",
+            evaluation.worst_decile_force_mae,
+        )
+    )
     # the hub's client refuses an empty list
-    return results or None
+    return [result for result in results if result is not None] or None
+
+
+def _result(split: str, where: str, figure: str, value: float | None) -> EvalResult | None:
+    """One entry of the hub's model index; None without a value that JSON can hold."""
+    if not _is_finite(value):
+        return None
+    return EvalResult(
+        task_type="graph-ml",
+        task_name="energies, forces and stress of atomic structures",
+        dataset_type="held-out",
+        dataset_config=where,
+        dataset_name=f"held-out {split} split, {where}",
+        dataset_split=split,
+        metric_type="mae",
+        metric_name=figure,
+        metric_value=value,
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of errors: titles of the columns, and the cells of each row."""
+
+    titles: list[str]
+    rows: list[list[str]]
+
+
+def _level_table(evaluation: ErrorSummary) -> Table:
+    """Errors of each level of theory, with a column for each registered label."""
+    titles = ["level of theory", "structures", *_error_titles(LABELS.values())]
+    rows = []
+    for level, errors in evaluation.levels.items():
+        rows.append([level, str(errors.num_structures), *_error_cells(errors, LABELS.values())])
+    return Table(titles, rows)
+
+
+def _element_table(evaluation: ErrorSummary) -> Table:
+    """Errors of each element that has any."""
+    labels = [label for name, label in LABELS.items() if _any_error(evaluation, name)]
+    titles = ["element", "training structures", "test atoms", *_error_titles(labels, "element")]
+    rows = []
+    for symbol, errors in evaluation.per_element.items():
+        if any(value is not None for value in errors.mae.values()):
+            counts = [str(errors.num_train_structures), str(errors.num_atoms)]
+            rows.append([symbol, *counts, *_error_cells(errors, labels)])
+    return Table(titles, rows)
+
+
+def _any_error(evaluation: ErrorSummary, name: str) -> bool:
+    elements: Iterable[ElementErrors] = evaluation.per_element.values()
+    return any(errors.mae.get(name) is not None for errors in elements)
+
+
+def _error_titles(labels: Iterable[Label], of: str = "level") -> list[str]:
+    """Titles of the columns that `_error_cells` fills."""
+    titles = []
+    for label in labels:
+        # a label of a whole structure belongs to all of its elements
+        whose = " of structures with it" if of == "element" and label.per == "structure" else ""
+        titles.append(f"{label.title} MAE{whose} ({label.error_unit})")
+        if label.per == "atom":
+            titles.append(f"RMS of reference {label.name} ({label.error_unit})")
+    return titles
+
+
+def _error_cells(errors: Errors, labels: Iterable[Label]) -> list[str]:
+    """MAE of each label, and for labels of atoms the RMS, which says how large the error is."""
+    cells = []
+    for label in labels:
+        cells.append(table_cell(errors.mae.get(label.name)))
+        if label.per == "atom":
+            cells.append(table_cell(errors.rms.get(label.name)))
+    return cells
 
 
 def _reference_energies(
@@ -197,7 +263,7 @@ def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:
 def _compute(training: dict[str, Any]) -> dict[str, str]:
     """What the training took, as far as its record tells."""
     facts = {}
-    if _is_number(training.get("seconds")):
+    if isinstance(training.get("seconds"), int | float):
         facts["wall time"] = f"{training['seconds'] / 60:.1f} minutes"
     if "ranks" in training:
         facts["processes"] = str(training["ranks"])
@@ -209,10 +275,5 @@ def _compute(training: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _number(value: Any, digits: int = 4, factor: float = 1.0) -> str:
-    """`value` times `factor` with `digits` decimals, or a dash when there is no value."""
-    return f"{factor * value:.{digits}f}" if _is_number(value) else "-"
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and isfinite(value)

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
+from ..evaluation.summary import ErrorSummary, SummaryError
 from ..potential.config import PotentialConfig
 from ..potential.potential import Potential
 from .manifest import (
@@ -67,7 +68,7 @@ class ModelFolder:
 
     potential: Potential
     record: ModelRecord
-    evaluation: dict[str, Any]
+    evaluation: ErrorSummary | None  # errors on held-out structures
     revision: str  # first 16 hex digits of the manifest's sha256
     attachments: dict[str, bytes] = field(default_factory=dict)  # file name -> content
 
@@ -79,7 +80,7 @@ def save_model(
     folder: Path | str,
     potential: Potential,
     record: ModelRecord,
-    evaluation: dict[str, Any] | None = None,
+    evaluation: ErrorSummary | None = None,
     *,
     attachments: dict[str, bytes] | None = None,
     predictions: Predictions | None = None,
@@ -100,7 +101,6 @@ def save_model(
     from .card import card_pictures, model_card
 
     folder = Path(folder)
-    evaluation = evaluation or {}
     attachments = dict(attachments or {})
     for name in attachments:
         _check_attachment_name(name)
@@ -120,7 +120,7 @@ def save_model(
     card = model_card(stored_record, evaluation, potential, attachments)
     contents = weight_files(potential, max_shard_bytes) | attachments
     contents["config.json"] = config_text.encode()
-    contents["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
+    contents["evaluation.json"] = (evaluation.to_json() if evaluation else "{}").encode()
     contents["README.md"] = card.encode()
 
     with file_errors(folder):
@@ -233,10 +233,21 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
     return ModelFolder(
         potential=potential.eval(),
         record=record,
-        evaluation=json_object(folder / "evaluation.json", contents["evaluation.json"]),
+        evaluation=_parse_evaluation(folder / "evaluation.json", contents["evaluation.json"]),
         revision=folder_revision(folder),
         attachments={name: contents[name] for name in manifest.attachments},
     )
+
+
+def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
+    """The content of evaluation.json; an empty object is a model that was not evaluated."""
+    content = json_object(path, text)
+    if not content:
+        return None
+    try:
+        return ErrorSummary.from_dict(content)
+    except SummaryError as error:
+        raise BadModelError(error.message, file=path, remedy=RESTORE) from error
 
 
 def folder_revision(folder: Path) -> str:

@@ -199,7 +199,7 @@ def validation_faults(error: ValidationError) -> str:
             text = str(fault["ctx"]["error"])
         else:
             # the value comes from somebody else's file, and may be long
-            text = f"{fault['msg']} (got {str(fault['input'])[:40]})"
+            text = f"{fault['msg']} (got {repr(fault['input'])[:40]})"
         faults.append(f"{key}: {text}")
     return "; ".join(faults)
 

@@ -59,7 +59,7 @@ def test_a_model_is_made_described_and_not_made_twice(
     model = model_zoo.load(folder)
     assert model.record.name == "toy" and model.record.description == "A toy."
     assert set(model.record.level_details) == {"GFN1-xTB", "EMT"} == set(model.record.elements)
-    assert model.evaluation["num_structures"] > 0 and "parity.png" in model.attachments
+    assert model.evaluation.num_structures > 0 and "parity.png" in model.attachments
     assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
     assert model_zoo.publish(folder, "me/toy", tmp_path / "hub")
     # what is done is kept: the folder comes back byte for byte without data or training

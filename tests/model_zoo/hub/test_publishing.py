@@ -13,6 +13,7 @@ import pytest
 from evenfield import cli, model_zoo
 from evenfield.core.errors import EvenfieldError
 from evenfield.model_zoo import BadModelError, HubError
+from evenfield.model_zoo.evaluation.summary import ErrorSummary
 from evenfield.model_zoo.hub import publish as publishing
 from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
@@ -158,8 +159,7 @@ def test_dry_run_shows_everything_and_sends_nothing(
 
 def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> None:
     potential, record = model_zoo.load_model(folder)
-    evaluation = {"split": "test", "num_structures": 3, "num_atoms": 9, "levels": {}}
-    evaluation["per_element"] = {}
+    evaluation = ErrorSummary.from_dict({"split": "test", "num_structures": 3, "num_atoms": 9})
     model_zoo.save_model(folder, potential, record, evaluation, attachments={"a.json": b"{}"})
     weights = (folder / "model.safetensors").read_bytes()
     from evenfield.model_zoo.package.folder import describe
@@ -168,7 +168,8 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
     describe(folder, Description(citation="A. Author, 2026"))
     again = model_zoo.load(folder)
     assert again.record == record.model_copy(update={"citation": "A. Author, 2026"})
-    assert again.attachments["a.json"] == b"{}" and again.evaluation == evaluation
+    assert again.attachments["a.json"] == b"{}"
+    assert again.evaluation == evaluation
     assert (folder / "model.safetensors").read_bytes() == weights
     assert "A. Author, 2026" in (folder / "README.md").read_text()
 
