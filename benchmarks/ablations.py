@@ -49,8 +49,8 @@ VARIATIONS = [
     *(f"cutoff={n}" for n in (4.0, 6.0)),
     "repulsion=false",
     "angular_factors=true",
-    *(f"engine.learning_rate={rate}" for rate in (0.002, 0.008)),
-    *(f"engine.optimizer=adamw engine.learning_rate={rate}" for rate in (0.002, 0.004)),
+    *(f"optimizer.learning_rate={rate}" for rate in (0.002, 0.008)),
+    *(f"optimizer.name=adamw optimizer.learning_rate={rate}" for rate in (0.002, 0.004)),
     "no bound on the message",
 ]
 
@@ -67,7 +67,7 @@ def varied(name: str) -> Iterator[list[str]]:
             * (float(name.removeprefix("cutoff=")) / GauntConfig().cutoff) ** 3
         )
         yield [f"model.{name}", f"stream.edge_budget={round(edges)}"]  # as many structures a step
-    elif name.startswith("engine."):
+    elif name.startswith("optimizer."):
         yield name.split()
     else:
         yield [] if name == "default" else [f"model.{name}"]

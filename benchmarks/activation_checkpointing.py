@@ -9,7 +9,7 @@ operator by operator. The ways:
   plain          as trained
   layers         every layer under torch.utils.checkpoint, not reentrant; the reentrant kind,
                  which DeepSpeed uses too, cuts the graph that the forces need
-  half batches   the same structures in two batches whose gradients are summed (engine.accumulation)
+  half batches   the same structures in two batches whose gradients are summed (accumulation)
 
 Writes results/activation_checkpointing.json.
 """

@@ -1,4 +1,4 @@
-"""What `engine.compiled` gives on a real stream: eager and compiled steps, in turn.
+"""What `compute.compiled` gives on a real stream: eager and compiled steps, in turn.
 
     python benchmarks/compiled_training.py DATA [--channels 32] [--batches 60] [--edge-budget 6000]
 

@@ -27,8 +27,10 @@ from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
-from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig, parameter_groups
+from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig
 from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.loop.optimizer import OptimizerConfig, parameter_groups
+from evenfield.pretrain.loop.train_module import TrainModule
 
 
 WARM_UP = 5
@@ -39,12 +41,12 @@ Step = Callable[[Batch], None]
 
 def by_engine(potential: Potential, zero_stage: int) -> Step:
     """A step as the training loop takes it, without the loop's own checks."""
-    engine = DeepSpeedEngine(potential, EngineConfig(optimizer="adamw", zero_stage=zero_stage))
+    optimizer = OptimizerConfig(name="adamw")
+    config = EngineConfig(zero_stage=zero_stage)
+    engine = DeepSpeedEngine(TrainModule(potential), optimizer, config)
 
     def step(batch: Batch) -> None:
-        engine.backward(
-            weighted_loss(engine.forward(batch), batch, label_counts(batch), LossConfig())
-        )
+        engine.backward(engine.forward(batch, lambda: label_counts(batch)))
         engine.step(RATE)
 
     return step
@@ -52,7 +54,7 @@ def by_engine(potential: Potential, zero_stage: int) -> Step:
 
 def plain(potential: Potential) -> Step:
     """The same in PyTorch alone."""
-    config = EngineConfig()
+    config = OptimizerConfig()
     optimizer = torch.optim.AdamW(parameter_groups(potential, config), lr=RATE)
     potential.train()
 

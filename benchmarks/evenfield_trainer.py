@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from evenfield.pretrain import run
-from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.callbacks.callback import Callback, Loop, StepReport
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.loop.trainer import StepReport, Trainer
+from evenfield.pretrain.loop.trainer import Trainer
 
 
 WARM_UP = 100  # steps that may compile and fill queues
@@ -43,7 +43,7 @@ class Clock(Callback):
         self.structures = 0
         self.steps = 0
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step(self, loop: Loop, report: StepReport) -> None:
         self.structures = self.structures + report.structures
         self.steps = report.step
         if report.step == WARM_UP:
@@ -53,13 +53,13 @@ class Clock(Callback):
                 (time.process_time() - self.started) * report.step / (report.step - WARM_UP)
             )
             if self.budget and report.step % EVERY == 0:
-                self._move_end(trainer)
+                self._move_end(loop)
 
-    def _move_end(self, trainer: Trainer) -> None:
+    def _move_end(self, loop: Loop) -> None:
         assert self.budget
-        trainer.max_steps = max(self.steps, round(self.steps * self.budget / self.seconds))
+        loop.max_steps = max(self.steps, round(self.steps * self.budget / self.seconds))
         if self.seconds >= self.budget:
-            trainer.stop.by = "the clock"  # one more step is under way
+            loop.stop.by = "the clock"  # one more step is under way
 
 
 def train(
@@ -71,7 +71,7 @@ def train(
     most = steps or MOST_STEPS
 
     def timed(trainer: Trainer) -> bool:
-        trainer.callbacks.insert(0, clock)
+        trainer.callbacks.append(clock)
         return fit(trainer)
 
     with tempfile.TemporaryDirectory() as folder:

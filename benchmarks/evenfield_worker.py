@@ -17,7 +17,7 @@ from evenfield.data_pipelines.sources.read import structure_from_atoms
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.compile.compiled import compile_for_inference, compile_for_training
 from evenfield.model_zoo.compile.padded_shape import PaddedShape
-from evenfield.pretrain.loop.engine import EngineConfig, new_optimizer, parameter_groups
+from evenfield.pretrain.loop.optimizer import OptimizerConfig, new_optimizer, parameter_groups
 
 
 def make_batch(structures: list[Any], cutoff: float) -> Batch:
@@ -46,7 +46,7 @@ def compile_training(potential: Potential, batch: Batch) -> None:
 
 def own_optimizer(potential: Potential, **settings: Any) -> torch.optim.Optimizer:
     """The optimizer of a pretraining, of its default settings but for these."""
-    config = EngineConfig(learning_rate=LEARNING_RATE, **settings)
+    config = OptimizerConfig(learning_rate=LEARNING_RATE, **settings)
     return new_optimizer(parameter_groups(potential, config), config)
 
 

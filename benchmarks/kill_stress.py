@@ -83,7 +83,7 @@ def config_of(data: Path, out: Path, steps: int) -> PretrainConfig:
                 "cutoff": 3.5,
             },
             "stream": {"edge_budget": 200, "window_blocks": 1},
-            "engine": {"warmup_steps": 3},
+            "schedule": {"warmup_steps": 3},
             "average": {"decay": 0.9},
             "checkpoints": {"every": EVERY, "keep": 2},
         }

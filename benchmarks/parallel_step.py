@@ -30,13 +30,15 @@ import torch
 import torch.distributed as dist
 
 from evenfield.core.ranks import start_distributed
-from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.callbacks.callback import Callback, Loop, StepReport
 from evenfield.pretrain.callbacks.metrics import Metrics
 from evenfield.pretrain.checkpoints.checkpoints import save_checkpoint, seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
 from evenfield.pretrain.loop.engine import DeepSpeedEngine
-from evenfield.pretrain.loop.trainer import StepReport, Trainer
+from evenfield.pretrain.loop.schedule import Schedule
+from evenfield.pretrain.loop.train_module import TrainModule
+from evenfield.pretrain.loop.trainer import Trainer
 from evenfield.pretrain.streams import open_stream
 
 
@@ -86,7 +88,7 @@ class Clock(Callback):
         self.cpu = 0.0
         self._last = self._last_cpu = 0.0
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step(self, loop: Loop, report: StepReport) -> None:
         now = time.perf_counter()
         cpu = time.process_time()
         if report.step == WARM_UP:
@@ -108,16 +110,16 @@ def work(folder: str, steps: int) -> dict[str, Any] | None:
     data = config.open_data()
     seed_everything(0)
     potential = build_potential(config, data)
-    engine = Timed(DeepSpeedEngine(potential, config.engine))
+    train_module = TrainModule(potential, config.loss)
+    engine = Timed(DeepSpeedEngine(train_module, config.optimizer, config.engine))
     stream = open_stream(
-        config, data, engine.potential.config.levels_of_theory, engine.rank, engine.world_size
+        config, data, potential.config.levels_of_theory, engine.rank, engine.world_size
     )
     clock = Clock(engine)
     with tempfile.TemporaryDirectory() as name:
         metrics = [Metrics(Path(name) / "metrics.jsonl", 0)] if engine.rank == 0 else []
-        trainer = TimedTrainer(
-            engine, stream, config.loss, config.engine, config.max_steps, [*metrics, clock]
-        )
+        schedule = Schedule(config.optimizer.learning_rate, config.schedule)
+        trainer = TimedTrainer(engine, stream, schedule, config.max_steps, [*metrics, clock])
         trainer.fit()
         saved = []
         for step in range(3):

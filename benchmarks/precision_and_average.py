@@ -23,12 +23,14 @@ import torch
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
 from evenfield.pretrain.callbacks.average import AverageConfig, WeightAverage
-from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.callbacks.callback import Callback, Loop, StepReport
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
 from evenfield.pretrain.loop.engine import DeepSpeedEngine
-from evenfield.pretrain.loop.trainer import StepReport, Trainer
+from evenfield.pretrain.loop.schedule import Schedule
+from evenfield.pretrain.loop.train_module import TrainModule
+from evenfield.pretrain.loop.trainer import Trainer
 
 
 DECAYS = (0.99,)  # larger ones gave the same figures: their warm-up had not ended by then
@@ -47,18 +49,18 @@ class Errors(Callback):
         self.steps = steps
         self.rows: dict[str, dict[str, Any]] = {}
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_evaluate(self, loop: Loop, report: StepReport) -> None:
         if report.step not in self.steps:
             return
-        rows = {"trained": self.errors(trainer)}
+        rows = {"trained": self.errors(loop)}
         for average in self.averages:
-            with average.applied():
-                rows[f"averaged {average.decay}"] = self.errors(trainer)
-        trainer.engine.potential.train()
+            with average.evaluated_weights():
+                rows[f"averaged {average.decay}"] = self.errors(loop)
+        loop.engine.train_module.potential.train()
         self.rows[f"step {report.step}"] = rows
 
-    def errors(self, trainer: Trainer) -> dict[str, float]:
-        potential = trainer.engine.potential
+    def errors(self, loop: Loop) -> dict[str, float]:
+        potential = loop.engine.train_module.potential
         summary = evaluate(
             potential, with_a_head(potential, self.data.structures("valid")), "valid"
         )
@@ -68,12 +70,13 @@ class Errors(Callback):
 def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
     """One training; its errors and the seconds that it took, validations left out."""
     config = PretrainConfig(
-        data=folder, out="none", seed=seed, max_steps=steps, engine={"precision": precision}
+        data=folder, out="none", seed=seed, max_steps=steps, compute={"precision": precision}
     )
     data = config.open_data()
     seed_everything(seed)
     potential = build_potential(config, data)
-    engine = DeepSpeedEngine(potential, config.engine)
+    train_module = TrainModule(potential, config.loss, precision)
+    engine = DeepSpeedEngine(train_module, config.optimizer)
     levels = potential.config.levels_of_theory
     stream_config = config.stream.model_copy(update={"seed": seed})
     stream = data.stream(
@@ -87,7 +90,8 @@ def run(folder: str, precision: str, seed: int, steps: int) -> dict[str, Any]:
     averages = [WeightAverage(potential, AverageConfig(decay=decay)) for decay in DECAYS]
     errors = Errors(data, averages, (steps // 2, steps))
     clock = Clock()
-    Trainer(engine, stream, config.loss, config.engine, steps, [clock, *averages, errors]).fit()
+    schedule = Schedule(config.optimizer.learning_rate, config.schedule)
+    Trainer(engine, stream, schedule, steps, [clock, *averages, errors]).fit()
     return {"seconds_of_steps": round(clock.seconds, 1), **errors.rows}
 
 
@@ -95,7 +99,7 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_step(self, loop: Loop, report: StepReport) -> None:
         self.seconds += report.seconds
 
 

@@ -37,7 +37,9 @@ SETTINGS = {
         "cutoff": 4.0,
     },
     "stream": {"edge_budget": 1500, "window_blocks": 2},
-    "engine": {"optimizer": "adamw", "zero_stage": 1, "warmup_steps": 5},
+    "optimizer": {"name": "adamw"},
+    "schedule": {"warmup_steps": 5},
+    "engine": {"zero_stage": 1},
     "checkpoints": {"every": 5},
 }
 

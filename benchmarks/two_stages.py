@@ -36,8 +36,8 @@ from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.initial_potential import build_potential
-from evenfield.pretrain.loop.engine import parameter_groups
 from evenfield.pretrain.loop.loss import label_counts, weighted_loss
+from evenfield.pretrain.loop.optimizer import parameter_groups
 
 
 NET_FORCE = 1.0  # weight of the penalty, per (eV/A)^2 and atom
@@ -131,7 +131,7 @@ def train(
     """Steps until so much of the budget is spent; returns their number."""
     direct = isinstance(model, DirectForces)
     potential = model.potential if isinstance(model, DirectForces) else model
-    groups = parameter_groups(potential, config.engine)
+    groups = parameter_groups(potential, config.optimizer)
     if direct:
         groups.append({"params": [model.weight], "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups)
@@ -147,9 +147,10 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(
-            [p for group in groups for p in group["params"]], config.engine.clip_norm
+            [p for group in groups for p in group["params"]], config.optimizer.clip_norm
         )
-        rate = config.engine.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, clock.spent())))
+        swing = 0.5 * (1 + math.cos(math.pi * min(1.0, clock.spent())))
+        rate = config.optimizer.learning_rate * swing
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARM_UP)
         optimizer.step()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .errors import EvenfieldError
+
 
 TESTED = (
     (0, 19, 8),
@@ -57,11 +59,12 @@ def start_distributed() -> Any:
 
 
 def check_version(version: str) -> None:
-    """RuntimeError for a DeepSpeed that the parity tests have not seen."""
+    """Raise EvenfieldError for a DeepSpeed that the parity tests have not seen."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if not TESTED[0] <= numbers < TESTED[1]:
-        raise RuntimeError(
-            f"deepspeed {version} has not passed the parity tests: install 'deepspeed>=0.19.8,<0.20'"
+        raise EvenfieldError(
+            f"deepspeed {version} has not passed the parity tests",
+            remedy="install 'deepspeed>=0.19.8,<0.20'",
         )
 
 

@@ -1,10 +1,16 @@
-"""The one config of a pretraining run; each part is configured by the class that it belongs to."""
+"""The one config of a pretraining run; each part is configured by the class that it belongs to.
+
+Every setting declares what a resumed run does with a changed value (`RESUME_RULES`): where the
+field is declared, or here for settings that other rooms own. `resume_rules` collects them.
+"""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 from ..core.settings import Settings
 from ..data_pipelines.stream.collection import Collection
@@ -18,27 +24,93 @@ from .callbacks.metrics import LoggingConfig
 from .checkpoints.checkpoints import CheckpointConfig
 from .loop.engine import EngineConfig
 from .loop.loss import LossConfig
+from .loop.optimizer import OptimizerConfig
+from .loop.schedule import ScheduleConfig
+from .loop.train_module import ComputeConfig
+
+
+RESUME_RULES = {
+    "applied": "takes effect from the resumed step on",
+    "refused": "was fixed when the run began",
+    "not_from_off": "may be changed or switched off, but the checkpoint lacks what it needs to start",
+    "by_content": "may be another path, but to the same data",
+}
+
+STREAM_RULES: JsonDict = {
+    # Structures of the few windows that are open at the resume may be seen twice or not at all in
+    # their epoch. A run that ran out of memory could not continue otherwise.
+    "edge_budget": "applied",
+    "atom_budget": "applied",
+    "oversized": "applied",
+    "look_ahead": "applied",
+    "lanes": "applied",
+    # positions in the stream count windows, whose contents depend on these
+    "window_blocks": "refused",
+    "seed": "refused",
+    # weights were fitted when the run began and come from the checkpoint
+    "weights": {
+        "beta": "refused",
+        "over": "refused",
+        "min_effective_share": "refused",
+        "sampling": "refused",
+        "loss": "applied",
+    },
+}
 
 
 class PretrainConfig(Settings):
     """Everything that a run depends on; saved in the run folder and in every checkpoint."""
 
-    data: str | list[str] = Field(description="folder of a converted data set, or several to mix")
-    out: str = Field(description="run folder; its name is the name of the model")
+    data: str | list[str] = Field(
+        description="folder of a converted data set, or several to mix",
+        json_schema_extra={"resume": "by_content"},
+    )
+    out: str = Field(
+        description="run folder; its name is the name of the model",
+        json_schema_extra={"resume": "applied"},  # the checkpoint is looked for there
+    )
     licence: str | None = Field(
-        default=None, description="licence of the weights; needed to publish"
+        default=None,
+        description="licence of the weights; needed to publish",
+        json_schema_extra={"resume": "applied"},
     )
-    seed: int = 0
-    max_steps: int = Field(default=1000, gt=0, description="optimizer steps")
-    evaluate_every: int = Field(default=200, gt=0, description="steps between validations")
+    seed: int = Field(
+        default=0,
+        description="of the initial weights; stream.seed orders the data",
+        json_schema_extra={"resume": "refused"},
+    )
+    max_steps: int = Field(
+        default=1000,
+        gt=0,
+        description="optimizer steps",
+        json_schema_extra={"resume": "applied"},
+    )
+    accumulation: int = Field(
+        default=1,
+        gt=0,
+        description="batches of a step, for each rank or virtual rank of the stream",
+        json_schema_extra={"resume": "applied"},
+    )
+    evaluate_every: int = Field(
+        default=200,
+        gt=0,
+        description="steps between validations",
+        json_schema_extra={"resume": "applied"},
+    )
     evaluate_structures: int = Field(
-        default=200, gt=0, description="most structures in a validation on the way"
+        default=200,
+        gt=0,
+        description="most structures in a validation during the run",
+        json_schema_extra={"resume": "applied"},
     )
-    model: ModelConfig = ModelConfig()
-    stream: StreamConfig = StreamConfig()
-    mixing: MixingConfig = MixingConfig()
+    model: ModelConfig = Field(default=ModelConfig(), json_schema_extra={"resume": "refused"})
+    stream: StreamConfig = Field(default=StreamConfig(), json_schema_extra={"resume": STREAM_RULES})
+    mixing: MixingConfig = Field(default=MixingConfig(), json_schema_extra={"resume": "applied"})
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    compute: ComputeConfig = ComputeConfig()
     engine: EngineConfig = EngineConfig()
     average: AverageConfig = AverageConfig()
     guards: GuardConfig = GuardConfig()
@@ -46,14 +118,56 @@ class PretrainConfig(Settings):
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
-    def _spikes_can_be_told(self) -> Self:
+    def _losses_can_be_compared(self) -> Self:
         if self.guards.spike and self.loss.learn_noise:
             raise ValueError(
-                "guards.spike compares losses by their ratio, and with loss.learn_noise they fall below zero: set one "
-                "of them only"
+                "guards.spike compares losses by their ratio, and with loss.learn_noise they fall "
+                "below zero: set only one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _matrices_stay_whole(self) -> Self:
+        stage = self.engine.zero_stage
+        if stage and self.optimizer.name == "soap":
+            raise ValueError(
+                f"engine.zero_stage={stage} cuts matrices into parts, which soap needs whole: set "
+                "optimizer.name=adamw, or engine.zero_stage=0, since a potential is small enough "
+                "for every rank"
             )
         return self
 
     def open_data(self) -> Collection:
         """The data sets of the run."""
         return Collection([self.data] if isinstance(self.data, str) else self.data)
+
+    def saved(self) -> dict[str, Any]:
+        """The settings as they are stored with checkpoints and models, without private paths."""
+        return self.model_dump(mode="json", exclude={"data", "out"})
+
+
+def resume_rules(cls: type[Settings] = PretrainConfig, prefix: str = "") -> dict[str, str]:
+    """The rule (a key of RESUME_RULES) of every setting, or of a whole section, by its key."""
+    rules: dict[str, str] = {}
+    for name, field in cls.model_fields.items():
+        declared = _declared_rule(field)
+        if declared is not None:
+            rules |= _spelled_out(declared, f"{prefix}{name}")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            rules |= resume_rules(field.annotation, f"{prefix}{name}.")
+    return rules
+
+
+def _declared_rule(field: FieldInfo) -> Any:
+    extra = field.json_schema_extra
+    return extra.get("resume") if isinstance(extra, dict) else None
+
+
+def _spelled_out(declared: Any, key: str) -> dict[str, str]:
+    """A rule for a key, or a mapping from keys below it to rules, as full keys."""
+    if isinstance(declared, str):
+        return {key: declared}
+    rules: dict[str, str] = {}
+    for name, rule in declared.items():
+        rules |= _spelled_out(rule, f"{key}.{name}")
+    return rules

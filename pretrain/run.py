@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 
-from ..core.files import write_atomically
+from ..core.errors import EvenfieldError
+from ..core.files import file_errors, write_atomically
 from ..core.ranks import start_distributed
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.compile.compiled import compile_for_training
@@ -25,17 +26,21 @@ from ..model_zoo.package.record import ModelRecord, TrainingData
 from ..model_zoo.potential.potential import Potential
 from .callbacks.adaptive import AdaptiveWeights
 from .callbacks.average import WeightAverage
-from .callbacks.callback import Callback, Checkpoints, NoiseFigures, Validation
+from .callbacks.callback import Callback
 from .callbacks.guards import CollapseGuard, SpikeRollback, Watchdog
 from .callbacks.metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
+from .callbacks.saving import Checkpoints
+from .callbacks.validation import LearnedNoise, Validation
 from .checkpoints.checkpoints import seed_everything
-from .checkpoints.resume import Resume, refuse_second_run, sole_writer, take_up
+from .checkpoints.resume import Resume, fingerprint, refuse_second_run, sole_writer, take_up
 from .config import PretrainConfig
+from .errors import TrainingError
 from .initial_potential import build_potential
 from .loop.engine import DeepSpeedEngine
-from .loop.noise import noise_of
+from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening
-from .loop.trainer import Trainer, TrainingError
+from .loop.train_module import TrainModule
+from .loop.trainer import Trainer
 from .streams import open_stream, padded_shape_of
 
 
@@ -50,19 +55,17 @@ def pretrain(
 ) -> Path | None:
     """Run a pretraining; returns the model folder, or None when a signal stopped it early.
 
-    resume: "auto" goes on from the newest whole checkpoint if there is one, "must" raises if there is none.
-    stop: what signals are noted in, for a caller that listens already.
-    Every rank calls this; files are written by rank 0.
+    Every rank calls this; rank 0 writes the files.
+
+    resume: "auto" resumes from the newest whole checkpoint if there is one, "must" raises if there
+    is none.
+    stop: where signals are noted, for a caller that listens to them already.
+
+    Raises EvenfieldError for data without what the run needs, ResumeError for a checkpoint that
+    does not fit, TrainingError when training cannot continue.
     """
     data = config.open_data()
-    if config.adaptive.rate > 0 and not data.num_structures("valid"):
-        raise ValueError(
-            f"{data}: holds no validation structure for adaptive.rate: convert it with valid_share"
-        )
-    if not data.num_structures("test") + data.num_structures("valid"):
-        raise ValueError(
-            f"{data}: holds no structure to test on: convert it with test_share above 0"
-        )
+    _check_splits(config, data)
     if resume == "no":
         refuse_second_run(Path(config.out))
     stop = stop or StopRequest()
@@ -72,36 +75,55 @@ def pretrain(
             return _run(config, data, resume, quiet, stop)
 
 
+def _check_splits(config: PretrainConfig, data: Collection) -> None:
+    """Before anything is computed: a run that cannot be judged must not take hours first."""
+    if config.adaptive.rate > 0 and not data.num_structures("valid"):
+        raise EvenfieldError(
+            "holds no validation structure for adaptive.rate",
+            remedy="convert it with valid_share above 0",
+            file=str(data),
+        )
+    if not data.num_structures("test") + data.num_structures("valid"):
+        raise EvenfieldError(
+            "holds no structure to test on",
+            remedy="convert it with test_share above 0",
+            file=str(data),
+        )
+
+
 def _run(
     config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest
 ) -> Path | None:
+    # what is trained, on what, and by what
     seed_everything(config.seed)
     potential = build_potential(config, data)
-    noise = noise_of(config.loss, potential.config.levels_of_theory)
-    engine = DeepSpeedEngine(potential, config.engine, noise=noise)
-    stream = open_stream(
-        config, data, potential.config.levels_of_theory, engine.rank, engine.world_size
-    )
+    levels = potential.config.levels_of_theory
+    train_module = TrainModule(potential, config.loss, config.compute.precision)
+    engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)
+    stream = open_stream(config, data, levels, engine.rank, engine.world_size)
+
+    # resume before anything is written into the run folder
     console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
-    loaded = take_up(config, resume, engine, console)
-    if config.engine.compiled:
-        _compile(config, data, potential, console)
+    loaded = take_up(config, data, resume, engine, console)
     start_step = loaded.step if loaded else 0
+    if config.compute.compiled:
+        _compile(config, data, potential, console)
+
     parts = _parts(config, data, engine, console, start_step)
     trainer = Trainer(
         engine,
         stream,
-        config.loss,
-        config.engine,
+        Schedule(config.optimizer.learning_rate, config.schedule),
         config.max_steps,
         parts.callbacks,
-        start_step,
-        stop,
+        accumulation=config.accumulation,
+        start_step=start_step,
+        stop=stop,
     )
     if loaded:
         trainer.load_state(loaded.states)
-        if parts.average:
-            parts.average.load_tensors(loaded.average)
+        trainer.load_tensors(loaded.tensors)
+
     started = time.perf_counter()
     with parts.watchdog.watching():
         finished = trainer.fit()
@@ -109,14 +131,11 @@ def _run(
     if not finished:
         _tell_where_it_stopped(trainer, parts, console)
         return None
+
     if engine.rank == 0:
-        averaged: AbstractContextManager[None] = (
-            parts.average.applied() if parts.average else nullcontext()
-        )
-        with averaged:
-            _write_results(
-                config, data, potential, time.perf_counter() - started, progress=not quiet
-            )
+        seconds = time.perf_counter() - started
+        with trainer.evaluated_weights():
+            _write_results(config, data, potential, seconds, progress=not quiet)
     dist.barrier()
     return Path(config.out) / "model"
 
@@ -124,16 +143,17 @@ def _run(
 def _compile(
     config: PretrainConfig, data: Collection, potential: Potential, console: Console
 ) -> None:
-    frame = padded_shape_of(config, data, potential.config.levels_of_theory)
-    if frame is None:
+    shape = padded_shape_of(config, data, potential.config.levels_of_theory)
+    if shape is None:
         console.print(
-            "engine.compiled is left out: batches differ too much in size; a larger stream.edge_budget helps"
+            "compute.compiled is left out: batches differ too much in size; a larger "
+            "stream.edge_budget helps"
         )
         return
     console.print(
-        f"the first step compiles, for some minutes, for batches of up to {frame.num_atoms} atoms"
+        f"the first step compiles, for some minutes, for batches of up to {shape.num_atoms} atoms"
     )
-    compile_for_training(potential, frame)
+    compile_for_training(potential, shape)
 
 
 def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) -> None:
@@ -143,18 +163,18 @@ def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) ->
             f"stopped at step {trainer.step}{by}, not saved: {parts.checkpoints.problem}"
         )
     console.print(
-        f"stopped at step {trainer.step}{by}, saved; go on with: evenfield pretrain ... --resume auto"
+        f"stopped at step {trainer.step}{by}, saved; "
+        "continue with: evenfield pretrain ... --resume auto"
     )
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The callbacks of a run, and those of them that the run itself asks."""
+    """The callbacks of a run, in any order, and those of them that the run itself asks."""
 
     callbacks: list[Callback]
     checkpoints: Checkpoints
     watchdog: Watchdog
-    average: WeightAverage | None
 
 
 def _parts(
@@ -164,50 +184,64 @@ def _parts(
     console: Console,
     start_step: int,
 ) -> _Parts:
-    out, potential, rank = Path(config.out), engine.potential, engine.rank
+    out = Path(config.out)
     folder = out / "checkpoints"
-    average = (
-        WeightAverage(potential, config.average) if config.average.decay and rank == 0 else None
-    )
-    watchdog = Watchdog(out, rank, config.guards.hang_minutes)
-    callbacks: list[Callback] = [CollapseGuard(potential)]
-    callbacks += [average] if average else []
-    if config.guards.spike:
-        callbacks.append(SpikeRollback(folder, config.guards.spike, average))
-    validation = None
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            out / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        )
-        metrics = Metrics(out / "metrics.jsonl", start_step, console)
-        every, limit = config.evaluate_every, config.evaluate_structures
-        validation = Validation(potential, data, metrics, console, every, limit, average)
-        watched: list[Callback] = [validation] if data.num_structures("valid") else []
-        learned = engine.noise if engine.noise and engine.noise.learned else None
-        watched += [NoiseFigures(learned, metrics, every)] if learned else []
-        callbacks += [*watched, metrics, ProgressBar(console, config.max_steps, start_step)]
-        callbacks += _loggers(config, start_step)
-    if config.adaptive.rate > 0:
-        callbacks.append(AdaptiveWeights(config.adaptive, validation, config.evaluate_every))
     about = {
-        "config": config.model_dump(mode="json", exclude={"data", "out"}),
+        "config": config.saved(),
+        "data": fingerprint(data),
         "versions": _versions(),
     }
-    # last, so that a kill after a checkpoint finds the rows of its step written
-    checkpoints = Checkpoints(folder, config.checkpoints, console.print, average, about)
-    return _Parts([*callbacks, watchdog, checkpoints], checkpoints, watchdog, average)
+    watchdog = Watchdog(out, engine.rank, config.guards.hang_minutes)
+    checkpoints = Checkpoints(folder, config.checkpoints, console.print, about)
+
+    # on every rank
+    train_module = engine.train_module
+    callbacks: list[Callback] = [
+        CollapseGuard(train_module.potential),
+        watchdog,
+        checkpoints,
+    ]
+    if config.guards.spike:
+        callbacks.append(SpikeRollback(folder, config.guards.spike))
+    if config.adaptive.rate > 0:
+        callbacks.append(AdaptiveWeights(config.adaptive, train_module, config.evaluate_every))
+
+    if engine.rank == 0:
+        with file_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            write_atomically(out / "config.yaml", settings)
+        callbacks += _callbacks_of_rank_0(config, data, train_module, console, start_step)
+    return _Parts(callbacks, checkpoints, watchdog)
 
 
-def _loggers(config: PretrainConfig, start_step: int) -> list[Callback]:
-    out, loggers = Path(config.out), config.logging
-    callbacks: list[Callback] = (
-        [TensorBoard(out / "tensorboard", start_step)] if loggers.tensorboard else []
-    )
-    if loggers.wandb_project:
-        callbacks.append(
-            WeightsAndBiases(out, loggers.wandb_project, config.model_dump(mode="json"))
-        )
+def _callbacks_of_rank_0(
+    config: PretrainConfig,
+    data: Collection,
+    train_module: TrainModule,
+    console: Console,
+    start_step: int,
+) -> list[Callback]:
+    """Averages, validation, and everything that writes figures."""
+    out = Path(config.out)
+    potential = train_module.potential
+    callbacks: list[Callback] = [
+        Metrics(out / "metrics.jsonl", start_step, console),
+        ProgressBar(console, config.max_steps, start_step),
+    ]
+    if config.average.decay:
+        callbacks.append(WeightAverage(potential, config.average))
+    if data.num_structures("valid"):
+        every = config.evaluate_every
+        limit = config.evaluate_structures
+        callbacks.append(Validation(potential, data, console, every, limit))
+    if train_module.noise is not None and train_module.noise.learned:
+        callbacks.append(LearnedNoise(train_module.noise, config.evaluate_every))
+    if config.logging.tensorboard:
+        callbacks.append(TensorBoard(out / "tensorboard", start_step))
+    if config.logging.wandb_project:
+        settings = config.model_dump(mode="json")
+        callbacks.append(WeightsAndBiases(out, config.logging.wandb_project, settings))
     return callbacks
 
 
@@ -218,7 +252,8 @@ def _versions() -> dict[str, str]:
 def _write_results(
     config: PretrainConfig, data: Collection, potential: Potential, seconds: float, progress: bool
 ) -> None:
-    out, census = Path(config.out), data.census()
+    out = Path(config.out)
+    census = data.census()
     counts = {
         symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
     }
@@ -241,9 +276,6 @@ def _record(
     seconds: float,
 ) -> ModelRecord:
     levels = census["levels_of_theory"]
-    settings = config.model_dump(
-        mode="json", exclude={"data", "out"}
-    )  # paths are nobody's business
     return ModelRecord(
         name=Path(config.out).name,
         licence=config.licence,
@@ -260,7 +292,7 @@ def _record(
             for info in data.infos
         ],
         training={
-            "config": settings,
+            "config": config.saved(),
             "seconds": round(seconds, 1),
             "ranks": dist.get_world_size(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

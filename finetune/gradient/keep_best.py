@@ -11,8 +11,7 @@ from ...model_zoo.potential.weights_aside import (
     put_weights,
     weights_aside,
 )
-from ...pretrain.callbacks.callback import Callback
-from ...pretrain.loop.trainer import StepReport, Trainer
+from ...pretrain.callbacks.callback import Callback, Loop, StepReport
 from ..safety.guard import SHARES, HeldOut
 from .config import GradientConfig
 
@@ -50,7 +49,7 @@ class KeepBest(Callback):
             # the worst rank that there is, so that the first step is better
             self._best_rank = (True, math.inf)
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_evaluate(self, loop: Loop, report: StepReport) -> None:
         last = report.step == self.config.steps
         due = last or report.step % self.config.evaluate_every == 0
         if not self.held_out or not due:
@@ -75,9 +74,9 @@ class KeepBest(Callback):
 
         if self._evaluations_without_gain >= self.config.patience and not last:
             self.stopped = True
-            trainer.stop.by = "early stopping"
+            loop.stop.by = "early stopping"
 
-    def on_end(self, trainer: Trainer) -> None:
+    def on_end(self, loop: Loop) -> None:
         if not self.held_out:
             return
         self.share = self._best_share(self.held_out)

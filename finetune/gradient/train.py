@@ -21,8 +21,10 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ...pretrain.callbacks.callback import Callback
 from ...pretrain.callbacks.metrics import ProgressBar
-from ...pretrain.loop.engine import DeepSpeedEngine, EngineConfig
-from ...pretrain.loop.noise import noise_of
+from ...pretrain.loop.engine import DeepSpeedEngine
+from ...pretrain.loop.optimizer import OptimizerConfig
+from ...pretrain.loop.schedule import Schedule, ScheduleConfig
+from ...pretrain.loop.train_module import TrainModule
 from ...pretrain.loop.trainer import Trainer
 from ..safety.guard import HeldOut
 from .config import GradientConfig
@@ -70,25 +72,24 @@ def train_parameters(
     """Train the parameters of `groups` in place on `train`, and on a share of `replay`."""
     started = time.perf_counter()
     # AdamW, because rates and steps were measured with it (docs/decisions/0009)
-    engine_config = EngineConfig(
-        optimizer="adamw",
-        learning_rate=learning_rate,
-        warmup_steps=min(MOST_WARMUP_STEPS, config.steps // 10),
-        clip_norm=config.clip_norm,
+    optimizer = OptimizerConfig(
+        name="adamw", learning_rate=learning_rate, clip_norm=config.clip_norm
     )
+    warmup_steps = min(MOST_WARMUP_STEPS, config.steps // 10)
+    schedule = Schedule(learning_rate, ScheduleConfig(warmup_steps=warmup_steps))
     # Weight decay would also change the weights of heads and elements that the data do not contain.
     optimizer_groups = [
         {"params": group.parameters, "rate": group.rate, "weight_decay": 0.0} for group in groups
     ]
-    noise = noise_of(config.loss, list(potential.config.levels_of_theory))
-    engine = DeepSpeedEngine(potential, engine_config, optimizer_groups, noise)
+    train_module = TrainModule(potential, config.loss)
+    engine = DeepSpeedEngine(train_module, optimizer, groups=optimizer_groups)
 
     best = KeepBest(potential, held_out, config)
     progress = ProgressBar(Console(quiet=quiet), config.steps, 0)
     callbacks: list[Callback] = [best, progress]
     with tempfile.TemporaryDirectory() as folder:
         stream = _stream(Path(folder), train, replay, potential, config, seed)
-        trainer = Trainer(engine, stream, config.loss, engine_config, config.steps, callbacks)
+        trainer = Trainer(engine, stream, schedule, config.steps, callbacks)
         finished = trainer.fit()
 
     return GradientReport(

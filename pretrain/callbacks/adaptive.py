@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,52 +13,72 @@ from torch import Tensor
 
 from ...core.settings import Settings
 from ...data_pipelines.census.census import NUM_ELEMENTS
-from .callback import Callback, Validation
-
-
-if TYPE_CHECKING:
-    from ..loop.trainer import StepReport, Trainer
+from ..loop.train_module import TrainModule
+from .callback import Callback, Loop, StepReport
 
 
 class AdaptiveConfig(Settings):
-    """How fast, and how far, the force error of an element that is learned badly gains weight."""
+    """How fast, and how far, the force error of a badly learned element gains weight."""
 
     rate: float = Field(
         default=0.0,
         ge=0,
         description="step of the exponentiated gradient at a validation; 0 is off",
+        json_schema_extra={"resume": "applied"},
     )
     bound: float = Field(
-        default=4.0, gt=1, description="largest weight, and the inverse of the smallest"
+        default=4.0,
+        gt=1,
+        description="largest weight, and the inverse of the smallest",
+        json_schema_extra={"resume": "applied"},
     )
 
 
 class AdaptiveWeights(Callback):
-    """After each validation: log q_z += rate (MAE_z / mean MAE - 1), within the bound (Sagawa et al., ICLR 2020).
+    """After each validation: log q_z += rate (MAE_z / mean MAE - 1), within the bound.
 
-    The weights multiply the force errors of the element's atoms. They act on the loss and not on the sampling,
-    because the stream prepares batches ahead: weights that changed what it draws would make a resume inexact.
-    An element without validation labels keeps its weight. Rank 0 validates and tells the others.
+    The rule is that of Sagawa et al. (ICLR 2020). The weights multiply the force errors of the
+    element's atoms. They act on the loss and not on the sampling, because the stream prepares
+    batches ahead of time: weights that changed what it draws would make a resume inexact. An
+    element without validation labels keeps its weight. Rank 0 validates and broadcasts the errors.
     """
 
-    def __init__(self, config: AdaptiveConfig, validation: Validation | None, every: int) -> None:
-        self.config, self.validation, self.every = config, validation, every
+    name = "adaptive"
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def __init__(self, config: AdaptiveConfig, train_module: TrainModule, every: int) -> None:
+        self.config = config
+        self.train_module = train_module
+        self.every = every
+
+    def on_report(self, loop: Loop, report: StepReport) -> None:
         if report.step % self.every:
             return
+
         errors = torch.full((NUM_ELEMENTS,), math.nan)
-        if self.validation is not None and self.validation.summary is not None:
-            for symbol, force_mae in self.validation.summary.force_mae_of_elements().items():
+        if report.evaluation is not None:
+            for symbol, force_mae in report.evaluation.force_mae_of_elements().items():
                 errors[atomic_numbers[symbol]] = force_mae
-        if trainer.engine.world_size > 1:
+        if loop.engine.world_size > 1:
             dist.broadcast(errors, 0)
-        trainer.element_weight = updated(trainer.element_weight, errors, self.config)
+
+        before = self.train_module.element_weight
+        self.train_module.element_weight = updated(before, errors, self.config)
+
+    def state(self) -> dict[str, Any]:
+        weight = self.train_module.element_weight
+        return {} if weight is None else {"element_weight": weight.tolist()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.train_module.element_weight = torch.tensor(state["element_weight"])
 
 
 def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Tensor:
-    """Weights (119,) after one step on the errors (119,), NaN where there is none; without a weight, from 1."""
-    weight = torch.ones(NUM_ELEMENTS) if weight is None else weight
+    """Weights (119,) after one update with the errors (119,), which are NaN where unknown.
+
+    Without previous weights all start at 1.
+    """
+    if weight is None:
+        weight = torch.ones(NUM_ELEMENTS)
     known = torch.isfinite(errors)
     if not known.any() or errors[known].mean() == 0:
         return weight

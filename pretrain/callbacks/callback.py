@@ -1,148 +1,126 @@
-"""What happens around the steps: checkpoints and validation here, figures in metrics.py, guards in guards.py."""
+"""The protocol of callbacks: what the loop calls, when, and what a callback may see of the loop.
+
+The order of the list of callbacks has no meaning. What depends on order is a phase of its own: the
+loop calls one hook of all callbacks before it calls the next hook of any. After every step:
+
+    on_step       the weights have just been updated       averages, watchdog
+    on_guard      look for a failure, undo it or give up   collapse guard, rollback
+    on_evaluate   measure, and add figures to the report   validation, learned noise
+    on_report     the report is complete: write it or act  metrics, progress bar, element weights
+    on_save       save everything that is now known        checkpoints
+
+At the end come `on_end` and, once more, `on_save`. Within a phase a callback must not depend on
+what another one does in the same phase.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from rich.console import Console
+from torch import Tensor
 
-from ...data_pipelines.stream.collection import Collection
-from ...model_zoo.evaluation.evaluation import evaluate, with_a_head
 from ...model_zoo.evaluation.summary import ErrorSummary
-from ...model_zoo.potential.potential import Potential
-from ..checkpoints.checkpoints import CheckpointConfig, save_checkpoint
+from ..loop.engine import Engine
+from ..loop.signals import StopRequest
 
 
-if TYPE_CHECKING:
-    from ..loop.noise import NoiseScales
-    from ..loop.trainer import StepReport, Trainer
-    from .average import WeightAverage
-    from .metrics import Metrics
+@dataclass
+class StepReport:
+    """Figures of one optimizer step, summed over all ranks."""
+
+    step: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    structures: int
+    edges: int
+    data_seconds: float
+    seconds: float
+
+    gradient_norm: float | None = None
+    """Before clipping; None for a step that was not taken."""
+
+    bad_structures: list[str] = field(default_factory=list)
+    """The structures of a step that was not taken because its loss or gradients were not finite."""
+
+    note: str = ""
+    """A message of a guard to the user."""
+
+    evaluation: ErrorSummary | None = None
+    """Summary of the validation at this step, on rank 0."""
+
+    noise: dict[str, dict[str, float]] | None = None
+    """Learned noise by level of theory and label, on rank 0, at the steps at which it is recorded."""
+
+
+class Loop(Protocol):
+    """What a callback may read and change of the training loop."""
+
+    engine: Engine
+    step: int
+    max_steps: int
+    stop: StopRequest
+
+    def state(self) -> dict[str, Any]:
+        """State of stream and callbacks on this rank, JSON-ready."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that callbacks keep, under `NAME/KEY`."""
+        ...
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Give the tensors of a checkpoint back to the callbacks."""
+        ...
+
+    def evaluated_weights(self) -> AbstractContextManager[object]:
+        """Inside the block the potential has the weights that are evaluated and exported."""
+        ...
 
 
 class Callback:
-    """Called after every step and at the end, on every rank; `on_evaluation` on rank 0; `close` also after an error."""
+    """Base of all callbacks; every hook runs on every rank that holds the callback."""
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None: ...
+    name: str = ""
+    """The key of its state in a checkpoint, unique in a run; empty for a callback without state."""
 
-    def on_evaluation(self, step: int, summary: ErrorSummary) -> None: ...
+    def on_step(self, loop: Loop, report: StepReport) -> None:
+        """The weights have just been updated, or the step was skipped (`report.bad_structures`)."""
 
-    def on_end(self, trainer: Trainer) -> None: ...
+    def on_guard(self, loop: Loop, report: StepReport) -> None:
+        """Look for a failure: set the run back, or raise TrainingError."""
 
-    def close(self) -> None: ...
+    def on_evaluate(self, loop: Loop, report: StepReport) -> None:
+        """Measure the weights and add the result to the report."""
+
+    def on_report(self, loop: Loop, report: StepReport) -> None:
+        """The report is complete: write it, or act on it."""
+
+    def on_save(self, loop: Loop, *, last: bool) -> None:
+        """All other hooks of the step, and at the end of training `on_end`, have run."""
+
+    def on_end(self, loop: Loop) -> None:
+        """No further step will be taken, because the run is finished or was asked to stop."""
+
+    def close(self) -> None:
+        """Release files and threads; called after an error too."""
+
+    def evaluated_weights(self) -> AbstractContextManager[object]:
+        """Put other weights in place while the potential is evaluated or exported."""
+        return nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """What it must be given back at a resume, JSON-ready."""
+        """What it needs back at a resume, JSON-ready; the same on all ranks."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that it needs back at a resume or a rollback, on the CPU; rank 0's are saved."""
+        return {}
 
-class Checkpoints(Callback):
-    """Saves every so many steps, and at the end, also when a signal ended the run.
-
-    A save that fails on the disk is told and tried again at the next turn; `problem` holds what went wrong last.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        config: CheckpointConfig,
-        tell: Callable[[str], None],
-        average: WeightAverage | None = None,
-        about: dict[str, Any] | None = None,
-    ) -> None:
-        self.folder, self.config, self.tell, self.average, self.about = (
-            folder,
-            config,
-            tell,
-            average,
-            about,
-        )
-        self.problem: str | None = None
-        self._saved = -1
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.config.every == 0:
-            self._save(trainer)
-
-    def on_end(self, trainer: Trainer) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.step == self._saved:
-            return
-        average = self.average.tensors() if self.average else None
-        engine, keep = trainer.engine, self.config.keep
-        self.problem = save_checkpoint(
-            self.folder, trainer.step, engine, trainer.state(), keep, average, self.about
-        )
-        if self.problem is None:
-            self._saved = trainer.step
-        else:
-            self.tell(
-                f"step {trainer.step}: NOT saved: {self.problem}; the checkpoints before are as they were"
-            )
-
-
-class Validation(Callback):
-    """Errors on the validation split every so many steps, into the metrics and onto the screen (rank 0)."""
-
-    def __init__(
-        self,
-        potential: Potential,
-        data: Collection,
-        metrics: Metrics,
-        console: Console,
-        every: int,
-        limit: int,
-        average: WeightAverage | None = None,
-    ) -> None:
-        self.potential, self.data, self.metrics = potential, data, metrics
-        self.console, self.every, self.limit = console, every, limit
-        self.average = average
-        self.summary: ErrorSummary | None = None
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.every:
-            return
-        structures = with_a_head(self.potential, self.data.structures("valid"))
-        averaged: AbstractContextManager[None] = (
-            self.average.applied() if self.average else nullcontext()
-        )
-        with averaged:
-            self.summary = summary = evaluate(self.potential, structures, "valid", self.limit)
-        self.potential.train()
-        self.metrics.write({"event": "evaluation", "step": report.step, **summary.to_dict()})
-        for callback in trainer.callbacks:
-            callback.on_evaluation(report.step, summary)
-        self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
-
-
-class NoiseFigures(Callback):
-    """What noise has been learned, into the metrics every so many steps and at the end (rank 0)."""
-
-    def __init__(self, noise: NoiseScales, metrics: Metrics, every: int) -> None:
-        self.noise, self.metrics, self.every = noise, metrics, every
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % self.every == 0 or report.step == trainer.max_steps:
-            self.metrics.write({"event": "noise", "step": report.step, "noise": self.noise.table()})
-
-
-def _figures(summary: ErrorSummary) -> list[str]:
-    """The errors of which there are labels, to be read."""
-    figures = []
-    if summary.energy_mae_per_atom is not None:
-        figures.append(f"energy MAE {1000 * summary.energy_mae_per_atom:.1f} meV/atom")
-    if summary.force_mae is not None:
-        figures.append(
-            f"force MAE {summary.force_mae:.3f} eV/A (RMS of the labels {summary.force_rms:.3f})"
-        )
-        figures.append(
-            f"worst element {summary.worst_element} {summary.worst_element_force_mae:.3f}"
-        )
-    return figures
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` returned."""

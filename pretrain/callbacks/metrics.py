@@ -1,4 +1,7 @@
-"""What a run tells while it goes: metrics.jsonl always, a progress bar, TensorBoard and W&B when asked for."""
+"""The figures of a run: metrics.jsonl always, a progress bar, TensorBoard and W&B when asked for.
+
+They come from the step's report once it is complete (`on_report`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import resource
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -19,18 +22,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ...core.files import write_atomically
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
-from .callback import Callback
-
-
-if TYPE_CHECKING:
-    from ..loop.trainer import StepReport, Trainer
+from .callback import Callback, Loop, StepReport
 
 
 class LoggingConfig(Settings):
-    """Where figures go besides metrics.jsonl."""
+    """Where figures go in addition to metrics.jsonl."""
 
-    tensorboard: bool = Field(default=False, description="event files in the run folder")
-    wandb_project: str | None = Field(default=None, description="project on Weights & Biases")
+    tensorboard: bool = Field(
+        default=False,
+        description="event files in the run folder",
+        json_schema_extra={"resume": "applied"},
+    )
+    wandb_project: str | None = Field(
+        default=None,
+        description="project on Weights & Biases",
+        json_schema_extra={"resume": "applied"},
+    )
 
     @field_validator("tensorboard", "wandb_project")
     @classmethod
@@ -44,9 +51,10 @@ class LoggingConfig(Settings):
 
 
 class Metrics(Callback):
-    """One JSON line a step into metrics.jsonl; lines after the step that a run resumes from are dropped.
+    """Appends JSON lines to metrics.jsonl: one a step, and those of validations and learned noise.
 
-    A full disk does not end the run: lines wait in memory until they can be written.
+    Lines after the step that a run resumes from are dropped. A full disk does not end the run:
+    lines wait in memory until they can be written.
     """
 
     def __init__(self, path: Path, start_step: int, console: Console | None = None) -> None:
@@ -65,42 +73,54 @@ class Metrics(Callback):
         warned = bool(self._waiting)
         self._waiting += (json.dumps(row) + "\n").encode()
         try:
+            # a disk that fills up takes a part of the bytes
             while self._waiting:
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
+                written = self._file.write(self._waiting)
+                self._waiting = self._waiting[written:]
         except OSError as error:
             if not warned:
                 self._console.print(
-                    f"[red]{self._file.name}: {error.strerror}: rows wait until it can be written"
+                    f"[red]{self._file.name}: {error.strerror}: "
+                    "rows are kept in memory until they can be written"
                 )
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_report(self, loop: Loop, report: StepReport) -> None:
+        if report.evaluation is not None:
+            self.write({"event": "evaluation", "step": report.step, **report.evaluation.to_dict()})
+        if report.noise is not None:
+            self.write({"event": "noise", "step": report.step, "noise": report.noise})
+        self.write(self._row(report))
+
+    def _row(self, report: StepReport) -> dict[str, Any]:
+        """The row of a step; what is out of the ordinary is also printed."""
         row: dict[str, Any] = {
             "event": "step",
             "step": report.step,
             "epoch": report.epoch,
             **figures(report),
+            "seconds": report.seconds,
         }
-        row |= {"seconds": report.seconds}
         if report.note:
             row["note"] = report.note
             self._console.print(f"step {report.step}: {report.note}")
         if report.bad_structures:
             row["bad_structures"] = report.bad_structures
-            names = ", ".join(report.bad_structures[:5]) + (
-                " ..." if len(report.bad_structures) > 5 else ""
-            )
+            names = ", ".join(report.bad_structures[:5])
+            if len(report.bad_structures) > 5:
+                names += " ..."
             self._console.print(
-                f"step {report.step}: loss or gradient not finite, step left out; structures: {names}",
+                f"step {report.step}: loss or gradient not finite, step skipped; "
+                f"structures: {names}",
                 markup=False,
             )
-        self.write(row)
+        return row
 
     def close(self) -> None:
         self._file.close()
 
 
 def figures(report: StepReport) -> dict[str, float | None]:
-    """The numbers of a step that are drawn as curves; None for what is not finite, which JSON cannot hold."""
+    """The numbers of a step that are drawn as curves; None where not finite, which JSON lacks."""
     return {
         "loss": report.loss if math.isfinite(report.loss) else None,
         "learning_rate": report.learning_rate,
@@ -110,6 +130,11 @@ def figures(report: StepReport) -> dict[str, float | None]:
         "data_wait_share": report.data_seconds / report.seconds,
         "memory_gib": peak_memory_gib(),
     }
+
+
+def known_figures(report: StepReport) -> dict[str, float]:
+    """`figures` without those that are None."""
+    return {name: value for name, value in figures(report).items() if value is not None}
 
 
 def peak_memory_gib() -> float:
@@ -135,17 +160,18 @@ class ProgressBar(Callback):
         self._loss = math.nan
         self._bar.start()
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+    def on_report(self, loop: Loop, report: StepReport) -> None:
         if math.isfinite(report.loss):
-            self._loss = (
-                report.loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * report.loss
-            )
-        text = (
-            f"loss {self._loss:.3f}  {report.structures / report.seconds:.0f} structures/s  "
-            f"{report.edges / report.seconds:.0f} edges/s  data wait {report.data_seconds / report.seconds:.0%}  "
-            f"{peak_memory_gib():.1f} GiB"
+            first = math.isnan(self._loss)
+            self._loss = report.loss if first else 0.95 * self._loss + 0.05 * report.loss
+        parts = (
+            f"loss {self._loss:.3f}",
+            f"{report.structures / report.seconds:.0f} structures/s",
+            f"{report.edges / report.seconds:.0f} edges/s",
+            f"data wait {report.data_seconds / report.seconds:.0%}",
+            f"{peak_memory_gib():.1f} GiB",
         )
-        self._bar.update(self._task, completed=report.step, figures=text)
+        self._bar.update(self._task, completed=report.step, figures="  ".join(parts))
 
     def close(self) -> None:
         self._bar.stop()
@@ -159,21 +185,22 @@ class TensorBoard(Callback):
 
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        for name, value in figures(report).items():
-            if value is not None:
-                self._writer.add_scalar(f"train/{name}", value, report.step)
-
-    def on_evaluation(self, step: int, summary: ErrorSummary) -> None:
-        for name, value in evaluated(summary).items():
-            self._writer.add_scalar(name, value, step)
+    def on_report(self, loop: Loop, report: StepReport) -> None:
+        for name, value in known_figures(report).items():
+            self._writer.add_scalar(f"train/{name}", value, report.step)
+        if report.evaluation is not None:
+            for name, value in evaluated(report.evaluation).items():
+                self._writer.add_scalar(name, value, report.step)
 
     def close(self) -> None:
         self._writer.close()
 
 
 class WeightsAndBiases(Callback):
-    """The same figures to W&B; a resumed run goes on in the same curve, whose id is kept in the run folder."""
+    """The same figures on Weights & Biases.
+
+    A resumed run continues the same curve: its id is kept in the run folder.
+    """
 
     def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
         import wandb
@@ -190,14 +217,11 @@ class WeightsAndBiases(Callback):
             resume="allow",
         )
 
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        values = {
-            f"train/{name}": value for name, value in figures(report).items() if value is not None
-        }
+    def on_report(self, loop: Loop, report: StepReport) -> None:
+        values = {f"train/{name}": value for name, value in known_figures(report).items()}
+        if report.evaluation is not None:
+            values |= evaluated(report.evaluation)
         self._run.log(values, step=report.step)
-
-    def on_evaluation(self, step: int, summary: ErrorSummary) -> None:
-        self._run.log(evaluated(summary), step=step)
 
     def close(self) -> None:
         self._run.finish()

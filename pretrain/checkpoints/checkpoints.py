@@ -1,7 +1,13 @@
-"""Checkpoints that a kill at any instant cannot tear: temporary name, manifest, rename, then `latest`.
+"""Checkpoints that survive a kill at any instant: temporary name, manifest, rename, then `latest`.
 
-A checkpoint says nothing of ranks: engine.safetensors holds weights and optimizer state by name, manifest.json where
-the stream stands; only the random numbers are one entry a rank. Loading one runs no pickle.
+A checkpoint does not depend on the number of ranks. In its folder lie
+
+    engine.safetensors      weights and optimizer state, by name
+    callbacks.safetensors   tensors that callbacks keep, such as averaged weights; only if there are any
+    rng.safetensors         random number generators, one entry a rank
+    manifest.json           step, positions in the stream, state of callbacks, settings, file sizes
+
+Loading one runs no pickle.
 """
 
 from __future__ import annotations
@@ -24,29 +30,46 @@ from torch import Tensor
 
 from ...core.files import write_atomically
 from ...core.settings import Settings
+from ..errors import NoCheckpointError, ResumeError
 from ..loop.engine import Engine
+
+
+FORMAT = 2  # of the files and of the settings in the manifest
 
 
 class CheckpointConfig(Settings):
     """How often a run is saved and how many checkpoints are kept."""
 
-    every: int = Field(default=200, gt=0, description="steps between checkpoints")
-    keep: int = Field(default=2, gt=0, description="newest checkpoints kept")
-
-
-class NoCheckpointError(ValueError):
-    """There is nothing to resume from; the message says what was looked at."""
+    every: int = Field(
+        default=200,
+        gt=0,
+        description="steps between checkpoints",
+        json_schema_extra={"resume": "applied"},
+    )
+    keep: int = Field(
+        default=2,
+        gt=0,
+        description="number of newest checkpoints that are kept",
+        json_schema_extra={"resume": "applied"},
+    )
 
 
 @dataclass
 class Loaded:
-    """A checkpoint that was taken up; the engine holds its part already."""
+    """A checkpoint that was loaded; the engine holds its part already."""
 
     step: int
-    states: list[dict[str, Any]]  # of the trainers of all ranks
-    average: dict[str, Tensor]  # of the weights, empty if the run kept none
-    config: dict[str, Any]  # of the run that saved it
-    skipped: list[str]  # newer checkpoints, and why each is not whole
+
+    states: list[dict[str, Any]]
+    """States of the trainers of all ranks."""
+
+    tensors: dict[str, Tensor]
+    """Tensors of the callbacks, under `NAME/KEY`."""
+
+    manifest: dict[str, Any]
+
+    skipped: list[str]
+    """Newer checkpoints that are damaged, with the reason."""
 
 
 def save_checkpoint(
@@ -55,22 +78,31 @@ def save_checkpoint(
     engine: Engine,
     state: dict[str, Any],
     keep: int,
-    average: dict[str, Tensor] | None = None,
+    tensors: dict[str, Tensor] | None = None,
     about: dict[str, Any] | None = None,
 ) -> str | None:
-    """Save engine, trainer states and random numbers of all ranks as `folder`/step-N; all ranks call it together.
+    """Save engine, trainer states and random numbers of all ranks as `folder`/step-N.
 
-    Returns None, or what went wrong on the disk: then the checkpoints before are as they were, and the run can go on.
-    average: of the weights, which rank 0 holds.  about: config and versions, into the manifest.
+    All ranks call it together. Returns None, or what went wrong on the disk: then the checkpoints
+    before are as they were, and the run can continue.
+
+    tensors: of the callbacks of rank 0.
+    about: settings and versions, which go into the manifest.
     """
-    tensors = engine.state()
+    engine_tensors = engine.state()
     parts: list[Any] = [None] * engine.world_size
     dist.all_gather_object(parts, (state, torch.get_rng_state()))
+
     outcome: list[str | None] = [None]
     if engine.rank == 0:
-        rng = {f"rank-{rank}": numbers for rank, (_, numbers) in enumerate(parts)}
-        files = {"engine": tensors, "rng": rng} | ({"average": average} if average else {})
+        files = {
+            "engine": engine_tensors,
+            "rng": {f"rank-{rank}": numbers for rank, (_, numbers) in enumerate(parts)},
+        }
+        if tensors:
+            files["callbacks"] = tensors
         content = {
+            "format": FORMAT,
             "step": step,
             "world_size": engine.world_size,
             "states": [own for own, _ in parts],
@@ -79,9 +111,8 @@ def save_checkpoint(
             _write(folder, step, files, content, keep)
         except (OSError, SafetensorError) as error:
             outcome = [_reason(error, folder)]
-            shutil.rmtree(
-                _temporary(folder, step), ignore_errors=True
-            )  # a full disk needs the room
+            # a full disk needs the room
+            shutil.rmtree(_temporary(folder, step), ignore_errors=True)
     if engine.world_size > 1:
         dist.broadcast_object_list(outcome, 0)
     return outcome[0]
@@ -90,18 +121,21 @@ def save_checkpoint(
 def _write(
     folder: Path, step: int, files: dict[str, dict[str, Tensor]], content: dict[str, Any], keep: int
 ) -> None:
-    temporary, final = _temporary(folder, step), folder / f"step-{step:08d}"
+    temporary = _temporary(folder, step)
+    final = folder / f"step-{step:08d}"
     for stale in folder.glob(".tmp-step-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
+
     for name, tensors in files.items():
         save_file(tensors, temporary / f"{name}.safetensors")
     content["files"] = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     _sync(temporary)
     write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
-    if (
-        problem_of(final) is None
-    ):  # of a resumed run that took no step: to replace it would be to be without it
+
+    if problem_of(final) is None:
+        # A resumed run that took no step saves the same again. Replacing a whole checkpoint would
+        # leave an instant without it.
         shutil.rmtree(temporary)
     else:
         shutil.rmtree(final, ignore_errors=True)
@@ -111,7 +145,7 @@ def _write(
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole ones, and torn ones that are older than the newest."""
+    """Remove all but the newest `keep` whole ones, and damaged ones older than the newest."""
     whole = whole_checkpoints(folder)
     for path in folder.glob("step-*"):
         if path not in whole[-keep:] and path < whole[-1]:
@@ -119,13 +153,15 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def load_checkpoint(
-    folder: Path, engine: Engine, check: Callable[[dict[str, Any]], None] = lambda config: None
+    folder: Path, engine: Engine, check: Callable[[dict[str, Any]], None] = lambda manifest: None
 ) -> Loaded:
-    """Load the newest whole checkpoint, on any number of ranks; on the same number the continuation is exact.
+    """Load the newest whole checkpoint, on any number of ranks; on the same number it is exact.
 
-    check: called with the config of the run that saved it, before anything is changed.
-    Rank 0 chooses: ranks whose view of a shared file system differs must not go on from different steps.
+    check: called with the manifest before anything is changed; it raises what forbids the resume.
+
+    Raises NoCheckpointError if none is whole, ResumeError for one of another format.
     """
+    # Rank 0 chooses: ranks that see a shared file system differently must not load different steps
     choice: list[tuple[str, list[str]]] = [("", [])]
     if engine.rank == 0:
         choice = [choose_checkpoint(folder)]
@@ -133,30 +169,37 @@ def load_checkpoint(
         dist.broadcast_object_list(choice, 0)
     name, skipped = choice[0]
     if not name:
-        looked = f"; not whole: {', '.join(skipped)}" if skipped else ""
-        raise NoCheckpointError(
-            f"{folder}: no checkpoint to resume from{looked}. Start without --resume"
-        )
+        raise NoCheckpointError(folder, skipped)
+
     newest = folder / name
     manifest = json.loads((newest / "manifest.json").read_text())
-    check(manifest.get("config", {}))
+    _check_format(manifest, newest)
+    check(manifest)
+
     engine.load_state(load_file(newest / "engine.safetensors"))
     rng = load_file(newest / "rng.safetensors")
     if manifest["world_size"] == engine.world_size:
         torch.set_rng_state(rng[f"rank-{engine.rank}"])
-    average = newest / "average.safetensors"
-    own_average = load_file(average) if average.is_file() else {}
-    return Loaded(
-        manifest["step"], manifest["states"], own_average, manifest.get("config", {}), skipped
-    )
+    callbacks = newest / "callbacks.safetensors"
+    tensors = load_file(callbacks) if callbacks.is_file() else {}
+    return Loaded(manifest["step"], manifest["states"], tensors, manifest, skipped)
+
+
+def _check_format(manifest: dict[str, Any], path: Path) -> None:
+    if manifest.get("format") != FORMAT:
+        version = manifest.get("versions", {}).get("evenfield", "another version")
+        raise ResumeError(
+            f"was saved by evenfield {version}, whose checkpoints have another format",
+            remedy="finish the run with the version that began it, or start a new run in another "
+            "folder",
+            file=path,
+        )
 
 
 def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
-    """Name of the newest whole checkpoint, empty if there is none; and the newer ones that are not, with the reason."""
-    skipped = [
-        f"{path.name} (a save that did not end)"
-        for path in sorted(folder.glob(".tmp-step-*"), reverse=True)
-    ]
+    """Name of the newest whole checkpoint, or ""; and the newer ones that are damaged, with reasons."""
+    unfinished = sorted(folder.glob(".tmp-step-*"), reverse=True)
+    skipped = [f"{path.name} (unfinished save)" for path in unfinished]
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = problem_of(path)
         if problem is None:
@@ -166,7 +209,7 @@ def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints whose manifest is there and whose files all have the size that it states, oldest first."""
+    """Checkpoints with a manifest whose files all have the sizes stated there, oldest first."""
     return [path for path in sorted(folder.glob("step-*")) if problem_of(path) is None]
 
 

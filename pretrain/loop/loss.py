@@ -34,29 +34,56 @@ class LossConfig(Settings):
     Errors that are divided by a noise have no unit, and so have their widths: shares of the noise.
     """
 
-    energy: float = Field(default=1.0, ge=0, description="weight of the energy term, per eV/atom")
+    energy: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the energy term, per eV/atom",
+        json_schema_extra={"resume": "applied"},
+    )
     final_energy: float | None = Field(
         default=None,
         gt=0,
-        description="what that weight goes to by the same factor in every step; none: it stays",
+        description="value that this weight approaches by the same factor in every step",
+        json_schema_extra={"resume": "applied"},
     )
-    forces: float = Field(default=5.0, ge=0, description="weight of the force term, per eV/A")
-    stress: float = Field(default=1.0, ge=0, description="weight of the stress term, per eV/A^3")
-    energy_width: float = Field(default=0.02, gt=0, description="eV/atom")
-    forces_width: float = Field(default=0.02, gt=0, description="eV/A")
-    stress_width: float = Field(default=0.005, gt=0, description="eV/A^3")
+    forces: float = Field(
+        default=5.0,
+        ge=0,
+        description="weight of the force term, per eV/A",
+        json_schema_extra={"resume": "applied"},
+    )
+    stress: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the stress term, per eV/A^3",
+        json_schema_extra={"resume": "applied"},
+    )
+    energy_width: float = Field(
+        default=0.02, gt=0, description="eV/atom", json_schema_extra={"resume": "applied"}
+    )
+    forces_width: float = Field(
+        default=0.02, gt=0, description="eV/A", json_schema_extra={"resume": "applied"}
+    )
+    stress_width: float = Field(
+        default=0.005, gt=0, description="eV/A^3", json_schema_extra={"resume": "applied"}
+    )
     noise: dict[str, LabelNoise] = Field(
-        default={}, description="level of theory -> what its errors are divided by"
+        default={},
+        description="level of theory -> noise that its errors are divided by",
+        json_schema_extra={"resume": "refused"},  # learned noise starts from it
     )
     learn_noise: bool = Field(
-        default=False, description="learn the noise of each level, from `noise` or from 1"
+        default=False,
+        description="learn the noise of each level, from `noise` or from 1",
+        json_schema_extra={"resume": "not_from_off"},  # no learned noise in the checkpoint
     )
 
     @model_validator(mode="after")
     def _rises_from_something(self) -> Self:
         if self.final_energy and not self.energy:
             raise ValueError(
-                "loss.final_energy goes on from loss.energy, which is 0: set that above 0, or leave it out"
+                "loss.final_energy multiplies loss.energy, which is 0: set that above 0, or leave "
+                "loss.final_energy out"
             )
         return self
 

@@ -1,12 +1,15 @@
-"""The training loop, for pretraining and for every fine-tuning by gradients."""
+"""The training loop, for pretraining and for every fine-tuning by gradients.
+
+The trainer knows time: which batches make a step, when a step is skipped, when the run ends. What a
+step computes is the train module's (train_module.py); what happens around it, the callbacks'.
+"""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,41 +21,22 @@ from ...core.labels import LABELS
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.training_stream import TrainingStream
 from ...data_pipelines.stream.virtual_ranks import states_of_virtual_ranks
-from ..callbacks.callback import Callback
-from .engine import Engine, EngineConfig
-from .loss import LossConfig, label_counts, weighted_loss
+from ..callbacks.callback import Callback, StepReport
+from ..errors import TrainingError
+from .engine import Engine
+from .loss import label_counts
+from .schedule import Schedule
 from .signals import StopRequest, listening
 
 
 MAX_BAD_STEPS = 10
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says what died and what to change."""
-
-
-@dataclass
-class StepReport:
-    """Figures of one optimizer step, summed over all ranks."""
-
-    step: int
-    epoch: int
-    loss: float
-    learning_rate: float
-    structures: int
-    edges: int
-    data_seconds: float
-    seconds: float
-    gradient_norm: float | None = None  # before the clip; None for a step that was not taken
-    bad_structures: list[str] = field(default_factory=list)
-    note: str = ""  # what a callback wants to be told to the user
-
-
 @dataclass(frozen=True)
 class _Work:
     """What the ranks do in one step: this rank's own batches and seconds, and sums over all ranks.
 
-    The sums are under way while the first forward computes; whoever reads one waits for them.
+    The sums are communicated while the first forward computes; reading one waits for them.
     """
 
     batches: list[Batch]
@@ -67,9 +51,8 @@ class _Work:
             self._under_way.wait()
         return self._sums
 
-    @property
     def counts(self) -> Tensor:
-        """Labels (L,)."""
+        """Numbers of labels of each registered kind, (L,) float64."""
         return self._sum()[:-3]
 
     @property
@@ -87,78 +70,139 @@ class _Work:
 
 
 class Trainer:
-    """Knows time: it steps, counts, and tells its callbacks. Goes on from `start_step` and the stream's state."""
+    """Takes steps, counts them and calls its callbacks, whose order has no meaning (callback.py).
+
+    It starts at `start_step`, with the stream where the stream is.
+    """
 
     def __init__(
         self,
         engine: Engine,
         stream: TrainingStream,
-        loss: LossConfig,
-        engine_config: EngineConfig,
+        schedule: Schedule,
         max_steps: int,
         callbacks: list[Callback],
+        *,
+        accumulation: int = 1,
         start_step: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
-        self.engine, self.stream, self.loss, self.config = engine, stream, loss, engine_config
-        self.max_steps, self.callbacks, self.step = max_steps, callbacks, start_step
-        self.element_weight: Tensor | None = None  # (119,), on top of the stream's own
+        """accumulation: batches in a step, for each rank or virtual rank of the stream.
+
+        stop: where a signal is noted, for a caller that listens to signals already.
+        """
+        names = [callback.name for callback in callbacks if callback.name]
+        assert len(names) == len(set(names)), f"callbacks of the same name: {names}"
+        self.engine = engine
+        self.stream = stream
+        self.schedule = schedule
+        self.max_steps = max_steps
+        self.callbacks = callbacks
+        self.accumulation = accumulation
+        self.step = start_step
         self.stop = stop or StopRequest()
         self._bad_steps = 0
 
     def fit(self) -> bool:
-        """Train to `max_steps`; False when a signal ended the run early. Callbacks see the end either way."""
+        """Train to `max_steps`; False when a signal or a callback ended the run early.
+
+        Callbacks are closed in any case, after an error too.
+        """
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
                 closing.callback(callback.close)
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
-                for callback in self.callbacks:
-                    callback.on_step(self, report)
+                self._call_callbacks(report)
                 if work.stop:
                     break
             for callback in self.callbacks:
                 callback.on_end(self)
+            for callback in self.callbacks:
+                callback.on_save(self, last=True)
         return self.step >= self.max_steps
 
+    def _call_callbacks(self, report: StepReport) -> None:
+        """One phase after the other, each of all callbacks."""
+        for callback in self.callbacks:
+            callback.on_step(self, report)
+        for callback in self.callbacks:
+            callback.on_guard(self, report)
+        for callback in self.callbacks:
+            callback.on_evaluate(self, report)
+        for callback in self.callbacks:
+            callback.on_report(self, report)
+        for callback in self.callbacks:
+            callback.on_save(self, last=False)
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Inside the block the potential has the weights that are evaluated and exported."""
+        with ExitStack() as replaced:
+            for callback in self.callbacks:
+                replaced.enter_context(callback.evaluated_weights())
+            yield
+
     def state(self) -> dict[str, Any]:
-        """What this rank must be given back at a resume, JSON-ready."""
-        weight = None if self.element_weight is None else self.element_weight.tolist()
-        own = {
-            type(callback).__name__: state
-            for callback in self.callbacks
-            if (state := callback.state())
-        }
-        return {"stream": self.stream.state(), "element_weight": weight, "callbacks": own}
+        """What this rank needs back at a resume, JSON-ready."""
+        own = {}
+        for callback in self.callbacks:
+            state = callback.state()
+            if state:
+                assert callback.name, f"{type(callback).__name__} has state but no name"
+                own[callback.name] = state
+        return {"stream": self.stream.state(), "callbacks": own}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Take up the states of all ranks, of which there may have been another number."""
+        """Take up the states of all ranks, whose number may have been another one."""
         self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
-        weight = states[0]["element_weight"]
-        self.element_weight = None if weight is None else torch.tensor(weight)
+        saved = states[0]["callbacks"]
         for callback in self.callbacks:
-            if own := states[0]["callbacks"].get(type(callback).__name__):
-                callback.load_state(own)
+            if callback.name in saved:
+                callback.load_state(saved[callback.name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that the callbacks of this rank need back, under `NAME/KEY`."""
+        own = {}
+        for callback in self.callbacks:
+            for key, tensor in callback.tensors().items():
+                assert callback.name, f"{type(callback).__name__} has tensors but no name"
+                own[f"{callback.name}/{key}"] = tensor
+        return own
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` returned on rank 0."""
+        for callback in self.callbacks:
+            prefix = f"{callback.name}/"
+            own = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+            if own:
+                callback.load_tensors(own)
 
     def train_step(self, work: _Work) -> StepReport:
-        """One optimizer step: forward, loss, backward, all-rank finite check, clip and update."""
-        learning_rate = learning_rate_at(self.step, self.max_steps, self.config)
-        losses, weights = [], self.loss.at(self.step / self.max_steps)
+        """One optimizer step: losses, gradients, a check by all ranks, clipping and update."""
+        learning_rate = self.schedule.at(self.step, self.max_steps)
+        progress = self.step / self.max_steps
+        losses = []
         for batch in work.batches:
             batch = batch.to(self.engine.device, non_blocking=True)
-            noise = self.engine.noise() if self.engine.noise else None
-            prediction = self.engine.forward(batch)
-            loss = weighted_loss(prediction, batch, work.counts, weights, noise)
+            loss = self.engine.forward(batch, work.counts, progress)
             self.engine.backward(loss)
             losses.append(loss.detach())
+
         healthy, loss_sum = self._over_all_ranks(losses)
-        norm = None
+        norm: float | None = None
+        bad: list[str] = []
         if healthy:
             norm = self.engine.step(learning_rate)
         else:
             self.engine.discard()
-        bad = [] if healthy else self._structures_on_all_ranks(work)
+            bad = self._structures_on_all_ranks(work)
         self._check_bad(bad)
+
         self.step += 1
         return StepReport(
             step=self.step,
@@ -174,27 +218,26 @@ class Trainer:
         )
 
     def _work(self) -> Iterator[_Work]:
-        """The work of every step, without end: the stream knows no end of an epoch that a rank would wait at."""
+        """The work of every step, without end.
+
+        The stream is endless: a rank that came to an end would leave the others waiting.
+        """
         stream = self.stream.batches()
         while True:
-            started, epoch = time.perf_counter(), self.stream.epoch
-            batches = list(islice(stream, self.config.accumulation * self.stream.num_virtual_ranks))
+            started = time.perf_counter()
+            epoch = self.stream.epoch
+            batches = list(islice(stream, self.accumulation * self.stream.num_virtual_ranks))
             waited = time.perf_counter() - started
-            if self.element_weight is not None:
-                for batch in batches:
-                    batch.atom_weight = (
-                        batch.atom_weight * self.element_weight[batch.atomic_numbers]
-                    )
-            labels = sum(
-                (label_counts(b) for b in batches), torch.zeros(len(LABELS), dtype=torch.float64)
-            )
-            structures, edges = (
-                sum(b.num_structures for b in batches),
-                sum(b.num_edges for b in batches),
-            )
-            sums = torch.cat(
-                [labels, torch.tensor([structures, edges, bool(self.stop.by)]).double()]
-            )
+
+            for batch in batches:
+                self.engine.train_module.weigh_atoms(batch)
+            labels = torch.zeros(len(LABELS), dtype=torch.float64)
+            for batch in batches:
+                labels = labels + label_counts(batch)
+            structures = sum(batch.num_structures for batch in batches)
+            edges = sum(batch.num_edges for batch in batches)
+            others = torch.tensor([structures, edges, bool(self.stop.by)]).double()
+            sums = torch.cat([labels, others])
             under_way = dist.all_reduce(sums, async_op=True) if self.engine.world_size > 1 else None
             yield _Work(batches, epoch, started, waited, sums, under_way)
 
@@ -216,18 +259,11 @@ class Trainer:
         return [name for part in names for name in part]
 
     def _check_bad(self, bad: list[str]) -> None:
+        """Give up after too many skipped steps in a row: the weights must be beyond repair."""
         self._bad_steps = self._bad_steps + 1 if bad else 0
         if self._bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(
-                f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, last with {', '.join(bad[:5])}: "
-                "lower engine.learning_rate, or look at these structures"
+                f"loss or gradients were not finite in {MAX_BAD_STEPS} steps in a row, "
+                f"last with {', '.join(bad[:5])}",
+                remedy="lower optimizer.learning_rate, or look at these structures",
             )
-
-
-def learning_rate_at(step: int, max_steps: int, config: EngineConfig) -> float:
-    """Linear warm-up, then a cosine from `learning_rate` to `final_learning_rate`."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-    swing = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * swing

@@ -116,7 +116,7 @@ def model_folder(sets, tmp_path_factory) -> Path:
             "cutoff": 4.0,
         },
         stream={"edge_budget": 1500},
-        engine={"warmup_steps": 5},
+        schedule={"warmup_steps": 5},
     )
     return pretrain(config, quiet=True)
 

@@ -24,7 +24,7 @@ def run_config(data_set, tmp_path) -> Callable[..., PretrainConfig]:
             "evaluate_every": 1000,
             "model": MODEL,
             "stream": {"edge_budget": 1500, "window_blocks": 3},
-            "engine": {"warmup_steps": 3},
+            "schedule": {"warmup_steps": 3},
         }
         return PretrainConfig.model_validate(settings | changes)
 

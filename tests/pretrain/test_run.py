@@ -13,17 +13,19 @@ import torch
 import yaml
 from rich.console import Console
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.evaluation.evaluation import evaluate, predict
 from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
-from evenfield.pretrain.callbacks import callback as callbacks
+from evenfield.pretrain.callbacks import saving
+from evenfield.pretrain.callbacks.callback import StepReport
 from evenfield.pretrain.callbacks.metrics import Metrics, ProgressBar
 from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.errors import ResumeError
 from evenfield.pretrain.initial_potential import build_potential
-from evenfield.pretrain.loop.trainer import StepReport
 from evenfield.pretrain.run import pretrain
 
 
@@ -64,7 +66,8 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
             "cutoff": 4.0,
         },
         stream={"edge_budget": 1500, "window_blocks": 3},
-        engine={"warmup_steps": 5, "learning_rate": 0.005},
+        optimizer={"learning_rate": 0.005},
+        schedule={"warmup_steps": 5},
         checkpoints={"every": 60},
     )
     assert pretrain(config, quiet=True) == Path(config.out) / "model"
@@ -110,7 +113,7 @@ def test_validations_are_among_the_metrics(finished):
 def test_saved_config_is_the_resolved_one(finished):
     saved = yaml.safe_load((Path(finished.out) / "config.yaml").read_text())
     assert PretrainConfig.model_validate(saved) == finished
-    assert saved["engine"]["clip_norm"] == 10.0  # defaults are written out
+    assert saved["optimizer"]["clip_norm"] == 10.0  # defaults are written out
 
 
 def test_published_model_predicts_what_was_evaluated(finished):
@@ -250,14 +253,14 @@ def test_rows_of_a_step_are_written_before_its_checkpoint(run_config, monkeypatc
         max_steps=4, evaluate_every=2, evaluate_structures=2, checkpoints={"every": 2}
     )
     seen = []
-    original = callbacks.save_checkpoint
+    original = saving.save_checkpoint
 
     def save(folder, step, *args):
         rows = rows_of(Path(config.out))
         seen.append((step, {row["event"] for row in rows if row["step"] == step}))
         return original(folder, step, *args)
 
-    monkeypatch.setattr(callbacks, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "save_checkpoint", save)
     pretrain(config, quiet=True)
     assert seen == [(2, {"step", "evaluation"}), (4, {"step", "evaluation"})]
 
@@ -271,7 +274,8 @@ def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config
         (Path(config.out) / "metrics.jsonl").read_bytes(),
     )
     with pytest.raises(
-        ValueError, match=r"run: holds a run saved at step-00000003: add --resume auto to go on"
+        ResumeError,
+        match=r"run: already holds a run, saved at step-00000003: add --resume auto to continue",
     ):
         pretrain(config, quiet=True)
     assert (Path(config.out) / "metrics.jsonl").read_bytes() == metrics
@@ -288,7 +292,7 @@ def test_progress_bar_survives_a_step_without_a_loss():
     bar = ProgressBar(Console(file=io.StringIO()), max_steps=10, start_step=0)
     shown = []
     for step, loss in enumerate((float("nan"), 2.0, float("inf"), 2.0), start=1):
-        bar.on_step(None, StepReport(step, 0, loss, 1e-3, 10, 100, 0.1, 0.5))
+        bar.on_report(None, StepReport(step, 0, loss, 1e-3, 10, 100, 0.1, 0.5))
         shown.append(bar._bar.tasks[0].fields["figures"].split("  ")[:2])
     bar.close()
     assert shown == [["loss nan", "20 structures/s"], *[["loss 2.000", "20 structures/s"]] * 3]
@@ -353,5 +357,5 @@ def test_data_without_anything_held_out_are_refused_before_the_training(
 ):
     parts = [replace(s, split="train") for s in train_structures[:4]]
     write_data_set(parts, tmp_path / "data", {"file": "part", "sha256": ""}, ConvertConfig())
-    with pytest.raises(ValueError, match="holds no structure to test on"):
+    with pytest.raises(EvenfieldError, match="holds no structure to test on"):
         pretrain(run_config(data=str(tmp_path / "data")), quiet=True)

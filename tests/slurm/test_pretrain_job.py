@@ -38,7 +38,9 @@ def work(data_set, tmp_path_factory) -> Path:
         "evaluate_every": 1000,
         "model": MODEL,
         "stream": {"edge_budget": 1500, "window_blocks": 2},
-        "engine": {"optimizer": "adamw", "zero_stage": 1, "warmup_steps": 5},
+        "optimizer": {"name": "adamw"},
+        "schedule": {"warmup_steps": 5},
+        "engine": {"zero_stage": 1},
         "checkpoints": {"every": 5},
     }
     (folder / "recipe.yaml").write_text(json.dumps(settings))

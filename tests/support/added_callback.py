@@ -11,7 +11,7 @@ from evenfield.pretrain.callbacks.callback import Callback
 
 
 def add_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
-    """From now on, after all others."""
+    """From now on."""
     original = run._parts
 
     def parts(*args: Any) -> Any:
@@ -25,6 +25,6 @@ def add_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
 class KillReadout(Callback):
     """What one of nine runs did by itself: the readout's inputs go so low that SiLU is zero for every atom."""
 
-    def on_step(self, trainer: Any, report: Any) -> None:
+    def on_step(self, loop: Any, report: Any) -> None:
         if report.step == 5:
-            trainer.engine.potential.readout.hidden.bias.data.fill_(-1e4)
+            loop.engine.train_module.potential.readout.hidden.bias.data.fill_(-1e4)

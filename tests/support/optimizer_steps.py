@@ -16,10 +16,11 @@ from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.potential.config import PotentialConfig
 from evenfield.model_zoo.potential.potential import Potential
 from evenfield.pretrain.config import PretrainConfig
-from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig, parameter_groups
+from evenfield.pretrain.loop.engine import DeepSpeedEngine, EngineConfig
 from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
-from evenfield.pretrain.loop.noise import NoiseScales
+from evenfield.pretrain.loop.optimizer import OptimizerConfig, parameter_groups
 from evenfield.pretrain.loop.soap import Soap
+from evenfield.pretrain.loop.train_module import TrainModule
 from evenfield.pretrain.loop.trainer import Trainer
 
 
@@ -46,22 +47,18 @@ def new_potential(seed: int = 0) -> Potential:
 def new_engine(
     zero_stage: int,
     potential: Potential | None = None,
-    noise: NoiseScales | None = None,
+    loss: LossConfig = LossConfig(),
     optimizer: str = "adamw",
+    precision: str = "float32",
 ) -> DeepSpeedEngine:
-    config = engine_config(zero_stage, optimizer=optimizer)
-    return DeepSpeedEngine(potential or new_potential(), config, noise=noise)
+    """By default with AdamW, which all stages take."""
+    train_module = TrainModule(potential or new_potential(), loss, precision)
+    config = optimizer_config(optimizer)
+    return DeepSpeedEngine(train_module, config, EngineConfig(zero_stage=zero_stage))
 
 
-def engine_config(zero_stage: int, *, optimizer: str = "adamw", **changes: object) -> EngineConfig:
-    """AdamW, which all stages take."""
-    return EngineConfig(
-        zero_stage=zero_stage,
-        optimizer=optimizer,
-        clip_norm=CLIP_NORM,
-        weight_decay=1e-2,
-        **changes,
-    )
+def optimizer_config(name: str = "adamw") -> OptimizerConfig:
+    return OptimizerConfig(name=name, clip_norm=CLIP_NORM, weight_decay=1e-2)
 
 
 def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
@@ -73,7 +70,8 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
         "evaluate_every": 100,
         "model": MODEL,
         "stream": {"edge_budget": 1500, "window_blocks": 2},
-        "engine": {"optimizer": "adamw", "warmup_steps": 2},
+        "optimizer": {"name": "adamw"},
+        "schedule": {"warmup_steps": 2},
         "checkpoints": {"every": 1, "keep": 100},
     }
     return PretrainConfig.model_validate(settings | changes)
@@ -81,12 +79,14 @@ def small_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
 
 def elastic_config(data: Path, out: Path, max_steps: int, zero_stage: int) -> PretrainConfig:
     """A run of two virtual ranks whose learning rate does not depend on where it ends."""
-    engine = {
-        "optimizer": "adamw", "zero_stage": zero_stage,
-        "warmup_steps": 0, "learning_rate": 1e-3, "final_learning_rate": 1e-3,
-    }  # fmt: skip
-    stream = {"edge_budget": 1500, "window_blocks": 2, "lanes": 2}
-    return small_config(data, out, max_steps=max_steps, engine=engine, stream=stream)
+    settings = {
+        "max_steps": max_steps,
+        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
+        "schedule": {"warmup_steps": 0, "final_learning_rate": 1e-3},
+        "engine": {"zero_stage": zero_stage},
+        "stream": {"edge_budget": 1500, "window_blocks": 2, "lanes": 2},
+    }
+    return small_config(data, out, **settings)
 
 
 @contextmanager
@@ -141,8 +141,7 @@ def engine_steps(
         total = torch.zeros(1)
         for batch in batches[engine.rank :: engine.world_size]:
             batch = batch.to(engine.device)
-            noise = engine.noise and engine.noise()
-            loss = weighted_loss(engine.forward(batch), batch, counts, LossConfig(), noise)
+            loss = engine.forward(batch, lambda counts=counts: counts)
             engine.backward(loss)
             total += loss.detach().cpu()
         if engine.world_size > 1:
@@ -155,9 +154,12 @@ def engine_steps(
 
 
 def first_moments(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of an engine's state, by parameter."""
+    """Of an engine's state, under the names that a potential gives its parameters."""
+    prefix = "exp_avg/"
     return {
-        name.removeprefix("exp_avg/"): m for name, m in state.items() if name.startswith("exp_avg/")
+        name.removeprefix(prefix).removeprefix("potential."): moment
+        for name, moment in state.items()
+        if name.startswith(prefix)
     }
 
 
@@ -176,7 +178,8 @@ def plain_steps(
     steps: list[list[Batch]], optimizer_name: str = "adamw"
 ) -> tuple[dict[str, Tensor], list[float], list[float], list[dict]]:
     """The steps in plain PyTorch, all parts in one loss: weights, losses, norms before the clip, first moments."""
-    potential, config = new_potential(), engine_config(0, optimizer=optimizer_name)
+    potential = new_potential()
+    config = optimizer_config(optimizer_name)
     groups = parameter_groups(potential, config)
     optimizer = Soap(groups, lr=0.0) if optimizer_name == "soap" else torch.optim.AdamW(groups)
     losses, norms, moments = [], [], []

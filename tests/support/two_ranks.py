@@ -14,7 +14,7 @@ from evenfield.core.ranks import start_distributed
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain.checkpoints.checkpoints import load_checkpoint
-from evenfield.pretrain.loop.loss import LossConfig
+from evenfield.pretrain.loop.schedule import Schedule
 from evenfield.pretrain.loop.trainer import Trainer
 from evenfield.pretrain.run import pretrain
 
@@ -22,7 +22,6 @@ from optimizer_steps import (
     FixedStream,
     batch_of,
     elastic_config,
-    engine_config,
     engine_steps,
     new_engine,
     noting_structures,
@@ -43,7 +42,7 @@ def parity(data: Path, zero_stage: int, optimizer: str = "adamw") -> dict:
             engine, [[batch_of(part) for part in step] for step in parts], moments
         )
         outcome[f"parity-{accumulation}"] = {
-            "weights": weights(engine.potential),
+            "weights": weights(engine.train_module.potential),
             "losses": losses,
             "moments": moments,
         }
@@ -54,10 +53,10 @@ def elastic(out: Path, data: Path) -> dict:
     """A run of one rank goes on on two, in another stage; what they see, and what they take up."""
     engine = new_engine(2)
     load_checkpoint(out / "checkpoints", engine)
-    taken_up = weights(engine.potential)
+    taken_up = weights(engine.train_module.potential)
     with noting_structures() as steps:
-        shared = {"optimizer": "adamw", "zero_stage": 2, "warmup_steps": 2}
-        pretrain(small_config(data, out, max_steps=5, engine=shared), "must", quiet=True)
+        config = small_config(data, out, max_steps=5, engine={"zero_stage": 2})
+        pretrain(config, "must", quiet=True)
     return {"taken_up": taken_up, "seen": [name for step in steps for name in step]}
 
 
@@ -76,11 +75,11 @@ def bad_step(data: Path, zero_stage: int) -> dict:
     batches = [batch_of(part[engine.rank]) for part in parts]
     if engine.rank == 1:
         batches[1] = with_coinciding_atoms(batches[1])
-    trainer = Trainer(engine, FixedStream(batches), LossConfig(), engine_config(zero_stage), 3, [])
+    trainer = Trainer(engine, FixedStream(batches), Schedule(4e-3), 3, [])
     reports, states = [], []
     for work in trainer._work():
         reports.append(trainer.train_step(work).bad_structures)
-        states.append(weights(engine.potential))
+        states.append(weights(engine.train_module.potential))
         if trainer.step == 3:
             return {
                 "bad_structures": reports,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.adaptive import AdaptiveConfig, updated
@@ -92,7 +93,7 @@ def test_run_favours_the_worst_element_and_a_resume_has_the_same_bits(run_config
     manifest = json.loads(
         (Path(whole.out) / "checkpoints" / "step-00000004" / "manifest.json").read_text()
     )
-    weight = manifest["states"][0]["element_weight"]
+    weight = manifest["states"][0]["callbacks"]["adaptive"]["element_weight"]
     worst = atomic_numbers[max(errors, key=lambda symbol: errors[symbol])]
     assert max(weight) == weight[worst] > 1 > min(weight)
 
@@ -112,6 +113,7 @@ def test_run_without_validation_structures_is_refused(emt_file, run_config, tmp_
     config = ConvertConfig(columns={"level_of_theory": "level"}, valid_share=0.0)
     convert(emt_file, tmp_path / "data", config)
     with pytest.raises(
-        ValueError, match=r"no validation structure for adaptive\.rate: convert it with valid_share"
+        EvenfieldError,
+        match=r"no validation structure for adaptive\.rate: convert it with valid_share",
     ):
         run.pretrain(run_config(data=str(tmp_path / "data"), adaptive={"rate": 1.0}), quiet=True)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.average import AverageConfig, WeightAverage
-from evenfield.pretrain.callbacks.callback import Callback
-from evenfield.pretrain.loop.trainer import StepReport
+from evenfield.pretrain.callbacks.callback import Callback, StepReport
+from evenfield.pretrain.errors import ResumeError
 
 from added_callback import add_callback
 from optimizer_steps import largest_difference, new_potential, weights
@@ -34,7 +34,7 @@ def test_average_by_hand_with_its_warm_up():
             average.on_step(None, report())
             average.on_step(None, report("a bad structure"))
             expected = decay * expected + (1 - decay) * weight
-            values.append((average.tensors()["average/readout.hidden.bias"], expected.clone()))
+            values.append((average.tensors()["readout.hidden.bias"], expected.clone()))
     assert all(torch.allclose(one, other, rtol=1e-5) for one, other in values)
     assert int(average.tensors()["updates"]) == 4
 
@@ -46,7 +46,7 @@ def test_averaged_weights_are_lent_and_taken_back_bit_for_bit():
         for p in potential.parameters():
             p.add_(0.1 * torch.randn_like(p))
     own = weights(potential)
-    with pytest.raises(RuntimeError, match="inside"), average.applied():
+    with pytest.raises(RuntimeError, match="inside"), average.evaluated_weights():
         assert largest_difference(weights(potential), own) > 0.1
         raise RuntimeError("inside")
     assert largest_difference(weights(potential), own) == 0
@@ -73,9 +73,13 @@ def test_run_exports_the_average_and_a_resume_has_the_same_bits(run_config, monk
     one, other = (load_file(folder / "model.safetensors") for folder in (model, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     saved = Path(whole.out) / "checkpoints" / "step-00000012"
-    average, trained = (load_file(saved / f"{name}.safetensors") for name in ("average", "engine"))
+    average, trained = (
+        load_file(saved / f"{name}.safetensors") for name in ("callbacks", "engine")
+    )
     assert torch.equal(one["readout.hidden.weight"], average["average/readout.hidden.weight"])
-    assert not torch.equal(one["readout.hidden.weight"], trained["weight/readout.hidden.weight"])
+    assert not torch.equal(
+        one["readout.hidden.weight"], trained["weight/potential.readout.hidden.weight"]
+    )
 
 
 def test_validation_is_of_the_average_and_training_is_undisturbed_by_it(run_config):
@@ -97,5 +101,10 @@ def test_validation_is_of_the_average_and_training_is_undisturbed_by_it(run_conf
 
 def test_run_without_an_average_cannot_go_on_with_one(run_config):
     run.pretrain(run_config(max_steps=2), quiet=True)
-    with pytest.raises(ValueError, match=r"average\.decay: the run to resume kept no average"):
+    with pytest.raises(ResumeError, match=r"average\.decay cannot change from 0\.0 to 0\.9"):
         run.pretrain(run_config(max_steps=4, average={"decay": 0.9}), "auto", quiet=True)
+
+
+def test_run_with_an_average_goes_on_without_one(run_config):
+    run.pretrain(run_config(max_steps=2, average={"decay": 0.9}), quiet=True)
+    assert run.pretrain(run_config(max_steps=4), "must", quiet=True) is not None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from evenfield.cli import app
+from evenfield.cli import main
 from evenfield.pretrain import run
-from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.callbacks.callback import Callback, StepReport
 from evenfield.pretrain.callbacks.guards import CollapseGuard
-from evenfield.pretrain.loop.trainer import StepReport, TrainingError
+from evenfield.pretrain.errors import TrainingError
 
 from added_callback import KillReadout, add_callback
 from optimizer_steps import new_potential
@@ -31,7 +31,7 @@ def test_dead_readout_ends_the_run_and_is_named(run_config, monkeypatch):
 def test_readout_with_one_live_feature_is_not_dead(run_config, monkeypatch):
     class AllButOne(Callback):
         def on_step(self, trainer, report) -> None:
-            trainer.engine.potential.readout.hidden.bias.data[1:] = -1e4
+            trainer.engine.train_module.potential.readout.hidden.bias.data[1:] = -1e4
 
     add_callback(monkeypatch, AllButOne())
     assert run.pretrain(run_config(max_steps=42), quiet=True) is not None
@@ -45,11 +45,11 @@ def test_vanished_gradients_are_named_and_small_or_skipped_ones_are_not():
     guard = CollapseGuard(new_potential())
     norms = [2.0] * 30 + [1e-5, None, 1e-7] * 30 + [1e-9] * 10 + [2.0] + [1e-9] * 19
     for step, norm in enumerate(norms, start=1):
-        guard.on_step(None, report(step, norm))
+        guard.on_guard(None, report(step, norm))
     with pytest.raises(
         TrainingError, match=r"loss has collapsed at 0\.7: for 20 steps the gradient norm was below"
     ):
-        guard.on_step(None, report(len(norms) + 1, 1e-9))
+        guard.on_guard(None, report(len(norms) + 1, 1e-9))
 
 
 class Spoil(Callback):
@@ -60,8 +60,8 @@ class Spoil(Callback):
 
     def on_step(self, trainer, report) -> None:
         if report.step == self.step:
-            trainer.engine.potential.readout.weight.data.mul_(1000.0)
-            trainer.engine.potential.readout.element_weight.data.fill_(50.0)
+            trainer.engine.train_module.potential.readout.weight.data.mul_(1000.0)
+            trainer.engine.train_module.potential.readout.element_weight.data.fill_(50.0)
 
 
 @pytest.mark.parametrize("spike", [0.0, 5.0])
@@ -85,17 +85,21 @@ def test_jump_of_the_loss_sets_the_weights_back_if_wanted(run_config, monkeypatc
         assert notes == [] and after > 5 * before
 
 
-def test_training_error_is_one_line_on_the_command_line(run_config, tmp_path):
+def test_training_error_is_one_line_on_the_command_line(run_config, tmp_path, monkeypatch, capsys):
     """A learning rate at which everything explodes."""
     config = run_config(
-        max_steps=200, engine={"learning_rate": 1e6, "warmup_steps": 0, "clip_norm": 1e9}
+        max_steps=200,
+        optimizer={"learning_rate": 1e6, "clip_norm": 1e9},
+        schedule={"warmup_steps": 0},
     )
     recipe = tmp_path / "recipe.json"
     recipe.write_text(config.model_dump_json())
-    done = CliRunner().invoke(app, ["pretrain", "--recipe", str(recipe)])
-    assert done.exit_code == 1 and "Traceback" not in done.output
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: ") and "learning_rate" in line
+    monkeypatch.setattr(sys, "argv", ["evenfield", "pretrain", "--recipe", str(recipe)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "lower optimizer.learning_rate" in line
 
 
 class Fail(Callback):

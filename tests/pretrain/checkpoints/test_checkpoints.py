@@ -17,12 +17,12 @@ from evenfield.core.ranks import start_distributed
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback
 from evenfield.pretrain.checkpoints.checkpoints import (
-    NoCheckpointError,
     choose_checkpoint,
     load_checkpoint,
     save_checkpoint,
     whole_checkpoints,
 )
+from evenfield.pretrain.errors import NoCheckpointError, ResumeError
 from evenfield.pretrain.loop import soap
 
 from added_callback import add_callback
@@ -65,7 +65,7 @@ def test_resumed_run_has_the_bits_of_a_whole_one(
     SOAP looks at its eigenvectors every step here, so that their state counts.
     """
     monkeypatch.setattr(soap, "REFRESH", 1)
-    settings = {"engine": {"optimizer": optimizer, "warmup_steps": 3, "zero_stage": zero_stage}}
+    settings = {"optimizer": {"name": optimizer}, "engine": {"zero_stage": zero_stage}}
     whole = run.pretrain(run_config("whole", **settings), quiet=True)
     with monkeypatch.context() as patch:
         add_callback(patch, Stop(stop))
@@ -104,13 +104,16 @@ def loaded(folder: Path) -> tuple[int, int, int]:
 def test_what_was_saved_comes_back(tmp_path):
     start_distributed()
     stream = {"finished": [[0, 4, 2], [7, 7, 1]], "used": {"5": 2}}
-    average, about = {"average/a": torch.tensor([0.5])}, {"config": {"seed": 3}}
-    save_checkpoint(tmp_path, 7, TinyEngine(77), stream, 2, average, about)
+    tensors = {"average/a": torch.tensor([0.5])}
+    about = {"config": {"seed": 3}}
+    save_checkpoint(tmp_path, 7, TinyEngine(77), stream, 2, tensors, about)
     expected = torch.rand(3)
     engine = TinyEngine()
     found = load_checkpoint(tmp_path, engine)
-    assert (found.step, found.states, found.config, found.skipped) == (7, [stream], {"seed": 3}, [])
-    assert engine.weight == 77 and found.average == average
+    assert (found.step, found.states, found.skipped) == (7, [stream], [])
+    assert found.manifest["config"] == {"seed": 3}
+    assert engine.weight == 77
+    assert found.tensors == tensors
     assert torch.equal(torch.rand(3), expected)  # the random numbers go on
 
 
@@ -198,7 +201,7 @@ def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
     (leftover / "engine.safetensors").write_bytes(b"half")
     assert choose_checkpoint(tmp_path) == (
         "step-00000001",
-        [".tmp-step-00000002 (a save that did not end)"],
+        [".tmp-step-00000002 (unfinished save)"],
     )
     save_steps(tmp_path, 3)
     assert loaded(tmp_path) == (3, 3, 3) and not leftover.exists()
@@ -206,13 +209,24 @@ def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
 
 def test_nothing_to_resume_from_says_what_there_is(tmp_path):
     with pytest.raises(
-        NoCheckpointError, match=r"none: no checkpoint to resume from\. Start without --resume$"
+        NoCheckpointError,
+        match=r"none: there is no checkpoint to resume from: start without --resume$",
     ):
         loaded(tmp_path / "none")
     save_steps(tmp_path, 4)
     shorten(tmp_path / "step-00000004")
-    reason = r"; not whole: step-00000004 \(engine.safetensors has 3 of \d+ bytes\)\. Start without"
+    reason = r"\(damaged: step-00000004 \(engine.safetensors has 3 of \d+ bytes\)\): start without"
     with pytest.raises(NoCheckpointError, match=reason):
+        loaded(tmp_path)
+
+
+def test_checkpoint_of_another_format_is_refused_with_one_clear_error(tmp_path):
+    save_steps(tmp_path, 1)
+    path = tmp_path / "step-00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["format"]
+    path.write_text(json.dumps(manifest | {"versions": {"evenfield": "0.0.1"}}))
+    with pytest.raises(ResumeError, match=r"evenfield 0\.0\.1, whose checkpoints have another"):
         loaded(tmp_path)
 
 

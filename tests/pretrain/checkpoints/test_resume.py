@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from evenfield.core.locks import LockedError
+from evenfield.core.settings import Settings
+from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
-from evenfield.pretrain.checkpoints.checkpoints import NoCheckpointError
-from evenfield.pretrain.checkpoints.resume import _check_saved, sole_writer
+from evenfield.pretrain.callbacks.average import AverageConfig
+from evenfield.pretrain.checkpoints.resume import changes, sole_writer
+from evenfield.pretrain.config import RESUME_RULES, PretrainConfig, resume_rules
+from evenfield.pretrain.errors import NoCheckpointError, ResumeError
 
-from optimizer_steps import LEARNING_RATES, batch_of, engine_steps, new_engine, parts_of_steps
+from optimizer_steps import (
+    LEARNING_RATES,
+    MODEL,
+    batch_of,
+    engine_steps,
+    new_engine,
+    parts_of_steps,
+)
 
 
 SAVED = {"max_steps": 4, "checkpoints": {"every": 2, "keep": 5}}
@@ -41,7 +53,7 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     assert run.pretrain(longer, "auto") is not None
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoints/step-00000002" in said
-    assert "skipped .tmp-step-00000006 (a save that did not end)" in said
+    assert "skipped .tmp-step-00000006 (unfinished save)" in said
     assert "skipped step-00000004 (engine.safetensors has 100 of" in said
     assert "settings that changed: max_steps 4 -> 5" in said
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
@@ -50,58 +62,138 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
 def test_auto_starts_anew_where_nothing_is_whole_and_must_refuses(saved, capsys):
     shutil.rmtree(Path(saved.out) / "checkpoints" / "step-00000002")
     with pytest.raises(
-        NoCheckpointError, match=r"no checkpoint to resume from; not whole: step-00000004 \(engine"
+        NoCheckpointError, match=r"no checkpoint to resume from \(damaged: step-00000004 \(engine"
     ):
         run.pretrain(saved, "must", quiet=True)
     assert run.pretrain(saved, "auto") is not None
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "nothing to resume, starts anew; skipped step-00000004 (engine.safetensors has 100 of"
+        "no checkpoint to resume from, starts a new run; skipped step-00000004 (engine.safetensors has 100 of"
         in said
     )
     assert steps_of(saved.out) == [1, 2, 3, 4]
     assert not (Path(saved.out) / ".lock").exists()
 
 
-def test_checkpoint_of_another_model_is_refused_before_anything_is_written(saved):
-    other = saved.model_copy(update={"model": saved.model.model_copy(update={"channels": 4})})
-    before = (Path(saved.out) / "metrics.jsonl").read_bytes()
-    with pytest.raises(
-        ValueError, match=r"was saved with another model \(model\.channels 8 -> 4\): set it so, or"
+# --- changed settings
+
+
+def resume_rule(key: str) -> str:
+    """The rule of a key, or of the section that it lies in."""
+    rules = resume_rules()
+    while key not in rules:
+        key = key.rpartition(".")[0]
+    return rules[key]
+
+
+def test_every_setting_says_whether_a_resume_can_apply_it():
+    keys = leaves(PretrainConfig)
+    assert len(keys) > 50
+    assert {resume_rule(key) for key in keys} == set(RESUME_RULES)
+    # and no rule is left over from a setting that is gone
+    assert all(any(f"{key}.".startswith(f"{rule}.") for key in keys) for rule in resume_rules())
+
+
+def leaves(cls: type[Settings], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            keys += leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"stream": {"edge_budget": 1500, "window_blocks": 3, "weights": {"beta": 0.5}}},
+            r"stream\.weights\.beta cannot change from 0\.0 to 0\.5 .*: it was fixed when the run "
+            r"began: set stream\.weights\.beta=0\.0, or start a new run in another folder",
+        ),
+        (
+            {"stream": {"edge_budget": 1500, "window_blocks": 4}},
+            r"stream\.window_blocks cannot change from 3 to 4",
+        ),
+        ({"seed": 5}, r"seed cannot change from 0 to 5"),
+        ({"optimizer": {"name": "adamw"}}, r"optimizer\.name cannot change from soap to adamw"),
+        ({"model": MODEL | {"channels": 4}}, r"model\.channels cannot change from 8 to 4"),
+        (
+            {"loss": {"noise": {"EMT": {}, "EMT-scaled": {}}}},
+            r"loss\.noise\.EMT\.energy cannot change from not set to 1\.0",
+        ),
+        (
+            {"average": {"decay": 0.9}},
+            r"average\.decay cannot change from 0\.0 to 0\.9 .*: it may be changed or switched off",
+        ),
+    ],
+)
+def test_setting_that_a_resume_cannot_apply_is_refused_before_anything_is_written(
+    saved, run_config, change, message
+):
+    out = Path(saved.out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ResumeError, match=message):
+        run.pretrain(run_config(**SAVED | change), "auto", quiet=True)
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_settings_that_a_resume_applies_are_announced_and_recorded(saved, run_config, capsys):
+    changed = {
+        "max_steps": 5,
+        "optimizer": {"learning_rate": 1e-3},
+        "stream": {"edge_budget": 1000, "window_blocks": 3},
+        "loss": {"forces": 2.0},
+    }
+    model = run.pretrain(run_config(**SAVED | changed), "auto")
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "max_steps 4 -> 5",
+        "optimizer.learning_rate 0.004 -> 0.001",
+        "stream.edge_budget 1500 -> 1000",
+        "loss.forces 5.0 -> 2.0",
     ):
-        run.pretrain(other, "auto", quiet=True)
-    assert (Path(saved.out) / "metrics.jsonl").read_bytes() == before
+        assert words in said
+    recorded = load(model).record.training["config"]
+    assert recorded["optimizer"]["learning_rate"] == 1e-3
 
 
-def test_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(saved):
-    other = saved.model_copy(
-        update={"engine": saved.engine.model_copy(update={"optimizer": "adamw"})}
-    )
-    before = (Path(saved.out) / "metrics.jsonl").read_bytes()
-    with pytest.raises(
-        ValueError, match=r"was saved by engine\.optimizer=soap, .*: set engine\.optimizer=soap, or"
-    ):
-        run.pretrain(other, "auto", quiet=True)
-    assert (Path(saved.out) / "metrics.jsonl").read_bytes() == before
+def test_average_may_change_and_end_but_not_begin():
+    rules = resume_rules()
+    assert rules["average.decay"] == rules["loss.learn_noise"] == "not_from_off"
 
 
-def test_checkpoint_that_says_nothing_of_angular_factors_has_them(run_config, tmp_path):
+def test_other_data_are_refused_and_moved_ones_are_taken(saved, run_config, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(saved.data, moved)
+    assert run.pretrain(run_config(**SAVED, data=str(moved)), "must", quiet=True) is not None
+    info = moved / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content["source"]["sha256"] = "of another file"
+    info.write_text(json.dumps(content))
+    with pytest.raises(ResumeError, match=r"data=.*moved is not the data of the run"):
+        run.pretrain(run_config(**SAVED, data=str(moved)), "must", quiet=True)
+
+
+def test_setting_that_an_older_config_does_not_have_had_its_default(run_config):
     config = run_config()
-    saved = config.model_dump(mode="json")
-    del saved["model"]["angular_factors"]
-    with pytest.raises(
-        ValueError, match=r"\(model\.angular_factors True -> False\): set it so, or start a new run"
-    ):
-        _check_saved(saved, config, tmp_path)
-    model = config.model.model_copy(update={"angular_factors": True})
-    _check_saved(saved, config.model_copy(update={"model": model}), tmp_path)
+    before = config.saved()
+    del before["average"]
+    assert changes(before, config.saved()) == []
+    now = config.model_copy(update={"average": AverageConfig(decay=0.5)})
+    assert [str(change) for change in changes(before, now.saved())] == ["average.decay 0.0 -> 0.5"]
+
+
+# --- folders and stages
 
 
 def test_two_processes_cannot_train_into_one_folder(run_config, tmp_path):
     with (
         sole_writer(tmp_path / "run"),
         pytest.raises(
-            ValueError, match=r"run: another process trains into this folder: end it first"
+            LockedError, match=r"run: another process trains into this folder: end it first"
         ),
     ):
         run.pretrain(run_config(), quiet=True)

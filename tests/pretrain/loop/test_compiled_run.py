@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from evenfield.model_zoo.compile.padded_shape import PaddedShape
 from evenfield.pretrain import streams
-from evenfield.pretrain.loop.trainer import TrainingError
+from evenfield.pretrain.errors import TrainingError
 from evenfield.pretrain.run import pretrain
 
 from added_callback import KillReadout, add_callback
@@ -44,11 +44,9 @@ def losses(config):
 
 @pytest.mark.filterwarnings("error:torch.compile failed")
 def test_compiled_run_follows_the_plain_one_and_resumes_to_the_bit(run_config, monkeypatch, capsys):
-    engine, every = {"warmup_steps": 3}, {"every": 6}
-    plain = run_config("plain", engine=engine, checkpoints=every, model=TINY)
-    compiled = run_config(
-        "compiled", engine=engine | {"compiled": True}, checkpoints=every, model=TINY
-    )
+    every = {"every": 6}
+    plain = run_config("plain", checkpoints=every, model=TINY)
+    compiled = run_config("compiled", compute={"compiled": True}, checkpoints=every, model=TINY)
     padded, pad = [], PaddedShape.pad
     monkeypatch.setattr(
         PaddedShape, "pad", lambda frame, *arguments: padded.append(frame) or pad(frame, *arguments)
@@ -60,9 +58,7 @@ def test_compiled_run_follows_the_plain_one_and_resumes_to_the_bit(run_config, m
     assert len(padded) > 6  # of 12 steps; a batch beyond the frame is not padded
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
 
-    resumed = run_config(
-        "resumed", engine=engine | {"compiled": True}, checkpoints=every, model=TINY
-    )
+    resumed = run_config("resumed", compute={"compiled": True}, checkpoints=every, model=TINY)
     name = "checkpoints/step-00000006"
     shutil.copytree(Path(compiled.out) / name, Path(resumed.out) / name)
     pretrain(resumed, resume="must", quiet=True)
@@ -76,10 +72,10 @@ def test_compiled_run_follows_the_plain_one_and_resumes_to_the_bit(run_config, m
 def test_a_compiled_readout_that_died_is_named(run_config, monkeypatch):
     add_callback(monkeypatch, KillReadout())
     with pytest.raises(TrainingError, match=r"step 40: the readout is dead"):
-        pretrain(run_config(engine={"compiled": True}, model=TINY, max_steps=60), quiet=True)
+        pretrain(run_config(compute={"compiled": True}, model=TINY, max_steps=60), quiet=True)
 
 
 def test_batches_that_differ_too_much_are_told(run_config, monkeypatch, capsys):
     monkeypatch.setattr(streams, "choose_padded_shape", lambda degrees: None)
-    pretrain(run_config(engine={"compiled": True}, max_steps=2))
-    assert "engine.compiled is left out" in capsys.readouterr().out
+    pretrain(run_config(compute={"compiled": True}, max_steps=2))
+    assert "compute.compiled is left out" in capsys.readouterr().out

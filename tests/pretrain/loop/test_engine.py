@@ -10,10 +10,12 @@ import sys
 import pytest
 import torch
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.core.ranks import adopt_slurm_environment, check_version, start_distributed
 from evenfield.core.settings import SettingsError, load_settings
-from evenfield.pretrain.loop.engine import EngineConfig, parameter_groups
-from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
+from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.loop.loss import label_counts
+from evenfield.pretrain.loop.optimizer import OptimizerConfig, parameter_groups
 
 from optimizer_steps import (
     CLIP_NORM,
@@ -31,6 +33,7 @@ from optimizer_steps import (
 )
 
 
+PATHS = ("data=d", "out=o")
 STAGES = pytest.mark.parametrize("zero_stage", [0, 1, 2])
 
 
@@ -70,7 +73,7 @@ def test_steps_equal_plain_torch(train_structures, reference, zero_stage, accumu
     engine, moments = new_engine(zero_stage), []
     assert engine_steps(engine, steps, moments) == pytest.approx(reference[1], rel=1e-5)
     assert moment_deviation(moments, reference[3]) < 1e-5
-    assert largest_difference(weights(engine.potential), reference[0]) < 1e-6
+    assert largest_difference(weights(engine.train_module.potential), reference[0]) < 1e-6
 
 
 def test_steps_of_soap_equal_plain_torch(train_structures, steps):
@@ -79,33 +82,39 @@ def test_steps_of_soap_equal_plain_torch(train_structures, steps):
     weights_after, losses, _, _ = plain_steps(whole, "soap")
     engine = new_engine(0, optimizer="soap")
     assert engine_steps(engine, steps) == pytest.approx(losses, rel=1e-5)
-    assert largest_difference(weights(engine.potential), weights_after) < 1e-5  # they move by 1e-2
+    assert (
+        largest_difference(weights(engine.train_module.potential), weights_after) < 1e-5
+    )  # they move by 1e-2
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_soap_is_refused_where_its_matrices_would_be_cut(stage):
     with pytest.raises(
-        SettingsError, match=rf"zero_stage={stage} cuts matrices .*: set optimizer=adamw, or"
+        SettingsError, match=rf"zero_stage={stage} cuts matrices .*: set optimizer\.name=adamw, or"
     ):
-        load_settings(EngineConfig, overrides=[f"zero_stage={stage}"])
+        load_settings(PretrainConfig, overrides=[*PATHS, f"engine.zero_stage={stage}"])
 
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("zero_stage", 3, "3 is refused: its hooks drop the weights"),
-        ("precision", "float64", "float64 is refused: DeepSpeed would keep float32 master weights"),
+        ("engine.zero_stage", 3, "3 is refused: its hooks drop the weights"),
+        (
+            "compute.precision",
+            "float64",
+            "float64 is refused: DeepSpeed would silently keep float32 master weights",
+        ),
     ],
 )
 def test_what_would_go_wrong_silently_is_refused_with_the_reason(key, value, reason):
     with pytest.raises(SettingsError, match=rf"{key}: {reason}"):
-        load_settings(EngineConfig, overrides=[f"{key}={value}"])
+        load_settings(PretrainConfig, overrides=[*PATHS, f"{key}={value}"])
 
 
 def test_potential_in_double_precision_is_refused():
     with pytest.raises(
-        ValueError,
-        match=r"torch\.float64, not torch\.float32: DeepSpeed would train float32 copies",
+        EvenfieldError,
+        match=r"torch\.float64, not torch\.float32: DeepSpeed would silently train float32 copies",
     ):
         new_engine(1, new_potential().double())
 
@@ -117,7 +126,7 @@ def test_step_returns_the_norm_before_the_clip(steps, zero_stage):
     for batches, learning_rate in zip(steps[:3], LEARNING_RATES, strict=False):
         counts = sum(label_counts(batch) for batch in batches)
         for batch in batches:
-            engine.backward(weighted_loss(engine.forward(batch), batch, counts, LossConfig()))
+            engine.backward(engine.forward(batch, lambda counts=counts: counts))
         norms.append(engine.step(learning_rate))
     assert norms == pytest.approx(plain_steps(steps)[2][:3], rel=1e-4)
 
@@ -127,7 +136,7 @@ def test_step_returns_the_norm_before_the_clip(steps, zero_stage):
 
 def loss_of(engine, batch) -> torch.Tensor:
     batch = batch.to(engine.device)
-    return weighted_loss(engine.forward(batch), batch, label_counts(batch), LossConfig())
+    return engine.forward(batch, lambda: label_counts(batch))
 
 
 @STAGES
@@ -136,7 +145,9 @@ def test_gradient_of_nan_is_found_behind_a_finite_loss(steps, zero_stage):
     loss = loss_of(engine, steps[0][0])
     engine.backward(loss)
     assert engine.gradients_finite()
-    cusp = torch.sqrt(0 * engine.potential.readout.hidden.weight.sum())  # 0, its slope 0 / 0
+    cusp = torch.sqrt(
+        0 * engine.train_module.potential.readout.hidden.weight.sum()
+    )  # 0, its slope 0 / 0
     loss = loss_of(engine, steps[0][1]) + cusp
     engine.backward(loss)  # accumulated on top
     assert torch.isfinite(loss.detach())
@@ -155,7 +166,12 @@ def test_discarded_gradients_leave_no_trace(steps, zero_stage):
     engine.discard()
     engine_steps(engine, steps[3:])
     engine_steps(undisturbed, steps[3:])
-    assert largest_difference(weights(engine.potential), weights(undisturbed.potential)) == 0
+    assert (
+        largest_difference(
+            weights(engine.train_module.potential), weights(undisturbed.train_module.potential)
+        )
+        == 0
+    )
 
 
 # --- optimizer
@@ -163,7 +179,7 @@ def test_discarded_gradients_leave_no_trace(steps, zero_stage):
 
 def test_weight_decay_spares_embedding_biases_and_readout():
     potential = new_potential()
-    *decayed, bare = parameter_groups(potential, EngineConfig(weight_decay=0.3))
+    *decayed, bare = parameter_groups(potential, OptimizerConfig(weight_decay=0.3))
     assert [group["weight_decay"] for group in (*decayed, bare)] == [0.3, 0.3, 0.0]
     spared = {id(p) for p in bare["params"]}
     names = {name: id(p) in spared for name, p in potential.named_parameters()}
@@ -181,7 +197,7 @@ def test_weight_decay_spares_embedding_biases_and_readout():
 
 def test_matrices_are_told_from_tables_of_elements():
     potential = new_potential()
-    matrices, *others = parameter_groups(potential, EngineConfig())
+    matrices, *others = parameter_groups(potential, OptimizerConfig())
     assert matrices["matrices"] and not any(group.get("matrices") for group in others)
     assert all(p.ndim in (2, 3) for p in matrices["params"])
     tables = {id(p) for group in others for p in group["params"]}
@@ -192,7 +208,7 @@ def test_frozen_parameters_are_left_to_nobody():
     potential = new_potential()
     potential.readout.hidden.weight.requires_grad_(False)
     grouped = [
-        id(p) for group in parameter_groups(potential, EngineConfig()) for p in group["params"]
+        id(p) for group in parameter_groups(potential, OptimizerConfig()) for p in group["params"]
     ]
     assert id(potential.readout.hidden.weight) not in grouped
     assert len(grouped) == len(list(potential.parameters())) - 1
@@ -205,7 +221,7 @@ def test_frozen_parameters_are_left_to_nobody():
 def test_unknown_deepspeed_is_refused(monkeypatch, version):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"deepspeed": version}[name])
     with pytest.raises(
-        RuntimeError,
+        EvenfieldError,
         match=f"deepspeed {version} has not passed the parity tests: install 'deepspeed>=",
     ):
         start_distributed()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain import run
+from evenfield.pretrain.errors import ResumeError
 from evenfield.pretrain.loop.loss import LABELS, LossConfig, label_counts, weighted_loss
 from evenfield.pretrain.loop.noise import LEAST, NoiseScales
 
@@ -148,21 +149,19 @@ def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width)
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
 def test_learned_noise_is_stepped_saved_and_taken_up_like_a_weight(train_structures, zero_stage):
     steps = [[batch_of(part) for part in parts] for parts in parts_of_steps(train_structures)[:4]]
-    engine = new_engine(zero_stage, noise=NoiseScales(LEARNED, list(LEVELS)))
-    before = engine.noise().detach().clone()
+    engine = new_engine(zero_stage, loss=LEARNED)
+    before = engine.train_module.noise().detach().clone()
     engine_steps(engine, steps[:2])
     state = engine.state()
-    assert not torch.isclose(engine.noise().detach(), before, rtol=1e-4).any()
+    assert not torch.isclose(engine.train_module.noise().detach(), before, rtol=1e-4).any()
     assert {"weight/noise.log_excess", "exp_avg/noise.log_excess"} <= state.keys()
-    other = new_engine((zero_stage + 1) % 3, noise=NoiseScales(LEARNED, list(LEVELS)))
+    other = new_engine((zero_stage + 1) % 3, loss=LEARNED)
     other.load_state(state)
     assert all(torch.equal(tensor, other.state()[name]) for name, tensor in state.items())
     assert engine_steps(engine, steps[2:]) == pytest.approx(
         engine_steps(other, steps[2:]), rel=1e-6
     )
     assert first_moments(engine.state()).keys() == first_moments(state).keys()
-    with pytest.raises(ValueError, match="learned no noise: leave it false"):
-        engine.load_state(new_engine(0).state())
 
 
 def test_run_learns_noise_and_goes_on_bit_for_bit(run_config):
@@ -186,6 +185,12 @@ def test_run_learns_noise_and_goes_on_bit_for_bit(run_config):
         LEAST[1] < learned[-1][level]["forces"] < learned[0][level]["forces"] < 1
         for level in LEVELS
     )
+
+
+def test_run_without_learned_noise_cannot_go_on_with_it(run_config):
+    run.pretrain(run_config(max_steps=2), quiet=True)
+    with pytest.raises(ResumeError, match=r"loss\.learn_noise cannot change from False to True"):
+        run.pretrain(run_config(max_steps=4, loss={"learn_noise": True}), "must", quiet=True)
 
 
 def test_noise_must_name_every_level_or_none():

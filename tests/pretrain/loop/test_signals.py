@@ -61,7 +61,7 @@ def _hang(folder, steps: int) -> None:
     with watchdog.watching():
         for _ in range(steps):
             time.sleep(0.2)
-            watchdog.on_step(None, None)
+            watchdog.on_report(None, None)
         time.sleep(0.1 if steps else 20)
 
 

@@ -14,16 +14,17 @@ import torch
 
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback
+from evenfield.pretrain.errors import TrainingError
+from evenfield.pretrain.loop import train_module
 from evenfield.pretrain.loop import trainer as train
-from evenfield.pretrain.loop.engine import EngineConfig
 from evenfield.pretrain.loop.loss import LossConfig
-from evenfield.pretrain.loop.trainer import Trainer, learning_rate_at
+from evenfield.pretrain.loop.schedule import Schedule, ScheduleConfig
+from evenfield.pretrain.loop.trainer import Trainer
 
 from added_callback import add_callback
 from optimizer_steps import (
     FixedStream,
     batch_of,
-    engine_config,
     largest_difference,
     new_engine,
     weights,
@@ -35,8 +36,8 @@ from optimizer_steps import (
 
 
 def test_learning_rate_starts_low_peaks_after_warm_up_and_ends_at_the_final_one():
-    config = EngineConfig(learning_rate=1e-2, final_learning_rate=1e-4, warmup_steps=10)
-    rates = [learning_rate_at(step, 100, config) for step in range(101)]
+    schedule = Schedule(1e-2, ScheduleConfig(final_learning_rate=1e-4, warmup_steps=10))
+    rates = [schedule.at(step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[9] == rates[10] == pytest.approx(1e-2)
     assert rates[55] == pytest.approx((1e-2 + 1e-4) / 2)  # the cosine's middle
@@ -47,28 +48,26 @@ def test_learning_rate_starts_low_peaks_after_warm_up_and_ends_at_the_final_one(
 
 
 def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
-    config = EngineConfig(learning_rate=1e-2, warmup_steps=0)
-    assert learning_rate_at(0, 10, config) == pytest.approx(1e-2)
-    short = EngineConfig(learning_rate=1e-2, warmup_steps=50)
-    assert [learning_rate_at(step, 5, short) for step in (0, 4)] == pytest.approx([2e-4, 1e-3])
-    assert learning_rate_at(50, 50, short) == pytest.approx(1e-2)
+    assert Schedule(1e-2, ScheduleConfig(warmup_steps=0)).at(0, 10) == pytest.approx(1e-2)
+    short = Schedule(1e-2, ScheduleConfig(warmup_steps=50))
+    assert [short.at(step, 5) for step in (0, 4)] == pytest.approx([2e-4, 1e-3])
+    assert short.at(50, 50) == pytest.approx(1e-2)
 
 
 def test_weight_of_the_energy_rises_from_step_to_step(good, monkeypatch):
-    seen, known = [], train.weighted_loss
+    seen, known = [], train_module.weighted_loss
 
     def watched(prediction, batch, counts, config, noise):
         seen.append(config)
         return known(prediction, batch, counts, config, noise)
 
-    monkeypatch.setattr(train, "weighted_loss", watched)
+    monkeypatch.setattr(train_module, "weighted_loss", watched)
     trainer = trainer_on([good] * 4, 4)
-    trainer.loss = LossConfig(energy=2.0, final_energy=32.0)
+    loss = LossConfig(energy=2.0, final_energy=32.0)
+    trainer.engine.train_module.loss = loss
     assert trainer.fit()
     assert [config.energy for config in seen] == pytest.approx([2, 4, 8, 16])
-    assert {(config.forces, config.stress) for config in seen} == {
-        (trainer.loss.forces, trainer.loss.stress)
-    }
+    assert {(config.forces, config.stress) for config in seen} == {(loss.forces, loss.stress)}
 
 
 # --- steps that are not taken
@@ -82,7 +81,7 @@ class Record(Callback):
 
     def on_step(self, trainer, report) -> None:
         self.reports.append(report)
-        self.states.append(weights(trainer.engine.potential))
+        self.states.append(weights(trainer.engine.train_module.potential))
 
     def on_end(self, trainer) -> None:
         self.ended += 1
@@ -99,10 +98,8 @@ def bad(train_structures):
 
 
 def trainer_on(batches: list, max_steps: int, *callbacks: Callback, **settings: int) -> Trainer:
-    config = engine_config(0, **settings)
-    return Trainer(
-        new_engine(0), FixedStream(batches), LossConfig(), config, max_steps, list(callbacks)
-    )
+    stream = FixedStream(batches)
+    return Trainer(new_engine(0), stream, Schedule(4e-3), max_steps, list(callbacks), **settings)
 
 
 def test_bad_step_is_skipped_named_and_survived(good, bad, train_structures):
@@ -126,8 +123,8 @@ def test_too_many_bad_steps_in_a_row_are_an_error(good, bad, monkeypatch):
     monkeypatch.setattr(train, "MAX_BAD_STEPS", 2)
     assert trainer_on([good, bad], 6).fit()  # never two in a row
     with pytest.raises(
-        RuntimeError,
-        match=r"not finite in 2 steps in a row, last with .+: lower engine\.learning_rate",
+        TrainingError,
+        match=r"not finite in 2 steps in a row, last with .+: lower optimizer\.learning_rate",
     ):
         trainer_on([good, bad, bad], 6).fit()
 
@@ -135,13 +132,13 @@ def test_too_many_bad_steps_in_a_row_are_an_error(good, bad, monkeypatch):
 class Poison(Callback):
     def on_step(self, trainer, report) -> None:
         if report.step == 3:
-            trainer.engine.potential.readout.weight.data[0, 0] = torch.nan
+            trainer.engine.train_module.potential.readout.weight.data[0, 0] = torch.nan
 
 
 def test_exploded_weights_end_the_run_and_the_metrics_say_where(run_config, monkeypatch):
     add_callback(monkeypatch, Poison())
     config = run_config(max_steps=30)
-    with pytest.raises(RuntimeError, match="not finite in 10 steps in a row"):
+    with pytest.raises(TrainingError, match="not finite in 10 steps in a row"):
         run.pretrain(config, quiet=True)
     lines = (Path(config.out) / "metrics.jsonl").read_text().splitlines()
     rows = [
@@ -215,7 +212,7 @@ def test_sigterm_saves_and_resume_ends_where_the_whole_run_does(run_config, monk
     with monkeypatch.context() as patch:
         add_callback(patch, Kill(4))
         assert run.pretrain(run_config("stopped")) is None
-    assert "stopped at step 5 by SIGTERM, saved; go on with" in capsys.readouterr().out
+    assert "stopped at step 5 by SIGTERM, saved; continue with" in capsys.readouterr().out
     out = Path(run_config("stopped").out)
     assert (out / "checkpoints" / "latest").read_text() == "step-00000005"
     assert not (out / "model").exists()

@@ -42,7 +42,7 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
             "cutoff": 4.0,
         },
         stream={"edge_budget": 1500, "window_blocks": 3},
-        engine={"warmup_steps": 5},
+        schedule={"warmup_steps": 5},
         logging={"tensorboard": True},
     )
     pretrain(config, quiet=True)
@@ -148,7 +148,7 @@ def test_clock():
 
 def test_progress_bar_shows_speed_wait_and_memory():
     bar = ProgressBar(Console(file=io.StringIO()), max_steps=10, start_step=0)
-    bar.on_step(None, StepReport(1, 0, 2.0, 1e-3, 10, 100, 0.1, 0.5))
+    bar.on_report(None, StepReport(1, 0, 2.0, 1e-3, 10, 100, 0.1, 0.5))
     figures = bar._bar.tasks[0].fields["figures"]
     bar.close()
     assert re.fullmatch(

@@ -1,0 +1,28 @@
+"""Errors of a training run that a user can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.errors import EvenfieldError
+
+
+class TrainingError(EvenfieldError):
+    """Training cannot continue; the message says what failed, the remedy what to change."""
+
+
+class NoCheckpointError(EvenfieldError):
+    """There is no checkpoint to resume from; `skipped` names the damaged ones and their defects."""
+
+    def __init__(self, folder: Path, skipped: list[str]) -> None:
+        damaged = f" (damaged: {', '.join(skipped)})" if skipped else ""
+        super().__init__(
+            f"there is no checkpoint to resume from{damaged}",
+            remedy="start without --resume",
+            file=folder,
+        )
+        self.skipped = skipped
+
+
+class ResumeError(EvenfieldError):
+    """A checkpoint that does not fit the settings of the run that would resume from it."""
