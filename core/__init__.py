@@ -1,3 +1,6 @@
-"""What every room stands on: settings, errors, labels, files, processes, ranks and figures;
-imports nothing of evenfield.
+"""What all other packages share; it imports none of them.
+
+Errors for users (`errors.py`), settings from YAML and the command line (`settings.py`), the
+registry of labels (`labels.py`), units, files, locks, worker processes, ranks and figures. Open
+`errors.py` and `labels.py` first.
 """

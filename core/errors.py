@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class EvenfieldError(Exception):
-    """A mistake that a user can correct: what is wrong, what to do about it, and where it was found.
+    """A mistake that a user can correct: what is wrong, where, and what to do about it.
 
     Every error meant for a user derives from this class. The command line prints it as one line
     and exits with 1. Any other exception is a bug of evenfield, and keeps its traceback.

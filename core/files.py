@@ -16,7 +16,7 @@ class FileError(EvenfieldError):
 
 @contextmanager
 def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
-    """Turn an OSError inside the block into a FileError that names `path` (or the error's own file).
+    """Turn an OSError inside the block into a FileError about `path`, or the error's own file.
 
     Wrap it around every read and write of a path that a user chose.
     """
@@ -28,7 +28,7 @@ def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or none: a temporary name beside it, fsync, rename."""
+    """Write a whole file or none: a temporary name next to it, fsync, rename."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         with temporary.open("wb") as file:

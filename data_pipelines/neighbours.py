@@ -31,6 +31,7 @@ def neighbour_list(
     search = _search_radius(positions, cell, pbc, cutoff)
     calculator = NeighborList(cutoff=search, full_list=True, sorted=True, n_threads=1)
     periodic = [bool(is_periodic) for is_periodic in pbc]
+    # vesin lists a pair as (i, j), with the vector from i to j
     receiver, sender, shifts = calculator.compute(
         points=positions, box=cell, periodic=periodic, quantities="ijS"
     )
@@ -38,7 +39,9 @@ def neighbour_list(
     shifts = shifts.astype(np.float64)
 
     if search > cutoff:
-        vectors = positions[edge_index[0]] - positions[edge_index[1]] + shifts @ cell
+        # the wider search found too many pairs
+        sender, receiver = edge_index
+        vectors = positions[sender] - positions[receiver] + shifts @ cell
         near = np.linalg.norm(vectors, axis=1) <= cutoff
         edge_index = edge_index[:, near]
         shifts = shifts[near]
@@ -47,7 +50,9 @@ def neighbour_list(
 
 def cell_heights(cell: np.ndarray) -> np.ndarray:
     """Distances between opposite faces of a cell (3, 3), (3,) in A; 0 where it has no volume."""
-    areas = np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
+    # the area of each face is the length of the cross product of its two edges
+    normals = np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]])
+    areas = np.linalg.norm(normals, axis=1)
     volume = abs(np.linalg.det(cell))
     return np.divide(volume, areas, out=np.zeros(3), where=areas > 0)
 
@@ -60,6 +65,11 @@ def _search_radius(
     if np.any(pbc):
         # along the other axes the search grid spans the positions, whose diagonal bounds it
         extents = np.where(pbc, cell_heights(cell), np.linalg.norm(extents))
-    while np.prod(np.floor(extents / cutoff) + 1) > MAX_BOXES:
+    while _num_boxes(extents, cutoff) > MAX_BOXES:
         cutoff *= 1.25
     return cutoff
+
+
+def _num_boxes(extents: np.ndarray, width: float) -> float:
+    """How many boxes of a width fill a space with these extents."""
+    return float(np.prod(np.floor(extents / width) + 1))

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one line on stderr that says where and what to do, and a non-zero exit code."""
+"""A mistake of a user ends in one line on stderr that says where and what to do, and in exit code 1."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PBE = "level_of_theory=PBE"
 
 
 @pytest.mark.parametrize(
-    ("text", "words", "mend"),
+    ("text", "words", "expected"),
     [
         (GOOD, ["level=PBE"], "unknown key 'level' (known here: columns, "),
         (GOOD, [PBE, "columns.energy=E"], "columns.energy=E has no unit: add units.energy="),
@@ -118,10 +118,10 @@ PBE = "level_of_theory=PBE"
         ("not a structure\n", [PBE], "mine.extxyz: record 0 cannot be read"),
     ],
 )
-def test_conversion_refuses(refusal, tmp_path, text, words, mend):
+def test_conversion_refuses(refusal, tmp_path, text, words, expected):
     source = tmp_path / "mine.extxyz"
     source.write_text(text)
-    assert mend in refusal("data", "convert", source, tmp_path / "out", *words)
+    assert expected in refusal("data", "convert", source, tmp_path / "out", *words)
     assert not (tmp_path / "out" / "dataset_info.json").exists()
 
 

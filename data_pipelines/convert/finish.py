@@ -1,4 +1,4 @@
-"""The second half of a conversion: staged parts become shards, a census and, last, dataset_info.json.
+"""The second half of a conversion: staged parts become shards, census.json and dataset_info.json.
 
 Shards are cut from the kept structures in the order of the source, so they do not depend on how
 many processes stage or write them.

@@ -1,4 +1,4 @@
-"""Near duplicates: structures with equal fingerprints, counted within and across splits, never dropped.
+"""Near duplicates: structures with equal fingerprints. They are counted, but never dropped.
 
 The fingerprint is a hash of the reduced composition, the level of theory, the energy per atom to
 1 meV and three means over atoms to 0.02: the smooth number of neighbours within 4 A, the same
@@ -34,6 +34,7 @@ def fingerprint(structure: Structure) -> int:
     energy = None
     if structure.energy is not None:
         energy = round(structure.energy / len(structure) / ENERGY_STEP)
+    # rounded, so that copies with small differences have the same numbers
     neighbours = np.rint(_neighbour_means(structure) / NEIGHBOUR_STEP).astype(int)
     parts = (
         elements.tolist(),
@@ -55,19 +56,22 @@ def hash_63(text: str) -> int:
 
 def _neighbour_means(structure: Structure) -> np.ndarray:
     """The three means over atoms that the docstring of the module names, (3,)."""
-    (sender, receiver), shifts = neighbour_list(
-        structure.positions, structure.cell, structure.pbc, CUTOFF
-    )
-    vectors = structure.positions[sender] - structure.positions[receiver] + shifts @ structure.cell
+    positions = structure.positions
+    edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, CUTOFF)
+    sender, receiver = edge_index
+    vectors = positions[sender] - positions[receiver] + shifts @ structure.cell
+    lengths = np.linalg.norm(vectors, axis=1)
+
     # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
-    weight = 0.5 + 0.5 * np.cos(np.pi / CUTOFF * np.linalg.norm(vectors, axis=1))
+    weight = 0.5 + 0.5 * np.cos(np.pi / CUTOFF * lengths)
     per_atom = np.bincount(receiver, weight, minlength=len(structure))
     by_element = weight @ structure.atomic_numbers[sender] / 10 / len(structure)
-    return np.array([per_atom.mean(), by_element, np.sqrt((per_atom**2).mean())])
+    root_mean_square = np.sqrt((per_atom**2).mean())
+    return np.array([per_atom.mean(), by_element, root_mean_square])
 
 
 def group_equal(fingerprints: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each fingerprint that occurs more than once, in the order of their first rows."""
+    """Rows of each fingerprint that occurs more than once, in the order of their first rows."""
     order = np.argsort(fingerprints, kind="stable")
     starts = np.flatnonzero(np.diff(fingerprints[order])) + 1
     groups = [rows for rows in np.split(order, starts) if len(rows) > 1]

@@ -157,11 +157,14 @@ class _RateColumn(ProgressColumn):
 
 
 def _extxyz(frames: list[Atoms], compressed: bool) -> bytes:
-    """The frames as extended xyz; gzip without a time stamp, so that equal frames give equal bytes."""
+    """The frames as extended xyz, perhaps compressed."""
     text = io.StringIO()
     write_xyz(text, frames)
     data = text.getvalue().encode()
-    return gzip.compress(data, mtime=0) if compressed else data
+    if not compressed:
+        return data
+    # without a time stamp, equal frames give equal bytes
+    return gzip.compress(data, mtime=0)
 
 
 def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:

@@ -28,7 +28,8 @@ def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: f
 
 def has_close_contact(atoms: Atoms) -> bool:
     """Whether two atoms are nearer than SHORTEST_CONTACT times the sum of their covalent radii."""
-    return len(neighbor_list("i", atoms, natural_cutoffs(atoms, mult=SHORTEST_CONTACT))) > 0
+    cutoffs = natural_cutoffs(atoms, mult=SHORTEST_CONTACT)
+    return len(neighbor_list("i", atoms, cutoffs)) > 0
 
 
 def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share: float) -> None:
@@ -51,19 +52,26 @@ def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
     distances = cdist(parent.positions, parent.positions)
     path = _bond_paths(parent, parent)
     new_path = _bond_paths(parent, child)
+    # atoms of different fragments have no path, and keep their distance
+    has_path = np.isfinite(path) & (path > 0)
     with np.errstate(invalid="ignore"):
-        ratio = np.where(np.isfinite(path) & (path > 0), new_path / path, 1.0)
+        ratio = np.where(has_path, new_path / path, 1.0)
     targets = distances * ratio
 
     # the usual weights of stress majorization are d^-2; bonds weigh even more here
-    weights = 1.0 / np.where(targets > 0, targets, np.inf) ** 4
+    weights = 1.0 / _infinite_where_zero(targets) ** 4
     inverse = np.linalg.pinv(_laplacian(weights))
     positions = parent.positions.copy()
     for _ in range(MAJORIZATION_STEPS):
         current = cdist(positions, positions)
-        pull = weights * targets / np.where(current > 0, current, np.inf)
+        pull = weights * targets / _infinite_where_zero(current)
         positions = inverse @ (_laplacian(pull) @ positions)
     return positions
+
+
+def _infinite_where_zero(distances: np.ndarray) -> np.ndarray:
+    """Distances to divide by: an atom does not pull on itself."""
+    return np.where(distances > 0, distances, np.inf)
 
 
 def _laplacian(weights: np.ndarray) -> np.ndarray:
@@ -73,7 +81,8 @@ def _laplacian(weights: np.ndarray) -> np.ndarray:
 
 def _bond_paths(bonded: Atoms, sized: Atoms) -> np.ndarray:
     """Shortest sums of bond lengths (N, N), A: bonds of `bonded`, lengths from radii of `sized`."""
-    sender, receiver = neighbor_list("ij", bonded, natural_cutoffs(bonded, mult=LONGEST_BOND))
+    cutoffs = natural_cutoffs(bonded, mult=LONGEST_BOND)
+    sender, receiver = neighbor_list("ij", bonded, cutoffs)
     radii = covalent_radii[sized.numbers]
     lengths = np.zeros((len(bonded), len(bonded)))
     lengths[sender, receiver] = radii[sender] + radii[receiver]

@@ -1,4 +1,4 @@
-"""One structure of the demo data, drawn and labelled: the part of the generator that runs in workers.
+"""One structure of the demo data, drawn and labelled. This part of the generator runs in workers.
 
 It imports neither torch nor pyarrow, so that a worker starts fast and stays small.
 """

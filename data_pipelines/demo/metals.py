@@ -25,15 +25,17 @@ def metal(rng: np.random.Generator) -> Atoms:
     build = builders[rng.choice(4, p=(0.25, 0.35, 0.25, 0.15))]
     atoms = build(rng)
 
-    strain = rng.normal(0, 0.02, (3, 3))
-    strain = (strain + strain.T) / 2 + rng.uniform(-0.03, 0.05) * np.eye(3)
+    # a random strain, and on average a slight expansion
+    random_strain = rng.normal(0, 0.02, (3, 3))
+    expansion = rng.uniform(-0.03, 0.05)
+    strain = (random_strain + random_strain.T) / 2 + expansion * np.eye(3)
     atoms.set_cell(atoms.cell @ (np.eye(3) + strain), scale_atoms=True)
     config_type = build.__name__.strip("_")
     return finished(rng, atoms, config_type, rattle=rng.uniform(0.02, 0.12))
 
 
 def _crystal(rng: np.random.Generator) -> Atoms:
-    """An elemental fcc, bcc, hcp or simple cubic crystal, or an ordered L1_0, L1_2 or B2 compound."""
+    """An elemental fcc, bcc, hcp or simple cubic crystal, or an ordered compound."""
     first, second = rng.choice(EMT_METALS, 2, replace=False)
     prototype = rng.choice(["fcc", "bcc", "hcp", "sc", "L1_0", "L1_2", "B2"])
     lattice, swapped = COMPOUNDS.get(prototype, (prototype, []))
@@ -56,11 +58,13 @@ def _surface(rng: np.random.Generator) -> Atoms:
     """A slab of 3 to 5 layers with about 12 A of vacuum; half of the slabs are random binaries."""
     build = (fcc111, fcc100, fcc110)[rng.integers(3)]
     first, second = rng.choice(EMT_METALS, 2, replace=False)
-    constant = (4 * _atomic_volume(Atoms([first]))) ** (1 / 3)
-    slab = build(first, (2, 2, int(rng.integers(3, 6))), a=constant, vacuum=6.0)
+    constant = _fcc_constant(Atoms([first]))
+    num_layers = int(rng.integers(3, 6))
+    slab = build(first, (2, 2, num_layers), a=constant, vacuum=6.0)
     if rng.random() < 0.5:
-        mix_in(rng, slab, first, second, rng.uniform(0.1, 0.9))
-        _scale(slab, (4 * _atomic_volume(slab)) ** (1 / 3) / constant)
+        share = rng.uniform(0.1, 0.9)
+        mix_in(rng, slab, first, second, share)
+        _scale(slab, _fcc_constant(slab) / constant)
     # EMT and the models see the vacuum as part of the cell
     slab.pbc = True
     return slab
@@ -68,8 +72,10 @@ def _surface(rng: np.random.Generator) -> Atoms:
 
 def _vacancy(rng: np.random.Generator) -> Atoms:
     """An fcc metal or, half of the time, random binary that lacks one or two atoms."""
-    atoms = _fcc_solution(rng, rng.choice([0.0, rng.uniform(0.1, 0.9)]))
-    del atoms[rng.choice(len(atoms), rng.integers(1, 3), replace=False)]
+    share = rng.choice([0.0, rng.uniform(0.1, 0.9)])
+    atoms = _fcc_solution(rng, share)
+    num_vacancies = rng.integers(1, 3)
+    del atoms[rng.choice(len(atoms), num_vacancies, replace=False)]
     return atoms
 
 
@@ -79,15 +85,21 @@ def _fcc_solution(rng: np.random.Generator, share: float) -> Atoms:
     The volume follows the composition.
     """
     first, second = rng.choice(EMT_METALS, 2, replace=False)
-    atoms = bulk(first, "fcc", a=1.0, cubic=True).repeat((2, 2, int(rng.integers(1, 3))))
+    num_repeats = int(rng.integers(1, 3))
+    atoms = bulk(first, "fcc", a=1.0, cubic=True).repeat((2, 2, num_repeats))
     mix_in(rng, atoms, first, second, share)
-    _scale(atoms, (4 * _atomic_volume(atoms)) ** (1 / 3))
+    _scale(atoms, _fcc_constant(atoms))
     return atoms
 
 
 def _scale(atoms: Atoms, factor: float) -> None:
     """Multiply all lengths by `factor`, in place."""
     atoms.set_cell(atoms.cell * factor, scale_atoms=True)
+
+
+def _fcc_constant(atoms: Atoms) -> float:
+    """Lattice constant at which an fcc crystal has the volume that its elements suggest, A."""
+    return (4 * _atomic_volume(atoms)) ** (1 / 3)
 
 
 def _atomic_volume(atoms: Atoms) -> float:

@@ -25,7 +25,10 @@ OpenDatabase = tuple[list[int], Callable[[int], Any]]
 
 
 class AseDatabase(SourceFormat):
-    """Rows with an id. Labels come from a row's calculator; key-value pairs and data are columns."""
+    """Rows with an id.
+
+    Labels come from a row's calculator; its key-value pairs and its `data` are columns.
+    """
 
     suffixes = (".db",)
 

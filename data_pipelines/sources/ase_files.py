@@ -99,7 +99,7 @@ def unreadable(error: Exception) -> BadRecordError:
 
 
 def require_content(path: Path, name: str) -> None:
-    """Raise SourceError, about the source `name`, for a file that is missing, forbidden or empty."""
+    """Raise SourceError for a file that is missing, forbidden or empty; `name` is the source."""
     require_readable(path)
     if path.stat().st_size == 0:
         raise empty_file(name)
@@ -111,5 +111,5 @@ def empty_file(name: str) -> SourceError:
 
 
 def describe(error: Exception) -> str:
-    """An exception of a library's on one line, with its class, without which KeyError says little."""
+    """A library's exception on one line. A KeyError says little without the name of its class."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

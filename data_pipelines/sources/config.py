@@ -89,7 +89,7 @@ class SourceConfig(Settings):
             raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
 
     def passes(self, values: dict[str, Any]) -> bool:
-        """Whether the filters let a record with these values through; 1, 1.0 and "1" are the same."""
+        """Whether the filters let a record with these values through; 1, 1.0 and "1" are equal."""
         for key, wanted in self.filters.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
             if _plain(values[key]) not in map(_plain, allowed):

@@ -1,4 +1,4 @@
-"""(Extended) xyz files, also with gzip, cut between records so that one big file is read in parallel."""
+"""(Extended) xyz files, also with gzip, cut between records to read one big file in parallel."""
 
 from __future__ import annotations
 

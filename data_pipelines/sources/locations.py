@@ -1,4 +1,4 @@
-"""Where a source lies: a file, folder, glob, URL that fsspec opens, or data set of the Hugging Face hub.
+"""Where a source lies: in a file, a folder, a glob, behind a URL, or on the Hugging Face hub.
 
 `list_files` turns each of them into a sorted list of names, which are local paths or URLs.
 `open_binary` and `local_file` read what such a name refers to.
@@ -85,7 +85,8 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
 
 
 def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
-    """What a path leads to. Unlike pathlib's `exists`, a forbidden folder on the way is an error."""
+    """What a path leads to. A forbidden folder on the way is an error."""
+    # pathlib's is_file() and is_dir() answer False for what is forbidden
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -196,6 +197,7 @@ def require_readable(path: Path) -> None:
     if _kind(path) != "file":
         raise _no_such_file(path)
     try:
+        # the mode alone does not tell: there may be access lists, and root may read anything
         with path.open("rb"):
             pass
     except PermissionError as error:

@@ -154,7 +154,7 @@ def structure_from_atoms(atoms: Atoms, config: SourceConfig, default_id: str) ->
 
 
 def source_fingerprint(source: str, config: SourceConfig) -> str:
-    """sha256 of what a source contains: bytes of local files; etag, commit and size of remote ones."""
+    """sha256 over the bytes of local files, and over etag, commit and size of remote ones."""
     return fingerprint(_files(source, config))
 
 

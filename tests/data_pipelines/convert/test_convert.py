@@ -123,7 +123,7 @@ def test_interrupted_conversion_is_unfinished_and_runs_again(
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_group_never_stands_on_two_sides(data_set):
+def test_group_is_never_on_two_sides(data_set):
     sides: dict[str, set[str]] = {}
     for split in SPLITS:
         for s in iter_structures(data_set, split):
@@ -238,7 +238,7 @@ def test_nothing_to_train_on_is_an_error(file_with_bad_records, tmp_path):
 
 
 def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path) -> None:
-    """A published split with other names than ours is an error that names the way out, and that way works."""
+    """A published split with other names than ours is an error that says what to do."""
     frames = []
     for k in range(40):
         atoms = bulk("Cu")

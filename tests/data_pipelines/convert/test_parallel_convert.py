@@ -1,4 +1,4 @@
-"""Conversion in parts: the same bytes for any number of processes, through kills, and by array tasks."""
+"""Conversion in parts: the same bytes for any number of processes, after kills, and by tasks."""
 
 from __future__ import annotations
 

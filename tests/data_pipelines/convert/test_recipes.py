@@ -1,4 +1,4 @@
-"""Each shipped recipe on a Parquet file with exactly the column names and types that the data set documents."""
+"""Each shipped recipe on a Parquet file with exactly the columns that the data set documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo data: same bytes from the same seed, labels that are what they say, failures that are named."""
+"""The demo data: same bytes from the same seed, correct labels, and failures that are listed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ EMT = SourceConfig(level_of_theory="EMT")
 
 @pytest.fixture(params=["mine.db", "mine.aselmdb"])
 def database(request, alloys, tmp_path):
-    """The frames with labels in the row's calculator, tags in key-value pairs, labels of another unit in data."""
+    """Frames with labels in the calculator, key-value pairs, and forces in another unit in data."""
     path = tmp_path / request.param
     handle = ase.db.connect(path) if path.suffix == ".db" else aselmdb.LMDBDatabase(path)
     for k, atoms in enumerate(alloys):
@@ -123,7 +123,7 @@ def test_corrupt_database_is_named(name, tmp_path, capfd):
         match=rf"{name}: cannot be read as a database \(.*\): fetch or write it again",
     ):
         list_parts(str(tmp_path / name), EMT)
-    assert capfd.readouterr().err == ""  # no destructor complains beside it
+    assert capfd.readouterr().err == ""  # no destructor complains
 
 
 def test_foreign_sqlite_file_is_named_and_left_alone(tmp_path):

@@ -1,5 +1,7 @@
-"""A hub data set, read by the real client from a loopback hub; in a process of its own, as clients read the address
-of the hub when they are imported."""
+"""A hub data set, read by the real client from a hub on 127.0.0.1.
+
+It runs in a process of its own, because the client reads the address of the hub on import.
+"""
 
 from __future__ import annotations
 

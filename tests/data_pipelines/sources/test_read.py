@@ -1,4 +1,4 @@
-"""Reading: units, masks, columns, levels of theory, and an error with file, record and mend for every mistake."""
+"""Reading: units, masks, columns, levels of theory, and an error for every mistake."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ FORCES = "species:S:1:pos:R:3:forces:R:3"
         (frame(["H 0 0"]), r"cannot be read \(.*\): write it again"),
     ],
 )
-def test_bad_record_is_named_with_file_and_mend(tmp_path, record, problem):
+def test_bad_record_is_named_with_file_and_remedy(tmp_path, record, problem):
     path = write(tmp_path, GOOD + record)
     with pytest.raises((BadRecordError, SourceError), match=rf"^{path}: record 1 .*{problem}"):
         read(path)
@@ -379,7 +379,7 @@ def test_unknown_text_column_is_named_with_those_that_exist(tmp_path):
         (["columns"], "'columns': write a setting as key=value"),
     ],
 )
-def test_config_mistake_names_key_and_mend(words, problem):
+def test_config_mistake_names_key_and_remedy(words, problem):
     with pytest.raises(SettingsError, match=rf"^{problem}") as error:
         load_settings(ConvertConfig, None, words)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Sources that are not on this machine: S3 through a real client and a store on 127.0.0.1, and the hub likewise."""
+"""Sources that are not on this machine: S3 through a real client and a store on 127.0.0.1."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_labels_are_not_guessed(tmp_path):
     path = write(tmp_path / "mine.parquet", rows())
     with pytest.raises(
         SourceError,
-        match=r"the settings name no column of a label; .*: name one with its unit, as in columns\.energy=",
+        match=r"the settings name no column of a label; .*: name one .* columns\.energy=",
     ):
         list(read_structures(path, SourceConfig(level_of_theory="PBE")))
 
