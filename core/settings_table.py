@@ -10,7 +10,7 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -174,6 +174,8 @@ def _type_name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     names = [_type_name(argument) for argument in arguments]
     if origin in (Union, types.UnionType):
         return " or ".join(names)

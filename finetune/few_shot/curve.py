@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from rich.progress import track
 
 from ...core.files import write_atomically
 from ...core.locks import LockedError, held
-from ...core.settings import Settings
+from ...core.settings import GivenBy, Settings
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
@@ -39,12 +39,26 @@ class CurveConfig(Settings):
     An empty list of strategies leaves training from scratch alone.
     """
 
-    sizes: list[int] = Field(default=[4, 8, 16, 32], min_length=1)
-    seeds: list[int] = Field(default=[0, 1], min_length=1)
-    strategies: list[StrategyName] = Field(default=["refit"])
-    scratch_steps: int = Field(default=400, ge=0, description="0 for no training from scratch")
-    test_structures: int = Field(default=200, gt=0, description="most structures of the test split")
-    finetune: FineTuneConfig = FineTuneConfig()
+    sizes: list[int] = Field(
+        default=[4, 8, 16, 32], min_length=1, description="numbers of training structures"
+    )
+    seeds: list[int] = Field(
+        default=[0, 1], min_length=1, description="one draw of the structures for each seed"
+    )
+    strategies: list[StrategyName] = Field(
+        default=["refit"], description="as in `evenfield finetune`; empty for none"
+    )
+    scratch_steps: int = Field(
+        default=400,
+        ge=0,
+        description="optimizer steps of training from scratch, for comparison; 0 for none",
+    )
+    test_structures: int = Field(
+        default=200, gt=0, description="most structures of the test split that are predicted"
+    )
+    finetune: Annotated[
+        FineTuneConfig, GivenBy(strategy="strategies", num_structures="sizes", seed="seeds")
+    ] = FineTuneConfig()
 
 
 def few_shot_curve(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from ...core.settings import Settings
+from ...core.settings import GivenBy, Settings
 from ...data_pipelines.stream.stream import StreamConfig
 from ...pretrain.loop.loss import LossConfig
 
@@ -45,7 +47,7 @@ class GradientConfig(Settings):
     )
     clip_norm: float = Field(default=10.0, gt=0, description="largest gradient norm")
     loss: LossConfig = LossConfig()
-    stream: StreamConfig = StreamConfig()
+    stream: Annotated[StreamConfig, GivenBy(seed="the seed of the fine-tuning")] = StreamConfig()
 
     @property
     def steps(self) -> int:
