@@ -1,6 +1,7 @@
-"""What a data set holds: counts and force RMS per element and split, levels of theory, reference energies E0.
+"""What a data set holds: counts and force RMS by element and split, levels of theory, E0.
 
-Everything is a sum over flat Arrow columns, so two censuses add up: shards or ranks can count on their own.
+Everything is a sum over flat Arrow columns, so two censuses add up: shards or ranks can be counted
+separately.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,43 +20,44 @@ from ..store.shards import BrokenDataSetError, read_info, scan_shard
 from ..structure import MAX_ATOMIC_NUMBER
 
 
-NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1  # index 0 is unused, so that Z is the index
-ROWS_AT_ONCE = 2048  # structures whose columns are counted together: few calls
-ROWS_IN_CACHE = (
-    256  # structures whose table of counts still fits beside other programs' in the cache
-)
+# index 0 is unused, so that Z is the index
+NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1
+# structures whose columns are counted together, so that calls are few
+ROWS_AT_ONCE = 2048
+# structures whose dense table of counts stays in the cache
+ROWS_IN_CACHE = 256
 
 
 class Census:
     """Counts over structures, taken from Arrow tables; two add up with `+`."""
 
-    COLUMNS = ("atomic_numbers", "forces", "energy", "level_of_theory")
+    COLUMNS: ClassVar[tuple[str, ...]] = ("atomic_numbers", "forces", "energy", "level_of_theory")
 
     def __init__(self) -> None:
-        self.structures: dict[str, np.ndarray] = {}  # split -> (119,)
+        # split -> (119,)
+        self.structures: dict[str, np.ndarray] = {}
         self.atoms: dict[str, np.ndarray] = {}
-        self.force_square = _per_element()  # eV^2/A^2 per component, train split
-        self.force_count = _per_element()
+        # of the train split: sum of squared components in eV^2/A^2, and their number
+        self.force_square = _zeros()
+        self.force_count = _zeros()
+        # level of theory -> ...
         self.references: dict[str, ReferenceFit] = {}
         self.level_counts: dict[str, dict[str, int]] = {}
 
     @property
     def levels(self) -> list[str]:
-        """Levels of theory, in the order of their number of structures."""
+        """Levels of theory, the one with the most structures first."""
         return sorted(self.level_counts, key=lambda level: -sum(self.level_counts[level].values()))
 
     def __iadd__(self, other: Census) -> Self:
-        for mine, theirs in ((self.structures, other.structures), (self.atoms, other.atoms)):
-            for split, counts in theirs.items():
-                mine[split] = mine.get(split, 0) + counts
+        _add_counts(self.structures, other.structures)
+        _add_counts(self.atoms, other.atoms)
         self.force_square += other.force_square
         self.force_count += other.force_count
         for level, reference in other.references.items():
             self.references.setdefault(level, ReferenceFit()).merge(reference)
-        for level, counts_by_split in other.level_counts.items():
-            mine_by_split = self.level_counts.setdefault(level, {})
-            for split, count in counts_by_split.items():
-                mine_by_split[split] = mine_by_split.get(split, 0) + count
+        for level, by_split in other.level_counts.items():
+            _add_counts(self.level_counts.setdefault(level, {}), by_split)
         return self
 
     def __add__(self, other: Census) -> Census:
@@ -65,62 +67,85 @@ class Census:
         return total
 
     def add_table(self, table: pa.Table, split: str) -> None:
-        """Count the structures of a table that has the columns COLUMNS of the canonical schema."""
+        """Count the structures of a table that has COLUMNS.
+
+        Raises ValueError for a damaged table; `count_shards` knows the file and names it.
+        """
         numbers = table["atomic_numbers"].combine_chunks()
-        z, sizes = numbers.flatten().to_numpy(), np.diff(numbers.offsets.to_numpy())
-        if not len(sizes) or not sizes.all() or z.max() > MAX_ATOMIC_NUMBER:
+        atomic_numbers = numbers.flatten().to_numpy()
+        sizes = np.diff(numbers.offsets.to_numpy())
+        if not len(sizes) or not sizes.all() or atomic_numbers.max() > MAX_ATOMIC_NUMBER:
             raise ValueError("structures without atoms or with an unknown atomic number")
-        counts = compositions(z, sizes)
+
+        counts = compositions(atomic_numbers, sizes)
+        structures = np.bincount(counts.indices, minlength=NUM_ELEMENTS)
         atoms = np.bincount(counts.indices, counts.data, minlength=NUM_ELEMENTS)
-        self.structures[split] = self.structures.get(split, 0) + np.bincount(
-            counts.indices, minlength=NUM_ELEMENTS
-        )
-        self.atoms[split] = self.atoms.get(split, 0) + atoms
+        _add_counts(self.structures, {split: structures})
+        _add_counts(self.atoms, {split: atoms})
         if split == "train":
-            self._add_forces(table["forces"], z, sizes, atoms)
+            self._add_forces(table["forces"], atomic_numbers, sizes, atoms)
+        self._add_levels(table, counts, split)
+
+    def _add_levels(self, table: pa.Table, counts: csr_array, split: str) -> None:
+        """Structures of each level of theory, and their energies."""
         levels = table["level_of_theory"].combine_chunks()
-        levels = levels if pa.types.is_dictionary(levels.type) else levels.dictionary_encode()
-        codes, energy = levels.indices.to_numpy(), table["energy"].to_numpy()
+        if not pa.types.is_dictionary(levels.type):
+            levels = levels.dictionary_encode()
+        codes = levels.indices.to_numpy()
+        energy = table["energy"].to_numpy()
         for code, level in enumerate(levels.dictionary.to_pylist()):
             own = codes == code
             by_split = self.level_counts.setdefault(level, {})
             by_split[split] = by_split.get(split, 0) + int(own.sum())
+
             labelled = own & ~np.isnan(energy)
-            if split == "train" and labelled.any():
-                reference = self.references.setdefault(level, ReferenceFit())
-                if labelled.all():  # the common case needs no copies
-                    reference.add(counts, energy)
-                else:
-                    reference.add(counts[labelled], energy[labelled])
+            if split != "train" or not labelled.any():
+                continue
+            reference = self.references.setdefault(level, ReferenceFit())
+            # the common case, one level of theory and all energies, needs no copies
+            if labelled.all():
+                reference.add(counts, energy)
+            else:
+                reference.add(counts[labelled], energy[labelled])
 
     def _add_forces(
-        self, forces: pa.ChunkedArray, z: np.ndarray, sizes: np.ndarray, atoms: np.ndarray
+        self,
+        forces: pa.ChunkedArray,
+        atomic_numbers: np.ndarray,
+        sizes: np.ndarray,
+        atoms: np.ndarray,
     ) -> None:
+        """Sum of squares and number of force components by element.
+
+        atoms: (119,) atoms of each element, with or without forces.
+        """
         starts = np.concatenate([[0], np.cumsum(sizes)])
         first = 0
-        for chunk in forces.chunks:  # chunk by chunk, in the cache
+        # chunk by chunk, which stay in the cache
+        for chunk in forces.chunks:
             last = first + len(chunk)
-            own = z[starts[first] : starts[last]]
+            own = atomic_numbers[starts[first] : starts[last]]
             if chunk.null_count:
-                labelled = np.repeat(
-                    chunk.is_valid().to_numpy(zero_copy_only=False), sizes[first:last]
-                )
+                has_forces = chunk.is_valid().to_numpy(zero_copy_only=False)
+                labelled = np.repeat(has_forces, sizes[first:last])
                 atoms = atoms - np.bincount(own[~labelled], minlength=NUM_ELEMENTS)
                 own = own[labelled]
-            self.force_square += np.bincount(own, _squares(chunk), NUM_ELEMENTS)
+            self.force_square += np.bincount(own, _squared_norms(chunk), NUM_ELEMENTS)
             first = last
         self.force_count += 3 * atoms
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready summary; elements by symbol, energies in eV, forces in eV/A."""
         per_element = {}
-        for z in np.flatnonzero(sum(self.structures.values(), _per_element())):
-            per_element[chemical_symbols[z]] = {
-                "structures": {split: int(n[z]) for split, n in self.structures.items()},
-                "atoms": {split: int(n[z]) for split, n in self.atoms.items()},
-                "force_rms": float(np.sqrt(self.force_square[z] / self.force_count[z]))
-                if self.force_count[z]
-                else None,
+        for atomic_number in np.flatnonzero(sum(self.structures.values(), _zeros())).tolist():
+            per_element[chemical_symbols[atomic_number]] = {
+                "structures": {
+                    split: int(counts[atomic_number]) for split, counts in self.structures.items()
+                },
+                "atoms": {
+                    split: int(counts[atomic_number]) for split, counts in self.atoms.items()
+                },
+                "force_rms": self._force_rms(atomic_number),
             }
         levels = {}
         for level in self.levels:
@@ -128,17 +153,27 @@ class Census:
             levels[level] = {"structures": dict(self.level_counts[level]), **reference.to_dict()}
         return {"per_element": per_element, "levels_of_theory": levels}
 
+    def _force_rms(self, atomic_number: int) -> float | None:
+        count = self.force_count[atomic_number]
+        return float(np.sqrt(self.force_square[atomic_number] / count)) if count else None
+
 
 class ReferenceFit:
     """Reference energies E0 (eV per atom of each element) by ridge least squares on composition.
 
-    Minimises sum_s (E_s - sum_z n_sz E0_z)^2 / N_s^2 + ridge * sum_z A_zz (E0_z - prior_z)^2, where
-    A_zz = sum_s (n_sz / N_s)^2, so that the ridge weighs on a rare element no more than on a common one.  The
-    prior is the mean energy per atom, then once more the first solution, which takes the ridge's bias away
-    where the data speak.  An element is undetermined when the compositions leave its E0 to the ridge.
+    Minimises
+
+        sum_s (E_s - sum_z n_sz E0_z)^2 / N_s^2  +  RIDGE * sum_z A_zz (E0_z - prior_z)^2
+
+    where A_zz = sum_s (n_sz / N_s)^2, so that the ridge (the precision of the prior) weighs as much
+    on a rare element as on a common one. The prior is the mean energy per atom in a first solution,
+    and that solution in a second, which removes the bias of the ridge where the data determine E0.
+    An element is undetermined when the compositions leave its E0 to the prior.
     """
 
-    RIDGE = 1e-6
+    RIDGE: ClassVar[float] = 1e-6
+    # share of an element in an undetermined combination of elements, above which it counts as such
+    UNDETERMINED_SHARE: ClassVar[float] = 1e-4
 
     def __init__(self) -> None:
         self.normal = np.zeros((NUM_ELEMENTS, NUM_ELEMENTS))
@@ -152,64 +187,64 @@ class ReferenceFit:
         sizes = np.add.reduceat(counts.data, counts.indptr[:-1])
         share = counts.data / np.repeat(sizes, num_elements)
         per_atom = energies / sizes
-        self.normal += _gram(share, counts.indices, counts.indptr)
-        self.moment += np.bincount(
-            counts.indices, share * np.repeat(per_atom, num_elements), NUM_ELEMENTS
-        )
+        self.normal += _sum_of_products(share, counts.indices, counts.indptr)
+        weighted = share * np.repeat(per_atom, num_elements)
+        self.moment += np.bincount(counts.indices, weighted, NUM_ELEMENTS)
         self.energy_per_atom += float(per_atom.sum())
         self.count += len(energies)
 
     def merge(self, other: ReferenceFit) -> None:
-        """Add the structures that another has counted."""
+        """Add the structures that another fit has counted."""
         self.normal += other.normal
         self.moment += other.moment
         self.energy_per_atom += other.energy_per_atom
         self.count += other.count
 
     def solve(self) -> tuple[dict[int, float], list[int]]:
-        """E0 by atomic number, and the elements that the data leave undetermined."""
+        """E0 by atomic number, and the elements whose E0 the data do not determine."""
         present = np.flatnonzero(np.diag(self.normal))
         if not len(present):
             return {}, []
         normal = self.normal[np.ix_(present, present)]
-        own = np.sqrt(np.diag(normal))
-        values, vectors = np.linalg.eigh(normal / np.outer(own, own))
-        inverse = (vectors / (values + self.RIDGE)) @ vectors.T / np.outer(own, own)
+        # scaled by A_zz, the ridge is the same for every element
+        scale = np.sqrt(np.diag(normal))
+        scales = np.outer(scale, scale)
+        values, vectors = np.linalg.eigh(normal / scales)
+        inverse = (vectors / (values + self.RIDGE)) @ vectors.T / scales
+
         e0 = np.full(len(present), self.energy_per_atom / self.count)
         for _ in range(2):
             e0 += inverse @ (self.moment[present] - normal @ e0)
-        free = np.abs(vectors[:, values < self.RIDGE]) > 1e-4
+
+        free = np.abs(vectors[:, values < self.RIDGE]) > self.UNDETERMINED_SHARE
         undetermined = present[free.any(axis=1)]
-        return dict(zip(present.tolist(), e0.tolist(), strict=True)), [int(z) for z in undetermined]
+        by_number = dict(zip(present.tolist(), e0.tolist(), strict=True))
+        return by_number, undetermined.tolist()
 
     def to_dict(self) -> dict[str, Any]:
         """E0 by symbol (eV) and the symbols of undetermined elements."""
         e0, undetermined = self.solve()
         return {
-            "e0": {chemical_symbols[z]: value for z, value in e0.items()},
-            "undetermined": [chemical_symbols[z] for z in undetermined],
+            "e0": {chemical_symbols[number]: value for number, value in e0.items()},
+            "undetermined": [chemical_symbols[number] for number in undetermined],
         }
 
 
-def _per_element() -> np.ndarray:
-    return np.zeros(NUM_ELEMENTS)
+def compositions(atomic_numbers: np.ndarray, sizes: np.ndarray) -> csr_array:
+    """Atoms of each element in each structure, (S, 119).
 
-
-def _squares(forces: pa.ListArray) -> np.ndarray:
-    """Squared norms (sum N,) of the forces of some structures."""
-    components = forces.flatten().to_numpy().reshape(-1, 3)
-    return (components * components) @ np.ones(3, np.float32)
-
-
-def compositions(z: np.ndarray, sizes: np.ndarray) -> csr_array:
-    """Atoms of each element in each structure, (S, 119)."""
-    width = int(z.max()) + 1
+    atomic_numbers: (sum N,) of the structures, end to end.  sizes: (S,) atoms of each.
+    """
+    width = int(atomic_numbers.max()) + 1
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    atoms, columns, elements = [], [], []
+    atoms = []
+    columns = []
+    elements = []
     for first in range(0, len(sizes), ROWS_IN_CACHE):
         own = sizes[first : first + ROWS_IN_CACHE]
+        # place of each atom in a dense table of structures by elements
         cell = np.repeat(np.arange(len(own)) * width, own)
-        cell += z[starts[first] : starts[first + len(own)]]
+        cell += atomic_numbers[starts[first] : starts[first + len(own)]]
         dense = np.bincount(cell, minlength=len(own) * width)
         filled = np.flatnonzero(dense)
         row, column = np.divmod(filled.astype(np.int32), np.int32(width))
@@ -221,14 +256,18 @@ def compositions(z: np.ndarray, sizes: np.ndarray) -> csr_array:
     return csr_array((data, np.concatenate(columns), ends), shape=(len(sizes), NUM_ELEMENTS))
 
 
-def _gram(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Products of the shares (nnz,) of every two elements of a structure, summed over structures: (119, 119).
+def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Products of the shares of every two elements, summed over structures, (119, 119).
 
-    scipy's sparse product does the same in two passes over a general layout; rows here have a few entries.
+    share, element: (nnz,) as in a CSR array with row starts (S + 1,). scipy's sparse product does
+    the same in two passes over a general layout; here a row has a few entries only.
     """
     first = np.arange(len(share))
-    last = np.repeat(starts[1:], np.diff(starts)) - 1  # of the same structure
-    products, cells = [], []
+    # last entry of the same structure
+    last = np.repeat(starts[1:], np.diff(starts)) - 1
+    products = []
+    cells = []
+    # pairs of entries that are `step` apart, for all structures at once
     for step in range(int(np.diff(starts).max(initial=0))):
         first = first[first + step <= last[first]]
         second = first + step
@@ -240,7 +279,10 @@ def _gram(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndar
 
 
 def count_shards(paths: Iterable[Path]) -> Census:
-    """Census of some shards of a data set, read column by column; those of all ranks add up to the whole."""
+    """Census of some shards of a data set; the censuses of all ranks add up to the whole.
+
+    Raises BrokenDataSetError for a damaged shard.
+    """
     census = Census()
     for path in paths:
         split = path.name.split("-")[0]
@@ -249,13 +291,35 @@ def count_shards(paths: Iterable[Path]) -> Census:
                 census.add_table(table, split)
             except ValueError as error:
                 raise BrokenDataSetError(
-                    f"{path}: damaged ({error}): convert the source again"
+                    f"damaged ({error})", file=path, remedy="convert the source again"
                 ) from None
     return census
 
 
+def read_census(folder: Path | str) -> dict[str, Any]:
+    """The census that was written with a converted data set.
+
+    Raises BrokenDataSetError where it is missing or damaged.
+    """
+    read_info(folder)
+    path = Path(folder) / "census.json"
+    try:
+        census = json.loads(path.read_text())
+        # touched here, so that a damaged file is named before anything is computed from it
+        census["per_element"].items()
+        census["levels_of_theory"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BrokenDataSetError(
+            "missing or damaged", file=path, remedy="convert the source again"
+        ) from None
+    return census
+
+
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of ROWS_AT_ONCE rows or a little more: Arrow stops at every row group, and counting so few is slow."""
+    """Tables of ROWS_AT_ONCE rows or a little more.
+
+    Arrow stops at every row group, and counting so few rows at a time is slow.
+    """
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
@@ -266,13 +330,19 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def read_census(folder: Path | str) -> dict[str, Any]:
-    """The census that was written with a converted data set."""
-    read_info(folder)
-    path = Path(folder) / "census.json"
-    try:
-        census = json.loads(path.read_text())
-        census["per_element"].items(), census["levels_of_theory"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BrokenDataSetError(f"{path}: missing or damaged: convert the source again") from None
-    return census
+def _zeros() -> np.ndarray:
+    """One number for each element."""
+    return np.zeros(NUM_ELEMENTS)
+
+
+def _add_counts(total: dict[str, Any], further: dict[str, Any]) -> None:
+    """Add counts by split to others."""
+    for split, counts in further.items():
+        total[split] = total.get(split, 0) + counts
+
+
+def _squared_norms(forces: pa.ListArray) -> np.ndarray:
+    """Squared norms (sum N,) of the forces of some structures."""
+    components = forces.flatten().to_numpy().reshape(-1, 3)
+    # a product with a matrix of ones is twice as fast as a sum along the short axis
+    return (components * components) @ np.ones(3, np.float32)

@@ -13,9 +13,9 @@ from ...core.settings import Settings
 from .census import NUM_ELEMENTS
 
 
-ElementLists = tuple[
-    np.ndarray, np.ndarray
-]  # atomic numbers end to end (sum N,), where each structure begins (S + 1,)
+# atomic numbers end to end (sum N,), and where each structure begins (S + 1,)
+ElementLists = tuple[np.ndarray, np.ndarray]
+BISECTIONS = 60
 
 
 class WeightConfig(Settings):
@@ -38,34 +38,46 @@ class WeightConfig(Settings):
 
 
 class ElementWeights:
-    """Weight of a structure = largest (or mean) weight of its elements, clipped and scaled to mean 1.
+    """Weight of a structure: the largest (or mean) weight of its elements, clipped, with mean 1.
 
-    The largest by default, because a rare element in a large cell of common ones would else stay unseen.
+    The largest is the default, because a rare element in a large cell of common ones would
+    otherwise stay unseen.
     """
 
     def __init__(
         self, element_weight: np.ndarray, cap: float, scale: float, over: str = "max"
     ) -> None:
-        self.element_weight, self.cap, self.scale, self.over = element_weight, cap, scale, over
+        """`element_weight` (119,) is clipped at `cap`, then multiplied by `scale`."""
+        self.element_weight = element_weight
+        self.cap = cap
+        self.scale = scale
+        self.over = over
 
     @classmethod
     def fit(
         cls, counts: np.ndarray, element_lists: Iterable[ElementLists], config: WeightConfig
     ) -> ElementWeights:
-        """Weights for a data set: `counts` (119,) of the structures that hold each element, and a sample of lists.
+        """Weights for a data set.
 
-        The cap is the largest for which the effective sample size stays above `min_effective_share`.
+        counts: (119,) structures that contain each element.
+        element_lists: a sample of the data set, which fixes cap and scale.
+
+        The cap is the largest for which the effective sample size stays above
+        `min_effective_share`.
         """
-        element_weight = np.where(counts > 0, np.maximum(counts, 1.0) ** -config.beta, 0.0)
+        powers = np.maximum(counts, 1.0) ** -config.beta
+        element_weight = np.where(counts > 0, powers, 0.0)
         if config.beta == 0:
-            return cls(element_weight, 1.0, 1.0, config.over)
-        unscaled = cls(element_weight, np.inf, 1.0, config.over)
+            return cls(element_weight, cap=1.0, scale=1.0, over=config.over)
+
+        unscaled = cls(element_weight, cap=np.inf, scale=1.0, over=config.over)
         raw = np.concatenate([unscaled(numbers, starts) for numbers, starts in element_lists])
         cap = _largest_cap(raw, config.min_effective_share)
-        return cls(element_weight, cap, 1.0 / float(np.minimum(raw, cap).mean()), config.over)
+        scale = 1.0 / float(np.minimum(raw, cap).mean())
+        return cls(element_weight, cap, scale, config.over)
 
     def __call__(self, atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        """Weights (S,) of structures whose atoms lie end to end; 1 on average over the data set that was fitted."""
+        """Weights (S,) of structures whose atoms are end to end; 1 on average over the data set."""
         if self.over == "max":
             raw = np.maximum.reduceat(self.element_weight[atomic_numbers], starts[:-1])
         else:
@@ -78,60 +90,73 @@ class ElementWeights:
         return np.minimum(self.element_weight, self.cap) * self.scale
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, exact: 0.3 kB and 20 bytes an element."""
+        """JSON-ready and exact: 0.3 kB, and 20 bytes for each element."""
         present = np.flatnonzero(self.element_weight)
-        own = {str(z): float(self.element_weight[z]) for z in present}
-        return {"element_weight": own, "cap": self.cap, "scale": self.scale, "over": self.over}
+        weights = {str(number): float(self.element_weight[number]) for number in present}
+        return {
+            "element_weight": weights,
+            "cap": self.cap,
+            "scale": self.scale,
+            "over": self.over,
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ElementWeights:
         """The inverse of `to_dict`."""
         element_weight = np.zeros(NUM_ELEMENTS)
-        for z, weight in content["element_weight"].items():
-            element_weight[int(z)] = weight
+        for number, weight in content["element_weight"].items():
+            element_weight[int(number)] = weight
         return cls(element_weight, content["cap"], content["scale"], content["over"])
 
 
 def has_element(atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Which structure holds which element, (S, 119) bool."""
-    present = np.zeros((len(starts) - 1, NUM_ELEMENTS), dtype=bool)
-    present[np.repeat(np.arange(len(starts) - 1), np.diff(starts)), atomic_numbers] = True
+    """Which structure contains which element, (S, 119) bool."""
+    num_structures = len(starts) - 1
+    present = np.zeros((num_structures, NUM_ELEMENTS), dtype=bool)
+    structure_of_atom = np.repeat(np.arange(num_structures), np.diff(starts))
+    present[structure_of_atom, atomic_numbers] = True
     return present
 
 
 def effective_share(weights: np.ndarray) -> float:
-    """(sum w)^2 / (n sum w^2): the share of the data that the weighted sample is worth (Kish 1965)."""
+    """Share of the data that a weighted sample is worth: (sum w)^2 / (n sum w^2) (Kish 1965)."""
     return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
 
 
 def _largest_cap(raw: np.ndarray, floor: float) -> float:
+    """The largest cap with an effective share of at least `floor`, by bisection."""
     if effective_share(raw) >= floor:
         return float(raw.max())
-    low, high = (
-        float(raw.min()),
-        float(raw.max()),
-    )  # at the lowest cap all weights are equal: share 1
-    for _ in range(60):
+    # at the lowest cap all weights are equal, and the share is 1
+    low = float(raw.min())
+    high = float(raw.max())
+    for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (
-            (middle, high) if effective_share(np.minimum(raw, middle)) >= floor else (low, middle)
-        )
+        if effective_share(np.minimum(raw, middle)) >= floor:
+            low = middle
+        else:
+            high = middle
     return low
 
 
 def num_copies(weights: np.ndarray, structure_ids: list[str], seed: int, epoch: int) -> np.ndarray:
-    """How often structures appear in an epoch, (S,): floor(w + u), u in [0, 1) a hash of (id, seed, epoch).
+    """How often structures appear in an epoch, (S,): floor(w + u), u in [0, 1).
 
-    Unbiased (the mean over u is w), stateless, and the same on every rank and after every resume.
+    u is a hash of (structure_id, seed, epoch). The copies are unbiased (their mean over u is w),
+    need no state, and are the same on every rank and after every resume.
     """
     own = pd.util.hash_array(np.array(structure_ids, dtype=object), categorize=False)
-    stream = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    uniform = (_mix(own ^ stream) >> np.uint64(11)).astype(np.float64) / 2**53
+    of_epoch = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    # the upper 53 bits are the digits of a float64
+    uniform = (_mix(own ^ of_epoch) >> np.uint64(11)).astype(np.float64) / 2**53
     return np.floor(weights + uniform).astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): every bit depends on every other."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+
+    Every bit of the result depends on every bit of x.
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

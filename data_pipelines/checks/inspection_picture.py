@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ...core.figures.style import COLOURS, QUIET_INK, STYLE, figure_png
+from ...core.figures.style import COLOURS, QUIET_INK, STYLE, figure_png, plain_log_ticks
 from ...core.labels import LABELS
 from ...core.numbers import ANGSTROM, FORCE_UNIT, short_number
 from .inspection import Histogram, Inspection
@@ -108,9 +108,10 @@ def _draw_histogram(
         place = (0.5, 0.5)
         axes.annotate("no values", place, xycoords="axes fraction", ha="center", color=QUIET_INK)
         axes.set(xticks=[], yticks=[])
+        return
 
-    first = filled[0] if len(filled) else 0
-    last = filled[-1] + 1 if len(filled) else len(nothing)
+    first = filled[0]
+    last = filled[-1] + 1
     edges = histogram.edges[first : last + 1]
     for name, counts, colour, dashes in zip(levels, rows, COLOURS, DASHES, strict=False):
         axes.stairs(
@@ -123,8 +124,6 @@ def _draw_histogram(
             baseline=0.5,
         )
         axes.stairs(counts[first:last], edges, color=colour, fill=True, alpha=0.12, baseline=0.5)
-    if not len(filled):
-        return
 
     axes.set_yscale("log")
     # one structure must be seen, and zero cannot be
@@ -132,7 +131,7 @@ def _draw_histogram(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        plain_log_ticks(axes.xaxis)
 
 
 def _mark_suspects(axes: Axes) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ...core.figures.periodic_table import periodic_table_heat_map
+from ...core.files import file_errors
 from ..census.census import NUM_ELEMENTS
 from ..census.weights import WeightConfig, effective_share, has_element
 from ..store.blocks import BlockReader
@@ -17,50 +18,60 @@ from ..stream.stream import fit_weights
 
 @dataclass(frozen=True)
 class WeightReport:
-    """Effective share of the data, largest and smallest weight, and per element (119,) what an epoch holds of it.
-
-    `before` counts the structures with the element, `after` their weights: the copies to expect in an epoch.
-    """
+    """Weights of the structures of a split, and what an epoch holds of each element."""
 
     num_structures: int
     effective_share: float
+    """Share of the data that the weighted sample is worth."""
     smallest: float
     largest: float
     before: np.ndarray
+    """(119,) structures that contain the element"""
     after: np.ndarray
+    """(119,) their weights, summed: the copies to expect in an epoch"""
 
     def rows(self) -> list[tuple[str, int, float, float]]:
-        """(symbol, structures, copies expected, ratio), the most favoured first."""
+        """(symbol, structures, copies expected, ratio), the most favoured element first."""
         present = np.flatnonzero(self.before)
         ratio = self.after[present] / self.before[present]
         order = np.lexsort((self.before[present], -ratio))
-        return [
-            (
-                chemical_symbols[z],
-                int(self.before[z]),
-                float(self.after[z]),
-                float(self.after[z] / self.before[z]),
+        rows = []
+        for number in present[order]:
+            before = self.before[number]
+            after = self.after[number]
+            rows.append(
+                (chemical_symbols[number], int(before), float(after), float(after / before))
             )
-            for z in present[order]
-        ]
+        return rows
 
     def save_picture(self, path: Path, title: str) -> None:
-        """Periodic table of copies over structures."""
+        """Periodic table of copies over structures. Raises FileError."""
         ratios = {symbol: ratio for symbol, _, _, ratio in self.rows()}
-        periodic_table_heat_map(
-            ratios, title, "copies in an epoch per structure with the element"
-        ).savefig(path)
+        unit = "copies in an epoch per structure with the element"
+        figure = periodic_table_heat_map(ratios, title, unit)
+        with file_errors(path):
+            figure.savefig(path)
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:
     """Weights of every structure of a split, summed by element; reads one column."""
     blocks = BlockReader(folder, split)
     weights = fit_weights(folder, split, config, blocks)
-    before, after, all_weights = np.zeros(NUM_ELEMENTS), np.zeros(NUM_ELEMENTS), []
+    before = np.zeros(NUM_ELEMENTS)
+    after = np.zeros(NUM_ELEMENTS)
+    parts = []
     for numbers, starts in blocks.element_lists():
-        own, present = weights(numbers, starts), has_element(numbers, starts)
+        own = weights(numbers, starts)
+        present = has_element(numbers, starts)
         before += present.sum(0)
         after += own @ present
-        all_weights.append(own)
-    w = np.concatenate(all_weights)
-    return WeightReport(len(w), effective_share(w), float(w.min()), float(w.max()), before, after)
+        parts.append(own)
+    all_weights = np.concatenate(parts)
+    return WeightReport(
+        num_structures=len(all_weights),
+        effective_share=effective_share(all_weights),
+        smallest=float(all_weights.min()),
+        largest=float(all_weights.max()),
+        before=before,
+        after=after,
+    )

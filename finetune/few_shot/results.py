@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
+from ...core.numbers import table_cell
 
 
 BASELINE = "scratch"
@@ -150,7 +151,7 @@ class FewShotCurve(BaseModel):
 def _median_and_range(values: list[float]) -> str:
     if not values:
         return "-"
-    median = f"{np.median(values):.3g}"
+    median = table_cell(float(np.median(values)))
     if len(values) == 1:
         return median
-    return f"{median} ({min(values):.3g}-{max(values):.3g})"
+    return f"{median} ({table_cell(min(values))}-{table_cell(max(values))})"

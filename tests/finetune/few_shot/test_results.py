@@ -54,7 +54,7 @@ def test_table_holds_medians_and_ranges():
         "force_mae"
     )
     assert header == ["structures", "closed-form refit", "full"]
-    assert rows[0] == ["4", "0.33 (0.3-0.36)", "0.44 (0.4-0.48)"]
+    assert rows[0] == ["4", "0.330 (0.300-0.360)", "0.440 (0.400-0.480)"]
     assert curve_of({"full": [0.3, 0.2, 0.1]}).table("energy_mae_per_atom")[1][0] == ["4", "-"]
 
 
