@@ -26,12 +26,13 @@ def zoo_build(
     """
     import shutil
 
-    from ...model_zoo.hub.remote import cache_folder
+    from ...model_zoo.hub.remote import HubError, cache_folder
     from ...model_zoo.zoo import named_models as zoo
     from .build import RECIPES, build_zoo_model
 
     if name not in RECIPES:
-        raise ValueError(f"{name}: no model of the zoo; there are: {', '.join(zoo.names())}")
+        known = ", ".join(zoo.names())
+        raise HubError("no model of the zoo has this name", file=name, remedy=f"there are: {known}")
     place = (
         work or cache_folder() / "zoo-work" / f"{name}-{RECIPES[name].digest}"
     )  # a new recipe starts afresh
