@@ -80,6 +80,7 @@ def pull(
     from .package.folder import read_model_folder
 
     folder, pinned = resolve(reference, folder_hub, force=force)
+    # reading verifies every file, also those that the cache already held
     model = read_model_folder(folder)
     typer.echo(folder)
     typer.echo(f"complete and verified: {pinned or f'{model.record.name}@{model.revision}'}")

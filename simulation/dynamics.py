@@ -73,6 +73,7 @@ def relax_and_run(
     """
     atoms = atoms.copy()
     atoms.calc = calculator
+    # before the relaxation, so that a wrong path does not cost the time of one
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
@@ -85,9 +86,11 @@ def relax_and_run(
         temperature_K=2 * config.temperature,
         rng=np.random.default_rng(config.seed),
     )
+    # a moving centre of mass would count as temperature
     Stationary(atoms)
     times, energies, temperatures = _run(atoms, out / TRAJECTORY_FILE, config)
 
+    # with consistent forces the slope is zero; the integrator's error remains around the line
     slope, offset = np.polyfit(times, energies, 1)
     result = DynamicsResult(
         model=dict(calculator.parameters),

@@ -73,6 +73,7 @@ class EvenfieldCalculator(Calculator):
         self._batch: Batch | None = None
         self._numbers = np.empty(0, int)
 
+        # ASE writes these into trajectories and databases
         self.parameters.update(
             model=reference or record.name,
             level_of_theory=self.level_of_theory,
@@ -98,10 +99,12 @@ class EvenfieldCalculator(Calculator):
         energy = float(prediction.energy[0])
         self.results = {
             "energy": energy,
+            # ASE's optimisers ask for it; without an electronic temperature it is the energy
             "free_energy": energy,
             "energies": _numpy(prediction.atom_energies),
             "forces": _numpy(prediction.forces),
         }
+        # NaN where it has no meaning
         stress = _numpy(prediction.stress)
         if np.isfinite(stress).all():
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
@@ -130,6 +133,7 @@ class EvenfieldCalculator(Calculator):
         In dynamics the same atoms come again and again, so only what moves is replaced.
         """
         if self._batch is None or not np.array_equal(atoms.numbers, self._numbers):
+            # checked here and not at every step: the elements are the same
             check_elements(atoms.numbers, self.elements, self.level_of_theory)
             self._batch = self._new_batch(atoms)
             self._numbers = atoms.numbers.copy()
@@ -156,6 +160,7 @@ class EvenfieldCalculator(Calculator):
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
+    # ASE works in float64, whatever the precision of the model
     return tensor.detach().cpu().double().numpy()
 
 

@@ -55,6 +55,7 @@ class EvenfieldDriver:
         self, cell: np.ndarray, positions: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray, str]:
         """Energy (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree), no extras."""
+        # i-PI has cell vectors in columns, ASE in rows
         self.atoms.set_cell(cell.T * Bohr)
         self.atoms.positions[:] = positions.reshape(-1, 3) * Bohr
         energy = self.atoms.get_potential_energy()

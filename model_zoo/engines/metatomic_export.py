@@ -48,6 +48,7 @@ def export_metatomic(
             file=path,
             remedy="choose such a name",
         )
+    # everything is checked before the import, which takes seconds, and before a folder is made
     checked_dtype(dtype)
     level = checked_level(model.potential, level_of_theory)
     if not model.record.elements.get(level):

@@ -102,6 +102,7 @@ class MetatomicPotential(nn.Module):
             atoms.append(torch.stack([torch.full_like(own, index), own], 1))
             first += len(system)
 
+        # all systems as one graph, as in a batch
         atomic_numbers = torch.cat(types)
         sender, receiver, tiled_vectors = lay_tiles(
             torch.cat(senders),
@@ -144,6 +145,7 @@ def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
 
 def write(model: LoadedModel, level_of_theory: str, dtype: str, path: Path) -> None:
     """Compile a model for one level of theory, describe it, and write it to `path`."""
+    # traced on the CPU; the program moves the file to its own device
     potential = moved(model.potential, "cpu", dtype)
     config = potential.config
     head = config.levels_of_theory.index(level_of_theory)

@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-class EvenfieldTorchSimModel(ModelInterface):
+class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim ships no types
     """torch-sim's model interface, for one level of theory of a loaded model.
 
     Results have the dtype of the network. The stress of a system that is not periodic in three
@@ -69,6 +69,7 @@ class EvenfieldTorchSimModel(ModelInterface):
         self._dtype = parameter.dtype
         self._compute_stress = True
         self._compute_forces = True
+        # its estimate of how many systems fit into the memory: edges, not atoms, fill it
         self._memory_scales_with = "n_atoms_x_density"
 
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
@@ -102,6 +103,7 @@ class EvenfieldTorchSimModel(ModelInterface):
         self, state: SimState, sizes: Tensor, cells: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor]:
         """edge_index (2, E) and cell_shifts (E, 3) of all systems; the search runs on the CPU."""
+        # torch-sim adds and removes systems; a list that meets another system just searches again
         if len(self._verlet_lists) != state.n_systems:
             cutoff = self.potential.config.cutoff
             self._verlet_lists = [VerletList(cutoff, self.skin) for _ in range(state.n_systems)]

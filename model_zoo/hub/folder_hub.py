@@ -58,6 +58,7 @@ class FolderHub:
         self.root = str(root)
         with self._storage_errors(self.root):
             self.fs, self.path = fsspec.url_to_fs(self.root)
+        # models on a disk are read where they are, without a copy in the cache
         self.on_disk = self.fs.protocol == "file" or "file" in self.fs.protocol
 
     # --- publishing
@@ -82,6 +83,7 @@ class FolderHub:
                     data = (folder / name).read_bytes()
                 self._upload(repo, f"{snapshot}/{name}", data)
 
+        # main comes last: it never names a snapshot whose tag could not be set
         names = ["main"] if tag is None else [tag, "main"]
         for name in names:
             self._upload(repo, self._ref(repo, name), revision.encode())
@@ -95,13 +97,15 @@ class FolderHub:
         When the hub cannot be reached, it is the revision that the name had the last time.
         """
         wanted = name or "main"
+        # so that a model that was loaded once also loads without the network
         remembered = self._cache(repo) / "refs" / wanted
         try:
             found = self._read_ref(repo, wanted)
         except HubError:
-            if not remembered.is_file():
-                raise
-            return remembered.read_text().strip()
+            with file_errors(remembered):
+                if not remembered.is_file():
+                    raise
+                return remembered.read_text().strip()
 
         if found is None and name and self._exists(f"{self._snapshot(repo, name)}/{MANIFEST}"):
             # the name is itself a revision
@@ -124,8 +128,10 @@ class FolderHub:
         if self.on_disk:
             return Path(snapshot)
         target = self._cache(repo) / "snapshots" / revision
-        if (target / MANIFEST).is_file() and not force:
-            return target
+        with file_errors(target):
+            # the manifest is written last, so with it the copy is complete
+            if (target / MANIFEST).is_file() and not force:
+                return target
 
         where = f"{repo}@{revision}"
         with self._storage_errors(where):
@@ -146,6 +152,7 @@ class FolderHub:
                     self._download(f"{snapshot}/{name}", target / name, entry, advance)
                 if name == "config.json":
                     check_before_download(where, manifest, (target / name).read_bytes())
+            # last, as on the hub: a copy that was interrupted is continued the next time
             write_atomically(target / MANIFEST, text)
         return target
 
@@ -163,6 +170,7 @@ class FolderHub:
     def _download(self, source: str, target: Path, entry: FileEntry, advance: Advance) -> None:
         """Copy a file under a temporary name; it gets its own only if its hash is right."""
         partial = target.with_name(f".{target.name}.part{os.getpid()}")
+        # hashed while it arrives: large weights are not read a second time
         digest = hashlib.sha256()
         try:
             with self._storage_errors(source):

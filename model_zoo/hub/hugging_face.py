@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 
 from ...core.errors import EvenfieldError
-from ...core.files import file_errors
+from ...core.files import FileError, file_errors
 from ..package.manifest import MANIFEST, BadModelError, Manifest, parse_manifest
 from ..package.weights import one_line
 from .remote import BUGS, HubError, check_before_download, download_order
@@ -78,6 +78,7 @@ def publish(
     api = HfApi(library_name="evenfield")
     with _client_errors(repo), _checked_responses(repo):
         api.create_repo(repo, private=private, exist_ok=True)
+        # read before anything is sent: the commit is valid only on top of this state
         current = api.model_info(repo)
         if private and not current.private:
             raise HubError(
@@ -95,6 +96,7 @@ def publish(
             operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
             operations.append(operation)
 
+        # all or nothing: readers never see a manifest next to weights of another model
         commit = api.create_commit(
             repo, operations, commit_message=message, parent_commit=current.sha
         )
@@ -174,6 +176,9 @@ def _client_errors(where: str) -> Iterator[None]:
     except (EvenfieldError, *BUGS):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            # a file of this machine: the cache may be full or protected
+            raise FileError(error.strerror or str(error), file=error.filename) from error
         message, remedy = _explain(error)
         raise HubError(message, file=where, remedy=remedy) from error
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.files import file_errors
 from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
 from ..package.record import ModelRecord
@@ -102,7 +103,10 @@ def resolve(
     The second is None for a folder or a zoo name, whose revision is known only when the folder has
     been read. `force` downloads again what the cache holds.
     """
-    if Path(reference).is_dir():
+    # a folder comes first: users name models that they have just trained
+    with file_errors(str(reference)):
+        is_folder = Path(reference).is_dir()
+    if is_folder:
         return Path(reference), None
     if zoo.is_zoo_name(str(reference)):
         return zoo.find(str(reference)), None

@@ -96,6 +96,7 @@ def publish(
     _refuse_unfit(model, plan)
     if tag is not None:
         _check_tag(repo, tag)
+    # last of the checks, because it computes
     check_invariance(content.potential, content.record.elements)
 
     manifest = read_manifest(model)
@@ -147,6 +148,7 @@ def _inspect(model: Path, repo: str) -> tuple[Publication, ModelFolder]:
         raise HubError(
             "a new revision is made by publishing", file=repo, remedy="name it owner/name"
         )
+    # before the model is read, which takes longer
     split_reference(repo)
     content = read_model_folder(model)
     manifest = read_manifest(model)

@@ -106,6 +106,7 @@ def _metadata(
     # a model that was fine-tuned from a local folder has no page that the hub could link to
     base = HUB_REFERENCE.fullmatch(record.base_model or "")
     return ModelCardData(
+        # `other` is the hub's word for a licence that it does not know
         license=(record.licence or "other").lower(),
         library_name="evenfield",
         pipeline_tag="graph-ml",
@@ -135,6 +136,7 @@ def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
         for name, label in LABELS.items():
             figure = f"{label.title.capitalize()} MAE ({label.error_unit})"
             results.append(_result(evaluation.split, where, figure, errors.mae.get(name)))
+    # the figure that the weighting of rare elements is meant to lower
     results.append(
         _result(
             evaluation.split,
@@ -263,6 +265,7 @@ def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:
 def _compute(training: dict[str, Any]) -> dict[str, str]:
     """What the training took, as far as its record tells."""
     facts = {}
+    # records of older models lack some of these
     if isinstance(training.get("seconds"), int | float):
         facts["wall time"] = f"{training['seconds'] / 60:.1f} minutes"
     if "ranks" in training:

@@ -59,6 +59,7 @@ from .weights import (
 if TYPE_CHECKING:
     from ..evaluation.predictions import Predictions
 
+# dtypes that a model may have; config.json names one of them
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -145,6 +146,7 @@ def _check_attachment_name(name: str) -> None:
 
 def _remove_old_weights(folder: Path, contents: dict[str, bytes]) -> None:
     """Delete weights of the model that was in the folder before, old shards for instance."""
+    # other attachments are left: the new manifest does not list them, so nobody reads them
     for path in folder.glob("model*.safetensors"):
         if is_weights(path.name) and path.name not in contents:
             path.unlink()
@@ -174,6 +176,7 @@ def describe(folder: Path | str, facts: Description) -> None:
 def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
     """Put further files, name -> content, into a model folder, and write its card again."""
     model = read_model_folder(folder)
+    # the pictures of the card are attachments too, so they are kept without predictions
     files = model.attachments | attachments
     save_model(folder, model.potential, model.record, model.evaluation, attachments=files)
 
@@ -210,6 +213,7 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
     """
     folder = Path(folder)
     config_path = str(folder / "config.json")
+    # every file is verified before the first one is looked into
     manifest = read_manifest(folder)
     contents = {}
     for name, entry in manifest.files.items():
@@ -227,6 +231,7 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
     weight_bytes = sum(len(data) for data in files.values())
     potential, record = build(config_path, config, weight_bytes)
     put_weights(potential, tensors, str(folder / manifest.weights[0]))
+    # files of format 1 do not repeat the architecture
     if saved_version > 1:
         check_same_architecture(files, str(folder), saved_architecture)
 

@@ -21,15 +21,18 @@ from ...core.files import file_errors
 from ...core.settings import Settings
 
 
+# raised by every change that an older evenfield would misread; see upgrade.py
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 # files that every model folder holds next to its weights
 REQUIRED_FILES = ("config.json", "README.md", "evaluation.json")
+# no path, no hidden file, and no type of file that a program would execute
 FILE_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.(safetensors|json|md|extxyz|png)"
 )
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 MAX_NAME_LENGTH = 100
+# far above any model of today; it bounds what a bad manifest can make us look at
 MAX_FILES = 1000
 # limit for every file that holds no weights, so that a bad folder cannot fill the memory
 MAX_TEXT_BYTES = 64 << 20
@@ -88,6 +91,7 @@ def is_weights(name: str) -> bool:
 def write_manifest(contents: dict[str, bytes]) -> str:
     """The text of the manifest for a folder with `contents`, file name -> content."""
     entries = {}
+    # sorted: the revision of a model is the hash of this text, and must not depend on an order
     for name, data in sorted(contents.items()):
         entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     return json.dumps({"files": entries, "format_version": FORMAT_VERSION}, indent=1)
@@ -99,6 +103,7 @@ def parse_manifest(path: Path | str, text: bytes) -> Manifest:
     Raises BadModelError when the manifest is damaged, malicious or too new.
     """
     content = json_object(path, text)
+    # first of all: in a newer format, the other keys may mean something else
     check_version(path, content.get("format_version", 1))
 
     if "format_version" not in content:
@@ -126,6 +131,7 @@ def read_manifest(folder: Path) -> Manifest:
                 remedy="name a folder that holds a saved model",
             )
         _check_inside(folder, path)
+        # nothing states the size of the manifest itself, so it needs a limit of its own
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise BadModelError("is larger than a manifest can be", file=path, remedy=RESTORE)
         text = path.read_bytes()
@@ -150,6 +156,7 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
                 file=path,
                 remedy=RESTORE,
             )
+        # format 1 states no sizes, so the limit of the manifest has not been applied to its files
         if not is_weights(name) and size > MAX_TEXT_BYTES:
             raise BadModelError(
                 f"has {size:,} bytes, {MAX_TEXT_BYTES:,} are allowed", file=path, remedy=RESTORE

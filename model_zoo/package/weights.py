@@ -32,6 +32,7 @@ def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -
     """
     tensors = {}
     for name, tensor in sorted(potential.state_dict().items()):
+        # a clone: safetensors refuses tensors that share memory
         tensors[name] = tensor.detach().cpu().contiguous().clone()
 
     about = {
@@ -103,6 +104,7 @@ def check_same_architecture(files: dict[str, bytes], where: str, architecture: A
     another order.
     """
     for name, data in files.items():
+        # compared as JSON, as both were saved: an upgrade changes the config alone
         if _metadata(data).get("architecture") != architecture:
             raise BadModelError(
                 "belongs to another config.json than the one in this folder",
@@ -129,6 +131,7 @@ def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) ->
     Raises BadModelError if a tensor is missing, unexpected, of another shape or dtype, or not
     finite.
     """
+    # torch's own strict loading knows neither dtypes nor NaN, and its message has many lines
     faults = _faults(potential.state_dict(), tensors)
     if faults:
         shown = "; ".join(sorted(faults)[:MAX_FAULTS_SHOWN])
@@ -182,5 +185,6 @@ def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> 
 
 def one_line(error: Exception, limit: int = 200) -> str:
     """The text of a foreign exception on one line of at most `limit` characters."""
+    # messages of libraries may hold line breaks, and parts of a malicious file
     text = " ".join(str(error).split())
     return text[:limit] or type(error).__name__

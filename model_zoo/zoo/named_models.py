@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...core.files import file_errors
 from ..hub.remote import HubError, cache_folder
 from ..package.folder import folder_revision
 from ..package.manifest import MANIFEST
@@ -49,9 +50,11 @@ def is_zoo_name(reference: str) -> bool:
 
 def folder_of(name: str) -> Path | None:
     """The folder of a model on this machine; one built here takes precedence over a shipped one."""
+    # a user who built a model wants that one, which may be newer
     for folder in (cache_folder() / "zoo" / name, SHIPPED / name):
-        if (folder / MANIFEST).is_file():
-            return folder
+        with file_errors(folder):
+            if (folder / MANIFEST).is_file():
+                return folder
     return None
 
 

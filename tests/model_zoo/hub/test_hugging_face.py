@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
+from evenfield.core.files import FileError
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub.load import resolve
 
@@ -245,6 +246,16 @@ def test_a_failed_download_continues_with_the_missing_shards(
     assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
     first = "model-00001" + second[11:]
     assert hub.sent[first] == before[first] and second not in before and second in hub.sent
+
+
+def test_cache_that_cannot_be_written(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FileError, match="file"):
+        model_zoo.load("alice/copper")
 
 
 def test_wrong_names_and_revisions(hub: Hub, folder: Path) -> None:

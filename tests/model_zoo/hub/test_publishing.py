@@ -11,10 +11,11 @@ import fsspec
 import pytest
 
 from evenfield import cli, model_zoo
-from evenfield.core.errors import EvenfieldError
+from evenfield.core.errors import EvenfieldError, MissingPackageError
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.evaluation.summary import ErrorSummary
 from evenfield.model_zoo.hub import publish as publishing
+from evenfield.model_zoo.hub.folder_hub import FolderHub
 from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
 
@@ -175,6 +176,26 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
 
 
 # --- folder hubs
+
+
+def test_missing_storage_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'evenfield\[s3\]'"):
+        model_zoo.publish(folder, "me/copper", "s3://bucket/hub")
+
+
+def test_unknown_kind_of_address(folder: Path) -> None:
+    with pytest.raises(HubError, match=r"nowhere://hub cannot be used .*: check its address"):
+        model_zoo.publish(folder, "me/copper", "nowhere://hub")
+
+
+def test_mistake_in_the_code_keeps_its_traceback(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug must not be shown as a hub that cannot be used."""
+    monkeypatch.setattr(FolderHub, "_ref", lambda *_: None + 1)
+    with pytest.raises(TypeError):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
 
 
 def test_tags_of_a_folder_hub_never_move(folder: Path, tmp_path: Path) -> None:

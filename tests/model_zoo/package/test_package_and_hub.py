@@ -17,6 +17,7 @@ from ase.optimize import BFGS
 from huggingface_hub import ModelCard
 
 from evenfield import model_zoo
+from evenfield.core.files import FileError
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.engines.errors import UnseenElementError
 
@@ -113,6 +114,11 @@ def test_wrong_references_say_what_there_is(
     model_zoo.publish(folder, "me/copper", tmp_path / "hub")
     with pytest.raises(HubError, match=message):
         model_zoo.load(reference, tmp_path / "hub")
+
+
+def test_reference_that_no_file_system_takes(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="name too long"):
+        model_zoo.load("a" * 5000, tmp_path)
 
 
 def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
