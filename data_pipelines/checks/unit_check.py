@@ -1,7 +1,8 @@
-"""Are a source's units and signs what its config says?  Asked on a sample, before anything is converted.
+"""Are the units and signs of a source what its config says? Asked before anything is converted.
 
-Each test has a fixed threshold, tuned on some forty published sets, and is skipped, aloud, where the sample cannot
-decide it.  A failed test names the key that mends it; `trust_units=true` converts nevertheless.
+Each test looks at a sample and has a fixed threshold, tuned on some forty published data sets.
+Where the sample cannot decide it, the test is skipped, and the report says so. A failed test names
+the setting that would make it pass.
 """
 
 from __future__ import annotations
@@ -24,41 +25,61 @@ from ..structure import Structure
 from .unit_pairs import bonds, pressure_steps, works_between_frames
 
 
-FIRST_LAW: tuple[str, ...] = ("forces", "stress")
-SAMPLE_SIZE = 1000  # structures, and at most this many atoms:
+# structures of the sample, and the most atoms in them
+SAMPLE_SIZE = 1000
 SAMPLE_ATOMS = 60_000
 SAMPLE_PARTS = 8
 BOND_SAMPLE = 200
 
-MAX_NET_FORCE = 0.5  # |sum F| / sqrt(sum |F|^2), median; 0 in nature, 1 for arrows thrown at random
-SLOPES = (0.7, 1.4)  # energy difference over work; 1 in nature
-MIN_PAIRS, MIN_CORRELATION, MIN_SHARE = 10, 0.8, 0.1  # what it takes to trust a slope
-FALLING_PRESSURE = (
-    0.25,
-    0.6,
-)  # share of volume steps with falling pressure: wrong below, right above
-MIN_BOND_CORRELATION = 0.15  # a stretched bond pulls back
-BOND_RATIOS = (
-    0.55,
-    1.4,
-)  # closest pair over its covalent radii, median; published sets lie in 0.62..1.11
-MAX_PRESSURE = 1000 * units.GPa  # median; the hottest published set has 180 GPa
-MAX_RESIDUAL = 4.0  # eV/atom about the E0 fit, median; published sets lie below 2
-MIN_RESIDUAL = 0.02  # the same among many different compositions
+# labels whose work explains energy differences
+FIRST_LAW = ("forces", "stress")
+# |sum F| / sqrt(sum |F|^2), median; 0 in nature, 1 for random arrows
+MAX_NET_FORCE = 0.5
+# eV/A, mean; the forces of a relaxed structure are rounding
+MIN_MEAN_FORCE = 0.01
+# energy difference over work; 1 in nature
+SLOPES = (0.7, 1.4)
+# pairs, correlation, and share of the energy differences that a slope needs to be trusted
+MIN_PAIRS = 10
+MIN_CORRELATION = 0.8
+MIN_SHARE = 0.1
+# slopes of forces and stress that differ by less have one cause, the unit of the energy
+SAME_SLOPE = (0.85, 1.18)
+# share of volume steps with falling pressure: wrong below the first, right above the second
+FALLING_PRESSURE = (0.25, 0.6)
+# a stretched bond pulls back
+MIN_BOND_CORRELATION = 0.15
+MIN_BONDS = 100
+# closest pair over its covalent radii, median; published data sets are in 0.62 to 1.11
+BOND_RATIOS = (0.55, 1.4)
+# median; the hottest published data set has 180 GPa
+MAX_PRESSURE = 1000 * units.GPa
+# eV/atom about the E0 fit, median; published data sets are below 2
+MAX_RESIDUAL = 4.0
+# the same among many different compositions, which do scatter
+MIN_RESIDUAL = 0.02
+# logarithm of the largest factor between a slope and the unit that explains it
+UNIT_TOLERANCE = 0.2
+REWEIGHTINGS = 20
 
 
 class UnitError(EvenfieldError):
-    """A source whose units or signs look wrong; the message names the tests that failed and the keys that mend."""
+    """A source whose units or signs look wrong.
+
+    The message names the tests that failed and the settings that would make them pass.
+    """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: its outcome, what was seen in words, and the number that decided."""
+    """The outcome of one test."""
 
     test: str
     outcome: Literal["pass", "fail", "skipped"]
     text: str
+    """What was seen, and for a failed test what to do."""
     value: float | None = None
+    """The number that decided."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +97,7 @@ class UnitReport:
 
 
 def refuse_suspicious_units(source: str, config: SourceConfig) -> UnitReport:
-    """The report of a source that passes; raises UnitError, one line, for one that does not."""
+    """Check a source, and return the report. Raises UnitError if a test fails."""
     report = check_units(source, config)
     if report.failed:
         wrong = "; ".join(finding.text for finding in report.failed)
@@ -94,13 +115,16 @@ def check_units(source: str, config: SourceConfig) -> UnitReport:
 
 
 def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
-    """The first structures of up to eight parts spread over the source; neighbours stay neighbours."""
+    """The first structures of up to SAMPLE_PARTS parts of the source.
+
+    Structures that follow each other stay neighbours: frames of one trajectory are evidence.
+    """
     chosen = sample_parts(source, config, SAMPLE_PARTS)
     structures = []
     for part in chosen:
         atoms = 0
-        found = (item for item in read_part(part, config) if isinstance(item, Structure))
-        for structure in islice(found, SAMPLE_SIZE // len(chosen)):
+        readable = (item for item in read_part(part, config) if isinstance(item, Structure))
+        for structure in islice(readable, SAMPLE_SIZE // len(chosen)):
             structures.append(structure)
             atoms += len(structure)
             if atoms > SAMPLE_ATOMS / len(chosen):
@@ -109,20 +133,32 @@ def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
 
 
 def examine(structures: list[Structure], config: SourceConfig) -> list[Finding]:
-    """All tests on given structures."""
-    lengths, push = _bond_tests(structures, config)
-    first_law = _first_law(structures, config, bohr=lengths.outcome == "fail")
-    pressures = [_pressure_size(structures), _pressure(structures, config)]
-    return [lengths, _net_force(structures), push, *first_law, *pressures, _residuals(structures)]
+    """Run all tests on given structures."""
+    bond_lengths, bond_signs = _bond_tests(structures, config)
+    return [
+        bond_lengths,
+        _net_force(structures),
+        bond_signs,
+        *_first_law(structures, config, lengths_are_wrong=bond_lengths.outcome == "fail"),
+        _pressure_size(structures),
+        _pressure_by_volume(structures, config),
+        _residuals(structures),
+    ]
 
 
 def _net_force(structures: list[Structure]) -> Finding:
-    name, ratios = "net force", []
-    for s in structures:
-        if s.forces is None or not s.pbc.all() or len(s) == 1 or np.abs(s.forces).mean() < 0.01:
+    """The forces on a periodic structure sum to zero."""
+    name = "net force"
+    ratios = []
+    for structure in structures:
+        forces = structure.forces
+        if forces is None or not structure.pbc.all() or len(structure) == 1:
             continue
-        if s.forces.any(axis=1).all():  # an atom with no force at all may have been held fixed
-            ratios.append(np.linalg.norm(s.forces.sum(axis=0)) / np.linalg.norm(s.forces))
+        if np.abs(forces).mean() < MIN_MEAN_FORCE:
+            continue
+        # an atom without any force may have been held fixed, and then took the net force
+        if forces.any(axis=1).all():
+            ratios.append(np.linalg.norm(forces.sum(axis=0)) / np.linalg.norm(forces))
     if len(ratios) < MIN_PAIRS:
         return Finding(
             name, "skipped", f"{name}: too few periodic structures with forces ({len(ratios)})"
@@ -130,114 +166,147 @@ def _net_force(structures: list[Structure]) -> Finding:
     ratio = float(np.median(ratios))
     if ratio < MAX_NET_FORCE:
         return Finding(name, "pass", f"{name}: {ratio:.3f} of a random sum", ratio)
-    text = f"the forces do not sum to zero (median {ratio:.2f} of a random sum): columns.forces names another quantity"
+    text = (
+        f"the forces do not sum to zero (median {ratio:.2f} of a random sum): "
+        "columns.forces names another quantity"
+    )
     return Finding(name, "fail", text, ratio)
 
 
 # --- energy against the work of forces and stress
 
 
-def _first_law(structures: list[Structure], config: SourceConfig, bohr: bool) -> list[Finding]:
+def _first_law(
+    structures: list[Structure], config: SourceConfig, lengths_are_wrong: bool
+) -> list[Finding]:
+    """One finding for forces and one for stress."""
     works = works_between_frames(structures)
     columns = np.stack([works.forces, works.stress], axis=1)  # (P, 2)
     slopes = _least_deviations(columns, works.energy)
     verdicts: dict[str, tuple[float | None, str]] = {}
-    for k, label in enumerate(FIRST_LAW):
-        rest = works.energy - columns[:, 1 - k] * slopes[1 - k]
-        verdicts[label] = _trusted(rest, columns[:, k], slopes[k], works.energy)
-    wrong = {
-        label: slope
-        for label, (slope, _) in verdicts.items()
-        if slope is not None and not _is_one(slope)
-    }
+    for index, label in enumerate(FIRST_LAW):
+        # what the other label does not explain
+        rest = works.energy - columns[:, 1 - index] * slopes[1 - index]
+        verdicts[label] = _trusted_slope(rest, columns[:, index], slopes[index], works.energy)
+
+    wrong = {}
+    for label, (slope, _) in verdicts.items():
+        if slope is not None and not SLOPES[0] < slope < SLOPES[1]:
+            wrong[label] = slope
+    both_wrong = False
+    if len(wrong) == len(FIRST_LAW):
+        both_wrong = SAME_SLOPE[0] < wrong["forces"] / wrong["stress"] < SAME_SLOPE[1]
+
     findings = []
-    for label, (slope, why) in verdicts.items():
+    for label, (slope, evidence) in verdicts.items():
         name = f"energy against {label}"
         if slope is None:
-            findings.append(Finding(name, "skipped", f"{name}: {why}"))
+            findings.append(Finding(name, "skipped", f"{name}: {evidence}"))
         elif label not in wrong:
-            findings.append(Finding(name, "pass", f"{name}: slope {slope:.2f}, {why}", slope))
+            text = f"{name}: slope {slope:.2f}, {evidence}"
+            findings.append(Finding(name, "pass", text, slope))
         else:
-            all_wrong = len(wrong) == 2 and 0.85 < wrong["forces"] / wrong["stress"] < 1.18
-            mend = (
-                "set length_unit=Bohr"
-                if bohr
-                else _mend_slope(label, slope, config, energy_too=all_wrong)
-            )
-            text = f"energy changes by {slope:.3g} times the work of the {label} ({why}): {mend}"
-            findings.append(Finding(name, "fail", text, slope))
+            remedy = "set length_unit=Bohr"
+            if not lengths_are_wrong:
+                remedy = _remedy_of_slope(label, slope, config, energy_is_wrong=both_wrong)
+            text = f"energy changes by {slope:.3g} times the work of the {label} ({evidence})"
+            findings.append(Finding(name, "fail", f"{text}: {remedy}", slope))
     return findings
 
 
-def _is_one(slope: float) -> bool:
-    return SLOPES[0] < slope < SLOPES[1]
-
-
-def _trusted(
+def _trusted_slope(
     energy: np.ndarray, work: np.ndarray, slope: float, total: np.ndarray
 ) -> tuple[float | None, str]:
-    """The slope, or None where pairs are few, the correlation weak or the work a small share; and why."""
+    """The slope and its evidence in words; None instead of a slope that cannot be trusted.
+
+    energy: (P,) what the work of one label should explain.  total: (P,) all energy differences.
+    """
     moved = work != 0
     count = int(moved.sum())
     if count < MIN_PAIRS:
         return None, f"too few pairs of close frames ({count})"
     correlation = abs(spearmanr(energy[moved], work[moved])[0])
-    share = np.median(np.abs(slope * work[moved])) / max(np.median(np.abs(total[moved])), 1e-9)
-    why = f"{count} pairs of frames, correlation {correlation:.2f}"
+    typical_work = np.median(np.abs(slope * work[moved]))
+    share = typical_work / max(np.median(np.abs(total[moved])), 1e-9)
+    evidence = f"{count} pairs of frames, correlation {correlation:.2f}"
+    # written so that NaN is too weak as well
     if not correlation >= MIN_CORRELATION:
-        return None, f"{why} is too weak"
+        return None, f"{evidence} is too weak"
     if share < MIN_SHARE:
-        return None, f"{why}, but it makes up {share:.0%} of the energy differences only"
-    return float(slope), why
+        return None, f"{evidence}, but it makes up {share:.0%} of the energy differences only"
+    return float(slope), evidence
 
 
 def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:
-    """Slopes (2,) that minimise the sum of |energy - columns @ slopes|, by reweighted least squares."""
+    """Slopes (2,) that minimise the sum of |energy - columns @ slopes|.
+
+    By reweighted least squares. Outliers do not bend it, as they would bend a least-squares fit.
+    """
     slopes = np.zeros(2)
     weights: np.ndarray = np.ones(len(energy))
     if len(energy) < MIN_PAIRS:
         return slopes
     floor = 1e-9 + 0.02 * np.median(np.abs(energy))
-    for _ in range(20):
+    for _ in range(REWEIGHTINGS):
         slopes = np.linalg.lstsq(columns * weights[:, None], energy * weights, rcond=None)[0]
         weights = 1 / np.sqrt(np.maximum(np.abs(energy - columns @ slopes), floor))
     return slopes
 
 
-def _mend_slope(label: str, slope: float, config: SourceConfig, energy_too: bool) -> str:
-    """The key that would make the slope one: the label's unit or, where forces and stress agree, the energy's."""
-    own, of_energy = _likely(label, slope, config), _likely("energy", 1 / slope, config)
-    if of_energy and (energy_too or not own):
-        return f"set {_key(of_energy[0], 'energy', config)}"
-    return f"set {_key(own[0], label, config)}" if own else f"check units.{label} and units.energy"
+def _remedy_of_slope(label: str, slope: float, config: SourceConfig, energy_is_wrong: bool) -> str:
+    """The setting that would make the slope one: the label's unit, or the energy's.
+
+    It is the energy's if forces and stress agree on it, or if no unit of the label fits.
+    """
+    of_label = _likely_units(label, slope, config)
+    of_energy = _likely_units("energy", 1 / slope, config)
+    if of_energy and (energy_is_wrong or not of_label):
+        return f"set {_setting(of_energy[0], 'energy', config)}"
+    if of_label:
+        return f"set {_setting(of_label[0], label, config)}"
+    return f"check units.{label} and units.energy"
 
 
-def _likely(label: str, factor: float, config: SourceConfig) -> list[str]:
-    """Units of the label, nearest first, in which it would be `factor` times what it is taken for."""
-    wanted = (
-        LABELS[label].unit_factors[config.units.get(label, next(iter(LABELS[label].unit_factors)))]
-        * factor
-    )
-    off = {
-        unit: abs(np.log(known / wanted))
-        for unit, known in LABELS[label].unit_factors.items()
-        if known / wanted > 0
-    }
-    return sorted((unit for unit in off if off[unit] < 0.2), key=lambda unit: off[unit])
+def _likely_units(label: str, factor: float, config: SourceConfig) -> list[str]:
+    """Units in which the label would be `factor` times as large as now, the nearest first."""
+    known = LABELS[label].unit_factors
+    wanted = known[_stated_unit(label, config)] * factor
+    distance = {}
+    for unit, value in known.items():
+        # units with the other sign explain nothing
+        if value / wanted > 0:
+            distance[unit] = abs(np.log(value / wanted))
+    near = [unit for unit in distance if distance[unit] < UNIT_TOLERANCE]
+    return sorted(near, key=lambda unit: distance[unit])
 
 
-def _key(unit: str, label: str, config: SourceConfig) -> str:
+def _stated_unit(label: str, config: SourceConfig) -> str:
+    """The unit that the config states, or that the pipeline assumes."""
+    return config.units.get(label, next(iter(LABELS[label].unit_factors)))
+
+
+def _setting(unit: str, label: str, config: SourceConfig) -> str:
+    """The words of a command line that set a unit; it needs a column to belong to."""
     column = "" if label in config.columns else f"columns.{label}={label} "
     return f"{column}units.{label}={unit}"
+
+
+def _opposite_sign(label: str, config: SourceConfig) -> str:
+    """The remedy for a label with the wrong sign."""
+    unit = _stated_unit(label, config)
+    opposite = unit.removeprefix("-") if unit.startswith("-") else f"-{unit}"
+    return f"set {_setting(opposite, label, config)}"
 
 
 # --- bonds, pressure, energies per atom
 
 
 def _bond_tests(structures: list[Structure], config: SourceConfig) -> tuple[Finding, Finding]:
+    """Lengths of bonds, and whether stretched bonds pull back."""
     step = max(1, len(structures) // BOND_SAMPLE)
     found = bonds(structures[::step])
-    return _bond_lengths(found.closest, config), _bond_signs(found.stretch, found.push, config)
+    lengths = _bond_lengths(found.closest, config)
+    return lengths, _bond_signs(found.stretch, found.push, config)
 
 
 def _bond_lengths(ratios: np.ndarray, config: SourceConfig) -> Finding:
@@ -249,49 +318,62 @@ def _bond_lengths(ratios: np.ndarray, config: SourceConfig) -> Finding:
     ratio = float(np.median(ratios))
     if BOND_RATIOS[0] < ratio < BOND_RATIOS[1]:
         return Finding(name, "pass", f"{name}: {ratio:.2f} of the covalent radii", ratio)
-    other = "Bohr" if ratio > 1 else ("A" if config.length_unit != "A" else "nm")
-    text = f"the closest atoms stand at {ratio:.2f} times their covalent radii: set length_unit={other}"
+    if ratio > 1:
+        unit = "Bohr"
+    elif config.length_unit != "A":
+        unit = "A"
+    else:
+        unit = "nm"
+    text = (
+        f"the closest atoms are at {ratio:.2f} times the sum of their covalent radii: "
+        f"set length_unit={unit}"
+    )
     return Finding(name, "fail", text, ratio)
 
 
 def _bond_signs(stretch: np.ndarray, push: np.ndarray, config: SourceConfig) -> Finding:
     name = "bonds pull back"
-    if len(stretch) < 100 or not stretch.any() or not push.any():
+    if len(stretch) < MIN_BONDS or not stretch.any() or not push.any():
         return Finding(name, "skipped", f"{name}: too few bonds under force ({len(stretch)})")
     correlation = float(spearmanr(stretch, push)[0])
     if correlation < -MIN_BOND_CORRELATION:
         return Finding(name, "pass", f"{name}: correlation {correlation:.2f}", correlation)
     if correlation < MIN_BOND_CORRELATION:
         return Finding(name, "skipped", f"{name}: correlation {correlation:.2f} decides nothing")
-    text = f"stretched bonds push apart (correlation {correlation:.2f}): {_flip('forces', config)}"
+    text = (
+        f"stretched bonds push apart (correlation {correlation:.2f}): "
+        f"{_opposite_sign('forces', config)}"
+    )
     return Finding(name, "fail", text, correlation)
 
 
-def _pressure(structures: list[Structure], config: SourceConfig) -> Finding:
+def _pressure_by_volume(structures: list[Structure], config: SourceConfig) -> Finding:
+    """The pressure of a structure falls when its volume grows."""
     name = "pressure against volume"
     steps = pressure_steps(structures)
     if len(steps) < MIN_PAIRS:
-        return Finding(
-            name,
-            "skipped",
-            f"{name}: too few frames of the same atoms at other volumes ({len(steps)})",
-        )
+        text = f"{name}: too few frames of the same atoms at other volumes ({len(steps)})"
+        return Finding(name, "skipped", text)
     share = float(np.mean(steps[:, 0] * steps[:, 1] < 0))
+    seen = f"{name}: falls in {share:.0%} of {len(steps)} steps"
     if share > FALLING_PRESSURE[1]:
-        return Finding(name, "pass", f"{name}: falls in {share:.0%} of {len(steps)} steps", share)
+        return Finding(name, "pass", seen, share)
     if share > FALLING_PRESSURE[0]:
-        return Finding(
-            name,
-            "skipped",
-            f"{name}: falls in {share:.0%} of {len(steps)} steps, which decides nothing",
-        )
-    text = f"pressure rises with volume in {1 - share:.0%} of {len(steps)} steps: {_flip('stress', config)}"
+        return Finding(name, "skipped", f"{seen}, which decides nothing")
+    text = (
+        f"pressure rises with volume in {1 - share:.0%} of {len(steps)} steps: "
+        f"{_opposite_sign('stress', config)}"
+    )
     return Finding(name, "fail", text, share)
 
 
 def _pressure_size(structures: list[Structure]) -> Finding:
+    """Pressures are below those of any experiment."""
     name = "size of the pressure"
-    pressures = [abs(np.trace(s.stress)) / 3 for s in structures if s.stress is not None]
+    pressures = []
+    for structure in structures:
+        if structure.stress is not None:
+            pressures.append(abs(np.trace(structure.stress)) / 3)
     if len(pressures) < MIN_PAIRS:
         return Finding(
             name, "skipped", f"{name}: too few structures with stress ({len(pressures)})"
@@ -300,51 +382,59 @@ def _pressure_size(structures: list[Structure]) -> Finding:
     seen = f"median {pressure / units.GPa:.3g} GPa"
     if pressure < MAX_PRESSURE:
         return Finding(name, "pass", f"{name}: {seen}", pressure)
-    return Finding(
-        name,
-        "fail",
-        f"pressures are beyond any experiment ({seen}): check units.stress (GPa, kbar?)",
-        pressure,
-    )
-
-
-def _flip(label: str, config: SourceConfig) -> str:
-    unit = config.units.get(label, next(iter(LABELS[label].unit_factors)))
-    return f"set {_key(unit[1:] if unit.startswith('-') else f'-{unit}', label, config)}"
+    text = f"pressures are beyond any experiment ({seen}): check units.stress (GPa, kbar?)"
+    return Finding(name, "fail", text, pressure)
 
 
 def _residuals(structures: list[Structure]) -> Finding:
-    """Energies per atom about the E0 fit of each level of theory: formation energies, some 0.1 to 1 eV/atom."""
+    """Energies per atom about the E0 fit are formation energies, some 0.1 to 1 eV/atom."""
     name = "energies about the E0 fit"
-    fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
-    labelled = [s for s in structures if s.energy is not None]
-    for s in labelled:
-        fits[s.level_of_theory].add(
-            compositions(s.atomic_numbers, np.array([len(s)])), np.array([s.energy])
-        )
+    labelled = [structure for structure in structures if structure.energy is not None]
     if len(labelled) < MIN_PAIRS:
         return Finding(name, "skipped", f"{name}: too few energies ({len(labelled)})")
+
+    fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
+    for structure in labelled:
+        counts = compositions(structure.atomic_numbers, np.array([len(structure)]))
+        fits[structure.level_of_theory].add(counts, np.array([structure.energy]))
     e0 = {level: fit.solve()[0] for level, fit in fits.items()}
-    residuals = [
-        abs((s.energy or 0.0) - sum(e0[s.level_of_theory][z] for z in s.atomic_numbers.tolist()))
-        / len(s)
-        for s in labelled
-    ]
+
+    residuals = []
+    for structure in labelled:
+        assert structure.energy is not None
+        of_level = e0[structure.level_of_theory]
+        reference = sum(of_level[number] for number in structure.atomic_numbers.tolist())
+        residuals.append(abs(structure.energy - reference) / len(structure))
     residual = float(np.median(residuals))
-    elements = {z for s in labelled for z in s.elements.tolist()}
-    formulas = {tuple(np.bincount(s.atomic_numbers) / len(s)) for s in labelled}
-    diverse = (
-        len(elements) >= 10
-        and len(formulas) >= 50
-        and len(formulas) >= 5 * len(elements) * len(fits)
-    )
     seen = f"{residual:.3g} eV/atom about the E0 fit"
     if residual > MAX_RESIDUAL:
         text = (
             f"energies scatter by {seen}, which is too much: check units.energy (kcal/mol, kJ/mol?)"
         )
         return Finding(name, "fail", text, residual)
-    if diverse and residual < MIN_RESIDUAL:
-        text = f"energies of {len(formulas)} compositions scatter by only {seen}: check units.energy (Hartree, Ry?)"
+
+    num_compositions = _num_compositions(labelled)
+    if _is_diverse(labelled, num_compositions, len(fits)) and residual < MIN_RESIDUAL:
+        text = (
+            f"energies of {num_compositions} compositions scatter by only {seen}: "
+            "check units.energy (Hartree, Ry?)"
+        )
         return Finding(name, "fail", text, residual)
     return Finding(name, "pass", f"{name}: {seen}", residual)
+
+
+def _num_compositions(structures: list[Structure]) -> int:
+    """Different shares of elements."""
+    return len(
+        {tuple(np.bincount(structure.atomic_numbers) / len(structure)) for structure in structures}
+    )
+
+
+def _is_diverse(structures: list[Structure], num_compositions: int, num_levels: int) -> bool:
+    """Whether compositions are too many for E0 to explain all energies."""
+    elements = set()
+    for structure in structures:
+        elements |= set(structure.elements.tolist())
+    if len(elements) < 10 or num_compositions < 50:
+        return False
+    return num_compositions >= 5 * len(elements) * num_levels

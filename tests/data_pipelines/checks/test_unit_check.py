@@ -1,4 +1,4 @@
-"""The check of units and signs: right labels pass, each wrong one is refused with the key that mends it."""
+"""The check of units and signs: right labels pass, wrong ones are refused with the remedy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from ase import units
 
 from evenfield.cli import main
+from evenfield.core.labels import LABELS
 from evenfield.data_pipelines.checks.unit_check import examine
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
@@ -25,10 +26,14 @@ def structures(alloys):
 
 
 def scaled(structures, **factors):
-    return [
-        dataclasses.replace(s, **{key: getattr(s, key) * f for key, f in factors.items()})
-        for s in structures
-    ]
+    """Fields and labels of structures times a factor."""
+    changed = []
+    for structure in structures:
+        values = {key: getattr(structure, key) * factor for key, factor in factors.items()}
+        labels = {key: value for key, value in values.items() if key in LABELS}
+        fields = {key: value for key, value in values.items() if key not in LABELS}
+        changed.append(dataclasses.replace(structure, **fields).with_labels(**labels))
+    return changed
 
 
 def outcomes(structures, config=CONFIG):
@@ -48,7 +53,7 @@ BOHR, PER_BOHR = 1 / units.Bohr, units.Bohr / units.Hartree
 
 
 @pytest.mark.parametrize(
-    ("factors", "test", "mend"),
+    ("factors", "test", "remedy"),
     [
         ({"forces": -1}, "energy against forces", "set columns.forces=forces units.forces=-eV/A"),
         ({"forces": PER_BOHR}, "energy against forces", "units.forces=Hartree/Bohr"),
@@ -72,13 +77,13 @@ BOHR, PER_BOHR = 1 / units.Bohr, units.Bohr / units.Hartree
         ({"positions": BOHR, "cell": BOHR}, "energy against forces", "set length_unit=Bohr"),
     ],
 )
-def test_wrong_label_is_named_with_its_mend(structures, factors, test, mend):
+def test_wrong_label_is_named_with_its_remedy(structures, factors, test, remedy):
     finding = outcomes(scaled(structures, **factors))[test]
     assert finding.outcome == "fail"
-    assert finding.text.endswith(mend)
+    assert finding.text.endswith(remedy)
 
 
-def test_mend_starts_from_the_unit_that_was_stated(structures):
+def test_remedy_starts_from_the_unit_that_was_stated(structures):
     config = SourceConfig(
         level_of_theory="EMT", columns={"forces": "F"}, units={"forces": "Hartree/Bohr"}
     )
@@ -89,13 +94,13 @@ def test_mend_starts_from_the_unit_that_was_stated(structures):
 
 def test_forces_that_are_something_else_do_not_sum_to_zero(structures):
     rng = np.random.default_rng(0)
-    arrows = [dataclasses.replace(s, forces=rng.normal(1, 1, (len(s), 3))) for s in structures]
+    arrows = [s.with_labels(forces=rng.normal(1, 1, (len(s), 3))) for s in structures]
     finding = outcomes(arrows)["net force"]
     assert finding.outcome == "fail" and "columns.forces names another quantity" in finding.text
 
 
 def test_negated_forces_show_without_any_energy(structures):
-    frames = [dataclasses.replace(s, energy=None, forces=-s.forces) for s in structures]
+    frames = [s.with_labels(energy=None, forces=-s.forces) for s in structures]
     found = outcomes(frames * 3)
     assert found["energy against forces"].outcome == "skipped"
     assert found["bonds pull back"].outcome == "fail"
@@ -111,9 +116,7 @@ def test_energies_in_kcal_show_without_forces():
         )
         for k in range(60)
     ]
-    right = [
-        dataclasses.replace(s, energy=e * len(s)) for s, e in zip(frames, energies, strict=True)
-    ]
+    right = [s.with_labels(energy=e * len(s)) for s, e in zip(frames, energies, strict=True)]
     assert outcomes(right)["energies about the E0 fit"].outcome == "pass"
     wrong = outcomes(scaled(right, energy=units.mol / units.kcal))["energies about the E0 fit"]
     assert wrong.outcome == "fail" and "check units.energy" in wrong.text
@@ -174,8 +177,8 @@ def test_conversion_refuses_then_obeys(monkeypatch, capsys, negated, tmp_path):
         "--trust-units",
     )
     assert run(monkeypatch, capsys, *trusted)[0] == 0
-    mended = ("data", "convert", negated, tmp_path / "mended", *WORDS, "units.forces=-eV/A")
-    assert run(monkeypatch, capsys, *mended)[0] == 0
+    corrected = ("data", "convert", negated, tmp_path / "corrected", *WORDS, "units.forces=-eV/A")
+    assert run(monkeypatch, capsys, *corrected)[0] == 0
 
 
 def test_findings_can_be_looked_at(monkeypatch, capsys, negated):
