@@ -2,7 +2,7 @@
 
 `make docs` runs it from the root of the repository, so README.md, CONTRIBUTING.md and the pages in
 docs/ are pages of one site and their links to each other work as they do in a file browser.
-docs/decisions/0015 says why Sphinx.
+docs/decisions/0016 says why Sphinx.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, str(folder / "source")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "is absent from the `packages`" not in done.stdout + done.stderr
     return next(folder.glob("*.whl"))
 
 
