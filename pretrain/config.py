@@ -32,7 +32,7 @@ from .loop.train_module import ComputeConfig
 RESUME_RULES = {
     "applied": "takes effect from the resumed step on",
     "refused": "was fixed when the run began",
-    "not_from_off": "may be changed or switched off, but the checkpoint lacks what it needs to start",
+    "not_from_off": "may be changed or switched off, but the checkpoint lacks what its start needs",
     "by_content": "may be another path, but to the same data",
 }
 

@@ -1,6 +1,7 @@
 """What a fresh potential takes from its training data before the first step.
 
-Levels of theory, number of neighbours, radii of core repulsion, and E0 and the energy scale of what it leaves.
+These are levels of theory, number of neighbours, radii of the core repulsion, and reference
+energies E0 and energy scale of what the repulsion leaves of the labels.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from .config import PretrainConfig
 
 
 SAMPLE = 2048  # structures looked at, for some seconds
-NEAR = (
-    1.35  # of the sum of covalent radii: 1.5 times the start; a fit does not see the pairs beyond
-)
-FIT_STEPS, FIT_RATE = 100, 0.04
-PULL = 1e-3  # eV/A for a radius that grows by e: one that few data speak of stays near where it was
+
+# A fit sees the pairs within this multiple of the sum of their covalent radii. It is 1.5 times the
+# reach that the repulsion starts with.
+NEAR = 1.35
+
+FIT_STEPS = 100
+FIT_RATE = 0.04
+
+# eV/A for a radius that grows by a factor of e. It keeps a radius with little data near its start.
+PULL = 1e-3
 
 Bare = tuple[Tensor, Tensor]
 
@@ -38,39 +44,51 @@ class Sample:
     """Structures end to end: N atoms, S structures, P near pairs; NaN where there is no label."""
 
     levels: np.ndarray  # (S,) names
-    sizes: np.ndarray  # (S,)
+    sizes: np.ndarray  # (S,) numbers of atoms
     atomic_numbers: Tensor  # (N,)
     energy: np.ndarray  # (S,) eV
     forces: Tensor  # (N, 3) eV/A
     sender: Tensor  # (P,)
     receiver: Tensor  # (P,)
-    vectors: Tensor  # (P, 3) A
+    vectors: Tensor  # (P, 3) A, from receiver to sender
     num_edges: int  # within the cutoff
 
     @classmethod
     def of(cls, structures: list[Structure], cutoff: float) -> Self:
-        """Look at structures; their neighbours within `cutoff` (A) are counted."""
-        senders, receivers, vectors, num_edges, start = [], [], [], 0, 0
-        for s in structures:
-            edge_index, shifts = neighbour_list(s.positions, s.cell, s.pbc, cutoff)
+        """Look at structures; their edges within `cutoff` (A) are counted."""
+        senders = []
+        receivers = []
+        vectors = []
+        forces = []
+        num_edges = 0
+        start = 0
+        for structure in structures:
+            positions = structure.positions
+            cell = structure.cell
+            edge_index, shifts = neighbour_list(positions, cell, structure.pbc, cutoff)
             sender, receiver = edge_index
-            edge_vectors = s.positions[sender] - s.positions[receiver] + shifts @ s.cell
-            radii = covalent_radii[s.atomic_numbers]
-            near = np.linalg.norm(edge_vectors, axis=1) < NEAR * (radii[sender] + radii[receiver])
+            edge_vectors = positions[sender] - positions[receiver] + shifts @ cell
+            radii = covalent_radii[structure.atomic_numbers]
+            limit = NEAR * (radii[sender] + radii[receiver])
+            near = np.linalg.norm(edge_vectors, axis=1) < limit
+
             senders.append(start + sender[near])
             receivers.append(start + receiver[near])
             vectors.append(edge_vectors[near])
-            num_edges, start = num_edges + len(sender), start + len(s)
-        forces = [
-            np.full((len(s), 3), np.nan) if s.forces is None else s.forces for s in structures
-        ]
+            if structure.forces is None:
+                forces.append(np.full((len(structure), 3), np.nan))
+            else:
+                forces.append(structure.forces)
+            num_edges += len(sender)
+            start += len(structure)
+
+        energies = [np.nan if s.energy is None else s.energy for s in structures]
+        numbers = np.concatenate([s.atomic_numbers for s in structures]).astype(np.int64)
         return cls(
             levels=np.array([s.level_of_theory for s in structures]),
             sizes=np.array([len(s) for s in structures]),
-            atomic_numbers=torch.from_numpy(
-                np.concatenate([s.atomic_numbers for s in structures]).astype(np.int64)
-            ),
-            energy=np.array([np.nan if s.energy is None else s.energy for s in structures]),
+            atomic_numbers=torch.from_numpy(numbers),
+            energy=np.array(energies),
             forces=torch.from_numpy(np.concatenate(forces)).double(),
             sender=torch.from_numpy(np.concatenate(senders)),
             receiver=torch.from_numpy(np.concatenate(receivers)),
@@ -79,19 +97,22 @@ class Sample:
         )
 
     def repulsion(self, repulsion: Repulsion, bare: Bare | None = None) -> tuple[Tensor, Tensor]:
-        """Energies (N,) in eV and forces (N, 3) in eV/A with the radii of the first head, differentiable by them."""
-        distance, reach = self.vectors.norm(dim=1), repulsion.reach(*self.ends(), head=0)
+        """Energies (N,) in eV and forces (N, 3) in eV/A, differentiable by the radii.
+
+        The radii are those of the first head. `bare` saves computing what does not depend on them.
+        """
+        distance = self.vectors.norm(dim=1)
+        reach = repulsion.reach(*self.ends(), head=0)
         energy, slope = switched(distance, *(bare or self.bare()), reach)
         pull = (slope / distance).unsqueeze(1) * self.vectors
-        forces = (
-            torch.zeros_like(self.forces)
-            .index_add(0, self.receiver, pull)
-            .index_add(0, self.sender, -pull)
-        )
-        return energy.new_zeros(len(self.forces)).index_add(0, self.receiver, energy), forces
+        forces = torch.zeros_like(self.forces)
+        forces = forces.index_add(0, self.receiver, pull)
+        forces = forces.index_add(0, self.sender, -pull)
+        atom_energies = energy.new_zeros(len(self.forces)).index_add(0, self.receiver, energy)
+        return atom_energies, forces
 
     def bare(self) -> Bare:
-        """What of the repulsion does not depend on the radii."""
+        """The part of the repulsion that does not depend on the radii."""
         return bare_repulsion(self.vectors.norm(dim=1), *self.ends())
 
     def ends(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +121,11 @@ class Sample:
 
 
 def build_potential(config: PretrainConfig, data: Collection) -> Potential:
-    """A fresh potential for a data set; what it takes from it depends on the data and the model's cutoff alone."""
+    """A fresh potential for a data set.
+
+    What it takes from the data depends on the data and the model's cutoff alone. Its weights are
+    random.
+    """
     census = data.census()
     levels = [
         level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")
@@ -112,27 +137,32 @@ def build_potential(config: PretrainConfig, data: Collection) -> Potential:
             **config.model.model_dump(), levels_of_theory=levels, num_neighbours=num_neighbours
         )
     )
-    energies, left = np.zeros(len(sample.forces)), sample.forces
+
+    # what the core repulsion explains, and the forces that it leaves to the network
+    energies = np.zeros(len(sample.forces))  # (N,)
+    remaining = sample.forces  # (N, 3)
     if config.model.repulsion:
         fitted = Repulsion(config.model.cutoff)
         fit_radii(fitted, sample)
         with torch.no_grad():
-            potential.repulsion.log_factor.copy_(fitted.log_factor)  # all heads start alike
+            # all heads start alike
+            potential.repulsion.log_factor.copy_(fitted.log_factor)
             atom_energies, forces = sample.repulsion(fitted)
-        energies, left = atom_energies.numpy(), sample.forces - forces
+        energies = atom_energies.numpy()
+        remaining = sample.forces - forces
     energy = np.add.reduceat(energies, np.cumsum(sample.sizes) - sample.sizes)  # (S,)
+
     for head, level in enumerate(levels):
+        of_level = sample.levels == level  # (S,)
         known = census["levels_of_theory"][level]["e0"]
-        potential.e0[head] = sum(known.values()) / max(
-            1, len(known)
-        )  # an element never seen: the mean of the others
-        references = _references(
-            sample, energy, (sample.levels == level) & np.isfinite(sample.energy)
-        )
+        # an element without data gets the mean of the others
+        potential.e0[head] = sum(known.values()) / max(1, len(known))
+        references = _references(sample, energy, of_level & np.isfinite(sample.energy))
         for symbol, value in known.items():
             z = chemical_symbols.index(symbol)
             potential.e0[head, z] = value - references.get(z, 0.0)
-        own = left[torch.from_numpy(np.repeat(sample.levels == level, sample.sizes))]
+
+        own = remaining[torch.from_numpy(np.repeat(of_level, sample.sizes))]
         own = own[torch.isfinite(own)]
         if len(own):
             potential.scale[head] = max(0.1, float(own.square().mean().sqrt()))
@@ -140,18 +170,23 @@ def build_potential(config: PretrainConfig, data: Collection) -> Potential:
 
 
 def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
-    """Fit the radii in place to the sample's forces: least mean absolute error, with a weak pull to where they were."""
+    """Fit the radii in place to the sample's forces, by least mean absolute error.
+
+    A weak pull (PULL) keeps them near where they were.
+    """
     labelled = torch.isfinite(sample.forces)
     if not len(sample.sender) or not labelled.any():
         return
-    bare, start = sample.bare(), repulsion.log_factor.detach().clone()
+    bare = sample.bare()
+    start = repulsion.log_factor.detach().clone()
     optimizer = torch.optim.Adam([repulsion.log_factor], lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
     for _ in range(FIT_STEPS):
         optimizer.zero_grad()
         _, forces = sample.repulsion(repulsion, bare)
         error = (forces - sample.forces)[labelled].abs().mean()
-        (error + PULL * (repulsion.log_factor - start).square().sum()).backward()
+        away = (repulsion.log_factor - start).square().sum()
+        (error + PULL * away).backward()
         optimizer.step()
         schedule.step()
     repulsion.log_factor.grad = None
@@ -160,11 +195,12 @@ def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
 def _references(sample: Sample, energy: np.ndarray, chosen: np.ndarray) -> dict[int, float]:
     """Energies (S,) of the chosen structures as a sum over their atoms, eV by atomic number.
 
-    Least squares is linear: E0 of the labels less this is E0 of what the repulsion leaves of them.
+    Least squares is linear: E0 of the labels minus this is E0 of what the repulsion leaves of them.
     """
     if not chosen.any() or not energy.any():
         return {}
     fit = ReferenceFit()
     numbers = sample.atomic_numbers.numpy()[np.repeat(chosen, sample.sizes)]
     fit.add(compositions(numbers, sample.sizes[chosen]), energy[chosen])
-    return fit.solve()[0]
+    references, *_ = fit.solve()
+    return references

@@ -1,4 +1,4 @@
-"""One pretraining run from its config: build from the census, train, evaluate, write the model folder."""
+"""One pretraining run from its config: build, train, evaluate, write the model folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training stream of a rank, and the sizes of its batches that a compiled step is made for."""
+"""The training stream of a rank, and the batch size that a compiled step is built for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..model_zoo.compile.padded_shape import PaddedShape, choose_padded_shape
 from .config import PretrainConfig
 
 
-LOOK = 64  # batches, for a second or two
+NUM_BATCHES = 64  # looked at to choose the padded shape; they take a second or two
 
 
 def open_stream(
@@ -36,14 +36,18 @@ def open_stream(
 def padded_shape_of(
     config: PretrainConfig, data: Collection, levels_of_theory: list[str]
 ) -> PaddedShape | None:
-    """The padded shape for the first batches of one rank alone: the same on all ranks and at every resume.
+    """The padded shape for compiled training; None if compiling would not pay.
 
-    None if compiling would not pay.
+    It is chosen from the first batches of a world of one, so that it is the same on all ranks and
+    at every resume.
     """
     stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
     try:
-        return choose_padded_shape(
-            [torch.bincount(b.edge_index[1], minlength=b.num_atoms) for b in islice(stream, LOOK)]
-        )
+        num_neighbours = [
+            torch.bincount(batch.edge_index[1], minlength=batch.num_atoms)
+            for batch in islice(stream, NUM_BATCHES)
+        ]
+        return choose_padded_shape(num_neighbours)
     finally:
+        # ends the thread that prepares batches
         stream.close()

@@ -29,7 +29,7 @@ class AverageConfig(Settings):
 
 
 class WeightAverage(Callback):
-    """a += (1 - d) (w - a) after every step taken, with d = min(decay, (1 + n) / (10 + n)) at update n.
+    """a += (1 - d) (w - a) after every step taken; d = min(decay, (1 + n) / (10 + n)) at update n.
 
     The smaller decay of the first updates lets the average forget the random initial weights.
     Rank 0 holds it: after a step the weights are the same on all ranks. Frozen weights and buffers

@@ -52,7 +52,7 @@ class StepReport:
     """Summary of the validation at this step, on rank 0."""
 
     noise: dict[str, dict[str, float]] | None = None
-    """Learned noise by level of theory and label, on rank 0, at the steps at which it is recorded."""
+    """Learned noise by level of theory and label, on rank 0, at the steps that record it."""
 
 
 class Loop(Protocol):

@@ -1,4 +1,4 @@
-"""Guards end or set back a run that would waste hours: hung rank, dead readout, spike of the loss."""
+"""Guards end or set back a run that would waste hours: hung rank, dead readout, loss spike."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class CollapseGuard(Callback):
 
 
 class SpikeRollback(Callback):
-    """Sets the run back to the newest checkpoint when the loss jumps, and continues with other data.
+    """Sets the run back to the newest checkpoint when the loss jumps; continues with other data.
 
     A jump: the median of the last 5 losses is above `factor` times that of the 100 before. Weights,
     optimizer and averages are set back, the stream is not: PaLM, too, skipped the data around a

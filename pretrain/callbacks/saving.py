@@ -1,4 +1,4 @@
-"""Saves checkpoints during a run. The files themselves are written by checkpoints/checkpoints.py."""
+"""Saves checkpoints during a run; checkpoints/checkpoints.py writes the files."""
 
 from __future__ import annotations
 

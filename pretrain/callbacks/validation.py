@@ -39,7 +39,7 @@ class Validation(Callback):
 
 
 class LearnedNoise(Callback):
-    """Adds the noise that has been learned to the report, every `every` steps and at the last one."""
+    """Adds the learned noise to the report, every `every` steps and at the last one."""
 
     def __init__(self, noise: NoiseScales, every: int) -> None:
         self.noise = noise

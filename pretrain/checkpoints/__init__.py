@@ -1,3 +1,5 @@
-"""Checkpoints: written atomically, read whole, resumed on any number of ranks. Open
-`checkpoints.py` first.
+"""Checkpoints: written atomically, read whole, resumed on any number of ranks.
+
+In: the state of engine and loop. Out: folders `step-N`. Open `checkpoints.py` first; `resume.py`
+decides what a resumed run may change.
 """

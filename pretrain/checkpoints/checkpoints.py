@@ -3,7 +3,7 @@
 A checkpoint does not depend on the number of ranks. In its folder lie
 
     engine.safetensors      weights and optimizer state, by name
-    callbacks.safetensors   tensors that callbacks keep, such as averaged weights; only if there are any
+    callbacks.safetensors   tensors that callbacks keep, such as averaged weights (optional)
     rng.safetensors         random number generators, one entry a rank
     manifest.json           step, positions in the stream, state of callbacks, settings, file sizes
 
@@ -197,7 +197,7 @@ def _check_format(manifest: dict[str, Any], path: Path) -> None:
 
 
 def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
-    """Name of the newest whole checkpoint, or ""; and the newer ones that are damaged, with reasons."""
+    """Name of the newest whole checkpoint, or ""; and the newer, damaged ones with reasons."""
     unfinished = sorted(folder.glob(".tmp-step-*"), reverse=True)
     skipped = [f"{path.name} (unfinished save)" for path in unfinished]
     for path in sorted(folder.glob("step-*"), reverse=True):

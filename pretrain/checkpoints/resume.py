@@ -94,7 +94,10 @@ class Change:
 def check_manifest(
     manifest: dict[str, Any], config: PretrainConfig, data: Collection, folder: Path
 ) -> None:
-    """Raise ResumeError for a changed setting that a resume cannot apply, before anything changes."""
+    """Raise ResumeError for a changed setting that a resume cannot apply.
+
+    It is called before anything is changed.
+    """
     rules = resume_rules()
     for change in changes(manifest["config"], config.saved()):
         rule = _rule_of(change.key, rules)

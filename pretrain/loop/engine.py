@@ -138,7 +138,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def gradients_finite(self) -> bool:
-        """Whether all gradients that this rank holds are finite; a finite loss does not imply it."""
+        """Whether all gradients of this rank are finite, which a finite loss does not imply."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         # ZeRO 2 moves gradients out of the parameters
         partitions = getattr(self._engine.optimizer, "all_grad_tensors", {})

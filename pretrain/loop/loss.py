@@ -1,16 +1,21 @@
-"""Loss: Huber terms for energy per atom, forces and stress, normalised by the counts of the whole step.
+"""The loss: a Huber term for each registered label, normalised by the counts of the whole step.
 
-Each rank returns sums over its own labels divided by the number of labels on all ranks and micro-batches, so
-the result does not depend on how structures fall on ranks. A missing label (NaN) does not count.
-With noise s of a label's level of theory (noise.py) its error e counts as e / s, and log s is added if s is learned.
+Each rank returns the sum over its own labels divided by the number of labels on all ranks and in
+all batches of the step. So the result does not depend on how structures are distributed to ranks.
+A missing label (NaN) does not count.
+
+With a noise s of its level of theory (noise.py) an error e counts as e / s, and log s is added if s
+is learned.
+
+Shapes: H levels of theory, L labels, S structures, N atoms, R rows (structures or atoms).
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
@@ -20,66 +25,75 @@ from ...data_pipelines.batch import Batch
 from ...model_zoo.potential.prediction import Prediction
 
 
-class LabelNoise(Settings):
-    """Noise of the labels of a level of theory."""
+def _noise_fields() -> dict[str, Any]:
+    return {
+        name: (float, Field(default=1.0, gt=0, description=label.error_unit))
+        for name, label in LABELS.items()
+    }
 
-    energy: float = Field(default=1.0, gt=0, description="eV/atom")
-    forces: float = Field(default=1.0, gt=0, description="eV/A")
-    stress: float = Field(default=1.0, gt=0, description="eV/A^3")
+
+def _term_fields() -> dict[str, Any]:
+    """A weight and a Huber width for each label."""
+    fields: dict[str, Any] = {}
+    for name, label in LABELS.items():
+        fields[name] = (
+            float,
+            Field(
+                default=label.default_weight,
+                ge=0,
+                description=f"weight of the {label.title} term, per {label.error_unit}",
+                json_schema_extra={"resume": "applied"},
+            ),
+        )
+        fields[f"{name}_width"] = (
+            float,
+            Field(
+                default=label.huber_width,
+                gt=0,
+                description=f"{label.title} error beyond which the loss is linear, "
+                f"{label.error_unit}",
+                json_schema_extra={"resume": "applied"},
+            ),
+        )
+    return fields
 
 
-class LossConfig(Settings):
-    """Weights and Huber widths; a width is where an error stops counting squared and counts linearly.
+# The keys come from the registry of labels, so that a new label needs no edit here.
+LabelNoise = create_model(
+    "LabelNoise", __base__=Settings, __doc__="Noise of a level of theory.", **_noise_fields()
+)
+LabelTerms = create_model(
+    "LabelTerms", __base__=Settings, __doc__="Weights and Huber widths.", **_term_fields()
+)
 
-    Errors that are divided by a noise have no unit, and so have their widths: shares of the noise.
+
+class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # its fields are made from the registry
+    """Weights and Huber widths of the terms, and the noise that errors are divided by.
+
+    A width is where an error stops counting squared and counts linearly. An error that is divided
+    by a noise has no unit, and so has its width, which is then a multiple of the noise.
     """
 
-    energy: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of the energy term, per eV/atom",
-        json_schema_extra={"resume": "applied"},
-    )
     final_energy: float | None = Field(
         default=None,
         gt=0,
-        description="value that this weight approaches by the same factor in every step",
+        description="the weight of the energy term at the end, approached by the same factor in "
+        "every step; without it the weight is constant",
         json_schema_extra={"resume": "applied"},
     )
-    forces: float = Field(
-        default=5.0,
-        ge=0,
-        description="weight of the force term, per eV/A",
-        json_schema_extra={"resume": "applied"},
-    )
-    stress: float = Field(
-        default=1.0,
-        ge=0,
-        description="weight of the stress term, per eV/A^3",
-        json_schema_extra={"resume": "applied"},
-    )
-    energy_width: float = Field(
-        default=0.02, gt=0, description="eV/atom", json_schema_extra={"resume": "applied"}
-    )
-    forces_width: float = Field(
-        default=0.02, gt=0, description="eV/A", json_schema_extra={"resume": "applied"}
-    )
-    stress_width: float = Field(
-        default=0.005, gt=0, description="eV/A^3", json_schema_extra={"resume": "applied"}
-    )
-    noise: dict[str, LabelNoise] = Field(
+    noise: dict[str, LabelNoise] = Field(  # type: ignore[valid-type]
         default={},
         description="level of theory -> noise that its errors are divided by",
-        json_schema_extra={"resume": "refused"},  # learned noise starts from it
+        json_schema_extra={"resume": "refused"},  # learned noise started from it
     )
     learn_noise: bool = Field(
         default=False,
-        description="learn the noise of each level, from `noise` or from 1",
-        json_schema_extra={"resume": "not_from_off"},  # no learned noise in the checkpoint
+        description="learn the noise of each level, starting from `noise` or from 1",
+        json_schema_extra={"resume": "not_from_off"},  # the checkpoint has no learned noise
     )
 
     @model_validator(mode="after")
-    def _rises_from_something(self) -> Self:
+    def _has_a_weight_to_change(self) -> Self:
         if self.final_energy and not self.energy:
             raise ValueError(
                 "loss.final_energy multiplies loss.energy, which is 0: set that above 0, or leave "
@@ -96,7 +110,7 @@ class LossConfig(Settings):
 
 
 def label_counts(batch: Batch) -> Tensor:
-    """Number of labelled components of each registered label, (L,) float64; atoms count by weight."""
+    """Number of labelled components of each label, (L,) float64; atoms count by weight."""
     counts = []
     for name, label in LABELS.items():
         labelled = torch.isfinite(batch.labels[name])
@@ -115,15 +129,16 @@ def weighted_loss(
 ) -> Tensor:
     """This batch's share of the step's loss.
 
-    `counts` (L,) are those of `label_counts` over the whole step. `noise` (H, L) is the noise of each
-    label at each level of theory, in the unit of the label's error.
+    counts: (L,), those of `label_counts` over the whole step.
+    noise: (H, L), of each label at each level of theory, in the unit of the label's error.
     """
     assert batch.atom_weight is not None
     dtype = batch.atom_weight.dtype
     counts = counts.clamp(min=1.0).to(batch.atom_weight)
     terms = []
     for index, (name, label) in enumerate(LABELS.items()):
-        # the difference is taken in the label's own precision: total energies are large, errors small
+        # the difference is taken in the label's own precision: total energies are large, and their
+        # errors small
         error = prediction.labels[name] - batch.labels[name]
         if label.extensive:
             error = error / _rows(batch.atoms_per_structure, error)
@@ -132,18 +147,18 @@ def weighted_loss(
         scale = None
         if noise is not None:
             scale = noise[batch.head, index]  # (S,)
-            scale = _rows(scale[batch.structure_index] if label.per == "atom" else scale, error)
-        terms.append(
-            getattr(config, name)
-            * _huber_sum(
-                error,
-                labelled=torch.isfinite(batch.labels[name]),
-                width=getattr(config, f"{name}_width"),
-                noise=scale,
-                weight=_rows(batch.atom_weight, error) if label.per == "atom" else None,
-            )
-            / counts[index]
+            if label.per == "atom":
+                scale = scale[batch.structure_index]  # (N,)
+            scale = _rows(scale, error)
+        huber_sum = _huber_sum(
+            error,
+            labelled=torch.isfinite(batch.labels[name]),
+            width=getattr(config, f"{name}_width"),
+            noise=scale,
+            weight=_rows(batch.atom_weight, error) if label.per == "atom" else None,
         )
+        terms.append(getattr(config, name) * huber_sum / counts[index])
+
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -162,15 +177,14 @@ def _huber_sum(
     noise: Tensor | None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum of Huber errors over labelled entries, divided by the width so that its slope is 1 for large errors.
-
-    NaN marks a missing label. A prediction that is not finite where there is a label must show, so the mask is
-    the label's alone.
-    """
+    """Sum of Huber errors over labelled entries over the width: large errors have slope 1."""
+    # The mask is that of the labels alone: a prediction that is not finite must not be hidden.
     error = torch.where(labelled, error, 0.0)
     if noise is not None:
         error = error / noise
     values = huber_loss(error, torch.zeros_like(error), reduction="none", delta=width) / width
     if noise is not None and noise.requires_grad:
         values = values + torch.where(labelled, noise.log(), 0.0)
-    return values.sum() if weight is None else (values * weight).sum()
+    if weight is not None:
+        values = values * weight
+    return values.sum()

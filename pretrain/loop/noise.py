@@ -1,4 +1,7 @@
-"""Noise of the labels of each level of theory, by which their errors are divided in the loss: given, or learned."""
+"""Noise of the labels of each level of theory, by which the loss divides their errors.
+
+It is given in the settings (`loss.noise`), or learned (`loss.learn_noise`).
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,65 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.errors import EvenfieldError
 from ...core.labels import LABELS
 from .loss import LossConfig
 
 
-RATE = 5.0  # learning rate of log noise over that of the weights: it has to fall by some units within a run
-# a source learned by heart must not get all the weight
+# Learning rate of log noise over that of the weights: the logarithm has to fall by some units
+# within a run.
+RATE = 5.0
+
+# A lower bound. Without it, a source that is learned by heart would get all the weight.
 LEAST = tuple(label.least_noise for label in LABELS.values())
 
 
 class NoiseScales(nn.Module):
     """Noise (H, L) of each label at each level of theory, in the unit of the label's error.
 
-    Learned, it is least + exp(s), s a parameter, and the loss holds the logarithm that keeps it from growing: the
-    negative log-likelihood of Kendall, Gal and Cipolla (CVPR 2018, eq. 7), with Huber's density for Gauss's.
+    Learned, it is least + exp(s) with parameters s. The loss then contains its logarithm, which
+    keeps it from growing: the negative log-likelihood of Kendall, Gal and Cipolla (CVPR 2018,
+    eq. 7), with Huber's density in place of the normal one.
     """
 
     given: Tensor
     least: Tensor
 
     def __init__(self, config: LossConfig, levels_of_theory: list[str]) -> None:
-        """Raises ValueError when some, but not all levels of theory are given a noise."""
+        """Raises EvenfieldError when some, but not all levels of theory are given a noise."""
         super().__init__()
-        wrong = sorted({*levels_of_theory} ^ {*config.noise}) if config.noise else []
-        if wrong:
-            kind = "is no level of theory of the data" if wrong[0] in config.noise else "is missing"
-            raise ValueError(
-                f"loss.noise: {wrong[0]} {kind}: name each of {', '.join(levels_of_theory)}, or none"
-            )
-        rows = [config.noise[level] for level in levels_of_theory] if config.noise else []
-        start = torch.tensor(
-            [[getattr(row, name) for name in LABELS] for row in rows] or [[1.0] * len(LABELS)]
-        )
-        start = start.expand(len(levels_of_theory), len(LABELS)).clone()
-        self.levels, self.learned = list(levels_of_theory), config.learn_noise
+        if config.noise:
+            _check_levels(config, levels_of_theory)
+            rows = [
+                [getattr(config.noise[level], name) for name in LABELS]
+                for level in levels_of_theory
+            ]
+        else:
+            rows = [[1.0] * len(LABELS) for _ in levels_of_theory]
+        start = torch.tensor(rows)
+
+        self.levels = list(levels_of_theory)
+        self.learned = config.learn_noise
         self.register_buffer("given", start, persistent=False)
         if self.learned:
-            self.register_buffer("least", torch.tensor(LEAST), persistent=False)
-            self.log_excess = nn.Parameter((start - torch.tensor(LEAST)).clamp(min=1e-6).log())
+            least = torch.tensor(LEAST)
+            self.register_buffer("least", least, persistent=False)
+            self.log_excess = nn.Parameter((start - least).clamp(min=1e-6).log())
 
     def forward(self) -> Tensor:
         """(H, L)."""
-        return self.least + self.log_excess.exp() if self.learned else self.given
+        if not self.learned:
+            return self.given
+        return self.least + self.log_excess.exp()
 
     def groups(self) -> list[dict[str, Any]]:
-        """For the optimizer."""
-        return (
-            [{"params": [self.log_excess], "weight_decay": 0.0, "rate": RATE}]
-            if self.learned
-            else []
-        )
+        """The group of parameters for the optimizer; none if the noise is given."""
+        if not self.learned:
+            return []
+        return [{"params": [self.log_excess], "weight_decay": 0.0, "rate": RATE}]
 
     def table(self) -> dict[str, dict[str, float]]:
-        """By level of theory and label, to be read."""
+        """Noise by level of theory and label, JSON-ready."""
         rows = self().detach().cpu().tolist()
         return {
             level: dict(zip(LABELS, row, strict=True))
@@ -67,6 +76,18 @@ class NoiseScales(nn.Module):
         }
 
 
+def _check_levels(config: LossConfig, levels_of_theory: list[str]) -> None:
+    remedy = f"name each of {', '.join(levels_of_theory)}, or leave it out"
+    for level in sorted({*levels_of_theory} ^ {*config.noise}):
+        if level in config.noise:
+            problem = f"loss.noise: {level} is not a level of theory of the data"
+        else:
+            problem = f"loss.noise: {level} is missing"
+        raise EvenfieldError(problem, remedy=remedy)
+
+
 def noise_of(config: LossConfig, levels_of_theory: list[str]) -> NoiseScales | None:
-    """The noise that a config asks for, if it does."""
-    return NoiseScales(config, levels_of_theory) if config.noise or config.learn_noise else None
+    """The noise that a config asks for; None if it asks for none."""
+    if config.noise or config.learn_noise:
+        return NoiseScales(config, levels_of_theory)
+    return None

@@ -1,8 +1,9 @@
-"""An optimizer's state by parameter name, whole, from and to whatever the ranks share out.
+"""An optimizer's state under the names of its parameters, whatever the ranks share out.
 
-ZeRO 1 and 2 lay the parameters of a group end to end, and each rank holds one equal part of that line: its master
-weights and its moments. Here the parts are put together and cut into named tensors, which say nothing of ranks or of
-the stage; any number of ranks in any stage takes them up again.
+ZeRO 1 and 2 lay the parameters of a group end to end in one line, and each rank holds an equal part
+of it: its master weights and its moments. Here the parts are put together and cut into named
+tensors, which depend neither on the number of ranks nor on the stage. Any number of ranks in any
+stage can load them.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from .soap import Soap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+Line = list[tuple[Tensor, int]]  # parameters of a group, and where each starts in the line
+
 
 def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """Moments, step count and the like as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME` on the CPU; all ranks call it.
+    """Moments, step counts and the like as `exp_avg/NAME`, `step/NAME`, ..., on the CPU.
 
-    names: of the parameters. A parameter that was never stepped has no entry, or one of zeros.
+    All ranks call it, and all get the whole state. `names` are those of the parameters. A parameter
+    that was never stepped has no entry, or one of zeros.
     """
-    state: dict[str, Tensor] = {}
     if isinstance(optimizer, Optimizer):
-        for parameter, name in names.items():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                state[f"{key}/{name}"] = value.detach().cpu().clone()
-        return state
+        return _unshared_state(optimizer, names)
+
+    state: dict[str, Tensor] = {}
     for part, line in _lines(optimizer):
         own = optimizer.optimizer.state.get(part, {})
         if not own:
@@ -48,38 +50,55 @@ def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
-    """Take up what `whole_state` gave and, in ZeRO, the weights that the parameters now hold."""
-    if isinstance(optimizer, Optimizer):
+    """Load what `whole_state` returned.
+
+    In ZeRO 1 and 2 also the master weights are set, to the weights that the parameters now hold.
+    """
+    if isinstance(optimizer, Soap):
         for parameter, name in names.items():
-            if isinstance(optimizer, Soap):
-                for key, own in optimizer.state[parameter].items():
-                    own.copy_(state[f"{key}/{name}"])
-                continue
+            for key, own in optimizer.state[parameter].items():
+                own.copy_(state[f"{key}/{name}"])
+    elif isinstance(optimizer, Optimizer):
+        for parameter, name in names.items():
             keys = [key for key in (*MOMENTS, "step") if f"{key}/{name}" in state]
             if keys:
                 optimizer.state[parameter] = {
-                    key: _at(state[f"{key}/{name}"], parameter) for key in keys
+                    key: _copy_beside(state[f"{key}/{name}"], parameter) for key in keys
                 }
-        return
+    else:
+        _load_shared_state(optimizer, names, state)
+
+
+def _unshared_state(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for parameter, name in names.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"{key}/{name}"] = value.detach().cpu().clone()
+    return state
+
+
+def _load_shared_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
+    """Cut this rank's part out of every group's line."""
     rank = dist.get_rank()
     for part, line in _lines(optimizer):
         here = slice(rank * part.numel(), (rank + 1) * part.numel())
-        part.copy_(_laid_out([p.detach() for p, _ in line], line, part)[here])
-        if not line or f"step/{names[line[0][0]]}" not in state:
+        weights = [parameter.detach() for parameter, _ in line]
+        part.copy_(_laid_out(weights, line, part)[here])
+
+        # all parameters of a group are stepped together, so one count stands for all
+        step = f"step/{names[line[0][0]]}" if line else ""
+        if step not in state:
             continue
-        own = {"step": _at(state[f"step/{names[line[0][0]]}"], part)}
+        own = {"step": _copy_beside(state[step], part)}
         for key in MOMENTS:
             pieces = [state[f"{key}/{names[parameter]}"] for parameter, _ in line]
             own[key] = _laid_out(pieces, line, part)[here].clone()
         optimizer.optimizer.state[part] = own
 
 
-def _at(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy where the parameter is: the fused AdamW wants its count of steps there too."""
+def _copy_beside(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy on the parameter's device, where the fused AdamW wants its step count too."""
     return value.clone().to(parameter.device)
-
-
-Line = list[tuple[Tensor, int]]  # parameters and where they start
 
 
 def _lines(optimizer: Any) -> Iterator[tuple[Tensor, Line]]:
@@ -95,13 +114,14 @@ def _lines(optimizer: Any) -> Iterator[tuple[Tensor, Line]]:
 
 
 def _gathered(part: Tensor) -> Tensor:
+    """The parts of all ranks, end to end."""
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.cat(parts)
 
 
 def _laid_out(pieces: list[Tensor], line: Line, part: Tensor) -> Tensor:
-    """The pieces at their places in a line of zeros as long as all ranks' parts."""
+    """The pieces at their places in a line of zeros as long as the parts of all ranks."""
     flat = part.new_zeros(part.numel() * dist.get_world_size())
     for piece, (_, start) in zip(pieces, line, strict=True):
         flat[start : start + piece.numel()] = piece.reshape(-1).to(flat)

@@ -1,6 +1,7 @@
-"""A signal asks a run to save and stop; the ranks agree on it at the end of a step. Imports nothing heavy.
+"""A signal asks a run to save and stop; the ranks agree on it at the end of a step.
 
-The command listens before it imports torch, so that a signal in the first seconds is not the death of a rank.
+This module imports nothing heavy: the command listens before it imports torch, because a signal in
+those seconds would otherwise kill a rank.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """Which signal asked, empty while none did; also a callback may ask."""
+    """Who asked the run to stop: the name of a signal, or what a callback wrote; "" for nobody."""
 
     by: str = ""
 
 
 @contextmanager
 def listening(stop: StopRequest) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; the handlers of before come back at the end.
+    """Inside the block SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; afterwards the old handlers act.
 
-    Any number of SIGTERM and SIGUSR1 asks once, so that a scheduler may repeat itself; a second Ctrl-C acts at once.
+    SIGTERM and SIGUSR1 may come repeatedly, as schedulers send them, and count once. A second
+    Ctrl-C interrupts immediately.
     """
 
     def ask(number: int, frame: object) -> None:
         name = signal.Signals(number).name
         if not stop.by:
+            # os.write, because print is not safe in a signal handler
             os.write(2, f"{name}: saving and stopping at the end of this step\n".encode())
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -39,7 +42,8 @@ def listening(stop: StopRequest) -> Iterator[None]:
 
     try:
         before = {number: signal.signal(number, ask) for number in ASKING}
-    except ValueError:  # not in the main thread: whoever owns it owns the signals
+    except ValueError:
+        # Python allows handlers in the main thread only: whoever owns it handles the signals
         yield
         return
     try:

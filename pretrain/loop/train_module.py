@@ -87,7 +87,7 @@ class TrainModule(nn.Module):
             return self.potential(batch)
 
     def weigh_atoms(self, batch: Batch) -> None:
-        """Multiply the atoms' weights of a batch, which is on the CPU, by those of their elements."""
+        """Multiply the weights of atoms by those of their elements; the batch is on the CPU."""
         if self.element_weight is not None:
             assert batch.atom_weight is not None
             batch.atom_weight = batch.atom_weight * self.element_weight[batch.atomic_numbers]

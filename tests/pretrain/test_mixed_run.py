@@ -38,7 +38,7 @@ def folders(emt_file, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_reference_energies_are_fitted_to_all_sets(folders):
-    """Both halves hold every structure once, so their census is that of the whole, up to the split's hash of ids."""
+    """Both halves together hold every structure once, so their census is that of the whole."""
     mixed = Collection([str(folders["even"]), str(folders["odd"])])
     census = mixed.census()
     own = [read_census(folders[name]) for name in ("even", "odd")]

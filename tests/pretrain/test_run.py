@@ -117,7 +117,7 @@ def test_saved_config_is_the_resolved_one(finished):
 
 
 def test_published_model_predicts_what_was_evaluated(finished):
-    """Loaded anew, on all test structures: the figures in evaluation.json and the arrays in predictions.npz."""
+    """Loaded again: the figures in evaluation.json and the arrays in predictions.npz."""
     out = Path(finished.out)
     model = load(out / "model")
     structures = list(iter_structures(finished.data, "test"))
@@ -248,7 +248,7 @@ def test_resume_drops_later_rows_and_a_cut_off_line(tmp_path):
 
 
 def test_rows_of_a_step_are_written_before_its_checkpoint(run_config, monkeypatch):
-    """A kill just after the checkpoint would else leave a gap, since a resumed run does not take the step again."""
+    """Otherwise a kill after the checkpoint would leave a gap: no resume repeats the step."""
     config = run_config(
         max_steps=4, evaluate_every=2, evaluate_structures=2, checkpoints={"every": 2}
     )

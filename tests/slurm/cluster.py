@@ -1,7 +1,8 @@
-"""A real Slurm of two nodes on this machine, in a folder: munged, slurmctld, two slurmd; partitions low and high.
+"""A real Slurm of two nodes on this machine: munged, slurmctld, two slurmd, all in one folder.
 
-Nodes n1 and n2 have one processor each and the machine's address, so no name has to resolve and no file of the system
-is touched. A job in partition high preempts those in low, which get SIGTERM and some seconds, and are requeued.
+Nodes n1 and n2 have one processor each and the machine's address, so no name has to resolve and no
+system file is touched. A job in partition high preempts those in partition low, which get SIGTERM
+and some seconds, and are requeued.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ KillWait=20
 MessageTimeout=60
 SlurmctldTimeout=120
 SlurmdTimeout=120
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 Boards=1 SocketsPerBoard=1 \
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 \
+Boards=1 SocketsPerBoard=1 \
 CoresPerSocket=1 ThreadsPerCore=1 RealMemory=2000
-PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 \
+PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 

@@ -1,4 +1,4 @@
-"""One real Slurm for all tests of this folder; each is skipped, with the reason, where there can be none."""
+"""One real Slurm for all tests of this folder, which are skipped where it cannot start."""
 
 from __future__ import annotations
 

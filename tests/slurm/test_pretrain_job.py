@@ -1,4 +1,4 @@
-"""slurm/pretrain.sbatch on two nodes of a real Slurm: preempted, with a rank killed, cancelled; and what it learned."""
+"""slurm/pretrain.sbatch on two nodes of a real Slurm: preempted, a rank killed, cancelled."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_job_on_two_nodes_ends(undisturbed):
 def test_job_outlives_a_killed_rank_and_a_preemption_and_ends_with_the_same_bits(
     cluster, work, undisturbed
 ):
-    """SIGKILL for one rank ends the other; then an urgent job takes the nodes. It resumes both times."""
+    """SIGKILL for one rank ends both; later an urgent job takes the nodes. It resumes twice."""
     job = Job(cluster, work, "disturbed")
     job.await_step(12)
     os.kill(rank_of(job, 1), signal.SIGKILL)

@@ -23,7 +23,7 @@ def add_callback(monkeypatch: pytest.MonkeyPatch, callback: Callback) -> None:
 
 
 class KillReadout(Callback):
-    """What one of nine runs did by itself: the readout's inputs go so low that SiLU is zero for every atom."""
+    """Inputs of the readout so low that SiLU is zero for every atom; one run in nine did it."""
 
     def on_step(self, loop: Any, report: Any) -> None:
         if report.step == 5:

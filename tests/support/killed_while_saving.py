@@ -1,4 +1,4 @@
-"""Run by test_checkpoints.py: saves step 2 beside step 1 and dies by SIGKILL, once at each file operation.
+"""Run by test_checkpoints.py: saves step 2 and dies by SIGKILL, once at each file operation.
 
 Prints one JSON line: where it was killed, and the step of the newest whole checkpoint afterwards.
 """

@@ -1,4 +1,4 @@
-"""The same optimizer steps by the engine, on any number of ranks, and by plain PyTorch; shared with the workers."""
+"""The same optimizer steps by the engine, on any number of ranks, and by plain PyTorch."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def batch_of(structures: Sequence[Structure]) -> Batch:
 def parts_of_steps(
     structures: Sequence[Structure], num_parts: int = 2
 ) -> list[list[list[Structure]]]:
-    """The same structures for each step in 1, 2 or 4 parts, which differ in number, in size and in their head.
+    """The same structures for each step in 1, 2 or 4 parts of different sizes and heads.
 
-    In parts 0 and 2 is one head's, in parts 1 and 3 the other's: two ranks that take turns use different heads.
+    Parts 0 and 2 use one head, parts 1 and 3 the other: two ranks in turn use different heads.
     """
     levels = [cycle([s for s in structures if s.level_of_theory == level]) for level in LEVELS]
     large = cycle([s for s in structures if s.level_of_theory == LEVELS[0] and len(s) > 4])
@@ -131,7 +131,7 @@ def parts_of_steps(
 def engine_steps(
     engine: DeepSpeedEngine, steps: list[list[Batch]], moments: list | None = None
 ) -> list[float]:
-    """Take one step for each list of batches, in which the ranks take turns; returns the whole step's losses.
+    """Take one step for each list of batches, which the ranks share in turn; returns the losses.
 
     moments: gets Adam's first moments after every step, which are sums over the gradients so far.
     """
@@ -177,7 +177,10 @@ def moment_deviation(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]
 def plain_steps(
     steps: list[list[Batch]], optimizer_name: str = "adamw"
 ) -> tuple[dict[str, Tensor], list[float], list[float], list[dict]]:
-    """The steps in plain PyTorch, all parts in one loss: weights, losses, norms before the clip, first moments."""
+    """The steps in plain PyTorch, all parts in one loss.
+
+    Returns weights, losses, gradient norms before clipping, and first moments.
+    """
     potential = new_potential()
     config = optimizer_config(optimizer_name)
     groups = parameter_groups(potential, config)

@@ -1,4 +1,4 @@
-"""Run by torchrun for test_engine.py and test_train.py: everything that needs two ranks, in one start."""
+"""Run by torchrun for test_two_ranks.py: everything that needs two ranks, in one start."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def elastic(out: Path, data: Path) -> dict:
 
 
 def virtual_ranks(out: Path, data: Path) -> list[list[str]]:
-    """A run of two virtual ranks that one rank began goes on on two, twice; the structures of its steps."""
+    """The structures of a run of two virtual ranks: begun on one rank, resumed twice on two."""
     with noting_structures() as steps:
         for max_steps in (5, 6):
             pretrain(elastic_config(data, out, max_steps, zero_stage=2), "must", quiet=True)
@@ -90,7 +90,7 @@ def bad_step(data: Path, zero_stage: int) -> dict:
 
 
 def resume(data: Path, out: Path, rank: int) -> dict:
-    """A whole run, and the same again from a checkpoint at which rank 1 had begun the next epoch alone."""
+    """A whole run, and again from a checkpoint at which rank 1 alone had begun the next epoch."""
     config = small_config(data, out)
     whole = load(pretrain(config, quiet=True)).potential.state_dict()
     checkpoints = sorted((out / "checkpoints").glob("step-*"))

@@ -1,4 +1,4 @@
-"""Averaged weights: by hand, apart from the trained ones, through a checkpoint, in validation and export."""
+"""Averaged weights: by hand, through a checkpoint, in validation and export."""
 
 from __future__ import annotations
 

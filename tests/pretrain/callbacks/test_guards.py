@@ -1,4 +1,4 @@
-"""A dead readout and vanished gradients are named; a loss that jumps sets the run back, if that is wanted."""
+"""A dead readout and vanished gradients are named; a jump of the loss sets the run back."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ CHANGES = {
 
 
 class Spoil(Callback):
-    """Ruins the weights once, so that the run is set back; in a phase in which nobody reads them."""
+    """Ruins the weights once, in a phase in which nobody reads them: the run is set back."""
 
     def on_guard(self, loop, report) -> None:
         if report.step == 32:
@@ -57,7 +57,7 @@ def outcome(out: str) -> dict[str, Any]:
 
 
 def test_any_order_of_the_callbacks_gives_the_same_run(run_config, monkeypatch):
-    """With averages, rollback, adaptive weights, validation and checkpoints, which read each other."""
+    """With average, rollback, adaptive weights, validation, checkpoints, which read each other."""
     original = run._parts
     outcomes = []
     orders = []

@@ -1,4 +1,4 @@
-"""A disk that is full or refuses: the run goes on, the checkpoints before stay, and nothing is lost without a word."""
+"""A full disk: the run continues, older checkpoints stay, and nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from killed_while_saving import TinyEngine
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """The system itself fails a write beyond `size` bytes into a file, as it does on a full disk."""
+    """The system itself fails writes beyond `size` bytes into a file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""SIGKILL at random instants, half of them inside a save: the benchmark's own stress, with ten kills."""
+"""SIGKILL at random instants, half of them inside a save: the benchmark with ten kills."""
 
 from __future__ import annotations
 

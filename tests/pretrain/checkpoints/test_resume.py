@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from and what it says about it; no two runs in one folder; any stage to any stage."""
+"""Which checkpoint a run resumes from, with which changed settings; one run in a folder."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_auto_starts_anew_where_nothing_is_whole_and_must_refuses(saved, capsys)
     assert run.pretrain(saved, "auto") is not None
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "no checkpoint to resume from, starts a new run; skipped step-00000004 (engine.safetensors has 100 of"
-        in said
+        "no checkpoint to resume from, starts a new run; "
+        "skipped step-00000004 (engine.safetensors has 100 of" in said
     )
     assert steps_of(saved.out) == [1, 2, 3, 4]
     assert not (Path(saved.out) / ".lock").exists()

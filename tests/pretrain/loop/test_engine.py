@@ -1,4 +1,4 @@
-"""The engine on one process takes the steps of plain PyTorch; two ranks are in test_two_ranks.py."""
+"""The engine on one process takes the steps of plain PyTorch; test_two_ranks.py has two."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_reference_moves_and_is_clipped_in_some_steps_only(reference):
 @STAGES
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_steps_equal_plain_torch(train_structures, reference, zero_stage, accumulation):
-    """20 steps: losses, gradients and weights of one big batch, and of its uneven parts with different heads."""
+    """20 steps: one big batch against its uneven parts, which use different heads."""
     steps = [
         [batch_of(part) for part in parts]
         for parts in parts_of_steps(train_structures, accumulation)

@@ -1,11 +1,13 @@
-"""The losses of 200 steps are what they were: to the last bit on each kind of machine that wrote them.
+"""The losses of 200 steps are what they were: bit for bit on the machines that wrote them.
 
 Rounding differs between processors and between versions of torch and numpy, and it grows along a
 trajectory. So the file holds the losses of every kind of machine that has written some. On another
 machine the first 20 losses must agree closely and the course of the rest roughly with all of them,
 which still shows a changed model, loss, optimizer, schedule or order of the data.
 
-To add this machine after a wanted change: EVENFIELD_WRITE_GOLDEN=1 pytest tests/pretrain/loop/test_golden.py
+To add this machine after a wanted change:
+
+    EVENFIELD_WRITE_GOLDEN=1 pytest tests/pretrain/loop/test_golden.py
 """
 
 from __future__ import annotations

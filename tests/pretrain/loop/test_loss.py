@@ -1,4 +1,4 @@
-"""The loss: right values, deaf to missing labels but not to broken predictions, and the same however it is split."""
+"""The loss: values, missing labels, broken predictions, and the same however it is split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise of labels: given it scales errors, learned it comes out as it was put in; part of the state like any weight."""
+"""Noise of labels: given, it scales errors; learned, it comes out as it was put in."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.model_zoo.potential.prediction import Prediction
 from evenfield.pretrain import run
 from evenfield.pretrain.errors import ResumeError
@@ -32,7 +33,8 @@ GIVEN = {
     "EMT-scaled": {"energy": 0.5, "forces": 2.0},
 }
 WIDE = {"energy_width": 1e6, "forces_width": 1e6, "stress_width": 1e6}  # squared errors
-FACTOR = 1.3661  # standard deviation of a Gauss variable x with mean of min(x^2, |x|) = 1: e over the scale of Huber
+# Standard deviation of a normal variable x for which the mean of min(x^2, |x|) is 1.
+FACTOR = 1.3661
 LEARNED = LossConfig(learn_noise=True)
 
 
@@ -44,7 +46,7 @@ def both_levels(structures) -> list:
 
 
 def test_errors_in_units_of_the_given_noise(train_structures):
-    """So a loss with noise s is that of errors e / s, each by its own level, and 1 changes nothing."""
+    """A loss with noise s is that of errors e / s, each by its own level; 1 changes nothing."""
     batch = batch_of(both_levels(train_structures))
     prediction, config = new_potential()(batch), LossConfig(noise=GIVEN)
     noise, counts = NoiseScales(config, list(LEVELS))(), label_counts(batch)
@@ -73,7 +75,7 @@ def test_errors_in_units_of_the_given_noise(train_structures):
 
 
 def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
-    """Of log s: weight times the mean over the labels of a level of 1 - e^2 / (width s^2) for squared errors."""
+    """Of log s, for squared errors: weight times the mean of 1 - e^2 / (width s^2)."""
     structures = both_levels(train_structures)
     batch = batch_of([structures[0], structures[1].with_labels(stress=None)])
     config = LossConfig(learn_noise=True, noise=GIVEN, **WIDE)
@@ -108,7 +110,7 @@ def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
 
 @pytest.mark.parametrize("width", [0.02, 1.0])
 def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width):
-    """Labels = prediction + noise of Laplace, or of Gauss with Huber's density in between: its own equation holds."""
+    """Labels = prediction + Laplace noise, or normal noise, for which FACTOR holds."""
     known = torch.tensor([[0.03, 0.2, 0.01], [0.3, 0.05, 0.04]])  # (H, 3)
     structures = [s for s in train_structures if s.pbc.all()] * 4
     batch, generator = batch_of(structures), np.random.default_rng(0)
@@ -195,11 +197,11 @@ def test_run_without_learned_noise_cannot_go_on_with_it(run_config):
 
 def test_noise_must_name_every_level_or_none():
     with pytest.raises(
-        ValueError,
-        match=r"loss\.noise: EMT-scaled is missing: name each of EMT, EMT-scaled, or none",
+        EvenfieldError,
+        match=r"loss\.noise: EMT-scaled is missing: name each of EMT, EMT-scaled, or leave it out",
     ):
         NoiseScales(LossConfig(noise={"EMT": {}}), list(LEVELS))
-    with pytest.raises(ValueError, match=r"loss\.noise: PBE is no level of theory of the data"):
+    with pytest.raises(EvenfieldError, match=r"loss\.noise: PBE is not a level of theory"):
         NoiseScales(LossConfig(noise=GIVEN | {"PBE": {}}), list(LEVELS))
     with pytest.raises(ValidationError, match="greater than 0"):
         LossConfig(noise={"EMT": {"forces": 0.0}})

@@ -34,7 +34,7 @@ def test_second_interrupt_acts_at_once():
 
 
 def test_signal_before_the_loop_does_not_kill_a_rank(run_config, tmp_path):
-    """Sent as soon as the command listens, seconds before torch is imported: one step is taken and saved."""
+    """Sent seconds before torch is imported: one step is taken and saved."""
     config = run_config()
     recipe = tmp_path / "recipe.json"
     recipe.write_text(config.model_dump_json())

@@ -1,4 +1,4 @@
-"""SOAP: AdamW where its eigenbasis is the identity, matrices independent of each other, quicker where axes are skew."""
+"""SOAP: AdamW in the identity basis, independent matrices, faster where axes are skew."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_basis_goes_to_the_eigenvectors_of_the_mean_gradient_products():
 
 
 def skew_loss(weight: Tensor) -> Tensor:
-    """A bowl whose long axes are mixtures of rows and of columns, which steps entry by entry cannot see."""
+    """A bowl whose axes mix rows and columns, which steps entry by entry cannot see."""
     generator = torch.Generator().manual_seed(1)
     left, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))

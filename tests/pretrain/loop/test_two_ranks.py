@@ -1,4 +1,4 @@
-"""Two ranks do what one does; both skip a bad step of one; a rank without data keeps step after a resume."""
+"""Two ranks do what one does, skip bad steps together and keep step after a resume."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def reference(train_structures) -> tuple:
 def test_uneven_ranks_with_different_heads_equal_plain_torch(
     ranks, reference, zero_stage, accumulation
 ):
-    """ZeRO 1 and 2 mix up gradients when a rank does not touch the other's head; a mean per rank is off by percents."""
+    """ZeRO 1 and 2 mix up gradients when a rank does not touch the other's head."""
     weights, losses, _, moments = reference
     for rank in ranks:
         steps = rank[zero_stage][f"parity-{accumulation}"]
@@ -130,7 +130,7 @@ def test_resume_where_one_rank_has_no_batch_left_is_exact(ranks):
 def test_one_rank_then_two_then_one_see_every_structure_of_the_epoch_once(
     out, ranks, data_set, train_structures
 ):
-    """In stages 1, 2 and 0. Each takes up the very weights; the first and the last part are read off their streams."""
+    """In stages 1, 2 and 0, each with the exact weights of the one before."""
     folder = out / "elastic" / "checkpoints"
     saved = load_file(folder / "step-00000003" / "engine.safetensors")
     for rank in ranks:
@@ -161,7 +161,7 @@ def test_one_rank_then_two_then_one_see_every_structure_of_the_epoch_once(
 def test_losses_of_one_rank_then_two_then_one_are_those_of_the_undisturbed_run(
     out, ranks, data_set, tmp_path
 ):
-    """With stated lanes, in ZeRO stages 1, 2, 2 and 0: every step holds the same structures as in a run of one rank."""
+    """With virtual ranks, in ZeRO stages 1, 2, 2 and 0: each step has the same structures."""
     whole = elastic_config(data_set, tmp_path / "whole", max_steps=10, zero_stage=0)
     with noting_structures() as expected:
         pretrain(whole, quiet=True)
