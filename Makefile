@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 COVERAGE_FLOOR := 85
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test coverage test-oldest check style types fix docs links bench zoo clean
+.PHONY: help quickstart test test-oldest check style types fix docs links bench zoo clean
 
 help:        ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,11 +27,8 @@ help:        ## print this list
 quickstart: $(VENV)/.ready-test  ## data, pretraining, evaluation, fine-tuning and report in runs/quickstart
 	$(BIN)/evenfield quickstart runs/quickstart
 
-test: $(VENV)/.ready-test  ## run the whole suite
-	$(PYTEST)
-
-coverage: $(VENV)/.ready-test  ## run the whole suite and count the lines that it runs
-	$(PYTEST) --cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)
+test: $(VENV)/.ready-test  ## run the whole suite; with COVERAGE=1 count the lines that it runs
+	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR))
 
 test-oldest: .venv-oldest/.ready  ## run the fast tests with the oldest dependencies that pyproject.toml allows
 	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest -q -n 2 --dist loadfile -m 'not slow'
