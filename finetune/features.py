@@ -1,4 +1,4 @@
-"""Frozen features of structures: what a linear readout of any property can be fitted to."""
+"""Frozen features of structures, to which a linear readout of any property can be fitted."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from ..model_zoo.hub.load import LoadedModel
 
 
 def structure_features(model: LoadedModel, frames: Iterable[Atoms]) -> np.ndarray:
-    """Mean over atoms of the readout's features, (S, d), invariant and independent of the level of theory."""
-    potential, rows = model.potential, []
-    level, dtype = potential.config.levels_of_theory[0], next(potential.parameters()).dtype
+    """Features of S structures, each the mean over its atoms: (S, d).
+
+    They are invariant under rotation, and independent of the level of theory.
+    """
+    potential = model.potential
+    dtype = next(potential.parameters()).dtype
+    cutoff = potential.config.cutoff
+    level = potential.config.levels_of_theory[0]
+
+    rows = []
     for atoms in frames:
         structure = Structure.from_atoms(atoms, level, "features")
-        batch = Batch.from_structure(structure, potential.config.cutoff, [level], dtype)
+        batch = Batch.from_structure(structure, cutoff, [level], dtype)
         with torch.no_grad():
             vectors, tiles = potential.edge_vectors(batch)
-            rows.append(
-                potential.features(batch.atomic_numbers, vectors, tiles).mean(0).double().numpy()
-            )
+            features = potential.features(batch.atomic_numbers, vectors, tiles)  # (N, d)
+        rows.append(features.mean(0).double().numpy())
     return np.array(rows)

@@ -1,32 +1,48 @@
-"""Heads: one per level of theory; a new level starts as a copy of an old one, and nothing old is changed."""
+"""Heads: one for each level of theory. A new one starts as a copy of an old one, which stays as it is."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from ..core.errors import EvenfieldError
 from ..model_zoo.potential.potential import Potential
 from .closed_form.posterior import Posterior
 
 
-def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
-    """A copy of the potential that has a head for `level_of_theory`, started from the head `like` (or the first).
+# Tensors whose first dimension counts the heads.
+TENSORS_OF_HEADS = (
+    "readout.weight",
+    "readout.element_weight",
+    "repulsion.log_factor",
+    "e0",
+    "scale",
+)
 
-    A level that the model has already is kept as it is. Raises ValueError when it has no head `like`.
+
+def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
+    """A copy of the potential that has a head for `level_of_theory`.
+
+    A head that exists already is kept as it is. A new one starts from the head `like`, or from the
+    first. Raises EvenfieldError when there is no head `like`.
     """
     levels = list(potential.config.levels_of_theory)
-    new_levels = levels if level_of_theory in levels else [*levels, level_of_theory]
     if like is not None and like not in levels:
-        raise ValueError(
-            f"'{like}' is not a level of theory of the model; it has: {', '.join(levels)}"
+        raise EvenfieldError(
+            f"'{like}' is not a level of theory of the model",
+            remedy=f"name one of {', '.join(levels)}",
         )
-    source = levels.index(like) if like else 0
+    is_new = level_of_theory not in levels
+    new_levels = [*levels, level_of_theory] if is_new else levels
+
     copy = Potential(potential.config.model_copy(update={"levels_of_theory": new_levels}))
     parameter = next(potential.parameters())
     copy = copy.to(device=parameter.device, dtype=parameter.dtype)
+
     state = potential.state_dict()
-    for name in ("readout.weight", "readout.element_weight", "repulsion.log_factor", "e0", "scale"):
-        if len(new_levels) > len(levels):
+    if is_new:
+        source = levels.index(like) if like is not None else 0
+        for name in TENSORS_OF_HEADS:
             state[name] = torch.cat([state[name], state[name][source : source + 1]])
     copy.load_state_dict(state)
     return copy.eval()
@@ -39,7 +55,10 @@ def add_to_head(
     new_elements: np.ndarray,
     elements: np.ndarray,
 ) -> None:
-    """Add to a head in place: shared weights, own weights of new elements, E0, end to end (P,)."""
+    """Add a change (P,) to a head in place.
+
+    change: shared weights, own weights of `new_elements`, E0 of `elements`, end to end.
+    """
     readout = potential.readout
     size = readout.weight.shape[1]
     num_weights = size * (1 + len(new_elements))
@@ -52,17 +71,15 @@ def add_to_head(
 
 def member_levels(level: str, number: int) -> list[str]:
     """Names of the heads of an ensemble for a level of theory."""
-    return [f"{level}, member {k + 1}" for k in range(number)]
+    return [f"{level}, member {index + 1}" for index in range(number)]
 
 
 def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
-    """A copy with a further head for each bootstrap refit of the posterior; without any, the potential itself."""
-    for member, change in zip(
-        member_levels(posterior.level_of_theory, len(posterior.bootstrap)),
-        posterior.bootstrap,
-        strict=True,
-    ):
-        potential = with_head(potential, member, posterior.level_of_theory)
+    """A copy with one more head for each bootstrap refit; the potential itself when there is none."""
+    level = posterior.level_of_theory
+    members = member_levels(level, len(posterior.bootstrap))
+    for member, change in zip(members, posterior.bootstrap, strict=True):
+        potential = with_head(potential, member, level)
         head = potential.config.levels_of_theory.index(member)
         add_to_head(potential, head, change, posterior.new_elements, posterior.elements)
     return potential

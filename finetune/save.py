@@ -56,7 +56,7 @@ def facts(result: FineTuned) -> dict[str, Any]:
     """What was done, JSON-ready, for the record and its card."""
     done = {
         "strategy": result.strategy,
-        "step0": [asdict(row) for row in result.table],
+        "step0": [row.to_dict() for row in result.table],
         "e0": asdict(result.reference),
         "refit": asdict(result.refit),
         "gradient": asdict(result.gradient) if result.gradient else None,

@@ -25,8 +25,9 @@ from ..model_zoo.potential.weights_aside import (
     put_weights,
     weights_aside,
 )
+from .closed_form.design_rows import RefitConfig
 from .closed_form.posterior import Posterior
-from .closed_form.refit import RefitConfig, RefitReport, refit_readout
+from .closed_form.refit import RefitReport, refit_readout
 from .gradient.config import GradientConfig
 from .gradient.replay import ReplayConfig
 from .heads import with_head

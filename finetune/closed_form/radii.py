@@ -1,4 +1,4 @@
-"""Refit of the core radii of the elements in new data, one number each, before the readout is refitted."""
+"""Refit of the core radii to new data: one number for each element, before the readout is refitted."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ MAX_FOLDS = 4
 
 
 def refit_radii(potential: Potential, head: int, structures: list[Structure]) -> bool:
-    """Fit the radii of one head in place to what the rest of the potential leaves of the forces of `structures`.
+    """Fit the core radii of one head in place; returns whether they changed.
 
-    Only if this also lowers the force error of structures that a fit has not seen; returns whether it did.
+    The target is the part of the force labels that the rest of the potential does not explain. The
+    radii change only if that lowers the force error of folds that a fit has not seen.
     """
-    labelled = [s for s in structures if s.forces is not None]
+    labelled = [structure for structure in structures if structure.forces is not None]
     if not potential.config.repulsion or len(labelled) < 2:
         return False
+
     cutoff = potential.config.cutoff
-    repulsion = Repulsion(cutoff).to(
-        potential.repulsion.log_factor.dtype
-    )  # on the CPU, where samples are
+    # on the CPU, where samples are
+    repulsion = Repulsion(cutoff).to(potential.repulsion.log_factor.dtype)
     with torch.no_grad():
         repulsion.log_factor.copy_(potential.repulsion.log_factor[head])
-    left = _left_for_repulsion(potential, repulsion, labelled)
+    targets = _left_for_repulsion(potential, repulsion, labelled)
     before = repulsion.log_factor.detach().clone()
-    num_folds, change = min(MAX_FOLDS, len(left)), 0.0
+
+    num_folds = min(MAX_FOLDS, len(targets))
+    change = 0.0
     for fold in range(num_folds):
-        seen = [s for k, s in enumerate(left) if k % num_folds != fold]
-        unseen = Sample.of(left[fold::num_folds], cutoff)
+        seen = [target for index, target in enumerate(targets) if index % num_folds != fold]
+        unseen = Sample.of(targets[fold::num_folds], cutoff)
         change -= _error(repulsion, unseen)
         fit_radii(repulsion, Sample.of(seen, cutoff))
         change += _error(repulsion, unseen)
@@ -42,7 +45,8 @@ def refit_radii(potential: Potential, head: int, structures: list[Structure]) ->
             repulsion.log_factor.copy_(before)
     if change >= 0:
         return False
-    fit_radii(repulsion, Sample.of(left, cutoff))
+
+    fit_radii(repulsion, Sample.of(targets, cutoff))
     with torch.no_grad():
         potential.repulsion.log_factor[head] = repulsion.log_factor[0]
     return True
@@ -51,15 +55,17 @@ def refit_radii(potential: Potential, head: int, structures: list[Structure]) ->
 def _left_for_repulsion(
     potential: Potential, repulsion: Repulsion, structures: list[Structure]
 ) -> list[Structure]:
-    """The structures with the forces (N, 3) that core repulsion alone would have to give them."""
-    predicted = predict(potential, structures).forces  # (sum N, 3, 2): label, prediction
+    """The structures with the forces (N, 3) that core repulsion alone would have to exert."""
+    pairs = predict(potential, structures).forces  # (all N, 3, 2): label, prediction
     with torch.no_grad():
-        _, own = Sample.of(structures, potential.config.cutoff).repulsion(repulsion)
-    left = predicted[..., 0] - predicted[..., 1] + own.numpy()
-    ends = np.cumsum([len(s) for s in structures])[:-1]
+        _, repulsive = Sample.of(structures, potential.config.cutoff).repulsion(repulsion)
+    left = pairs[..., 0] - pairs[..., 1] + repulsive.numpy()
+
+    ends = np.cumsum([len(structure) for structure in structures])[:-1]
+    parts = np.split(left, ends)
     return [
-        s.with_labels(forces=forces)
-        for s, forces in zip(structures, np.split(left, ends), strict=True)
+        structure.with_labels(forces=forces)
+        for structure, forces in zip(structures, parts, strict=True)
     ]
 
 

@@ -1,3 +1,5 @@
-"""Fine-tuning by gradients: readout, LoRA, new elements or all parameters, on pretraining's loop.
-Open `train.py` first.
+"""Fine-tuning by gradients, on the loop of pretraining.
+
+In: a potential, structures, and a strategy that chooses the parameters that learn. Out: changed
+weights and a `GradientReport`. Open `strategy.py` first, then `train.py`.
 """

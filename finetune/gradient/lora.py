@@ -1,7 +1,9 @@
-"""Low-rank adapters: W + down @ up / rank, trained instead of W and merged into it afterwards.
+"""Low-rank adapters: W + down @ up / rank is trained instead of W (Hu et al., LoRA, ICLR 2022).
 
-Hu et al., LoRA, ICLR 2022. The network says which of its weights may be adapted: those that keep it
-equivariant whatever is added to them.
+The network says which of its weights may be adapted: those that keep it equivariant whatever is
+added to them.
+
+Shapes: C and C' rows and columns of a weight, r rank.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from ...model_zoo.potential.potential import Potential
 
 
 class LowRank(nn.Module):
-    """Adds down (..., C, r) @ up (..., r, C') / r to a weight (..., C, C'); nothing at the start, since up is zero."""
+    """Adds down (..., C, r) @ up (..., r, C') / r to a weight (..., C, C').
+
+    It adds nothing at the start, because `up` is zero.
+    """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -29,7 +34,7 @@ class LowRank(nn.Module):
 
 
 def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
-    """Put adapters on every weight that the network offers, in place; returns their parameters, all that is to be trained.
+    """Put adapters on every weight that the network offers, in place; returns their parameters.
 
     All other parameters are frozen. `merge_adapters` undoes both.
     """
@@ -43,7 +48,7 @@ def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
 
 
 def merge_adapters(potential: Potential) -> None:
-    """Add the adapters to the weights and remove them: the potential is again one like any other."""
+    """Add the adapters to the weights and remove them, so that the potential is like any other."""
     for module, name in potential.backbone.adaptable_weights():
         if parametrize.is_parametrized(module, name):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)

@@ -1,4 +1,4 @@
-"""Elements that pretraining never saw: their embedding starts from that of their neighbours in the periodic table."""
+"""Elements that pretraining never saw: their element vectors start from chemical neighbours."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ from ...model_zoo.network.embedding import element_descriptors
 from ...model_zoo.potential.potential import Potential
 
 
-NEIGHBOURS = 3
+NUM_NEIGHBOURS = 3
+# An element that has the same descriptors as a known one would otherwise get an infinite weight.
+SHORTEST_DISTANCE = 1e-3
 
 
 def start_from_neighbours(potential: Potential, new: list[int], known: set[int]) -> None:
-    """Set the embeddings of `new` elements in place to the mean of their nearest `known` ones, nearer ones heavier.
+    """Set the element vectors of `new` elements in place to a mean of their nearest `known` ones.
 
-    Distance is that of the descriptors that the embedding starts from. Without known elements nothing is changed.
+    The distance is that of the descriptors from which element vectors are initialised, and nearer
+    elements weigh more. Without known elements nothing changes.
     """
     if not known:
         return
-    descriptors, others = element_descriptors(), np.array(sorted(known))
-    weight = potential.backbone.element_vectors
+    descriptors = element_descriptors()
+    others = np.array(sorted(known))
+    vectors = potential.backbone.element_vectors
     for z in new:
         distance = np.linalg.norm(descriptors[others] - descriptors[z], axis=1)
-        nearest = np.argsort(distance, kind="stable")[:NEIGHBOURS]
-        share = 1.0 / np.maximum(distance[nearest], 1e-3)
-        mean = weight.new_tensor(share / share.sum()) @ weight[torch.as_tensor(others[nearest])]
+        nearest = np.argsort(distance, kind="stable")[:NUM_NEIGHBOURS]
+        share = 1.0 / np.maximum(distance[nearest], SHORTEST_DISTANCE)
+        share /= share.sum()
+        mean = vectors.new_tensor(share) @ vectors[torch.as_tensor(others[nearest])]
         with torch.no_grad():
-            weight[z] = mean
+            vectors[z] = mean

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from ...core.errors import EvenfieldError
+from ...core.labels import LABELS, present
 from ...core.settings import Settings
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
@@ -96,25 +98,32 @@ def _shuffled(data: Path | str) -> list[Structure]:
 
 
 def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:
-    """The structures with labels predicted by `potential` at their own level of theory."""
+    """The structures with labels predicted by `potential` at their own level of theory.
+
+    Labels that the potential does not predict for a structure, such as the stress of a molecule,
+    are absent.
+    """
     if not structures:
         return []
     predicted = predict(potential, structures)
-    levels = potential.config.levels_of_theory
-    ends = np.cumsum(predicted.num_atoms)
-    forces = np.split(predicted.forces[..., 1], ends[:-1])
+    ends = np.cumsum(predicted.num_atoms)[:-1]
+    labels: list[dict[str, Any]] = [{} for _ in structures]
+    for name, pairs in predicted.pairs.items():
+        values = pairs[..., 1]  # pairs of label and prediction
+        of_structures = np.split(values, ends) if LABELS[name].per == "atom" else list(values)
+        for structure_labels, value in zip(labels, of_structures, strict=True):
+            structure_labels[name] = value if np.isfinite(value).all() else None
 
     labelled = []
-    for index, structure in enumerate(structures):
+    for structure, own in zip(structures, labels, strict=True):
         # `predict` gives energies without E0
-        head = levels.index(structure.level_of_theory)
-        numbers = torch.as_tensor(np.asarray(structure.atomic_numbers, dtype=np.int64))
-        e0 = float(potential.e0[head, numbers].sum())
-        energy = float(predicted.energy[index, 1]) + e0
-
-        stress = predicted.stress[index, ..., 1]
-        known_stress = stress if np.isfinite(stress).all() else None
-        labelled.append(
-            structure.with_labels(energy=energy, forces=forces[index], stress=known_stress)
-        )
+        own["energy"] = float(own["energy"]) + _sum_of_e0(potential, structure)
+        labelled.append(replace(structure, labels=present(own)))
     return labelled
+
+
+def _sum_of_e0(potential: Potential, structure: Structure) -> float:
+    """The reference energies of all atoms at the level of theory of the structure, eV."""
+    head = potential.config.levels_of_theory.index(structure.level_of_theory)
+    numbers = torch.as_tensor(np.asarray(structure.atomic_numbers, dtype=np.int64))
+    return float(potential.e0[head, numbers].sum())

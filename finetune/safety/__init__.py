@@ -1,3 +1,6 @@
-"""What keeps fine-tuning from making a model worse: step 0, held-out guard, forgetting report.
-Open `guard.py` first.
+"""What prevents fine-tuning from making a model worse.
+
+In: a potential before and after a change, and structures. Out: a decision to keep or undo
+(`guard.py`), an error that stops the run (`step0.py`), a report of what was forgotten
+(`forgetting.py`). Open `guard.py` first.
 """

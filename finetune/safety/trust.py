@@ -1,7 +1,7 @@
-"""What stands beside a pretrained model so that it can be trusted later: probe set and posterior.
+"""What is stored next to a pretrained model so that it can be trusted later: probe set and posterior.
 
-The probe shows what a fine-tuning forgets (forgetting.py); the posterior of the readout says how well the data
-determine an energy (posterior.py). Neither changes the weights.
+The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says how
+well the data determine an energy (closed_form/posterior.py). Neither changes the weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers
 
+from ...core.errors import EvenfieldError
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
@@ -22,13 +23,15 @@ from ..closed_form.refit import refit_readout
 from .forgetting import PROBE_FILE, probe_file, probe_of
 
 
-NUM_STRUCTURES = 300  # that the posterior is taken from
+# Structures that the posterior is computed from.
+NUM_STRUCTURES = 300
 
 
 def attach_trust(folder: Path | str, data: Path | str) -> list[str]:
-    """Put both beside the model in `folder`, from its converted pretraining `data`; returns their names.
+    """Write both files into the model folder, from its converted pretraining `data`.
 
-    Raises ValueError when the data hold no structure at the model's first level of theory.
+    Returns their names. Raises EvenfieldError when the data have no structure at the model's first
+    level of theory.
     """
     model = load(Path(folder))
     files = {
@@ -40,30 +43,38 @@ def attach_trust(folder: Path | str, data: Path | str) -> list[str]:
 
 
 def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
-    """Posterior of the readout of the first level of theory, around the weights as they are.
+    """Posterior of the readout of the first level of theory, around the weights of the model.
 
-    The closed-form refit to training structures, of which only covariance and noise are kept: those weights are its
-    mean as far as training has found the minimum.
+    It is that of a closed-form refit to training structures, of which only covariance and noise are
+    kept. The weights are its mean as far as the training has found the minimum.
     """
     level = model.potential.config.levels_of_theory[0]
-    structures = [s for s in iter_structures(data, "train") if s.level_of_theory == level]
+    structures = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
     if not structures:
-        raise ValueError(
-            f"{data}: has no training structure at {level}, the model's first level of theory"
+        raise EvenfieldError(
+            f"has no training structure at {level}, the model's first level of theory",
+            remedy="name the data that the model was trained on",
+            file=data,
         )
     known = {atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])}
     chosen = _every_element_first(structures)[:NUM_STRUCTURES]
-    return refit_readout(copy.deepcopy(model.potential), 0, chosen, known=known, known_e0=known)[1]
+    refitted = copy.deepcopy(model.potential)
+    _, posterior = refit_readout(refitted, 0, chosen, known=known, known_e0=known)
+    return posterior
 
 
 def _every_element_first(structures: list[Structure]) -> list[Structure]:
-    """The same in random order, but with a structure of every element before all others."""
+    """The structures in random order, but at first those that bring a new element."""
     order = np.random.default_rng(0).permutation(len(structures))
     seen: set[int] = set()
     first: list[Structure] = []
     others: list[Structure] = []
-    for k in order:
-        new = set(structures[k].atomic_numbers.tolist()) - seen
-        (first if new else others).append(structures[k])
+    for index in order:
+        structure = structures[index]
+        new = set(structure.atomic_numbers.tolist()) - seen
+        if new:
+            first.append(structure)
+        else:
+            others.append(structure)
         seen |= new
     return first + others

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.finetune.heads import with_head
 
@@ -73,6 +74,7 @@ def test_known_level_keeps_its_own_head(potential):
 
 def test_unknown_model_head_is_refused(potential):
     with pytest.raises(
-        ValueError, match="'PBE0' is not a level of theory of the model; it has: EMT, EMT-scaled"
+        EvenfieldError,
+        match="'PBE0' is not a level of theory of the model: name one of EMT, EMT-scaled",
     ):
         with_head(potential, "PBE", like="PBE0")

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from evenfield.finetune.closed_form.reference_energies import KNOWN_WIDTH, refit_reference_energies
+from evenfield.finetune.closed_form.reference_energies import (
+    KNOWN_WIDTH,
+    NoEnergyError,
+    refit_reference_energies,
+)
 from evenfield.model_zoo.evaluation.evaluation import predict
 
 
@@ -74,7 +78,7 @@ def test_structures_without_energy_are_passed_over(potential, own):
         potential, 0, [*shifted(own[1::2], dict.fromkeys(range(119), 2.0)), *silent], set()
     )
     assert all(value == pytest.approx(2.0, abs=1e-4) for value in report.shifts.values())
-    with pytest.raises(ValueError, match="no structure has an energy"):
+    with pytest.raises(NoEnergyError, match="no structure has an energy"):
         refit_reference_energies(potential, 0, silent, set())
 
 

@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from evenfield.data_pipelines.batch import Batch
-from evenfield.finetune.closed_form import linear_system, refit
-from evenfield.finetune.closed_form.linear_system import PullChoice
-from evenfield.finetune.closed_form.posterior import FILE, load_posterior
-from evenfield.finetune.closed_form.reference_energies import reference_precision
-from evenfield.finetune.closed_form.refit import (
-    Parameters,
+from evenfield.finetune.closed_form import prior, refit
+from evenfield.finetune.closed_form.design_rows import (
     RefitConfig,
+    Unknowns,
+    design_rows,
     feature_jacobian,
-    refit_readout,
 )
+from evenfield.finetune.closed_form.posterior import (
+    FILE,
+    NoPosteriorError,
+    load_posterior,
+)
+from evenfield.finetune.closed_form.prior import Fold, PriorChoice
+from evenfield.finetune.closed_form.reference_energies import reference_precision
+from evenfield.finetune.closed_form.refit import NothingToFitError, refit_readout
+from evenfield.finetune.closed_form.ridge import NormalEquations
 from evenfield.finetune.heads import add_to_head
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
@@ -108,7 +114,7 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
     assert torch.allclose(out.stress, stress, rtol=0, atol=1e-11, equal_nan=True)
 
 
-def dense_problem(potential, structures, layout: Parameters) -> tuple[np.ndarray, np.ndarray]:
+def dense_problem(potential, structures, layout: Unknowns) -> tuple[np.ndarray, np.ndarray]:
     """Whitened rows and targets by changing one unknown after the other in copies of the potential."""
     base_energy, base_forces = labels(potential, structures)
     columns = []
@@ -143,12 +149,12 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
 
     def choose(folds, shared, own, fixed):
         chosen.append(3.0 * own + 30.0 * shared + fixed)
-        return PullChoice(chosen[0], 1.0, 1.0, {})
+        return PriorChoice(chosen[0], 1.0, 1.0, {})
 
-    monkeypatch.setattr(refit, "choose_pull", choose)
+    monkeypatch.setattr(refit, "choose_prior", choose)
     few = off_target[::3]
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
-    layout = Parameters(12, np.array([PT]), elements)
+    layout = Unknowns(12, np.array([PT]), elements)
     rows, target = dense_problem(potential, few, layout)
     before = unknowns(potential, layout)
     report, _ = refit_readout(
@@ -157,11 +163,13 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     change = unknowns(potential, layout) - before
     assert report.rows == len(target)
     assert report.relative_gradient < 1e-8
-    pull = chosen[0]
-    assert np.allclose(pull[layout.num_weights :], reference_precision(elements, METALS - {PT, 13}))
-    gradient = rows.T @ (rows @ change - target) + pull * change
+    precision = chosen[0]
+    assert np.allclose(
+        precision[layout.num_weights :], reference_precision(elements, METALS - {PT, 13})
+    )
+    gradient = rows.T @ (rows @ change - target) + precision * change
     assert np.linalg.norm(gradient) < 1e-8 * np.linalg.norm(rows.T @ target)
-    augmented = np.vstack([rows, np.diag(np.sqrt(pull))])
+    augmented = np.vstack([rows, np.diag(np.sqrt(precision))])
     dense = np.linalg.lstsq(augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None)[
         0
     ]
@@ -169,7 +177,7 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     assert np.abs(change).max() > 0.01
 
 
-def unknowns(potential, layout: Parameters) -> np.ndarray:
+def unknowns(potential, layout: Unknowns) -> np.ndarray:
     readout = potential.readout
     parts = [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in layout.new_elements)]
     parts.append(potential.e0[HEAD, torch.as_tensor(layout.elements)])
@@ -265,7 +273,7 @@ def test_single_structure_works(potential, structures, labelled_by):
 
 def test_no_labels_at_all_are_refused(potential, structures):
     bare = [s.with_labels(energy=None, forces=None, stress=None) for s in structures[:3]]
-    with pytest.raises(ValueError, match="no structure has an energy, forces or stress"):
+    with pytest.raises(NothingToFitError, match="no structure has an energy, forces or stress"):
         refit_readout(potential, HEAD, bare, known=METALS, known_e0=METALS)
 
 
@@ -362,22 +370,22 @@ def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
     few = off_target[:6]
     known = METALS
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
-    layout = Parameters(12, np.array([], dtype=int), elements)
-    pull = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
+    layout = Unknowns(12, np.array([], dtype=int), elements)
+    precision = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
     rows, _ = refit._parts(few)
     assert [len(part) for part in rows] == [1] * 6
     folds = []
     for part in rows:
-        folds.append(linear_system.Fold.empty(layout.num))
-        for kinds, _ in refit._linear_rows(potential, HEAD, part, layout, CONFIG):
-            for kind, pair in kinds.items():
-                getattr(folds[-1], kind).add(*pair)
-    total = sum((fold.all for fold in folds[1:]), folds[0].all)
-    errors = linear_system._held_out_errors(folds, total, [pull])
+        folds.append(Fold.empty(layout.num))
+        for batch in design_rows(potential, HEAD, part, layout, CONFIG):
+            for name, pair in batch.rows.items():
+                folds[-1].equations[name].add(*pair)
+    total = NormalEquations.total(fold.all for fold in folds)
+    errors = prior._held_out_errors(folds, total, [precision])
     brute = []
     for k, left_out in enumerate(few):
         design, target = dense_problem(potential, few[:k] + few[k + 1 :], layout)
-        augmented = np.vstack([design, np.diag(np.sqrt(pull))])
+        augmented = np.vstack([design, np.diag(np.sqrt(precision))])
         change = np.linalg.lstsq(
             augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None
         )[0]
@@ -416,7 +424,7 @@ def test_posterior_is_the_inverse_of_the_curvature_and_survives_the_disk(
     assert np.array_equal(
         loaded.covariance, posterior.covariance
     ) and loaded.new_elements.tolist() == [PT]
-    with pytest.raises(FileNotFoundError, match="has no posterior: make one with"):
+    with pytest.raises(NoPosteriorError, match="has no posterior: make one with"):
         load_posterior(tmp_path / "nowhere")
 
 

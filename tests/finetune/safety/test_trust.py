@@ -9,6 +9,7 @@ import pytest
 from ase.data import atomic_numbers
 
 from evenfield import model_zoo
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.closed_form.posterior import load_posterior
 from evenfield.finetune.safety.forgetting import probe_of
@@ -76,6 +77,6 @@ def test_data_without_the_level_are_refused(folder: Path, data_set: Path) -> Non
     other = Potential(potential.config.model_copy(update={"levels_of_theory": ["PBE"]}))
     model_zoo.save_model(folder, other, record.model_copy(update={"elements": {"PBE": ["Cu"]}}))
     before = (folder / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="has no training structure at PBE"):
+    with pytest.raises(EvenfieldError, match="has no training structure at PBE"):
         attach_trust(folder, data_set)
     assert (folder / "manifest.json").read_bytes() == before

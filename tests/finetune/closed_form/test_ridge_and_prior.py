@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from evenfield.finetune.closed_form.linear_system import (
-    PULLS,
-    SHARED_PULLS,
+from evenfield.finetune.closed_form.prior import (
+    SHARED_RATIOS,
+    STRENGTHS,
     UNCHANGED,
     Fold,
+    choose_prior,
+)
+from evenfield.finetune.closed_form.ridge import (
     NormalEquations,
-    choose_pull,
-    invert_pulled,
-    solve_pulled,
+    posterior_covariance,
+    solve_ridge,
 )
 
 
@@ -48,17 +50,17 @@ def make_folds(
         fold = Fold.empty(NUM)
         energy = random_rows(rng, truth, energies, noise)
         force = random_rows(rng, truth, forces, noise, forces=True)
-        fold.energy.add(*energy)
-        fold.forces.add(*force)
+        fold.equations["energy"].add(*energy)
+        fold.equations["forces"].add(*force)
         folds.append(fold)
         dense.append((*energy, *force))
     return folds, dense, truth
 
 
-def dense_ridge(rows: np.ndarray, target: np.ndarray, pull: np.ndarray) -> np.ndarray:
+def dense_ridge(rows: np.ndarray, target: np.ndarray, precision: np.ndarray) -> np.ndarray:
     """By the singular values of the augmented matrix, not by normal equations."""
-    rows = np.vstack([rows, np.diag(np.sqrt(pull))])
-    return np.linalg.lstsq(rows, np.concatenate([target, np.zeros(len(pull))]), rcond=None)[0]
+    rows = np.vstack([rows, np.diag(np.sqrt(precision))])
+    return np.linalg.lstsq(rows, np.concatenate([target, np.zeros(len(precision))]), rcond=None)[0]
 
 
 # --- equations
@@ -70,9 +72,9 @@ def test_solution_equals_dense_least_squares():
     equations = NormalEquations.empty(NUM)
     for part in np.split(np.arange(30), [7, 20]):  # streamed
         equations.add(rows[part], target[part])
-    for pull in (np.zeros(NUM), rng.uniform(0.1, 10, NUM)):
+    for precision in (np.zeros(NUM), rng.uniform(0.1, 10, NUM)):
         assert np.allclose(
-            equations.solve(pull), dense_ridge(rows, target, pull), rtol=1e-9, atol=1e-12
+            equations.solve(precision), dense_ridge(rows, target, precision), rtol=1e-9, atol=1e-12
         )
 
 
@@ -107,17 +109,17 @@ def test_sums_and_differences_are_those_of_the_rows():
     assert np.allclose(rest.matrix, rows.T @ rows)
 
 
-# --- the choice of the pull
+# --- the choice of the precision
 
 
-def left_out_errors(dense: list, pull: np.ndarray, *, forces: bool = True) -> np.ndarray:
+def left_out_errors(dense: list, precision: np.ndarray, *, forces: bool = True) -> np.ndarray:
     """Sum of squares over each fold's forces (or energies) when the fit has not seen that fold."""
     errors = []
     for k, fold in enumerate(dense):
         others = dense[:k] + dense[k + 1 :]
         rows = np.vstack([part for other in others for part in other[::2]])
         target = np.concatenate([part for other in others for part in other[1::2]])
-        x = dense_ridge(rows, target, pull)
+        x = dense_ridge(rows, target, precision)
         rows, target = fold[2:] if forces else fold[:2]
         errors.append(((rows @ x - target) ** 2).sum())
     return np.array(errors)
@@ -126,10 +128,10 @@ def left_out_errors(dense: list, pull: np.ndarray, *, forces: bool = True) -> np
 @pytest.mark.parametrize("noise", [0.01, 0.5])
 def test_cross_validated_error_equals_refitting_without_each_fold(noise):
     folds, dense, _ = make_folds(noise=noise)
-    choice = choose_pull(folds, SHARED, OWN, FIXED)
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
     num = sum(len(d[3]) for d in dense)
     assert choice.error_after == pytest.approx(
-        np.sqrt(left_out_errors(dense, choice.pull).sum() / num), rel=1e-6
+        np.sqrt(left_out_errors(dense, choice.precision).sum() / num), rel=1e-6
     )
     assert choice.error_before == pytest.approx(
         np.sqrt(sum((d[3] ** 2).sum() for d in dense) / num)
@@ -140,12 +142,14 @@ def test_cross_validated_error_equals_refitting_without_each_fold(noise):
 def test_choice_is_the_strongest_pull_within_one_standard_error_of_the_best(noise):
     """Breiman, Friedman, Olshen and Stone 1984, by brute force."""
     folds, dense, _ = make_folds(noise=noise)
-    choice = choose_pull(folds, SHARED, OWN, FIXED)
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
     rows = np.vstack([part for d in dense for part in d[::2]])
     unit = (rows[:, :7] ** 2).sum() / 7
-    scanned = [unit * s * (OWN + ratio * SHARED) + FIXED for ratio in SHARED_PULLS for s in PULLS]
+    scanned = [
+        unit * s * (OWN + ratio * SHARED) + FIXED for ratio in SHARED_RATIOS for s in STRENGTHS
+    ]
     scanned.append(unit * UNCHANGED * (OWN + SHARED) + FIXED)
-    errors = np.array([left_out_errors(dense, pull) for pull in scanned])
+    errors = np.array([left_out_errors(dense, precision) for precision in scanned])
     excess = errors - errors[errors.sum(1).argmin()]
     width = student.ppf(0.8413, len(folds) - 1)  # of a standard error from so few folds
     as_good = [
@@ -154,59 +158,59 @@ def test_choice_is_the_strongest_pull_within_one_standard_error_of_the_best(nois
         if e.sum() <= width * len(e) * e.std(ddof=1) / np.sqrt(len(e))
     ]
     strongest = max(as_good, key=lambda k: scanned[k].sum())
-    assert np.allclose(choice.pull, scanned[strongest], rtol=1e-9)
+    assert np.allclose(choice.precision, scanned[strongest], rtol=1e-9)
     assert len(as_good) < 0.9 * len(scanned)  # there was something to choose
 
 
 def test_exact_labels_are_followed_and_empty_ones_are_not():
-    """Hardly any pull when the labels say all; so much that little changes when they are but noise."""
+    """Hardly any precision when the labels say all; so much that little changes when they are but noise."""
     exact, _, truth = make_folds(noise=1e-6)
-    choice = choose_pull(exact, SHARED, OWN, 1e-9 * FIXED)
+    choice = choose_prior(exact, SHARED, OWN, 1e-9 * FIXED)
     assert choice.error_after < 1e-5 < choice.error_before
-    assert np.allclose(solution(exact, choice.pull), truth, atol=1e-5)
+    assert np.allclose(solution(exact, choice.precision), truth, atol=1e-5)
     empty, _, _ = make_folds(noise=1.0, forces=400, truth=np.zeros(NUM))
-    choice = choose_pull(empty, SHARED, OWN, FIXED)
+    choice = choose_prior(empty, SHARED, OWN, FIXED)
     assert choice.error_after <= choice.error_before
     assert (
-        np.abs(solution(empty, choice.pull)[:7]).max()
+        np.abs(solution(empty, choice.precision)[:7]).max()
         < 0.5 * np.abs(solution(empty, FIXED)[:7]).max()
     )
 
 
-def solution(folds: list[Fold], pull: np.ndarray) -> np.ndarray:
-    return sum((fold.all for fold in folds[1:]), folds[0].all).solve(pull)
+def solution(folds: list[Fold], precision: np.ndarray) -> np.ndarray:
+    return NormalEquations.total(fold.all for fold in folds).solve(precision)
 
 
 def test_forces_are_scored_when_there_are_any_else_energies():
     folds, dense, _ = make_folds(forces=0, energies=6)
-    choice = choose_pull(folds, SHARED, OWN, FIXED)
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
     num = sum(len(d[1]) for d in dense)
     assert choice.error_after == pytest.approx(
-        np.sqrt(left_out_errors(dense, choice.pull, forces=False).sum() / num), rel=1e-6
+        np.sqrt(left_out_errors(dense, choice.precision, forces=False).sum() / num), rel=1e-6
     )
 
 
 def test_what_is_fixed_stays_as_it_is():
     folds, _, _ = make_folds()
-    choice = choose_pull(folds, SHARED, OWN, FIXED)
-    assert choice.pull[7] == 0.5
-    assert len(set(choice.pull[:4])) == len(set(choice.pull[4:7])) == 1
-    ratios = np.array(SHARED_PULLS) * choice.pull[4] / choice.pull[0]
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
+    assert choice.precision[7] == 0.5
+    assert len(set(choice.precision[:4])) == len(set(choice.precision[4:7])) == 1
+    ratios = np.array(SHARED_RATIOS) * choice.precision[4] / choice.precision[0]
     assert np.isclose(ratios, 1).any()
 
 
 def test_one_fold_alone_changes_nothing():
     """Nothing can be said of structures left out, so there is no reason to move."""
     folds, _, _ = make_folds(1)
-    choice = choose_pull(folds, SHARED, OWN, FIXED)
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
     assert choice.error_after == pytest.approx(choice.error_before)
 
 
-# --- pulls below the rounding of the matrix
+# --- precisions below the rounding of the matrix
 
 
 def one_ratio(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrix and moment of cells of A B C3 with energies of such noise (eV), and the pull toward free E0."""
+    """Matrix and moment of cells of A B C3 with energies of such noise (eV), and the precision toward free E0."""
     cells = np.outer([1, 2, 4, 8] * 20, [1, 1, 3])
     rows = cells / noise
     return rows.T @ rows, rows.T @ (cells @ [-3.0, -8.0, -5.0] / noise), np.full(3, 1e-8)
@@ -215,10 +219,10 @@ def one_ratio(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("noise", [1.0, 1e-3, 1e-6, 1e-9])
 def test_ratio_that_never_changes_moves_only_what_energies_tell(noise):
     """The least change: E0 in proportion to the ratio. The matrix has rank one, and LU ends on it."""
-    matrix, moment, pull = one_ratio(noise)
+    matrix, moment, precision = one_ratio(noise)
     least = np.array([1, 1, 3]) * (-26.0 / 11)
-    assert solve_pulled(matrix, pull, moment) == pytest.approx(least, rel=1e-3)
-    covariance = invert_pulled(matrix, pull)
+    assert solve_ridge(matrix, precision, moment) == pytest.approx(least, rel=1e-3)
+    covariance = posterior_covariance(matrix, precision)
     untold = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)
     assert untold @ covariance @ untold == pytest.approx(1e8, rel=0.02)
     assert np.linalg.eigvalsh(covariance).min() > -1e-12 * 1e8
@@ -227,10 +231,10 @@ def test_ratio_that_never_changes_moves_only_what_energies_tell(noise):
 def test_well_posed_systems_are_solved_and_inverted_as_by_numpy():
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(40, 12)) * np.logspace(3, -3, 12)
-    matrix, pull = rows.T @ rows, np.logspace(-8, 20, 12)
+    matrix, precision = rows.T @ rows, np.logspace(-8, 20, 12)
     moment = rows.T @ rng.normal(size=40)
-    whole = matrix + np.diag(pull)
-    assert solve_pulled(matrix, pull, moment) == pytest.approx(
+    whole = matrix + np.diag(precision)
+    assert solve_ridge(matrix, precision, moment) == pytest.approx(
         np.linalg.solve(whole, moment), rel=1e-8
     )
-    assert whole @ invert_pulled(matrix, pull) == pytest.approx(np.eye(12), abs=1e-6)
+    assert whole @ posterior_covariance(matrix, precision) == pytest.approx(np.eye(12), abs=1e-6)

@@ -1,0 +1,223 @@
+"""The rows of the linear problem: energies, forces and stress as functions of readout weights.
+
+With a frozen network these labels are linear in the weights of a head, which are shared by all
+elements (w) or belong to one element (v_z):
+
+    E_s = sum_z n_sz E0_z + scale sum_{i in s} phi_i . (w + v_{z_i})
+    F_ja = -dE/dr_ja
+    stress = dE/dstrain / V
+
+The rows state what a change of the unknowns does, and the targets are the errors of the potential
+as it is now. Both are divided by the noise of the label.
+
+Shapes: N atoms, S structures, d features, P unknowns, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...core.settings import Settings
+from ...data_pipelines.batch import Batch
+from ...data_pipelines.stream.packing import pack
+from ...data_pipelines.structure import Structure
+from ...model_zoo.potential.derivatives import forces_and_stress
+from ...model_zoo.potential.potential import Potential
+
+
+# Limits of a batch: larger ones are not faster, and fill memory with the gradients of all features.
+MOST_EDGES = 6000
+MOST_ATOMS = 256
+# The components of a symmetric tensor, each shear once.
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+Rows = tuple[np.ndarray, np.ndarray]
+"""Rows (R, P) and targets (R,)."""
+
+
+class RefitConfig(Settings):
+    """Lower bounds of the noise that the fit assumes for the labels."""
+
+    energy_noise: float = Field(default=0.01, gt=0, description="eV/atom")
+    force_noise: float = Field(default=0.1, gt=0, description="eV/A")
+    stress_noise: float = Field(default=0.005, gt=0, description="eV/A^3")
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """The order of the unknowns: shared weights, own weights of the new elements, E0."""
+
+    size: int
+    """Number of features d."""
+    new_elements: np.ndarray
+    """Atomic numbers that get own weights."""
+    elements: np.ndarray
+    """Atomic numbers in the structures, whose E0 is fitted."""
+
+    @property
+    def num_weights(self) -> int:
+        """Unknowns that are weights."""
+        return self.size * (1 + len(self.new_elements))
+
+    @property
+    def num(self) -> int:
+        """P, all unknowns."""
+        return self.num_weights + len(self.elements)
+
+    def pattern(
+        self, shared: float = 0.0, own: float = 0.0, e0: np.ndarray | float = 0.0
+    ) -> np.ndarray:
+        """A vector (P,) with one value for all shared weights, one for all own, and those of E0."""
+        num_own = self.num_weights - self.size
+        weights = np.repeat([shared, own], [self.size, num_own])
+        return np.concatenate([weights, np.broadcast_to(e0, len(self.elements))])
+
+
+@dataclass(frozen=True)
+class DesignRows:
+    """Rows of one batch by label, already divided by the assumed noise."""
+
+    rows: dict[str, Rows]
+    noise: dict[str, np.ndarray]
+    """(S,) assumed noise of each structure; NaN without the label."""
+
+
+def design_rows(
+    potential: Potential,
+    head: int,
+    structures: list[Structure],
+    unknowns: Unknowns,
+    config: RefitConfig,
+) -> Iterator[DesignRows]:
+    """The rows of all structures, batch by batch.
+
+    The assumed noise of a structure is the floor of `config` and its own error before the refit,
+    added in squares. One far-off structure then counts once, and not a hundred times: this is one
+    step of iteratively reweighted least squares.
+    """
+    parameter = next(potential.parameters())
+    levels = potential.config.levels_of_theory
+    cutoff = potential.config.cutoff
+    graphs = (
+        Batch.from_structure(structure, cutoff, levels, parameter.dtype) for structure in structures
+    )
+    # a look-ahead of one keeps the order
+    for graph_list in pack(graphs, MOST_EDGES, MOST_ATOMS, look_ahead=1):
+        batch = Batch.join(graph_list).to(parameter.device)
+        yield _rows_of_batch(potential, head, batch, unknowns, config)
+
+
+def _rows_of_batch(
+    potential: Potential, head: int, batch: Batch, unknowns: Unknowns, config: RefitConfig
+) -> DesignRows:
+    with torch.no_grad():
+        predicted = potential(batch)
+    scale = float(potential.scale[head])
+    atomic_numbers = _numpy(batch.atomic_numbers).astype(int)
+    structure_index = _numpy(batch.structure_index).astype(int)
+    num_atoms = np.bincount(structure_index)
+    num_structures = len(num_atoms)
+
+    # what the potential gets wrong: the targets
+    energy_error = _numpy(batch.labels["energy"] - predicted.energy) / num_atoms
+    force_error = _numpy(batch.labels["forces"] - predicted.forces)
+    stress_error = _voigt(_numpy(batch.labels["stress"] - predicted.stress))
+
+    energy_noise = np.where(
+        np.isfinite(energy_error), np.hypot(config.energy_noise, energy_error), np.nan
+    )
+    force_noise = _noise(force_error, structure_index, num_structures, config.force_noise)
+    one_each = np.arange(num_structures)
+    stress_noise = _noise(stress_error, one_each, num_structures, config.stress_noise)
+
+    # what a change of the unknowns does: the rows
+    summed, force_slope, stress_slope = feature_jacobian(
+        potential, batch, unknowns.new_elements.tolist()
+    )
+    composition = np.zeros((num_structures, len(unknowns.elements)))
+    columns = np.searchsorted(unknowns.elements, atomic_numbers)
+    np.add.at(composition, (structure_index, columns), 1.0)
+
+    energy_scale = (num_atoms * energy_noise)[:, None]
+    energy_rows = np.hstack([scale * _numpy(summed), composition]) / energy_scale
+    force_rows = scale * _numpy(force_slope).reshape(unknowns.num_weights, -1).T
+    stress_rows = scale * _voigt(_numpy(stress_slope)).reshape(unknowns.num_weights, -1).T
+
+    noise_of_force_rows = np.repeat(force_noise[structure_index], 3)
+    noise_of_stress_rows = np.repeat(stress_noise, len(VOIGT))
+    return DesignRows(
+        rows={
+            "energy": (energy_rows, energy_error / energy_noise),
+            "forces": _without_e0(force_rows, force_error, noise_of_force_rows, unknowns),
+            "stress": _without_e0(stress_rows, stress_error, noise_of_stress_rows, unknowns),
+        },
+        noise={"energy": energy_noise, "forces": force_noise, "stress": stress_noise},
+    )
+
+
+def feature_jacobian(
+    potential: Potential, batch: Batch, new_elements: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed features and their derivatives.
+
+    Returns the features summed over each structure (S, P), minus their derivative by positions
+    (P, N, 3), and by strain over the volume (P, S, 3, 3), NaN where a structure is not periodic.
+    P counts the features summed over all atoms, then over the atoms of each new element.
+
+    Times the readout weights, these are the interaction energies, the forces and the stress, exactly.
+    """
+    with torch.enable_grad():
+        vectors, tiles = potential.edge_vectors(batch)
+        phi = potential.features(batch.atomic_numbers, vectors, tiles)  # (N, d)
+        masks = [torch.ones_like(phi[:, :1])]
+        masks += [(batch.atomic_numbers == z).unsqueeze(1) for z in new_elements]
+        blocks = torch.cat([phi * mask for mask in masks], dim=1)  # (N, P)
+
+        # Structures do not see each other, so the sum over all of them has the derivatives of each.
+        total = blocks.sum(0)
+        forces = []
+        stress = []
+        for feature in total:
+            (slope,) = torch.autograd.grad(feature, vectors, retain_graph=True)
+            feature_forces, feature_stress = forces_and_stress(
+                slope, vectors.detach(), tiles, batch
+            )
+            forces.append(feature_forces)
+            stress.append(feature_stress)
+    summed = batch.sum_over_atoms(blocks.detach().double())
+    return summed, torch.stack(forces), torch.stack(stress)
+
+
+def _without_e0(
+    weight_rows: np.ndarray, error: np.ndarray, noise: np.ndarray, unknowns: Unknowns
+) -> Rows:
+    """Rows and targets, over their noise, of labels which E0 does not change."""
+    e0_columns = np.zeros((len(weight_rows), len(unknowns.elements)))
+    rows = np.hstack([weight_rows, e0_columns])
+    return rows / noise[:, None], error.ravel() / noise
+
+
+def _voigt(tensor: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) -> (..., 6)."""
+    return np.stack([tensor[..., row, column] for row, column in VOIGT], -1)
+
+
+def _noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: float) -> np.ndarray:
+    """Noise (S,) of a structure's components: the floor and their RMS error, added in squares.
+
+    error: (rows, components); index: (rows,) the structure of each row. NaN without a label.
+    """
+    labelled = np.isfinite(error).all(1)
+    square = np.bincount(index[labelled], (error[labelled] ** 2).mean(1), num_structures)
+    count = np.bincount(index[labelled], minlength=num_structures)
+    return np.where(count > 0, np.sqrt(floor**2 + square / np.maximum(count, 1)), np.nan)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()

@@ -1,0 +1,138 @@
+"""Ridge regression by normal equations: sums over rows, the solution and its covariance.
+
+The problem is min_x |A x - y|^2 + sum_p precision_p x_p^2, where rows A and targets y are divided by
+the noise of the labels. In the language of Bayes, x has a Gaussian prior around zero with the given
+precision, the solution is the mean of the posterior, and (A^T A + diag(precision))^-1 its covariance.
+
+Shapes: P parameters, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+
+@dataclass
+class NormalEquations:
+    """A^T A, A^T y, y^T y and the number of rows. All are sums over rows, so they can be added."""
+
+    matrix: np.ndarray
+    """(P, P)"""
+    moment: np.ndarray
+    """(P,)"""
+    square: float = 0.0
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, size: int) -> NormalEquations:
+        """No rows yet, for `size` parameters."""
+        return cls(np.zeros((size, size)), np.zeros(size))
+
+    @classmethod
+    def total(cls, parts: Iterable[NormalEquations]) -> NormalEquations:
+        """The sum of all parts, of which there is at least one."""
+        first, *others = parts
+        total = first
+        for part in others:
+            total = total + part
+        return total
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
+            self.matrix + other.matrix,
+            self.moment + other.moment,
+            self.square + other.square,
+            self.rows + other.rows,
+        )
+
+    def __sub__(self, other: NormalEquations) -> NormalEquations:
+        return NormalEquations(
+            self.matrix - other.matrix,
+            self.moment - other.moment,
+            self.square - other.square,
+            self.rows - other.rows,
+        )
+
+    def divided_by_noise(self, noise: float) -> NormalEquations:
+        """The equations of the same rows and targets, divided by `noise`."""
+        variance = noise**2
+        return NormalEquations(
+            self.matrix / variance, self.moment / variance, self.square / variance, self.rows
+        )
+
+    def add(self, rows: np.ndarray, target: np.ndarray) -> None:
+        """Add rows (R, P) with targets (R,), both divided by their noise; NaN targets are dropped."""
+        labelled = np.isfinite(target)
+        rows = rows[labelled]
+        target = target[labelled]
+        self.matrix += rows.T @ rows
+        self.moment += rows.T @ target
+        self.square += float(target @ target)
+        self.rows += len(target)
+
+    def solve(self, precision: np.ndarray) -> np.ndarray:
+        """The minimiser x (P,) of |A x - y|^2 + sum precision x^2, for precision (P,)."""
+        return solve_ridge(self.matrix, precision, self.moment)
+
+    def squared_error(self, x: np.ndarray) -> float:
+        """|A x - y|^2."""
+        return float(self.square - 2 * x @ self.moment + x @ self.matrix @ x)
+
+
+def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """x of (matrix + diag(precision)) x = moment, also where the precision is lost in rounding.
+
+    That happens in directions which no label determines, for example the E0 of structures that all
+    have the same ratio of elements: a weak prior next to many precise energies is smaller than the
+    last digit of the matrix.
+    """
+    scaled, scale = _scaled(matrix, precision)
+    try:
+        factor = cho_factor(scaled, lower=True, check_finite=False)
+        if np.diagonal(factor[0]).min() ** 2 > _rounding(scaled):
+            return scale * cho_solve(factor, scale * moment, check_finite=False)
+    except LinAlgError:
+        pass  # not positive definite, because of rounding
+
+    determined, values, undetermined = _directions(scaled, scale)
+    x = determined @ (determined.T @ moment / values)
+    # Along the undetermined directions x is what the prior alone prefers.
+    weight = np.sqrt(precision)[:, None]
+    along = np.linalg.lstsq(weight * undetermined, weight[:, 0] * x, rcond=None)[0]
+    return x - undetermined @ along
+
+
+def posterior_covariance(matrix: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """(matrix + diag(precision))^-1; directions that are lost in rounding have the prior's width."""
+    determined, values, undetermined = _directions(*_scaled(matrix, precision))
+    of_prior = np.linalg.inv(undetermined.T @ (precision[:, None] * undetermined))
+    return (determined / values) @ determined.T + undetermined @ of_prior @ undetermined.T
+
+
+def _scaled(matrix: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """matrix + diag(precision), scaled to a diagonal of ones, and the scale (P,)."""
+    whole = matrix + np.diag(precision)
+    diagonal = np.diagonal(whole)
+    scale = np.where(diagonal > 0, diagonal, 1.0) ** -0.5
+    return whole * np.outer(scale, scale), scale
+
+
+def _directions(scaled: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Determined directions (P, D) with their eigenvalues (D,), and undetermined ones (P, P - D).
+
+    Directions are columns in the unscaled space. An eigenvalue below the rounding of the matrix
+    says nothing.
+    """
+    values, vectors = np.linalg.eigh(scaled)
+    above_rounding = values > _rounding(scaled)
+    vectors = scale[:, None] * vectors
+    return vectors[:, above_rounding], values[above_rounding], vectors[:, ~above_rounding]
+
+
+def _rounding(scaled: np.ndarray) -> float:
+    """Eigenvalues of a matrix with a diagonal of ones that may be rounding alone."""
+    return 10 * len(scaled) * float(np.finfo(float).eps)
