@@ -1,4 +1,4 @@
-"""`evenfield finetune MODEL DATA OUT`, and `evenfield finetune curve`: few structures, minutes, never worse."""
+"""`evenfield finetune MODEL DATA OUT`, `evenfield finetune curve` and `evenfield finetune attach`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..core.command_line import (
 )
 
 
+# Everything else is imported inside the commands, so that `--help` does not wait for torch.
 if TYPE_CHECKING:
     from .run import FineTuned
     from .safety.forgetting import Forgetting
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=DefaultCommandGroup,
     no_args_is_help=True,
-    help="Few structures, minutes, never worse than before: evenfield finetune MODEL DATA OUT, or a command.",
+    help="Fine-tune a model to few structures, never to a worse one: "
+    "evenfield finetune MODEL DATA OUT, or one of the commands below.",
 )
 
 
@@ -41,7 +43,8 @@ def run(
     recipe: Recipe = None,
     folder_hub: FolderHub = None,
     licence: Annotated[
-        str | None, typer.Option(help="licence of the new weights; default the base model's")
+        str | None,
+        typer.Option(help="licence of the new weights; that of the base model when not given"),
     ] = None,
     probe: Annotated[
         str | None, typer.Option(help="converted pretraining data, for the forgetting report")
@@ -50,9 +53,11 @@ def run(
 ) -> None:
     """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
 
-    `run` need not be said. Labels of a file that ASE does not know by itself: source.columns.energy=...
+    The word `run` can be left out. `--settings` lists the strategies. Labels that ASE does not
+    find by itself are named with source.columns.energy=...
 
-    Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model num_structures=16 strategy=full
+    Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model
+    num_structures=16 strategy=full
     """
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load, resolve
@@ -63,11 +68,15 @@ def run(
 
     loaded = load(model, folder_hub)
     config = load_settings(FineTuneConfig, recipe, overrides)
-    result = finetune(loaded, data, config, work=out.with_name(f"{out.name}-data"), quiet=False)
-    structures = probe_of(loaded, probe, resolve(model, folder_hub)[0])
+    work = out.with_name(f"{out.name}-data")
+    result = finetune(loaded, data, config, work=work, quiet=False)
+
+    model_folder = resolve(model, folder_hub)[0]
+    structures = probe_of(loaded, probe, model_folder)
     forgetting = forgetting_report(loaded.potential, result.potential, structures)
     _print_result(result, forgetting)
-    typer.echo(f"model: {save_finetuned(result, loaded, out, licence, forgetting)}")
+    saved = save_finetuned(result, loaded, out, licence, forgetting)
+    typer.echo(f"model: {saved}")
 
 
 @app.command()
@@ -77,48 +86,51 @@ def curve(
         Path, typer.Argument(help="folder of a converted data set of one level of theory")
     ],
     out: Annotated[
-        Path, typer.Argument(help="file to write, fewshot.json; the plot stands beside it")
+        Path,
+        typer.Argument(help="file to write, such as fewshot.json; the figure is next to it"),
     ],
     overrides: Overrides = None,
     recipe: Recipe = None,
     folder_hub: FolderHub = None,
     task: Annotated[
-        str | None, typer.Option(help="K/N: only every N-th cell from the K-th, for job arrays")
+        str | None,
+        typer.Option(help="K/N: only every N-th cell, beginning with the K-th, for job arrays"),
     ] = None,
     show_settings: Annotated[bool, settings_option("finetune.few_shot.curve:CurveConfig")] = False,
 ) -> None:
-    """Errors against the number of structures: pretrained, step 0, strategies, from scratch. Resumable.
+    """Errors against the number of structures: pretrained, step 0, strategies, from scratch.
 
-    Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json sizes=[4,16] seeds=[0]
-    strategies=[refit,full]
+    An interrupted curve is continued by the same command.
+
+    Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json
+    sizes=[4,16] seeds=[0] strategies=[refit,full]
     """
     from ..core.figures.style import figure_png
-    from ..core.files import write_atomically
+    from ..core.files import file_errors, write_atomically
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load
     from .few_shot.curve import CurveConfig, few_shot_curve
     from .few_shot.curve_plot import draw_few_shot_curve
-    from .few_shot.results import FewShotCurve
 
     settings = load_settings(CurveConfig, recipe, overrides)
     share = share_of_work(task)
-    content = few_shot_curve(
-        load(model, folder_hub), data, out, settings, task=share, say=typer.echo
-    )
+    curve = few_shot_curve(load(model, folder_hub), data, out, settings, task=share, say=typer.echo)
     if share is not None:
         typer.echo(f"task {task} is done; when all are, run the same command without --task")
         return
-    curve = FewShotCurve.model_validate(content)
+
     _print_table("force MAE (eV/A)", *curve.table("force_mae"))
     _print_table("energy MAE (eV/atom)", *curve.table("energy_mae_per_atom"))
     for name in settings.strategies:
         ratio = curve.times_fewer(name)
         if ratio is not None:
             typer.echo(
-                f"{name}: {ratio:.2g} times fewer structures than from scratch for the same force error"
+                f"{name}: {ratio:.2g} times fewer structures than from scratch "
+                "for the same force error"
             )
     picture = out.with_suffix(".png")
-    write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
+    with file_errors(picture):
+        write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
     typer.echo(f"curve: {out}\nplot: {picture}")
 
 
@@ -127,7 +139,9 @@ def attach(
     model: Annotated[Path, typer.Argument(help="folder of a pretrained model")],
     data: Annotated[Path, typer.Argument(help="the converted data set that it was trained on")],
 ) -> None:
-    """Put a probe set and the readout's posterior beside a pretrained model; its weights stay as they are.
+    """Add a probe set and the readout's posterior to the folder of a pretrained model.
+
+    The weights do not change.
 
     Example: evenfield finetune attach runs/mine/model runs/data
     """
@@ -150,50 +164,79 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
+def _energy(value: float | None) -> str:
+    """eV/atom, shown in meV/atom."""
+    return _number(value, 1, 1000)
+
+
+def _force(value: float | None) -> str:
+    """eV/A"""
+    return _number(value, 4)
+
+
 def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
-    header = ["", "energy MAE (meV/atom)", "force MAE (eV/A)"]
-    rows = [
-        [row.name, _number(row.energy_mae_per_atom, 1, 1000), _number(row.force_mae, 4)]
-        for row in result.table
-    ]
-    _print_table(
-        f"{result.level_of_theory}: {len(result.target.train)} structures to learn from",
-        header,
-        rows,
-    )
-    judged = result.final.errors
-    rows = []
-    for name, stage in result.stages.items():
-        undone = " (undone: worse on held-out structures)" if stage.kept == 0.0 else ""
-        energy = _number(stage.errors.energy_mae_per_atom, 1, 1000)
-        force = _number(stage.errors.force_mae, 4)
-        rows.append([name + undone, energy, force, f"{stage.seconds:.1f}"])
-    title = f"errors on the {judged.split} split, {judged.num_structures} structures"
-    _print_table(title, [*header, "seconds"], rows)
-    rows = [
-        [f"{row.kind} ({row.num_structures})", *(_number(e, 1, 1000) for e in (row.energy_before, row.energy_after)),
-         *(_number(f, 4) for f in (row.force_before, row.force_after))]
-        for row in forgetting.rows
-    ]  # fmt: skip
-    header = ["probe", "energy before (meV/atom)", "after", "force before (eV/A)", "after"]
-    _print_table("what was forgotten", header, rows)
+    _print_set_up(result)
+    _print_stages(result)
+    _print_forgetting(forgetting)
     _print_notes(result)
 
 
+def _print_set_up(result: FineTuned) -> None:
+    rows = [
+        [row.name, _energy(row.energy_mae_per_atom), _force(row.force_mae)] for row in result.table
+    ]
+    _print_table(
+        f"{result.level_of_theory}: {len(result.target.train)} structures to learn from",
+        ["", "energy MAE (meV/atom)", "force MAE (eV/A)"],
+        rows,
+    )
+
+
+def _print_stages(result: FineTuned) -> None:
+    rows = []
+    for name, stage in result.stages.items():
+        undone = " (undone: worse on held-out structures)" if stage.kept == 0.0 else ""
+        errors = stage.errors
+        energy = _energy(errors.energy_mae_per_atom)
+        rows.append([name + undone, energy, _force(errors.force_mae), f"{stage.seconds:.1f}"])
+    judged = result.final.errors
+    _print_table(
+        f"errors on the {judged.split} split, {judged.num_structures} structures",
+        ["", "energy MAE (meV/atom)", "force MAE (eV/A)", "seconds"],
+        rows,
+    )
+
+
+def _print_forgetting(forgetting: Forgetting) -> None:
+    rows = []
+    for row in forgetting.rows:
+        energies = [_energy(errors["energy"]) for errors in (row.before, row.after)]
+        forces = [_force(errors["forces"]) for errors in (row.before, row.after)]
+        rows.append([f"{row.kind} ({row.num_structures})", *energies, *forces])
+    _print_table(
+        "what was forgotten",
+        ["probe", "energy before (meV/atom)", "after", "force before (eV/A)", "after"],
+        rows,
+    )
+
+
 def _print_notes(result: FineTuned) -> None:
-    reference, refit = result.reference, result.refit
+    reference = result.reference
     if reference.another_zero:
         typer.echo(
-            "the energies have another zero than the model's: E0 of all elements was fitted anew"
+            "the energies have another zero than those of the model: E0 of all elements was refitted"
         )
     if reference.undetermined:
         names = ", ".join(reference.undetermined)
         typer.echo(f"E0 not determined by these structures, kept near the pretrained: {names}")
+
+    refit = result.refit
     if refit.duplicates:
         typer.echo(
-            f"{refit.duplicates} structures are copies of others and were left out together with them"
+            f"{refit.duplicates} structures are copies of others, and were left out with them"
         )
-    noise = ", ".join(f"{kind} {value:.3g}" for kind, value in refit.noise.items())
+    noise = ", ".join(f"{label} {value:.3g}" for label, value in refit.noise.items())
     typer.echo(
-        f"{refit.rows} labels; estimated noise of a typical structure (eV/atom, eV/A, eV/A^3): {noise}"
+        f"{refit.rows} labels; estimated noise of a typical structure "
+        f"(eV/atom, eV/A, eV/A^3): {noise}"
     )

@@ -1,4 +1,4 @@
-"""A fine-tuned model as a folder: weights, a record that names its base and both data sets, posterior, probe."""
+"""A fine-tuned model as a folder: weights, a record that names its base and both data sets, posterior."""
 
 from __future__ import annotations
 
@@ -23,18 +23,25 @@ def save_finetuned(
     licence: str | None = None,
     forgetting: Forgetting | None = None,
 ) -> Path:
-    """Write the model folder `out`; the calculator needs to know nothing of how it was fine-tuned."""
-    base, level = model.record, result.level_of_theory
-    seen = {symbol for s in result.structures for symbol in s.to_atoms().get_chemical_symbols()}
+    """Write the model folder `out`, which loads like that of any other model.
+
+    licence: of the new weights; that of the base model when not given.
+    """
+    base = model.record
+    level = result.level_of_theory
+    symbols_of_structures = [set(one.to_atoms().symbols) for one in result.structures]
+    seen = set().union(*symbols_of_structures)
+
     elements = dict(base.elements)
     elements[level] = sorted({*elements.get(level, []), *seen})
     for member in member_levels(level, len(result.posterior.bootstrap)):
         elements[member] = elements[level]
+
     counts = dict(base.train_counts)
-    for symbol in seen:
-        counts[symbol] = counts.get(symbol, 0) + sum(
-            symbol in s.to_atoms().symbols for s in result.structures
-        )
+    for symbol in sorted(seen):
+        new = sum(symbol in symbols for symbols in symbols_of_structures)
+        counts[symbol] = counts.get(symbol, 0) + new
+
     record = ModelRecord(
         name=out.name,
         licence=licence or base.licence,
@@ -54,18 +61,18 @@ def save_finetuned(
 
 def facts(result: FineTuned) -> dict[str, Any]:
     """What was done, JSON-ready, for the record and its card."""
+    stages = result.stages
     done = {
         "strategy": result.strategy,
         "step0": [row.to_dict() for row in result.table],
         "e0": asdict(result.reference),
         "refit": asdict(result.refit),
         "gradient": asdict(result.gradient) if result.gradient else None,
-        "kept": {
-            name: stage.kept for name, stage in result.stages.items() if stage.kept is not None
-        },
+        "kept": {name: stage.kept for name, stage in stages.items() if stage.kept is not None},
         "held_out_score": result.held_out_scores,
         "num_train": len(result.target.train),
         "num_valid": len(result.target.valid),
-        "seconds": {name: round(stage.seconds, 2) for name, stage in result.stages.items()},
+        "seconds": {name: round(stage.seconds, 2) for name, stage in stages.items()},
     }
+    # tuples become lists here, and not only after the record has been read back
     return json.loads(json.dumps(done))

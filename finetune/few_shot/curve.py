@@ -1,22 +1,26 @@
-"""Few-shot curves: errors against the number of structures for every strategy and from scratch, on the same draws."""
+"""Few-shot curves: errors against the number of structures, for strategies and from scratch.
+
+A cell is one fine-tuning: a number of structures, a seed of their draw, and a strategy. All
+strategies see the same draws. The file is written after every cell, so that an interrupted curve
+can be continued, and the cells can be shared among the tasks of a job array.
+"""
 
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from rich.progress import track
 
-from ...core.files import write_atomically
+from ...core.files import file_errors, write_atomically
 from ...core.locks import LockedError, held
-from ...core.settings import GivenBy, Settings
+from ...core.settings import GivenBy, Settings, SettingsError
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
@@ -26,39 +30,45 @@ from ...pretrain.config import PretrainConfig
 from ...pretrain.run import pretrain
 from ..config import FineTuneConfig
 from ..run import finetune
-from ..strategies import StrategyName, fewest_to_hold_out
-from ..target import draw, open_target
+from ..strategies import STRATEGIES, StrategyName, fewest_to_hold_out
+from ..target import Target, draw, open_target
+from .results import BASELINE, FewShotCurve, FewShotRow
 
 
-FIGURES = ("force_mae", "energy_mae_per_atom")
+# Settings that add cells to a curve. All others change every cell, and so make another curve.
+LADDER = {"sizes", "seeds", "strategies"}
 
 
 class CurveConfig(Settings):
-    """The ladder: structure counts, seeds of the draws, strategies; `scratch_steps` optimizer steps from scratch.
-
-    An empty list of strategies leaves training from scratch alone.
-    """
+    """Which cells a curve has, and how each of them is computed."""
 
     sizes: list[int] = Field(
         default=[4, 8, 16, 32], min_length=1, description="numbers of training structures"
     )
     seeds: list[int] = Field(
-        default=[0, 1], min_length=1, description="one draw of the structures for each seed"
+        default=[0, 1], min_length=1, description="seeds of the draws; errors are their medians"
     )
     strategies: list[StrategyName] = Field(
-        default=["refit"], description="as in `evenfield finetune`; empty for none"
+        default=["refit"],
+        description=f"auto, {', '.join(STRATEGIES)}; [] for training from scratch alone",
     )
     scratch_steps: int = Field(
-        default=400,
-        ge=0,
-        description="optimizer steps of training from scratch, for comparison; 0 for none",
+        default=400, ge=0, description="optimizer steps from scratch; 0 for no such training"
     )
     test_structures: int = Field(
-        default=200, gt=0, description="most structures of the test split that are predicted"
+        default=200, gt=0, description="most structures of the test split that are evaluated"
     )
     finetune: Annotated[
         FineTuneConfig, GivenBy(strategy="strategies", num_structures="sizes", seed="seeds")
     ] = FineTuneConfig()
+
+
+class Cell(NamedTuple):
+    """One fine-tuning of a curve."""
+
+    num_structures: int
+    seed: int
+    strategy: str
 
 
 def few_shot_curve(
@@ -69,14 +79,17 @@ def few_shot_curve(
     *,
     task: tuple[int, int] | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Errors against the number of structures; writes `out` (fewshot.json) after every cell.
+) -> FewShotCurve:
+    """Compute the cells that `out` (fewshot.json) lacks, and write it after each of them.
 
-    Rows that the file has already, for the same model, data and settings, are not computed again, also when sizes,
-    seeds or strategies were added. task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, into
-    a file of its own beside `out`; the call without a task takes up the files of all tasks. A file with rows of
-    another model, data or settings is renamed first. Raises ValueError when the data have fewer structures than the
-    largest size, or when another process writes the file.
+    Rows in the file that belong to the same model, data and settings are kept, also when sizes,
+    seeds or strategies were added. A file with rows of anything else is renamed first.
+
+    task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, and writes a file
+    of its own next to `out`. The call without a task takes over the files of all tasks.
+
+    Raises EvenfieldError when the data have fewer structures than the largest size, and LockedError
+    when another process writes the file.
     """
     own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
     refusal = LockedError(
@@ -85,10 +98,10 @@ def few_shot_curve(
         file=own,
     )
     with held(own.with_name(f".{own.name}.lock"), refusal):
-        return _curve(model, data, out, own, config, task, say)
+        return _complete(model, data, out, own, config, task, say)
 
 
-def _curve(
+def _complete(
     model: LoadedModel,
     data: Path | str,
     out: Path,
@@ -96,161 +109,170 @@ def _curve(
     config: CurveConfig,
     task: tuple[int, int] | None,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    ladder = {"sizes", "seeds", "strategies"}
-    info = read_info(data)
+) -> FewShotCurve:
+    cells = _cells(config)
+    if task is not None:
+        number, num_tasks = task
+        cells = cells[number - 1 :: num_tasks]
+    draw(data, max(config.sizes), seed=0)  # refuse sizes that are too large before any computation
+
     origin = {
         "model": model.reference,
-        "data": info["source"],
-        "config": config.model_dump(mode="json", exclude=ladder),
+        "data": read_info(data)["source"],
+        "config": config.model_dump(mode="json", exclude=LADDER),
     }
-    draw(data, max(config.sizes), seed=0)  # too many are refused before anything is computed
     _set_aside(own, origin, say)
-    rows = _kept_rows(out, origin) + (
-        _kept_rows(own, origin) if task else _rows_of_tasks(out, origin)
-    )
-    done = {(row["num_structures"], row["seed"], row["strategy"]) for row in rows}
-    names = [*config.strategies, *(["scratch"] if config.scratch_steps else [])]
-    if not names:
-        raise ValueError(
-            "strategies: none is named and scratch_steps is 0: name a strategy or give scratch_steps"
-        )
-    # the seeds last: two tasks, of an even number of seeds, then have as much to do
-    cells = [(n, seed, name) for n in config.sizes for name in names for seed in config.seeds]
-    todo = [
-        cell
-        for cell in (cells if task is None else cells[task[0] - 1 :: task[1]])
-        if cell not in done
-    ]
-    content = {
-        "target": Path(data).name,
-        "force_rms": _force_rms(rows),
-        "origin": origin,
-        "rows": rows,
-    }
-    for num_structures, seed, name in track(todo, "few-shot curve", transient=True):
-        for row in _cell(model, data, config, num_structures, seed, name):
-            if (row["num_structures"], row["seed"], row["strategy"]) not in done:
-                done.add((row["num_structures"], row["seed"], row["strategy"]))
+    others = [own] if task is not None else _files_of_tasks(out)
+    rows = _rows_of([out, *others], origin)
+    done = {_cell_of(row) for row in rows}
+
+    curve = FewShotCurve(target=Path(data).name, force_rms=None, origin=origin, rows=rows)
+    todo = [cell for cell in cells if cell not in done]
+    for cell in track(todo, "few-shot curve", transient=True):
+        for row in _compute(model, data, config, cell):
+            # "pretrained" and "step0" are the same for all strategies
+            if _cell_of(row) not in done:
+                done.add(_cell_of(row))
                 rows.append(row)
-        say(f"{num_structures} structures, seed {seed}, {name}: {_figures(rows[-1])}")
-        content["force_rms"] = _force_rms(rows)
-        _write(own, content)
-    _write(own, content)
-    return content
+        say(f"{cell.num_structures} structures, seed {cell.seed}, {cell.strategy}: {rows[-1]}")
+        curve = _written(own, curve, rows)
+    return _written(own, curve, rows)
 
 
-def _cell(
-    model: LoadedModel,
-    data: Path | str,
-    config: CurveConfig,
-    num_structures: int,
-    seed: int,
-    name: str,
-) -> list[dict[str, Any]]:
-    """The rows of one fine-tuning: its strategy, and the steps before it."""
-    settings = config.finetune.model_copy(update={"num_structures": num_structures, "seed": seed})
+def _cells(config: CurveConfig) -> list[Cell]:
+    names = list(config.strategies)
+    if config.scratch_steps:
+        names.append(BASELINE)
+    if not names:
+        raise SettingsError(
+            "strategies=[] and scratch_steps=0 leave nothing to compute",
+            remedy="name a strategy or set scratch_steps",
+        )
+    # Seeds come last: with an even number of them, two tasks then have equal work.
+    return [
+        Cell(size, seed, name) for size in config.sizes for name in names for seed in config.seeds
+    ]
+
+
+def _compute(
+    model: LoadedModel, data: Path | str, config: CurveConfig, cell: Cell
+) -> list[FewShotRow]:
+    """The rows of one cell: its strategy, and the stages before it."""
+    settings = config.finetune.model_copy(
+        update={"num_structures": cell.num_structures, "seed": cell.seed}
+    )
     target = open_target(
         data,
-        num_structures=num_structures,
-        seed=seed,
+        num_structures=cell.num_structures,
+        seed=cell.seed,
         valid_share=settings.valid_share,
-        fewest_to_hold_out=fewest_to_hold_out(name),
+        fewest_to_hold_out=fewest_to_hold_out(cell.strategy),
     )
     target = replace(target, test=spread(target.test, config.test_structures))
-    if name == "scratch":
-        evaluation, seconds = _from_scratch(
-            model, target.train + target.valid, target.test, config.scratch_steps, seed
-        )
-        evaluations, all_seconds = {"scratch": evaluation}, {"scratch": seconds}
-    else:
-        result = finetune(model, target, settings.model_copy(update={"strategy": name}))
-        stages = {
-            "pretrained": result.stages["pretrained"],
-            "step0": result.stages["step0"],
-            name: result.final,
-        }
-        evaluations = {key: stage.errors for key, stage in stages.items()}
-        all_seconds = {key: stage.seconds for key, stage in stages.items()}
-    rows = []
-    for key, evaluation in evaluations.items():
-        row = {"num_structures": num_structures, "strategy": key, "seed": seed}
-        row |= {figure: getattr(evaluation, figure) for figure in (*FIGURES, "force_rms")}
-        rows.append(row | {"seconds": round(all_seconds[key], 2)})
-    return rows
+    if cell.strategy == BASELINE:
+        errors, seconds = _from_scratch(model, target, config.scratch_steps, cell.seed)
+        return [_row(cell, BASELINE, errors, seconds)]
+
+    result = finetune(model, target, settings.model_copy(update={"strategy": cell.strategy}))
+    stages = {
+        "pretrained": result.stages["pretrained"],
+        "step0": result.stages["step0"],
+        cell.strategy: result.final,  # under "auto", if that was asked for
+    }
+    return [_row(cell, name, stage.errors, stage.seconds) for name, stage in stages.items()]
+
+
+def _row(cell: Cell, name: str, errors: ErrorSummary, seconds: float) -> FewShotRow:
+    return FewShotRow(
+        num_structures=cell.num_structures,
+        strategy=name,
+        seed=cell.seed,
+        force_mae=errors.force_mae,
+        energy_mae_per_atom=errors.energy_mae_per_atom,
+        force_rms=errors.force_rms,
+        seconds=round(seconds, 2),
+    )
 
 
 def _from_scratch(
-    model: LoadedModel, train: list[Structure], test: list[Structure], steps: int, seed: int
+    model: LoadedModel, target: Target, steps: int, seed: int
 ) -> tuple[ErrorSummary, float]:
-    """The pretrained model's own recipe on the few structures alone: test errors and seconds."""
+    """Test errors and seconds of the pretrained model's own recipe, on the few structures alone."""
     recipe = dict(model.record.training.get("config", {}))
+    never = steps + 1
     recipe |= {
         "max_steps": steps,
-        "evaluate_every": steps + 1,
-        "checkpoints": {"every": steps + 1},
+        "evaluate_every": never,
+        "checkpoints": {"every": never},
         "seed": seed,
     }
+    train = [*target.train, *target.valid]
+    parts = [replace(structure, split="train") for structure in train]
+    parts += [replace(structure, split="test") for structure in target.test]
+
     with tempfile.TemporaryDirectory() as folder:
-        parts = [replace(s, split="train") for s in train] + [
-            replace(s, split="test") for s in test
-        ]
-        write_data_set(
-            parts, Path(folder) / "data", {"file": "few structures", "sha256": ""}, ConvertConfig()
-        )
-        config = PretrainConfig.model_validate(
-            recipe | {"data": f"{folder}/data", "out": f"{folder}/scratch"}
-        )
+        origin = {"file": "few structures", "sha256": ""}
+        write_data_set(parts, Path(folder) / "data", origin, ConvertConfig())
+        recipe |= {"data": f"{folder}/data", "out": f"{folder}/scratch"}
+        config = PretrainConfig.model_validate(recipe)
+
         started = time.perf_counter()
         trained = pretrain(config, quiet=True)
         seconds = time.perf_counter() - started
-        if trained is None:  # a signal stopped it
-            raise KeyboardInterrupt
+        if trained is None:
+            raise KeyboardInterrupt  # a signal stopped the training, and stops the curve
         return ErrorSummary.read(trained / "evaluation.json"), seconds
 
 
 def spread(structures: list[Structure], most: int) -> list[Structure]:
+    """At most so many structures, evenly spread over the list."""
     number = min(len(structures), most)
-    return [structures[k * len(structures) // number] for k in range(number)]
+    return [structures[index * len(structures) // number] for index in range(number)]
 
 
-def _kept_rows(path: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    return list(content["rows"]) if content.get("origin") == origin else []
+# --- the file
+
+
+def _cell_of(row: FewShotRow) -> Cell:
+    return Cell(row.num_structures, row.seed, row.strategy)
+
+
+def _rows_of(paths: Iterable[Path], origin: dict[str, Any]) -> list[FewShotRow]:
+    """The rows of several files that belong to the same curve, each cell once."""
+    rows: dict[Cell, FewShotRow] = {}
+    for path in paths:
+        if not path.is_file():
+            continue
+        curve = FewShotCurve.read(path)
+        if curve.origin == origin:
+            for row in curve.rows:
+                rows.setdefault(_cell_of(row), row)
+    return list(rows.values())
+
+
+def _files_of_tasks(out: Path) -> list[Path]:
+    """The files that the tasks of a job array have written."""
+    return sorted(out.parent.glob(f"{out.stem}-task*of*.json"))
 
 
 def _set_aside(path: Path, origin: dict[str, Any], say: Callable[[str], None]) -> None:
     """Rename a file whose rows are of something else: they may have taken hours."""
-    if path.is_file() and json.loads(path.read_text()).get("origin") != origin:
-        number = next(
-            k for k in itertools.count(1) if not path.with_name(f"{path.stem}.{k}.json").exists()
-        )
-        kept = path.rename(path.with_name(f"{path.stem}.{number}.json"))
-        say(f"{path} was of another model, data or settings: its rows are kept in {kept}")
+    if not path.is_file() or FewShotCurve.read(path).origin == origin:
+        return
+    for number in itertools.count(1):
+        free = path.with_name(f"{path.stem}.{number}.json")
+        if not free.exists():
+            break
+    with file_errors(path):
+        path.rename(free)
+    say(f"{path} was of another model, data or settings: its rows are kept in {free}")
 
 
-def _rows_of_tasks(out: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows that the tasks of an array have left, each once."""
-    found: dict[tuple[int, int, str], dict[str, Any]] = {}
-    for path in sorted(out.parent.glob(f"{out.stem}-task*of*.json")):
-        for row in _kept_rows(path, origin):
-            found.setdefault((row["num_structures"], row["seed"], row["strategy"]), row)
-    own = {(row["num_structures"], row["seed"], row["strategy"]) for row in _kept_rows(out, origin)}
-    return [row for key, row in found.items() if key not in own]
-
-
-def _force_rms(rows: list[dict[str, Any]]) -> float | None:
-    return next((row["force_rms"] for row in rows if row["force_rms"] is not None), None)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=1))
-
-
-def _figures(row: dict[str, Any]) -> str:
-    energy, force = row["energy_mae_per_atom"], row["force_mae"]
-    parts = [] if energy is None else [f"{1000 * energy:.1f} meV/atom"]
-    return " ".join(
-        [*parts, *([] if force is None else [f"{force:.3f} eV/A"]), f"{row['seconds']:.0f} s"]
-    )
+def _written(path: Path, curve: FewShotCurve, rows: list[FewShotRow]) -> FewShotCurve:
+    """The curve with these rows, as it was written to the file."""
+    force_rms = next((row.force_rms for row in rows if row.force_rms is not None), None)
+    curve = curve.model_copy(update={"rows": list(rows), "force_rms": force_rms})
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, curve.to_json())
+    return curve

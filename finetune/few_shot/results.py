@@ -7,9 +7,10 @@ here. What "so many times fewer structures" means is defined in `FewShotCurve.ti
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,8 +48,20 @@ class FewShotRow(BaseModel):
     """eV/A; None where the test structures have no forces."""
     energy_mae_per_atom: float | None
     """eV/atom; None where the test structures have no energies."""
+    force_rms: float | None = None
+    """RMS of the force labels of the test structures, eV/A."""
     seconds: float | None = None
     """Time of the fine-tuning, where it was recorded."""
+
+    def __str__(self) -> str:
+        parts = []
+        if self.energy_mae_per_atom is not None:
+            parts.append(f"{1000 * self.energy_mae_per_atom:.1f} meV/atom")
+        if self.force_mae is not None:
+            parts.append(f"{self.force_mae:.3f} eV/A")
+        if self.seconds is not None:
+            parts.append(f"{self.seconds:.0f} s")
+        return " ".join(parts)
 
 
 class FewShotCurve(BaseModel):
@@ -59,6 +72,8 @@ class FewShotCurve(BaseModel):
     target: str
     force_rms: float | None
     """RMS of the force labels of the test structures, eV/A."""
+    origin: dict[str, Any] = {}
+    """Model, data and settings: rows of another origin do not belong to the same curve."""
     rows: list[FewShotRow]
 
     @classmethod
@@ -76,6 +91,10 @@ class FewShotCurve(BaseModel):
                 file=path,
                 remedy="write it with `evenfield finetune curve`",
             ) from error
+
+    def to_json(self) -> str:
+        """The text of fewshot.json."""
+        return json.dumps(self.model_dump(), indent=1)
 
     @property
     def strategies(self) -> list[str]:

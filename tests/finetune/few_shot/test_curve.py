@@ -21,7 +21,7 @@ CURVE = CurveConfig(sizes=[2, 6], seeds=[0, 1], scratch_steps=0)
 
 
 def curve(model, sets, out: Path, config: CurveConfig = CURVE) -> dict:
-    return few_shot_curve(model, sets["platinum"], out, config, say=lambda text: None)
+    return few_shot_curve(model, sets["platinum"], out, config, say=lambda text: None).model_dump()
 
 
 def no_more(*_: object) -> None:
