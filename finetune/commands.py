@@ -1,4 +1,4 @@
-"""`evenfield finetune MODEL DATA OUT`, `evenfield finetune curve` and `evenfield finetune attach`."""
+"""The commands `evenfield finetune [run]`, `... curve` and `... attach`."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _print_notes(result: FineTuned) -> None:
     reference = result.reference
     if reference.another_zero:
         typer.echo(
-            "the energies have another zero than those of the model: E0 of all elements was refitted"
+            "the energies have another zero than the model's: E0 of all elements was refitted"
         )
     if reference.undetermined:
         names = ", ".join(reference.undetermined)

@@ -1,4 +1,4 @@
-"""Heads: one for each level of theory. A new one starts as a copy of an old one, which stays as it is."""
+"""Heads: one for each level of theory. A new head starts as a copy of an old one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def member_levels(level: str, number: int) -> list[str]:
 
 
 def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
-    """A copy with one more head for each bootstrap refit; the potential itself when there is none."""
+    """A copy with one more head for each bootstrap refit; without any, the potential itself."""
     level = posterior.level_of_theory
     members = member_levels(level, len(posterior.bootstrap))
     for member, change in zip(members, posterior.bootstrap, strict=True):

@@ -1,4 +1,4 @@
-"""A fine-tuned model as a folder: weights, a record that names its base and both data sets, posterior."""
+"""A fine-tuned model as a folder: weights, posterior, and a record of base model and data."""
 
 from __future__ import annotations
 

@@ -36,8 +36,10 @@ from .target import Target
 
 
 class FitConfig(Settings):
-    """The settings that strategies read; `FineTuneConfig` adds those that come before a strategy."""
+    """The settings that strategies read; `FineTuneConfig` adds those that come before."""
 
+    # `FineTuneConfig` narrows this to the registered names. Here it makes the key the first one.
+    strategy: str = "auto"
     start: Literal["refit", "step0"] = Field(
         default="step0",
         description="where a gradient strategy starts: after the closed-form refit, or before it",
@@ -62,7 +64,7 @@ class Stage:
     seconds: float
     """Since the start, without the time that judging took."""
     kept: float | None
-    """How much of the change was kept, from 0 (all undone) to 1; None where nothing was to choose."""
+    """How much of the change was kept, from 0 (all undone) to 1; None without a choice."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class FineTuning:
         )
 
     def refit(self, structures: list[Structure]) -> Refitted:
-        """Refit in closed form, and keep as much of the change as is best on held-out structures."""
+        """Refit in closed form, and keep the part of the change that is best when held out."""
         start = copied_weights(self.potential)
         start_score = self.score()
         report, posterior = self.solve(structures)
@@ -151,7 +153,7 @@ class FineTuning:
         return Refitted(report, posterior, share)
 
     def _best_share(self, start: Weights, end: Weights, start_score: float) -> float:
-        """Go from `start` toward `end` to where the score is lowest; returns the share of the way."""
+        """Go from `start` toward `end` to the lowest score; returns the share of the way."""
         best_share = 0.0
         best_score = start_score
         for share in SHARES:

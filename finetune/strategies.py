@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING, Literal
 
 from .closed_form.strategy import Refit
 from .gradient.strategies.full import Full
@@ -53,12 +51,9 @@ def describe_strategies() -> str:
     return "; ".join([f"{AUTO}: refit or full, by the number of structures", *own])
 
 
-def _known(name: str) -> str:
-    if name != AUTO and name not in STRATEGIES:
-        # a ValueError is what pydantic expects of a validator
-        raise ValueError(f"'{name}' is not a strategy: use one of {', '.join([AUTO, *STRATEGIES])}")
-    return name
-
-
-StrategyName = Annotated[str, AfterValidator(_known)]
-"""Type of a setting that names a strategy."""
+# The type of a setting that names a strategy. The names are known only when the registry is, which
+# a type checker cannot follow.
+if TYPE_CHECKING:
+    StrategyName = str
+else:
+    StrategyName = Literal[(AUTO, *STRATEGIES)]

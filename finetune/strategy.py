@@ -42,7 +42,7 @@ class Strategy(ABC):
     description: ClassVar[str]
     """What learns, in a few words, for the help of the command."""
     fewest_to_hold_out: ClassVar[int] = FEWEST_TO_HOLD_OUT
-    """With fewer structures none is held out: one or two say little, and each is needed to learn."""
+    """With fewer structures none is held out: one or two say little, and all are needed."""
 
     @abstractmethod
     def fit(self, run: FineTuning) -> Fitted:

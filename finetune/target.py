@@ -1,4 +1,4 @@
-"""What a model is fine-tuned to: structures of one level of theory, and which of them are held out."""
+"""What a model is fine-tuned to: structures of one level of theory, some of them held out."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
 
 
 def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | None) -> Path:
-    """Convert a file or another source into `work`; labels in REF_* columns are found by themselves."""
+    """Convert a file or another source into `work`; labels in REF_* columns are recognised."""
     if work is None:
         raise EvenfieldError(
             "is not the folder of a converted data set",
@@ -216,7 +216,7 @@ def _reference_recipe(found: set[str], settings: dict[str, Any]) -> dict[str, An
 
 
 def _reference_columns(data: Path | str) -> set[str]:
-    """Columns of the first structure of a file whose labels are REF_*; empty for all other files."""
+    """Columns of the first structure of a file with REF_* labels; empty for other files."""
     if not Path(data).is_file():
         return set()
     try:

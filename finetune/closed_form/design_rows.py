@@ -170,7 +170,7 @@ def feature_jacobian(
     (P, N, 3), and by strain over the volume (P, S, 3, 3), NaN where a structure is not periodic.
     P counts the features summed over all atoms, then over the atoms of each new element.
 
-    Times the readout weights, these are the interaction energies, the forces and the stress, exactly.
+    Times the readout weights, these are exactly the interaction energies, forces and stress.
     """
     with torch.enable_grad():
         vectors, tiles = potential.edge_vectors(batch)

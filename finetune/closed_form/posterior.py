@@ -1,4 +1,4 @@
-"""The posterior of a refit: the covariance of what was fitted, stored next to the model's weights."""
+"""The posterior of a refit: the covariance of what was fitted, stored next to the weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class NoPosteriorError(EvenfieldError):
 class Posterior:
     """Gaussian posterior of the P parameters of one head; its mean are the weights of the model.
 
-    Parameters, in this order: d weights that all elements share, d own weights for each new element,
-    and E0 of each element. Weights are in eV per feature and unit of the head's scale, E0 in eV.
+    Parameters, in this order: d weights that all elements share, d own weights for each new
+    element, and E0 of each element. Weights are in eV per feature and unit of the head's scale,
+    E0 in eV.
 
     The covariance is (A^T A + precision)^-1, with rows A divided by the estimated noise.
     """

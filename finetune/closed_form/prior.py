@@ -1,9 +1,9 @@
 """The choice of the prior precision by cross-validation: how far the data may move the readout.
 
-A fold contains whole structures. Generalised cross-validation would take the force components of one
-structure for independent measurements, and was measured to overfit here (docs/decisions/0004).
-Leaving out whole structures is exact, and costs only solves: the equations of all folds but one are
-a difference of sums.
+A fold contains whole structures. Generalised cross-validation would take the force components of
+one structure for independent measurements, and was measured to overfit here (docs/decisions/0004).
+Leaving out whole structures is exact, and costs only solves: the equations of all folds but one
+are a difference of sums.
 
 Shapes: P parameters, F folds, K candidate precisions.
 """

@@ -1,4 +1,4 @@
-"""Refit of the core radii to new data: one number for each element, before the readout is refitted."""
+"""Refit of the core radii to new data, before the readout: one number for each element."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _folds(
 def _with_estimated_noise(
     folds: list[Fold], unknowns: Unknowns, e0_precision: np.ndarray
 ) -> tuple[list[Fold], PriorChoice, dict[str, float]]:
-    """Folds over the estimated noise, the prior chosen for them, and estimated over assumed noise."""
+    """Folds over the estimated noise, the prior for them, and estimated over assumed noise."""
     shared = unknowns.pattern(shared=1.0)
     own = unknowns.pattern(own=1.0)
     first = choose_prior(folds, shared, own, e0_precision)

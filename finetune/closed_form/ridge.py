@@ -1,8 +1,9 @@
 """Ridge regression by normal equations: sums over rows, the solution and its covariance.
 
-The problem is min_x |A x - y|^2 + sum_p precision_p x_p^2, where rows A and targets y are divided by
-the noise of the labels. In the language of Bayes, x has a Gaussian prior around zero with the given
-precision, the solution is the mean of the posterior, and (A^T A + diag(precision))^-1 its covariance.
+The problem is min_x |A x - y|^2 + sum_p precision_p x_p^2, where rows A and targets y are divided
+by the noise of the labels. In the language of Bayes, x has a Gaussian prior around zero with the
+given precision, the solution is the mean of the posterior, and (A^T A + diag(precision))^-1 its
+covariance.
 
 Shapes: P parameters, R rows.
 """
@@ -65,7 +66,7 @@ class NormalEquations:
         )
 
     def add(self, rows: np.ndarray, target: np.ndarray) -> None:
-        """Add rows (R, P) with targets (R,), both divided by their noise; NaN targets are dropped."""
+        """Add rows (R, P) and targets (R,), both over their noise; NaN targets are dropped."""
         labelled = np.isfinite(target)
         rows = rows[labelled]
         target = target[labelled]
@@ -107,7 +108,7 @@ def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -
 
 
 def posterior_covariance(matrix: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """(matrix + diag(precision))^-1; directions that are lost in rounding have the prior's width."""
+    """(matrix + diag(precision))^-1; directions lost in rounding have the width of the prior."""
     determined, values, undetermined = _directions(*_scaled(matrix, precision))
     of_prior = np.linalg.inv(undetermined.T @ (precision[:, None] * undetermined))
     return (determined / values) @ determined.T + undetermined @ of_prior @ undetermined.T

@@ -30,7 +30,7 @@ from ...pretrain.config import PretrainConfig
 from ...pretrain.run import pretrain
 from ..config import FineTuneConfig
 from ..run import finetune
-from ..strategies import STRATEGIES, StrategyName, fewest_to_hold_out
+from ..strategies import StrategyName, fewest_to_hold_out
 from ..target import Target, draw, open_target
 from .results import BASELINE, FewShotCurve, FewShotRow
 
@@ -50,7 +50,7 @@ class CurveConfig(Settings):
     )
     strategies: list[StrategyName] = Field(
         default=["refit"],
-        description=f"auto, {', '.join(STRATEGIES)}; [] for training from scratch alone",
+        description="strategies to compare; [] for training from scratch alone",
     )
     scratch_steps: int = Field(
         default=400, ge=0, description="optimizer steps from scratch; 0 for no such training"

@@ -85,7 +85,7 @@ class KeepBest(Callback):
         put_weights(self.potential, interpolated(self._start, self._best, self.share))
 
     def _best_share(self, held_out: HeldOut) -> float:
-        """The first share of the way to the best step at which the score is better than at the start."""
+        """The first share of the way to the best step that scores better than the start."""
         for share in SHARES:
             tried = interpolated(self._start, self._best, share)
             with weights_aside(self.potential, tried, trainable=True):

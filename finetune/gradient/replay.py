@@ -91,7 +91,7 @@ def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[St
 
 
 def _shuffled(data: Path | str) -> list[Structure]:
-    """All training structures in one random order, which must stay the same for the probe's sake."""
+    """All training structures in one random order, which the probe set depends on."""
     structures = list(iter_structures(data, "train"))
     order = np.random.default_rng(0).permutation(len(structures))
     return [structures[index] for index in order]

@@ -109,7 +109,7 @@ def _stream(
     config: GradientConfig,
     seed: int,
 ) -> TrainingStream:
-    """The stream of pretraining over the structures, which are written into `folder` as data sets."""
+    """The stream of pretraining over the structures, written into `folder` as data sets."""
     parts = {"target": train}
     shares = {}
     if replay is not None:

@@ -1,4 +1,4 @@
-"""Step 0: errors on the new data before anything is learned, and a stop when the set-up raised them."""
+"""Step 0: errors on the new data before learning, and a stop when the set-up raised them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
 
 
 def _explaining(name: str, units: tuple[str, ...], ratio: float) -> list[str]:
-    """Units that explain labels of `ratio` times the predictions: the best, and those close to it."""
+    """Units that explain labels of `ratio` times the predictions: the best and those near it."""
     off = {unit: abs(np.log(ratio * unit_factor(name, unit))) for unit in units}
     limit = min(off.values()) + np.log(CLOSE)
     return [unit for unit in units if off[unit] < limit]

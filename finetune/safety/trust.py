@@ -1,7 +1,7 @@
-"""What is stored next to a pretrained model so that it can be trusted later: probe set and posterior.
+"""Probe set and posterior of a pretrained model, by which later results can be trusted.
 
-The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says how
-well the data determine an energy (closed_form/posterior.py). Neither changes the weights.
+The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says
+how well the data determine an energy (closed_form/posterior.py). Neither changes the weights.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Recipes of the named models: generated data, one pretraining, probe set and posterior, a card. One command each.
+"""Recipes of the named models: demo data, one pretraining, probe set and posterior, a card.
 
     evenfield zoo build evenfield-m
-    make zoo                           what the package ships, evenfield-s, trained anew into model_zoo/zoo/shipped
+    make zoo
 
-Each step is kept when it is done, so that a build which was interrupted goes on.
+`make zoo` trains the model that the package ships, evenfield-s, and writes it to
+model_zoo/zoo/shipped. Every step is kept when it is done, so that an interrupted build can be
+continued.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ from ..safety.trust import attach_trust
 
 LICENCE = "Apache-2.0"
 LEVELS = {
-    "GFN1-xTB": "GFN1-xTB of tblite: tight binding, clusters and molecules without periodicity, closed shell",
+    "GFN1-xTB": (
+        "GFN1-xTB of tblite: tight binding, clusters and molecules without periodicity, "
+        "closed shell"
+    ),
     "EMT": "effective medium theory of ASE: metals and alloys, periodic",
 }
 
 
 class ZooRecipe(Settings):
-    """What a named model is made of."""
+    """What a named model is trained on, and how."""
 
     num_structures: int = Field(gt=0, description="generated and labelled here")
     seed: int = 0
@@ -53,8 +58,9 @@ RECIPES = {
     "evenfield-s": ZooRecipe(
         num_structures=2000,
         description=(
-            "Small and fast, for trying things out: trained in minutes on generated structures at GFN1-xTB and EMT. "
-            "It knows many elements, none of them well; results for a paper want a model trained on DFT data."
+            "Small and fast, for trying things out: trained in minutes on generated structures at "
+            "GFN1-xTB and EMT. It knows many elements, none of them well; results for a paper want "
+            "a model trained on DFT data."
         ),
         pretrain={
             "max_steps": 900,
@@ -65,8 +71,9 @@ RECIPES = {
     "evenfield-m": ZooRecipe(
         num_structures=3000,
         description=(
-            "The larger of the two models on generated structures at GFN1-xTB and EMT: more data and twice the "
-            "channels of evenfield-s. Results for a paper want a model trained on DFT data."
+            "The larger of the two models on generated structures at GFN1-xTB and EMT: more data "
+            "and twice the channels of evenfield-s. Results for a paper want a model trained on "
+            "DFT data."
         ),
         pretrain={
             "max_steps": 800,
@@ -80,41 +87,44 @@ RECIPES = {
 def build_zoo_model(
     recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None = None
 ) -> Path | None:
-    """Make a named model in `work` and put it into `into`/`name`; None when a signal stopped the training.
+    """Make a named model in `work`, and move it to `into`/`name`.
 
-    Raises ImportError without tblite, which labels the data (extra `demo`).
+    Returns None when a signal stopped the training. Raises MissingPackageError without tblite,
+    which labels the data.
     """
-    raw, data, run = work / "embedded.extxyz.gz", work / "data", work / name
+    raw = work / "embedded.extxyz.gz"
+    data = work / "data"
+    run = work / name
+
     if not raw.exists():
-        generate(
-            GeneratorConfig(
-                num_structures=recipe.num_structures, seed=recipe.seed, workers=workers
-            ),
-            raw,
+        structures = GeneratorConfig(
+            num_structures=recipe.num_structures, seed=recipe.seed, workers=workers
         )
+        generate(structures, raw)
     if not (data / "dataset_info.json").exists():
-        about = (
-            f"{recipe.num_structures} structures of `evenfield data generate`, seed {recipe.seed}"
-        )
+        command = "`evenfield data generate`"
+        about = f"{recipe.num_structures} structures of {command}, seed {recipe.seed}"
         convert(raw, data, ConvertConfig(licence=LICENCE, description=about))
     if not (run / "model" / MANIFEST).exists():
         settings = {"data": str(data), "out": str(run), "licence": LICENCE, **recipe.pretrain}
         config = PretrainConfig.model_validate(settings)
         if pretrain(config, resume="auto") is None:
             return None
-    return _finish_and_move(recipe, name, run / "model", data, into)
+    return _describe_and_move(recipe, name, run / "model", data, into)
 
 
-def _finish_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, into: Path) -> Path:
-    levels = read_model_folder(model).potential.config.levels_of_theory
+def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, into: Path) -> Path:
+    """Add card, probe set and posterior to a copy of the model, and move it to `into`/`name`."""
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
     shutil.copytree(model, described)
-    details = {level: LEVELS[level] for level in levels if level in LEVELS}
     attach_trust(described, data)
-    describe(
-        described, Description(name=name, description=recipe.description, level_details=details)
-    )
+
+    levels = read_model_folder(model).potential.config.levels_of_theory
+    details = {level: LEVELS[level] for level in levels if level in LEVELS}
+    description = Description(name=name, description=recipe.description, level_details=details)
+    describe(described, description)
+
     into.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(into / name, ignore_errors=True)
     shutil.move(described, into / name)

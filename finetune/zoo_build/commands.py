@@ -20,9 +20,11 @@ def zoo_build(
         int | None, typer.Option(help="processes that label the data; default one per core")
     ] = None,
 ) -> None:
-    """Make a named model by its recipe: generate and label data, pretrain, evaluate, write card and folder.
+    """Make a named model by its recipe: generate and label data, pretrain, evaluate, write a card.
 
-    An interrupted build goes on. Example: evenfield zoo build evenfield-m
+    The same command continues an interrupted build.
+
+    Example: evenfield zoo build evenfield-m
     """
     import shutil
 
@@ -32,12 +34,15 @@ def zoo_build(
 
     if name not in RECIPES:
         known = ", ".join(zoo.names())
-        raise HubError("no model of the zoo has this name", file=name, remedy=f"there are: {known}")
-    place = (
-        work or cache_folder() / "zoo-work" / f"{name}-{RECIPES[name].digest}"
-    )  # a new recipe starts afresh
-    folder = build_zoo_model(RECIPES[name], name, place, into or cache_folder() / "zoo", workers)
-    if folder is not None:
-        typer.echo(f"model: {folder}")
-        if work is None:
-            shutil.rmtree(place)
+        raise HubError(
+            "no model of the zoo has this name", file=name, remedy=f"name one of {known}"
+        )
+    recipe = RECIPES[name]
+    # the digest in the name makes a changed recipe start from the beginning
+    place = work or cache_folder() / "zoo-work" / f"{name}-{recipe.digest}"
+    folder = build_zoo_model(recipe, name, place, into or cache_folder() / "zoo", workers)
+    if folder is None:
+        return  # stopped by a signal: what is done stays in `place`
+    typer.echo(f"model: {folder}")
+    if work is None:
+        shutil.rmtree(place)
