@@ -157,6 +157,7 @@ def check_structure(structure: Structure) -> None:
                 f"has {name} of shape {np.shape(value)} for {len(structure)} atoms",
                 remedy=f"give shape {expected}",
             )
+    # distances last: they need a sane cell and cost the most
     _check_sizes(structure)
     _check_cell(structure)
     _check_distances(structure)
@@ -202,6 +203,7 @@ def _check_cell(structure: Structure) -> None:
     if not structure.pbc.any():
         return
     cell = structure.cell
+    # a slab may have no third vector; any vector out of its plane gives the same heights
     periodic_vectors = cell[structure.pbc]
     if not structure.pbc.all() and periodic_vectors.any(axis=1).all():
         cell = complete_cell(cell)

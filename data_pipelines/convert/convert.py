@@ -124,6 +124,7 @@ def convert(
             f"task={task[0]}/{task[1]}: the first number is one of 1..{max(task[1], 1)}"
         )
 
+    # first what takes seconds: misspelt columns, a finished conversion, wrong units
     check_columns_exist(source, config)
     origin = _origin(source, config)
     finished = _finished(out, origin)
@@ -145,6 +146,7 @@ def convert(
             if read_staged(staged_path(out, number), job.key) is None
         ]
 
+        # a pool takes a second to start, which a small source does not need
         run: Map = map
         if len(missing) > 1 and workers != 1:
             run = stack.enter_context(worker_pool(workers)).map
@@ -263,6 +265,7 @@ def _finish(
     out: Path, job: _Job, num_parts: int, origin: dict[str, Any], run: Map
 ) -> dict[str, Any]:
     """Replace the files of an older conversion by the shards of the staged parts."""
+    # an older conversion may have had more shards than this one
     for stale in out.iterdir():
         if OWN_FILE.fullmatch(stale.name):
             stale.unlink()
@@ -300,6 +303,7 @@ def split_of(group: str, config: ConvertConfig) -> str:
     All structures of a group are on one side, on every machine, and adding data moves none.
     """
     digest = hashlib.sha256(group.encode()).digest()
+    # uniform in [0, 1)
     point = int.from_bytes(digest[:8], "big") / 2**64
     if point < config.test_share:
         return "test"

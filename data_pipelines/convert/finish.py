@@ -62,6 +62,7 @@ def finish(
     Raises BadRecordError for the second structure with the same id (with `skip_bad` it is set
     aside instead) and ConversionError when no structure is left to train on.
     """
+    # a part can be empty, for example that of an empty file among others
     parts = [
         (path, staged)
         for path, staged in parts
@@ -86,6 +87,7 @@ def finish(
             remedy="check the splits and the element filters",
         )
 
+    # the table of a shard is in memory while it is written, so its census is taken there
     shards = {}
     census = Census()
     for plan, (entry, counted) in zip(plans, run(write_planned, plans), strict=True):
@@ -174,8 +176,9 @@ def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict
     for part in np.unique(index.part[rows]):
         own = rows[index.part[rows] == part]
         path, _ = parts[part]
-        column = pq.read_table(path, columns=[name])[name].take(pa.array(index.row[own]))
-        values |= dict(zip(own.tolist(), column.to_pylist(), strict=True))
+        column = pq.read_table(path, columns=[name])[name]
+        chosen = column.take(pa.array(index.row[own]))
+        values |= dict(zip(own.tolist(), chosen.to_pylist(), strict=True))
     return values
 
 
@@ -216,8 +219,10 @@ def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[Shard
             pieces = []
             for part in np.unique(index.part[own]):
                 path, _ = parts[part]
-                pieces.append((path, index.row[own[index.part[own] == part]]))
-            plans.append(ShardPlan(out / f"{split}-{number:05d}.parquet", split, pieces))
+                inside = own[index.part[own] == part]
+                pieces.append((path, index.row[inside]))
+            shard = out / f"{split}-{number:05d}.parquet"
+            plans.append(ShardPlan(shard, split, pieces))
     return plans
 
 
@@ -236,8 +241,10 @@ def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
 def _write_near_duplicates(out: Path, parts: Parts, index: _Index) -> dict[str, Any]:
     """List groups of near duplicates in duplicates.jsonl; returns their counts."""
     kept = np.flatnonzero(index.keep)
-    groups = [kept[rows] for rows in near_duplicates.group_equal(index.fingerprint[kept])]
+    groups_of_kept = near_duplicates.group_equal(index.fingerprint[kept])
+    groups = [kept[rows] for rows in groups_of_kept]
     if groups:
+        # a group can have thousands of members; the first ones are enough to look at
         shown = [rows[: near_duplicates.SHOWN_IDS] for rows in groups]
         ids = _values_at(parts, index, np.concatenate(shown), "structure_id")
         lines = []

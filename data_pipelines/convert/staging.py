@@ -90,6 +90,7 @@ def stage(
     the first bad record unless `skip_bad`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # another process may stage the same part: each writes a file of its own
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     rows: list[tuple[Structure, int, int]] = []
     try:
@@ -114,6 +115,7 @@ def stage(
                 writer.write_table(_table(rows))
             writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(asdict(staged))})
 
+        # without this, a crash of the machine could leave an empty file under the final name
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

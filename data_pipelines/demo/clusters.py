@@ -72,7 +72,9 @@ def cluster(rng: np.random.Generator) -> Atoms:
 
     if rng.random() < 0.3:
         pure = atoms.copy()
-        mix_in(rng, atoms, cation, _zipf(rng, CATIONS, 1.2), rng.uniform(0, 0.6))
+        guest = _zipf(rng, CATIONS, 1.2)
+        share = rng.uniform(0, 0.6)
+        mix_in(rng, atoms, cation, guest, share)
         atoms.positions = stretched(pure, atoms)
     return finished(rng, atoms, "cluster", rattle=rng.uniform(0.02, 0.1))
 
@@ -92,7 +94,8 @@ def molecule(rng: np.random.Generator) -> Atoms:
         sites = np.flatnonzero(parent.symbols == symbol)
         if rng.random() >= 0.5:
             sites = rng.choice(sites, 1)
-        child.symbols[sites] = _zipf(rng, [other for other in group if other != symbol], 1.0)
+        others = [other for other in group if other != symbol]
+        child.symbols[sites] = _zipf(rng, others, 1.0)
     child.positions = stretched(parent, child)
     return finished(rng, child, "molecule", rattle=rng.uniform(0.0, 0.05))
 
@@ -108,5 +111,7 @@ def _ionic_bond(cation: str, anion: str) -> float:
 
     The sum of the covalent radii, and 13 % less with s-, d- and f-metals.
     """
-    covalent = covalent_radii[atomic_numbers[cation]] + covalent_radii[atomic_numbers[anion]]
-    return covalent * (1.0 if cation in COVALENT_CATIONS else 0.87)
+    cation_radius = covalent_radii[atomic_numbers[cation]]
+    anion_radius = covalent_radii[atomic_numbers[anion]]
+    contraction = 1.0 if cation in COVALENT_CATIONS else 0.87
+    return (cation_radius + anion_radius) * contraction

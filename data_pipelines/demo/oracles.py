@@ -89,6 +89,7 @@ def label(atoms: Atoms, level_of_theory: str) -> Atoms:
             f"{GFN1_LEVEL} labels isolated structures only, and {atoms.symbols} is periodic"
         )
 
+    # a calculator keeps its state: structures must not depend on those labelled before
     calculated = atoms.copy()
     calculated.calc = oracle_calculator(level_of_theory)
     try:

@@ -44,6 +44,7 @@ class AseDatabase(SourceFormat):
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
         """Id and record of each row; see SourceFormat."""
         with local_file(part.name) as path, self._opened(path, part.name) as (ids, get_row):
+            # ids may have gaps where rows were deleted
             for row_id in ids:
                 if row_id < part.first or (part.last is not None and row_id >= part.last):
                     continue
@@ -84,6 +85,7 @@ class AseDatabase(SourceFormat):
 
 
 def _record_from_row(row: Any) -> Record:
+    # a database does not tell values of the structure from those of its atoms
     columns = {**dict(row.data), **row.key_value_pairs}
     return Record(
         atomic_numbers=row.numbers,

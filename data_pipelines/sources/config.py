@@ -67,6 +67,7 @@ class SourceConfig(Settings):
                     raise ValueError(
                         f"{key}.{label} is not a label: use one of {', '.join(LABELS)}"
                     )
+        # a label and its unit belong together
         for label in LABELS:
             self._check_label(label)
         return self
@@ -90,6 +91,7 @@ class SourceConfig(Settings):
 
     def passes(self, values: dict[str, Any]) -> bool:
         """Whether the filters let a record with these values through; 1, 1.0 and "1" are equal."""
+        # YAML, extxyz and Arrow disagree about the type of such values, so texts are compared
         for key, wanted in self.filters.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
             if _plain(values[key]) not in map(_plain, allowed):

@@ -46,6 +46,7 @@ class ExtendedXyz(SourceFormat):
             yield from records_of_frames(part, xyz_frames(path, part.first, part.last))
 
 
+# asked for when a file is cut, and again by each process that reads a part of it
 @lru_cache(maxsize=2)
 def record_starts(path: str) -> list[int] | None:
     """Byte offset of each record in the uncompressed text.
@@ -78,6 +79,7 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
     """
     starts = record_starts(str(path))
     text = _text(path, starts, first, last)
+    # how many frames were yielded before ASE failed
     num_parsed = 0
     try:
         # the fast way: ASE parses all frames in one go

@@ -78,6 +78,7 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
         files = sorted(name for name in found if Path(name).is_file())
         return _at_least_one(files, source, suffixes)
 
+    # a local name that does not exist may be that of a data set of the hub
     match = HUB_NAME.fullmatch(source)
     if match and not source.endswith(tuple(suffixes)):
         return _hub_files(source, match["name"], match["revision"], hub_config)
@@ -129,6 +130,7 @@ def _forbidden(path: Path, error: PermissionError) -> SourceError:
 def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
     with _network_errors(source):
         filesystem, path = fsspec.url_to_fs(source)
+        # object stores have no folders: a name is a file, or the beginning of the names of files
         if GLOB.search(path):
             found = filesystem.glob(path)
         elif filesystem.isfile(path):
@@ -164,6 +166,7 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     others = [file for file in files if not file.endswith(".parquet")]
     if others or not files:
         found = Path(others[0]).name if others else "no data files"
+        # other formats could only be downloaded whole, which defeats streaming
         raise SourceError(
             f"consists of {found}, and only Parquet is streamed from the hub",
             file=source,
@@ -214,6 +217,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
             yield file
         return
 
+    # errors while reading are those of the reader, which knows the record
     with _network_errors(name):
         filesystem, remote_path = fsspec.url_to_fs(name)
         file = filesystem.open(remote_path, "rb")
@@ -244,16 +248,18 @@ def fingerprint(files: list[str]) -> str:
 
     The names of several local files count too, but not their folder, which may be moved.
     """
+    # the plain sha256 of a file, which its publisher may state too
     if len(files) == 1 and not is_url(files[0]):
         return _sha256(plain_path(files[0]))
 
     total = hashlib.sha256()
     for name in files:
         if is_url(name):
-            total.update(f"{name} {_remote_state(name)}\n".encode())
+            line = f"{name} {_remote_state(name)}"
         else:
             path = plain_path(name)
-            total.update(f"{path.name} {_sha256(path)}\n".encode())
+            line = f"{path.name} {_sha256(path)}"
+        total.update(f"{line}\n".encode())
     return total.hexdigest()
 
 

@@ -43,6 +43,7 @@ class Parquet(SourceFormat):
         """Runs of whole row groups, of at most `records_per_part` rows or one row group."""
         with open_binary(name) as file:
             metadata = _open(file, name).metadata
+        # a row group is the least that Parquet can read, so no group is divided between parts
         parts = []
         start = 0
         stop = 0
@@ -65,11 +66,14 @@ class Parquet(SourceFormat):
             schema = parquet.schema_arrow
             columns = _Columns.of(schema, part.name, config)
             groups, index = _overlapping_groups(parquet.metadata, part)
+            # Arrow reads whole columns; what is inside a struct is taken from them later
             roots = sorted({_root(schema, path) for path in columns.paths})
             last = parquet.metadata.num_rows if part.last is None else part.last
             try:
                 for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=roots):
-                    for record in _records(pa.Table.from_batches([batch]), columns, config):
+                    table = pa.Table.from_batches([batch])
+                    for record in _records(table, columns, config):
+                        # the first and the last group may reach beyond the part
                         if part.first <= index < last:
                             yield index, record
                         index += 1
@@ -130,6 +134,7 @@ class _Columns:
     @classmethod
     def of(cls, schema: pa.Schema, name: str, config: SourceConfig) -> _Columns:
         """Raises SourceError, which lists the columns of the file, when one is missing."""
+        # what the config names comes first, the usual names are only tried
         fields = dict(config.columns)
         if set(OWN_COLUMNS) <= set(schema.names):
             # one of our own shards, whose units are known
@@ -152,6 +157,7 @@ class _Columns:
                 raise SourceError(
                     f"no column '{path}' for {setting}; the file has: {known}", file=name
                 )
+        # labels are never taken by their name alone, which does not tell their unit
         if not any(label in fields for label in LABELS):
             raise SourceError(
                 f"the settings name no column of a label; the file has: {known}",
@@ -177,6 +183,7 @@ def _exists(schema: pa.Schema, path: str) -> bool:
         return False
     kind = schema.field(root).type
     for name in _inside(root, path):
+        # a struct may be inside of lists
         while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             kind = kind.value_type
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
@@ -196,6 +203,7 @@ def _records(
         for field in (*GEOMETRY, *LABELS)
         if field in columns.fields
     }
+    # one value per row, as Python objects
     plain = set(columns.extra)
     plain |= {columns.fields[field] for field in TEXTS if field in columns.fields}
     values = {path: _Rows(table, path).scalars() for path in plain}
@@ -211,7 +219,8 @@ def _record(
     row: int, arrays: dict[str, _Rows], info: dict[str, Any], config: SourceConfig
 ) -> Record:
     numbers = _elements(arrays["atomic_numbers"].row(row))
-    positions = _floats(arrays["positions"].row(row), "positions", 3 * len(numbers))
+    num_atoms = len(numbers)
+    positions = _floats(arrays["positions"].row(row), "positions", 3 * num_atoms)
     cell = _cell(arrays, row)
 
     labels: dict[str, Any] = {}
@@ -220,7 +229,8 @@ def _record(
             continue
         value = arrays[name].row(row)
         if value is not None and label.per == "atom":
-            shape = label.shape(len(numbers))
+            # flat here, whatever shape it had in the file
+            shape = label.shape(num_atoms)
             value = _floats(value, name, math.prod(shape)).reshape(shape)
         labels[name] = value
 
@@ -293,8 +303,10 @@ class _Rows:
         root = _root(table.schema, path)
         array = table[root].combine_chunks()
         if isinstance(array, pa.ChunkedArray):
+            # some types come back with a chunk or none
             array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
 
+        # one layer after the other is removed, until plain values are left
         inside = _inside(root, path)
         offsets = np.arange(len(array) + 1)
         while True:

@@ -69,8 +69,9 @@ def _files(source: str, config: SourceConfig) -> list[str]:
 def _evenly_spaced(items: list[Item], count: int) -> list[Item]:
     """`count` of the items, or all if there are fewer; the first and the last are among them."""
     count = min(count, len(items))
+    last = len(items) - 1
     steps = max(count - 1, 1)
-    return [items[k * (len(items) - 1) // steps] for k in range(count)]
+    return [items[step * last // steps] for step in range(count)]
 
 
 def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | BadRecordError | None]:
@@ -130,6 +131,7 @@ def _stem_and_split(name: str) -> tuple[str, str | None]:
         # every folder has a 0000.parquet
         stem = f"{path.parent.name}-{stem}"
 
+    # only names of exactly this form state a split; a file may be called train.xyz by chance
     match = SHARD_NAME.fullmatch(name)
     split = (match["split"] or match["folder"]) if match else None
     return stem, split
@@ -164,7 +166,9 @@ def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
     It is called before a conversion, which would otherwise find out after hours that a label is
     missing everywhere.
     """
-    part = (sample_parts(str(source), config, 1) or list_parts(str(source), config))[0]
+    # the first file may be empty: then all of them are listed, to find a part or to complain
+    parts = sample_parts(str(source), config, 1) or list_parts(str(source), config)
+    part = parts[0]
 
     # field of the config -> column that is still to be found
     missing: dict[str, str] = {}
@@ -185,6 +189,7 @@ def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
         if not missing:
             break
 
+    # one message for the first of them: the list of columns is long enough
     for field, column in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
         raise SourceError(

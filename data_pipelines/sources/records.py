@@ -61,7 +61,7 @@ def structure_from_record(
     file_split: the split that the name of the file states, for records that state none.
     """
     check_elements(record.atomic_numbers)
-    labels = present({name: _label(record, config, name) for name in LABELS})
+    found = {name: _label(record, config, name) for name in LABELS}
     level = config.level_of_theory or _text(record, config, "level_of_theory")
     if level is None:
         raise BadRecordError(
@@ -71,6 +71,7 @@ def structure_from_record(
 
     group = _text(record, config, "group")
     if not group:
+        # structures of one composition are likely to be frames of one trajectory
         group = Symbols(record.atomic_numbers).get_chemical_formula(empirical=True)
     length = LENGTH[config.length_unit]
     return Structure(
@@ -81,7 +82,7 @@ def structure_from_record(
         level_of_theory=level,
         structure_id=_text(record, config, "structure_id") or default_id,
         group=group,
-        labels=labels,
+        labels=present(found),
         split=_split(record, config, file_split),
     )
 
@@ -130,6 +131,7 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
         # check_structure compares the shape with the number of atoms
         return array
 
+    # six numbers are Voigt's
     sizes = (6, 9) if label.symmetric else (3**label.rank,)
     if array.size not in sizes:
         expected = " or ".join(map(str, sizes))
@@ -138,7 +140,9 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
         )
     if label.symmetric:
         return full_stress(array)
-    return float(array.item()) if label.rank == 0 else array.reshape(label.tensor_shape)
+    if label.rank == 0:
+        return float(array.item())
+    return array.reshape(label.tensor_shape)
 
 
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:

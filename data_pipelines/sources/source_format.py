@@ -69,6 +69,7 @@ class SourceFormat(ABC):
 
 def cut_into_parts(name: str, indices: Sequence[int], records_per_part: int) -> list[Part]:
     """Parts of `records_per_part` records, the last one shorter; `indices` ascend."""
+    # half-open ranges of indices, which leave out nothing between two indices
     parts = []
     for begin in range(0, len(indices), records_per_part):
         chunk = indices[begin : begin + records_per_part]

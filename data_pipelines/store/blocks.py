@@ -41,9 +41,12 @@ class Block:
     def __init__(self, table: pa.Table) -> None:
         self.num_structures = table.num_rows
         self.atomic_numbers, self.starts = _flat(table, "atomic_numbers", np.int64)
-        self._positions = _flat(table, "positions", np.float32)[0].reshape(-1, 3)
-        self._cell = _flat(table, "cell", np.float64)[0].reshape(-1, 3, 3)
-        self._pbc = _flat(table, "pbc", np.bool_)[0].reshape(-1, 3)
+        positions, _ = _flat(table, "positions", np.float32)
+        cell, _ = _flat(table, "cell", np.float64)
+        pbc, _ = _flat(table, "pbc", np.bool_)
+        self._positions = positions.reshape(-1, 3)
+        self._cell = cell.reshape(-1, 3, 3)
+        self._pbc = pbc.reshape(-1, 3)
         self._labels = [
             _read_label(table, label)
             for label in LABELS.values()
@@ -118,11 +121,16 @@ class _ArrayColumn:
         last = self._bounds[k + 1]
         if first == last:
             return None
-        return self._values[first:last] if self._per_atom else self._values[first]
+        if self._per_atom:
+            return self._values[first:last]
+        return self._values[first]
 
 
 def _read_label(table: pa.Table, label: Label) -> _ScalarColumn | _ArrayColumn:
-    return _ScalarColumn(table, label) if label.shape(1) == () else _ArrayColumn(table, label)
+    # an energy is a plain column, everything else is a column of lists
+    if label.shape(1) == ():
+        return _ScalarColumn(table, label)
+    return _ArrayColumn(table, label)
 
 
 class BlockReader:
@@ -143,15 +151,19 @@ class BlockReader:
     @property
     def sizes(self) -> list[int]:
         """Structures in each block."""
-        return [self._open(path).metadata.row_group(group).num_rows for path, group in self._rows]
+        sizes = []
+        for path, group in self._rows:
+            metadata = self._open(path).metadata
+            sizes.append(metadata.row_group(group).num_rows)
+        return sizes
 
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""
         path, group = self._rows[index]
+        names = columns or ARROW_SCHEMA.names
         try:
-            return self._open(path).read_row_group(
-                group, columns=columns or ARROW_SCHEMA.names, use_threads=False
-            )
+            # the processes of the stream are parallel already
+            return self._open(path).read_row_group(group, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from None
 

@@ -96,6 +96,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
 
     Returns its entry for dataset_info.json: rows, bytes and sha256.
     """
+    # in memory first: its hash and its size go into dataset_info.json
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -108,7 +109,8 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     )
     data = sink.getvalue().to_pybytes()
     write_atomically(path, data)
-    return {"rows": table.num_rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"rows": table.num_rows, "bytes": len(data), "sha256": sha256}
 
 
 # --- reading
@@ -167,6 +169,7 @@ def _check_shard(shard: Path, num_bytes: int) -> None:
     # a name with a leading dot is that of a temporary file
     if shard.name.startswith(".") or not shard.is_file():
         raise BrokenDataSetError("shard is missing", file=shard, remedy=CONVERT_AGAIN)
+    # hashing would take minutes for a large data set; each page has a checksum of its own
     size = shard.stat().st_size
     if size != num_bytes:
         raise BrokenDataSetError(
@@ -206,6 +209,7 @@ def scan_shard(
         check_schema(file.schema_arrow, path, names)
         for batch in file.iter_batches(rows, columns=names, use_threads=False):
             table = pa.Table.from_batches([batch])
+            # a census reads single columns, whose lengths need not agree
             if "positions" in names:
                 _check_lengths(table)
             yield table
@@ -225,6 +229,7 @@ def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -
             raise BrokenDataSetError(
                 f"column '{column.name}' is missing", file=path, remedy=CONVERT_AGAIN
             )
+        # levels of theory are written as a dictionary, which may come back as one
         kind = found.field(column.name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
