@@ -344,6 +344,8 @@ class _Rows:
         found: list[Any] = []
         for index in range(len(self.offsets) - 1):
             values = self.row(index)
-            is_scalar = values is not None and len(values) == 1
-            found.append(values[0] if is_scalar else values)
+            if values is not None and len(values) == 1:
+                found.append(values[0])
+            else:
+                found.append(values)
         return found
