@@ -1,4 +1,4 @@
-"""What a model has learned of the elements: their vectors, and which are near to which."""
+"""What a model has learned about the elements: their vectors, and which are similar."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from .potential.potential import Potential
 
 
 def element_vectors(potential: Potential) -> np.ndarray:
-    """The embedding, (119, embedding_size); the row is Z, row 0 is unused."""
+    """The vectors of all elements, (119, D); the row is the atomic number, row 0 is unused."""
     return potential.backbone.element_vectors.detach().cpu().double().numpy()
 
 
 def nearest_elements(
     potential: Potential, symbols: list[str], count: int = 5
 ) -> dict[str, list[tuple[str, float]]]:
-    """For each of `symbols` the `count` nearest others of them by cosine similarity, most similar first."""
-    rows = element_vectors(potential)[[chemical_symbols.index(symbol) for symbol in symbols]]
+    """For each symbol the `count` most similar of the others, with their cosine similarity.
+
+    The most similar comes first.
+    """
+    numbers = [chemical_symbols.index(symbol) for symbol in symbols]
+    rows = element_vectors(potential)[numbers]
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     similarity = unit @ unit.T
+    # an element is not its own neighbour
     np.fill_diagonal(similarity, -np.inf)
-    nearest = np.argsort(-similarity, axis=1)[:, : min(count, len(symbols) - 1)]
-    return {
-        symbol: [(symbols[k], float(similarity[row, k])) for k in nearest[row]]
-        for row, symbol in enumerate(symbols)
-    }
+
+    nearest = {}
+    for symbol, values in zip(symbols, similarity, strict=True):
+        order = np.argsort(-values)[: min(count, len(symbols) - 1)]
+        nearest[symbol] = [(symbols[k], float(values[k])) for k in order]
+    return nearest

@@ -84,7 +84,7 @@ def check_model(make_model: Callable[[], Model]) -> None:
 
 def all_checks() -> list[tuple[Callable[[Model], None], torch.dtype]]:
     """Every check with every dtype that it runs in."""
-    found = []
+    found: list[tuple[Callable[[Model], None], torch.dtype]] = []
     for check in CHECKS:
         for dtype in (torch.float32, torch.float64):
             found.append((check, dtype))
@@ -272,11 +272,14 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
         grid = distance + gap * np.arange(-2, 3)
         trimers = [Atoms("NaClO", [[0, 0, 0], [0, 2.5, 0], [0, 0, r]]) for r in grid]
         energies = _array(_predict(model, *trimers).energy)
-        return np.array([np.diff(energies, order).mean() / gap**order for order in range(3)])
+        means = [float(np.diff(energies, order).mean()) / gap**order for order in range(3)]
+        return np.array(means)
 
     def difference(offset: float) -> np.ndarray:
         """Derivatives just inside the cutoff less those just outside it."""
-        return derivatives(model.cutoff - offset) - derivatives(model.cutoff + offset)
+        inside = derivatives(model.cutoff - offset)
+        outside = derivatives(model.cutoff + offset)
+        return np.subtract(inside, outside)
 
     # the limit for an offset of 0, from two offsets at which no grid point crosses the cutoff
     jumps = np.abs(2 * difference(3 * gap) - difference(6 * gap))

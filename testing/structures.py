@@ -13,7 +13,7 @@ from ..data_pipelines.structure import Structure
 
 def crystal() -> Atoms:
     """A rattled, sheared rock-salt cell, smaller than most cutoffs: atoms see their own images."""
-    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    atoms: Atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     shear = np.array([[0, 0.2, 0], [0, 0, -0.1], [0.1, 0, 0]])
     atoms.set_cell(atoms.cell.array + shear, scale_atoms=True)
     atoms.rattle(0.15, seed=1)
@@ -22,7 +22,7 @@ def crystal() -> Atoms:
 
 def ethanol() -> Atoms:
     """A rattled molecule, without a cell."""
-    atoms = molecule("CH3CH2OH")
+    atoms: Atoms = molecule("CH3CH2OH")
     atoms.rattle(0.1, seed=2)
     return atoms
 

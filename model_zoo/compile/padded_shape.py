@@ -1,4 +1,6 @@
-"""The fixed sizes of a compiled training step: torch.compile needs constants, so batches are padded.
+"""The fixed sizes of a compiled training step.
+
+torch.compile needs constant sizes there, so batches are padded to them.
 
 Shapes: N atoms, T slots of a tile.
 """

@@ -44,10 +44,10 @@ def cost(
         bool, typer.Option("--measure", help="also measure this machine's rates")
     ] = False,
     show_settings: Annotated[
-        bool, settings_option("model_zoo.potential.potential:PotentialConfig")
+        bool, settings_option("model_zoo.potential.config:PotentialConfig")
     ] = False,
 ) -> None:
-    """Parameters, FLOPs, bytes and memory per atom and edge, and the largest batch that fits a device.
+    """Parameters, FLOPs, bytes and memory per atom and edge, and the largest batch for a device.
 
     Nothing is computed but the count: the network runs on tensors without data.
 
@@ -66,82 +66,96 @@ def cost(
     from .cost import per_atom_and_edge
 
     config = load_settings(PotentialConfig, None, overrides)
-    kind = getattr(torch, dtype)
-    kinds = {
-        name: per_atom_and_edge(config, kind, training=name == "training")
-        for name in ("inference", "training")
+    torch_dtype = getattr(torch, dtype)
+    costs = {
+        "inference": per_atom_and_edge(config, torch_dtype, training=False),
+        "training": per_atom_and_edge(config, torch_dtype, training=True),
     }
-    parameters = sum(p.numel() for p in Potential(config).parameters())
+    num_parameters = sum(parameter.numel() for parameter in Potential(config).parameters())
     console = Console()
-    console.print(_table(kinds, neighbours))
-    size = torch.finfo(kind).bits // 8
-    fixed = (
-        8 * parameters * size
-    )  # weights, gradients and the six tensors that SOAP keeps of a square matrix
+    console.print(_table(costs, neighbours))
+
+    bytes_per_number = torch.finfo(torch_dtype).bits // 8
+    # weights, gradients, and the six tensors that SOAP keeps for a square matrix
+    fixed_bytes = 8 * num_parameters * bytes_per_number
     console.print(
-        f"{parameters:,} parameters; with gradients and SOAP's state about {fixed / 1e6:.1f} MB"
+        f"{num_parameters:,} parameters; with gradients and SOAP's state about "
+        f"{fixed_bytes / 1e6:.1f} MB"
     )
-    total = (
-        1e9 * memory if memory else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    )
-    atom, edge = kinds["training"]
-    edges = (total - fixed) / (edge.memory + atom.memory / neighbours)
+
+    total_bytes = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if memory:
+        total_bytes = 1e9 * memory
+    atom, edge = costs["training"]
+    edges = (total_bytes - fixed_bytes) / (edge.memory + atom.memory / neighbours)
     console.print(
-        f"a training step in {total / 1e9:.0f} GB takes at most {edges:,.0f} edges at once,"
+        f"a training step in {total_bytes / 1e9:.0f} GB takes at most {edges:,.0f} edges at once,"
     )
     console.print("if no memory is lost between tensors")
+
     if measure:
-        for name, costs in kinds.items():
-            console.print(f"{name}: {_roofline(*costs, neighbours, kind)}")
+        for name, (atom, edge) in costs.items():
+            console.print(f"{name}: {_roofline(atom, edge, neighbours, torch_dtype)}")
 
 
-def _table(kinds: dict[str, tuple[Cost, Cost]], neighbours: float) -> Table:
+def _table(costs: dict[str, tuple[Cost, Cost]], neighbours: float) -> Table:
     from rich.table import Table
 
     table = Table("", "MFLOP", "MB moved", "kB at the peak", "FLOP per byte")
-    for name, (atom, edge) in kinds.items():
-        whole = [a + neighbours * e for a, e in zip(astuple(atom), astuple(edge), strict=True)]
-        for what, (flops, traffic, memory) in (
-            ("an atom without its edges", astuple(atom)),
-            ("an edge", astuple(edge)),
-            (f"an atom with {neighbours:g} edges", whole),
-        ):
-            cells = (
+    for name, (atom, edge) in costs.items():
+        pairs = zip(astuple(atom), astuple(edge), strict=True)
+        whole = tuple(of_atom + neighbours * of_edge for of_atom, of_edge in pairs)
+        rows = {
+            "an atom without its edges": astuple(atom),
+            "an edge": astuple(edge),
+            f"an atom with {neighbours:g} edges": whole,
+        }
+        for what, (flops, traffic, memory) in rows.items():
+            table.add_row(
+                f"{name}: {what}",
                 f"{flops / 1e6:.3f}",
                 f"{traffic / 1e6:.3f}",
                 f"{memory / 1e3:.1f}",
                 f"{flops / traffic:.1f}",
             )
-            table.add_row(f"{name}: {what}", *cells)
     return table
 
 
 def _roofline(atom: Cost, edge: Cost, neighbours: float, dtype: torch.dtype) -> str:
-    """Where the model stands between what this machine multiplies and what it moves, one thread each."""
-    gemm, copy = machine_rates(dtype)
-    flops = (atom.flops + neighbours * edge.flops) / gemm
-    traffic = (atom.traffic + neighbours * edge.traffic) / copy
-    bound = "the matrix products" if flops > traffic else "memory, unless a cache holds the batch"
+    """Whether matrix products or memory bound the model on this machine, with one thread each."""
+    product_rate, memory_rate = machine_rates(dtype)
+    product_seconds = (atom.flops + neighbours * edge.flops) / product_rate
+    memory_seconds = (atom.traffic + neighbours * edge.traffic) / memory_rate
+    bound = "memory, unless a cache holds the batch"
+    if product_seconds > memory_seconds:
+        bound = "the matrix products"
     return (
-        f"{1e6 * flops:.0f} us an atom of products at {gemm / 1e9:.0f} GFLOP/s, {1e6 * traffic:.0f} us of moving "
-        f"{copy / 1e9:.0f} GB/s: bound by {bound}"
+        f"per atom {1e6 * product_seconds:.0f} us of products at {product_rate / 1e9:.0f} GFLOP/s "
+        f"and {1e6 * memory_seconds:.0f} us of memory traffic at {memory_rate / 1e9:.0f} GB/s: "
+        f"bound by {bound}"
     )
 
 
 def machine_rates(dtype: torch.dtype, seconds: float = 0.5) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and bytes/s read and written by an addition in memory, as torch is set up."""
+    """FLOP/s of a large matrix product, and bytes/s that an addition reads and writes.
+
+    With the number of threads that torch is set to.
+    """
     import torch
 
-    square, long = torch.ones(1024, 1024, dtype=dtype), torch.ones(1 << 24, dtype=dtype)
+    square = torch.ones(1024, 1024, dtype=dtype)
+    long = torch.ones(1 << 24, dtype=dtype)
 
     def rate(work: Callable[[], object], amount: float) -> float:
-        best, end = 0.0, time.perf_counter() + seconds
+        """The best of all calls within `seconds`, at least one."""
+        best = 0.0
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end or not best:
             start = time.perf_counter()
             work()
             best = max(best, amount / (time.perf_counter() - start))
         return best
 
-    return rate(lambda: square @ square, 2 * 1024**3), rate(
-        lambda: long.add_(1), 2 * long.numel() * long.element_size()
-    )
+    product_rate = rate(lambda: square @ square, 2 * 1024**3)
+    memory_rate = rate(lambda: long.add_(1), 2 * long.numel() * long.element_size())
+    return product_rate, memory_rate

@@ -1,4 +1,4 @@
-"""The gate that a model passes before it is published: turned, moved, renumbered, wrapped, it predicts the same."""
+"""The check that a model passes before it is published: its predictions respect all symmetries."""
 
 from __future__ import annotations
 
@@ -14,32 +14,41 @@ from ..package.manifest import BadModelError
 from .potential import Potential
 
 
-# relative to the largest force or the energy's spread over atoms; trained float32 models stay below a tenth of it
+# Relative to the largest force. Trained float32 models stay below a tenth of it.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+
+# Below this largest force, eV/A, errors are relative to it instead.
+SMALLEST_SCALE = 1e-3
 
 
 def check_invariance(potential: Potential, elements: dict[str, list[str]], seed: int = 0) -> float:
-    """Largest relative error of energy and forces over all heads; BadModelError when it is above the tolerance.
+    """The largest relative error of energy and forces over all heads.
 
-    A small random cell of up to four of the head's elements is rotated with its forces, inverted, translated,
-    renumbered, and has one atom moved by a lattice vector.
+    A small random cell of up to four of each head's elements is rotated, inverted, translated and
+    renumbered, and has one atom moved by a lattice vector. `elements` maps the levels of theory to
+    chemical symbols.
+
+    Raises BadModelError when an error is above the tolerance.
     """
-    rng, worst = np.random.default_rng(seed), 0.0
-    dtype = next(potential.parameters()).dtype
+    rng = np.random.default_rng(seed)
+    worst = 0.0
+    tolerance = TOLERANCE[next(potential.parameters()).dtype]
     for level, symbols in elements.items():
         if level not in potential.config.levels_of_theory or not symbols:
             continue
         atoms = random_cell(rng, symbols)
         energy, forces = _predict(potential, atoms, level)
-        scale = max(float(np.abs(forces).max()), 1e-3)
-        for name, changed, turn, order in changes(rng, atoms):
+        scale = max(float(np.abs(forces).max()), SMALLEST_SCALE)
+
+        for name, changed, rotation, order in changes(rng, atoms):
             other_energy, other_forces = _predict(potential, changed, level)
-            error = max(
-                abs(other_energy - energy) / (len(atoms) * scale),
-                float(np.abs(other_forces - (forces @ turn.T)[order]).max()) / scale,
-            )
+            expected_forces = (forces @ rotation.T)[order]
+            energy_error = abs(other_energy - energy) / (len(atoms) * scale)
+            force_error = float(np.abs(other_forces - expected_forces).max()) / scale
+            error = max(energy_error, force_error)
             worst = max(worst, error)
-            if not error < TOLERANCE[dtype]:
+            # `not <` rather than `>=`: NaN must be refused too
+            if not error < tolerance:
                 raise BadModelError(
                     f"{level}: predictions change by {error:.1e} of the largest force under {name}"
                 )
@@ -47,43 +56,61 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
 
 
 def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
-    """A skewed, rattled cell of four atoms drawn from `symbols`, near the distances of their covalent radii."""
-    numbers = [chemical_symbols.index(s) for s in rng.choice(symbols, 4)]
+    """A skewed, rattled cell of four atoms drawn from `symbols`.
+
+    Distances are near the sums of covalent radii.
+    """
+    numbers = [chemical_symbols.index(symbol) for symbol in rng.choice(symbols, 4)]
     spacing = 2.2 * float(np.mean(covalent_radii[numbers]))
-    grid = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) * spacing / np.sqrt(2)
+    # an fcc cell
+    corners = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) * spacing / np.sqrt(2)
     cell = np.eye(3) * np.sqrt(2) * spacing + rng.normal(0, 0.05 * spacing, (3, 3))
-    return Atoms(numbers, grid + rng.normal(0, 0.05 * spacing, (4, 3)), cell=cell, pbc=True)
+    positions = corners + rng.normal(0, 0.05 * spacing, (4, 3))
+    return Atoms(numbers, positions, cell=cell, pbc=True)
 
 
 def changes(
     rng: np.random.Generator, atoms: Atoms
 ) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
-    """Name, changed cell, what turns its forces, and the order of its atoms."""
-    same, identity = np.arange(len(atoms)), np.eye(3)
+    """Changes that leave the energy as it is.
+
+    For each: a name, the changed cell, the matrix that its forces are turned by, and the order of
+    its atoms.
+    """
+    same_order = np.arange(len(atoms))
+    identity = np.eye(3)
     rotation = Rotation.random(random_state=rng).as_matrix()
-    turned, inverted, moved, wrapped = (atoms.copy() for _ in range(4))
-    for copy, turn in ((turned, rotation), (inverted, -identity)):
-        copy.set_cell(atoms.cell.array @ turn.T)
-        copy.positions = atoms.positions @ turn.T
+
+    turned = _turned(atoms, rotation)
+    inverted = _turned(atoms, -identity)
+    moved = atoms.copy()
     moved.positions += rng.normal(0, 3, 3)
+    wrapped = atoms.copy()
     wrapped.positions[1] += atoms.cell[0] - 2 * atoms.cell[2]
     order = rng.permutation(len(atoms))
     return [
-        ("rotation", turned, rotation, same),
-        ("inversion", inverted, -identity, same),
-        ("translation", moved, identity, same),
-        ("a lattice vector", wrapped, identity, same),
+        ("rotation", turned, rotation, same_order),
+        ("inversion", inverted, -identity, same_order),
+        ("translation", moved, identity, same_order),
+        ("a lattice vector", wrapped, identity, same_order),
         ("renumbering", atoms[order], identity, order),
     ]
 
 
+def _turned(atoms: Atoms, matrix: np.ndarray) -> Atoms:
+    copy = atoms.copy()
+    copy.set_cell(atoms.cell.array @ matrix.T)
+    copy.positions = atoms.positions @ matrix.T
+    return copy
+
+
 def _predict(potential: Potential, atoms: Atoms, level: str) -> tuple[float, np.ndarray]:
-    """Interaction energy, which E0 cannot drown, and forces."""
-    structure = Structure.from_atoms(atoms, level, "gate")
+    """Energy without reference energies, next to which errors would be lost, and forces."""
+    structure = Structure.from_atoms(atoms, level, "invariance")
     parameter = next(potential.parameters())
     levels = potential.config.levels_of_theory
-    batch = Batch.from_structure(structure, potential.config.cutoff, levels, parameter.dtype)
+    batch = Batch.from_structure(structure, potential.cutoff, levels, parameter.dtype)
     with torch.no_grad():
-        out = potential(batch.to(parameter.device))
+        prediction = potential(batch.to(parameter.device))
     e0 = potential.e0[levels.index(level), batch.atomic_numbers].sum()
-    return float(out.energy - e0), out.forces.cpu().double().numpy()
+    return float(prediction.energy - e0), prediction.forces.cpu().double().numpy()

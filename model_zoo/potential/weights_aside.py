@@ -1,8 +1,8 @@
-"""Weights set aside: a module takes other weights for a while, or tries a change that may be undone.
+"""A module takes other weights for a while, or tries a change that may be undone.
 
-The averaged weights of a run are evaluated this way, a fine-tuning undoes a change that made a model
-worse, and the best weights of a training are kept. Weights are dictionaries of tensors under the
-names of `state_dict`.
+The averaged weights of a run are evaluated this way, a fine-tuning undoes a change that made a
+model worse, and the best weights of a training are kept. Weights are dictionaries of tensors under
+the names of `state_dict`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def put_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def interpolated(start: Weights, end: Weights, share: float) -> Weights:
-    """Weights a share of the way from `start` to `end`; shares of 0 and 1 return their exact bits."""
+    """Weights a share of the way from `start` to `end`; shares of 0 and 1 give their exact bits."""
     if share == 0.0:
         return start
     if share == 1.0:
@@ -60,7 +60,7 @@ class WeightsAside:
 def weights_aside(
     module: nn.Module, replacement: Mapping[str, Tensor] | None = None, *, trainable: bool = False
 ) -> Iterator[WeightsAside]:
-    """Set the weights of `module` aside; they come back at the end of the block, also after an error.
+    """Set the weights of `module` aside until the end of the block, also after an error.
 
     replacement: weights that the module takes inside the block; without them it keeps its own.
     trainable: set aside only the parameters that learn, where nothing else can change.

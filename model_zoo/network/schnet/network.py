@@ -28,7 +28,7 @@ from ..tiles import Tiles
 from .config import SchNetConfig
 
 
-class FilterConvolution(MessagePassing):
+class FilterConvolution(MessagePassing):  # type: ignore[misc]  # torch-geometric has no types
     """m_i: sums what the neighbours send, multiplied by a filter of the distance."""
 
     def __init__(self, channels: int, num_gaussians: int) -> None:

@@ -1,4 +1,4 @@
-"""The compiled network beside the plain one: same numbers for structures of any size, and a fallback."""
+"""The compiled potential gives the same numbers for structures of any size, and has a fallback."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batches():
     rattled = bulk("Cu", cubic=True) * (2, 2, 1)
     rattled.rattle(0.1, seed=0)
     ethanol = molecule("CH3CH2OH")
-    # the lone atom has no edge: it goes the plain way; the others are of sizes that the tracing did not see
+    # the lone atom has no edge and runs eagerly; the others have sizes that tracing did not see
     return [
         batch_of(rattled, ethanol),
         batch_of(ethanol),

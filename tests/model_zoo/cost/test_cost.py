@@ -1,4 +1,4 @@
-"""Costs are counted without computing; here beside torch's profiler and beside what is known of the formulas."""
+"""Counted costs agree with torch's profiler and with what the formulas say."""
 
 from __future__ import annotations
 

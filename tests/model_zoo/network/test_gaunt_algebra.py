@@ -38,7 +38,7 @@ def turn(d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     ("l_max", "l_out"), [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (3, 1), (1, 0), (3, 0)]
 )
 def test_sphere_product_is_the_gaunt_product(l_max: int, l_out: int) -> None:
-    """Against e3nn's Clebsch-Gordan coefficients times the Gaunt factor, path by path, to rounding."""
+    """It equals e3nn's Clebsch-Gordan coefficients times the Gaunt factor, path by path."""
     product = GauntTensorProduct(l_max, l_out).double()
     size = (l_max + 1) ** 2
     a, b = torch.randn(2, size, 3, 2, dtype=torch.float64)
@@ -46,7 +46,8 @@ def test_sphere_product_is_the_gaunt_product(l_max: int, l_out: int) -> None:
     for l1 in range(l_max + 1):
         for l2 in range(l_max + 1):
             for l3 in range(abs(l1 - l2), min(l_max, l1 + l2) + 1):
-                # with |Y_l|^2 = 2l + 1: <Y3, Y1 Y2> = sqrt((2l1+1)(2l2+1)(2l3+1)) w3j(0,0,0) w3j(m1,m2,m3)
+                # with |Y_l|^2 = 2l + 1:
+                # <Y3, Y1 Y2> = sqrt((2l1+1)(2l2+1)(2l3+1)) w3j(0,0,0) w3j(m1,m2,m3)
                 polar = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
                 at_pole = [
                     o3.spherical_harmonics(k, polar, True, "component") for k in (l1, l2, l3)

@@ -34,7 +34,8 @@ def test_naked_nuclei_repel_by_coulombs_law(pair):
 
 
 def test_screening_at_one_screening_length():
-    # at x = r / a = 1 the universal function is 0.18175 e^-3.1998 + 0.50986 e^-0.94229 + 0.28022 e^-0.4029
+    # at x = r / a = 1 the universal function is
+    # 0.18175 e^-3.1998 + 0.50986 e^-0.94229 + 0.28022 e^-0.4029
     # + 0.02817 e^-0.20162 = 0.4164; a(Si, Si) = 0.8854 * 0.529177 A / (2 * 14^0.23) = 0.12766 A
     distance = 0.12766
     free = 14.3996454 * 14**2 / distance

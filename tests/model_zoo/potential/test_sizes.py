@@ -1,4 +1,4 @@
-"""The named sizes: what they stand for, and what an untrained model of each predicts, to notice any change of form."""
+"""The named sizes, and what an untrained model of each predicts: any change of form is noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from evenfield.pretrain.config import PretrainConfig
 from evenfield.testing.structures import batch_of, crystal, ethanol
 
 
-# energies of the rattled NaCl cell and ethanol (eV), root mean square of all force components (eV/A); float64, seed 0
+# Energies of the rattled NaCl cell and of ethanol (eV), and the root mean square of all force
+# components (eV/A), in float64 with seed 0.
 GOLDEN = {
     "small": (-5.1575628522, -6.7340179946, 1.1926603319),
     "medium": (-0.0055972691, -4.0342042286, 1.4280840315),
@@ -37,7 +38,7 @@ def test_size_is_a_start_that_other_keys_change():
     assert config.model.network.channels == 64 and "size" not in config.model_dump()["model"]
 
 
-def test_unknown_size_is_named_beside_the_known():
+def test_unknown_size_is_reported_with_the_known_ones():
     with pytest.raises(
         SettingsError,
         match="model: size: unknown size 'tiny': choose one of small, medium",
@@ -48,3 +49,18 @@ def test_unknown_size_is_named_beside_the_known():
 def test_layers_cannot_pass_on_more_than_the_products_reach():
     with pytest.raises(ValueError, match=r"l_hidden=1 is above l_max=0: lower it, or raise l_max"):
         ModelConfig(l_max=0)
+
+
+def test_architecture_chooses_the_keys():
+    config = ModelConfig(architecture="schnet", num_gaussians=8, size="large", repulsion=False)
+    assert config.network.channels == 256
+    assert ModelConfig.model_validate(config.model_dump()) == config
+    with pytest.raises(ValueError, match="schnet has no setting 'l_max': it has architecture"):
+        ModelConfig(architecture="schnet", l_max=2)
+    with pytest.raises(ValueError, match="unknown network 'mace': choose one of gaunt, schnet"):
+        ModelConfig(architecture="mace")
+
+
+def test_settings_without_a_tag_are_of_the_first_network():
+    assert ModelConfig(channels=16).network == GauntConfig(channels=16)
+    assert ModelConfig().model_dump()["architecture"] == "gaunt"
