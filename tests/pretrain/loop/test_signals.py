@@ -80,4 +80,4 @@ def test_watchdog_ends_a_hung_rank_with_its_stacks_and_spares_a_slow_one(tmp_pat
     else:
         assert code == 1 and time.monotonic() - started < 10
         text = left.read_text()
-        assert "rank 3 made no step for" in text and "in _hang" in text
+        assert "Rank 3 made no step for" in text and "in _hang" in text
