@@ -23,7 +23,7 @@ BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 @dataclass(frozen=True)
 class Row:
-    """One key as a user types it, such as `engine.learning_rate`.
+    """One key as a user types it, such as `optimizer.learning_rate`.
 
     `default` is written as YAML, and None where the key is required.
     """

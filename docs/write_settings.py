@@ -26,7 +26,7 @@ INTRODUCTION = """\
 <!-- written by docs/write_settings.py; change the descriptions in the classes instead -->
 
 A command takes settings as words `key=value`, with a dot for nested keys:
-`engine.learning_rate=0.001`. Values are YAML: `elements=[H, O]`, `licence=null`. Where a command
+`optimizer.learning_rate=0.001`. Values are YAML: `elements=[H, O]`, `licence=null`. Where a command
 has `--recipe`, a YAML file can hold the same keys as a tree, and the words are laid over it. A key
 that does not exist is an error. In the tables, `NAME` stands for a key that you choose.
 

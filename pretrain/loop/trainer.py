@@ -111,9 +111,11 @@ class Trainer:
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
                 closing.callback(callback.close)
+            # a resumed run that was finished already takes no step, but still reaches its end
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
                 self._call_callbacks(report)
+                # all ranks see the same sum, so all of them leave after the same step
                 if work.stop:
                     break
             for callback in self.callbacks:
@@ -145,6 +147,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What this rank needs back at a resume, JSON-ready."""
+        # by name, so that a state finds its callback whatever else the resumed run has
         own = {}
         for callback in self.callbacks:
             state = callback.state()
@@ -155,6 +158,7 @@ class Trainer:
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Take up the states of all ranks, whose number may have been another one."""
+        # a stream merges the positions of all; callbacks have the same state on every rank
         self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
         saved = states[0]["callbacks"]
         for callback in self.callbacks:
@@ -188,11 +192,14 @@ class Trainer:
         progress = self.step / self.max_steps
         losses = []
         for batch in work.batches:
+            # the stream pins batches where there is a GPU, so this copy overlaps with computing
             batch = batch.to(self.engine.device, non_blocking=True)
             loss = self.engine.forward(batch, work.counts, progress)
             self.engine.backward(loss)
             losses.append(loss.detach())
 
+        # Before the update, and agreed by all ranks: one rank that skips the step alone would
+        # train another model from here on.
         healthy, loss_sum = self._over_all_ranks(losses)
         norm: float | None = None
         bad: list[str] = []
@@ -229,6 +236,7 @@ class Trainer:
             batches = list(islice(stream, self.accumulation * self.stream.num_virtual_ranks))
             waited = time.perf_counter() - started
 
+            # before counting, because labels of atoms count by weight
             for batch in batches:
                 self.engine.train_module.weigh_atoms(batch)
             labels = torch.zeros(len(LABELS), dtype=torch.float64)
@@ -236,6 +244,8 @@ class Trainer:
                 labels = labels + label_counts(batch)
             structures = sum(batch.num_structures for batch in batches)
             edges = sum(batch.num_edges for batch in batches)
+            # The request to stop is summed with the counts: it costs no message of its own, and
+            # takes effect after the step that is beginning.
             others = torch.tensor([structures, edges, bool(self.stop.by)]).double()
             sums = torch.cat([labels, others])
             under_way = dist.all_reduce(sums, async_op=True) if self.engine.world_size > 1 else None

@@ -147,11 +147,11 @@ class OnALine:
 def walk(line: torch.nn.Linear, steps: list[float], held_out: OnALine) -> KeepBest:
     line.weight.data.fill_(0.0)
     best = KeepBest(line, held_out, GradientConfig(max_steps=len(steps), evaluate_every=1))
-    trainer = SimpleNamespace(stop=SimpleNamespace(by=""))
+    loop = SimpleNamespace(stop=SimpleNamespace(by=""))
     for k, value in enumerate(steps):
         line.weight.data.fill_(value)
-        best.on_step(trainer, SimpleNamespace(step=k + 1))
-    best.on_end(trainer)
+        best.on_evaluate(loop, SimpleNamespace(step=k + 1))
+    best.on_end(loop)
     return best
 
 

@@ -195,7 +195,7 @@ def test_wandb_gets_the_same_figures_and_the_same_id_after_a_resume(run_config, 
         1
     ]["id"]
     names = [str(name) for name, _ in logged]
-    assert sorted(names) == ["1", "2", "2", "3", "finished", "finished"]
+    assert sorted(names) == ["1", "2", "3", "finished", "finished"]
     assert any("valid/force_mae" in values for _, values in logged if values)
 
 
