@@ -1,4 +1,4 @@
-"""Numbers as a reader wants to see them: few digits, no noise, and a dash where there is none."""
+"""Numbers as a reader wants to see them: few digits, and a dash where one is missing."""
 
 from __future__ import annotations
 

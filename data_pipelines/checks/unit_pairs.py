@@ -138,7 +138,7 @@ def _displacement(one: Structure, other: Structure) -> tuple[np.ndarray, np.ndar
 
 
 def pressure_steps(structures: list[Structure]) -> np.ndarray:
-    """Relative change of volume, change of pressure (eV/A^3), (P, 2), of frames of the same atoms."""
+    """Relative change of volume and change of pressure (eV/A^3) of close pairs, (P, 2)."""
     rows = []
     labelled = [
         structure

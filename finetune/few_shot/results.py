@@ -78,7 +78,7 @@ class FewShotCurve(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read and check a file. Raises FewShotFileError, and FileError where there is none."""
+        """Read and check a file. Raises FewShotFileError, and FileError without a file."""
         with file_errors(path, remedy="`evenfield finetune curve` writes it"):
             text = Path(path).read_text()
         try:

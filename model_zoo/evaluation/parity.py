@@ -103,7 +103,7 @@ def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
 
 
 def _errors_of(errors: Errors) -> list[str]:
-    """One line with the errors that the title does not show: those of energy and forces."""
+    """The errors of all labels in one line; no line without any."""
     parts = []
     for name, error in errors.mae.items():
         if error is not None:

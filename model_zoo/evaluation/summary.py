@@ -208,7 +208,7 @@ class ErrorSummary(Errors):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read an evaluation.json. Raises SummaryError, and FileError where there is none."""
+        """Read an evaluation.json. Raises SummaryError, and FileError without a file."""
         with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
             text = path.read_text()
         try:

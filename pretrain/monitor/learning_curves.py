@@ -39,7 +39,7 @@ def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None =
         _draw_validations(
             energy, metrics, "energy_mae_per_atom", colour, marker, name, factor=1000.0
         )
-        # dotted, because the colours distinguish the runs
+        # dotted and hollow, because the colours distinguish the runs
         _draw_validations(
             force,
             metrics,
@@ -47,7 +47,7 @@ def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None =
             colour,
             marker,
             f"{prefix}worst tenth of elements",
-            line=":",
+            hollow=True,
         )
 
     titles = {
@@ -116,15 +116,16 @@ def _draw_validations(
     marker: str,
     label: str,
     factor: float = 1.0,
-    line: str = "-",
+    hollow: bool = False,
 ) -> None:
     steps, values = metrics.validated(name)
     if len(steps):
         axes.plot(
             steps,
             factor * values,
-            line,
+            linestyle=":" if hollow else "-",
             color=colour,
+            markerfacecolor="white" if hollow else colour,
             marker=marker,
             markersize=4,
             linewidth=1.8,

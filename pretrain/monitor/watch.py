@@ -101,8 +101,8 @@ def _key_figures(view: RunView) -> list[tuple[str, str]]:
         shown.append(("time left", clock(view.seconds_left)))
     last = view.metrics.steps[-1]
     shown += [
-        ("structures/s", f"{view.typical('structures_per_s'):,.0f}"),
-        ("edges/s", f"{view.typical('edges_per_s'):,.0f}"),
+        ("structures/s", short_number(view.typical("structures_per_s"))),
+        ("edges/s", short_number(view.typical("edges_per_s"))),
         ("waiting for data", f"{view.typical('data_wait_share'):.1%}"),
         ("memory of rank 0", f"{last.get('memory_gib', np.nan):.2f} GiB"),
         ("epoch", f"{last['epoch'] + 1}"),

@@ -1,4 +1,7 @@
-"""The census against closed forms and numpy: reference energies, undetermined elements, counts, force RMS."""
+"""The census against closed forms and numpy.
+
+Reference energies, undetermined elements, counts, force RMS.
+"""
 
 from __future__ import annotations
 

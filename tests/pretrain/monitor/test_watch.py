@@ -1,4 +1,4 @@
-"""The page that follows a run, the progress bar's figures, TensorBoard's event files and W&B's calls."""
+"""The page that follows a run, and the loggers: progress bar, TensorBoard, W&B."""
 
 from __future__ import annotations
 
