@@ -1,4 +1,4 @@
-"""A mistake of a user ends in one line on stderr that says where and what to do, and in exit code 1."""
+"""A user's mistake ends in one line on stderr that says where and what to do, and exit code 1."""
 
 from __future__ import annotations
 
@@ -202,6 +202,36 @@ def real_process(words: list[str]) -> str:
         command, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
     return complaint(done.returncode, done.stderr)
+
+
+# --- words and paths of other commands
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data", "convert", "FILE", "out", "--task", "3"], "--task 3: write K/N"),
+        (["data", "generate", "FILE/x.extxyz", "num_structures=1"], "FILE: File exists"),
+        (["evaluate", "evenfield-s", "DATA", "FILE/out"], "FILE/out: Not a directory"),
+        (["simulate", "evenfield-s", "FILE", "out"], "FILE: cannot be read as a structure"),
+        (["check", "reach", "evenfield-s", "nowhere.cif"], "nowhere.cif: no such file"),
+        (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "'magic' is not a strategy"),
+        (["report", "out", "uniform"], "'uniform': name a run as name=folder"),
+        (["quickstart", "FILE"], "FILE: File exists"),
+        (["zoo", "build", "nothing"], "nothing: no model of the zoo"),
+    ],
+)
+def test_commands_refuse(refusal, data_set, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("not a folder and not a structure\n")
+    line = refusal(*[str(data_set) if word == "DATA" else word for word in words])
+    assert message in line
+
+
+def test_generation_without_its_oracle(refusal, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    line = refusal("data", "generate", tmp_path / "x.extxyz", "num_structures=1", "workers=1")
+    assert "tblite is not installed" in line and "pip install 'evenfield[demo]'" in line
 
 
 # --- model folders

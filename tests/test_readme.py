@@ -26,8 +26,8 @@ SHORTER = {
     "max_steps=2000": "max_steps=4",
     "num_structures=16": "num_structures=6",
     "steps=500": "steps=5",
+    "sizes=[4,16]": "sizes=[4] scratch_steps=2",
 }
-SHORTER |= {"sizes=[4,16]": "sizes=[4] scratch_steps=2"}
 
 
 def metal(rng: np.random.Generator, symbols: str) -> Atoms:
@@ -67,54 +67,53 @@ def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for command in commands:
         for long, short in SHORTER.items():
             command = command.replace(long, short)
-        monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code in (0, None), command
+        _, *words = shlex.split(command, comments=True)
+        assert run(monkeypatch, *words) == 0, command
     assert Path("runs/md/trajectory.traj").stat().st_size > 0
-    assert json.loads(Path("runs/md/dynamics.json").read_text())["model"]["model"].startswith(
-        "me/mine@"
-    )
+    dynamics = json.loads(Path("runs/md/dynamics.json").read_text())
+    assert dynamics["model"]["model"].startswith("me/mine@")
 
 
 def test_python_example(workplace: Path) -> None:
     exec(re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1], {})
 
 
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Exit code of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
 @pytest.mark.slow
 def test_quickstart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The quick start at a toy size: all files are there; run again it keeps them, but ends an interrupted curve."""
-    sizes = [
+    """A toy size leaves all files; a second run completes what was interrupted, and no more."""
+    out = tmp_path / "q"
+    settings = [
         "num_structures=120",
         "max_steps=6",
         "target=O",
         "sizes=[4]",
         "seeds=[0]",
         "scratch_steps=3",
+        "md_steps=10",
     ]
-    curve, whole = tmp_path / "q" / "fewshot.json", []
-    for _ in range(2):
-        if whole:
-            part = json.loads(whole[0]) | {"rows": json.loads(whole[0])["rows"][:-1]}
-            curve.write_text(json.dumps(part))
-            curve.with_suffix(".png").unlink()  # comes last
-        monkeypatch.setattr(
-            sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), *sizes, "md_steps=10"]
-        )
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code in (0, None)
-        whole.append(curve.read_text())
-    assert len(json.loads(whole[1])["rows"]) == len(json.loads(whole[0])["rows"])
-    assert capsys.readouterr().out.count("kept") == 9
-    page = (tmp_path / "q" / "report" / "report.html").read_text()
+    assert run(monkeypatch, "quickstart", out, *settings) == 0
+    page = (out / "report" / "report.html").read_text()
     assert "Before and after reweighting" in page
-    monkeypatch.setattr(
-        sys, "argv", ["evenfield", "quickstart", str(tmp_path / "q"), "max_steps=7"]
-    )
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 1
+
+    # as if the curve had been interrupted before its last row
+    curve = out / "fewshot.json"
+    content = json.loads(curve.read_text())
+    curve.write_text(json.dumps(content | {"rows": content["rows"][:-1]}))
+    curve.with_suffix(".png").unlink()
+    capsys.readouterr()
+    assert run(monkeypatch, "quickstart", out, *settings) == 0
+    assert len(json.loads(curve.read_text())["rows"]) == len(content["rows"])
+    assert capsys.readouterr().out.count("kept") == 9
+
+    assert run(monkeypatch, "quickstart", out, "max_steps=7") == 1
     assert "made with other settings" in capsys.readouterr().err

@@ -94,6 +94,9 @@ def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
             "the name has an unknown ending", file=out_path, remedy=f"use {', '.join(SUFFIXES)}"
         )
     require_tblite()
+    # before the work, which may take minutes: a path that cannot be written is known at once
+    with file_errors(out_path):
+        out_path.parent.mkdir(parents=True, exist_ok=True)
 
     started = time.perf_counter()
     console = Console(stderr=True)
@@ -110,7 +113,6 @@ def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
     )
 
     with file_errors(out_path):
-        out_path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(report.failures_path, _failures_json(config, failures))
         write_atomically(out_path, _extxyz(frames, compressed=out_path.suffix == ".gz"))
     _print_summary(report, console)
