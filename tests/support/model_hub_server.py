@@ -129,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.faults.status:
                 raise _Refusal(self.hub.faults.status)
             for methods, pattern, answer in ROUTES:
-                if self.command in methods and (match := re.fullmatch(pattern, path)):
+                match = re.fullmatch(pattern, path)
+                if match and self.command in methods:
                     return answer(self, body, *match.groups())
             raise _Refusal(404)
         except _Refusal as refusal:

@@ -23,6 +23,9 @@ from model_hub_server import Faults, Hub, serve
 from small_models import sharded
 
 
+# the client of the hub uploads with an argument that its HTTP library deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
+
 WEIGHTS = "model.safetensors"
 
 
@@ -225,7 +228,8 @@ def test_half_a_model_in_the_cache_is_not_loaded_offline(
 
 def test_client_resumes_a_cut_connection(hub: Hub, folder: Path) -> None:
     model_zoo.publish(folder, "alice/copper")
-    hub.faults.cut_body_after, hub.faults.cuts_left = 5_000, 1
+    hub.faults.cut_body_after = 5_000
+    hub.faults.cuts_left = 1
     assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
     assert hub.faults.cuts_left == 0
 

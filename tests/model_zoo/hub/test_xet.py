@@ -104,8 +104,11 @@ def predicted(model: model_zoo.LoadedModel) -> dict[str, object]:
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
     atoms.calc = model.calculator()
-    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
-    return {"energy": energy, "forces": forces.tobytes().hex(), "stress": stress.tobytes().hex()}
+    return {
+        "energy": atoms.get_potential_energy(),
+        "forces": atoms.get_forces().tobytes().hex(),
+        "stress": atoms.get_stress().tobytes().hex(),
+    }
 
 
 def test_a_store_without_a_web_address_is_refused(hub: Hub, folder: Path, tmp_path: Path) -> None:

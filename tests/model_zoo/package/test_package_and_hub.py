@@ -130,10 +130,16 @@ def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
     BFGS(atoms, logfile=None).run(fmax=0.01, steps=20)
     assert atoms.get_potential_energy() < before
     atoms.rattle(0.05, seed=1)
-    dynamics, total, kinetic = VelocityVerlet(atoms, 1.0 * units.fs), [], []
-    dynamics.attach(
-        lambda: (total.append(atoms.get_total_energy()), kinetic.append(atoms.get_kinetic_energy()))
-    )
+
+    total = []
+    kinetic = []
+
+    def record() -> None:
+        total.append(atoms.get_total_energy())
+        kinetic.append(atoms.get_kinetic_energy())
+
+    dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
+    dynamics.attach(record)
     dynamics.run(40)
     assert np.ptp(total) < 0.05 * np.ptp(kinetic)
 
