@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.io.trajectory import Trajectory
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import FIRE
 from pydantic import Field
@@ -80,12 +80,8 @@ def relax_and_run(
     relaxation = FIRE(atoms, logfile=None)
     relaxed = bool(relaxation.run(fmax=config.fmax, steps=config.relax_steps))
 
-    # Half of the kinetic energy goes into the bonds as soon as the relaxed atoms move.
-    MaxwellBoltzmannDistribution(
-        atoms,
-        temperature_K=2 * config.temperature,
-        rng=np.random.default_rng(config.seed),
-    )
+    # half of the kinetic energy goes into the bonds as soon as the relaxed atoms move
+    set_thermal_momenta(atoms, 2 * config.temperature, config.seed)
     # a moving centre of mass would count as temperature
     Stationary(atoms)
     times, energies, temperatures = _run(atoms, out / TRAJECTORY_FILE, config)
@@ -108,6 +104,17 @@ def relax_and_run(
     with file_errors(out / RESULT_FILE):
         write_atomically(out / RESULT_FILE, json.dumps(asdict(result), indent=1))
     return result
+
+
+def set_thermal_momenta(atoms: Atoms, temperature: float, seed: int) -> None:
+    """Draw the momenta of all atoms from the Maxwell-Boltzmann distribution at `temperature` in K.
+
+    Each component is normal with variance m k T. ASE has two functions for this, of which each is
+    missing or deprecated in one of the versions that we allow.
+    """
+    random = np.random.default_rng(seed).standard_normal((len(atoms), 3))
+    widths = np.sqrt(atoms.get_masses() * (units.kB * temperature))
+    atoms.set_momenta(random * widths[:, None])
 
 
 def _run(

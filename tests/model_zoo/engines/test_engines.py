@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import ase.io
@@ -86,6 +87,10 @@ def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> Non
         EvenfieldTorchSimModel(model)(state)
 
 
+# i-PI uses names that Python deprecates, and leaves files open until they are collected
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("beads", [1, 2])
 def test_i_pi_runs_dynamics(
     model: model_zoo.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beads: int
@@ -117,3 +122,7 @@ def test_i_pi_runs_dynamics(
             atoms.get_potential_energy(), abs=1e-4
         )
     assert np.abs(atoms.get_forces()).max() > 0.01
+
+    # collected here, not in another test
+    del run, system
+    gc.collect()
