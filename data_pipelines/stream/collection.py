@@ -82,6 +82,7 @@ class Collection:
         """
         folders = self._folders_with("train")
         counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
+        # fitted once for all virtual ranks of this process
         weights = [SharedWeights() for _ in folders]
 
         def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:

@@ -67,6 +67,7 @@ class Mixture:
         world_size = self.streams[0].world_size
         try:
             while True:
+                # batches are counted over all ranks, so the ranks draw different points
                 source = sources[self.source_of(self.drawn * world_size + rank)]
                 batch = next(source)
                 self.drawn += 1
@@ -85,6 +86,7 @@ class Mixture:
 
         Raises StreamError for a data set that was not part of the run.
         """
+        # the steps are counted in batches of all ranks, whatever their number was
         total = sum(state["drawn"] for state in states)
         self.drawn = total // self.streams[0].world_size
         for stream in self.streams:

@@ -37,6 +37,7 @@ def prefetch(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 if stop.is_set():
                     return
             put("end", None)
+        # also an interruption: the caller must not wait forever for a thread that has ended
         except BaseException as error:
             put("error", error)
 

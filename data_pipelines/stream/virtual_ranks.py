@@ -43,6 +43,7 @@ class VirtualRanks:
             for source in itertools.cycle(sources):
                 yield next(source)
         finally:
+            # closing a source stops its thread
             for source in sources:
                 source.close()
 

@@ -160,7 +160,8 @@ def _element_table(runs: list[Run]) -> Table:
 
 
 def _element_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
-    # counts and RMS come from the first run that has the element
+    # counts and RMS are properties of the test set, so they come from the first run that has the
+    # element
     first: dict[str, ElementErrors] = {}
     for evaluation in reversed(evaluations):
         first |= evaluation.per_element

@@ -46,6 +46,7 @@ def write_report(
     Raises ReportError for a missing file, for no runs, for two runs with one file name and for an
     unknown name in `reweighting`; and the errors of the readers for a damaged file.
     """
+    # everything that can be refused is refused before a picture is drawn, which takes seconds
     if not runs:
         raise ReportError("a report needs at least one run", remedy="name it as name=folder")
     if len({file_stem(name) for name in runs}) < len(runs):
@@ -140,6 +141,7 @@ def _disagreements(run: Run) -> list[Text]:
     texts = []
     for name, pairs in run.parity.pairs.items():
         label = LABELS[name]
+        # in double precision, because a mean over millions of float32 numbers is not exact
         saved = mean_absolute(pairs.astype(float))
         stated = run.evaluation.mae.get(name)
         if saved is None or not stated or abs(saved - stated) <= DISAGREEMENT * stated:

@@ -56,12 +56,14 @@ class Predictions:
         """(S, 3, 3, 2) eV/A^3"""
         return self.pairs["stress"]
 
+    # cached, because the errors of every element are taken from it
     @cached_property
     def comparable(self) -> dict[str, np.ndarray]:
         """The pairs in the units of errors: extensive labels per atom, the others as they are."""
         found = {}
         for name, values in self.pairs.items():
             if LABELS[name].extensive:
+                # shaped to be divided by, whatever the rank of the label
                 sizes = self.num_atoms.reshape(-1, *[1] * (values.ndim - 1))
                 values = values / sizes
             found[name] = values
@@ -92,6 +94,7 @@ class ParityPairs:
         arrays: dict[str, np.ndarray] = {}
         for name, values in self.pairs.items():
             label = LABELS[name]
+            # a plot needs no more digits than the data set stores
             arrays[f"reference_{_stored_name(label)}"] = values[..., 0].astype(label.storage)
             arrays[f"predicted_{_stored_name(label)}"] = values[..., 1].astype(label.storage)
         with file_errors(path):

@@ -237,6 +237,7 @@ def summarise(
     train_counts: symbol -> training structures that contain the element; 0 where it is absent.
     """
     per_element = _by_element(predictions, train_counts or {})
+    # forces, because each element has its own; an energy belongs to all elements of a structure
     ranked = sorted(
         (
             (errors.force_mae, symbol)
@@ -251,6 +252,7 @@ def summarise(
     levels = {}
     for index, level in enumerate(predictions.level_names):
         structures = predictions.level_index == index
+        # a model may have heads for levels of theory that these structures do not have
         if structures.any():
             atoms = structures[predictions.structure_index]
             mae, rms = _select(predictions, structures, atoms)
@@ -278,6 +280,7 @@ def mean_absolute(pairs: np.ndarray) -> float | None:
 
     NaN when a prediction is: a broken model must not look good on the rest.
     """
+    # selected by the reference alone, so that a prediction of NaN stays in
     labelled = pairs[np.isfinite(pairs[..., 0])]
     if not len(labelled):
         return None
@@ -348,6 +351,7 @@ def _errors(
 
 def _number(content: Mapping[str, Any], key: str) -> float | None:
     value = content.get(key)
+    # JSON's true is an int for Python
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     raise SummaryError(f"{key}: {value!r} is not a number")

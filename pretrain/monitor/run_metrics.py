@@ -43,6 +43,7 @@ class RunMetrics:
         """
         with file_errors(path, remedy="`evenfield pretrain` writes it"):
             lines = path.read_text().splitlines()
+        # by step, so that a later row replaces an earlier one
         steps: dict[int, dict[str, Any]] = {}
         validations: dict[int, Validation] = {}
         for number, line in enumerate(lines, start=1):
@@ -53,6 +54,7 @@ class RunMetrics:
                 elif row["event"] == "evaluation":
                     validations[row["step"]] = Validation(row["step"], ErrorSummary.from_dict(row))
             except (ValueError, LookupError, TypeError, SummaryError) as error:
+                # the writer may be in the middle of it, or was killed there
                 if number == len(lines):
                     break
                 raise BadMetricsError(
@@ -82,6 +84,7 @@ class RunMetrics:
 
     def column(self, name: str) -> np.ndarray:
         """A number of all steps, (n,), NaN where a step lacks it."""
+        # a loss that is not finite is null, because JSON has no NaN
         values = [row.get(name) for row in self.steps]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
 

@@ -59,6 +59,7 @@ class RunView:
             max_steps=int(settings["max_steps"]),
             metrics=RunMetrics.read(metrics),
             seconds_since=max(0.0, age),
+            # the manifest is the last file of a model folder
             ended=(folder / "model" / "manifest.json").is_file(),
             rank_hung=hung,
         )
@@ -77,6 +78,7 @@ class RunView:
             return "a rank hung and was ended"
         if not self.metrics.steps:
             return "starting"
+        # a step of a large model may take minutes
         patience = SILENT_STEPS * self.typical("seconds")
         if self.seconds_since > max(SILENT_SECONDS, patience):
             return "silent: stopped, killed or waiting in a queue"

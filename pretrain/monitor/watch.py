@@ -80,12 +80,14 @@ def write_watch_page(view: RunView, every: float) -> Path:
         drawn += f", read again every {every:g} s"
     sections.append(Section("", [Text(f"{drawn}.", style="remark")]))
 
+    # resolved, because the folder may be given as "."
     name = view.folder.resolve().name
     return write_page(
         view.folder / "watch.html",
         name,
         sections,
         state=view.state,
+        # the progress first: a tab shows little of its title
         browser_title=f"{100 * share:.1f} % {name}",
         reload_seconds=None if view.ended else every,
     )
