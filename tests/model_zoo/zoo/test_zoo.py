@@ -99,7 +99,7 @@ def test_list_and_show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert run(monkeypatch, "zoo", "show", SHIPPED) == 0
     assert "complete and verified: evenfield-s@" in capsys.readouterr().out
     assert run(monkeypatch, "zoo", "build", "evenfield-xl") == 1
-    assert "there are: evenfield-m, evenfield-s" in capsys.readouterr().err
+    assert "name one of evenfield-m, evenfield-s" in capsys.readouterr().err
 
 
 def test_damaged_shipped_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
