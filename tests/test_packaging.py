@@ -197,7 +197,6 @@ def test_imports_point_one_way_inside_data_pipelines(folder: str) -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(reason="the callbacks and the trainer know each other", strict=False)
 def test_modules_import_each_other_in_no_circle() -> None:
     """At module level, with what is imported for type checkers alone."""
     modules = {module_name(path): path for path in files(*ROOMS)}
