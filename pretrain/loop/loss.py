@@ -67,7 +67,7 @@ LabelTerms = create_model(
 )
 
 
-class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # its fields are made from the registry
+class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # made from the registry
     """Weights and Huber widths of the terms, and the noise that errors are divided by.
 
     A width is where an error stops counting squared and counts linearly. An error that is divided
