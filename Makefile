@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTR
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 # The suite must cover this share of the lines, in per cent.  docs/coverage.md says what it leaves out and why.
-COVERAGE_FLOOR := 85
+COVERAGE_FLOOR := 80
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-oldest check style types fix docs links bench zoo clean

@@ -103,7 +103,11 @@ class PretrainConfig(Settings):
         description="most structures in a validation during the run",
         json_schema_extra={"resume": "applied"},
     )
-    model: ModelConfig = Field(default=ModelConfig(), json_schema_extra={"resume": "refused"})
+    # a validator of ModelConfig fills in the network, which mypy cannot see
+    model: ModelConfig = Field(
+        default=ModelConfig(),  # type: ignore[call-arg]
+        json_schema_extra={"resume": "refused"},
+    )
     stream: StreamConfig = Field(default=StreamConfig(), json_schema_extra={"resume": STREAM_RULES})
     mixing: MixingConfig = Field(default=MixingConfig(), json_schema_extra={"resume": "applied"})
     loss: LossConfig = LossConfig()

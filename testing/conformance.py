@@ -279,7 +279,7 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
         """Derivatives just inside the cutoff less those just outside it."""
         inside = derivatives(model.cutoff - offset)
         outside = derivatives(model.cutoff + offset)
-        return np.subtract(inside, outside)
+        return np.asarray(inside - outside)
 
     # the limit for an offset of 0, from two offsets at which no grid point crosses the cutoff
     jumps = np.abs(2 * difference(3 * gap) - difference(6 * gap))
