@@ -118,7 +118,8 @@ LABELS: dict[str, Label] = {
             periodic_only=False,
             symmetric=False,
             unit_factors=FORCES,
-            largest=1e4,  # two nuclei at 0.3 A repel each other with less in a converged calculation
+            # two nuclei at 0.3 A repel each other with less in a converged calculation
+            largest=1e4,
             storage="float32",
             exact=False,
             default_weight=5.0,

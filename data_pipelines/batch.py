@@ -29,8 +29,8 @@ class UnknownLevelError(EvenfieldError):
 class Batch:
     """Structures as one graph; a single structure is a batch of one.
 
-    `edge_index` holds (sender j, receiver i) and is sorted by receiver. A missing label is NaN, and a
-    label that no structure of the batch could have is absent.
+    `edge_index` holds (sender j, receiver i) and is sorted by receiver. A missing label is NaN,
+    and a label that no structure of the batch could have is absent.
     """
 
     atomic_numbers: Tensor

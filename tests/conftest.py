@@ -1,4 +1,4 @@
-"""Shared by all tests: fixed seeds, no network, and a small labelled data set that is made once per session."""
+"""Shared by all tests: fixed seeds, no network, a small labelled data set made once a session."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def emt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_set(emt_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`emt_file` converted, with blocks of 4 and shards of 16 structures so that there are many of both."""
+    """`emt_file` converted, with many blocks (of 4 structures) and shards (of 16)."""
     folder = tmp_path_factory.mktemp("converted") / "metals"
     config = ConvertConfig(
         columns={"level_of_theory": "level"}, licence="CC0-1.0", description="EMT metals"

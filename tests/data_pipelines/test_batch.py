@@ -32,7 +32,7 @@ def structure(positions, cell=None, pbc=False, **labels) -> Structure:
 
 @st.composite
 def random_structures(draw) -> tuple[Structure, float]:
-    """Crystals in small, strongly skewed cells, slabs and wires (mixed pbc), and molecules without a cell."""
+    """Crystals in small, strongly skewed cells, slabs and wires, and molecules without a cell."""
     pbc = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()))
     cutoff = draw(st.floats(1.5, 5.0))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

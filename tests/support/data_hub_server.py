@@ -1,4 +1,4 @@
-"""The reading half of a Hugging Face hub with one data set, on 127.0.0.1: what the real client asks for, no more."""
+"""The reading half of a Hugging Face hub with one data set, on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMIT = "c0ffee" + "0" * 34
 def serve(
     name: str, folder: Path, revisions: tuple[str, ...] = ("main", COMMIT)
 ) -> Iterator[tuple[str, list[str]]]:
-    """The address of a hub that holds `folder` as the data set `name`, and the log of its requests."""
+    """Address and request log of a hub that holds `folder` as the data set `name`."""
     log: list[str] = []
 
     class Handler(_Handler):

@@ -425,7 +425,7 @@ def test_thread_stays_a_few_batches_ahead_only(open_stream, monkeypatch):
 
 
 def test_second_resume_does_not_go_back_to_what_the_other_rank_had_used_at_the_first(open_stream):
-    """A rank keeps the other's count of the first checkpoint; at the second, the newer one counts."""
+    """A rank keeps the other's count of the first checkpoint, until the second has a newer one."""
     whole = [
         ids(take(open_stream(rank=rank, world_size=2, edge_budget=80), 9)) for rank in range(2)
     ]
