@@ -133,7 +133,7 @@ def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_rec
     assert rows["scratch"]["force_mae"] > 0 and rows["scratch"]["seconds"] > 0
     (config, trained_on) = seen[0]
     assert sorted(trained_on) == sorted(s.structure_id for s in draw(sets["platinum"], 6, 5))
-    assert (config.max_steps, config.seed, config.model.channels) == (3, 5, 8)
+    assert (config.max_steps, config.seed, config.model.network.channels) == (3, 5, 8)
     assert config.stream.edge_budget == 1500 and not Path(config.out).exists()
 
 
