@@ -94,10 +94,11 @@ def switched(
     distance: Tensor, bare: Tensor, bare_slope: Tensor, reach: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Energies and slopes dE/dr of `bare_repulsion`, switched off at `reach` in A; all (E,)."""
-    reach = reach.to(distance)
-    x = distance / reach
+    # Converted twice on purpose: its gradients are then summed in its own dtype. Any other order of
+    # the sum changes the last bits of fitted radii, and with them the golden losses.
+    x = distance / reach.to(distance)
     switch = polynomial_envelope(x)
-    switch_slope = polynomial_envelope_slope(x) / reach
+    switch_slope = polynomial_envelope_slope(x) / reach.to(distance)
     return bare * switch, bare_slope * switch + bare * switch_slope
 
 

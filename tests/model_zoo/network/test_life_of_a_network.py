@@ -64,7 +64,6 @@ def model(
         evaluate_every=1000,
         model={"architecture": request.param, "channels": 8, "readout_size": 8, "cutoff": 4.0},
         stream={"edge_budget": 1500},
-        engine={"warmup_steps": 5},
     )
     folder = pretrain(config, quiet=True)
     assert folder is not None
