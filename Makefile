@@ -12,7 +12,8 @@ CONSTRAINTS := constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
+# setuptools warns of every editable install of mapped folders, whatever they are called.
+PIP := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 # The suite must cover this share of the lines, in per cent.  docs/coverage.md says what it leaves out and why.
