@@ -16,10 +16,10 @@ from ..train import ParameterGroup
 
 
 class NewElement(GradientStrategy):
-    """Trains the embeddings of new elements; the model stays the same for all others."""
+    """Trains the element vectors of new elements; the network stays the same for all others."""
 
     name = "new-element"
-    description = "embeddings of elements that pretraining never saw; nothing else changes"
+    description = "of the network only the vectors of elements that pretraining never saw"
 
     @contextmanager
     def learning(
