@@ -23,6 +23,6 @@ class FineTuneConfig(FitConfig):
         description="share of structures to hold out when the data have no validation split",
     )
     trust_units: bool = Field(
-        default=False, description="continue although labels look like another unit"
+        default=False, description="continue although labels look like another unit to the model"
     )
     source: SourceConfig = SourceConfig()

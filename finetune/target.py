@@ -12,11 +12,12 @@ import numpy as np
 
 from ..core.errors import EvenfieldError
 from ..core.settings import load_settings
+from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert.convert import ConvertConfig, convert
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.store.blocks import iter_structures
 from ..data_pipelines.store.shards import read_info
-from ..data_pipelines.structure import Structure
+from ..data_pipelines.structure import BadRecordError, Structure
 from ..model_zoo.package.record import TrainingData
 
 
@@ -195,10 +196,18 @@ def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | No
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
     try:
         convert(str(data), work, config, workers=1)
-    except EvenfieldError as error:
-        # The remedies of the conversion are settings that this command does not have.
-        if error.remedy is not None:
-            error.remedy = f"with `evenfield data convert`, before fine-tuning, {error.remedy}"
+    except UnitError as error:
+        # the message names settings of the source as `evenfield data convert` spells them
+        error.remedy = (
+            "put source. in front of these settings; or, if the source is right, "
+            "set source.trust_units=true"
+        )
+        raise
+    except BadRecordError as error:
+        other_way = (
+            "convert the file with `evenfield data convert`, which can leave bad records out"
+        )
+        error.remedy = other_way if error.remedy is None else f"{error.remedy}; or {other_way}"
         raise
     return work
 

@@ -21,6 +21,7 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ...pretrain.callbacks.callback import Callback
 from ...pretrain.callbacks.metrics import ProgressBar
+from ...pretrain.errors import TrainingError
 from ...pretrain.loop.engine import DeepSpeedEngine
 from ...pretrain.loop.optimizer import OptimizerConfig
 from ...pretrain.loop.schedule import Schedule, ScheduleConfig
@@ -69,7 +70,10 @@ def train_parameters(
     seed: int,
     quiet: bool,
 ) -> GradientReport:
-    """Train the parameters of `groups` in place on `train`, and on a share of `replay`."""
+    """Train the parameters of `groups` in place on `train`, and on a share of `replay`.
+
+    Raises TrainingError when the training cannot continue.
+    """
     started = time.perf_counter()
     # AdamW, because rates and steps were measured with it (docs/decisions/0009)
     optimizer = OptimizerConfig(
@@ -90,7 +94,12 @@ def train_parameters(
     with tempfile.TemporaryDirectory() as folder:
         stream = _stream(Path(folder), train, replay, potential, config, seed)
         trainer = Trainer(engine, stream, schedule, config.steps, callbacks)
-        finished = trainer.fit()
+        try:
+            finished = trainer.fit()
+        except TrainingError as error:
+            # the loop's own remedies are settings of pretraining
+            error.remedy = "lower gradient.learning_rate, or look at these structures"
+            raise
 
     return GradientReport(
         steps=trainer.step,

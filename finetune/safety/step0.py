@@ -128,7 +128,7 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
             f"{structures[0].structure_id} and others: {name} are {ratio:.3g} times what the "
             f"model predicts, and follow it: they look like {' or '.join(likely)}, "
             f"not {LABELS[name].unit}",
-            remedy=f"convert the data with {keys}, or set trust_units=true",
+            remedy=f"convert the data with {keys}; or, if they are right, set trust_units=true",
         )
 
 

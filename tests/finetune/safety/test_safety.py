@@ -139,7 +139,7 @@ def test_data_in_hartree_are_refused_with_the_unit(model, own):
     in_hartree = [s.with_labels(energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
     message = (
         r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not "
-        r"eV/A: convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr, or"
+        r"eV/A: convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr; or"
     )
     with pytest.raises(WrongUnitError, match=message):
         finetune(model, target(in_hartree), REFIT)
