@@ -180,7 +180,7 @@ def test_pretraining_without_data(refusal, tmp_path):
 @pytest.mark.parametrize("torn", [False, True])
 def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path, torn):
     run = tmp_path / "run"
-    expected = f"{run}/checkpoints: no checkpoint to resume from"
+    expected = f"{run}/checkpoints: there is no checkpoint to resume from"
     if torn:
         checkpoint = run / "checkpoints" / "step-00000005"
         checkpoint.mkdir(parents=True)
@@ -188,11 +188,11 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
         (checkpoint / "manifest.json").write_text(
             json.dumps({"step": 5, "files": {"weights.pt": 8}})
         )
-        expected += "; not whole: step-00000005 (weights.pt has 4 of 8 bytes)"
+        expected += " (damaged: step-00000005 (weights.pt has 4 of 8 bytes))"
     line = real_process(
         ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]
     )
-    assert f"{expected}. Start without --resume" in line
+    assert f"{expected}: start without --resume" in line
 
 
 def real_process(words: list[str]) -> str:
@@ -215,7 +215,7 @@ def real_process(words: list[str]) -> str:
         (["evaluate", "evenfield-s", "DATA", "FILE/out"], "FILE/out: Not a directory"),
         (["simulate", "evenfield-s", "FILE", "out"], "FILE: cannot be read as a structure"),
         (["check", "reach", "evenfield-s", "nowhere.cif"], "nowhere.cif: no such file"),
-        (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "'magic' is not a strategy"),
+        (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "(got 'magic')"),
         (["report", "out", "uniform"], "'uniform': name a run as name=folder"),
         (["quickstart", "FILE"], "FILE: File exists"),
         (["zoo", "build", "nothing"], "nothing: no model of the zoo"),
