@@ -7,12 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ... import model_zoo
-from ..config import FineTuneConfig
-from ..gradient.config import GradientConfig
-from ..run import finetune
-from ..save import save_finetuned
-from ..target import open_target
+from evenfield import model_zoo
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.gradient.config import GradientConfig
+from evenfield.finetune.run import finetune
+from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.target import open_target
 
 
 reference, data, out, *steps = sys.argv[1:]

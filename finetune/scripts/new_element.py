@@ -6,11 +6,11 @@ Run it with: python new_element.py MODEL DATA OUT [STEPS]
 import sys
 from pathlib import Path
 
-from ... import model_zoo
-from ..config import FineTuneConfig
-from ..gradient.config import GradientConfig
-from ..run import finetune
-from ..save import save_finetuned
+from evenfield import model_zoo
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.gradient.config import GradientConfig
+from evenfield.finetune.run import finetune
+from evenfield.finetune.save import save_finetuned
 
 
 reference, data, out, *steps = sys.argv[1:]

@@ -8,11 +8,11 @@ LEVEL names the new level of theory. It gets a head of its own; the old heads do
 import sys
 from pathlib import Path
 
-from ... import model_zoo
-from ...data_pipelines.sources.config import SourceConfig
-from ..config import FineTuneConfig
-from ..run import finetune
-from ..save import save_finetuned
+from evenfield import model_zoo
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.run import finetune
+from evenfield.finetune.save import save_finetuned
 
 
 reference, data, out, level = sys.argv[1:5]

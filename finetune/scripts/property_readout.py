@@ -11,8 +11,8 @@ import sys
 import ase.io
 import numpy as np
 
-from ... import model_zoo
-from ..features import structure_features
+from evenfield import model_zoo
+from evenfield.finetune.features import structure_features
 
 
 REGULARISATION = 0.01  # per training structure

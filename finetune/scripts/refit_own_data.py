@@ -6,10 +6,10 @@ Run it with: python refit_own_data.py MODEL DATA OUT
 import sys
 from pathlib import Path
 
-from ... import model_zoo
-from ..config import FineTuneConfig
-from ..run import finetune
-from ..save import save_finetuned
+from evenfield import model_zoo
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.run import finetune
+from evenfield.finetune.save import save_finetuned
 
 
 reference, data, out = sys.argv[1:4]

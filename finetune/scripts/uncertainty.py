@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ... import model_zoo
-from ..config import FineTuneConfig
-from ..heads import member_levels
-from ..run import finetune
-from ..save import save_finetuned
+from evenfield import model_zoo
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.heads import member_levels
+from evenfield.finetune.run import finetune
+from evenfield.finetune.save import save_finetuned
 
 
 NUM_HEADS = 8

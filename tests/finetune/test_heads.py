@@ -10,24 +10,23 @@ import torch
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.finetune.heads import with_head
+from evenfield.model_zoo.potential.prediction import Prediction
 
 
 PER_HEAD = ("readout.weight", "readout.element_weight", "e0", "scale")
 
 
-def forward(potential, structures, level: str | None = None) -> dict[str, torch.Tensor]:
+def forward(potential, structures, level: str | None = None) -> Prediction:
     if level:
         structures = [replace(s, level_of_theory=level) for s in structures]
     levels = potential.config.levels_of_theory
-    return potential(
-        Batch.join([Batch.from_structure(s, potential.config.cutoff, levels) for s in structures])
-    )
+    return potential(Batch.from_structures(structures, potential.config.cutoff, levels))
 
 
-def assert_same(one: dict, other: dict) -> None:
-    for name in one:
+def assert_same(one: Prediction, other: Prediction) -> None:
+    for name, expected in one.labels.items():
         assert torch.equal(
-            torch.nan_to_num(one[name], nan=99.0), torch.nan_to_num(other[name], nan=99.0)
+            torch.nan_to_num(expected, nan=99.0), torch.nan_to_num(other.labels[name], nan=99.0)
         ), name
 
 

@@ -14,6 +14,7 @@ from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import draw
+from evenfield.model_zoo.engines.errors import UnseenElementError
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
@@ -118,7 +119,7 @@ def test_saved_model_knows_its_origin_and_the_new_element(tuned, model, sets, tm
     assert saved.record.training["finetune"]["refit"]["rows"] == tuned.refit.rows
     structure = next(iter_structures(sets["platinum"], "test"))
     atoms = structure.to_atoms()
-    with pytest.raises(ValueError, match=NEW):
+    with pytest.raises(UnseenElementError, match=NEW):
         model.calculator().calculate(atoms)
     atoms.calc = saved.calculator()
     expected = predict(tuned.potential, [structure]).forces[..., 1]
