@@ -77,7 +77,7 @@ def test_new_element_is_learned(tuned, model):
 
 
 def test_new_element_improves_on_structures_left_out(tuned, model, sets):
-    """On the crystals: the alloys of the test split hold pairs of elements that no training structure holds."""
+    """On crystals only: the alloys of the test split have pairs of elements unseen in training."""
     crystals = [s for s in iter_structures(sets["platinum"], "test") if s.group == NEW]
     before, after = (
         summarise(predict(p, crystals), "test") for p in (model.potential, tuned.potential)

@@ -25,7 +25,7 @@ SCRIPTS = ROOT / "finetune" / "scripts"
 
 @pytest.fixture(scope="module")
 def files(emt_file, tmp_path_factory) -> Path:
-    """mine.extxyz: platinum crystals and alloys that the model has not seen; REF_ columns in reference.extxyz."""
+    """mine.extxyz: platinum crystals and alloys, new to the model; reference.extxyz: REF_."""
     folder = tmp_path_factory.mktemp("mine")
     frames = [
         a
@@ -124,7 +124,9 @@ def test_uncertainty(name, model_folder, files, tmp_path, monkeypatch, capsys):
 
 SHORTER = {"gradient.max_steps=300": "gradient.max_steps=4 gradient.evaluate_every=2"}
 SHORTER |= {
-    "sizes=[4,16] seeds=[0,1,2]": "sizes=[4] seeds=[0] scratch_steps=2 finetune.gradient.max_steps=2"
+    "sizes=[4,16] seeds=[0,1,2]": (
+        "sizes=[4] seeds=[0] scratch_steps=2 finetune.gradient.max_steps=2"
+    )
 }
 
 

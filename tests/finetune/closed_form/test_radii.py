@@ -1,4 +1,4 @@
-"""The refit of core radii: finds those that made the labels, and leaves them alone where it would not help."""
+"""Refit of core radii: finds those that made the labels, changes nothing where it cannot help."""
 
 from __future__ import annotations
 

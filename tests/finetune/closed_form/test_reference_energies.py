@@ -1,4 +1,4 @@
-"""E0 follows the labels where they speak, stays where they do not, and never makes matters worse."""
+"""E0 follows the labels where there are some, stays elsewhere, and never makes errors larger."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_structures_without_energy_are_passed_over(potential, own):
 
 
 def test_known_element_is_held_and_the_unknown_partner_takes_the_shift(potential, own):
-    """Copper-platinum alone cannot tell whose energy it is: the element that pretraining knew stays."""
+    """Copper-platinum alone leaves E0 undetermined: the element that was known keeps its own."""
     alloy = replace(own[0], atomic_numbers=np.array([CU, CU, PT, PT]))
     labelled = [alloy.with_labels(energy=float(predict_total(potential, alloy)) + 10.0)]
     report = refit_reference_energies(potential, 0, labelled, known={CU})

@@ -1,4 +1,4 @@
-"""The readout refit: exactly linear, exactly the minimum, touches nothing else, and finds what is there to find."""
+"""Readout refit: exactly linear, exactly the minimum, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def off_target(potential, structures, labelled_by) -> list:
 
 
 def perturbed(potential, own: tuple[int, ...] = ()):
-    """A copy with other weights in one head: shared ones, those of the elements `own`, and every E0."""
+    """A copy with other weights in one head: shared, of the elements `own`, and every E0."""
     other = type(potential)(potential.config).double().eval()
     other.load_state_dict(potential.state_dict())
     generator = torch.Generator().manual_seed(7)
@@ -66,7 +66,7 @@ def perturbed(potential, own: tuple[int, ...] = ()):
 
 
 def labels(potential, structures) -> tuple[np.ndarray, np.ndarray]:
-    """Total energies (S,) and forces (3N,), predicted one by one so that the order is that of the structures."""
+    """Total energies (S,) and forces (3N,), predicted one by one to keep their order."""
     energies, forces = [], []
     for s in structures:
         p = predict(potential, [s])
@@ -115,7 +115,7 @@ def test_features_times_weights_are_the_energies_and_forces(potential, structure
 
 
 def dense_problem(potential, structures, layout: Unknowns) -> tuple[np.ndarray, np.ndarray]:
-    """Whitened rows and targets by changing one unknown after the other in copies of the potential."""
+    """Whitened rows and targets, from copies of the potential with one unknown changed each."""
     base_energy, base_forces = labels(potential, structures)
     columns = []
     for k in range(layout.num):
@@ -253,7 +253,7 @@ def test_right_labels_change_nothing(potential, structures, labelled_by):
 
 
 def test_cross_validation_does_not_follow_noise(potential, structures, labelled_by):
-    """Forces that are right on average: what is left out is not predicted worse than without a refit."""
+    """Forces that are right on average: a left-out structure is predicted no worse than before."""
     rng = np.random.default_rng(2)
     own = labelled_by(potential, structures)
     noisy = [s.with_labels(forces=s.forces + rng.normal(0, 1.0, s.forces.shape)) for s in own[:6]]
@@ -366,7 +366,7 @@ def test_noise_of_forces_is_estimated(potential, structures, labelled_by):
 def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
     potential, off_target, monkeypatch
 ):
-    """By changing the potential and predicting the structure that was left out, one after the other."""
+    """By changing the potential and predicting each structure that was left out."""
     few = off_target[:6]
     known = METALS
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))

@@ -1,4 +1,4 @@
-"""Normal equations against dense least squares, and cross-validation against refitting without each fold."""
+"""Normal equations against dense least squares; cross-validation against refits without a fold."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def random_rows(
 def make_folds(
     num_folds: int = 5, noise: float = 0.1, forces: int = 6, energies: int = 2, truth=None
 ) -> tuple:
-    """Folds, and the dense rows and targets of each: (energy rows, energy targets, force rows, force targets)."""
+    """Folds, and the dense rows and targets of each: energy, then forces."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=NUM) if truth is None else truth
     folds, dense = [], []
@@ -163,7 +163,7 @@ def test_choice_is_the_strongest_pull_within_one_standard_error_of_the_best(nois
 
 
 def test_exact_labels_are_followed_and_empty_ones_are_not():
-    """Hardly any precision when the labels say all; so much that little changes when they are but noise."""
+    """Little precision when labels determine everything; much when they are only noise."""
     exact, _, truth = make_folds(noise=1e-6)
     choice = choose_prior(exact, SHARED, OWN, 1e-9 * FIXED)
     assert choice.error_after < 1e-5 < choice.error_before
@@ -210,7 +210,7 @@ def test_one_fold_alone_changes_nothing():
 
 
 def one_ratio(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrix and moment of cells of A B C3 with energies of such noise (eV), and the precision toward free E0."""
+    """Matrix and moment of cells of A B C3 with noisy energies (eV), and the precision of E0."""
     cells = np.outer([1, 2, 4, 8] * 20, [1, 1, 3])
     rows = cells / noise
     return rows.T @ rows, rows.T @ (cells @ [-3.0, -8.0, -5.0] / noise), np.full(3, 1e-8)
@@ -218,7 +218,7 @@ def one_ratio(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("noise", [1.0, 1e-3, 1e-6, 1e-9])
 def test_ratio_that_never_changes_moves_only_what_energies_tell(noise):
-    """The least change: E0 in proportion to the ratio. The matrix has rank one, and LU ends on it."""
+    """The least change: E0 in proportion to the ratio. The matrix has rank one; LU fails on it."""
     matrix, moment, precision = one_ratio(noise)
     least = np.array([1, 1, 3]) * (-26.0 / 11)
     assert solve_ridge(matrix, precision, moment) == pytest.approx(least, rel=1e-3)

@@ -46,7 +46,7 @@ def single(potential):
 
 @pytest.fixture
 def stiffer(single, structures, labelled_by) -> list:
-    """Labels of a potential that binds a quarter more, so that every parameter has something to learn."""
+    """Labels of a potential that binds a quarter more: every parameter has something to learn."""
     other = with_head(single, "EMT")
     with torch.no_grad():
         other.readout.weight[0] *= 1.25
@@ -105,7 +105,7 @@ def test_new_element_moves_its_own_row_alone(single, structures, labelled_by):
 
 
 def test_new_element_starts_between_its_neighbours(single):
-    """Hafnium beside zirconium, whose chemistry it shares, and not where an untrained vector happens to lie."""
+    """Hafnium starts near zirconium, whose chemistry it shares, not at its untrained vector."""
     weight = single.backbone.embedding.weight
     start_from_neighbours(single, [72], {8, 22, 40, 55})
     nearest = torch.cdist(weight[72:73], weight[[8, 22, 40, 55]])[0].argsort().tolist()
@@ -130,7 +130,7 @@ def test_best_step_is_kept_and_none_above_the_bound(single, stiffer):
 
 
 class OnALine:
-    """Held-out structures of a potential with one number x: the first error is above its bound beyond x = 0.5."""
+    """Held-out structures of a potential with one number x: beyond 0.5 it is too far off."""
 
     def __init__(self, number: int = 2) -> None:
         self.valid = [None] * number
@@ -206,15 +206,15 @@ def test_replayed_structures_are_none_of_the_probe_unless_there_are_few(monkeypa
 
 
 def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
-    """Trained to other labels of one kind of structure; what the model says of the rest is held by its own labels."""
+    """Trained on other labels of one kind of structure; replay of its own labels keeps the rest."""
     other = [s for s in structures if 13 not in s.atomic_numbers]
     target = [
         s.with_labels(forces=1.5 * s.forces, energy=None) for s in stiffer if 13 in s.atomic_numbers
     ]
     config = GradientConfig(max_steps=30, learning_rate=5e-3)
     own, generator = relabel(single, other), np.random.default_rng(0)
-    # labels of a data set are never those of the model to the last bit; were they, the first gradients of the replay
-    # would be rounding, which Adam makes whole steps of
+    # Labels of a data set never equal the model's own to the last bit. If they did, the first
+    # gradients of the replay would be rounding errors, which Adam turns into whole steps.
     data_set = [
         s.with_labels(forces=s.forces + generator.normal(scale=0.01, size=s.forces.shape))
         for s in own[::2]

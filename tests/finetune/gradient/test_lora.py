@@ -1,4 +1,4 @@
-"""Low-rank adapters: nothing at the start, equivariant after training, and the same potential once merged."""
+"""Low-rank adapters: zero at the start, equivariant when trained, the same once merged."""
 
 from __future__ import annotations
 

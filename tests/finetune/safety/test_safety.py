@@ -1,4 +1,4 @@
-"""What few structures can be like: another zero, another unit, one of a kind; and never worse than before."""
+"""A few structures with another zero, another unit, or one of a kind: never worse than before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(potential) -> LoadedModel:
 
 @pytest.fixture
 def own(potential, structures, labelled_by) -> list:
-    """Labels of the same potential with other readout weights, so that there is something to learn."""
+    """Labels of the same potential with other readout weights: there is something to learn."""
     other = type(potential)(potential.config).double().eval()
     other.load_state_dict(potential.state_dict())
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_single_composition_names_what_it_cannot_tell_and_stays_finite(model, ow
 
 
 def test_copies_stay_together_and_do_not_pass_for_evidence(model, own):
-    """Ten copies of one structure with noisy forces: as if it were alone, nothing may be learned from it."""
+    """Ten copies of one structure with noisy forces count as one: nothing is learned from them."""
     rng = np.random.default_rng(4)
     noisy = own[3].with_labels(forces=own[3].forces + rng.normal(0, 1.0, own[3].forces.shape))
     copies = [replace(noisy, structure_id=str(k)) for k in range(10)]

@@ -1,4 +1,4 @@
-"""Probe set and posterior beside a pretrained model: from its data, without a change of its weights."""
+"""Probe set and posterior of a pretrained model, made from its data; the weights do not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that makes a named model, at a toy size: data, training, card, and going on after an interruption."""
+"""The command that builds a named model, at a toy size: data, training, card, and a restart."""
 
 from __future__ import annotations
 
