@@ -10,7 +10,8 @@ from .potential.potential import Potential
 
 def element_vectors(potential: Potential) -> np.ndarray:
     """The vectors of all elements, (119, D); the row is the atomic number, row 0 is unused."""
-    return potential.backbone.element_vectors.detach().cpu().double().numpy()
+    vectors = potential.backbone.element_vectors.detach()
+    return vectors.cpu().double().numpy()
 
 
 def nearest_elements(
@@ -27,8 +28,10 @@ def nearest_elements(
     # an element is not its own neighbour
     np.fill_diagonal(similarity, -np.inf)
 
+    # there may be fewer others than asked for
+    num_others = min(count, len(symbols) - 1)
     nearest = {}
     for symbol, values in zip(symbols, similarity, strict=True):
-        order = np.argsort(-values)[: min(count, len(symbols) - 1)]
+        order = np.argsort(-values)[:num_others]
         nearest[symbol] = [(symbols[k], float(values[k])) for k in order]
     return nearest

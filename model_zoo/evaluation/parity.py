@@ -37,12 +37,16 @@ def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figur
         else:
             _all_components(axes, parity.flat(label.name), unit)
         _diagonal(axes, parity.flat(label.name))
+
+        # reference energies of elements would hide all other differences
         less = " less E0" if label.name == "energy" else ""
         axes.set(xlabel=f"reference {label.title}{less} ({unit})")
         axes.set(ylabel=f"predicted {label.title}{less} ({unit})")
+
         error = summary.mae.get(label.name)
         if error is not None:
             axes.set_title(f"{label.title.capitalize()}: MAE {_error_text(label, error)}")
+
     _legend(figure.axes[0], parity, summary)
     figure.suptitle(title, x=0.01, ha="left", size=15)
     return figure
@@ -57,11 +61,15 @@ def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
     known = np.flatnonzero(np.isfinite(rows).all(axis=1))
     # mixed, so that no level of theory is drawn over all others
     known = np.random.default_rng(0).permutation(known)
+
+    # the more dots, the smaller each
+    size = float(np.clip(3e4 / max(len(known), 1), 3, 28))
+    palette = np.array(COLOURS)
     axes.scatter(
         rows[known, 0],
         rows[known, 1],
-        s=float(np.clip(3e4 / max(len(known), 1), 3, 28)),
-        c=np.array(COLOURS)[levels[known] % len(COLOURS)],
+        s=size,
+        c=palette[levels[known] % len(COLOURS)],
         alpha=0.55,
         lw=0,
         rasterized=True,
@@ -112,10 +120,13 @@ def _errors_of(errors: Errors) -> list[str]:
 
 
 def _error_text(label: Label, error: float) -> str:
-    return f"{short_number(label.display_scale * error)} {written_unit(label.display_unit)}"
+    """An error with its unit, as people write it: meV, not eV."""
+    number = short_number(label.display_scale * error)
+    return f"{number} {written_unit(label.display_unit)}"
 
 
 def _diagonal(axes: Axes, rows: np.ndarray) -> None:
+    """The line of perfect agreement, and the same range on both axes."""
     low, high = _range(rows)
     axes.plot([low, high], [low, high], color="#444444", lw=1, ls="--", zorder=0.5)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
@@ -125,5 +136,6 @@ def _range(rows: np.ndarray) -> tuple[float, float]:
     """A little more than the values span."""
     low = float(rows.min())
     high = float(rows.max())
+    # a single value spans nothing, and still needs an axis
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin

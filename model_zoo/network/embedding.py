@@ -14,11 +14,20 @@ from torch import Tensor, nn
 
 
 MAX_ATOMIC_NUMBER = 118
-# (n, l) in the order of filling: by n + l, then by n
-SUBSHELLS = sorted(
-    ((n, degree) for n in range(1, 9) for degree in range(min(n, 4))),
-    key=lambda subshell: (sum(subshell), subshell[0]),
-)
+
+
+def _subshells() -> list[tuple[int, int]]:
+    """All subshells (n, l) up to n = 8 and l = 3 (f), in the order of filling."""
+    subshells = []
+    for n in range(1, 9):
+        for degree in range(min(n, 4)):
+            subshells.append((n, degree))
+
+    # the Madelung rule: by n + l, then by n
+    return sorted(subshells, key=lambda subshell: (sum(subshell), subshell[0]))
+
+
+SUBSHELLS = _subshells()
 
 
 def electron_configuration(z: int) -> dict[tuple[int, int], int]:
@@ -37,9 +46,17 @@ def slater_charge(z: int) -> float:
     shells = electron_configuration(z)
     outer = max(n for n, _ in shells)
 
-    same = sum(count for (n, degree), count in shells.items() if n == outer and degree < 2) - 1
-    below = sum(count for (n, _), count in shells.items() if n == outer - 1)
-    deep = sum(count for (n, _), count in shells.items() if n < outer - 1)
+    # an electron does not screen itself
+    same = -1
+    below = 0
+    deep = 0
+    for (n, degree), count in shells.items():
+        if n < outer - 1:
+            deep += count
+        elif n == outer - 1:
+            below += count
+        elif degree < 2:
+            same += count
 
     # in the first shell electrons screen each other less
     screening = 0.30 if z <= 2 else 0.35
@@ -54,7 +71,9 @@ def element_descriptors() -> np.ndarray:
     """
     rows = [_descriptors(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
     table = np.array(rows, dtype=np.float64)
+    # the descriptors have different units, and none should dominate
     table = (table - table.mean(0)) / table.std(0)
+    # so that the row is the atomic number
     return np.vstack([np.zeros(table.shape[1]), table])
 
 
@@ -72,11 +91,15 @@ def _descriptors(z: int) -> list[float]:
 
     radius = covalent_radii[z]
     charge = slater_charge(z)
+    # Allred and Rochow's fit, radius in A
     electronegativity = 0.359 * charge / radius**2 + 0.744
+
+    # the capacity of the valence shell: d and s hold 12 electrons, p and s hold 8
     if d_electrons:
         filling = (d_electrons + s_electrons) / 12
     else:
         filling = (p_electrons + s_electrons) / 8
+
     valence = [s_electrons, p_electrons, d_electrons, f_electrons]
     return [period, radius, charge, electronegativity, filling, *valence]
 

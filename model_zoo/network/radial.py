@@ -20,15 +20,22 @@ def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
     The expanded form loses three digits of the derivative to cancellation near the cutoff, where
     most edges are.
     """
+    # Horner's rule, from the highest power down
     value = torch.full_like(x, p * (p + 1) / 2)
     for k in range(p - 2, -1, -1):
-        value = value * x + (k + 1) * (k + 2) / 2
-    return (1.0 - x).clamp(min=0.0) ** 3 * value
+        coefficient = (k + 1) * (k + 2) / 2
+        value = value * x + coefficient
+
+    # exactly zero beyond the cutoff, where the polynomial itself grows
+    inside = (1.0 - x).clamp(min=0.0)
+    return inside**3 * value
 
 
 def polynomial_envelope_slope(x: Tensor, p: int = 6) -> Tensor:
     """Derivative of `polynomial_envelope` by x."""
-    return -0.5 * p * (p + 1) * (p + 2) * x ** (p - 1) * (1.0 - x).clamp(min=0.0) ** 2
+    factor = -0.5 * p * (p + 1) * (p + 2)
+    inside = (1.0 - x).clamp(min=0.0)
+    return factor * x ** (p - 1) * inside**2
 
 
 class BesselBasis(ExactBuffers):
@@ -40,9 +47,12 @@ class BesselBasis(ExactBuffers):
         super().__init__()
         self.cutoff = cutoff
         orders = torch.arange(1.0, num_basis + 1, dtype=torch.float64)
-        self.register_buffer("wave_numbers", math.pi / cutoff * orders, persistent=False)
+        wave_numbers = math.pi / cutoff * orders  # n pi / cutoff in 1/A
+        self.register_buffer("wave_numbers", wave_numbers, persistent=False)
 
     def forward(self, distance: Tensor) -> Tensor:
         """Distances (E, 1) in A -> (E, B)."""
-        waves = torch.sin(self.wave_numbers.to(distance.dtype) * distance)
-        return math.sqrt(2.0 / self.cutoff) * waves / distance
+        wave_numbers = self.wave_numbers.to(distance.dtype)
+        waves = torch.sin(wave_numbers * distance)
+        norm = math.sqrt(2.0 / self.cutoff)
+        return norm * waves / distance

@@ -45,8 +45,10 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
             expected_forces = (forces @ rotation.T)[order]
             energy_error = abs(other_energy - energy) / (len(atoms) * scale)
             force_error = float(np.abs(other_forces - expected_forces).max()) / scale
+
             error = max(energy_error, force_error)
             worst = max(worst, error)
+
             # `not <` rather than `>=`: NaN must be refused too
             if not error < tolerance:
                 raise BadModelError(
@@ -60,12 +62,20 @@ def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
 
     Distances are near the sums of covalent radii.
     """
-    numbers = [chemical_symbols.index(symbol) for symbol in rng.choice(symbols, 4)]
+    drawn = rng.choice(symbols, 4)
+    numbers = [chemical_symbols.index(symbol) for symbol in drawn]
+    # a tenth longer than bonds, so that rattled atoms do not overlap
     spacing = 2.2 * float(np.mean(covalent_radii[numbers]))
+
     # an fcc cell
-    corners = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) * spacing / np.sqrt(2)
-    cell = np.eye(3) * np.sqrt(2) * spacing + rng.normal(0, 0.05 * spacing, (3, 3))
-    positions = corners + rng.normal(0, 0.05 * spacing, (4, 3))
+    sites = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    corners = sites * spacing / np.sqrt(2)
+    cube = np.eye(3) * np.sqrt(2) * spacing
+
+    # without noise, symmetry makes all forces vanish, and nothing is tested
+    spread = 0.05 * spacing
+    cell = cube + rng.normal(0, spread, (3, 3))
+    positions = corners + rng.normal(0, spread, (4, 3))
     return Atoms(numbers, positions, cell=cell, pbc=True)
 
 
@@ -83,10 +93,14 @@ def changes(
 
     turned = _turned(atoms, rotation)
     inverted = _turned(atoms, -identity)
+
     moved = atoms.copy()
     moved.positions += rng.normal(0, 3, 3)
+
+    # one atom moves to another image of the cell: the crystal stays the same
     wrapped = atoms.copy()
     wrapped.positions[1] += atoms.cell[0] - 2 * atoms.cell[2]
+
     order = rng.permutation(len(atoms))
     return [
         ("rotation", turned, rotation, same_order),
@@ -98,6 +112,7 @@ def changes(
 
 
 def _turned(atoms: Atoms, matrix: np.ndarray) -> Atoms:
+    """A copy with its cell and positions multiplied by an orthogonal `matrix` (3, 3)."""
     copy = atoms.copy()
     copy.set_cell(atoms.cell.array @ matrix.T)
     copy.positions = atoms.positions @ matrix.T
@@ -112,5 +127,9 @@ def _predict(potential: Potential, atoms: Atoms, level: str) -> tuple[float, np.
     batch = Batch.from_structure(structure, potential.cutoff, levels, parameter.dtype)
     with torch.no_grad():
         prediction = potential(batch.to(parameter.device))
-    e0 = potential.e0[levels.index(level), batch.atomic_numbers].sum()
-    return float(prediction.energy - e0), prediction.forces.cpu().double().numpy()
+
+    head = levels.index(level)
+    e0 = potential.e0[head, batch.atomic_numbers].sum()
+    energy = float(prediction.energy - e0)
+    forces = prediction.forces.cpu().double().numpy()
+    return energy, forces

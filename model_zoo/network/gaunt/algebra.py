@@ -38,9 +38,9 @@ class EquivariantLinear(nn.Module):
     def __init__(self, l_max: int, channels_in: int, channels_out: int, scale: float = 1.0) -> None:
         super().__init__()
         self.sizes = components_per_degree(l_max)
-        self.weight = nn.Parameter(
-            torch.randn(l_max + 1, channels_in, channels_out) * scale / channels_in**0.5
-        )
+        # unit variance of the sum over incoming channels, times `scale`
+        weight = torch.randn(l_max + 1, channels_in, channels_out)
+        self.weight = nn.Parameter(weight * scale / channels_in**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, N, C) -> (K, N, C')."""
@@ -66,20 +66,27 @@ class ClebschGordanContraction(ExactBuffers):
 
         for l3 in range(l_out + 1):
             paths = _natural_parity_paths(l_in, l_edge, l3)
-            counts = [sum(l1 == degree for l1, _ in paths) for degree in range(l_in + 1)]
+            counts = [0] * (l_in + 1)
+            for l1, _ in paths:
+                counts[l1] += 1
             self.path_counts.append(counts)
 
             # unit variance of the sum over all paths and channels
             scale = math.sqrt(len(paths) * channels)
-            weights.append(nn.Parameter(torch.randn(len(paths), channels, channels) / scale))
+            weight = torch.randn(len(paths), channels, channels)
+            weights.append(nn.Parameter(weight / scale))
+
             for l1, l2 in paths:
                 rows[l1].append(_coupling_rows(l1, l2, l3, l_edge))
 
         # block_sizes[l1][l3]: rows of the coupled A of l1 that belong to l3
         self.block_sizes = [components_per_degree(l_edge)]
         for l1 in range(1, l_in + 1):
-            sizes = [count[l1] * (2 * l3 + 1) for l3, count in enumerate(self.path_counts)]
+            sizes = []
+            for l3, counts in enumerate(self.path_counts):
+                sizes.append(counts[l1] * (2 * l3 + 1))
             self.block_sizes.append(sizes)
+
             coupling = torch.cat(rows[l1])  # (rows, K2 * (2 l1 + 1))
             self.register_buffer(f"coupling{l1}", coupling, persistent=False)
         self.weights = nn.ParameterList(weights)
@@ -93,7 +100,8 @@ class ClebschGordanContraction(ExactBuffers):
         coupled = [scalars.split(self.block_sizes[0])]
         for l1, part in enumerate(others, start=1):
             coupling = getattr(self, f"coupling{l1}").to(part.dtype)
-            coupled.append((coupling @ part.flatten(1)).split(self.block_sizes[l1]))
+            product = coupling @ part.flatten(1)
+            coupled.append(product.split(self.block_sizes[l1]))
 
         outputs = []
         for l3, (counts, weights) in enumerate(zip(self.path_counts, self.weights, strict=True)):
@@ -127,8 +135,13 @@ def _sum_over_paths(mixed: Tensor) -> Tensor:
 def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
     """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance."""
     rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, 2 * l1 + 1, dtype=torch.float64)
-    wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0)  # (m3, m2, m1)
-    rows[:, l2**2 : (l2 + 1) ** 2] = math.sqrt(2 * l3 + 1) * wigner
+    wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
+    wigner = wigner.permute(2, 1, 0)  # (m3, m2, m1)
+
+    # the components of A of degree l2; other degrees do not take part in this path
+    start = l2**2
+    end = (l2 + 1) ** 2
+    rows[:, start:end] = math.sqrt(2 * l3 + 1) * wigner
     return rows.flatten(1)
 
 
@@ -147,8 +160,10 @@ class GauntTensorProduct(ExactBuffers):
     def __init__(self, l_max: int, l_out: int) -> None:
         super().__init__()
         degree = 2 * l_max + l_out
-        degree += (degree + 1) % 2  # Lebedev rules have odd degrees
+        # Lebedev rules have odd degrees from 3 on
+        degree += (degree + 1) % 2
         points, weights = lebedev_rule(max(degree, 3))
+
         harmonics = o3.spherical_harmonics(
             list(range(l_max + 1)),
             torch.from_numpy(points.T.copy()),
@@ -159,7 +174,8 @@ class GauntTensorProduct(ExactBuffers):
         # the factor l_max + 1 keeps the variance of the product near that of its inputs
         evaluate = harmonics / (l_max + 1)
         quadrature = torch.from_numpy(weights / weights.sum())
-        project = harmonics[:, : (l_out + 1) ** 2].T * quadrature * (l_max + 1)
+        num_out = (l_out + 1) ** 2
+        project = harmonics[:, :num_out].T * quadrature * (l_max + 1)
         self.register_buffer("evaluate", evaluate, persistent=False)  # (points, K)
         self.register_buffer("project", project, persistent=False)  # (K_out, points)
 
