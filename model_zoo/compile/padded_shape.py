@@ -69,9 +69,12 @@ def choose_padded_shape(degrees: list[Tensor]) -> PaddedShape | None:
     degrees: for each batch the number of neighbours of every atom (N,).
     """
     atoms = torch.tensor([len(degree) for degree in degrees]).double()  # (batches,)
-    tiles_of_size = torch.stack([count_tiles(degree) for degree in degrees]).double()
+    tile_counts = [count_tiles(degree) for degree in degrees]
+    tiles_of_size = torch.stack(tile_counts).double()  # (batches, sizes)
+
     # the eager step takes the cheapest tile size for each batch
-    cost_of_size = tiles_of_size * (torch.tensor(TILE_SIZES) + TILE_COST)  # (batches, sizes)
+    cost_of_tile = torch.tensor(TILE_SIZES) + TILE_COST
+    cost_of_size = tiles_of_size * cost_of_tile  # (batches, sizes)
     eager = cost_of_size.min(1).values + ATOM_COST * atoms
 
     best_gain = LEAST_GAIN
@@ -81,9 +84,12 @@ def choose_padded_shape(degrees: list[Tensor]) -> PaddedShape | None:
         for share in SHARES:
             most_atoms = int(torch.quantile(atoms, share, interpolation="higher"))
             most_tiles = int(torch.quantile(tiles, share, interpolation="higher"))
+
+            # batches that do not fit run eagerly, at the eager cost
             fits = (atoms <= most_atoms) & (tiles <= most_tiles)
             padded = (most_tiles * (size + TILE_COST) + ATOM_COST * most_atoms) / GAIN
-            gain = float(eager.mean() / torch.where(fits, padded, eager).mean())
+            mixed = torch.where(fits, padded, eager)
+            gain = float(eager.mean() / mixed.mean())
             if gain > best_gain:
                 best_gain = gain
                 best_shape = PaddedShape(most_atoms, most_tiles, size)

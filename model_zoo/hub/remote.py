@@ -25,12 +25,19 @@ class HubError(EvenfieldError):
 def cache_folder() -> Path:
     """Where models from remote folder hubs, and zoo models built on this machine, are kept."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "evenfield"
+    if chosen:
+        return Path(chosen)
+    return Path.home() / ".cache" / "evenfield"
 
 
 def download_order(manifest: Manifest) -> list[str]:
     """The config first, because it is checked before anything else comes; the weights last."""
-    return sorted(manifest.files, key=lambda name: (name != "config.json", is_weights(name), name))
+
+    def rank(name: str) -> tuple[bool, bool, str]:
+        # False sorts before True
+        return name != "config.json", is_weights(name), name
+
+    return sorted(manifest.files, key=rank)
 
 
 def check_before_download(where: str, manifest: Manifest, config_text: bytes) -> None:
@@ -38,10 +45,13 @@ def check_before_download(where: str, manifest: Manifest, config_text: bytes) ->
 
     `where` is the reference, for messages. Without this check a hub could fill the disk.
     """
+    # a manifest may leave sizes out
     stated = sum(manifest.files[name].bytes or 0 for name in manifest.weights)
     config = json_object(f"{where}/config.json", config_text)
     potential, _ = build(f"{where}/config.json", config, stated or None)
-    needed = sum(tensor.nbytes for tensor in potential.state_dict().values())
+
+    tensors = potential.state_dict().values()
+    needed = sum(tensor.nbytes for tensor in tensors)
     if stated > needed + SPARE * len(manifest.weights):
         raise BadModelError(
             f"its manifest states {stated:,} bytes of weights, but its architecture has {needed:,}",

@@ -50,7 +50,9 @@ def cheapest_size(degree: Tensor) -> int:
 def count_tiles(degree: Tensor) -> Tensor:
     """Numbers of tiles for each of TILE_SIZES, for atoms with these numbers of neighbours (N,)."""
     sizes = torch.tensor(TILE_SIZES, device=degree.device).unsqueeze(1)
-    return ((degree + sizes - 1) // sizes).sum(1)
+    # rounded up: the last tile of an atom may be partly filled
+    tiles = (degree + sizes - 1) // sizes  # (sizes, N)
+    return tiles.sum(1)
 
 
 def tile_edges(
@@ -62,8 +64,12 @@ def tile_edges(
     """
     sender, receiver = edge_index
     if size is None:
-        size = cheapest_size(torch.bincount(receiver, minlength=num_atoms))
-    return Tiles(*lay_tiles(sender, receiver, edge_offset, num_atoms, cutoff, size), size)
+        degree = torch.bincount(receiver, minlength=num_atoms)
+        size = cheapest_size(degree)
+    padded_sender, tile_receiver, offset = lay_tiles(
+        sender, receiver, edge_offset, num_atoms, cutoff, size
+    )
+    return Tiles(padded_sender, tile_receiver, offset, size)
 
 
 def lay_tiles(
@@ -89,6 +95,8 @@ def lay_tiles(
 
     atoms = torch.arange(num_atoms, device=receiver.device)
     tile_receiver = atoms.repeat_interleave(num_tiles)
+
+    # every slot starts as padding, an edge from the atom to itself; edges then overwrite theirs
     padded_sender = tile_receiver.repeat_interleave(size)
     padded_sender[slot] = sender
     offset = edge_offset.new_zeros(len(padded_sender), 3)
@@ -113,5 +121,7 @@ class TileProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         # autocast may have changed the dtype of what was saved
-        a, b = (saved.to(slope.dtype) for saved in ctx.saved_tensors)
+        saved_a, saved_b = ctx.saved_tensors
+        a = saved_a.to(slope.dtype)
+        b = saved_b.to(slope.dtype)
         return torch.bmm(b, slope.mT), torch.bmm(a, slope)

@@ -48,7 +48,9 @@ class ModelRecord(Settings):
     @property
     def symbols(self) -> list[str]:
         """All elements seen at any level of theory, in the order of the periodic table."""
-        seen = {symbol for symbols in self.elements.values() for symbol in symbols}
+        seen: set[str] = set()
+        for symbols in self.elements.values():
+            seen.update(symbols)
         return sorted(seen, key=chemical_symbols.index)
 
 

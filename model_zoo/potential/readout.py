@@ -31,8 +31,11 @@ class Readout(nn.Module):
         One tensor holds the weights of all heads, so every head takes part in every step.
         """
         row = head * (MAX_ATOMIC_NUMBER + 1) + atomic_numbers
-        own = self.element_weight.flatten(0, 1).index_select(0, row)
-        return (phi * (self.weight.index_select(0, head) + own)).sum(1)
+        # a row for each pair of head and element
+        element_rows = self.element_weight.flatten(0, 1)
+        own = element_rows.index_select(0, row)
+        shared = self.weight.index_select(0, head)
+        return (phi * (shared + own)).sum(1)
 
     @staticmethod
     def activation(hidden: Tensor) -> Tensor:

@@ -67,10 +67,11 @@ class InteractionLayer(nn.Module):
             self.mixes.append(EquivariantLinear(l_product, channels, channels))
 
         # update
-        self.outputs = nn.ModuleList(
-            EquivariantLinear(l_out, channels, channels) for _ in range(config.correlation)
-        )
+        self.outputs = nn.ModuleList()
+        for _ in range(config.correlation):
+            self.outputs.append(EquivariantLinear(l_out, channels, channels))
         self.gates = nn.Linear(embedding_size, config.correlation * (l_out + 1) * channels)
+        # gates start near 1, so that every power takes part from the first step
         nn.init.ones_(self.gates.bias)
         self.skip = EquivariantLinear(min(l_in, l_out), channels, channels)
 
@@ -99,13 +100,17 @@ class InteractionLayer(nn.Module):
         for part, weight in zip(x.split(self.input_sizes), radial.split(channels, 1), strict=True):
             by_atom = part.permute(1, 0, 2).flatten(1)  # (N, (2 l1 + 1) * C)
             sent = by_atom.index_select(0, tiles.sender)  # (E, (2 l1 + 1) * C)
-            weighted = (sent.unflatten(1, (-1, channels)) * weight.unsqueeze(1)).flatten(1)
+            by_component = sent.unflatten(1, (-1, channels))  # (E, 2 l1 + 1, C)
+            weighted = (by_component * weight.unsqueeze(1)).flatten(1)
             weighted = weighted.unflatten(0, (-1, tiles.size))  # (tiles, T, (2 l1 + 1) * C)
 
             product = TileProduct.apply(directed, weighted).flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1])
             total = total.index_add(0, tiles.receiver, product)
-            aggregated.append(total.view(num_atoms, -1, channels).transpose(0, 1).contiguous())
+
+            # back to component-major layout, which the contraction reads as one matrix
+            by_component = total.view(num_atoms, -1, channels).transpose(0, 1)
+            aggregated.append(by_component.contiguous())
         return aggregated
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
@@ -115,8 +120,10 @@ class InteractionLayer(nn.Module):
         gates = self.gates(elements).view(num_atoms, len(self.outputs), self.l_out + 1, -1)
         gates = gates.permute(1, 2, 0, 3)  # (order, l_out + 1, N, C)
 
+        # the first power is the message itself
         power = message
-        total = self.outputs[0](message[:num_out]) * _repeat_over_rows(gates[0])
+        gate = _repeat_over_rows(gates[0])
+        total = self.outputs[0](message[:num_out]) * gate
         powers = zip(self.factors, self.products, self.mixes, strict=True)
         for order, (factor, product, mix) in enumerate(powers, start=1):
             power = mix(product(power, factor(message)))
@@ -135,7 +142,8 @@ def soft_norm(x: Tensor) -> Tensor:
     cube: without a bound, one close contact dwarfs all other atoms. The function is smooth
     everywhere, so a message still vanishes with two derivatives at the cutoff.
     """
-    return x * torch.rsqrt(1.0 + (x * x).mean(dim=(0, 2), keepdim=True))
+    mean_square = (x * x).mean(dim=(0, 2), keepdim=True)  # (1, N, 1)
+    return x * torch.rsqrt(1.0 + mean_square)
 
 
 def _repeat_over_components(x: Tensor) -> Tensor:
