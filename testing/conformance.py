@@ -217,6 +217,8 @@ def check_net_force_and_torque_vanish(model: Model) -> None:
     net_force = np.abs(forces.sum(0)).max()
     if net_force > 1e-5:
         raise ConformanceError(f"the net force is {net_force:.1e} eV/A")
+
+    # about the centre of the atoms; where forces cancel, any other point gives the same torque
     torque = np.cross(atoms.positions - atoms.positions.mean(0), forces).sum(0)
     relative = np.abs(torque).max() / np.abs(forces).max()
     if relative > 30 * _tolerance(model):
@@ -322,6 +324,7 @@ def check_save_and_load_are_bit_identical(model: Model) -> None:
     elements = {level: ["Na", "Cl"] for level in model.config.levels_of_theory}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
+        # the record needs elements to be valid; the predictions do not depend on them
         save_model(path, model, ModelRecord(name="conformance", elements=elements))
         loaded, _ = load_model(path)
     before = _predict(model, crystal())

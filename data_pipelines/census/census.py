@@ -54,6 +54,7 @@ class Census:
         _add_counts(self.atoms, other.atoms)
         self.force_square += other.force_square
         self.force_count += other.force_count
+        # a level of theory that only the other census has starts from nothing
         for level, reference in other.references.items():
             self.references.setdefault(level, ReferenceFit()).merge(reference)
         for level, by_split in other.level_counts.items():
@@ -188,6 +189,7 @@ class ReferenceFit:
         share = counts.data / np.repeat(sizes, num_elements)
         per_atom = energies / sizes
         self.normal += _sum_of_products(share, counts.indices, counts.indptr)
+        # the division by N_s, squared in the loss, is in `share` and `per_atom`
         weighted = share * np.repeat(per_atom, num_elements)
         self.moment += np.bincount(counts.indices, weighted, NUM_ELEMENTS)
         self.energy_per_atom += float(per_atom.sum())
@@ -302,6 +304,7 @@ def read_census(folder: Path | str) -> dict[str, Any]:
     Raises BrokenDataSetError where it is missing or damaged.
     """
     read_info(folder)
+
     path = Path(folder) / "census.json"
     try:
         census = json.loads(path.read_text())

@@ -192,6 +192,7 @@ def _learning_section(runs: list[Run], pictures: PictureFolder) -> Section:
     rows = []
     for run in runs:
         metrics = run.metrics
+        # a single step is noisy, and a short run still needs one
         last_twentieth = max(1, len(metrics.steps) // 20)
         rows.append(
             [
