@@ -272,7 +272,9 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
     def derivatives(distance: float) -> np.ndarray:
         """E, dE/dr and d2E/dr2 for the third atom at this distance, by finite differences."""
         grid = distance + gap * np.arange(-2, 3)
-        trimers = [Atoms("NaClO", [[0, 0, 0], [0, 2.5, 0], [0, 0, r]]) for r in grid]
+        trimers = []
+        for height in grid:
+            trimers.append(Atoms("NaClO", [[0, 0, 0], [0, 2.5, 0], [0, 0, height]]))
         energies = _array(_predict(model, *trimers).energy)
         means = [float(np.diff(energies, order).mean()) / gap**order for order in range(3)]
         return np.array(means)
@@ -307,7 +309,7 @@ def check_training_mode_predicts_the_same(model: Model) -> None:
 def check_forces_can_be_trained(model: Model) -> None:
     """The forces have finite gradients by the parameters, as training on them needs."""
     prediction = _predict(model.train(), crystal())
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = prediction.forces.square().sum()
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [gradient for gradient in gradients if gradient is not None]

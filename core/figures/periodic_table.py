@@ -103,15 +103,19 @@ def colour_norm(
     if limits is not None:
         low, high = limits
     elif shown:
-        low, high = min(shown), max(shown)
+        low = min(shown)
+        high = max(shown)
     else:
-        low, high = 1.0, 10.0
+        low = 1.0
+        high = 10.0
 
     # a single value still needs a scale around it
     if low == high and log:
-        low, high = low / 2, high * 2
+        low = low / 2
+        high = high * 2
     elif low == high:
-        low, high = low - 0.5, high + 0.5
+        low = low - 0.5
+        high = high + 0.5
     return LogNorm(low, high) if log else Normalize(low, high)
 
 
