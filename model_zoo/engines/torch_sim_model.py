@@ -78,10 +78,18 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
             # a dictionary of torch-sim may lack masses, which no prediction needs
             masses = torch.ones_like(state["positions"][:, 0])
             state = SimState(**{"masses": masses, **state})
-        check_elements(state.atomic_numbers.cpu().numpy(), self.elements, self.level_of_theory)
+
+        atomic_numbers = state.atomic_numbers.cpu().numpy()
+        check_elements(atomic_numbers, self.elements, self.level_of_theory)
         with torch.no_grad():
-            prediction = self.potential(self._batch(state))
-        return {name: value.detach().to(self._dtype) for name, value in prediction.labels.items()}
+            batch = self._batch(state)
+            prediction = self.potential(batch)
+
+        # torch-sim expects the dtype that this model states
+        results = {}
+        for name, value in prediction.labels.items():
+            results[name] = value.detach().to(self._dtype)
+        return results
 
     def _batch(self, state: SimState) -> Batch:
         sizes = torch.bincount(state.system_idx, minlength=state.n_systems)
@@ -118,6 +126,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         for system, size in enumerate(sizes.tolist()):
             verlet_list = self._verlet_lists[system]
             own_positions = positions[start : start + size]
+            # the list numbers atoms from 0 in each system, the batch through all systems
             index, shifts = verlet_list.edges(own_positions, row_cells[system], periodic)
             edge_indices.append(torch.as_tensor(index + start))
             cell_shifts.append(torch.as_tensor(shifts))

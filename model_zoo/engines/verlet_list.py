@@ -42,9 +42,13 @@ class VerletList:
 
         sender, receiver = self._edge_index
         vectors = positions.take(sender, 0) - positions.take(receiver, 0) + self._offsets
+
+        # squares, because the root of every distance would be wasted
         squared_distances = np.einsum("ea,ea->e", vectors, vectors)
         within = np.flatnonzero(squared_distances <= self.cutoff**2)
-        return self._edge_index.take(within, 1), self._cell_shifts.take(within, 0)
+        edge_index = self._edge_index.take(within, 1)
+        cell_shifts = self._cell_shifts.take(within, 0)
+        return edge_index, cell_shifts
 
     def _search(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         self._edge_index, self._cell_shifts = neighbour_list(
@@ -52,6 +56,8 @@ class VerletList:
         )
         # what the cell's images add to each vector, (E, 3): it stays the same until the next search
         self._offsets = self._cell_shifts @ cell
+
+        # copies: the caller moves its atoms in place
         self._positions = positions.copy()
         self._cell = cell.copy()
         self._pbc = np.array(pbc)
@@ -63,6 +69,8 @@ class VerletList:
             return False
         if not np.array_equal(cell, self._cell) or not np.array_equal(pbc, self._pbc):
             return False
+
+        # two atoms that approach each other by half the skin each use it up
         moved = positions - self._positions
         largest_squared = np.einsum("na,na->n", moved, moved).max(initial=0.0)
         return bool(largest_squared <= (0.5 * self.skin) ** 2)

@@ -47,10 +47,11 @@ class GauntNetwork(Network):
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
 
         # the input is scalar, and the readout takes scalars only
-        degrees = [0, *[config.l_hidden] * (config.num_layers - 1), 0]
-        self.layers = nn.ModuleList(
-            InteractionLayer(config, l_in, l_out) for l_in, l_out in itertools.pairwise(degrees)
-        )
+        between = [config.l_hidden] * (config.num_layers - 1)
+        degrees = [0, *between, 0]
+        self.layers = nn.ModuleList()
+        for l_in, l_out in itertools.pairwise(degrees):
+            self.layers.append(InteractionLayer(config, l_in, l_out))
 
     @property
     def num_features(self) -> int:
@@ -70,7 +71,10 @@ class GauntNetwork(Network):
     def depth_groups(self) -> list[list[nn.Parameter]]:
         """The element vectors and what is made of them, then layer by layer."""
         bottom = [*self.embedding.parameters(), *self.start.parameters()]
-        return [bottom, *(list(layer.parameters()) for layer in self.layers)]
+        groups = [bottom]
+        for layer in self.layers:
+            groups.append(list(layer.parameters()))
+        return groups
 
     def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
         """All maps between channels.
@@ -83,13 +87,16 @@ class GauntNetwork(Network):
             if isinstance(module, EquivariantLinear):
                 found.append((module, "weight"))
             elif isinstance(module, ClebschGordanContraction):
-                found += [(module.weights, str(k)) for k in range(len(module.weights))]
+                # a ParameterList names its entries by their index
+                for index in range(len(module.weights)):
+                    found.append((module.weights, str(index)))
         return found
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
         """The scalars of all layers, (N, num_features)."""
         elements = self.embedding(atomic_numbers)
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
+        # scaled here, once for all layers: this is the 1/sqrt(nbar) of A
         harmonics = self.harmonics(edge_vectors) * self.norm
         edges = EdgeGeometry(
             tiles=tiles,
