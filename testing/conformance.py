@@ -326,7 +326,7 @@ def check_save_and_load_are_bit_identical(model: Model) -> None:
     elements = {level: ["Na", "Cl"] for level in model.config.levels_of_theory}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        # the record needs elements to be valid; the predictions do not depend on them
+        # a record has no default for its elements
         save_model(path, model, ModelRecord(name="conformance", elements=elements))
         loaded, _ = load_model(path)
     before = _predict(model, crystal())

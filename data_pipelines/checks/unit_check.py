@@ -258,6 +258,7 @@ def _remedy_of_slope(label: str, slope: float, config: SourceConfig, energy_is_w
 
     It is the energy's if forces and stress agree on it, or if no unit of the label fits.
     """
+    # a slope above one means that the label is too small, or the energy too large
     of_label = _likely_units(label, slope, config)
     of_energy = _likely_units("energy", 1 / slope, config)
     if of_energy and (energy_is_wrong or not of_label):

@@ -57,6 +57,7 @@ def check(
         for cell in cells:
             # tblite's periodic mode samples the Gamma point only, which is wrong for small cells
             cell.pbc = False
+    # processor time of several threads would add up
     torch.set_num_threads(1)
 
     sizes = [len(cell) for cell in cells]
@@ -134,6 +135,7 @@ def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
 
     def fit(exponent: float) -> tuple[float, np.ndarray]:
         terms = np.stack([np.ones_like(size), size**exponent], 1) / measured[:, None]
+        # the columns differ by many orders of magnitude, which is hard on the solver
         scale = terms.max(0)
         weights, residual = nnls(terms / scale, np.ones_like(size))
         return float(residual), weights / scale
@@ -155,6 +157,7 @@ def break_even(ours: CostLaw, other: CostLaw) -> float | None:
 
     grid = np.linspace(0.0, np.log(MOST_ATOMS), 400)
     leads = np.array([lead(log_atoms) for log_atoms in grid])
+    # still behind at the largest size that counts
     if leads[-1] <= 0:
         return None
     behind = np.flatnonzero(leads <= 0)
