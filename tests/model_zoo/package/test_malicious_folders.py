@@ -332,8 +332,8 @@ def test_bad_folder_is_refused(folder: Path, name: str) -> None:
     assert sorted(folder.parent.iterdir()) == before
 
 
-def test_there_are_forty_cases_and_the_bomb_is_live(folder: Path) -> None:
-    assert len(CASES) >= 40
+def test_all_cases_are_there_and_the_bomb_is_live(folder: Path) -> None:
+    assert len(CASES) == 65  # the guides state this number
     pickle.loads(pickle.dumps(Bomb(folder.parent / "ran")))
     assert (folder.parent / "ran").exists()
     sign(folder)
