@@ -16,7 +16,7 @@ A missing label is absent from a `Structure`, null in Parquet and NaN in a batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -158,15 +158,14 @@ LABELS: dict[str, Label] = {
 
 def present(labels: Mapping[str, Value | None]) -> dict[str, Value]:
     """The labels of a mapping that are not None, in the registry's order."""
-    return {name: value for name, value in _ordered(labels) if value is not None}
-
-
-def _ordered(labels: Mapping[str, Value]) -> Iterator[tuple[str, Value]]:
     unknown = sorted(set(labels) - set(LABELS))
     assert not unknown, f"not in the registry of labels: {unknown}"
+    found = {}
     for name in LABELS:
-        if name in labels:
-            yield name, labels[name]
+        value = labels.get(name)
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def unit_factor(name: str, unit: str) -> float:

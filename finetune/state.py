@@ -23,7 +23,6 @@ from ..model_zoo.potential.weights_aside import (
     copied_weights,
     interpolated,
     put_weights,
-    weights_aside,
 )
 from .closed_form.design_rows import RefitConfig
 from .closed_form.posterior import Posterior
@@ -157,8 +156,8 @@ class FineTuning:
         best_share = 0.0
         best_score = start_score
         for share in SHARES:
-            with weights_aside(self.potential, interpolated(start, end, share)):
-                score = self.score()
+            put_weights(self.potential, interpolated(start, end, share))
+            score = self.score()
             if score < best_score:
                 best_share = share
                 best_score = score

@@ -10,19 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from house import ROOMS, ROOT, files
 
-ROOT = Path(__file__).parents[1]
-ROOMS = [
-    "core",
-    "data_pipelines",
-    "model_zoo",
-    "pretrain",
-    "finetune",
-    "simulation",
-    "diagnostics",
-    "cli",
-    "testing",
-]
 
 # Built-in exceptions that a protocol of Python or of a library asks for.
 PROTOCOLS = {
@@ -69,10 +58,6 @@ def builtin_exceptions() -> set[str]:
 BUILTIN = builtin_exceptions()
 
 
-def modules() -> list[Path]:
-    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-
-
 def raises_in(path: Path) -> Iterator[Raise]:
     """Every `raise` of a built-in exception, with the functions and classes around it."""
     file = str(path.relative_to(ROOT))
@@ -105,7 +90,7 @@ def last_name(node: ast.AST) -> str:
 
 def test_only_protocols_raise_built_in_exceptions() -> None:
     wrong = []
-    for path in modules():
+    for path in files(*ROOMS):
         for found in raises_in(path):
             name = f"{found.file} {found.scope} {found.exception}"
             if not found.in_validator and name not in PROTOCOLS:
@@ -116,7 +101,7 @@ def test_only_protocols_raise_built_in_exceptions() -> None:
 def test_error_classes_are_errors_for_users() -> None:
     """Their bases are EvenfieldError or other classes of ours, not built-in exceptions."""
     wrong = []
-    for path in modules():
+    for path in files(*ROOMS):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name != "EvenfieldError":
                 bases = {last_name(base) for base in node.bases}
@@ -128,7 +113,7 @@ def test_error_classes_are_errors_for_users() -> None:
 
 def test_no_code_reads_the_text_of_an_exception() -> None:
     wrong = []
-    for path in modules():
+    for path in files(*ROOMS):
         for handler in ast.walk(ast.parse(path.read_text())):
             if isinstance(handler, ast.ExceptHandler) and handler.name:
                 for line in lines_that_read(handler):

@@ -15,19 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from house import ROOMS, ROOT, files
 
-ROOT = Path(__file__).parents[1]
-ROOMS = (
-    "core",
-    "data_pipelines",
-    "model_zoo",
-    "pretrain",
-    "finetune",
-    "simulation",
-    "diagnostics",
-    "cli",
-    "testing",
-)
+
 NO_PACKAGES = ("build", "dist", "runs", "tests")
 
 # A room may import from these others. The command line may import from all.
@@ -64,10 +54,6 @@ def packages() -> list[str]:
         if not top.startswith(".") and top not in NO_PACKAGES:
             names.append(".".join(("evenfield", *folder.parts)))
     return sorted(names)
-
-
-def files(*rooms: str) -> list[Path]:
-    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
 
 
 # --- what is packed
