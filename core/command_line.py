@@ -46,6 +46,10 @@ LevelOfTheory = Annotated[
     typer.Option("--level-of-theory", help="head of the model; its first when not given"),
 ]
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace what OUT holds, once the new result is whole")
+]
+
 
 class CommandLineError(EvenfieldError):
     """Words of a command line that do not fit together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,15 +28,34 @@ def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         raise FileError(reason, file=error.filename or path, remedy=remedy) from error
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or none: a temporary name next to it, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a temporary file in the same folder, which takes the name `path` on success.
+
+    The block creates the temporary file. It may use any library that takes a path. Readers see
+    the old file or the new one, never a part of either. When the block fails, the old file is
+    still there and the temporary file is removed.
+
+    A symbolic link at `path` is replaced. The file that it points to is left alone.
+    """
+    # A process id would not be unique: two threads may write the same file, and so may two
+    # machines on one network file system.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield temporary
+
+        # Without this, a crash of the machine could leave an empty file under the final name.
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         # it is still there only if something failed
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a whole file or none, in the way of `whole_file`."""
+    content = data.encode() if isinstance(data, str) else data
+
+    with whole_file(path) as temporary, temporary.open("xb") as file:
+        file.write(content)

@@ -7,7 +7,6 @@ code that it contains, so it is written for other programs and never read here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ...core.errors import MissingPackageError
-from ...core.files import file_errors
+from ...core.files import file_errors, whole_file
 from ..hub.load import LoadedModel
 from .calculator import checked_dtype, checked_level
 from .errors import EngineError
@@ -69,14 +68,10 @@ def export_metatomic(
             ) from error
 
     # metatomic writes in place, so a failure would leave half a file under the final name
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as unfinished:
             write(model, level, dtype, unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     return path
 
 

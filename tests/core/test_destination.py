@@ -1,0 +1,139 @@
+"""Where commands write: what is refused, what is replaced, and what survives a failure."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from evenfield.core import destination
+from evenfield.core.destination import DestinationError, check_destination, replace_folder
+from evenfield.core.locks import LockedError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that looks like a model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("old")
+    (folder / "README.md").write_text("old")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["absent", "absent/deeper", "empty"])
+def test_free_places_are_accepted(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    check_destination(tmp_path / place)
+
+
+def test_an_occupied_folder_is_refused_with_what_it_holds(model: Path) -> None:
+    with pytest.raises(DestinationError, match=r"a model \(README\.md, manifest\.json\)"):
+        check_destination(model)
+    check_destination(model, overwrite=True)
+
+
+def test_overwrite_spares_what_evenfield_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DestinationError, match=r"thesis\.tex"):
+        check_destination(tmp_path, overwrite=True)
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("12345")
+    with pytest.raises(DestinationError, match="a file of 5 bytes"):
+        check_destination(tmp_path / "file")
+    with pytest.raises(DestinationError, match="is a file"):
+        check_destination(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(DestinationError, match="may not write"):
+            check_destination(tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("out", ["model", ".", "link"])
+def test_an_input_is_never_overwritten(model: Path, out: str) -> None:
+    (model.parent / "link").symlink_to(model)
+    with pytest.raises(DestinationError, match="is read by this command"):
+        check_destination(model.parent / out, overwrite=True, inputs=["owner/name", model])
+
+
+def _replace(folder: Path) -> None:
+    with replace_folder(folder) as new:
+        (new / "manifest.json").write_text("new")
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_a_folder_is_replaced_as_a_whole(
+    model: Path, can_swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_swap:
+        monkeypatch.setattr(destination, "_exchange", lambda first, second: False)
+
+    _replace(model)
+
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+    assert [path.name for path in model.iterdir()] == ["manifest.json"]
+    assert (model / "manifest.json").read_text() == "new"
+
+
+def test_a_failure_leaves_the_old_folder(model: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replace_folder(model) as new:
+        (new / "manifest.json").write_text("new")
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in model.iterdir()) == ["README.md", "manifest.json"]
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+
+def test_new_folders_have_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    _replace(tmp_path / "out")
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_old_folder_comes_back_after_a_kill_between_two_renames(model: Path) -> None:
+    model.rename(model.with_name(".model.0123.old"))
+    with pytest.raises(KeyboardInterrupt), replace_folder(model):
+        raise KeyboardInterrupt
+    assert (model / "README.md").read_text() == "old"
+
+
+def test_two_processes_do_not_replace_the_same_folder(model: Path) -> None:
+    with replace_folder(model), pytest.raises(LockedError), replace_folder(model):
+        pass
+
+
+def _replace_forever(folder: Path) -> None:
+    for number in range(1_000_000):
+        with replace_folder(folder) as new:
+            (new / "first").write_text(str(number))
+            (new / "second").write_text(str(number))
+
+
+def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for trial in range(10):
+        process = multiprocessing.get_context("fork").Process(
+            target=_replace_forever, args=(folder,)
+        )
+        process.start()
+        while not folder.exists():
+            time.sleep(0.001)
+        time.sleep(0.002 * trial)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+        first = (folder / "first").read_text()
+        assert first == (folder / "second").read_text()
+    _replace(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,67 @@
+"""Files are written whole or not at all, by any number of writers, and never through a link."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from evenfield.core.files import FileError, file_errors, whole_file, write_atomically
+from evenfield.core.locks import LockedError, held
+
+
+def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    texts = [str(number) * 10_000 for number in range(10)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda text: write_atomically(path, text), texts * 20))
+    assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("of somebody else")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+
+    write_atomically(link, "mine")
+
+    assert target.read_text() == "of somebody else"
+    assert link.read_text() == "mine"
+
+
+def test_a_lock_does_not_follow_a_link(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    refusal = LockedError("is held")
+    with pytest.raises(FileError), held(tmp_path / ".lock", refusal):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_lock_is_free_again_after_its_block(tmp_path: Path) -> None:
+    refusal = LockedError("is held")
+    for _ in range(2):
+        with (
+            held(tmp_path / "deep" / ".lock", refusal),
+            pytest.raises(LockedError),
+            held(tmp_path / "deep" / ".lock", refusal),
+        ):
+            pass
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_errors_of_the_operating_system_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="absent: No such file"), file_errors(tmp_path):
+        (tmp_path / "absent").read_text()
