@@ -106,17 +106,22 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         _refuse_other_settings(out, config)
         _write_copper(out / "copper.extxyz")
+
     console = Console(highlight=False, soft_wrap=True)
     for group in _plan(out, config):
         missing = [step for step in group if not (out / step.output).exists()]
+        # all commands of a group are shown, so that a second call reads like the first
         for step in group:
             remark = "" if step in missing else "   (done before, kept)"
             console.print(f"[bold]$ {step}[/bold]{remark}", markup=True)
+
         if len(missing) == 1:
             _run(missing[0])
         elif missing:
             _run_side_by_side(missing, out)
-    _summarise(out, console, time.perf_counter() - started)
+
+    seconds = time.perf_counter() - started
+    _summarise(out, console, seconds)
     return out / "report" / "report.html"
 
 
@@ -168,6 +173,8 @@ def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
     generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]
     without = f"without_elements=[{config.target}]"
     convert_data = ["data", "convert", str(raw), str(data), without, *about]
+
+    # few structures hold the target: half of them test, and no fine-tuning stops by validation
     only = f"with_elements=[{config.target}]"
     shares = ["test_share=0.5", "valid_share=0.0"]
     convert_target = ["data", "convert", str(raw), str(target), only, *about, *shares]
@@ -181,6 +188,7 @@ def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
 
 
 def _pretraining(out: Path, config: QuickstartConfig, name: str, settings: list[str]) -> Step:
+    """The steps of both pretrainings differ only by `settings`."""
     words = [
         "pretrain",
         f"data={out / 'data'}",
@@ -212,12 +220,16 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     # The last command draws the picture. It alone shows that a share is done too, since the JSON
     # files of the shares exist after their first rows.
     output = "fewshot.png"
+
+    # each cell is fine-tuned, and trained from scratch if that is wanted
     trainings = 2 if config.scratch_steps else 1
     num_cells = len(config.sizes) * len(config.seeds) * trainings
+
     shares = []
     for share in range(1, NUM_SHARES + 1):
         name = f"fewshot-task{share}of{NUM_SHARES}"
         words = [*curve, "--task", f"{share}/{NUM_SHARES}"]
+        # the cells are dealt out in turn
         total = len(range(share - 1, num_cells, NUM_SHARES))
         progress = partial(_few_shot_progress, out / f"{name}.json")
         shares.append(Step(words, output, name, total, progress))
@@ -271,10 +283,11 @@ def _command(step: Step) -> list[str]:
 def _run(step: Step) -> None:
     """Run one command, its output on the terminal."""
     environment = os.environ | ENVIRONMENT
-    code = subprocess.run(_command(step), env=environment, check=False).returncode
-    if code:
+    finished = subprocess.run(_command(step), env=environment, check=False)
+    if finished.returncode:
         raise StepFailedError(
-            f"`{step}` failed with exit code {code}", remedy="its own message is above"
+            f"`{step}` failed with exit code {finished.returncode}",
+            remedy="its own message is above",
         )
 
 
@@ -286,7 +299,9 @@ def _run_side_by_side(steps: list[Step], out: Path) -> None:
     for step, log in zip(steps, logs, strict=True):
         with log.open("w") as file:
             command = _command(step)
-            processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+            processes.append(process)
+
     try:
         _show_progress(steps, processes)
     finally:
@@ -294,9 +309,11 @@ def _run_side_by_side(steps: list[Step], out: Path) -> None:
         for process in processes:
             process.terminate()
             process.wait()
+
     for step, log, process in zip(steps, logs, processes, strict=True):
         if process.returncode:
-            last_lines = " / ".join(log.read_text().splitlines()[-3:])
+            lines = log.read_text().splitlines()
+            last_lines = " / ".join(lines[-3:])
             raise StepFailedError(
                 f"`{step}` failed with exit code {process.returncode}; its log ends: {last_lines}",
                 file=log,
@@ -324,14 +341,17 @@ def _pretraining_progress(metrics: Path) -> dict[str, Any]:
     if not metrics.is_file():
         return {}
     # the run is writing this file: its last line may not be whole yet
-    whole_lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+    lines = metrics.read_text().splitlines()
+    whole_lines = [line for line in lines if line.endswith("}")]
     # a validation writes a row of its own after the row of its step
     newest_rows = [json.loads(line) for line in whole_lines[-2:]]
     steps = [row for row in newest_rows if row["event"] == "step"]
     if not steps:
         return {}
-    row = steps[-1]
-    return {"completed": row["step"], "figures": f"step {row['step']}  loss {row['loss']:.3f}"}
+
+    newest = steps[-1]
+    figures = f"step {newest['step']}  loss {newest['loss']:.3f}"
+    return {"completed": newest["step"], "figures": figures}
 
 
 def _few_shot_progress(curve: Path) -> dict[str, Any]:
@@ -359,9 +379,12 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
             f"mean over elements {errors.mean_over_elements_force_mae:.3f}, "
             f"worst decile {errors.worst_decile_force_mae:.3f}"
         )
-    dynamics = json.loads((out / "dynamics" / "dynamics.json").read_text())
+
+    dynamics_file = out / "dynamics" / "dynamics.json"
+    dynamics = json.loads(dynamics_file.read_text())
     drift = dynamics["drift_mev_per_atom_ps"]
     console.print(f"NVE of {dynamics['formula']}: drift {drift:.3f} meV/atom/ps")
+
     console.print(f"report:  {out / 'report' / 'report.html'}")
     console.print(
         f"model:   {out / 'hub'}  (quickstart/uniform, for model_zoo.load and --folder-hub)"

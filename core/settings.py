@@ -40,6 +40,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _one_key_for_one_thing(self) -> Self:
+        """Refuse keys of nested classes that this class fills in itself."""
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             for given in field.metadata:
@@ -89,8 +90,10 @@ def load_settings(
     tree = {}
     if yaml_file is not None:
         tree = _read_yaml(_find_recipe(Path(yaml_file), recipes_of(cls)))
+    # words come after the file: what is typed now wins over what was stored
     for word in overrides or []:
         _set_key(tree, word)
+
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -104,6 +107,7 @@ def recipes_of(cls: type[Settings]) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    # bytes that are no text become a mark, which YAML then refuses with its position
     with file_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -135,11 +139,14 @@ def _set_key(tree: dict[str, Any], word: str) -> None:
     key, equals, value = word.partition("=")
     if not equals or not key:
         raise SettingsError(f"'{word}'", remedy="write a setting as key=value, as in seed=1")
+
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise SettingsError(f"'{word}': {parent} is a value and has no keys below it")
+
+    # `key=` clears a setting, as `key:` does in YAML
     try:
         tree[leaf] = yaml.safe_load(value) if value else None
     except yaml.YAMLError:
@@ -181,13 +188,23 @@ def _key_and_siblings(
         if part == "[key]":
             # pydantic's mark for a key of a dictionary, which comes before it
             continue
+
         key.append(str(part))
         if isinstance(part, int):
             # an item of a list has the class of the list's items
             continue
-        known = sorted({name for member in classes for name in member.known_keys()})
-        fields = [member.known_keys().get(str(part)) for member in classes]
-        classes = [found for field in fields if field for found in _settings_in(field.annotation)]
+
+        # of a union that is not decided yet, the keys of all members are known
+        keys: dict[str, FieldInfo] = {}
+        inner_classes: list[type[Settings]] = []
+        for member in classes:
+            members_keys = member.known_keys()
+            keys |= members_keys
+            field = members_keys.get(str(part))
+            if field is not None:
+                inner_classes += _settings_in(field.annotation)
+        known = sorted(keys)
+        classes = inner_classes
     return ".".join(key), known
 
 

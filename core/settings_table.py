@@ -54,15 +54,16 @@ def as_text(cls: type[Settings]) -> str:
     for group in groups_of(cls):
         lines = [f"# {group.prefix or 'settings'}: {group.about}"]
         for row in group.rows:
-            value = "..." if row.default is None else row.default
-            kind = f"{row.kind}, required" if row.default is None else row.kind
-            lines.append(f"{row.key}={value}    ({kind})")
+            if row.default is None:
+                lines.append(f"{row.key}=...    ({row.kind}, required)")
+            else:
+                lines.append(f"{row.key}={row.default}    ({row.kind})")
+
             indent = " " * 4
-            lines.append(
-                textwrap.fill(
-                    row.description, TEXT_WIDTH, initial_indent=indent, subsequent_indent=indent
-                )
+            description = textwrap.fill(
+                row.description, TEXT_WIDTH, initial_indent=indent, subsequent_indent=indent
             )
+            lines.append(description)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -72,7 +73,9 @@ def as_markdown(cls: type[Settings]) -> str:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for group in groups_of(cls):
         for row in group.rows:
-            default = "required" if row.default is None else f"`{row.default}`"
+            default = "required"
+            if row.default is not None:
+                default = f"`{row.default}`"
             cells = [f"`{row.key}`", row.kind, default, row.description]
             # a bar inside a cell would end it
             escaped = [cell.replace("|", "\\|") for cell in cells]
@@ -92,6 +95,7 @@ def _groups(
     for name, field in cls.known_keys().items():
         if name in hidden:
             continue
+
         key = f"{prefix}{name}"
         # a key of another class, read by this one, is not an attribute
         default = getattr(values, name, _default(field))
@@ -99,17 +103,26 @@ def _groups(
         if not classes:
             rows.append(Row(key, _kind(field), _as_yaml(field, default), field.description or ""))
         for inner, step in classes:
+            # of a union, the default belongs to one member; the others show their own defaults
             value = default if isinstance(default, inner) else None
-            nested.append((inner, value, f"{key}{step}.", _given_elsewhere(field)))
-    first_line = (cls.__doc__ or "").strip().splitlines()[0]
-    yield Group(prefix.rstrip("."), first_line, rows)
+            inner_prefix = f"{key}{step}."
+            nested.append((inner, value, inner_prefix, _given_elsewhere(field)))
+
+    yield Group(prefix.rstrip("."), _first_line(cls), rows)
     for choice, alternative in cls.alternatives().items():
         yield _alternative(choice, alternative, prefix)
     for arguments in nested:
         yield from _groups(*arguments)
 
 
+def _first_line(cls: type[Settings]) -> str:
+    """Of the docstring; a test holds every settings class to have one."""
+    docstring = (cls.__doc__ or "").strip()
+    return docstring.splitlines()[0]
+
+
 def _given_elsewhere(field: FieldInfo) -> frozenset[str]:
+    """Keys of the nested class that the outer class fills in; see GivenBy."""
     markers = [marker for marker in field.metadata if isinstance(marker, GivenBy)]
     return frozenset(key for marker in markers for key in marker.outer_keys)
 
@@ -120,8 +133,9 @@ def _alternative(choice: str, cls: type[Settings], prefix: str) -> Group:
     for name, field in cls.model_fields.items():
         default = _as_yaml(field, _default(field))
         rows.append(Row(f"{prefix}{name}", _kind(field), default, field.description or ""))
-    first_line = (cls.__doc__ or "").strip().splitlines()[0]
-    return Group(f"{prefix.rstrip('.')} with {prefix}{choice}", first_line, rows)
+
+    place = prefix.rstrip(".")
+    return Group(f"{place} with {prefix}{choice}", _first_line(cls), rows)
 
 
 def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:
@@ -131,18 +145,28 @@ def _settings_classes(annotation: Any) -> list[tuple[type[Settings], str]]:
     """
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [(annotation, "")]
+
     origin = get_origin(annotation)
     if origin is Literal:
+        # its arguments are values, not types
         return []
-    step = {dict: ".NAME", list: "[]"}.get(origin, "") if origin else ""
+    step = ""
+    if origin is dict:
+        step = ".NAME"
+    elif origin is list:
+        step = "[]"
+
     found = []
     for argument in get_args(annotation):
-        found += [(inner, step + deeper) for inner, deeper in _settings_classes(argument)]
+        for inner, deeper in _settings_classes(argument):
+            found.append((inner, step + deeper))
     return found
 
 
 def _default(field: FieldInfo) -> Any:
-    return None if field.is_required() else field.get_default(call_default_factory=True)
+    if field.is_required():
+        return None
+    return field.get_default(call_default_factory=True)
 
 
 def _as_yaml(field: FieldInfo, default: Any) -> str | None:
@@ -157,6 +181,7 @@ def _as_yaml(field: FieldInfo, default: Any) -> str | None:
 def _kind(field: FieldInfo) -> str:
     """The type of a key in words, with its bounds."""
     words = [_type_name(field.annotation)]
+    # pydantic keeps `gt=0` as an object of annotated_types with the attribute `gt`
     for constraint in field.metadata:
         for attribute, sign in BOUNDS.items():
             bound = getattr(constraint, attribute, None)
@@ -168,6 +193,7 @@ def _kind(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
+    # list[int] is a type for Python too, but its name would be "list"
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
     origin = get_origin(annotation)

@@ -149,7 +149,8 @@ def _as_command(name: str) -> Callable[..., None]:
     ) -> None:
         from ..model_zoo.hub.load import load
 
-        checked = CheckedModel(load(model, folder_hub), level_of_theory)
+        loaded = load(model, folder_hub)
+        checked = CheckedModel(loaded, level_of_theory)
         result = check(checked, **settings)
         for line in result.lines:
             typer.echo(line)
@@ -159,10 +160,15 @@ def _as_command(name: str) -> Callable[..., None]:
             raise typer.Exit(1)
 
     # typer reads the signature: the check's own parameters come after the model
-    own_model, *own = inspect.signature(check, eval_str=True).parameters.values()
+    own_signature = inspect.signature(check, eval_str=True)
+    own_model, *own = own_signature.parameters.values()
     assert own_model.name == "model", f"{name}: the first parameter of a check is the model"
-    parameters = inspect.signature(command, eval_str=True).parameters
-    model, *shared = [p for p in parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+    signature = inspect.signature(command, eval_str=True)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    model, *shared = named
+
+    # required parameters first, as Python demands; the sort keeps the order within both groups
     ordered = sorted(
         [*own, *shared], key=lambda parameter: parameter.default is not parameter.empty
     )
@@ -173,6 +179,7 @@ def _as_command(name: str) -> Callable[..., None]:
 
 
 def _write_json(path: Path, name: str, model: str, result: CheckResult) -> None:
+    """The figures and the verdict, for programs."""
     import json
 
     content = {

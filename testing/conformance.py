@@ -38,9 +38,16 @@ from .structures import batch_of, crystal, ethanol
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
+# A net force is a sum in which everything cancels, so it has no scale of its own.
+LARGEST_NET_FORCE = 1e-5  # eV/A
+
 # A step of finite differences, A. With five points the error is of the order of its fourth power.
 STEP = 1e-4
+FIVE_POINTS = (2 * STEP, STEP, -STEP, -2 * STEP)
 FINITE_DIFFERENCE_TOLERANCE = 1e-6
+
+# A jump at the cutoff, as a share of the curvature well inside it.
+LARGEST_JUMP = 2e-3
 
 
 class ConformanceError(AssertionError):
@@ -73,13 +80,16 @@ def check_model(make_model: Callable[[], Model]) -> None:
     """
     failures = []
     for check, dtype in all_checks():
+        # A new model for each check: some checks switch it to training mode.
         model = prepared(make_model, dtype)
         try:
             check(model)
         except ConformanceError as error:
             failures.append(f"{check.__name__} ({_name(dtype)}): {error}")
+
     if failures:
-        raise ConformanceError("\n".join([f"{len(failures)} checks failed", *failures]))
+        headline = f"{len(failures)} checks failed"
+        raise ConformanceError("\n".join([headline, *failures]))
 
 
 def all_checks() -> list[tuple[Callable[[Model], None], torch.dtype]]:
@@ -96,7 +106,8 @@ def all_checks() -> list[tuple[Callable[[Model], None], torch.dtype]]:
 def prepared(make_model: Callable[[], Model], dtype: torch.dtype) -> Model:
     """A model with reproducible random weights, ready to be checked."""
     torch.manual_seed(3)
-    return make_model().to(dtype).eval()
+    model = make_model()
+    return model.to(dtype).eval()
 
 
 class PotentialConformance:
@@ -115,14 +126,22 @@ class PotentialConformance:
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Give pytest the list of checks."""
-        if "check" in metafunc.fixturenames:
-            checks = [pair for pair in all_checks() if pair[0] not in self.left_out]
-            names = [f"{check.__name__}-{_name(dtype)}" for check, dtype in checks]
-            metafunc.parametrize(("check", "dtype"), checks, ids=names)
+        # pytest calls this for every test of the class, and a user's class may have others.
+        if "check" not in metafunc.fixturenames:
+            return
+
+        cases = []
+        names = []
+        for check, dtype in all_checks():
+            if check not in self.left_out:
+                cases.append((check, dtype))
+                names.append(f"{check.__name__}-{_name(dtype)}")
+        metafunc.parametrize(("check", "dtype"), cases, ids=names)
 
     def test_conformance(self, check: Callable[[Model], None], dtype: torch.dtype) -> None:
         """One check."""
-        check(prepared(self.potential, dtype))
+        model = prepared(self.potential, dtype)
+        check(model)
 
 
 # Symmetries
@@ -143,16 +162,23 @@ def check_rotoinversion(model: Model) -> None:
 def _check_turned(model: Model, rotation: np.ndarray) -> None:
     tolerance = _tolerance(model)
     for atoms in (crystal(), ethanol()):
+        # Vectors are rows, so the rotation acts from the right.
         turned = atoms.copy()
         turned.set_cell(atoms.cell.array @ rotation.T)
         turned.positions = atoms.positions @ rotation.T
+
         before = _predict(model, atoms)
         after = _predict(model, turned)
         _assert_close("energy", after.energy, before.energy, tolerance)
-        _assert_close("forces", after.forces, _array(before.forces) @ rotation.T, tolerance)
+
+        turned_forces = _array(before.forces) @ rotation.T
+        _assert_close("forces", after.forces, turned_forces, tolerance)
+
+        # A molecule has no stress.
         if atoms.pbc.all():
-            stress = rotation @ _array(before.stress[0]) @ rotation.T
-            _assert_close("stress", after.stress[0], stress, tolerance)
+            stress = _array(before.stress[0])
+            turned_stress = rotation @ stress @ rotation.T
+            _assert_close("stress", after.stress[0], turned_stress, tolerance)
 
 
 def check_translation_and_lattice_images(model: Model) -> None:
@@ -160,21 +186,28 @@ def check_translation_and_lattice_images(model: Model) -> None:
     atoms = crystal()
     moved = atoms.copy()
     moved.positions += [0.3, -1.2, 0.7]
-    moved.positions[2] += atoms.cell[0] - atoms.cell[2]
+    lattice_vector = atoms.cell[0] - atoms.cell[2]
+    moved.positions[2] += lattice_vector
+
     before = _predict(model, atoms)
     after = _predict(model, moved)
+    # Differences of larger coordinates lose more digits.
+    tolerance = 3 * _tolerance(model)
     for name, value in before.labels.items():
-        _assert_close(name, after.labels[name], value, 3 * _tolerance(model))
+        _assert_close(name, after.labels[name], value, tolerance)
 
 
 def check_permutation(model: Model) -> None:
     """The energy does not depend on the order of the atoms; forces follow it."""
     atoms = ethanol()
-    order = np.random.default_rng(0).permutation(len(atoms))
+    random = np.random.default_rng(0)
+    order = random.permutation(len(atoms))
+
     before = _predict(model, atoms)
     after = _predict(model, atoms[order])
-    _assert_close("energy", after.energy, before.energy, _tolerance(model))
-    _assert_close("forces", after.forces, before.forces[order], _tolerance(model))
+    tolerance = _tolerance(model)
+    _assert_close("energy", after.energy, before.energy, tolerance)
+    _assert_close("forces", after.forces, before.forces[order], tolerance)
 
 
 # Batches and sizes
@@ -182,13 +215,20 @@ def check_permutation(model: Model) -> None:
 
 def check_batch_equals_single(model: Model) -> None:
     """Structures of one batch do not see each other; one of them is a lone atom."""
-    systems = [crystal(), ethanol(), Atoms("He"), crystal() * (2, 1, 1)]
+    lone_atom = Atoms("He")
+    systems = [crystal(), ethanol(), lone_atom, crystal() * (2, 1, 1)]
     together = _predict(model, *systems)
-    alone = [_predict(model, atoms) for atoms in systems]
-    energies = torch.cat([one.energy for one in alone])
-    forces = torch.cat([one.forces for one in alone])
-    _assert_close("energy", together.energy, energies, _tolerance(model))
-    _assert_close("forces", together.forces, forces, _tolerance(model))
+
+    energies = []
+    forces = []
+    for atoms in systems:
+        alone = _predict(model, atoms)
+        energies.append(alone.energy)
+        forces.append(alone.forces)
+
+    tolerance = _tolerance(model)
+    _assert_close("energy", together.energy, torch.cat(energies), tolerance)
+    _assert_close("forces", together.forces, torch.cat(forces), tolerance)
 
 
 def check_stress_of_a_molecule_is_nan(model: Model) -> None:
@@ -203,8 +243,9 @@ def check_supercell_is_extensive(model: Model) -> None:
     atoms = crystal()
     one = _predict(model, atoms)
     eight = _predict(model, atoms * 2)
-    _assert_close("energy", eight.energy, 8 * one.energy, _tolerance(model))
-    _assert_close("stress", eight.stress, one.stress, 3 * _tolerance(model))
+    tolerance = _tolerance(model)
+    _assert_close("energy", eight.energy, 8 * one.energy, tolerance)
+    _assert_close("stress", eight.stress, one.stress, 3 * tolerance)
 
 
 # Forces and stress
@@ -215,12 +256,14 @@ def check_net_force_and_torque_vanish(model: Model) -> None:
     atoms = ethanol()
     forces = _array(_predict(model, atoms).forces)
     net_force = np.abs(forces.sum(0)).max()
-    if net_force > 1e-5:
+    if net_force > LARGEST_NET_FORCE:
         raise ConformanceError(f"the net force is {net_force:.1e} eV/A")
 
     # about the centre of the atoms; where forces cancel, any other point gives the same torque
-    torque = np.cross(atoms.positions - atoms.positions.mean(0), forces).sum(0)
-    relative = np.abs(torque).max() / np.abs(forces).max()
+    arms = atoms.positions - atoms.positions.mean(0)
+    torque = np.cross(arms, forces).sum(0)
+    largest_force = np.abs(forces).max()
+    relative = np.abs(torque).max() / largest_force
     if relative > 30 * _tolerance(model):
         raise ConformanceError(f"the torque is {relative:.1e} A times the largest force")
 
@@ -229,13 +272,19 @@ def check_forces_are_central_differences(model: Model) -> None:
     """F = -dE/dr, by finite differences of the energy."""
     for atoms in (crystal(), ethanol()):
         forces = _array(_predict(model, atoms).forces)
+        largest_force = np.abs(forces).max()
+
+        # Three components stand for all: each costs four energies.
         for atom, axis in ((0, 0), (1, 2), (len(atoms) - 1, 1)):
             displaced = []
-            for step in (2 * STEP, STEP, -STEP, -2 * STEP):
+            for step in FIVE_POINTS:
                 moved = atoms.copy()
                 moved.positions[atom, axis] += step
                 displaced.append(moved)
-            error = abs(-_slope(model, displaced) - forces[atom, axis]) / np.abs(forces).max()
+
+            slope = _slope(model, displaced)
+            error = abs(-slope - forces[atom, axis]) / largest_force
+            # `not <` also catches NaN
             if not error < FINITE_DIFFERENCE_TOLERANCE:
                 raise ConformanceError(
                     f"the force on atom {atom} of {atoms.symbols} along axis {axis} differs from "
@@ -247,17 +296,22 @@ def check_stress_is_the_strain_derivative(model: Model) -> None:
     """stress = dE/dstrain / V, by finite differences of the energy."""
     atoms = crystal()
     stress = _array(_predict(model, atoms).stress[0])
+    largest_stress = np.abs(stress).max()
+
     for a, b in ((0, 0), (1, 2), (2, 0)):
         strained = []
-        for step in (2 * STEP, STEP, -STEP, -2 * STEP):
+        for step in FIVE_POINTS:
+            # Half on each side of the diagonal: an asymmetric strain would contain a rotation.
             strain = np.eye(3)
             strain[a, b] += 0.5 * step
             strain[b, a] += 0.5 * step
+
             moved = atoms.copy()
             moved.set_cell(atoms.cell.array @ strain, scale_atoms=True)
             strained.append(moved)
+
         expected = _slope(model, strained) / atoms.get_volume()
-        error = abs(expected - stress[a, b]) / np.abs(stress).max()
+        error = abs(expected - stress[a, b]) / largest_stress
         if not error < FINITE_DIFFERENCE_TOLERANCE:
             raise ConformanceError(
                 f"stress component {a}{b} differs from the strain derivative of the energy by "
@@ -274,9 +328,14 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
         grid = distance + gap * np.arange(-2, 3)
         trimers = []
         for height in grid:
-            trimers.append(Atoms("NaClO", [[0, 0, 0], [0, 2.5, 0], [0, 0, height]]))
+            positions = [[0, 0, 0], [0, 2.5, 0], [0, 0, height]]
+            trimers.append(Atoms("NaClO", positions))
         energies = _array(_predict(model, *trimers).energy)
-        means = [float(np.diff(energies, order).mean()) / gap**order for order in range(3)]
+
+        means = []
+        for order in range(3):
+            differences = np.diff(energies, order)
+            means.append(float(differences.mean()) / gap**order)
         return np.array(means)
 
     def difference(offset: float) -> np.ndarray:
@@ -286,10 +345,13 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
         return np.asarray(inside - outside)
 
     # the limit for an offset of 0, from two offsets at which no grid point crosses the cutoff
-    jumps = np.abs(2 * difference(3 * gap) - difference(6 * gap))
+    near = difference(3 * gap)
+    far = difference(6 * gap)
+    jumps = np.abs(2 * near - far)
+
     _, _, curvature = np.abs(derivatives(0.7 * model.cutoff))
     for order, jump in enumerate(jumps):
-        if not jump < 2e-3 * curvature:
+        if not jump < LARGEST_JUMP * curvature:
             raise ConformanceError(
                 f"derivative {order} of the energy jumps by {jump:.1e} at the cutoff "
                 f"(curvature well inside it: {curvature:.1e})"
@@ -309,10 +371,13 @@ def check_training_mode_predicts_the_same(model: Model) -> None:
 def check_forces_can_be_trained(model: Model) -> None:
     """The forces have finite gradients by the parameters, as training on them needs."""
     prediction = _predict(model.train(), crystal())
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = prediction.forces.square().sum()
+
+    # Forces do not depend on reference energies and the like, whose gradients are None.
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [gradient for gradient in gradients if gradient is not None]
+
     if not any(bool(gradient.any()) for gradient in found):
         raise ConformanceError("the forces do not depend on any parameter")
     if not all(bool(torch.isfinite(gradient).all()) for gradient in found):
@@ -323,12 +388,15 @@ def check_save_and_load_are_bit_identical(model: Model) -> None:
     """A model folder gives back the same predictions. Only for models that evenfield can save."""
     if not isinstance(model, Potential):
         return
+
+    # a record has no default for its elements
     elements = {level: ["Na", "Cl"] for level in model.config.levels_of_theory}
+    record = ModelRecord(name="conformance", elements=elements)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
-        # a record has no default for its elements
-        save_model(path, model, ModelRecord(name="conformance", elements=elements))
+        save_model(path, model, record)
         loaded, _ = load_model(path)
+
     before = _predict(model, crystal())
     after = _predict(loaded, crystal())
     for name, value in before.labels.items():
@@ -357,28 +425,40 @@ FLOAT64_CHECKS = (
 
 
 def _predict(model: Model, *systems: Atoms) -> Prediction:
-    return model(batch_of(list(systems), model.cutoff, _dtype(model)))
+    batch = batch_of(list(systems), model.cutoff, _dtype(model))
+    return model(batch)
 
 
 def _slope(model: Model, systems: list[Atoms]) -> float:
-    """Derivative of the energy, from structures displaced by +2, +1, -1 and -2 steps."""
-    far_up, up, down, far_down = _array(_predict(model, *systems).energy)
-    return float((8 * (up - down) - (far_up - far_down)) / (12 * STEP))
+    """Derivative of the energy, from structures displaced by +2, +1, -1 and -2 steps.
+
+    The five-point stencil; its middle point has the weight zero.
+    """
+    energies = _predict(model, *systems).energy
+    far_up, up, down, far_down = _array(energies)
+    near = up - down
+    far = far_up - far_down
+    return float((8 * near - far) / (12 * STEP))
 
 
 def _assert_close(
     name: str, found: Tensor | np.ndarray, expected: Tensor | np.ndarray, tolerance: float
 ) -> None:
     """The largest difference, relative to the largest expected entry, is within the tolerance."""
-    difference = np.abs(_array(found) - _array(expected)).max()
-    error = difference / max(np.abs(_array(expected)).max(), 1e-12)
+    expected_values = _array(expected)
+    difference = np.abs(_array(found) - expected_values).max()
+    # Where everything vanishes by symmetry, the comparison is absolute.
+    scale = max(np.abs(expected_values).max(), 1e-12)
+    error = difference / scale
     if not error < tolerance:
         raise ConformanceError(f"{name}: relative error {error:.2e}, allowed {tolerance:.0e}")
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:
+    """As numpy, in float64."""
     if isinstance(values, Tensor):
-        return values.detach().cpu().double().numpy()
+        on_cpu = values.detach().cpu()
+        return on_cpu.double().numpy()
     return values
 
 

@@ -98,7 +98,9 @@ def colour_norm(
     """One colour scale over several tables, so that they can be compared by eye."""
     shown = []
     for values in tables:
-        shown += [value for value in values.values() if _can_be_shown(value, log)]
+        for value in values.values():
+            if _can_be_shown(value, log):
+                shown.append(value)
 
     if limits is not None:
         low, high = limits
@@ -106,6 +108,7 @@ def colour_norm(
         low = min(shown)
         high = max(shown)
     else:
+        # nothing to show; matplotlib still needs a range
         low = 1.0
         high = 10.0
 
@@ -195,11 +198,16 @@ def _bar_ticks(norm: Normalize) -> list[float]:
     high = norm.vmax
     assert low is not None and high is not None
     if not isinstance(norm, LogNorm):
-        return [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
+        # the locator also returns round numbers just outside
+        candidates = MaxNLocator(6).tick_values(low, high)
+        return [tick for tick in candidates if low <= tick <= high]
 
+    # over many decades the numbers between powers of ten would overlap
     multiples = (1, 2, 5) if high / low < 1000 else (1,)
+    first_decade = int(np.floor(log10(low)))
+    last_decade = int(np.ceil(log10(high)))
     ticks = []
-    for decade in range(int(np.floor(log10(low))), int(np.ceil(log10(high))) + 1):
+    for decade in range(first_decade, last_decade + 1):
         for multiple in multiples:
             tick = multiple * 10.0**decade
             # the highest value is often a round number, which must not fall out by rounding
@@ -207,17 +215,25 @@ def _bar_ticks(norm: Normalize) -> list[float]:
                 ticks.append(tick)
     if len(ticks) >= 3:
         return ticks
-    return [float(f"{tick:.2g}") for tick in np.geomspace(low, high, 5)]
+
+    # a range so narrow that it holds hardly any round number
+    even = np.geomspace(low, high, 5)
+    return [float(f"{tick:.2g}") for tick in even]
 
 
 def _can_be_shown(value: float | None, log: bool) -> TypeGuard[float]:
-    return value is not None and isfinite(value) and (value > 0 or not log)
+    if value is None or not isfinite(value):
+        return False
+    # zero and below have no logarithm
+    return value > 0 or not log
 
 
 def _readable_ink(face: tuple[float, float, float, float]) -> str:
     """Black or white, whichever has more contrast (relative luminance, WCAG 2.2)."""
     red, green, blue = (_linear_light(channel) for channel in face[:3])
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    # contrast is (lighter + 0.05) / (darker + 0.05); both inks are equal at 0.179
     return "black" if luminance > 0.179 else "white"
 
 

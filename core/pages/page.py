@@ -141,10 +141,13 @@ def write_page(
         loader=FileSystemLoader(TEMPLATES),
         # names of structures and runs come from files: they are text and never markup
         autoescape=True,
+        # a name that the template misspells is an error, not an empty place
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # inside the page, since a page that is sent by mail has no folder next to it
+    stylesheet = (TEMPLATES / "page.css").read_text()
     html = environment.get_template("page.html.j2").render(
         title=title,
         state=state,
@@ -152,7 +155,7 @@ def write_page(
         reload_seconds=None if reload_seconds is None else f"{reload_seconds:g}",
         sections=sections,
         headed=[section for section in sections if section.heading],
-        stylesheet=Markup((TEMPLATES / "page.css").read_text()),
+        stylesheet=Markup(stylesheet),
     )
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

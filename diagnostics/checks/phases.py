@@ -28,7 +28,10 @@ GRID_POINTS = 16
 # Touching spheres of the covalent radius are too small for metals; ten per cent more fits most.
 SPHERE_SCALE = 1.1
 
-# Volume per atom -> cell.
+# c/a of white tin; the other prototypes have no free parameter but the volume.
+TIN_AXIAL_RATIO = 0.546
+
+# (symbol, volume per atom in A^3) -> cell.
 Prototype = Callable[[str, float], Atoms]
 
 
@@ -43,14 +46,20 @@ def check(
     if element not in model.symbols:
         known = " ".join(model.symbols)
         raise CheckError(f"{element}: the model was not trained on it; it knows {known}")
-    ranking = rank_prototypes(model.calculator("float64"), element)
+
+    # in float64, because phases differ by few meV/atom of an energy of some eV
+    calculator = model.calculator("float64")
+    ranking = rank_prototypes(calculator, element)
     lowest_energy = ranking[0].energy
+
     figures = []
     lines = []
     for phase in ranking:
+        # meV/atom
         above = 1000 * (phase.energy - lowest_energy)
         figures.append(Figure(f"{phase.name} above the lowest", above, "meV/atom"))
         figures.append(Figure(f"{phase.name} volume", phase.volume, "A^3/atom"))
+
         remark = "   no minimum in the volumes searched" if phase.at_edge else ""
         lines.append(
             f"{phase.name:8} {above:8.1f} meV/atom above the lowest, "
@@ -75,18 +84,22 @@ class Phase:
 
 
 def rank_prototypes(calculator: Calculator, symbol: str) -> list[Phase]:
-    """The prototypes of an element, lowest energy first.
+    """The prototypes of an element, lowest energy per atom first.
 
     Raises:
         CheckError: `symbol` is not an element.
     """
     if symbol not in atomic_numbers:
         raise CheckError(f"'{symbol}' is not an element")
-    radius = SPHERE_SCALE * covalent_radii[atomic_numbers[symbol]]
+    covalent_radius = covalent_radii[atomic_numbers[symbol]]
+    radius = SPHERE_SCALE * covalent_radius
     sphere = 4 / 3 * np.pi * radius**3
+
     phases = []
     for name, (prototype, packing) in PROTOTYPES.items():
-        phases.append(_lowest(calculator, symbol, name, prototype, sphere / packing))
+        # the volume per atom at which the spheres touch
+        volume = sphere / packing
+        phases.append(_lowest(calculator, symbol, name, prototype, volume))
     return sorted(phases, key=lambda phase: phase.energy)
 
 
@@ -99,33 +112,62 @@ def _lowest(
     """
 
     def energy(log_volume: float) -> float:
+        """eV/atom."""
         atoms = prototype(symbol, float(np.exp(log_volume)))
         atoms.calc = calculator
         return atoms.get_potential_energy() / len(atoms)
 
-    grid = np.log(volume * np.geomspace(*VOLUME_RANGE, GRID_POINTS))
-    lowest = int(np.argmin([energy(log_volume) for log_volume in grid]))
+    # logarithms: a curve of energy against volume is steep at small volumes and flat at large ones
+    volumes = volume * np.geomspace(*VOLUME_RANGE, GRID_POINTS)
+    grid = np.log(volumes)
+    energies = [energy(log_volume) for log_volume in grid]
+    lowest = int(np.argmin(energies))
     last = GRID_POINTS - 1
-    bounds = (grid[max(lowest - 1, 0)], grid[min(lowest + 1, last)])
-    found = minimize_scalar(energy, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return Phase(name, float(found.fun), float(np.exp(found.x)), lowest in (0, last))
+
+    left = grid[max(lowest - 1, 0)]
+    right = grid[min(lowest + 1, last)]
+    found = minimize_scalar(
+        energy,
+        bounds=(left, right),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return Phase(
+        name=name,
+        energy=float(found.fun),
+        volume=float(np.exp(found.x)),
+        at_edge=lowest in (0, last),
+    )
 
 
 def _cubic(name: str, atoms_per_cube: int) -> Prototype:
-    return lambda symbol, volume: bulk(symbol, name, a=(atoms_per_cube * volume) ** (1 / 3))
+    """A lattice of ASE's with this number of atoms in its cube; the cell itself is primitive."""
+
+    def make(symbol: str, volume: float) -> Atoms:
+        edge = (atoms_per_cube * volume) ** (1 / 3)
+        return bulk(symbol, name, a=edge)
+
+    return make
 
 
 def _hcp(symbol: str, volume: float) -> Atoms:
+    """Two atoms in a hexagonal cell of volume sqrt(3)/2 a^2 c, with c/a of touching spheres."""
     ideal_ratio = np.sqrt(8 / 3)
     a = (4 * volume / np.sqrt(3) / ideal_ratio) ** (1 / 3)
     return bulk(symbol, "hcp", a=a, covera=ideal_ratio)
 
 
 def _beta_tin(symbol: str, volume: float) -> Atoms:
-    """Four atoms in a tetragonal cell with the axial ratio of tin, 0.546."""
-    a = (4 * volume / 0.546) ** (1 / 3)
-    positions = [[0, 0, 0], [0.5, 0, 0.25], [0.5, 0.5, 0.5], [0, 0.5, 0.75]]
-    return Atoms([symbol] * 4, scaled_positions=positions, cell=[a, a, 0.546 * a], pbc=True)
+    """Four atoms in a tetragonal cell with the axial ratio of tin."""
+    a = (4 * volume / TIN_AXIAL_RATIO) ** (1 / 3)
+    c = TIN_AXIAL_RATIO * a
+    positions = [
+        [0, 0, 0],
+        [0.5, 0, 0.25],
+        [0.5, 0.5, 0.5],
+        [0, 0.5, 0.75],
+    ]
+    return Atoms([symbol] * 4, scaled_positions=positions, cell=[a, a, c], pbc=True)
 
 
 # The share of space that touching spheres fill goes with each prototype.

@@ -42,10 +42,16 @@ def check(
             f"--index {index}: the structure has {len(structure)} atoms",
             remedy="name one of them, in a structure that has others too",
         )
-    cutoff = model.loaded.potential.cutoff
-    receptive_field = model.loaded.potential.backbone.receptive_field
+
+    potential = model.loaded.potential
+    cutoff = potential.cutoff
+    receptive_field = potential.backbone.receptive_field
+
+    # twice the reach: the moved atom and its image must not be felt by the same atom
     large = _repeated(structure, 2 * receptive_field)
-    reach = measure_reach(model.calculator("float64"), large, index)
+    calculator = model.calculator("float64")
+    reach = measure_reach(calculator, large, index)
+
     figures = [
         Figure("distance with 99 % of the squared response", reach.effective, "A"),
         Figure("largest distance with a response", reach.largest, "A"),
@@ -54,7 +60,8 @@ def check(
     lines = []
     for end, share in reach.shells(cutoff):
         start = end - cutoff
-        figures.append(Figure(f"squared response from {start:g} to {end:g} A", share, ""))
+        name = f"squared response from {start:g} to {end:g} A"
+        figures.append(Figure(name, share, ""))
         lines.append(f"{start:5.1f} to {end:5.1f} A: {100 * share:9.5f} % of the squared response")
     lines.append(
         f"99 % within {reach.effective:.1f} A, none beyond {reach.largest:.1f} A; "
@@ -78,13 +85,19 @@ class Reach:
     def effective(self) -> float:
         """Distance in A within which 99 % of the squared response lies."""
         order = np.argsort(self.distance)
-        total = np.cumsum(self.response[order] ** 2)
-        return float(self.distance[order][np.searchsorted(total, SHARE * total[-1])])
+        distance = self.distance[order]
+        response = self.response[order]
+
+        # the response of all atoms up to each distance; its last entry is that of all
+        total = np.cumsum(response**2)
+        last_needed = np.searchsorted(total, SHARE * total[-1])
+        return float(distance[last_needed])
 
     @property
     def largest(self) -> float:
         """Distance in A of the farthest atom that feels more than rounding."""
-        felt = self.response > RELATIVE_ROUNDING * self.response.max()
+        rounding = RELATIVE_ROUNDING * self.response.max()
+        felt = self.response > rounding
         return float(self.distance[felt].max())
 
     def shells(self, width: float) -> list[tuple[float, float]]:
@@ -92,8 +105,13 @@ class Reach:
         shell = np.ceil(self.distance / width).astype(int)
         squared = self.response**2
         shares = np.bincount(shell, squared) / squared.sum()
+
         # shell 0 holds distance 0 only: the atom itself, which is not in the arrays
-        return [(width * number, float(share)) for number, share in enumerate(shares) if number]
+        shells = []
+        for number, share in enumerate(shares):
+            if number > 0:
+                shells.append((width * number, float(share)))
+        return shells
 
 
 def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach:
@@ -108,19 +126,25 @@ def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach
     if "energies" not in calculator.implemented_properties:
         name = type(calculator).__name__
         raise CheckError(f"{name} gives no energies of single atoms, which reach is read from")
+
     response = np.zeros((len(atoms), 3))
     for axis in range(3):
         forward = _energies(calculator, atoms, index, axis, STEP)
         backward = _energies(calculator, atoms, index, axis, -STEP)
         response[:, axis] = (forward - backward) / (2 * STEP)
-    others = np.delete(np.arange(len(atoms)), index)
+
+    # the atom's own energy changes too, but that is no reach
+    everyone = np.arange(len(atoms))
+    others = np.delete(everyone, index)
     size = np.linalg.norm(response[others], axis=1)
+    # `not >` also catches NaN
     if not size.max(initial=0.0) > NO_RESPONSE:
         raise CheckError(
             f"no other atom's energy feels atom {index}: "
             "none is near enough, or symmetry forbids a response"
         )
-    return Reach(atoms.get_distances(index, others, mic=True), size)
+    distance = atoms.get_distances(index, others, mic=True)
+    return Reach(distance, size)
 
 
 def _energies(
@@ -130,7 +154,9 @@ def _energies(
     moved = atoms.copy()
     moved.positions[index, axis] += step
     moved.calc = calculator
-    return np.array(moved.get_potential_energies())
+    # a copy, because a calculator may reuse its array of results
+    energies = moved.get_potential_energies()
+    return np.array(energies)
 
 
 def _repeated(atoms: Atoms, thickness: float) -> Atoms:

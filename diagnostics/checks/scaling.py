@@ -50,6 +50,7 @@ def check(
             "the structure has no cell of three vectors",
             remedy="give a crystal, which can be repeated",
         )
+
     cells = doubled(structure, doublings)
     calculators = {OURS: model.calculator()}
     if xtb:
@@ -72,6 +73,7 @@ def check(
                 f"{name} fails on the structure: {error}",
                 remedy="give a crystal of closed-shell molecules",
             ) from None
+
         law = fit_cost(sizes, seconds)
         laws[name] = law
         for size, spent in zip(sizes, seconds, strict=True):
@@ -80,11 +82,13 @@ def check(
                 f"{name}: {size:6} atoms {1e3 * spent:10.1f} ms, "
                 f"{1e6 * spent / size:8.1f} us an atom"
             )
+
         figures.append(Figure(f"{name}, exponent", law.exponent, ""))
         lines.append(
             f"{name}: {1e3 * law.fixed:.1f} ms a call + "
             f"{1e6 * law.factor:.1f} us x atoms^{law.exponent:.2f}"
         )
+
     if xtb:
         atoms_needed = break_even(laws[OURS], laws[GFN1_LEVEL])
         if atoms_needed is None:
@@ -102,6 +106,7 @@ def doubled(atoms: Atoms, doublings: int) -> list[Atoms]:
     """The structure and its repetitions, each twice as large, along x, y and z in turn."""
     cells = []
     for count in range(doublings + 1):
+        # x is doubled at the 1st, 4th, ... count, y at the 2nd, z at the 3rd
         repeats = [2 ** ((count + 2 - axis) // 3) for axis in range(3)]
         cells.append(atoms * repeats)
     return cells
@@ -134,7 +139,10 @@ def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
     measured = np.asarray(seconds, float)
 
     def fit(exponent: float) -> tuple[float, np.ndarray]:
-        terms = np.stack([np.ones_like(size), size**exponent], 1) / measured[:, None]
+        """Residual and weights of the best law with this exponent."""
+        columns = np.stack([np.ones_like(size), size**exponent], 1)
+        # divided by what was measured, so that the residual is relative
+        terms = columns / measured[:, None]
         # the columns differ by many orders of magnitude, which is hard on the solver
         scale = terms.max(0)
         weights, residual = nnls(terms / scale, np.ones_like(size))
@@ -152,8 +160,10 @@ def break_even(ours: CostLaw, other: CostLaw) -> float | None:
     """
 
     def lead(log_atoms: float) -> float:
+        """How many times cheaper ours is, as a logarithm; negative where it is dearer."""
         atoms = np.exp(log_atoms)
-        return np.log(other.seconds(atoms)) - np.log(ours.seconds(atoms))
+        theirs = np.log(other.seconds(atoms))
+        return theirs - np.log(ours.seconds(atoms))
 
     grid = np.linspace(0.0, np.log(MOST_ATOMS), 400)
     leads = np.array([lead(log_atoms) for log_atoms in grid])
@@ -163,8 +173,11 @@ def break_even(ours: CostLaw, other: CostLaw) -> float | None:
     behind = np.flatnonzero(leads <= 0)
     if not len(behind):
         return 1.0
+
+    # the lead changes its sign for the last time between these two sizes
     last = behind[-1]
-    return float(np.exp(brentq(lead, grid[last], grid[last + 1])))
+    crossing = brentq(lead, grid[last], grid[last + 1])
+    return float(np.exp(crossing))
 
 
 def time_calls(
@@ -184,11 +197,15 @@ def time_calls(
         atoms = cell.copy()
         atoms.calc = calculator
         for _ in range(rounds + 1):
+            # a calculator that is asked for the same structure again does not compute
             moves = rng.normal(0, DISPLACEMENT, cell.positions.shape)
             atoms.positions = cell.positions + moves
+
             started = clock()
             atoms.get_forces()
-            samples.append(clock() - started)
+            spent = clock() - started
+            samples.append(spent)
+
         # the first call of a size may include a set-up
         medians.append(float(np.median(samples[1:])))
     return medians

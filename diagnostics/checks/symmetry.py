@@ -54,7 +54,9 @@ def check(model: CheckedModel) -> CheckResult:
         calculator = model.calculator(dtype)
         for finding in audit(calculator, model.symbols, single=dtype == "float32"):
             name = f"{dtype} {finding.name}"
-            figures.append(Figure(name, finding.error, "", limit=finding.tolerance))
+            figure = Figure(name, finding.error, "", limit=finding.tolerance)
+            figures.append(figure)
+
             verdict = "ok    " if finding.passed else "FAILED"
             lines.append(
                 f"{dtype} {verdict} {finding.error:.1e} of {finding.tolerance:.0e} allowed: "
@@ -101,7 +103,9 @@ def audit(
 
     if not symbols:
         raise CheckError("symbols: at least one element is needed, which the model knows")
+
     rng = np.random.default_rng(seed)
+    # a random cell has no symmetry of its own, behind which an error could hide
     crystal = random_cell(rng, symbols)
     tolerance = SINGLE if single else DOUBLE
     found = [
@@ -123,7 +127,8 @@ def _symmetries(
     before = _ask(calculator, atoms)
     for name, changed, turn, order in changes(rng, atoms):
         after = _ask(calculator, changed)
-        yield Finding(name, _difference(before, after, turn, order), tolerance)
+        error = _difference(before, after, turn, order)
+        yield Finding(name, error, tolerance)
 
 
 def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[Finding]:
@@ -136,17 +141,23 @@ def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[F
     yield Finding("other vectors of the same lattice", error, tolerance)
 
     eight = _ask(calculator, atoms * 2)
-    eighth = _Answer(eight.energy / 8, eight.forces[: len(atoms)], eight.stress)
-    yield Finding("2 x 2 x 2 supercell", _difference(before, eighth, IDENTITY), tolerance)
+    # ASE puts the original atoms first
+    first_forces = eight.forces[: len(atoms)]
+    eighth = _Answer(eight.energy / 8, first_forces, eight.stress)
+    error = _difference(before, eighth, IDENTITY)
+    yield Finding("2 x 2 x 2 supercell", error, tolerance)
 
     slab = atoms.copy()
+    # wider than any cutoff, so that images across it cannot be felt
     slab.center(vacuum=VACUUM / 2, axis=2)
     slab.pbc = [True, True, False]
+    open_answer = _ask(calculator, slab)
+
     periodic_slab = slab.copy()
     periodic_slab.pbc = True
-    open_answer = _ask(calculator, slab)
+    periodic_answer = _ask(calculator, periodic_slab)
     # only a crystal has a stress, so the two are compared without it
-    periodic_answer = replace(_ask(calculator, periodic_slab), stress=None)
+    periodic_answer = replace(periodic_answer, stress=None)
     error = _difference(open_answer, periodic_answer, IDENTITY)
     yield Finding("slab, periodic across its vacuum or not", error, tolerance)
 
@@ -159,19 +170,24 @@ def _balance(
     cluster.set_cell(None)
     cluster.pbc = False
     forces = _ask(calculator, cluster).forces
-    scale = max(float(np.abs(forces).max()), SMALLEST_FORCE)
-    net_force = float(np.abs(forces.sum(0)).max() / scale)
-    yield Finding("net force on a cluster", net_force, tolerance)
+    scale = _scale(forces, SMALLEST_FORCE)
+    net_force = np.abs(forces.sum(0)).max()
+    yield Finding("net force on a cluster", float(net_force / scale), tolerance)
 
+    # about the centre: far from the origin the rounding of a cross product grows
     arms = cluster.positions - cluster.positions.mean(0)
     torque = np.cross(arms, forces).sum(0)
-    yield Finding("net torque on a cluster", float(np.abs(torque).max() / scale), 10 * tolerance)
+    largest_torque = np.abs(torque).max()
+    yield Finding("net torque on a cluster", float(largest_torque / scale), 10 * tolerance)
 
+    # looser than touching spheres by a fifth, the usual spacing in a metal
     spacing = 2.4 * covalent_radii[atomic_numbers[symbol]]
-    perfect = bulk(symbol, "fcc", a=spacing * np.sqrt(2), cubic=True) * 2
+    cube = bulk(symbol, "fcc", a=spacing * np.sqrt(2), cubic=True)
+    perfect = cube * 2
     perfect.calc = calculator
-    largest = float(np.abs(perfect.get_forces()).max() / scale)
-    yield Finding("forces in a perfect crystal", largest, tolerance)
+    largest_force = np.abs(perfect.get_forces()).max()
+    yield Finding("forces in a perfect crystal", float(largest_force / scale), tolerance)
+
     try:
         energies = perfect.get_potential_energies()
     except (NotImplementedError, KeyError):
@@ -184,24 +200,33 @@ def _balance(
 def _derivatives(calculator: Calculator, atoms: Atoms) -> Iterator[Finding]:
     """Forces and stress against ASE's central differences of the energy."""
     answer = _ask(calculator, atoms)
+    # the differences are taken on a copy, which ASE moves in place
     atoms = atoms.copy()
     atoms.calc = calculator
 
     numerical = calculate_numerical_forces(atoms, eps=STEP)
-    scale = max(float(np.abs(answer.forces).max()), SMALLEST_FORCE)
+    scale = _scale(answer.forces, SMALLEST_FORCE)
     error = float(np.abs(numerical - answer.forces).max()) / scale
     yield Finding("forces are -dE/dr", error, DIFFERENCES)
 
     if answer.stress is not None:
         numerical = calculate_numerical_stress(atoms, eps=STEP, voigt=False, force_consistent=False)
-        scale = max(float(np.abs(answer.stress).max()), SMALLEST_STRESS)
+        scale = _scale(answer.stress, SMALLEST_STRESS)
         error = float(np.abs(numerical - answer.stress).max()) / scale
         yield Finding("stress is dE/dstrain / V", error, DIFFERENCES)
 
 
+def _scale(values: np.ndarray, smallest: float) -> float:
+    """The largest entry, which errors are relative to, but no less than `smallest`."""
+    largest = float(np.abs(values).max())
+    return max(largest, smallest)
+
+
 def _ask(calculator: Calculator, atoms: Atoms) -> _Answer:
+    """The calculator's answer on a copy, so that no result is left on the caller's atoms."""
     atoms = atoms.copy()
     atoms.calc = calculator
+
     stress = None
     if atoms.pbc.all() and "stress" in calculator.implemented_properties:
         stress = voigt_6_to_full_3x3_stress(atoms.get_stress())
@@ -219,14 +244,18 @@ def _difference(
     forces = before.forces @ turn.T
     if order is not None:
         forces = forces[order]
-    scale = max(float(np.abs(forces).max()), SMALLEST_FORCE)
+
+    scale = _scale(forces, SMALLEST_FORCE)
+    energy_error = abs(after.energy - before.energy)
     errors = [
-        abs(after.energy - before.energy) / (len(forces) * scale),
+        # an energy in units of the largest force times 1 A
+        energy_error / (len(forces) * scale),
         np.abs(after.forces - forces).max() / scale,
     ]
+
     if before.stress is not None and after.stress is not None:
         expected = turn @ before.stress @ turn.T
-        stress_scale = max(float(np.abs(expected).max()), SMALLEST_STRESS)
+        stress_scale = _scale(expected, SMALLEST_STRESS)
         errors.append(np.abs(after.stress - expected).max() / stress_scale)
     # numpy's maximum keeps a NaN, Python's may lose it
     return float(np.max(errors))

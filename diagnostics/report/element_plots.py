@@ -39,17 +39,24 @@ def element_maps(
             tables[name] = _relative_errors(evaluation)
         else:
             tables[name] = evaluation.force_mae_of_elements()
+
+    # one scale for all runs, so that their maps can be compared by eye
     norm = colour_norm(list(tables.values()), log=True)
     assert norm.vmin is not None and norm.vmax is not None
+    limits = (norm.vmin, norm.vmax)
 
-    measure = "Force MAE relative to force RMS" if relative else "Force MAE"
-    unit = "force MAE / force RMS (%)" if relative else f"force MAE ({FORCE_UNIT})"
+    if relative:
+        measure = "Force MAE relative to force RMS"
+        unit = "force MAE / force RMS (%)"
+    else:
+        measure = "Force MAE"
+        unit = f"force MAE ({FORCE_UNIT})"
+
     figures = {}
     for name, values in tables.items():
-        title = f"{measure}: {name}, {evaluations[name].split} split"
-        figures[name] = periodic_table_heat_map(
-            values, title, unit, log=True, limits=(norm.vmin, norm.vmax)
-        )
+        split = evaluations[name].split
+        title = f"{measure}: {name}, {split} split"
+        figures[name] = periodic_table_heat_map(values, title, unit, log=True, limits=limits)
     return figures
 
 
@@ -64,22 +71,26 @@ def _relative_errors(evaluation: ErrorSummary) -> dict[str, float]:
 
 def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str, str]) -> Figure:
     """Force MAE of each element before and after on one scale, and their ratio."""
-    figure = Figure(figsize=(PANEL_SIZE[0], 3 * PANEL_SIZE[1]), layout="constrained")
-    panels = figure.subplots(3, 1)
+    width, height = PANEL_SIZE
+    figure = Figure(figsize=(width, 3 * height), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1)
+    old_name, new_name = names
+
     old = before.force_mae_of_elements()
     new = after.force_mae_of_elements()
     norm = colour_norm([old, new], log=True)
     unit = f"force MAE ({FORCE_UNIT}), one scale for both"
-    draw_periodic_table(panels[0], old, title=f"Before: {names[0]}", unit=unit, norm=norm)
-    draw_periodic_table(panels[1], new, title=f"After: {names[1]}", unit=unit, norm=norm)
+    draw_periodic_table(top, old, title=f"Before: {old_name}", unit=unit, norm=norm)
+    draw_periodic_table(middle, new, title=f"After: {new_name}", unit=unit, norm=norm)
 
+    # symmetric about 1, so that white is "unchanged"; at least 10 %, so that noise stays pale
     ratio = element_ratio(before, after)
-    # symmetric about 1, so that white is "unchanged"
-    widest = max([1.1, *ratio.values(), *(1 / value for value in ratio.values())])
+    inverse = [1 / value for value in ratio.values()]
+    widest = max([1.1, *ratio.values(), *inverse])
     draw_periodic_table(
-        panels[2],
+        bottom,
         ratio,
-        title=f"Ratio: {names[1]} / {names[0]}",
+        title=f"Ratio: {new_name} / {old_name}",
         unit="force MAE after / before (log scale; blue: better after)",
         norm=LogNorm(1 / widest, widest),
         colour_map="RdBu_r",
@@ -92,7 +103,11 @@ def element_ratio(before: ErrorSummary, after: ErrorSummary) -> dict[str, float]
     """Symbol -> force MAE after over before, where both are known and neither is zero."""
     old = before.force_mae_of_elements()
     new = after.force_mae_of_elements()
-    return {symbol: new[symbol] / old[symbol] for symbol in old if old[symbol] and new.get(symbol)}
+    ratios = {}
+    for symbol, error in old.items():
+        if error and new.get(symbol):
+            ratios[symbol] = new[symbol] / error
+    return ratios
 
 
 @rc_context(STYLE)
@@ -100,14 +115,13 @@ def error_and_rarity(evaluations: dict[str, ErrorSummary]) -> Figure:
     """Force MAE of each element against the number of training structures that contain it."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots()
-    for (name, evaluation), (colour, marker) in zip(evaluations.items(), looks(), strict=False):
-        points = []
-        for symbol, errors in evaluation.per_element.items():
-            if errors.force_mae:
-                count = max(errors.num_train_structures, NEVER_SEEN)
-                points.append((count, errors.force_mae, symbol))
+    # not strict: there are endless looks
+    for run, look in zip(evaluations.items(), looks(), strict=False):
+        name, evaluation = run
+        colour, marker = look
+        points = _points_of_rarity(evaluation)
         if points:
-            _draw_rarity(axes, sorted(points), name, colour, marker)
+            _draw_rarity(axes, points, name, colour, marker)
 
     axes.set(xlabel=f"training structures that contain the element (none: {NEVER_SEEN})")
     axes.set(ylabel=f"force MAE ({FORCE_UNIT})", xscale="log", yscale="log")
@@ -121,15 +135,28 @@ def error_and_rarity(evaluations: dict[str, ErrorSummary]) -> Figure:
     return figure
 
 
+def _points_of_rarity(evaluation: ErrorSummary) -> list[tuple[float, float, str]]:
+    """(training structures, force MAE in eV/A, symbol) of each element, the rarest first."""
+    points = []
+    for symbol, errors in evaluation.per_element.items():
+        # an error of exactly zero has no place on a logarithmic axis
+        if errors.force_mae:
+            count = max(errors.num_train_structures, NEVER_SEEN)
+            points.append((count, errors.force_mae, symbol))
+    return sorted(points)
+
+
 def _draw_rarity(
     axes: Axes, points: list[tuple[float, float, str]], name: str, colour: str, marker: str
 ) -> None:
-    """points: (training structures, force MAE in eV/A, symbol), the rarest first."""
+    """Draw the points of one run, the line through their medians, and the names of the worst."""
     counts = np.array([count for count, _, _ in points])
     errors = np.array([error for _, error, _ in points])
     axes.scatter(counts, errors, s=34, color=colour, marker=marker, alpha=0.7, lw=0, label=name)
 
-    groups = np.array_split(np.arange(len(points)), max(1, len(points) // 9))
+    # nine elements or a few more in each group: enough for a median
+    num_groups = max(1, len(points) // 9)
+    groups = np.array_split(np.arange(len(points)), num_groups)
     middle_counts = [np.median(counts[group]) for group in groups]
     middle_errors = [np.median(errors[group]) for group in groups]
     axes.plot(middle_counts, middle_errors, color=colour, lw=2.5)
@@ -138,4 +165,5 @@ def _draw_rarity(
     for count, error, symbol in worst:
         text = axes.annotate(symbol, (count, error), (6, -4), textcoords="offset points", size=11)
         # a white rim: the names lie among the points
-        text.set(color=colour, path_effects=[withStroke(linewidth=3, foreground="white")])
+        rim = withStroke(linewidth=3, foreground="white")
+        text.set(color=colour, path_effects=[rim])

@@ -16,8 +16,10 @@ def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -
     if pair is None:
         text = "Left out: it needs two runs, one without and one with importance weights."
         return Section(heading, [Text(text)])
+
     before, after = pair
     blocks: list[Block] = [*_doubts(before, after), _comparison(before, after)]
+    # runs on different elements leave nothing to draw
     if element_ratio(before.evaluation, after.evaluation):
         figure = reweighting_maps(before.evaluation, after.evaluation, (before.name, after.name))
         alt = (
@@ -37,6 +39,8 @@ def _doubts(before: Run, after: Run) -> list[Block]:
         doubts.append(
             "The two runs were evaluated on different structures, so their errors do not compare."
         )
+
+    # reweighting must not win by training longer
     old_steps = before.metrics.last_step
     new_steps = after.metrics.last_step
     if old_steps != new_steps:
@@ -53,6 +57,7 @@ def _test_set(evaluation: ErrorSummary) -> tuple[object, ...]:
         evaluation.num_structures,
         evaluation.num_atoms,
         sorted(evaluation.per_element),
+        # as text: the last digits depend on the order of summation
         table_cell(evaluation.force_rms),
     )
 
@@ -78,14 +83,17 @@ def _comparison(before: Run, after: Run) -> Table:
             "energy MAE (meV/atom)", old.energy_mae_per_atom, new.energy_mae_per_atom, factor=1000
         ),
     ]
+
     ratio = element_ratio(old, new)
     if ratio:
         better = sum(value < 1 for value in ratio.values())
         rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
 
+    # a better model that was dearer would be no success of the weights
     old_cost = before.metrics
     new_cost = after.metrics
-    rows.append(["cost: optimizer steps", f"{old_cost.last_step:,}", f"{new_cost.last_step:,}", ""])
+    steps = [f"{old_cost.last_step:,}", f"{new_cost.last_step:,}"]
+    rows.append(["cost: optimizer steps", *steps, ""])
     rows.append(
         _change("cost: structures seen", old_cost.structures_seen, new_cost.structures_seen)
     )
@@ -99,7 +107,9 @@ def _comparison(before: Run, after: Run) -> Table:
 
 def _worst_element(evaluation: ErrorSummary) -> str:
     error = table_cell(evaluation.worst_element_force_mae)
-    return f"{error} ({evaluation.worst_element})" if evaluation.worst_element else error
+    if not evaluation.worst_element:
+        return error
+    return f"{error} ({evaluation.worst_element})"
 
 
 def _change(label: str, old: float | None, new: float | None, factor: float = 1.0) -> list[str]:
@@ -107,7 +117,10 @@ def _change(label: str, old: float | None, new: float | None, factor: float = 1.
 
 
 def _ratio(old: float | None, new: float | None) -> str:
-    return f"{new / old:.2f}" if old and new is not None else "-"
+    # also without a number where the old error is exactly zero
+    if not old or new is None:
+        return "-"
+    return f"{new / old:.2f}"
 
 
 def element_section(runs: list[Run], pictures: PictureFolder, *, with_absolute: bool) -> Section:
@@ -122,11 +135,13 @@ def element_section(runs: list[Run], pictures: PictureFolder, *, with_absolute: 
         figures = element_maps(evaluations, relative=kind == "relative")
         for name, figure in figures.items():
             alt = f"Periodic table of the {kind} force MAE of {name}"
-            blocks.append(pictures.save(figure, f"elements-{kind}-{file_stem(name)}", alt))
+            file_name = f"elements-{kind}-{file_stem(name)}"
+            blocks.append(pictures.save(figure, file_name, alt))
 
     if any(_has_rarity(evaluation) for evaluation in evaluations.values()):
         alt = "Force MAE of each element against the number of training structures with it"
-        blocks.append(pictures.save(error_and_rarity(evaluations), "error-and-rarity", alt))
+        figure = error_and_rarity(evaluations)
+        blocks.append(pictures.save(figure, "error-and-rarity", alt))
     else:
         blocks.append(
             Text(
@@ -139,10 +154,10 @@ def element_section(runs: list[Run], pictures: PictureFolder, *, with_absolute: 
 
 
 def _has_rarity(evaluation: ErrorSummary) -> bool:
-    return any(
-        errors.num_train_structures and errors.force_mae
-        for errors in evaluation.per_element.values()
-    )
+    for errors in evaluation.per_element.values():
+        if errors.num_train_structures and errors.force_mae:
+            return True
+    return False
 
 
 def _element_table(runs: list[Run]) -> Table:
@@ -165,8 +180,10 @@ def _element_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
     first: dict[str, ElementErrors] = {}
     for evaluation in reversed(evaluations):
         first |= evaluation.per_element
+    rarest_first = sorted(first, key=lambda name: first[name].num_train_structures)
+
     rows = []
-    for symbol in sorted(first, key=lambda name: first[name].num_train_structures):
+    for symbol in rarest_first:
         errors = first[symbol]
         row = [
             symbol,
@@ -182,6 +199,7 @@ def _element_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
 
 
 def _element_cells(errors: ElementErrors | None) -> list[str]:
+    # a run may lack an element that another was tested on
     if errors is None:
         return ["-", "-", "-"]
     return [

@@ -18,17 +18,17 @@ def few_shot_section(path: Path | None, pictures: PictureFolder) -> Section:
     heading = "Few-shot fine-tuning"
     if path is None:
         return Section(heading, [Text("Left out: no fewshot.json was given.")])
+
     curve = FewShotCurve.read(path)
-    blocks: list[Block] = [
-        pictures.save(
-            draw_few_shot_curve(curve),
-            "few-shot",
-            f"Test errors on {curve.target} against the number of structures used, by strategy",
-        )
-    ]
+    figure = draw_few_shot_curve(curve)
+    alt = f"Test errors on {curve.target} against the number of structures used, by strategy"
+    blocks: list[Block] = [pictures.save(figure, "few-shot", alt)]
+
+    # the two rows without training have no number of structures that could be saved
     for strategy in curve.strategies:
         if strategy not in (BASELINE, UNCHANGED):
             blocks += _saving(curve, strategy)
+
     header, rows = curve.table("force_mae")
     caption = f"Force MAE on {curve.target} ({FORCE_UNIT}): median (range over the seeds)"
     blocks.append(Table(caption, header, rows))
@@ -41,6 +41,8 @@ def _saving(curve: FewShotCurve, strategy: str) -> list[Text]:
     baseline = curve.medians(BASELINE, "force_mae")
     if not baseline:
         return []
+
+    # the goal is the best that training from scratch reaches: with the most structures
     most = max(baseline)
     goal = (
         f"the force MAE of training from scratch on {most} structures "
@@ -49,6 +51,7 @@ def _saving(curve: FewShotCurve, strategy: str) -> list[Text]:
     label = STRATEGY_LABELS.get(strategy, strategy)
     needed = curve.structures_needed(strategy, baseline[most], "force_mae")
     times = curve.times_fewer(strategy)
+
     if needed is None:
         return [Text(f"{label}: does not reach {goal}.")]
     if times is None:
@@ -63,23 +66,32 @@ def _all_errors(curve: FewShotCurve) -> Table:
         force = curve.medians(strategy, "force_mae")
         energy = curve.medians(strategy, "energy_mae_per_atom")
         for size in curve.sizes:
-            own = [
-                row for row in curve.rows if row.strategy == strategy and row.num_structures == size
-            ]
+            own = []
+            for row in curve.rows:
+                if row.strategy == strategy and row.num_structures == size:
+                    own.append(row)
+            # a curve that is still running lacks cells
             if not own:
                 continue
-            percent = None
+
+            share = None
             if curve.force_rms and size in force:
-                percent = force[size] / curve.force_rms
+                share = force[size] / curve.force_rms
+
+            # rows that were not trained took no time
+            seconds = None
             times = [row.seconds for row in own if row.seconds is not None]
+            if times:
+                seconds = float(np.median(times))
+
             rows.append(
                 [
                     STRATEGY_LABELS.get(strategy, strategy),
                     f"{size:,}",
                     str(len(own)),
-                    table_cell(percent, 100),
+                    table_cell(share, 100),
                     table_cell(energy.get(size), 1000),
-                    table_cell(float(np.median(times)) if times else None),
+                    table_cell(seconds),
                 ]
             )
     header = [

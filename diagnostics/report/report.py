@@ -54,12 +54,15 @@ def write_report(
             f"the names {', '.join(runs)} differ only in characters that file names cannot have",
             remedy="choose other names",
         )
+
     out_dir = Path(out_dir)
     pictures = PictureFolder(out_dir)
     loaded = [Run.read(name, Path(folder)) for name, folder in runs.items()]
+
     pair = _pair_to_compare(loaded, reweighting)
     # the maps before and after show the absolute errors already
     with_absolute = pair is None or len(loaded) > 2
+
     sections = [
         _headline_section(loaded),
         reweighting_section(pair, pictures),
@@ -77,34 +80,35 @@ def write_report(
 def _pair_to_compare(runs: list[Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:
     """The runs before and after reweighting."""
     if names is None:
-        return (runs[0], runs[1]) if len(runs) == 2 else None
+        if len(runs) != 2:
+            return None
+        return runs[0], runs[1]
+
     by_name = {run.name: run for run in runs}
     for name in names:
         if name not in by_name:
             raise ReportError(f"reweighting names {name!r}, but the runs are {', '.join(by_name)}")
-    return by_name[names[0]], by_name[names[1]]
+    before, after = names
+    return by_name[before], by_name[after]
 
 
 def _headline_section(runs: list[Run]) -> Section:
+    """One column for each run: what it was tested on, its errors, and the errors by level."""
     evaluations = [run.evaluation for run in runs]
+    mean = [table_cell(evaluation.mean_over_elements_force_mae) for evaluation in evaluations]
+    worst_decile = [table_cell(evaluation.worst_decile_force_mae) for evaluation in evaluations]
+    worst = [_worst_element(evaluation) for evaluation in evaluations]
     rows = [
         ["split", *(evaluation.split for evaluation in evaluations)],
         ["structures", *(f"{evaluation.num_structures:,}" for evaluation in evaluations)],
         ["atoms", *(f"{evaluation.num_atoms:,}" for evaluation in evaluations)],
         *_error_rows(evaluations),
-        [
-            f"mean over elements, force MAE ({FORCE_UNIT})",
-            *(table_cell(evaluation.mean_over_elements_force_mae) for evaluation in evaluations),
-        ],
-        [
-            f"worst decile of elements, force MAE ({FORCE_UNIT})",
-            *(table_cell(evaluation.worst_decile_force_mae) for evaluation in evaluations),
-        ],
-        [
-            f"worst element, force MAE ({FORCE_UNIT})",
-            *(_worst_element(evaluation) for evaluation in evaluations),
-        ],
+        [f"mean over elements, force MAE ({FORCE_UNIT})", *mean],
+        [f"worst decile of elements, force MAE ({FORCE_UNIT})", *worst_decile],
+        [f"worst element, force MAE ({FORCE_UNIT})", *worst],
     ]
+
+    # warnings come before the numbers that they are about
     blocks: list[Block] = []
     for run in runs:
         blocks += _disagreements(run)
@@ -119,11 +123,14 @@ def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
     rows = []
     for name, label in LABELS.items():
         errors = [evaluation.mae.get(name) for evaluation in evaluations]
+        # a row of dashes would only say that nobody has such labels
         if all(error is None for error in errors):
             continue
+
         unit = written_unit(label.display_unit)
         cells = [table_cell(error, label.display_scale) for error in errors]
         rows.append([f"{label.title} MAE ({unit})", *cells])
+
     rms = [table_cell(evaluation.force_rms) for evaluation in evaluations]
     relative = [table_cell(evaluation.relative_force_mae, 100) for evaluation in evaluations]
     rows.append([f"force RMS of the labels ({FORCE_UNIT})", *rms])
@@ -133,7 +140,9 @@ def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
 
 def _worst_element(evaluation: ErrorSummary) -> str:
     error = table_cell(evaluation.worst_element_force_mae)
-    return f"{evaluation.worst_element}: {error}" if evaluation.worst_element else error
+    if not evaluation.worst_element:
+        return error
+    return f"{evaluation.worst_element}: {error}"
 
 
 def _disagreements(run: Run) -> list[Text]:
@@ -144,8 +153,11 @@ def _disagreements(run: Run) -> list[Text]:
         # in double precision, because a mean over millions of float32 numbers is not exact
         saved = mean_absolute(pairs.astype(float))
         stated = run.evaluation.mae.get(name)
-        if saved is None or not stated or abs(saved - stated) <= DISAGREEMENT * stated:
+        if saved is None or not stated:
             continue
+        if abs(saved - stated) <= DISAGREEMENT * stated:
+            continue
+
         unit = written_unit(label.error_unit)
         texts.append(
             Text(
@@ -193,7 +205,8 @@ def _learning_section(runs: list[Run], pictures: PictureFolder) -> Section:
     for run in runs:
         metrics = run.metrics
         # a single step is noisy, and a short run still needs one
-        last_twentieth = max(1, len(metrics.steps) // 20)
+        num_steps = len(metrics.steps)
+        last_twentieth = max(1, num_steps // 20)
         rows.append(
             [
                 run.name,
@@ -223,9 +236,8 @@ def _learning_section(runs: list[Run], pictures: PictureFolder) -> Section:
 def _parity_section(runs: list[Run], pictures: PictureFolder) -> Section:
     blocks = []
     for run in runs:
-        figure = draw_parity(
-            run.parity, run.evaluation, f"{run.name}, {run.evaluation.split} split"
-        )
+        title = f"{run.name}, {run.evaluation.split} split"
+        figure = draw_parity(run.parity, run.evaluation, title)
         alt = f"Predicted against reference labels of {run.name}"
         blocks.append(pictures.save(figure, f"parity-{file_stem(run.name)}", alt))
     return Section("Parity", blocks)
@@ -241,6 +253,7 @@ def _input_section(runs: list[Run], others: list[Path | None]) -> Section:
     """What the page was made from, so that a page sent by mail can be traced to its files."""
     files = [(run.name, run.folder / name) for run in runs for name in RUN_FILES]
     files += [("", Path(path)) for path in others if path is not None]
+
     rows = []
     for run_name, path in files:
         made_by = MADE_BY.get(path.name, "")
@@ -252,5 +265,7 @@ def _input_section(runs: list[Run], others: list[Path | None]) -> Section:
 
 
 def _digest(path: Path) -> str:
+    """The first 64 bits: enough to tell files apart, short enough to compare by eye."""
     with file_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.file_digest(file, "sha256")
+    return digest.hexdigest()[:16]

@@ -104,6 +104,7 @@ class EvenfieldCalculator(Calculator):
             "energies": _numpy(prediction.atom_energies),
             "forces": _numpy(prediction.forces),
         }
+
         # NaN where it has no meaning
         stress = _numpy(prediction.stress)
         if np.isfinite(stress).all():

@@ -18,7 +18,8 @@ from evenfield.model_zoo.engines.verlet_list import VerletList
 
 def pairs(edge_index: np.ndarray, shifts: np.ndarray) -> set[tuple[int, ...]]:
     """Sender, receiver and shift of each edge, without their order."""
-    return {tuple(row) for row in np.concatenate([edge_index.T, shifts.astype(int)], 1)}
+    rows = np.concatenate([edge_index.T, shifts.astype(int)], 1)
+    return {tuple(row) for row in rows}
 
 
 @pytest.mark.parametrize("skin", [0.0, 0.3, 1.5])
@@ -36,11 +37,17 @@ def test_verlet_list_equals_a_fresh_search_at_every_step(
         if step == 20:
             # as when a program wraps an atom back into the cell
             atoms.positions[3] += atoms.cell[0]
+
         arguments = (atoms.positions, atoms.cell.array, atoms.pbc)
         edge_index, shifts = verlet_list.edges(*arguments)
-        assert pairs(edge_index, shifts) == pairs(*neighbour_list(*arguments, 4.0))
-        assert (np.diff(edge_index[1]) >= 0).all()
+        fresh = neighbour_list(*arguments, 4.0)
+        assert pairs(edge_index, shifts) == pairs(*fresh)
 
+        # the network needs edges sorted by receiver
+        receiver = edge_index[1]
+        assert (np.diff(receiver) >= 0).all()
+
+    # without a skin every move needs a search; with one, most steps need none
     if skin == 0:
         assert verlet_list.num_searches == steps
     else:
@@ -62,7 +69,8 @@ def test_verlet_list_notices_another_cell_other_atoms_and_periodicity() -> None:
         for _ in range(2):
             arguments = (atoms.positions, atoms.cell.array, atoms.pbc)
             expected = neighbour_list(*arguments, 4.0)
-            assert pairs(*verlet_list.edges(*arguments)) == pairs(*expected)
+            found = verlet_list.edges(*arguments)
+            assert pairs(*found) == pairs(*expected)
         assert verlet_list.num_searches == count
 
 
@@ -82,15 +90,18 @@ def test_history_and_skin_change_only_rounding(folder: Path) -> None:
     model = model_zoo.load(folder)
     rng = np.random.default_rng(0)
     used = model.calculator(level_of_theory="EMT", dtype="float64")
+
     crystal = bulk("Cu", cubic=True) * (2, 1, 1)
     gold = bulk("Au")
     cluster = Atoms("Cu3Au", rng.normal(0, 2.5, (4, 3)))
     stretched = crystal.copy()
     stretched.set_cell(stretched.cell * 1.02, scale_atoms=True)
 
+    # the crystal comes back: what was kept of it must not be taken for the present
     for atoms in (crystal, gold, crystal, stretched, cluster, crystal):
         for _ in range(3):
             atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+            # no skin: every call searches
             fresh = model.calculator(level_of_theory="EMT", dtype="float64", skin=0.0)
             expected = results(fresh, atoms)
             found = results(used, atoms)
@@ -98,6 +109,8 @@ def test_history_and_skin_change_only_rounding(folder: Path) -> None:
             assert ("stress" in found) == atoms.pbc.all()
             for key, value in expected.items():
                 assert np.allclose(found[key], value, rtol=0, atol=1e-10), key
+
+    # of 18 calls
     assert used.verlet_list.num_searches < 12
 
 
@@ -105,12 +118,15 @@ def test_both_dtypes_from_one_model(folder: Path) -> None:
     model = model_zoo.load(folder)
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
+
     single = model.calculator()
     double = model.calculator(dtype="float64")
     low = results(single, atoms)
     high = results(double, atoms)
     assert single.parameters["dtype"] == "float32"
     assert double.parameters["dtype"] == "float64"
+
+    # equal forces would show that both ran in one dtype
     error = np.abs(low["forces"] - high["forces"]).max()
     assert 0 < error < 1e-5
 
@@ -140,29 +156,36 @@ def test_energy_is_linear_in_the_features(folder: Path) -> None:
 
     potential = calculator.potential
     readout = potential.readout
+    # EMT is the second head; copper has the atomic number 29
     weight = (readout.weight[1] + readout.element_weight[1, 29]).detach().numpy()
-    expected = float(potential.scale[1]) * features @ weight + float(potential.e0[1, 29])
+    scale = float(potential.scale[1])
+    e0 = float(potential.e0[1, 29])
+    expected = scale * features @ weight + e0
     assert np.allclose(energies, expected, rtol=0, atol=1e-9)
     assert np.ptp(energies) > 1e-3
 
 
 def test_features_need_a_structure(folder: Path) -> None:
+    calculator = model_zoo.load(folder).calculator()
     with pytest.raises(EngineError, match=r"needs a structure: call get_features\(atoms\)"):
-        model_zoo.load(folder).calculator().get_features()
+        calculator.get_features()
 
 
 def test_trajectories_name_the_model_and_its_revision(folder: Path, tmp_path: Path) -> None:
     pinned = model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    published = model_zoo.load("me/copper", tmp_path / "hub")
     atoms = bulk("Cu", cubic=True)
-    atoms.calc = model_zoo.load("me/copper", tmp_path / "hub").calculator(level_of_theory="EMT")
+    atoms.calc = published.calculator(level_of_theory="EMT")
     atoms.get_forces()
     ase.io.write(tmp_path / "run.traj", atoms)
 
     parameters = ase.io.read(tmp_path / "run.traj").calc.parameters
     assert parameters["model"] == pinned
     assert parameters["level_of_theory"] == "EMT"
+
     # the same files loaded as a folder have the same revision
-    assert model_zoo.load(folder).reference == f"copper@{pinned.partition('@')[2]}"
+    _, _, revision = pinned.partition("@")
+    assert model_zoo.load(folder).reference == f"copper@{revision}"
 
 
 def test_molecule_without_a_cell(folder: Path) -> None:

@@ -23,14 +23,18 @@ from i_pi_input import dynamics_input
 def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
     """With the elements that torch-sim's check uses, and reference energies of a real size."""
     torch.manual_seed(0)
-    potential = Potential(
-        PotentialConfig(channels=8, cutoff=4.5, readout_size=16, levels_of_theory=["PBE", "EMT"])
+    config = PotentialConfig(
+        channels=8, cutoff=4.5, readout_size=16, levels_of_theory=["PBE", "EMT"]
     )
+    potential = Potential(config)
     potential.e0[:] = -321.0
-    record = ModelRecord(name="iron", elements={"PBE": ["Si", "Fe"], "EMT": ["Cu", "Au"]})
-    return model_zoo.load(
-        model_zoo.save_model(tmp_path_factory.mktemp("engines") / "model", potential, record)
-    )
+    elements = {"PBE": ["Si", "Fe"], "EMT": ["Cu", "Au"]}
+    record = ModelRecord(name="iron", elements=elements)
+
+    # saved and loaded, because engines take a LoadedModel
+    folder = tmp_path_factory.mktemp("engines") / "model"
+    model_zoo.save_model(folder, potential, record)
+    return model_zoo.load(folder)
 
 
 def structures() -> list[Atoms]:
@@ -40,7 +44,10 @@ def structures() -> list[Atoms]:
     first.rattle(0.1, seed=0)
     second.rattle(0.1, seed=1)
     second.symbols[0] = "Cu"
-    second.set_cell(second.cell.array + np.array([[0, 0.1, 0], [0, 0, 0], [0.2, 0, 0]]))
+
+    # an oblique cell, which shows whether its vectors are rows or columns
+    shear = np.array([[0, 0.1, 0], [0, 0, 0], [0.2, 0, 0]])
+    second.set_cell(second.cell.array + shear)
     return [first, second]
 
 
@@ -65,17 +72,19 @@ def test_torch_sim_agrees_with_the_calculator(model: model_zoo.LoadedModel) -> N
     end = ts.integrate(
         start, wrapped, integrator=ts.nve, n_steps=40, temperature=900.0, timestep=0.004
     )
+    # further than half the skin, so that the lists were made again
     assert (end.positions - start.positions).abs().max() > 0.2
+
     for state in (start, end):
         out = wrapped(state)
         for system, atoms in enumerate(state.to_atoms()):
             atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
             rows = state.system_idx == system
             assert np.allclose(out["forces"][rows], atoms.get_forces(), atol=1e-5)
-            assert np.allclose(out["stress"][system], atoms.get_stress(voigt=False), atol=1e-7)
-            assert float(out["energy"][system]) == pytest.approx(
-                atoms.get_potential_energy(), abs=1e-6
-            )
+            stress = atoms.get_stress(voigt=False)
+            assert np.allclose(out["stress"][system], stress, atol=1e-7)
+            energy = atoms.get_potential_energy()
+            assert float(out["energy"][system]) == pytest.approx(energy, abs=1e-6)
 
 
 def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> None:
@@ -105,22 +114,24 @@ def test_i_pi_runs_dynamics(
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", structures()[0] * (2, 1, 1))
     folder = model_zoo.save_model(tmp_path / "model", model.potential, model.record)
-    run = InteractiveSimulation(
-        dynamics_input("custom", beads, i_pi_driver.__file__, model=folder, level_of_theory="EMT")
+    program_input = dynamics_input(
+        "custom", beads, i_pi_driver.__file__, model=folder, level_of_theory="EMT"
     )
+    run = InteractiveSimulation(program_input)
     run.run(10)
     system = run.syslist[0]
+
+    # i-PI has cell vectors in columns, and atomic units
     for bead in range(beads):
         atoms = ase.io.read("start.extxyz")
         atoms.set_cell(system.cell.h.T * Bohr)
         atoms.positions[:] = system.beads.q[bead].reshape(-1, 3) * Bohr
         atoms.calc = model.calculator(level_of_theory="EMT", dtype="float64")
-        assert np.allclose(
-            system.forces.f[bead].reshape(-1, 3) * Hartree / Bohr, atoms.get_forces(), atol=1e-5
-        )
-        assert system.forces.pots[bead] * Hartree == pytest.approx(
-            atoms.get_potential_energy(), abs=1e-4
-        )
+
+        forces = system.forces.f[bead].reshape(-1, 3) * Hartree / Bohr
+        assert np.allclose(forces, atoms.get_forces(), atol=1e-5)
+        energy = system.forces.pots[bead] * Hartree
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
     assert np.abs(atoms.get_forces()).max() > 0.01
 
     # collected here, not in another test
