@@ -109,13 +109,20 @@ class Batch:
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
         """Batches end to end, with the indices of atoms and structures counted through."""
-        first_atoms = np.cumsum([0, *(part.num_atoms for part in parts)]).tolist()
-        first_structures = np.cumsum([0, *(part.num_structures for part in parts)]).tolist()
-        edges = [part.edge_index + offset for part, offset in zip(parts, first_atoms, strict=False)]
-        owners = [
-            part.structure_index + offset
-            for part, offset in zip(parts, first_structures, strict=False)
-        ]
+        edges = []
+        owners = []
+        first_atom = 0
+        first_structure = 0
+        for part in parts:
+            edges.append(part.edge_index + first_atom)
+            owners.append(part.structure_index + first_structure)
+            first_atom += part.num_atoms
+            first_structure += part.num_structures
+
+        # the first part decides which labels there are: parts of one stream have the same
+        labels = {}
+        for name in parts[0].labels:
+            labels[name] = torch.cat([part.labels[name] for part in parts])
         weights = [part.atom_weight for part in parts if part.atom_weight is not None]
         return cls(
             atomic_numbers=torch.cat([part.atomic_numbers for part in parts]),
@@ -126,9 +133,7 @@ class Batch:
             cell_shifts=torch.cat([part.cell_shifts for part in parts]),
             structure_index=torch.cat(owners),
             head=torch.cat([part.head for part in parts]),
-            labels={
-                name: torch.cat([part.labels[name] for part in parts]) for name in parts[0].labels
-            },
+            labels=labels,
             atom_weight=torch.cat(weights) if weights else None,
             structure_ids=[name for part in parts for name in part.structure_ids],
         )
@@ -181,11 +186,12 @@ class Batch:
         return self._each(lambda tensor: tensor.clone())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        changed: dict[str, object] = {
-            entry.name: change(value)
-            for entry in dataclasses.fields(self)
-            if isinstance(value := getattr(self, entry.name), Tensor)
-        }
+        """A copy with every tensor changed."""
+        changed: dict[str, object] = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                changed[entry.name] = change(value)
         changed["labels"] = {name: change(value) for name, value in self.labels.items()}
         return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
 

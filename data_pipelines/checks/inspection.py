@@ -30,8 +30,9 @@ ROWS_AT_ONCE = 4096
 NUM_EXAMPLES = 3
 # edges of the histograms: eV/A, atoms, neighbours, share of the sum of two covalent radii
 FORCE_EDGES = np.logspace(-4, 4, 81)
-# rounded, so that small sizes have a bin each
-SIZE_EDGES = np.unique(np.round(np.geomspace(1, 1e5, 61))) - 0.5
+# rounding makes equal edges of the smallest sizes: without repeats each has one bin
+_ROUNDED_SIZES = np.round(np.geomspace(1, 1e5, 61))
+SIZE_EDGES = np.unique(_ROUNDED_SIZES) - 0.5
 NEIGHBOUR_EDGES = np.arange(258) - 0.5
 SHARE_EDGES = np.linspace(0, 2, 81)
 NUM_ENERGY_BINS = 60
@@ -51,10 +52,14 @@ class Histogram:
 
     def add(self, level: str, values: np.ndarray) -> None:
         """Count values of a level of theory; NaN is left out."""
-        known = values[~np.isnan(values)]
-        clipped = np.clip(known, self.edges[0], self.edges[-1])
+        is_known = ~np.isnan(values)
+        lowest = self.edges[0]
+        highest = self.edges[-1]
+        # np.histogram would leave out what lies beyond the edges
+        clipped = np.clip(values[is_known], lowest, highest)
         counts, _ = np.histogram(clipped, self.edges)
-        self.counts[level] = self.counts.get(level, 0) + counts
+        earlier = self.counts.get(level, 0)
+        self.counts[level] = earlier + counts
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,18 @@ class Inspection:
     @property
     def num_structures(self) -> int:
         """Structures in all splits."""
-        return sum(sum(by_split.values()) for by_split in self.structures.values())
+        return sum(map(self.num_structures_of, self.structures))
 
     @property
     def levels(self) -> list[str]:
         """Levels of theory, the one with the most structures first."""
-        return sorted(self.structures, key=lambda level: -sum(self.structures[level].values()))
+        # negated instead of `reverse`, so that equally large levels keep their order
+        return sorted(self.structures, key=lambda level: -self.num_structures_of(level))
+
+    def num_structures_of(self, level: str) -> int:
+        """Structures of one level of theory in all splits."""
+        by_split = self.structures[level]
+        return sum(by_split.values())
 
 
 @dataclass
@@ -125,7 +136,9 @@ class _Sample:
             energy = float(measures.energy[row])
             force = float(measures.force[row])
             pressure = float(measures.pressure[row])
-            if len(self.levels) in example_rows:
+            # tables come one after the other, so the place in the sample is the count so far
+            place = len(self.levels)
+            if place in example_rows:
                 self.examples.append(Example(structure, split, energy, force, pressure))
             self.levels.append(structure.level_of_theory)
             self.values["energy"].append(energy)
@@ -136,26 +149,30 @@ class _Sample:
     def _look_around(self, structure: Structure, split: str) -> None:
         """Neighbours and distances of one structure."""
         around = Surroundings.of(structure)
-        self.neighbours.add(structure.level_of_theory, around.num_neighbours)
-        self.bond_shares.add(structure.level_of_theory, np.array([around.bond_share]))
+        level = structure.level_of_theory
+        name = structure.structure_id
+        self.neighbours.add(level, around.num_neighbours)
+        self.bond_shares.add(level, np.array([around.bond_share]))
 
+        # NaN, of a structure without neighbours, is not below
         if around.bond_share < MIN_BOND_SHARE:
+            pair = "-".join(around.pair)
             reason = (
-                f"{'-'.join(around.pair)} distance {around.distance:.3f} A, "
+                f"{pair} distance {around.distance:.3f} A, "
                 f"{around.bond_share:.2f} of the sum of covalent radii (below {MIN_BOND_SHARE})"
             )
-            name = structure.structure_id
             self.short.add([Outlier(name, split, -around.bond_share, reason)])
 
         alone = np.flatnonzero(around.num_neighbours == 0)
+        num_alone = len(alone)
         # an atom in vacuum is usually meant; an atom in an empty cell is usually not
-        if len(alone) and structure.pbc.any():
+        if num_alone and structure.pbc.any():
+            num_atoms = len(structure)
             reason = (
-                f"{len(alone)} of {len(structure)} atoms without a neighbour within {CUTOFF:g} A "
+                f"{num_alone} of {num_atoms} atoms without a neighbour within {CUTOFF:g} A "
                 f"in a periodic cell, the first is {alone[0]}"
             )
-            share = len(alone) / len(structure)
-            self.isolated.add([Outlier(structure.structure_id, split, share, reason)])
+            self.isolated.add([Outlier(name, split, num_alone / num_atoms, reason)])
 
     def spreads(self) -> dict[str, dict[str, Spread]]:
         """Median and robust standard deviation by level of theory and quantity."""
@@ -163,8 +180,10 @@ class _Sample:
         found: dict[str, dict[str, Spread]] = {}
         for level in dict.fromkeys(self.levels):
             found[level] = {}
+            is_own = levels == level
             for kind, values in self.values.items():
-                spread = Spread.of(np.array(values)[levels == level])
+                own_values = np.array(values)[is_own]
+                spread = Spread.of(own_values)
                 if spread is not None:
                     found[level][kind] = spread
         return found
@@ -173,15 +192,24 @@ class _Sample:
         """Bins over the sampled energies, but not beyond ENERGY_REACH of every level of theory."""
         values = np.array(self.values["energy"])
         values = values[~np.isnan(values)]
-        known = [by_kind["energy"] for by_kind in spreads.values() if "energy" in by_kind]
-        if not known:
-            return np.linspace(-1, 1, NUM_ENERGY_BINS + 1)
-        lowest = min(spread.median - ENERGY_REACH * spread.sigma for spread in known)
-        highest = max(spread.median + ENERGY_REACH * spread.sigma for spread in known)
-        low = max(values.min(), lowest)
-        high = min(values.max(), highest)
+
+        # how far bins may reach, eV/atom: a level without energies has no say
+        lowest = []
+        highest = []
+        for by_kind in spreads.values():
+            if "energy" in by_kind:
+                spread = by_kind["energy"]
+                lowest.append(spread.median - ENERGY_REACH * spread.sigma)
+                highest.append(spread.median + ENERGY_REACH * spread.sigma)
+        num_edges = NUM_ENERGY_BINS + 1
+        if not lowest:
+            return np.linspace(-1, 1, num_edges)
+
+        low = max(values.min(), min(lowest))
+        high = min(values.max(), max(highest))
+        # equal energies would give bins of no width
         margin = max(1e-3, 0.01 * (high - low))
-        return np.linspace(low - margin, high + margin, NUM_ENERGY_BINS + 1)
+        return np.linspace(low - margin, high + margin, num_edges)
 
 
 def inspect(folder: Path | str) -> Inspection:
@@ -203,14 +231,18 @@ def inspect(folder: Path | str) -> Inspection:
     sample = _Sample(e0)
     num_sampled = min(total, MAX_SAMPLED)
     chosen = np.arange(num_sampled) * total // num_sampled
-    example_rows = set(np.linspace(0, num_sampled - 1, NUM_EXAMPLES).astype(int).tolist())
-    splits = [
-        split for split in SPLITS if any(name.startswith(f"{split}-") for name in info["shards"])
-    ]
+    # first, middle and last of the sample; the same one where the sample is that small
+    places = np.linspace(0, num_sampled - 1, NUM_EXAMPLES)
+    example_rows = set(places.astype(int).tolist())
+
+    # a split without shards cannot be opened
+    present = {_split_of_shard(name) for name in info["shards"]}
+    splits = [split for split in SPLITS if split in present]
     for split, table in _sampled_rows(folder, splits, chosen):
         with _named_damage(folder / f"{split}-*.parquet"):
             sample.add(table, split, example_rows)
 
+    # the second pass fills in what is empty or zero here
     spreads = sample.spreads()
     outliers = {kind: Suspects() for kind in KINDS}
     outliers["distance"] = sample.short
@@ -236,6 +268,11 @@ def inspect(folder: Path | str) -> Inspection:
     return replace(inspection, without_e0=without_e0)
 
 
+def _split_of_shard(name: str) -> str:
+    """Shards are called train-00000.parquet."""
+    return name.split("-")[0]
+
+
 @contextmanager
 def _named_damage(path: Path) -> Iterator[None]:
     """Name the file where a list is too short, an element unknown, or E0 missing."""
@@ -258,26 +295,34 @@ def _sampled_rows(
     for split in splits:
         reader = BlockReader(folder, split)
         for index, size in enumerate(reader.sizes):
-            begin, end = np.searchsorted(chosen, (first, first + size))
+            stop = first + size
+            begin, end = np.searchsorted(chosen, (first, stop))
             rows = chosen[begin:end] - first
             if len(rows):
-                yield split, reader.table(index).take(rows)
-            first += size
+                table = reader.table(index)
+                yield split, table.take(rows)
+            first = stop
 
 
-def _count_all(inspection: Inspection, shards: list[str], e0: dict[str, np.ndarray]) -> int:
+def _count_all(
+    inspection: Inspection,
+    shards: list[str],
+    e0: dict[str, np.ndarray],
+) -> int:
     """The second pass: counts, histograms and outliers of the labels of all structures.
 
     Returns how many structures have an energy but not all E0.
     """
     without_e0 = 0
     for name in shards:
-        split = name.split("-")[0]
+        split = _split_of_shard(name)
         path = inspection.folder / name
         for table in scan_shard(path, list(Measures.COLUMNS), rows=ROWS_AT_ONCE):
             with _named_damage(path):
                 measures = Measures.of(table, e0)
-            without_e0 += int((measures.has["energy"] & np.isnan(measures.energy)).sum())
+            has_energy = measures.has["energy"]
+            lacks_e0 = np.isnan(measures.energy)
+            without_e0 += int((has_energy & lacks_e0).sum())
             for level in dict.fromkeys(measures.levels):
                 _count_level(inspection, measures, level, split)
     return without_e0
@@ -287,18 +332,24 @@ def _count_level(inspection: Inspection, measures: Measures, level: str, split: 
     """Count the structures of one level of theory among those that were measured."""
     own = measures.levels == level
     by_split = inspection.structures.setdefault(level, {})
-    by_split[split] = by_split.get(split, 0) + int(own.sum())
+    earlier = by_split.get(split, 0)
+    by_split[split] = earlier + int(own.sum())
     by_label = inspection.labels.setdefault(level, {})
     for label, present in measures.has.items():
-        by_label[label] = by_label.get(label, 0) + int(present[own].sum())
+        earlier = by_label.get(label, 0)
+        by_label[label] = earlier + int(present[own].sum())
 
     histograms = inspection.histograms
     histograms["energy"].add(level, measures.energy[own])
-    histograms["size"].add(level, measures.num_atoms[own].astype(float))
+    sizes = measures.num_atoms[own]
+    # integers have no NaN to look for
+    histograms["size"].add(level, sizes.astype(float))
+    # norms are counted over atoms, and their structures over rows
     forces_of_own = np.repeat(own, measures.num_forces)
     histograms["force"].add(level, measures.force_norms[forces_of_own])
 
-    ids = [measures.structure_ids[row] for row in np.flatnonzero(own)]
+    rows_of_own = np.flatnonzero(own)
+    ids = [measures.structure_ids[row] for row in rows_of_own]
     for kind, spread in inspection.spreads.get(level, {}).items():
         values = getattr(measures, kind)[own]
         outliers = far_outliers(kind, spread, values, ids, level, split)

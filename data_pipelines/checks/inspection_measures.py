@@ -58,13 +58,17 @@ class Measures:
         energy = table["energy"].to_numpy()
 
         components, num_components = _lists(table, "forces")
-        norms = np.linalg.norm(components.reshape(-1, 3).astype(np.float64), axis=1)
+        forces = components.reshape(-1, 3)
+        # stored as float32, whose squares overflow at 1e19
+        norms = np.linalg.norm(forces.astype(np.float64), axis=1)
         num_forces = num_components // 3
 
-        stress, num_stress = _lists(table, "stress")
+        components, num_components = _lists(table, "stress")
+        stress = components.reshape(-1, 3, 3)
+        trace = np.trace(stress, axis1=1, axis2=2)
         pressure = np.full(len(energy), np.nan)
-        trace = np.trace(stress.reshape(-1, 3, 3), axis1=1, axis2=2)
-        pressure[num_stress > 0] = -trace / 3 / GPa
+        # a stress is tensile-positive, a pressure is not
+        pressure[num_components > 0] = -trace / 3 / GPa
 
         return cls(
             structure_ids=table["structure_id"].to_pylist(),
@@ -83,9 +87,10 @@ def reference_energies(census: dict[str, Any]) -> dict[str, np.ndarray]:
     """Level of theory -> E0 (119,) in eV; NaN for elements that its training split lacks."""
     found = {}
     for level, row in census["levels_of_theory"].items():
-        found[level] = np.full(NUM_ELEMENTS, np.nan)
+        e0 = np.full(NUM_ELEMENTS, np.nan)
         for symbol, energy in row["e0"].items():
-            found[level][number_of[symbol]] = energy
+            e0[number_of[symbol]] = energy
+        found[level] = e0
     return found
 
 
@@ -118,18 +123,23 @@ class Surroundings:
         radii = covalent_radii[structure.atomic_numbers]
         shares = distances / (radii[sender] + radii[receiver])
         closest = int(np.argmin(shares))
-        pair = (
-            chemical_symbols[structure.atomic_numbers[sender[closest]]],
-            chemical_symbols[structure.atomic_numbers[receiver[closest]]],
+        first = structure.atomic_numbers[sender[closest]]
+        second = structure.atomic_numbers[receiver[closest]]
+        return cls(
+            num_neighbours=num_neighbours,
+            bond_share=float(shares[closest]),
+            distance=float(distances[closest]),
+            pair=(chemical_symbols[first], chemical_symbols[second]),
         )
-        return cls(num_neighbours, float(shares[closest]), float(distances[closest]), pair)
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Values of a list column end to end, and how many each row has, 0 where it is null."""
     column = table[name].combine_chunks()
-    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    return column.flatten().to_numpy(zero_copy_only=False), lengths
+    lengths = column.value_lengths().fill_null(0)
+    # unlike `.values`, this leaves out what is hidden behind null rows
+    values = column.flatten()
+    return values.to_numpy(zero_copy_only=False), lengths.to_numpy(zero_copy_only=False)
 
 
 def _is_labelled(table: pa.Table, name: str) -> np.ndarray:
@@ -137,15 +147,18 @@ def _is_labelled(table: pa.Table, name: str) -> np.ndarray:
     column = table[name]
     if pa.types.is_floating(column.type):
         return ~np.isnan(column.to_numpy())
-    return _lists(table, name)[1] > 0
+    _, lengths = _lists(table, name)
+    return lengths > 0
 
 
 def _largest(norms: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Largest norm of each structure, NaN where it has no forces."""
     largest = np.full(len(counts), np.nan)
     labelled = counts > 0
+    # reduceat fails on no segments, and gives a wrong value for an empty one
     if labelled.any():
-        starts = np.cumsum(counts[labelled]) - counts[labelled]
+        num_own = counts[labelled]
+        starts = np.cumsum(num_own) - num_own
         largest[labelled] = np.maximum.reduceat(norms, starts)
     return largest
 
@@ -162,5 +175,8 @@ def _energy_after_e0(
     reference = np.full(len(energy), np.nan)
     for level in set(levels) & set(e0):
         own = levels == level
-        reference[own] = np.add.reduceat(e0[level][atomic_numbers], starts)[own]
+        # summed for all structures, of which only those of this level are taken
+        of_atoms = e0[level][atomic_numbers]
+        of_structures = np.add.reduceat(of_atoms, starts)
+        reference[own] = of_structures[own]
     return (energy - reference) / num_atoms

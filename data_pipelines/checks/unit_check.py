@@ -152,17 +152,21 @@ def _net_force(structures: list[Structure]) -> Finding:
     ratios = []
     for structure in structures:
         forces = structure.forces
-        if forces is None or not structure.pbc.all() or len(structure) == 1:
+        # a molecule in a box may be held by a wall or a field
+        if forces is None or not structure.pbc.all():
             continue
-        if np.abs(forces).mean() < MIN_MEAN_FORCE:
+        # one atom has no other to balance its force
+        if len(structure) == 1 or np.abs(forces).mean() < MIN_MEAN_FORCE:
             continue
         # an atom without any force may have been held fixed, and then took the net force
         if forces.any(axis=1).all():
-            ratios.append(np.linalg.norm(forces.sum(axis=0)) / np.linalg.norm(forces))
-    if len(ratios) < MIN_PAIRS:
-        return Finding(
-            name, "skipped", f"{name}: too few periodic structures with forces ({len(ratios)})"
-        )
+            net_force = np.linalg.norm(forces.sum(axis=0))
+            random_sum = np.linalg.norm(forces)
+            ratios.append(net_force / random_sum)
+    count = len(ratios)
+    if count < MIN_PAIRS:
+        text = f"{name}: too few periodic structures with forces ({count})"
+        return Finding(name, "skipped", text)
     ratio = float(np.median(ratios))
     if ratio < MAX_NET_FORCE:
         return Finding(name, "pass", f"{name}: {ratio:.3f} of a random sum", ratio)
@@ -288,14 +292,18 @@ def _stated_unit(label: str, config: SourceConfig) -> str:
 
 def _setting(unit: str, label: str, config: SourceConfig) -> str:
     """The words of a command line that set a unit; it needs a column to belong to."""
-    column = "" if label in config.columns else f"columns.{label}={label} "
-    return f"{column}units.{label}={unit}"
+    setting = f"units.{label}={unit}"
+    if label in config.columns:
+        return setting
+    return f"columns.{label}={label} {setting}"
 
 
 def _opposite_sign(label: str, config: SourceConfig) -> str:
     """The remedy for a label with the wrong sign."""
     unit = _stated_unit(label, config)
-    opposite = unit.removeprefix("-") if unit.startswith("-") else f"-{unit}"
+    opposite = f"-{unit}"
+    if unit.startswith("-"):
+        opposite = unit.removeprefix("-")
     return f"set {_setting(opposite, label, config)}"
 
 
@@ -312,10 +320,10 @@ def _bond_tests(structures: list[Structure], config: SourceConfig) -> tuple[Find
 
 def _bond_lengths(ratios: np.ndarray, config: SourceConfig) -> Finding:
     name = "bond lengths"
-    if len(ratios) < MIN_PAIRS:
-        return Finding(
-            name, "skipped", f"{name}: too few structures with neighbours ({len(ratios)})"
-        )
+    count = len(ratios)
+    if count < MIN_PAIRS:
+        text = f"{name}: too few structures with neighbours ({count})"
+        return Finding(name, "skipped", text)
     ratio = float(np.median(ratios))
     if BOND_RATIOS[0] < ratio < BOND_RATIOS[1]:
         return Finding(name, "pass", f"{name}: {ratio:.2f} of the covalent radii", ratio)
@@ -334,9 +342,13 @@ def _bond_lengths(ratios: np.ndarray, config: SourceConfig) -> Finding:
 
 def _bond_signs(stretch: np.ndarray, push: np.ndarray, config: SourceConfig) -> Finding:
     name = "bonds pull back"
-    if len(stretch) < MIN_BONDS or not stretch.any() or not push.any():
-        return Finding(name, "skipped", f"{name}: too few bonds under force ({len(stretch)})")
-    correlation = float(spearmanr(stretch, push)[0])
+    count = len(stretch)
+    # a constant has no correlation with anything
+    if count < MIN_BONDS or not stretch.any() or not push.any():
+        return Finding(name, "skipped", f"{name}: too few bonds under force ({count})")
+    # ranks, because a few bonds in a broken structure carry forces of any size
+    statistic, _ = spearmanr(stretch, push)
+    correlation = float(statistic)
     if correlation < -MIN_BOND_CORRELATION:
         return Finding(name, "pass", f"{name}: correlation {correlation:.2f}", correlation)
     if correlation < MIN_BOND_CORRELATION:
@@ -352,17 +364,20 @@ def _pressure_by_volume(structures: list[Structure], config: SourceConfig) -> Fi
     """The pressure of a structure falls when its volume grows."""
     name = "pressure against volume"
     steps = pressure_steps(structures)
-    if len(steps) < MIN_PAIRS:
-        text = f"{name}: too few frames of the same atoms at other volumes ({len(steps)})"
+    count = len(steps)
+    if count < MIN_PAIRS:
+        text = f"{name}: too few frames of the same atoms at other volumes ({count})"
         return Finding(name, "skipped", text)
-    share = float(np.mean(steps[:, 0] * steps[:, 1] < 0))
-    seen = f"{name}: falls in {share:.0%} of {len(steps)} steps"
+    of_volume, of_pressure = steps.T
+    falls = of_volume * of_pressure < 0
+    share = float(np.mean(falls))
+    seen = f"{name}: falls in {share:.0%} of {count} steps"
     if share > FALLING_PRESSURE[1]:
         return Finding(name, "pass", seen, share)
     if share > FALLING_PRESSURE[0]:
         return Finding(name, "skipped", f"{seen}, which decides nothing")
     text = (
-        f"pressure rises with volume in {1 - share:.0%} of {len(steps)} steps: "
+        f"pressure rises with volume in {1 - share:.0%} of {count} steps: "
         f"{_opposite_sign('stress', config)}"
     )
     return Finding(name, "fail", text, share)
@@ -374,13 +389,16 @@ def _pressure_size(structures: list[Structure]) -> Finding:
     pressures = []
     for structure in structures:
         if structure.stress is not None:
-            pressures.append(abs(np.trace(structure.stress)) / 3)
-    if len(pressures) < MIN_PAIRS:
-        return Finding(
-            name, "skipped", f"{name}: too few structures with stress ({len(pressures)})"
-        )
+            trace = np.trace(structure.stress)
+            pressures.append(abs(trace) / 3)
+    count = len(pressures)
+    if count < MIN_PAIRS:
+        text = f"{name}: too few structures with stress ({count})"
+        return Finding(name, "skipped", text)
+    # the median, because a few structures may have been compressed on purpose
     pressure = float(np.median(pressures))
-    seen = f"median {pressure / units.GPa:.3g} GPa"
+    in_gpa = pressure / units.GPa
+    seen = f"median {in_gpa:.3g} GPa"
     if pressure < MAX_PRESSURE:
         return Finding(name, "pass", f"{name}: {seen}", pressure)
     text = f"pressures are beyond any experiment ({seen}): check units.stress (GPa, kbar?)"
@@ -394,18 +412,25 @@ def _residuals(structures: list[Structure]) -> Finding:
     if len(labelled) < MIN_PAIRS:
         return Finding(name, "skipped", f"{name}: too few energies ({len(labelled)})")
 
+    # each level of theory has a zero of its own
     fits: dict[str, ReferenceFit] = defaultdict(ReferenceFit)
     for structure in labelled:
-        counts = compositions(structure.atomic_numbers, np.array([len(structure)]))
-        fits[structure.level_of_theory].add(counts, np.array([structure.energy]))
-    e0 = {level: fit.solve()[0] for level, fit in fits.items()}
+        size = np.array([len(structure)])
+        energy = np.array([structure.energy])
+        counts = compositions(structure.atomic_numbers, size)
+        fits[structure.level_of_theory].add(counts, energy)
+    e0 = {}
+    for level, fit in fits.items():
+        e0[level], _ = fit.solve()
 
     residuals = []
     for structure in labelled:
         assert structure.energy is not None
         of_level = e0[structure.level_of_theory]
-        reference = sum(of_level[number] for number in structure.atomic_numbers.tolist())
-        residuals.append(abs(structure.energy - reference) / len(structure))
+        numbers = structure.atomic_numbers.tolist()
+        reference = sum(of_level[number] for number in numbers)
+        difference = abs(structure.energy - reference)
+        residuals.append(difference / len(structure))
     residual = float(np.median(residuals))
     seen = f"{residual:.3g} eV/atom about the E0 fit"
     if residual > MAX_RESIDUAL:
@@ -426,9 +451,11 @@ def _residuals(structures: list[Structure]) -> Finding:
 
 def _num_compositions(structures: list[Structure]) -> int:
     """Different shares of elements."""
-    return len(
-        {tuple(np.bincount(structure.atomic_numbers) / len(structure)) for structure in structures}
-    )
+    found = set()
+    for structure in structures:
+        shares = np.bincount(structure.atomic_numbers) / len(structure)
+        found.add(tuple(shares))
+    return len(found)
 
 
 def _is_diverse(structures: list[Structure], num_compositions: int, num_levels: int) -> bool:

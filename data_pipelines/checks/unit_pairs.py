@@ -65,47 +65,66 @@ def works_between_frames(structures: list[Structure]) -> Works:
 
 def close_pairs(structures: list[Structure]) -> Iterator[tuple[Structure, Structure]]:
     """Candidates: frames of the same atoms that are neighbours in the source, or in volume."""
-    families: dict[tuple[str, bytes], list[Structure]] = defaultdict(list)
+    families = defaultdict(list)
     for structure in structures:
-        key = (structure.level_of_theory, structure.atomic_numbers.tobytes())
-        families[key].append(structure)
+        # the same order of atoms, since displacements are taken atom by atom
+        atoms = structure.atomic_numbers.tobytes()
+        families[structure.level_of_theory, atoms].append(structure)
 
     for frames in families.values():
-        orders = [list(range(len(frames)))]
-        volumes = [_volume(frame) for frame in frames]
-        if any(volumes):
-            orders.append(np.argsort(volumes, kind="stable").tolist())
-        seen = set()
-        for order in orders:
-            for lag in (1, 2):
-                for first, second in zip(order, order[lag:], strict=False):
-                    pair = (min(first, second), max(first, second))
-                    if pair not in seen:
-                        seen.add(pair)
-                        yield frames[first], frames[second]
+        for first, second in _neighbouring_pairs(frames):
+            yield frames[first], frames[second]
+
+
+def _neighbouring_pairs(frames: list[Structure]) -> Iterator[tuple[int, int]]:
+    """Indices of frames that are next, or next but one, to each other; each pair once."""
+    orders = [list(range(len(frames)))]
+    # an equation of state may be stored in any order
+    volumes = [_volume(frame) for frame in frames]
+    if any(volumes):
+        by_volume = np.argsort(volumes, kind="stable")
+        orders.append(by_volume.tolist())
+
+    seen = set()
+    for order in orders:
+        for lag in (1, 2):
+            for first, second in zip(order, order[lag:], strict=False):
+                pair = (min(first, second), max(first, second))
+                if pair not in seen:
+                    seen.add(pair)
+                    yield first, second
 
 
 def _works(one: Structure, other: Structure) -> tuple[float, float, float] | None:
     """dE, work of forces, work of stress in eV; None without labels or for frames too far apart."""
-    if one.energy is None or other.energy is None or one.forces is None or other.forces is None:
+    if one.energy is None or other.energy is None:
+        return None
+    if one.forces is None or other.forces is None:
         return None
     moved = _displacement(one, other)
     if moved is None:
         return None
+
     strain, step = moved
-    if np.abs(step).max() > MAX_STEP or np.abs(strain).max() > MAX_STRAIN:
+    largest_strain = np.abs(strain).max()
+    largest_step = np.abs(step).max()
+    if largest_step > MAX_STEP or largest_strain > MAX_STRAIN:
         return None
 
     work_of_stress = 0.0
-    if np.abs(strain).max() > MIN_STRAIN:
+    if largest_strain > MIN_STRAIN:
+        # without a stress, the forces would have to explain the work of both
         if one.stress is None or other.stress is None:
             return None
-        volume = 0.5 * (_volume(one) + _volume(other))
+        mean_volume = 0.5 * (_volume(one) + _volume(other))
         mean_stress = 0.5 * (one.stress + other.stress)
-        work_of_stress = volume * float((mean_stress * strain).sum())
-    elif np.abs(step).max() < MIN_STEP:
+        product = mean_stress * strain
+        work_of_stress = mean_volume * float(product.sum())
+    elif largest_step < MIN_STEP:
         return None
-    work_of_forces = -0.5 * float(((one.forces + other.forces) * step).sum())
+
+    product = (one.forces + other.forces) * step
+    work_of_forces = -0.5 * float(product.sum())
     return other.energy - one.energy, work_of_forces, work_of_stress
 
 
@@ -115,13 +134,15 @@ def _displacement(one: Structure, other: Structure) -> tuple[np.ndarray, np.ndar
     None where the cells cannot be compared.
     """
     if not (one.pbc.all() and other.pbc.all()):
-        if np.abs(one.cell - other.cell).max() > 1e-6:
+        change_of_cell = np.abs(one.cell - other.cell)
+        if change_of_cell.max() > 1e-6:
             return None
         return np.zeros((3, 3)), other.positions - one.positions
 
     mean_cell = 0.5 * (one.cell + other.cell)
+    mean_volume = abs(np.linalg.det(mean_cell))
     low, high = VOLUME_RANGE
-    if not low < abs(np.linalg.det(mean_cell)) / _volume(one) < high:
+    if not low < mean_volume / _volume(one) < high:
         return None
     strain = np.linalg.solve(mean_cell, other.cell - one.cell)
     # a rotation of the cell does no work
@@ -139,17 +160,19 @@ def _displacement(one: Structure, other: Structure) -> tuple[np.ndarray, np.ndar
 
 def pressure_steps(structures: list[Structure]) -> np.ndarray:
     """Relative change of volume and change of pressure (eV/A^3) of close pairs, (P, 2)."""
+    labelled = []
+    for structure in structures:
+        if structure.stress is not None and structure.pbc.all():
+            labelled.append(structure)
+
     rows = []
-    labelled = [
-        structure
-        for structure in structures
-        if structure.stress is not None and structure.pbc.all()
-    ]
     for one, other in close_pairs(labelled):
         assert one.stress is not None and other.stress is not None
         change = _volume(other) / _volume(one) - 1
         if abs(change) > MIN_VOLUME_CHANGE:
-            rows.append((change, -(np.trace(other.stress) - np.trace(one.stress)) / 3))
+            # the pressure is minus a third of the trace
+            change_of_trace = np.trace(other.stress) - np.trace(one.stress)
+            rows.append((change, -change_of_trace / 3))
     return np.array(rows).reshape(-1, 2)
 
 
@@ -180,30 +203,52 @@ def bonds(structures: list[Structure]) -> Bonds:
         vectors = structure.positions[sender] - structure.positions[receiver]
         vectors = vectors + shifts @ structure.cell
         lengths = np.linalg.norm(vectors, axis=1)
-        atomic_numbers = structure.atomic_numbers
-        radii = covalent_radii[atomic_numbers]
+        radii = covalent_radii[structure.atomic_numbers]
         ratio = lengths / (radii[receiver] + radii[sender])
-        if not set(structure.elements.tolist()) <= NOBLE_GASES:
-            closest.append(ratio.min())
-        if structure.forces is None or np.sqrt((structure.forces**2).mean()) < MIN_FORCE:
+        shortest = ratio.min()
+
+        # atoms of a noble gas are held by no covalent bond
+        elements = set(structure.elements.tolist())
+        if not elements <= NOBLE_GASES:
+            closest.append(shortest)
+        if structure.forces is None:
+            continue
+        mean_square = (structure.forces**2).mean()
+        if np.sqrt(mean_square) < MIN_FORCE:
             continue
 
         # each bond once
-        near = (ratio < NEAREST * ratio.min()) & (receiver < sender)
+        near = (ratio < NEAREST * shortest) & (receiver < sender)
         difference = structure.forces[sender] - structure.forces[receiver]
         along = (difference * vectors).sum(1) / lengths / 2
-        light = np.minimum(atomic_numbers[receiver], atomic_numbers[sender])
-        heavy = np.maximum(atomic_numbers[receiver], atomic_numbers[sender])
-        kind = light * 128 + heavy
+        kind = _pair_of_elements(structure.atomic_numbers, sender, receiver)
         for key in np.unique(kind[near]):
             same = near & (kind == key)
             # a single bond has no mean to be compared with
             if same.sum() > 1:
-                stretch += (lengths[same] - lengths[same].mean()).tolist()
-                push += (along[same] - along[same].mean()).tolist()
+                longer = lengths[same] - lengths[same].mean()
+                stronger = along[same] - along[same].mean()
+                stretch += longer.tolist()
+                push += stronger.tolist()
     return Bonds(np.array(closest), np.array(stretch), np.array(push))
+
+
+def _pair_of_elements(
+    atomic_numbers: np.ndarray, sender: np.ndarray, receiver: np.ndarray
+) -> np.ndarray:
+    """One number (E,) for the two elements of each edge, whichever comes first."""
+    one = atomic_numbers[sender]
+    other = atomic_numbers[receiver]
+    light = np.minimum(one, other)
+    heavy = np.maximum(one, other)
+    # no element has a number of 128 or more
+    return light * 128 + heavy
 
 
 def _volume(structure: Structure) -> float:
     """A^3; 0 where the structure is not periodic in three directions."""
-    return float(abs(np.linalg.det(structure.cell))) if structure.pbc.all() else 0.0
+    if not structure.pbc.all():
+        return 0.0
+    # a cell may be left-handed
+    determinant = np.linalg.det(structure.cell)
+    return float(abs(determinant))

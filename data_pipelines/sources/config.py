@@ -56,17 +56,17 @@ class SourceConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
-        known_fields = {*LABELS, *GEOMETRY, *TEXTS}
+        # labels and texts first in the message: few sources need the geometry named
+        known_fields = [*sorted({*LABELS, *TEXTS}), *GEOMETRY]
         for field in self.columns:
             if field not in known_fields:
-                known = ", ".join([*sorted({*LABELS, *TEXTS}), *GEOMETRY])
+                known = ", ".join(known_fields)
                 raise ValueError(f"columns.{field} is not a field: use one of {known}")
+        known = ", ".join(LABELS)
         for key in ("units", "masks"):
             for label in getattr(self, key):
                 if label not in LABELS:
-                    raise ValueError(
-                        f"{key}.{label} is not a label: use one of {', '.join(LABELS)}"
-                    )
+                    raise ValueError(f"{key}.{label} is not a label: use one of {known}")
         # a label and its unit belong together
         for label in LABELS:
             self._check_label(label)
@@ -85,8 +85,9 @@ class SourceConfig(Settings):
                 f"units.{label}={unit} belongs to no column: add columns.{label}=... "
                 f"(for example columns.{label}={label})"
             )
-        if unit is not None and unit not in LABELS[label].unit_factors:
-            known = ", ".join(LABELS[label].unit_factors)
+        known_units = LABELS[label].unit_factors
+        if unit is not None and unit not in known_units:
+            known = ", ".join(known_units)
             raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
 
     def passes(self, values: dict[str, Any]) -> bool:
@@ -94,7 +95,8 @@ class SourceConfig(Settings):
         # YAML, extxyz and Arrow disagree about the type of such values, so texts are compared
         for key, wanted in self.filters.items():
             allowed = wanted if isinstance(wanted, list) else [wanted]
-            if _plain(values[key]) not in map(_plain, allowed):
+            plain = _plain(values[key])
+            if plain not in map(_plain, allowed):
                 return False
         return True
 

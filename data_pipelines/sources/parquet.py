@@ -42,14 +42,15 @@ class Parquet(SourceFormat):
     def parts(self, name: str, records_per_part: int) -> list[Part]:
         """Runs of whole row groups, of at most `records_per_part` rows or one row group."""
         with open_binary(name) as file:
-            metadata = _open(file, name).metadata
+            parquet = _open(file, name)
+            sizes = _group_sizes(parquet.metadata)
         # a row group is the least that Parquet can read, so no group is divided between parts
         parts = []
         start = 0
         stop = 0
-        for group in range(metadata.num_row_groups):
-            size = metadata.row_group(group).num_rows
-            if stop > start and stop + size - start > records_per_part:
+        for size in sizes:
+            is_empty = stop == start
+            if not is_empty and stop + size - start > records_per_part:
                 parts.append(Part(name, start, stop))
                 start = stop
             stop += size
@@ -67,10 +68,13 @@ class Parquet(SourceFormat):
             columns = _Columns.of(schema, part.name, config)
             groups, index = _overlapping_groups(parquet.metadata, part)
             # Arrow reads whole columns; what is inside a struct is taken from them later
-            roots = sorted({_root(schema, path) for path in columns.paths})
-            last = parquet.metadata.num_rows if part.last is None else part.last
+            roots = {_root(schema, path) for path in columns.paths}
+            last = part.last
+            if last is None:
+                last = parquet.metadata.num_rows
+            batches = parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=sorted(roots))
             try:
-                for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=roots):
+                for batch in batches:
                     table = pa.Table.from_batches([batch])
                     for record in _records(table, columns, config):
                         # the first and the last group may reach beyond the part
@@ -97,20 +101,29 @@ def _open(file: IO[bytes], name: str) -> pq.ParquetFile:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    words = str(error).split()
+    return " ".join(words)
+
+
+def _group_sizes(metadata: pq.FileMetaData) -> list[int]:
+    """Rows in each row group."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return [group.num_rows for group in groups]
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int], int]:
     """The row groups that overlap a part, and the row with which the first of them begins."""
-    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-    last = starts[-1] if part.last is None else part.last
-    groups = [
-        group
-        for group in range(len(sizes))
-        if starts[group] < last and starts[group + 1] > part.first
-    ]
-    first_row = int(starts[groups[0]]) if groups else part.first
+    groups = []
+    first_row = part.first
+    start = 0
+    for group, size in enumerate(_group_sizes(metadata)):
+        stop = start + size
+        begins_before = part.last is None or start < part.last
+        if begins_before and stop > part.first:
+            if not groups:
+                first_row = start
+            groups.append(group)
+        start = stop
     return groups, first_row
 
 
@@ -136,21 +149,22 @@ class _Columns:
         """Raises SourceError, which lists the columns of the file, when one is missing."""
         # what the config names comes first, the usual names are only tried
         fields = dict(config.columns)
+        tried = ["cell", "pbc", *TEXTS]
         if set(OWN_COLUMNS) <= set(schema.names):
             # one of our own shards, whose units are known
-            for field in ARROW_SCHEMA.names:
-                if field in schema.names:
-                    fields.setdefault(field, field)
-        for field in ("atomic_numbers", "positions"):
-            fields.setdefault(field, field)
-        for field in ("cell", "pbc", *TEXTS):
+            tried = [*ARROW_SCHEMA.names, *tried]
+        for field in tried:
             if field in schema.names:
                 fields.setdefault(field, field)
+        # without these there is no structure, so the table must have them
+        for field in ("atomic_numbers", "positions"):
+            fields.setdefault(field, field)
 
         # setting -> path, for the message
         wanted = {f"columns.{field}": path for field, path in fields.items()}
         extra = {f"masks.{label}": path for label, path in config.masks.items()}
-        extra |= {f"filters.{path}": path for path in config.filters}
+        for path in config.filters:
+            extra[f"filters.{path}"] = path
         known = ", ".join(schema.names)
         for setting, path in (wanted | extra).items():
             if not _exists(schema, path):
@@ -169,15 +183,20 @@ class _Columns:
 
 def _root(schema: pa.Schema, path: str) -> str:
     """The column that a path begins with; a column may have dots in its own name."""
-    return path if path in schema.names else path.split(".")[0]
+    if path in schema.names:
+        return path
+    return path.split(".")[0]
 
 
 def _inside(root: str, path: str) -> list[str]:
     """The names of structs' fields that lead from the column to the values."""
-    return [] if root == path else path.split(".")[1:]
+    if root == path:
+        return []
+    return path.split(".")[1:]
 
 
 def _exists(schema: pa.Schema, path: str) -> bool:
+    """Whether the file has the column, and in it the structs that the path leads through."""
     root = _root(schema, path)
     if root not in schema.names:
         return False
@@ -198,15 +217,22 @@ def _exists(schema: pa.Schema, path: str) -> bool:
 def _records(
     table: pa.Table, columns: _Columns, config: SourceConfig
 ) -> Iterator[Record | BadRecordError]:
-    arrays = {
-        field: _Rows(table, columns.fields[field])
-        for field in (*GEOMETRY, *LABELS)
-        if field in columns.fields
-    }
+    """Record of each row of a table, or the error of the row."""
+    arrays = {}
+    for field in (*GEOMETRY, *LABELS):
+        if field in columns.fields:
+            arrays[field] = _Rows(table, columns.fields[field])
+
     # one value per row, as Python objects
     plain = set(columns.extra)
-    plain |= {columns.fields[field] for field in TEXTS if field in columns.fields}
-    values = {path: _Rows(table, path).scalars() for path in plain}
+    for field in TEXTS:
+        if field in columns.fields:
+            plain.add(columns.fields[field])
+    values = {}
+    for path in plain:
+        column = _Rows(table, path)
+        values[path] = column.scalars()
+
     for row in range(table.num_rows):
         info = {path: column[row] for path, column in values.items()}
         try:
@@ -231,11 +257,15 @@ def _record(
         if value is not None and label.per == "atom":
             # flat here, whatever shape it had in the file
             shape = label.shape(num_atoms)
-            value = _floats(value, name, math.prod(shape)).reshape(shape)
+            numbers_of_label = _floats(value, name, math.prod(shape))
+            value = numbers_of_label.reshape(shape)
         labels[name] = value
 
     # found again by the name of the source's column, whether it is a value or an array
-    named = {config.columns.get(name, name): value for name, value in labels.items()}
+    named = {}
+    for name, value in labels.items():
+        column = config.columns.get(name, name)
+        named[column] = value
     return Record(
         atomic_numbers=numbers,
         positions=positions.reshape(-1, 3),
@@ -247,19 +277,28 @@ def _record(
     )
 
 
+def _optional(arrays: dict[str, _Rows], field: str, row: int) -> np.ndarray | None:
+    """The values of a row, None where the table has no such column."""
+    if field not in arrays:
+        return None
+    return arrays[field].row(row)
+
+
 def _cell(arrays: dict[str, _Rows], row: int) -> np.ndarray:
-    values = arrays["cell"].row(row) if "cell" in arrays else None
+    values = _optional(arrays, "cell", row)
     if values is None:
         return np.zeros((3, 3))
-    return _floats(values, "cell", 9).reshape(3, 3)
+    vectors = _floats(values, "cell", 9)
+    return vectors.reshape(3, 3)
 
 
 def _pbc(arrays: dict[str, _Rows], row: int, cell: np.ndarray) -> np.ndarray:
     """As the source states; otherwise periodic along every lattice vector that is not zero."""
-    values = arrays["pbc"].row(row) if "pbc" in arrays else None
+    values = _optional(arrays, "pbc", row)
     if values is None:
         return np.asarray(cell.any(axis=1))
-    return _floats(values, "pbc", 3).astype(bool)
+    flags = _floats(values, "pbc", 3)
+    return flags.astype(bool)
 
 
 def _elements(values: np.ndarray | None) -> np.ndarray:
@@ -272,11 +311,13 @@ def _elements(values: np.ndarray | None) -> np.ndarray:
                 raise BadRecordError(
                     f"has element '{symbol}', which is not a symbol", remedy="correct or remove it"
                 )
-        return np.array([symbol_to_number[symbol] for symbol in values], dtype=np.int64)
+        found = [symbol_to_number[symbol] for symbol in values]
+        return np.array(found, dtype=np.int64)
 
     # a null among the numbers is NaN here; it becomes 0, an element that the checks refuse
     numbers = np.nan_to_num(values.astype(np.float64), nan=0.0)
-    if (numbers != np.rint(numbers)).any():
+    is_broken = numbers != np.rint(numbers)
+    if is_broken.any():
         raise BadRecordError(
             "has atomic numbers that are not whole", remedy="check columns.atomic_numbers"
         )
@@ -284,8 +325,14 @@ def _elements(values: np.ndarray | None) -> np.ndarray:
 
 
 def _floats(values: np.ndarray | None, field: str, size: int) -> np.ndarray:
+    """The values (size,) of a field as float64. Raises BadRecordError for another number of them.
+
+    An array of Python objects holds texts, or lists that differ in length.
+    """
     if values is None or values.size != size or values.dtype.kind in "OU":
-        found = "none" if values is None else f"{values.size}"
+        found = "none"
+        if values is not None:
+            found = str(values.size)
         raise BadRecordError(
             f"has {found} {field} instead of {size} numbers",
             remedy=f"check columns.{field} or remove it",
@@ -301,10 +348,7 @@ class _Rows:
 
     def __init__(self, table: pa.Table, path: str) -> None:
         root = _root(table.schema, path)
-        array = table[root].combine_chunks()
-        if isinstance(array, pa.ChunkedArray):
-            # some types come back with a chunk or none
-            array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
+        array = _as_one_array(table[root])
 
         # one layer after the other is removed, until plain values are left
         inside = _inside(root, path)
@@ -315,18 +359,25 @@ class _Rows:
             elif pa.types.is_dictionary(array.type):
                 array = array.dictionary_decode()
             elif pa.types.is_struct(array.type) and inside:
-                array = pc.struct_field(array, inside.pop(0))
+                name = inside.pop(0)
+                array = pc.struct_field(array, name)
             elif pa.types.is_nested(array.type) and not pa.types.is_struct(array.type):
-                lengths = pc.fill_null(pc.list_value_length(array), 0)
+                lengths = pc.list_value_length(array)
+                lengths = pc.fill_null(lengths, 0)
                 ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
-                offsets = np.concatenate([[0], ends])[offsets]
+                # from places in the lists to places in their values
+                starts = np.concatenate([[0], ends])
+                offsets = starts[offsets]
                 # unlike `.values`, this leaves out what is hidden behind null rows
                 array = pc.list_flatten(array)
             else:
                 break
 
         self.values = array.to_numpy(zero_copy_only=False)
-        self.is_null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+        self.is_null: np.ndarray | None = None
+        if array.null_count:
+            is_null = array.is_null()
+            self.is_null = is_null.to_numpy(zero_copy_only=False)
         self.offsets = offsets
 
     def row(self, index: int) -> np.ndarray | None:
@@ -342,10 +393,20 @@ class _Rows:
     def scalars(self) -> list[Any]:
         """One Python value per row, None where it is null; a list column gives arrays."""
         found: list[Any] = []
-        for index in range(len(self.offsets) - 1):
-            values = self.row(index)
+        num_rows = len(self.offsets) - 1
+        for values in map(self.row, range(num_rows)):
             if values is not None and len(values) == 1:
                 found.append(values[0])
             else:
                 found.append(values)
         return found
+
+
+def _as_one_array(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    if not isinstance(array, pa.ChunkedArray):
+        return array
+    # some types come back with a chunk or none
+    if array.num_chunks:
+        return array.chunk(0)
+    return pa.array([], type=array.type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,22 +59,25 @@ def alloy_walk() -> list[Structure]:
 
 def inspected(structures: Sequence[Structure], folder: Path) -> Inspection:
     """Written as a data set, then inspected."""
-    write_data_set(
-        structures, folder, {"file": "made", "sha256": "", "config": {}}, ConvertConfig()
-    )
+    origin = {"file": "made", "sha256": "", "config": {}}
+    write_data_set(structures, folder, origin, ConvertConfig())
     return inspect(folder)
 
 
 def everything(folder: Path) -> list[Structure]:
-    return [s for split in SPLITS for s in iter_structures(folder, split)]
+    structures = []
+    for split in SPLITS:
+        structures += iter_structures(folder, split)
+    return structures
 
 
 def test_clean_set_has_no_outliers(alloy_walk, tmp_path):
     found = inspected(alloy_walk, tmp_path)
     assert found.num_structures == found.num_sampled == len(alloy_walk)
-    assert {
-        kind: (suspects.count, suspects.worst) for kind, suspects in found.outliers.items()
-    } == dict.fromkeys(("energy", "force", "pressure", "distance", "isolated"), (0, []))
+    assert set(found.outliers) == {"energy", "force", "pressure", "distance", "isolated"}
+    for suspects in found.outliers.values():
+        assert suspects.count == 0
+        assert suspects.worst == []
 
 
 def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path):
@@ -86,12 +90,21 @@ def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path)
     positions[1] = positions[0] + [0, 0.6, 0.8]
     planted[77] = replace(planted[77], positions=positions)
     planted[120] = planted[120].with_labels(stress=-200 * GPa * np.eye(3))
-    far = np.array([[0.0, 0, 0], [10, 10, 10], [10, 10, 12.5]])
-    planted[150] = replace(
-        planted[150], atomic_numbers=np.full(3, 29), positions=far, cell=20 * np.eye(3)
-    ).with_labels(energy=None, forces=None)
+    # a pair of atoms, and a third one in the far corner of the cell
+    positions = np.array([[0.0, 0, 0], [10, 10, 10], [10, 10, 12.5]])
+    lonely = replace(
+        planted[150],
+        atomic_numbers=np.full(3, 29),
+        positions=positions,
+        cell=20 * np.eye(3),
+    )
+    planted[150] = lonely.with_labels(energy=None, forces=None)
+
     found = inspected(planted, tmp_path)
-    split_of = {s.structure_id: split for split in SPLITS for s in iter_structures(tmp_path, split)}
+    split_of = {}
+    for split in SPLITS:
+        for structure in iter_structures(tmp_path, split):
+            split_of[structure.structure_id] = split
     expected = {
         "energy": (
             "s-17",
@@ -116,16 +129,19 @@ def test_planted_outliers_are_found_by_id_split_and_reason(alloy_walk, tmp_path)
 
 
 def test_all_outliers_are_counted_and_the_worst_listed(alloy_walk, tmp_path):
-    size = {k: 20.0 + k for k in range(0, 100, 4)}
-    planted = [
-        s.with_labels(forces=np.diag([size[k], 0, 0, 0])[:, :3]) if k in size else s
-        for k, s in enumerate(alloy_walk)
-    ]
-    suspects = inspected(planted, tmp_path).outliers["force"]
-    assert suspects.count == len(size)
-    assert [o.structure_id for o in suspects.worst] == [
-        f"s-{k}" for k in sorted(size, reverse=True)[:MAX_LISTED]
-    ]
+    planted = list(alloy_walk)
+    # more than are listed, each larger than the one before
+    large = range(0, 100, 4)
+    for index in large:
+        forces = np.zeros((4, 3))
+        forces[0, 0] = 20.0 + index
+        planted[index] = planted[index].with_labels(forces=forces)
+
+    found = inspected(planted, tmp_path)
+    suspects = found.outliers["force"]
+    assert suspects.count == len(large)
+    worst = sorted(large, reverse=True)[:MAX_LISTED]
+    assert [suspect.structure_id for suspect in suspects.worst] == [f"s-{k}" for k in worst]
 
 
 def test_isolated_atom_outside_a_cell_is_none(alloy_walk, tmp_path):
@@ -143,73 +159,91 @@ def test_isolated_atom_outside_a_cell_is_none(alloy_walk, tmp_path):
 
 def test_spread_is_robust_and_ignores_missing_values():
     rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(5, 2, 4000), np.full(100, 1e6), [np.nan]])
+    usual = rng.normal(5, 2, 4000)
+    absurd = np.full(100, 1e6)
+    values = np.concatenate([usual, absurd, [np.nan]])
     spread = Spread.of(values)
-    assert (spread.median, spread.sigma) == pytest.approx((5, 2), rel=0.1)
-    assert spread.is_far(values, 0.5).sum() == 100
-    assert Spread.of(np.array([np.nan])) is None
+    assert spread.median == pytest.approx(5, rel=0.1)
+    assert spread.sigma == pytest.approx(2, rel=0.1)
+
+    is_far = spread.is_far(values, 0.5)
+    assert is_far.sum() == len(absurd)
+    missing = np.array([np.nan])
+    assert Spread.of(missing) is None
 
 
 @pytest.mark.parametrize("most", [5000, 50])
 def test_histograms_count_what_numpy_counts(data_set, monkeypatch, most):
     monkeypatch.setattr(module, "MAX_SAMPLED", most)
-    found, structures = inspect(data_set), everything(data_set)
-    sample = [structures[k * len(structures) // min(most, 118)] for k in range(min(most, 118))]
-    assert (found.num_structures, found.num_sampled) == (118, len(sample))
+    found = inspect(data_set)
+    structures = everything(data_set)
+    total = len(structures)
+    num_sampled = min(most, total)
+    sample = [structures[place * total // num_sampled] for place in range(num_sampled)]
+    assert found.num_structures == total == 118
+    assert found.num_sampled == num_sampled
+
     census = read_census(data_set)["levels_of_theory"]
     for level in ("EMT", "EMT-scaled"):
-        own = [s for s in structures if s.level_of_theory == level]
-        norms = np.concatenate([np.linalg.norm(s.forces, axis=1) for s in own])
+        own = [one for one in structures if one.level_of_theory == level]
+        norms = np.concatenate([np.linalg.norm(one.forces, axis=1) for one in own])
         assert norms.max() < 100 and len(norms) > 100
-        counts = np.histogram(norms, [0, *FORCE_EDGES[1:]])[0]
-        np.testing.assert_array_equal(found.histograms["force"].counts[level], counts)
-        sizes = found.histograms["size"]
-        np.testing.assert_array_equal(
-            sizes.counts[level], np.histogram([len(s) for s in own], sizes.edges)[0]
-        )
-        e0 = census[level]["e0"]
-        energies = [
-            (s.energy - sum(e0[chemical_symbols[z]] for z in s.atomic_numbers)) / len(s)
-            for s in own
-        ]
+        # smaller forces than the first edge are in the first bin
+        expect_counts(found, "force", level, norms, [0, *FORCE_EDGES[1:]])
+
+        sizes = [len(one) for one in own]
+        expect_counts(found, "size", level, sizes)
+
+        energies = [energy_after_e0(one, census[level]["e0"]) for one in own]
         edges = found.histograms["energy"].edges
-        expected = np.histogram(np.clip(energies, edges[0], edges[-1]), edges)[0]
-        np.testing.assert_array_equal(found.histograms["energy"].counts[level], expected)
-        looked_at = [s for s in sample if s.level_of_theory == level]
-        neighbours, shares = [], []
-        for s in looked_at:
-            i, j, d = ase.neighborlist.neighbor_list("ijd", s.to_atoms(), 5.0)
-            neighbours += np.bincount(i, minlength=len(s)).tolist()
-            shares.append(
-                (
-                    d / (covalent_radii[s.atomic_numbers[i]] + covalent_radii[s.atomic_numbers[j]])
-                ).min()
-            )
-        assert (
-            found.histograms["neighbours"].counts[level].tolist()
-            == np.bincount(neighbours, minlength=257).tolist()
-        )
-        distances = found.histograms["distance"]
-        np.testing.assert_array_equal(
-            distances.counts[level], np.histogram(shares, distances.edges)[0]
-        )
+        clipped = np.clip(energies, edges[0], edges[-1])
+        expect_counts(found, "energy", level, clipped)
+
+        neighbours = []
+        shares = []
+        for one in sample:
+            if one.level_of_theory == level:
+                of_atoms, smallest_share = surroundings_by_ase(one)
+                neighbours += of_atoms
+                shares.append(smallest_share)
+        expect_counts(found, "neighbours", level, neighbours)
+        expect_counts(found, "distance", level, shares)
+
+
+def expect_counts(found: Inspection, quantity: str, level: str, values, edges=None) -> None:
+    histogram = found.histograms[quantity]
+    counts, _ = np.histogram(values, histogram.edges if edges is None else edges)
+    np.testing.assert_array_equal(histogram.counts[level], counts)
+
+
+def energy_after_e0(structure: Structure, e0: dict[str, float]) -> float:
+    """eV/atom"""
+    symbols = [chemical_symbols[number] for number in structure.atomic_numbers]
+    reference = sum(e0[symbol] for symbol in symbols)
+    return (structure.energy - reference) / len(structure)
+
+
+def surroundings_by_ase(structure: Structure) -> tuple[list[int], float]:
+    """Neighbours of each atom, and the smallest distance over two covalent radii."""
+    receiver, sender, distances = ase.neighborlist.neighbor_list("ijd", structure.to_atoms(), 5.0)
+    neighbours = np.bincount(receiver, minlength=len(structure))
+    radii = covalent_radii[structure.atomic_numbers]
+    shares = distances / (radii[receiver] + radii[sender])
+    return neighbours.tolist(), shares.min()
 
 
 def test_counts_by_split_and_label(data_set):
     found = inspect(data_set)
     for level, by_split in found.structures.items():
-        own = {
-            split: [s for s in iter_structures(data_set, split) if s.level_of_theory == level]
-            for split in SPLITS
-        }
-        assert by_split == {
-            split: len(structures) for split, structures in own.items() if structures
-        }
-        everywhere = [s for structures in own.values() for s in structures]
-        assert found.labels[level] == {
-            label: sum(getattr(s, label) is not None for s in everywhere)
-            for label in ("energy", "forces", "stress")
-        }
+        expected_structures: Counter[str] = Counter()
+        expected_labels = Counter(energy=0, forces=0, stress=0)
+        for split in SPLITS:
+            for structure in iter_structures(data_set, split):
+                if structure.level_of_theory == level:
+                    expected_structures[split] += 1
+                    expected_labels.update(structure.labels.keys())
+        assert by_split == expected_structures
+        assert found.labels[level] == expected_labels
     assert found.labels["EMT"]["stress"] < found.labels["EMT"]["energy"]
 
 
@@ -221,17 +255,19 @@ def test_energy_of_an_element_without_e0_is_counted_apart(alloy_walk, tmp_path):
 
 
 def test_many_levels_and_no_labels_are_drawn(alloy_walk, tmp_path):
-    bare = [
-        replace(s, level_of_theory=f"L{k % 9}").with_labels(energy=None, forces=None, stress=None)
-        for k, s in enumerate(alloy_walk[:40])
-    ]
+    levels = [f"L{number}" for number in range(9)]
+    bare = []
+    for index, structure in enumerate(alloy_walk[:40]):
+        unlabelled = replace(structure, level_of_theory=levels[index % 9], labels={})
+        bare.append(unlabelled)
+
     found = inspected(bare, tmp_path)
     shown = shown_levels(found)
     assert len(shown) == MAX_LEVELS
-    assert sorted(level for group in shown.values() for level in group) == [
-        f"L{k}" for k in range(9)
-    ]
-    assert shown["3 others"] and found.spreads == {f"L{k}": {} for k in range(9)}
+    in_groups = [level for group in shown.values() for level in group]
+    assert sorted(in_groups) == levels
+    assert len(shown["3 others"]) == 3
+    assert found.spreads == {level: {} for level in levels}
     picture, _ = write_inspection(found)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -251,11 +287,10 @@ def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, 
 
 
 def test_names_are_text_and_never_markup(alloy_walk, tmp_path):
-    planted = [
-        replace(alloy_walk[0], structure_id="<b>[red]x").with_labels(forces=50 * np.eye(4)[:, :3]),
-        *alloy_walk[1:],
-    ]
-    inspected(planted, tmp_path)
+    # an outlier, since the page names no other structure
+    named = replace(alloy_walk[0], structure_id="<b>[red]x")
+    outlier = named.with_labels(forces=50 * np.eye(4)[:, :3])
+    inspected([outlier, *alloy_walk[1:]], tmp_path)
     result = CliRunner().invoke(app, ["data", "inspect", str(tmp_path)])
     assert "<b>[red]x" in result.output
     page = (tmp_path / "inspection.html").read_text()

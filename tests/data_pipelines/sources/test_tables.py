@@ -30,26 +30,32 @@ WATER = [[0.0, 0, 0], [0.0, 0.76, 0.59], [0.0, -0.76, 0.59]]
 
 def rows(count: int = 1, **changes) -> dict:
     """`count` water molecules in a box, each with its index as energy; other columns as given."""
+    box = np.eye(3) * 9
     columns = {
         "atomic_numbers": [[8, 1, 1]] * count,
         "positions": [WATER] * count,
-        "cell": [(np.eye(3) * 9).tolist()] * count,
+        "cell": [box.tolist()] * count,
         "pbc": [[True] * 3] * count,
-        "E": [float(k) for k in range(count)],
+        "E": [float(index) for index in range(count)],
+        # three numbers for each of three atoms: any will do as forces
         "F": [WATER] * count,
         "S": [[1.0, 2, 3, 4, 5, 6]] * count,
-    } | changes
+    }
+    columns |= changes
+    # None leaves a column out
     return {name: values for name, values in columns.items() if values is not None}
 
 
 def write(path: Path, columns: dict, **options) -> Path:
-    pq.write_table(pa.table(columns), path, **options)
+    table = pa.table(columns)
+    pq.write_table(table, path, **options)
     return path
 
 
 def read_one(tmp_path, config=CONFIG, **changes) -> Structure:
-    (s,) = read_structures(write(tmp_path / "mine.parquet", rows(**changes)), config)
-    return s
+    path = write(tmp_path / "mine.parquet", rows(**changes))
+    (structure,) = read_structures(path, config)
+    return structure
 
 
 # --- column types
@@ -72,9 +78,10 @@ FLAT = np.array(WATER).ravel().tolist()
     ids=lambda array: str(array.type),
 )
 def test_nested_flat_fixed_and_extension_lists(tmp_path, positions):
-    s = read_one(tmp_path, positions=positions)
-    np.testing.assert_allclose(s.positions, WATER, atol=1e-7)
-    assert s.positions.dtype == np.float64
+    structure = read_one(tmp_path, positions=positions)
+    # some of the columns are float32
+    np.testing.assert_allclose(structure.positions, WATER, atol=1e-7)
+    assert structure.positions.dtype == np.float64
 
 
 @pytest.mark.parametrize(
@@ -88,62 +95,75 @@ def test_nested_flat_fixed_and_extension_lists(tmp_path, positions):
     ids=lambda array: str(array.type)[:20],
 )
 def test_elements_as_symbols_or_numbers(tmp_path, numbers):
-    s = read_one(tmp_path, atomic_numbers=numbers)
-    assert s.atomic_numbers.tolist() == [8, 1, 1] and s.atomic_numbers.dtype == np.int64
+    structure = read_one(tmp_path, atomic_numbers=numbers)
+    assert structure.atomic_numbers.tolist() == [8, 1, 1]
+    assert structure.atomic_numbers.dtype == np.int64
 
 
 def test_voigt_flat_and_square_stress_are_one(tmp_path):
     square = [[1.0, 6, 5], [6, 2, 4], [5, 4, 3]]
-    for stress in ([1.0, 2, 3, 4, 5, 6], square, np.ravel(square).tolist()):
-        assert read_one(tmp_path, S=[stress]).stress.tolist() == square
+    # Voigt's order is xx, yy, zz, yz, xz, xy
+    voigt = [1.0, 2, 3, 4, 5, 6]
+    flat = np.ravel(square)
+    for stress in (voigt, square, flat.tolist()):
+        structure = read_one(tmp_path, S=[stress])
+        assert structure.stress.tolist() == square
 
 
 def test_cell_and_pbc_have_defaults(tmp_path):
-    assert read_one(tmp_path, pbc=None).pbc.all()
+    crystal = read_one(tmp_path, pbc=None)
+    assert crystal.pbc.all()
     alone = read_one(tmp_path, cell=None, pbc=None)
     assert not alone.pbc.any() and not alone.cell.any()
-    assert read_one(tmp_path, pbc=pa.array([[1, 1, 0]], pa.list_(pa.int8()))).pbc.tolist() == [
-        True,
-        True,
-        False,
-    ]
-    slab = [[[3.0, 0, 0], [0, 3, 0], [0, 0, 0]]]  # periodic where it has a vector
-    assert read_one(tmp_path, cell=slab, pbc=None).pbc.tolist() == [True, True, False]
+
+    flags = pa.array([[1, 1, 0]], pa.list_(pa.int8()))
+    stated = read_one(tmp_path, pbc=flags)
+    assert stated.pbc.tolist() == [True, True, False]
+    # periodic where it has a vector
+    two_vectors = [[[3.0, 0, 0], [0, 3, 0], [0, 0, 0]]]
+    slab = read_one(tmp_path, cell=two_vectors, pbc=None)
+    assert slab.pbc.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.float64(), 3), 3)]
-)
+VARIABLE_LISTS = pa.list_(pa.list_(pa.float64()))
+# in Arrow, a null row of a fixed-size list has values all the same
+FIXED_LISTS = pa.list_(pa.list_(pa.float64(), 3), 3)
+
+
+@pytest.mark.parametrize("kind", [VARIABLE_LISTS, FIXED_LISTS])
 def test_null_labels_are_missing_and_shift_nothing(tmp_path, kind):
-    forces = pa.array([None, WATER, None, [[2 * x for x in row] for row in WATER]], kind)
+    doubled = 2 * np.array(WATER)
+    forces = pa.array([None, WATER, None, doubled.tolist()], kind)
     stress = pa.array([[1.0] * 6, None, [None] * 6, [2.0] * 6])
-    read = list(
-        read_structures(
-            write(tmp_path / "a.parquet", rows(4, F=forces, S=stress, E=[0, None, 2, 3])), CONFIG
-        )
-    )
-    assert [s.forces is None for s in read] == [True, False, True, False]
-    np.testing.assert_allclose(read[3].forces, 2 * np.array(WATER))
-    assert [s.stress is None for s in read] == [False, True, True, False]
+    energies = [0, None, 2, 3]
+    path = write(tmp_path / "a.parquet", rows(4, F=forces, S=stress, E=energies))
+
+    read = list(read_structures(path, CONFIG))
+    assert [structure.forces is None for structure in read] == [True, False, True, False]
+    np.testing.assert_allclose(read[3].forces, doubled)
+    assert [structure.stress is None for structure in read] == [False, True, True, False]
     assert read[3].stress[0, 0] == 2
-    assert [s.energy for s in read] == [0, None, 2, 3]
+    assert [structure.energy for structure in read] == energies
 
 
 def test_masks_filters_and_text_columns(tmp_path):
-    columns = rows(
-        4, method=["a", "b", "a", "a"], step=[1.0, 1, 2, 1], bad=[False, False, False, True]
-    )
+    methods = ["a", "b", "a", "a"]
+    steps = [1.0, 1, 2, 1]
+    is_bad = [False, False, False, True]
+    path = write(tmp_path / "a.parquet", rows(4, method=methods, step=steps, bad=is_bad))
     config = SourceConfig(
         columns=COLUMNS | {"level_of_theory": "method", "structure_id": "E"},
         units=UNITS,
         masks={"stress": "bad"},
         filters={"method": "a", "step": [1, 3]},
     )
-    read = list(read_structures(write(tmp_path / "a.parquet", columns), config))
-    assert [(s.level_of_theory, s.structure_id, s.stress is None) for s in read] == [
-        ("a", "0.0", False),
-        ("a", "3.0", True),
-    ]
+
+    # the second has another method, the third another step; the mask takes a label of the last
+    first, last = read_structures(path, config)
+    assert first.level_of_theory == last.level_of_theory == "a"
+    assert (first.structure_id, last.structure_id) == ("0.0", "3.0")
+    assert first.stress is not None
+    assert last.stress is None
 
 
 def test_files_named_as_shards_state_their_split(tmp_path):
@@ -179,26 +199,36 @@ def test_our_own_shards_need_no_columns(data_set, train_structures):
 def test_parts_are_runs_of_row_groups_and_make_the_whole(tmp_path):
     path = write(tmp_path / "mine.parquet", rows(25), row_group_size=4)
     parts = list_parts(str(path), CONFIG, records_per_part=10)
-    assert parts == [Part(str(path), 0, 8), Part(str(path), 8, 16), Part(str(path), 16, 25)]
-    assert [s.energy for part in parts for s in read_part(part, CONFIG)] == list(range(25))
-    assert [s.energy for s in read_part(Part(str(path), 6, 11), CONFIG)] == [
-        6,
-        7,
-        8,
-        9,
-        10,
-    ]  # across groups
-    assert next(s.structure_id for s in read_part(parts[2], CONFIG)) == "mine-16"
+    name = str(path)
+    assert parts == [Part(name, 0, 8), Part(name, 8, 16), Part(name, 16, 25)]
+
+    energies = []
+    for part in parts:
+        energies += [structure.energy for structure in read_part(part, CONFIG)]
+    assert energies == list(range(25))
+    across_groups = read_part(Part(name, 6, 11), CONFIG)
+    assert [structure.energy for structure in across_groups] == [6, 7, 8, 9, 10]
+    # ids count from the beginning of the file
+    first = next(read_part(parts[2], CONFIG))
+    assert first.structure_id == "mine-16"
 
 
 def test_bad_rows_are_rejected_by_their_index(tmp_path):
     columns = rows(5)
     columns["F"] = [WATER, WATER[:2], WATER, WATER, WATER]
-    columns["atomic_numbers"] = [["O", "H", "H"]] * 3 + [["O", "H", "Hx"], ["O", "H"]]
+    whole = ["O", "H", "H"]
+    columns["atomic_numbers"] = [whole, whole, whole, ["O", "H", "Hx"], ["O", "H"]]
     path = write(tmp_path / "mine.parquet", columns, row_group_size=2)
-    found = [item for part in list_parts(str(path), CONFIG, 2) for item in read_part(part, CONFIG)]
-    bad = {item.record: item.reason for item in found if isinstance(item, BadRecordError)}
-    assert [item.energy for item in found if isinstance(item, Structure)] == [0, 2]
+
+    bad = {}
+    energies = []
+    for part in list_parts(str(path), CONFIG, 2):
+        for item in read_part(part, CONFIG):
+            if isinstance(item, BadRecordError):
+                bad[item.record] = item.reason
+            else:
+                energies.append(item.energy)
+    assert energies == [0, 2]
     assert bad[1].startswith("has 6 forces instead of 9 numbers")
     assert bad[3] == "has element 'Hx', which is not a symbol: correct or remove it"
     assert bad[4].startswith("has 9 positions instead of 6 numbers: check columns.positions")
