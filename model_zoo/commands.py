@@ -82,8 +82,10 @@ def pull(
     folder, pinned = resolve(reference, folder_hub, force=force)
     # reading verifies every file, also those that the cache already held
     model = read_model_folder(folder)
+    name = pinned or f"{model.record.name}@{model.revision}"
+    # the folder has a line of its own, for scripts
     typer.echo(folder)
-    typer.echo(f"complete and verified: {pinned or f'{model.record.name}@{model.revision}'}")
+    typer.echo(f"complete and verified: {name}")
 
 
 @app.command()
@@ -160,9 +162,12 @@ def elements(
     table = Table(
         "element", "training structures", "nearest by cosine similarity", title=model.reference
     )
-    for symbol, neighbours in nearest_elements(model.potential, model.record.symbols).items():
+    # only trained elements: the vectors of others are where they started
+    nearest = nearest_elements(model.potential, model.record.symbols)
+    for symbol, neighbours in nearest.items():
         shown = "  ".join(f"{other} {similarity:.2f}" for other, similarity in neighbours)
-        table.add_row(symbol, str(model.record.train_counts.get(symbol, 0)), shown)
+        count = model.record.train_counts.get(symbol, 0)
+        table.add_row(symbol, str(count), shown)
     Console().print(table)
 
     if csv is not None:
@@ -189,19 +194,16 @@ def list_zoo() -> None:
         folder = zoo.folder_of(name)
         if folder is None:
             table.add_row(name, "", "", "", "not here")
+            # below the table: a command that a cell wraps cannot be copied
             remarks.append(f"{name}: {about}; build it with: evenfield zoo build {name}")
             continue
 
         model = read_model_folder(folder)
         num_parameters = sum(parameter.numel() for parameter in model.potential.parameters())
         force_mae = model.evaluation.force_mae if model.evaluation else None
-        table.add_row(
-            name,
-            str(len(model.record.symbols)),
-            f"{num_parameters:,}",
-            "" if force_mae is None else f"{force_mae:.3f} eV/A",
-            model.revision,
-        )
+        error = "" if force_mae is None else f"{force_mae:.3f} eV/A"
+        num_elements = str(len(model.record.symbols))
+        table.add_row(name, num_elements, f"{num_parameters:,}", error, model.revision)
         remarks.append(f"{name}: {about}")
 
     console = Console(soft_wrap=True, highlight=False)
@@ -235,9 +237,11 @@ def show_card(reference: str, folder_hub: str | None) -> None:
     # the hub's metadata, between two lines of dashes, is not for readers
     page = card.split("---\n", 2)[-1]
 
+    name = pinned or f"{model.record.name}@{model.revision}"
+
     console = Console()
     console.print(Markdown(page))
-    console.print(f"complete and verified: {pinned or f'{model.record.name}@{model.revision}'}")
+    console.print(f"complete and verified: {name}")
 
 
 def _print_plan(plan: Publication) -> None:
@@ -260,6 +264,7 @@ def _print_plan(plan: Publication) -> None:
     }
     for heading, lines in findings.items():
         for line in lines:
+            # without markup: a line may quote text of the model, which may hold brackets
             console.print(f"{heading}: {line}", markup=False)
     verdict = "refused" if plan.refused else "accepted"
     console.print(f"nothing was sent; the model would be {verdict}")
@@ -276,6 +281,8 @@ def _write_vectors(path: Path, potential: Potential) -> None:
     # row 0 of the table is no element
     vectors = element_vectors(potential)[1:]
     symbols = np.array(chemical_symbols[1:119])[:, None]
-    rows = np.column_stack([symbols, vectors.astype("U24")])
+    # 24 characters hold every digit of a float64
+    texts = vectors.astype("U24")
+    rows = np.column_stack([symbols, texts])
     with file_errors(path):
         np.savetxt(path, rows, fmt="%s", delimiter=",")

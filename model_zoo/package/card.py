@@ -27,9 +27,11 @@ from .record import ModelRecord
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
+# what a link on the hub may name as the base model; a local folder or a zoo name does not match
 HUB_REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@[\w.-]+)?")
 # training structures below which the card warns of an element
 RARE = 10
+ALL_LEVELS = "all levels of theory"
 
 
 class ForgettingRow(BaseModel):
@@ -52,22 +54,29 @@ def model_card(
     """The text of README.md: valid metadata for the hub on top, readable tables below."""
     # the page is Markdown, not HTML: escaping would only spoil it
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    template = environment.from_string(TEMPLATE.read_text())
+
+    # architecture and cutoff have rows of their own
     network = potential.config.network
     network_settings = network.model_dump(exclude={"architecture", "cutoff"})
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    shown_settings = ", ".join(f"{key} {value}" for key, value in network_settings.items())
+    dtype = next(potential.parameters()).dtype
+    num_parameters = sum(parameter.numel() for parameter in potential.parameters())
+
+    page = template.render(
         record=record,
         architecture=potential.config,
         network=network,
-        network_settings=", ".join(f"{key} {value}" for key, value in network_settings.items()),
+        network_settings=shown_settings,
         receptive_field=potential.backbone.receptive_field,
         evaluation=evaluation,
         level_table=_level_table(evaluation) if evaluation else None,
         element_table=_element_table(evaluation) if evaluation else None,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),
-        dtype=str(next(potential.parameters()).dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
-        num_parameters=sum(parameter.numel() for parameter in potential.parameters()),
+        num_parameters=num_parameters,
         reference_energies=_reference_energies(potential, record.elements),
         rare=_rare_elements(record),
         rare_below=RARE,
@@ -93,6 +102,7 @@ def card_pictures(
     }
     if predictions is not None:
         pictures["parity.png"] = parity(predictions, evaluation)
+    # a picture without data is left out, and so is its place on the card
     return {name: data for name, data in pictures.items() if data}
 
 
@@ -105,9 +115,12 @@ def _metadata(
         training_data.append({"name": data.name, "sha256": data.sha256, "licence": data.licence})
     # a model that was fine-tuned from a local folder has no page that the hub could link to
     base = HUB_REFERENCE.fullmatch(record.base_model or "")
+    # `other` is the hub's word for a licence that it does not know
+    licence = record.licence or "other"
+
     return ModelCardData(
-        # `other` is the hub's word for a licence that it does not know
-        license=(record.licence or "other").lower(),
+        # the hub lists licences in lower case
+        license=licence.lower(),
         library_name="evenfield",
         pipeline_tag="graph-ml",
         tags=["interatomic-potential", "materials", "chemistry", "equivariant"],
@@ -130,21 +143,18 @@ def _metadata(
 
 def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
     """The errors on all structures and on each level of theory, as the hub's model index."""
+    split = evaluation.split
     results = []
-    tables: dict[str, Errors] = {"all levels of theory": evaluation, **evaluation.levels}
+    tables: dict[str, Errors] = {ALL_LEVELS: evaluation, **evaluation.levels}
     for where, errors in tables.items():
         for name, label in LABELS.items():
             figure = f"{label.title.capitalize()} MAE ({label.error_unit})"
-            results.append(_result(evaluation.split, where, figure, errors.mae.get(name)))
+            error = errors.mae.get(name)
+            results.append(_result(split, where, figure, error))
+
     # the figure that the weighting of rare elements is meant to lower
-    results.append(
-        _result(
-            evaluation.split,
-            "all levels of theory",
-            "Force MAE, worst tenth of elements (eV/A)",
-            evaluation.worst_decile_force_mae,
-        )
-    )
+    figure = "Force MAE, worst tenth of elements (eV/A)"
+    results.append(_result(split, ALL_LEVELS, figure, evaluation.worst_decile_force_mae))
     # the hub's client refuses an empty list
     return [result for result in results if result is not None] or None
 
@@ -187,15 +197,20 @@ def _element_table(evaluation: ErrorSummary) -> Table:
     """Errors of each element that has any."""
     labels = [label for name, label in LABELS.items() if _any_error(evaluation, name)]
     titles = ["element", "training structures", "test atoms", *_error_titles(labels, "element")]
+
     rows = []
     for symbol, errors in evaluation.per_element.items():
-        if any(value is not None for value in errors.mae.values()):
+        # an element of the training data may be absent from the held-out structures
+        has_errors = any(value is not None for value in errors.mae.values())
+        if has_errors:
             counts = [str(errors.num_train_structures), str(errors.num_atoms)]
-            rows.append([symbol, *counts, *_error_cells(errors, labels)])
+            cells = _error_cells(errors, labels)
+            rows.append([symbol, *counts, *cells])
     return Table(titles, rows)
 
 
 def _any_error(evaluation: ErrorSummary, name: str) -> bool:
+    """Whether any element has an error of the label; a column without one would be empty."""
     elements: Iterable[ElementErrors] = evaluation.per_element.values()
     return any(errors.mae.get(name) is not None for errors in elements)
 
@@ -205,10 +220,12 @@ def _error_titles(labels: Iterable[Label], of: str = "level") -> list[str]:
     titles = []
     for label in labels:
         # a label of a whole structure belongs to all of its elements
-        whose = " of structures with it" if of == "element" and label.per == "structure" else ""
-        titles.append(f"{label.title} MAE{whose} ({label.error_unit})")
+        is_shared = of == "element" and label.per == "structure"
+        whose = " of structures with it" if is_shared else ""
+        unit = label.error_unit
+        titles.append(f"{label.title} MAE{whose} ({unit})")
         if label.per == "atom":
-            titles.append(f"RMS of reference {label.name} ({label.error_unit})")
+            titles.append(f"RMS of reference {label.name} ({unit})")
     return titles
 
 
@@ -228,17 +245,21 @@ def _reference_energies(
     """Level of theory -> symbol -> E0 in eV, for the elements that the level has seen."""
     table = {}
     for head, level in enumerate(potential.config.levels_of_theory):
+        # indexed by atomic number; elements that the level has not seen hold no meaning
         values = potential.e0[head].tolist()
-        symbols = elements.get(level, [])
-        table[level] = {symbol: values[chemical_symbols.index(symbol)] for symbol in symbols}
+        row = {}
+        for symbol in elements.get(level, []):
+            row[symbol] = values[chemical_symbols.index(symbol)]
+        table[level] = row
     return table
 
 
 def _rare_elements(record: ModelRecord) -> list[str]:
     """Elements with few training structures; none when the record does not count them."""
-    if not record.train_counts:
+    counts = record.train_counts
+    if not counts:
         return []
-    return [symbol for symbol in record.symbols if record.train_counts.get(symbol, 0) < RARE]
+    return [symbol for symbol in record.symbols if counts.get(symbol, 0) < RARE]
 
 
 def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:
@@ -279,4 +300,5 @@ def _compute(training: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether there is a number: models of few test structures have errors of NaN."""
     return value is not None and isfinite(value)

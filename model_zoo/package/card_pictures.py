@@ -23,6 +23,7 @@ def coverage(train_counts: Mapping[str, int]) -> bytes | None:
     if not train_counts:
         return None
     title = f"Training structures per element ({len(train_counts)} elements)"
+    # counts span orders of magnitude: on a linear scale all rare elements would look alike
     unit = "structures that contain the element"
     return _png(periodic_table_heat_map(train_counts, title, unit, log=True))
 

@@ -106,9 +106,10 @@ def save_model(
     for name in attachments:
         _check_attachment_name(name)
 
+    dtype = next(potential.parameters()).dtype
     config = {
         "format_version": FORMAT_VERSION,
-        "dtype": str(next(potential.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "architecture": potential.config.model_dump(mode="json"),
         "record": without_paths(record.model_dump(mode="json")),
     }
@@ -119,9 +120,10 @@ def save_model(
 
     attachments |= card_pictures(stored_record, evaluation, predictions)
     card = model_card(stored_record, evaluation, potential, attachments)
+    evaluation_text = evaluation.to_json() if evaluation else "{}"
     contents = weight_files(potential, max_shard_bytes) | attachments
     contents["config.json"] = config_text.encode()
-    contents["evaluation.json"] = (evaluation.to_json() if evaluation else "{}").encode()
+    contents["evaluation.json"] = evaluation_text.encode()
     contents["README.md"] = card.encode()
 
     with file_errors(folder):
@@ -190,8 +192,9 @@ def without_paths(value: Any) -> Any:
         return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_paths(item) for item in value]
-    if isinstance(value, str) and value.removeprefix("file://").startswith(("/", "~/")):
-        return Path(value).name
+    if isinstance(value, str):
+        is_path = value.removeprefix("file://").startswith(("/", "~/"))
+        return Path(value).name if is_path else value
     return value
 
 
@@ -258,8 +261,10 @@ def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
 def folder_revision(folder: Path) -> str:
     """The revision that pins a model folder: it changes with every byte of every file."""
     path = folder / MANIFEST
+    # the manifest holds the hash of every other file, so its own hash pins them all
     with file_errors(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def build(

@@ -60,15 +60,16 @@ class Manifest(Settings):
     @classmethod
     def _check_names_and_sizes(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name, entry in files.items():
-            plain = len(name) <= MAX_NAME_LENGTH and FILE_NAME.fullmatch(name)
-            if not plain or name == MANIFEST:
+            is_plain = len(name) <= MAX_NAME_LENGTH and FILE_NAME.fullmatch(name)
+            # a manifest cannot hold its own hash
+            if not is_plain or name == MANIFEST:
                 shown = name[:MAX_NAME_LENGTH]
                 raise ValueError(f"{shown!r} is not the name of a file of a model")
 
-            if not is_weights(name) and (entry.bytes or 0) > MAX_TEXT_BYTES:
+            size = entry.bytes or 0
+            if not is_weights(name) and size > MAX_TEXT_BYTES:
                 raise ValueError(
-                    f"the manifest states {entry.bytes:,} bytes for {name}; "
-                    f"{MAX_TEXT_BYTES:,} are allowed"
+                    f"the manifest states {size:,} bytes for {name}; {MAX_TEXT_BYTES:,} are allowed"
                 )
         return files
 
@@ -80,7 +81,8 @@ class Manifest(Settings):
     @property
     def attachments(self) -> list[str]:
         """The files that not every model has."""
-        return sorted(set(self.files) - set(self.weights) - set(REQUIRED_FILES))
+        others = set(self.files) - set(self.weights) - set(REQUIRED_FILES)
+        return sorted(others)
 
 
 def is_weights(name: str) -> bool:
@@ -93,8 +95,10 @@ def write_manifest(contents: dict[str, bytes]) -> str:
     entries = {}
     # sorted: the revision of a model is the hash of this text, and must not depend on an order
     for name, data in sorted(contents.items()):
-        entries[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return json.dumps({"files": entries, "format_version": FORMAT_VERSION}, indent=1)
+        digest = hashlib.sha256(data).hexdigest()
+        entries[name] = {"bytes": len(data), "sha256": digest}
+    content = {"files": entries, "format_version": FORMAT_VERSION}
+    return json.dumps(content, indent=1)
 
 
 def parse_manifest(path: Path | str, text: bytes) -> Manifest:
@@ -108,7 +112,9 @@ def parse_manifest(path: Path | str, text: bytes) -> Manifest:
 
     if "format_version" not in content:
         # format 1 was a plain object, name -> hash
-        entries = {name: {"sha256": digest, "bytes": None} for name, digest in content.items()}
+        entries = {}
+        for name, digest in content.items():
+            entries[name] = {"sha256": digest, "bytes": None}
         content = {"format_version": 1, "files": entries}
 
     try:
@@ -163,7 +169,8 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
             )
         data = path.read_bytes()
 
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry.sha256:
         raise BadModelError(
             f"content does not match its sha256 in {MANIFEST}", file=path, remedy=RESTORE
         )
@@ -206,7 +213,8 @@ def validation_faults(error: ValidationError) -> str:
             text = str(fault["ctx"]["error"])
         else:
             # the value comes from somebody else's file, and may be long
-            text = f"{fault['msg']} (got {repr(fault['input'])[:40]})"
+            value = repr(fault["input"])[:40]
+            text = f"{fault['msg']} (got {value})"
         faults.append(f"{key}: {text}")
     return "; ".join(faults)
 

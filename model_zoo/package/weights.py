@@ -31,9 +31,11 @@ def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -
     would change with it.
     """
     tensors = {}
+    # sorted, because the order of registration is not part of the model
     for name, tensor in sorted(potential.state_dict().items()):
+        on_cpu = tensor.detach().cpu().contiguous()
         # a clone: safetensors refuses tensors that share memory
-        tensors[name] = tensor.detach().cpu().contiguous().clone()
+        tensors[name] = on_cpu.clone()
 
     about = {
         "format_version": FORMAT_VERSION,
@@ -56,7 +58,9 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if shards[-1] and filled + tensor.nbytes > max_bytes:
+        is_full = filled + tensor.nbytes > max_bytes
+        # an empty shard takes any tensor, else a large one would never find a place
+        if shards[-1] and is_full:
             shards.append({})
             filled = 0
         shards[-1][name] = tensor
@@ -105,7 +109,8 @@ def check_same_architecture(files: dict[str, bytes], where: str, architecture: A
     """
     for name, data in files.items():
         # compared as JSON, as both were saved: an upgrade changes the config alone
-        if _metadata(data).get("architecture") != architecture:
+        of_shard = _metadata(data).get("architecture")
+        if of_shard != architecture:
             raise BadModelError(
                 "belongs to another config.json than the one in this folder",
                 file=f"{where}/{name}",
@@ -119,7 +124,9 @@ def _metadata(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
-        about = json.loads(header["__metadata__"]["evenfield"])
+        # safetensors allows only texts as metadata, so ours is JSON inside JSON
+        text = header["__metadata__"]["evenfield"]
+        about = json.loads(text)
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
@@ -134,7 +141,8 @@ def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) ->
     # torch's own strict loading knows neither dtypes nor NaN, and its message has many lines
     faults = _faults(potential.state_dict(), tensors)
     if faults:
-        shown = "; ".join(sorted(faults)[:MAX_FAULTS_SHOWN])
+        first = sorted(faults)[:MAX_FAULTS_SHOWN]
+        shown = "; ".join(first)
         hidden = len(faults) - MAX_FAULTS_SHOWN
         more = f"; and {hidden} more" if hidden > 0 else ""
         raise BadModelError(f"does not fit config.json: {shown}{more}", file=where, remedy=RESTORE)
@@ -143,8 +151,11 @@ def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) ->
 
 def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
     """Every way in which `found` differs from what the architecture expects."""
-    faults = [f"missing {name}" for name in expected.keys() - found.keys()]
-    faults += [f"unexpected {name[:100]}" for name in found.keys() - expected.keys()]
+    missing = expected.keys() - found.keys()
+    unexpected = found.keys() - expected.keys()
+    faults = [f"missing {name}" for name in missing]
+    # these names come from somebody else's file, and may be long
+    faults += [f"unexpected {name[:100]}" for name in unexpected]
 
     common = sorted(expected.keys() & found.keys())
     for name in common:
@@ -157,12 +168,14 @@ def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
 
     # numbers are looked at last: they say nothing about tensors of the wrong shape
     for name in common:
-        if not torch.isfinite(found[name]).all():
+        is_finite = torch.isfinite(found[name]).all()
+        if not is_finite:
             faults.append(f"{name} holds NaN or infinity")
     return faults
 
 
 def _kind(tensor: Tensor) -> str:
+    """Shape and dtype, as a message shows them."""
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 

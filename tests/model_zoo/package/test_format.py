@@ -22,12 +22,18 @@ OLD = Path(__file__).parent / "old_formats"
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_models_of_every_format_predict_what_they_did(version: int) -> None:
     model = model_zoo.load(OLD / str(version))
-    expected = json.loads((OLD / f"{version}.json").read_text())
+    text = (OLD / f"{version}.json").read_text()
+    expected = json.loads(text)
+
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
     atoms.calc = model.calculator(level_of_theory="EMT")
-    assert atoms.get_potential_energy() == pytest.approx(expected["energy"], abs=1e-5)
-    assert np.allclose(atoms.get_forces(), expected["forces"], atol=1e-5)
+    energy = atoms.get_potential_energy()
+    forces = atoms.get_forces()
+
+    assert energy == pytest.approx(expected["energy"], abs=1e-5)
+    assert np.allclose(forces, expected["forces"], atol=1e-5)
+    # forces of zero would agree whatever the model does
     assert np.abs(expected["forces"]).max() > 0.01
     assert model.record.elements == {"PBE": ["Cu"], "EMT": ["Cu", "Au"]}
 
@@ -37,22 +43,29 @@ def test_the_chain_has_no_gap() -> None:
 
 
 def test_shards_hold_the_same_model(folder: Path, tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
     potential, record = model_zoo.load_model(folder)
-    model_zoo.save_model(tmp_path / "sharded", potential, record, max_shard_bytes=20_000)
-    names = read_manifest(tmp_path / "sharded").weights
+    model_zoo.save_model(sharded, potential, record, max_shard_bytes=20_000)
+
+    names = read_manifest(sharded).weights
     assert len(names) > 3
     assert names[0] == f"model-00001-of-{len(names):05}.safetensors"
-    again, _ = model_zoo.load_model(tmp_path / "sharded")
+
+    again, _ = model_zoo.load_model(sharded)
+    loaded = again.state_dict()
     for name, tensor in potential.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+        assert torch.equal(tensor, loaded[name]), name
 
 
 def test_saving_over_another_model_leaves_nothing_of_it(folder: Path) -> None:
     potential, record = model_zoo.load_model(folder)
     model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
     assert not (folder / "model.safetensors").exists()
+
+    # and back from shards to one file
     model_zoo.save_model(folder, potential, record)
-    assert [path.name for path in folder.glob("model*.safetensors")] == ["model.safetensors"]
+    names = [path.name for path in folder.glob("model*.safetensors")]
+    assert names == ["model.safetensors"]
     assert model_zoo.load(folder).record == record
 
 
@@ -61,11 +74,13 @@ def test_attachments_are_listed_verified_and_handed_out(folder: Path) -> None:
     files = {"probe.extxyz": b"1\n\nCu 0 0 0\n", "posterior.safetensors": b"\0\1\2"}
     model_zoo.save_model(folder, potential, record, attachments=files)
     assert model_zoo.load(folder).attachments == files
-    assert "`probe.extxyz`" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "`probe.extxyz`" in card
+
+    # of the same size, so that only the hash can tell
     (folder / "probe.extxyz").write_bytes(b"1\n\nAu 0 0 0\n")
-    with pytest.raises(
-        model_zoo.BadModelError, match=r"probe\.extxyz: content does not match its sha256"
-    ):
+    message = r"probe\.extxyz: content does not match its sha256"
+    with pytest.raises(model_zoo.BadModelError, match=message):
         model_zoo.load(folder)
 
 
@@ -82,10 +97,10 @@ def test_attachment_with_an_impossible_name(folder: Path, name: str) -> None:
 
 def test_paths_of_the_record_are_cut(folder: Path) -> None:
     potential, record = model_zoo.load_model(folder)
-    training = {
-        "config": {"init": "/home/somebody/runs/model", "other": ["file:///data/set", "a/b"]}
-    }
-    model_zoo.save_model(folder, potential, record.model_copy(update={"training": training}))
-    assert model_zoo.load(folder).record.training == {
-        "config": {"init": "model", "other": ["set", "a/b"]}
-    }
+    config = {"init": "/home/somebody/runs/model", "other": ["file:///data/set", "a/b"]}
+    with_paths = record.model_copy(update={"training": {"config": config}})
+    model_zoo.save_model(folder, potential, with_paths)
+
+    stored = model_zoo.load(folder).record.training
+    # a relative path says nothing about a machine, and is kept
+    assert stored == {"config": {"init": "model", "other": ["set", "a/b"]}}

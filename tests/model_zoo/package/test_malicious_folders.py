@@ -96,7 +96,9 @@ def set_manifest(folder: Path, **changes: Any) -> None:
 def list_file(folder: Path, name: str, **entry: Any) -> None:
     """Add an entry to the manifest; the file itself need not exist."""
     files = read_json(folder / "manifest.json")["files"]
-    files[name] = {"sha256": "0" * 64, "bytes": 1} | entry
+    # a form that passes, so that only what `entry` states is at fault
+    valid = {"sha256": "0" * 64, "bytes": 1}
+    files[name] = valid | entry
     set_manifest(folder, files=files)
 
 
@@ -119,7 +121,9 @@ def zip_archive(folder: Path) -> None:
 
 
 def truncated_weights(folder: Path) -> None:
-    set_bytes(folder, WEIGHTS, (folder / WEIGHTS).read_bytes()[:-9])
+    whole = (folder / WEIGHTS).read_bytes()
+    # 9 bytes: more than one number, so that the last tensor cannot be whole
+    set_bytes(folder, WEIGHTS, whole[:-9])
 
 
 def truncated_and_signed(folder: Path) -> None:
@@ -128,7 +132,8 @@ def truncated_and_signed(folder: Path) -> None:
 
 
 def flipped_bit(folder: Path) -> None:
-    set_bytes(folder, WEIGHTS, (folder / WEIGHTS).read_bytes()[:-1] + b"\x01")
+    whole = (folder / WEIGHTS).read_bytes()
+    set_bytes(folder, WEIGHTS, whole[:-1] + b"\x01")
 
 
 def weights_without_metadata(folder: Path) -> None:
@@ -137,6 +142,7 @@ def weights_without_metadata(folder: Path) -> None:
 
 def weights_of_another_cutoff(folder: Path) -> None:
     data = (folder / WEIGHTS).read_bytes()
+    # in the metadata, where no tensor shows the difference
     changed = data.replace(b'cutoff\\": 4.0', b'cutoff\\": 5.0')
     assert changed != data
     rewrite(folder, WEIGHTS, changed)
@@ -144,8 +150,9 @@ def weights_of_another_cutoff(folder: Path) -> None:
 
 def shards(folder: Path, *names: str) -> None:
     """Whole copies of the weights under these names, in place of the weights."""
+    data = (folder / WEIGHTS).read_bytes()
     for name in names:
-        set_bytes(folder, name, (folder / WEIGHTS).read_bytes())
+        set_bytes(folder, name, data)
         list_file(folder, name)
     files = read_json(folder / "manifest.json")["files"]
     del files[WEIGHTS]
@@ -164,7 +171,8 @@ def listed_code(folder: Path) -> None:
 
 def too_many_files(folder: Path) -> None:
     entry = {"sha256": "0" * 64, "bytes": 1}
-    set_manifest(folder, files={f"a{number}.json": entry for number in range(2000)})
+    files = {f"a{number}.json": entry for number in range(2000)}
+    set_manifest(folder, files=files)
 
 
 def link(folder: Path, name: str, target: str | Path) -> None:
@@ -179,6 +187,7 @@ def link_to_a_secret(folder: Path) -> None:
 
 
 def pipe(folder: Path) -> None:
+    """Reading a pipe that nobody writes to waits for ever."""
     (folder / WEIGHTS).unlink()
     os.mkfifo(folder / WEIGHTS)
 
@@ -215,6 +224,7 @@ OTHER_CONFIG = "belongs to another config.json"
 
 NAN = torch.full((2, 119), torch.nan, dtype=torch.float64)
 INFINITE = torch.full((2,), torch.inf, dtype=torch.float64)
+# deeper than Python's recursion limit
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
 FAR_OFFSETS = {"e0": {"dtype": "F64", "shape": [9], "data_offsets": [0, 1 << 40]}}
 SAME_BYTES = {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}
@@ -322,6 +332,7 @@ CASES: dict[str, Case] = {
 def test_bad_folder_is_refused(folder: Path, name: str) -> None:
     CASES[name].apply(folder)
     before = sorted(folder.parent.iterdir())
+
     with pytest.raises(BadModelError, match=CASES[name].message) as refusal:
         model_zoo.load(folder)
     line = str(refusal.value)
@@ -334,8 +345,11 @@ def test_bad_folder_is_refused(folder: Path, name: str) -> None:
 
 def test_all_cases_are_there_and_the_bomb_is_live(folder: Path) -> None:
     assert len(CASES) == 65  # the guides state this number
+    # the cases prove nothing unless the bomb goes off where somebody unpickles it
     pickle.loads(pickle.dumps(Bomb(folder.parent / "ran")))
     assert (folder.parent / "ran").exists()
+
+    # and unless a new manifest alone leaves a good folder good
     sign(folder)
     assert model_zoo.load(folder).record.name == "copper"
 

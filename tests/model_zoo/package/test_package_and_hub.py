@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,22 +26,31 @@ from evenfield.model_zoo.engines.errors import UnseenElementError
 from small_models import rewrite
 
 
+def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change config.json in place, with a manifest that fits."""
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    text = json.dumps(config)
+    rewrite(folder, "config.json", text.encode())
+
+
 def test_publish_and_load_by_reference_is_bit_identical(folder: Path, tmp_path: Path) -> None:
-    reference = model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    hub = tmp_path / "hub"
+    reference = model_zoo.publish(folder, "me/copper", hub)
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1)
+
     results = []
     for name in (folder, "me/copper", reference):
-        atoms.calc = model_zoo.load(name, tmp_path / "hub").calculator()
-        results.append(
-            (
-                atoms.get_potential_energy(),
-                atoms.get_forces().tobytes(),
-                atoms.get_stress().tobytes(),
-            )
-        )
+        atoms.calc = model_zoo.load(name, hub).calculator()
+        energy = atoms.get_potential_energy()
+        forces = atoms.get_forces().tobytes()
+        stress = atoms.get_stress().tobytes()
+        results.append((energy, forces, stress))
     assert results[0] == results[1] == results[2]
-    assert model_zoo.publish(folder, "me/copper", tmp_path / "hub") == reference
+
+    # publishing the same model again makes no new revision
+    assert model_zoo.publish(folder, "me/copper", hub) == reference
 
 
 def test_weights_have_the_same_hash_in_another_process(folder: Path, tmp_path: Path) -> None:
@@ -47,9 +58,13 @@ def test_weights_have_the_same_hash_in_another_process(folder: Path, tmp_path: P
         "import sys; from evenfield.model_zoo import load_model, save_model\n"
         "model, record = load_model(sys.argv[1]); save_model(sys.argv[2], model, record)"
     )
-    subprocess.run([sys.executable, "-c", script, str(folder), str(tmp_path / "again")], check=True)
+    again = tmp_path / "again"
+    # another process has another seed for the hashes of texts, and so another order of sets
+    subprocess.run([sys.executable, "-c", script, str(folder), str(again)], check=True)
     for name in ("model.safetensors", "config.json", "README.md"):
-        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+        first = (folder / name).read_bytes()
+        second = (again / name).read_bytes()
+        assert first == second, name
 
 
 def test_card_is_valid_hub_metadata(folder: Path) -> None:
@@ -64,38 +79,36 @@ def test_publishing_needs_licence_and_training_data(folder: Path, tmp_path: Path
     potential, record = model_zoo.load_model(folder)
     bare = record.model_copy(update={"licence": None, "training_data": []})
     model_zoo.save_model(tmp_path / "bare", potential, bare)
+    hub = tmp_path / "hub"
     with pytest.raises(BadModelError, match="lacks licence, training data"):
-        model_zoo.publish(tmp_path / "bare", "me/copper", tmp_path / "hub")
-    assert not (tmp_path / "hub").exists()
+        model_zoo.publish(tmp_path / "bare", "me/copper", hub)
+    # refused before the hub was touched
+    assert not hub.exists()
 
 
 def test_tampered_weights_are_refused(folder: Path) -> None:
-    data = bytearray((folder / "model.safetensors").read_bytes())
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
     data[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(data)
+    weights.write_bytes(data)
     with pytest.raises(BadModelError, match=r"model\.safetensors.*sha256"):
         model_zoo.load(folder)
 
 
 def test_newer_format_is_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    rewrite(folder, "config.json", json.dumps(config | {"format_version": 999}).encode())
+    change_config(folder, lambda config: config.update(format_version=999))
     with pytest.raises(BadModelError, match=r"format 999 is newer.*upgrade evenfield"):
         model_zoo.load(folder)
 
 
 def test_wrong_tensors_are_named(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["architecture"]["channels"] = 4
-    rewrite(folder, "config.json", json.dumps(config).encode())
+    change_config(folder, lambda config: config["architecture"].update(channels=4))
     with pytest.raises(BadModelError, match=r"gates\.bias is \(48,\).*not \(24,\).*more"):
         model_zoo.load(folder)
 
 
 def test_unknown_architecture_key_is_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["architecture"]["attention"] = True
-    rewrite(folder, "config.json", json.dumps(config).encode())
+    change_config(folder, lambda config: config["architecture"].update(attention=True))
     with pytest.raises(BadModelError, match="attention"):
         model_zoo.load(folder)
 
@@ -127,10 +140,12 @@ def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
     atoms.rattle(0.1, seed=0)
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
     before = atoms.get_potential_energy()
-    BFGS(atoms, logfile=None).run(fmax=0.01, steps=20)
+    optimiser = BFGS(atoms, logfile=None)
+    optimiser.run(fmax=0.01, steps=20)
     assert atoms.get_potential_energy() < before
-    atoms.rattle(0.05, seed=1)
 
+    # away from the minimum, so that there is motion
+    atoms.rattle(0.05, seed=1)
     total = []
     kinetic = []
 
@@ -147,8 +162,9 @@ def test_calculator_drives_optimisation_and_dynamics(folder: Path) -> None:
 def test_calculator_energies_sum_to_the_energy(folder: Path) -> None:
     atoms = bulk("Cu", cubic=True)
     atoms.calc = model_zoo.load(folder).calculator()
-    assert abs(atoms.get_potential_energies().sum() - atoms.get_potential_energy()) < 1e-9
-    assert atoms.get_potential_energies()[0] != 0.0
+    energies = atoms.get_potential_energies()
+    assert abs(energies.sum() - atoms.get_potential_energy()) < 1e-9
+    assert energies[0] != 0.0
 
 
 def test_element_that_the_level_never_saw_is_refused(folder: Path) -> None:
@@ -156,10 +172,14 @@ def test_element_that_the_level_never_saw_is_refused(folder: Path) -> None:
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="PBE")
     with pytest.raises(UnseenElementError, match=r"Au: not among the 1 elements.*PBE"):
         atoms.get_potential_energy()
+
+    # the same model at a level that saw gold
     atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
     atoms.get_potential_energy()
 
 
 def test_reference_energies_keep_float64(folder: Path) -> None:
     potential, _ = model_zoo.load_model(folder)
-    assert potential.to(torch.float32).e0[0, 29].item() == -1234.56789012345
+    # float32 would hold this number to 1e-4 eV only
+    in_float32 = potential.to(torch.float32)
+    assert in_float32.e0[0, 29].item() == -1234.56789012345

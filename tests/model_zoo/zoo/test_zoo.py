@@ -33,8 +33,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_shipped_model_is_small_broad_and_fit_to_publish() -> None:
     folder = zoo.find(SHIPPED)
     model = model_zoo.load(SHIPPED)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
+    # every installation downloads it
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    assert num_bytes <= 3_000_000
     assert len(model.record.symbols) >= 40
+
     plan = plan_publication(folder, "me/copy")
     assert not plan.refused
     assert model.record.description
@@ -54,9 +57,11 @@ def test_shipped_model_knows_what_it_says() -> None:
         atoms.symbols[:] = rng.choice(["Cu", "Ag", "Au", "Pd"], len(atoms))
         atoms.set_cell(atoms.cell * 1.07, scale_atoms=True)
         atoms.rattle(0.1, rng=rng)
+
         expected = Atoms(atoms, calculator=EMT()).get_forces()
         atoms.calc = calculator
-        errors.append(np.abs(atoms.get_forces() - expected).mean() / np.abs(expected).mean())
+        error = np.abs(atoms.get_forces() - expected).mean()
+        errors.append(error / np.abs(expected).mean())
     assert np.mean(errors) < 0.25
     assert model.evaluation.levels["EMT"].relative_force_mae < 0.25
 
@@ -66,11 +71,11 @@ def test_pinned_reference_loads_the_same_model(cache: Path) -> None:
     assert model_zoo.load(pinned).reference == pinned
     with pytest.raises(HubError, match=r"evenfield-s@0123abcd: this machine has revision \w{16}"):
         model_zoo.load("evenfield-s@0123abcd")
+
     # one that was built here goes first; the shipped one stays within reach by its revision
     potential, record = model_zoo.load_model(zoo.find(SHIPPED))
-    model_zoo.save_model(
-        cache / SHIPPED, potential, record.model_copy(update={"description": "built here"})
-    )
+    built = record.model_copy(update={"description": "built here"})
+    model_zoo.save_model(cache / SHIPPED, potential, built)
     assert model_zoo.load(SHIPPED).record.description == "built here"
     assert model_zoo.load(pinned).record.description != "built here"
 
@@ -85,6 +90,7 @@ def test_every_name_has_a_recipe() -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of a command."""
     monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -94,18 +100,28 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def test_list_and_show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert run(monkeypatch, "zoo", "list") == 0
     shown = capsys.readouterr().out
-    assert model_zoo.load(SHIPPED).reference.partition("@")[2] in shown
-    assert "not here" in shown and "evenfield zoo build evenfield-m" in shown
+    revision = model_zoo.load(SHIPPED).reference.partition("@")[2]
+    assert revision in shown
+    assert "not here" in shown
+    assert "evenfield zoo build evenfield-m" in shown
+
     assert run(monkeypatch, "zoo", "show", SHIPPED) == 0
-    assert "complete and verified: evenfield-s@" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "complete and verified: evenfield-s@" in shown
+
     assert run(monkeypatch, "zoo", "build", "evenfield-xl") == 1
-    assert "name one of evenfield-m, evenfield-s" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "name one of evenfield-m, evenfield-s" in error
 
 
 def test_damaged_shipped_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(zoo.SHIPPED / SHIPPED, tmp_path / "shipped" / SHIPPED)
-    monkeypatch.setattr(zoo, "SHIPPED", tmp_path / "shipped")
-    config = tmp_path / "shipped" / SHIPPED / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float64"}))
+    shipped = tmp_path / "shipped"
+    shutil.copytree(zoo.SHIPPED / SHIPPED, shipped / SHIPPED)
+    monkeypatch.setattr(zoo, "SHIPPED", shipped)
+
+    path = shipped / SHIPPED / "config.json"
+    config = json.loads(path.read_text())
+    config["dtype"] = "float64"
+    path.write_text(json.dumps(config))
     with pytest.raises(BadModelError, match=r"config\.json"):
         model_zoo.load(SHIPPED)
