@@ -26,17 +26,33 @@ def fake_metrics(path: Path, *, speed: float, steps: int = 200) -> None:
     lines = []
     for step in range(1, steps + 1):
         loss = 2.0 * np.exp(-speed * step / steps) * rng.lognormal(0, 0.25) + 0.05
-        rates = {"structures_per_s": 55.0, "edges_per_s": 41000.0, "data_wait_share": 0.02}
         lines.append(
-            {"event": "step", "step": step, "epoch": 0, "loss": loss, "learning_rate": 1e-3} | rates
+            {
+                "event": "step",
+                "step": step,
+                "epoch": 0,
+                "loss": loss,
+                "learning_rate": 1e-3,
+                "structures_per_s": 55.0,
+                "edges_per_s": 41000.0,
+                "data_wait_share": 0.02,
+                "seconds": 0.5,
+            }
         )
-        lines[-1]["seconds"] = 0.5
+
         if step % 20 == 0:
             mae = 0.6 * np.exp(-speed * step / steps) + 0.04
-            errors = {"energy_mae_per_atom": 0.2 * mae, "force_mae": mae}
-            counts = {"num_structures": 50, "num_atoms": 600}
-            row = {"event": "evaluation", "step": step, "split": "valid"}
-            lines.append(row | counts | errors)
+            lines.append(
+                {
+                    "event": "evaluation",
+                    "step": step,
+                    "split": "valid",
+                    "num_structures": 50,
+                    "num_atoms": 600,
+                    "energy_mae_per_atom": 0.2 * mae,
+                    "force_mae": mae,
+                }
+            )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -48,6 +64,7 @@ def fake_evaluation(path: Path, *, tail: float) -> dict:
         train = int(20000 / z**1.9) + 2
         rms = float(rng.uniform(0.5, 2.0))
         mae = 0.04 * (20000 / train) ** tail * float(rng.lognormal(0, 0.3))
+        # every ninth element has training structures but none to test on
         tested = z % 9 != 5
         elements[symbol] = {
             "num_structures": train // 10 + 1 if tested else 0,
@@ -57,9 +74,15 @@ def fake_evaluation(path: Path, *, tail: float) -> dict:
             "force_rms": rms if tested else None,
             "energy_mae_per_atom": 0.02,
         }
-    errors = {symbol: e["force_mae"] for symbol, e in elements.items() if e["force_mae"]}
+
+    errors = {}
+    for symbol, element in elements.items():
+        if element["force_mae"]:
+            errors[symbol] = element["force_mae"]
     ordered = sorted(errors, key=errors.get)
-    decile = ordered[-max(1, len(ordered) // 10) :]
+    num_worst = max(1, len(ordered) // 10)
+    decile = ordered[-num_worst:]
+
     level = {
         "force_mae": 0.07,
         "force_rms": 1.3,
@@ -88,8 +111,10 @@ def fake_evaluation(path: Path, *, tail: float) -> dict:
 def fake_predictions(path: Path, *, num_structures: int = 600, num_atoms: int = 9000) -> None:
     """Errors of the size that fake_evaluation claims."""
     rng = np.random.default_rng(3)
+    # two thirds at the first level; the second lies 2 eV/atom higher
     level = np.arange(num_structures) % 3 // 2
     energy = rng.normal(-3, 0.8, num_structures) + 2 * level
+    # heavy tails, as real forces have
     forces = rng.laplace(0, 0.85, (num_atoms, 3))
     np.savez(
         path,
@@ -126,14 +151,25 @@ def fake_few_shot(path: Path) -> Path:
     }
     rows = []
     for strategy, (start, slope) in laws.items():
-        for count in (0,) if strategy == "pretrained" else (4, 8, 16, 32, 64, 128, 256):
+        counts = [4, 8, 16, 32, 64, 128, 256]
+        if strategy == "pretrained":
+            counts = [0]
+        for count in counts:
             for seed in range(3):
-                mae = start * max(count, 4) ** -slope * 4**slope * float(rng.lognormal(0, 0.08))
+                # `start` is the error with four structures
+                mae = start * (max(count, 4) / 4) ** -slope * float(rng.lognormal(0, 0.08))
                 rows.append(
-                    {"num_structures": count, "strategy": strategy, "seed": seed, "force_mae": mae}
+                    {
+                        "num_structures": count,
+                        "strategy": strategy,
+                        "seed": seed,
+                        "force_mae": mae,
+                        "energy_mae_per_atom": 0.2 * mae,
+                        "seconds": 1.5 + 0.1 * count,
+                    }
                 )
-                rows[-1] |= {"energy_mae_per_atom": 0.2 * mae, "seconds": 1.5 + 0.1 * count}
-    path.write_text(json.dumps({"target": "BO2 polymorphs", "force_rms": 1.9, "rows": rows}))
+    content = {"target": "BO2 polymorphs", "force_rms": 1.9, "rows": rows}
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -151,7 +187,9 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 def page(runs, tmp_path_factory) -> Path:
     """The full report with every optional input."""
     folder = tmp_path_factory.mktemp("report")
-    card, notes = folder / "card.md", folder / "notes.md"
+    card = folder / "card.md"
+    notes = folder / "notes.md"
+    # a card comes from somebody else: its scripts and pictures must not get into the page
     card.write_text(
         "---\nlicense: x\n---\n# small\n<script>bad()</script> ![x](https://example.org/x.png)\n"
     )
@@ -175,7 +213,9 @@ def unsaved_pictures(monkeypatch) -> None:
 def visible_text(page: Path) -> str:
     """The words of the page without tags, one space between them."""
     body = re.sub(r"<style>.*?</style>", " ", page.read_text(), flags=re.DOTALL)
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
+    without_tags = re.sub(r"<[^>]*>", " ", body)
+    words = unescape(without_tags).split()
+    return " ".join(words)
 
 
 # --- figures
@@ -184,9 +224,12 @@ def visible_text(page: Path) -> str:
 def test_maps_before_and_after_share_a_scale(runs):
     before, after = (Run.read(name, folder).evaluation for name, folder in runs.items())
     panels = reweighting_maps(before, after, ("a", "b")).axes
-    bars = [panel.child_axes[0] for panel in panels[:3]]
-    assert bars[0].get_xlim() == bars[1].get_xlim()
-    assert np.prod(bars[2].get_xlim()) == pytest.approx(1)  # the ratio is symmetric about 1
+    old_bar, new_bar, ratio_bar = (panel.child_axes[0] for panel in panels[:3])
+    assert old_bar.get_xlim() == new_bar.get_xlim()
+    # the ratio is symmetric about 1
+    assert np.prod(ratio_bar.get_xlim()) == pytest.approx(1)
+
+    # a cell's number follows its symbol
     texts = [text.get_text() for text in panels[2].texts]
     ratio = after.per_element["Fe"].force_mae / before.per_element["Fe"].force_mae
     assert texts[texts.index("Fe") + 1] == f"{ratio:.2f}"
@@ -216,19 +259,15 @@ def test_broken_evaluation_is_named(tmp_path):
 def test_pictures_lie_beside_the_page(page):
     pictures = sorted(path.name for path in (page.parent / "pictures").iterdir())
     stems = {Path(name).stem for name in pictures}
-    assert {
-        "reweighting",
-        "learning-curves",
-        "parity-uniform",
-        "parity-beta-0-5",
-        "few-shot",
-    } <= stems
+    parities = {"parity-uniform", "parity-beta-0-5"}
+    assert stems >= {"reweighting", "learning-curves", "few-shot", *parities}
     assert pictures == sorted(f"{stem}{end}" for stem in stems for end in (".png", ".svg"))
     for path in (page.parent / "pictures").iterdir():
         start = path.read_bytes()[:8]
-        assert (
-            start == b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else start.startswith(b"<?xml")
-        )
+        if path.suffix == ".png":
+            assert start == b"\x89PNG\r\n\x1a\n"
+        else:
+            assert start.startswith(b"<?xml")
 
 
 def test_page_loads_nothing(page):
@@ -237,9 +276,9 @@ def test_page_loads_nothing(page):
     sources = re.findall(r'\ssrc="([^"]*)"', html)
     assert len(sources) == len(list((page.parent / "pictures").glob("*.png")))
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert set(re.findall(r'<(\w+)[^>]*="https?:', html)) == {
-        "a"
-    }  # a link to click on, in the model card
+
+    # the one address left is a link to click on, in the model card
+    assert set(re.findall(r'<(\w+)[^>]*="https?:', html)) == {"a"}
     assert "<title>uniform &amp; reweighted</title>" in html
     assert str(page.parent.parent) not in html
 
@@ -253,14 +292,14 @@ def test_page_says_what_the_files_say(page, runs):
         assert f"{evaluation['mean_over_elements_force_mae']:.3f}" in text
         assert f"{evaluation['worst_decile_force_mae']:.3f}" in text
         iron = evaluation["per_element"]["Fe"]
-        assert (
-            f"Fe {iron['num_train_structures']} {iron['num_structures']} 40 {iron['force_rms']:.2f}"
-            in text
-        )
+        counts = f"{iron['num_train_structures']} {iron['num_structures']} 40"
+        assert f"Fe {counts} {iron['force_rms']:.2f}" in text
+
     assert "force MAE / RMS (%) 5.88 5.88" in text
     assert "energy MAE (meV/atom) 12.3 12.3" in text
     assert "evenfield pretrain weights.beta=0.5" in text
-    assert "different" not in text  # no doubt about two runs on one test set with equal steps
+    # no doubt about two runs on one test set with equal steps
+    assert "different" not in text
 
 
 def test_one_run_leaves_sections_out_and_says_so(runs, tmp_path, unsaved_pictures):
@@ -274,35 +313,38 @@ def test_unfair_comparison_is_called_unfair(runs, tmp_path, unsaved_pictures):
     other = fake_run(tmp_path / "other")
     fake_metrics(other / "metrics.jsonl", speed=3.0, steps=40)
     fake_predictions(other / "predictions.npz", num_atoms=100)
-    evaluation = json.loads((other / "evaluation.json").read_text()) | {
-        "num_structures": 7,
-        "force_mae": 0.5,
-    }
+    evaluation = json.loads((other / "evaluation.json").read_text())
+    evaluation |= {"num_structures": 7, "force_mae": 0.5}
     (other / "evaluation.json").write_text(json.dumps(evaluation))
-    text = visible_text(write_report(tmp_path, title="t", runs={"a": runs["uniform"], "b": other}))
+
+    both = {"a": runs["uniform"], "b": other}
+    text = visible_text(write_report(tmp_path, title="t", runs=both))
     assert "evaluated on different structures" in text
     assert "200 and 40 steps" in text
-    assert (
-        "b: force MAE (eV/\u00c5) is 0.0712 in predictions.npz, but 0.500 in evaluation.json"
-        in text
-    )
+    disagreement = "is 0.0712 in predictions.npz, but 0.500 in evaluation.json"
+    assert f"b: force MAE (eV/\u00c5) {disagreement}" in text
 
 
 def test_run_without_force_labels(tmp_path, unsaved_pictures):
     run = fake_run(tmp_path / "run")
     evaluation = json.loads((run / "evaluation.json").read_text())
-    nothing = {"force_mae": None, "force_rms": None}
-    for errors in (evaluation, *evaluation["per_element"].values(), *evaluation["levels"].values()):
-        errors |= nothing
-    for name in ("mean_over_elements_force_mae", "worst_element", "worst_element_force_mae"):
+    elements = evaluation["per_element"].values()
+    levels = evaluation["levels"].values()
+    for errors in (evaluation, *elements, *levels):
+        errors |= {"force_mae": None, "force_rms": None}
+    for name in (
+        "mean_over_elements_force_mae",
+        "worst_element",
+        "worst_element_force_mae",
+        "worst_decile_force_mae",
+    ):
         evaluation[name] = None
-    evaluation["worst_decile_force_mae"] = None
     (run / "evaluation.json").write_text(json.dumps(evaluation))
+
+    # NaN marks a label that is missing
     arrays = dict(np.load(run / "predictions.npz"))
-    np.savez(
-        run / "predictions.npz",
-        **arrays | {"reference_forces": arrays["reference_forces"] * np.nan},
-    )
+    arrays["reference_forces"] = arrays["reference_forces"] * np.nan
+    np.savez(run / "predictions.npz", **arrays)
     text = visible_text(write_report(tmp_path, title="t", runs={"a": run, "b": run}))
     assert "no element has force errors in both runs" in text
 

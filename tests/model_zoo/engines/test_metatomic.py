@@ -41,7 +41,8 @@ def small(folder: Path, **architecture: Any) -> model_zoo.LoadedModel:
     potential.e0[:] = -torch.arange(2 * 119).view(2, 119) * 12.3456789
     potential.scale[:] = torch.tensor([5.0, 7.0])
     record = ModelRecord(name="small", licence="CC0-1.0", description="For tests.", elements=LEVELS)
-    return model_zoo.load(model_zoo.save_model(folder, potential, record))
+    model_zoo.save_model(folder, potential, record)
+    return model_zoo.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,7 @@ def test_many_systems_at_once_and_chosen_atoms(
 
     every = atoms_of_a_domain(metatomic, loaded, frames, None, "atom")
     np.testing.assert_allclose(every, np.concatenate(energies), rtol=1e-12)
+
     sums = atoms_of_a_domain(metatomic, loaded, frames, None, "system")
     np.testing.assert_allclose(sums, [own.sum() for own in energies], rtol=1e-12)
 
@@ -197,10 +199,11 @@ def test_many_systems_at_once_and_chosen_atoms(
     chosen = [energies[system][atom] for system, atom in selected]
     found = atoms_of_a_domain(metatomic, loaded, frames, selected, "atom")
     np.testing.assert_allclose(found, chosen, rtol=1e-12)
+
+    # systems of which no atom was chosen have an energy of zero
     sums = atoms_of_a_domain(metatomic, loaded, frames, selected, "system")
-    np.testing.assert_allclose(
-        sums, [chosen[0] + chosen[1], 0, chosen[2], 0, 0, chosen[3]], rtol=1e-12
-    )
+    expected = [chosen[0] + chosen[1], 0, chosen[2], 0, 0, chosen[3]]
+    np.testing.assert_allclose(sums, expected, rtol=1e-12)
 
 
 def test_a_domain_needs_only_what_lies_within_the_interaction_range(
@@ -211,14 +214,20 @@ def test_a_domain_needs_only_what_lies_within_the_interaction_range(
     cell = structures()["crystal"]
     reach = loaded.capabilities().interaction_range
     assert reach == 2 * model.potential.config.cutoff
+
+    # all copies that the domain can feel, the domain in the middle of them
     around = cell.repeat((5, 7, 7))
     around.positions -= 2 * cell.cell[0] + 3 * cell.cell[1] + 3 * cell.cell[2]
-    distance = np.linalg.norm(around.positions[:, None] - cell.positions[None], axis=2)
+    vectors = around.positions[:, None] - cell.positions[None]
+    distance = np.linalg.norm(vectors, axis=2)
     around = around[distance.min(1) <= reach]
+
+    # (system, atom) of the domain's own atoms among them
     own = []
     for position in cell.positions:
         nearest = np.argmin(np.linalg.norm(around.positions - position, axis=1))
         own.append([0, int(nearest)])
+
     around.set_cell(None)
     around.pbc = False
     expected = calculated(cell, model.calculator(dtype="float64"))["energies"]
@@ -285,22 +294,26 @@ def test_i_pi_runs_the_file_with_its_own_driver(
 
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", structures()["crystal"])
-    run = InteractiveSimulation(
-        dynamics_input("metatomic", beads, model=exported, check_consistency=True)
-    )
+    program_input = dynamics_input("metatomic", beads, model=exported, check_consistency=True)
+    run = InteractiveSimulation(program_input)
     run.run(10)
     system = run.syslist[0]
+
     for bead in range(beads):
         atoms = ase.io.read("start.extxyz")
         atoms.set_cell(unit_to_user("length", "angstrom", system.cell.h.T))
-        atoms.positions[:] = unit_to_user("length", "angstrom", system.beads.q[bead]).reshape(-1, 3)
+        positions = unit_to_user("length", "angstrom", system.beads.q[bead])
+        atoms.positions[:] = positions.reshape(-1, 3)
         atoms.calc = model.calculator(dtype="float64")
+
         forces = unit_to_user("force", "ev/ang", system.forces.f[bead]).reshape(-1, 3)
         np.testing.assert_allclose(forces, atoms.get_forces(), atol=1e-8)
+
         virial = -atoms.get_stress(voigt=False) * atoms.get_volume()
         found = unit_to_user("energy", "electronvolt", system.forces.virs[bead])
         # i-PI leaves the lower half empty
         np.testing.assert_allclose(np.triu(found), np.triu(virial), atol=1e-8)
+
         energy = unit_to_user("energy", "electronvolt", system.forces.pots[bead])
         assert energy == pytest.approx(atoms.get_potential_energy(), rel=1e-10)
     assert np.abs(atoms.get_forces()).max() > 0.01
