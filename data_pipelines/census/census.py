@@ -47,7 +47,12 @@ class Census:
     @property
     def levels(self) -> list[str]:
         """Levels of theory, the one with the most structures first."""
-        return sorted(self.level_counts, key=lambda level: -sum(self.level_counts[level].values()))
+
+        def minus_structures(level: str) -> int:
+            # the sign makes an ascending sort a descending one, which keeps ties in their order
+            return -sum(self.level_counts[level].values())
+
+        return sorted(self.level_counts, key=minus_structures)
 
     def __iadd__(self, other: Census) -> Self:
         _add_counts(self.structures, other.structures)
@@ -56,9 +61,12 @@ class Census:
         self.force_count += other.force_count
         # a level of theory that only the other census has starts from nothing
         for level, reference in other.references.items():
-            self.references.setdefault(level, ReferenceFit()).merge(reference)
+            own_reference = self.references.setdefault(level, ReferenceFit())
+            own_reference.merge(reference)
+
         for level, by_split in other.level_counts.items():
-            _add_counts(self.level_counts.setdefault(level, {}), by_split)
+            own_counts = self.level_counts.setdefault(level, {})
+            _add_counts(own_counts, by_split)
         return self
 
     def __add__(self, other: Census) -> Census:
@@ -74,15 +82,20 @@ class Census:
         """
         numbers = table["atomic_numbers"].combine_chunks()
         atomic_numbers = numbers.flatten().to_numpy()
-        sizes = np.diff(numbers.offsets.to_numpy())
+        offsets = numbers.offsets.to_numpy()
+        sizes = np.diff(offsets)
         if not len(sizes) or not sizes.all() or atomic_numbers.max() > MAX_ATOMIC_NUMBER:
             raise ValueError("structures without atoms or with an unknown atomic number")
 
         counts = compositions(atomic_numbers, sizes)
-        structures = np.bincount(counts.indices, minlength=NUM_ELEMENTS)
-        atoms = np.bincount(counts.indices, counts.data, minlength=NUM_ELEMENTS)
+        # a structure has one entry for each of its elements, whose value is the number of atoms
+        element = counts.indices
+        structures = np.bincount(element, minlength=NUM_ELEMENTS)
+        atoms = np.bincount(element, counts.data, minlength=NUM_ELEMENTS)
         _add_counts(self.structures, {split: structures})
         _add_counts(self.atoms, {split: atoms})
+
+        # only training data may decide what a model is normalised by
         if split == "train":
             self._add_forces(table["forces"], atomic_numbers, sizes, atoms)
         self._add_levels(table, counts, split)
@@ -93,13 +106,17 @@ class Census:
         if not pa.types.is_dictionary(levels.type):
             levels = levels.dictionary_encode()
         codes = levels.indices.to_numpy()
+        names = levels.dictionary.to_pylist()
+
+        # numpy has no null: a missing energy is NaN
         energy = table["energy"].to_numpy()
-        for code, level in enumerate(levels.dictionary.to_pylist()):
+        has_energy = ~np.isnan(energy)
+        for code, level in enumerate(names):
             own = codes == code
             by_split = self.level_counts.setdefault(level, {})
-            by_split[split] = by_split.get(split, 0) + int(own.sum())
+            _add_counts(by_split, {split: int(own.sum())})
 
-            labelled = own & ~np.isnan(energy)
+            labelled = own & has_energy
             if split != "train" or not labelled.any():
                 continue
             reference = self.references.setdefault(level, ReferenceFit())
@@ -120,43 +137,54 @@ class Census:
 
         atoms: (119,) atoms of each element, with or without forces.
         """
-        starts = np.concatenate([[0], np.cumsum(sizes)])
+        starts = _starts(sizes)
         first = 0
         # chunk by chunk, which stay in the cache
         for chunk in forces.chunks:
             last = first + len(chunk)
             own = atomic_numbers[starts[first] : starts[last]]
             if chunk.null_count:
+                # a null has no components in the flat column, so its atoms must not count either
                 has_forces = chunk.is_valid().to_numpy(zero_copy_only=False)
                 labelled = np.repeat(has_forces, sizes[first:last])
-                atoms = atoms - np.bincount(own[~labelled], minlength=NUM_ELEMENTS)
+                without = np.bincount(own[~labelled], minlength=NUM_ELEMENTS)
+                atoms = atoms - without
                 own = own[labelled]
-            self.force_square += np.bincount(own, _squared_norms(chunk), NUM_ELEMENTS)
+
+            squares = _squared_norms(chunk)
+            self.force_square += np.bincount(own, squares, NUM_ELEMENTS)
             first = last
         self.force_count += 3 * atoms
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready summary; elements by symbol, energies in eV, forces in eV/A."""
+        in_all_splits = sum(self.structures.values(), _zeros())
+        present = np.flatnonzero(in_all_splits).tolist()
+
         per_element = {}
-        for atomic_number in np.flatnonzero(sum(self.structures.values(), _zeros())).tolist():
-            per_element[chemical_symbols[atomic_number]] = {
-                "structures": {
-                    split: int(counts[atomic_number]) for split, counts in self.structures.items()
-                },
-                "atoms": {
-                    split: int(counts[atomic_number]) for split, counts in self.atoms.items()
-                },
+        for atomic_number in present:
+            symbol = chemical_symbols[atomic_number]
+            per_element[symbol] = {
+                "structures": _of_element(self.structures, atomic_number),
+                "atoms": _of_element(self.atoms, atomic_number),
                 "force_rms": self._force_rms(atomic_number),
             }
+
         levels = {}
         for level in self.levels:
+            # a level without training energies has an empty table of E0
             reference = self.references.get(level, ReferenceFit())
-            levels[level] = {"structures": dict(self.level_counts[level]), **reference.to_dict()}
+            structures = dict(self.level_counts[level])
+            levels[level] = {"structures": structures, **reference.to_dict()}
         return {"per_element": per_element, "levels_of_theory": levels}
 
     def _force_rms(self, atomic_number: int) -> float | None:
+        """Root mean square of a force component, eV/A; None without any."""
         count = self.force_count[atomic_number]
-        return float(np.sqrt(self.force_square[atomic_number] / count)) if count else None
+        if not count:
+            return None
+        mean_square = self.force_square[atomic_number] / count
+        return float(np.sqrt(mean_square))
 
 
 class ReferenceFit:
@@ -186,7 +214,10 @@ class ReferenceFit:
         """Count labelled structures: atoms of each element (S, 119) and energies (S,) in eV."""
         num_elements = np.diff(counts.indptr)
         sizes = np.add.reduceat(counts.data, counts.indptr[:-1])
-        share = counts.data / np.repeat(sizes, num_elements)
+        size_of_entry = np.repeat(sizes, num_elements)
+
+        # n_sz / N_s and E_s / N_s
+        share = counts.data / size_of_entry
         per_atom = energies / sizes
         self.normal += _sum_of_products(share, counts.indices, counts.indptr)
         # the division by N_s, squared in the loss, is in `share` and `per_atom`
@@ -203,23 +234,31 @@ class ReferenceFit:
         self.count += other.count
 
     def solve(self) -> tuple[dict[int, float], list[int]]:
-        """E0 by atomic number, and the elements whose E0 the data do not determine."""
+        """E0 by atomic number (eV), and the elements whose E0 the data do not determine."""
         present = np.flatnonzero(np.diag(self.normal))
         if not len(present):
             return {}, []
         normal = self.normal[np.ix_(present, present)]
+        moment = self.moment[present]
+
         # scaled by A_zz, the ridge is the same for every element
         scale = np.sqrt(np.diag(normal))
         scales = np.outer(scale, scale)
         values, vectors = np.linalg.eigh(normal / scales)
-        inverse = (vectors / (values + self.RIDGE)) @ vectors.T / scales
+        damped = vectors / (values + self.RIDGE)
+        inverse = damped @ vectors.T / scales
 
-        e0 = np.full(len(present), self.energy_per_atom / self.count)
+        mean_energy = self.energy_per_atom / self.count
+        e0 = np.full(len(present), mean_energy)
         for _ in range(2):
-            e0 += inverse @ (self.moment[present] - normal @ e0)
+            residual = moment - normal @ e0
+            e0 += inverse @ residual
 
-        free = np.abs(vectors[:, values < self.RIDGE]) > self.UNDETERMINED_SHARE
-        undetermined = present[free.any(axis=1)]
+        # Directions with an eigenvalue below the ridge are left to the prior, and so is every
+        # element with a share in one of them.
+        free_directions = vectors[:, values < self.RIDGE]
+        has_share = np.abs(free_directions) > self.UNDETERMINED_SHARE
+        undetermined = present[has_share.any(axis=1)]
         by_number = dict(zip(present.tolist(), e0.tolist(), strict=True))
         return by_number, undetermined.tolist()
 
@@ -237,25 +276,42 @@ def compositions(atomic_numbers: np.ndarray, sizes: np.ndarray) -> csr_array:
 
     atomic_numbers: (sum N,) of the structures, end to end.  sizes: (S,) atoms of each.
     """
+    # of the dense table: the heaviest element that occurs is its last column
     width = int(atomic_numbers.max()) + 1
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    starts = _starts(sizes)
     atoms = []
     columns = []
     elements = []
     for first in range(0, len(sizes), ROWS_IN_CACHE):
-        own = sizes[first : first + ROWS_IN_CACHE]
+        own_sizes = sizes[first : first + ROWS_IN_CACHE]
+        num_rows = len(own_sizes)
+        own_numbers = atomic_numbers[starts[first] : starts[first + num_rows]]
+
         # place of each atom in a dense table of structures by elements
-        cell = np.repeat(np.arange(len(own)) * width, own)
-        cell += atomic_numbers[starts[first] : starts[first + len(own)]]
-        dense = np.bincount(cell, minlength=len(own) * width)
+        row_start = np.arange(num_rows) * width
+        place = np.repeat(row_start, own_sizes)
+        place += own_numbers
+        dense = np.bincount(place, minlength=num_rows * width)
+
         filled = np.flatnonzero(dense)
+        # 32 bits are enough for the small table, and divide faster than 64
         row, column = np.divmod(filled.astype(np.int32), np.int32(width))
         atoms.append(dense[filled])
         columns.append(column)
-        elements.append(np.bincount(row, minlength=len(own)))
-    ends = np.concatenate([[0], np.cumsum(np.concatenate(elements))]).astype(np.int32)
+        elements.append(np.bincount(row, minlength=num_rows))
+
+    num_elements = np.concatenate(elements)
+    row_starts = _starts(num_elements).astype(np.int32)
+    column_of = np.concatenate(columns)
     data = np.concatenate(atoms).astype(np.float64)
-    return csr_array((data, np.concatenate(columns), ends), shape=(len(sizes), NUM_ELEMENTS))
+    shape = (len(sizes), NUM_ELEMENTS)
+    return csr_array((data, column_of, row_starts), shape=shape)
+
+
+def _starts(sizes: np.ndarray) -> np.ndarray:
+    """Where each of some lists that lie end to end begins, and the end of the last, (S + 1,)."""
+    ends = np.cumsum(sizes)
+    return np.concatenate([[0], ends])
 
 
 def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -264,19 +320,30 @@ def _sum_of_products(share: np.ndarray, element: np.ndarray, starts: np.ndarray)
     share, element: (nnz,) as in a CSR array with row starts (S + 1,). scipy's sparse product does
     the same in two passes over a general layout; here a row has a few entries only.
     """
+    num_entries = np.diff(starts)
+    most_entries = int(num_entries.max(initial=0))
+
     first = np.arange(len(share))
     # last entry of the same structure
-    last = np.repeat(starts[1:], np.diff(starts)) - 1
+    last = np.repeat(starts[1:], num_entries) - 1
     products = []
-    cells = []
+    places = []
     # pairs of entries that are `step` apart, for all structures at once
-    for step in range(int(np.diff(starts).max(initial=0))):
-        first = first[first + step <= last[first]]
+    for step in range(most_entries):
+        has_partner = first + step <= last[first]
+        first = first[has_partner]
         second = first + step
         products.append(share[first] * share[second])
-        cells.append(element[first].astype(np.int64) * NUM_ELEMENTS + element[second])
-    upper = np.bincount(np.concatenate(cells), np.concatenate(products), NUM_ELEMENTS**2)
-    upper = upper.reshape(NUM_ELEMENTS, NUM_ELEMENTS)
+
+        # 64 bits: the indices of a CSR array have 32
+        row = element[first].astype(np.int64)
+        places.append(row * NUM_ELEMENTS + element[second])
+
+    place = np.concatenate(places)
+    product = np.concatenate(products)
+    flat = np.bincount(place, product, NUM_ELEMENTS**2)
+    # entries are sorted by element, so only the upper triangle is filled
+    upper = flat.reshape(NUM_ELEMENTS, NUM_ELEMENTS)
     return upper + np.triu(upper, 1).T
 
 
@@ -288,7 +355,8 @@ def count_shards(paths: Iterable[Path]) -> Census:
     census = Census()
     for path in paths:
         split = path.name.split("-")[0]
-        for table in _gathered(scan_shard(path, list(Census.COLUMNS), rows=ROWS_AT_ONCE)):
+        tables = scan_shard(path, list(Census.COLUMNS), rows=ROWS_AT_ONCE)
+        for table in _gathered(tables):
             try:
                 census.add_table(table, split)
             except ValueError as error:
@@ -324,11 +392,14 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     Arrow stops at every row group, and counting so few rows at a time is slow.
     """
     held: list[pa.Table] = []
+    num_rows = 0
     for table in tables:
         held.append(table)
-        if sum(part.num_rows for part in held) >= ROWS_AT_ONCE:
+        num_rows += table.num_rows
+        if num_rows >= ROWS_AT_ONCE:
             yield pa.concat_tables(held)
             held = []
+            num_rows = 0
     if held:
         yield pa.concat_tables(held)
 
@@ -336,6 +407,11 @@ def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _zeros() -> np.ndarray:
     """One number for each element."""
     return np.zeros(NUM_ELEMENTS)
+
+
+def _of_element(by_split: dict[str, np.ndarray], atomic_number: int) -> dict[str, int]:
+    """The counts of one element, by split."""
+    return {split: int(counts[atomic_number]) for split, counts in by_split.items()}
 
 
 def _add_counts(total: dict[str, Any], further: dict[str, Any]) -> None:

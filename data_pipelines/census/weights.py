@@ -65,34 +65,47 @@ class ElementWeights:
         The cap is the largest for which the effective sample size stays above
         `min_effective_share`.
         """
+        # at least 1, because 0 has no negative power
         powers = np.maximum(counts, 1.0) ** -config.beta
         element_weight = np.where(counts > 0, powers, 0.0)
         if config.beta == 0:
             return cls(element_weight, cap=1.0, scale=1.0, over=config.over)
 
+        # weights of the sample, before they are clipped and brought to mean 1
         unscaled = cls(element_weight, cap=np.inf, scale=1.0, over=config.over)
-        raw = np.concatenate([unscaled(numbers, starts) for numbers, starts in element_lists])
+        sampled = [unscaled(numbers, starts) for numbers, starts in element_lists]
+        raw = np.concatenate(sampled)
+
         cap = _largest_cap(raw, config.min_effective_share)
-        scale = 1.0 / float(np.minimum(raw, cap).mean())
+        clipped = np.minimum(raw, cap)
+        scale = 1.0 / float(clipped.mean())
         return cls(element_weight, cap, scale, config.over)
 
     def __call__(self, atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Weights (S,) of structures whose atoms are end to end; 1 on average over the data set."""
         if self.over == "max":
-            raw = np.maximum.reduceat(self.element_weight[atomic_numbers], starts[:-1])
+            weight_of_atom = self.element_weight[atomic_numbers]
+            raw = np.maximum.reduceat(weight_of_atom, starts[:-1])
         else:
+            # over the distinct elements: two atoms of one kind count once
             present = has_element(atomic_numbers, starts)
-            raw = present @ self.element_weight / present.sum(1)
-        return np.minimum(raw, self.cap) * self.scale
+            num_elements = present.sum(1)
+            raw = present @ self.element_weight / num_elements
+        clipped = np.minimum(raw, self.cap)
+        return clipped * self.scale
 
     def per_element(self) -> np.ndarray:
         """Weight of every element, (119,), on the scale of the structures' weights."""
-        return np.minimum(self.element_weight, self.cap) * self.scale
+        clipped = np.minimum(self.element_weight, self.cap)
+        return clipped * self.scale
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready and exact: 0.3 kB, and 20 bytes for each element."""
         present = np.flatnonzero(self.element_weight)
-        weights = {str(number): float(self.element_weight[number]) for number in present}
+        weights = {}
+        for number in present:
+            # JSON has text keys only, and no numbers of numpy
+            weights[str(number)] = float(self.element_weight[number])
         return {
             "element_weight": weights,
             "cap": self.cap,
@@ -112,15 +125,19 @@ class ElementWeights:
 def has_element(atomic_numbers: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Which structure contains which element, (S, 119) bool."""
     num_structures = len(starts) - 1
+    sizes = np.diff(starts)
+    structure_of_atom = np.repeat(np.arange(num_structures), sizes)
+
     present = np.zeros((num_structures, NUM_ELEMENTS), dtype=bool)
-    structure_of_atom = np.repeat(np.arange(num_structures), np.diff(starts))
     present[structure_of_atom, atomic_numbers] = True
     return present
 
 
 def effective_share(weights: np.ndarray) -> float:
     """Share of the data that a weighted sample is worth: (sum w)^2 / (n sum w^2) (Kish 1965)."""
-    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
+    square_of_sum = weights.sum() ** 2
+    sum_of_squares = (weights**2).sum()
+    return float(square_of_sum / (len(weights) * sum_of_squares))
 
 
 def _largest_cap(raw: np.ndarray, floor: float) -> float:
@@ -132,10 +149,12 @@ def _largest_cap(raw: np.ndarray, floor: float) -> float:
     high = float(raw.max())
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        if effective_share(np.minimum(raw, middle)) >= floor:
+        clipped = np.minimum(raw, middle)
+        if effective_share(clipped) >= floor:
             low = middle
         else:
             high = middle
+    # of the two ends, the one at which the floor holds
     return low
 
 
@@ -145,18 +164,27 @@ def num_copies(weights: np.ndarray, structure_ids: list[str], seed: int, epoch: 
     u is a hash of (structure_id, seed, epoch). The copies are unbiased (their mean over u is w),
     need no state, and are the same on every rank and after every resume.
     """
-    own = pd.util.hash_array(np.array(structure_ids, dtype=object), categorize=False)
-    of_epoch = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    ids = np.array(structure_ids, dtype=object)
+    # pandas hashes a whole array of texts in C, with a fixed key: the same on every machine
+    hash_of_id = pd.util.hash_array(ids, categorize=False)
+    sequence = np.random.SeedSequence([seed, epoch])
+    hash_of_epoch = sequence.generate_state(1, np.uint64)
+    mixed = _mix(hash_of_id ^ hash_of_epoch)
+
     # the upper 53 bits are the digits of a float64
-    uniform = (_mix(own ^ of_epoch) >> np.uint64(11)).astype(np.float64) / 2**53
+    digits = mixed >> np.uint64(11)
+    uniform = digits.astype(np.float64) / 2**53
     return np.floor(weights + uniform).astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(bits: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 
-    Every bit of the result depends on every bit of x.
+    Every bit of the result depends on every bit of the input.
     """
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    # the products are meant to overflow: uint64 wraps around in numpy
+    bits = bits ^ (bits >> np.uint64(30))
+    bits = bits * np.uint64(0xBF58476D1CE4E5B9)
+    bits = bits ^ (bits >> np.uint64(27))
+    bits = bits * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -33,9 +33,14 @@ def fingerprint(structure: Structure) -> int:
     reduced = counts // np.gcd.reduce(counts)
     energy = None
     if structure.energy is not None:
-        energy = round(structure.energy / len(structure) / ENERGY_STEP)
+        per_atom = structure.energy / len(structure)
+        energy = round(per_atom / ENERGY_STEP)
+
     # rounded, so that copies with small differences have the same numbers
-    neighbours = np.rint(_neighbour_means(structure) / NEIGHBOUR_STEP).astype(int)
+    steps = _neighbour_means(structure) / NEIGHBOUR_STEP
+    neighbours = np.rint(steps).astype(int)
+
+    # lists, because their text is the same in every version of numpy
     parts = (
         elements.tolist(),
         reduced.tolist(),
@@ -51,7 +56,9 @@ def hash_63(text: str) -> int:
     # ids from files may contain surrogates, which plain UTF-8 refuses
     encoded = text.encode(errors="surrogatepass")
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    unsigned = int.from_bytes(digest, "big")
+    # Arrow's and numpy's integers have a sign
+    return unsigned >> 1
 
 
 def _neighbour_means(structure: Structure) -> np.ndarray:
@@ -63,30 +70,44 @@ def _neighbour_means(structure: Structure) -> np.ndarray:
     lengths = np.linalg.norm(vectors, axis=1)
 
     # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
-    weight = 0.5 + 0.5 * np.cos(np.pi / CUTOFF * lengths)
-    per_atom = np.bincount(receiver, weight, minlength=len(structure))
-    by_element = weight @ structure.atomic_numbers[sender] / 10 / len(structure)
-    root_mean_square = np.sqrt((per_atom**2).mean())
-    return np.array([per_atom.mean(), by_element, root_mean_square])
+    phase = np.pi / CUTOFF * lengths
+    weight = 0.5 + 0.5 * np.cos(phase)
+
+    num_atoms = len(structure)
+    per_atom = np.bincount(receiver, weight, minlength=num_atoms)
+    mean = per_atom.mean()
+    # Z / 10, so that all three are of the same order
+    by_element = weight @ structure.atomic_numbers[sender] / 10 / num_atoms
+    mean_square = (per_atom**2).mean()
+    return np.array([mean, by_element, np.sqrt(mean_square)])
 
 
 def group_equal(fingerprints: np.ndarray) -> list[np.ndarray]:
     """Rows of each fingerprint that occurs more than once, in the order of their first rows."""
+    # stable, so that the rows of a group keep their order
     order = np.argsort(fingerprints, kind="stable")
-    starts = np.flatnonzero(np.diff(fingerprints[order])) + 1
-    groups = [rows for rows in np.split(order, starts) if len(rows) > 1]
-    return sorted(groups, key=lambda rows: int(rows[0]))
+    in_order = fingerprints[order]
+    starts = np.flatnonzero(np.diff(in_order)) + 1
+    runs = np.split(order, starts)
+    groups = [rows for rows in runs if len(rows) > 1]
+
+    def first_row(rows: np.ndarray) -> int:
+        return int(rows[0])
+
+    return sorted(groups, key=first_row)
 
 
 def summarise(groups: list[np.ndarray], split_codes: np.ndarray) -> dict[str, Any]:
     """Counts of near duplicates for dataset_info.json, also of groups that cross a split."""
     train, valid, test = range(len(SPLITS))
     sides = [set(split_codes[rows].tolist()) for rows in groups]
+    in_train_and_test = [side for side in sides if {train, test} <= side]
+    in_train_and_valid = [side for side in sides if {train, valid} <= side]
     return {
         "groups": len(groups),
-        "structures": int(sum(map(len, groups))),
-        "groups_in_train_and_test": sum({train, test} <= side for side in sides),
-        "groups_in_train_and_valid": sum({train, valid} <= side for side in sides),
+        "structures": sum(map(len, groups)),
+        "groups_in_train_and_test": len(in_train_and_test),
+        "groups_in_train_and_valid": len(in_train_and_valid),
         "definition": "equal reduced composition, level of theory, energy per atom to 1 meV and "
         "three means of the smooth neighbour number within 4 A to 0.02",
     }

@@ -18,7 +18,8 @@ from .geometry import finished, mix_in, stretched
 
 
 def _symbols(*rows: str) -> list[str]:
-    return " ".join(rows).split()
+    text = " ".join(rows)
+    return text.split()
 
 
 # Cations in about the order of their abundance in the Earth's crust, all that GFN1-xTB knows.
@@ -60,14 +61,21 @@ def cluster(rng: np.random.Generator) -> Atoms:
     anion = _zipf(rng, ANIONS, 1.2)
     num_atoms = int(rng.choice(CLUSTER_SIZES))
     # larger clusters have longer bonds
-    bond = rng.uniform(0.95, 1.12) * (0.95 + 0.008 * num_atoms) * _ionic_bond(cation, anion)
+    stretch = rng.uniform(0.95, 1.12)
+    growth = 0.95 + 0.008 * num_atoms
+    bond = stretch * growth * _ionic_bond(cation, anion)
 
     lattice, constant = LATTICES[rng.integers(2)]
-    crystal = bulk(cation + anion, lattice, a=constant * bond, cubic=True).repeat(3)
+    cell = bulk(cation + anion, lattice, a=constant * bond, cubic=True)
+    crystal = cell.repeat(3)
+
     # anywhere in the middle one of the 27 cells
-    centre = crystal.cell.sum(axis=0) / 3 * (1 + rng.random(3))
+    small_diagonal = crystal.cell.sum(axis=0) / 3
+    centre = small_diagonal * (1 + rng.random(3))
     distances = np.linalg.norm(crystal.positions - centre, axis=1)
-    nearest = np.argsort(distances, kind="stable")[:num_atoms]
+    # stable, so that atoms at equal distances are taken in the same order everywhere
+    order = np.argsort(distances, kind="stable")
+    nearest = order[:num_atoms]
     atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
 
     if rng.random() < 0.3:
@@ -76,7 +84,9 @@ def cluster(rng: np.random.Generator) -> Atoms:
         share = rng.uniform(0, 0.6)
         mix_in(rng, atoms, cation, guest, share)
         atoms.positions = stretched(pure, atoms)
-    return finished(rng, atoms, "cluster", rattle=rng.uniform(0.02, 0.1))
+
+    rattle = rng.uniform(0.02, 0.1)
+    return finished(rng, atoms, "cluster", rattle=rattle)
 
 
 def molecule(rng: np.random.Generator) -> Atoms:
@@ -85,25 +95,37 @@ def molecule(rng: np.random.Generator) -> Atoms:
     An element is replaced with probability 0.4, in all its atoms or in one. The geometry is
     stretched to the new covalent radii and rattled.
     """
-    parent = g2_molecule(PARENTS[rng.integers(len(PARENTS))])
+    chosen = rng.integers(len(PARENTS))
+    parent = g2_molecule(PARENTS[chosen])
     child = Atoms(parent.symbols, parent.positions)
-    for symbol in sorted(set(parent.symbols)):
+
+    # sorted, because the order of a set differs between runs and the draws follow it
+    symbols = sorted(set(parent.symbols))
+    for symbol in symbols:
+        # hydrogen is in none of them, and stays
         group = next((group for group in GROUPS if symbol in group), None)
-        if group is None or rng.random() > 0.4:
+        if group is None:
             continue
+        if rng.random() > 0.4:
+            continue
+
         sites = np.flatnonzero(parent.symbols == symbol)
         if rng.random() >= 0.5:
             sites = rng.choice(sites, 1)
         others = [other for other in group if other != symbol]
         child.symbols[sites] = _zipf(rng, others, 1.0)
+
     child.positions = stretched(parent, child)
-    return finished(rng, child, "molecule", rattle=rng.uniform(0.0, 0.05))
+    rattle = rng.uniform(0.0, 0.05)
+    return finished(rng, child, "molecule", rattle=rattle)
 
 
 def _zipf(rng: np.random.Generator, items: list[str], exponent: float) -> str:
     """One of `items`; the one of rank k has a probability proportional to k^-exponent."""
-    weights = np.arange(1, len(items) + 1) ** -exponent
-    return items[rng.choice(len(items), p=weights / weights.sum())]
+    ranks = np.arange(1, len(items) + 1)
+    weights = ranks**-exponent
+    probabilities = weights / weights.sum()
+    return items[rng.choice(len(items), p=probabilities)]
 
 
 def _ionic_bond(cation: str, anion: str) -> float:
@@ -114,4 +136,5 @@ def _ionic_bond(cation: str, anion: str) -> float:
     cation_radius = covalent_radii[atomic_numbers[cation]]
     anion_radius = covalent_radii[atomic_numbers[anion]]
     contraction = 1.0 if cation in COVALENT_CATIONS else 0.87
-    return (cation_radius + anion_radius) * contraction
+    bond = cation_radius + anion_radius
+    return bond * contraction

@@ -20,8 +20,9 @@ def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: f
 
     Rounding comes before labelling, so that the file states exactly what was labelled.
     """
-    positions = atoms.positions + rng.normal(0, rattle, atoms.positions.shape)
-    bare = Atoms(atoms.symbols, positions.round(6), cell=atoms.cell, pbc=atoms.pbc)
+    moves = rng.normal(0, rattle, atoms.positions.shape)
+    positions = (atoms.positions + moves).round(6)
+    bare = Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=atoms.pbc)
     bare.info["config_type"] = config_type
     return bare
 
@@ -29,7 +30,8 @@ def finished(rng: np.random.Generator, atoms: Atoms, config_type: str, rattle: f
 def has_close_contact(atoms: Atoms) -> bool:
     """Whether two atoms are nearer than SHORTEST_CONTACT times the sum of their covalent radii."""
     cutoffs = natural_cutoffs(atoms, mult=SHORTEST_CONTACT)
-    return len(neighbor_list("i", atoms, cutoffs)) > 0
+    receivers = neighbor_list("i", atoms, cutoffs)
+    return len(receivers) > 0
 
 
 def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share: float) -> None:
@@ -39,7 +41,8 @@ def mix_in(rng: np.random.Generator, atoms: Atoms, host: str, guest: str, share:
     if wanted == 0 and share > 0:
         wanted = 1
     num_swapped = min(len(sites), wanted)
-    atoms.symbols[rng.choice(sites, num_swapped, replace=False)] = guest
+    swapped = rng.choice(sites, num_swapped, replace=False)
+    atoms.symbols[swapped] = guest
 
 
 def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
@@ -52,19 +55,25 @@ def stretched(parent: Atoms, child: Atoms) -> np.ndarray:
     distances = cdist(parent.positions, parent.positions)
     path = _bond_paths(parent, parent)
     new_path = _bond_paths(parent, child)
+
     # atoms of different fragments have no path, and keep their distance
     has_path = np.isfinite(path) & (path > 0)
+    # 0/0 on the diagonal and inf/inf between fragments, which the mask leaves out
     with np.errstate(invalid="ignore"):
-        ratio = np.where(has_path, new_path / path, 1.0)
+        scaling = new_path / path
+    ratio = np.where(has_path, scaling, 1.0)
     targets = distances * ratio
 
     # the usual weights of stress majorization are d^-2; bonds weigh even more here
-    weights = 1.0 / _infinite_where_zero(targets) ** 4
+    divisors = _infinite_where_zero(targets)
+    weights = 1.0 / divisors**4
+
+    # a Laplacian is singular: moving all atoms together costs nothing
     inverse = np.linalg.pinv(_laplacian(weights))
     positions = parent.positions.copy()
     for _ in range(MAJORIZATION_STEPS):
-        current = cdist(positions, positions)
-        pull = weights * targets / _infinite_where_zero(current)
+        current = _infinite_where_zero(cdist(positions, positions))
+        pull = weights * targets / current
         positions = inverse @ (_laplacian(pull) @ positions)
     return positions
 
@@ -76,7 +85,8 @@ def _infinite_where_zero(distances: np.ndarray) -> np.ndarray:
 
 def _laplacian(weights: np.ndarray) -> np.ndarray:
     """The graph Laplacian (N, N) of symmetric edge weights (N, N)."""
-    return np.diag(weights.sum(axis=1)) - weights
+    degrees = weights.sum(axis=1)
+    return np.diag(degrees) - weights
 
 
 def _bond_paths(bonded: Atoms, sized: Atoms) -> np.ndarray:
@@ -84,6 +94,9 @@ def _bond_paths(bonded: Atoms, sized: Atoms) -> np.ndarray:
     cutoffs = natural_cutoffs(bonded, mult=LONGEST_BOND)
     sender, receiver = neighbor_list("ij", bonded, cutoffs)
     radii = covalent_radii[sized.numbers]
-    lengths = np.zeros((len(bonded), len(bonded)))
+
+    # scipy takes a zero of a dense matrix for "no edge"
+    num_atoms = len(bonded)
+    lengths = np.zeros((num_atoms, num_atoms))
     lengths[sender, receiver] = radii[sender] + radii[receiver]
     return shortest_path(lengths, directed=False)

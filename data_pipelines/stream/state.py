@@ -25,14 +25,17 @@ class StreamState:
 
     def is_finished(self, window: int) -> bool:
         """Whether all batches of a window have been taken."""
-        return any(
-            first <= window <= last and (window - first) % step == 0
-            for first, last, step in self.finished
-        )
+        for first, last, step in self.finished:
+            is_inside = first <= window <= last
+            if is_inside and (window - first) % step == 0:
+                return True
+        return False
 
     def finish(self, window: int) -> None:
         """Note that all batches of a window have been taken."""
+        # a finished window needs no count of its batches
         self.used.pop(window, None)
+
         if self.finished:
             first, last, step = self.finished[-1]
             # a range of one window has no step yet
@@ -54,10 +57,10 @@ class StreamState:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "finished": [list(entry) for entry in self.finished],
-            "used": {str(window): number for window, number in self.used.items()},
-        }
+        # JSON has no tuples, and only texts as keys
+        finished = [list(entry) for entry in self.finished]
+        used = {str(window): number for window, number in self.used.items()}
+        return {"finished": finished, "used": used}
 
     @classmethod
     def merge(cls, states: list[dict[str, Any]]) -> StreamState:
@@ -65,13 +68,16 @@ class StreamState:
         ranges = set()
         for state in states:
             ranges |= {tuple(entry) for entry in state["finished"]}
-        low = cls(sorted(ranges)).first_unfinished()
+        union = cls(sorted(ranges))
+        low = union.first_unfinished()
 
         # everything below `low` is one range; the finished windows above it are listed one by one
-        merged = cls([(0, low - 1, 1)] if low else [])
-        above = set()
+        below = [(0, low - 1, 1)] if low else []
+        merged = cls(below)
+        above: set[int] = set()
         for first, last, step in ranges:
-            above |= {window for window in range(first, last + 1, step) if window >= low}
+            windows = range(first, last + 1, step)
+            above.update(window for window in windows if window >= low)
         for window in sorted(above):
             merged.finish(window)
 
@@ -80,6 +86,8 @@ class StreamState:
         for state in states:
             for name, number in state["used"].items():
                 window = int(name)
-                if not merged.is_finished(window):
-                    merged.used[window] = max(number, merged.used.get(window, 0))
+                if merged.is_finished(window):
+                    continue
+                known = merged.used.get(window, 0)
+                merged.used[window] = max(number, known)
         return merged
