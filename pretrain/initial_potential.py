@@ -7,7 +7,7 @@ energies E0 and energy scale of what the repulsion leaves of the labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -56,43 +56,45 @@ class Sample:
     @classmethod
     def of(cls, structures: list[Structure], cutoff: float) -> Self:
         """Look at structures; their edges within `cutoff` (A) are counted."""
+        levels = []
+        sizes = []
+        numbers = []
+        energies = []
+        forces = []
         senders = []
         receivers = []
         vectors = []
-        forces = []
         num_edges = 0
-        start = 0
+        num_atoms = 0
         for structure in structures:
-            positions = structure.positions
-            cell = structure.cell
-            edge_index, shifts = neighbour_list(positions, cell, structure.pbc, cutoff)
-            sender, receiver = edge_index
-            edge_vectors = positions[sender] - positions[receiver] + shifts @ cell
-            radii = covalent_radii[structure.atomic_numbers]
-            limit = NEAR * (radii[sender] + radii[receiver])
-            near = np.linalg.norm(edge_vectors, axis=1) < limit
-
-            senders.append(start + sender[near])
-            receivers.append(start + receiver[near])
-            vectors.append(edge_vectors[near])
+            size = len(structure)
+            levels.append(structure.level_of_theory)
+            sizes.append(size)
+            numbers.append(structure.atomic_numbers)
+            energies.append(np.nan if structure.energy is None else structure.energy)
             if structure.forces is None:
-                forces.append(np.full((len(structure), 3), np.nan))
+                forces.append(np.full((size, 3), np.nan))
             else:
                 forces.append(structure.forces)
-            num_edges += len(sender)
-            start += len(structure)
 
-        energies = [np.nan if s.energy is None else s.energy for s in structures]
-        numbers = np.concatenate([s.atomic_numbers for s in structures]).astype(np.int64)
+            sender, receiver, edge_vectors = _edges(structure, cutoff)
+            near = _is_near(structure, sender, receiver, edge_vectors)
+            # atoms are counted through all structures
+            senders.append(num_atoms + sender[near])
+            receivers.append(num_atoms + receiver[near])
+            vectors.append(edge_vectors[near])
+            num_edges += len(sender)
+            num_atoms += size
+
         return cls(
-            levels=np.array([s.level_of_theory for s in structures]),
-            sizes=np.array([len(s) for s in structures]),
-            atomic_numbers=torch.from_numpy(numbers),
+            levels=np.array(levels),
+            sizes=np.array(sizes),
+            atomic_numbers=_joined(numbers).long(),
             energy=np.array(energies),
-            forces=torch.from_numpy(np.concatenate(forces)).double(),
-            sender=torch.from_numpy(np.concatenate(senders)),
-            receiver=torch.from_numpy(np.concatenate(receivers)),
-            vectors=torch.from_numpy(np.concatenate(vectors)),
+            forces=_joined(forces).double(),
+            sender=_joined(senders),
+            receiver=_joined(receivers),
+            vectors=_joined(vectors),
             num_edges=num_edges,
         )
 
@@ -101,14 +103,21 @@ class Sample:
 
         The radii are those of the first head. `bare` saves computing what does not depend on them.
         """
-        distance = self.vectors.norm(dim=1)
+        if bare is None:
+            bare = self.bare()
+        distance = self.vectors.norm(dim=1)  # (P,)
         reach = repulsion.reach(*self.ends(), head=0)
-        energy, slope = switched(distance, *(bare or self.bare()), reach)
+        energy, slope = switched(distance, *bare, reach)
+
+        # The slope is negative, so the receiver is pushed away from the sender.
         pull = (slope / distance).unsqueeze(1) * self.vectors
         forces = torch.zeros_like(self.forces)
         forces = forces.index_add(0, self.receiver, pull)
         forces = forces.index_add(0, self.sender, -pull)
-        atom_energies = energy.new_zeros(len(self.forces)).index_add(0, self.receiver, energy)
+
+        # A pair has two edges, and each edge half of the pair's energy.
+        atom_energies = energy.new_zeros(len(self.forces))
+        atom_energies = atom_energies.index_add(0, self.receiver, energy)
         return atom_energies, forces
 
     def bare(self) -> Bare:
@@ -127,14 +136,12 @@ def build_potential(config: PretrainConfig, data: Collection) -> Potential:
     random.
     """
     census = data.census()
-    levels = [
-        level for level, row in census["levels_of_theory"].items() if row["structures"].get("train")
-    ]
     sample = Sample.of(data.sample("train", SAMPLE), config.model.cutoff)
-    num_neighbours = max(1.0, sample.num_edges / len(sample.atomic_numbers))
     potential = Potential(
         PotentialConfig(
-            **config.model.model_dump(), levels_of_theory=levels, num_neighbours=num_neighbours
+            **config.model.model_dump(),
+            levels_of_theory=_trained_levels(census),
+            num_neighbours=max(1.0, sample.num_edges / len(sample.atomic_numbers)),
         )
     )
 
@@ -142,31 +149,49 @@ def build_potential(config: PretrainConfig, data: Collection) -> Potential:
     energies = np.zeros(len(sample.forces))  # (N,)
     remaining = sample.forces  # (N, 3)
     if config.model.repulsion:
-        fitted = Repulsion(config.model.cutoff)
-        fit_radii(fitted, sample)
-        with torch.no_grad():
-            # all heads start alike
-            potential.repulsion.log_factor.copy_(fitted.log_factor)
-            atom_energies, forces = sample.repulsion(fitted)
+        atom_energies, forces = _fit_repulsion(potential, sample)
         energies = atom_energies.numpy()
         remaining = sample.forces - forces
-    energy = np.add.reduceat(energies, np.cumsum(sample.sizes) - sample.sizes)  # (S,)
+    first_atoms = np.cumsum(sample.sizes) - sample.sizes
+    energy = np.add.reduceat(energies, first_atoms)  # (S,)
 
-    for head, level in enumerate(levels):
+    for head, level in enumerate(potential.config.levels_of_theory):
         of_level = sample.levels == level  # (S,)
         known = census["levels_of_theory"][level]["e0"]
-        # an element without data gets the mean of the others
-        potential.e0[head] = sum(known.values()) / max(1, len(known))
         references = _references(sample, energy, of_level & np.isfinite(sample.energy))
-        for symbol, value in known.items():
-            z = chemical_symbols.index(symbol)
-            potential.e0[head, z] = value - references.get(z, 0.0)
+        _set_e0(potential.e0[head], known, references)
 
         own = remaining[torch.from_numpy(np.repeat(of_level, sample.sizes))]
         own = own[torch.isfinite(own)]
         if len(own):
+            # The floor is for data whose atoms rest: a scale of zero could not learn.
             potential.scale[head] = max(0.1, float(own.square().mean().sqrt()))
     return potential
+
+
+def _trained_levels(census: dict[str, Any]) -> list[str]:
+    """Levels of theory with training structures; the others would have heads that never learn."""
+    levels = census["levels_of_theory"]
+    return [level for level, row in levels.items() if row["structures"].get("train")]
+
+
+def _fit_repulsion(potential: Potential, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Fit the potential's radii to the sample; energies (N,) and forces (N, 3) of the repulsion."""
+    # One head serves for all: the radii of all heads start alike.
+    fitted = Repulsion(potential.config.cutoff)
+    fit_radii(fitted, sample)
+    with torch.no_grad():
+        potential.repulsion.log_factor.copy_(fitted.log_factor)
+        return sample.repulsion(fitted)
+
+
+def _set_e0(e0: Tensor, known: dict[str, float], references: dict[int, float]) -> None:
+    """Fill E0 (119,) of a head, in eV: those of the labels minus those of the repulsion."""
+    # An element without data gets the mean of the others. Zero would be keV away from some.
+    e0[:] = sum(known.values()) / max(1, len(known))
+    for symbol, value in known.items():
+        z = chemical_symbols.index(symbol)
+        e0[z] = value - references.get(z, 0.0)
 
 
 def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
@@ -177,10 +202,13 @@ def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
     labelled = torch.isfinite(sample.forces)
     if not len(sample.sender) or not labelled.any():
         return
+
+    # computed once for all steps
     bare = sample.bare()
     start = repulsion.log_factor.detach().clone()
     optimizer = torch.optim.Adam([repulsion.log_factor], lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
+
     for _ in range(FIT_STEPS):
         optimizer.zero_grad()
         _, forces = sample.repulsion(repulsion, bare)
@@ -189,7 +217,31 @@ def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
         (error + PULL * away).backward()
         optimizer.step()
         schedule.step()
+
+    # Nothing of the fit may reach the training.
     repulsion.log_factor.grad = None
+
+
+def _edges(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Senders (E,) and receivers (E,) within `cutoff`, and the vectors (E, 3) between them in A."""
+    positions = structure.positions
+    cell = structure.cell
+    (sender, receiver), shifts = neighbour_list(positions, cell, structure.pbc, cutoff)
+    vectors = positions[sender] - positions[receiver] + shifts @ cell
+    return sender, receiver, vectors
+
+
+def _is_near(
+    structure: Structure, sender: np.ndarray, receiver: np.ndarray, vectors: np.ndarray
+) -> np.ndarray:
+    """Which edges (E,) are short enough for the repulsion to reach."""
+    radii = covalent_radii[structure.atomic_numbers]
+    limit = NEAR * (radii[sender] + radii[receiver])
+    return np.linalg.norm(vectors, axis=1) < limit
+
+
+def _joined(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _references(sample: Sample, energy: np.ndarray, chosen: np.ndarray) -> dict[int, float]:
@@ -200,6 +252,7 @@ def _references(sample: Sample, energy: np.ndarray, chosen: np.ndarray) -> dict[
     if not chosen.any() or not energy.any():
         return {}
     fit = ReferenceFit()
+    # atoms follow each other as their structures do
     numbers = sample.atomic_numbers.numpy()[np.repeat(chosen, sample.sizes)]
     fit.add(compositions(numbers, sample.sizes[chosen]), energy[chosen])
     references, *_ = fit.solve()

@@ -54,10 +54,12 @@ class AdaptiveWeights(Callback):
         if report.step % self.every:
             return
 
+        # NaN for elements that the validation does not contain
         errors = torch.full((NUM_ELEMENTS,), math.nan)
         if report.evaluation is not None:
             for symbol, force_mae in report.evaluation.force_mae_of_elements().items():
                 errors[atomic_numbers[symbol]] = force_mae
+        # Only rank 0 has validated, but all ranks must weigh alike.
         if loop.engine.world_size > 1:
             dist.broadcast(errors, 0)
 
@@ -80,8 +82,15 @@ def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Te
     if weight is None:
         weight = torch.ones(NUM_ELEMENTS)
     known = torch.isfinite(errors)
-    if not known.any() or errors[known].mean() == 0:
+    if not known.any():
         return weight
-    gain = torch.where(known, errors / errors[known].mean() - 1.0, 0.0)
+    mean = errors[known].mean()
+    # a model without any error has no worst element
+    if mean == 0:
+        return weight
+
+    gain = torch.where(known, errors / mean - 1.0, 0.0)
+    # in logarithms, where the bound is the same upwards and downwards
     limit = math.log(config.bound)
-    return (weight.log() + config.rate * gain).clamp(-limit, limit).exp()
+    log_weight = weight.log() + config.rate * gain
+    return log_weight.clamp(-limit, limit).exp()

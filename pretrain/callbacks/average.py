@@ -22,9 +22,8 @@ class AverageConfig(Settings):
         ge=0,
         lt=1,
         description="share of the average that a step keeps; 0 is off",
-        json_schema_extra={
-            "resume": "not_from_off"
-        },  # a checkpoint without average has none to give
+        # a checkpoint without an average has none to start from
+        json_schema_extra={"resume": "not_from_off"},
     )
 
 
@@ -42,16 +41,23 @@ class WeightAverage(Callback):
         self.potential = potential
         self.decay = config.decay
         self.updates = 0
-        self._own = {name: p for name, p in potential.named_parameters() if p.requires_grad}
+        self._own = {
+            name: parameter
+            for name, parameter in potential.named_parameters()
+            if parameter.requires_grad
+        }
         self._average = copied_weights(potential, trainable=True)
 
     @torch.no_grad()
     def on_step(self, loop: Loop, report: StepReport) -> None:
         if report.bad_structures:
+            # the step was not taken
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = [self._average[name] for name in self._own]
-        torch._foreach_lerp_(averaged, list(self._own.values()), 1.0 - decay)
+        own = list(self._own.values())
+        # one kernel for all weights, instead of one for each
+        torch._foreach_lerp_(averaged, own, 1.0 - decay)
         self.updates += 1
 
     def evaluated_weights(self) -> AbstractContextManager[object]:
@@ -59,6 +65,7 @@ class WeightAverage(Callback):
         return weights_aside(self.potential, self._average, trainable=True)
 
     def tensors(self) -> dict[str, Tensor]:
+        # Copies: on a CPU the next step would change a checkpoint that is being written.
         averaged = {name: weight.cpu().clone() for name, weight in self._average.items()}
         return averaged | {"updates": torch.tensor(self.updates)}
 

@@ -70,6 +70,8 @@ class Watchdog(Callback):
         if not self.seconds:
             yield
             return
+
+        # Open before it is needed: a rank that hangs can open nothing any more.
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("w")
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -82,6 +84,7 @@ class Watchdog(Callback):
         try:
             yield
         finally:
+            # A file that is left says that this rank hung.
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
             self._path.unlink(missing_ok=True)
@@ -145,6 +148,7 @@ class CollapseGuard(Callback):
         if report.gradient_norm is None:
             return
         enough = len(self._norms) >= LOOK_EVERY
+        # Norms that vanished stay out of the median that they are compared with.
         if enough and report.gradient_norm < VANISHED * median(self._norms):
             self._vanished += 1
         else:
@@ -185,8 +189,11 @@ class SpikeRollback(Callback):
         values = list(self.losses)
         if len(values) < FEWEST:
             return
+
+        # Medians, because one bad batch is no reason to go back.
         usual = median(values[:-RECENT])
-        if median(values[-RECENT:]) <= self.factor * usual:
+        recent = median(values[-RECENT:])
+        if recent <= self.factor * usual:
             return
 
         if self.times == MOST_ROLLBACKS:
@@ -198,9 +205,11 @@ class SpikeRollback(Callback):
         try:
             loaded = load_checkpoint(self.folder, loop.engine)
         except NoCheckpointError:
+            # before the first checkpoint there is nothing to go back to
             return
         loop.load_tensors(loaded.tensors)
         self.times += 1
+        # Losses from before the jump would make the next steps look like one again.
         self.losses.clear()
         report.note = (
             f"loss jumped to {report.loss:.4g}: weights set back to those of step {loaded.step}"

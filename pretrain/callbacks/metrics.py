@@ -58,12 +58,16 @@ class Metrics(Callback):
     """
 
     def __init__(self, path: Path, start_step: int, console: Console | None = None) -> None:
+        lines = path.read_text().splitlines() if path.is_file() else []
         kept = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            with suppress(ValueError):  # a kill may have cut off the last line
+        for line in lines:
+            # a kill may have cut off the last line
+            with suppress(ValueError):
                 if json.loads(line)["step"] <= start_step:
-                    kept.append(line)
-        write_atomically(path, "".join(line + "\n" for line in kept))
+                    kept.append(f"{line}\n")
+        write_atomically(path, "".join(kept))
+
+        # Unbuffered: what a row says must outlive a kill.
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._console = console or Console(quiet=True)
@@ -73,7 +77,8 @@ class Metrics(Callback):
         warned = bool(self._waiting)
         self._waiting += (json.dumps(row) + "\n").encode()
         try:
-            # a disk that fills up takes a part of the bytes
+            # A disk that fills up takes a part of the bytes. The rest follows later, so that no
+            # line is torn.
             while self._waiting:
                 written = self._file.write(self._waiting)
                 self._waiting = self._waiting[written:]
@@ -111,6 +116,7 @@ class Metrics(Callback):
             self._console.print(
                 f"step {report.step}: loss or gradient not finite, step skipped; "
                 f"structures: {names}",
+                # names of structures may look like markup
                 markup=False,
             )
         return row
@@ -157,13 +163,16 @@ class ProgressBar(Callback):
             transient=True,
         )
         self._task = self._bar.add_task("", total=max_steps, completed=start_step, figures="")
-        self._loss = math.nan
+        self._loss = math.nan  # the smoothed one, before the first step
         self._bar.start()
 
     def on_report(self, loop: Loop, report: StepReport) -> None:
+        # A skipped step has no loss that could be smoothed.
         if math.isfinite(report.loss):
-            first = math.isnan(self._loss)
-            self._loss = report.loss if first else 0.95 * self._loss + 0.05 * report.loss
+            if math.isnan(self._loss):
+                self._loss = report.loss
+            else:
+                self._loss = 0.95 * self._loss + 0.05 * report.loss
         parts = (
             f"loss {self._loss:.3f}",
             f"{report.structures / report.seconds:.0f} structures/s",
@@ -181,6 +190,7 @@ class TensorBoard(Callback):
     """The same figures as event files; a resumed run purges those after its start."""
 
     def __init__(self, folder: Path, start_step: int) -> None:
+        # an optional package, whose import takes seconds
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
@@ -205,6 +215,7 @@ class WeightsAndBiases(Callback):
     def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
         import wandb
 
+        # Its own random id: the name of a run is not unique in a project.
         identity = folder / "wandb-id.txt"
         if not identity.is_file():
             write_atomically(identity, os.urandom(8).hex())

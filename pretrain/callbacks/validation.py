@@ -31,8 +31,10 @@ class Validation(Callback):
         if report.step % self.every:
             return
         structures = with_a_head(self.potential, self.data.structures("valid"))
+        # an average of the weights, if there is one: that is what will be exported
         with loop.evaluated_weights():
             summary = evaluate(self.potential, structures, "valid", self.limit)
+        # the evaluation has switched it off
         self.potential.train()
         report.evaluation = summary
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))

@@ -139,13 +139,17 @@ class DeepSpeedEngine:
 
     def gradients_finite(self) -> bool:
         """Whether all gradients of this rank are finite, which a finite loss does not imply."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = []
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
         # ZeRO 2 moves gradients out of the parameters
         partitions = getattr(self._engine.optimizer, "all_grad_tensors", {})
         for partition in partitions.values():
             gradients += partition or []
         if not gradients:
             return True
+        # One read from the device for all gradients. A norm that overflows is as bad as a NaN.
         norms = torch.stack(torch._foreach_norm(gradients))
         return bool(torch.isfinite(norms).all())
 
@@ -153,11 +157,13 @@ class DeepSpeedEngine:
         """Drop the gradients of a step that must not be taken."""
         self._engine.zero_grad()
         self._engine.optimizer.zero_grad()
+        # ZeRO would add what it has stored already to the next step's gradients
         for store in ("all_grad_tensors", "averaged_gradients"):
             getattr(self._engine.optimizer, store, {}).clear()
 
     def step(self, learning_rate: float) -> float:
         """Sum gradients over ranks, clip, update, clear; returns the norm before clipping."""
+        # `rate` is the group's own factor, of learned noise and of layer-wise rates
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate", 1.0)
         self._engine.step()

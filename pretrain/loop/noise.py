@@ -39,21 +39,24 @@ class NoiseScales(nn.Module):
         super().__init__()
         if config.noise:
             _check_levels(config, levels_of_theory)
-            rows = [
-                [getattr(config.noise[level], name) for name in LABELS]
-                for level in levels_of_theory
-            ]
-        else:
-            rows = [[1.0] * len(LABELS) for _ in levels_of_theory]
-        start = torch.tensor(rows)
+        rows = []
+        for level in levels_of_theory:
+            row = [1.0] * len(LABELS)
+            if config.noise:
+                row = [getattr(config.noise[level], name) for name in LABELS]
+            rows.append(row)
+        start = torch.tensor(rows)  # (H, L)
 
         self.levels = list(levels_of_theory)
         self.learned = config.learn_noise
+        # Buffers, so that they move to the engine's device; settings hold them, not checkpoints.
         self.register_buffer("given", start, persistent=False)
         if self.learned:
             least = torch.tensor(LEAST)
             self.register_buffer("least", least, persistent=False)
-            self.log_excess = nn.Parameter((start - least).clamp(min=1e-6).log())
+            # a given noise below the bound starts just above it
+            excess = (start - least).clamp(min=1e-6)
+            self.log_excess = nn.Parameter(excess.log())
 
     def forward(self) -> Tensor:
         """(H, L)."""
@@ -70,15 +73,17 @@ class NoiseScales(nn.Module):
     def table(self) -> dict[str, dict[str, float]]:
         """Noise by level of theory and label, JSON-ready."""
         rows = self().detach().cpu().tolist()
-        return {
-            level: dict(zip(LABELS, row, strict=True))
-            for level, row in zip(self.levels, rows, strict=True)
-        }
+        table = {}
+        for level, row in zip(self.levels, rows, strict=True):
+            table[level] = dict(zip(LABELS, row, strict=True))
+        return table
 
 
 def _check_levels(config: LossConfig, levels_of_theory: list[str]) -> None:
     remedy = f"name each of {', '.join(levels_of_theory)}, or leave it out"
-    for level in sorted({*levels_of_theory} ^ {*config.noise}):
+    differing = {*levels_of_theory} ^ {*config.noise}
+    # the first one is enough for an error
+    for level in sorted(differing):
         if level in config.noise:
             problem = f"loss.noise: {level} is not a level of theory of the data"
         else:

@@ -19,7 +19,8 @@ class OptimizerConfig(Settings):
     name: Literal["soap", "adamw"] = Field(
         default="soap",
         description="soap learns more from a step; ZeRO 1 and 2 need adamw",
-        json_schema_extra={"resume": "refused"},  # their states have nothing in common
+        # their states have nothing in common
+        json_schema_extra={"resume": "refused"},
     )
     learning_rate: float = Field(
         default=4e-3,

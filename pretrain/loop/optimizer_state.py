@@ -1,14 +1,15 @@
-"""An optimizer's state under the names of its parameters, whatever the ranks share out.
+"""An optimizer's state under the names of its parameters, however ranks share it.
 
-ZeRO 1 and 2 lay the parameters of a group end to end in one line, and each rank holds an equal part
-of it: its master weights and its moments. Here the parts are put together and cut into named
-tensors, which depend neither on the number of ranks nor on the stage. Any number of ranks in any
-stage can load them.
+ZeRO 1 and 2 lay the parameters of a group end to end in one line. Each rank holds an equal part of
+the line: its master weights and its moments. Here the parts are joined and cut into named tensors,
+which depend neither on the number of ranks nor on the stage. Any number of ranks in any stage can
+load them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,31 @@ from .soap import Soap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-Line = list[tuple[Tensor, int]]  # parameters of a group, and where each starts in the line
+
+@dataclass(frozen=True)
+class _Line:
+    """The parameters of a group, laid end to end; this rank holds `part` of them."""
+
+    part: Tensor
+    parameters: list[Tensor]
+    starts: list[int]
+
+    def cut(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter with its piece of the whole line (flat), in the parameter's shape."""
+        for parameter, start in zip(self.parameters, self.starts, strict=True):
+            piece = flat[start : start + parameter.numel()]
+            yield parameter, piece.view(parameter.shape)
+
+    def own_part(self, pieces: list[Tensor]) -> Tensor:
+        """What this rank holds of a line that is made of one piece for each parameter."""
+        # Zeros fill the gaps: DeepSpeed pads a line so that its parts are equally long.
+        flat = self.part.new_zeros(self.part.numel() * dist.get_world_size())
+        for piece, start in zip(pieces, self.starts, strict=True):
+            flat[start : start + piece.numel()] = piece.reshape(-1).to(flat)
+
+        size = self.part.numel()
+        first = dist.get_rank() * size
+        return flat[first : first + size]
 
 
 def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
@@ -34,16 +59,17 @@ def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
         return _unshared_state(optimizer, names)
 
     state: dict[str, Tensor] = {}
-    for part, line in _lines(optimizer):
-        own = optimizer.optimizer.state.get(part, {})
+    for line in _lines(optimizer):
+        own = optimizer.optimizer.state.get(line.part, {})
         if not own:
+            # The first step creates the state.
             continue
         for key in MOMENTS:
             flat = _gathered(own[key])
-            for parameter, start in line:
-                piece = flat[start : start + parameter.numel()].view(parameter.shape)
+            for parameter, piece in line.cut(flat):
+                # a copy: the piece is a view, and would keep the whole line alive
                 state[f"{key}/{names[parameter]}"] = piece.cpu().clone()
-        for parameter, _ in line:
+        for parameter in line.parameters:
             state[f"step/{names[parameter]}"] = own["step"].detach().cpu().clone()
     return state
 
@@ -55,16 +81,9 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
     In ZeRO 1 and 2 also the master weights are set, to the weights that the parameters now hold.
     """
     if isinstance(optimizer, Soap):
-        for parameter, name in names.items():
-            for key, own in optimizer.state[parameter].items():
-                own.copy_(state[f"{key}/{name}"])
+        _load_into_soap(optimizer, names, state)
     elif isinstance(optimizer, Optimizer):
-        for parameter, name in names.items():
-            keys = [key for key in (*MOMENTS, "step") if f"{key}/{name}" in state]
-            if keys:
-                optimizer.state[parameter] = {
-                    key: _copy_beside(state[f"{key}/{name}"], parameter) for key in keys
-                }
+        _load_unshared_state(optimizer, names, state)
     else:
         _load_shared_state(optimizer, names, state)
 
@@ -72,37 +91,61 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
 def _unshared_state(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for parameter, name in names.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        own = optimizer.state.get(parameter, {})
+        for key, value in own.items():
             state[f"{key}/{name}"] = value.detach().cpu().clone()
     return state
 
 
+def _load_into_soap(optimizer: Soap, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
+    """Copy in place: the state of a parameter is a view of its stack's."""
+    for parameter, name in names.items():
+        for key, own in optimizer.state[parameter].items():
+            own.copy_(state[f"{key}/{name}"])
+
+
+def _load_unshared_state(
+    optimizer: Optimizer, names: dict[Tensor, str], state: dict[str, Tensor]
+) -> None:
+    for parameter, name in names.items():
+        own = {}
+        for key in (*MOMENTS, "step"):
+            saved = state.get(f"{key}/{name}")
+            if saved is not None:
+                own[key] = _copy_to_device_of(parameter, saved)
+        # AdamW creates its state at the first step only where it finds none at all.
+        if own:
+            optimizer.state[parameter] = own
+
+
 def _load_shared_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
-    """Cut this rank's part out of every group's line."""
-    rank = dist.get_rank()
-    for part, line in _lines(optimizer):
-        here = slice(rank * part.numel(), (rank + 1) * part.numel())
-        weights = [parameter.detach() for parameter, _ in line]
-        part.copy_(_laid_out(weights, line, part)[here])
+    """Cut this rank's part out of the line of every group."""
+    for line in _lines(optimizer):
+        # DeepSpeed steps a copy of the weights, and would write the old ones back.
+        weights = [parameter.detach() for parameter in line.parameters]
+        line.part.copy_(line.own_part(weights))
 
-        # all parameters of a group are stepped together, so one count stands for all
-        step = f"step/{names[line[0][0]]}" if line else ""
-        if step not in state:
+        if not line.parameters:
             continue
-        own = {"step": _copy_beside(state[step], part)}
+        # All parameters of a group are stepped together, so one count serves for all.
+        step = state.get(f"step/{names[line.parameters[0]]}")
+        if step is None:
+            continue
+        own = {"step": _copy_to_device_of(line.part, step)}
         for key in MOMENTS:
-            pieces = [state[f"{key}/{names[parameter]}"] for parameter, _ in line]
-            own[key] = _laid_out(pieces, line, part)[here].clone()
-        optimizer.optimizer.state[part] = own
+            pieces = [state[f"{key}/{names[parameter]}"] for parameter in line.parameters]
+            own[key] = line.own_part(pieces).clone()
+        optimizer.optimizer.state[line.part] = own
 
 
-def _copy_beside(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy on the parameter's device, where the fused AdamW wants its step count too."""
+def _copy_to_device_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy on the parameter's device; the fused AdamW wants its step count there too."""
     return value.clone().to(parameter.device)
 
 
-def _lines(optimizer: Any) -> Iterator[tuple[Tensor, Line]]:
-    """For each group this rank's part of the line, and the line."""
+def _lines(optimizer: Any) -> Iterator[_Line]:
+    """The line of each group."""
+    # No public interface of DeepSpeed tells where a parameter lies; these names are those of 0.19.
     groups = zip(
         optimizer.single_partition_of_fp32_groups,
         optimizer.round_robin_bit16_groups,
@@ -110,7 +153,7 @@ def _lines(optimizer: Any) -> Iterator[tuple[Tensor, Line]]:
         strict=True,
     )
     for part, parameters, offsets in groups:
-        yield part, list(zip(parameters, offsets, strict=True))
+        yield _Line(part, list(parameters), list(offsets))
 
 
 def _gathered(part: Tensor) -> Tensor:
@@ -118,11 +161,3 @@ def _gathered(part: Tensor) -> Tensor:
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.cat(parts)
-
-
-def _laid_out(pieces: list[Tensor], line: Line, part: Tensor) -> Tensor:
-    """The pieces at their places in a line of zeros as long as the parts of all ranks."""
-    flat = part.new_zeros(part.numel() * dist.get_world_size())
-    for piece, (_, start) in zip(pieces, line, strict=True):
-        flat[start : start + piece.numel()] = piece.reshape(-1).to(flat)
-    return flat

@@ -42,20 +42,26 @@ class Soap(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "matrices": False})
+
+        # A stack keeps its group, because the engine changes the group's learning rate.
         self._stacks: list[tuple[dict[str, Any], _Stack]] = []
         for group in self.param_groups:
-            if group["matrices"]:
-                for same_shape in _by_shape(group["params"]):
-                    self._stacks.append((group, _Stack(same_shape)))
-            else:
-                for parameter in group["params"]:
-                    self.state[parameter] = {
-                        "step": torch.zeros((), device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-        for _, stack in self._stacks:
-            self.state.update(stack.states())
+            if not group["matrices"]:
+                self._prepare_adam(group["params"])
+                continue
+            for parameters in _by_shape(group["params"]):
+                stack = _Stack(parameters)
+                self._stacks.append((group, stack))
+                self.state.update(stack.states())
+
+    def _prepare_adam(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            self.state[parameter] = {
+                # the fused kernel reads the step count on the parameter's device
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -68,18 +74,24 @@ class Soap(torch.optim.Optimizer):
 
     def _adam(self, group: dict[str, Any]) -> None:
         parameters = group["params"]
+        gradients = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
+        means = [state["exp_avg"] for state in states]
+        squares = [state["exp_avg_sq"] for state in states]
+        step_counts = [state["step"] for state in states]
+
+        beta1, beta2 = ADAM_BETAS
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
+            gradients,
+            means,
+            squares,
+            [],  # largest squares, of AMSGrad only
+            step_counts,
             fused=True,
             amsgrad=False,
-            beta1=ADAM_BETAS[0],
-            beta2=ADAM_BETAS[1],
+            beta1=beta1,
+            beta2=beta2,
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=EPS,
@@ -101,16 +113,21 @@ class _Stack:
         size = sum(self.sizes)
         _, m, n = self.shapes[0]
         like = parameters[0]
-        self.step_count = torch.zeros(())  # on the CPU, because it is read in every step
+
+        # On the CPU: every step reads it, and a read from a GPU would wait for the GPU.
+        self.step_count = torch.zeros(())
         self.exp_avg = like.new_zeros(size, m, n)
         self.exp_avg_sq = like.new_zeros(size, m, n)
         self.left = like.new_zeros(size, m, m)
         self.right = like.new_zeros(size, n, n)
+
+        # The identity makes the first steps those of plain Adam.
         self.left_basis = torch.eye(m, device=like.device).repeat(size, 1, 1)
         self.right_basis = torch.eye(n, device=like.device).repeat(size, 1, 1)
 
     def states(self) -> dict[Tensor, dict[str, Tensor]]:
         """Each parameter's part of the state, as views."""
+        # Views keep checkpoints free of stacks: a stack is a matter of speed, and may change.
         whole = {
             "exp_avg": self.exp_avg,
             "exp_avg_sq": self.exp_avg_sq,
@@ -119,9 +136,10 @@ class _Stack:
             "left_basis": self.left_basis,
             "right_basis": self.right_basis,
         }
-        states: dict[Tensor, dict[str, Tensor]] = {
-            parameter: {"step": self.step_count} for parameter in self.parameters
-        }
+        states: dict[Tensor, dict[str, Tensor]] = {}
+        for parameter in self.parameters:
+            states[parameter] = {"step": self.step_count}
+
         for name, tensor in whole.items():
             parts = tensor.split(self.sizes)
             for parameter, part in zip(self.parameters, parts, strict=True):
@@ -133,6 +151,7 @@ class _Stack:
         gradient = self._gradient()
         self.step_count += 1
         count = int(self.step_count)
+        # Moving means start at zero; this is the share of the gradients in them by now.
         correction = 1 - BETA**count
 
         # L and R
@@ -144,18 +163,21 @@ class _Stack:
         self.exp_avg.lerp_(turned, 1 - BETA)
         self.exp_avg_sq.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
 
-        # a rotation keeps the sum of squares: the sum of exp_avg_sq is the trace of L
+        # A rotation keeps the sum of squares: the sum of exp_avg_sq is the trace of L, which costs
+        # m terms instead of m n.
         trace = self.left.diagonal(dim1=1, dim2=2).sum(1)
-        mean = trace.div_(turned[0].numel()).view(-1, 1, 1)
-        size = self.exp_avg_sq.sqrt().add_(FLOOR * mean.sqrt_() + EPS * correction**0.5)
+        mean_square = trace.div_(turned[0].numel()).view(-1, 1, 1)
+        floor = FLOOR * mean_square.sqrt_()
+        size = self.exp_avg_sq.sqrt().add_(floor + EPS * correction**0.5)
         update = self.left_basis @ (self.exp_avg / size) @ self.right_basis.mT
 
         if weight_decay:
             torch._foreach_mul_(self.parameters, 1 - rate * weight_decay)
-        parts = [
-            part.view_as(parameter)
-            for part, parameter in zip(update.split(self.sizes), self.parameters, strict=True)
-        ]
+        parts = []
+        for part, parameter in zip(update.split(self.sizes), self.parameters, strict=True):
+            parts.append(part.view_as(parameter))
+
+        # The correction of exp_avg over that of the root of exp_avg_sq, which have one beta.
         torch._foreach_add_(self.parameters, parts, alpha=-rate / correction**0.5)
 
         if count % REFRESH == 0:
@@ -173,6 +195,8 @@ class _Stack:
         """Rotate the eigenvectors towards those of L and R, and the mean gradient with them."""
         left = _iterated(self.left, self.left_basis)
         right = _iterated(self.right, self.right_basis)
+
+        # exp_avg_sq stays as it is, as in the paper: squares of entries cannot be rotated.
         left_turn = left.mT @ self.left_basis
         right_turn = self.right_basis.mT @ right
         self.exp_avg.copy_(left_turn @ self.exp_avg @ right_turn)
@@ -185,8 +209,10 @@ def _iterated(factor: Tensor, basis: Tensor) -> Tensor:
 
     The shift keeps directions without gradients where they are.
     """
-    shift = SHIFT * factor.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)
-    return torch.linalg.qr(torch.baddbmm(shift * basis, factor, basis)).Q
+    mean_eigenvalue = factor.diagonal(dim1=1, dim2=2).mean(1)
+    shift = SHIFT * mean_eigenvalue.view(-1, 1, 1)
+    product = torch.baddbmm(shift * basis, factor, basis)
+    return torch.linalg.qr(product).Q
 
 
 def _as_matrices(parameter: Tensor) -> tuple[int, int, int]:
@@ -194,9 +220,11 @@ def _as_matrices(parameter: Tensor) -> tuple[int, int, int]:
     if parameter.ndim == 3:
         size, m, n = parameter.shape
         return size, m, n
+
     m, n = parameter.shape
     block = max(n, BLOCK)
     if m % block:
+        # whole, rather than blocks of several shapes
         return 1, m, n
     return m // block, block, n
 

@@ -78,10 +78,12 @@ class TrainModule(nn.Module):
         """
         noise = None if self.noise is None else self.noise()
         prediction = self.predict(batch)
-        return weighted_loss(prediction, batch, counts(), self.loss.at(progress), noise)
+        loss = self.loss.at(progress)
+        return weighted_loss(prediction, batch, counts(), loss, noise)
 
     def predict(self, batch: Batch) -> Prediction:
         """The potential's prediction; with bfloat16, its matrix products are rounded to that."""
+        # autocast leaves the weights in float32, and casts them for each product
         low = self.precision == "bfloat16"
         with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=low):
             return self.potential(batch)

@@ -111,6 +111,7 @@ class Trainer:
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
                 closing.callback(callback.close)
+
             # a resumed run that was finished already takes no step, but still reaches its end
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
@@ -169,7 +170,8 @@ class Trainer:
         """Tensors that the callbacks of this rank need back, under `NAME/KEY`."""
         own = {}
         for callback in self.callbacks:
-            for key, tensor in callback.tensors().items():
+            tensors = callback.tensors()
+            for key, tensor in tensors.items():
                 assert callback.name, f"{type(callback).__name__} has tensors but no name"
                 own[f"{callback.name}/{key}"] = tensor
         return own
@@ -178,11 +180,11 @@ class Trainer:
         """Take up what `tensors` returned on rank 0."""
         for callback in self.callbacks:
             prefix = f"{callback.name}/"
-            own = {
-                key.removeprefix(prefix): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(prefix)
-            }
+            own = {}
+            for key, tensor in tensors.items():
+                if key.startswith(prefix):
+                    own[key.removeprefix(prefix)] = tensor
+            # a callback that the checkpoint does not know starts afresh
             if own:
                 callback.load_tensors(own)
 
@@ -206,6 +208,7 @@ class Trainer:
         if healthy:
             norm = self.engine.step(learning_rate)
         else:
+            # the stream goes on: the same batch would fail again
             self.engine.discard()
             bad = self._structures_on_all_ranks(work)
         self._check_bad(bad)
@@ -233,7 +236,8 @@ class Trainer:
         while True:
             started = time.perf_counter()
             epoch = self.stream.epoch
-            batches = list(islice(stream, self.accumulation * self.stream.num_virtual_ranks))
+            num_batches = self.accumulation * self.stream.num_virtual_ranks
+            batches = list(islice(stream, num_batches))
             waited = time.perf_counter() - started
 
             # before counting, because labels of atoms count by weight
@@ -255,6 +259,7 @@ class Trainer:
         """Whether losses and gradients of all ranks are finite, and the whole step's loss."""
         loss = torch.stack(losses).sum().double().cpu()
         healthy = bool(torch.isfinite(loss)) and self.engine.gradients_finite()
+        # both in one message
         sums = torch.stack([loss, loss.new_tensor(not healthy)])
         if self.engine.world_size > 1:
             dist.all_reduce(sums)

@@ -85,12 +85,13 @@ def _draw_steps(
     if not known.any():
         return
 
+    # bins of equally many steps, which are also equally wide where no step was skipped
     num_bins = min(MOST_POINTS, int(known.sum()))
+    bins_of_steps = np.array_split(steps[known], num_bins)
+    bins_of_values = np.array_split(values[known], num_bins)
     centres = []
     quantiles = []
-    for bin_steps, bin_values in zip(
-        np.array_split(steps[known], num_bins), np.array_split(values[known], num_bins), strict=True
-    ):
+    for bin_steps, bin_values in zip(bins_of_steps, bins_of_values, strict=True):
         centres.append(bin_steps[len(bin_steps) // 2])
         quantiles.append(np.quantile(bin_values, (0.1, 0.5, 0.9)))
     low, middle, high = np.array(quantiles).T
@@ -103,9 +104,12 @@ def _draw_steps(
 def running_median(values: np.ndarray) -> np.ndarray:
     """Over a twentieth of the values, fewer at both ends; a spike of one batch is no trend."""
     half = max(1, len(values) // 40)
-    return np.array(
-        [np.median(values[max(0, k - half) : k + half + 1]) for k in range(len(values))]
-    )
+    medians = []
+    for index in range(len(values)):
+        # a negative start would count from the end
+        start = max(0, index - half)
+        medians.append(np.median(values[start : index + half + 1]))
+    return np.array(medians)
 
 
 def _draw_validations(
@@ -119,15 +123,17 @@ def _draw_validations(
     hollow: bool = False,
 ) -> None:
     steps, values = metrics.validated(name)
-    if len(steps):
-        axes.plot(
-            steps,
-            factor * values,
-            linestyle=":" if hollow else "-",
-            color=colour,
-            markerfacecolor="white" if hollow else colour,
-            marker=marker,
-            markersize=4,
-            linewidth=1.8,
-            label=label,
-        )
+    # without a line there is no entry in the legend either
+    if not len(steps):
+        return
+    axes.plot(
+        steps,
+        factor * values,
+        linestyle=":" if hollow else "-",
+        color=colour,
+        markerfacecolor="white" if hollow else colour,
+        marker=marker,
+        markersize=4,
+        linewidth=1.8,
+        label=label,
+    )

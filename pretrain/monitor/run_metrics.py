@@ -43,6 +43,7 @@ class RunMetrics:
         """
         with file_errors(path, remedy="`evenfield pretrain` writes it"):
             lines = path.read_text().splitlines()
+
         # by step, so that a later row replaces an earlier one
         steps: dict[int, dict[str, Any]] = {}
         validations: dict[int, Validation] = {}
@@ -62,10 +63,10 @@ class RunMetrics:
                     file=path,
                     remedy="remove the line",
                 ) from error
-        return cls(
-            [steps[step] for step in sorted(steps)],
-            [validations[step] for step in sorted(validations)],
-        )
+
+        ordered_steps = [steps[step] for step in sorted(steps)]
+        ordered_validations = [validations[step] for step in sorted(validations)]
+        return cls(ordered_steps, ordered_validations)
 
     @property
     def last_step(self) -> int:
@@ -103,6 +104,7 @@ class RunMetrics:
             value = getattr(validation.errors, name)
             if value is not None:
                 found.append((validation.step, value))
+        # an empty list would have no columns
         table = np.array(found, dtype=float).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 

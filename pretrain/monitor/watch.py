@@ -99,6 +99,7 @@ def _key_figures(view: RunView) -> list[tuple[str, str]]:
     if not view.metrics.steps:
         return shown
     shown.append((f"loss, median of {RECENT_STEPS} steps", f"{view.typical('loss'):.4g}"))
+    # a stopped run has a time left too: it may be resumed
     if not view.ended and view.step < view.max_steps:
         shown.append(("time left", clock(view.seconds_left)))
     last = view.metrics.steps[-1]
@@ -167,16 +168,15 @@ def _element_rows(validation: Validation) -> list[list[str]]:
     rows = []
     for symbol in order:
         errors = per_element[symbol]
-        rows.append(
-            [
-                symbol,
-                str(errors.num_structures),
-                str(errors.num_atoms),
-                _short(errors.force_mae),
-                _short(errors.force_rms),
-                _short(errors.energy_mae_per_atom, 1000.0),
-            ]
-        )
+        row = [
+            symbol,
+            str(errors.num_structures),
+            str(errors.num_atoms),
+            _short(errors.force_mae),
+            _short(errors.force_rms),
+            _short(errors.energy_mae_per_atom, factor=1000.0),  # eV to meV
+        ]
+        rows.append(row)
     return rows
 
 

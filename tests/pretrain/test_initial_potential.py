@@ -23,8 +23,10 @@ def labelled(atoms: Atoms, forces: np.ndarray | None, energy: float | None = 0.0
 def squeezed(rng: np.random.Generator, symbols: str) -> Atoms:
     """A rattled crystal, a fifth shorter than at rest."""
     atoms = bulk("Cu", cubic=True)
-    atoms.symbols[:] = rng.choice([symbols[:2], symbols[2:]], len(atoms))
-    atoms.set_cell(atoms.cell * rng.uniform(0.75, 0.9), scale_atoms=True)
+    kinds = [symbols[:2], symbols[2:]]
+    atoms.symbols[:] = rng.choice(kinds, len(atoms))
+    shorter = rng.uniform(0.75, 0.9)
+    atoms.set_cell(atoms.cell * shorter, scale_atoms=True)
     atoms.rattle(0.1, rng=rng)
     return atoms
 
@@ -34,36 +36,42 @@ def test_radii_that_made_the_forces_are_found_again_and_others_stay():
     crystals = [squeezed(rng, "CuAu") for _ in range(30)]
     truth = Repulsion(5.0)
     with torch.no_grad():
-        truth.log_factor[0, 29], truth.log_factor[0, 79] = 0.15, -0.1
+        truth.log_factor[0, 29] = 0.15
+        truth.log_factor[0, 79] = -0.1
         forces = truth_forces(truth, crystals)
-    sample = Sample.of(
-        [labelled(atoms, own) for atoms, own in zip(crystals, forces, strict=True)], 5.0
-    )
+
+    structures = [labelled(atoms, own) for atoms, own in zip(crystals, forces, strict=True)]
     fitted = Repulsion(5.0)
-    fit_radii(fitted, sample)
+    fit_radii(fitted, Sample.of(structures, 5.0))
+
     assert fitted.log_factor[0, 29].item() == pytest.approx(0.15, abs=0.02)
     assert fitted.log_factor[0, 79].item() == pytest.approx(-0.1, abs=0.02)
-    others = np.delete(fitted.radii()[0].detach().numpy(), [29, 79])
-    assert others == pytest.approx(REACH * np.delete(covalent_radii[:119], [29, 79]), rel=1e-6)
+    radii = fitted.radii()[0].detach().numpy()
+    others = np.delete(radii, [29, 79])
+    expected = REACH * np.delete(covalent_radii[:119], [29, 79])
+    assert others == pytest.approx(expected, rel=1e-6)
 
 
 def truth_forces(repulsion: Repulsion, crystals: list[Atoms]) -> list[np.ndarray]:
     """Forces by central differences of the summed pair energies, over ASE's own neighbour list."""
     from ase.neighborlist import neighbor_list
 
-    def energy(atoms: Atoms) -> float:
-        i, j, vectors = neighbor_list("ijD", atoms, 5.0)
-        ends = (atoms.numbers[i], atoms.numbers[j], np.zeros_like(i))
-        return repulsion(*map(torch.from_numpy, (vectors, *ends)))[0].sum().item()
+    def energy_when_moved(atoms: Atoms, index: int, axis: int, distance: float) -> float:
+        moved = atoms.copy()
+        moved.positions[index, axis] += distance
+        i, j, vectors = neighbor_list("ijD", moved, 5.0)
+        heads = np.zeros_like(i)
+        arrays = (vectors, moved.numbers[i], moved.numbers[j], heads)
+        energies, _ = repulsion(*map(torch.from_numpy, arrays))
+        return energies.sum().item()
 
     forces = []
     for atoms in crystals:
         own = np.zeros((len(atoms), 3))
-        for k, axis in np.ndindex(own.shape):
-            moved = [atoms.copy(), atoms.copy()]
-            for sign, copy in zip((1, -1), moved, strict=True):
-                copy.positions[k, axis] += sign * 1e-4
-            own[k, axis] = (energy(moved[1]) - energy(moved[0])) / 2e-4
+        for index, axis in np.ndindex(own.shape):
+            forward = energy_when_moved(atoms, index, axis, 1e-4)
+            backward = energy_when_moved(atoms, index, axis, -1e-4)
+            own[index, axis] = (backward - forward) / 2e-4
         forces.append(own)
     return forces
 
@@ -77,10 +85,9 @@ def test_without_forces_the_radii_stay(forces):
 
 
 def test_structures_without_near_pairs():
-    atoms = Atoms("He2", [[0, 0, 0], [0, 0, 4.0]])
-    sample = Sample.of(
-        [labelled(atoms, np.zeros((2, 3))), labelled(Atoms("He"), np.zeros((1, 3)))], 5.0
-    )
+    pair = Atoms("He2", [[0, 0, 0], [0, 0, 4.0]])
+    structures = [labelled(pair, np.zeros((2, 3))), labelled(Atoms("He"), np.zeros((1, 3)))]
+    sample = Sample.of(structures, 5.0)
     repulsion = Repulsion(5.0)
     fit_radii(repulsion, sample)
     assert (repulsion.log_factor == 0).all() and sample.num_edges == 2
@@ -89,8 +96,10 @@ def test_structures_without_near_pairs():
 def test_before_the_first_step_repulsion_explains_more_than_nothing(run_config):
     force_mae = {}
     for repulsion in (False, True):
-        config = run_config(model=run_config().model.model_dump() | {"repulsion": repulsion})
+        model = run_config().model.model_dump()
+        config = run_config(model=model | {"repulsion": repulsion})
         potential = build_potential(config, config.open_data())
+        # without the network: only E0 and the repulsion speak
         torch.nn.init.zeros_(potential.readout.weight)
         errors = evaluate(potential, iter_structures(config.data, "test"), "test")
         force_mae[repulsion] = errors.force_mae

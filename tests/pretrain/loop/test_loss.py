@@ -12,9 +12,15 @@ from evenfield.pretrain.loop.loss import LossConfig, label_counts, weighted_loss
 from optimizer_steps import batch_of, new_potential
 
 
+# widths in the middle of the errors of `prediction_near`, so that there are errors on both sides
 CONFIG = LossConfig(
-    energy=2.0, forces=3.0, stress=5.0, energy_width=0.05, forces_width=0.2, stress_width=0.01
-)  # wide enough for errors on both sides
+    energy=2.0,
+    forces=3.0,
+    stress=5.0,
+    energy_width=0.05,
+    forces_width=0.2,
+    stress_width=0.01,
+)
 
 
 def crystals(structures, num: int) -> list:
@@ -29,36 +35,37 @@ def prediction_near(batch, noise: float = 1.0) -> Prediction:
         error = noise * width * torch.randn(label.shape, generator=generator, dtype=label.dtype)
         return torch.nan_to_num(label) + error
 
+    # the loss divides errors of energies by the number of atoms
     num_atoms = batch.atoms_per_structure
-    return Prediction(
-        {
-            "energy": torch.nan_to_num(batch.labels["energy"])
-            + 0.08 * num_atoms * torch.randn(len(num_atoms), generator=generator),
-            "forces": off(batch.labels["forces"], 0.3),
-            "stress": off(batch.labels["stress"], 0.02),
-        }
-    )
+    energy_error = 0.08 * num_atoms * torch.randn(len(num_atoms), generator=generator)
+    labels = {
+        "energy": torch.nan_to_num(batch.labels["energy"]) + energy_error,
+        "forces": off(batch.labels["forces"], 0.3),
+        "stress": off(batch.labels["stress"], 0.02),
+    }
+    return Prediction(labels)
 
 
 def loss_of(prediction, batch, config=CONFIG, counts=None) -> float:
-    return weighted_loss(
-        prediction, batch, label_counts(batch) if counts is None else counts, config
-    ).item()
+    if counts is None:
+        counts = label_counts(batch)
+    return weighted_loss(prediction, batch, counts, config).item()
 
 
 def huber(error: np.ndarray, width: float) -> np.ndarray:
     """Huber (1964) over its width: slope 1 for large errors."""
     size = np.abs(error)
-    return np.where(size <= width, 0.5 * error**2, width * (size - 0.5 * width)) / width
+    inside = 0.5 * error**2
+    outside = width * (size - 0.5 * width)
+    return np.where(size <= width, inside, outside) / width
 
 
 def test_value_is_the_weighted_sum_of_mean_huber_errors(train_structures):
     batch = batch_of(crystals(train_structures, 5))
     prediction = prediction_near(batch)
-    error = {
-        name: (prediction.labels[name] - batch.labels[name]).double().numpy()
-        for name in prediction.labels
-    }
+    error = {}
+    for name, predicted in prediction.labels.items():
+        error[name] = (predicted - batch.labels[name]).double().numpy()
     energy = error["energy"] / batch.atoms_per_structure.numpy()
     assert (np.abs(energy) < 0.05).any() and (np.abs(energy) > 0.05).any()
     expected = 2 * huber(energy, 0.05).mean() + 3 * huber(error["forces"], 0.2).mean()
@@ -70,13 +77,13 @@ def test_value_is_the_weighted_sum_of_mean_huber_errors(train_structures):
 def test_each_term_has_its_own_switch(train_structures, label):
     batch = batch_of(crystals(train_structures, 3))
     prediction = prediction_near(batch)
-    parts = [
-        loss_of(prediction, batch, CONFIG.model_copy(update={name: 0.0}))
-        for name in prediction.labels
-    ]
-    assert sum(loss_of(prediction, batch) - part for part in parts) == pytest.approx(
-        loss_of(prediction, batch)
-    )
+    whole = loss_of(prediction, batch)
+    terms = []
+    for name in prediction.labels:
+        without = CONFIG.model_copy(update={name: 0.0})
+        terms.append(whole - loss_of(prediction, batch, without))
+    assert sum(terms) == pytest.approx(whole)
+
     exact = prediction.with_labels(**{label: batch.labels[label]})
     off = CONFIG.model_copy(update={label: 0.0})
     assert loss_of(exact, batch) == pytest.approx(loss_of(prediction, batch, off))
@@ -86,13 +93,17 @@ def test_each_term_has_its_own_switch(train_structures, label):
 def test_missing_label_does_not_count(train_structures, label):
     """The structure without it weighs as much as if it were not there, for that term alone."""
     structures = crystals(train_structures, 3)
-    batch = batch_of([*structures[:2], structures[2].with_labels(**{label: None})])
-    term = LossConfig(**({"energy": 0, "forces": 0, "stress": 0} | {label: 1.0}))
+    unlabelled = structures[2].with_labels(**{label: None})
+    batch = batch_of([*structures[:2], unlabelled])
+    weights = {"energy": 0, "forces": 0, "stress": 0} | {label: 1.0}
+    term = LossConfig(**weights)
     prediction = prediction_near(batch)
+
     kept = batch_of(structures[:2])
-    same = Prediction(
-        {name: value[: len(kept.labels[name])] for name, value in prediction.labels.items()}
-    )
+    rows = {}
+    for name, value in prediction.labels.items():
+        rows[name] = value[: len(kept.labels[name])]
+    same = Prediction(rows)
     assert loss_of(prediction, batch, term) == pytest.approx(loss_of(same, kept, term), rel=1e-6)
     assert loss_of(prediction, batch, term) > 0
 
@@ -107,17 +118,18 @@ def test_missing_labels_and_open_boundaries_leave_gradients_finite(train_structu
     """Stress of a slab or a cluster is NaN; a NaN inside a division once reached all gradients."""
     open_ones = [s for s in train_structures if not s.pbc.all()]
     assert any(s.pbc.any() for s in open_ones) and any(not s.pbc.any() for s in open_ones)
-    structures = [
-        *open_ones,
-        open_ones[0].with_labels(forces=None),
-        open_ones[0].with_labels(energy=None),
-    ]
-    batch, potential = batch_of([*structures, *crystals(train_structures, 1)]), new_potential()
+    without_forces = open_ones[0].with_labels(forces=None)
+    without_energy = open_ones[0].with_labels(energy=None)
+    crystal = crystals(train_structures, 1)[0]
+    batch = batch_of([*open_ones, without_forces, without_energy, crystal])
+    potential = new_potential()
     prediction = potential(batch)
     assert prediction.stress[: len(open_ones)].isnan().all()
+
     weighted_loss(prediction, batch, label_counts(batch), LossConfig()).backward()
-    assert all(p.grad.isfinite().all() for p in potential.parameters())
-    assert max(float(p.grad.abs().max()) for p in potential.parameters()) > 0
+    gradients = [parameter.grad for parameter in potential.parameters()]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(float(gradient.abs().max()) for gradient in gradients) > 0
 
 
 @pytest.mark.parametrize("label", ["energy", "forces", "stress"])
@@ -154,31 +166,33 @@ def test_parts_add_up_to_the_whole_at_the_same_counts(train_structures):
     """So it does not matter on which rank or in which batch a structure falls."""
     structures = [s for s in train_structures if len(s) != 4][:4] + train_structures[:4]
     assert len({len(s) for s in structures}) > 2
-    potential, whole = new_potential(), batch_of(structures)
+    potential = new_potential()
+    whole = batch_of(structures)
     counts = label_counts(whole)
     total = loss_of(potential(whole), whole)
     for cut in (1, 3, 6):
         parts = [batch_of(structures[:cut]), batch_of(structures[cut:])]
         assert sum(label_counts(part) for part in parts).tolist() == counts.tolist()
-        assert sum(loss_of(potential(b), b, counts=counts) for b in parts) == pytest.approx(
-            total, rel=1e-5
-        )
+        losses = [loss_of(potential(part), part, counts=counts) for part in parts]
+        assert sum(losses) == pytest.approx(total, rel=1e-5)
 
 
 def test_force_weight_acts_as_repetition(train_structures):
     """An atom of weight 3 counts as three atoms of weight 1, in the sum and in the count."""
     one = crystals(train_structures, 1)[0]
     term = LossConfig(energy=0, forces=1, stress=0)
-    heavy, thrice = batch_of([one, one]), batch_of([one, one, one, one])
+    heavy = batch_of([one, one])
+    thrice = batch_of([one, one, one, one])
     num_atoms = len(one)
     heavy.atom_weight[:num_atoms] = 3.0
+
     prediction = prediction_near(heavy)
-    repeated = Prediction(
-        {k: torch.cat([v, *[v[: len(v) // 2]] * 2]) for k, v in prediction.labels.items()}
-    )
-    assert loss_of(prediction, heavy, term) == pytest.approx(
-        loss_of(repeated, thrice, term), rel=1e-6
-    )
+    labels = {}
+    for name, value in prediction.labels.items():
+        of_first = value[: len(value) // 2]
+        labels[name] = torch.cat([value, of_first, of_first])
+    expected = loss_of(Prediction(labels), thrice, term)
+    assert loss_of(prediction, heavy, term) == pytest.approx(expected, rel=1e-6)
     assert label_counts(heavy)[1] == label_counts(thrice)[1] == 12 * num_atoms
 
 
@@ -187,9 +201,9 @@ def test_small_error_in_a_large_energy_is_seen(train_structures):
     large = train_structures[0].with_labels(energy=-1.0e6)
     batch = batch_of([large])
     term = LossConfig(energy=1, forces=0, stress=0)
-    prediction = prediction_near(batch).with_labels(
-        energy=torch.tensor([-1.0e6 + 0.001 * len(large)], dtype=torch.float64)
-    )
+    energy = torch.tensor([-1.0e6 + 0.001 * len(large)], dtype=torch.float64)
+    prediction = prediction_near(batch).with_labels(energy=energy)
+    # 0.02 is the default width
     assert loss_of(prediction, batch, term) == pytest.approx(0.5 * 0.001**2 / 0.02, rel=1e-3)
 
 

@@ -39,39 +39,41 @@ LEARNED = LossConfig(learn_noise=True)
 
 
 def both_levels(structures) -> list:
-    return [
-        next(s for s in structures if s.level_of_theory == level and s.pbc.all())
-        for level in LEVELS
-    ]
+    chosen = []
+    for level in LEVELS:
+        own = [s for s in structures if s.level_of_theory == level]
+        # only a crystal has a stress
+        chosen.append(next(s for s in own if s.pbc.all()))
+    return chosen
 
 
 def test_errors_in_units_of_the_given_noise(train_structures):
     """A loss with noise s is that of errors e / s, each by its own level; 1 changes nothing."""
     batch = batch_of(both_levels(train_structures))
-    prediction, config = new_potential()(batch), LossConfig(noise=GIVEN)
-    noise, counts = NoiseScales(config, list(LEVELS))(), label_counts(batch)
+    prediction = new_potential()(batch)
+    config = LossConfig(noise=GIVEN)
+    noise = NoiseScales(config, list(LEVELS))()
+    counts = label_counts(batch)
+
+    # the same labels, with errors divided by the noise
     own = noise[batch.head]
-    num_atoms = batch.atoms_per_structure
-    scaled = Prediction(
-        {
-            "energy": batch.labels["energy"]
-            + (prediction.energy - batch.labels["energy"]) / own[:, 0],
-            "forces": batch.labels["forces"]
-            + (prediction.forces - batch.labels["forces"]) / own[batch.structure_index, 1, None],
-            "stress": batch.labels["stress"]
-            + (prediction.stress - batch.labels["stress"]) / own[:, 2, None, None],
-        }
-    )
+    scales = {
+        "energy": own[:, 0],
+        "forces": own[batch.structure_index, 1, None],
+        "stress": own[:, 2, None, None],
+    }
+    labels = {}
+    for name, scale in scales.items():
+        error = prediction.labels[name] - batch.labels[name]
+        labels[name] = batch.labels[name] + error / scale
+    scaled = weighted_loss(Prediction(labels), batch, counts, config)
+
     loss = weighted_loss(prediction, batch, counts, config, noise)
-    assert loss.item() == pytest.approx(
-        weighted_loss(scaled, batch, counts, config).item(), rel=1e-4
-    )
+    assert loss.item() == pytest.approx(scaled.item(), rel=1e-4)
     ones = torch.ones(2, 3)
     plain = weighted_loss(prediction, batch, counts, config)
     assert torch.equal(weighted_loss(prediction, batch, counts, config, ones), plain)
-    assert num_atoms.sum() == len(batch.positions) and loss.item() != pytest.approx(
-        plain.item(), rel=0.1
-    )
+    assert loss.item() != pytest.approx(plain.item(), rel=0.1)
 
 
 def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
@@ -79,12 +81,14 @@ def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
     structures = both_levels(train_structures)
     batch = batch_of([structures[0], structures[1].with_labels(stress=None)])
     config = LossConfig(learn_noise=True, noise=GIVEN, **WIDE)
-    noise, prediction = NoiseScales(config, list(LEVELS)), new_potential()(batch)
+    noise = NoiseScales(config, list(LEVELS))
+    prediction = new_potential()(batch)
     counts = label_counts(batch)
     weighted_loss(prediction, batch, counts, config, noise()).backward()
-    excess = noise.log_excess.grad / (
-        noise.log_excess.detach().exp() / noise().detach()
-    )  # of log s
+
+    # by the chain rule: the parameter is the logarithm of s - least
+    slope = noise.log_excess.detach().exp() / noise().detach()
+    of_log_s = noise.log_excess.grad / slope
     num_atoms = batch.atoms_per_structure
     errors = {
         "energy": (prediction.energy - batch.labels["energy"]) / num_atoms,
@@ -93,19 +97,15 @@ def test_gradient_of_the_learned_noise_is_the_closed_form(train_structures):
     }
     for column, name in enumerate(LABELS):
         for head in range(2):
-            of_head = batch.structure_index == head if name == "forces" else torch.arange(2) == head
-            error = errors[name][of_head].detach().double().flatten()
+            # one structure of each head
+            rows = batch.structure_index if name == "forces" else torch.arange(2)
+            error = errors[name][rows == head].detach().double().flatten()
             error = error[torch.isfinite(error)]
             s = noise()[head, column].item()
-            expected = (
-                float((1 - error.square() / (1e6 * s * s)).sum() / counts[column])
-                if len(error)
-                else 0.0
-            )
-            assert float(excess[head, column]) == pytest.approx(
-                getattr(config, name) * expected, rel=1e-4, abs=1e-7
-            )
-    assert excess[1, 2] == 0 and (excess[0] != 0).all()
+            terms = 1 - error.square() / (1e6 * s * s)
+            expected = getattr(config, name) * float(terms.sum() / counts[column])
+            assert float(of_log_s[head, column]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert of_log_s[1, 2] == 0 and (of_log_s[0] != 0).all()
 
 
 @pytest.mark.parametrize("width", [0.02, 1.0])
@@ -113,39 +113,37 @@ def test_learned_noise_of_each_level_is_what_was_put_in(train_structures, width)
     """Labels = prediction + Laplace noise, or normal noise, for which FACTOR holds."""
     known = torch.tensor([[0.03, 0.2, 0.01], [0.3, 0.05, 0.04]])  # (H, 3)
     structures = [s for s in train_structures if s.pbc.all()] * 4
-    batch, generator = batch_of(structures), np.random.default_rng(0)
+    batch = batch_of(structures)
+    generator = np.random.default_rng(0)
     own = known[batch.head]
-    num_atoms = batch.atoms_per_structure
+    distribution = generator.laplace if width < 1 else generator.normal
+    scales = {
+        # of energies per atom
+        "energy": batch.atoms_per_structure * own[:, 0],
+        "forces": own[batch.structure_index, 1, None],
+        "stress": own[:, 2, None, None],
+    }
+    labels = {}
+    for name, scale in scales.items():
+        label = batch.labels[name]
+        drawn = torch.from_numpy(distribution(size=tuple(label.shape)))
+        labels[name] = label + drawn.to(label) * scale
+    prediction = Prediction(labels)
 
-    def draw(like, scale):
-        values = (
-            generator.laplace(size=tuple(like.shape))
-            if width < 1
-            else generator.normal(size=tuple(like.shape))
-        )
-        return torch.from_numpy(values).to(like) * scale
-
-    prediction = Prediction(
-        {
-            "energy": batch.labels["energy"] + num_atoms * draw(batch.labels["energy"], own[:, 0]),
-            "forces": batch.labels["forces"]
-            + draw(batch.labels["forces"], own[batch.structure_index, 1, None]),
-            "stress": batch.labels["stress"] + draw(batch.labels["stress"], own[:, 2, None, None]),
-        }
-    )
     config = LossConfig(
         learn_noise=True, energy_width=width, forces_width=width, stress_width=width
     )
     noise = NoiseScales(config, list(LEVELS))
-    optimizer, counts = torch.optim.Adam(noise.parameters(), lr=0.05), label_counts(batch)
+    optimizer = torch.optim.Adam(noise.parameters(), lr=0.05)
+    counts = label_counts(batch)
     for _ in range(300):
         optimizer.zero_grad()
         weighted_loss(prediction, batch, counts, config, noise()).backward()
         optimizer.step()
-    if width < 1:  # nearly Laplace's density, of which the scale is the mean error
-        assert noise().detach() == pytest.approx(known, rel=0.15)
-    else:
-        assert noise().detach() * FACTOR == pytest.approx(known, rel=0.15)
+
+    # A narrow Huber function is nearly Laplace's density, whose scale is the mean error.
+    factor = 1.0 if width < 1 else FACTOR
+    assert noise().detach() * factor == pytest.approx(known, rel=0.15)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
@@ -177,16 +175,15 @@ def test_run_learns_noise_and_goes_on_bit_for_bit(run_config):
         (folder / "manifest.json").unlink()
     run.pretrain(schedule, "must", quiet=True)
     one, other = (rows_of(config.out) for config in (whole, schedule))
-    assert [row["loss"] for row in one if row["event"] == "step"] == [
-        row["loss"] for row in other if row["event"] == "step"
-    ]
+    losses = [row["loss"] for row in one if row["event"] == "step"]
+    assert losses == [row["loss"] for row in other if row["event"] == "step"]
     learned = [row["noise"] for row in one if row["event"] == "noise"]
     assert learned == [row["noise"] for row in other if row["event"] == "noise"]
     assert len(learned) == 3 and set(learned[0]) == set(LEVELS)
-    assert all(
-        LEAST[1] < learned[-1][level]["forces"] < learned[0][level]["forces"] < 1
-        for level in LEVELS
-    )
+    for level in LEVELS:
+        first = learned[0][level]["forces"]
+        last = learned[-1][level]["forces"]
+        assert LEAST[1] < last < first < 1
 
 
 def test_run_without_learned_noise_cannot_go_on_with_it(run_config):

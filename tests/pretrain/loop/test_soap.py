@@ -11,13 +11,15 @@ from evenfield.pretrain.loop.soap import Soap
 
 
 SHAPES = (
+    # three of one shape, which are stepped as one stack
     (3, 8, 8),
     (2, 8, 8),
     (8, 8),
+    # tall enough to be cut into blocks
     (64, 32),
     (5, 8),
     (8, 40),
-)  # stacks, a stack alike, one matrix, tall, flat
+)
 
 
 def weights() -> list[nn.Parameter]:
@@ -27,8 +29,10 @@ def weights() -> list[nn.Parameter]:
 
 def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
     generator = torch.Generator().manual_seed(step)
-    for p in parameters:
-        p.grad = torch.randn(p.shape, generator=generator) * (1 + torch.arange(p.shape[-1]))
+    for parameter in parameters:
+        # columns of different sizes: a basis that did nothing would be seen
+        scale = 1 + torch.arange(parameter.shape[-1])
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
 
 
 def matrices(parameters: list[nn.Parameter], weight_decay: float = 0.0) -> list[dict]:
@@ -36,6 +40,7 @@ def matrices(parameters: list[nn.Parameter], weight_decay: float = 0.0) -> list[
 
 
 def test_it_is_torchs_adamw_before_the_first_look_at_the_eigenvectors(monkeypatch):
+    # torch's has no such floor
     monkeypatch.setattr(soap, "FLOOR", 0.0)
     ours, theirs = weights(), weights()
     optimizer = Soap(matrices(ours, weight_decay=0.1), lr=0.01)
@@ -84,15 +89,16 @@ def test_basis_goes_to_the_eigenvectors_of_the_mean_gradient_products():
     optimizer = Soap(matrices([parameter]), lr=0.0)
     generator = torch.Generator().manual_seed(0)
     skew, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
+    # gradients of one covariance, whose axes are skew and of different lengths
+    root = skew * 2.0 ** torch.arange(6)
     for _ in range(100 * soap.REFRESH):
-        # of one covariance from step to step: its axes lie skew, their sizes differ
-        parameter.grad = (
-            skew * 2.0 ** torch.arange(6) @ torch.randn(6, 6, generator=generator)
-        ).unsqueeze(0)
+        gradient = root @ torch.randn(6, 6, generator=generator)
+        parameter.grad = gradient.unsqueeze(0)
         optimizer.step()
     basis = optimizer.state[parameter]["left_basis"][0]
     torch.testing.assert_close(basis.T @ basis, torch.eye(6), rtol=0, atol=1e-5)
-    overlap = (basis.T @ skew.flip(1)).abs()  # the largest axis first
+    # the iteration puts the largest axis first, and leaves the sign open
+    overlap = (basis.T @ skew.flip(1)).abs()
     assert overlap.diagonal().min() > 0.9
 
 
@@ -103,7 +109,8 @@ def skew_loss(weight: Tensor) -> Tensor:
     right, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
     scale = 10.0 ** torch.linspace(-1.5, 1.5, 16)
     target = torch.randn(16, 16, generator=generator)
-    return ((scale[:, None] * (left @ (weight - target) @ right)) * scale).square().mean()
+    turned = left @ (weight - target) @ right
+    return ((scale[:, None] * turned) * scale).square().mean()
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, 0.03])
