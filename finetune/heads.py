@@ -43,7 +43,9 @@ def with_head(potential: Potential, level_of_theory: str, like: str | None = Non
     if is_new:
         source = levels.index(like) if like is not None else 0
         for name in TENSORS_OF_HEADS:
-            state[name] = torch.cat([state[name], state[name][source : source + 1]])
+            tensor = state[name]
+            of_source = tensor[source : source + 1]
+            state[name] = torch.cat([tensor, of_source])
     copy.load_state_dict(state)
     return copy.eval()
 
@@ -63,10 +65,13 @@ def add_to_head(
     size = readout.weight.shape[1]
     num_weights = size * (1 + len(new_elements))
     weights = change[:num_weights].reshape(-1, size)
+    shared = readout.weight.new_tensor(weights[0])
+    own = readout.weight.new_tensor(weights[1:])
+    of_e0 = potential.e0.new_tensor(change[num_weights:])
     with torch.no_grad():
-        readout.weight[head] += readout.weight.new_tensor(weights[0])
-        readout.element_weight[head, new_elements] += readout.weight.new_tensor(weights[1:])
-        potential.e0[head, elements] += potential.e0.new_tensor(change[num_weights:])
+        readout.weight[head] += shared
+        readout.element_weight[head, new_elements] += own
+        potential.e0[head, elements] += of_e0
 
 
 def member_levels(level: str, number: int) -> list[str]:
@@ -77,6 +82,7 @@ def member_levels(level: str, number: int) -> list[str]:
 def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
     """A copy with one more head for each bootstrap refit; without any, the potential itself."""
     level = posterior.level_of_theory
+    # the differences are to the weights of the refitted head, from which every member starts
     members = member_levels(level, len(posterior.bootstrap))
     for member, change in zip(members, posterior.bootstrap, strict=True):
         potential = with_head(potential, member, level)

@@ -32,6 +32,7 @@ def save_finetuned(
     symbols_of_structures = [set(one.to_atoms().symbols) for one in result.structures]
     seen = set().union(*symbols_of_structures)
 
+    # Members of an ensemble learned from the same elements as their head.
     elements = dict(base.elements)
     elements[level] = sorted({*elements.get(level, []), *seen})
     for member in member_levels(level, len(result.posterior.bootstrap)):
@@ -39,8 +40,8 @@ def save_finetuned(
 
     counts = dict(base.train_counts)
     for symbol in sorted(seen):
-        new = sum(symbol in symbols for symbols in symbols_of_structures)
-        counts[symbol] = counts.get(symbol, 0) + new
+        num_structures = sum(symbol in symbols for symbols in symbols_of_structures)
+        counts[symbol] = counts.get(symbol, 0) + num_structures
 
     record = ModelRecord(
         name=out.name,

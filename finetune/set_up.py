@@ -31,13 +31,16 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
         refuse_wrong_units(potential, train)
 
     reference = refit_reference_energies(potential, run.head, train, run.known_e0)
+    # pretraining tells nothing about E0 with another zero of energy
     if reference.another_zero:
         run.known_e0 = set()
     table.append(step("step 0: E0 refitted", potential, train))
     run.judge("step0")
 
+    # Errors at step 0 are the bound of everything that follows.
     if run.target.valid:
         run.held_out = HeldOut(potential, train, run.target.valid)
+
     _if_not_worse(
         run,
         table[-1],

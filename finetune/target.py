@@ -147,13 +147,16 @@ def hold_out(
         if num_chosen + len(units[index]) <= wanted:
             chosen.add(int(index))
             num_chosen += len(units[index])
-    if not chosen:  # every unit is larger than what is wanted
-        chosen = {int(np.argmin([len(unit) for unit in units]))}
+    if not chosen:
+        # every unit is larger than what is wanted
+        lengths = [len(unit) for unit in units]
+        chosen = {int(np.argmin(lengths))}
 
     train: list[Structure] = []
     held_out: list[Structure] = []
     for index, unit in enumerate(units):
-        (held_out if index in chosen else train).extend(unit)
+        part = held_out if index in chosen else train
+        part.extend(unit)
     return train, held_out
 
 
@@ -163,7 +166,8 @@ def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
     for structure in structures:
         geometry = np.vstack([structure.positions, structure.cell])
         rounded = np.rint(10**COPY_DECIMALS * geometry).astype(np.int64)
-        key = structure.atomic_numbers.astype(np.int64).tobytes() + rounded.tobytes()
+        numbers = structure.atomic_numbers.astype(np.int64)
+        key = numbers.tobytes() + rounded.tobytes()
         groups.setdefault(key, []).append(structure)
     return list(groups.values())
 

@@ -76,7 +76,8 @@ class Unknowns:
         """A vector (P,) with one value for all shared weights, one for all own, and those of E0."""
         num_own = self.num_weights - self.size
         weights = np.repeat([shared, own], [self.size, num_own])
-        return np.concatenate([weights, np.broadcast_to(e0, len(self.elements))])
+        of_e0 = np.broadcast_to(e0, len(self.elements))
+        return np.concatenate([weights, of_e0])
 
 
 @dataclass(frozen=True)
@@ -118,36 +119,34 @@ def _rows_of_batch(
 ) -> DesignRows:
     with torch.no_grad():
         predicted = potential(batch)
-    scale = float(potential.scale[head])
-    atomic_numbers = _numpy(batch.atomic_numbers).astype(int)
-    structure_index = _numpy(batch.structure_index).astype(int)
-    num_atoms = np.bincount(structure_index)
+    structure_index = _numpy(batch.structure_index).astype(int)  # (N,)
+    num_atoms = np.bincount(structure_index)  # (S,)
     num_structures = len(num_atoms)
 
     # what the potential gets wrong: the targets
-    energy_error = _numpy(batch.labels["energy"] - predicted.energy) / num_atoms
-    force_error = _numpy(batch.labels["forces"] - predicted.forces)
-    stress_error = _voigt(_numpy(batch.labels["stress"] - predicted.stress))
+    energy_error = _numpy(batch.labels["energy"] - predicted.energy) / num_atoms  # eV/atom
+    force_error = _numpy(batch.labels["forces"] - predicted.forces)  # eV/A
+    stress_error = _voigt(_numpy(batch.labels["stress"] - predicted.stress))  # eV/A^3
 
-    energy_noise = np.where(
-        np.isfinite(energy_error), np.hypot(config.energy_noise, energy_error), np.nan
-    )
+    has_energy = np.isfinite(energy_error)
+    energy_noise = np.where(has_energy, np.hypot(config.energy_noise, energy_error), np.nan)
     force_noise = _noise(force_error, structure_index, num_structures, config.force_noise)
-    one_each = np.arange(num_structures)
-    stress_noise = _noise(stress_error, one_each, num_structures, config.stress_noise)
+    one_row_each = np.arange(num_structures)
+    stress_noise = _noise(stress_error, one_row_each, num_structures, config.stress_noise)
 
     # what a change of the unknowns does: the rows
-    summed, force_slope, stress_slope = feature_jacobian(
-        potential, batch, unknowns.new_elements.tolist()
-    )
-    composition = np.zeros((num_structures, len(unknowns.elements)))
-    columns = np.searchsorted(unknowns.elements, atomic_numbers)
-    np.add.at(composition, (structure_index, columns), 1.0)
+    new_elements = unknowns.new_elements.tolist()
+    summed, force_slope, stress_slope = feature_jacobian(potential, batch, new_elements)
+    scale = float(potential.scale[head])
+    composition = _composition(batch, structure_index, num_structures, unknowns.elements)
 
+    # Energies are compared per atom, so that large structures do not outweigh small ones.
     energy_scale = (num_atoms * energy_noise)[:, None]
     energy_rows = np.hstack([scale * _numpy(summed), composition]) / energy_scale
-    force_rows = scale * _numpy(force_slope).reshape(unknowns.num_weights, -1).T
-    stress_rows = scale * _voigt(_numpy(stress_slope)).reshape(unknowns.num_weights, -1).T
+    force_slope_of_weight = _numpy(force_slope).reshape(unknowns.num_weights, -1)
+    force_rows = scale * force_slope_of_weight.T
+    stress_slope_of_weight = _voigt(_numpy(stress_slope)).reshape(unknowns.num_weights, -1)
+    stress_rows = scale * stress_slope_of_weight.T
 
     noise_of_force_rows = np.repeat(force_noise[structure_index], 3)
     noise_of_stress_rows = np.repeat(stress_noise, len(VOIGT))
@@ -175,8 +174,12 @@ def feature_jacobian(
     with torch.enable_grad():
         vectors, tiles = potential.edge_vectors(batch)
         phi = potential.features(batch.atomic_numbers, vectors, tiles)  # (N, d)
-        masks = [torch.ones_like(phi[:, :1])]
-        masks += [(batch.atomic_numbers == z).unsqueeze(1) for z in new_elements]
+
+        all_atoms = torch.ones_like(phi[:, :1])
+        masks = [all_atoms]
+        for z in new_elements:
+            of_element = batch.atomic_numbers == z
+            masks.append(of_element.unsqueeze(1))
         blocks = torch.cat([phi * mask for mask in masks], dim=1)  # (N, P)
 
         # Structures do not see each other, so the sum over all of them has the derivatives of each.
@@ -184,6 +187,7 @@ def feature_jacobian(
         forces = []
         stress = []
         for feature in total:
+            # the graph is needed by the next feature again
             (slope,) = torch.autograd.grad(feature, vectors, retain_graph=True)
             feature_forces, feature_stress = forces_and_stress(
                 slope, vectors.detach(), tiles, batch
@@ -194,18 +198,32 @@ def feature_jacobian(
     return summed, torch.stack(forces), torch.stack(stress)
 
 
+def _composition(
+    batch: Batch, structure_index: np.ndarray, num_structures: int, elements: np.ndarray
+) -> np.ndarray:
+    """Numbers of atoms n_sz of each of `elements` (sorted) in each structure, (S, Z)."""
+    atomic_numbers = _numpy(batch.atomic_numbers).astype(int)
+    columns = np.searchsorted(elements, atomic_numbers)
+    composition = np.zeros((num_structures, len(elements)))
+    # unlike `composition[index] += 1`, this counts repeated indices
+    np.add.at(composition, (structure_index, columns), 1.0)
+    return composition
+
+
 def _without_e0(
     weight_rows: np.ndarray, error: np.ndarray, noise: np.ndarray, unknowns: Unknowns
 ) -> Rows:
     """Rows and targets, over their noise, of labels which E0 does not change."""
     e0_columns = np.zeros((len(weight_rows), len(unknowns.elements)))
-    rows = np.hstack([weight_rows, e0_columns])
-    return rows / noise[:, None], error.ravel() / noise
+    rows = np.hstack([weight_rows, e0_columns]) / noise[:, None]
+    targets = error.ravel() / noise
+    return rows, targets
 
 
 def _voigt(tensor: np.ndarray) -> np.ndarray:
     """(..., 3, 3) -> (..., 6)."""
-    return np.stack([tensor[..., row, column] for row, column in VOIGT], -1)
+    components = [tensor[..., row, column] for row, column in VOIGT]
+    return np.stack(components, -1)
 
 
 def _noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: float) -> np.ndarray:
@@ -214,10 +232,15 @@ def _noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: flo
     error: (rows, components); index: (rows,) the structure of each row. NaN without a label.
     """
     labelled = np.isfinite(error).all(1)
-    square = np.bincount(index[labelled], (error[labelled] ** 2).mean(1), num_structures)
-    count = np.bincount(index[labelled], minlength=num_structures)
-    return np.where(count > 0, np.sqrt(floor**2 + square / np.maximum(count, 1)), np.nan)
+    index = index[labelled]
+    square_of_row = (error[labelled] ** 2).mean(1)
+
+    square = np.bincount(index, square_of_row, num_structures)
+    count = np.bincount(index, minlength=num_structures)
+    mean_square = square / np.maximum(count, 1)
+    return np.where(count > 0, np.sqrt(floor**2 + mean_square), np.nan)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
+    # The normal equations square the condition number: float32 would not do.
     return tensor.detach().cpu().double().numpy()

@@ -58,12 +58,10 @@ class Fold:
 
     def divided_by_noise(self, noise: dict[str, float]) -> Fold:
         """Each label divided by its noise."""
-        return Fold(
-            {
-                name: equations.divided_by_noise(noise[name])
-                for name, equations in self.equations.items()
-            }
-        )
+        divided = {}
+        for name, equations in self.equations.items():
+            divided[name] = equations.divided_by_noise(noise[name])
+        return Fold(divided)
 
 
 @dataclass(frozen=True)
@@ -93,29 +91,37 @@ def choose_prior(
     error is above that of unchanged weights by more than VETO standard errors.
     """
     total = NormalEquations.total(fold.all for fold in folds)
-    weights = shared + own > 0
     candidates = _candidates(total.matrix, shared, own, fixed)
+    unchanged = len(candidates) - 1
     errors = _held_out_errors(folds, total, candidates)
 
-    rows = {name: sum(fold.equations[name].rows for fold in folds) for name in ENERGY_LABELS}
-    scored = next((name for name in SCORED_FIRST if rows[name]), SCORED_FIRST[0])
-    unchanged = len(candidates) - 1
+    rows = {}
+    for name in ENERGY_LABELS:
+        rows[name] = sum(fold.equations[name].rows for fold in folds)
+    present = [name for name in SCORED_FIRST if rows[name]]
+    scored = present[0] if present else SCORED_FIRST[0]
 
     harmless = np.ones(len(candidates), dtype=bool)
     for name in GUARDED:
-        harmless &= _excess(errors[name], errors[name][unchanged], VETO) <= 0
+        rise = _excess(errors[name], errors[name][unchanged], VETO)
+        harmless &= rise <= 0
 
     # `unchanged` is always harmless, so there is a best one
     score = errors[scored]
-    best = np.argmin(score[harmless].sum(1))
-    as_good = _excess(score, score[harmless][best]) <= 0
+    score_of_harmless = score[harmless]
+    best = np.argmin(score_of_harmless.sum(1))
+    as_good = _excess(score, score_of_harmless[best]) <= 0
     allowed = np.flatnonzero(harmless & as_good)
+
+    # Of precisions that the folds cannot tell apart, the strongest changes the model least.
+    weights = shared + own > 0
     chosen = max(allowed, key=lambda index: candidates[index][weights].sum())
 
-    rms = {
-        name: np.sqrt(np.maximum(errors[name].sum(1), 0.0) / max(1, rows[name]))
-        for name in ENERGY_LABELS
-    }
+    rms = {}
+    for name in ENERGY_LABELS:
+        # expanding a square can leave a sum that is negative by rounding
+        squares = np.maximum(errors[name].sum(1), 0.0)
+        rms[name] = np.sqrt(squares / max(1, rows[name]))
     return PriorChoice(
         precision=candidates[chosen],
         error_before=float(rms[scored][unchanged]),
@@ -129,7 +135,11 @@ def _candidates(
 ) -> list[np.ndarray]:
     """The precisions (P,) that are tried; the last leaves all weights unchanged."""
     weights = shared + own > 0
-    unit = np.trace(matrix[weights][:, weights]) / max(1, weights.sum()) or 1.0
+    matrix_of_weights = matrix[weights][:, weights]
+    mean_diagonal = np.trace(matrix_of_weights) / max(1, weights.sum())
+    # a matrix of zeros, without any label, has no unit of its own
+    unit = mean_diagonal or 1.0
+
     # without weights of single elements, a ratio to them has no effect
     ratios = SHARED_RATIOS if own.any() else SHARED_RATIOS[:1]
 
@@ -148,7 +158,8 @@ def _held_out_errors(
     errors = {name: np.empty((len(candidates), len(folds))) for name in ENERGY_LABELS}
     for row, precision in enumerate(candidates):
         for column, fold in enumerate(folds):
-            solution = (total - fold.all).solve(precision)
+            all_other_folds = total - fold.all
+            solution = all_other_folds.solve(precision)
             for name, equations in fold.equations.items():
                 errors[name][row, column] = equations.squared_error(solution)
     return errors
@@ -157,13 +168,17 @@ def _held_out_errors(
 def _excess(errors: np.ndarray, reference: np.ndarray, standard_errors: float = 1.0) -> np.ndarray:
     """How far sums over folds of `errors` (K, F) are above that of `reference` (F,), as (K,).
 
-    So many standard errors of the paired difference are subtracted. With few folds a standard error
-    is itself uncertain: Student's t makes it as wide as necessary.
+    `standard_errors` of the paired difference are subtracted. With few folds a standard error is
+    itself uncertain: Student's t makes it as wide as necessary.
     """
     difference = errors - reference
     num_folds = errors.shape[1]
     if num_folds < 2:
+        # a single fold has no spread
         return difference.sum(1)
+
     quantile = student.ppf(ONE_STANDARD_ERROR, num_folds - 1)
-    width = quantile * difference.std(axis=1, ddof=1) * np.sqrt(num_folds)
+    spread = difference.std(axis=1, ddof=1)
+    # the standard error of a sum over folds grows with their root
+    width = quantile * spread * np.sqrt(num_folds)
     return difference.sum(1) - standard_errors * width

@@ -12,6 +12,7 @@ from ...model_zoo.potential.repulsion import Repulsion
 from ...pretrain.initial_potential import Sample, fit_radii
 
 
+# More folds cost more fits, and the sign of the change is all that is needed of them.
 MAX_FOLDS = 4
 
 
@@ -26,51 +27,71 @@ def refit_radii(potential: Potential, head: int, structures: list[Structure]) ->
         return False
 
     cutoff = potential.config.cutoff
+    radii = potential.repulsion.log_factor  # (heads, elements)
     # on the CPU, where samples are
-    repulsion = Repulsion(cutoff).to(potential.repulsion.log_factor.dtype)
+    repulsion = Repulsion(cutoff).to(radii.dtype)
     with torch.no_grad():
-        repulsion.log_factor.copy_(potential.repulsion.log_factor[head])
-    targets = _left_for_repulsion(potential, repulsion, labelled)
-    before = repulsion.log_factor.detach().clone()
+        repulsion.log_factor.copy_(radii[head])
 
-    num_folds = min(MAX_FOLDS, len(targets))
-    change = 0.0
-    for fold in range(num_folds):
-        seen = [target for index, target in enumerate(targets) if index % num_folds != fold]
-        unseen = Sample.of(targets[fold::num_folds], cutoff)
-        change -= _error(repulsion, unseen)
-        fit_radii(repulsion, Sample.of(seen, cutoff))
-        change += _error(repulsion, unseen)
-        with torch.no_grad():
-            repulsion.log_factor.copy_(before)
-    if change >= 0:
+    targets = _left_for_repulsion(potential, repulsion, labelled)
+    if _change_of_unseen_error(repulsion, targets, cutoff) >= 0:
         return False
 
     fit_radii(repulsion, Sample.of(targets, cutoff))
     with torch.no_grad():
-        potential.repulsion.log_factor[head] = repulsion.log_factor[0]
+        radii[head] = repulsion.log_factor[0]
     return True
+
+
+def _change_of_unseen_error(repulsion: Repulsion, targets: list[Structure], cutoff: float) -> float:
+    """What a fit to all other folds adds to the error (eV/A) of a fold, summed over folds.
+
+    The radii are the same afterwards.
+    """
+    before = repulsion.log_factor.detach().clone()
+    num_folds = min(MAX_FOLDS, len(targets))
+    change = 0.0
+
+    for fold in range(num_folds):
+        seen = [target for index, target in enumerate(targets) if index % num_folds != fold]
+        unseen = Sample.of(targets[fold::num_folds], cutoff)
+
+        change -= _error(repulsion, unseen)
+        fit_radii(repulsion, Sample.of(seen, cutoff))
+        change += _error(repulsion, unseen)
+
+        # every fold starts from the pretrained radii
+        with torch.no_grad():
+            repulsion.log_factor.copy_(before)
+    return change
 
 
 def _left_for_repulsion(
     potential: Potential, repulsion: Repulsion, structures: list[Structure]
 ) -> list[Structure]:
     """The structures with the forces (N, 3) that core repulsion alone would have to exert."""
-    pairs = predict(potential, structures).forces  # (all N, 3, 2): label, prediction
+    pairs = predict(potential, structures).forces  # (all N, 3, 2)
+    label = pairs[..., 0]
+    predicted = pairs[..., 1]
+    sample = Sample.of(structures, potential.config.cutoff)
     with torch.no_grad():
-        _, repulsive = Sample.of(structures, potential.config.cutoff).repulsion(repulsion)
-    left = pairs[..., 0] - pairs[..., 1] + repulsive.numpy()
+        _, repulsive = sample.repulsion(repulsion)
 
-    ends = np.cumsum([len(structure) for structure in structures])[:-1]
-    parts = np.split(left, ends)
-    return [
-        structure.with_labels(forces=forces)
-        for structure, forces in zip(structures, parts, strict=True)
-    ]
+    # the prediction contains the repulsion of today's radii, which is to be replaced
+    left = label - predicted + repulsive.numpy()
+
+    num_atoms = [len(structure) for structure in structures]
+    ends = np.cumsum(num_atoms)[:-1]
+    targets = []
+    for structure, forces in zip(structures, np.split(left, ends), strict=True):
+        targets.append(structure.with_labels(forces=forces))
+    return targets
 
 
 def _error(repulsion: Repulsion, sample: Sample) -> float:
     """Summed absolute error of the force components (eV/A)."""
     with torch.no_grad():
         _, forces = sample.repulsion(repulsion)
-    return float(np.nansum(np.abs((forces - sample.forces).numpy())))
+    error = (forces - sample.forces).numpy()
+    # components without a label are NaN
+    return float(np.nansum(np.abs(error)))

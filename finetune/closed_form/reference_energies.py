@@ -64,7 +64,8 @@ class ReferenceReport:
 
 def reference_precision(elements: np.ndarray, known: set[int]) -> np.ndarray:
     """Prior precision 1 / sigma_z^2 (1/eV^2) of the change of each element's E0."""
-    widths = np.where([z in known for z in elements], KNOWN_WIDTH, FREE_WIDTH)
+    is_known = [z in known for z in elements]
+    widths = np.where(is_known, KNOWN_WIDTH, FREE_WIDTH)
     return widths**-2.0
 
 
@@ -82,15 +83,14 @@ def refit_reference_energies(
             "no structure has an energy, so reference energies E0 cannot be refitted",
             remedy="add at least one structure with an energy",
         )
-    pairs = predict(potential, labelled).energy  # (S, 2): label, prediction
-    num_atoms = np.array([len(structure) for structure in labelled])
-    error = (pairs[:, 0] - pairs[:, 1]) / num_atoms  # (S,)
     elements = np.unique(np.concatenate([structure.atomic_numbers for structure in labelled]))
     share = _composition(labelled, elements)  # (S, Z)
 
-    known_share = share[:, [z in known for z in elements]].sum(1)
-    of_known = known_share > ALL_ATOMS
-    another_zero = bool(of_known.any() and abs(np.median(error[of_known])) > ANOTHER_ZERO)
+    pairs = predict(potential, labelled).energy  # (S, 2): label, prediction
+    num_atoms = np.array([len(structure) for structure in labelled])
+    error = (pairs[:, 0] - pairs[:, 1]) / num_atoms  # (S,), eV/atom
+
+    another_zero = _has_another_zero(error, share, elements, known)
     if another_zero:
         known = set()
 
@@ -99,26 +99,44 @@ def refit_reference_energies(
         shift = np.zeros_like(shift)
     potential.e0[head, elements] += potential.e0.new_tensor(shift)
 
-    symbols = [chemical_symbols[z] for z in elements]
+    # posterior standard deviation of each E0, eV
     widths = np.sqrt(np.diag(np.linalg.inv(normal)))
+    shifts = {}
+    undetermined = []
+    for z, value, width in zip(elements, shift, widths, strict=True):
+        symbol = chemical_symbols[z]
+        shifts[symbol] = float(value)
+        if width > UNDETERMINED * FREE_WIDTH:
+            undetermined.append(symbol)
+
     return ReferenceReport(
-        shifts={symbol: float(value) for symbol, value in zip(symbols, shift, strict=True)},
-        undetermined=[
-            symbol
-            for symbol, width in zip(symbols, widths, strict=True)
-            if width > UNDETERMINED * FREE_WIDTH
-        ],
+        shifts=shifts,
+        undetermined=undetermined,
         mae_before=float(np.abs(error).mean()),
         mae_after=float(np.abs(error - share @ shift).mean()),
         another_zero=another_zero,
     )
 
 
+def _has_another_zero(
+    error: np.ndarray, share: np.ndarray, elements: np.ndarray, known: set[int]
+) -> bool:
+    """Whether structures of known elements are off by more than a model can be wrong."""
+    is_known = [z in known for z in elements]
+    known_share = share[:, is_known].sum(1)
+    of_known = known_share > ALL_ATOMS
+    if not of_known.any():
+        return False
+    # a median, because a few structures may be wrong for other reasons
+    return bool(abs(np.median(error[of_known])) > ANOTHER_ZERO)
+
+
 def _composition(structures: list[Structure], elements: np.ndarray) -> np.ndarray:
     """The share of each element in the atoms of each structure, (S, Z)."""
     rows = []
     for structure in structures:
-        rows.append([(structure.atomic_numbers == z).mean() for z in elements])
+        shares = [(structure.atomic_numbers == z).mean() for z in elements]
+        rows.append(shares)
     return np.stack(rows)
 
 
@@ -133,6 +151,7 @@ def _robust_fit(
         shift = np.linalg.solve(normal, weighted.T @ error)
 
         left = np.abs(error - share @ shift)
+        # the noise may be larger than assumed; at least half of the structures count fully
         width = max(ENERGY_NOISE, float(np.median(left)))
         weight = np.minimum(1.0, width / np.maximum(left, 1e-12))
     return shift, normal

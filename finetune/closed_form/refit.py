@@ -15,6 +15,7 @@ it is multiplied by its RMS error on left-out structures, and the fit is made ag
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +98,7 @@ def refit_readout(
     change = total.solve(choice.precision)
     add_to_head(potential, head, change, new_elements, elements)
 
+    # The noise differs from structure to structure; the report shows that of a typical one.
     estimated = {name: factor[name] * _median(assumed[name]) for name in choice.held_out}
     drawn = _bootstrap(folds, choice.precision, bootstrap, seed)
     posterior = Posterior(
@@ -127,7 +129,9 @@ def _parts(structures: list[Structure]) -> tuple[list[list[Structure]], int]:
     num_parts = min(MAX_FOLDS, len(groups))
     parts = []
     for first in range(num_parts):
-        parts.append([structure for group in groups[first::num_parts] for structure in group])
+        # dealt out in turn, so that a part is no stretch of one trajectory
+        part = list(itertools.chain.from_iterable(groups[first::num_parts]))
+        parts.append(part)
     return parts, len(structures) - len(groups)
 
 
@@ -158,20 +162,28 @@ def _with_estimated_noise(
     shared = unknowns.pattern(shared=1.0)
     own = unknowns.pattern(own=1.0)
     first = choose_prior(folds, shared, own, e0_precision)
-    factor = {
-        name: float(np.clip(first.held_out.get(name, 1.0), *NOISE_BOUNDS)) for name in ENERGY_LABELS
-    }
+
+    # Errors are in units of the assumed noise. Where they are smaller, so is the noise.
+    factor = {}
+    for name in ENERGY_LABELS:
+        error = first.held_out.get(name, 1.0)
+        factor[name] = float(np.clip(error, *NOISE_BOUNDS))
+
     folds = [fold.divided_by_noise(factor) for fold in folds]
-    return folds, choose_prior(folds, shared, own, e0_precision), factor
+    second = choose_prior(folds, shared, own, e0_precision)
+    return folds, second, factor
 
 
 def _bootstrap(folds: list[Fold], precision: np.ndarray, number: int, seed: int) -> np.ndarray:
     """Solutions (number, P) for folds drawn with replacement."""
     generator = np.random.default_rng(seed)
     parts = [fold.all for fold in folds]
+    equal_chances = np.full(len(parts), 1 / len(parts))
     solutions = np.empty((number, len(precision)))
+
+    # Folds are drawn and not structures: their equations are all that is left of the structures.
     for index in range(number):
-        counts = generator.multinomial(len(parts), np.full(len(parts), 1 / len(parts)))
+        counts = generator.multinomial(len(parts), equal_chances)
         drawn = list(zip(counts, parts, strict=True))
         matrix = sum(count * part.matrix for count, part in drawn)
         moment = sum(count * part.moment for count, part in drawn)

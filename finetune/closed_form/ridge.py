@@ -3,7 +3,7 @@
 The problem is min_x |A x - y|^2 + sum_p precision_p x_p^2, where rows A and targets y are divided
 by the noise of the labels. In the language of Bayes, x has a Gaussian prior around zero with the
 given precision, the solution is the mean of the posterior, and (A^T A + diag(precision))^-1 its
-covariance.
+covariance (Bishop, Pattern Recognition and Machine Learning, section 3.3).
 
 Shapes: P parameters, R rows.
 """
@@ -15,6 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+
+# Columns are the directions that the labels determine (P, D), their eigenvalues (D,), and the
+# directions that they leave open (P, P - D).
+Directions = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -31,11 +36,13 @@ class NormalEquations:
     @classmethod
     def empty(cls, size: int) -> NormalEquations:
         """No rows yet, for `size` parameters."""
-        return cls(np.zeros((size, size)), np.zeros(size))
+        matrix = np.zeros((size, size))
+        moment = np.zeros(size)
+        return cls(matrix, moment)
 
     @classmethod
     def total(cls, parts: Iterable[NormalEquations]) -> NormalEquations:
-        """The sum of all parts, of which there is at least one."""
+        """The sum of all parts. At least one is needed, because it tells the size."""
         first, *others = parts
         total = first
         for part in others:
@@ -44,25 +51,29 @@ class NormalEquations:
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
         return NormalEquations(
-            self.matrix + other.matrix,
-            self.moment + other.moment,
-            self.square + other.square,
-            self.rows + other.rows,
+            matrix=self.matrix + other.matrix,
+            moment=self.moment + other.moment,
+            square=self.square + other.square,
+            rows=self.rows + other.rows,
         )
 
     def __sub__(self, other: NormalEquations) -> NormalEquations:
         return NormalEquations(
-            self.matrix - other.matrix,
-            self.moment - other.moment,
-            self.square - other.square,
-            self.rows - other.rows,
+            matrix=self.matrix - other.matrix,
+            moment=self.moment - other.moment,
+            square=self.square - other.square,
+            rows=self.rows - other.rows,
         )
 
     def divided_by_noise(self, noise: float) -> NormalEquations:
         """The equations of the same rows and targets, divided by `noise`."""
+        # every sum is quadratic in rows and targets
         variance = noise**2
         return NormalEquations(
-            self.matrix / variance, self.moment / variance, self.square / variance, self.rows
+            matrix=self.matrix / variance,
+            moment=self.moment / variance,
+            square=self.square / variance,
+            rows=self.rows,
         )
 
     def add(self, rows: np.ndarray, target: np.ndarray) -> None:
@@ -70,6 +81,7 @@ class NormalEquations:
         labelled = np.isfinite(target)
         rows = rows[labelled]
         target = target[labelled]
+
         self.matrix += rows.T @ rows
         self.moment += rows.T @ target
         self.square += float(target @ target)
@@ -80,8 +92,10 @@ class NormalEquations:
         return solve_ridge(self.matrix, precision, self.moment)
 
     def squared_error(self, x: np.ndarray) -> float:
-        """|A x - y|^2."""
-        return float(self.square - 2 * x @ self.moment + x @ self.matrix @ x)
+        """|A x - y|^2 without the rows, by expanding the square."""
+        cross_term = 2 * x @ self.moment
+        quadratic_term = x @ self.matrix @ x
+        return float(self.square - cross_term + quadratic_term)
 
 
 def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -> np.ndarray:
@@ -94,44 +108,63 @@ def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -
     scaled, scale = _scaled(matrix, precision)
     try:
         factor = cho_factor(scaled, lower=True, check_finite=False)
-        if np.diagonal(factor[0]).min() ** 2 > _rounding(scaled):
+        # The smallest squared pivot bounds the smallest eigenvalue from above. If it is within
+        # rounding, so is the eigenvalue, and the solution would be noise.
+        smallest_pivot = np.diagonal(factor[0]).min() ** 2
+        if smallest_pivot > _rounding(scaled):
             return scale * cho_solve(factor, scale * moment, check_finite=False)
     except LinAlgError:
-        pass  # not positive definite, because of rounding
+        # not positive definite, because of rounding
+        pass
 
     determined, values, undetermined = _directions(scaled, scale)
     x = determined @ (determined.T @ moment / values)
+
     # Along the undetermined directions x is what the prior alone prefers.
     weight = np.sqrt(precision)[:, None]
-    along = np.linalg.lstsq(weight * undetermined, weight[:, 0] * x, rcond=None)[0]
+    prior_rows = weight * undetermined
+    prior_target = weight[:, 0] * x
+    along = np.linalg.lstsq(prior_rows, prior_target, rcond=None)[0]
     return x - undetermined @ along
 
 
 def posterior_covariance(matrix: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """(matrix + diag(precision))^-1; directions lost in rounding have the width of the prior."""
-    determined, values, undetermined = _directions(*_scaled(matrix, precision))
-    of_prior = np.linalg.inv(undetermined.T @ (precision[:, None] * undetermined))
-    return (determined / values) @ determined.T + undetermined @ of_prior @ undetermined.T
+    """(matrix + diag(precision))^-1 (P, P).
+
+    Directions that are lost in rounding have the width of the prior.
+    """
+    scaled, scale = _scaled(matrix, precision)
+    determined, values, undetermined = _directions(scaled, scale)
+
+    prior_matrix = undetermined.T @ (precision[:, None] * undetermined)
+    prior_covariance = np.linalg.inv(prior_matrix)
+
+    covariance_of_determined = (determined / values) @ determined.T
+    return covariance_of_determined + undetermined @ prior_covariance @ undetermined.T
 
 
 def _scaled(matrix: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """matrix + diag(precision), scaled to a diagonal of ones, and the scale (P,)."""
+    """matrix + diag(precision), scaled to a diagonal of ones, and the scale (P,).
+
+    Parameters have different units (weights, E0). Only after scaling can eigenvalues be compared
+    with the rounding error.
+    """
     whole = matrix + np.diag(precision)
     diagonal = np.diagonal(whole)
     scale = np.where(diagonal > 0, diagonal, 1.0) ** -0.5
     return whole * np.outer(scale, scale), scale
 
 
-def _directions(scaled: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Determined directions (P, D) with their eigenvalues (D,), and undetermined ones (P, P - D).
-
-    Directions are columns in the unscaled space. An eigenvalue below the rounding of the matrix
-    says nothing.
-    """
+def _directions(scaled: np.ndarray, scale: np.ndarray) -> Directions:
+    """Eigenvectors of the scaled matrix as columns in the unscaled space."""
     values, vectors = np.linalg.eigh(scaled)
-    above_rounding = values > _rounding(scaled)
     vectors = scale[:, None] * vectors
-    return vectors[:, above_rounding], values[above_rounding], vectors[:, ~above_rounding]
+
+    # An eigenvalue below the rounding of the matrix says nothing.
+    above_rounding = values > _rounding(scaled)
+    determined = vectors[:, above_rounding]
+    undetermined = vectors[:, ~above_rounding]
+    return determined, values[above_rounding], undetermined
 
 
 def _rounding(scaled: np.ndarray) -> float:

@@ -112,7 +112,7 @@ def _complete(
 ) -> FewShotCurve:
     cells = _cells(config)
     if task is not None:
-        number, num_tasks = task
+        number, num_tasks = task  # the number counts from one
         cells = cells[number - 1 :: num_tasks]
     draw(data, max(config.sizes), seed=0)  # refuse sizes that are too large before any computation
 
@@ -122,6 +122,7 @@ def _complete(
         "config": config.model_dump(mode="json", exclude=LADDER),
     }
     _set_aside(own, origin, say)
+    # A task reads only its own file: those of the others are being written.
     others = [own] if task is not None else _files_of_tasks(out)
     rows = _rows_of([out, *others], origin)
     done = {_cell_of(row) for row in rows}
@@ -169,6 +170,7 @@ def _compute(
         fewest_to_hold_out=fewest_to_hold_out(cell.strategy),
     )
     target = replace(target, test=spread(target.test, config.test_structures))
+
     if cell.strategy == BASELINE:
         errors, seconds = _from_scratch(model, target, config.scratch_steps, cell.seed)
         return [_row(cell, BASELINE, errors, seconds)]

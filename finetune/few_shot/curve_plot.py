@@ -20,10 +20,12 @@ def draw_few_shot_curve(curve: FewShotCurve) -> Figure:
     """Medians over the seeds as lines and their ranges as bands, on logarithmic axes."""
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     force, energy = figure.subplots(1, 2)
+    # energies are shown in meV/atom
     panels: list[tuple[Axes, ErrorName, float]] = [
         (force, "force_mae", 1.0),
         (energy, "energy_mae_per_atom", 1000.0),
     ]
+
     # known names first, so that a strategy has the same look in every figure
     names = dict.fromkeys([*STRATEGY_LABELS, *curve.strategies])
     styles = dict(zip(names, looks(), strict=False))
@@ -36,6 +38,8 @@ def draw_few_shot_curve(curve: FewShotCurve) -> Figure:
     energy.set(title=f"{curve.target}: energies", ylabel="test energy MAE (meV/atom)")
     if curve.force_rms:
         _add_percent_axis(force, curve.force_rms)
+
+    # both panels have the same lines, unless the data lack one of the labels
     drawn = force if force.lines else energy
     handles, labels = drawn.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -55,14 +59,18 @@ def _draw_strategy(
         return
     colour, marker = look
     label = STRATEGY_LABELS.get(strategy, strategy)
-    middle = factor * np.array([np.median(values) for values in errors.values()])
+    medians = [np.median(values) for values in errors.values()]
+    middle = factor * np.array(medians)
     if strategy == UNCHANGED:
         axes.axhline(float(np.median(middle)), color=colour, ls="--", lw=2, label=label)
         return
 
+    # With two or three seeds a band of quantiles would pretend to know more than the range does.
+    lowest = [min(values) for values in errors.values()]
+    highest = [max(values) for values in errors.values()]
+    low = factor * np.array(lowest)
+    high = factor * np.array(highest)
     sizes = list(errors)
-    low = factor * np.array([min(values) for values in errors.values()])
-    high = factor * np.array([max(values) for values in errors.values()])
     axes.fill_between(sizes, low, high, color=colour, alpha=0.18, lw=0)
     axes.plot(sizes, middle, color=colour, marker=marker, ms=6, lw=2, label=label)
 
@@ -70,6 +78,7 @@ def _draw_strategy(
 def _finish(axes: Axes, curve: FewShotCurve) -> None:
     axes.set(xscale="log", yscale="log", xlabel="structures of the target used")
     used = {row.num_structures for row in curve.rows if row.strategy != UNCHANGED}
+    # a logarithmic axis has no place for zero
     sizes = sorted(size for size in used if size > 0)
     axes.set_xticks(sizes, labels=[str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())

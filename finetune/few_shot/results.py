@@ -134,6 +134,8 @@ class FewShotCurve(BaseModel):
             return None
         if medians[sizes[0]] <= goal:
             return float(sizes[0])
+
+        # error ~ size^-a, so that the share of the way is one of logarithms
         for low, high in itertools.pairwise(sizes):
             if medians[high] <= goal:
                 fall = math.log(medians[low] / medians[high])
@@ -160,9 +162,8 @@ class FewShotCurve(BaseModel):
         columns = {strategy: self.errors(strategy, error) for strategy in self.strategies}
         rows = []
         for size in self.sizes:
-            row = [f"{size:,}"]
-            row += [_median_and_range(errors.get(size, [])) for errors in columns.values()]
-            rows.append(row)
+            cells = [_median_and_range(errors.get(size, [])) for errors in columns.values()]
+            rows.append([f"{size:,}", *cells])
         labels = [STRATEGY_LABELS.get(strategy, strategy) for strategy in self.strategies]
         return ["structures", *labels], rows
 

@@ -24,9 +24,13 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         *lead, rows, columns = weight.shape
+        # one dtype for the draw: adapters start alike whatever the dtype of the weights is
+        noise = torch.randn(*lead, rows, rank, dtype=torch.float32)
+        down = noise.to(weight) / rows**0.5
+        up = torch.zeros(*lead, rank, columns).to(weight)
         self.rank = rank
-        self.down = nn.Parameter(torch.randn(*lead, rows, rank).to(weight) / rows**0.5)
-        self.up = nn.Parameter(torch.zeros(*lead, rank, columns).to(weight))
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The adapted weight."""
@@ -40,6 +44,7 @@ def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
     """
     potential.requires_grad_(False)
     adapters = []
+    # a parametrisation leaves the code of the network as it is
     for module, name in potential.backbone.adaptable_weights():
         adapter = LowRank(getattr(module, name), rank)
         parametrize.register_parametrization(module, name, adapter)

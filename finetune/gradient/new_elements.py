@@ -26,10 +26,14 @@ def start_from_neighbours(potential: Potential, new: list[int], known: set[int])
     others = np.array(sorted(known))
     vectors = potential.backbone.element_vectors
     for z in new:
-        distance = np.linalg.norm(descriptors[others] - descriptors[z], axis=1)
+        difference = descriptors[others] - descriptors[z]
+        distance = np.linalg.norm(difference, axis=1)
+        # a stable sort gives the same neighbours on every machine
         nearest = np.argsort(distance, kind="stable")[:NUM_NEIGHBOURS]
+
         share = 1.0 / np.maximum(distance[nearest], SHORTEST_DISTANCE)
         share /= share.sum()
-        mean = vectors.new_tensor(share) @ vectors[torch.as_tensor(others[nearest])]
+        neighbours = vectors[torch.as_tensor(others[nearest])]
+        mean = vectors.new_tensor(share) @ neighbours
         with torch.no_grad():
             vectors[z] = mean

@@ -86,6 +86,7 @@ def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[St
     structures = _shuffled(data)
     if len(structures) >= 2 * PROBE_SAMPLES:
         structures = structures[PROBE_SAMPLES:]
+
     order = np.random.default_rng(seed).permutation(len(structures))
     return [structures[index] for index in order[:num_structures]]
 
@@ -110,7 +111,8 @@ def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[S
     labels: list[dict[str, Any]] = [{} for _ in structures]
     for name, pairs in predicted.pairs.items():
         values = pairs[..., 1]  # pairs of label and prediction
-        of_structures = np.split(values, ends) if LABELS[name].per == "atom" else list(values)
+        is_of_atoms = LABELS[name].per == "atom"
+        of_structures = np.split(values, ends) if is_of_atoms else list(values)
         for structure_labels, value in zip(labels, of_structures, strict=True):
             structure_labels[name] = value if np.isfinite(value).all() else None
 

@@ -109,9 +109,10 @@ def probe_of(
     levels = model.potential.config.levels_of_theory
     level = levels[0]
     elements = [atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])]
-    built = [(atoms, PAIRS) for z in elements for atoms in _pairs(z)]
-    built += [(atoms, CRYSTALS) for z in elements for atoms in _crystals(z)]
-    own = [Structure.from_atoms(atoms, level, kind, kind) for atoms, kind in built]
+    own = []
+    for kind, build in ((PAIRS, _pairs), (CRYSTALS, _crystals)):
+        for z in elements:
+            own += [Structure.from_atoms(atoms, level, kind, kind) for atoms in build(z)]
 
     samples = []
     if data is not None:
@@ -122,12 +123,21 @@ def probe_of(
 
 def _errors(potential: Potential, structures: Sequence[Structure]) -> dict[str, float]:
     comparable = predict(potential, structures).comparable
-    return {name: mean_absolute(comparable[name]) or 0.0 for name in GUARDED if name in comparable}
+    errors = {}
+    for name in GUARDED:
+        if name in comparable:
+            # no error is known where no structure of the probe has this label
+            errors[name] = mean_absolute(comparable[name]) or 0.0
+    return errors
 
 
 def _pairs(z: int) -> list[Atoms]:
     contact = 2 * covalent_radii[z]
-    return [Atoms([z, z], [[0, 0, 0], [0, 0, contact * reach]]) for reach in PAIR_DISTANCES]
+    pairs = []
+    for reach in PAIR_DISTANCES:
+        positions = [[0, 0, 0], [0, 0, contact * reach]]
+        pairs.append(Atoms([z, z], positions))
+    return pairs
 
 
 def _crystals(z: int) -> list[Atoms]:
@@ -136,6 +146,7 @@ def _crystals(z: int) -> list[Atoms]:
         return []
     if state.get("basis", ()) is None:
         return []  # selenium and tellurium: ASE knows the lattice, but not the atoms in it
+
     crystals = []
     for stretch in STRETCHES:
         atoms = bulk(chemical_symbols[z])

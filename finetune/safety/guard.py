@@ -28,10 +28,10 @@ class HeldOut:
         self.valid = valid
         own = step("held out", potential, valid)
         everything = step("all", potential, [*train, *valid])
-        self.bound = Step(
-            "bound",
-            {name: _larger(error, everything.mae[name]) for name, error in own.mae.items()},
-        )
+        bounds = {}
+        for name, error in own.mae.items():
+            bounds[name] = _larger(error, everything.mae[name])
+        self.bound = Step("bound", bounds)
         self.step0 = self.score(potential)
         """The score at step 0."""
 
@@ -51,6 +51,7 @@ class HeldOut:
         for name, bound in self.bound.mae.items():
             error = now.mae[name]
             if error is not None and bound is not None:
+                # the floor keeps a perfect start from dividing by zero
                 total += error / max(bound, 1e-12)
         above = bool(worse_labels(now, self.bound)) or not math.isfinite(total)
         return above, total

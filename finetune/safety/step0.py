@@ -113,12 +113,14 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
     }
     for name, likely_units in UNITS.items():
         pairs = comparable[name]
+        # constant labels or predictions have no correlation
         if len(pairs) < FEWEST_VALUES or not np.ptp(pairs, axis=0).all():
             continue
         labels, predicted = pairs.T
         # written so that NaN counts as no correlation
         if not np.corrcoef(labels, predicted)[0, 1] > CORRELATION:
             continue
+        # least squares for labels = ratio * predictions
         ratio = float(labels @ predicted / (predicted @ predicted))
         if RATIOS[0] < ratio < RATIOS[1]:
             continue
@@ -134,6 +136,7 @@ def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> Non
 
 def _explaining(name: str, units: tuple[str, ...], ratio: float) -> list[str]:
     """Units that explain labels of `ratio` times the predictions: the best and those near it."""
+    # In the right unit the ratio is one, and its logarithm zero.
     off = {unit: abs(np.log(ratio * unit_factor(name, unit))) for unit in units}
     limit = min(off.values()) + np.log(CLOSE)
     return [unit for unit in units if off[unit] < limit]
@@ -152,7 +155,9 @@ def _energies_without_composition(predictions: Predictions) -> np.ndarray:
     """
     labelled = np.isfinite(predictions.energy).all(1)
     elements = np.unique(predictions.atomic_numbers)
-    pairs = (predictions.energy / predictions.num_atoms[:, None])[labelled]
+    per_atom = predictions.energy / predictions.num_atoms[:, None]
+    pairs = per_atom[labelled]
+    # fewer structures are fitted exactly by composition, and nothing is left of them
     if len(pairs) <= len(elements) + 2:
         return np.empty((0, 2))
 
@@ -160,5 +165,6 @@ def _energies_without_composition(predictions: Predictions) -> np.ndarray:
     for structure in np.flatnonzero(labelled):
         atoms = predictions.atomic_numbers[predictions.structure_index == structure]
         composition.append([(atoms == z).mean() for z in elements])
-    share = np.array(composition)
-    return pairs - share @ np.linalg.lstsq(share, pairs, rcond=None)[0]
+    share = np.array(composition)  # (S, elements)
+    energy_of_elements = np.linalg.lstsq(share, pairs, rcond=None)[0]
+    return pairs - share @ energy_of_elements

@@ -15,19 +15,31 @@ from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.target import open_target
 
 
-reference, data, out, *steps = sys.argv[1:]
+def without_forces(structures):
+    return [structure.with_labels(forces=None, stress=None) for structure in structures]
+
+
+reference, data, out, *rest = sys.argv[1:]
+steps = int(rest[0]) if rest else 300
 model = model_zoo.load(reference)
 
-# Drop forces and stress, as if the data had none.
 target = open_target(data, work=Path(out + "-data"))
-train = [structure.with_labels(forces=None, stress=None) for structure in target.train]
-valid = [structure.with_labels(forces=None, stress=None) for structure in target.valid]
-target = replace(target, train=train, valid=valid)
+target = replace(
+    target,
+    train=without_forces(target.train),
+    valid=without_forces(target.valid),
+)
 
-gradient = GradientConfig(max_steps=int(steps[0]) if steps else 300, learning_rate=1e-3)
-result = finetune(model, target, FineTuneConfig(strategy="full", gradient=gradient))
+config = FineTuneConfig(
+    strategy="full",
+    gradient=GradientConfig(max_steps=steps, learning_rate=1e-3),
+)
+result = finetune(model, target, config)
 
 for name, stage in result.stages.items():
-    error = stage.errors.energy_mae_per_atom or 0.0
-    print(f"{name}: energy MAE {1000 * error:.1f} meV/atom on the {stage.errors.split} split")
-print("saved in", save_finetuned(result, model, Path(out)))
+    errors = stage.errors
+    error = 1000 * (errors.energy_mae_per_atom or 0.0)  # meV/atom
+    print(f"{name}: energy MAE {error:.1f} meV/atom on the {errors.split} split")
+
+folder = save_finetuned(result, model, Path(out))
+print("saved in", folder)

@@ -13,18 +13,30 @@ from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
 
 
-reference, data, out, *steps = sys.argv[1:]
+reference, data, out, *rest = sys.argv[1:]
+steps = int(rest[0]) if rest else 300
 model = model_zoo.load(reference)
+
+# The closed-form refit gives the new element its own readout. The training then moves only the
+# vector by which the network knows the element.
 config = FineTuneConfig(
     strategy="new-element",
     start="refit",
-    gradient=GradientConfig(max_steps=int(steps[0]) if steps else 300),
+    gradient=GradientConfig(max_steps=steps),
 )
 result = finetune(model, data, config, work=Path(out + "-data"))
 
-known = {symbol for symbols in model.record.elements.values() for symbol in symbols}
-present = {symbol for structure in result.structures for symbol in structure.to_atoms().symbols}
+known = set()
+for symbols in model.record.elements.values():
+    known.update(symbols)
+present = set()
+for structure in result.structures:
+    present.update(structure.to_atoms().symbols)
 print("learned:", sorted(present - known))
+
 for name, stage in result.stages.items():
-    print(f"{name}: force MAE {stage.errors.force_mae:.4f} eV/A on the {stage.errors.split} split")
-print("saved in", save_finetuned(result, model, Path(out)))
+    errors = stage.errors
+    print(f"{name}: force MAE {errors.force_mae:.4f} eV/A on the {errors.split} split")
+
+folder = save_finetuned(result, model, Path(out))
+print("saved in", folder)

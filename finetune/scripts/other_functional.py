@@ -17,12 +17,21 @@ from evenfield.finetune.save import save_finetuned
 
 reference, data, out, level = sys.argv[1:5]
 model = model_zoo.load(reference)
-config = FineTuneConfig(strategy="refit", source=SourceConfig(level_of_theory=level))
+
+config = FineTuneConfig(
+    strategy="refit",
+    source=SourceConfig(level_of_theory=level),
+)
 result = finetune(model, data, config, work=Path(out + "-data"))
 
-shifts = {symbol: round(shift, 3) for symbol, shift in result.reference.shifts.items()}
-print("E0 shifts (eV):", shifts)
+# Two functionals differ by tens of eV in their zeros of energy. The refit of E0 takes that up.
+print("E0 shifts (eV):")
+for symbol, shift in result.reference.shifts.items():
+    print(f"  {symbol} {shift:.3f}")
 print("undetermined:", result.reference.undetermined or "none")
-print("energy MAE before and after (eV/atom):", [row.energy_mae_per_atom for row in result.table])
+
+errors = [row.energy_mae_per_atom for row in result.table]
+print("energy MAE before and after (eV/atom):", errors)
+
 folder = save_finetuned(result, model, Path(out))
 print("saved in", folder, "with", result.potential.config.levels_of_theory)

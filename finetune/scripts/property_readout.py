@@ -21,18 +21,26 @@ reference, data, key = sys.argv[1:4]
 model = model_zoo.load(reference)
 frames = ase.io.read(data, ":")
 labels = np.array([atoms.info[key] for atoms in frames])
-features = structure_features(model, frames)  # (S, d), means over atoms
+features = structure_features(model, frames)  # (structures, features), means over atoms
 
+# Every fourth structure is held out. Split by composition if your file has series of one kind.
 test = np.arange(len(frames)) % 4 == 0
-mean = features[~test].mean(0)
-spread = features[~test].std(0) + 1e-9
-# the column of ones is the intercept
-rows = np.hstack([(features - mean) / spread, np.ones((len(frames), 1))])
+train = ~test
 
-train_rows = rows[~test]
-penalty = REGULARISATION * len(train_rows) * np.eye(rows.shape[1])
-weights = np.linalg.solve(train_rows.T @ train_rows + penalty, train_rows.T @ labels[~test])
+# Features of very different size would be penalised differently.
+mean = features[train].mean(axis=0)
+spread = features[train].std(axis=0) + 1e-9
+standardised = (features - mean) / spread
+intercept = np.ones((len(frames), 1))
+rows = np.hstack([standardised, intercept])
 
-error = np.abs(rows[test] @ weights - labels[test]).mean()
-baseline = np.abs(labels[~test].mean() - labels[test]).mean()
-print(f"test MAE of {key}: {error:.4g}; of the mean: {baseline:.4g}; {test.sum()} held out")
+# Ridge regression: (A^T A + penalty) w = A^T y
+matrix = rows[train].T @ rows[train]
+moment = rows[train].T @ labels[train]
+penalty = REGULARISATION * train.sum() * np.eye(len(matrix))
+weights = np.linalg.solve(matrix + penalty, moment)
+
+predicted = rows[test] @ weights
+error = np.abs(predicted - labels[test]).mean()
+error_of_mean = np.abs(labels[train].mean() - labels[test]).mean()
+print(f"test MAE of {key}: {error:.4g}; of the mean: {error_of_mean:.4g}; {test.sum()} held out")

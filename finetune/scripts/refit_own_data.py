@@ -14,12 +14,20 @@ from evenfield.finetune.save import save_finetuned
 
 reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
-result = finetune(model, data, FineTuneConfig(strategy="refit"), work=Path(out + "-data"))
-for row in result.table:
-    energy, force = row.energy_mae_per_atom, row.force_mae
-    print(f"{row.name}: energy MAE {energy} eV/atom, force MAE {force} eV/A")
-folder = save_finetuned(result, model, Path(out))
 
+config = FineTuneConfig(strategy="refit")
+result = finetune(model, data, config, work=Path(out + "-data"))
+for row in result.table:
+    energy = row.energy_mae_per_atom  # None when the data have no energies
+    force = row.force_mae
+    print(f"{row.name}: energy MAE {energy} eV/atom, force MAE {force} eV/A")
+
+folder = save_finetuned(result, model, Path(out))
+print("saved in", folder)
+
+# From here on it is a model like any other.
+tuned = model_zoo.load(folder)
 atoms = result.structures[0].to_atoms()
-atoms.calc = model_zoo.load(folder).calculator(level_of_theory=result.level_of_theory)
-print(f"saved in {folder}; energy of {atoms.symbols}: {atoms.get_potential_energy():.4f} eV")
+atoms.calc = tuned.calculator(level_of_theory=result.level_of_theory)
+energy = atoms.get_potential_energy()
+print(f"energy of {atoms.symbols}: {energy:.4f} eV")

@@ -19,19 +19,24 @@ NUM_HEADS = 8
 
 reference, data, out = sys.argv[1:4]
 model = model_zoo.load(reference)
+
 config = FineTuneConfig(strategy="refit", ensemble=NUM_HEADS)
 result = finetune(model, data, config, work=Path(out + "-data"))
 if not result.refit.error_after < 0.999 * result.refit.error_before:
     print("The refit did not lower the errors on structures that were left out.")
     print("The heads are therefore almost equal: their spread is not an uncertainty.")
 
+# Every bootstrap refit is one more head of the saved model.
 tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
-members = member_levels(result.level_of_theory, NUM_HEADS)
-calculators = [tuned.calculator(level_of_theory=level) for level in members]
+levels = member_levels(result.level_of_theory, NUM_HEADS)
+calculators = [tuned.calculator(level_of_theory=level) for level in levels]
+
 _, structures = result.target.judged
 for structure in structures:
     atoms = structure.to_atoms()
-    forces = np.array([calculator.get_property("forces", atoms) for calculator in calculators])
-    spread = forces.std(0).max()
-    error = np.abs(forces.mean(0) - structure.forces).max()
+    predicted = [calculator.get_property("forces", atoms) for calculator in calculators]
+    forces = np.array(predicted)  # (heads, atoms, 3)
+
+    spread = forces.std(axis=0).max()
+    error = np.abs(forces.mean(axis=0) - structure.forces).max()
     print(f"{atoms.symbols}: largest spread {spread:.3f} eV/A, largest error {error:.3f} eV/A")
