@@ -86,7 +86,8 @@ def publish(
                 file=repo,
                 remedy="make it private on its page first, or choose another name",
             )
-        if tag and tag in [ref.name for ref in api.list_repo_refs(repo).tags]:
+        taken = [ref.name for ref in api.list_repo_refs(repo).tags]
+        if tag in taken:
             raise HubError("the tag is taken", file=f"{repo}@{tag}", remedy="choose another tag")
 
         operations: list[Any] = []
@@ -97,9 +98,8 @@ def publish(
             operations.append(operation)
 
         # all or nothing: readers never see a manifest next to weights of another model
-        commit = api.create_commit(
-            repo, operations, commit_message=message, parent_commit=current.sha
-        )
+        parent = current.sha
+        commit = api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
         if tag:
             api.create_tag(repo, tag=tag, revision=commit.oid, tag_message=message)
     return str(commit.oid)
@@ -122,7 +122,10 @@ def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[s
     except BadModelError:
         # what we did not write is left as it is
         return []
-    return sorted((set(old.files) & present) - set(manifest.files))
+
+    # the hub refuses to delete what is not there
+    there = set(old.files) & present
+    return sorted(there - set(manifest.files))
 
 
 @contextmanager
@@ -148,15 +151,17 @@ def _checked_responses(where: str) -> Iterator[None]:
 
 def _check_headers(where: str, headers: Any) -> None:
     commit = headers.get("X-Repo-Commit")
+    # answers without a commit are not about a file, and name nothing in the cache
     if commit is not None:
         tags = [headers[key] for key in ("ETag", "X-Linked-Etag") if key in headers]
-        valid = COMMIT.fullmatch(commit) and all(ETAG.fullmatch(tag) for tag in tags)
-        if not valid:
+        tags_are_valid = all(ETAG.fullmatch(tag) for tag in tags)
+        if not COMMIT.fullmatch(commit) or not tags_are_valid:
             raise _malicious(where, "sends an invalid commit or ETag")
 
     target = headers.get("Location", "")
     # a redirect without a scheme stays on the hub; one in the query is part of an address
-    if "://" in target.partition("?")[0] and not target.startswith(WEB_ADDRESSES):
+    has_scheme = "://" in target.partition("?")[0]
+    if has_scheme and not target.startswith(WEB_ADDRESSES):
         raise _malicious(where, f"redirects to {target[:80]}, which is not a web address")
 
     store = headers.get("X-Xet-Cas-Url")

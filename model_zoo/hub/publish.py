@@ -129,6 +129,7 @@ def _refuse_unfit(model: Path, plan: Publication) -> None:
     if plan.lacks:
         reasons.append(f"its record lacks {', '.join(plan.lacks)}")
     if plan.leaks:
+        # one leak repeats in many places: five show where to look
         reasons.append("; ".join(plan.leaks[:5]))
         remedies.append("make the model again without what must not be seen")
     raise BadModelError(
@@ -152,14 +153,19 @@ def _inspect(model: Path, repo: str) -> tuple[Publication, ModelFolder]:
     split_reference(repo)
     content = read_model_folder(model)
     manifest = read_manifest(model)
+    levels = content.potential.config.levels_of_theory
+
+    sizes = {}
     with file_errors(model):
-        sizes = {name: (model / name).stat().st_size for name in [*manifest.files, MANIFEST]}
+        for name in [*manifest.files, MANIFEST]:
+            sizes[name] = (model / name).stat().st_size
         leaks = list(_leaks(model, manifest))
+
     plan = Publication(
         repo=repo,
         revision=folder_revision(model),
         files=sizes,
-        lacks=missing_facts(content.record, content.potential.config.levels_of_theory),
+        lacks=missing_facts(content.record, levels),
         advice=list(_advice(content)),
         leaks=leaks,
     )
@@ -226,7 +232,9 @@ def _leaks(model: Path, manifest: Manifest) -> Iterator[str]:
             # only the header holds text
             header_length = int.from_bytes(data[:8], "little")
             data = data[8 : 8 + header_length]
-        for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
+
+        lines = data.decode(errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
             for kind, match in _secrets(line, set()):
                 yield f"{name}: line {number} holds {kind} ({match[:6]}...)"
 
@@ -266,7 +274,9 @@ def _secrets(text: str, names: set[str]) -> Iterator[tuple[str, str]]:
         if match:
             yield kind, match[0].strip()
     for name in names:
-        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
+        # as a word of its own: "ann" is not in "planned"
+        whole_word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
+        if re.search(whole_word, text):
             yield "the name of a user or machine", name
 
 
@@ -276,4 +286,7 @@ def user_names() -> set[str]:
     # a user id may have no entry, in some containers for instance
     with suppress(KeyError, OSError):
         names.add(getpass.getuser())
-    return {name for name in names if len(name) > 2 and name.lower() not in COMMON_NAMES}
+
+    # names of one or two letters would be found in every formula
+    long_enough = {name for name in names if len(name) > 2}
+    return {name for name in long_enough if name.lower() not in COMMON_NAMES}

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -63,14 +64,13 @@ def why_not() -> str:
     """Why a Slurm cannot be brought up here, or an empty string."""
     if os.geteuid() != 0:
         return "needs root: munged and slurmd run as it"
-    missing = [
-        name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:{SBIN}") is None
-    ]
-    return (
-        f"Slurm is not installed: no {', '.join(missing)} (Debian: slurm-wlm, munge)"
-        if missing
-        else ""
-    )
+
+    # the daemons are in folders that the PATH of a user often leaves out
+    path = f"{os.environ['PATH']}:{SBIN}"
+    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if missing:
+        return f"Slurm is not installed: no {', '.join(missing)} (Debian: slurm-wlm, munge)"
+    return ""
 
 
 class Cluster:
@@ -83,46 +83,62 @@ class Cluster:
             # as if the environment were activated, which `make test` does not do
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{SBIN}",
         }
-        for name in [
-            name
-            for name in self.environment
-            if name.startswith(("SLURM_JOB", "RANK", "WORLD_SIZE"))
-        ]:
-            del self.environment[name]
+        # The tests may themselves run in a job, whose variables a new job would inherit.
+        for name in list(self.environment):
+            if name.startswith(("SLURM_JOB", "RANK", "WORLD_SIZE")):
+                del self.environment[name]
 
     def start(self) -> None:
         """Bring up the daemons; raises with their logs when the nodes do not come."""
-        folder, ports = self.folder, _free_ports(3)
-        folder.chmod(0o755)
-        (folder / "state").mkdir()
-        key = folder / "munge.key"
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o400)
-        munge = {name: f"{folder}/munge.{name}" for name in ("socket", "pid", "log", "seed")}
-        flags = [
-            f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in munge.items()
-        ]
-        self.run("munged", "--force", f"--key-file={key}", *flags)
-        host = socket.gethostname().partition(".")[0]
-        config = CONFIG.format(
-            host=host, folder=folder, port=ports[0], first=ports[1], last=ports[1] + 1
-        )
-        (folder / "slurm.conf").write_text(config)
+        # munged refuses a socket in a folder that others may not enter
+        self.folder.chmod(0o755)
+        (self.folder / "state").mkdir()
+        self._start_munge()
+        self._write_config()
+
         self.run("slurmctld")
         for node in ("n1", "n2"):
-            (folder / f"spool.{node}").mkdir()
+            (self.folder / f"spool.{node}").mkdir()
             self.run("slurmd", "-N", node)
-        self.wait(
-            lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split().count("idle") >= 4,
-            60,
-            "idle nodes",
+
+        def all_idle() -> bool:
+            states = self.run("sinfo", "-h", "-N", "-o", "%T").split()
+            # each of the two nodes is listed once for each of the two partitions
+            return states.count("idle") >= 4
+
+        self.wait(all_idle, 60, "idle nodes")
+
+    def _start_munge(self) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        # munged refuses a key that others can read
+        key.chmod(0o400)
+        self.run(
+            "munged",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={self.folder}/munge.socket",
+            f"--pid-file={self.folder}/munge.pid",
+            f"--log-file={self.folder}/munge.log",
+            f"--seed-file={self.folder}/munge.seed",
         )
+
+    def _write_config(self) -> None:
+        controller, first_node, second_node = _free_ports(3)
+        config = CONFIG.format(
+            host=socket.gethostname().partition(".")[0],
+            folder=self.folder,
+            port=controller,
+            first=first_node,
+            last=second_node,
+        )
+        (self.folder / "slurm.conf").write_text(config)
 
     def stop(self) -> None:
         """End all jobs and daemons."""
-        subprocess.run(
-            ["scancel", "--signal=KILL", "--full", "--user=root"], env=self.environment, check=False
-        )
+        end_jobs = ["scancel", "--signal=KILL", "--full", "--user=root"]
+        subprocess.run(end_jobs, env=self.environment, check=False)
+        # the nodes need a moment to carry it out, before they are stopped themselves
         time.sleep(0.5)
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munge.pid"):
             path = self.folder / name
@@ -150,39 +166,48 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """JobState, such as RUNNING."""
-        lines = self.run("scontrol", "show", "job", job).split()
-        return next(word.partition("=")[2] for word in lines if word.startswith("JobState="))
+        return self.fields(job, "JobState")[0]
 
     def restarts(self, job: str) -> int:
         """How often it went back to the queue."""
-        lines = self.run("scontrol", "show", "job", job).split()
-        return int(next(word.partition("=")[2] for word in lines if word.startswith("Restarts=")))
+        return int(self.fields(job, "Restarts")[0])
 
     def is_preempted(self, job: str) -> bool:
         """Whether Slurm has asked it to make room."""
-        return "PreemptTime=None" not in self.run("scontrol", "show", "job", job)
+        return "None" not in self.fields(job, "PreemptTime")
+
+    def fields(self, job: str, key: str) -> list[str]:
+        """The values of a key of `scontrol show job`, one for each task of an array."""
+        words = self.run("scontrol", "show", "job", job).split()
+        values = []
+        for word in words:
+            name, _, value = word.partition("=")
+            if name == key:
+                values.append(value)
+        return values
 
     def start_now(self, job: str) -> None:
         """A requeued job waits two minutes by default; not this one."""
         words = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
         subprocess.run(words, env=self.environment, capture_output=True, check=False)
 
-    def wait(self, condition, seconds: float, what: str) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Until the condition holds."""
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                raise TimeoutError(
-                    f"{what}: not within {seconds:.0f} s\n{self.run('squeue')}\n{self.logs()}"
-                )
+                queue = self.run("squeue")
+                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{queue}\n{self.logs()}")
+            # each look is a process, and there are two cores for all of them
             time.sleep(0.3)
 
     def logs(self) -> str:
         """The last lines of all daemons."""
-        paths = sorted(self.folder.glob("*.log"))
-        return "\n".join(
-            f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-8:]
-        )
+        found = []
+        for path in sorted(self.folder.glob("*.log")):
+            for line in path.read_text().splitlines()[-8:]:
+                found.append(f"{path.name}: {line}")
+        return "\n".join(found)
 
 
 def _end(pid: int) -> None:
@@ -195,6 +220,7 @@ def _end(pid: int) -> None:
 
 def _free_ports(number: int) -> list[int]:
     """So many free ports in a row."""
+    # two runs of the tests at a time start their search at different ports
     for first in range(17001 + os.getpid() % 1000, 30000, 10):
         try:
             for port in range(first, first + number):

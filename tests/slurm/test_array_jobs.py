@@ -14,6 +14,8 @@ from evenfield.data_pipelines.store.shards import read_info
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.package.folder import save_model
 
+from cluster import Cluster
+
 
 pytestmark = pytest.mark.slow
 
@@ -21,19 +23,16 @@ RECIPES = Path(__file__).parents[2] / "slurm"
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
 
 
-def states(cluster, job: str) -> list[str]:
-    words = cluster.run("scontrol", "show", "job", job).split()
-    return [word.partition("=")[2] for word in words if word.startswith("JobState=")]
-
-
-def await_end(cluster, *jobs: str) -> None:
+def await_end(cluster: Cluster, *jobs: str) -> None:
+    """Wait until every task of every job has completed; fails when one ends in another way."""
     for job in jobs:
-        cluster.wait(
-            lambda job=job: all(state in ENDED for state in states(cluster, job)),
-            180,
-            f"end of {job}",
-        )
-        assert set(states(cluster, job)) == {"COMPLETED"}, cluster.logs()
+
+        def ended(job: str = job) -> bool:
+            return set(cluster.fields(job, "JobState")) <= set(ENDED)
+
+        cluster.wait(ended, 180, f"end of {job}")
+        states = cluster.fields(job, "JobState")
+        assert set(states) == {"COMPLETED"}, cluster.logs()
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +65,32 @@ def test_conversion_shared_by_an_array_then_finished(cluster, emt_file, tmp_path
     array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
     last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
     await_end(cluster, array, last)
-    convert(
-        emt_file, tmp_path / "here", ConvertConfig(columns={"level_of_theory": "level"}), workers=1
-    )
-    assert read_info(tmp_path / "out")["shards"] == read_info(tmp_path / "here")["shards"]
+
+    # the same conversion in one process; the records of the shards hold their hashes
+    config = ConvertConfig(columns={"level_of_theory": "level"})
+    convert(emt_file, tmp_path / "here", config, workers=1)
+    shared = read_info(tmp_path / "out")["shards"]
+    alone = read_info(tmp_path / "here")["shards"]
+    assert shared == alone
 
 
 @pytest.fixture
 def one_level(train_structures, tmp_path) -> Path:
     """A data set of one level of theory, a fifth of it for testing."""
-    own = [s for s in train_structures if s.level_of_theory == "EMT"][:30]
-    parts = [replace(s, split="test" if k % 5 == 0 else "train") for k, s in enumerate(own)]
-    write_data_set(parts, tmp_path / "emt", {"file": "part", "sha256": ""}, ConvertConfig())
+    own = [structure for structure in train_structures if structure.level_of_theory == "EMT"]
+    parts = []
+    for index, structure in enumerate(own[:30]):
+        split = "test" if index % 5 == 0 else "train"
+        parts.append(replace(structure, split=split))
+    source = {"file": "part", "sha256": ""}
+    write_data_set(parts, tmp_path / "emt", source, ConvertConfig())
     return tmp_path / "emt"
 
 
 def test_curve_shared_by_an_array_and_evaluations(cluster, model, one_level, tmp_path):
     curve = tmp_path / "curve.json"
     words = [str(RECIPES / "finetune_curve.sbatch"), str(model), str(one_level), str(curve)]
+    # two seeds for two tasks: each does a part of the curve, and the last job puts them together
     words += ["sizes=[4]", "seeds=[3,4]", "scratch_steps=2", "strategies=[refit]"]
     evaluate = [
         str(RECIPES / "evaluate.sbatch"),
@@ -93,8 +100,12 @@ def test_curve_shared_by_an_array_and_evaluations(cluster, model, one_level, tmp
     ]
     array = cluster.submit("--array=1-2", *words, cwd=tmp_path)
     last = cluster.submit(f"--dependency=afterok:{array}", *words, cwd=tmp_path)
-    await_end(cluster, array, last, cluster.submit("--array=0", *evaluate, cwd=tmp_path))
+    evaluation = cluster.submit("--array=0", *evaluate, cwd=tmp_path)
+    await_end(cluster, array, last, evaluation)
+
     rows = json.loads(curve.read_text())["rows"]
     assert {row["seed"] for row in rows} == {3, 4}
-    errors = json.loads((tmp_path / "errors" / one_level.name / "evaluation.json").read_text())
-    assert errors["split"] == "test" and errors["force_mae"] > 0
+    summary = tmp_path / "errors" / one_level.name / "evaluation.json"
+    errors = json.loads(summary.read_text())
+    assert errors["split"] == "test"
+    assert errors["force_mae"] > 0

@@ -63,9 +63,15 @@ class Job:
         self.log = work / f"{name}-{self.number}.out"
 
     def steps(self) -> list[int]:
+        return [row["step"] for row in self.rows()]
+
+    def rows(self) -> list[dict]:
+        """The finished lines of metrics.jsonl; the job may be writing the last one."""
         path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+        if not path.is_file():
+            return []
+        lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def await_step(self, step: int) -> None:
         def there() -> bool:
@@ -76,9 +82,10 @@ class Job:
 
     def await_state(self, *states: str, seconds: float = 240) -> str:
         def there() -> bool:
-            if self.cluster.state(self.number) == "PENDING" and "COMPLETED" in states:
+            state = self.cluster.state(self.number)
+            if state == "PENDING" and "COMPLETED" in states:
                 self.cluster.start_now(self.number)
-            return self.cluster.state(self.number) in states
+            return state in states
 
         self.cluster.wait(there, seconds, f"{states}\n{self.text()}")
         return self.cluster.state(self.number)
@@ -100,24 +107,20 @@ def undisturbed(cluster, work) -> Job:
 
 def has_the_bits_of(job: Job, undisturbed: Job) -> bool:
     """The same weights, and one row for every step with the same loss."""
-    rows = [
-        (r["step"], r["loss"])
-        for r in map(json.loads, (job.out / "metrics.jsonl").read_text().splitlines())
-    ]
-    other = [
-        (r["step"], r["loss"])
-        for r in map(json.loads, (undisturbed.out / "metrics.jsonl").read_text().splitlines())
-    ]
-    one, two = job.weights(), undisturbed.weights()
-    return rows == other and all(one[name].equal(two[name]) for name in two)
+    losses = [(row["step"], row["loss"]) for row in job.rows()]
+    expected = [(row["step"], row["loss"]) for row in undisturbed.rows()]
+    if losses != expected:
+        return False
+
+    weights = job.weights()
+    return all(weights[name].equal(tensor) for name, tensor in undisturbed.weights().items())
 
 
 def test_job_on_two_nodes_ends(undisturbed):
     assert "start 0 on n[1-2], newest checkpoint: none" in undisturbed.text()
     assert undisturbed.steps() == list(range(1, STEPS + 1))
-    manifest = json.loads(
-        (undisturbed.out / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json").read_text()
-    )
+    checkpoint = undisturbed.out / "checkpoints" / f"step-{STEPS:08d}"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert manifest["world_size"] == 2
 
 
@@ -130,16 +133,21 @@ def test_job_outlives_a_killed_rank_and_a_preemption_and_ends_with_the_same_bits
     os.kill(rank_of(job, 1), signal.SIGKILL)
     cluster.wait(lambda: cluster.restarts(job.number) == 1, 90, f"a requeue\n{job.text()}")
     assert "not finished (exit code" in job.text()
+
     job.await_step(25)
     held = rank_of(job, 1)
-    os.kill(held, signal.SIGSTOP)  # or a fast machine ends the job before Slurm looks at its queue
+    # stopped, or a fast machine ends the job before Slurm looks at its queue
+    os.kill(held, signal.SIGSTOP)
     urgent = cluster.submit("--partition=high", "--nodes=2", "--wrap=sleep 1", cwd=work)
     cluster.wait(lambda: cluster.is_preempted(job.number), 60, "the preemption")
     os.kill(held, signal.SIGCONT)
     assert job.await_state("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED") == "COMPLETED", job.text()
-    assert cluster.state(urgent) == "COMPLETED" and cluster.restarts(job.number) == 2
+    assert cluster.state(urgent) == "COMPLETED"
+    assert cluster.restarts(job.number) == 2
+
     text = job.text()
-    assert "not finished (exit code 0): back to the queue" in text  # of the preemption
+    # this line is of the preemption: the killed rank left another exit code
+    assert "not finished (exit code 0): back to the queue" in text
     saved = int(re.search(r"stopped at step (\d+) by SIG", text)[1])
     assert f"start 2 on n[1-2], newest checkpoint: step-{saved:08d}" in text
     assert has_the_bits_of(job, undisturbed)
@@ -152,12 +160,13 @@ def rank_of(job: Job, rank: int) -> int:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
+            # the process has ended since it was listed
             continue
-        own = (
-            f"SLURM_JOB_ID={job.number}".encode() in environment
-            and f"SLURM_PROCID={rank}".encode() in environment
-        )
-        if own and b"pretrain" in words and words[0].endswith(b"python"):
+        is_of_job = f"SLURM_JOB_ID={job.number}".encode() in environment
+        is_of_rank = f"SLURM_PROCID={rank}".encode() in environment
+        # srun and its shells carry the same variables
+        is_training = b"pretrain" in words and words[0].endswith(b"python")
+        if is_of_job and is_of_rank and is_training:
             return int(folder.name)
     raise LookupError(f"no rank {rank} of job {job.number}")
 
@@ -180,8 +189,11 @@ def test_cancelled_job_saves_and_does_not_come_back(cluster, work):
     cluster.run("scancel", job.number)
     job.await_state("CANCELLED")
     cluster.wait(lambda: "stopped at step" in job.text(), 60, "the save")
+
+    # nothing announces that a job does not come back: it gets two seconds to do so
     time.sleep(2)
-    assert cluster.state(job.number) == "CANCELLED" and cluster.restarts(job.number) == 0
+    assert cluster.state(job.number) == "CANCELLED"
+    assert cluster.restarts(job.number) == 0
 
 
 def test_job_that_fails_at_once_is_not_tried_again(cluster, work):
@@ -197,4 +209,5 @@ def test_job_that_fails_at_once_is_not_tried_again(cluster, work):
     number = cluster.submit(*options, str(work / "none"), cwd=work)
     cluster.wait(lambda: cluster.state(number) == "FAILED", 120, "failure")
     text = (work / f"hopeless-{number}.out").read_text()
-    assert "failed without a new checkpoint: not tried again" in text and "/nowhere" in text
+    assert "failed without a new checkpoint: not tried again" in text
+    assert "/nowhere" in text

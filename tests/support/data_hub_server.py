@@ -22,12 +22,10 @@ def serve(
 ) -> Iterator[tuple[str, list[str]]]:
     """Address and request log of a hub that holds `folder` as the data set `name`."""
     log: list[str] = []
-
-    class Handler(_Handler):
-        pass
-
-    Handler.name, Handler.folder, Handler.revisions, Handler.log = name, folder, revisions, log
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    # a class of its own: several hubs may run at a time, and http.server makes the objects itself
+    attributes = {"name": name, "folder": folder, "revisions": revisions, "log": log}
+    handler = type("Handler", (_Handler,), attributes)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -49,58 +47,67 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.log.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
-        if match := re.fullmatch(rf"/datasets/{self.name}/resolve/([^/]+)/(.+)", path):
-            return self._send_file(match[1], match[2])
-        match = re.fullmatch(
-            rf"/api/datasets/{self.name}(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
-        )
+
+        file = re.fullmatch(rf"/datasets/{self.name}/resolve/([^/]+)/(.+)", path)
+        if file:
+            return self._send_file(file[1], file[2])
+
+        about = rf"/api/datasets/{self.name}(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?"
+        match = re.fullmatch(about, path)
         if not match:
             return self._refuse("RepoNotFound")
         kind, revision, below = match.groups()
         if revision and revision not in self.revisions:
             return self._refuse("RevisionNotFound")
         if kind == "tree":
-            return self._send_json(self._tree(below or "", "recursive" in url.query.lower()))
+            is_recursive = "recursive" in url.query.lower()
+            return self._send_json(self._tree(below or "", is_recursive))
         if kind == "paths-info":
-            length = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(length).decode()
-            asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            return self._send_json(
-                [entry for entry in self._tree("", True) if entry["path"] in asked]
-            )
-        return self._send_json(
-            {
-                "id": self.name,
-                "sha": COMMIT,
-                "private": False,
-                "gated": False,
-                "disabled": False,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-                "lastModified": "2026-01-01T00:00:00.000Z",
-                "siblings": [
-                    {"rfilename": e["path"]} for e in self._tree("", True) if e["type"] == "file"
-                ],
-            }
-        )
+            asked = self._asked_paths()
+            everything = self._tree("", True)
+            return self._send_json([entry for entry in everything if entry["path"] in asked])
+        return self._send_json(self._info())
 
     do_HEAD = do_POST = do_GET
+
+    def _asked_paths(self) -> list[str]:
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length).decode()
+        # versions of the client differ in how they send a list
+        if body.startswith("{"):
+            return json.loads(body)["paths"]
+        return parse_qs(body)["paths"]
+
+    def _info(self) -> dict[str, object]:
+        siblings = []
+        for entry in self._tree("", True):
+            if entry["type"] == "file":
+                siblings.append({"rfilename": entry["path"]})
+        return {
+            "id": self.name,
+            "sha": COMMIT,
+            "private": False,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "lastModified": "2026-01-01T00:00:00.000Z",
+            "siblings": siblings,
+        }
 
     def _tree(self, below: str, recursive: bool) -> list[dict]:
         top = self.folder / below
         entries = []
-        for path in sorted(top.rglob("*") if recursive else top.glob("*")):
+        found = top.rglob("*") if recursive else top.glob("*")
+        for path in sorted(found):
             name = path.relative_to(self.folder).as_posix()
             if path.is_dir():
-                entries.append(
-                    {"type": "directory", "path": name, "oid": _oid(name.encode()), "size": 0}
-                )
+                kind, oid, size = "directory", _oid(name.encode()), 0
             else:
                 content = path.read_bytes()
-                entries.append(
-                    {"type": "file", "path": name, "oid": _oid(content), "size": len(content)}
-                )
+                kind, oid, size = "file", _oid(content), len(content)
+            entries.append({"type": kind, "path": name, "oid": oid, "size": size})
         return entries
 
     def _send_file(self, revision: str, name: str) -> None:
@@ -111,21 +118,26 @@ class _Handler(BaseHTTPRequestHandler):
         content = (self.folder / name).read_bytes()
         headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         status = 200
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(found[1]), min(int(found[2] or len(content)), len(content) - 1)
+        # Parquet is read by its footer and then by columns, so most requests ask for a range
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            first = int(asked[1])
+            last = min(int(asked[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            content, status = content[first : last + 1], 206
+            content = content[first : last + 1]
+            status = 206
         return self._send(status, content, headers)
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, code: str) -> None:
-        self._send(
-            404,
-            b"{}",
-            {"X-Error-Code": code, "X-Repo-Commit": COMMIT, "Content-Type": "application/json"},
-        )
+        headers = {
+            "X-Error-Code": code,
+            "X-Repo-Commit": COMMIT,
+            "Content-Type": "application/json",
+        }
+        self._send(404, b"{}", headers)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

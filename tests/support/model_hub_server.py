@@ -38,10 +38,11 @@ class Repo:
     main: str = ""
 
     def commit(self, tree: dict[str, bytes]) -> str:
-        listing = "".join(
-            f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(tree.items())
-        )
-        oid = hashlib.sha1(f"{self.main} {listing}".encode(), usedforsecurity=False).hexdigest()
+        # as in git, a commit is named by its content and its parent
+        text = self.main
+        for name, data in sorted(tree.items()):
+            text += f" {name} {hashlib.sha256(data).hexdigest()}"
+        oid = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.commits[oid] = tree
         self.parents[oid] = self.main or None
         self.main = oid
@@ -123,7 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.log.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
+        byte_range = self.headers.get("Range", "")
+        self.hub.log.append(f"{self.command} {path} {byte_range}".strip())
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             if self.hub.faults.status:
@@ -179,9 +181,11 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if name in self.hub.repos:
                 raise _Refusal(409, url=f"{self.hub.address}/{name}")
+            # older and newer clients say it differently
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
-            self.hub.repos[name] = Repo(private)
-            self.hub.repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+            repo = Repo(private)
+            repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+            self.hub.repos[name] = repo
         self._json({"url": f"{self.hub.address}/{name}"})
 
     def validate_yaml(self, body: bytes) -> None:
@@ -207,8 +211,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo(name, write=True)
         objects = []
         for entry in json.loads(body)["objects"]:
+            # without an action the client knows that it need not send the file
             if entry["oid"] not in self.hub.lfs:
-                entry |= {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{entry['oid']}"}}}
+                address = f"{self.hub.address}/lfs/{entry['oid']}"
+                entry["actions"] = {"upload": {"href": address}}
             objects.append(entry)
         self._json({"transfer": "basic", "objects": objects})
 
@@ -241,18 +247,25 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             tree = dict(self._tree(repo))
             for line in map(json.loads, body.splitlines()):
-                value = line["value"]
-                if line["key"] == "header" and value.get("parentCommit", repo.main) != repo.main:
-                    raise _Refusal(412, error="the branch has moved")
-                if line["key"] == "file":
+                kind, value = line["key"], line["value"]
+                if kind == "header":
+                    parent = value.get("parentCommit", repo.main)
+                    if parent != repo.main:
+                        raise _Refusal(412, error="the branch has moved")
+                elif kind == "file":
                     tree[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":
-                    stored = self.hub.xet.content if self.hub.xet else self.hub.lfs.__getitem__
-                    tree[value["path"]] = stored(value["oid"])
-                elif line["key"] == "deletedFile":
+                elif kind == "lfsFile":
+                    tree[value["path"]] = self._stored(value["oid"])
+                elif kind == "deletedFile":
                     del tree[value["path"]]
             oid = repo.commit(tree)
         self._json({"commitOid": oid, "commitUrl": f"{self.hub.address}/{name}/commit/{oid}"})
+
+    def _stored(self, sha256: str) -> bytes:
+        """Weights that were uploaded before the commit that names them."""
+        if self.hub.xet is not None:
+            return self.hub.xet.content(sha256)
+        return self.hub.lfs[sha256]
 
     def info(self, _: bytes, name: str, revision: str | None = None) -> None:
         repo = self._repo(name)

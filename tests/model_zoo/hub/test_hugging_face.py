@@ -40,11 +40,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # test_xet.py has the transfer by Xet, which needs a process for each client
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", "alice")
         monkeypatch.delenv("EVENFIELD_HUB", raising=False)
+
+        # A session of an earlier test may hold connections to a server that is gone.
         huggingface_hub.close_session()
         yield hub
         huggingface_hub.close_session()
@@ -60,10 +63,25 @@ def files_outside_the_cache(folder: Path) -> list[Path]:
 
 
 def results(model: model_zoo.LoadedModel) -> tuple[float, bytes, bytes]:
+    """Energy, forces and stress of one structure; as bytes, so that == compares every bit."""
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.1, seed=0)
     atoms.calc = model.calculator()
-    return atoms.get_potential_energy(), atoms.get_forces().tobytes(), atoms.get_stress().tobytes()
+
+    energy = atoms.get_potential_energy()
+    forces = atoms.get_forces()
+    stress = atoms.get_stress()
+    return energy, forces.tobytes(), stress.tobytes()
+
+
+def newest_tree(hub: Hub, name: str = "alice/copper") -> dict[str, bytes]:
+    """The files of the newest commit; a change of it changes the hub."""
+    repo = hub.repos[name]
+    return repo.commits[repo.main]
+
+
+def uploads(hub: Hub) -> int:
+    return len([line for line in hub.log if line.startswith("PUT /lfs/")])
 
 
 def test_round_trip_with_a_clean_cache_is_bit_identical(
@@ -71,13 +89,17 @@ def test_round_trip_with_a_clean_cache_is_bit_identical(
 ) -> None:
     sharded(folder, tmp_path / "sharded")
     pinned = model_zoo.publish(tmp_path / "sharded", "alice/copper", tag="v1")
+    assert pinned == f"alice/copper@{hub.repos['alice/copper'].main}"
     commits = [line for line in hub.log if "/commit/" in line]
     assert len(commits) == 1
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    expected = results(model_zoo.load(folder))
     for name in ("alice/copper", "alice/copper@v1", pinned):
         model = model_zoo.load(name)
-        assert results(model) == results(model_zoo.load(folder))
-        assert model.reference == pinned == f"alice/copper@{hub.repos['alice/copper'].main}"
+        assert model.reference == pinned
+        assert results(model) == expected
+        # or the next name would be answered from the cache
         clear_cache()
     assert HfApi().list_repo_refs("alice/copper").tags[0].name == "v1"
 
@@ -95,12 +117,15 @@ def test_publishing_again_sends_only_what_changed_and_drops_old_shards(
 ) -> None:
     first = model_zoo.publish(sharded(folder, tmp_path / "sharded"), "alice/copper")
     second = model_zoo.publish(folder, "alice/copper")
-    tree = hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main]
+    assert second != first
+    tree = newest_tree(hub)
     assert [name for name in tree if name.endswith(".safetensors")] == [WEIGHTS]
+    # the hub made this file, and no manifest lists it
     assert ".gitattributes" in tree
-    uploads = len([line for line in hub.log if line.startswith("PUT /lfs/")])
-    assert model_zoo.publish(folder, "alice/copper") == second != first
-    assert len([line for line in hub.log if line.startswith("PUT /lfs/")]) == uploads
+
+    sent_before = uploads(hub)
+    assert model_zoo.publish(folder, "alice/copper") == second
+    assert uploads(hub) == sent_before
     assert results(model_zoo.load(first)) == results(model_zoo.load(second))
 
 
@@ -109,11 +134,13 @@ def test_private_model(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert hub.repos["alice/secret"].private
     assert model_zoo.load("alice/secret").record.name == "copper"
     clear_cache()
-    for token, message in {
+
+    refusals = {
         "": "or it is private",
         "bob": "or it is private",
         "nobody": "does not know your token",
-    }.items():
+    }
+    for token, message in refusals.items():
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(HubError, match=rf"^alice/secret: .*{message}"):
             model_zoo.load("alice/secret")
@@ -146,15 +173,19 @@ def test_two_publishers_at_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
     other = sharded(folder, tmp_path / "other")
 
     def publish_in_between() -> None:
-        repo = hub.repos["alice/copper"]
-        repo.commit(dict(repo.commits[repo.main]) | {"note.md": b"by somebody else"})
+        tree = dict(newest_tree(hub))
+        tree["note.md"] = b"by somebody else"
+        hub.repos["alice/copper"].commit(tree)
 
     hub.faults.before_commit = publish_in_between
     with pytest.raises(HubError, match="somebody else published in between"):
         model_zoo.publish(other, "alice/copper", tag="v2")
+    assert "note.md" in newest_tree(hub)
+    assert WEIGHTS in newest_tree(hub)
     repo = hub.repos["alice/copper"]
-    assert "note.md" in repo.commits[repo.main] and WEIGHTS in repo.commits[repo.main]
     assert "v2" not in repo.tags
+
+    # a second try goes on top of what the other one did
     model_zoo.publish(other, "alice/copper", tag="v2")
     assert repo.tags["v2"] == repo.main
 
@@ -164,12 +195,10 @@ def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
     model_zoo.publish(folder, "alice/copper")
     potential, record = model_zoo.load_model(folder)
     names = ["by the first", "by the second", "by the third"]
-    folders = [
-        model_zoo.save_model(
-            tmp_path / name, potential, record.model_copy(update={"description": name})
-        )
-        for name in names
-    ]
+    folders = []
+    for name in names:
+        described = record.model_copy(update={"description": name})
+        folders.append(model_zoo.save_model(tmp_path / name, potential, described))
 
     def publish(model: Path) -> str:
         try:
@@ -181,7 +210,9 @@ def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         outcomes = list(pool.map(publish, folders))
     pinned = [outcome for outcome in outcomes if outcome != "refused"]
-    assert len(set(pinned)) == len(pinned) >= 1
+    assert len(pinned) >= 1
+    assert len(set(pinned)) == len(pinned)
+
     for outcome, name in zip(outcomes, names, strict=True):
         if outcome != "refused":
             assert model_zoo.load(outcome).record.description == name
@@ -202,6 +233,7 @@ def test_offline_what_the_cache_holds_still_loads(
     pinned = model_zoo.publish(folder, "alice/copper", tag="v1")
     for name in ("alice/copper", "alice/copper@v1"):
         model_zoo.load(name)
+
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     requests = len(hub.log)
     for name in ("alice/copper", "alice/copper@v1", pinned):
@@ -238,18 +270,22 @@ def test_a_failed_download_continues_with_the_missing_shards(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_zoo.publish(sharded(folder, tmp_path / "sharded"), "alice/copper")
-    second = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))[1]
-    good = hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main].pop(second)
+    shards = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    first, second = shards[:2]
+    good = newest_tree(hub).pop(second)
     with pytest.raises(HubError, match="does not have all files of an evenfield model"):
         model_zoo.load("alice/copper")
-    hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main][second] = good
-    shutil.rmtree(
-        Path(constants.HF_HUB_CACHE) / "models--alice--copper" / ".no_exist", ignore_errors=True
-    )
+
+    newest_tree(hub)[second] = good
+    # the client remembers what a commit does not have, since commits do not change
+    absent = Path(constants.HF_HUB_CACHE) / "models--alice--copper" / ".no_exist"
+    shutil.rmtree(absent, ignore_errors=True)
+
     before = dict(hub.sent)
     assert results(model_zoo.load("alice/copper")) == results(model_zoo.load(folder))
-    first = "model-00001" + second[11:]
-    assert hub.sent[first] == before[first] and second not in before and second in hub.sent
+    assert hub.sent[first] == before[first]
+    assert second not in before
+    assert second in hub.sent
 
 
 def test_cache_that_cannot_be_written(
@@ -264,12 +300,13 @@ def test_cache_that_cannot_be_written(
 
 def test_wrong_names_and_revisions(hub: Hub, folder: Path) -> None:
     model_zoo.publish(folder, "alice/copper")
-    hub.repos["alice/copper"].commits[hub.repos["alice/copper"].main].pop("README.md")
-    for name, message in {
+    del newest_tree(hub)["README.md"]
+    refusals = {
         "alice/silver": "no such model on the hub, or it is private",
         "alice/copper@v9": "no such revision",
         "alice/copper": "does not have all files",
-    }.items():
+    }
+    for name, message in refusals.items():
         with pytest.raises(HubError, match=message):
             model_zoo.load(name)
 
@@ -278,6 +315,8 @@ LEADING_OUT = (
     b'{"format_version": 2, "files": {"../../outside.json": {"sha256": "%s", "bytes": 1}}}'
     % (b"0" * 64)
 )
+# What a hub sends instead of the right answer, and a pattern of the message. A mapping replaces
+# headers or files by name, a text is the target of a redirect, a number is the status.
 ANSWERS: dict[str, tuple[Any, str]] = {
     "commit that is a path": (
         {"X-Repo-Commit": "../../../../outside"},
@@ -338,8 +377,9 @@ def test_malicious_answer_is_refused(
     with pytest.raises(EvenfieldError, match=message) as refusal:
         model_zoo.load("alice/copper")
     line = str(refusal.value)
-    assert line.startswith("alice/copper") or "models--alice--copper" in line
     assert "\n" not in line
+    # a file that arrived is named by its place in the cache
+    assert line.startswith("alice/copper") or "models--alice--copper" in line
     assert files_outside_the_cache(tmp_path) == before
 
     # once the hub answers well again, the same model loads
@@ -354,8 +394,7 @@ def load_forced(name: str) -> model_zoo.LoadedModel:
 
 def test_weights_too_large_for_their_architecture_are_not_fetched(hub: Hub, folder: Path) -> None:
     model_zoo.publish(folder, "alice/copper")
-    repo = hub.repos["alice/copper"]
-    tree = repo.commits[repo.main]
+    tree = newest_tree(hub)
     size = str(len(tree[WEIGHTS])).encode()
     tree["manifest.json"] = tree["manifest.json"].replace(size, b"99999999999")
     with pytest.raises(

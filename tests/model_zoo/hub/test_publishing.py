@@ -21,10 +21,13 @@ from evenfield.model_zoo.hub.publish import plan_publication
 
 
 def with_record(folder: Path, **changes: Any) -> Path:
+    """The model of a folder, saved again with a changed record."""
     potential, record = model_zoo.load_model(folder)
-    return model_zoo.save_model(folder, potential, record.model_copy(update=changes))
+    changed = record.model_copy(update=changes)
+    return model_zoo.save_model(folder, potential, changed)
 
 
+# what a record's `training` holds, and a pattern of the message
 LEAKS = {
     "token": (
         {"env": {"HF_TOKEN": "hf_abcdefghijklmnopqrstuv"}},
@@ -55,10 +58,10 @@ def test_what_others_must_not_see(
     monkeypatch.setattr("getpass.getuser", lambda: "jdoe2")
     training, message = LEAKS[case]
     with_record(folder, training=training)
-    with pytest.raises(
-        BadModelError, match=f"not fit to publish: config.json: record.*{message}"
-    ) as refusal:
+    expected = f"not fit to publish: config.json: record.*{message}"
+    with pytest.raises(BadModelError, match=expected) as refusal:
         model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    # a message ends up in logs: it must not show the secret that it warns of
     assert "abcdefghij" not in str(refusal.value)
     assert not (tmp_path / "hub").exists()
 
@@ -107,14 +110,14 @@ def test_record_that_lacks_facts(
 def test_unnamed_level_of_theory(tmp_path: Path, folder: Path) -> None:
     _, record = model_zoo.load_model(folder)
     potential = model_zoo.Potential(model_zoo.PotentialConfig(channels=4))
-    model_zoo.save_model(
-        folder, potential, record.model_copy(update={"elements": {"default": ["Cu"]}})
-    )
+    unnamed = record.model_copy(update={"elements": {"default": ["Cu"]}})
+    model_zoo.save_model(folder, potential, unnamed)
     with pytest.raises(BadModelError, match="lacks level of theory"):
         model_zoo.publish(folder, "me/copper", tmp_path / "hub")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the command line; returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -134,13 +137,12 @@ def test_dry_run_shows_everything_and_sends_nothing(
         "manifest.json",
         "refused, its record lacks: licence",
         "the model would be refused",
+        "better with: level_details of EMT",
+        "better with: probe set (probe.extxyz)",
     ):
         assert text in shown
-    assert (
-        "better with: level_details of EMT" in shown
-        and "better with: probe set (probe.extxyz)" in shown
-    )
     assert "refused, it shows" not in shown
+
     about = [
         "licence=Apache-2.0",
         "description=copper and gold",
@@ -149,12 +151,15 @@ def test_dry_run_shows_everything_and_sends_nothing(
     assert run(monkeypatch, "hub", "describe", folder, *about) == 0
     assert run(monkeypatch, "hub", "publish", folder, "me/copper", "--dry-run", *hub) == 0
     shown = capsys.readouterr().out
-    assert "the model would be accepted" in shown and "level_details of EMT" not in shown
+    assert "the model would be accepted" in shown
+    assert "level_details of EMT" not in shown
     assert "effective medium theory" in (folder / "README.md").read_text()
     assert not (tmp_path / "hub").exists()
+
     assert run(monkeypatch, "hub", "publish", folder, "me/copper", *hub, "--tag", "v1") == 0
     assert run(monkeypatch, "hub", "pull", "me/copper@v1", *hub) == 0
     assert "complete and verified: me/copper@" in capsys.readouterr().out
+    # the model has no such level of theory
     assert run(monkeypatch, "hub", "describe", folder, "level_details.HSE=x") == 1
 
 
@@ -204,8 +209,9 @@ def test_tags_of_a_folder_hub_never_move(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"the tag already names revision"):
         model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
     second = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v2")
+    assert second != first
     assert model_zoo.load("me/copper@v1", tmp_path / "hub").reference == first
-    assert model_zoo.load("me/copper", tmp_path / "hub").reference == second != first
+    assert model_zoo.load("me/copper", tmp_path / "hub").reference == second
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -221,6 +227,7 @@ def address(
         fsspec.filesystem("memory").store.clear()
         yield "memory://hub"
         return
+
     server_module = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -230,6 +237,7 @@ def address(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    # fsspec keeps its clients, and an earlier one talks to a server that is gone
     s3fs.S3FileSystem.clear_instance_cache()
     s3fs.S3FileSystem().mkdir("models")
     yield "s3://models/hub"
@@ -244,6 +252,7 @@ def test_hub_behind_an_address(
     model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
     with pytest.raises(HubError, match=f"me/copper: no such model in the folder hub {address}"):
         model_zoo.load("me/copper", address)
+
     pinned = model_zoo.publish(folder, "me/copper", address, tag="v1")
     assert model_zoo.load("me/copper@v1", address).reference == pinned
     monkeypatch.setenv("EVENFIELD_HUB", address)
@@ -256,6 +265,7 @@ def test_hub_behind_an_address(
     kept = shards[0].stat().st_mtime_ns
     shards[1].unlink()
     shards[2].write_bytes(b"damaged")
+    # without its manifest a copy is unfinished; with it, the cache is not looked into
     (where / "manifest.json").unlink()
     assert model_zoo.load("me/copper").reference == pinned
     assert shards[0].stat().st_mtime_ns == kept
@@ -266,6 +276,7 @@ def test_hub_behind_an_address(
 
     file_system, _ = fsspec.url_to_fs(address)
     monkeypatch.setattr(type(file_system), "exists", fail)
+
     assert model_zoo.load("me/copper@v1").reference == pinned
     assert model_zoo.load("me/copper").reference == pinned
     with pytest.raises(
@@ -303,6 +314,8 @@ def test_hub_that_was_tampered_with(
     memory.pipe_file(path, content)
     with pytest.raises(EvenfieldError, match=message):
         model_zoo.load("me/copper", "memory://hub")
+
+    # neither under its own name nor under a temporary one
     kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not any(path.read_bytes() == content for path in kept)
     assert not any("part" in path.name for path in kept)
