@@ -11,7 +11,9 @@ from .potential.potential import Potential
 def element_vectors(potential: Potential) -> np.ndarray:
     """The vectors of all elements, (119, D); the row is the atomic number, row 0 is unused."""
     vectors = potential.backbone.element_vectors.detach()
-    return vectors.cpu().double().numpy()
+    # float64, so that the table does not depend on the dtype that the model runs in
+    vectors = vectors.cpu().double()
+    return vectors.numpy()
 
 
 def nearest_elements(
@@ -23,7 +25,8 @@ def nearest_elements(
     """
     numbers = [chemical_symbols.index(symbol) for symbol in symbols]
     rows = element_vectors(potential)[numbers]
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows / lengths
     similarity = unit @ unit.T
     # an element is not its own neighbour
     np.fill_diagonal(similarity, -np.inf)
@@ -32,6 +35,9 @@ def nearest_elements(
     num_others = min(count, len(symbols) - 1)
     nearest = {}
     for symbol, values in zip(symbols, similarity, strict=True):
-        order = np.argsort(-values)[:num_others]
-        nearest[symbol] = [(symbols[k], float(values[k])) for k in order]
+        order = np.argsort(-values)
+        most_similar = []
+        for other in order[:num_others]:
+            most_similar.append((symbols[other], float(values[other])))
+        nearest[symbol] = most_similar
     return nearest

@@ -24,13 +24,18 @@ def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figur
 
     The legend of the first panel states the errors of each level of theory.
     """
-    shown = [LABELS[name] for name in parity.pairs if len(parity.flat(name))]
+    shown = []
+    for name in parity.pairs:
+        if len(parity.flat(name)):
+            shown.append(LABELS[name])
+
     figure = Figure(figsize=(max(1, len(shown)) * 6.0, 5.9), layout="constrained")
     if not shown:
         figure.suptitle(f"{title}: no labels to compare with", x=0.01, ha="left", size=15)
         return figure
 
-    for axes, label in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, label in zip(panels, shown, strict=True):
         unit = written_unit(label.error_unit)
         if label.per == "structure":
             _by_level(axes, parity, label)
@@ -40,12 +45,13 @@ def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figur
 
         # reference energies of elements would hide all other differences
         less = " less E0" if label.name == "energy" else ""
-        axes.set(xlabel=f"reference {label.title}{less} ({unit})")
-        axes.set(ylabel=f"predicted {label.title}{less} ({unit})")
+        quantity = f"{label.title}{less} ({unit})"
+        axes.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}")
 
         error = summary.mae.get(label.name)
         if error is not None:
-            axes.set_title(f"{label.title.capitalize()}: MAE {_error_text(label, error)}")
+            name = label.title.capitalize()
+            axes.set_title(f"{name}: MAE {_error_text(label, error)}")
 
     _legend(figure.axes[0], parity, summary)
     figure.suptitle(title, x=0.01, ha="left", size=15)
@@ -58,18 +64,21 @@ def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
     components = values[0, ..., 0].size
     rows = values.reshape(-1, 2)
     levels = np.repeat(parity.level_index, components)
-    known = np.flatnonzero(np.isfinite(rows).all(axis=1))
+    is_known = np.isfinite(rows).all(axis=1)
+    known = np.flatnonzero(is_known)
     # mixed, so that no level of theory is drawn over all others
     known = np.random.default_rng(0).permutation(known)
 
     # the more dots, the smaller each
     size = float(np.clip(3e4 / max(len(known), 1), 3, 28))
     palette = np.array(COLOURS)
+    # more levels than colours start again with the first
+    colours = palette[levels[known] % len(COLOURS)]
     axes.scatter(
         rows[known, 0],
         rows[known, 1],
         s=size,
-        c=palette[levels[known] % len(COLOURS)],
+        c=colours,
         alpha=0.55,
         lw=0,
         rasterized=True,
@@ -78,15 +87,17 @@ def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
 
 def _all_components(axes: Axes, rows: np.ndarray, unit: str) -> None:
     """Components of vectors (M, 2): as dots where there are few, else as a density."""
+    reference = rows[:, 0]
+    predicted = rows[:, 1]
+    # rasterized: a dot as a vector each would make files of many MB
     if len(rows) <= MANY_POINTS:
-        axes.scatter(
-            rows[:, 0], rows[:, 1], s=8, color=COLOURS[0], alpha=0.5, lw=0, rasterized=True
-        )
+        axes.scatter(reference, predicted, s=8, color=COLOURS[0], alpha=0.5, lw=0, rasterized=True)
         return
+
     low, high = _range(rows)
     density = axes.hexbin(
-        rows[:, 0],
-        rows[:, 1],
+        reference,
+        predicted,
         gridsize=90,
         extent=(low, high, low, high),
         bins="log",
@@ -102,7 +113,8 @@ def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
     for index, level in enumerate(parity.level_names):
         if level not in summary.levels:
             continue
-        text = "\n".join([level, *_errors_of(summary.levels[level])])
+        lines = [level, *_errors_of(summary.levels[level])]
+        text = "\n".join(lines)
         colour = COLOURS[index % len(COLOURS)]
         # an empty series: the legend must not depend on what was drawn first
         axes.scatter([], [], s=45, color=colour, label=text)
@@ -116,7 +128,9 @@ def _errors_of(errors: Errors) -> list[str]:
     for name, error in errors.mae.items():
         if error is not None:
             parts.append(_error_text(LABELS[name], error))
-    return [", ".join(parts)] if parts else []
+    if not parts:
+        return []
+    return [", ".join(parts)]
 
 
 def _error_text(label: Label, error: float) -> str:

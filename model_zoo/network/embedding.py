@@ -23,8 +23,12 @@ def _subshells() -> list[tuple[int, int]]:
         for degree in range(min(n, 4)):
             subshells.append((n, degree))
 
-    # the Madelung rule: by n + l, then by n
-    return sorted(subshells, key=lambda subshell: (sum(subshell), subshell[0]))
+    def madelung(subshell: tuple[int, int]) -> tuple[int, int]:
+        """By n + l, then by n."""
+        n, degree = subshell
+        return n + degree, n
+
+    return sorted(subshells, key=madelung)
 
 
 SUBSHELLS = _subshells()
@@ -36,8 +40,10 @@ def electron_configuration(z: int) -> dict[tuple[int, int], int]:
     for n, degree in SUBSHELLS:
         if z <= 0:
             break
-        shells[n, degree] = min(z, 4 * degree + 2)
-        z -= shells[n, degree]
+        capacity = 4 * degree + 2
+        electrons = min(z, capacity)
+        shells[n, degree] = electrons
+        z -= electrons
     return shells
 
 
@@ -74,7 +80,8 @@ def element_descriptors() -> np.ndarray:
     # the descriptors have different units, and none should dominate
     table = (table - table.mean(0)) / table.std(0)
     # so that the row is the atomic number
-    return np.vstack([np.zeros(table.shape[1]), table])
+    row_zero = np.zeros(table.shape[1])
+    return np.vstack([row_zero, table])
 
 
 def _descriptors(z: int) -> list[float]:
@@ -87,7 +94,9 @@ def _descriptors(z: int) -> list[float]:
     p_electrons = shells.get((period, 1), 0)
     d_electrons = 0 if p_electrons else shells.get((period - 1, 2), 0)
     f_is_valence = d_electrons < 2 and not p_electrons
-    f_electrons = shells.get((period - 2, 3), 0) if f_is_valence else 0
+    f_electrons = 0
+    if f_is_valence:
+        f_electrons = shells.get((period - 2, 3), 0)
 
     radius = covalent_radii[z]
     charge = slater_charge(z)
@@ -110,7 +119,9 @@ class ElementEmbedding(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         descriptors = torch.from_numpy(element_descriptors()).float()
-        projection = torch.randn(descriptors.shape[1], size) / descriptors.shape[1] ** 0.5
+        num_descriptors = descriptors.shape[1]
+        # unit variance of each component of a vector
+        projection = torch.randn(num_descriptors, size) / num_descriptors**0.5
         # distinguishes elements with similar descriptors
         own = 0.1 * torch.randn(MAX_ATOMIC_NUMBER + 1, size)
         self.weight = nn.Parameter(descriptors @ projection + own)

@@ -34,8 +34,10 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
     worst = 0.0
     tolerance = TOLERANCE[next(potential.parameters()).dtype]
     for level, symbols in elements.items():
+        # a level without elements has nothing to build a cell of
         if level not in potential.config.levels_of_theory or not symbols:
             continue
+
         atoms = random_cell(rng, symbols)
         energy, forces = _predict(potential, atoms, level)
         scale = max(float(np.abs(forces).max()), SMALLEST_SCALE)
@@ -43,9 +45,10 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
         for name, changed, rotation, order in changes(rng, atoms):
             other_energy, other_forces = _predict(potential, changed, level)
             expected_forces = (forces @ rotation.T)[order]
-            energy_error = abs(other_energy - energy) / (len(atoms) * scale)
-            force_error = float(np.abs(other_forces - expected_forces).max()) / scale
+            force_differences = np.abs(other_forces - expected_forces)
 
+            energy_error = abs(other_energy - energy) / (len(atoms) * scale)
+            force_error = float(force_differences.max()) / scale
             error = max(energy_error, force_error)
             worst = max(worst, error)
 
@@ -63,9 +66,13 @@ def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
     Distances are near the sums of covalent radii.
     """
     drawn = rng.choice(symbols, 4)
-    numbers = [chemical_symbols.index(symbol) for symbol in drawn]
+    numbers = []
+    for symbol in drawn:
+        numbers.append(chemical_symbols.index(symbol))
+
     # a tenth longer than bonds, so that rattled atoms do not overlap
-    spacing = 2.2 * float(np.mean(covalent_radii[numbers]))
+    mean_radius = float(np.mean(covalent_radii[numbers]))
+    spacing = 2.2 * mean_radius
 
     # an fcc cell
     sites = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
@@ -94,6 +101,7 @@ def changes(
     turned = _turned(atoms, rotation)
     inverted = _turned(atoms, -identity)
 
+    # by some Angstrom, so that atoms leave the cell
     moved = atoms.copy()
     moved.positions += rng.normal(0, 3, 3)
 
@@ -129,7 +137,7 @@ def _predict(potential: Potential, atoms: Atoms, level: str) -> tuple[float, np.
         prediction = potential(batch.to(parameter.device))
 
     head = levels.index(level)
-    e0 = potential.e0[head, batch.atomic_numbers].sum()
-    energy = float(prediction.energy - e0)
-    forces = prediction.forces.cpu().double().numpy()
-    return energy, forces
+    reference_energies = potential.e0[head, batch.atomic_numbers]
+    energy = float(prediction.energy - reference_energies.sum())
+    forces = prediction.forces.cpu().double()
+    return energy, forces.numpy()

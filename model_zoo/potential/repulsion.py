@@ -46,7 +46,9 @@ class Repulsion(ExactBuffers):
 
     def radii(self) -> Tensor:
         """b of each element in each head, (heads, 119) in A."""
-        return REACH * self.covalent_radii.to(self.log_factor) * self.log_factor.exp()
+        start = REACH * self.covalent_radii.to(self.log_factor)
+        # the exponential keeps a learned radius positive
+        return start * self.log_factor.exp()
 
     def forward(
         self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor
@@ -70,9 +72,16 @@ class Repulsion(ExactBuffers):
 
         bare, bare_slope = bare_repulsion(distance, first, second)
         energy, slope = switched(distance, bare, bare_slope, self.reach(first, second, head))
-        slopes = (slope / distance).unsqueeze(1) * vectors[near]
-        all_energies = vectors.new_zeros(len(vectors)).index_copy(0, near, energy)
-        return all_energies, torch.zeros_like(vectors).index_copy(0, near, slopes)
+        # dE/dv = dE/dr * v / r
+        per_length = (slope / distance).unsqueeze(1)
+        near_slopes = per_length * vectors[near]
+
+        # edges beyond their reach keep the zero
+        energies = vectors.new_zeros(len(vectors))
+        energies = energies.index_copy(0, near, energy)
+        slopes = torch.zeros_like(vectors)
+        slopes = slopes.index_copy(0, near, near_slopes)
+        return energies, slopes
 
     def energies(self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor) -> Tensor:
         """The energies (E,) alone, which can be differentiated by the vectors too.
@@ -87,7 +96,9 @@ class Repulsion(ExactBuffers):
     def reach(self, first: Tensor, second: Tensor, head: Tensor | int) -> Tensor:
         """b_i + b_j: the distances (E,) in A where the repulsion ends, at most the cutoff."""
         radii = self.radii()
-        return (radii[head, first] + radii[head, second]).clamp(max=self.cutoff)
+        both = radii[head, first] + radii[head, second]
+        # there are no edges beyond the cutoff, so a longer reach would end in a step
+        return both.clamp(max=self.cutoff)
 
 
 def switched(
@@ -99,7 +110,9 @@ def switched(
     x = distance / reach.to(distance)
     switch = polynomial_envelope(x)
     switch_slope = polynomial_envelope_slope(x) / reach.to(distance)
-    return bare * switch, bare_slope * switch + bare * switch_slope
+    energy = bare * switch
+    slope = bare_slope * switch + bare * switch_slope  # the product rule
+    return energy, slope
 
 
 def bare_repulsion(distance: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +126,12 @@ def bare_repulsion(distance: Tensor, first: Tensor, second: Tensor) -> tuple[Ten
     screening = (z_first**0.23 + z_second**0.23) / SCREENING  # 1/a in 1/A
 
     exponents = distance.new_tensor(EXPONENTS)
-    decays = torch.exp(-(screening * distance).unsqueeze(1) * exponents)  # (E, 4)
-    terms = decays * distance.new_tensor(COEFFICIENTS)
+    coefficients = distance.new_tensor(COEFFICIENTS)
+    x = (screening * distance).unsqueeze(1)
+    decays = torch.exp(-x * exponents)  # (E, 4)
+    terms = decays * coefficients
+
     energy = coulomb * terms.sum(1)
-    slope = -energy / distance - coulomb * screening * (terms @ exponents)
+    decay_slope = terms @ exponents
+    slope = -energy / distance - coulomb * screening * decay_slope
     return energy, slope

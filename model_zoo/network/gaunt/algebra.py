@@ -44,8 +44,10 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, N, C) -> (K, N, C')."""
-        parts = zip(x.split(self.sizes), self.weight, strict=True)
-        return torch.cat([part @ weight for part, weight in parts])
+        outputs = []
+        for part, weight in zip(x.split(self.sizes), self.weight, strict=True):
+            outputs.append(part @ weight)
+        return torch.cat(outputs)
 
 
 class ClebschGordanContraction(ExactBuffers):
@@ -76,15 +78,18 @@ class ClebschGordanContraction(ExactBuffers):
             weight = torch.randn(len(paths), channels, channels)
             weights.append(nn.Parameter(weight / scale))
 
+            # order matters: `forward` splits the product by l3, and each block by path
             for l1, l2 in paths:
-                rows[l1].append(_coupling_rows(l1, l2, l3, l_edge))
+                path_rows = _coupling_rows(l1, l2, l3, l_edge)
+                rows[l1].append(path_rows)
 
         # block_sizes[l1][l3]: rows of the coupled A of l1 that belong to l3
         self.block_sizes = [components_per_degree(l_edge)]
         for l1 in range(1, l_in + 1):
             sizes = []
             for l3, counts in enumerate(self.path_counts):
-                sizes.append(counts[l1] * (2 * l3 + 1))
+                num_components = 2 * l3 + 1
+                sizes.append(counts[l1] * num_components)
             self.block_sizes.append(sizes)
 
             coupling = torch.cat(rows[l1])  # (rows, K2 * (2 l1 + 1))
@@ -104,12 +109,19 @@ class ClebschGordanContraction(ExactBuffers):
             coupled.append(product.split(self.block_sizes[l1]))
 
         outputs = []
-        for l3, (counts, weights) in enumerate(zip(self.path_counts, self.weights, strict=True)):
+        for l3, weights in enumerate(self.weights):
+            weights_by_l1 = weights.split(self.path_counts[l3])
+
             mixed = []
-            for blocks, weight in zip(coupled, weights.split(counts), strict=True):
-                if len(weight):
-                    by_path = blocks[l3].reshape(len(weight), -1, channels)
-                    mixed.append(_sum_over_paths(by_path @ weight))
+            for blocks, weight in zip(coupled, weights_by_l1, strict=True):
+                num_paths = len(weight)
+                # this l1 may not couple to l3
+                if num_paths == 0:
+                    continue
+                by_path = blocks[l3].reshape(num_paths, -1, channels)
+                mixed.append(_sum_over_paths(by_path @ weight))
+
+            # starts from the first: a sum from 0 would be one more operation in the graph
             total = sum(mixed[1:], start=mixed[0])
             outputs.append(total.view(-1, num_atoms, channels))
         return torch.cat(outputs)
@@ -129,18 +141,23 @@ def _natural_parity_paths(l_in: int, l_edge: int, l3: int) -> list[tuple[int, in
 def _sum_over_paths(mixed: Tensor) -> Tensor:
     """(paths, M, C) -> (M, C)."""
     # squeeze is free, and most often there is one path
-    return mixed.squeeze(0) if len(mixed) == 1 else mixed.sum(0)
+    if len(mixed) == 1:
+        return mixed.squeeze(0)
+    return mixed.sum(0)
 
 
 def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
     """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance."""
-    rows = torch.zeros(2 * l3 + 1, (l_edge + 1) ** 2, 2 * l1 + 1, dtype=torch.float64)
+    num_edge = (l_edge + 1) ** 2
+    rows = torch.zeros(2 * l3 + 1, num_edge, 2 * l1 + 1, dtype=torch.float64)
+
     wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
     wigner = wigner.permute(2, 1, 0)  # (m3, m2, m1)
 
     # the components of A of degree l2; other degrees do not take part in this path
     start = l2**2
     end = (l2 + 1) ** 2
+    # the squares of a 3j symbol sum to 1 over all m, that is to 1 / (2 l3 + 1) for each m3
     rows[:, start:end] = math.sqrt(2 * l3 + 1) * wigner
     return rows.flatten(1)
 
@@ -159,23 +176,19 @@ class GauntTensorProduct(ExactBuffers):
 
     def __init__(self, l_max: int, l_out: int) -> None:
         super().__init__()
-        degree = 2 * l_max + l_out
-        # Lebedev rules have odd degrees from 3 on
-        degree += (degree + 1) % 2
-        points, weights = lebedev_rule(max(degree, 3))
-
+        points, quadrature = _rule_on_the_sphere(2 * l_max + l_out)
         harmonics = o3.spherical_harmonics(
             list(range(l_max + 1)),
-            torch.from_numpy(points.T.copy()),
+            points,
             normalize=True,
             normalization="component",
         )  # (points, K)
 
         # the factor l_max + 1 keeps the variance of the product near that of its inputs
         evaluate = harmonics / (l_max + 1)
-        quadrature = torch.from_numpy(weights / weights.sum())
         num_out = (l_out + 1) ** 2
-        project = harmonics[:, :num_out].T * quadrature * (l_max + 1)
+        projected = harmonics[:, :num_out].T
+        project = projected * quadrature * (l_max + 1)
         self.register_buffer("evaluate", evaluate, persistent=False)  # (points, K)
         self.register_buffer("project", project, persistent=False)  # (K_out, points)
 
@@ -189,3 +202,19 @@ class GauntTensorProduct(ExactBuffers):
         b_at_points = evaluate @ b.reshape(len(b), -1)
         product = project @ (a_at_points * b_at_points)
         return product.view(-1, num_atoms, channels)
+
+
+def _rule_on_the_sphere(degree: int) -> tuple[Tensor, Tensor]:
+    """Points (points, 3) and weights (points,) of the smallest Lebedev rule exact for `degree`.
+
+    The weights sum to 1: an integral is a mean over the sphere.
+    """
+    # Lebedev rules have odd degrees from 3 on
+    if degree % 2 == 0:
+        degree += 1
+    points, weights = lebedev_rule(max(degree, 3))
+
+    # SciPy returns one column for each point, and weights that sum to 4 pi
+    rows = torch.from_numpy(points.T.copy())
+    mean_weights = torch.from_numpy(weights / weights.sum())
+    return rows, mean_weights

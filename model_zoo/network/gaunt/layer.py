@@ -97,42 +97,55 @@ class InteractionLayer(nn.Module):
 
         # Degree by degree: tensors over all edges are the largest, so none is joined or cut.
         aggregated = []
-        for part, weight in zip(x.split(self.input_sizes), radial.split(channels, 1), strict=True):
+        parts = x.split(self.input_sizes)
+        weights = radial.split(channels, 1)
+        for part, weight in zip(parts, weights, strict=True):
             by_atom = part.permute(1, 0, 2).flatten(1)  # (N, (2 l1 + 1) * C)
             sent = by_atom.index_select(0, tiles.sender)  # (E, (2 l1 + 1) * C)
             by_component = sent.unflatten(1, (-1, channels))  # (E, 2 l1 + 1, C)
-            weighted = (by_component * weight.unsqueeze(1)).flatten(1)
-            weighted = weighted.unflatten(0, (-1, tiles.size))  # (tiles, T, (2 l1 + 1) * C)
+            weighted = by_component * weight.unsqueeze(1)
+            weighted = weighted.flatten(1)
+            by_tile = weighted.unflatten(0, (-1, tiles.size))  # (tiles, T, (2 l1 + 1) * C)
 
-            product = TileProduct.apply(directed, weighted).flatten(1)
+            product = TileProduct.apply(directed, by_tile)
+            product = product.flatten(1)
             total = product.new_zeros(num_atoms, product.shape[1])
             total = total.index_add(0, tiles.receiver, product)
 
             # back to component-major layout, which the contraction reads as one matrix
-            by_component = total.view(num_atoms, -1, channels).transpose(0, 1)
-            aggregated.append(by_component.contiguous())
+            by_component = total.view(num_atoms, -1, channels)
+            component_major = by_component.transpose(0, 1)
+            aggregated.append(component_major.contiguous())
         return aggregated
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
         """Powers of the message, gated by the element of the receiving atom, and the skip."""
         num_out = (self.l_out + 1) ** 2
         num_atoms = elements.shape[0]
-        gates = self.gates(elements).view(num_atoms, len(self.outputs), self.l_out + 1, -1)
+        gates = self.gates(elements)
+        gates = gates.view(num_atoms, len(self.outputs), self.l_out + 1, -1)
         gates = gates.permute(1, 2, 0, 3)  # (order, l_out + 1, N, C)
 
         # the first power is the message itself
         power = message
         gate = _repeat_over_rows(gates[0])
-        total = self.outputs[0](message[:num_out]) * gate
+        output = self.outputs[0](message[:num_out])
+        total = output * gate
+
+        # each turn raises the power by one: its product with another mix of the message
         powers = zip(self.factors, self.products, self.mixes, strict=True)
         for order, (factor, product, mix) in enumerate(powers, start=1):
-            power = mix(product(power, factor(message)))
+            multiplied = product(power, factor(message))
+            power = mix(multiplied)
             gate = _repeat_over_rows(gates[order])
-            total = total + self.outputs[order](power[:num_out]) * gate
+            output = self.outputs[order](power[:num_out])
+            total = total + output * gate
 
         # an input of lower degree than the output has no skip for the components above its own
         skip = self.skip(x[:num_out])
-        return torch.cat([total[: len(skip)] + skip, total[len(skip) :]])
+        num_skip = len(skip)
+        with_skip = total[:num_skip] + skip
+        return torch.cat([with_skip, total[num_skip:]])
 
 
 def soft_norm(x: Tensor) -> Tensor:
@@ -150,11 +163,14 @@ def _repeat_over_components(x: Tensor) -> Tensor:
     """One value for each degree (E, l_max + 1) -> one for each component (E, K)."""
     columns = []
     for degree, values in enumerate(x.unbind(1)):
-        columns.append(values.unsqueeze(1).expand(-1, 2 * degree + 1))
+        column = values.unsqueeze(1)
+        columns.append(column.expand(-1, 2 * degree + 1))
     return torch.cat(columns, 1)
 
 
 def _repeat_over_rows(x: Tensor) -> Tensor:
     """One row for each degree (l_max + 1, N, C) -> one for each component (K, N, C)."""
-    rows = [values.expand(2 * degree + 1, -1, -1) for degree, values in enumerate(x)]
+    rows = []
+    for degree, values in enumerate(x):
+        rows.append(values.expand(2 * degree + 1, -1, -1))
     return torch.cat(rows)
