@@ -15,7 +15,9 @@ Writes OUT.json, which is taken up when it is there, and OUT.png.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -59,6 +61,7 @@ def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
         )
     if done.returncode:
         sys.exit(f"{script} failed:\n" + done.stderr[-3000:])
+    # libraries print too, and the result is the last line
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -81,15 +84,20 @@ class Runs:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.folder = folder
-        there = [
-            split for split, number in read_info(options.data)["num_structures"].items() if number
-        ]
-        self.parts = {split: list(iter_structures(options.data, split)) for split in there}
-        valid = self.parts.get("valid", self.parts["train"][::20])  # the peers ask for some
-        self.parts["valid"] = valid[:: -(-len(valid) // 100)]
-        self.files = {
-            split: str(write(s, folder / f"{split}.xyz")) for split, s in self.parts.items()
-        }
+        self.parts = {}
+        for split, number in read_info(options.data)["num_structures"].items():
+            if number:
+                self.parts[split] = list(iter_structures(options.data, split))
+
+        # the peers cannot train without a validation set; at most 100 structures, evenly spread
+        valid = self.parts.get("valid", self.parts["train"][::20])
+        every = math.ceil(len(valid) / 100)
+        self.parts["valid"] = valid[::every]
+
+        self.files = {}
+        for split, structures in self.parts.items():
+            self.files[split] = str(write(structures, folder / f"{split}.xyz"))
+
         census = read_census(options.data)
         levels = census["levels_of_theory"]
         if len(levels) != 1:
@@ -107,13 +115,13 @@ class Runs:
             f"seed={seed}",
             f"model.channels={self.options.channels}",
         ]
-        config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours]).model_dump(
-            mode="json"
-        )
-        return ask(sys.executable, "evenfield_trainer.py", {"seconds": seconds, "config": config})
+        config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours])
+        settings = {"seconds": seconds, "config": config.model_dump(mode="json")}
+        return ask(sys.executable, "evenfield_trainer.py", settings)
 
     def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
-        forces = np.concatenate([s.forces for s in self.parts["train"] if s.forces is not None])
+        labelled = [s.forces for s in self.parts["train"] if s.forces is not None]
+        forces = np.concatenate(labelled)
         settings = {
             **self.files,
             "elements": list(self.e0),
@@ -131,11 +139,13 @@ class Runs:
 
     def mace(self, seconds: float, seed: int) -> dict[str, Any]:
         mace, per_structure = self._mace_rate()
-        batches = max(1, round(seconds / per_structure / BATCH_SIZE / EPOCHS))
-        row = mace.train(
-            f"run-{seconds:.0f}-{seed}", EPOCHS, batches, **self._mace_settings(), seed=seed
-        )
-        return row | {"steps": batches * EPOCHS, "structures": batches * EPOCHS * BATCH_SIZE}
+        # its loop counts epochs, not seconds: as many batches as fit into the budget
+        seconds_per_batch = per_structure * BATCH_SIZE
+        batches = max(1, round(seconds / seconds_per_batch / EPOCHS))
+        name = f"run-{seconds:.0f}-{seed}"
+        row = mace.train(name, EPOCHS, batches, **self._mace_settings(), seed=seed)
+        steps = batches * EPOCHS
+        return row | {"steps": steps, "structures": steps * BATCH_SIZE}
 
     def _mace_rate(self) -> tuple[Mace, float]:
         """MACE's trainer and its processor seconds per structure, from runs of 1 and 3 epochs."""
@@ -144,8 +154,11 @@ class Runs:
             batches = 20
             # The errors of this probe are not read, so the smaller file serves as its test.
             probe = self._mace_settings() | {"test_file": self.files["valid"]}
-            one, three = (mace.train("probe", n, batches, **probe)["seconds"] for n in (1, 3))
-            self._mace = mace, (three - one) / 2 / batches / BATCH_SIZE
+            one = mace.train("probe", 1, batches, **probe)["seconds"]
+            three = mace.train("probe", 3, batches, **probe)["seconds"]
+            # the difference of both is free of what a start costs
+            per_epoch = (three - one) / 2
+            self._mace = mace, per_epoch / batches / BATCH_SIZE
         return self._mace
 
     def _mace_settings(self) -> dict[str, Any]:
@@ -162,20 +175,30 @@ class Runs:
     def _neighbours(self) -> float:
         """Mean number of neighbours, of 200 structures."""
         train = self.parts["train"]
-        some = [train[k] for k in np.random.default_rng(0).permutation(len(train))[:200]]
-        edges = sum(len(neighbor_list("i", s.to_atoms(), CUTOFF)) for s in some)
-        return edges / sum(len(s) for s in some)
+        drawn = np.random.default_rng(0).permutation(len(train))[:200]
+        num_edges = 0
+        num_atoms = 0
+        for index in drawn:
+            structure = train[index]
+            num_edges += len(neighbor_list("i", structure.to_atoms(), CUTOFF))
+            num_atoms += len(structure)
+        return num_edges / num_atoms
 
 
 @rc_context(STYLE)
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Errors over processor seconds."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, (key, (label, factor)) in zip(figure.subplots(1, 2), FIGURES.items(), strict=True):
+    panels = figure.subplots(1, 2)
+    for axes, (key, (label, factor)) in zip(panels, FIGURES.items(), strict=True):
         for model, (colour, marker) in zip(MODELS, looks(), strict=False):
-            own = sorted((r["seconds"], factor * r[key]) for r in rows if r["model"] == model)
-            if own:
-                axes.plot(*zip(*own, strict=True), f"{marker}-", color=colour, label=model)
+            own = [row for row in rows if row["model"] == model]
+            if not own:
+                continue
+            own.sort(key=lambda row: row["seconds"])
+            seconds = [row["seconds"] for row in own]
+            errors = [factor * row[key] for row in own]
+            axes.plot(seconds, errors, f"{marker}-", color=colour, label=model)
         axes.set(xscale="log", yscale="log", xlabel="processor seconds of training", ylabel=label)
         plain_log_ticks(axes.xaxis)
         plain_log_ticks(axes.yaxis)
@@ -207,20 +230,26 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     path = Path(f"{options.out}.json")
-    about = {
-        key: getattr(options, key) for key in ("channels", "nequip_layers", "nequip_l_max", "ours")
+    settings = {
+        "data": options.data.name,
+        "channels": options.channels,
+        "nequip_layers": options.nequip_layers,
+        "nequip_l_max": options.nequip_l_max,
+        "ours": options.ours,
     }
-    settings = {"data": options.data.name} | about
     rows = taken_up(path, settings)
-    done = {(r["model"], r["budget"], r["seed"]) for r in rows}
-    names = [name for name in options.only if name == "evenfield" or getattr(options, name.lower())]
-    todo = [
-        (m, b, s)
-        for s in options.seeds
-        for b in options.budgets
-        for m in names
-        if (m, b, s) not in done
-    ]
+    done = {(row["model"], row["budget"], row["seed"]) for row in rows}
+
+    # a peer takes part when its environment is given
+    pythons = {"evenfield": sys.executable, "MACE": options.mace, "NequIP": options.nequip}
+    names = [name for name in options.only if pythons[name]]
+
+    # models innermost: a comparison that is stopped early has whole rows
+    todo = []
+    for seed, budget, model in itertools.product(options.seeds, options.budgets, names):
+        if (model, budget, seed) not in done:
+            todo.append((model, budget, seed))
+
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(options, Path(folder))
         for model, budget, seed in track(todo, "runs"):

@@ -32,28 +32,41 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def measure(ours: Worker, peer: Worker, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Seconds per call of both sides in every round, {kind: {side: [...]}}."""
-    samples: dict[str, dict[str, list[float]]] = {
-        kind: {"ours": [], "peer": []} for kind in ours.counts
-    }
+    samples: dict[str, dict[str, list[float]]] = {}
+    for kind in ours.counts:
+        samples[kind] = {"ours": [], "peer": []}
+
     for number in range(rounds):
-        for kind in samples:
-            samples[kind]["ours"].append(ours.turn(kind))
-            samples[kind]["peer"].append(peer.turn(kind))
-        ratios = (
-            f"{kind} {samples[kind]['peer'][-1] / samples[kind]['ours'][-1]:.2f}"
-            for kind in samples
-        )
+        ratios = []
+        for kind, sides in samples.items():
+            # one directly after the other, so that both meet the same state of the machine
+            our_seconds = ours.turn(kind)
+            peer_seconds = peer.turn(kind)
+            sides["ours"].append(our_seconds)
+            sides["peer"].append(peer_seconds)
+            ratios.append(f"{kind} {peer_seconds / our_seconds:.2f}")
         print(f"round {number + 1}/{rounds}: ratio " + ", ".join(ratios), flush=True)
     return samples
 
 
 def summarise(samples: dict[str, list[float]], num_atoms: int) -> dict[str, Any]:
     """Medians of one kind, the median of the paired ratio and its range, and atoms/s."""
-    ratios = [peer / ours for ours, peer in zip(samples["ours"], samples["peer"], strict=True)]
-    medians = {f"{side}_seconds": statistics.median(values) for side, values in samples.items()}
-    rates = {f"{side}_atoms_per_second": num_atoms / medians[f"{side}_seconds"] for side in samples}
-    spread = {"ratio_min": min(ratios), "ratio_max": max(ratios)}
-    return {"ratio": statistics.median(ratios), **spread, **medians, **rates, "samples": samples}
+    # the median of paired ratios, not the ratio of medians: what slows one round slows both sides
+    ratios = []
+    for our_seconds, peer_seconds in zip(samples["ours"], samples["peer"], strict=True):
+        ratios.append(peer_seconds / our_seconds)
+
+    summary: dict[str, Any] = {
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+    for side, values in samples.items():
+        summary[f"{side}_seconds"] = statistics.median(values)
+    for side in samples:
+        summary[f"{side}_atoms_per_second"] = num_atoms / summary[f"{side}_seconds"]
+    summary["samples"] = samples
+    return summary
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -99,55 +112,84 @@ def command_line(options: argparse.Namespace) -> str:
     """The command that repeats this run; nobody else's paths."""
     words = ["python benchmarks/train_step.py"]
     for key, value in vars(options).items():
-        if key != "output" and value is not None:
-            shown = {"peer_python": "PEER/bin/python"}.get(
-                key, Path(value).name if key == "structures" else value
-            )
-            shown = " ".join(shown) if key == "kinds" else shown
-            words.append(f"--{key.replace('_', '-')} {shown}")
+        if key == "output" or value is None:
+            continue
+        if key == "peer_python":
+            shown = "PEER/bin/python"
+        elif key == "structures":
+            shown = value.name
+        elif key == "kinds":
+            shown = " ".join(value)
+        else:
+            shown = value
+        option = key.replace("_", "-")
+        words.append(f"--{option} {shown}")
     return " ".join(words)
 
 
 def checkout() -> str | None:
     """What git calls this checkout, with -dirty when it has changes; None outside a repository."""
     command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    return (
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
-def main() -> None:
-    options = parse_arguments()
+def start_workers(options: argparse.Namespace) -> tuple[Worker, Worker]:
+    """Both sides, each with the same structures in memory and with their graphs checked."""
     structures = copper(options.cells)
     if options.structures:
         keys = (options.energy_key, options.forces_key)
         structures = from_file(options.structures, options.max_structures, *keys)
+
+    # the peer may be compared at another depth or degree, at equal error say
+    sizes = argparse.Namespace(**vars(options))
+    sizes.layers = options.peer_layers or options.layers
+    sizes.l_max = options.peer_l_max or options.l_max
+
+    # workers read the file before they answer, so it may go afterwards
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "structures.extxyz"
+        ase.io.write(path, structures)
+        ours = Worker("evenfield", sys.executable, options.mode, path, options)
+        peer = Worker(options.peer, options.peer_python, options.peer_mode, path, sizes)
+
+    our_edges = ours.facts["num_edges"]
+    peer_edges = peer.facts["num_edges"]
+    if our_edges != peer_edges:
+        raise RuntimeError(f"not the same graph: {our_edges} and {peer_edges} edges")
+    return ours, peer
+
+
+def default_output(options: argparse.Namespace) -> Path:
+    """A name that says what was compared."""
+    source = "cu128"
+    if options.structures:
+        source = options.structures.name.split(".")[0]
+    sides = f"{options.mode}_{options.peer}_{options.peer_mode}"
+    return RESULTS / f"train_step_{sides}_c{options.channels}_{source}.json"
+
+
+def main() -> None:
+    options = parse_arguments()
     before = os.getloadavg()[0]
     if before > 0.5:
         print(
             f"warning: load average {before:.1f}: with several threads, "
             "ratios on a busy machine mean nothing"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "structures.extxyz"
-        ase.io.write(path, structures)
-        ours = Worker("evenfield", sys.executable, options.mode, path, options)
-        sizes = argparse.Namespace(**vars(options))
-        sizes.layers = options.peer_layers or options.layers
-        sizes.l_max = options.peer_l_max or options.l_max
-        peer = Worker(options.peer, options.peer_python, options.peer_mode, path, sizes)
-    if ours.facts["num_edges"] != peer.facts["num_edges"]:
-        raise RuntimeError(
-            f"not the same graph: {ours.facts['num_edges']} and {peer.facts['num_edges']} edges"
-        )
+
+    ours, peer = start_workers(options)
     samples = measure(ours, peer, options.rounds)
-    results = {kind: summarise(samples[kind], ours.facts["num_atoms"]) for kind in samples}
-    for kind, result in results.items():
+    results = {}
+    for kind, of_kind in samples.items():
+        result = summarise(of_kind, ours.facts["num_atoms"])
+        results[kind] = result
         values = (
             f"ours {result['ours_seconds']:.4f} s, {options.peer} {result['peer_seconds']:.4f} s"
         )
         span = f"{result['ratio_min']:.2f} to {result['ratio_max']:.2f}"
         print(f"{kind}: {values}, median ratio {result['ratio']:.2f} ({span})")
+
     report = {
         "command": command_line(options),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -161,10 +203,7 @@ def main() -> None:
         "peer": {"name": options.peer} | peer.facts | peer.ask("stop", 0),
         "results": results,
     }
-    source = options.structures.name.split(".")[0] if options.structures else "cu128"
-    sides = f"{options.mode}_{options.peer}_{options.peer_mode}"
-    name = f"train_step_{sides}_c{options.channels}_{source}.json"
-    output = options.output or RESULTS / name
+    output = options.output or default_output(options)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {output}")
