@@ -13,8 +13,9 @@ Reading a folder runs nothing that it contains.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import torch
 from ase.data import chemical_symbols
 from pydantic import ValidationError
 
+from ...core.destination import replace_folder
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
 from ..evaluation.summary import ErrorSummary, SummaryError
@@ -38,8 +40,11 @@ from .manifest import (
     check_version,
     is_weights,
     json_object,
+    parse_manifest,
     read_manifest,
+    read_manifest_text,
     read_verified,
+    revision_of,
     validation_faults,
     write_manifest,
 )
@@ -90,13 +95,13 @@ def save_model(
     """Write a model folder and return its path.
 
     `attachments` are further files, name -> content. `predictions` are those that `evaluation`
-    summarises; the card needs them for its parity plot. A model that was in the folder before is
-    replaced.
+    summarises; the card needs them for its parity plot.
 
-    The manifest is written last: a folder without one is unfinished, and is refused on reading.
+    A model that was in the folder before is replaced in one step, at the end: at any moment the
+    folder holds the old model or the new one. Files that belong to no model stay in the folder.
 
-    Raises EvenfieldError for an attachment with a name that a model folder cannot hold, FileError
-    when the folder cannot be written.
+    Raises EvenfieldError for an attachment with a name that a model folder cannot hold and for a
+    folder that holds something else than a model, FileError when the folder cannot be written.
     """
     # the card needs libraries that nobody needs who only reads a model
     from .card import card_pictures, model_card
@@ -105,6 +110,7 @@ def save_model(
     attachments = dict(attachments or {})
     for name in attachments:
         _check_attachment_name(name)
+    _check_holds_a_model(folder)
 
     dtype = next(potential.parameters()).dtype
     config = {
@@ -126,14 +132,12 @@ def save_model(
     contents["evaluation.json"] = evaluation_text.encode()
     contents["README.md"] = card.encode()
 
-    with file_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # from here on the folder is unfinished, until its new manifest is there
-        (folder / MANIFEST).unlink(missing_ok=True)
+    with replace_folder(folder) as new, file_errors(folder):
         for name, data in contents.items():
-            write_atomically(folder / name, data)
-        _remove_old_weights(folder, contents)
-        write_atomically(folder / MANIFEST, write_manifest(contents))
+            write_atomically(new / name, data)
+        # last: a folder without a manifest is unfinished, and is refused on reading
+        write_atomically(new / MANIFEST, write_manifest(contents))
+        _keep_other_files(folder, new)
     return folder
 
 
@@ -146,12 +150,54 @@ def _check_attachment_name(name: str) -> None:
         )
 
 
-def _remove_old_weights(folder: Path, contents: dict[str, bytes]) -> None:
-    """Delete weights of the model that was in the folder before, old shards for instance."""
-    # other attachments are left: the new manifest does not list them, so nobody reads them
-    for path in folder.glob("model*.safetensors"):
-        if is_weights(path.name) and path.name not in contents:
-            path.unlink()
+def _check_holds_a_model(folder: Path) -> None:
+    """Refuse to replace a folder that holds something, but no model, not even part of one."""
+    with file_errors(folder):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # versions that wrote file by file could leave a model without its manifest
+    if names and MANIFEST not in names and "config.json" not in names:
+        shown = ", ".join(names[:4])
+        raise EvenfieldError(
+            f"holds {shown}, and no model",
+            file=folder,
+            remedy="save the model into a folder of its own",
+        )
+
+
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Put what is in `old`, but belongs to no model, into `new` too: notes of a user for instance.
+
+    Nobody reads such files, because the manifest does not list them. They are linked, not copied,
+    where the file system can do that. Symbolic links stay links.
+    """
+    if not old.is_dir():
+        return
+    of_old_model = _names_of_model(old)
+    for source in sorted(old.iterdir()):
+        name = source.name
+        target = new / name
+        if name in of_old_model or is_weights(name) or os.path.lexists(target):
+            continue
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(source, target)
+
+
+def _names_of_model(folder: Path) -> set[str]:
+    """The files that the manifest of a folder lists; none when it cannot be read."""
+    try:
+        return set(read_manifest(folder).files)
+    except BadModelError:
+        return set()
+
+
+def _link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file another name; a copy where the file system has no second names."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def describe(folder: Path | str, facts: Description) -> None:
@@ -215,9 +261,22 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
     Raises BadModelError when something is not, FileError when a file cannot be read.
     """
     folder = Path(folder)
+    manifest_text = read_manifest_text(folder)
+    try:
+        return _read(folder, manifest_text)
+    except BadModelError:
+        # Another process may have replaced the model after its manifest was read.
+        replaced = read_manifest_text(folder)
+        if replaced == manifest_text:
+            raise
+        return _read(folder, replaced)
+
+
+def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
+    """The model that a manifest describes."""
     config_path = str(folder / "config.json")
     # every file is verified before the first one is looked into
-    manifest = read_manifest(folder)
+    manifest = parse_manifest(folder / MANIFEST, manifest_text)
     contents = {}
     for name, entry in manifest.files.items():
         contents[name] = read_verified(folder, name, entry)
@@ -242,7 +301,8 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
         potential=potential.eval(),
         record=record,
         evaluation=_parse_evaluation(folder / "evaluation.json", contents["evaluation.json"]),
-        revision=folder_revision(folder),
+        # of the text that was verified: the file may have been replaced since
+        revision=revision_of(manifest_text),
         attachments={name: contents[name] for name in manifest.attachments},
     )
 
@@ -260,11 +320,17 @@ def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
 
 def folder_revision(folder: Path) -> str:
     """The revision that pins a model folder: it changes with every byte of every file."""
-    path = folder / MANIFEST
-    # the manifest holds the hash of every other file, so its own hash pins them all
-    with file_errors(path):
-        content = path.read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return revision_of(read_manifest_text(folder))
+
+
+def read_attachment(folder: Path | str, name: str) -> bytes | None:
+    """The verified content of one attachment of a model folder; None when the model has none.
+
+    A file that lies in the folder, but is not listed in the manifest, is not part of the model.
+    """
+    folder = Path(folder)
+    entry = read_manifest(folder).files.get(name)
+    return None if entry is None else read_verified(folder, name, entry)
 
 
 def build(

@@ -101,6 +101,24 @@ def write_manifest(contents: dict[str, bytes]) -> str:
     return json.dumps(content, indent=1)
 
 
+def revision_of(manifest: bytes) -> str:
+    """The revision that a manifest, as it is stored, gives its model: 16 hex digits.
+
+    The manifest holds the hash of every other file, so its own hash pins them all.
+    """
+    return hashlib.sha256(manifest).hexdigest()[:16]
+
+
+def check_revision(folder: Path, revision: str) -> None:
+    """Raise BadModelError unless the folder holds the model that `revision` pins.
+
+    The name of a folder says nothing: a cache or a hub may hold other files under it.
+    """
+    found = revision_of(read_manifest_text(folder))
+    if found != revision:
+        raise BadModelError(f"holds revision {found}, not {revision}", file=folder, remedy=RESTORE)
+
+
 def parse_manifest(path: Path | str, text: bytes) -> Manifest:
     """A manifest from its bytes; `path` is used in messages only.
 
@@ -128,6 +146,11 @@ def parse_manifest(path: Path | str, text: bytes) -> Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder; BadModelError when the folder holds no model or a damaged one."""
+    return parse_manifest(folder / MANIFEST, read_manifest_text(folder))
+
+
+def read_manifest_text(folder: Path) -> bytes:
+    """The manifest as it is stored; BadModelError when the folder holds no model."""
     path = folder / MANIFEST
     with file_errors(path):
         if not path.is_file():
@@ -140,8 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
         # nothing states the size of the manifest itself, so it needs a limit of its own
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise BadModelError("is larger than a manifest can be", file=path, remedy=RESTORE)
-        text = path.read_bytes()
-    return parse_manifest(path, text)
+        return path.read_bytes()
 
 
 def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
