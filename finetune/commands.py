@@ -60,10 +60,10 @@ def run(
     num_structures=16 strategy=full
     """
     from ..core.settings import load_settings
-    from ..model_zoo.hub.load import load, resolve
+    from ..model_zoo.hub.load import load
     from .config import FineTuneConfig
     from .run import finetune
-    from .safety.forgetting import forgetting_report, probe_of
+    from .safety.forgetting import forgetting_report, probe_of, stored_probe
     from .save import save_finetuned
 
     loaded = load(model, folder_hub)
@@ -71,8 +71,7 @@ def run(
     work = out.with_name(f"{out.name}-data")
     result = finetune(loaded, data, config, work=work, quiet=False)
 
-    model_folder = resolve(model, folder_hub)[0]
-    structures = probe_of(loaded, probe, model_folder)
+    structures = stored_probe(loaded) or probe_of(loaded, probe)
     forgetting = forgetting_report(loaded.potential, result.potential, structures)
     _print_result(result, forgetting)
     saved = save_finetuned(result, loaded, out, licence, forgetting)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from ...core.errors import EvenfieldError
+from ...model_zoo.package.folder import read_attachment
+from ...model_zoo.package.manifest import MANIFEST
 
 
 FILE = "posterior.safetensors"
@@ -64,16 +65,29 @@ class Posterior:
         about = {"level_of_theory": self.level_of_theory, "noise": self.noise}
         return save(tensors, metadata={"evenfield": json.dumps(about, sort_keys=True)})
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Posterior:
+        """Inverse of `to_bytes`. The bytes must have been verified: see `load_posterior`."""
+        # safetensors has no function that reads metadata from bytes
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        about = json.loads(header["__metadata__"]["evenfield"])
+        return cls(**about, **load(data))
 
-def load_posterior(model: Path) -> Posterior:
-    """Read the posterior in the folder of a refitted model. Raises NoPosteriorError without one."""
-    path = Path(model) / FILE
-    if not path.is_file():
+
+def load_posterior(model: Path | str) -> Posterior:
+    """Read the posterior in the folder of a refitted model. Raises NoPosteriorError without one.
+
+    A file that the manifest of the model does not list is not its posterior.
+    """
+    model = Path(model)
+    # the folder of a model need not have one, and a mistyped name is no folder at all
+    is_model = (model / MANIFEST).is_file()
+    data = read_attachment(model, FILE) if is_model else None
+    if data is None:
         raise NoPosteriorError(
-            "the model has no posterior", remedy="make one with `evenfield finetune`", file=path
+            "the model has no posterior",
+            remedy="make one with `evenfield finetune`",
+            file=model / FILE,
         )
-    with safe_open(path, "np") as file:
-        about = json.loads(file.metadata()["evenfield"])
-        names = list(file.keys())
-        tensors = {name: file.get_tensor(name) for name in names}
-    return Posterior(**about, **tensors)
+    return Posterior.from_bytes(data)

@@ -96,16 +96,23 @@ def forgetting_report(before: Potential, after: Potential, probe: list[Structure
     return Forgetting(list(probe), rows)
 
 
-def probe_of(
-    model: LoadedModel, data: Path | str | None = None, folder: Path | None = None
-) -> list[Structure]:
-    """The probe set stored in the model's `folder`, or a new one.
+def stored_probe(model: LoadedModel) -> list[Structure]:
+    """The probe set that is part of the model; empty without one.
 
-    data: pretraining data, from which a new one takes samples.
+    A file that only lies next to the model is not part of it, and is not read.
     """
-    if folder is not None and (folder / PROBE_FILE).is_file():
-        return [_structure_with_kind(atoms) for atoms in ase.io.read(folder / PROBE_FILE, ":")]
+    content = model.attachments.get(PROBE_FILE)
+    if content is None:
+        return []
+    frames = ase.io.read(io.StringIO(content.decode()), ":", format="extxyz")
+    return [_structure_with_kind(atoms) for atoms in frames]
 
+
+def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:
+    """A new probe set for a model.
+
+    data: pretraining data, from which it takes samples.
+    """
     levels = model.potential.config.levels_of_theory
     level = levels[0]
     elements = [atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])]

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ...core.destination import replace_folder
 from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, convert
 from ...data_pipelines.demo.generate import GeneratorConfig, generate
@@ -125,7 +126,9 @@ def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, in
     description = Description(name=name, description=recipe.description, level_details=details)
     describe(described, description)
 
+    # a model that was built before stays whole until the new one takes its place
     into.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(into / name, ignore_errors=True)
-    shutil.move(described, into / name)
+    with replace_folder(into / name) as new:
+        shutil.copytree(described, new, dirs_exist_ok=True)
+    shutil.rmtree(described)
     return into / name

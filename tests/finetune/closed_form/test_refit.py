@@ -17,8 +17,8 @@ from evenfield.finetune.closed_form.design_rows import (
     feature_jacobian,
 )
 from evenfield.finetune.closed_form.posterior import (
-    FILE,
     NoPosteriorError,
+    Posterior,
     load_posterior,
 )
 from evenfield.finetune.closed_form.prior import Fold, PriorChoice
@@ -418,8 +418,7 @@ def test_posterior_is_the_inverse_of_the_curvature_and_survives_the_disk(
         row, numbers
     )  # more data, more certain
     assert posterior.bootstrap.shape == (5, 31) and (posterior.bootstrap.std(0)[:24] > 0).all()
-    (tmp_path / FILE).write_bytes(posterior.to_bytes())
-    loaded = load_posterior(tmp_path)
+    loaded = Posterior.from_bytes(posterior.to_bytes())
     assert loaded.level_of_theory == "EMT" and loaded.noise == posterior.noise
     assert np.array_equal(
         loaded.covariance, posterior.covariance

@@ -22,7 +22,12 @@ from evenfield.finetune.gradient.replay import labelled_by as relabel
 from evenfield.finetune.gradient.strategy import GradientStrategy
 from evenfield.finetune.heads import member_levels, with_head
 from evenfield.finetune.run import finetune
-from evenfield.finetune.safety.forgetting import PROBE_FILE, forgetting_report, probe_of
+from evenfield.finetune.safety.forgetting import (
+    PROBE_FILE,
+    forgetting_report,
+    probe_of,
+    stored_probe,
+)
 from evenfield.finetune.safety.guard import HeldOut
 from evenfield.finetune.safety.step0 import step
 from evenfield.finetune.save import save_finetuned
@@ -256,7 +261,7 @@ def test_ensemble_and_forgetting_are_saved_with_the_model(loaded, stiffer, tmp_p
         atoms.calc = again.calculator(level_of_theory=level)
         spread.append(atoms.get_forces())
     assert np.std(spread, axis=0).max() > 1e-6  # members differ
-    stored = probe_of(again, folder=folder)
+    stored = stored_probe(again)
     assert len(stored) == len(probe) and (folder / PROBE_FILE).is_file()
     same = forgetting_report(loaded.potential, again.potential, stored)
     for old, new in zip(forgetting.rows, same.rows, strict=True):

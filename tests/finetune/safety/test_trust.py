@@ -11,8 +11,8 @@ from ase.data import atomic_numbers
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.store.blocks import iter_structures
-from evenfield.finetune.closed_form.posterior import load_posterior
-from evenfield.finetune.safety.forgetting import probe_of
+from evenfield.finetune.closed_form.posterior import NoPosteriorError, load_posterior
+from evenfield.finetune.safety.forgetting import probe_of, stored_probe
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 
@@ -40,7 +40,7 @@ def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> Non
     model = model_zoo.load(folder)
     assert {"posterior.safetensors", "probe.extxyz"} <= model.attachments.keys()
 
-    probe = probe_of(model, folder=folder)
+    probe = stored_probe(model)
     assert {s.group for s in probe} == {"pretraining samples", "pairs", "stretched crystals"}
     samples = [s for s in probe if s.group == "pretraining samples"]
     known = {s.structure_id: s.energy for s in iter_structures(data_set, "train")}
@@ -59,6 +59,17 @@ def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> Non
     copper = np.full(4, atomic_numbers["Cu"])
     near, far = (posterior.energy_variance(np.full(8, value), copper) for value in (1.0, 100.0))
     assert 0 < near < far
+
+
+def test_files_that_only_lie_next_to_a_model_are_not_read(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.extxyz"
+    secret.write_text("1\n\nAu 0 0 0\n")
+    (folder / "probe.extxyz").symlink_to(secret)
+    (folder / "posterior.safetensors").write_bytes(b"not listed")
+
+    assert stored_probe(model_zoo.load(folder)) == []
+    with pytest.raises(NoPosteriorError, match="has no posterior"):
+        load_posterior(folder)
 
 
 def test_elements_whose_lattice_ase_knows_only_in_part_have_no_crystals(tmp_path: Path) -> None:
