@@ -26,10 +26,12 @@ from ase.build import bulk
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings, SettingsError
+from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
 from ..pretrain.checkpoints.checkpoints import whole_checkpoints
 
@@ -376,9 +378,9 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
         console.print(
             f"{name}: test force MAE {errors.force_mae:.3f} eV/A, "
             f"{errors.relative_force_mae:.0%} of the RMS {errors.force_rms:.3f}; "
-            f"mean over elements {errors.mean_over_elements_force_mae:.3f}, "
-            f"worst decile {errors.worst_decile_force_mae:.3f}"
+            f"mean over elements {errors.mean_over_elements_force_mae:.3f}"
         )
+    _print_evenness(out, console)
 
     dynamics_file = out / "dynamics" / "dynamics.json"
     dynamics = json.loads(dynamics_file.read_text())
@@ -390,3 +392,33 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
         f"model:   {out / 'hub'}  (quickstart/uniform, for model_zoo.load and --folder-hub)"
     )
     console.print(f"all done in {seconds / 60:.1f} minutes; everything is in {out}")
+
+
+def _print_evenness(out: Path, console: Console) -> None:
+    """Errors by thirds of the elements, without and with importance weights."""
+    before = ErrorSummary.read(out / UNIFORM / "evaluation.json")
+    after = ErrorSummary.read(out / REWEIGHTED / "evaluation.json")
+    groups_after = evenness(after).groups
+    changes = evenness_change(before, after).groups
+
+    table = Table(
+        "elements",
+        "training structures",
+        "test atoms",
+        UNIFORM,
+        REWEIGHTED,
+        "force error after / before [90 % interval]",
+        title="force MAE over force RMS, by thirds of the elements",
+    )
+    for name, group in evenness(before).groups.items():
+        low, high = group.num_train_structures
+        other = groups_after.get(name)
+        table.add_row(
+            name,
+            f"{low} to {high}",
+            f"{group.num_atoms}",
+            f"{group.relative_force_mae.value:.1%}",
+            f"{other.relative_force_mae.value:.1%}" if other else "-",
+            str(changes.get(name, "-")),
+        )
+    console.print(table)

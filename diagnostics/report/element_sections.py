@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...core.numbers import FORCE_UNIT, table_cell
 from ...core.pages.page import Block, Section, Table, Text, file_stem
+from ...model_zoo.evaluation.evenness import evenness, evenness_change
 from ...model_zoo.evaluation.summary import ElementErrors, ErrorSummary
 from .element_plots import element_maps, element_ratio, error_and_rarity, reweighting_maps
 from .pictures import PictureFolder
@@ -67,17 +68,13 @@ def _comparison(before: Run, after: Run) -> Table:
     new = after.evaluation
     worst_ratio = _ratio(old.worst_element_force_mae, new.worst_element_force_mae)
     rows = [
+        *_evenness_rows(old, new),
         _change(
             f"mean over elements ({FORCE_UNIT})",
             old.mean_over_elements_force_mae,
             new.mean_over_elements_force_mae,
         ),
         [f"worst element ({FORCE_UNIT})", _worst_element(old), _worst_element(new), worst_ratio],
-        _change(
-            f"worst decile of elements ({FORCE_UNIT})",
-            old.worst_decile_force_mae,
-            new.worst_decile_force_mae,
-        ),
         _change(f"all atoms ({FORCE_UNIT})", old.force_mae, new.force_mae),
         _change(
             "energy MAE (meV/atom)", old.energy_mae_per_atom, new.energy_mae_per_atom, factor=1000
@@ -99,10 +96,31 @@ def _comparison(before: Run, after: Run) -> Table:
     )
     rows.append(_change("cost: time in steps (s)", old_cost.seconds, new_cost.seconds))
     return Table(
-        f"Force MAE on the {new.split} split, and what it cost",
-        ["", before.name, after.name, "after / before"],
+        f"Errors on the {new.split} split, and what they cost",
+        ["", before.name, after.name, "after / before [90 % interval]"],
         rows,
     )
+
+
+def _evenness_rows(old: ErrorSummary, new: ErrorSummary) -> list[list[str]]:
+    """Rare, middle and common elements: relative errors, and the change element by element."""
+    groups_before = evenness(old).groups
+    groups_after = evenness(new).groups
+    changes = evenness_change(old, new).groups
+    rows = []
+    for name, group in groups_before.items():
+        low, high = group.num_train_structures
+        title = f"{name} third, {low:,} to {high:,} training structures: force MAE / RMS (%)"
+        after = groups_after.get(name)
+        rows.append(
+            [
+                title,
+                table_cell(group.relative_force_mae.value, 100),
+                table_cell(after.relative_force_mae.value, 100) if after else "-",
+                str(changes[name]) if name in changes else "-",
+            ]
+        )
+    return rows
 
 
 def _worst_element(evaluation: ErrorSummary) -> str:
@@ -169,7 +187,12 @@ def _element_table(runs: list[Run]) -> Table:
         f"force RMS ({FORCE_UNIT})",
     ]
     for run in runs:
-        header += [f"{run.name}: MAE ({FORCE_UNIT})", "MAE / RMS (%)", "energy MAE (meV/atom)"]
+        header += [
+            f"{run.name}: MAE ({FORCE_UNIT})",
+            "MAE / RMS (%)",
+            "90 % interval",
+            "energy MAE (meV/atom)",
+        ]
     rows = _element_rows([run.evaluation for run in runs])
     return Table("Numbers by element, the rarest in training first", header, rows, folded=True)
 
@@ -201,9 +224,14 @@ def _element_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
 def _element_cells(errors: ElementErrors | None) -> list[str]:
     # a run may lack an element that another was tested on
     if errors is None:
-        return ["-", "-", "-"]
+        return ["-", "-", "-", "-"]
+    interval = "-"
+    if errors.relative_force_interval is not None:
+        low, high = errors.relative_force_interval
+        interval = f"{table_cell(low, 100)} to {table_cell(high, 100)}"
     return [
         table_cell(errors.force_mae),
         table_cell(errors.relative_force_mae, 100),
+        interval,
         table_cell(errors.energy_mae_per_atom, 1000),
     ]

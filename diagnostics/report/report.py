@@ -12,6 +12,7 @@ from ...core.files import file_errors
 from ...core.labels import LABELS
 from ...core.numbers import FORCE_UNIT, table_cell, written_unit
 from ...core.pages.page import Block, Section, Table, Text, file_stem, write_page
+from ...model_zoo.evaluation.evenness import GROUPS, evenness
 from ...model_zoo.evaluation.parity import draw_parity
 from ...model_zoo.evaluation.summary import Errors, ErrorSummary, mean_absolute
 from ...pretrain.monitor.learning_curves import draw_learning_curves
@@ -96,7 +97,6 @@ def _headline_section(runs: list[Run]) -> Section:
     """One column for each run: what it was tested on, its errors, and the errors by level."""
     evaluations = [run.evaluation for run in runs]
     mean = [table_cell(evaluation.mean_over_elements_force_mae) for evaluation in evaluations]
-    worst_decile = [table_cell(evaluation.worst_decile_force_mae) for evaluation in evaluations]
     worst = [_worst_element(evaluation) for evaluation in evaluations]
     rows = [
         ["split", *(evaluation.split for evaluation in evaluations)],
@@ -104,8 +104,8 @@ def _headline_section(runs: list[Run]) -> Section:
         ["atoms", *(f"{evaluation.num_atoms:,}" for evaluation in evaluations)],
         *_error_rows(evaluations),
         [f"mean over elements, force MAE ({FORCE_UNIT})", *mean],
-        [f"worst decile of elements, force MAE ({FORCE_UNIT})", *worst_decile],
         [f"worst element, force MAE ({FORCE_UNIT})", *worst],
+        *_evenness_rows(evaluations),
     ]
 
     # warnings come before the numbers that they are about
@@ -135,6 +135,26 @@ def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
     relative = [table_cell(evaluation.relative_force_mae, 100) for evaluation in evaluations]
     rows.append([f"force RMS of the labels ({FORCE_UNIT})", *rms])
     rows.append(["force MAE / RMS (%)", *relative])
+    return rows
+
+
+def _evenness_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
+    """One row for each third of the elements, and one for the gap between rare and common."""
+    found = [evenness(evaluation) for evaluation in evaluations]
+    # a small test set has too few elements that can be judged
+    if not any(one.groups for one in found):
+        return []
+
+    rows = []
+    for name in GROUPS:
+        cells = []
+        for one in found:
+            group = one.groups.get(name)
+            cells.append(table_cell(group.relative_force_mae.value, 100) if group else "-")
+        rows.append([f"{name} third of the elements, force MAE / RMS (%)", *cells])
+
+    gaps = ["-" if one.gap is None else str(one.gap) for one in found]
+    rows.append(["rare over common [90 % interval]", *gaps])
     return rows
 
 

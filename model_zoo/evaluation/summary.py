@@ -31,6 +31,11 @@ RMS_KEYS = {
     if label.per == "atom"
 }
 
+# of the bootstrap over structures
+FEWEST_TO_DRAW = 3
+NUM_DRAWS = 400
+INTERVAL = (0.05, 0.95)
+
 
 class SummaryError(EvenfieldError):
     """A file that should hold a summary of errors, and does not."""
@@ -108,15 +113,21 @@ class ElementErrors(Errors):
     num_train_structures: int
     """Training structures that contain the element: how rare it was."""
     num_atoms: int
+    relative_force_interval: tuple[float, float] | None = None
+    """Bootstrap interval of `relative_force_mae` over the structures with the element."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
+        content = {
             "num_structures": self.num_structures,
             "num_train_structures": self.num_train_structures,
             "num_atoms": self.num_atoms,
             **self._to_dict(),
         }
+        # files of earlier versions have none, and must not change when they are written again
+        if self.relative_force_interval is not None:
+            content["relative_force_interval"] = list(self.relative_force_interval)
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -126,6 +137,7 @@ class ElementErrors(Errors):
             *_errors(content),
             num_train_structures=_count(content, "num_train_structures"),
             num_atoms=_count(content, "num_atoms"),
+            relative_force_interval=_interval(content, "relative_force_interval"),
         )
 
 
@@ -313,8 +325,44 @@ def _by_element(
             rms,
             num_train_structures=train_counts.get(symbol, 0),
             num_atoms=int(atoms.sum()),
+            relative_force_interval=_relative_force_interval(predictions, atoms),
         )
     return table
+
+
+def _relative_force_interval(
+    predictions: Predictions, atoms: np.ndarray
+) -> tuple[float, float] | None:
+    """Percentile bootstrap (Efron 1979) of force MAE over force RMS of some atoms.
+
+    Whole structures are drawn: the atoms of one structure resemble each other. None with fewer than
+    three structures, or without an error that is finite.
+    """
+    if "forces" not in predictions.pairs:
+        return None
+    pairs = predictions.forces[atoms]
+    labelled = np.isfinite(pairs[..., 0]).all(axis=1)
+    reference = pairs[labelled, :, 0]
+    error = pairs[labelled, :, 1] - reference
+    structures, index = np.unique(predictions.structure_index[atoms][labelled], return_inverse=True)
+    if len(structures) < FEWEST_TO_DRAW or not np.isfinite(error).all():
+        return None
+
+    # per structure: sums over the components of its atoms of this element
+    components = 3.0 * np.bincount(index)
+    absolute = np.bincount(index, np.abs(error).sum(axis=1))
+    square = np.bincount(index, (reference**2).sum(axis=1))
+
+    # a fixed seed: the same predictions must always give the same file
+    generator = np.random.default_rng(0)
+    equal = np.full(len(structures), 1 / len(structures))
+    times_drawn = generator.multinomial(len(structures), equal, size=NUM_DRAWS)
+    number = times_drawn @ components
+    rms = np.sqrt(times_drawn @ square / number)
+    if not rms.all():
+        return None
+    low, high = np.quantile(times_drawn @ absolute / number / rms, INTERVAL)
+    return float(low), float(high)
 
 
 def _select(
@@ -355,6 +403,18 @@ def _number(content: Mapping[str, Any], key: str) -> float | None:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     raise SummaryError(f"{key}: {value!r} is not a number")
+
+
+def _interval(content: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    value = content.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise SummaryError(f"{key}: {value!r} is not a lower and an upper bound")
+    low, high = (_number({key: bound}, key) for bound in value)
+    if low is None or high is None:
+        raise SummaryError(f"{key}: {value!r} is not a lower and an upper bound")
+    return low, high
 
 
 def _count(content: Mapping[str, Any], key: str) -> int:

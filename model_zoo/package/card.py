@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...core.labels import LABELS, Label
 from ...core.numbers import table_cell
+from ..evaluation.evenness import Evenness, evenness
 from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..potential.potential import Potential
@@ -63,6 +64,7 @@ def model_card(
     dtype = next(potential.parameters()).dtype
     num_parameters = sum(parameter.numel() for parameter in potential.parameters())
 
+    found_evenness = evenness(evaluation) if evaluation else None
     page = template.render(
         record=record,
         architecture=potential.config,
@@ -72,6 +74,8 @@ def model_card(
         evaluation=evaluation,
         level_table=_level_table(evaluation) if evaluation else None,
         element_table=_element_table(evaluation) if evaluation else None,
+        evenness=found_evenness,
+        evenness_table=_evenness_table(found_evenness) if found_evenness else None,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),
         dtype=str(dtype).removeprefix("torch."),
@@ -153,8 +157,10 @@ def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
             results.append(_result(split, where, figure, error))
 
     # the figure that the weighting of rare elements is meant to lower
-    figure = "Force MAE, worst tenth of elements (eV/A)"
-    results.append(_result(split, ALL_LEVELS, figure, evaluation.worst_decile_force_mae))
+    groups = evenness(evaluation).groups
+    if groups:
+        figure = "Force MAE over force RMS, rare third of the elements"
+        results.append(_result(split, ALL_LEVELS, figure, groups["rare"].relative_force_mae.value))
     # the hub's client refuses an empty list
     return [result for result in results if result is not None] or None
 
@@ -193,10 +199,38 @@ def _level_table(evaluation: ErrorSummary) -> Table:
     return Table(titles, rows)
 
 
+def _evenness_table(found: Evenness) -> Table:
+    """Errors on rare, middle and common elements."""
+    titles = [
+        "elements",
+        "training structures",
+        "test atoms",
+        "force MAE / RMS (%)",
+        "90 % interval",
+        "energy MAE of structures with them (eV/atom)",
+    ]
+    rows = []
+    for name, group in found.groups.items():
+        fewest, most = group.num_train_structures
+        low, high = group.relative_force_mae.interval
+        rows.append(
+            [
+                f"{name}: {' '.join(group.symbols)}",
+                f"{fewest} to {most}",
+                str(group.num_atoms),
+                table_cell(group.relative_force_mae.value, 100),
+                f"{table_cell(low, 100)} to {table_cell(high, 100)}",
+                table_cell(group.energy_mae_per_atom),
+            ]
+        )
+    return Table(titles, rows)
+
+
 def _element_table(evaluation: ErrorSummary) -> Table:
     """Errors of each element that has any."""
     labels = [label for name, label in LABELS.items() if _any_error(evaluation, name)]
     titles = ["element", "training structures", "test atoms", *_error_titles(labels, "element")]
+    titles.append("force MAE / RMS (%), 90 % interval")
 
     rows = []
     for symbol, errors in evaluation.per_element.items():
@@ -205,8 +239,16 @@ def _element_table(evaluation: ErrorSummary) -> Table:
         if has_errors:
             counts = [str(errors.num_train_structures), str(errors.num_atoms)]
             cells = _error_cells(errors, labels)
-            rows.append([symbol, *counts, *cells])
+            rows.append([symbol, *counts, *cells, _interval_cell(errors)])
     return Table(titles, rows)
+
+
+def _interval_cell(errors: ElementErrors) -> str:
+    """The interval of the relative force error, in percent."""
+    if errors.relative_force_interval is None:
+        return "-"
+    low, high = errors.relative_force_interval
+    return f"{table_cell(low, 100)} to {table_cell(high, 100)}"
 
 
 def _any_error(evaluation: ErrorSummary, name: str) -> bool:

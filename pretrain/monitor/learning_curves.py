@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from ...core.figures.style import STYLE, log_if_positive, looks
 from ...core.numbers import FORCE_UNIT
-from .run_metrics import RunMetrics
+from ...model_zoo.evaluation.evenness import evenness
+from ...model_zoo.evaluation.summary import ErrorSummary
+from .run_metrics import RunMetrics, ValidationFigure
 
 
 # more points than a line has pixels cost time and change nothing
@@ -20,41 +22,37 @@ MOST_POINTS = 600
 
 @rc_context(STYLE)
 def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None = None) -> Figure:
-    """Loss, validation errors, gradient norm, speed and waiting time over the steps.
+    """Loss, validation errors, evenness, gradient norm, rate and speed over the steps.
 
     runs: name -> metrics; several runs are drawn over each other.
     last_step: end of the axes, so that the picture of a growing run keeps its scale.
     """
-    figure = Figure(figsize=(12.5, 7.2), layout="constrained")
-    panels = figure.subplots(2, 3)
-    (loss, force, energy), (gradient, speed, wait) = panels
+    figure = Figure(figsize=(16.5, 7.2), layout="constrained")
+    panels = figure.subplots(2, 4)
+    (loss, force, energy, thirds), (gradient, rate, speed, wait) = panels
 
     for (name, metrics), (colour, marker) in zip(runs.items(), looks(), strict=False):
         prefix = f"{name}: " if len(runs) > 1 else ""
         _draw_steps(loss, metrics, "loss", colour, name)
         _draw_steps(gradient, metrics, "gradient_norm", colour, name)
+        _draw_steps(rate, metrics, "learning_rate", colour, name)
         _draw_steps(speed, metrics, "structures_per_s", colour, name)
         _draw_steps(wait, metrics, "data_wait_share", colour, name, factor=100.0)
-        _draw_validations(force, metrics, "force_mae", colour, marker, f"{prefix}all atoms")
-        _draw_validations(
-            energy, metrics, "energy_mae_per_atom", colour, marker, name, factor=1000.0
-        )
+        _draw_validations(force, metrics, _force_mae, colour, marker, name)
+        _draw_validations(energy, metrics, _energy_mae, colour, marker, name)
+        _draw_validations(thirds, metrics, _rare, colour, marker, f"{prefix}rare third")
         # dotted and hollow, because the colours distinguish the runs
         _draw_validations(
-            force,
-            metrics,
-            "worst_decile_force_mae",
-            colour,
-            marker,
-            f"{prefix}worst tenth of elements",
-            hollow=True,
+            thirds, metrics, _common, colour, marker, f"{prefix}common third", hollow=True
         )
 
     titles = {
         loss: ("Training loss", "loss"),
         force: ("Validation force MAE", f"force MAE ({FORCE_UNIT})"),
         energy: ("Validation energy MAE", "energy MAE (meV/atom)"),
+        thirds: ("Rare and common elements", "force MAE / RMS of the labels (%)"),
         gradient: ("Gradient norm before the clip", "gradient norm"),
+        rate: ("Learning rate", "learning rate"),
         speed: ("Speed", "structures/s"),
         wait: ("Waiting for data", "share of the step (%)"),
     }
@@ -63,16 +61,40 @@ def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None =
         axes.set(xlabel="optimizer step", ylabel=label)
         if last_step is not None:
             axes.set_xlim(0, last_step)
-    for axes in (loss, force, energy, gradient):
+    for axes in (loss, force, energy, thirds, gradient):
         log_if_positive(axes)
     # from zero: half the speed must look like half
     speed.set_ylim(bottom=0.0)
     wait.set_ylim(bottom=0.0)
     if len(runs) > 1 and loss.lines:
         loss.legend(fontsize=10)
-    if force.lines:
-        force.legend(fontsize=9)
+    if thirds.lines:
+        thirds.legend(fontsize=9)
     return figure
+
+
+def _force_mae(errors: ErrorSummary) -> float | None:
+    return errors.force_mae
+
+
+def _energy_mae(errors: ErrorSummary) -> float | None:
+    """meV/atom"""
+    mae = errors.energy_mae_per_atom
+    return None if mae is None else 1000 * mae
+
+
+def _rare(errors: ErrorSummary) -> float | None:
+    return _relative_error_of("rare", errors)
+
+
+def _common(errors: ErrorSummary) -> float | None:
+    return _relative_error_of("common", errors)
+
+
+def _relative_error_of(group: str, errors: ErrorSummary) -> float | None:
+    """Percent; None where too few elements of the validation structures can be judged."""
+    groups = evenness(errors).groups
+    return 100 * groups[group].relative_force_mae.value if groups else None
 
 
 def _draw_steps(
@@ -115,20 +137,19 @@ def running_median(values: np.ndarray) -> np.ndarray:
 def _draw_validations(
     axes: Axes,
     metrics: RunMetrics,
-    name: str,
+    figure: ValidationFigure,
     colour: str,
     marker: str,
     label: str,
-    factor: float = 1.0,
     hollow: bool = False,
 ) -> None:
-    steps, values = metrics.validated(name)
+    steps, values = metrics.validated(figure)
     # without a line there is no entry in the legend either
     if not len(steps):
         return
     axes.plot(
         steps,
-        factor * values,
+        values,
         linestyle=":" if hollow else "-",
         color=colour,
         markerfacecolor="white" if hollow else colour,

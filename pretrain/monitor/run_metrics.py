@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,10 @@ from ...model_zoo.evaluation.summary import ErrorSummary, SummaryError
 
 class BadMetricsError(EvenfieldError):
     """A metrics.jsonl that is damaged."""
+
+
+ValidationFigure = Callable[[ErrorSummary], float | None]
+"""A number of a validation, such as its force MAE; None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,11 @@ class RunMetrics:
         known = values[np.isfinite(values)]
         return float(np.median(known)) if len(known) else np.nan
 
-    def validated(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of an attribute of `ErrorSummary`, of the validations that have it."""
+    def validated(self, figure: ValidationFigure) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a figure of the validations, of those that have it."""
         found = []
         for validation in self.validations:
-            value = getattr(validation.errors, name)
+            value = figure(validation.errors)
             if value is not None:
                 found.append((validation.step, value))
         # an empty list would have no columns

@@ -290,7 +290,6 @@ def test_page_says_what_the_files_say(page, runs):
         worst = evaluation["worst_element"]
         assert f"{worst}: {evaluation['worst_element_force_mae']:.3g}" in text
         assert f"{evaluation['mean_over_elements_force_mae']:.3f}" in text
-        assert f"{evaluation['worst_decile_force_mae']:.3f}" in text
         iron = evaluation["per_element"]["Fe"]
         counts = f"{iron['num_train_structures']} {iron['num_structures']} 40"
         assert f"Fe {counts} {iron['force_rms']:.2f}" in text

@@ -24,7 +24,6 @@ FIGURES = {
     "energy_mae_per_atom": "Energy MAE (eV/atom)",
     "force_mae": "Force MAE (eV/A)",
     "stress_mae": "Stress MAE (eV/A^3)",
-    "worst_decile_force_mae": "Force MAE, worst tenth of elements (eV/A)",
 }
 
 

@@ -58,9 +58,9 @@ def test_damaged_line_in_the_middle_is_named(tmp_path):
 def test_validations_without_a_label_are_left_out_of_its_curve(tmp_path):
     rows = [step_row(1), validation_row(1, None), step_row(2), validation_row(2, 0.2)]
     metrics = RunMetrics.read(write(tmp_path / "metrics.jsonl", rows))
-    steps, values = metrics.validated("force_mae")
+    steps, values = metrics.validated(lambda errors: errors.force_mae)
     assert (steps.tolist(), values.tolist()) == ([2.0], [0.2])
-    assert metrics.validated("stress_mae")[0].size == 0
+    assert metrics.validated(lambda errors: errors.stress_mae)[0].size == 0
 
 
 def test_curves_of_two_runs_share_the_panels_and_names(tmp_path):
@@ -69,7 +69,7 @@ def test_curves_of_two_runs_share_the_panels_and_names(tmp_path):
     figure = draw_learning_curves({"one": metrics, "two": metrics}, last_step=100)
     loss, force, *_ = figure.axes
     assert [text.get_text() for text in loss.get_legend().texts] == ["one", "two"]
-    assert [line.get_label() for line in force.lines] == ["one: all atoms", "two: all atoms"]
+    assert [line.get_label() for line in force.lines] == ["one", "two"]
     assert loss.get_xlim() == (0, 100)
     # a loss with learned noise can be negative, and then its axis is linear
     rows = [step_row(step, loss=1.0 - step) for step in range(1, 5)]

@@ -1,0 +1,197 @@
+"""Is a model as good on rare elements as on common ones? Figures that compare like with like.
+
+The force error of an element in eV/A follows the size of its forces: compressed structures have
+large forces and large errors. So errors are taken relative to the RMS of the element's own
+reference forces, which puts all elements on one scale, and are summed up by thirds: the elements
+with the fewest training structures are *rare*, those with the most are *common*.
+
+Elements whose figure would be noise are named apart and decide nothing: those with few test
+atoms, and those whose reference forces vanish by symmetry.
+
+Intervals are percentile bootstraps (Efron 1979) over the elements of a group. They say how much the
+figure depends on which elements happen to be in the group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...core.numbers import FORCE_UNIT
+from .summary import ElementErrors, ErrorSummary
+
+
+GROUPS = ("rare", "middle", "common")
+FEWEST_ATOMS = 30
+SMALLEST_FORCE_RMS = 0.01  # eV/A; below it, forces vanish by symmetry up to the label's noise
+FEWEST_IN_GROUP = 3  # elements, for a group to have figures
+
+COVERAGE = 0.9  # of an interval
+NUM_DRAWS = 2000
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number over the elements of a group, with its bootstrap interval."""
+
+    value: float
+    interval: Interval
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.2f} [{low:.2f}, {high:.2f}]"
+
+    @property
+    def excludes_one(self) -> bool:
+        """For a ratio: whether the interval says that the two sides differ."""
+        low, high = self.interval
+        return high < 1.0 or low > 1.0
+
+
+@dataclass(frozen=True)
+class GroupErrors:
+    """Errors on one third of the elements."""
+
+    symbols: tuple[str, ...]
+    """The rarest first."""
+    num_train_structures: tuple[int, int]
+    """Of the rarest and of the most common element of the group."""
+    num_atoms: int
+    """Test atoms."""
+    relative_force_mae: Estimate
+    """Geometric mean over elements of force MAE over force RMS."""
+    energy_mae_per_atom: float | None
+    """eV/atom, mean over elements."""
+
+
+@dataclass(frozen=True)
+class Evenness:
+    """Errors of one model by thirds of the elements."""
+
+    groups: dict[str, GroupErrors]
+    """By name in `GROUPS`; empty when too few elements can be judged."""
+    gap: Estimate | None
+    """Relative force error of rare elements over that of common ones; 1 is even."""
+    apart: dict[str, str] = field(default_factory=dict)
+    """Symbol -> why the element is not judged."""
+
+
+@dataclass(frozen=True)
+class EvennessChange:
+    """What a second model does to the elements of the first one's groups."""
+
+    groups: dict[str, Estimate]
+    """Geometric mean over elements of the force MAE after over that before; below 1 is better."""
+
+
+def evenness(summary: ErrorSummary) -> Evenness:
+    """The errors of a summary by rare, middle and common elements."""
+    apart = {}
+    judged = []
+    for symbol, errors in summary.per_element.items():
+        reason = _why_not_judged(errors)
+        if reason is None:
+            judged.append(symbol)
+        else:
+            apart[symbol] = reason
+
+    if len(judged) < FEWEST_IN_GROUP * len(GROUPS):
+        return Evenness({}, None, apart)
+
+    # the symbol decides between equal counts, so that two summaries of one set have equal groups
+    judged.sort(key=lambda symbol: (summary.per_element[symbol].num_train_structures, symbol))
+    groups = {}
+    for name, members in zip(GROUPS, np.array_split(judged, len(GROUPS)), strict=True):
+        groups[name] = _group(summary, [str(symbol) for symbol in members])
+
+    rare = _relative_errors(summary, groups["rare"].symbols)
+    common = _relative_errors(summary, groups["common"].symbols)
+    gap = _bootstrap([np.log(rare), np.log(common)], _ratio_of_geometric_means)
+    return Evenness(groups, gap, apart)
+
+
+def evenness_change(before: ErrorSummary, after: ErrorSummary) -> EvennessChange:
+    """The change of the errors from one model to another, element by element.
+
+    Every element is compared with itself, so neither the size of its forces nor its difficulty
+    matters. Groups are those of `before`.
+    """
+    changes = {}
+    for name, group in evenness(before).groups.items():
+        ratios = []
+        for symbol in group.symbols:
+            errors = after.per_element.get(symbol)
+            old = before.per_element[symbol].force_mae
+            if errors is not None and errors.force_mae and old:
+                ratios.append(errors.force_mae / old)
+        if len(ratios) >= FEWEST_IN_GROUP:
+            changes[name] = _bootstrap([np.log(ratios)], _geometric_mean)
+    return EvennessChange(changes)
+
+
+def _why_not_judged(errors: ElementErrors) -> str | None:
+    relative = errors.relative_force_mae
+    if errors.force_mae is None or errors.force_rms is None:
+        return "no reference forces"
+    if errors.num_atoms < FEWEST_ATOMS:
+        return f"{errors.num_atoms} test atoms"
+    if errors.force_rms < SMALLEST_FORCE_RMS:
+        return f"force RMS {errors.force_rms:.2g} {FORCE_UNIT}"
+    if relative is None or not np.isfinite(relative) or relative <= 0:
+        return "no finite error"
+    return None
+
+
+def _group(summary: ErrorSummary, symbols: list[str]) -> GroupErrors:
+    members = [summary.per_element[symbol] for symbol in symbols]
+    counts = [errors.num_train_structures for errors in members]
+    energies = [
+        errors.energy_mae_per_atom for errors in members if errors.energy_mae_per_atom is not None
+    ]
+    return GroupErrors(
+        symbols=tuple(symbols),
+        num_train_structures=(min(counts), max(counts)),
+        num_atoms=sum(errors.num_atoms for errors in members),
+        relative_force_mae=_bootstrap(
+            [np.log(_relative_errors(summary, symbols))], _geometric_mean
+        ),
+        energy_mae_per_atom=float(np.mean(energies)) if energies else None,
+    )
+
+
+def _relative_errors(summary: ErrorSummary, symbols: Sequence[str]) -> np.ndarray:
+    return np.array([summary.per_element[symbol].relative_force_mae for symbol in symbols])
+
+
+def _geometric_mean(logarithms: Sequence[np.ndarray]) -> np.ndarray:
+    (values,) = logarithms
+    return np.exp(values.mean(axis=-1))
+
+
+def _ratio_of_geometric_means(logarithms: Sequence[np.ndarray]) -> np.ndarray:
+    above, below = logarithms
+    return np.exp(above.mean(axis=-1) - below.mean(axis=-1))
+
+
+def _bootstrap(
+    samples: list[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], np.ndarray]
+) -> Estimate:
+    """A statistic of independent samples, each (n,), with its interval.
+
+    `statistic` takes the samples with any leading dimensions and reduces the last one.
+    """
+    # a fixed seed: the same errors must always give the same figures
+    generator = np.random.default_rng(0)
+    drawn = []
+    for sample in samples:
+        chosen = generator.integers(len(sample), size=(NUM_DRAWS, len(sample)))
+        drawn.append(sample[chosen])
+    values = statistic(drawn)
+
+    outside = (1 - COVERAGE) / 2
+    low, high = np.quantile(values, [outside, 1 - outside])
+    return Estimate(float(statistic(samples)), (float(low), float(high)))
