@@ -16,11 +16,12 @@ A missing label is absent from a `Structure`, null in Parquet and NaN in a batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from .units import ENERGY, FORCES, STRESS
+from .units import ENERGY, FORCES, STRESS, STRESS_TIMES_VOLUME
 
 
 Value = TypeVar("Value")
@@ -65,6 +66,8 @@ class Label:
     display_unit: str
     display_scale: float
     """Errors are shown in `display_unit`, which is `display_scale` times the error's unit."""
+    times_volume: Mapping[str, float] = field(default_factory=dict)
+    """Units of the label times the volume of the cell, as factors to `unit` times A^3."""
 
     @property
     def error_unit(self) -> str:
@@ -72,9 +75,19 @@ class Label:
         return f"{self.unit}/atom" if self.extensive else self.unit
 
     @property
+    def known_units(self) -> tuple[str, ...]:
+        """Everything that a source may state as unit, the pipeline's own first."""
+        return (*self.unit_factors, *self.times_volume)
+
+    @property
     def tensor_shape(self) -> tuple[int, ...]:
         """Trailing shape of one value: (), (3,) or (3, 3)."""
         return (3,) * self.rank
+
+    def sizes(self, num_atoms: int) -> tuple[int, ...]:
+        """How many numbers may state the label; a symmetric tensor may be Voigt's six."""
+        full = math.prod(self.shape(num_atoms))
+        return (6, full) if self.symmetric else (full,)
 
     def shape(self, num_atoms: int) -> tuple[int, ...]:
         """Shape of the label of a structure of `num_atoms` atoms."""
@@ -141,6 +154,7 @@ LABELS: dict[str, Label] = {
             periodic_only=True,
             symmetric=True,
             unit_factors=STRESS,
+            times_volume=STRESS_TIMES_VOLUME,
             largest=1e4,  # 1.6e6 GPa
             storage="float64",
             exact=False,

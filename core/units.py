@@ -31,3 +31,7 @@ STRESS = {
     "Hartree/Bohr^3": units.Hartree / units.Bohr**3,
 }
 STRESS |= {f"-{name}": -factor for name, factor in STRESS.items()}
+
+# A virial is minus the derivative of the energy by strain: minus the stress, times the volume. A
+# file with the derivative itself has no minus.
+STRESS_TIMES_VOLUME = {**ENERGY, **{f"-{name}": -factor for name, factor in ENERGY.items()}}

@@ -81,6 +81,7 @@ def convert(
     from .checks.unit_check import UnitError
     from .convert.convert import ConvertConfig
     from .convert.convert import convert as run
+    from .sources.label_tally import from_json, label_report
     from .structure import BadRecordError
 
     words = list(overrides or [])
@@ -104,6 +105,8 @@ def convert(
         )
     else:
         typer.echo(_converted(out, info))
+        for line in label_report(from_json(info.get("labels", {}))):
+            typer.echo(line)
 
 
 def _add_remedy(error: EvenfieldError, remedy: str) -> None:

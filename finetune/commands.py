@@ -69,7 +69,7 @@ def run(
     loaded = load(model, folder_hub)
     config = load_settings(FineTuneConfig, recipe, overrides)
     work = out.with_name(f"{out.name}-data")
-    result = finetune(loaded, data, config, work=work, quiet=False)
+    result = finetune(loaded, data, config, work=work, quiet=False, say=typer.echo)
 
     structures = stored_probe(loaded) or probe_of(loaded, probe)
     forgetting = forgetting_report(loaded.potential, result.potential, structures)

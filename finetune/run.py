@@ -6,9 +6,11 @@ learned: `strategies.py` and the modules that it names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data_pipelines.sources.label_tally import label_report
 from ..data_pipelines.structure import Structure
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.potential.potential import Potential
@@ -67,17 +69,22 @@ def finetune(
     *,
     work: Path | None = None,
     quiet: bool = True,
+    say: Callable[[str], object] | None = None,
 ) -> FineTuned:
     """Fine-tune a copy of the model's potential; the model itself does not change.
 
     `data` is the folder of a converted data set, a file, which is converted into the folder `work`,
-    or a Target. Every change is kept only as far as no error on held-out structures rises above
-    that of step 0.
+    or a Target. `say` is told which labels were read. Every change is kept only as far as no error
+    on held-out structures rises above that of step 0.
 
     Raises WorseError when the set-up made the model worse, WrongUnitError for labels that look
     like another unit, and the errors of the conversion.
     """
     target = data if isinstance(data, Target) else _open(data, config, work)
+    if say is not None:
+        # before the learning, while there is time to name a column that was not read
+        for line in label_report(target.labels, "source."):
+            say(line)
     strategy = choose_strategy(config.strategy, len(target.train) + len(target.valid))
 
     run = FineTuning(model, target, config, quiet=quiet)

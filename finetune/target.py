@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import numpy as np
 
 from ..core.errors import EvenfieldError
-from ..core.settings import load_settings
 from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert.convert import ConvertConfig, convert
+from ..data_pipelines.convert.finish import NoLabelsError
 from ..data_pipelines.sources.config import SourceConfig
+from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
+from ..data_pipelines.sources.records import DisagreeingLabelsError
 from ..data_pipelines.store.blocks import iter_structures
 from ..data_pipelines.store.shards import read_info
 from ..data_pipelines.structure import BadRecordError, Structure
@@ -29,8 +30,6 @@ FEWEST_TO_HOLD_OUT = 8
 ENOUGH_GROUPS = 5
 # Positions and cells that agree to this many digits after the decimal point are the same.
 COPY_DECIMALS = 3
-# The recipe for labels in REF_* columns, the convention of MACE.
-REFERENCE_COLUMNS_RECIPE = Path("ref_labels")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Target:
     valid: list[Structure]
     test: list[Structure]
     source: TrainingData
+    labels: LabelTally = field(default_factory=LabelTally)
+    """Which labels the source has and which of them were read; empty where nobody counted."""
 
     @property
     def judged(self) -> tuple[str, list[Structure]]:
@@ -100,7 +101,7 @@ def open_target(
         description=info["description"],
         num_structures=len(drawn),
     )
-    return Target(levels[0], train, valid, others["test"], about)
+    return Target(levels[0], train, valid, others["test"], about, from_json(info.get("labels", {})))
 
 
 def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Structure]:
@@ -189,17 +190,23 @@ def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | No
             file=data,
         )
     settings: dict[str, Any] = (source or SourceConfig()).model_dump(exclude_unset=True)
-    if not settings.get("columns"):
-        found = _reference_columns(data)
-        if found:
-            settings = _reference_recipe(found, settings) | settings
-    if "level_of_theory" not in settings and "level_of_theory" not in settings.get("columns", {}):
-        # A level of its own is never wrong: it gets a head of its own, with free E0.
-        settings["level_of_theory"] = Path(data).name.split(".")[0]
+    # Every record is looked at: a file may begin with isolated atoms that have an energy only.
+    settings.setdefault("reference_columns", True)
+    # A level of its own is never wrong: it gets a head of its own, with free E0.
+    settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
     try:
         convert(str(data), work, config, workers=1)
+    except NoLabelsError as error:
+        error.remedy = how_to_read_labels(error.tally, "source.")
+        raise
+    except DisagreeingLabelsError as error:
+        error.remedy = (
+            "name the right one with source.columns and source.units, as in "
+            "source.columns.energy=energy source.units.energy=eV"
+        )
+        raise
     except UnitError as error:
         # the message names settings of the source as `evenfield data convert` spells them
         error.remedy = (
@@ -214,28 +221,3 @@ def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | No
         error.remedy = other_way if error.remedy is None else f"{error.remedy}; or {other_way}"
         raise
     return work
-
-
-def _reference_recipe(found: set[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the shipped recipe for REF_* columns, cut to the columns that are in the file."""
-    recipe = load_settings(ConvertConfig, REFERENCE_COLUMNS_RECIPE).model_dump(exclude_unset=True)
-    columns = {name: column for name, column in recipe["columns"].items() if column in found}
-    recipe["units"] = {name: unit for name, unit in recipe["units"].items() if name in columns}
-    if settings.get("level_of_theory") or columns.get("level_of_theory") is None:
-        # a level that the user states counts more than a column
-        columns.pop("level_of_theory", None)
-    recipe["columns"] = columns
-    return recipe
-
-
-def _reference_columns(data: Path | str) -> set[str]:
-    """Columns of the first structure of a file with REF_* labels; empty for other files."""
-    if not Path(data).is_file():
-        return set()
-    try:
-        atoms: Any = ase.io.read(data, 0)
-    except Exception:  # whatever is wrong with the file, the conversion explains it better
-        return set()
-    names = {*atoms.info, *atoms.arrays}
-    found_by_ase = atoms.calc is not None
-    return set() if found_by_ase or "REF_energy" not in names else names

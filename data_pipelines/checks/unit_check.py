@@ -275,7 +275,11 @@ def _remedy_of_slope(label: str, slope: float, config: SourceConfig, energy_is_w
 def _likely_units(label: str, factor: float, config: SourceConfig) -> list[str]:
     """Units in which the label would be `factor` times as large as now, the nearest first."""
     known = LABELS[label].unit_factors
-    wanted = known[_stated_unit(label, config)] * factor
+    stated = _stated_unit(label, config)
+    if stated not in known:
+        # a virial, whose unit is that of an energy
+        known = LABELS[label].times_volume
+    wanted = known[stated] * factor
     distance = {}
     for unit, value in known.items():
         # units with the other sign explain nothing
@@ -286,8 +290,9 @@ def _likely_units(label: str, factor: float, config: SourceConfig) -> list[str]:
 
 
 def _stated_unit(label: str, config: SourceConfig) -> str:
-    """The unit that the config states, or that the pipeline assumes."""
-    return config.units.get(label, next(iter(LABELS[label].unit_factors)))
+    """The unit that the config states, the first of several, or that the pipeline assumes."""
+    stated = config.units_of(label)
+    return stated[0] if stated else LABELS[label].unit
 
 
 def _setting(unit: str, label: str, config: SourceConfig) -> str:
@@ -295,6 +300,9 @@ def _setting(unit: str, label: str, config: SourceConfig) -> str:
     setting = f"units.{label}={unit}"
     if label in config.columns:
         return setting
+    if config.reference_columns:
+        # whichever of the two has been read
+        return f"columns.{label}=[{label},REF_{label}] {setting}"
     return f"columns.{label}={label} {setting}"
 
 

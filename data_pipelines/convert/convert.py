@@ -27,13 +27,16 @@ from ...core.settings import SettingsError
 from ...core.workers import worker_pool
 from ..checks.unit_check import refuse_suspicious_units
 from ..sources.config import SourceConfig
+from ..sources.label_tally import LabelTally, to_json
 from ..sources.read import (
     RECORDS_PER_PART,
+    Count,
     check_columns_exist,
     list_parts,
     read_part,
     source_fingerprint,
 )
+from ..sources.records import Record
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
 from ..structure import BadRecordError, Structure
@@ -50,6 +53,9 @@ OWN_FILE = re.compile(
     r"|(rejected|duplicates)\.jsonl"
     r")(\.tmp\d+)?"
 )
+
+# Settings that data sets of earlier versions do not state.
+LATER_KEYS = ("unstated_level", "reference_columns")
 
 CONTINUE = "run the same command again, it continues with the parts that are not finished"
 
@@ -189,28 +195,41 @@ class _Job:
 
     def stage(self, numbered: tuple[int, Part]) -> None:
         index, part = numbered
-        records = enumerate(_read(part, self.config), part.first)
-        self.stage_records(index, records, part.name)
+        tally = LabelTally()
+
+        def count(record: Record, structure: Structure) -> None:
+            if _has_wanted_elements(structure, self.config):
+                tally.add(record, structure, self.config)
+
+        records = enumerate(_read(part, self.config, count), part.first)
+        self.stage_records(index, records, part.name, tally)
 
     def stage_records(
         self,
         index: int,
         records: Iterable[tuple[int, Structure | BadRecordError | None]],
         file: str,
+        tally: LabelTally | None = None,
     ) -> None:
+        staged = StagedPart(self.key, file)
+        if tally is not None:
+            # filled while the records are read, and written after the last of them
+            staged.labels = to_json(tally)
         stage(
             records,
             staged_path(self.out, index),
-            StagedPart(self.key, file),
+            staged,
             split_of=lambda structure: assign_split(structure, self.config),
             wanted=lambda structure: _has_wanted_elements(structure, self.config),
             skip_bad=self.config.skip_bad,
         )
 
 
-def _read(part: Part, config: ConvertConfig) -> Iterator[Structure | BadRecordError | None]:
+def _read(
+    part: Part, config: ConvertConfig, count: Count
+) -> Iterator[Structure | BadRecordError | None]:
     try:
-        yield from read_part(part, config)
+        yield from read_part(part, config, count)
     except OSError as error:
         # a network or a disk that disappeared in the middle
         raise FileError(f"reading failed ({error})", file=part.name, remedy=CONTINUE) from error
@@ -243,7 +262,12 @@ def _origin(source: str, config: ConvertConfig) -> dict[str, Any]:
     sha256 = source_fingerprint(source, config)
     # the folder of a local source may change, its name in the info file does not
     name = Path(source).name if Path(source).exists() else source
-    return {"file": name, "sha256": sha256, "config": config.model_dump(mode="json")}
+    settings = config.model_dump(mode="json")
+    # not set, as in data sets of versions without these keys, which are finished all the same
+    for key in LATER_KEYS:
+        if settings[key] == type(config).model_fields[key].default:
+            del settings[key]
+    return {"file": name, "sha256": sha256, "config": settings}
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
@@ -313,6 +337,8 @@ def split_of(group: str, config: ConvertConfig) -> str:
 
 
 def _has_wanted_elements(structure: Structure, config: ConvertConfig) -> bool:
+    if not config.with_elements and not config.without_elements:
+        return True
     symbols = _symbols(structure)
     if config.with_elements and symbols.isdisjoint(config.with_elements):
         return False

@@ -20,6 +20,7 @@ from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ...core.labels import LABELS
 from ..census.census import Census
+from ..sources.label_tally import LabelTally, added, from_json, how_to_read_labels, to_json
 from ..store.shards import ARROW_SCHEMA, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
@@ -35,6 +36,14 @@ Parts = list[tuple[Path, StagedPart]]
 
 class ConversionError(EvenfieldError):
     """A conversion that could not be completed although its source can be read."""
+
+
+class NoLabelsError(ConversionError):
+    """A source whose labels nobody has named, or that has none."""
+
+    def __init__(self, message: str, *, tally: LabelTally, **parts: str) -> None:
+        super().__init__(message, **parts)
+        self.tally = tally
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,11 @@ def finish(
     about: the fields of dataset_info.json that are known beforehand.
 
     Raises BadRecordError for the second structure with the same id (with `skip_bad` it is set
-    aside instead) and ConversionError when no structure is left to train on.
+    aside instead) and ConversionError when no structure is left to train on, or no label.
     """
+    tally = added(from_json(staged.labels) for _, staged in parts)
+    _refuse_without_labels(tally, about["source"]["file"])
+
     # a part can be empty, for example that of an empty file among others
     parts = [
         (path, staged)
@@ -112,6 +124,7 @@ def finish(
         },
         "near_duplicates": _write_near_duplicates(out, parts, index),
         "levels_of_theory": census.levels,
+        "labels": to_json(tally),
         "shards": shards,
     }
 
@@ -122,6 +135,19 @@ def finish(
     # last: from here on the folder counts as a data set
     write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
     return info
+
+
+def _refuse_without_labels(tally: LabelTally, file: str) -> None:
+    """Raise ConversionError when structures were read, and not one label."""
+    if tally.num_labels or not tally.structures:
+        return
+    total = sum(tally.structures.values())
+    raise NoLabelsError(
+        f"none of its {total} structures has a label that was read",
+        file=file,
+        remedy=how_to_read_labels(tally),
+        tally=tally,
+    )
 
 
 def _units() -> dict[str, str]:

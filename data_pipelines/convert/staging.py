@@ -51,6 +51,8 @@ class StagedPart:
     kept: int = 0
     filtered: int = 0
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
+    """Counts of labels in the kept structures, see sources/label_tally.py."""
 
 
 def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:

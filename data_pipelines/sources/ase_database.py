@@ -60,6 +60,7 @@ class AseDatabase(SourceFormat):
         # ASE would parse every row to list the ids, and create its tables in a file without them
         uri = f"{path.resolve().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
+            _refuse_programs(connection)
             ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
 
         # entered, ASE keeps one connection for all rows
@@ -73,6 +74,9 @@ class AseDatabase(SourceFormat):
         with ExitStack() as stack:
             try:
                 ids, get_row = self.open(path, stack)
+            except SourceError as error:
+                error.file = name
+                raise
             except EvenfieldError:
                 raise
             except Exception as error:
@@ -82,6 +86,28 @@ class AseDatabase(SourceFormat):
                     remedy="fetch or write it again",
                 ) from None
             yield ids, get_row
+
+
+def _refuse_programs(connection: sqlite3.Connection) -> None:
+    """Raise SourceError for a file that computes its content instead of storing it.
+
+    A view can have endless rows and a generated column endless values, whatever the file's size.
+    ASE's databases have neither.
+    """
+    objects = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    for kind, name, sql in objects:
+        is_stored = kind in ("table", "index")
+        if kind == "table":
+            is_virtual = str(sql).upper().lstrip().startswith("CREATE VIRTUAL")
+            # the last number is above 1 for a generated column
+            quoted = str(name).replace('"', '""')
+            columns = connection.execute(f'PRAGMA table_xinfo("{quoted}")').fetchall()
+            is_stored = not is_virtual and all(column[-1] <= 1 for column in columns)
+        if not is_stored:
+            raise SourceError(
+                f"has a {kind} '{name}' that computes what it shows, which no ASE database has",
+                remedy="write the structures into a new database",
+            )
 
 
 def _record_from_row(row: Any) -> Record:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ...core.labels import LABELS
 from ...core.settings import Settings
+from .label_names import REFERENCE_COLUMNS
 
 
 # named in the config for tables only, because the readers of other formats know where they are
@@ -17,18 +20,40 @@ TEXTS = ("level_of_theory", "structure_id", "group", "split")
 FilterValue = str | int | float | bool
 
 
+@dataclass(frozen=True)
+class LabelColumn:
+    """One place where a label may be found."""
+
+    name: str
+    factor: float
+    """To the pipeline's unit, times A^3 if `times_volume`."""
+    times_volume: bool
+    """The column has the label times the volume of the cell, as a virial has."""
+    is_named: bool
+    """By the config; otherwise it is a label that the format itself defines."""
+
+
 class SourceConfig(Settings):
     """How a source's columns become canonical fields.
 
     Without `columns`, the labels are those that ASE itself recognises, in ASE's units, which are
     ours. The unit of a label from a named column must be stated in `units`, because no program
     can know it. A dot leads into nested columns (`structure.lattice.matrix`).
+
+    A field may have several columns, `columns.forces=[forces,REF_forces]`. Of these, each record
+    is read from the first that it has. Two that a record has must agree.
     """
 
-    columns: dict[str, str] = Field(
-        default={}, description="field -> column, info key or array key of the source"
+    columns: dict[str, str | list[str]] = Field(
+        default={},
+        description="field -> column, info key or array key of the source; of a list, the first "
+        "that a record has",
     )
-    units: dict[str, str] = Field(default={}, description="unit of each label in columns")
+    units: dict[str, str | list[str]] = Field(
+        default={},
+        description="unit of each label in columns, one for all of its columns or one for each; "
+        "-eV for a virial",
+    )
     length_unit: Literal["A", "Bohr", "nm"] = Field(
         default="A", description="unit of positions and cell"
     )
@@ -41,6 +66,14 @@ class SourceConfig(Settings):
     )
     level_of_theory: str | None = Field(
         default=None, description="level of theory of all structures of the source"
+    )
+    unstated_level: str | None = Field(
+        default=None, description="level of theory of the structures that state none themselves"
+    )
+    reference_columns: bool = Field(
+        default=False,
+        description="read REF_energy, REF_forces, REF_stress and REF_virials too (eV, eV/A, "
+        "eV/A^3, eV), MACE's names, where a label has no column of its own",
     )
     split_by: Literal["file", "group", "structure"] = Field(
         default="file",
@@ -73,22 +106,64 @@ class SourceConfig(Settings):
         return self
 
     def _check_label(self, label: str) -> None:
-        column = self.columns.get(label)
-        unit = self.units.get(label)
-        if column is not None and unit is None:
+        columns = self.names_of(label)
+        units = _as_list(self.units.get(label))
+        if columns and not units:
             raise ValueError(
-                f"columns.{label}={column} has no unit: add units.{label}=... "
+                f"columns.{label}={_written(columns)} has no unit: add units.{label}=... "
                 "(for example eV, eV/A, eV/A^3)"
             )
-        if unit is not None and column is None:
+        if units and not columns:
             raise ValueError(
-                f"units.{label}={unit} belongs to no column: add columns.{label}=... "
+                f"units.{label}={_written(units)} belongs to no column: add columns.{label}=... "
                 f"(for example columns.{label}={label})"
             )
-        known_units = LABELS[label].unit_factors
-        if unit is not None and unit not in known_units:
-            known = ", ".join(known_units)
-            raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
+        if len(units) not in (1, len(columns)) and columns:
+            raise ValueError(
+                f"units.{label}={_written(units)} does not fit columns.{label}="
+                f"{_written(columns)}: state one unit for all of them, or one for each"
+            )
+        known_units = LABELS[label].known_units
+        for unit in units:
+            if unit not in known_units:
+                known = ", ".join(known_units)
+                raise ValueError(f"units.{label}='{unit}' is not known: use one of {known}")
+
+    def names_of(self, field: str) -> list[str]:
+        """The columns that the config names for a field, in the order in which they are tried."""
+        return _as_list(self.columns.get(field))
+
+    def units_of(self, label: str) -> list[str]:
+        """The unit of each of the columns that the config names for a label."""
+        columns = self.names_of(label)
+        units = _as_list(self.units.get(label))
+        # one for all
+        return units * len(columns) if len(units) == 1 else units
+
+    @cached_property
+    def label_columns(self) -> dict[str, list[LabelColumn]]:
+        """Where each label is looked for, in this order. Asked for with every record."""
+        found = {}
+        for name in LABELS:
+            columns = dict(zip(self.names_of(name), self.units_of(name), strict=True))
+            places = []
+            if not columns:
+                # a label of the format itself, in ASE's unit, which is ours
+                places.append(LabelColumn(name, 1.0, times_volume=False, is_named=False))
+                if self.reference_columns:
+                    columns = REFERENCE_COLUMNS[name]
+            for column, unit in columns.items():
+                places.append(_label_column(name, column, unit))
+            found[name] = places
+        return found
+
+    @cached_property
+    def named_label_columns(self) -> frozenset[str]:
+        """All columns that the config names for labels, or that it names by `reference_columns`."""
+        names = set()
+        for columns in self.label_columns.values():
+            names |= {column.name for column in columns if column.is_named}
+        return frozenset(names)
 
     def passes(self, values: dict[str, Any]) -> bool:
         """Whether the filters let a record with these values through; 1, 1.0 and "1" are equal."""
@@ -99,6 +174,27 @@ class SourceConfig(Settings):
             if plain not in map(_plain, allowed):
                 return False
         return True
+
+
+def _label_column(label: str, column: str, unit: str) -> LabelColumn:
+    factors = LABELS[label].unit_factors
+    if unit in factors:
+        return LabelColumn(column, factors[unit], times_volume=False, is_named=True)
+    factors = LABELS[label].times_volume
+    return LabelColumn(column, factors[unit], times_volume=True, is_named=True)
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+def _written(values: list[str]) -> str:
+    """As on a command line."""
+    if len(values) == 1:
+        return values[0]
+    return f"[{','.join(values)}]"
 
 
 def _plain(value: Any) -> str:

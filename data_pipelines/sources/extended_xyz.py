@@ -7,13 +7,16 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ase.io
+import numpy as np
 from ase import Atoms
+from ase.io.extxyz import key_val_str_to_dict
 
 from ..structure import BadRecordError
 from .ase_files import records_of_frames, require_content
@@ -21,6 +24,16 @@ from .config import SourceConfig
 from .locations import SourceError, is_url, local_file, plain_path
 from .records import Record
 from .source_format import Part, SourceFormat, cut_into_parts
+
+
+# ASE reads these keys as nine numbers only
+TENSOR_KEYS = ("stress", "virial")
+TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
+# Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
+# the packed size, plus some for small files, a file was made to fill the memory.
+MAX_UNPACKED = 200
+UNPACKED_ALLOWANCE = 16_000_000
+UNPACKED_AT_ONCE = 1 << 20
 
 
 class ExtendedXyz(SourceFormat):
@@ -79,6 +92,8 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
     """
     starts = record_starts(str(path))
     text = _text(path, starts, first, last)
+    if starts is None:
+        _refuse_impossible_counts(text)
     # how many frames were yielded before ASE failed
     num_parsed = 0
     try:
@@ -106,24 +121,74 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
 
 def _parsed(content: bytes) -> Iterator[Atoms]:
     text = content.decode()
-    # a damaged number would make ASE look for that many lines, for hours
-    for count in re.findall(r"^[ \t]*([\d_]{7,})[ \t\r]*$", text, re.MULTILINE):
-        if int(count) > len(text):
-            raise ValueError(f"a line announces {count} atoms, more than the file has letters")
-    # likewise, ASE would list that many columns until the memory is full
-    for columns in re.findall(r"Properties=\S*?:[RISL]:(\d{5,})", text):
-        if int(columns) > len(text):
-            raise ValueError(
-                f"Properties announces {columns} columns, more than the file has letters"
-            )
-
+    header = partial(_header, largest=len(text))
     with io.StringIO(text) as file:
-        yield from ase.io.iread(file, ":", format="extxyz")
+        yield from ase.io.iread(file, ":", format="extxyz", properties_parser=header)
         if file.read().strip():
             raise SourceError(
                 "is followed by a blank line, at which ASE stops reading, and then by more text",
                 remedy="remove the blank line",
             )
+
+
+def _refuse_impossible_counts(content: bytes) -> None:
+    """Raise ValueError where a line announces more atoms than the rest of the text can hold.
+
+    ASE would look for that many lines, for hours. The text is read as ASE reads it, so that no
+    spelling of a number gets past.
+    """
+    text = content.decode()
+    with io.StringIO(text) as file:
+        line = file.readline()
+        while line.strip():
+            count = 0
+            # what is no number is for ASE's own error to name
+            with suppress(ValueError):
+                count = int(line)
+            # each atom has a line, which has an end
+            if count > len(text):
+                raise ValueError(f"a line announces {count} atoms, more than the file has letters")
+            # the comment, and the atoms
+            for _ in range(count + 1):
+                file.readline()
+            line = file.readline()
+
+
+def _header(line: str, largest: int) -> dict[str, Any]:
+    """ASE's reading of a comment line, but a stress or virial may also have six numbers, Voigt's.
+
+    Raises ValueError for more columns of `Properties` than `largest`, the letters of the text:
+    ASE would list them until the memory is full.
+    """
+    try:
+        found: dict[str, Any] = key_val_str_to_dict(line)
+    except ValueError:
+        found = _header_with_six_numbers(line)
+
+    properties = found.get("Properties")
+    if isinstance(properties, str):
+        # name, type and number of columns in turn, as in ASE's own reading
+        counts = properties.split(":")[2::3]
+        columns = sum(map(int, counts))
+        if columns > largest:
+            raise ValueError(
+                f"Properties announces {columns} columns, more than the file has letters"
+            )
+    return found
+
+
+def _header_with_six_numbers(line: str) -> dict[str, Any]:
+    # under another name, ASE takes any number of them
+    found: dict[str, Any] = key_val_str_to_dict(TENSOR_KEY.sub(r"_tensor_\1", line))
+    for key in TENSOR_KEYS:
+        value = found.pop(f"_tensor_{key}", None)
+        if value is None:
+            continue
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "fi" or numbers.shape not in ((6,), (9,)):
+            raise ValueError(f"{key} is not six or nine numbers")
+        found[key] = numbers if len(numbers) == 6 else numbers.reshape((3, 3), order="F")
+    return found
 
 
 def _text(path: Path, starts: list[int] | None, first: int, last: int | None) -> bytes:
@@ -142,6 +207,39 @@ def _text(path: Path, starts: list[int] | None, first: int, last: int | None) ->
 
 
 def _open(path: Path | str) -> IO[bytes]:
-    if str(path).endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    return Path(path).open("rb")
+    if not str(path).endswith(".gz"):
+        return Path(path).open("rb")
+    return io.BufferedReader(_Unpacked(Path(path)), UNPACKED_AT_ONCE)
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file, up to a limit that follows from the file's size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.limit = MAX_UNPACKED * path.stat().st_size + UNPACKED_ALLOWANCE
+        self.file = gzip.GzipFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises SourceError beyond the limit."""
+        count = self.file.readinto(buffer)
+        if self.file.tell() > self.limit:
+            raise SourceError(
+                f"unpacks to more than {self.limit} bytes, {MAX_UNPACKED} times its size and more",
+                file=self.path,
+                remedy="unpack it yourself if it is right",
+            )
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ...core.labels import LABELS
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
 from .config import GEOMETRY, TEXTS, SourceConfig
+from .label_names import REFERENCE_LEVEL, LookAlike, look_alike
 from .locations import SourceError, open_binary
 from .records import Record
 from .source_format import Part, SourceFormat
@@ -134,51 +135,93 @@ def _overlapping_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int
 class _Columns:
     """The columns to read, each as a path that may lead into structs."""
 
-    fields: dict[str, str]
-    """Field of a structure -> path."""
+    fields: dict[str, list[str]]
+    """Field of a structure -> paths, of which the first with a value counts."""
 
     extra: set[str]
     """Paths of masks and filters."""
 
+    unread: tuple[LookAlike, ...]
+    """Columns that look like labels, and are none of the paths."""
+
     @property
     def paths(self) -> set[str]:
-        return {*self.fields.values(), *self.extra}
+        paths = set(self.extra)
+        for of_field in self.fields.values():
+            paths.update(of_field)
+        return paths
 
     @classmethod
     def of(cls, schema: pa.Schema, name: str, config: SourceConfig) -> _Columns:
         """Raises SourceError, which lists the columns of the file, when one is missing."""
         # what the config names comes first, the usual names are only tried
-        fields = dict(config.columns)
+        fields = {field: config.names_of(field) for field in config.columns}
         tried = ["cell", "pbc", *TEXTS]
         if set(OWN_COLUMNS) <= set(schema.names):
             # one of our own shards, whose units are known
             tried = [*ARROW_SCHEMA.names, *tried]
         for field in tried:
             if field in schema.names:
-                fields.setdefault(field, field)
+                fields.setdefault(field, [field])
         # without these there is no structure, so the table must have them
         for field in ("atomic_numbers", "positions"):
-            fields.setdefault(field, field)
+            fields.setdefault(field, [field])
 
-        # setting -> path, for the message
-        wanted = {f"columns.{field}": path for field, path in fields.items()}
-        extra = {f"masks.{label}": path for label, path in config.masks.items()}
+        # setting -> paths, of which one must be there
+        wanted = {f"columns.{field}": paths for field, paths in fields.items()}
+        extra = {f"masks.{label}": [path] for label, path in config.masks.items()}
         for path in config.filters:
-            extra[f"filters.{path}"] = path
+            extra[f"filters.{path}"] = [path]
         known = ", ".join(schema.names)
-        for setting, path in (wanted | extra).items():
-            if not _exists(schema, path):
+        for setting, paths in (wanted | extra).items():
+            if not any(_exists(schema, path) for path in paths):
                 raise SourceError(
-                    f"no column '{path}' for {setting}; the file has: {known}", file=name
+                    f"no column '{paths[0]}' for {setting}; the file has: {known}", file=name
                 )
+        present = {}
+        for field, paths in fields.items():
+            present[field] = [path for path in paths if _exists(schema, path)]
+        others = {path for paths in extra.values() for path in paths}
+
+        if config.reference_columns:
+            # these have a unit by definition, so that they need not be named
+            for label, columns in config.label_columns.items():
+                known_here = [one.name for one in columns if one.name in schema.names]
+                named = [column for column in known_here if column in config.named_label_columns]
+                if named and label not in present:
+                    present[label] = named
+            if REFERENCE_LEVEL in schema.names:
+                others.add(REFERENCE_LEVEL)
         # labels are never taken by their name alone, which does not tell their unit
-        if not any(label in fields for label in LABELS):
+        if not any(label in present for label in LABELS):
             raise SourceError(
                 f"the settings name no column of a label; the file has: {known}",
                 file=name,
                 remedy="name one with its unit, as in columns.energy=E units.energy=eV",
             )
-        return cls(fields, set(extra.values()))
+        found = cls(present, others, ())
+        roots = {_root(schema, path) for path in found.paths}
+        return replace(found, unread=_look_alikes(schema, roots))
+
+
+def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
+    """Columns that nothing reads and that look like labels, by their names and types."""
+    found = []
+    for field in schema:
+        seen = look_alike(field.name)
+        if seen is None or field.name in read:
+            continue
+        kind = field.type
+        depth = 0
+        while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+            kind = kind.value_type
+            depth += 1
+        is_scalar = LABELS[seen.label].shape(1) == ()
+        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        # energies of atoms are lists, and no label
+        if is_number and is_scalar == (depth == 0):
+            found.append(seen)
+    return tuple(found)
 
 
 def _root(schema: pa.Schema, path: str) -> str:
@@ -218,16 +261,15 @@ def _records(
     table: pa.Table, columns: _Columns, config: SourceConfig
 ) -> Iterator[Record | BadRecordError]:
     """Record of each row of a table, or the error of the row."""
-    arrays = {}
+    arrays: dict[str, dict[str, _Rows]] = {}
     for field in (*GEOMETRY, *LABELS):
         if field in columns.fields:
-            arrays[field] = _Rows(table, columns.fields[field])
+            arrays[field] = {path: _Rows(table, path) for path in columns.fields[field]}
 
     # one value per row, as Python objects
     plain = set(columns.extra)
     for field in TEXTS:
-        if field in columns.fields:
-            plain.add(columns.fields[field])
+        plain.update(columns.fields.get(field, []))
     values = {}
     for path in plain:
         column = _Rows(table, path)
@@ -236,36 +278,38 @@ def _records(
     for row in range(table.num_rows):
         info = {path: column[row] for path, column in values.items()}
         try:
-            yield _record(row, arrays, info, config)
+            yield _record(row, arrays, info, config, columns.unread)
         except BadRecordError as error:
             yield error
 
 
 def _record(
-    row: int, arrays: dict[str, _Rows], info: dict[str, Any], config: SourceConfig
+    row: int,
+    arrays: dict[str, dict[str, _Rows]],
+    info: dict[str, Any],
+    config: SourceConfig,
+    unread: tuple[LookAlike, ...],
 ) -> Record:
-    numbers = _elements(arrays["atomic_numbers"].row(row))
+    numbers = _elements(_first_value(arrays, "atomic_numbers", row))
     num_atoms = len(numbers)
-    positions = _floats(arrays["positions"].row(row), "positions", 3 * num_atoms)
+    positions = _floats(_first_value(arrays, "positions", row), "positions", 3 * num_atoms)
     cell = _cell(arrays, row)
 
+    # found again by the name of the source's column, whether it is a value or an array
+    named: dict[str, Any] = {}
     labels: dict[str, Any] = {}
     for name, label in LABELS.items():
-        if name not in arrays:
-            continue
-        value = arrays[name].row(row)
-        if value is not None and label.per == "atom":
-            # flat here, whatever shape it had in the file
-            shape = label.shape(num_atoms)
-            numbers_of_label = _floats(value, name, math.prod(shape))
-            value = numbers_of_label.reshape(shape)
-        labels[name] = value
-
-    # found again by the name of the source's column, whether it is a value or an array
-    named = {}
-    for name, value in labels.items():
-        column = config.columns.get(name, name)
-        named[column] = value
+        for path, column in arrays.get(name, {}).items():
+            value = column.row(row)
+            if value is not None and label.per == "atom":
+                # flat here, whatever shape it had in the file
+                shape = label.shape(num_atoms)
+                numbers_of_label = _floats(value, name, math.prod(shape))
+                value = numbers_of_label.reshape(shape)
+            named[path] = value
+            if path == name and name not in config.columns:
+                # a label of one of our own shards
+                labels[name] = value
     return Record(
         atomic_numbers=numbers,
         positions=positions.reshape(-1, 3),
@@ -274,27 +318,30 @@ def _record(
         info=named | info,
         arrays=named,
         recognised=labels,
+        unread=unread,
     )
 
 
-def _optional(arrays: dict[str, _Rows], field: str, row: int) -> np.ndarray | None:
-    """The values of a row, None where the table has no such column."""
-    if field not in arrays:
-        return None
-    return arrays[field].row(row)
+def _first_value(arrays: dict[str, dict[str, _Rows]], field: str, row: int) -> np.ndarray | None:
+    """The values of a row in the first of a field's columns that has some; else None."""
+    for column in arrays.get(field, {}).values():
+        values = column.row(row)
+        if values is not None:
+            return values
+    return None
 
 
-def _cell(arrays: dict[str, _Rows], row: int) -> np.ndarray:
-    values = _optional(arrays, "cell", row)
+def _cell(arrays: dict[str, dict[str, _Rows]], row: int) -> np.ndarray:
+    values = _first_value(arrays, "cell", row)
     if values is None:
         return np.zeros((3, 3))
     vectors = _floats(values, "cell", 9)
     return vectors.reshape(3, 3)
 
 
-def _pbc(arrays: dict[str, _Rows], row: int, cell: np.ndarray) -> np.ndarray:
+def _pbc(arrays: dict[str, dict[str, _Rows]], row: int, cell: np.ndarray) -> np.ndarray:
     """As the source states; otherwise periodic along every lattice vector that is not zero."""
-    values = _optional(arrays, "pbc", row)
+    values = _first_value(arrays, "pbc", row)
     if values is None:
         return np.asarray(cell.any(axis=1))
     flags = _floats(values, "pbc", 3)

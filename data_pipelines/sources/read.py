@@ -8,7 +8,8 @@ process.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ from .source_format import Part
 
 
 RECORDS_PER_PART = 4096
+# where columns of the config are looked for: parts, and records of each but the first
+COLUMN_PARTS = 64
+COLUMN_RECORDS = 100
 
 # Our own shards, and those of the hub, are named after their split: train-00000.parquet or
 # train/0000.parquet.
@@ -34,6 +38,7 @@ SHARD_NAME = re.compile(
 )
 
 Item = TypeVar("Item")
+Count = Callable[[Record, Structure], None]
 
 
 def list_parts(
@@ -74,18 +79,20 @@ def _evenly_spaced(items: list[Item], count: int) -> list[Item]:
     return [items[step * last // steps] for step in range(count)]
 
 
-def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | BadRecordError | None]:
+def read_part(
+    part: Part, config: SourceConfig, count: Count | None = None
+) -> Iterator[Structure | BadRecordError | None]:
     """One item for each record of a part, in order.
 
     A Structure; or a BadRecordError that names file and record; or None for a record that does
-    not pass the config's filters.
+    not pass the config's filters. `count` is called with each structure and its record.
 
     Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
     stem, split = _stem_and_split(part.name)
     for index, record in _records(part, config):
         try:
-            found = _checked(record, config, f"{stem}-{index}", split)
+            found = _checked(record, config, f"{stem}-{index}", split, count)
         except BadRecordError as error:
             error.file = part.name
             error.record = index
@@ -95,7 +102,11 @@ def read_part(part: Part, config: SourceConfig) -> Iterator[Structure | BadRecor
 
 
 def _checked(
-    record: Record | BadRecordError, config: SourceConfig, default_id: str, split: str | None
+    record: Record | BadRecordError,
+    config: SourceConfig,
+    default_id: str,
+    split: str | None,
+    count: Count | None,
 ) -> Structure | BadRecordError | None:
     if isinstance(record, BadRecordError):
         raise record
@@ -103,6 +114,8 @@ def _checked(
         return None
     structure = structure_from_record(record, config, default_id, split)
     check_structure(structure)
+    if count is not None:
+        count(record, structure)
     return structure
 
 
@@ -161,37 +174,41 @@ def source_fingerprint(source: str, config: SourceConfig) -> str:
 
 
 def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
-    """Raise SourceError when no record of the first part has a column that the config names.
+    """Raise SourceError when no record of a sample has a column that the config names.
 
     It is called before a conversion, which would otherwise find out after hours that a label is
-    missing everywhere.
+    missing everywhere. The sample is the first part, and the first records of other parts: a
+    label may be in some files of a folder only.
     """
     # the first file may be empty: then all of them are listed, to find a part or to complain
-    parts = sample_parts(str(source), config, 1) or list_parts(str(source), config)
-    part = parts[0]
+    parts = sample_parts(str(source), config, COLUMN_PARTS) or list_parts(str(source), config)
 
     # field of the config -> column that is still to be found
     missing: dict[str, str] = {}
-    if not format_of(part.name).is_table:
+    if not format_of(parts[0].name).is_table:
         for label in LABELS:
-            if label in config.columns:
-                missing[f"columns.{label}"] = config.columns[label]
+            # of several columns for one label, none has to be in every file
+            columns = config.names_of(label)
+            if len(columns) == 1:
+                missing[f"columns.{label}"] = columns[0]
         for label, column in config.masks.items():
             missing[f"masks.{label}"] = column
 
     # Most files have all columns in the first record, some have a label later on. A table
     # compares its schema with the config before it returns the first record.
     seen: set[str] = set()
-    for _, record in _records(part, config):
-        if isinstance(record, Record):
-            seen |= {*record.info, *record.arrays, *record.recognised}
-        missing = {field: column for field, column in missing.items() if column not in seen}
-        if not missing:
-            break
+    for part in parts:
+        num_records = RECORDS_PER_PART if part is parts[0] else COLUMN_RECORDS
+        for _, record in islice(_records(part, config), num_records):
+            if isinstance(record, Record):
+                seen |= {*record.info, *record.arrays, *record.recognised}
+            missing = {field: column for field, column in missing.items() if column not in seen}
+            if not missing:
+                return
 
     # one message for the first of them: the list of columns is long enough
     for field, column in missing.items():
         known = ", ".join(sorted(seen - {"numbers", "positions"}))
         raise SourceError(
-            f"no column '{column}' for {field}; the file has: {known}", file=part.name
+            f"no column '{column}' for {field}; the file has: {known}", file=parts[0].name
         )

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from ase.symbols import Symbols
 
-from ...core.labels import LABELS, present
+from ...core.labels import LABELS, Label, present
 from ...core.units import LENGTH
 from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
-from .config import SourceConfig
+from .config import LabelColumn, SourceConfig
+from .label_names import REFERENCE_LEVEL, LookAlike, look_alikes
 
 
 SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as data sets of the hub call them
 TRUE = ("true", "t", "1", "1.0")
+# Two columns of one label may differ by this much, relative and absolute in the label's unit (per
+# atom if it is extensive): by rounding, but by no unit and no other level of theory.
+SAME_VALUE = {"energy": (1e-6, 1e-3), "forces": (1e-3, 1e-2), "stress": (1e-3, 1e-4)}
+
+
+class DisagreeingLabelsError(BadRecordError):
+    """Two columns that claim to be the same label and differ. The config has to name one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,10 @@ class Record:
     recognised: Mapping[str, Any] = field(default_factory=dict)
     """Labels whose meaning and unit the format itself defines."""
 
+    unread: tuple[LookAlike, ...] | None = None
+    """Columns that look like labels and that the reader left where they are, if it can tell; None
+    where every column is among the values above."""
+
 
 def is_wanted(record: Record, config: SourceConfig) -> bool:
     """Whether the record passes the filters; BadRecordError when it lacks a filter's column."""
@@ -62,7 +74,8 @@ def structure_from_record(
     """
     check_elements(record.atomic_numbers)
     found = {name: _label(record, config, name) for name in LABELS}
-    level = config.level_of_theory or _text(record, config, "level_of_theory")
+    _refuse_other_values(record, config, found)
+    level = config.level_of_theory or _level(record, config)
     if level is None:
         raise BadRecordError(
             "states no level of theory",
@@ -87,6 +100,15 @@ def structure_from_record(
     )
 
 
+def _level(record: Record, config: SourceConfig) -> str | None:
+    """The level of theory that the record states, or else the one for records that state none."""
+    level = _text(record, config, "level_of_theory")
+    if level is None and config.reference_columns:
+        stated = record.info.get(REFERENCE_LEVEL)
+        level = None if stated is None else str(stated)
+    return level or config.unstated_level
+
+
 def _split(record: Record, config: SourceConfig, file_split: str | None) -> str | None:
     """The split that the record or its file states, if the config wants to know it."""
     if config.split_by != "file":
@@ -109,51 +131,152 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
         return None
 
     label = LABELS[name]
-    column = config.columns.get(name)
-    factor = 1.0
-    if column is None:
-        value = record.recognised.get(name)
-    else:
-        own = record.arrays if label.per == "atom" else record.info
-        # ASE moves a column with a name that it knows from there to its calculator
-        value = own.get(column, record.recognised.get(column))
-        factor = label.unit_factors[config.units[name]]
-    if value is None:
-        return None
+    found = None
+    found_in = ""
+    for column in config.label_columns[name]:
+        raw = _raw(record, label, column)
+        if raw is None:
+            continue
+        value = _in_own_unit(raw, record, config, label, column)
+        if found is None:
+            found = value
+            found_in = column.name
+        else:
+            _refuse_difference(record, label, (found_in, found), (column.name, value))
+    return found
 
+
+def _raw(record: Record, label: Label, column: LabelColumn) -> Any:
+    """The value of a column as the source has it; None where the record has none."""
+    if not column.is_named:
+        return record.recognised.get(column.name)
+    own = record.arrays if label.per == "atom" else record.info
+    # ASE moves a column with a name that it knows from there to its calculator
+    return own.get(column.name, record.recognised.get(column.name))
+
+
+def _in_own_unit(
+    raw: Any, record: Record, config: SourceConfig, label: Label, column: LabelColumn
+) -> Any:
+    """A value in the pipeline's unit and shape; those per atom keep another number of values."""
     try:
-        array = np.asarray(value, dtype=np.float64) * factor
+        array = np.asarray(raw, dtype=np.float64) * column.factor
     except (TypeError, ValueError):
         raise BadRecordError(
-            f"has {name} {value!r}, which is not a number", remedy="correct or remove it"
+            f"has {label.name} {raw!r}, which is not a number", remedy="correct or remove it"
         ) from None
+
+    num_atoms = len(record.atomic_numbers)
     if label.per == "atom":
-        # check_structure compares the shape with the number of atoms
+        # One atom is often written flat. Three numbers for it have one meaning only; for more
+        # atoms, check_structure compares the shape.
+        if num_atoms == 1 and array.shape == label.tensor_shape:
+            return array.reshape(label.shape(1))
         return array
 
-    # six numbers are Voigt's
-    sizes = (6, 9) if label.symmetric else (3**label.rank,)
+    sizes = label.sizes(num_atoms)
     if array.size not in sizes:
         expected = " or ".join(map(str, sizes))
         raise BadRecordError(
-            f"has {name} of shape {array.shape}", remedy=f"give {expected} numbers"
+            f"has {label.name} of shape {array.shape}", remedy=f"give {expected} numbers"
         )
+    if column.times_volume:
+        array = array / _volume(record, config, column)
     if label.symmetric:
+        # six numbers are Voigt's
         return full_stress(array)
     if label.rank == 0:
         return float(array.item())
     return array.reshape(label.tensor_shape)
 
 
+def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:
+    """A^3; BadRecordError without a cell, where a virial cannot become a stress."""
+    cell = np.asarray(record.cell, dtype=np.float64) * LENGTH[config.length_unit]
+    volume = float(abs(np.linalg.det(cell)))
+    if not volume > 0:
+        raise BadRecordError(
+            f"has '{column.name}', which is a stress times a volume, and a cell without volume",
+            remedy="give the cell, or leave the column out of columns.stress",
+        )
+    return volume
+
+
+def unread_columns(
+    record: Record, config: SourceConfig
+) -> Iterator[tuple[LookAlike, np.ndarray | None]]:
+    """Columns that look like labels and that the config leaves alone, with values if at hand."""
+    if record.unread is not None:
+        for column in record.unread:
+            yield column, None
+        return
+
+    num_atoms = len(record.atomic_numbers)
+    named = config.named_label_columns
+    for values, per in ((record.info, "structure"), (record.arrays, "atom")):
+        for found in look_alikes(values, num_atoms, per):
+            if found[0].column not in named:
+                yield found
+    # a label of the format itself is read under its own name, unless the config names another one
+    for found in look_alikes(record.recognised, num_atoms):
+        column = found[0].column
+        is_read = column == found[0].label and column not in config.columns
+        if column not in named and not is_read:
+            yield found
+
+
+def _refuse_other_values(record: Record, config: SourceConfig, found: dict[str, Any]) -> None:
+    """Raise DisagreeingLabelsError for an unread column that claims to be a label, and differs.
+
+    Nobody has chosen between `energy` and `REF_energy` where the config names neither. They are
+    compared as if they had one unit: if they have not, somebody has to say so anyway.
+    """
+    for other, values in unread_columns(record, config):
+        own = found[other.label]
+        if values is None or own is None or not other.is_same or other.label in config.columns:
+            continue
+        value = values.astype(np.float64)
+        label = LABELS[other.label]
+        if label.symmetric:
+            value = full_stress(value)
+        _refuse_difference(record, label, (other.label, own), (other.column, value))
+
+
+def _refuse_difference(
+    record: Record, label: Label, one: tuple[str, Any], other: tuple[str, Any]
+) -> None:
+    relative, absolute = SAME_VALUE[label.name]
+    if label.extensive:
+        absolute *= len(record.atomic_numbers)
+    first = np.ravel(one[1])
+    second = np.ravel(other[1])
+    if first.size == second.size and np.allclose(first, second, relative, absolute, equal_nan=True):
+        return
+
+    # the place where they differ most, as an example
+    shown = f"of shapes {np.shape(one[1])} and {np.shape(other[1])}"
+    if first.size == second.size:
+        worst = int(np.argmax(np.abs(first - second)))
+        shown = f"{first[worst]:.6g} and {second[worst]:.6g}"
+    name = label.name
+    raise DisagreeingLabelsError(
+        f"has {name} twice, in '{one[0]}' and in '{other[0]}', which differ ({shown})",
+        remedy=f"name the right one, as in columns.{name}={one[0]} units.{name}={label.unit}",
+    )
+
+
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:
     """A text field; None where there is none, unless the config names its column."""
     is_named = name in config.columns
-    column = config.columns.get(name, name)
-    value = record.info.get(column)
-    if value is not None:
-        return str(value)
+    columns = config.names_of(name) or [name]
+    for column in columns:
+        value = record.info.get(column)
+        if value is not None:
+            return str(value)
     if not is_named:
         return None
+
+    column = columns[0]
     if column in record.info:
         raise BadRecordError(
             f"has no value in column '{column}' ({name})",

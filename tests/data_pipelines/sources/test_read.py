@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 
 import ase.io
@@ -24,6 +25,7 @@ from evenfield.data_pipelines.sources.read import (
     read_structures,
     structure_from_atoms,
 )
+from evenfield.data_pipelines.sources.records import DisagreeingLabelsError
 from evenfield.data_pipelines.structure import BadRecordError, Structure
 
 
@@ -122,10 +124,129 @@ def test_column_that_ase_recognises_can_be_given_a_unit(tmp_path):
     assert s.forces[0, 0] == pytest.approx(units.Hartree / units.Bohr)
 
 
-def test_named_column_wins_over_the_one_that_ase_recognises(tmp_path):
+def test_column_is_named_where_two_columns_of_one_label_disagree(tmp_path):
     path = write(tmp_path, frame(info="energy=1 REF_energy=2"))
-    assert read(path)[0].energy == 1
-    assert read(path, columns={"energy": "REF_energy"}, units={"energy": "eV"})[0].energy == 2
+    both = r"record 0 has energy twice, in 'energy' and in 'REF_energy', which differ \(1 and 2\)"
+    remedy = r"name the right one, as in columns\.energy=energy units\.energy=eV"
+    with pytest.raises(DisagreeingLabelsError, match=rf"{both}: {remedy}"):
+        read(path)
+    for column, energy in (("energy", 1), ("REF_energy", 2)):
+        (structure,) = read(path, columns={"energy": column}, units={"energy": "eV"})
+        assert structure.energy == energy
+    # both are named, but nobody says which one is right
+    with pytest.raises(DisagreeingLabelsError, match=both):
+        read(path, columns={"energy": ["energy", "REF_energy"]}, units={"energy": "eV"})
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        # rounded on the way
+        "energy=-3.14159265 REF_energy=-3.1416",
+        # another energy by definition, which ASE's calculators give next to the energy
+        "energy=-3.14159265 free_energy=-3.3",
+        # predictions and parts are no second value of the label
+        "energy=-3.14159265 mace_energy=-3 dispersion_energy=-1 energy_per_atom=-3",
+    ],
+)
+def test_columns_that_agree_or_mean_something_else_are_no_disagreement(tmp_path, info):
+    (structure,) = read(write(tmp_path, frame(info=info)))
+    assert structure.energy == -3.14159265
+
+
+def test_forces_in_two_columns_are_compared(tmp_path):
+    properties = "species:S:1:pos:R:3:forces:R:3:REF_forces:R:3"
+    same = write(tmp_path, frame(["H 0 0 0 1 2 3 1 2 3.001"], properties), "same.extxyz")
+    assert read(same)[0].forces.tolist() == [[1, 2, 3]]
+    negated = write(tmp_path, frame(["H 0 0 0 1 2 3 -1 -2 -3"], properties), "negated.extxyz")
+    with pytest.raises(DisagreeingLabelsError, match=r"in 'REF_forces', which differ \(3 and -3\)"):
+        read(negated)
+
+
+def test_of_several_columns_each_record_is_read_from_the_one_that_it_has(tmp_path):
+    path = write(tmp_path, frame(info="energy=1") + frame(info="E=2") + frame())
+    config = {"columns": {"energy": ["energy", "E"]}}
+    one_unit = read(path, units={"energy": "eV"}, **config)
+    assert [structure.energy for structure in one_unit] == [1, 2, None]
+    own_units = read(path, units={"energy": ["eV", "meV"]}, **config)
+    assert [structure.energy for structure in own_units] == [1, 0.002, None]
+
+
+def test_reference_columns_are_read_where_a_record_has_no_other(tmp_path):
+    cell = 'Lattice="2 0 0 0 2 0 0 0 2"'
+    virials = 'REF_virials="8 0 0 0 16 0 0 0 24"'
+    path = write(
+        tmp_path,
+        frame(info="energy=1")
+        + frame(info=f"REF_energy=2 level_group=SCAN {virials} {cell}", pbc="T T T"),
+    )
+    level = {"level_of_theory": None, "unstated_level": "mine"}
+    plain, reference = read(path, reference_columns=True, **level)
+    assert (plain.energy, plain.level_of_theory) == (1, "mine")
+    assert (reference.energy, reference.level_of_theory) == (2, "SCAN")
+    np.testing.assert_allclose(reference.stress, np.diag([-1, -2, -3]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("-eV", -1), ("eV", 1), ("-meV", -1e-3)])
+def test_virial_becomes_stress(tmp_path, unit, factor):
+    """By its definition: minus the derivative of the energy by strain."""
+    cell = 'Lattice="2 0 0 0 2 0 0 0 2"'
+    path = write(tmp_path, frame(info=f'virial="8 0 0 0 16 0 0 0 24" {cell}', pbc="T T T"))
+    (structure,) = read(path, columns={"stress": "virial"}, units={"stress": unit})
+    np.testing.assert_allclose(structure.stress, factor * np.diag([1, 2, 3]), rtol=1e-12)
+
+
+def test_virial_without_a_volume_is_named(tmp_path):
+    path = write(tmp_path, frame(info='virial="1 0 0 0 1 0 0 0 1"'))
+    with pytest.raises(BadRecordError, match=r"record 0 has 'virial', which is a stress times a"):
+        read(path, columns={"stress": "virial"}, units={"stress": "-eV"})
+
+
+@pytest.mark.parametrize("key", ["stress", "virial"])
+def test_six_numbers_in_the_keys_that_ase_reads_as_nine(tmp_path, key):
+    cell = 'Lattice="2 0 0 0 2 0 0 0 2"'
+    path = write(tmp_path, frame(info=f'{key}="1 2 3 4 5 6" energy=1 {cell}', pbc="T T T"))
+    (structure,) = read(path, columns={"stress": key}, units={"stress": "eV/A^3"})
+    assert structure.stress.tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
+    assert structure.energy == 1
+
+
+def test_forces_of_one_atom_may_be_flat(tmp_path):
+    atoms = Atoms("Cu", pbc=True, cell=[3, 3, 3])
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0)
+    # as some writers leave it: ASE itself does not look at the shape
+    atoms.calc.results["forces"] = np.array([0.0, 0.5, 1.0])
+    ase.io.write(tmp_path / "mine.traj", atoms)
+    (structure,) = read(tmp_path / "mine.traj")
+    assert structure.forces.tolist() == [[0, 0.5, 1]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # however a number is spelt, Python's int reads it
+        "+9999999999\nenergy=1\nH 0 0 0\n",
+        "9_999_999_999\nenergy=1\nH 0 0 0\n",
+        "1\nProperties=species:S:1:pos:R:+900000000 energy=1\nH 0 0 0\n",
+        '1\n"Properties"=species:S:1:pos:R:900000000 energy=1\nH 0 0 0\n',
+        "1\nProperties = species:S:1:pos:R:9_00000000 energy=1\nH 0 0 0\n",
+        # a comment of one megabyte, at which a backtracking expression would take hours
+        "1\n" + "Properties=" * 100_000 + "\nH 0 0 0\n",
+    ],
+)
+def test_small_file_takes_little_time_whatever_it_announces(tmp_path, text):
+    path = write(tmp_path, text)
+    before = time.process_time()
+    with pytest.raises((BadRecordError, SourceError)):
+        read(path)
+    assert time.process_time() - before < 5
+
+
+def test_gzip_file_that_unpacks_to_far_more_is_refused(tmp_path):
+    path = tmp_path / "mine.extxyz.gz"
+    path.write_bytes(gzip.compress(b"0" * 50_000_000))
+    with pytest.raises(SourceError, match=rf"^{path}: unpacks to more than \d+ bytes"):
+        read(path)
 
 
 def test_mask_drops_a_label_where_it_is_true_only(tmp_path):

@@ -1,0 +1,188 @@
+"""Which labels a source has: how many were kept, masked or of no use, and what was left unread.
+
+Every structure that enters a data set is counted, so that no label is lost without a word: labels
+under an unusual name, labels that only later files have, stresses of slabs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.labels import LABELS
+from ..structure import Structure
+from .config import SourceConfig
+from .label_names import LookAlike, look_alike
+from .records import Record, unread_columns
+
+
+Counts = dict[str, int]
+
+
+@dataclass
+class LabelTally:
+    """Counts over structures; those of several parts can be added up."""
+
+    structures: Counts = field(default_factory=dict)
+    """Level of theory -> structures."""
+    kept: dict[str, Counts] = field(default_factory=dict)
+    """Level of theory -> label -> structures that have it."""
+    masked: dict[str, Counts] = field(default_factory=dict)
+    """Level of theory -> label -> structures whose label a mask removed."""
+    unused: dict[str, Counts] = field(default_factory=dict)
+    """Level of theory -> label -> kept, but without a meaning: the stress of a slab."""
+    unread: Counts = field(default_factory=dict)
+    """Column that looks like a label -> structures that have it."""
+    unread_only: Counts = field(default_factory=dict)
+    """The same, among structures without that label."""
+
+    def add(self, record: Record, structure: Structure, config: SourceConfig) -> None:
+        """Count one structure and the record that it was read from."""
+        level = structure.level_of_theory
+        labels = structure.labels
+        _count(self.structures, level)
+        for name in labels:
+            _count(self.kept.setdefault(level, {}), name)
+            if LABELS[name].periodic_only and not structure.pbc.all():
+                _count(self.unused.setdefault(level, {}), name)
+        for name in config.masks:
+            # without a mask, the label would have been read
+            if name not in labels and has_label(record, config, name):
+                _count(self.masked.setdefault(level, {}), name)
+        for column, _ in unread_columns(record, config):
+            is_missing = column.label not in labels
+            # it is another energy by definition, and often next to the one to train on
+            if column.column == "free_energy" and not is_missing:
+                continue
+            _count(self.unread, column.column)
+            if is_missing:
+                _count(self.unread_only, column.column)
+
+    def __iadd__(self, other: LabelTally) -> LabelTally:
+        for own, more in (
+            (self.structures, other.structures),
+            (self.unread, other.unread),
+            (self.unread_only, other.unread_only),
+        ):
+            _add(own, more)
+        for nested, more_nested in (
+            (self.kept, other.kept),
+            (self.masked, other.masked),
+            (self.unused, other.unused),
+        ):
+            for level, counts in more_nested.items():
+                _add(nested.setdefault(level, {}), counts)
+        return self
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that a model can be trained on."""
+        kept = sum(sum(counts.values()) for counts in self.kept.values())
+        unused = sum(sum(counts.values()) for counts in self.unused.values())
+        return kept - unused
+
+    def unread_labels(self) -> list[LookAlike]:
+        """Unread columns; first those whose label is missing in most structures."""
+        found = []
+        for column in self.unread:
+            seen = look_alike(column)
+            assert seen is not None, "only columns that look like labels are counted"
+            found.append(seen)
+        return sorted(found, key=lambda seen: -self.unread_only.get(seen.column, 0))
+
+
+def has_label(record: Record, config: SourceConfig, name: str) -> bool:
+    """Whether a record has a value for a label, in a column that the config reads."""
+    own = record.arrays if LABELS[name].per == "atom" else record.info
+    for column in config.label_columns[name]:
+        value = record.recognised.get(column.name)
+        if column.is_named:
+            value = own.get(column.name, value)
+        if value is not None:
+            return True
+    return False
+
+
+def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
+    """What was read, a line for each level of theory, and what was not, a line for each column.
+
+    prefix: what the command puts in front of the settings of a source.
+    """
+    lines = []
+    for level, total in sorted(tally.structures.items()):
+        kept = tally.kept.get(level, {})
+        masked = tally.masked.get(level, {})
+        unused = tally.unused.get(level, {})
+        texts = []
+        for name in LABELS:
+            text = f"{name} {kept.get(name, 0)}"
+            if masked.get(name):
+                text += f" (and {masked[name]} masked)"
+            if unused.get(name):
+                text += f" ({unused[name]} of them not periodic in three directions, unused)"
+            texts.append(text)
+        lines.append(f"labels of {total} structures at {level}: {', '.join(texts)}")
+
+    for column in tally.unread_labels():
+        count = tally.unread[column.column]
+        missing = tally.unread_only.get(column.column, 0)
+        text = f"not read: '{column.column}' of {count} structures looks like {column.label}"
+        if missing:
+            text += f", which {missing} of them lack"
+        setting = setting_to_read(tally, column, prefix)
+        lines.append(f"{text}; {setting} would read it, if that is its unit")
+    return lines
+
+
+def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> str:
+    """The words of a command line that make a column be read."""
+    label = column.label
+    unit = column.unit
+    names = column.column
+    # structures that have the label under its own name keep it
+    has_label = any(counts.get(label) for counts in tally.kept.values())
+    if has_label and tally.unread_only.get(column.column):
+        names = f"[{label},{column.column}]"
+        if unit != LABELS[label].unit:
+            unit = f"[{LABELS[label].unit},{unit}]"
+    return f"{prefix}columns.{label}={names} {prefix}units.{label}={unit}"
+
+
+def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
+    """The remedy for a source of which no label was read."""
+    remedy = "name the columns that have them"
+    unread = tally.unread_labels()
+    if not unread:
+        return f"{remedy}, as in {prefix}columns.energy=E {prefix}units.energy=eV"
+    # two columns of one label would be two settings of one key
+    by_label = {column.label: column for column in reversed(unread)}
+    settings = [setting_to_read(tally, column, prefix) for column in by_label.values()]
+    return f"{remedy}, perhaps {' '.join(settings)}"
+
+
+def to_json(tally: LabelTally) -> dict[str, Any]:
+    """For dataset_info.json and the footers of staged parts."""
+    return {name: getattr(tally, name) for name in LabelTally.__dataclass_fields__}
+
+
+def from_json(content: Mapping[str, Any]) -> LabelTally:
+    """The inverse of `to_json`."""
+    return LabelTally(**content)
+
+
+def added(tallies: Iterable[LabelTally]) -> LabelTally:
+    """The counts of several parts together."""
+    total = LabelTally()
+    for tally in tallies:
+        total += tally
+    return total
+
+
+def _count(counts: Counts, key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _add(own: Counts, more: Mapping[str, int]) -> None:
+    for key, count in more.items():
+        own[key] = own.get(key, 0) + count

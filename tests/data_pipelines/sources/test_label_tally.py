@@ -1,0 +1,202 @@
+"""Labels are counted, and columns that look like labels and are not read are named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import ase.db
+import ase.io
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from evenfield.cli import main
+from evenfield.core.settings import load_settings
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.convert.finish import ConversionError
+from evenfield.data_pipelines.sources.label_names import look_alike
+from evenfield.data_pipelines.sources.label_tally import from_json, label_report
+
+
+def crystal(index: int = 0, pbc: bool | tuple[bool, ...] = True, **results) -> Atoms:
+    """Two copper atoms that are never twice at the same place."""
+    positions = [[0, 0, 0], [1.8, 1.8, 0.01 * index]]
+    atoms = Atoms("Cu2", positions, cell=[3.6, 3.6, 3.6], pbc=pbc)
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def converted(source: Path, out: Path, **settings) -> dict:
+    """The content of dataset_info.json."""
+    config = ConvertConfig(
+        level_of_theory="EMT", split_by="structure", valid_share=0, test_share=0, **settings
+    )
+    return convert(source, out, config, workers=1)
+
+
+FORCES = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "unit"),
+    [
+        ("TotEnergy", "energy", "eV"),
+        ("REF_energy", "energy", "eV"),
+        ("mace_mp_energy", "energy", "eV"),
+        ("free_energy", "energy", "eV"),
+        ("Etot", "energy", "eV"),
+        ("force", "forces", "eV/A"),
+        ("dft-forces", "forces", "eV/A"),
+        ("energy_gradient", "forces", "-eV/A"),
+        ("virials", "stress", "-eV"),
+        ("REF_virial", "stress", "-eV"),
+        ("DFTStress", "stress", "eV/A^3"),
+    ],
+)
+def test_names_that_look_like_a_label(column, label, unit):
+    seen = look_alike(column)
+    assert (seen.label, seen.unit) == (label, unit)
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["energy_per_atom", "e_above_hull", "formation_energy", "forces_weight", "config_type", "F"],
+)
+def test_names_that_do_not(column):
+    assert look_alike(column) is None
+
+
+def test_labels_that_only_later_frames_have_are_counted_and_named(tmp_path):
+    frames = [crystal(0)] + [crystal(index, energy=float(index)) for index in range(1, 5)]
+    frames[0].info["TotEnergy"] = 0.0
+    for frame in frames[3:]:
+        frame.arrays["force"] = FORCES
+        frame.info["virial"] = np.eye(3)
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    tally = from_json(info["labels"])
+    assert tally.structures == {"EMT": 5}
+    assert tally.kept == {"EMT": {"energy": 4}}
+    assert tally.unread == tally.unread_only == {"TotEnergy": 1, "force": 2, "virial": 2}
+
+    report = label_report(tally, "source.")
+    assert report[0] == "labels of 5 structures at EMT: energy 4, forces 0, stress 0"
+    settings = [
+        "source.columns.energy=[energy,TotEnergy] source.units.energy=eV",
+        "source.columns.forces=force source.units.forces=eV/A",
+        "source.columns.stress=virial source.units.stress=-eV",
+    ]
+    for setting in settings:
+        assert any(setting in line for line in report[1:])
+
+
+def test_settings_of_the_report_read_what_it_names(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    ase.io.write(folder / "a.extxyz", crystal(0, energy=1.0, forces=FORCES))
+    other = crystal(1)
+    other.info |= {"REF_energy": 2.0, "virials": -46.656 * np.eye(3)}
+    other.arrays["REF_forces"] = FORCES
+    ase.io.write(folder / "b.extxyz", other)
+
+    info = converted(folder, tmp_path / "before")
+    report = "\n".join(label_report(from_json(info["labels"])))
+    words = [word for word in report.split() if word.startswith(("columns.", "units."))]
+    assert len(words) == 6
+    settings = load_settings(ConvertConfig, None, words)
+    changed = {"columns": settings.columns, "units": settings.units}
+    after = from_json(converted(folder, tmp_path / "after", **changed)["labels"])
+    assert after.kept == {"EMT": {"energy": 2, "forces": 2, "stress": 1}}
+    assert after.unread == {}
+
+
+def test_masked_labels_and_stresses_of_slabs_are_counted(tmp_path):
+    stress = np.full(6, 0.01)
+    bulk = crystal(0, energy=1.0, stress=stress)
+    slab = crystal(1, pbc=(True, True, False), energy=2.0, stress=stress)
+    masked = crystal(2, energy=3.0, stress=stress)
+    masked.info["bad"] = True
+    ase.io.write(tmp_path / "mine.extxyz", [bulk, slab, masked])
+
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out", masks={"stress": "bad"})
+    (line,) = label_report(from_json(info["labels"]))
+    assert line.endswith(
+        "energy 3, forces 0, stress 2 (and 1 masked) "
+        "(1 of them not periodic in three directions, unused)"
+    )
+
+
+def test_free_energy_is_named_only_where_it_is_the_only_one(tmp_path):
+    both = crystal(0, energy=1.0, free_energy=1.1)
+    alone = crystal(1, free_energy=2.0)
+    ase.io.write(tmp_path / "mine.extxyz", [both, alone])
+    tally = from_json(converted(tmp_path / "mine.extxyz", tmp_path / "out")["labels"])
+    assert tally.unread == {"free_energy": 1}
+
+
+def test_columns_of_a_table_and_of_a_database_are_named(tmp_path):
+    columns = {
+        "atomic_numbers": [[29, 29]],
+        "positions": [crystal().positions.tolist()],
+        "E": [1.0],
+        "dft_forces": [FORCES.tolist()],
+        # of each atom, and so no label
+        "energies": [[0.5, 0.5]],
+        "energy_note": ["none"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    named = {"columns": {"energy": "E"}, "units": {"energy": "eV"}}
+    of_table = converted(tmp_path / "mine.parquet", tmp_path / "table", **named)
+    assert from_json(of_table["labels"]).unread == {"dft_forces": 1}
+
+    with ase.db.connect(tmp_path / "mine.db") as database:
+        atoms = crystal(0, forces=FORCES)
+        database.write(atoms, key_value_pairs={"total_energy": 1.0})
+    of_database = converted(tmp_path / "mine.db", tmp_path / "database")
+    assert from_json(of_database["labels"]).unread == {"total_energy": 1}
+
+
+def test_data_set_without_any_label_is_refused(tmp_path):
+    frame = crystal()
+    frame.info["REF_energy"] = 1.0
+    ase.io.write(tmp_path / "mine.extxyz", frame)
+    with pytest.raises(
+        ConversionError,
+        match=r"none of its 1 structures has a label that was read: .* columns\.energy=REF_energy",
+    ):
+        converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    assert not (tmp_path / "out" / "dataset_info.json").exists()
+
+
+def test_stresses_of_slabs_alone_are_no_labels(tmp_path):
+    slab = crystal(0, pbc=(True, True, False), stress=np.full(6, 0.01))
+    ase.io.write(tmp_path / "mine.extxyz", slab)
+    with pytest.raises(ConversionError, match="has a label that was read"):
+        converted(tmp_path / "mine.extxyz", tmp_path / "out")
+
+
+def test_elements_that_are_left_out_are_not_counted(tmp_path):
+    other = crystal(1, energy=1.0)
+    other.symbols = ["Au", "Au"]
+    ase.io.write(tmp_path / "mine.extxyz", [crystal(0, energy=1.0), other])
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out", without_elements=["Au"])
+    assert from_json(info["labels"]).structures == {"EMT": 1}
+
+
+def test_command_prints_counts_and_columns(tmp_path, monkeypatch, capsys):
+    frame = crystal(0, energy=1.0)
+    frame.arrays["force"] = FORCES
+    ase.io.write(tmp_path / "mine.extxyz", frame)
+    words = ["data", "convert", tmp_path / "mine.extxyz", tmp_path / "out", "level_of_theory=EMT"]
+    monkeypatch.setattr(sys, "argv", ["evenfield", *map(str, words), "valid_share=0"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    assert "labels of 1 structures at EMT: energy 1, forces 0, stress 0" in printed
+    assert "not read: 'force' of 1 structures looks like forces, which 1 of them lack" in printed
