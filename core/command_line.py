@@ -43,7 +43,7 @@ FolderHub = Annotated[
 ]
 LevelOfTheory = Annotated[
     str | None,
-    typer.Option("--level-of-theory", help="head of the model; its first when not given"),
+    typer.Option("--level-of-theory", help="head of the model; its default when not given"),
 ]
 
 Overwrite = Annotated[

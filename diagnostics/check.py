@@ -43,7 +43,7 @@ class CheckError(EvenfieldError):
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model with the head that a check looks at; None is the model's first."""
+    """A model with the head that a check looks at; None is the model's default."""
 
     loaded: LoadedModel
     level_of_theory: str | None = None
@@ -51,9 +51,7 @@ class CheckedModel:
     @property
     def symbols(self) -> list[str]:
         """The elements that the head was trained on."""
-        from ..model_zoo.engines.calculator import checked_level
-
-        level = checked_level(self.loaded.potential, self.level_of_theory)
+        level = self.loaded.level_to_use(self.level_of_theory)
         return self.loaded.record.elements[level]
 
     def calculator(self, dtype: str | None = None) -> Calculator:

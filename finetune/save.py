@@ -47,6 +47,7 @@ def save_finetuned(
         name=out.name,
         licence=licence or base.licence,
         elements=elements,
+        default_level=level,
         train_counts=counts,
         training_data=[*base.training_data, result.target.source],
         training={**base.training, "finetune": facts(result)},

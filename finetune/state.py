@@ -18,6 +18,7 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import ErrorSummary, summarise
 from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.package.levels import default_level
 from ..model_zoo.potential.weights_aside import (
     Weights,
     copied_weights,
@@ -87,7 +88,7 @@ class FineTuning:
         self.quiet = quiet
 
         level = target.level_of_theory
-        self.potential = with_head(model.potential, level)
+        self.potential = with_head(model.potential, level, like=_head_to_start_from(model))
         self.head = self.potential.config.levels_of_theory.index(level)
         self.known_elements = _elements_of_the_readout(model, level)
         """Atomic numbers for which the readout of the head was trained."""
@@ -165,13 +166,22 @@ class FineTuning:
         return best_share
 
 
+def _head_to_start_from(model: LoadedModel) -> str:
+    """The head that a new one starts as a copy of: the model's default, else its first.
+
+    The choice is judged like everything else: errors at step 0 are on the new data.
+    """
+    levels = model.potential.config.levels_of_theory
+    return default_level(model.record, levels) or levels[0]
+
+
 def _elements_of_the_readout(model: LoadedModel, level: str) -> set[int]:
     """Atomic numbers that the readout for `level` has learned.
 
-    A new level of theory starts from the readout of the model's first head.
+    A new level of theory starts from the readout of another head.
     """
     levels = model.potential.config.levels_of_theory
-    source = level if level in levels else levels[0]
+    source = level if level in levels else _head_to_start_from(model)
     symbols = model.record.elements.get(source, [])
     return {chemical_symbols.index(symbol) for symbol in symbols}
 

@@ -74,6 +74,12 @@ class PretrainConfig(Settings):
         description="licence of the weights; needed to publish",
         json_schema_extra={"resume": "applied"},
     )
+    default_level: str | None = Field(
+        default=None,
+        description="level of theory that the model uses when none is asked for; a model of "
+        "several levels asks its users when this is not set",
+        json_schema_extra={"resume": "applied"},
+    )
     seed: int = Field(
         default=0,
         description="of the initial weights; stream.seed orders the data",

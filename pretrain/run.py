@@ -91,6 +91,14 @@ def _check_splits(config: PretrainConfig, data: Collection) -> None:
         )
 
 
+def _check_level(default_level: str, levels: list[str]) -> None:
+    if default_level not in levels:
+        raise EvenfieldError(
+            f"default_level={default_level}: no training structure has this level of theory",
+            remedy=f"choose one of {', '.join(levels)}",
+        )
+
+
 def _run(
     config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest
 ) -> Path | None:
@@ -98,6 +106,9 @@ def _run(
     seed_everything(config.seed)
     potential = build_potential(config, data)
     levels = potential.config.levels_of_theory
+    if config.default_level is not None:
+        # before the training, which may take days
+        _check_level(config.default_level, levels)
     train_module = TrainModule(potential, config.loss, config.compute.precision)
     engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)
     stream = open_stream(config, data, levels, engine.rank, engine.world_size)
@@ -280,6 +291,7 @@ def _record(
         name=Path(config.out).name,
         licence=config.licence,
         elements={level: list(levels[level]["e0"]) for level in potential.config.levels_of_theory},
+        default_level=config.default_level,
         train_counts={symbol: count for symbol, count in counts.items() if count},
         training_data=[
             TrainingData(

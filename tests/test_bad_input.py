@@ -213,7 +213,10 @@ def real_process(words: list[str]) -> str:
         (["data", "convert", "FILE", "out", "--task", "3"], "--task 3: write K/N"),
         (["data", "generate", "FILE/x.extxyz", "num_structures=1"], "FILE: File exists"),
         (["evaluate", "evenfield-s", "DATA", "FILE/out"], "FILE/out: Not a directory"),
-        (["simulate", "evenfield-s", "FILE", "out"], "FILE: cannot be read as a structure"),
+        (
+            ["simulate", "evenfield-s", "FILE", "out", "--level-of-theory", "EMT"],
+            "FILE: cannot be read as a structure",
+        ),
         (["check", "reach", "evenfield-s", "nowhere.cif"], "nowhere.cif: no such file"),
         (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "(got 'magic')"),
         (["report", "out", "uniform"], "'uniform': name a run as name=folder"),

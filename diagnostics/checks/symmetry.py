@@ -46,7 +46,7 @@ def check(model: CheckedModel) -> CheckResult:
 
     The exit code is 1 if they are not.
 
-    Example: evenfield check symmetry evenfield-s
+    Example: evenfield check symmetry evenfield-s --level-of-theory EMT
     """
     figures = []
     lines = []

@@ -25,6 +25,7 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import predict
 from ...model_zoo.evaluation.summary import mean_absolute
 from ...model_zoo.hub.load import LoadedModel
+from ...model_zoo.package.levels import default_level
 from ...model_zoo.potential.potential import Potential
 from ..gradient.replay import draw_probe, labelled_by
 from .step0 import GUARDED
@@ -114,7 +115,7 @@ def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structu
     data: pretraining data, from which it takes samples.
     """
     levels = model.potential.config.levels_of_theory
-    level = levels[0]
+    level = default_level(model.record, levels) or levels[0]
     elements = [atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])]
     own = []
     for kind, build in ((PAIRS, _pairs), (CRYSTALS, _crystals)):

@@ -17,6 +17,7 @@ from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
 from ...model_zoo.package.folder import attach
+from ...model_zoo.package.levels import default_level
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
 from ..closed_form.posterior import Posterior
 from ..closed_form.refit import refit_readout
@@ -30,8 +31,8 @@ NUM_STRUCTURES = 300
 def attach_trust(folder: Path | str, data: Path | str) -> list[str]:
     """Write both files into the model folder, from its converted pretraining `data`.
 
-    Returns their names. Raises EvenfieldError when the data have no structure at the model's first
-    level of theory.
+    Returns their names. Raises EvenfieldError when the data have no structure at the model's
+    default level of theory, or its first when it has no default.
     """
     model = load(Path(folder))
     files = {
@@ -43,23 +44,25 @@ def attach_trust(folder: Path | str, data: Path | str) -> list[str]:
 
 
 def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
-    """Posterior of the readout of the first level of theory, around the weights of the model.
+    """Posterior of the readout of one head, the default or the first, around its weights.
 
     It is that of a closed-form refit to training structures, of which only covariance and noise are
     kept. The weights are its mean as far as the training has found the minimum.
     """
-    level = model.potential.config.levels_of_theory[0]
+    levels = model.potential.config.levels_of_theory
+    level = default_level(model.record, levels) or levels[0]
     structures = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
     if not structures:
         raise EvenfieldError(
-            f"has no training structure at {level}, the model's first level of theory",
+            f"has no training structure at {level}, a level of theory of the model",
             remedy="name the data that the model was trained on",
             file=data,
         )
     known = {atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])}
     chosen = _every_element_first(structures)[:NUM_STRUCTURES]
     refitted = copy.deepcopy(model.potential)
-    _, posterior = refit_readout(refitted, 0, chosen, known=known, known_e0=known)
+    head = levels.index(level)
+    _, posterior = refit_readout(refitted, head, chosen, known=known, known_e0=known)
     return posterior
 
 

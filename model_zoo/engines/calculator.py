@@ -20,6 +20,7 @@ from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
 from ..package.folder import DTYPES
+from ..package.levels import level_to_use
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
 from .errors import EngineError, UnseenElementError
@@ -50,13 +51,14 @@ class EvenfieldCalculator(Calculator):
         compiled: bool = False,
         reference: str | None = None,
     ) -> None:
-        """Prepare a model for one level of theory; the model's first by default.
+        """Prepare a model for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
         the Verlet list in A. `compiled` compiles the network at the first call, which pays for long
         dynamics. `reference` pins the model in what ASE writes.
 
-        Raises EngineError for an unknown level of theory, dtype or skin.
+        Raises LevelError for an unknown level of theory and where a model of several has no
+        default, EngineError for an unknown dtype or skin.
         """
         super().__init__()
         self.potential = moved(potential, device, dtype)
@@ -65,7 +67,8 @@ class EvenfieldCalculator(Calculator):
             self.potential = copy.deepcopy(self.potential)
             compile_for_inference(self.potential)
 
-        self.level_of_theory = checked_level(potential, level_of_theory)
+        levels = potential.config.levels_of_theory
+        self.level_of_theory = level_to_use(record, levels, level_of_theory)
         self.elements = trained_elements(record, self.level_of_theory)
         self.verlet_list = VerletList(potential.config.cutoff, skin)
 
@@ -186,18 +189,6 @@ def checked_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise EngineError(f"dtype={name!r}", remedy="choose float32 or float64")
     return DTYPES[name]
-
-
-def checked_level(potential: Potential, level_of_theory: str | None) -> str:
-    """The named level of theory, or the model's first; EngineError when the model lacks it."""
-    levels = potential.config.levels_of_theory
-    if level_of_theory is None:
-        return levels[0]
-    if level_of_theory not in levels:
-        raise EngineError(
-            f"level_of_theory={level_of_theory!r}", remedy=f"the model has {', '.join(levels)}"
-        )
-    return level_of_theory
 
 
 def trained_elements(record: ModelRecord, level_of_theory: str) -> set[int]:

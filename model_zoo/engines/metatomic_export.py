@@ -16,7 +16,7 @@ import torch
 from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
 from ..hub.load import LoadedModel
-from .calculator import checked_dtype, checked_level
+from .calculator import checked_dtype
 from .errors import EngineError
 
 
@@ -31,13 +31,16 @@ def export_metatomic(
     level_of_theory: str | None = None,
     dtype: str = "float64",
 ) -> Path:
-    """Write one level of theory, the model's first by default, as a metatomic file; returns `path`.
+    """Write one level of theory of a model as a metatomic file; returns `path`.
 
     `dtype` is that of the network, and of everything that the file and the program exchange.
     float32 is faster, but leaves seven digits to the total energy, which includes E0.
 
-    Raises EngineError for a path that does not end in .pt, an unknown dtype or level of theory, or
-    a level that was trained on no element; MissingPackageError without metatomic; FileError when
+    Without `level_of_theory` it is the default of the model.
+
+    Raises EngineError for a path that does not end in .pt, an unknown dtype, or a level that was
+    trained on no element; LevelError for an unknown level of theory, and where a model of several
+    has no default; MissingPackageError without metatomic; FileError when
     the file cannot be written.
     """
     path = Path(path)
@@ -49,7 +52,7 @@ def export_metatomic(
         )
     # everything is checked before the import, which takes seconds, and before a folder is made
     checked_dtype(dtype)
-    level = checked_level(model.potential, level_of_theory)
+    level = model.level_to_use(level_of_theory)
     if not model.record.elements.get(level):
         raise EngineError(
             f"no element is listed for {level}, so every structure would be refused",

@@ -2,7 +2,7 @@
 
     from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
 
-    model = EvenfieldTorchSimModel(model_zoo.load("evenfield-s"))
+    model = EvenfieldTorchSimModel(model_zoo.load("evenfield-s"), level_of_theory="EMT")
     torch_sim.integrate(system=[...], model=model, ...)
 
 torch-sim says "system" for what is a structure elsewhere in this package.
@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.errors import MissingPackageError
 from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
-from .calculator import check_elements, checked_level, moved, trained_elements
+from .calculator import check_elements, moved, trained_elements
 from .verlet_list import VerletList
 
 
@@ -50,14 +50,15 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         dtype: str | None = None,
         skin: float = 0.5,
     ) -> None:
-        """Prepare a model for one level of theory; the model's first by default.
+        """Prepare a model for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
-        the Verlet lists in A. Raises EngineError for an unknown level of theory or dtype.
+        the Verlet lists in A. Raises LevelError for an unknown level of theory and where a model
+        of several has no default, EngineError for an unknown dtype.
         """
         super().__init__()
         self.potential = moved(model.potential, device, dtype)
-        self.level_of_theory = checked_level(model.potential, level_of_theory)
+        self.level_of_theory = model.level_to_use(level_of_theory)
         self.head = model.potential.config.levels_of_theory.index(self.level_of_theory)
         self.elements = trained_elements(model.record, self.level_of_theory)
         self.skin = skin

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ...core.files import file_errors
 from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
+from ..package.levels import level_to_use
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
 from ..zoo import named_models as zoo
@@ -46,6 +47,13 @@ class LoadedModel:
     # file name -> verified content of probe.extxyz and the like
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
+    def level_to_use(self, asked: str | None = None) -> str:
+        """The level of theory that was asked for, or the model's default.
+
+        Raises LevelError when the model does not have it, or has several and no default.
+        """
+        return level_to_use(self.record, self.potential.config.levels_of_theory, asked)
+
     def calculator(
         self,
         device: str = "cpu",
@@ -54,7 +62,7 @@ class LoadedModel:
         skin: float = 0.5,
         compiled: bool = False,
     ) -> EvenfieldCalculator:
-        """An ASE calculator for one level of theory; the model's first by default.
+        """An ASE calculator for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin`, in A, is the
         margin of the Verlet list: a larger one means fewer, but slower, neighbour searches.

@@ -24,6 +24,7 @@ from ..evaluation.evenness import Evenness, evenness
 from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..potential.potential import Potential
+from .levels import default_level
 from .record import ModelRecord
 
 
@@ -71,6 +72,8 @@ def model_card(
         network=network,
         network_settings=shown_settings,
         receptive_field=potential.backbone.receptive_field,
+        snippet_level=_snippet_level(record, potential.config.levels_of_theory),
+        default_level=default_level(record, potential.config.levels_of_theory),
         evaluation=evaluation,
         level_table=_level_table(evaluation) if evaluation else None,
         element_table=_element_table(evaluation) if evaluation else None,
@@ -89,6 +92,14 @@ def model_card(
     )
     metadata = _metadata(record, potential, evaluation).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{page}"))
+
+
+def _snippet_level(record: ModelRecord, levels: list[str]) -> str | None:
+    """The level of theory that the example must name; None where the model has a default."""
+    if default_level(record, levels) is not None:
+        return None
+    # whichever is listed first: the text below the example says that the user has to choose
+    return json.dumps(next(iter(record.elements), levels[0]))
 
 
 def card_pictures(
@@ -136,6 +147,7 @@ def _metadata(
             "cutoff_angstrom": potential.config.cutoff,
             "units": "eV, eV/A, eV/A^3 (tensile-positive)",
             "levels_of_theory": potential.config.levels_of_theory,
+            "default_level": default_level(record, potential.config.levels_of_theory),
             "num_elements": len(record.symbols),
             "elements": record.elements,
             "outputs": [*LABELS, "energies", "features"],

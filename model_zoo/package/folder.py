@@ -54,6 +54,7 @@ from .weights import (
     MAX_SHARD_BYTES,
     check_same_architecture,
     check_size,
+    metadata,
     one_line,
     parse_weights,
     put_weights,
@@ -207,10 +208,12 @@ def describe(folder: Path | str, facts: Description) -> None:
     """
     model = read_model_folder(folder)
     levels = model.potential.config.levels_of_theory
-    unknown = sorted(set(facts.level_details) - set(levels))
+    unknown = [f"level_details.{level}" for level in sorted(set(facts.level_details) - set(levels))]
+    if facts.default_level is not None and facts.default_level not in levels:
+        unknown.append(f"default_level={facts.default_level}")
     if unknown:
         raise EvenfieldError(
-            f"level_details.{unknown[0]}: the model has no such level of theory",
+            f"{unknown[0]}: the model has no such level of theory",
             file=folder,
             remedy=f"choose among {', '.join(levels)}",
         )
@@ -287,6 +290,7 @@ def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
     saved_version = config["format_version"]
     saved_architecture = config.get("architecture")
 
+    attachments = {name: contents[name] for name in manifest.attachments}
     files = {name: contents[name] for name in manifest.weights}
     tensors = parse_weights(files, str(folder))
     upgrade(config, tensors)
@@ -299,12 +303,28 @@ def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
 
     return ModelFolder(
         potential=potential.eval(),
-        record=record,
+        record=_with_tuned_level(record, potential.config.levels_of_theory, attachments),
         evaluation=_parse_evaluation(folder / "evaluation.json", contents["evaluation.json"]),
         # of the text that was verified: the file may have been replaced since
         revision=revision_of(manifest_text),
-        attachments={name: contents[name] for name in manifest.attachments},
+        attachments=attachments,
     )
+
+
+def _with_tuned_level(
+    record: ModelRecord, levels: list[str], attachments: dict[str, bytes]
+) -> ModelRecord:
+    """The record, with the head that was fine-tuned as the default where an older one lacks it.
+
+    A fine-tuning has always stored the posterior of its own head.
+    """
+    if record.default_level is not None or "finetune" not in record.training:
+        return record
+    tuned = metadata(attachments.get("posterior.safetensors", b"")).get("level_of_theory")
+    # The first head is that of the base model: `finetune attach` could have put it there since.
+    if tuned not in levels[1:]:
+        return record
+    return record.model_copy(update={"default_level": tuned})
 
 
 def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
@@ -380,16 +400,23 @@ def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
             f"names a level of theory twice ({', '.join(levels)})", file=path, remedy=RESTORE
         )
 
-    unknown_levels = sorted(set(record.elements) - set(levels))
+    unknown_levels = sorted({*record.elements, *record.level_counts} - set(levels))
     if unknown_levels:
         raise BadModelError(
             f"lists elements for {unknown_levels[0]!r}, which is not one of its levels of theory",
             file=path,
             remedy=RESTORE,
         )
+    default = record.default_level
+    if default is not None and default not in levels:
+        raise BadModelError(
+            f"has the default {default!r}, which is not one of its levels of theory",
+            file=path,
+            remedy=RESTORE,
+        )
 
     listed = set(record.train_counts)
-    for symbols in record.elements.values():
+    for symbols in (*record.elements.values(), *record.level_counts.values()):
         listed.update(symbols)
     unknown_symbols = sorted(listed - set(chemical_symbols[1:119]))
     if unknown_symbols:

@@ -33,7 +33,15 @@ class ModelRecord(Settings):
     elements: dict[str, list[str]] = Field(
         description="level of theory -> symbols seen in training"
     )
+    default_level: str | None = Field(
+        default=None, description="level of theory that is used when none is asked for"
+    )
     train_counts: dict[str, int] = Field(default={}, description="symbol -> training structures")
+    level_counts: dict[str, dict[str, int]] = Field(
+        default={},
+        description="level of theory -> symbol -> training structures; records of older models "
+        "do not have it",
+    )
     training_data: list[TrainingData] = Field(
         default=[], description="data sets that the model was trained on"
     )
@@ -63,4 +71,7 @@ class Description(Settings):
     citation: str | None = Field(default=None, description="how to cite it")
     level_details: dict[str, str] = Field(
         default={}, description="level of theory -> code, functional, basis, dispersion, spin"
+    )
+    default_level: str | None = Field(
+        default=None, description="level of theory that is used when none is asked for"
     )

@@ -109,7 +109,7 @@ def check_same_architecture(files: dict[str, bytes], where: str, architecture: A
     """
     for name, data in files.items():
         # compared as JSON, as both were saved: an upgrade changes the config alone
-        of_shard = _metadata(data).get("architecture")
+        of_shard = metadata(data).get("architecture")
         if of_shard != architecture:
             raise BadModelError(
                 "belongs to another config.json than the one in this folder",
@@ -118,9 +118,9 @@ def check_same_architecture(files: dict[str, bytes], where: str, architecture: A
             )
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
+def metadata(data: bytes) -> dict[str, Any]:
     """Our own metadata of a safetensors file; empty when it has none that can be read."""
-    # `load` has read the file before, so the length of the header can be trusted here
+    # a length beyond the end of the file cuts the header short, which is then no JSON
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])

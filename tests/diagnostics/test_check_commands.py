@@ -141,14 +141,15 @@ def test_missing_tight_binding_names_the_extra(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["phases", "evenfield-s", "Xx"], "Xx: the model was not trained on it"),
+        (["phases", "evenfield-s", "Xx", *EMT_HEAD], "Xx: the model was not trained on it"),
         (["phases", "nowhere", "Cu"], "nowhere"),
         (
             ["phases", "evenfield-s", "Cu", "--level-of-theory", "PBE"],
             "level_of_theory='PBE': the model has",
         ),
-        (["reach", "evenfield-s", "CIF", "--index", "4"], "has 4 atoms"),
-        (["scaling", "evenfield-s", "XYZ"], "no cell of three vectors"),
+        (["symmetry", "evenfield-s"], "several levels of theory and no default"),
+        (["reach", "evenfield-s", "CIF", "--index", "4", *EMT_HEAD], "has 4 atoms"),
+        (["scaling", "evenfield-s", "XYZ", *EMT_HEAD], "no cell of three vectors"),
     ],
 )
 def test_mistakes_are_explained(

@@ -12,7 +12,7 @@ from evenfield.model_zoo.package.record import TrainingData
 
 
 def small_model(folder: Path) -> Path:
-    """Write the model into `folder`: Cu at PBE, Cu and Au at EMT."""
+    """Write the model into `folder`: Cu at PBE, its default, and Cu and Au at EMT."""
     config = PotentialConfig(
         channels=8, cutoff=4.0, readout_size=16, levels_of_theory=["PBE", "EMT"]
     )
@@ -22,6 +22,7 @@ def small_model(folder: Path) -> Path:
         name="copper",
         licence="Apache-2.0",
         elements={"PBE": ["Cu"], "EMT": ["Cu", "Au"]},
+        default_level="PBE",
         train_counts={"Cu": 20, "Au": 3},
         training_data=[
             TrainingData(name="metals", sha256="0" * 64, licence="CC0-1.0", num_structures=23)

@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> model_zoo.LoadedModel:
     potential = Potential(config)
     potential.e0[:] = -321.0
     elements = {"PBE": ["Si", "Fe"], "EMT": ["Cu", "Au"]}
-    record = ModelRecord(name="iron", elements=elements)
+    record = ModelRecord(name="iron", elements=elements, default_level="PBE")
 
     # saved and loaded, because engines take a LoadedModel
     folder = tmp_path_factory.mktemp("engines") / "model"

@@ -40,7 +40,8 @@ def small(folder: Path, **architecture: Any) -> model_zoo.LoadedModel:
     potential = Potential(config)
     potential.e0[:] = -torch.arange(2 * 119).view(2, 119) * 12.3456789
     potential.scale[:] = torch.tensor([5.0, 7.0])
-    record = ModelRecord(name="small", licence="CC0-1.0", description="For tests.", elements=LEVELS)
+    about = {"name": "small", "licence": "CC0-1.0", "description": "For tests."}
+    record = ModelRecord(**about, elements=LEVELS, default_level="PBE")
     model_zoo.save_model(folder, potential, record)
     return model_zoo.load(folder)
 
