@@ -12,8 +12,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor, nn
 
-
-MAX_ATOMIC_NUMBER = 118
+from .interface import MAX_ATOMIC_NUMBER
 
 
 def _subshells() -> list[tuple[int, int]]:

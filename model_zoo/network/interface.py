@@ -23,6 +23,10 @@ from ...core.settings import Settings
 from .tiles import Tiles
 
 
+# every network knows the elements 1 to 118
+MAX_ATOMIC_NUMBER = 118
+
+
 class NetworkConfig(Settings):
     """The settings that all networks share. Each network adds its own and states its tag."""
 
@@ -35,13 +39,18 @@ class NetworkConfig(Settings):
     )
 
     @property
-    def fewest_weights(self) -> int:
-        """A lower bound of the number of weights, computed without building the network.
+    @abstractmethod
+    def num_features(self) -> int:
+        """F, the number of features of an atom."""
 
-        A model folder whose settings ask for more weights than its files can hold is refused before
-        any memory is taken.
+    @property
+    @abstractmethod
+    def num_weights(self) -> int:
+        """Numbers in the state of the network, counted without building it.
+
+        A model folder whose settings ask for more weights than its files hold is refused before any
+        memory is taken. A test of the package compares the count with the network that is built.
         """
-        return 0
 
 
 class Network(nn.Module, ABC):

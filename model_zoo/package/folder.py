@@ -366,8 +366,8 @@ def build(
     if not isinstance(config.get("architecture"), dict):
         raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
     try:
-        architecture = PotentialConfig.model_validate(config["architecture"])
-        record = ModelRecord.model_validate(config["record"])
+        architecture = PotentialConfig.from_stored(config["architecture"])
+        record = ModelRecord.model_validate(config["record"], strict=True)
         dtype = DTYPES[config["dtype"]]
     except (KeyError, TypeError) as error:
         raise BadModelError(
@@ -397,13 +397,14 @@ def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
     """Levels of theory must be unique, and the record must name only these and real elements."""
     if len(set(levels)) != len(levels):
         raise BadModelError(
-            f"names a level of theory twice ({', '.join(levels)})", file=path, remedy=RESTORE
+            f"names a level of theory twice ({', '.join(levels)[:200]})", file=path, remedy=RESTORE
         )
 
     unknown_levels = sorted({*record.elements, *record.level_counts} - set(levels))
     if unknown_levels:
         raise BadModelError(
-            f"lists elements for {unknown_levels[0]!r}, which is not one of its levels of theory",
+            f"lists elements for {unknown_levels[0][:100]!r}, which is not one of its levels of "
+            "theory",
             file=path,
             remedy=RESTORE,
         )
@@ -421,5 +422,7 @@ def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
     unknown_symbols = sorted(listed - set(chemical_symbols[1:119]))
     if unknown_symbols:
         raise BadModelError(
-            f"lists {unknown_symbols[0]!r}, which is not an element", file=path, remedy=RESTORE
+            f"lists {unknown_symbols[0][:100]!r}, which is not an element",
+            file=path,
+            remedy=RESTORE,
         )

@@ -36,6 +36,10 @@ MAX_NAME_LENGTH = 100
 MAX_FILES = 1000
 # limit for every file that holds no weights, so that a bad folder cannot fill the memory
 MAX_TEXT_BYTES = 64 << 20
+# for a manifest, which takes some 300 bytes for each file
+MAX_MANIFEST_BYTES = 1 << 20
+# for JSON, which takes up to 30 times its length in memory; an evaluation has some 100 kB
+MAX_JSON_BYTES = 8 << 20
 RESTORE = "fetch the model again, or save it again where it was made"
 
 
@@ -124,6 +128,7 @@ def parse_manifest(path: Path | str, text: bytes) -> Manifest:
 
     Raises BadModelError when the manifest is damaged, malicious or too new.
     """
+    _check_length(path, text, MAX_MANIFEST_BYTES)
     content = json_object(path, text)
     # first of all: in a newer format, the other keys may mean something else
     check_version(path, content.get("format_version", 1))
@@ -201,6 +206,7 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
 
 def json_object(path: Path | str, text: bytes) -> dict[str, Any]:
     """A JSON object from untrusted bytes; `path` is used in messages only."""
+    _check_length(path, text, MAX_JSON_BYTES)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -210,12 +216,21 @@ def json_object(path: Path | str, text: bytes) -> dict[str, Any]:
     return content
 
 
+def _check_length(path: Path | str, text: bytes, limit: int) -> None:
+    if len(text) > limit:
+        raise BadModelError(
+            f"has {len(text):,} bytes, {limit:,} are allowed", file=path, remedy=RESTORE
+        )
+
+
 def check_version(path: Path | str, version: Any) -> None:
     """Raise BadModelError for a format version that this evenfield cannot read."""
     # a bool is an int in Python, and `true` is no version
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadModelError(
-            f"format_version is {version!r}, not a positive integer", file=path, remedy=RESTORE
+            f"format_version is {str(version)[:40]!r}, not a positive integer",
+            file=path,
+            remedy=RESTORE,
         )
     if version > FORMAT_VERSION:
         raise BadModelError(

@@ -7,21 +7,29 @@ strict: whatever does not fit the architecture of config.json is refused.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..potential.config import PotentialConfig
 from ..potential.potential import Potential
-from .manifest import FORMAT_VERSION, RESTORE, BadModelError
+from .manifest import FORMAT_VERSION, MANIFEST, RESTORE, BadModelError
 
 
 # a broken download costs at most one shard
 MAX_SHARD_BYTES = 1 << 30
 MAX_FAULTS_SHOWN = 8
+# Far above any model of today. They bound what is looked at before anything is known to be right.
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 10_000
+MAX_WEIGHTS_OF_FORMAT_1 = 1 << 26
+# Trained weights are below 100. Larger numbers overflow where they are multiplied with each other.
+MAX_WEIGHT = 1e6
+# eV; an atom of element 118 with all its electrons has -1.5e6
+MAX_REFERENCE_ENERGY = 1e8
 
 
 def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, bytes]:
@@ -76,6 +84,7 @@ def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, data in files.items():
         path = f"{where}/{name}"
+        _check_header(path, data)
         try:
             part = load(data)
         except (
@@ -98,7 +107,28 @@ def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
                 f"holds {min(repeated)}, which another shard holds too", file=path, remedy=RESTORE
             )
         tensors |= part
+        if len(tensors) > MAX_TENSORS:
+            raise _too_many_tensors(path)
     return tensors
+
+
+def _check_header(path: str, data: bytes) -> None:
+    """Raise BadModelError for a header that would take minutes or gigabytes to read."""
+    length = int.from_bytes(data[:8], "little")
+    # one that is longer than the file is refused by `load`, with a better reason
+    if MAX_HEADER_BYTES < length <= len(data):
+        raise BadModelError(
+            f"has a header of {length:,} bytes, {MAX_HEADER_BYTES:,} are allowed",
+            file=path,
+            remedy=RESTORE,
+        )
+    # each tensor states where its data are; the count is of text, so that nothing is parsed yet
+    if data.count(b'"data_offsets"', 0, 8 + length) > MAX_TENSORS:
+        raise _too_many_tensors(path)
+
+
+def _too_many_tensors(path: str) -> BadModelError:
+    return BadModelError(f"holds more than {MAX_TENSORS:,} tensors", file=path, remedy=RESTORE)
 
 
 def check_same_architecture(files: dict[str, bytes], where: str, architecture: Any) -> None:
@@ -135,8 +165,8 @@ def metadata(data: bytes) -> dict[str, Any]:
 def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) -> None:
     """Load `tensors` into `potential`; `where` is the file of weights, for messages.
 
-    Raises BadModelError if a tensor is missing, unexpected, of another shape or dtype, or not
-    finite.
+    Raises BadModelError if a tensor is missing, unexpected, of another shape or dtype, or holds
+    numbers that are not finite or that no training reaches.
     """
     # torch's own strict loading knows neither dtypes nor NaN, and its message has many lines
     faults = _faults(potential.state_dict(), tensors)
@@ -168,10 +198,24 @@ def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
 
     # numbers are looked at last: they say nothing about tensors of the wrong shape
     for name in common:
-        is_finite = torch.isfinite(found[name]).all()
-        if not is_finite:
-            faults.append(f"{name} holds NaN or infinity")
+        fault = _fault_of_numbers(name, found[name])
+        if fault is not None:
+            faults.append(fault)
     return faults
+
+
+def _fault_of_numbers(name: str, tensor: Tensor) -> str | None:
+    """What is wrong with the numbers of a tensor, if anything."""
+    if not tensor.numel():
+        return None
+    limit = MAX_REFERENCE_ENERGY if name == "e0" else MAX_WEIGHT
+    # one pass for both: the largest of numbers with NaN among them is NaN
+    largest = tensor.abs().max().item()
+    if not math.isfinite(largest):
+        return f"{name} holds NaN or infinity"
+    if largest > limit:
+        return f"{name} holds numbers up to {largest:.1e}, which no training reaches"
+    return None
 
 
 def _kind(tensor: Tensor) -> str:
@@ -182,15 +226,23 @@ def _kind(tensor: Tensor) -> str:
 def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> None:
     """Refuse sizes that a file of `weight_bytes` cannot fill, before any memory is allocated.
 
-    The network states a lower bound of its weights. `path` is config.json, for messages.
-    `weight_bytes` is None when the size is not known.
+    `path` is config.json, for messages. `weight_bytes` is None when the size is not known: the
+    manifests of format 1 do not state it.
     """
+    needed = config.num_weights
     if weight_bytes is None:
+        if needed > MAX_WEIGHTS_OF_FORMAT_1:
+            raise BadModelError(
+                f"asks for {needed:,} weights, and {MANIFEST} states no sizes",
+                file=path,
+                remedy=RESTORE,
+            )
         return
-    # each number takes 4 bytes; the factor of 16 leaves room, the bound only has to stop nonsense
-    if config.network.fewest_weights > 4 * weight_bytes:
+    # A number takes 4 bytes or more. An older format may hold half of what it is upgraded to.
+    if 2 * needed > weight_bytes:
         raise BadModelError(
-            f"asks for far more weights than the {weight_bytes:,} bytes that are stored",
+            f"asks for {needed:,} weights, far more weights than the {weight_bytes:,} bytes that "
+            "are stored can hold",
             file=path,
             remedy=RESTORE,
         )

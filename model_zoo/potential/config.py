@@ -7,13 +7,14 @@ model.channels=128`), and stored models have them on one level too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import (
     Field,
     SerializationInfo,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -21,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from ...core.settings import Settings
 from ..network.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, config_class
-from ..network.interface import NetworkConfig
+from ..network.interface import MAX_ATOMIC_NUMBER, NetworkConfig
 
 
 class ModelConfig(Settings):
@@ -39,7 +40,7 @@ class ModelConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_network(cls, given: Any) -> Any:
+    def _read_network(cls, given: Any, info: ValidationInfo) -> Any:
         """Move the keys of the network into a config of the class that `architecture` names."""
         if not isinstance(given, dict) or isinstance(given.get("network"), NetworkConfig):
             return given
@@ -64,7 +65,9 @@ class ModelConfig(Settings):
             raise ValueError(
                 f"{of_network['architecture']} has no setting '{unknown[0]}': it has {known}"
             )
-        own["network"] = network_config.model_validate(of_network)
+        # pydantic does not pass on that a stored config is read strictly, so the caller tells it
+        strict = bool(info.context and info.context.get("strict"))
+        own["network"] = network_config.model_validate(of_network, strict=strict)
         return own
 
     @model_serializer(mode="wrap")
@@ -103,3 +106,24 @@ class PotentialConfig(ModelConfig):
     num_neighbours: float = Field(
         default=16.0, gt=0, description="mean number of neighbours in the data"
     )
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in the state of a potential, counted without building it."""
+        num_heads = len(self.levels_of_theory)
+        num_rows = MAX_ATOMIC_NUMBER + 1
+        hidden = (self.network.num_features + 1) * self.readout_size
+        # the weights shared by all elements, and those of each
+        weights = num_heads * (num_rows + 1) * self.readout_size
+        # E0 and radius of each element, and the scale
+        constants = num_heads * (2 * num_rows + 1)
+        return self.network.num_weights + hidden + weights + constants
+
+    @classmethod
+    def from_stored(cls, content: dict[str, Any]) -> Self:
+        """The config of a stored model, in which every value has the type that was written.
+
+        Settings of a user are read with more patience: 1e-3 is a text in YAML. In a model folder
+        "8192" was not written by us. Raises pydantic's ValidationError.
+        """
+        return cls.model_validate(content, strict=True, context={"strict": True})

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...data_pipelines.batch import Batch
 from ..network.architectures import build_network
-from ..network.embedding import MAX_ATOMIC_NUMBER
 from ..network.exact_buffers import ExactBuffers
+from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.tiles import Tiles, tile_edges
 from .config import PotentialConfig
 from .derivatives import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..network.embedding import MAX_ATOMIC_NUMBER
+from ..network.interface import MAX_ATOMIC_NUMBER
 
 
 class Readout(nn.Module):

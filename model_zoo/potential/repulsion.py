@@ -19,8 +19,8 @@ from ase.data import covalent_radii
 from ase.units import Bohr, Hartree
 from torch import Tensor, nn
 
-from ..network.embedding import MAX_ATOMIC_NUMBER
 from ..network.exact_buffers import ExactBuffers
+from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.radial import polynomial_envelope, polynomial_envelope_slope
 
 

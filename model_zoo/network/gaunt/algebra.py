@@ -9,6 +9,7 @@ constant matrix.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from e3nn import o3
@@ -16,6 +17,7 @@ from scipy.integrate import lebedev_rule
 from torch import Tensor, nn
 
 from ..exact_buffers import ExactBuffers
+from .paths import natural_parity_paths
 
 
 def components_per_degree(l_max: int) -> list[int]:
@@ -67,7 +69,7 @@ class ClebschGordanContraction(ExactBuffers):
         rows: list[list[Tensor]] = [[] for _ in range(l_in + 1)]
 
         for l3 in range(l_out + 1):
-            paths = _natural_parity_paths(l_in, l_edge, l3)
+            paths = natural_parity_paths(l_in, l_edge, l3)
             counts = [0] * (l_in + 1)
             for l1, _ in paths:
                 counts[l1] += 1
@@ -127,17 +129,6 @@ class ClebschGordanContraction(ExactBuffers):
         return torch.cat(outputs)
 
 
-def _natural_parity_paths(l_in: int, l_edge: int, l3: int) -> list[tuple[int, int]]:
-    """All (l1, l2) that couple to l3 with l1 + l2 + l3 even, ordered by l1."""
-    paths = []
-    for l1 in range(l_in + 1):
-        for l2 in range(l_edge + 1):
-            couples = abs(l1 - l2) <= l3 <= l1 + l2
-            if couples and (l1 + l2 + l3) % 2 == 0:
-                paths.append((l1, l2))
-    return paths
-
-
 def _sum_over_paths(mixed: Tensor) -> Tensor:
     """(paths, M, C) -> (M, C)."""
     # squeeze is free, and most often there is one path
@@ -146,8 +137,12 @@ def _sum_over_paths(mixed: Tensor) -> Tensor:
     return mixed.sum(0)
 
 
+@cache
 def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
-    """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance."""
+    """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance.
+
+    Kept for the next layer, since a network of many layers would compute them for seconds.
+    """
     num_edge = (l_edge + 1) ** 2
     rows = torch.zeros(2 * l3 + 1, num_edge, 2 * l1 + 1, dtype=torch.float64)
 
@@ -176,13 +171,7 @@ class GauntTensorProduct(ExactBuffers):
 
     def __init__(self, l_max: int, l_out: int) -> None:
         super().__init__()
-        points, quadrature = _rule_on_the_sphere(2 * l_max + l_out)
-        harmonics = o3.spherical_harmonics(
-            list(range(l_max + 1)),
-            points,
-            normalize=True,
-            normalization="component",
-        )  # (points, K)
+        harmonics, quadrature = _harmonics_at_points(l_max, 2 * l_max + l_out)
 
         # the factor l_max + 1 keeps the variance of the product near that of its inputs
         evaluate = harmonics / (l_max + 1)
@@ -204,10 +193,11 @@ class GauntTensorProduct(ExactBuffers):
         return product.view(-1, num_atoms, channels)
 
 
-def _rule_on_the_sphere(degree: int) -> tuple[Tensor, Tensor]:
-    """Points (points, 3) and weights (points,) of the smallest Lebedev rule exact for `degree`.
+@cache
+def _harmonics_at_points(l_max: int, degree: int) -> tuple[Tensor, Tensor]:
+    """Harmonics (points, K) and weights (points,) of the smallest Lebedev rule for `degree`.
 
-    The weights sum to 1: an integral is a mean over the sphere.
+    The weights sum to 1: an integral is a mean over the sphere. Kept for the next product.
     """
     # Lebedev rules have odd degrees from 3 on
     if degree % 2 == 0:
@@ -217,4 +207,10 @@ def _rule_on_the_sphere(degree: int) -> tuple[Tensor, Tensor]:
     # SciPy returns one column for each point, and weights that sum to 4 pi
     rows = torch.from_numpy(points.T.copy())
     mean_weights = torch.from_numpy(weights / weights.sum())
-    return rows, mean_weights
+    harmonics = o3.spherical_harmonics(
+        list(range(l_max + 1)),
+        rows,
+        normalize=True,
+        normalization="component",
+    )
+    return harmonics, mean_weights

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ..interface import NetworkConfig
+from ..interface import MAX_ATOMIC_NUMBER, NetworkConfig
+from .paths import layer_degrees, natural_parity_paths
 
 
 class GauntConfig(NetworkConfig):
@@ -53,6 +54,39 @@ class GauntConfig(NetworkConfig):
         return self
 
     @property
-    def fewest_weights(self) -> int:
-        """Every layer has several matrices of channels x channels."""
-        return self.channels**2 * self.num_layers
+    def num_features(self) -> int:
+        """The scalars of all layers."""
+        return self.channels * self.num_layers
+
+    @property
+    def num_weights(self) -> int:
+        """Counted as `network.py` makes them."""
+        elements = (MAX_ATOMIC_NUMBER + 1) * self.embedding_size
+        start = (self.embedding_size + 1) * self.channels
+        layers = 0
+        for l_in, l_out in layer_degrees(self.num_layers, self.l_hidden):
+            layers += self._radial_weights(l_in) + self._layer_weights(l_in, l_out)
+        return elements + start + layers
+
+    def _radial_weights(self, l_in: int) -> int:
+        """Weights of the radial network of a layer."""
+        inputs = self.num_basis + 2 * self.embedding_size + 1
+        outputs = (l_in + 1) * self.channels
+        angular = (self.l_max + 1) if self.angular_factors else 0
+        return self.radial_hidden * (inputs + outputs + angular) + angular
+
+    def _layer_weights(self, l_in: int, l_out: int) -> int:
+        """Weights of a layer without its radial network."""
+        # matrices of channels x channels
+        num_matrices = 0
+        for l3 in range(self.l_max + 1):
+            num_matrices += len(natural_parity_paths(l_in, self.l_max, l3))
+        for order in range(2, self.correlation + 1):
+            l_product = l_out if order == self.correlation else self.l_max
+            num_matrices += (self.l_max + 1) + (l_product + 1)
+        num_outputs = self.correlation * (l_out + 1)
+        num_skip = min(l_in, l_out) + 1
+        num_matrices += num_outputs + num_skip
+
+        gates = (self.embedding_size + 1) * num_outputs * self.channels
+        return num_matrices * self.channels**2 + gates

@@ -17,8 +17,6 @@ Shapes: N atoms, E edge slots, C channels, K = (l_max + 1)^2 components.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from ..tiles import Tiles
 from .algebra import ClebschGordanContraction, EquivariantLinear
 from .config import GauntConfig
 from .layer import EdgeGeometry, InteractionLayer
+from .paths import layer_degrees
 
 
 class GauntNetwork(Network):
@@ -46,17 +45,14 @@ class GauntNetwork(Network):
         )
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
 
-        # the input is scalar, and the readout takes scalars only
-        between = [config.l_hidden] * (config.num_layers - 1)
-        degrees = [0, *between, 0]
         self.layers = nn.ModuleList()
-        for l_in, l_out in itertools.pairwise(degrees):
+        for l_in, l_out in layer_degrees(config.num_layers, config.l_hidden):
             self.layers.append(InteractionLayer(config, l_in, l_out))
 
     @property
     def num_features(self) -> int:
         """The scalars of all layers."""
-        return self.config.channels * self.config.num_layers
+        return self.config.num_features
 
     @property
     def receptive_field(self) -> float:

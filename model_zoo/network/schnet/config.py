@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..interface import NetworkConfig
+from ..interface import MAX_ATOMIC_NUMBER, NetworkConfig
 
 
 class SchNetConfig(NetworkConfig):
@@ -26,6 +26,16 @@ class SchNetConfig(NetworkConfig):
     num_gaussians: int = Field(default=32, gt=1, le=1024, description="functions of the distance")
 
     @property
-    def fewest_weights(self) -> int:
-        """A layer has four matrices of channels x channels."""
-        return 4 * self.channels**2 * self.num_layers
+    def num_features(self) -> int:
+        """Those of the last layer."""
+        return self.channels
+
+    @property
+    def num_weights(self) -> int:
+        """Counted as `network.py` makes them."""
+        elements = (MAX_ATOMIC_NUMBER + 1) * self.channels
+        # sent, the second half of the filter, and both halves of the update; three have biases
+        matrices = 4 * self.channels**2 + 3 * self.channels
+        first_of_filter = (self.num_gaussians + 1) * self.channels
+        # the centres of the Gaussians are stored too
+        return elements + self.num_layers * (matrices + first_of_filter) + self.num_gaussians

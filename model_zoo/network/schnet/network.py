@@ -79,7 +79,7 @@ class SchNet(Network):
 
     @property
     def num_features(self) -> int:
-        return self.config.channels
+        return self.config.num_features
 
     @property
     def receptive_field(self) -> float:

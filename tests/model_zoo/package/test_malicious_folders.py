@@ -175,6 +175,31 @@ def too_many_files(folder: Path) -> None:
     set_manifest(folder, files=files)
 
 
+def many_keys(folder: Path) -> None:
+    """Some MB of short keys, which take a hundred times as much in memory when they are checked."""
+    keys = ",".join(f'"{number}":0' for number in range(200_000))
+    set_bytes(folder, "manifest.json", ("{" + keys + "}").encode())
+
+
+def long_json(folder: Path, name: str) -> None:
+    content = read_json(folder / name) | {"more": [[]] * 3_000_000}
+    rewrite(folder, name, json.dumps(content).encode())
+
+
+def many_empty_tensors(folder: Path) -> None:
+    """Each takes some 80 bytes in the file, and an object with a storage in memory."""
+    header = {}
+    for number in range(100_000):
+        header[str(number)] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    set_header(folder, header)
+
+
+def large_settings(folder: Path, **settings: Any) -> None:
+    """A file of weights that is large, yet far too small for the settings."""
+    set_weights(folder, "filling", torch.zeros(9_000_000))
+    set_architecture(folder, **settings)
+
+
 def link(folder: Path, name: str, target: str | Path) -> None:
     (folder / name).unlink()
     (folder / name).symlink_to(target)
@@ -319,6 +344,28 @@ CASES: dict[str, Case] = {
     "level twice": case(
         "names a level of theory twice", set_architecture, levels_of_theory=["PBE", "PBE"]
     ),
+    # text and decimals were once read as whole numbers, after which the network was built
+    "channels as a text": case("channels: .*valid integer", set_architecture, channels="8192"),
+    "channels as a decimal": case("channels: .*valid integer", set_architecture, channels=8192.0),
+    "count as a text": case("train_counts.*valid integer", set_record, train_counts={"Cu": "20"}),
+    "more weights than 36 MB": case("far more weights than", large_settings, channels=8192),
+    "wide readout of many layers": case(
+        "far more weights than", large_settings, readout_size=8192, num_layers=64, channels=512
+    ),
+    "thousands of levels": case(
+        "far more weights than",
+        large_settings,
+        levels_of_theory=[str(number) for number in range(100_000)],
+    ),
+    "weights of 1e38": case(
+        "readout.weight holds numbers up to 1.0e\\+38",
+        set_weights,
+        "readout.weight",
+        torch.full((2, 16), 1e38),
+    ),
+    "200,000 keys in the manifest": case("bytes, 1,048,576 are allowed", many_keys),
+    "long config": case("bytes, 8,388,608 are allowed", long_json, "config.json"),
+    "100,000 empty tensors": case("more than 10,000 tensors", many_empty_tensors),
     "element that is none": case(
         "lists 'Xx', which is not an element", set_record, elements={"PBE": ["Cu", "Xx"]}
     ),
@@ -344,7 +391,7 @@ def test_bad_folder_is_refused(folder: Path, name: str) -> None:
 
 
 def test_all_cases_are_there_and_the_bomb_is_live(folder: Path) -> None:
-    assert len(CASES) == 65  # the guides state this number
+    assert len(CASES) == 75  # the guides state this number
     # the cases prove nothing unless the bomb goes off where somebody unpickles it
     pickle.loads(pickle.dumps(Bomb(folder.parent / "ran")))
     assert (folder.parent / "ran").exists()
