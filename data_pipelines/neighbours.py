@@ -6,10 +6,22 @@ import numpy as np
 from ase.geometry import complete_cell
 from vesin import NeighborList
 
+from ..core.errors import EvenfieldError
+
 
 # vesin scales a flat or thin grid of boxes down to 1e5 by itself, and there it divides by zero and
 # ends the process
 MAX_BOXES = 20_000
+
+# Limits of what is searched. Carbon in diamond has 5.7 A^3; at a tenth of this volume a search
+# within 5 A already finds tens of thousands of neighbours of each atom.
+MIN_VOLUME_PER_ATOM = 0.1  # A^3
+MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
+MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
+
+
+class GeometryError(EvenfieldError):
+    """Positions or a cell for which there are no neighbours: not finite, collapsed, or burst."""
 
 
 def neighbour_list(
@@ -22,18 +34,31 @@ def neighbour_list(
     Returns edge_index (2, E) int64 and cell_shifts (E, 3) float64. The vector from receiver to
     sender is `positions[j] - positions[i] + cell_shifts @ cell`. An atom is its own neighbour
     through the cell's images but never at zero shift.
+
+    Raises GeometryError for numbers that are not finite, for a periodic direction without a cell
+    vector, and for a cell that has collapsed or burst. A dynamics that explodes and a relaxation
+    that goes wrong arrive here. The search would end the process or take all memory.
     """
     positions = np.ascontiguousarray(positions, np.float64)
     cell = np.ascontiguousarray(cell, np.float64)
+    pbc = np.asarray(pbc, bool)
+    _check_finite(positions, cell)
     if np.any(pbc) and not np.all(pbc):
+        # completing the cell would hide a vector that is missing
+        _check_vectors(cell, pbc)
         cell = np.ascontiguousarray(complete_cell(cell))
 
-    search = _search_radius(positions, cell, pbc, cutoff)
+    compact = positions
+    search = _search_radius(compact, cell, pbc, cutoff)
+    if search > cutoff:
+        # fragments that fly apart leave nothing but empty boxes between them
+        compact = _closed_up(positions, cell, pbc, cutoff)
+        search = _search_radius(compact, cell, pbc, cutoff)
     calculator = NeighborList(cutoff=search, full_list=True, sorted=True, n_threads=1)
     periodic = [bool(is_periodic) for is_periodic in pbc]
     # vesin lists a pair as (i, j), with the vector from i to j
     receiver, sender, shifts = calculator.compute(
-        points=positions, box=cell, periodic=periodic, quantities="ijS"
+        points=compact, box=cell, periodic=periodic, quantities="ijS"
     )
     edge_index = np.stack([sender, receiver]).astype(np.int64)
     shifts = shifts.astype(np.float64)
@@ -48,6 +73,59 @@ def neighbour_list(
     return edge_index, shifts
 
 
+def _check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
+    """The search itself would end the process."""
+    if len(positions) == 0:
+        raise GeometryError("the structure has no atoms", remedy="give at least one")
+    if not np.isfinite(positions).all():
+        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise GeometryError(
+            f"the position of atom {atom} is {positions[atom].tolist()}",
+            remedy="go back to the last structure with finite positions, and take shorter steps",
+        )
+    if not np.isfinite(cell).all():
+        raise GeometryError(
+            f"the cell {cell.tolist()} is not finite",
+            remedy="give three vectors of finite length",
+        )
+
+
+def _check_vectors(cell: np.ndarray, pbc: np.ndarray) -> None:
+    """A direction that is periodic needs a vector."""
+    for axis in range(3):
+        if pbc[axis] and not cell[axis].any():
+            raise GeometryError(
+                f"cell vector {axis} is zero, but the structure is periodic along it",
+                remedy="give a cell, or set pbc to False along this vector",
+            )
+
+
+def _check_extents(
+    largest: float, volume: float, num_atoms: int, lowest: float, cutoff: float
+) -> None:
+    """Refuse a periodic structure that is too large, too dense or too oblique.
+
+    volume: A^3. largest, lowest: A, distances between opposite faces of the cell, along the
+    periodic axes.
+    """
+    # plain comparisons: this runs in every search
+    if largest > MAX_LENGTH:
+        raise GeometryError(
+            f"the cell is {largest:.3g} A large, more than {MAX_LENGTH:g} A",
+            remedy="go back to the last structure before it burst",
+        )
+    if volume < MIN_VOLUME_PER_ATOM * num_atoms or lowest == 0.0:
+        raise GeometryError(
+            f"the cell has collapsed: {volume / num_atoms:.3g} A^3 for each atom",
+            remedy="go back to the last structure before it collapsed",
+        )
+    if cutoff > MAX_IMAGES * lowest:
+        raise GeometryError(
+            f"the cell is too oblique: opposite faces are only {lowest:.3g} A apart",
+            remedy="describe the lattice by shorter vectors, as ase.build.niggli_reduce does",
+        )
+
+
 def cell_heights(cell: np.ndarray) -> np.ndarray:
     """Distances between opposite faces of a cell (3, 3), (3,) in A; 0 where it has no volume."""
     # the area of each face is the length of the cross product of its two edges
@@ -60,14 +138,54 @@ def cell_heights(cell: np.ndarray) -> np.ndarray:
 def _search_radius(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> float:
-    """The cutoff, enlarged until at most MAX_BOXES boxes of that width fill the structure, A."""
+    """The cutoff, enlarged until at most MAX_BOXES boxes of that width fill the structure, A.
+
+    Raises GeometryError for a periodic structure that cannot be searched.
+    """
     extents = np.ptp(positions, axis=0)
     if np.any(pbc):
         # along the other axes the search grid spans the positions, whose diagonal bounds it
-        extents = np.where(pbc, cell_heights(cell), np.linalg.norm(extents))
+        heights = cell_heights(cell)
+        extents = np.where(pbc, heights, np.linalg.norm(extents))
+
+        lowest = float(heights[pbc].min())
+        if lowest == 0.0:
+            _check_vectors(cell, pbc)
+        if np.all(pbc):
+            volume = abs(np.linalg.det(cell))
+        else:
+            # along open axes, atoms at one place still have a cutoff's width of room around them
+            volume = np.prod(np.where(pbc, heights, extents + cutoff))
+        _check_extents(float(heights[pbc].max()), float(volume), len(positions), lowest, cutoff)
+
     while _num_boxes(extents, cutoff) > MAX_BOXES:
         cutoff *= 1.25
     return cutoff
+
+
+def _closed_up(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> np.ndarray:
+    """Positions with the empty stretches along open directions shortened to twice the cutoff.
+
+    Atoms on both sides of such a stretch are no neighbours, before and after.
+    """
+    directions = np.eye(3)
+    if np.any(pbc):
+        # orthonormal, and orthogonal to all periodic vectors
+        _, _, basis = np.linalg.svd(cell[pbc])
+        directions = basis[np.count_nonzero(pbc) :]
+
+    for direction in directions:
+        along = positions @ direction
+        order = np.argsort(along)
+        gaps = np.diff(along[order])
+        excess = np.maximum(gaps - 2 * cutoff, 0.0)
+
+        shift = np.zeros(len(positions))
+        shift[order[1:]] = np.cumsum(excess)
+        positions = positions - shift[:, None] * direction
+    return np.ascontiguousarray(positions)
 
 
 def _num_boxes(extents: np.ndarray, width: float) -> float:

@@ -59,8 +59,16 @@ def check(
             # tblite's periodic mode samples the Gamma point only, which is wrong for small cells
             cell.pbc = False
     # processor time of several threads would add up
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return _compare(calculators, cells, doublings)
+    finally:
+        torch.set_num_threads(threads_before)
 
+
+def _compare(calculators: dict[str, Calculator], cells: list[Atoms], doublings: int) -> CheckResult:
+    """Times, laws of cost, and where the first calculator becomes the cheaper of two."""
     sizes = [len(cell) for cell in cells]
     laws = {}
     figures = []
@@ -89,7 +97,7 @@ def check(
             f"{1e6 * law.factor:.1f} us x atoms^{law.exponent:.2f}"
         )
 
-    if xtb:
+    if GFN1_LEVEL in laws:
         atoms_needed = break_even(laws[OURS], laws[GFN1_LEVEL])
         if atoms_needed is None:
             verdict = "never"

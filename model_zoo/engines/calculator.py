@@ -7,6 +7,7 @@ The functions at the end are shared with the other engines.
 from __future__ import annotations
 
 import copy
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ class EvenfieldCalculator(Calculator):
     # ASE reads a list here
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
+    # what `set` can change; ASE accepts any key, and would only note it
+    settable = ("level_of_theory", "dtype", "device", "skin")
+
     def __init__(
         self,
         potential: Potential,
@@ -61,28 +65,82 @@ class EvenfieldCalculator(Calculator):
         default, EngineError for an unknown dtype or skin.
         """
         super().__init__()
-        self.potential = moved(potential, device, dtype)
-        if compiled:
-            # a copy: the model may drive other calculators, which did not ask for it
-            self.potential = copy.deepcopy(self.potential)
-            compile_for_inference(self.potential)
+        self._loaded = potential
+        self._record = record
+        self._is_compiled = compiled
+        self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
+        # ASE writes the parameters into trajectories and databases
+        self.parameters["model"] = reference or record.name
 
-        levels = potential.config.levels_of_theory
-        self.level_of_theory = level_to_use(record, levels, level_of_theory)
-        self.elements = trained_elements(record, self.level_of_theory)
-        self.verlet_list = VerletList(potential.config.cutoff, skin)
+    def set(self, **changes: Any) -> dict[str, Any]:
+        """Change the level of theory, dtype, device or skin; returns the parameters that changed.
+
+        Values are those of the constructor. Results for the settings before are forgotten.
+        Raises EngineError for any other key, and for a value that the model lacks.
+        """
+        # ASE's constructor calls this without anything to set
+        if not changes:
+            return {}
+        unknown = sorted(set(changes) - set(self.settable))
+        if unknown:
+            raise EngineError(
+                f"{', '.join(unknown)}: cannot be set",
+                remedy=f"set {', '.join(self.settable)}, or make another calculator",
+            )
+
+        parameter = next(self.potential.parameters())
+        now = {
+            "device": parameter.device,
+            "dtype": _dtype_name(self.potential),
+            "level_of_theory": self.level_of_theory,
+            "skin": self.verlet_list.skin,
+        }
+        before = dict(self.parameters)
+        self._configure(**(now | changes))
+        self.reset()
+
+        changed = {}
+        for name, value in self.parameters.items():
+            if before.get(name) != value:
+                changed[name] = value
+        return changed
+
+    @property
+    def level_of_theory(self) -> str:
+        """The head that answers; `set(level_of_theory=...)` changes it."""
+        level: str = self.parameters["level_of_theory"]
+        return level
+
+    def _configure(
+        self,
+        *,
+        device: str | torch.device,
+        dtype: str | None,
+        level_of_theory: str | None,
+        skin: float,
+    ) -> None:
+        """Everything that follows from the settings."""
+        # first all that can be refused, so that a refusal changes nothing
+        levels = self._loaded.config.levels_of_theory
+        level = level_to_use(self._record, levels, level_of_theory)
+        verlet_list = VerletList(self._loaded.config.cutoff, skin)
+        potential = moved(self._loaded, device, dtype)
+        if self._is_compiled:
+            # a copy: the model may drive other calculators, which did not ask for it
+            potential = copy.deepcopy(potential)
+            compile_for_inference(potential)
+
+        self.potential = potential
+        self.elements = trained_elements(self._record, level)
+        self.verlet_list = verlet_list
 
         # the batch of the last structure, and the atomic numbers that it was made for
         self._batch: Batch | None = None
         self._numbers = np.empty(0, int)
+        self.parameters.update(level_of_theory=level, dtype=_dtype_name(potential))
 
-        # ASE writes these into trajectories and databases
-        self.parameters.update(
-            model=reference or record.name,
-            level_of_theory=self.level_of_theory,
-            dtype=str(next(self.potential.parameters()).dtype).removeprefix("torch."),
-        )
-
+    # Forces are derivatives: they need autograd, in full precision, whatever mode the caller is in.
+    @torch.inference_mode(False)
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -91,13 +149,15 @@ class EvenfieldCalculator(Calculator):
     ) -> None:
         """Fill `results`; as ASE expects, a stress only if all three directions are periodic.
 
-        Raises UnseenElementError, and PropertyNotImplementedError when a stress is asked for that
-        does not exist.
+        Raises UnseenElementError, GeometryError for a structure without neighbours to search,
+        EngineError when a result is not finite, and PropertyNotImplementedError when a stress is
+        asked for that does not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        with torch.no_grad():
-            prediction = self.potential(self._batch_of(self.atoms))
+        batch = self._batch_of(self.atoms)
+        with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
+            prediction = self.potential(batch)
 
         energy = float(prediction.energy[0])
         self.results = {
@@ -108,15 +168,19 @@ class EvenfieldCalculator(Calculator):
             "forces": _numpy(prediction.forces),
         }
 
-        # NaN where it has no meaning
-        stress = _numpy(prediction.stress)
-        if np.isfinite(stress).all():
+        if self.atoms.pbc.all():
+            stress = _numpy(prediction.stress)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
-        elif "stress" in (properties or []):
+
+        if not all(np.isfinite(value).all() for value in self.results.values()):
+            self.results = {}
+            refuse_results(batch)
+        if "stress" in (properties or []) and "stress" not in self.results:
             raise PropertyNotImplementedError(
                 "stress needs a cell that is periodic in three directions"
             )
 
+    @torch.inference_mode(False)
     def get_features(self, atoms: Atoms | None = None) -> np.ndarray:
         """The features that the energy of every head is linear in, (N, readout_size).
 
@@ -126,7 +190,7 @@ class EvenfieldCalculator(Calculator):
         if atoms is None:
             raise EngineError("get_features() needs a structure", remedy="call get_features(atoms)")
         batch = self._batch_of(atoms)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
             vectors, tiles = self.potential.edge_vectors(batch)
             features = self.potential.features(batch.atomic_numbers, vectors, tiles)
         return _numpy(features)
@@ -163,6 +227,11 @@ class EvenfieldCalculator(Calculator):
         return batch.to(parameter.device)
 
 
+def _dtype_name(potential: Potential) -> str:
+    parameter = next(potential.parameters())
+    return str(parameter.dtype).removeprefix("torch.")
+
+
 def _numpy(tensor: Tensor) -> np.ndarray:
     # ASE works in float64, whatever the precision of the model
     return tensor.detach().cpu().double().numpy()
@@ -171,17 +240,49 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 # --- shared with the other engines
 
 
+def refuse_results(batch: Batch) -> NoReturn:
+    """Raise EngineError that says why results are not finite: the two atoms that are closest."""
+    distances = batch.edge_vectors().norm(dim=1)
+    if len(distances) == 0:
+        raise EngineError("the energy or a force of this structure is not finite")
+    shortest = int(distances.argmin())
+    sender, receiver = batch.edge_index[:, shortest].tolist()
+    raise EngineError(
+        f"the energy or a force is not finite: atoms {receiver} and {sender} are "
+        f"{float(distances[shortest]):.2g} A apart",
+        remedy="remove atoms that occur twice, and move others apart",
+    )
+
+
+# Tensors made in a caller's inference mode could not be differentiated, which forces need.
+@torch.inference_mode(False)
 def moved(potential: Potential, device: str | torch.device, dtype: str | None) -> Potential:
     """The potential on a device and in a dtype; itself when it is there already, else a copy.
 
-    A copy, so that one model can drive engines of both dtypes. Raises EngineError for any dtype
-    except float32, float64 and None, which keeps the present one.
+    A copy, so that one model can drive engines of both dtypes. Raises EngineError for a device that
+    this machine lacks, and for any dtype except float32, float64 and None, which keeps the present
+    one.
     """
     parameter = next(potential.parameters())
     wanted = parameter.dtype if dtype is None else checked_dtype(dtype)
-    if torch.device(device) == parameter.device and wanted == parameter.dtype:
+    place = checked_device(device)
+    if place == parameter.device and wanted == parameter.dtype:
         return potential.eval()
-    return copy.deepcopy(potential).to(device=device, dtype=wanted).eval()
+    return copy.deepcopy(potential).to(device=place, dtype=wanted).eval()
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """A device of this machine by name, such as cpu, cuda or cuda:1; EngineError for any other."""
+    try:
+        device = torch.device(name)
+        # whether it exists shows only when it is used
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise EngineError(
+            f"device={str(name)!r}: not on this machine", remedy=f"it has {known}"
+        ) from None
+    return device
 
 
 def checked_dtype(name: str) -> torch.dtype:

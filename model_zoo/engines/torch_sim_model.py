@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.errors import MissingPackageError
 from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
-from .calculator import check_elements, moved, trained_elements
+from .calculator import check_elements, moved, refuse_results, trained_elements
 from .verlet_list import VerletList
 
 
@@ -73,6 +73,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         # its estimate of how many systems fit into the memory: edges, not atoms, fill it
         self._memory_scales_with = "n_atoms_x_density"
 
+    # Forces are derivatives: they need autograd, whatever mode the caller is in.
+    @torch.inference_mode(False)
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """energy (S,) in eV, forces (N, 3) in eV/A, tensile-positive stress (S, 3, 3) in eV/A^3."""
         if not isinstance(state, SimState):
@@ -82,9 +84,14 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
 
         atomic_numbers = state.atomic_numbers.cpu().numpy()
         check_elements(atomic_numbers, self.elements, self.level_of_theory)
-        with torch.no_grad():
-            batch = self._batch(state)
+        batch = self._batch(state)
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             prediction = self.potential(batch)
+
+        # NaN would spread from one system into the optimiser or thermostat of all
+        finite = torch.isfinite(prediction.energy).all() & torch.isfinite(prediction.forces).all()
+        if not finite:
+            refuse_results(batch)
 
         # torch-sim expects the dtype that this model states
         results = {}
@@ -97,7 +104,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         cells = state.row_vector_cell.detach().double()
         pbc = torch.as_tensor(state.pbc, device=state.device).expand(3)
         edge_index, cell_shifts = self._edges(state, sizes, cells, pbc)
-        return Batch(
+        batch = Batch(
             atomic_numbers=state.atomic_numbers.long(),
             positions=state.positions.detach().double(),
             cell=cells,
@@ -107,6 +114,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
             structure_index=state.system_idx,
             head=torch.full_like(sizes, self.head),
         )
+        # tensors of a caller in inference mode cannot be differentiated; their copies can
+        return batch.clone() if state.positions.is_inference() else batch
 
     def _edges(
         self, state: SimState, sizes: Tensor, cells: Tensor, pbc: Tensor

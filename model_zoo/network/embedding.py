@@ -120,9 +120,10 @@ class ElementEmbedding(nn.Module):
         descriptors = torch.from_numpy(element_descriptors()).float()
         num_descriptors = descriptors.shape[1]
         # unit variance of each component of a vector
-        projection = torch.randn(num_descriptors, size) / num_descriptors**0.5
+        noise = torch.randn(num_descriptors, size, dtype=torch.float32)
+        projection = noise / num_descriptors**0.5
         # distinguishes elements with similar descriptors
-        own = 0.1 * torch.randn(MAX_ATOMIC_NUMBER + 1, size)
+        own = 0.1 * torch.randn(MAX_ATOMIC_NUMBER + 1, size, dtype=torch.float32)
         self.weight = nn.Parameter(descriptors @ projection + own)
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:

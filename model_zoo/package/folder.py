@@ -256,6 +256,8 @@ def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
     return model.potential, model.record
 
 
+# Tensors made in a caller's inference mode could not be differentiated, which forces need.
+@torch.inference_mode(False)
 def read_model_folder(folder: Path | str) -> ModelFolder:
     """Read a model folder of any known format.
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.forks import survive_forks
 from ...data_pipelines.batch import Batch
 from ..network.architectures import build_network
 from ..network.exact_buffers import ExactBuffers
@@ -33,6 +34,9 @@ from .repulsion import Repulsion
 # work on matrices may use its rows and columns. "table": one row for each element, most of which
 # have no gradient in a given step; has weight decay. "vector": everything else, without decay.
 ParameterRole = Literal["matrix", "table", "vector"]
+
+# here, because every way to compute passes through this module
+survive_forks()
 
 
 class Potential(ExactBuffers):
@@ -77,6 +81,11 @@ class Potential(ExactBuffers):
         Forces are computed here, inside forward, because DeepSpeed differentiates what forward
         returns. The stress of a structure that is not periodic in all three directions is NaN.
         """
+        if torch.is_inference_mode_enabled():
+            # forces need autograd, which a caller's inference mode switches off for its tensors
+            with torch.inference_mode(False), torch.no_grad():
+                return self(batch.clone())
+
         vectors, tiles = self.edge_vectors(batch)
         atom_head = batch.head[batch.structure_index]  # (N,)
 

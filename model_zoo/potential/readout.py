@@ -21,9 +21,11 @@ class Readout(nn.Module):
 
     def __init__(self, num_features: int, size: int, num_heads: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(num_features, size)
-        self.weight = nn.Parameter(torch.randn(num_heads, size) / size**0.5)
-        self.element_weight = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size))
+        self.hidden = nn.Linear(num_features, size, dtype=torch.float32)
+        weight = torch.randn(num_heads, size, dtype=torch.float32)
+        self.weight = nn.Parameter(weight / size**0.5)
+        own = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, size, dtype=torch.float32)
+        self.element_weight = nn.Parameter(own)
 
     def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
         """phi (N, d), head (N,), atomic numbers (N,) -> energies (N,) in units of the scale.

@@ -42,7 +42,8 @@ class Repulsion(ExactBuffers):
         self.cutoff = cutoff
         radii = torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]).double()
         self.register_buffer("covalent_radii", radii, persistent=False)  # (119,) A
-        self.log_factor = nn.Parameter(torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1))
+        log_factor = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float32)
+        self.log_factor = nn.Parameter(log_factor)
 
     def radii(self) -> Tensor:
         """b of each element in each head, (heads, 119) in A."""

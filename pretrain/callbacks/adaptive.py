@@ -55,7 +55,7 @@ class AdaptiveWeights(Callback):
             return
 
         # NaN for elements that the validation does not contain
-        errors = torch.full((NUM_ELEMENTS,), math.nan)
+        errors = torch.full((NUM_ELEMENTS,), math.nan, dtype=torch.float32)
         if report.evaluation is not None:
             for symbol, force_mae in report.evaluation.force_mae_of_elements().items():
                 errors[atomic_numbers[symbol]] = force_mae
@@ -71,7 +71,9 @@ class AdaptiveWeights(Callback):
         return {} if weight is None else {"element_weight": weight.tolist()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.train_module.element_weight = torch.tensor(state["element_weight"])
+        self.train_module.element_weight = torch.tensor(
+            state["element_weight"], dtype=torch.float32
+        )
 
 
 def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Tensor:
@@ -80,7 +82,7 @@ def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Te
     Without previous weights all start at 1.
     """
     if weight is None:
-        weight = torch.ones(NUM_ELEMENTS)
+        weight = torch.ones(NUM_ELEMENTS, dtype=torch.float32)
     known = torch.isfinite(errors)
     if not known.any():
         return weight

@@ -45,14 +45,14 @@ class NoiseScales(nn.Module):
             if config.noise:
                 row = [getattr(config.noise[level], name) for name in LABELS]
             rows.append(row)
-        start = torch.tensor(rows)  # (H, L)
+        start = torch.tensor(rows, dtype=torch.float32)  # (H, L)
 
         self.levels = list(levels_of_theory)
         self.learned = config.learn_noise
         # Buffers, so that they move to the engine's device; settings hold them, not checkpoints.
         self.register_buffer("given", start, persistent=False)
         if self.learned:
-            least = torch.tensor(LEAST)
+            least = torch.tensor(LEAST, dtype=torch.float32)
             self.register_buffer("least", least, persistent=False)
             # a given noise below the bound starts just above it
             excess = (start - least).clamp(min=1e-6)

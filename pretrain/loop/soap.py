@@ -58,7 +58,7 @@ class Soap(torch.optim.Optimizer):
         for parameter in parameters:
             self.state[parameter] = {
                 # the fused kernel reads the step count on the parameter's device
-                "step": torch.zeros((), device=parameter.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -115,15 +115,15 @@ class _Stack:
         like = parameters[0]
 
         # On the CPU: every step reads it, and a read from a GPU would wait for the GPU.
-        self.step_count = torch.zeros(())
+        self.step_count = torch.zeros((), dtype=torch.float32)
         self.exp_avg = like.new_zeros(size, m, n)
         self.exp_avg_sq = like.new_zeros(size, m, n)
         self.left = like.new_zeros(size, m, m)
         self.right = like.new_zeros(size, n, n)
 
         # The identity makes the first steps those of plain Adam.
-        self.left_basis = torch.eye(m, device=like.device).repeat(size, 1, 1)
-        self.right_basis = torch.eye(n, device=like.device).repeat(size, 1, 1)
+        self.left_basis = torch.eye(m, dtype=like.dtype, device=like.device).repeat(size, 1, 1)
+        self.right_basis = torch.eye(n, dtype=like.dtype, device=like.device).repeat(size, 1, 1)
 
     def states(self) -> dict[Tensor, dict[str, Tensor]]:
         """Each parameter's part of the state, as views."""

@@ -41,7 +41,7 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         self.sizes = components_per_degree(l_max)
         # unit variance of the sum over incoming channels, times `scale`
-        weight = torch.randn(l_max + 1, channels_in, channels_out)
+        weight = torch.randn(l_max + 1, channels_in, channels_out, dtype=torch.float32)
         self.weight = nn.Parameter(weight * scale / channels_in**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class ClebschGordanContraction(ExactBuffers):
 
             # unit variance of the sum over all paths and channels
             scale = math.sqrt(len(paths) * channels)
-            weight = torch.randn(len(paths), channels, channels)
+            weight = torch.randn(len(paths), channels, channels, dtype=torch.float32)
             weights.append(nn.Parameter(weight / scale))
 
             # order matters: `forward` splits the product by l3, and each block by path

@@ -70,7 +70,9 @@ class InteractionLayer(nn.Module):
         self.outputs = nn.ModuleList()
         for _ in range(config.correlation):
             self.outputs.append(EquivariantLinear(l_out, channels, channels))
-        self.gates = nn.Linear(embedding_size, config.correlation * (l_out + 1) * channels)
+        self.gates = nn.Linear(
+            embedding_size, config.correlation * (l_out + 1) * channels, dtype=torch.float32
+        )
         # gates start near 1, so that every power takes part from the first step
         nn.init.ones_(self.gates.bias)
         self.skip = EquivariantLinear(min(l_in, l_out), channels, channels)

@@ -39,7 +39,7 @@ class GauntNetwork(Network):
         self.config = config
         self.norm = num_neighbours**-0.5
         self.embedding = ElementEmbedding(config.embedding_size)
-        self.start = nn.Linear(config.embedding_size, config.channels)
+        self.start = nn.Linear(config.embedding_size, config.channels, dtype=torch.float32)
         self.harmonics = o3.SphericalHarmonics(
             list(range(config.l_max + 1)), normalize=True, normalization="component"
         )

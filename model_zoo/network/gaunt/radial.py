@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,11 +22,11 @@ class RadialNetwork(nn.Module):
         self, num_basis: int, hidden: int, embedding_size: int, num_outputs: int, num_angular: int
     ) -> None:
         super().__init__()
-        self.basis = nn.Linear(num_basis, hidden, bias=False)
-        self.sender = nn.Linear(embedding_size, hidden, bias=False)
-        self.receiver = nn.Linear(embedding_size, hidden)
-        self.outputs = nn.Linear(hidden, num_outputs, bias=False)
-        self.angular = nn.Linear(hidden, num_angular) if num_angular else None
+        self.basis = nn.Linear(num_basis, hidden, bias=False, dtype=torch.float32)
+        self.sender = nn.Linear(embedding_size, hidden, bias=False, dtype=torch.float32)
+        self.receiver = nn.Linear(embedding_size, hidden, dtype=torch.float32)
+        self.outputs = nn.Linear(hidden, num_outputs, bias=False, dtype=torch.float32)
+        self.angular = nn.Linear(hidden, num_angular, dtype=torch.float32) if num_angular else None
 
         # angular factors are near 1 before training, as if they were absent
         if self.angular:

@@ -33,9 +33,11 @@ class FilterConvolution(MessagePassing):  # type: ignore[misc]  # torch-geometri
 
     def __init__(self, channels: int, num_gaussians: int) -> None:
         super().__init__(aggr="sum")
-        self.sent = nn.Linear(channels, channels, bias=False)
+        self.sent = nn.Linear(channels, channels, bias=False, dtype=torch.float32)
         self.filter = nn.Sequential(
-            nn.Linear(num_gaussians, channels), ShiftedSoftplus(), nn.Linear(channels, channels)
+            nn.Linear(num_gaussians, channels, dtype=torch.float32),
+            ShiftedSoftplus(),
+            nn.Linear(channels, channels, dtype=torch.float32),
         )
 
     def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
@@ -56,7 +58,9 @@ class SchNetLayer(nn.Module):
         super().__init__()
         self.convolution = FilterConvolution(channels, num_gaussians)
         self.update = nn.Sequential(
-            nn.Linear(channels, channels), ShiftedSoftplus(), nn.Linear(channels, channels)
+            nn.Linear(channels, channels, dtype=torch.float32),
+            ShiftedSoftplus(),
+            nn.Linear(channels, channels, dtype=torch.float32),
         )
 
     def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
@@ -73,6 +77,10 @@ class SchNet(Network):
         self.norm = num_neighbours**-0.5
         self.embedding = ElementEmbedding(config.channels)
         self.gaussians = GaussianSmearing(0.0, config.cutoff, config.num_gaussians)
+        # torch-geometric makes the centres in the caller's default dtype, which need not be ours
+        centres = torch.linspace(0.0, config.cutoff, config.num_gaussians, dtype=torch.float32)
+        self.gaussians.offset = centres
+        self.gaussians.coeff = -0.5 / float(centres[1] - centres[0]) ** 2
         self.layers = nn.ModuleList(
             SchNetLayer(config.channels, config.num_gaussians) for _ in range(config.num_layers)
         )

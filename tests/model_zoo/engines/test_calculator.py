@@ -11,7 +11,8 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from evenfield import model_zoo
-from evenfield.data_pipelines.neighbours import neighbour_list
+from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.neighbours import GeometryError, neighbour_list
 from evenfield.model_zoo.engines.errors import EngineError, UnseenElementError
 from evenfield.model_zoo.engines.verlet_list import VerletList
 
@@ -142,6 +143,77 @@ def test_options_that_the_model_lacks(folder: Path, options: dict, message: str)
     model = model_zoo.load(folder)
     with pytest.raises(EngineError, match=message):
         model.calculator(**options)
+
+
+def test_set_changes_the_numbers(folder: Path) -> None:
+    """Every key acts as it does in the constructor, also after a calculation."""
+    model = model_zoo.load(folder)
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    calculator = model.calculator(level_of_theory="PBE")
+    atoms.calc = calculator
+    before = atoms.get_potential_energy()
+
+    changed = calculator.set(level_of_theory="EMT", dtype="float64", skin=0.1)
+    assert changed == {"level_of_theory": "EMT", "dtype": "float64"}
+    assert calculator.parameters["level_of_theory"] == calculator.level_of_theory == "EMT"
+    assert calculator.verlet_list.skin == 0.1
+    fresh = model.calculator(level_of_theory="EMT", dtype="float64")
+    assert atoms.get_potential_energy() == results(fresh, atoms)["energy"] != before
+
+    # back to where it was
+    calculator.set(level_of_theory="PBE", dtype="float32", skin=0.5)
+    assert atoms.get_potential_energy() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": "EMT"}, "level: cannot be set: set level_of_theory, dtype, device, skin"),
+        ({"level_of_theory": "HF"}, "level_of_theory='HF'"),
+        ({"dtype": "half"}, "dtype='half'"),
+        ({"device": "abacus"}, "device='abacus': not on this machine"),
+        ({"skin": -1.0}, "skin=-1.0"),
+    ],
+)
+def test_set_refuses_what_it_cannot_do(folder: Path, change: dict, message: str) -> None:
+    calculator = model_zoo.load(folder).calculator(level_of_theory="PBE")
+    before = dict(calculator.parameters)
+    with pytest.raises(EvenfieldError, match=message):
+        calculator.set(**({"level_of_theory": "EMT"} | change))
+    # half of a change would be worse than none
+    assert calculator.parameters == before
+    assert calculator.level_of_theory == "PBE"
+
+
+def test_level_cannot_be_assigned(folder: Path) -> None:
+    """It would change the name and not the numbers."""
+    calculator = model_zoo.load(folder).calculator(level_of_theory="PBE")
+    with pytest.raises(AttributeError):
+        calculator.level_of_theory = "EMT"
+
+
+@pytest.mark.parametrize("pbc", [True, False])
+def test_atoms_at_one_place_are_refused(folder: Path, pbc: bool) -> None:
+    """They gave NaN, and next to a stress a message that the cell is not periodic."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.pbc = pbc
+    atoms += Atoms("Cu", atoms.positions[:1])
+    atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
+    with pytest.raises(EngineError, match="atoms 0 and 4 are 0 A apart: remove atoms"):
+        atoms.get_potential_energy()
+    with pytest.raises(EngineError, match="atoms 0 and 4"):
+        atoms.get_stress()
+
+
+def test_exploded_structure_is_refused(folder: Path) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = model_zoo.load(folder).calculator(level_of_theory="EMT")
+    atoms.get_forces()
+    # the Verlet list has an older structure, which must not answer for this one
+    atoms.positions[1] = np.nan
+    with pytest.raises(GeometryError, match="position of atom 1"):
+        atoms.get_forces()
 
 
 def test_energy_is_linear_in_the_features(folder: Path) -> None:

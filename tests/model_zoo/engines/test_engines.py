@@ -14,7 +14,7 @@ from ase.build import bulk
 
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
-from evenfield.model_zoo.engines.errors import UnseenElementError
+from evenfield.model_zoo.engines.errors import EngineError, UnseenElementError
 
 from i_pi_input import dynamics_input
 
@@ -94,6 +94,31 @@ def test_torch_sim_refuses_unknown_elements(model: model_zoo.LoadedModel) -> Non
     state = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float32)
     with pytest.raises(UnseenElementError, match=r"Cu, Au: not among the 2 elements.*PBE"):
         EvenfieldTorchSimModel(model)(state)
+
+
+def test_torch_sim_refuses_results_that_are_not_finite(model: model_zoo.LoadedModel) -> None:
+    """One bad system must not spread NaN through the batch."""
+    ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    twice = bulk("Cu", cubic=True)
+    twice += Atoms("Cu", twice.positions[:1])
+    state = ts.io.atoms_to_state([*structures(), twice], torch.device("cpu"), torch.float64)
+    wrapped = EvenfieldTorchSimModel(model, level_of_theory="EMT", dtype="float64")
+    with pytest.raises(EngineError, match="are 0 A apart"):
+        wrapped(state)
+
+
+def test_torch_sim_in_inference_mode(model: model_zoo.LoadedModel) -> None:
+    ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    wrapped = EvenfieldTorchSimModel(model, level_of_theory="EMT")
+    state = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float64)
+    expected = wrapped(state)["forces"]
+    with torch.inference_mode():
+        inside = ts.io.atoms_to_state(structures(), torch.device("cpu"), torch.float64)
+        assert torch.equal(wrapped(inside)["forces"], expected)
 
 
 # i-PI uses names that Python deprecates, and leaves files open until they are collected

@@ -1,0 +1,121 @@
+"""Structures that have no neighbours to search are refused, each with what is wrong about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+
+from evenfield.data_pipelines.neighbours import GeometryError, neighbour_list
+
+
+CUTOFF = 5.0  # A
+
+
+def search(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    return neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF)
+
+
+def scaled(factor: float) -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_cell(atoms.cell * factor, scale_atoms=True)
+    return atoms
+
+
+def sheared(factor: float) -> Atoms:
+    """The same lattice, described by ever longer vectors."""
+    atoms = bulk("Cu", cubic=True)
+    shear = np.eye(3)
+    shear[0, 1] = factor
+    atoms.set_cell(shear @ atoms.cell.array)
+    return atoms
+
+
+def with_position(value: float) -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions[2, 1] = value
+    return atoms
+
+
+def with_cell_entry(value: float) -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    cell = atoms.cell.array.copy()
+    cell[1, 1] = value
+    atoms.set_cell(cell)
+    return atoms
+
+
+def slab(height: float) -> Atoms:
+    """Two atoms, one of which has left the surface."""
+    return Atoms("Cu2", [[0, 0, 0], [0, 0, height]], cell=[3, 3, 0], pbc=[True, True, False])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Atoms(), "no atoms"),
+        (lambda: with_position(np.nan), "position of atom 2"),
+        (lambda: with_position(np.inf), "position of atom 2"),
+        (lambda: with_cell_entry(np.nan), "is not finite"),
+        (lambda: with_cell_entry(np.inf), "is not finite"),
+        (lambda: Atoms("Cu", pbc=True), "cell vector 0 is zero"),
+        (lambda: Atoms("Cu", cell=[3, 3, 0], pbc=True), "cell vector 2 is zero"),
+        (lambda: Atoms("Cu", cell=[0, 3, 3], pbc=[True, True, False]), "cell vector 0 is zero"),
+        (lambda: Atoms("Cu", cell=[[1, 0, 0], [2, 0, 0], [0, 0, 3]], pbc=True), "has collapsed"),
+        (lambda: scaled(0.02), "has collapsed"),
+        (lambda: Atoms("Cu", cell=[0.01, 0.01, 0], pbc=[True, True, False]), "has collapsed"),
+        (lambda: scaled(1e9), "is 3.61e.09 A large"),
+        (lambda: sheared(1e6), "too oblique"),
+    ],
+)
+def test_degenerate_geometry_is_refused(make: Callable[[], Atoms], message: str) -> None:
+    """Without the check, most of these end the process or take all memory."""
+    with pytest.raises(GeometryError, match=message):
+        search(make())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: scaled(0.4),
+        lambda: scaled(1e3),
+        lambda: sheared(100.0),
+        lambda: slab(1e4),
+        lambda: slab(1e9),
+        lambda: Atoms("Cu2", [[0, 0, 0], [0, 0, 1e9]]),
+        # no cell is needed along an open direction
+        lambda: Atoms("Cu", cell=[0, 0, 2.5], pbc=[False, False, True]),
+    ],
+)
+def test_unusual_geometry_is_searched(make: Callable[[], Atoms]) -> None:
+    edge_index, shifts = search(make())
+    assert edge_index.shape[1] == len(shifts)
+
+
+@pytest.mark.parametrize("distance", [2e2, 1e6, 1e9])
+@pytest.mark.parametrize("pbc", [(False, False, False), (True, True, False), (True, False, False)])
+def test_fragments_that_fly_apart_keep_their_neighbours(
+    distance: float, pbc: tuple[bool, bool, bool]
+) -> None:
+    """The search took minutes for two atoms at 1e6 A: it went through all boxes between them."""
+    first = bulk("Cu", cubic=True)
+    first.rattle(0.1, seed=0)
+    first.pbc = pbc
+    second = first.copy()
+    second.positions += [0, 0, distance]
+    together, _ = search(first + second)
+
+    alone, _ = search(first)
+    num_atoms = len(first)
+    expected = np.concatenate([alone, alone + num_atoms], axis=1)
+    assert set(map(tuple, together.T)) == set(map(tuple, expected.T))
+    assert together.shape == expected.shape
+
+
+def test_other_vectors_of_a_lattice_give_the_same_pairs() -> None:
+    few, _ = search(bulk("Cu", cubic=True))
+    oblique, _ = search(sheared(100.0))
+    assert few.shape == oblique.shape
