@@ -99,11 +99,15 @@ def evaluate(
 ) -> None:
     """Errors of a model on a data set: overall, by level of theory and by element.
 
+    Structures that the model cannot answer for are left out, and the reasons are printed: other
+    levels of theory, and elements that the model did not learn at their level.
+
     Example: evenfield evaluate runs/uniform/model runs/embedded runs/errors
     """
     from ..core.files import file_errors, write_atomically
     from ..data_pipelines.stream.collection import Collection
-    from ..model_zoo.evaluation.evaluation import predict, with_a_head
+    from ..model_zoo.evaluation.coverage import Coverage
+    from ..model_zoo.evaluation.evaluation import NothingToEvaluateError, predict
     from ..model_zoo.evaluation.summary import summarise
     from ..model_zoo.hub.load import load
 
@@ -114,12 +118,23 @@ def evaluate(
             file=data,
             remedy="name another with --split",
         )
-    potential = load(model, folder_hub=folder_hub).potential
-    structures = with_a_head(potential, collection.structures(split))
-    predictions = predict(potential, structures, progress=True)
+    loaded = load(model, folder_hub=folder_hub)
+    coverage = Coverage(loaded.record.elements)
+    structures = coverage.answerable(collection.structures(split))
+    try:
+        predictions = predict(loaded.potential, structures, progress=True)
+    except NothingToEvaluateError:
+        raise EvenfieldError(
+            f"the model can answer for none of the structures of {split}: "
+            + "; ".join(coverage.left_out),
+            file=data,
+            remedy="name a model that was trained at these levels of theory on these elements",
+        ) from None
     summary = summarise(predictions, split)
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         predictions.parity().save(out / "predictions.npz")
         write_atomically(out / "evaluation.json", summary.to_json() + "\n")
     typer.echo(f"{out / 'evaluation.json'}: {summary.num_structures} structures of {split}")
+    for sentence in coverage.left_out:
+        typer.echo(f"left out: {sentence}")
