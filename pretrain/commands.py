@@ -38,6 +38,19 @@ def run(
             help="continue from the newest whole checkpoint; auto starts afresh if there is none",
         ),
     ] = "no",
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="start a new run in an occupied folder; what it holds is removed at the end",
+        ),
+    ] = False,
+    changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--changed-data", help="with --resume: continue although the data have grown or changed"
+        ),
+    ] = False,
     # DeepSpeed's launcher adds it
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
     show_settings: Annotated[bool, settings_option("pretrain.config:PretrainConfig")] = False,
@@ -51,6 +64,10 @@ def run(
     evenfield pretrain data=runs/embedded out=runs/uniform max_steps=2000 --resume auto
     torchrun --nproc-per-node 2 -m evenfield.cli pretrain --recipe recipe.yaml
     """
+    if overwrite and resume != "no":
+        raise EvenfieldError(
+            "--overwrite starts a new run, and --resume continues one", remedy="give one of them"
+        )
     stop = StopRequest()
     # Signals are caught before torch is imported. The import takes seconds, and a signal in that
     # time would end a rank without a word.
@@ -59,7 +76,8 @@ def run(
         from .config import PretrainConfig
         from .run import pretrain
 
-        model = pretrain(load_settings(PretrainConfig, recipe, overrides), resume, stop=stop)
+        config = load_settings(PretrainConfig, recipe, overrides)
+        model = pretrain(config, resume, stop=stop, overwrite=overwrite, changed_data=changed_data)
     if model is not None and os.environ.get("RANK", "0") == "0":
         typer.echo(f"model: {model}")
 

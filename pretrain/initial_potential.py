@@ -7,7 +7,7 @@ energies E0 and energy scale of what the repulsion leaves of the labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.potential.config import PotentialConfig
 from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.repulsion import Repulsion, bare_repulsion, switched
+from .checkpoints.run_data import KeptHeads, trained_levels
 from .config import PretrainConfig
 
 
@@ -129,19 +130,30 @@ class Sample:
         return self.atomic_numbers[self.receiver], self.atomic_numbers[self.sender]
 
 
-def build_potential(config: PretrainConfig, data: Collection) -> Potential:
+def build_potential(
+    config: PretrainConfig, data: Collection, kept: KeptHeads | None = None
+) -> Potential:
     """A fresh potential for a data set.
 
     What it takes from the data depends on the data and the model's cutoff alone. Its weights are
     random.
+
+    kept: of a checkpoint that will be loaded into it. Heads then have the places that they had,
+    and levels of theory that are new follow them.
     """
     census = data.census()
     sample = Sample.of(data.sample("train", SAMPLE), config.model.cutoff)
+    levels = list(trained_levels(data))
+    num_neighbours = max(1.0, sample.num_edges / len(sample.atomic_numbers))
+    if kept is not None:
+        new_levels = [level for level in levels if level not in kept.elements]
+        levels = [*kept.elements, *new_levels]
+        num_neighbours = kept.num_neighbours
     potential = Potential(
         PotentialConfig(
             **config.model.model_dump(),
-            levels_of_theory=_trained_levels(census),
-            num_neighbours=max(1.0, sample.num_edges / len(sample.atomic_numbers)),
+            levels_of_theory=levels,
+            num_neighbours=num_neighbours,
         )
     )
 
@@ -167,12 +179,6 @@ def build_potential(config: PretrainConfig, data: Collection) -> Potential:
             # The floor is for data whose atoms rest: a scale of zero could not learn.
             potential.scale[head] = max(0.1, float(own.square().mean().sqrt()))
     return potential
-
-
-def _trained_levels(census: dict[str, Any]) -> list[str]:
-    """Levels of theory with training structures; the others would have heads that never learn."""
-    levels = census["levels_of_theory"]
-    return [level for level, row in levels.items() if row["structures"].get("train")]
 
 
 def _fit_repulsion(potential: Potential, sample: Sample) -> tuple[Tensor, Tensor]:

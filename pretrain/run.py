@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch.distributed as dist
 import yaml
 from rich.console import Console
 
-from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.ranks import start_distributed
 from ..data_pipelines.stream.collection import Collection
@@ -30,10 +29,20 @@ from .callbacks.callback import Callback
 from .callbacks.guards import CollapseGuard, SpikeRollback, Watchdog
 from .callbacks.metrics import Metrics, ProgressBar, TensorBoard, WeightsAndBiases
 from .callbacks.saving import Checkpoints
-from .callbacks.validation import LearnedNoise, Validation
+from .callbacks.validation import LearnedNoise, Validation, spread_structures
 from .checkpoints.checkpoints import seed_everything
-from .checkpoints.resume import Resume, fingerprint, refuse_second_run, sole_writer, take_up
+from .checkpoints.new_heads import filled_up
+from .checkpoints.resume import (
+    Resume,
+    look_for_run,
+    refuse_occupied,
+    run_set_aside,
+    sole_writer,
+    take_up,
+)
+from .checkpoints.run_data import KeptHeads, RunData
 from .config import PretrainConfig
+from .data_checks import check_data, held_out_split, notes_on_data, num_with_a_head
 from .errors import TrainingError
 from .initial_potential import build_potential
 from .loop.engine import DeepSpeedEngine
@@ -52,6 +61,9 @@ def pretrain(
     resume: Resume = "no",
     quiet: bool = False,
     stop: StopRequest | None = None,
+    *,
+    overwrite: bool = False,
+    changed_data: bool = False,
 ) -> Path | None:
     """Run a pretraining; returns the model folder, or None when a signal stopped it early.
 
@@ -60,35 +72,29 @@ def pretrain(
     resume: "auto" resumes from the newest whole checkpoint if there is one, "must" raises if there
     is none.
     stop: where signals are noted, for a caller that listens to them already.
+    overwrite: a new run may replace what evenfield wrote into the run folder.
+    changed_data: a resumed run may go on with data that have grown or changed.
 
-    Raises EvenfieldError for data without what the run needs, ResumeError for a checkpoint that
-    does not fit, TrainingError when training cannot continue.
+    Raises EvenfieldError for data without what the run needs, DestinationError for an occupied run
+    folder, ResumeError for a checkpoint that does not fit, TrainingError when training cannot
+    continue.
     """
+    # everything that can be refused, before anything is computed or written
     data = config.open_data()
-    _check_splits(config, data)
-    if resume == "no":
-        refuse_second_run(Path(config.out))
+    check_data(config, data)
+    refuse_occupied(config, data, resume, overwrite=overwrite)
+
     stop = stop or StopRequest()
-    with listening(stop):
+    with listening(stop), ExitStack() as held:
         start_distributed()
-        with sole_writer(Path(config.out)) if dist.get_rank() == 0 else nullcontext():
-            return _run(config, data, resume, quiet, stop)
-
-
-def _check_splits(config: PretrainConfig, data: Collection) -> None:
-    """Before anything is computed: a run that cannot be judged must not take hours first."""
-    if config.adaptive.rate > 0 and not data.num_structures("valid"):
-        raise EvenfieldError(
-            "holds no validation structure for adaptive.rate",
-            remedy="convert it with valid_share above 0",
-            file=str(data),
-        )
-    if not data.num_structures("test") + data.num_structures("valid"):
-        raise EvenfieldError(
-            "holds no structure to test on",
-            remedy="convert it with test_share above 0",
-            file=str(data),
-        )
+        # other ranks have made the same checks before they came here
+        rank = dist.get_rank()
+        console = Console(quiet=quiet or rank != 0, highlight=False, soft_wrap=True)
+        if rank == 0:
+            out = Path(config.out)
+            held.enter_context(run_set_aside(out, console, overwrite=overwrite))
+            held.enter_context(sole_writer(out))
+        return _run(config, data, resume, console, stop, changed_data)
 
 
 def _check_level(default_level: str, levels: list[str]) -> None:
@@ -100,11 +106,21 @@ def _check_level(default_level: str, levels: list[str]) -> None:
 
 
 def _run(
-    config: PretrainConfig, data: Collection, resume: Resume, quiet: bool, stop: StopRequest
+    config: PretrainConfig,
+    data: Collection,
+    resume: Resume,
+    console: Console,
+    stop: StopRequest,
+    changed_data: bool,
 ) -> Path | None:
+    for note in notes_on_data(data):
+        console.print(note, markup=False)
+    # before the potential, whose heads then have the places that they have in the checkpoint
+    begun = look_for_run(config, data, resume, console, changed_data=changed_data)
+
     # what is trained, on what, and by what
     seed_everything(config.seed)
-    potential = build_potential(config, data)
+    potential = build_potential(config, data, begun.kept if begun else None)
     levels = potential.config.levels_of_theory
     if config.default_level is not None:
         # before the training, which may take days
@@ -114,13 +130,13 @@ def _run(
     stream = open_stream(config, data, levels, engine.rank, engine.world_size)
 
     # resume before anything is written into the run folder
-    console = Console(quiet=quiet or engine.rank != 0, highlight=False, soft_wrap=True)
-    loaded = take_up(config, data, resume, engine, console)
-    start_step = loaded.step if loaded else 0
+    run_data = RunData.of(data)
+    loaded = take_up(begun, engine, potential, run_data) if begun else None
+    start_step = begun.step if begun else 0
     if config.compute.compiled:
         _compile(config, data, potential, console)
 
-    parts = _parts(config, data, engine, console, start_step)
+    parts = _parts(config, data, run_data, engine, console, start_step)
     trainer = Trainer(
         engine,
         stream,
@@ -131,9 +147,11 @@ def _run(
         start_step=start_step,
         stop=stop,
     )
-    if loaded:
-        trainer.load_state(loaded.states)
-        trainer.load_tensors(loaded.tensors)
+    if begun and loaded:
+        trainer.load_state(loaded.states, same_data=begun.same_data)
+        # an average of the weights has heads too
+        num_saved = len(begun.kept.elements)
+        trainer.load_tensors(filled_up(loaded.tensors, trainer.tensors(), num_saved))
 
     started = time.perf_counter()
     with parts.watchdog.watching():
@@ -146,7 +164,8 @@ def _run(
     if engine.rank == 0:
         seconds = time.perf_counter() - started
         with trainer.evaluated_weights():
-            _write_results(config, data, potential, seconds, progress=not quiet)
+            _write_results(config, data, potential, seconds, progress=not console.quiet)
+    # no rank may end, and take the others with it, while rank 0 still writes
     dist.barrier()
     return Path(config.out) / "model"
 
@@ -191,6 +210,7 @@ class _Parts:
 def _parts(
     config: PretrainConfig,
     data: Collection,
+    run_data: RunData,
     engine: DeepSpeedEngine,
     console: Console,
     start_step: int,
@@ -199,7 +219,8 @@ def _parts(
     folder = out / "checkpoints"
     about = {
         "config": config.saved(),
-        "data": fingerprint(data),
+        "data": run_data.to_dict(),
+        "model": KeptHeads.of(engine.train_module.potential, run_data).to_dict(),
         "versions": _versions(),
     }
     watchdog = Watchdog(out, engine.rank, config.guards.hang_minutes)
@@ -242,10 +263,10 @@ def _callbacks_of_rank_0(
     ]
     if config.average.decay:
         callbacks.append(WeightAverage(potential, config.average))
-    if data.num_structures("valid"):
-        every = config.evaluate_every
-        limit = config.evaluate_structures
-        callbacks.append(Validation(potential, data, console, every, limit))
+    if num_with_a_head(data, "valid"):
+        levels = potential.config.levels_of_theory
+        structures = spread_structures(data, "valid", levels, config.evaluate_structures)
+        callbacks.append(Validation(potential, structures, console, config.evaluate_every))
     if train_module.noise is not None and train_module.noise.learned:
         callbacks.append(LearnedNoise(train_module.noise, config.evaluate_every))
     if config.logging.tensorboard:
@@ -268,7 +289,8 @@ def _write_results(
     counts = {
         symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
     }
-    split = "test" if data.num_structures("test") else "valid"
+    split = held_out_split(data)
+    # a level of theory without training structures has no head
     structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
     predictions.parity().save(out / "predictions.npz")

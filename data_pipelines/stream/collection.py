@@ -31,6 +31,7 @@ class Collection:
             )
         self.folders = [Path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
+        self._census: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.folders))
@@ -54,10 +55,15 @@ class Collection:
         return sample
 
     def census(self) -> dict[str, Any]:
-        """The census of all data sets together.
+        """The census of all data sets together, counted once and not to be changed.
 
         E0 of a level of theory that several sets have are fitted to all of them.
         """
+        if self._census is None:
+            self._census = self._count()
+        return self._census
+
+    def _count(self) -> dict[str, Any]:
         if len(self.folders) == 1:
             return read_census(self.folders[0])
         shards = []

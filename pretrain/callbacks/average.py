@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core.settings import Settings
 from ...model_zoo.potential.potential import Potential
 from ...model_zoo.potential.weights_aside import copied_weights, weights_aside
+from ..loop.optimizer_state import state_of_shape
 from .callback import Callback, Loop, StepReport
 
 
@@ -71,5 +72,5 @@ class WeightAverage(Callback):
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         for name, weight in self._average.items():
-            weight.copy_(tensors[name])
+            weight.copy_(state_of_shape(tensors, name, weight.shape))
         self.updates = int(tensors["updates"])

@@ -20,7 +20,7 @@ from ...core.settings import Settings
 from ...model_zoo.potential.potential import Potential
 from ...model_zoo.potential.prediction import Prediction
 from ..checkpoints.checkpoints import load_checkpoint
-from ..errors import NoCheckpointError, TrainingError
+from ..errors import NoCheckpointError, ResumeError, TrainingError
 from .callback import Callback, Loop, StepReport
 
 
@@ -204,8 +204,9 @@ class SpikeRollback(Callback):
             )
         try:
             loaded = load_checkpoint(self.folder, loop.engine)
-        except NoCheckpointError:
-            # before the first checkpoint there is nothing to go back to
+        except (NoCheckpointError, ResumeError):
+            # Before the first checkpoint there is nothing to go back to. A run that continued with
+            # new heads does not fit the checkpoints before.
             return
         loop.load_tensors(loaded.tensors)
         self.times += 1

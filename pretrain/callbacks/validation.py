@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from rich.console import Console
 
+from ...data_pipelines.store.blocks import BlockReader
 from ...data_pipelines.stream.collection import Collection
-from ...model_zoo.evaluation.evaluation import evaluate, with_a_head
+from ...data_pipelines.structure import Structure
+from ...model_zoo.evaluation.evaluation import evaluate
 from ...model_zoo.evaluation.summary import ErrorSummary
 from ...model_zoo.potential.potential import Potential
 from ..loop.noise import NoiseScales
@@ -13,31 +18,101 @@ from .callback import Callback, Loop, StepReport
 
 
 class Validation(Callback):
-    """Errors on the validation split every `every` steps, into the report and onto the screen.
+    """Errors on validation structures every `every` steps, into the report and onto the screen.
 
     Rank 0 holds it; the others wait at their next collective operation.
     """
 
     def __init__(
-        self, potential: Potential, data: Collection, console: Console, every: int, limit: int
+        self, potential: Potential, structures: list[Structure], console: Console, every: int
     ) -> None:
+        """`structures` are those of `spread_structures`, the same at every validation."""
         self.potential = potential
-        self.data = data
+        self.structures = structures
         self.console = console
         self.every = every
-        self.limit = limit
 
     def on_evaluate(self, loop: Loop, report: StepReport) -> None:
         if report.step % self.every:
             return
-        structures = with_a_head(self.potential, self.data.structures("valid"))
         # an average of the weights, if there is one: that is what will be exported
         with loop.evaluated_weights():
-            summary = evaluate(self.potential, structures, "valid", self.limit)
+            summary = evaluate(self.potential, self.structures, "valid")
         # the evaluation has switched it off
         self.potential.train()
         report.evaluation = summary
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
+
+
+def spread_structures(
+    data: Collection, split: str, levels_of_theory: list[str], limit: int
+) -> list[Structure]:
+    """At most `limit` structures of a split, spread over data sets and levels of theory.
+
+    Each level of each data set gives equally many if it has as many, evenly spaced in its files.
+    The order is that of the files. Structures of other levels are left out.
+    """
+    readers: dict[int, BlockReader] = {}
+    # by data set and level of theory: the block and the row (n, 2) of each structure
+    places: dict[tuple[int, str], list[np.ndarray]] = {}
+    for index, info in enumerate(data.infos):
+        if not info["num_structures"][split]:
+            continue
+        readers[index] = BlockReader(data.folders[index], split)
+        for block in range(len(readers[index])):
+            # one column, which takes little time even for millions of structures
+            names = readers[index].table(block, ["level_of_theory"])["level_of_theory"].to_numpy()
+            for level in levels_of_theory:
+                rows = np.flatnonzero(names == level)
+                if len(rows):
+                    own = np.column_stack([np.full_like(rows, block), rows])
+                    places.setdefault((index, level), []).append(own)
+
+    stocks = [(index, np.concatenate(parts)) for (index, _), parts in places.items()]
+    shares = equal_shares([len(stock) for _, stock in stocks], limit)
+    chosen: dict[tuple[int, int], list[int]] = {}
+    for (index, stock), number in zip(stocks, shares, strict=True):
+        spaced = np.arange(number) * len(stock) // max(1, number)
+        for block, row in stock[spaced].tolist():
+            chosen.setdefault((index, block), []).append(row)
+
+    structures = []
+    for index, block in sorted(chosen):
+        decoded = readers[index].block(block)
+        for row in sorted(chosen[index, block]):
+            structures.append(_copied(decoded.structure(row)))
+    return structures
+
+
+def equal_shares(sizes: list[int], total: int) -> list[int]:
+    """How many to take of each of several stocks, equally many where they last; `total` in all.
+
+    >>> equal_shares([100, 2, 50], 20)
+    [9, 2, 9]
+    """
+    shares = [0] * len(sizes)
+    left = min(total, sum(sizes))
+    # the smallest first: what they lack goes to the others
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
+    for position, index in enumerate(order):
+        shares[index] = min(sizes[index], left // (len(order) - position))
+        left -= shares[index]
+    return shares
+
+
+def _copied(structure: Structure) -> Structure:
+    """Without views into its block, which would stay in memory as a whole."""
+    labels = {}
+    for name, value in structure.labels.items():
+        labels[name] = value.copy() if isinstance(value, np.ndarray) else value
+    return replace(
+        structure,
+        atomic_numbers=structure.atomic_numbers.copy(),
+        positions=structure.positions.copy(),
+        cell=structure.cell.copy(),
+        pbc=structure.pbc.copy(),
+        labels=labels,
+    )
 
 
 class LearnedNoise(Callback):

@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ase.data import atomic_numbers
 from rich.console import Console
 
+from ...core.destination import check_destination, contents, kind_of
+from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...data_pipelines.stream.collection import Collection
+from ...model_zoo.potential.potential import Potential
 from ..config import RESUME_RULES, PretrainConfig, resume_rules
 from ..errors import NoCheckpointError, ResumeError
 from ..loop.engine import Engine
-from .checkpoints import Loaded, choose_checkpoint, load_checkpoint
+from ..loop.schedule import Schedule
+from .checkpoints import Found, Loaded, choose_checkpoint, find_checkpoint, load_found
+from .new_heads import WithNewHeads
+from .run_data import KeptHeads, RunData
 
+
+LOCK = ".lock"
+
+# Relative changes of a learning rate or a weight that are worth a line.
+NOTABLE = 0.01
 
 Resume = Literal["no", "auto", "must"]
 
 
-def take_up(
-    config: PretrainConfig, data: Collection, resume: Resume, engine: Engine, console: Console
-) -> Loaded | None:
-    """Load the newest whole checkpoint of the run folder as `resume` says; None for a fresh start.
+@dataclass(frozen=True)
+class Continuation:
+    """A checkpoint that the run continues from, checked against its settings and data."""
+
+    found: Found
+    kept: KeptHeads
+    same_data: bool
+
+    @property
+    def step(self) -> int:
+        return self.found.manifest["step"]
+
+
+def look_for_run(
+    config: PretrainConfig,
+    data: Collection,
+    resume: Resume,
+    console: Console,
+    *,
+    changed_data: bool = False,
+) -> Continuation | None:
+    """The newest whole checkpoint of the run folder as `resume` says; None for a fresh start.
+
+    All ranks call it, and nothing is changed. What differs from the checkpoint is printed.
+
+    changed_data: the user knows that the data have changed.
 
     Raises NoCheckpointError when there must be one, and ResumeError when it does not fit the
-    settings. Changed settings that the resumed run applies are printed.
+    settings or the data.
     """
     if resume == "no":
         return None
     folder = Path(config.out) / "checkpoints"
     try:
-        loaded = load_checkpoint(
-            folder, engine, lambda manifest: check_manifest(manifest, config, data, folder)
-        )
+        found = find_checkpoint(folder)
     except NoCheckpointError as error:
         if resume == "must":
             raise
@@ -42,27 +77,120 @@ def take_up(
         console.print(f"no checkpoint to resume from, starts a new run{skipped}", markup=False)
         return None
 
-    console.print(f"resumes from {folder / f'step-{loaded.step:08d}'}", markup=False)
-    for skipped in loaded.skipped:
+    manifest = found.manifest
+    check_settings(manifest, config, folder)
+    before = RunData.from_dict(manifest["data"])
+    now = RunData.of(data)
+    same_data = now.contents == before.contents
+    if not same_data:
+        _check_changed_data(before, now, data, folder, allowed=changed_data)
+
+    console.print(f"resumes from {found.path}", markup=False)
+    for skipped in found.skipped:
         console.print(f"skipped {skipped}", markup=False)
-    changed = changes(loaded.manifest["config"], config.saved())
+    changed = changes(manifest["config"], config.saved())
     if changed:
         console.print(f"settings that changed: {', '.join(map(str, changed))}", markup=False)
+        for note in jumps(manifest, config):
+            console.print(note, markup=False)
+    if not same_data:
+        console.print(
+            f"data that changed: {now.difference_from(before)}. Known heads, their E0 and the "
+            "normalisation are those of the run; new heads and elements start from the new data, "
+            "and the stream from its beginning",
+            markup=False,
+        )
+    return Continuation(found, KeptHeads.from_dict(manifest["model"]), same_data)
+
+
+def take_up(
+    continuation: Continuation, engine: Engine, potential: Potential, run_data: RunData
+) -> Loaded:
+    """Load a checkpoint into the engine, whose potential was built with `continuation.kept`.
+
+    Heads that the checkpoint does not have stay as they were built. So do the E0 of elements that
+    are new at their level of theory; `run_data` are the data that they come from.
+    """
+    kept = continuation.kept
+    fresh_e0 = potential.e0.detach().clone()
+    if continuation.same_data:
+        return load_found(continuation.found, engine)
+
+    loaded = load_found(continuation.found, WithNewHeads(engine, len(kept.elements)))
+    for head, (level, known) in enumerate(kept.elements.items()):
+        for symbol in run_data.elements[level]:
+            if symbol not in known:
+                z = atomic_numbers[symbol]
+                potential.e0[head, z] = fresh_e0[head, z]
     return loaded
 
 
-def refuse_second_run(out: Path) -> None:
-    """Raise ResumeError if the folder already holds a run.
+def refuse_occupied(
+    config: PretrainConfig, data: Collection, resume: Resume, *, overwrite: bool = False
+) -> None:
+    """Raise DestinationError or ResumeError if the run would replace what its folder holds.
 
-    Pruning would keep the old run's checkpoints and delete those of the new one.
+    Pruning, for one, would keep an old run's checkpoints and delete those of the new one.
     """
+    out = Path(config.out)
     name, _ = choose_checkpoint(out / "checkpoints")
-    if name:
+    if resume == "must" or (resume == "auto" and (name or _is_unfinished_run(out))):
+        return
+    if name and not overwrite:
         raise ResumeError(
             f"already holds a run, saved at {name}",
-            remedy="add --resume auto to continue it, or name another folder",
+            remedy="add --resume auto to continue it, name another folder, or replace it with "
+            "--overwrite",
             file=out,
         )
+    # a process that was killed before it wrote anything leaves its lock
+    if contents(out) != LOCK:
+        check_destination(
+            out,
+            overwrite=overwrite,
+            inputs=data.folders,
+            remedy="name another folder with out, or replace it with --overwrite",
+        )
+
+
+def _is_unfinished_run(out: Path) -> bool:
+    """Whether a run was killed here before its first whole checkpoint."""
+    return kind_of(out) == "a training run" and not (out / "model").exists()
+
+
+@contextmanager
+def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
+    """Set what is in the run folder aside for a new run, and remove it once that has ended well.
+
+    When the block fails before anything was written, the old run is put back. Otherwise both are
+    there: the new one can be resumed, and the old one is in a folder of its own.
+    """
+    if not overwrite or contents(out) is None:
+        yield
+        return
+
+    # refused while another process trains into the folder
+    with sole_writer(out), file_errors(out):
+        old = _unused_name(out)
+        out.rename(old)
+    console.print(f"what {out} held is kept as {old} until the new run has ended", markup=False)
+    try:
+        yield
+    except BaseException:
+        if contents(out) in (None, LOCK):
+            shutil.rmtree(out, ignore_errors=True)
+            old.rename(out)
+        raise
+    if (out / "model").is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _unused_name(out: Path) -> Path:
+    for number in itertools.count(1):
+        name = out.with_name(f"{out.name}.old-{number}")
+        if contents(name) is None and not name.exists():
+            return name
+    raise AssertionError
 
 
 def sole_writer(out: Path) -> AbstractContextManager[None]:
@@ -72,7 +200,7 @@ def sole_writer(out: Path) -> AbstractContextManager[None]:
         remedy="end it first, or name another folder",
         file=out,
     )
-    return held(out / ".lock", refusal)
+    return held(out / LOCK, refusal)
 
 
 @dataclass(frozen=True)
@@ -91,13 +219,8 @@ class Change:
         return not self.old
 
 
-def check_manifest(
-    manifest: dict[str, Any], config: PretrainConfig, data: Collection, folder: Path
-) -> None:
-    """Raise ResumeError for a changed setting that a resume cannot apply.
-
-    It is called before anything is changed.
-    """
+def check_settings(manifest: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
+    """Raise ResumeError for a changed setting that a resume cannot apply."""
     rules = resume_rules()
     for change in changes(manifest["config"], config.saved()):
         rule = _rule_of(change.key, rules)
@@ -109,22 +232,57 @@ def check_manifest(
             remedy=f"set {change.key}={change.old}, or start a new run in another folder",
             file=folder,
         )
-    if manifest["data"] != fingerprint(data):
-        raise ResumeError(
-            f"data={data} is not the data of the run: its sets differ in number, source or size",
-            remedy="name the data sets that the run began with, or start a new run in another "
-            "folder",
-            file=folder,
+
+
+def _check_changed_data(
+    before: RunData, now: RunData, data: Collection, folder: Path, *, allowed: bool
+) -> None:
+    """Raise ResumeError unless the run may go on with other data than it began with."""
+    gone = before.missing_in(now)
+    if gone:
+        # A level of another name is another level, even where only its name has changed: nobody
+        # but the user can know.
+        remedy = "name data that have them, or start a new run in another folder"
+    elif allowed:
+        return
+    else:
+        remedy = (
+            "name the data sets that the run began with, continue on these with --changed-data, "
+            "or start a new run in another folder"
+        )
+    raise ResumeError(
+        f"data={data} is not the data of the run: {now.difference_from(before)}",
+        remedy=remedy,
+        file=folder,
+    )
+
+
+def jumps(manifest: dict[str, Any], config: PretrainConfig) -> list[str]:
+    """What changes at once in the next step, because it depends on the share of all steps done."""
+    step = manifest["step"]
+    before = PretrainConfig.model_validate({"data": "", "out": ""} | manifest["config"])
+    old_rate = _learning_rate(before, step)
+    new_rate = _learning_rate(config, step)
+    notes = []
+    if abs(new_rate - old_rate) > NOTABLE * old_rate:
+        notes.append(
+            f"the learning rate of step {step + 1} is {new_rate:.2g} instead of {old_rate:.2g}, "
+            f"because max_steps or the schedule changed; optimizer.learning_rate scales it"
         )
 
+    old_weight = before.loss.at(min(1.0, step / before.max_steps)).energy
+    new_weight = config.loss.at(step / config.max_steps).energy
+    if abs(new_weight - old_weight) > NOTABLE * old_weight:
+        notes.append(
+            f"the weight of the energy in step {step + 1} is {new_weight:.3g} instead of "
+            f"{old_weight:.3g}"
+        )
+    return notes
 
-def fingerprint(data: Collection) -> list[dict[str, Any]]:
-    """What must be the same in the data of a resumed run; paths may differ."""
-    sets = [
-        {"sha256": info["source"]["sha256"], "num_structures": info["num_structures"]}
-        for info in data.infos
-    ]
-    return sorted(sets, key=str)
+
+def _learning_rate(config: PretrainConfig, step: int) -> float:
+    schedule = Schedule(config.optimizer.learning_rate, config.schedule)
+    return schedule.at(step, config.max_steps)
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:

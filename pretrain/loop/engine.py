@@ -25,7 +25,7 @@ from ...core.settings import Settings
 from ...data_pipelines.batch import Batch
 from ...model_zoo.potential.weights_aside import put_weights
 from .optimizer import OptimizerConfig, new_optimizer, parameter_groups
-from .optimizer_state import load_whole_state, whole_state
+from .optimizer_state import load_whole_state, state_of_shape, whole_state
 from .train_module import TrainModule
 
 
@@ -183,9 +183,16 @@ class DeepSpeedEngine:
         return weights | whole_state(self._engine.optimizer, self._names)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned on any number of ranks, in any stage."""
+        """Take up what `state` returned on any number of ranks, in any stage.
+
+        Raises ResumeError, before anything is changed, where a name or a shape differs.
+        """
         own = self.train_module.state_dict()
-        put_weights(self.train_module, {name: state[f"weight/{name}"] for name in own})
+        saved = {}
+        for name, weight in own.items():
+            # copying would broadcast: one saved head would become all heads
+            saved[name] = state_of_shape(state, f"weight/{name}", weight.shape)
+        put_weights(self.train_module, saved)
         load_whole_state(self._engine.optimizer, self._names, state)
 
     def _clip(self) -> None:

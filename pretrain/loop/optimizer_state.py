@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..errors import ResumeError
 from .soap import Soap
 
 
@@ -88,6 +89,19 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
         _load_shared_state(optimizer, names, state)
 
 
+def state_of_shape(state: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """A saved tensor; raises ResumeError when there is none, or one of another shape."""
+    saved = state.get(name)
+    if saved is None or saved.shape != shape:
+        found = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
+        raise ResumeError(
+            f"{name} {found} in the checkpoint, and the model's has shape {tuple(shape)}",
+            remedy="resume with the settings and the data of the run, or start a new run in "
+            "another folder",
+        )
+    return saved
+
+
 def _unshared_state(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for parameter, name in names.items():
@@ -100,8 +114,11 @@ def _unshared_state(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str,
 def _load_into_soap(optimizer: Soap, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
     """Copy in place: the state of a parameter is a view of its stack's."""
     for parameter, name in names.items():
+        if f"step/{name}" not in state:
+            # a tensor of heads that has grown starts afresh
+            continue
         for key, own in optimizer.state[parameter].items():
-            own.copy_(state[f"{key}/{name}"])
+            own.copy_(state_of_shape(state, f"{key}/{name}", own.shape))
 
 
 def _load_unshared_state(
@@ -110,9 +127,11 @@ def _load_unshared_state(
     for parameter, name in names.items():
         own = {}
         for key in (*MOMENTS, "step"):
-            saved = state.get(f"{key}/{name}")
-            if saved is not None:
-                own[key] = _copy_to_device_of(parameter, saved)
+            if f"{key}/{name}" not in state:
+                continue
+            shape = torch.Size([]) if key == "step" else parameter.shape
+            saved = state_of_shape(state, f"{key}/{name}", shape)
+            own[key] = _copy_to_device_of(parameter, saved)
         # AdamW creates its state at the first step only where it finds none at all.
         if own:
             optimizer.state[parameter] = own
@@ -128,12 +147,20 @@ def _load_shared_state(optimizer: Any, names: dict[Tensor, str], state: dict[str
         if not line.parameters:
             continue
         # All parameters of a group are stepped together, so one count serves for all.
-        step = state.get(f"step/{names[line.parameters[0]]}")
+        steps = [state.get(f"step/{names[parameter]}") for parameter in line.parameters]
+        step = next((count for count in steps if count is not None), None)
         if step is None:
             continue
         own = {"step": _copy_to_device_of(line.part, step)}
         for key in MOMENTS:
-            pieces = [state[f"{key}/{names[parameter]}"] for parameter in line.parameters]
+            pieces = []
+            for parameter in line.parameters:
+                name = f"{key}/{names[parameter]}"
+                if name in state:
+                    pieces.append(state_of_shape(state, name, parameter.shape))
+                else:
+                    # as above: it starts afresh, though with the step count of its group
+                    pieces.append(torch.zeros_like(parameter))
             own[key] = line.own_part(pieces).clone()
         optimizer.optimizer.state[line.part] = own
 

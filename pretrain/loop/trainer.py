@@ -157,10 +157,14 @@ class Trainer:
                 own[callback.name] = state
         return {"stream": self.stream.state(), "callbacks": own}
 
-    def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Take up the states of all ranks, whose number may have been another one."""
+    def load_state(self, states: list[dict[str, Any]], *, same_data: bool = True) -> None:
+        """Take up the states of all ranks, whose number may have been another one.
+
+        same_data: go on where the stream was. Positions in other data would mean nothing.
+        """
         # a stream merges the positions of all; callbacks have the same state on every rank
-        self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
+        if same_data:
+            self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
         saved = states[0]["callbacks"]
         for callback in self.callbacks:
             if callback.name in saved:

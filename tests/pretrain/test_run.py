@@ -322,13 +322,6 @@ def test_energies_alone_are_enough(run_config, train_structures, tmp_path, capsy
     assert "Errors on the test split" in (model / "README.md").read_text()
 
 
-def test_forces_alone_are_enough(run_config, train_structures, tmp_path):
-    data = data_of(train_structures[:24], tmp_path / "data", ("forces",))
-    model = pretrain(run_config(data=data, max_steps=4, evaluate_every=2), quiet=True)
-    evaluation = json.loads((model / "evaluation.json").read_text())
-    assert evaluation["force_mae"] > 0 and evaluation["energy_mae_per_atom"] is None
-
-
 def test_level_of_theory_that_only_the_held_out_splits_have(run_config, train_structures, tmp_path):
     """It has no head, so it cannot be evaluated; the run must not die of it after hours."""
     structures = [s for s in train_structures if s.level_of_theory == "EMT"][:24]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -221,13 +222,56 @@ def test_nothing_to_resume_from_says_what_there_is(tmp_path):
 
 
 def test_checkpoint_of_another_format_is_refused_with_one_clear_error(tmp_path):
+    """The format before stated sizes only. Skipping it would start the run from the beginning."""
     save_steps(tmp_path, 1)
     path = tmp_path / "step-00000001" / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["format"]
+    del manifest["checksum"]
+    manifest["format"] = 2
+    manifest["files"] = {name: stated["bytes"] for name, stated in manifest["files"].items()}
     path.write_text(json.dumps(manifest | {"versions": {"evenfield": "0.0.1"}}))
     with pytest.raises(ResumeError, match=r"evenfield 0\.0\.1, whose checkpoints have another"):
         loaded(tmp_path)
+
+
+# --- flipped bits
+
+
+def test_no_flipped_bit_of_a_checkpoint_is_loaded(tmp_path):
+    """Any bit of any file leads to the checkpoint before, and says which file it is in."""
+    save_steps(tmp_path, 1, 2)
+    generator = random.Random(0)
+    newest = tmp_path / "step-00000002"
+    files = sorted(newest.iterdir())
+    assert {path.name for path in files} == {
+        "engine.safetensors",
+        "rng.safetensors",
+        "manifest.json",
+    }
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            place = generator.randrange(len(whole))
+            damaged[place] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+            name, skipped = choose_checkpoint(tmp_path)
+            if name == "step-00000002":
+                # a blank of the layout that became another blank
+                assert json.loads(damaged) == json.loads(whole)
+                continue
+            assert name == "step-00000001"
+            assert path.name in skipped[0]
+        path.write_bytes(whole)
+    assert loaded(tmp_path) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("number", [1e-320, 0.1, float("nan"), 12345678901234567890])
+def test_checksum_of_a_manifest_survives_the_file(tmp_path, number):
+    start_distributed()
+    state = {"losses": [number], "used": {5: 2}}
+    assert save_checkpoint(tmp_path, 1, TinyEngine(1), state, keep=1) is None
+    assert choose_checkpoint(tmp_path) == ("step-00000001", [])
 
 
 # --- kills

@@ -82,16 +82,16 @@ def test_rows_that_could_not_be_written_come_later_and_whole(tmp_path):
 
 
 def test_stop_that_cannot_be_saved_is_an_error_that_says_so(run_config, monkeypatch):
+    config = run_config()
+    folder = Path(config.out) / "checkpoints"
+
     class Ask(Callback):
         def on_step(self, trainer, report) -> None:
             if report.step == 3:
+                folder.write_text("not a folder")
                 trainer.stop.by = "a test"
 
     add_callback(monkeypatch, Ask())
-    config = run_config()
-    folder = Path(config.out) / "checkpoints"
-    folder.parent.mkdir()
-    folder.write_text("not a folder")
     with pytest.raises(
         TrainingError, match=r"stopped at step 4 by a test, not saved: .*checkpoints.*: (Not|File)"
     ):

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.locks import LockedError
 from evenfield.core.settings import Settings
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.average import AverageConfig
-from evenfield.pretrain.checkpoints.resume import changes, sole_writer
+from evenfield.pretrain.checkpoints.resume import changes, jumps, sole_writer
 from evenfield.pretrain.config import RESUME_RULES, PretrainConfig, resume_rules
 from evenfield.pretrain.errors import NoCheckpointError, ResumeError
 
@@ -56,6 +57,8 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     assert "skipped .tmp-step-00000006 (unfinished save)" in said
     assert "skipped step-00000004 (engine.safetensors has 100 of" in said
     assert "settings that changed: max_steps 4 -> 5" in said
+    # the saved step is still in the warm-up, which does not depend on max_steps
+    assert "learning rate" not in said
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
 
 
@@ -65,6 +68,10 @@ def test_auto_starts_anew_where_nothing_is_whole_and_must_refuses(saved, capsys)
         NoCheckpointError, match=r"no checkpoint to resume from \(damaged: step-00000004 \(engine"
     ):
         run.pretrain(saved, "must", quiet=True)
+    # a finished model would be replaced by one that begins again
+    with pytest.raises(DestinationError, match=r"already exists and holds a training run"):
+        run.pretrain(saved, "auto", quiet=True)
+    shutil.rmtree(Path(saved.out) / "model")
     assert run.pretrain(saved, "auto") is not None
     said = " ".join(capsys.readouterr().out.split())
     assert (
@@ -165,16 +172,44 @@ def test_average_may_change_and_end_but_not_begin():
     assert rules["average.decay"] == rules["loss.learn_noise"] == "not_from_off"
 
 
-def test_other_data_are_refused_and_moved_ones_are_taken(saved, run_config, tmp_path):
+def test_moved_data_are_taken(saved, run_config, tmp_path):
+    """What differs in their content is refused: test_changed_data.py."""
     moved = tmp_path / "moved"
     shutil.copytree(saved.data, moved)
     assert run.pretrain(run_config(**SAVED, data=str(moved)), "must", quiet=True) is not None
-    info = moved / "dataset_info.json"
-    content = json.loads(info.read_text())
-    content["source"]["sha256"] = "of another file"
-    info.write_text(json.dumps(content))
-    with pytest.raises(ResumeError, match=r"data=.*moved is not the data of the run"):
-        run.pretrain(run_config(**SAVED, data=str(moved)), "must", quiet=True)
+
+
+SCHEDULED = {
+    "max_steps": 12,
+    "schedule": {"warmup_steps": 0, "final_learning_rate": 0.0},
+    "optimizer": {"learning_rate": 1.0},
+    "loss": {"energy": 1.0, "final_energy": 100.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # cos^2(pi / 3) and cos^2(pi / 12); 100^(2/3) and 100^(1/6)
+        (
+            {"max_steps": 48},
+            [
+                "the learning rate of step 9 is 0.93 instead of 0.25",
+                "the weight of the energy in step 9 is 2.15 instead of 21.5",
+            ],
+        ),
+        (
+            {"optimizer": {"learning_rate": 0.4}},
+            ["the learning rate of step 9 is 0.1 instead of 0.25"],
+        ),
+        ({"checkpoints": {"every": 7}}, []),
+    ],
+)
+def test_what_jumps_with_the_share_of_steps_done_is_told(run_config, change, expected):
+    manifest = {"step": 8, "config": run_config(**SCHEDULED).saved()}
+    notes = jumps(manifest, run_config(**SCHEDULED | change))
+    assert len(notes) == len(expected)
+    assert all(note.startswith(words) for note, words in zip(notes, expected, strict=True))
 
 
 def test_setting_that_an_older_config_does_not_have_had_its_default(run_config):

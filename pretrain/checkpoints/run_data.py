@@ -1,0 +1,131 @@
+"""What a checkpoint knows about the data and the heads of its run, and how other data differ.
+
+Levels of theory and elements have names. Heads, rows of E0 and positions in a stream are numbers,
+which mean something only with the data that they were counted in. So a checkpoint keeps both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ...data_pipelines.stream.collection import Collection
+from ...model_zoo.potential.potential import Potential
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data sets of a run, and what is in their training splits."""
+
+    contents: dict[str, str]
+    """Name of a data set -> hash of its structures. The name of the only one has no meaning."""
+
+    num_structures: int
+    """For training, in all sets."""
+
+    elements: dict[str, list[str]]
+    """Level of theory -> elements with training energies, for the levels with training data."""
+
+    @classmethod
+    def of(cls, data: Collection) -> Self:
+        contents = {}
+        for folder, info in zip(data.folders, data.infos, strict=True):
+            # a run on one data set may find it in another folder later
+            name = folder.name if len(data.folders) > 1 else "data"
+            contents[name] = _content(info)
+        elements = {}
+        for level, row in trained_levels(data).items():
+            elements[level] = sorted(row["e0"])
+        return cls(contents, data.num_structures("train"), elements)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        return cls(saved["contents"], saved["num_structures"], saved["elements"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "contents": self.contents,
+            "num_structures": self.num_structures,
+            "elements": self.elements,
+        }
+
+    def missing_in(self, other: RunData) -> list[str]:
+        """Levels of theory, and elements of levels, that only this one has, as phrases."""
+        phrases = []
+        for level, elements in self.elements.items():
+            if level not in other.elements:
+                phrases.append(f"level of theory {level}")
+                continue
+            missing = [symbol for symbol in elements if symbol not in other.elements[level]]
+            if missing:
+                phrases.append(f"{', '.join(missing)} at {level}")
+        return phrases
+
+    def difference_from(self, before: RunData) -> str:
+        """How these data differ from those before, as one phrase."""
+        phrases = []
+        gone = before.missing_in(self)
+        if gone:
+            phrases.append(f"they lack {' and '.join(gone)}")
+        added = self.missing_in(before)
+        if added:
+            phrases.append(f"they add {' and '.join(added)}")
+        if self.contents.keys() != before.contents.keys():
+            names = [", ".join(sorted(own.contents)) for own in (self, before)]
+            phrases.append(f"they are the sets {names[0]} instead of {names[1]}")
+        if self.num_structures != before.num_structures:
+            phrases.append(
+                f"they have {self.num_structures} training structures instead of "
+                f"{before.num_structures}"
+            )
+        if not phrases:
+            phrases.append("the content of structures or labels differs")
+        return "; ".join(phrases)
+
+
+def trained_levels(data: Collection) -> dict[str, Any]:
+    """The census rows of the levels of theory that have training structures, the largest first."""
+    levels = data.census()["levels_of_theory"]
+    return {level: row for level, row in levels.items() if row["structures"].get("train")}
+
+
+def _content(info: dict[str, Any]) -> str:
+    """Hash of all structures of a data set, of every split, from what its dataset_info.json says.
+
+    The hash of the source would not do: one source converts to many data sets, with other labels,
+    levels of theory and splits.
+    """
+    digest = hashlib.sha256()
+    for name, shard in sorted(info["shards"].items()):
+        digest.update(f"{name} {shard['sha256']}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class KeptHeads:
+    """What a resumed potential keeps of the one that was saved, whatever its data say today."""
+
+    num_neighbours: float
+    """The normalisation of sums over neighbours, under which the weights were learned."""
+
+    elements: dict[str, list[str]]
+    """Level of theory -> elements whose E0 are known, in the order of the heads."""
+
+    @classmethod
+    def of(cls, potential: Potential, run_data: RunData) -> Self:
+        levels = potential.config.levels_of_theory
+        elements = {level: run_data.elements[level] for level in levels}
+        return cls(potential.config.num_neighbours, elements)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        # a list, because the order of the heads must survive any handling of the JSON
+        elements = {row["level_of_theory"]: row["elements"] for row in saved["heads"]}
+        return cls(saved["num_neighbours"], elements)
+
+    def to_dict(self) -> dict[str, Any]:
+        heads = []
+        for level, elements in self.elements.items():
+            heads.append({"level_of_theory": level, "elements": elements})
+        return {"num_neighbours": self.num_neighbours, "heads": heads}

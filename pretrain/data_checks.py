@@ -1,0 +1,65 @@
+"""What data must have before a run may take hours: training labels, and something to test on."""
+
+from __future__ import annotations
+
+from ..core.errors import EvenfieldError
+from ..data_pipelines.stream.collection import Collection
+from .checkpoints.run_data import trained_levels
+from .config import PretrainConfig
+
+
+def check_data(config: PretrainConfig, data: Collection) -> None:
+    """Raise EvenfieldError for data that cannot become a usable model, or one that is judged."""
+    levels = trained_levels(data)
+    without_energies = [level for level, row in levels.items() if not row["e0"]]
+    if without_energies:
+        # Forces leave the energy of a level open: its head would have no element with an E0, and
+        # a model refuses to predict such elements.
+        raise EvenfieldError(
+            f"has no training energy at the level of theory {', '.join(without_energies)}",
+            remedy="convert it with the column of its energies (see columns.energy), or without "
+            "the structures of that level",
+            file=str(data),
+        )
+
+    if config.adaptive.rate > 0 and not num_with_a_head(data, "valid"):
+        raise EvenfieldError(
+            "holds no validation structure for adaptive.rate",
+            remedy="convert it with valid_share above 0",
+            file=str(data),
+        )
+    if not num_with_a_head(data, "test") + num_with_a_head(data, "valid"):
+        at = ""
+        if data.num_structures("test") + data.num_structures("valid"):
+            at = f" at a level of theory that it trains on ({', '.join(levels)})"
+        raise EvenfieldError(
+            f"holds no structure to test on{at}",
+            remedy="convert it with test_share above 0",
+            file=str(data),
+        )
+
+
+def held_out_split(data: Collection) -> str:
+    """The split that a finished model is judged on."""
+    return "test" if num_with_a_head(data, "test") else "valid"
+
+
+def num_with_a_head(data: Collection, split: str) -> int:
+    """Structures of a split at the levels of theory that have training structures."""
+    return sum(row["structures"].get(split, 0) for row in trained_levels(data).values())
+
+
+def notes_on_data(data: Collection) -> list[str]:
+    """What a user should know of the data before the first step."""
+    trained = trained_levels(data)
+    notes = []
+    for level, row in data.census()["levels_of_theory"].items():
+        counts = row["structures"]
+        if level in trained or not any(counts.values()):
+            continue
+        splits = [f"{count} of {split}" for split, count in counts.items() if count]
+        notes.append(
+            f"level of theory {level} has no training structure: it gets no head, and its "
+            f"structures ({', '.join(splits)}) are left out of the evaluation"
+        )
+    return notes

@@ -1,0 +1,89 @@
+"""Data that cannot become a usable model are refused before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.structure import Structure
+from evenfield.pretrain import run
+from evenfield.pretrain.data_checks import held_out_split, notes_on_data
+from evenfield.pretrain.run import pretrain
+
+
+Change = Callable[[int, Structure], Structure]
+
+
+@pytest.fixture
+def changed(train_structures, tmp_path) -> Callable[[Change], str]:
+    """A data set of twelve structures of EMT, each changed by its number."""
+
+    def write(change: Change) -> str:
+        structures = [one for one in train_structures if one.level_of_theory == "EMT"][:12]
+        parts = [change(number, one) for number, one in enumerate(structures)]
+        write_data_set(parts, tmp_path / "data", {"file": "one", "sha256": ""}, ConvertConfig())
+        return str(tmp_path / "data")
+
+    return write
+
+
+def part(number: int, structure: Structure) -> Structure:
+    return replace(structure, split="test" if number < 3 else "train")
+
+
+def refusal(run_config, data: str, monkeypatch) -> str:
+    """The text of the error of a run that must not reach the building of its model."""
+    monkeypatch.setattr(run, "build_potential", None)
+    config = run_config(data=data)
+    with pytest.raises(EvenfieldError) as told:
+        pretrain(config, quiet=True)
+    assert not Path(config.out).exists()
+    return str(told.value)
+
+
+def test_level_of_theory_without_training_energies(run_config, changed, monkeypatch):
+    """Its head would have no element with an E0, and the model would refuse them all."""
+
+    def change(number, structure):
+        if number % 3:
+            return part(number, structure)
+        other = replace(structure, level_of_theory="PBE").with_labels(energy=None)
+        return replace(other, split="train")
+
+    text = refusal(run_config, changed(change), monkeypatch)
+    assert "has no training energy at the level of theory PBE" in text
+
+
+def test_no_energies_at_all(run_config, changed, monkeypatch):
+    data = changed(lambda number, structure: part(number, structure.with_labels(energy=None)))
+    text = refusal(run_config, data, monkeypatch)
+    assert "has no training energy at the level of theory EMT" in text
+
+
+def test_nothing_to_test_on_at_a_level_that_is_trained(run_config, changed, monkeypatch):
+    def change(number, structure):
+        held_out = part(number, structure)
+        return replace(held_out, level_of_theory="PBE") if held_out.split == "test" else held_out
+
+    text = refusal(run_config, changed(change), monkeypatch)
+    assert "no structure to test on at a level of theory that it trains on (EMT)" in text
+
+
+def test_held_out_level_is_noted_and_another_split_judges(run_config, changed):
+    def change(number, structure):
+        held_out = part(number, structure)
+        if number == 4:
+            held_out = replace(held_out, split="valid")
+        return replace(held_out, level_of_theory="PBE") if held_out.split == "test" else held_out
+
+    data = run_config(data=changed(change)).open_data()
+    assert notes_on_data(data) == [
+        "level of theory PBE has no training structure: it gets no head, and its structures "
+        "(3 of test) are left out of the evaluation"
+    ]
+    assert held_out_split(data) == "valid"
