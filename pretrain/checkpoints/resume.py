@@ -186,11 +186,10 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
 
 
 def _unused_name(out: Path) -> Path:
-    for number in itertools.count(1):
-        name = out.with_name(f"{out.name}.old-{number}")
-        if contents(name) is None and not name.exists():
-            return name
-    raise AssertionError
+    """`NAME.old-1` next to the run folder, or the first number that is free."""
+    names = (out.with_name(f"{out.name}.old-{number}") for number in itertools.count(1))
+    # also a link that leads nowhere is in the way
+    return next(name for name in names if not name.exists() and not name.is_symlink())
 
 
 def sole_writer(out: Path) -> AbstractContextManager[None]:

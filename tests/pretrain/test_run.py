@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.labels import LABELS
 from evenfield.data_pipelines.census.census import read_census
@@ -21,6 +23,7 @@ from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.evaluation.evaluation import evaluate, predict
 from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
+from evenfield.pretrain import run
 from evenfield.pretrain.callbacks import saving
 from evenfield.pretrain.callbacks.callback import StepReport
 from evenfield.pretrain.callbacks.metrics import Metrics, ProgressBar
@@ -287,6 +290,67 @@ def test_second_run_into_the_same_folder_is_refused_unless_it_resumes(run_config
     longer = run_config(max_steps=5)
     pretrain(longer, resume="must", quiet=True)
     assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("resume", ["no", "auto"])
+def test_occupied_folder_is_refused_before_anything_is_computed(run_config, monkeypatch, resume):
+    monkeypatch.setattr(run, "build_potential", None)
+    config = run_config()
+    note = Path(config.out) / "notes.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(DestinationError, match=r"run: already exists and holds notes\.txt"):
+        pretrain(config, resume, quiet=True)
+    with pytest.raises(DestinationError, match="replaces only what evenfield wrote"):
+        pretrain(config, quiet=True, overwrite=True)
+    assert [path.name for path in note.parent.iterdir()] == ["notes.txt"]
+
+    file = run_config("file")
+    Path(file.out).write_text("mine")
+    with pytest.raises(DestinationError, match="a file of 4 bytes"):
+        pretrain(file, resume, quiet=True)
+    inside = run_config(out=config.data)
+    with pytest.raises(DestinationError, match="is read by this command"):
+        pretrain(inside, resume, quiet=True, overwrite=resume == "no")
+
+
+class Failure(Exception):
+    """Raised by a test at a given point of a run."""
+
+
+def test_overwritten_run_stays_until_the_new_one_has_ended(run_config, monkeypatch, capsys):
+    config = run_config(max_steps=2)
+    model = pretrain(config, quiet=True)
+    weights = (model / "model.safetensors").read_bytes()
+    kept = Path(f"{config.out}.old-1")
+    other = run_config(max_steps=3, seed=5)
+
+    # before anything is written: the old run is back in its place
+    def fail(*_):
+        raise Failure
+
+    with monkeypatch.context() as patch, pytest.raises(Failure):
+        patch.setattr(run, "build_potential", fail)
+        pretrain(other, quiet=True, overwrite=True)
+    assert (model / "model.safetensors").read_bytes() == weights and not kept.exists()
+
+    # in the middle: the new run can be resumed, and the old one is next to it
+    with monkeypatch.context() as patch, pytest.raises(Failure):
+        patch.setattr(run, "save_model", fail)
+        pretrain(other, overwrite=True)
+    assert f"is kept as {kept} until the new run has ended" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert (kept / "model" / "model.safetensors").read_bytes() == weights
+    assert not model.exists()
+
+    # to its end
+    shutil.rmtree(config.out)
+    kept.rename(config.out)
+    pretrain(other, quiet=True, overwrite=True)
+    assert (model / "model.safetensors").read_bytes() != weights
+    assert not kept.exists()
+    assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3]
 
 
 def test_progress_bar_survives_a_step_without_a_loss():
