@@ -22,6 +22,11 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
             file=str(data),
         )
 
+    if config.default_level is not None and config.default_level not in levels:
+        raise EvenfieldError(
+            f"default_level={config.default_level}: no training structure has this level of theory",
+            remedy=f"choose one of {', '.join(levels)}",
+        )
     if config.adaptive.rate > 0 and not num_with_a_head(data, "valid"):
         raise EvenfieldError(
             "holds no validation structure for adaptive.rate",

@@ -97,14 +97,6 @@ def pretrain(
         return _run(config, data, resume, console, stop, changed_data)
 
 
-def _check_level(default_level: str, levels: list[str]) -> None:
-    if default_level not in levels:
-        raise EvenfieldError(
-            f"default_level={default_level}: no training structure has this level of theory",
-            remedy=f"choose one of {', '.join(levels)}",
-        )
-
-
 def _run(
     config: PretrainConfig,
     data: Collection,
@@ -122,9 +114,6 @@ def _run(
     seed_everything(config.seed)
     potential = build_potential(config, data, begun.kept if begun else None)
     levels = potential.config.levels_of_theory
-    if config.default_level is not None:
-        # before the training, which may take days
-        _check_level(config.default_level, levels)
     train_module = TrainModule(potential, config.loss, config.compute.precision)
     engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)
     stream = open_stream(config, data, levels, engine.rank, engine.world_size)

@@ -326,7 +326,7 @@ def test_overwritten_run_stays_until_the_new_one_has_ended(run_config, monkeypat
     other = run_config(max_steps=3, seed=5)
 
     # before anything is written: the old run is back in its place
-    def fail(*_):
+    def fail(*_, **__):
         raise Failure
 
     with monkeypatch.context() as patch, pytest.raises(Failure):
