@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .addresses import without_secrets
+
 
 class EvenfieldError(Exception):
     """A mistake that a user can correct: what is wrong, where, and what to do about it.
@@ -11,7 +13,8 @@ class EvenfieldError(Exception):
     Every error meant for a user derives from this class. The command line prints it as one line
     and exits with 1. Any other exception is a bug of evenfield, and keeps its traceback.
 
-    The text reads `FILE: record RECORD MESSAGE: REMEDY`, with the parts that are known.
+    The text reads `FILE: record RECORD MESSAGE: REMEDY`, with the parts that are known. Passwords
+    and signatures in addresses are left out: messages end up in logs and in reports of bugs.
 
     >>> print(EvenfieldError("has no cell", remedy="set pbc=false", file="mine.xyz", record=3))
     mine.xyz: record 3 has no cell: set pbc=false
@@ -26,10 +29,11 @@ class EvenfieldError(Exception):
         record: int | str | None = None,
     ) -> None:
         """`message` holds the offending value; `remedy` names only what exists for this command."""
+        message = without_secrets(message)
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
-        self.file = None if file is None else str(file)
+        self.remedy = None if remedy is None else without_secrets(remedy)
+        self.file = None if file is None else without_secrets(str(file))
         self.record = record
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.addresses import without_secrets
 from ..core.command_line import Overrides, Recipe, settings_option, share_of_work
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors
@@ -149,7 +150,7 @@ def check_units(
     report = run(source, load_settings(ConvertConfig, recipe, overrides))
     for finding in report.findings:
         typer.echo(f"{finding.outcome:8s}{finding.text}")
-    typer.echo(f"{report.num_structures} structures sampled from {source}")
+    typer.echo(f"{report.num_structures} structures sampled from {without_secrets(source)}")
     raise typer.Exit(1 if report.failed else 0)
 
 

@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 from pydantic import Field, field_validator
 from rich.progress import track
 
+from ...core.addresses import local_path, without_secrets
 from ...core.files import FileError
 from ...core.settings import SettingsError
 from ...core.workers import worker_pool
@@ -261,7 +262,9 @@ def _origin(source: str, config: ConvertConfig) -> dict[str, Any]:
     """What identifies a conversion: the bytes of the source and the settings."""
     sha256 = source_fingerprint(source, config)
     # the folder of a local source may change, its name in the info file does not
-    name = Path(source).name if Path(source).exists() else source
+    path = local_path(source)
+    # an address is stored, and shown to others, without a password or a signature in it
+    name = path.name if path.exists() else without_secrets(source)
     settings = config.model_dump(mode="json")
     # not set, as in data sets of versions without these keys, which are finished all the same
     for key in LATER_KEYS:

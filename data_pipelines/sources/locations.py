@@ -16,9 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import fsspec
-
+from ...core.addresses import (
+    local_path,
+    looks_like_path,
+    similar_names,
+    without_query,
+    without_secrets,
+)
 from ...core.errors import EvenfieldError
+from ...core.storage import file_info, file_system, is_web_address, reason_of, retried
 
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
@@ -47,8 +53,8 @@ def is_url(name: str) -> bool:
 
 
 def plain_path(name: str) -> Path:
-    """The path of a local name, with or without file://."""
-    return Path(name.removeprefix("file://"))
+    """The path of a local name, with or without file://; ~ is the home folder."""
+    return local_path(name)
 
 
 # --- listing
@@ -78,7 +84,10 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
         files = sorted(name for name in found if Path(name).is_file())
         return _at_least_one(files, source, suffixes)
 
-    # a local name that does not exist may be that of a data set of the hub
+    # A local name that does not exist may be that of a data set of the hub. A mistyped path is not
+    # sent there.
+    if looks_like_path(source):
+        raise _no_such_file(source)
     match = HUB_NAME.fullmatch(source)
     if match and not source.endswith(tuple(suffixes)):
         return _hub_files(source, match["name"], match["revision"], hub_config)
@@ -118,7 +127,15 @@ def _at_least_one(files: list[str], source: str, suffixes: Sequence[str]) -> lis
 
 
 def _no_such_file(name: Path | str) -> SourceError:
-    return SourceError("no such file", file=name)
+    path = plain_path(str(name))
+    similar = similar_names(path)
+    if similar:
+        remedy = f"did you mean {similar[0]}?"
+    elif HUB_NAME.fullmatch(str(name)) and str(name).count("/") == 1 and not path.suffix:
+        remedy = f"for the data set {name} of the hub, name a revision: {name}@main"
+    else:
+        remedy = None
+    return SourceError("no such file", file=name, remedy=remedy)
 
 
 def _forbidden(path: Path, error: PermissionError) -> SourceError:
@@ -129,14 +146,19 @@ def _forbidden(path: Path, error: PermissionError) -> SourceError:
 
 def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
     with _network_errors(source):
-        filesystem, path = fsspec.url_to_fs(source)
-        # object stores have no folders: a name is a file, or the beginning of the names of files
-        if GLOB.search(path):
-            found = filesystem.glob(path)
-        elif filesystem.isfile(path):
-            return [source]
+        filesystem, path = file_system(source)
+        # a query of a web address begins with a question mark, and is no pattern
+        if GLOB.search(path) and not is_web_address(source):
+            found = retried(lambda: filesystem.glob(path))
         else:
-            inside = filesystem.find(path)
+            # not isfile(), which takes an outage for a no
+            info = file_info(filesystem, path)
+            if info is not None and info["type"] == "file":
+                return [source]
+            if info is None and is_web_address(source):
+                raise SourceError("the server has no such file", file=source)
+            # object stores have no folders: a name may be the beginning of the names of files
+            inside = retried(lambda: filesystem.find(path))
             found = [name for name in inside if name.endswith(tuple(suffixes))]
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
         return _at_least_one(files, source, suffixes)
@@ -153,13 +175,7 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     try:
         builder = load_dataset_builder(name, hub_config, revision=revision)
     except Exception as error:
-        # an unknown name, no network, no token, an unknown configuration
-        reason = " ".join(str(error).split())
-        raise SourceError(
-            f"no such file or folder, and the hub does not provide it ({reason})",
-            file=source,
-            remedy="check the name, hub_config, the network and your login",
-        ) from None
+        raise _hub_refusal(source, error) from None
 
     by_split = builder.config.data_files or {}
     files = sorted({str(file) for urls in by_split.values() for file in urls})
@@ -176,6 +192,31 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     return files
 
 
+def _hub_refusal(source: str, error: Exception) -> SourceError:
+    """The error for a name that is no file here, and that the hub did not provide."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return SourceError(
+            "no such file or folder, and HF_HUB_OFFLINE keeps evenfield from asking the hub",
+            file=source,
+            remedy="name a file, or unset HF_HUB_OFFLINE",
+        )
+    if isinstance(error, ConnectionError):
+        return SourceError(
+            f"no such file or folder, and the hub does not answer ({reason_of(error)}); the data "
+            "set may well be there",
+            file=source,
+            remedy="check the network, or try again later",
+        )
+    # an unknown name, no token, an unknown configuration
+    return SourceError(
+        f"no such file or folder, and the hub does not provide it ({reason_of(error)})",
+        file=source,
+        remedy="check the name, hub_config and your login",
+    )
+
+
 @contextmanager
 def _network_errors(source: str) -> Iterator[None]:
     """Whatever a network library raises becomes one line that names the source."""
@@ -184,9 +225,8 @@ def _network_errors(source: str) -> Iterator[None]:
     except SourceError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise SourceError(
-            f"cannot be reached ({reason})",
+            f"cannot be reached ({reason_of(error)})",
             file=source,
             remedy="check the name, the network and your credentials",
         ) from None
@@ -219,7 +259,7 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
 
     # errors while reading are those of the reader, which knows the record
     with _network_errors(name):
-        filesystem, remote_path = fsspec.url_to_fs(name)
+        filesystem, remote_path = file_system(name)
         file = filesystem.open(remote_path, "rb")
     with file:
         yield file
@@ -233,9 +273,10 @@ def local_file(name: str) -> Iterator[Path]:
         return
 
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / Path(name).name
+        # readers go by the suffix, which a signature follows
+        copy = Path(folder) / Path(without_query(name)).name
         with _network_errors(name):
-            filesystem, remote_path = fsspec.url_to_fs(name)
+            filesystem, remote_path = file_system(name)
             filesystem.get_file(remote_path, str(copy))
         yield copy
 
@@ -255,7 +296,8 @@ def fingerprint(files: list[str]) -> str:
     total = hashlib.sha256()
     for name in files:
         if is_url(name):
-            line = f"{name} {_remote_state(name)}"
+            # the same file is signed anew for every reader
+            line = f"{without_secrets(name)} {_remote_state(name)}"
         else:
             path = plain_path(name)
             line = f"{path.name} {_sha256(path)}"
@@ -271,7 +313,7 @@ def _sha256(path: Path) -> str:
 
 def _remote_state(name: str) -> str:
     with _network_errors(name):
-        filesystem, path = fsspec.url_to_fs(name)
-        info: dict[str, Any] = filesystem.info(path)
+        filesystem, path = file_system(name)
+        info: dict[str, Any] = retried(lambda: filesystem.info(path))
     stated = [f"{key}={info[key]}" for key in STATE_KEYS if info.get(key) is not None]
     return " ".join(stated)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...core.addresses import without_query
 from ..structure import BadRecordError
 from .config import SourceConfig
 from .records import Record
@@ -46,7 +47,7 @@ class SourceFormat(ABC):
 
     def recognises(self, name: str) -> bool:
         """Whether this format reads a file of that name."""
-        return name.endswith(self.suffixes)
+        return without_query(name).endswith(self.suffixes)
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
         """The parts of a file, of about `records_per_part` records each.

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ...core.labels import LABELS, Label
@@ -137,6 +138,8 @@ def read_info(folder: Path | str) -> dict[str, Any]:
         num_rows = sum(int(entry["rows"]) for entry in info["shards"].values())
         source = info["source"]
         has_texts = isinstance(source["file"], str) and isinstance(source["sha256"], str)
+        # earlier versions stored addresses with the passwords in them
+        source["file"] = without_secrets(source["file"])
         is_whole = has_texts and num_structures == num_rows
     except OSError as error:
         raise BrokenDataSetError(

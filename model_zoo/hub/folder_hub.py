@@ -4,27 +4,41 @@
     ROOT/owner/name/refs/NAME             the revision of a name: main, or a tag
 
 A revision is the hash of the manifest. Publishing the same model twice therefore makes one
-snapshot, and no published file ever changes.
+snapshot, and no published file ever changes. The revision is computed again at every load: a folder
+that was put under the name of a revision by other means is refused.
 
 Models behind an address are downloaded into the cache, file by file. A file that is in the cache
-with the right hash is not downloaded again.
+with the right hash is not downloaded again. A revision that is in the cache as a whole is loaded
+without the hub.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec
 from fsspec.utils import get_protocol
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError, MissingPackageError
-from ...core.files import file_errors, write_atomically
+from ...core.files import FileError, file_errors, whole_file, write_atomically
+from ...core.storage import (
+    TooLargeError,
+    chunks,
+    file_system,
+    is_temporary,
+    is_web_address,
+    opened,
+    read_small_file,
+    reason_of,
+    retried,
+    seconds_for,
+)
 from ..package.folder import folder_revision
 from ..package.manifest import (
     MANIFEST,
@@ -34,13 +48,25 @@ from ..package.manifest import (
     parse_manifest,
     read_verified,
 )
-from ..package.weights import one_line
-from .remote import BUGS, HubError, cache_folder, check_before_download, download_order
+from .remote import (
+    BUGS,
+    MAX_MANIFEST_BYTES,
+    REVISION,
+    HubError,
+    UnreachableHubError,
+    cache_folder,
+    cache_of_this_process,
+    check_before_download,
+    download_order,
+    size_limit,
+    too_large,
+)
 
 
 # bytes that are read at once; downloads smaller than this show no progress bar
 CHUNK = 8 << 20
-REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
+# a ref holds a revision and perhaps a line end
+MAX_REF_BYTES = 1000
 # the extra that installs the storage library of a protocol; fsspec knows more protocols than these
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 
@@ -50,14 +76,15 @@ Advance = Callable[[int], None]  # takes the number of bytes that have arrived
 class FolderHub:
     """The models below one root.
 
-    Methods raise HubError when the root cannot be used or holds no such model, BadModelError when
-    a model on it is damaged.
+    Methods raise HubError when the root cannot be used or holds no such model, its subclass
+    UnreachableHubError when the root does not answer, and BadModelError when a model on it is
+    damaged.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = str(root)
         with self._storage_errors(self.root):
-            self.fs, self.path = fsspec.url_to_fs(self.root)
+            self.fs, self.path = file_system(self.root)
         # models on a disk are read where they are, without a copy in the cache
         self.on_disk = self.fs.protocol == "file" or "file" in self.fs.protocol
 
@@ -67,27 +94,71 @@ class FolderHub:
         """Upload the files of a verified model folder; returns the revision. A tag never moves."""
         revision = folder_revision(folder)
         if tag is not None:
-            tagged = self._read_ref(repo, tag)
-            if tagged not in (None, revision):
-                raise HubError(
-                    f"the tag already names revision {tagged}",
-                    file=f"{repo}@{tag}",
-                    remedy="choose another tag",
-                )
+            # before the upload, which may take long
+            self._check_tag_is_free(repo, tag, revision)
 
-        snapshot = self._snapshot(repo, revision)
-        if not self._exists(f"{snapshot}/{MANIFEST}"):
-            # the manifest comes last: a snapshot without one is unfinished, and is never read
-            for name in [*manifest.files, MANIFEST]:
-                with file_errors(folder / name):
-                    data = (folder / name).read_bytes()
-                self._upload(repo, f"{snapshot}/{name}", data)
-
+        self._upload_model(folder, manifest, repo, revision)
+        if tag is not None:
+            self._claim_tag(repo, tag, revision)
         # main comes last: it never names a snapshot whose tag could not be set
-        names = ["main"] if tag is None else [tag, "main"]
-        for name in names:
-            self._upload(repo, self._ref(repo, name), revision.encode())
+        self._upload(repo, self._ref(repo, "main"), revision.encode())
         return revision
+
+    def _upload_model(self, folder: Path, manifest: Manifest, repo: str, revision: str) -> None:
+        """Write all files of a snapshot, also over files that others put in their place."""
+        snapshot = self._snapshot(repo, revision)
+        if self.on_disk and Path(snapshot).is_symlink():
+            # writing would go through the link, into a folder that is not of this hub
+            with file_errors(snapshot):
+                Path(snapshot).unlink()
+
+        # the manifest comes last: a snapshot without the right one is never read
+        for name, entry in manifest.files.items():
+            if not self._holds(snapshot, name, entry):
+                content = read_verified(folder, name, entry)
+                self._upload(repo, f"{snapshot}/{name}", content)
+        with file_errors(folder / MANIFEST):
+            content = (folder / MANIFEST).read_bytes()
+        self._upload(repo, f"{snapshot}/{MANIFEST}", content)
+
+    def _holds(self, snapshot: str, name: str, entry: FileEntry) -> bool:
+        """Whether a disk hub has the right file. Elsewhere it is cheaper to send than to look."""
+        if not self.on_disk or (Path(snapshot) / name).is_symlink():
+            return False
+        try:
+            read_verified(Path(snapshot), name, entry)
+        except (BadModelError, FileError):
+            return False
+        return True
+
+    def _check_tag_is_free(self, repo: str, tag: str, revision: str) -> None:
+        tagged = self._read_ref(repo, tag)
+        if tagged not in (None, revision):
+            raise HubError(
+                f"the tag already names revision {tagged}",
+                file=f"{repo}@{tag}",
+                remedy="choose another tag",
+            )
+
+    def _claim_tag(self, repo: str, tag: str, revision: str) -> None:
+        """Set a tag. Of two publishers who do so at the same moment, one gets the error."""
+        path = self._ref(repo, tag)
+        try:
+            self._create(repo, path, revision.encode())
+        except UnreachableHubError:
+            # Most stores can create a file only if there is none. Where one cannot, or has one,
+            # the look afterwards decides.
+            if self._read_ref(repo, tag) is None:
+                self._upload(repo, path, revision.encode())
+        self._check_tag_is_free(repo, tag, revision)
+
+    def _create(self, repo: str, path: str, data: bytes) -> None:
+        """Write a file that does not exist yet; raises UnreachableHubError when it does."""
+        with self._storage_errors(repo):
+            if self.on_disk:
+                _create_file(Path(path), data)
+            else:
+                self.fs.pipe_file(path, data, mode="create")
 
     # --- loading
 
@@ -97,24 +168,28 @@ class FolderHub:
         When the hub cannot be reached, it is the revision that the name had the last time.
         """
         wanted = name or "main"
+        is_revision = REVISION.fullmatch(wanted) is not None
+        if is_revision and not self.on_disk and self._is_cached(repo, wanted):
+            # a revision means the same bytes for ever, so there is nothing to ask
+            return wanted
+
         # so that a model that was loaded once also loads without the network
         remembered = self._cache(repo) / "refs" / wanted
         try:
             found = self._read_ref(repo, wanted)
-        except HubError:
-            with file_errors(remembered):
-                if not remembered.is_file():
-                    raise
-                return remembered.read_text().strip()
+            if found is None and is_revision and self._has_snapshot(repo, wanted):
+                found = wanted
+        except UnreachableHubError:
+            last = _read_remembered(remembered)
+            if last is None:
+                raise
+            return last
 
-        if found is None and name and self._exists(f"{self._snapshot(repo, name)}/{MANIFEST}"):
-            # the name is itself a revision
-            found = name
         if found is None:
             raise self._not_found(repo, name)
-
         if not self.on_disk:
-            with file_errors(remembered):
+            # only a convenience: a cache that cannot be written does not end a load
+            with suppress(OSError):
                 remembered.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(remembered, found)
         return found
@@ -122,20 +197,56 @@ class FolderHub:
     def fetch(self, repo: str, revision: str, *, force: bool = False) -> Path:
         """The folder of a snapshot: itself on a disk, else a verified copy in the cache.
 
-        `force` downloads again what the cache holds.
-        """
-        snapshot = self._snapshot(repo, revision)
-        if self.on_disk:
-            return Path(snapshot)
-        target = self._cache(repo) / "snapshots" / revision
-        with file_errors(target):
-            # the manifest is written last, so with it the copy is complete
-            if (target / MANIFEST).is_file() and not force:
-                return target
+        `force` downloads again what the cache holds. A cache that cannot be written is replaced by
+        a temporary one, with a warning.
 
+        Raises BadModelError when the snapshot is not the one that the revision names.
+        """
+        if self.on_disk:
+            return self._checked_snapshot(repo, revision)
+        if not force and self._is_cached(repo, revision):
+            return self._cache(repo) / "snapshots" / revision
+
+        try:
+            return self._download_model(repo, revision, self._cache(repo), force)
+        except FileError as error:
+            cache = self._cache(repo, cache_of_this_process(error))
+            return self._download_model(repo, revision, cache, force)
+
+    def _checked_snapshot(self, repo: str, revision: str) -> Path:
+        """The folder of a revision on a disk, which must hold what the revision names."""
+        folder = Path(self._snapshot(repo, revision))
         where = f"{repo}@{revision}"
-        with self._storage_errors(where):
-            text = self.fs.cat_file(f"{snapshot}/{MANIFEST}")
+        remedy = f"do not use it; who has this model can publish it again, which repairs {folder}"
+        if folder.is_symlink():
+            raise BadModelError("is a link to another folder", file=where, remedy=remedy)
+        if not (folder / MANIFEST).is_file():
+            raise self._not_found(repo, revision)
+        if folder_revision(folder) != revision:
+            raise BadModelError(
+                f"holds another model than its revision says (its {MANIFEST} was exchanged)",
+                file=where,
+                remedy=remedy,
+            )
+        return folder
+
+    def _is_cached(self, repo: str, revision: str) -> bool:
+        """Whether the cache has a whole copy of a revision, and of no other."""
+        folder = self._cache(repo) / "snapshots" / revision
+        try:
+            # the manifest is written last, so with it the copy is complete
+            if folder.is_symlink() or not (folder / MANIFEST).is_file():
+                return False
+            return folder_revision(folder) == revision
+        except (FileError, OSError):
+            return False
+
+    def _download_model(self, repo: str, revision: str, cache: Path, force: bool) -> Path:
+        snapshot = self._snapshot(repo, revision)
+        where = f"{repo}@{revision}"
+        text = self._read(where, f"{snapshot}/{MANIFEST}", MAX_MANIFEST_BYTES)
+        if text is None:
+            raise self._not_found(repo, revision)
         if hashlib.sha256(text).hexdigest()[:16] != revision:
             raise BadModelError(
                 f"{MANIFEST} is not the one that was published",
@@ -144,19 +255,27 @@ class FolderHub:
             )
         manifest = parse_manifest(f"{where}/{MANIFEST}", text)
 
+        target = cache / "snapshots" / revision
+        weight_bytes = 0
         with file_errors(target), _progress(where, manifest) as advance:
+            if target.is_symlink():
+                target.unlink()
             target.mkdir(parents=True, exist_ok=True)
             for name in download_order(manifest):
                 entry = manifest.files[name]
-                if force or not self._is_cached(target, name, entry):
-                    self._download(f"{snapshot}/{name}", target / name, entry, advance)
+                if force or not self._is_right(target, name, entry):
+                    limit = size_limit(manifest, name, weight_bytes)
+                    self._download(
+                        where, f"{snapshot}/{name}", target / name, entry, limit, advance
+                    )
                 if name == "config.json":
-                    check_before_download(where, manifest, (target / name).read_bytes())
+                    config_text = (target / name).read_bytes()
+                    weight_bytes = check_before_download(where, manifest, config_text)
             # last, as on the hub: a copy that was interrupted is continued the next time
             write_atomically(target / MANIFEST, text)
         return target
 
-    def _is_cached(self, folder: Path, name: str, entry: FileEntry) -> bool:
+    def _is_right(self, folder: Path, name: str, entry: FileEntry) -> bool:
         """Whether the cache holds the file with the right hash; a wrong one is deleted."""
         if not (folder / name).is_file():
             return False
@@ -167,36 +286,46 @@ class FolderHub:
             return False
         return True
 
-    def _download(self, source: str, target: Path, entry: FileEntry, advance: Advance) -> None:
+    def _download(
+        self,
+        where: str,
+        source: str,
+        target: Path,
+        entry: FileEntry,
+        limit: int,
+        advance: Advance,
+    ) -> None:
         """Copy a file under a temporary name; it gets its own only if its hash is right."""
-        partial = target.with_name(f".{target.name}.part{os.getpid()}")
-        # hashed while it arrives: large weights are not read a second time
-        digest = hashlib.sha256()
-        try:
-            with self._storage_errors(source):
-                remote = self.fs.open(source, "rb")
-            with remote, partial.open("wb") as local:
-                while True:
-                    # only reading can fail because of the hub; writing fails because of this disk
-                    with self._storage_errors(source):
-                        chunk = remote.read(CHUNK)
-                    if not chunk:
-                        break
-                    local.write(chunk)
-                    digest.update(chunk)
-                    advance(len(chunk))
-                    # more bytes than stated: it cannot be right any more, and may have no end
-                    if entry.bytes is not None and local.tell() > entry.bytes:
-                        break
-            if digest.hexdigest() != entry.sha256:
-                raise BadModelError(
-                    f"does not match its sha256 in {MANIFEST}, nothing was kept",
-                    file=source,
-                    remedy="download the model again, or publish it again if that does not help",
-                )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+
+        def copy() -> None:
+            # hashed while it arrives: large weights are not read a second time
+            digest = hashlib.sha256()
+            with whole_file(target) as partial:
+                with partial.open("wb") as local:
+                    for chunk in self._chunks(where, source, limit):
+                        local.write(chunk)
+                        digest.update(chunk)
+                        advance(len(chunk))
+                if digest.hexdigest() != entry.sha256:
+                    raise BadModelError(
+                        f"does not match its sha256 in {MANIFEST}, nothing was kept",
+                        file=source,
+                        remedy="download it again; if that does not help, publish it again",
+                    )
+
+        retried(copy, _may_pass)
+
+    def _chunks(self, where: str, source: str, limit: int) -> Iterator[bytes]:
+        """The content of a file of the hub, which may have `limit` bytes."""
+        # Only reading can fail because of the hub. What the caller does with a chunk is outside
+        # of the block, since a generator does not see errors of its caller.
+        with self._storage_errors(where):
+            try:
+                with opened(self.fs, source) as remote:
+                    yield from chunks(remote, limit, seconds_for(limit), CHUNK)
+            except TooLargeError as error:
+                name = source.rpartition("/")[2]
+                raise too_large(where, name, f"more than {limit:,}", limit) from error
 
     # --- files of the hub
 
@@ -206,10 +335,12 @@ class FolderHub:
     def _ref(self, repo: str, name: str) -> str:
         return f"{self.path}/{repo}/refs/{name}"
 
-    def _cache(self, repo: str) -> Path:
+    def _cache(self, repo: str, base: Path | None = None) -> Path:
         """Where this hub's models are kept; hubs with equal names of models do not mix."""
-        root_hash = hashlib.sha256(self.root.encode()).hexdigest()[:12]
-        return cache_folder() / root_hash / repo
+        # a new password does not make another hub
+        address = without_secrets(self.root)
+        root_hash = hashlib.sha256(address.encode()).hexdigest()[:12]
+        return (base or cache_folder()) / root_hash / repo
 
     def _upload(self, repo: str, path: str, data: bytes) -> None:
         with self._storage_errors(repo):
@@ -220,19 +351,31 @@ class FolderHub:
                 # an object of a store appears whole or not at all
                 self.fs.pipe_file(path, data)
 
-    def _exists(self, path: str) -> bool:
-        with self._storage_errors(path):
-            return self.fs.exists(path)
-
-    def _read_ref(self, repo: str, name: str) -> str | None:
-        """The revision that a name stands for; None when there is no such name."""
-        path = self._ref(repo, name)
-        with self._storage_errors(repo):
+    def _read(self, where: str, path: str, limit: int) -> bytes | None:
+        """The content of a small file; None when the hub answers that there is none."""
+        with self._storage_errors(where):
             # fsspec caches listings, and somebody else may have published in the meantime
             self.fs.invalidate_cache()
-            if not self.fs.exists(path):
+            if self.on_disk and not Path(path).is_file():
+                # also a pipe or a device, which could be read for ever
                 return None
-            revision = self.fs.cat_file(path).decode("ascii", "replace").strip()
+            try:
+                return read_small_file(self.fs, path, limit)
+            except TooLargeError as error:
+                name = path.rpartition("/")[2]
+                raise too_large(where, name, f"more than {limit:,}", limit) from error
+
+    def _has_snapshot(self, repo: str, revision: str) -> bool:
+        path = f"{self._snapshot(repo, revision)}/{MANIFEST}"
+        return self._read(repo, path, MAX_MANIFEST_BYTES) is not None
+
+    def _read_ref(self, repo: str, name: str) -> str | None:
+        """The revision that a name refers to; None when there is no such name."""
+        path = self._ref(repo, name)
+        content = self._read(f"{repo}@{name}", path, MAX_REF_BYTES)
+        if content is None:
+            return None
+        revision = content.decode("ascii", "replace").strip()
         if not REVISION.fullmatch(revision):
             raise HubError(
                 "is damaged, it does not contain a revision",
@@ -243,17 +386,28 @@ class FolderHub:
 
     def _not_found(self, repo: str, name: str | None) -> HubError:
         """The error for a missing model or revision; it lists the revisions that exist."""
-        snapshots = f"{self.path}/{repo}/snapshots"
-        with self._storage_errors(repo):
-            paths = self.fs.ls(snapshots, detail=False) if self.fs.exists(snapshots) else []
-        if not paths:
-            return HubError(f"no such model in the folder hub {self.root}", file=repo)
-        known = sorted(path.rpartition("/")[2] for path in paths)
-        return HubError(
-            f"no revision {name} in the folder hub {self.root}",
-            file=f"{repo}@{name}",
-            remedy=f"it has: {', '.join(known)}",
-        )
+        known = self._known_revisions(repo)
+        if name is not None and known:
+            return HubError(
+                f"no revision {name} in the folder hub {self.root}",
+                file=f"{repo}@{name}",
+                remedy=f"it has: {', '.join(known)}",
+            )
+        place = repo if name is None else f"{repo}@{name}"
+        return HubError(f"no such model in the folder hub {self.root}", file=place)
+
+    def _known_revisions(self, repo: str) -> list[str]:
+        """The revisions of a model, as far as the hub lists them; web servers do not."""
+        if is_web_address(self.root):
+            return []
+        try:
+            paths = self.fs.ls(f"{self.path}/{repo}/snapshots", detail=False)
+        except BUGS:
+            raise
+        except Exception:
+            # only for a better message; the error that it belongs to is on its way
+            return []
+        return sorted(path.rpartition("/")[2] for path in paths)
 
     @contextmanager
     def _storage_errors(self, where: str) -> Iterator[None]:
@@ -266,17 +420,56 @@ class FolderHub:
             protocol = get_protocol(self.root)
             if protocol in EXTRAS:
                 package, extra = EXTRAS[protocol]
-                needed_for = f"the folder hub {self.root}"
+                needed_for = f"the folder hub {without_secrets(self.root)}"
                 raise MissingPackageError(package, needed_for=needed_for, extra=extra) from error
             raise HubError(
-                f"the folder hub needs another package ({one_line(error)})", file=self.root
+                f"the folder hub needs another package ({reason_of(error)})", file=self.root
             ) from error
         except Exception as error:
-            raise HubError(
-                f"the folder hub {self.root} cannot be used ({one_line(error, 300)})",
+            if is_temporary(error):
+                raise UnreachableHubError(
+                    f"the folder hub {self.root} does not answer ({reason_of(error)}); "
+                    "the model may well be there",
+                    file=where,
+                    remedy="check the network, or try again later",
+                ) from error
+            raise UnreachableHubError(
+                f"the folder hub {self.root} cannot be used ({reason_of(error)})",
                 file=where,
                 remedy="check its address, the network and your credentials",
             ) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a download that ended with this error may succeed the next time."""
+    cause = error.__cause__
+    return isinstance(error, UnreachableHubError) and cause is not None and is_temporary(cause)
+
+
+def _read_remembered(path: Path) -> str | None:
+    """The revision that a name had when the hub last answered."""
+    try:
+        revision = path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return revision if REVISION.fullmatch(revision) else None
+
+
+def _create_file(path: Path, data: bytes) -> None:
+    """Write a new file in one step; FileExistsError when there is one already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        try:
+            # a rename would replace the file of another publisher; a link does not
+            os.link(temporary, path)
+        except PermissionError:
+            # file systems without hard links
+            with path.open("xb") as file:
+                file.write(data)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,9 +6,11 @@ by its manifest: a file that the manifest does not name is not downloaded, whate
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,42 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     ModelInfo,
+    constants,
     get_session,
     hf_hub_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import tqdm
 
 from ...core.errors import EvenfieldError
 from ...core.files import FileError, file_errors
 from ..package.manifest import MANIFEST, BadModelError, Manifest, parse_manifest
 from ..package.weights import one_line
-from .remote import BUGS, HubError, check_before_download, download_order
+from .remote import (
+    BUGS,
+    MAX_MANIFEST_BYTES,
+    HubError,
+    cache_of_this_process,
+    check_before_download,
+    download_order,
+    size_limit,
+    too_large,
+)
 
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
+# what writing a file raises without the file's name
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+TAKEN = 409  # the HTTP status for a name that is in use
 WEB_ADDRESSES = ("http://", "https://")
 # hf_xet also accepts local:// and would write there; the tests allow that
 STORES = WEB_ADDRESSES
@@ -51,19 +68,39 @@ def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path
     Raises HubError when the hub does not have the model, refuses or cannot be reached, and
     BadModelError when the model is damaged or would do harm.
     """
+    if force and constants.HF_HUB_OFFLINE:
+        raise HubError(
+            "cannot be downloaded again while HF_HUB_OFFLINE is set",
+            file=repo,
+            remedy="unset it, or leave out --force",
+        )
+    try:
+        return _fetch(repo, revision, force, None)
+    except FileError as error:
+        cache = cache_of_this_process(error) / "hugging-face"
+        return _fetch(repo, revision, force, cache)
+
+
+def _fetch(repo: str, revision: str | None, force: bool, cache: Path | None) -> tuple[Path, str]:
+    """`fetch` with the client's own cache, or with another one."""
     where = f"{repo}@{revision}" if revision else repo
-    manifest_path = _download(where, repo, MANIFEST, revision, force)
+    download = partial(_download, where, repo, force=force, cache=cache)
+    manifest_path = download(MANIFEST, revision, limit=MAX_MANIFEST_BYTES)
     # the cache keeps each commit in a folder of its own, named by the commit
     folder = manifest_path.parent
     commit = folder.name
     with file_errors(manifest_path):
         manifest = parse_manifest(f"{where}/{MANIFEST}", manifest_path.read_bytes())
 
+    weight_bytes = 0
     for name in download_order(manifest):
         # by commit, not by name: main may move while the files arrive
-        path = _download(where, repo, name, commit, force)
+        limit = size_limit(manifest, name, weight_bytes)
+        path = download(name, commit, limit=limit)
         if name == "config.json":
-            check_before_download(where, manifest, path.read_bytes())
+            with file_errors(path):
+                config_text = path.read_bytes()
+            weight_bytes = check_before_download(where, manifest, config_text)
     return folder, commit
 
 
@@ -101,14 +138,77 @@ def publish(
         parent = current.sha
         commit = api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
         if tag:
-            api.create_tag(repo, tag=tag, revision=commit.oid, tag_message=message)
+            _set_tag(api, repo, tag, str(commit.oid), message)
     return str(commit.oid)
 
 
-def _download(where: str, repo: str, name: str, revision: str | None, force: bool) -> Path:
-    """One file, from the cache or from the hub; `where` is the reference, for messages."""
-    with _client_errors(where), _checked_responses(where):
-        return Path(hf_hub_download(repo, name, revision=revision, force_download=force))
+def _set_tag(api: HfApi, repo: str, tag: str, commit: str, message: str) -> None:
+    try:
+        api.create_tag(repo, tag=tag, revision=commit, tag_message=message)
+    except HfHubHTTPError as error:
+        if error.response is None or error.response.status_code != TAKEN:
+            raise
+        # it was free before the upload: somebody else has set it in the meantime
+        raise HubError(
+            f"somebody else took the tag in between; the model is published as {commit}",
+            file=f"{repo}@{tag}",
+            remedy="publish again with another tag",
+        ) from error
+
+
+def _download(
+    where: str,
+    repo: str,
+    name: str,
+    revision: str | None,
+    *,
+    force: bool,
+    cache: Path | None,
+    limit: int,
+) -> Path:
+    """One file of at most `limit` bytes, from the cache or from the hub.
+
+    `where` is the reference, for messages.
+    """
+
+    class LimitedBar(tqdm):  # type: ignore[misc]
+        """The client's progress bar: the one place where it tells how much has arrived."""
+
+        # a disabled bar does not count
+        arrived: float = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            result = super().update(n)
+            self.arrived += n or 0
+            if self.arrived > limit:
+                raise too_large(where, name, f"more than {limit:,}", limit)
+            return bool(result)
+
+    def check_size(headers: Any) -> None:
+        _check_stated_size(where, name, headers, limit)
+
+    with _client_errors(where), _checked_responses(where, check_size):
+        path = hf_hub_download(
+            repo,
+            name,
+            revision=revision,
+            force_download=force,
+            cache_dir=cache,
+            tqdm_class=LimitedBar,
+        )
+        return Path(path)
+
+
+def _check_stated_size(where: str, name: str, headers: Any, limit: int) -> None:
+    """Refuse a file that is announced with too many bytes, before the first of them arrives."""
+    # without a commit an answer is not about a file of the hub, but perhaps a page about an error
+    if headers.get("X-Repo-Commit") is None:
+        return
+    # a redirect states the size of what it leads to in a header of its own
+    stated = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
+    is_about_file = "Location" not in headers or "X-Linked-Size" in headers
+    if is_about_file and stated.isdecimal() and int(stated) > limit:
+        raise too_large(where, name, int(stated), limit)
 
 
 def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[str]:
@@ -129,16 +229,20 @@ def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[s
 
 
 @contextmanager
-def _checked_responses(where: str) -> Iterator[None]:
+def _checked_responses(
+    where: str, check_more: Callable[[Any], None] | None = None
+) -> Iterator[None]:
     """Check the headers of every response that the client receives inside the block.
 
     The client builds names of files in its cache from the commit and the ETag in a response, and
     it follows redirects. A malicious hub could make it write outside the cache, or read files of
-    this machine.
+    this machine. `check_more` gets the headers of every response too.
     """
 
     def check(response: Any) -> None:
         _check_headers(where, response.headers)
+        if check_more is not None:
+            check_more(response.headers)
 
     # the list is changed in place: other threads may have their own checks in it
     hooks = get_session().event_hooks["response"]
@@ -181,20 +285,21 @@ def _client_errors(where: str) -> Iterator[None]:
     except (EvenfieldError, *BUGS):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and _is_of_disk(error):
             # a file of this machine: the cache may be full or protected
-            raise FileError(error.strerror or str(error), file=error.filename) from error
+            file = error.filename or constants.HF_HUB_CACHE
+            raise FileError(error.strerror or str(error), file=file) from error
         message, remedy = _explain(error)
         raise HubError(message, file=where, remedy=remedy) from error
 
 
+def _is_of_disk(error: OSError) -> bool:
+    """Whether an error is about a file; errors of connections are OSErrors too."""
+    return error.filename is not None or error.errno in DISK_ERRORS
+
+
 # the first class that fits decides, so subclasses come before their bases
 EXPLANATIONS: list[tuple[type[Exception], str, str]] = [
-    (
-        LocalEntryNotFoundError,
-        "no such folder, not in the cache, and the Hugging Face hub is out of reach or fails",
-        "check the network",
-    ),
     (
         GatedRepoError,
         "its owner asks you to accept terms on its page first",
@@ -226,6 +331,8 @@ STATUS_EXPLANATIONS: dict[int, tuple[str, str]] = {
 
 def _explain(error: Exception) -> tuple[str, str]:
     """Message and remedy for an error of the client."""
+    if isinstance(error, LocalEntryNotFoundError):
+        return _explain_absence(error)
     for kind, message, remedy in EXPLANATIONS:
         if isinstance(error, kind):
             return message, remedy
@@ -235,3 +342,28 @@ def _explain(error: Exception) -> tuple[str, str]:
             return STATUS_EXPLANATIONS[status]
     reason = f"{type(error).__name__}: {one_line(error, 300)}"
     return f"the Hugging Face hub failed ({reason})", "try again; finished files are kept"
+
+
+def _explain_absence(error: LocalEntryNotFoundError) -> tuple[str, str]:
+    """Message and remedy when the hub did not answer, and the cache has no copy."""
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "no such folder, not in the cache, and HF_HUB_OFFLINE keeps evenfield from asking the "
+            "Hugging Face hub",
+            "unset HF_HUB_OFFLINE, or download it first with `evenfield hub pull`",
+        )
+
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+        response = cause.response
+        reason = f"answers {response.status_code} {response.reason_phrase}".strip()
+    elif isinstance(cause, FileMetadataError):
+        reason = "sends answers that its client does not understand"
+    else:
+        detail = one_line(cause or error, 100)
+        reason = f"does not answer ({detail})"
+    return (
+        f"no such folder, not in the cache, and the Hugging Face hub {reason}; the model may well "
+        "be there",
+        "check the network, or try again later",
+    )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.addresses import local_path, looks_like_path, similar_names
 from ...core.files import file_errors
 from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
@@ -112,14 +113,17 @@ def resolve(
     been read. `force` downloads again what the cache holds.
     """
     # a folder comes first: users name models that they have just trained
+    path = local_path(reference)
     with file_errors(str(reference)):
-        is_folder = Path(reference).is_dir()
+        is_folder = path.is_dir()
     if is_folder:
-        return Path(reference), None
+        return path, None
     if zoo.is_zoo_name(str(reference)):
         return zoo.find(str(reference)), None
 
-    repo, revision = split_reference(str(reference))
+    if isinstance(reference, Path) or looks_like_path(reference):
+        raise _no_such_folder(str(reference))
+    repo, revision = split_reference(reference)
     root = folder_hub_root(folder_hub)
     if root is None:
         folder, commit = hugging_face.fetch(repo, revision, force=force)
@@ -128,6 +132,23 @@ def resolve(
     hub = FolderHub(root)
     revision = hub.revision(repo, revision)
     return hub.fetch(repo, revision, force=force), f"{repo}@{revision}"
+
+
+def _no_such_folder(name: str) -> HubError:
+    """The error for a path without a model. No hub is asked: the name is not meant for one."""
+    path = local_path(name)
+    if path.is_file():
+        return HubError(
+            "is a file", file=name, remedy="name the folder of the model, which holds this file"
+        )
+    similar = similar_names(path)
+    if similar:
+        remedy = f"did you mean {similar[0]}?"
+    elif name.count("/") == 1 and REFERENCE.fullmatch(name):
+        remedy = f"for the model {name} of a hub, name a revision: {name}@main"
+    else:
+        remedy = "name a folder that holds a saved model"
+    return HubError("no such folder", file=name, remedy=remedy)
 
 
 def folder_hub_root(given: Path | str | None) -> Path | str | None:

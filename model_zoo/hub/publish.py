@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.addresses import local_path
 from ...core.files import file_errors
 from ...core.labels import LABELS
 from ..package.folder import ModelFolder, folder_revision, read_model_folder
@@ -91,7 +92,7 @@ def publish(
     one that contains tokens, paths or user names, and for one whose predictions are not invariant.
     Raises HubError when the hub refuses.
     """
-    model = Path(model)
+    model = local_path(model)
     plan, content = _inspect(model, repo)
     _refuse_unfit(model, plan)
     if tag is not None:
@@ -117,7 +118,7 @@ def publish(
 
 def plan_publication(model: Path | str, repo: str) -> Publication:
     """What `publish` would upload, and what it would object to; nothing is sent."""
-    plan, _ = _inspect(Path(model), repo)
+    plan, _ = _inspect(local_path(model), repo)
     return plan
 
 
@@ -139,7 +140,9 @@ def _refuse_unfit(model: Path, plan: Publication) -> None:
 
 def _check_tag(repo: str, tag: str) -> None:
     # users load by the tag, so it must be a valid part of a reference; main is not fixed
-    if tag == "main" or split_reference(f"{repo}@{tag}")[1] is None:
+    is_fixed = tag != "main" and split_reference(f"{repo}@{tag}")[1] is not None
+    # a tag in the form of a revision would hide the revision of that name
+    if not is_fixed or re.fullmatch(r"[0-9a-f]{16}|[0-9a-f]{40}", tag):
         raise HubError(f"{tag!r} cannot be a tag", remedy="choose another one, v1 for instance")
 
 

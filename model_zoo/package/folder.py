@@ -24,6 +24,7 @@ import torch
 from ase.data import chemical_symbols
 from pydantic import ValidationError
 
+from ...core.addresses import without_secrets
 from ...core.destination import replace_folder
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
@@ -233,7 +234,7 @@ def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """The same tree with absolute paths cut to their last part.
+    """The same tree with absolute paths cut to their last part, and addresses without passwords.
 
     Paths tell about the machine and its user, and mean nothing on another machine.
     """
@@ -243,7 +244,7 @@ def without_paths(value: Any) -> Any:
         return [without_paths(item) for item in value]
     if isinstance(value, str):
         is_path = value.removeprefix("file://").startswith(("/", "~/"))
-        return Path(value).name if is_path else value
+        return Path(value).name if is_path else without_secrets(value)
     return value
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class Faults:
     """File name -> content to send instead."""
     before_commit: Callable[[], None] | None = None
     """Call this once, before the next commit."""
+    blow_up: str | None = None
+    """Send a compressed gigabyte for the file of this name, without its size."""
     status: int | None = None
     """Answer every request with this status."""
 
@@ -330,6 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
             return self._send(302, b"", headers)
 
+        if path == faults.blow_up and self.command == "GET":
+            return self._blow_up(headers)
         content = faults.replace.get(path, content)
         status = 200
         # the client asks for the rest of a file whose transfer was cut
@@ -343,6 +348,25 @@ class _Handler(BaseHTTPRequestHandler):
         is_cut = path.endswith(".safetensors") and faults.cuts_left
         cut = faults.cut_body_after if is_cut else None
         return self._send(status, content, headers, cut=cut, count_as=path)
+
+    def _blow_up(self, headers: dict[str, str]) -> None:
+        """A gigabyte of blanks, compressed to a megabyte."""
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        packer = zlib.compressobj(wbits=31)
+        block = b" " * (1 << 20)
+        try:
+            for _ in range(1024):
+                self.wfile.write(packer.compress(block))
+            self.wfile.write(packer.flush())
+        except OSError:
+            # the client has hung up
+            return
 
     def _tree(self, repo: Repo) -> dict[str, bytes]:
         return repo.commits.get(repo.main, {})

@@ -127,6 +127,6 @@ def test_scheme_that_nobody_knows():
 def test_hub_without_network_is_one_line():
     with pytest.raises(
         SourceError,
-        match=r"^nobody/nothing@v1: no such file or folder, and the hub does not provide it",
+        match=r"^nobody/nothing@v1: no such file or folder, and HF_HUB_OFFLINE keeps evenfield",
     ):
         list_parts("nobody/nothing@v1", CONFIG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ from typing import Any
 import huggingface_hub
 import pytest
 from ase.build import bulk
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants, file_download
 
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
-from evenfield.core.files import FileError
 from evenfield.model_zoo import BadModelError, HubError
+from evenfield.model_zoo.hub import remote
 from evenfield.model_zoo.hub.load import resolve
+from evenfield.model_zoo.hub.publish import plan_publication
 
 from model_hub_server import Faults, Hub, serve
 from small_models import sharded
@@ -238,10 +240,11 @@ def test_offline_what_the_cache_holds_still_loads(
     requests = len(hub.log)
     for name in ("alice/copper", "alice/copper@v1", pinned):
         assert model_zoo.load(name).reference == pinned
-    with pytest.raises(
-        HubError, match="not in the cache, and the Hugging Face hub is out of reach or fails"
-    ):
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE keeps evenfield from asking") as refusal:
         model_zoo.load("alice/other")
+    assert "network" not in str(refusal.value)
+    with pytest.raises(HubError, match="cannot be downloaded again while HF_HUB_OFFLINE is set"):
+        resolve(pinned, force=True)
     assert len(hub.log) == requests
     clear_cache()
     with pytest.raises(HubError, match="not in the cache"):
@@ -288,14 +291,107 @@ def test_a_failed_download_continues_with_the_missing_shards(
     assert second in hub.sent
 
 
-def test_cache_that_cannot_be_written(
+@pytest.mark.parametrize("problem", ["a file in its place", "a full disk"])
+def test_a_load_does_not_need_the_cache(
+    hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    pinned = model_zoo.publish(folder, "alice/copper")
+    remote._temporary_cache.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    if problem == "a file in its place":
+        (tmp_path / "other").write_text("not a folder")
+    else:
+        download = file_download._download_to_tmp_and_move
+
+        def fail(**arguments: Any) -> None:
+            if arguments["destination_path"].is_relative_to(tmp_path):
+                # what writing raises: without the name of the file
+                raise OSError(errno.ENOSPC, "No space left on device")
+            download(**arguments)
+
+        monkeypatch.setattr(file_download, "_download_to_tmp_and_move", fail)
+
+    with pytest.warns(UserWarning, match="the cache cannot be used .*HF_HOME"):
+        model = model_zoo.load("alice/copper")
+    assert model.reference == pinned
+    remote._temporary_cache.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "README.md", WEIGHTS])
+def test_a_file_larger_than_stated_is_not_downloaded(hub: Hub, folder: Path, name: str) -> None:
+    model_zoo.publish(folder, "alice/copper")
+    hub.faults.replace = {name: b" " * (5 << 20)}
+    with pytest.raises(BadModelError, match=rf"{name} has 5,242,880 bytes"):
+        model_zoo.load("alice/copper")
+    assert name not in hub.sent
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "README.md"])
+def test_a_file_larger_than_announced_is_cut(
+    hub: Hub, folder: Path, tmp_path: Path, name: str
+) -> None:
+    """The hub states a small size, or none, and sends a compressed gigabyte of blanks."""
+    model_zoo.publish(folder, "alice/copper")
+    hub.faults.blow_up = name
+    with pytest.raises(BadModelError, match=rf"{name} has more than [\d,]+ bytes"):
+        model_zoo.load("alice/copper")
+    sizes = [path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert max(sizes) < 30 << 20
+
+
+def test_of_two_publishers_of_a_tag_one_is_told_that_it_lost(hub: Hub, folder: Path) -> None:
+    """The tag appears between the look at the tags and the end of the upload."""
+
+    def take_the_tag() -> None:
+        repo = hub.repos["alice/copper"]
+        repo.tags["v1"] = repo.main
+
+    hub.faults.before_commit = take_the_tag
+    with pytest.raises(HubError, match=r"@v1: somebody else took the tag in between; the model is"):
+        model_zoo.publish(folder, "alice/copper", tag="v1")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "runs/modle",
+        "./alice/copper",
+        "~/copper",
+        "alice/model.safetensors",
+        "a/b/c",
+        "alice/copper/",
+    ],
+)
+def test_what_looks_like_a_path_is_not_sent_to_the_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    with pytest.raises(HubError, match=r"no such folder") as refusal:
+        model_zoo.load(reference)
+    assert hub.log == []
+    if reference == "runs/modle":
+        assert "did you mean runs/model?" in str(refusal.value)
+
+
+def test_a_name_next_to_a_folder_is_asked_for_with_a_revision(
     hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model_zoo.publish(folder, "alice/copper")
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(FileError, match="file"):
+    pinned = model_zoo.publish(folder, "alice/copper")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alice").mkdir()
+    with pytest.raises(HubError, match="name a revision: alice/copper@main"):
         model_zoo.load("alice/copper")
+    assert model_zoo.load("alice/copper@main").reference == pinned
+
+
+def test_the_home_folder_is_expanded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert model_zoo.load(f"~/{folder.name}").record.name == "copper"
+    assert plan_publication(f"~/{folder.name}", "me/copper").repo == "me/copper"
 
 
 def test_wrong_names_and_revisions(hub: Hub, folder: Path) -> None:
@@ -350,9 +446,9 @@ ANSWERS: dict[str, tuple[Any, str]] = {
     ),
     "manifest that is a page": ({"manifest.json": b"<html>log in</html>"}, "is not valid JSON"),
     "manifest with a path": ({"manifest.json": LEADING_OUT}, "is not the name of a file"),
-    "server error": (500, "is out of reach or fails"),
-    "teapot": (418, "is out of reach or fails"),
-    "too many requests": (429, "is out of reach or fails"),
+    "server error": (500, "the Hugging Face hub answers 500"),
+    "teapot": (418, "the Hugging Face hub answers 418"),
+    "too many requests": (429, "the Hugging Face hub answers 429"),
 }
 
 

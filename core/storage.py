@@ -1,0 +1,197 @@
+"""Files behind addresses such as s3:// and https://, with limits, and honest about failures.
+
+fsspec answers "is it there?" with no when a server is overloaded or out of reach. Callers would
+tell users that something does not exist, which may well exist. Here only the store's own answer
+counts as an absence. Any other failure is retried if it may pass, and raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.utils import get_protocol
+
+from .addresses import without_secrets
+
+
+Result = TypeVar("Result")
+
+# seconds to wait before the second and the third try
+DELAYS = (0.5, 2.0)
+# Seconds without a byte from a web server. aiohttp's own limit is five minutes for everything,
+# which is too long for a silent server and too short for large weights.
+SILENCE = 10.0
+# seconds for a small file, however it arrives
+SMALL_FILE_SECONDS = 30.0
+# bytes per second; a server that is slower than this keeps a load waiting for ever
+LEAST_RATE = 10_000
+WEB = ("http", "https")
+ABSENT_STATUS = (404, 410)
+# answers of a web server that say nothing about what it holds, besides those of 500 and above
+TEMPORARY_STATUS = (408, 425, 429)
+# The answer is certain: trying again would only take longer.
+FINAL_ERRORS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+class TooLargeError(Exception):
+    """A file has more bytes than the caller takes."""
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it."""
+    options: dict[str, Any] = {}
+    if is_web_address(address):
+        # comes with fsspec's support of the web, which not every installation needs
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        options["client_kwargs"] = {
+            "timeout": timeout,
+            # A compressed answer could be a thousand times larger than what arrives. Files are
+            # asked for as they are; hashes reveal a server that compresses them all the same.
+            "auto_decompress": False,
+            "headers": {"Accept-Encoding": "identity"},
+        }
+    return fsspec.url_to_fs(address, **options)
+
+
+def is_web_address(address: str) -> bool:
+    """Whether a web server answers for an address, without another layer in front of it."""
+    return "::" not in address and get_protocol(address) in WEB
+
+
+def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
+    """The content of a file of at most `limit` bytes; None when the store has no such file.
+
+    Raises TooLargeError, and what the storage library raises when the store fails.
+    """
+
+    def read() -> bytes:
+        content = b""
+        with opened(fs, path) as file:
+            for chunk in chunks(file, limit, SMALL_FILE_SECONDS):
+                content += chunk
+        return content
+
+    try:
+        return retried(read)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def file_info(fs: Any, path: str) -> dict[str, Any] | None:
+    """What a store knows about a file; None when it answers that there is none."""
+
+    def ask() -> dict[str, Any]:
+        try:
+            return dict(fs.info(path))
+        except FileNotFoundError as error:
+            # fsspec's file system of the web raises this, whatever went wrong
+            if error.__cause__ is not None and get_protocol(path) in WEB:
+                raise error.__cause__ from None
+            raise
+
+    try:
+        return retried(ask)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        if http_status(error) in ABSENT_STATUS:
+            return None
+        raise
+
+
+@contextmanager
+def opened(fs: Any, path: str) -> Iterator[IO[bytes]]:
+    """An open file of a store, to be read from its beginning to its end.
+
+    FileNotFoundError when the store answers that there is none.
+    """
+    if get_protocol(path) in WEB:
+        # As one stream. A size, which need not be right, saves a request for it. In blocks, fsspec
+        # would hold in memory whatever the server sends as one of them.
+        file = fs.open(path, "rb", block_size=0, size=1)
+    else:
+        file = fs.open(path, "rb")
+    with file:
+        yield file
+
+
+def chunks(file: IO[bytes], limit: int, seconds: float, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of an open file in chunks.
+
+    Raises TooLargeError as soon as it exceeds `limit` bytes, TimeoutError after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    num_bytes = 0
+    while True:
+        # one byte more than allowed tells a file that is too large from one that fits exactly
+        chunk = file.read(min(size, limit + 1 - num_bytes))
+        if not chunk:
+            return
+        num_bytes += len(chunk)
+        if num_bytes > limit:
+            raise TooLargeError(f"has more than {limit:,} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError(f"sends too slowly: {num_bytes:,} bytes in {seconds:.0f} s")
+        yield chunk
+
+
+def seconds_for(num_bytes: int) -> float:
+    """How long a file of this size may take."""
+    return SMALL_FILE_SECONDS + num_bytes / LEAST_RATE
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether a failure says nothing about the file, so that a later try may succeed."""
+    if isinstance(error, FINAL_ERRORS):
+        return False
+    status = http_status(error)
+    if status is not None:
+        return status >= 500 or status in TEMPORARY_STATUS
+    # aiohttp's errors of connections derive from OSError, or from its ClientError
+    is_of_connection = any(kind.__name__ == "ClientError" for kind in type(error).__mro__)
+    return isinstance(error, (asyncio.TimeoutError, OSError)) or is_of_connection
+
+
+def retried(
+    call: Callable[[], Result], may_pass: Callable[[BaseException], bool] = is_temporary
+) -> Result:
+    """The result of a call, which is repeated after a failure that may pass."""
+    for delay in DELAYS:
+        try:
+            return call()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+        time.sleep(delay)
+    return call()
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status with which a web server refused, if that is what went wrong."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) and status >= 400 else None
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, on one line, without secrets."""
+    status = http_status(error)
+    if status is not None:
+        phrase = " ".join(str(getattr(error, "message", "")).split())[:80]
+        return f"it answers {status} {phrase}".strip()
+    text = " ".join(str(error).split())
+    if isinstance(error, asyncio.TimeoutError) and not text.startswith("sends"):
+        return f"no answer within {SILENCE:.0f} s"
+    return without_secrets(text)[:300] or type(error).__name__
