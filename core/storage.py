@@ -17,6 +17,7 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from .addresses import without_secrets
+from .errors import EvenfieldError
 
 
 Result = TypeVar("Result")
@@ -44,8 +45,12 @@ FINAL_ERRORS = (
 )
 
 
-class TooLargeError(Exception):
+class TooLargeError(EvenfieldError):
     """A file has more bytes than the caller takes."""
+
+
+class TooSlowError(EvenfieldError):
+    """A file arrives so slowly that it might have no end."""
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -74,7 +79,7 @@ def is_web_address(address: str) -> bool:
 def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
     """The content of a file of at most `limit` bytes; None when the store has no such file.
 
-    Raises TooLargeError, and what the storage library raises when the store fails.
+    Raises TooLargeError, TooSlowError, and what the storage library raises when the store fails.
     """
 
     def read() -> bytes:
@@ -131,7 +136,7 @@ def opened(fs: Any, path: str) -> Iterator[IO[bytes]]:
 def chunks(file: IO[bytes], limit: int, seconds: float, size: int = 1 << 20) -> Iterator[bytes]:
     """The content of an open file in chunks.
 
-    Raises TooLargeError as soon as it exceeds `limit` bytes, TimeoutError after `seconds`.
+    Raises TooLargeError as soon as it exceeds `limit` bytes, TooSlowError after `seconds`.
     """
     end = time.monotonic() + seconds
     num_bytes = 0
@@ -144,7 +149,7 @@ def chunks(file: IO[bytes], limit: int, seconds: float, size: int = 1 << 20) -> 
         if num_bytes > limit:
             raise TooLargeError(f"has more than {limit:,} bytes")
         if time.monotonic() > end:
-            raise TimeoutError(f"sends too slowly: {num_bytes:,} bytes in {seconds:.0f} s")
+            raise TooSlowError(f"sends only {num_bytes:,} bytes in {seconds:.0f} s")
         yield chunk
 
 
@@ -155,7 +160,7 @@ def seconds_for(num_bytes: int) -> float:
 
 def is_temporary(error: BaseException) -> bool:
     """Whether a failure says nothing about the file, so that a later try may succeed."""
-    if isinstance(error, FINAL_ERRORS):
+    if isinstance(error, (EvenfieldError, *FINAL_ERRORS)):
         return False
     status = http_status(error)
     if status is not None:
@@ -192,6 +197,6 @@ def reason_of(error: BaseException) -> str:
         phrase = " ".join(str(getattr(error, "message", "")).split())[:80]
         return f"it answers {status} {phrase}".strip()
     text = " ".join(str(error).split())
-    if isinstance(error, asyncio.TimeoutError) and not text.startswith("sends"):
+    if isinstance(error, asyncio.TimeoutError):
         return f"no answer within {SILENCE:.0f} s"
     return without_secrets(text)[:300] or type(error).__name__

@@ -342,9 +342,10 @@ def test_folder_that_is_no_model(refusal, tmp_path):
 
 
 def test_reference_that_is_neither_folder_nor_name(refusal, tmp_path):
-    assert "neither a folder nor a reference owner/name[@revision]" in refusal(
-        "hub", "show", tmp_path / "nowhere"
-    )
+    nowhere = tmp_path / "nowhere"
+    assert f"{nowhere}: no such folder" in refusal("hub", "show", nowhere)
+    expected = "neither a folder nor a reference owner/name[@revision]"
+    assert expected in refusal("hub", "show", "nowhere")
 
 
 def test_name_that_the_folder_hub_does_not_hold(refusal, tmp_path):

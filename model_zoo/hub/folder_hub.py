@@ -29,6 +29,7 @@ from ...core.errors import EvenfieldError, MissingPackageError
 from ...core.files import FileError, file_errors, whole_file, write_atomically
 from ...core.storage import (
     TooLargeError,
+    TooSlowError,
     chunks,
     file_system,
     is_temporary,
@@ -414,6 +415,12 @@ class FolderHub:
         """Turn what a storage library raises into a HubError about `where`."""
         try:
             yield
+        except TooSlowError as error:
+            raise UnreachableHubError(
+                f"the folder hub {self.root} {error.message}",
+                file=where,
+                remedy="check the network, or try again later",
+            ) from error
         except (EvenfieldError, *BUGS):
             raise
         except ImportError as error:
