@@ -256,6 +256,9 @@ def _dynamics(out: Path, config: QuickstartConfig) -> Step:
         "--level-of-theory",
         "EMT",
     ]
+    if (out / "dynamics").exists():
+        # an earlier quick start was interrupted during this step
+        words.append("--overwrite")
     return Step(words, "dynamics/dynamics.json")
 
 

@@ -46,6 +46,14 @@ LevelOfTheory = Annotated[
     typer.Option("--level-of-theory", help="head of the model; its default when not given"),
 ]
 
+Device = Annotated[
+    str, typer.Option("--device", help="where the model computes: cpu, cuda or cuda:1")
+]
+DType = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32 or float64; that of the weights when not given"),
+]
+
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace what OUT holds, once the new result is whole")
 ]

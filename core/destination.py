@@ -33,6 +33,8 @@ KINDS = {
     "checkpoints": "a training run",
     "config.yaml": "a training run",
     ".parts": "an unfinished data set",
+    "simulation.json": "a simulation",
+    "report.html": "a report",
 }
 MAX_NAMES = 4  # of files in a message
 

@@ -9,7 +9,8 @@ CheckResult. Its parameters become those of the command, its docstring the help:
         steps: Annotated[int, typer.Option(min=2, help="number of strains")] = 5,
     ) -> CheckResult:
 
-The command adds the options that every check has: --level-of-theory, --folder-hub and --json.
+The command adds the options that every check has: --level-of-theory, --folder-hub, --json and
+--overwrite.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..core.command_line import FolderHub, LevelOfTheory, ModelReference
+from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, Overwrite
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from . import checks
@@ -143,10 +144,19 @@ def _as_command(name: str) -> Callable[..., None]:
         json_file: Annotated[
             Path | None, typer.Option("--json", help="file for the figures and the verdict")
         ] = None,
+        overwrite: Overwrite = False,
         **settings: Any,
     ) -> None:
+        from ..core.destination import check_destination
         from ..model_zoo.hub.load import load
 
+        if json_file is not None:
+            check_destination(
+                json_file,
+                overwrite=overwrite,
+                inputs=[model],
+                remedy="name another file for --json, or replace it with --overwrite",
+            )
         loaded = load(model, folder_hub)
         checked = CheckedModel(loaded, level_of_theory)
         result = check(checked, **settings)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.command_line import CommandLineError
+from ..core.command_line import CommandLineError, Overwrite
 from .check import CheckGroup
 
 
@@ -34,12 +34,14 @@ def report(
     ] = None,
     model_card: Annotated[Path | None, typer.Option(help="README.md of a model folder")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown to put at the end")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """One self-contained HTML page: errors by element, learning curves, parity, few-shot curve.
 
     Example: evenfield report runs/report uniform=runs/uniform reweighted=runs/reweighted --fewshot
     runs/fewshot.json
     """
+    from ..core.destination import check_destination, replace_folder
     from .report.report import write_report
 
     folders = {}
@@ -50,7 +52,11 @@ def report(
                 f"'{word}'", remedy="name a run as name=folder, for example uniform=runs/uniform"
             )
         folders[name] = Path(folder)
-    page = write_report(
-        out, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
-    )
-    typer.echo(f"report: {page}")
+
+    others = [path for path in (fewshot, model_card, notes) if path is not None]
+    check_destination(out, overwrite=overwrite, inputs=[*folders.values(), *others])
+    with replace_folder(out) as new:
+        page = write_report(
+            new, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
+        )
+    typer.echo(f"report: {out / page.name}")

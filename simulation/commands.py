@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..core.command_line import (
+    Device,
+    DType,
     FolderHub,
     LevelOfTheory,
     ModelReference,
     Overrides,
+    Overwrite,
     settings_option,
 )
+
+
+if TYPE_CHECKING:
+    from .dynamics import DynamicsConfig, DynamicsResult
 
 
 def simulate(
@@ -23,24 +31,57 @@ def simulate(
     overrides: Overrides = None,
     folder_hub: FolderHub = None,
     level_of_theory: LevelOfTheory = None,
+    device: Device = "cpu",
+    dtype: DType = None,
+    overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("simulation.dynamics:DynamicsConfig")] = False,
 ) -> None:
     """Relax a structure, run NVE dynamics and report the drift of the energy.
 
+    Ends with an error when the dynamics explodes; the frames and numbers before are kept.
+
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
+    from ..core.destination import check_destination
     from ..core.settings import load_settings
     from ..data_pipelines.sources.ase_files import read_one
     from ..model_zoo.hub.load import load
     from .dynamics import TRAJECTORY_FILE, DynamicsConfig, relax_and_run
 
     config = load_settings(DynamicsConfig, None, overrides)
-    calculator = load(model, folder_hub).calculator(level_of_theory=level_of_theory)
-    result = relax_and_run(read_one(structure), calculator, out, config)
-    state = "relaxed" if result.relaxed else "not fully relaxed"
+    check_destination(out, overwrite=overwrite, inputs=[structure, model])
+    atoms = read_one(structure)
+    calculator = load(model, folder_hub).calculator(
+        device=device, level_of_theory=level_of_theory, dtype=dtype
+    )
+    with _place(out, overwrite) as folder:
+        result = relax_and_run(atoms, calculator, folder, config)
+
     typer.echo(
-        f"{result.formula}: {state} after {result.relaxation_steps} steps; "
+        f"{result.formula}: {_state(result, config)}; "
         f"NVE {config.steps} x {config.time_step} fs at {result.mean_temperature:.0f} K: "
         f"drift {result.drift_mev_per_atom_ps:.3f} meV/atom/ps, "
         f"rms {result.rms_mev_per_atom:.3f} meV/atom; {out / TRAJECTORY_FILE}"
     )
+
+
+def _place(out: Path, overwrite: bool) -> AbstractContextManager[Path]:
+    """The folder to write into.
+
+    A result that is there keeps its place until the new one is whole. Otherwise the frames of a
+    long run are written where the user looks for them, and an interrupted run leaves its own.
+    """
+    from ..core.destination import contents, replace_folder
+
+    if overwrite and contents(out) is not None:
+        return replace_folder(out)
+    return nullcontext(out)
+
+
+def _state(result: DynamicsResult, config: DynamicsConfig) -> str:
+    """What became of the relaxation, in words."""
+    force = f"largest force {result.largest_force:.3g} eV/A"
+    steps = f"{result.relaxation_steps} steps"
+    if result.relaxed:
+        return f"relaxed in {steps} ({force})"
+    return f"NOT relaxed after {steps}: {force}, fmax is {config.fmax:g}"

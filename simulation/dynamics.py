@@ -21,12 +21,20 @@ from ase.optimize import FIRE
 from pydantic import Field
 from rich.progress import Progress
 
+from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings
 
 
 RESULT_FILE = "dynamics.json"
 TRAJECTORY_FILE = "trajectory.traj"
+# what was asked for, written before anything is computed
+REQUEST_FILE = "simulation.json"
+
+# Beyond these a dynamics has exploded. No bond survives 1e5 K, and a step that changes the total
+# energy by more than 1 eV/atom integrates nothing.
+MAX_TEMPERATURE = 1e5  # K, or ten times what was asked for
+MAX_ENERGY_CHANGE = 1.0  # eV/atom
 
 
 class DynamicsConfig(Settings):
@@ -47,6 +55,10 @@ class DynamicsConfig(Settings):
     seed: int = Field(default=0, description="of the random initial velocities")
 
 
+class ExplodedError(EvenfieldError):
+    """A dynamics whose temperature or energy left all bounds, or whose structure fell apart."""
+
+
 @dataclass(frozen=True)
 class DynamicsResult:
     """What a run has shown; the content of dynamics.json."""
@@ -56,6 +68,9 @@ class DynamicsResult:
     num_atoms: int
     relaxed: bool  # whether all forces fell below fmax
     relaxation_steps: int
+    largest_force: float  # eV/A, after the relaxation
+    completed_steps: int  # of the dynamics
+    failure: str | None  # why the dynamics ended early
     settings: dict[str, Any]
     drift_mev_per_atom_ps: float  # slope of the total energy against time, by least squares
     rms_mev_per_atom: float  # what remains around that line
@@ -69,40 +84,60 @@ def relax_and_run(
 ) -> DynamicsResult:
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    `atoms` stays unchanged. Raises FileError when `out` cannot be written.
+    `atoms` stays unchanged. Raises FileError when `out` cannot be written, ExplodedError when the
+    dynamics explodes; both files are there then too, with what came before.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
     # before the relaxation, so that a wrong path does not cost the time of one
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+        request = {"model": dict(calculator.parameters), "settings": config.model_dump()}
+        write_atomically(out / REQUEST_FILE, json.dumps(request, indent=1))
 
     relaxation = FIRE(atoms, logfile=None)
-    relaxed = bool(relaxation.run(fmax=config.fmax, steps=config.relax_steps))
+    relaxation.run(fmax=config.fmax, steps=config.relax_steps)
+    # from the forces themselves: some versions of ASE say "converged" when the steps are used up
+    largest_force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
     # half of the kinetic energy goes into the bonds as soon as the relaxed atoms move
     set_thermal_momenta(atoms, 2 * config.temperature, config.seed)
     # a moving centre of mass would count as temperature
     Stationary(atoms)
-    times, energies, temperatures = _run(atoms, out / TRAJECTORY_FILE, config)
+    run = _Run(atoms, config)
+    run.write(out / TRAJECTORY_FILE)
+    times = np.array(run.times)
+    energies = 1000 * np.array(run.energies)
 
     # with consistent forces the slope is zero; the integrator's error remains around the line
-    slope, offset = np.polyfit(times, energies, 1)
+    slope = 0.0
+    offset = energies[0]
+    if len(times) > 1:
+        slope, offset = np.polyfit(times, energies, 1)
     result = DynamicsResult(
         model=dict(calculator.parameters),
         formula=atoms.get_chemical_formula(),
         num_atoms=len(atoms),
-        relaxed=relaxed,
+        relaxed=largest_force <= config.fmax,
         relaxation_steps=relaxation.nsteps,
+        largest_force=largest_force,
+        completed_steps=run.dynamics.nsteps,
+        failure=run.failure,
         settings=config.model_dump(),
         drift_mev_per_atom_ps=float(slope),
         rms_mev_per_atom=float(np.std(energies - slope * times - offset)),
-        mean_temperature=float(np.mean(temperatures)),
+        mean_temperature=float(np.mean(run.temperatures)),
         time_ps=times.tolist(),
         energy_mev_per_atom=(energies - energies[0]).tolist(),
     )
     with file_errors(out / RESULT_FILE):
         write_atomically(out / RESULT_FILE, json.dumps(asdict(result), indent=1))
+    if run.failure is not None:
+        raise ExplodedError(
+            f"the dynamics exploded at step {run.dynamics.nsteps}: {run.failure}",
+            remedy="set a smaller time_step, or relax more; a model far from its training data "
+            "explodes at any time step",
+        )
     return result
 
 
@@ -117,28 +152,61 @@ def set_thermal_momenta(atoms: Atoms, temperature: float, seed: int) -> None:
     atoms.set_momenta(random * widths[:, None])
 
 
-def _run(
-    atoms: Atoms, trajectory_path: Path, config: DynamicsConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Move `atoms`; returns times (ps), total energies (meV/atom) and temperatures (K)."""
-    dynamics = VelocityVerlet(atoms, config.time_step * units.fs)
-    times: list[float] = []
-    energies: list[float] = []
-    temperatures: list[float] = []
+class _Run:
+    """Dynamics at constant energy, with what was recorded on the way.
 
-    def record() -> None:
-        times.append(dynamics.get_time() / (1000 * units.fs))
-        energies.append(atoms.get_total_energy() / len(atoms))
-        temperatures.append(atoms.get_temperature())
+    times: ps. energies: total energies in eV/atom. temperatures: K. All finite.
+    failure: why the dynamics ended early, None if it did not.
+    """
 
-    dynamics.attach(record, interval=config.every)
-    with (
-        file_errors(trajectory_path),
-        Trajectory(trajectory_path, "w", atoms) as trajectory,
-        Progress(transient=True) as bar,
-    ):
-        task = bar.add_task("NVE", total=config.steps)
-        dynamics.attach(trajectory.write, interval=config.every)
-        dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)
-        dynamics.run(config.steps)
-    return np.array(times), 1000 * np.array(energies), np.array(temperatures)
+    def __init__(self, atoms: Atoms, config: DynamicsConfig) -> None:
+        self.atoms = atoms
+        self.config = config
+        self.dynamics = VelocityVerlet(atoms, config.time_step * units.fs)
+        self.times: list[float] = []
+        self.energies: list[float] = []
+        self.temperatures: list[float] = []
+        self.failure: str | None = None
+
+    def write(self, trajectory_path: Path) -> None:
+        """Move the atoms, and write a frame for each record."""
+        with (
+            file_errors(trajectory_path),
+            Trajectory(trajectory_path, "w", self.atoms) as trajectory,
+            Progress(transient=True) as bar,
+        ):
+            task = bar.add_task("NVE", total=self.config.steps)
+
+            def record() -> None:
+                self._record()
+                trajectory.write()
+
+            dynamics = self.dynamics
+            dynamics.attach(self._check, interval=1)
+            dynamics.attach(record, interval=self.config.every)
+            dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)
+            try:
+                dynamics.run(self.config.steps)
+                # a run that is shorter than `every` would have no second point
+                if len(self.times) < 2:
+                    record()
+            except EvenfieldError as error:
+                # a structure that has no neighbours or no finite forces; or _check's own error
+                self.failure = error.message
+
+    def _record(self) -> None:
+        self.times.append(self.dynamics.get_time() / (1000 * units.fs))
+        self.energies.append(self.atoms.get_total_energy() / len(self.atoms))
+        self.temperatures.append(self.atoms.get_temperature())
+
+    def _check(self) -> None:
+        """Raise ExplodedError as soon as no later step can mean anything."""
+        # NaN fails every comparison, so the conditions say what is good
+        temperature = self.atoms.get_temperature()
+        if not temperature <= max(MAX_TEMPERATURE, 10 * self.config.temperature):
+            raise ExplodedError(f"a temperature of {temperature:.3g} K")
+
+        if self.energies:
+            change = self.atoms.get_total_energy() / len(self.atoms) - self.energies[0]
+            if not abs(change) <= MAX_ENERGY_CHANGE:
+                raise ExplodedError(f"the total energy is off by {change:.3g} eV/atom")

@@ -73,6 +73,20 @@ def test_symmetry_of_a_broken_model_fails(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert {"name", "value", "unit", "limit"} == set(content["figures"][0])
 
 
+def test_a_verdict_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
+    verdict = tmp_path / "verdict.json"
+    verdict.write_text("mine")
+    words = ["phases", "evenfield-s", "Cu", *EMT_HEAD, "--json", str(verdict)]
+    code, text = run(*words)
+    assert code == 1
+    assert "already exists" in text
+    assert verdict.read_text() == "mine"
+
+    code, text = run(*words, "--overwrite")
+    assert code == 0, text
+    assert json.loads(verdict.read_text())["check"] == "phases"
+
+
 def test_phases() -> None:
     code, text = run("phases", "evenfield-s", "Cu", *EMT_HEAD)
     assert code == 0, text
@@ -120,7 +134,7 @@ def test_scaling_against_tight_binding(tmp_path: Path) -> None:
     salt_file = tmp_path / "salt.cif"
     bulk("LiF", "rocksalt", a=4.03).write(salt_file)
 
-    options = ["--doublings", "2", "--xtb"]
+    options = ["--doublings", "2", "--xtb", "--level-of-theory", "GFN1-xTB"]
     code, text = run("scaling", "evenfield-s", str(methane_file), *options)
     assert code == 0, text
     assert "GFN1-xTB:     20 atoms" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 
 from evenfield.core.files import FileError
 from evenfield.simulation.dynamics import (
     DynamicsConfig,
     DynamicsResult,
+    ExplodedError,
     relax_and_run,
     set_thermal_momenta,
 )
@@ -71,6 +74,62 @@ def test_same_seed_gives_the_same_run(copper: Atoms, tmp_path: Path) -> None:
     first = run(copper, tmp_path / "first")
     second = run(copper, tmp_path / "second")
     assert first == second
+
+
+def test_fewer_steps_than_between_two_frames(copper: Atoms, tmp_path: Path) -> None:
+    """The fit of one point ended in a traceback, and dynamics.json was lost."""
+    config = CONFIG.model_copy(update={"steps": 2, "every": 10})
+    result = relax_and_run(copper, EMT(), tmp_path, config)
+    assert len(result.time_ps) == 2
+    assert result.time_ps[-1] == pytest.approx(0.002)
+    content = json.loads((tmp_path / "dynamics.json").read_text())
+    assert np.isfinite(content["drift_mev_per_atom_ps"])
+    assert len(ase.io.read(tmp_path / "trajectory.traj", ":")) == 2
+
+
+class Exploding(EMT):
+    """EMT whose forces grow with every call: what a model far from its data does."""
+
+    def __init__(self, answer: Callable[[np.ndarray, int], np.ndarray]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.num_calls = 0
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.num_calls += 1
+        self.results["forces"] = self.answer(self.results["forces"], self.num_calls)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda forces, call: forces * 3.0**call, r"exploded at step \d+: "),
+        (lambda forces, call: forces * (np.nan if call > 20 else 1), "a temperature of nan K"),
+        # slow enough to stay cold, but no energy is conserved
+        (lambda forces, call: -forces * 100, "the total energy is off by"),
+    ],
+)
+def test_exploded_dynamics_is_an_error_that_keeps_what_came_before(
+    answer: Callable[[np.ndarray, int], np.ndarray], message: str, copper: Atoms, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"relax_steps": 0, "steps": 200, "every": 1})
+    with pytest.raises(ExplodedError, match=message) as error:
+        relax_and_run(copper, Exploding(answer), tmp_path, config)
+
+    content = json.loads((tmp_path / "dynamics.json").read_text())
+    assert content["completed_steps"] < 200
+    assert content["failure"] in str(error.value)
+    assert np.isfinite(content["energy_mev_per_atom"]).all()
+    frames = ase.io.read(tmp_path / "trajectory.traj", ":")
+    assert len(frames) == len(content["time_ps"]) >= 1
+
+
+def test_relaxed_means_that_forces_are_small(copper: Atoms, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"relax_steps": 1})
+    result = relax_and_run(copper, EMT(), tmp_path, config)
+    assert not result.relaxed
+    assert result.largest_force > config.fmax
 
 
 def test_folder_that_cannot_be_written(copper: Atoms, tmp_path: Path) -> None:

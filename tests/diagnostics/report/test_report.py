@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from evenfield.cli import app
+from evenfield.core.destination import DestinationError
 from evenfield.core.figures.periodic_table import SYMBOLS
 from evenfield.diagnostics.report.element_plots import reweighting_maps
 from evenfield.diagnostics.report.report import write_report
@@ -355,6 +358,27 @@ def test_names_are_checked(runs, tmp_path):
         write_report(tmp_path, title="t", runs=runs, reweighting=("uniform", "late"))
     with pytest.raises(ReportError, match="differ only"):
         write_report(tmp_path, title="t", runs={"a b": tmp_path, "a-b": tmp_path})
+
+
+def test_command_replaces_a_report_only_when_asked_to(runs, tmp_path, unsaved_pictures):
+    out = tmp_path / "report"
+    command = ["report", str(out), f"uniform={runs['uniform']}"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (out / "report.html").write_text("old")
+
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, DestinationError)
+    assert (out / "report.html").read_text() == "old"
+
+    # a failure leaves the old page
+    broken = ["report", str(out), f"uniform={tmp_path / 'nowhere'}", "--overwrite"]
+    assert CliRunner().invoke(app, broken).exit_code == 1
+    assert (out / "report.html").read_text() == "old"
+
+    done = CliRunner().invoke(app, [*command, "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert (out / "report.html").read_text() != "old"
+    assert str(out / "report.html") in done.output.replace("\n", "")
 
 
 # --- few-shot
