@@ -53,7 +53,7 @@ class CheckedModel:
     def symbols(self) -> list[str]:
         """The elements that the head was trained on."""
         level = self.loaded.level_to_use(self.level_of_theory)
-        return self.loaded.record.elements[level]
+        return self.loaded.record.trained_symbols(level)
 
     def calculator(self, dtype: str | None = None) -> Calculator:
         """ASE's view of the head, in "float32", "float64", or None for that of the weights."""

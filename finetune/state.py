@@ -182,7 +182,7 @@ def _elements_of_the_readout(model: LoadedModel, level: str) -> set[int]:
     """
     levels = model.potential.config.levels_of_theory
     source = level if level in levels else _head_to_start_from(model)
-    symbols = model.record.elements.get(source, [])
+    symbols = model.record.trained_symbols(source)
     return {chemical_symbols.index(symbol) for symbol in symbols}
 
 

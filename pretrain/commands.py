@@ -137,7 +137,7 @@ def evaluate(
             remedy="name another with --split",
         )
     loaded = load(model, folder_hub=folder_hub)
-    coverage = Coverage(loaded.record.elements)
+    coverage = Coverage(loaded.record.learned)
     structures = coverage.answerable(collection.structures(split))
     try:
         predictions = predict(loaded.potential, structures, progress=True)

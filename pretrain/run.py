@@ -289,6 +289,16 @@ def _write_results(
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 
+def _counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, dict[str, int]]:
+    """Level of theory -> symbol -> training structures; without levels of an older census."""
+    counts = {}
+    for level in levels:
+        row = census["levels_of_theory"][level]
+        if "train_elements" in row:
+            counts[level] = row["train_elements"]
+    return counts
+
+
 def _record(
     config: PretrainConfig,
     data: Collection,
@@ -303,6 +313,7 @@ def _record(
         licence=config.licence,
         elements={level: list(levels[level]["e0"]) for level in potential.config.levels_of_theory},
         default_level=config.default_level,
+        level_counts=_counts_of_levels(census, potential.config.levels_of_theory),
         train_counts={symbol: count for symbol, count in counts.items() if count},
         training_data=[
             TrainingData(

@@ -43,6 +43,8 @@ class Census:
         # level of theory -> ...
         self.references: dict[str, ReferenceFit] = {}
         self.level_counts: dict[str, dict[str, int]] = {}
+        # level -> (119,): structures of the train split
+        self.level_elements: dict[str, np.ndarray] = {}
 
     @property
     def levels(self) -> list[str]:
@@ -67,6 +69,7 @@ class Census:
         for level, by_split in other.level_counts.items():
             own_counts = self.level_counts.setdefault(level, {})
             _add_counts(own_counts, by_split)
+        _add_counts(self.level_elements, other.level_elements)
         return self
 
     def __add__(self, other: Census) -> Census:
@@ -115,6 +118,13 @@ class Census:
             own = codes == code
             by_split = self.level_counts.setdefault(level, {})
             _add_counts(by_split, {split: int(own.sum())})
+            if split == "train":
+                own_entries = counts.indices
+                # the common case, one level of theory, needs no copy
+                if not own.all():
+                    own_entries = own_entries[np.repeat(own, np.diff(counts.indptr))]
+                present = np.bincount(own_entries, minlength=NUM_ELEMENTS)
+                _add_counts(self.level_elements, {level: present})
 
             labelled = own & has_energy
             if split != "train" or not labelled.any():
@@ -175,7 +185,13 @@ class Census:
             # a level without training energies has an empty table of E0
             reference = self.references.get(level, ReferenceFit())
             structures = dict(self.level_counts[level])
-            levels[level] = {"structures": structures, **reference.to_dict()}
+            trained = self.level_elements.get(level, _zeros())
+            elements = {chemical_symbols[z]: int(trained[z]) for z in np.flatnonzero(trained)}
+            levels[level] = {
+                "structures": structures,
+                "train_elements": elements,
+                **reference.to_dict(),
+            }
         return {"per_element": per_element, "levels_of_theory": levels}
 
     def _force_rms(self, atomic_number: int) -> float | None:

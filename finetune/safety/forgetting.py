@@ -116,7 +116,7 @@ def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structu
     """
     levels = model.potential.config.levels_of_theory
     level = default_level(model.record, levels) or levels[0]
-    elements = [atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])]
+    elements = [atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)]
     own = []
     for kind, build in ((PAIRS, _pairs), (CRYSTALS, _crystals)):
         for z in elements:

@@ -58,7 +58,7 @@ def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
             remedy="name the data that the model was trained on",
             file=data,
         )
-    known = {atomic_numbers[symbol] for symbol in model.record.elements.get(level, [])}
+    known = {atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)}
     chosen = _every_element_first(structures)[:NUM_STRUCTURES]
     refitted = copy.deepcopy(model.potential)
     head = levels.index(level)

@@ -294,7 +294,7 @@ def checked_dtype(name: str) -> torch.dtype:
 
 def trained_elements(record: ModelRecord, level_of_theory: str) -> set[int]:
     """Atomic numbers of the elements that a level of theory saw in training."""
-    symbols = record.elements.get(level_of_theory, [])
+    symbols = record.trained_symbols(level_of_theory)
     return {chemical_symbols.index(symbol) for symbol in symbols}
 
 

@@ -53,7 +53,7 @@ def export_metatomic(
     # everything is checked before the import, which takes seconds, and before a folder is made
     checked_dtype(dtype)
     level = model.level_to_use(level_of_theory)
-    if not model.record.elements.get(level):
+    if not model.record.trained_symbols(level):
         raise EngineError(
             f"no element is listed for {level}, so every structure would be refused",
             file=model.reference,

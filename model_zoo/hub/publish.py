@@ -54,6 +54,7 @@ REMEDIES = {
     "licence": "add one with `evenfield hub describe MODEL licence=...`",
     "training data": "train on a converted data set, which the record then names",
     "level of theory": "train on data with a named level of theory",
+    "training structures of every listed element": "train on data that have them",
 }
 UNSTATED_LICENCES = ("", "unknown", "not stated")
 
@@ -185,6 +186,8 @@ def missing_facts(record: ModelRecord, levels: list[str]) -> list[str]:
     # "default" is the name of a level that the data do not state
     if "default" in levels or not all(levels):
         lacking.append("level of theory")
+    if record.unlearned():
+        lacking.append("training structures of every listed element")
     return lacking
 
 

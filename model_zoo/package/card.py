@@ -310,10 +310,22 @@ def _reference_energies(
 
 def _rare_elements(record: ModelRecord) -> list[str]:
     """Elements with few training structures; none when the record does not count them."""
+    if len(record.level_counts) > 1:
+        # each level of theory learns for itself: many structures at another one do not help
+        return _rare_at_levels(record)
     counts = record.train_counts
     if not counts:
         return []
     return [symbol for symbol in record.symbols if counts.get(symbol, 0) < RARE]
+
+
+def _rare_at_levels(record: ModelRecord) -> list[str]:
+    rare = []
+    for level, counts in record.level_counts.items():
+        for symbol in record.elements.get(level, []):
+            if counts.get(symbol, 0) < RARE:
+                rare.append(f"{symbol} ({level})")
+    return rare
 
 
 def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:

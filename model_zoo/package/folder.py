@@ -113,6 +113,13 @@ def save_model(
     for name in attachments:
         _check_attachment_name(name)
     _check_holds_a_model(folder)
+    unlearned = record.unlearned() if record.level_counts else []
+    if unlearned:
+        raise EvenfieldError(
+            f"the record lists {unlearned[0]}, but counts no training structure with it",
+            file=folder,
+            remedy="list only what was learned",
+        )
 
     dtype = next(potential.parameters()).dtype
     config = {
@@ -426,6 +433,16 @@ def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
     if unknown_symbols:
         raise BadModelError(
             f"lists {unknown_symbols[0][:100]!r}, which is not an element",
+            file=path,
+            remedy=RESTORE,
+        )
+
+    # Older records do not count by level. Theirs are loaded, and the element refused when it is
+    # predicted.
+    unlearned = record.unlearned() if record.level_counts else []
+    if unlearned:
+        raise BadModelError(
+            f"lists {unlearned[0]}, but counts no training structure with it",
             file=path,
             remedy=RESTORE,
         )

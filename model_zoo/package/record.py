@@ -61,6 +61,29 @@ class ModelRecord(Settings):
             seen.update(symbols)
         return sorted(seen, key=chemical_symbols.index)
 
+    def trained_symbols(self, level: str) -> list[str]:
+        """The elements that a level of theory has learned from at least one structure.
+
+        Records of older models may list more than was learned. What they count decides, as far as
+        they count at all.
+        """
+        counts = self.level_counts.get(level, self.train_counts)
+        listed = self.elements.get(level, [])
+        return [symbol for symbol in listed if not counts or counts.get(symbol, 0) > 0]
+
+    @property
+    def learned(self) -> dict[str, list[str]]:
+        """Level of theory -> the elements that it has learned."""
+        return {level: self.trained_symbols(level) for level in self.elements}
+
+    def unlearned(self) -> list[str]:
+        """What the record claims and the counts deny: `SYMBOL at LEVEL`, for each element."""
+        claims = []
+        for level, learned in self.learned.items():
+            missing = [symbol for symbol in self.elements[level] if symbol not in learned]
+            claims += [f"{symbol} at {level}" for symbol in missing]
+        return claims
+
 
 class Description(Settings):
     """Facts that only people know. They replace those of a record; what is not given stays."""

@@ -148,7 +148,7 @@ def test_missing_tight_binding_names_the_extra(
     crystal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    code, text = run("scaling", "evenfield-s", crystal, "--xtb")
+    code, text = run("scaling", "evenfield-s", crystal, *EMT_HEAD, "--xtb")
     assert code == 1 and re.search(r"pip install '?evenfield\[demo\]", text)
 
 

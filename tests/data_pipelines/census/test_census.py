@@ -109,6 +109,7 @@ def test_levels_of_theory_and_splits_do_not_mix():
     summary = census.to_dict()["levels_of_theory"]
     assert summary["PBE"] == {
         "structures": {"train": 3, "valid": 1},
+        "train_elements": {"H": 3},
         "e0": {"H": pytest.approx(-1.0)},
         "undetermined": [],
     }
