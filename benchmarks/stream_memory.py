@@ -20,6 +20,7 @@ from rich.progress import track
 from stream_throughput import open_stream, synthetic
 
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.shards import write_info
 
 
 NUMBER = 10_240
@@ -57,7 +58,8 @@ def enlarge(folder: Path, out: Path, factor: int) -> Path:
     for counts in (info["num_structures"], info["records"]):
         for name in counts:
             counts[name] *= factor
-    (out / "dataset_info.json").write_text(json.dumps(info))
+    del info["checksum"]
+    write_info(out, info)
     (out / "census.json").write_bytes((folder / "census.json").read_bytes())
     return out
 

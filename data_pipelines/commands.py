@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.addresses import without_secrets
-from ..core.command_line import Overrides, Recipe, settings_option, share_of_work
+from ..core.command_line import Overrides, Overwrite, Recipe, settings_option, share_of_work
 from ..core.errors import EvenfieldError
-from ..core.files import file_errors
+from ..core.files import file_errors, whole_file
 
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .census.weights import WeightConfig
     from .checks.weight_report import WeightReport
+    from .convert.convert import ConvertConfig
 
 
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
@@ -36,6 +37,7 @@ DataSet = Annotated[Path, typer.Argument(help="folder of a converted data set")]
 def generate(
     out: Annotated[Path, typer.Argument(help="file to write, .extxyz or .extxyz.gz")],
     overrides: Overrides = None,
+    overwrite: Overwrite = False,
     show_settings: Annotated[
         bool, settings_option("data_pipelines.demo.generate:GeneratorConfig")
     ] = False,
@@ -48,7 +50,7 @@ def generate(
     from .demo.generate import GeneratorConfig
     from .demo.generate import generate as run
 
-    run(load_settings(GeneratorConfig, None, overrides), out)
+    run(load_settings(GeneratorConfig, None, overrides), out, overwrite=overwrite)
 
 
 @app.command()
@@ -66,6 +68,7 @@ def convert(
     trust_units: Annotated[
         bool, typer.Option("--trust-units", help="convert although units look wrong")
     ] = False,
+    overwrite: Overwrite = False,
     show_settings: Annotated[
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
     ] = False,
@@ -73,7 +76,8 @@ def convert(
     """Convert a source to Parquet shards with a census, after a check of its units and signs.
 
     A conversion that was stopped continues with the parts that are not finished. With --task K/N,
-    several machines share the work. The same command without --task then finishes.
+    several machines share the work. The same command without --task then finishes. OUT appears, or
+    with --overwrite is replaced, when the new data set is whole.
 
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE
     columns.energy=REF_energy units.energy=eV
@@ -92,7 +96,9 @@ def convert(
 
     # `convert` is also called by other commands, which have neither of these settings
     try:
-        info = run(source, out, config, workers=workers, task=share_of_work(task))
+        info = run(
+            source, out, config, workers=workers, task=share_of_work(task), overwrite=overwrite
+        )
     except BadRecordError as error:
         _add_remedy(error, "set skip_bad=true to leave bad records out")
         raise
@@ -108,6 +114,8 @@ def convert(
         typer.echo(_converted(out, info))
         for line in label_report(from_json(info.get("labels", {}))):
             typer.echo(line)
+        for note in _about_splits(info, config):
+            typer.echo(note)
 
 
 def _add_remedy(error: EvenfieldError, remedy: str) -> None:
@@ -127,6 +135,61 @@ def _converted(out: Path, info: dict[str, Any]) -> str:
         f"{duplicates['groups_in_train_and_test']} in both train and test; "
         f"levels of theory: {', '.join(info['levels_of_theory'])}"
     )
+
+
+def _about_splits(info: dict[str, Any], config: ConvertConfig) -> list[str]:
+    """What a user should know of the splits, one line each, from the content of
+    dataset_info.json."""
+    splits = info.get("splits")
+    if splits is None:
+        # of an older evenfield
+        return []
+    notes = []
+    if info["split_files"]:
+        counts = ", ".join(f"{count} {split}" for split, count in info["split_files"].items())
+        notes.append(
+            f"splits as the names of the files state them ({counts}); split_by=group ignores them"
+        )
+    if splits["moved_to_near_copies"]:
+        notes.append(
+            f"{splits['moved_to_near_copies']} structures follow a near copy into its split"
+        )
+    if splits["cut_into_runs"]:
+        notes.append(
+            "too few groups for all splits: runs of consecutive structures were dealt to them, so "
+            "errors may look too good where neighbouring frames are alike; state groups with "
+            "columns.group=COLUMN"
+        )
+    if splits["moved_into_training"]:
+        notes.append(
+            f"{splits['moved_into_training']} structures are in training because it had no other "
+            "of their element or level of theory"
+        )
+
+    lost = splits["elements_not_in_training"] + splits["levels_not_in_training"]
+    if lost:
+        notes.append(
+            f"without training structures, because of stated splits: {', '.join(lost)}; a model of "
+            "this data set does not know them"
+        )
+    crossing = info["near_duplicates"]["groups_in_train_and_test"]
+    if crossing:
+        remedy = "split_by=group keeps them together"
+        if config.split_by != "file" or splits["near_copies_left_apart"]:
+            remedy = "see duplicates.jsonl"
+        notes.append(
+            f"{crossing} groups of near copies are in both train and test, so test errors look too "
+            f"good: {remedy}"
+        )
+    empty = [split for split, count in info["num_structures"].items() if not count]
+    wanted = {"valid": config.valid_share, "test": config.test_share}
+    empty = [split for split in empty if wanted.get(split)]
+    if empty and not splits["stated"]:
+        notes.append(
+            f"no structures for {' and '.join(empty)}: the data set has too few groups; "
+            "split_by=structure divides them"
+        )
+    return notes
 
 
 @app.command("check-units")
@@ -210,8 +273,9 @@ def census(folder: DataSet) -> None:
 
     picture = folder / "census.png"
     figure = periodic_table_heat_map(counts, str(folder), "structures with the element", log=True)
-    with file_errors(picture):
-        figure.savefig(picture)
+    # never through a link that somebody put there
+    with file_errors(picture), whole_file(picture) as temporary:
+        figure.savefig(temporary, format="png")
     console.print(f"picture: {picture}")
 
 
@@ -250,8 +314,7 @@ def weights(
     config = load_settings(WeightConfig, None, overrides)
     report = weight_report(folder, config)
     picture = folder / "weights.png"
-    with file_errors(picture):
-        report.save_picture(picture, f"{folder}, beta {config.beta}")
+    report.save_picture(picture, f"{folder}, beta {config.beta}")
 
     console = Console()
     console.print(_weight_table(str(folder), report))

@@ -6,7 +6,7 @@ separately.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +16,14 @@ import pyarrow as pa
 from ase.data import chemical_symbols
 from scipy.sparse import csr_array
 
-from ..store.shards import BrokenDataSetError, read_info, scan_shard
+from ..store.shards import (
+    CONVERT_AGAIN,
+    MOST_BYTES,
+    BrokenDataSetError,
+    read_info,
+    read_json,
+    scan_shard,
+)
 from ..structure import MAX_ATOMIC_NUMBER
 
 
@@ -387,18 +394,25 @@ def read_census(folder: Path | str) -> dict[str, Any]:
 
     Raises BrokenDataSetError where it is missing or damaged.
     """
-    read_info(folder)
+    info = read_info(folder)
 
     path = Path(folder) / "census.json"
+    if not path.is_file():
+        raise BrokenDataSetError("missing or damaged", file=path, remedy=CONVERT_AGAIN)
+    found, data = read_json(path, MOST_BYTES)
+
+    # data sets of older versions do not state it
+    digest = hashlib.sha256(data).hexdigest()
+    is_whole = info.get("census_sha256", digest) == digest
     try:
-        census = json.loads(path.read_text())
+        census: dict[str, Any] = found
         # touched here, so that a damaged file is named before anything is computed from it
         census["per_element"].items()
         census["levels_of_theory"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BrokenDataSetError(
-            "missing or damaged", file=path, remedy="convert the source again"
-        ) from None
+    except (KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise BrokenDataSetError("missing or damaged", file=path, remedy=CONVERT_AGAIN)
     return census
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ...core.figures.periodic_table import periodic_table_heat_map
-from ...core.files import file_errors
+from ...core.files import file_errors, whole_file
 from ..census.census import NUM_ELEMENTS
 from ..census.weights import WeightConfig, effective_share, has_element
 from ..store.blocks import BlockReader
@@ -49,8 +49,9 @@ class WeightReport:
         ratios = {symbol: ratio for symbol, _, _, ratio in self.rows()}
         unit = "copies in an epoch per structure with the element"
         figure = periodic_table_heat_map(ratios, title, unit)
-        with file_errors(path):
-            figure.savefig(path)
+        # never through a link that somebody put there
+        with file_errors(path), whole_file(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:

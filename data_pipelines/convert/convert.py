@@ -1,13 +1,14 @@
 """Any source becomes a data set: Parquet shards with dataset_info.json and census.json.
 
-The parts of the source are staged one by one, in parallel (`staging.py`). Then they are cut into
-shards (`finish.py`). The info file is written last, so a folder without it is an unfinished
-conversion, and the same call continues with the parts that are not staged yet.
+The parts of the source are staged one by one, in parallel (`staging.py`). Then their splits are
+arranged (`splits.py`), and they are cut into shards in a new folder (`finish.py`), which takes the
+place of OUT in one step. Until then, OUT holds what it held before and the staged parts. The same
+call continues with the parts that are not staged yet.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from pydantic import Field, field_validator
 from rich.progress import track
 
 from ...core.addresses import local_path, without_secrets
+from ...core.destination import DestinationError, check_destination, contents, replace_folder
 from ...core.files import FileError
 from ...core.settings import SettingsError
 from ...core.workers import worker_pool
@@ -36,23 +38,37 @@ from ..sources.read import (
     list_parts,
     read_part,
     source_fingerprint,
+    split_files,
 )
 from ..sources.records import Record
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
 from ..structure import BadRecordError, Structure
 from .finish import ConversionError, Map, finish
-from .staging import FOLDER, StagedPart, conversion_key, read_staged, stage, staged_path
+from .splits import assign_split, split_key
+from .staging import (
+    FOLDER,
+    StagedPart,
+    StagedRow,
+    begin,
+    conversion_key,
+    find_staged,
+    origins,
+    stage,
+    staging_folder,
+    tidy,
+)
 
 
-# The files that a conversion writes, under their final and their temporary names. It removes
-# stale ones of these, and nothing else in its folder.
+# What evenfield writes into the folder of a data set, under final and temporary names. All other
+# files in a folder that is replaced are the user's, and are kept.
 OWN_FILE = re.compile(
-    r"\.?("
-    r"(train|valid|test)-\d{5}\.parquet"
+    r"\..*\.tmp\w*"
+    r"|(train|valid|test)-\d{5}\.parquet"
     r"|(dataset_info|census)\.json"
     r"|(rejected|duplicates)\.jsonl"
-    r")(\.tmp\d+)?"
+    r"|inspection\.(html|png)"
+    r"|(census|weights)\.png"
 )
 
 # Settings that data sets of earlier versions do not state.
@@ -108,6 +124,7 @@ def convert(
     *,
     workers: int | None = None,
     task: tuple[int, int] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any] | None:
     """Convert a source into the folder `out`; returns the content of its dataset_info.json.
 
@@ -115,17 +132,19 @@ def convert(
     task: (k, n) stages every n-th part, beginning with the k-th of 1..n, and returns None. When
         all tasks have run, in any order and on any machine, the call without a task finishes.
 
+    overwrite: another data set in `out` is replaced, once the new one is whole. Other files in
+        the folder are kept.
+
     A finished conversion of the same bytes with the same config is left as it is.
 
-    Raises SourceError for a source that cannot be read, BadRecordError for a bad record (unless
-    `skip_bad`), UnitError for labels that look wrong, FileError when `out` cannot be written and
-    ConversionError when nothing is left to train on. Shards under their final names are whole
-    even then.
+    Raises DestinationError when `out` holds something else, SourceError for a source that cannot
+    be read, BadRecordError for a bad record (unless `skip_bad`), UnitError for labels that look
+    wrong, FileError when `out` cannot be written and ConversionError when nothing is left to train
+    on. What `out` held before is whole even then.
     """
     source = str(source)
     out = Path(out)
-    if out.is_file():
-        raise FileError("is a file", file=out, remedy="name a folder for the data set")
+    _check_place(out, source, config, overwrite)
     if task is not None and not 1 <= task[0] <= task[1]:
         raise SettingsError(
             f"task={task[0]}/{task[1]}: the first number is one of 1..{max(task[1], 1)}"
@@ -137,21 +156,20 @@ def convert(
     finished = _finished(out, origin)
     if finished is not None:
         return finished
+    _check_content(out, origin, overwrite)
     if not config.trust_units:
         refuse_suspicious_units(source, config)
 
     parts = list_parts(source, config, RECORDS_PER_PART)
     job = _Job(out, conversion_key(origin, parts), config)
-    with _interruptions(out), ExitStack() as stack:
-        _mark_unfinished(out)
+    with _interruptions(out), job.staging(origin), ExitStack() as stack:
         numbers = range(len(parts))
         if task is not None:
             numbers = numbers[task[0] - 1 :: task[1]]
-        missing = [
-            (number, parts[number])
-            for number in numbers
-            if read_staged(staged_path(out, number), job.key) is None
-        ]
+        missing = []
+        for number in numbers:
+            if find_staged(job.folder, number, job.key) is None:
+                missing.append((number, parts[number]))
 
         # a pool takes a second to start, which a small source does not need
         run: Map = map
@@ -164,26 +182,34 @@ def convert(
 
         if task is not None:
             return None
-        return _finish(out, job, len(parts), origin, run)
+        return _finish(out, job, parts, origin, run)
 
 
 def write_data_set(
-    structures: Iterable[Structure], out: Path, origin: dict[str, Any], config: ConvertConfig
+    structures: Iterable[Structure],
+    out: Path,
+    origin: dict[str, Any],
+    config: ConvertConfig,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write checked structures as a data set, in the way in which `convert` writes a source.
 
     origin: what dataset_info.json says about the source; `file` and `sha256` are required.
+    overwrite: as of `convert`.
+
+    Raises DestinationError when `out` holds something.
     """
+    check_destination(out, overwrite=overwrite)
     job = _Job(out, conversion_key(origin, []), config)
     remaining = iter(structures)
-    num_parts = 0
-    with _interruptions(out):
-        _mark_unfinished(out)
+    parts = []
+    with _interruptions(out), job.staging(origin):
         while chunk := list(islice(remaining, RECORDS_PER_PART)):
-            numbered = enumerate(chunk, num_parts * RECORDS_PER_PART)
-            job.stage_records(num_parts, numbered, origin["file"])
-            num_parts += 1
-        return _finish(out, job, num_parts, origin, map)
+            numbered = enumerate(chunk, len(parts) * RECORDS_PER_PART)
+            job.stage_records(len(parts), numbered, origin["file"])
+            parts.append(Part(origin["file"]))
+        return _finish(out, job, parts, origin, map)
 
 
 @dataclass(frozen=True)
@@ -193,6 +219,21 @@ class _Job:
     out: Path
     key: str
     config: ConvertConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where the staged parts are."""
+        return staging_folder(self.out, self.key)
+
+    @contextmanager
+    def staging(self, origin: dict[str, Any]) -> Iterator[None]:
+        """The folder of the staged parts, which a failure removes again if it is empty."""
+        try:
+            begin(self.folder, origin)
+            yield
+        except BaseException:
+            tidy(self.out, self.folder)
+            raise
 
     def stage(self, numbered: tuple[int, Part]) -> None:
         index, part = numbered
@@ -218,12 +259,18 @@ class _Job:
             staged.labels = to_json(tally)
         stage(
             records,
-            staged_path(self.out, index),
+            self.folder,
+            index,
             staged,
-            split_of=lambda structure: assign_split(structure, self.config),
+            row_of=self._row,
             wanted=lambda structure: _has_wanted_elements(structure, self.config),
             skip_bad=self.config.skip_bad,
         )
+
+    def _row(self, structure: Structure, record: int) -> StagedRow:
+        split, is_stated = assign_split(structure, self.config)
+        key = split_key(structure, self.config)
+        return StagedRow(structure, record, split, is_stated, key)
 
 
 def _read(
@@ -258,85 +305,137 @@ def _interruptions(out: Path) -> Iterator[None]:
 # --- the folder of the data set
 
 
+def _check_place(out: Path, source: str, config: ConvertConfig, overwrite: bool) -> None:
+    """What can be said of `out` without reading the source, which may take minutes."""
+    if out.is_file():
+        raise FileError("is a file", file=out, remedy="name a folder for the data set")
+    may_continue = _is_unfinished(out)
+    info = _info(out)
+    if info is not None:
+        stated = info["source"]
+        same_config = stated.get("config") == _settings(config)
+        may_continue = same_config and stated["file"] == _name(source)
+    check_destination(out, overwrite=overwrite or may_continue, inputs=[source])
+    if overwrite and not may_continue and contents(out) is not None:
+        _refuse_foreign(out)
+
+
+def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
+    """Refuse a data set of other bytes in `out`, finished or not."""
+    if overwrite or contents(out) is None:
+        return
+    if _info(out) is not None:
+        check_destination(out)
+
+    # the same source with other settings: its staged parts stay where they are until the end
+    for other in origins(out):
+        if other is None or other["sha256"] != origin["sha256"]:
+            check_destination(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A data set replaces data sets, finished, unfinished or damaged, and nothing else."""
+    if not (out / "dataset_info.json").exists() and not (out / FOLDER).exists():
+        raise DestinationError(
+            f"holds {contents(out)}, which is no data set",
+            file=out,
+            remedy="choose another OUT, or remove the folder yourself",
+        )
+
+
+def _is_unfinished(out: Path) -> bool:
+    """Whether a folder holds staged parts, and besides them only files of ours."""
+    parts = out / FOLDER
+    if parts.is_symlink():
+        raise DestinationError(
+            "is a link, through which nothing is written", file=parts, remedy="remove it"
+        )
+    if not parts.is_dir() or (out / "dataset_info.json").exists():
+        return False
+    names = [entry.name for entry in out.iterdir() if entry != parts]
+    return all(OWN_FILE.fullmatch(name) for name in names)
+
+
+def _name(source: str) -> str:
+    """How dataset_info.json names a source: the folder of a local one may change."""
+    path = local_path(source)
+    # an address is stored, and shown to others, without a password or a signature in it
+    return path.name if path.exists() else without_secrets(source)
+
+
 def _origin(source: str, config: ConvertConfig) -> dict[str, Any]:
     """What identifies a conversion: the bytes of the source and the settings."""
     sha256 = source_fingerprint(source, config)
-    # the folder of a local source may change, its name in the info file does not
-    path = local_path(source)
-    # an address is stored, and shown to others, without a password or a signature in it
-    name = path.name if path.exists() else without_secrets(source)
+    return {"file": _name(source), "sha256": sha256, "config": _settings(config)}
+
+
+def _settings(config: ConvertConfig) -> dict[str, Any]:
+    """The settings of a conversion, as dataset_info.json states them."""
     settings = config.model_dump(mode="json")
     # not set, as in data sets of versions without these keys, which are finished all the same
     for key in LATER_KEYS:
         if settings[key] == type(config).model_fields[key].default:
             del settings[key]
-    return {"file": name, "sha256": sha256, "config": settings}
+    return settings
+
+
+def _info(out: Path) -> dict[str, Any] | None:
+    """The info of a whole data set in `out`, or None."""
+    try:
+        return read_info(out)
+    except BrokenDataSetError:
+        return None
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     """The info of a whole data set that was made from the same source, or None."""
-    try:
-        info = read_info(out)
-    except BrokenDataSetError:
-        return None
-    return info if info["source"] == origin else None
-
-
-def _mark_unfinished(out: Path) -> None:
-    """Remove the info file of an older conversion."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "dataset_info.json").unlink(missing_ok=True)
+    info = _info(out)
+    return info if info is not None and info["source"] == origin else None
 
 
 def _finish(
-    out: Path, job: _Job, num_parts: int, origin: dict[str, Any], run: Map
+    out: Path, job: _Job, parts: list[Part], origin: dict[str, Any], run: Map
 ) -> dict[str, Any]:
-    """Replace the files of an older conversion by the shards of the staged parts."""
-    # an older conversion may have had more shards than this one
-    for stale in out.iterdir():
-        if OWN_FILE.fullmatch(stale.name):
-            stale.unlink()
+    """Put the data set of the staged parts in the place of what `out` holds."""
+    with replace_folder(out) as new:
+        staged = []
+        for number in range(len(parts)):
+            found = find_staged(job.folder, number, job.key)
+            if found is None:
+                raise ConversionError("a staged part has disappeared", file=out, remedy=CONTINUE)
+            staged.append(found)
 
-    staged = []
-    for number in range(num_parts):
-        path = staged_path(out, number)
-        account = read_staged(path, job.key)
-        assert account is not None, "a staged part has disappeared"
-        staged.append((path, account))
-
-    about = {"licence": job.config.licence, "description": job.config.description, "source": origin}
-    info = finish(out, staged, about, skip_bad=job.config.skip_bad, shard_size=SHARD_SIZE, run=run)
-    shutil.rmtree(out / FOLDER)
+        about = {
+            "licence": job.config.licence,
+            "description": job.config.description,
+            "source": origin,
+            "split_files": split_files(parts, job.config),
+        }
+        info = finish(new, staged, about, job.config, shard_size=SHARD_SIZE, run=run)
+        _keep_files_of_others(out, new)
     return info
 
 
-# --- which structures, and on which side
+def _keep_files_of_others(old: Path, new: Path) -> None:
+    """Take along what a user has put into the folder of a data set that is replaced."""
+    for entry in old.iterdir():
+        if entry.name == FOLDER or OWN_FILE.fullmatch(entry.name):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
+        else:
+            _link(entry, new / entry.name)
 
 
-def assign_split(structure: Structure, config: ConvertConfig) -> str:
-    """The split of a structure: "test" for held-out pairs, else its own, else that of its group."""
-    symbols = _symbols(structure)
-    if any(symbols.issuperset(pair) for pair in config.hold_out_pairs):
-        return "test"
-    if structure.split is not None:
-        return structure.split
-    key = structure.structure_id if config.split_by == "structure" else structure.group
-    return split_of(key, config)
+def _link(old: Path | str, new: Path | str) -> None:
+    """The same file under another name; a copy where the file system has no hard links."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
 
 
-def split_of(group: str, config: ConvertConfig) -> str:
-    """The split of a group by a hash of its name.
-
-    All structures of a group are on one side, on every machine, and adding data moves none.
-    """
-    digest = hashlib.sha256(group.encode()).digest()
-    # uniform in [0, 1)
-    point = int.from_bytes(digest[:8], "big") / 2**64
-    if point < config.test_share:
-        return "test"
-    if point < config.test_share + config.valid_share:
-        return "valid"
-    return "train"
+# --- which structures
 
 
 def _has_wanted_elements(structure: Structure, config: ConvertConfig) -> bool:

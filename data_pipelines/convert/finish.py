@@ -6,14 +6,16 @@ many processes stage or write them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core.errors import EvenfieldError
@@ -21,10 +23,16 @@ from ...core.files import write_atomically
 from ...core.labels import LABELS
 from ..census.census import Census
 from ..sources.label_tally import LabelTally, added, from_json, how_to_read_labels, to_json
-from ..store.shards import ARROW_SCHEMA, write_shard
+from ..sources.records import default_group
+from ..store.shards import ARROW_SCHEMA, write_info, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
-from .staging import StagedPart, rejection
+from .splits import Candidates, arrange, as_json
+from .staging import STAGED_COLUMNS, StagedPart, rejection
+
+
+if TYPE_CHECKING:
+    from .convert import ConvertConfig
 
 
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -59,17 +67,20 @@ def finish(
     out: Path,
     parts: Parts,
     about: dict[str, Any],
+    config: ConvertConfig,
     *,
-    skip_bad: bool,
     shard_size: int,
     run: Map = map,
 ) -> dict[str, Any]:
     """Write a data set from its staged parts; returns the content of its dataset_info.json.
 
+    out: an empty folder.
     about: the fields of dataset_info.json that are known beforehand.
+    config: the shares of the splits.
 
-    Raises BadRecordError for the second structure with the same id (with `skip_bad` it is set
-    aside instead) and ConversionError when no structure is left to train on, or no label.
+    Raises BadRecordError for the second structure with the same id and level of theory (with
+    `skip_bad` it is set aside instead) and ConversionError when no structure is left to train on,
+    or no label.
     """
     tally = added(from_json(staged.labels) for _, staged in parts)
     _refuse_without_labels(tally, about["source"]["file"])
@@ -86,11 +97,12 @@ def finish(
     for _, staged in parts:
         rejected += staged.rejected
     for row, error in _repeated_ids(parts, index):
-        if not skip_bad:
+        if not config.skip_bad:
             raise error
         index.keep[row] = False
         rejected.append(rejection(error))
 
+    splits = _arrange(parts, index, config)
     plans = _plan(out, parts, index, shard_size)
     if not any(plan.split == "train" for plan in plans):
         raise ConversionError(
@@ -102,9 +114,9 @@ def finish(
     # the table of a shard is in memory while it is written, so its census is taken there
     shards = {}
     census = Census()
-    for plan, (entry, counted) in zip(plans, run(write_planned, plans), strict=True):
+    for plan, (entry, own_census) in zip(plans, run(write_planned, plans), strict=True):
         shards[plan.path.name] = entry
-        census += counted
+        census += own_census
 
     kept = int(index.keep.sum())
     filtered = sum(staged.filtered for _, staged in parts)
@@ -122,6 +134,7 @@ def finish(
         "num_structures": {
             split: int((kept_splits == code).sum()) for code, split in enumerate(SPLITS)
         },
+        "splits": splits,
         "near_duplicates": _write_near_duplicates(out, parts, index),
         "levels_of_theory": census.levels,
         "labels": to_json(tally),
@@ -131,10 +144,11 @@ def finish(
     if rejected:
         lines = [json.dumps(row) + "\n" for row in rejected]
         write_atomically(out / "rejected.jsonl", "".join(lines))
-    write_atomically(out / "census.json", json.dumps(census.to_dict(), indent=1))
+    counted = json.dumps(census.to_dict(), indent=1).encode()
+    write_atomically(out / "census.json", counted)
+    info["census_sha256"] = hashlib.sha256(counted).hexdigest()
     # last: from here on the folder counts as a data set
-    write_atomically(out / "dataset_info.json", json.dumps(info, indent=1))
-    return info
+    return write_info(out, info)
 
 
 def _refuse_without_labels(tally: LabelTally, file: str) -> None:
@@ -169,6 +183,17 @@ class _Index:
     split: np.ndarray
     """Index into SPLITS."""
 
+    is_stated: np.ndarray
+    """Whether the split is."""
+
+    key_hash: np.ndarray
+    level_hash: np.ndarray
+    elements: np.ndarray
+    """Of all structures, end to end."""
+
+    element_starts: np.ndarray
+    """(S + 1,)"""
+
     id_hash: np.ndarray
     fingerprint: np.ndarray
 
@@ -177,23 +202,40 @@ class _Index:
 
     @classmethod
     def read(cls, parts: Parts) -> _Index:
-        names = ["split_code", "id_hash", "fingerprint"]
+        names = list(STAGED_COLUMNS)
+        names.remove("record")
         tables = [pq.read_table(path, columns=names) for path, _ in parts]
+        if not tables:
+            empty = pa.schema({name: STAGED_COLUMNS[name] for name in names})
+            tables = [empty.empty_table()]
+        columns = pa.concat_tables(tables)
+
         sizes = [table.num_rows for table in tables]
-        if tables:
-            columns = pa.concat_tables(tables)
-            row = np.concatenate([np.arange(size) for size in sizes])
-        else:
-            columns = pa.table({name: [] for name in names})
-            row = np.zeros(0, int)
+        elements = columns["elements"].combine_chunks()
+        num_elements = pc.list_value_length(elements).to_numpy(zero_copy_only=False)
         return cls(
-            part=np.repeat(np.arange(len(parts)), sizes),
-            row=row,
-            split=columns["split_code"].to_numpy(),
+            part=np.repeat(np.arange(len(tables)), sizes),
+            row=np.concatenate([np.arange(size) for size in sizes]),
+            # a copy: the splits are corrected later
+            split=columns["split_code"].to_numpy().copy(),
+            is_stated=columns["is_stated"].to_numpy(),
+            key_hash=columns["key_hash"].to_numpy(),
+            level_hash=columns["level_hash"].to_numpy(),
+            elements=elements.flatten().to_numpy(),
+            element_starts=np.concatenate([[0], np.cumsum(num_elements)]).astype(np.int64),
             id_hash=columns["id_hash"].to_numpy(),
             fingerprint=columns["fingerprint"].to_numpy(),
-            keep=np.ones(len(row), bool),
+            keep=np.ones(columns.num_rows, bool),
         )
+
+    def elements_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct elements of some rows end to end, and where each begins, (len(rows) + 1,)."""
+        counts = np.diff(self.element_starts)
+        is_chosen = np.zeros(len(counts), bool)
+        is_chosen[rows] = True
+        elements = self.elements[np.repeat(is_chosen, counts)]
+        starts = np.concatenate([[0], np.cumsum(counts[rows])]).astype(np.int64)
+        return elements, starts
 
 
 def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict[int, Any]:
@@ -218,10 +260,12 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
     ids = _values_at(parts, index, rows, "structure_id")
     records = _values_at(parts, index, rows, "record")
 
-    first: dict[str, int] = {}
+    # one structure may be labelled at several levels of theory
+    first: dict[tuple[str, int], int] = {}
     repeated = []
     for row in rows.tolist():
-        earlier = first.setdefault(ids[row], row)
+        name = ids[row], int(index.level_hash[row])
+        earlier = first.setdefault(name, row)
         if earlier == row:
             continue
         earlier_file = parts[index.part[earlier]][1].source
@@ -233,6 +277,37 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
         )
         repeated.append((row, error))
     return repeated
+
+
+def _arrange(parts: Parts, index: _Index, config: ConvertConfig) -> dict[str, Any]:
+    """Correct the splits of the kept structures; returns what dataset_info.json says of them."""
+    kept = np.flatnonzero(index.keep)
+    elements, starts = index.elements_of(kept)
+
+    def is_composition(row: int) -> bool:
+        own = kept[row : row + 1]
+        (group,) = _values_at(parts, index, own, "group").values()
+        (numbers,) = _values_at(parts, index, own, "atomic_numbers").values()
+        return bool(group == default_group(np.array(numbers)))
+
+    found = Candidates(
+        split=index.split[kept].astype(np.int64),
+        is_stated=index.is_stated[kept],
+        key=index.key_hash[kept],
+        is_composition=is_composition,
+        fingerprint=index.fingerprint[kept],
+        level=index.level_hash[kept],
+        elements=elements,
+        element_starts=starts,
+    )
+    done = arrange(found, config)
+    index.split[kept] = done.split
+
+    lost = []
+    for level in done.levels_not_in_training:
+        row = kept[np.flatnonzero(found.level == level)[:1]]
+        lost += _values_at(parts, index, row, "level_of_theory").values()
+    return as_json(done, found.is_stated, sorted(lost))
 
 
 def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[ShardPlan]:
@@ -254,10 +329,10 @@ def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[Shard
 
 def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
     """Write one shard; returns its entry for dataset_info.json and its census."""
-    pieces = [
-        pq.read_table(path, columns=ARROW_SCHEMA.names).take(pa.array(rows))
-        for path, rows in plan.pieces
-    ]
+    pieces = []
+    for path, rows in plan.pieces:
+        staged = pq.read_table(path, columns=ARROW_SCHEMA.names)
+        pieces.append(staged.take(pa.array(rows)))
     table = pa.concat_tables(pieces).combine_chunks()
     census = Census()
     census.add_table(table, plan.split)

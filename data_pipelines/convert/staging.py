@@ -2,23 +2,29 @@
 
 A staged file is Parquet. Its columns are the canonical ones of the structures that were kept,
 with their split, record number and hashes. Its footer contains what else is known of the part
-(`StagedPart`). It appears under its name only when it is whole, and it names the conversion that
-it belongs to. A conversion that was stopped therefore continues with the parts that are missing.
+(`StagedPart`). It appears under its name only when it is whole, and its name holds a checksum. A
+conversion that was stopped therefore continues with the parts that are missing or damaged.
+
+Every conversion has a folder of its own, OUT/.parts/KEY, so two with different settings do not
+take each other's parts. What OUT holds otherwise is not touched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.files import whole_file, write_atomically
 from ..sources.source_format import Part
 from ..store.shards import ARROW_SCHEMA, BLOCK_SIZE, to_table
 from ..structure import SPLITS, BadRecordError, Structure
@@ -26,8 +32,14 @@ from .near_duplicates import fingerprint, hash_63
 
 
 FOLDER = ".parts"  # inside the data set, until it is finished
+ORIGIN = "origin.json"  # what is converted, inside the folder of a conversion
+DIGITS = 16  # of a checksum in the name of a staged file
 STAGED_COLUMNS = {
     "split_code": pa.uint8(),  # index into SPLITS
+    "is_stated": pa.bool_(),  # the split
+    "key_hash": pa.int64(),  # of what the split follows from
+    "level_hash": pa.int64(),
+    "elements": pa.list_(pa.uint8()),  # distinct ones
     "record": pa.int64(),
     "id_hash": pa.int64(),
     "fingerprint": pa.int64(),
@@ -55,6 +67,23 @@ class StagedPart:
     """Counts of labels in the kept structures, see sources/label_tally.py."""
 
 
+@dataclass(frozen=True)
+class StagedRow:
+    """A structure that was kept, and what else its row of the staged file says."""
+
+    structure: Structure
+
+    record: int
+    """Its number in the source."""
+
+    split: str
+    is_stated: bool
+    """Whether the split is stated, and not that of a hash."""
+
+    key: str
+    """What is hashed for the split."""
+
+
 def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
     """A hash of everything that staged files depend on: content, settings, parts and columns."""
     cut = [asdict(part) for part in parts]
@@ -62,40 +91,85 @@ def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def staged_path(out: Path, index: int) -> Path:
-    """File of the index-th part."""
-    return out / FOLDER / f"{index:06d}.parquet"
+def staging_folder(out: Path, conversion: str) -> Path:
+    """Where a conversion stages its parts."""
+    return out / FOLDER / conversion[:DIGITS]
 
 
-def read_staged(path: Path, conversion: str) -> StagedPart | None:
-    """The footer of a staged part, or None when it is absent or belongs to another conversion."""
-    try:
-        footer = pq.read_metadata(path).metadata or {}
-        staged = StagedPart(**json.loads(footer[FOOTER_KEY]))
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
-        return None
-    return staged if staged.conversion == conversion else None
+def begin(folder: Path, origin: dict[str, Any]) -> None:
+    """Make the folder of a conversion, and note in it what is converted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ORIGIN, json.dumps(origin, indent=1))
+
+
+def origins(out: Path) -> list[dict[str, Any] | None]:
+    """What unfinished conversions in `out` convert; None for one that does not say so."""
+    found: list[dict[str, Any] | None] = []
+    for folder in sorted((out / FOLDER).iterdir()):
+        if not list(folder.glob("*.parquet")):
+            # nothing that could be lost
+            continue
+        try:
+            content = json.loads((folder / ORIGIN).read_text())
+            found.append({"file": content["file"], "sha256": content["sha256"]})
+        except (OSError, ValueError, KeyError, TypeError):
+            found.append(None)
+    return found
+
+
+def tidy(out: Path, folder: Path) -> None:
+    """Remove the folders of a conversion that has not staged anything."""
+    if list(folder.glob("*.parquet")):
+        return
+    with suppress(OSError):
+        (folder / ORIGIN).unlink(missing_ok=True)
+        # a folder that is not empty stays
+        for empty in (folder, out / FOLDER, out):
+            empty.rmdir()
+
+
+def find_staged(folder: Path, index: int, conversion: str) -> tuple[Path, StagedPart] | None:
+    """File and footer of the index-th part; None when it is absent, damaged or of another run."""
+    for path in sorted(folder.glob(f"{index:06d}-*.parquet")):
+        if path.stem != f"{index:06d}-{_checksum(path)}":
+            continue
+        try:
+            footer = pq.read_metadata(path).metadata or {}
+            staged = StagedPart(**json.loads(footer[FOOTER_KEY]))
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
+            continue
+        if staged.conversion == conversion:
+            return path, staged
+    return None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return digest.hexdigest()[:DIGITS]
 
 
 def stage(
     records: Iterable[tuple[int, Structure | BadRecordError | None]],
-    path: Path,
+    folder: Path,
+    index: int,
     staged: StagedPart,
     *,
-    split_of: Callable[[Structure], str],
+    row_of: Callable[[Structure, int], StagedRow],
     wanted: Callable[[Structure], bool],
     skip_bad: bool,
 ) -> StagedPart:
-    """Write the wanted structures among numbered records to `path`, atomically; counts in `staged`.
+    """Write the wanted structures among numbered records as a part of `folder`; counts in `staged`.
 
     A record that is None did not pass the filters of its source. Raises the BadRecordError of
     the first bad record unless `skip_bad`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # another process may stage the same part: each writes a file of its own
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    rows: list[tuple[Structure, int, int]] = []
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed = folder / f".{index:06d}.{secrets.token_hex(4)}"
+    rows: list[StagedRow] = []
+    # Another process may stage the same part. Each writes a file of its own, and equal files have
+    # equal names.
+    with whole_file(unnamed) as temporary:
         # fast rather than small: these files are read once and deleted
         with pq.ParquetWriter(
             temporary, STAGED_SCHEMA, compression="lz4", use_dictionary=False
@@ -108,7 +182,7 @@ def stage(
                 elif record is None or not wanted(record):
                     staged.filtered += 1
                 else:
-                    rows.append((record, SPLITS.index(split_of(record)), number))
+                    rows.append(row_of(record, number))
                     staged.kept += 1
                 if len(rows) == BLOCK_SIZE:
                     writer.write_table(_table(rows))
@@ -116,14 +190,8 @@ def stage(
             if rows:
                 writer.write_table(_table(rows))
             writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(asdict(staged))})
-
-        # without this, a crash of the machine could leave an empty file under the final name
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        # it still exists only if something failed
-        temporary.unlink(missing_ok=True)
+        checksum = _checksum(temporary)
+    unnamed.replace(folder / f"{index:06d}-{checksum}.parquet")
     return staged
 
 
@@ -132,13 +200,18 @@ def rejection(error: BadRecordError) -> dict[str, Any]:
     return {"file": error.file, "record": error.record, "reason": error.reason}
 
 
-def _table(rows: list[tuple[Structure, int, int]]) -> pa.Table:
-    table = to_table([structure for structure, _, _ in rows])
+def _table(rows: list[StagedRow]) -> pa.Table:
+    structures = [row.structure for row in rows]
+    table = to_table(structures)
     columns = {
-        "split_code": [code for _, code, _ in rows],
-        "record": [number for _, _, number in rows],
-        "id_hash": [hash_63(structure.structure_id) for structure, _, _ in rows],
-        "fingerprint": [fingerprint(structure) for structure, _, _ in rows],
+        "split_code": [SPLITS.index(row.split) for row in rows],
+        "is_stated": [row.is_stated for row in rows],
+        "key_hash": [hash_63(row.key) for row in rows],
+        "level_hash": [hash_63(structure.level_of_theory) for structure in structures],
+        "elements": [structure.elements.astype(np.uint8) for structure in structures],
+        "record": [row.record for row in rows],
+        "id_hash": [hash_63(structure.structure_id) for structure in structures],
+        "fingerprint": [fingerprint(structure) for structure in structures],
     }
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, STAGED_COLUMNS[name]))

@@ -41,6 +41,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ...core.destination import check_destination
 from ...core.files import FileError, file_errors, write_atomically
 from ...core.settings import Settings
 from ...core.workers import worker_pool
@@ -78,21 +79,25 @@ class GenerationReport(Settings):
     seconds: float
 
 
-def generate(config: GeneratorConfig, out_path: Path | str) -> GenerationReport:
+def generate(
+    config: GeneratorConfig, out_path: Path | str, *, overwrite: bool = False
+) -> GenerationReport:
     """Write `config.num_structures` labelled structures to `out_path`.
 
     The name ends in .extxyz or .xyz, or either with .gz. The file appears whole or not at all;
-    `<out_path>.failures.json` lists the candidates without a label. Processes are spawned: call
+    `<out_path>.failures.json` lists the candidates without a label. A file that exists is replaced
+    with `overwrite` only. Processes are spawned: call
     this from a module or under `if __name__ == "__main__":`.
 
-    Raises MissingPackageError without tblite, and FileError for an unknown suffix or a path that
-    cannot be written.
+    Raises MissingPackageError without tblite, DestinationError when `out_path` exists, and
+    FileError for an unknown suffix or a path that cannot be written.
     """
     out_path = Path(out_path)
     if not out_path.name.endswith(SUFFIXES):
         raise FileError(
             "the name has an unknown ending", file=out_path, remedy=f"use {', '.join(SUFFIXES)}"
         )
+    check_destination(out_path, overwrite=overwrite)
     require_tblite()
     # before the work, which may take minutes: a path that cannot be written is known at once
     with file_errors(out_path):

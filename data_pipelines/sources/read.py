@@ -8,7 +8,9 @@ process.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +22,8 @@ from ..structure import BadRecordError, Structure, check_structure
 from .ase_files import record_from_atoms
 from .config import GEOMETRY, SourceConfig
 from .formats import SUFFIXES, format_of
-from .locations import SourceError, fingerprint, list_files
+from .locations import SourceError, fingerprint, list_files, plain_path
+from .naming import name_files
 from .records import Record, is_wanted, structure_from_record
 from .source_format import Part
 
@@ -51,12 +54,26 @@ def list_parts(
 
     Raises SourceError when there is nothing to read.
     """
+    names = _files(source, config)
+    folder = plain_path(source)
+    named = name_files(names, str(folder) if folder.is_dir() else None)
+
     parts = []
-    for name in _files(source, config):
-        parts += format_of(name).parts(name, records_per_part)
+    for name in names:
+        about = named[name]
+        for part in format_of(name).parts(name, records_per_part):
+            parts.append(replace(part, id_prefix=about.id_prefix, split=about.split))
     if not parts:
         raise SourceError("contains no structures", file=source, remedy="write the file again")
     return parts
+
+
+def split_files(parts: list[Part], config: SourceConfig) -> dict[str, int]:
+    """How many files of a source are which split by their names alone; empty if none is."""
+    if config.split_by != "file":
+        return {}
+    splits = {part.name: part.split for part in parts if part.split is not None}
+    return dict(Counter(splits.values()))
 
 
 def sample_parts(source: str, config: SourceConfig, count: int) -> list[Part]:
@@ -90,9 +107,11 @@ def read_part(
     Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
     stem, split = _stem_and_split(part.name)
+    prefix = part.id_prefix or stem
+    split = split or part.split
     for index, record in _records(part, config):
         try:
-            found = _checked(record, config, f"{stem}-{index}", split, count)
+            found = _checked(record, config, f"{prefix}-{index}", split, count)
         except BadRecordError as error:
             error.file = part.name
             error.record = index

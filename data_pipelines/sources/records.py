@@ -85,7 +85,7 @@ def structure_from_record(
     group = _text(record, config, "group")
     if not group:
         # structures of one composition are likely to be frames of one trajectory
-        group = Symbols(record.atomic_numbers).get_chemical_formula(empirical=True)
+        group = default_group(record.atomic_numbers)
     length = LENGTH[config.length_unit]
     return Structure(
         atomic_numbers=record.atomic_numbers.astype(np.int64),
@@ -107,6 +107,11 @@ def _level(record: Record, config: SourceConfig) -> str | None:
         stated = record.info.get(REFERENCE_LEVEL)
         level = None if stated is None else str(stated)
     return level or config.unstated_level
+
+
+def default_group(atomic_numbers: np.ndarray) -> str:
+    """The group of a structure whose source states none: its reduced composition."""
+    return Symbols(atomic_numbers).get_chemical_formula(empirical=True)
 
 
 def _split(record: Record, config: SourceConfig, file_split: str | None) -> str | None:

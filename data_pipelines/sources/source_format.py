@@ -32,6 +32,12 @@ class Part:
     last: int | None = None
     """Index after the last record; None means to the end of the file."""
 
+    id_prefix: str | None = None
+    """What default ids of the records begin with; None for the stem of the file's name."""
+
+    split: str | None = None
+    """The split that the names of the source's files state."""
+
 
 class SourceFormat(ABC):
     """One kind of file that structures are read from."""

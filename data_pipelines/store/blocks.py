@@ -22,9 +22,11 @@ from .shards import (
     ARROW_SCHEMA,
     CONVERT_AGAIN,
     BrokenDataSetError,
+    changed_shard,
     check_schema,
     scan_shard,
     shard_paths,
+    shard_sums,
 )
 
 
@@ -162,8 +164,12 @@ class BlockReader:
         path, group = self._rows[index]
         names = columns or ARROW_SCHEMA.names
         try:
+            sums = shard_sums(path)
+            file = self._open(path)
+            if sums is not None and not sums.blocks_are_right(file.metadata, [group]):
+                raise changed_shard(path)
             # the processes of the stream are parallel already
-            return self._open(path).read_row_group(group, columns=names, use_threads=False)
+            return file.read_row_group(group, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from None
 
@@ -205,8 +211,11 @@ def _evenly_spaced(total: int, most: int) -> list[int]:
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    """A shard whose schema can be read."""
+    """A shard with the right footer, whose schema can be read."""
     try:
+        sums = shard_sums(path)
+        if sums is not None and not sums.footer_is_right():
+            raise changed_shard(path)
         file = pq.ParquetFile(path)
         # raises for column names that are not valid text
         file.schema_arrow  # noqa: B018

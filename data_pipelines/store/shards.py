@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ...core.labels import LABELS, Label
 from ..structure import SCHEMA_VERSION, Structure
+from .checksums import ShardSums, seal_is_broken, sealed, sums_of
 
 
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
@@ -61,6 +64,13 @@ BYTE_STREAM_SPLIT = ["positions.list.element", "forces.list.element", "energy"]
 
 CONVERT_AGAIN = "convert the source again"
 
+INFO = "dataset_info.json"
+SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
+# of dataset_info.json and census.json, which have 0.01 to 1 MB
+MOST_BYTES = 8 * 2**20
+# in dataset_info.json; an entry has about 0.4 kB
+BYTES_PER_SHARD = 2048
+
 
 class BrokenDataSetError(EvenfieldError):
     """A converted data set with a missing, truncated or foreign file."""
@@ -95,7 +105,7 @@ def _flat_arrays(arrays: list[Any], dtype: Any) -> list[np.ndarray | None]:
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     """Write a table in the canonical schema as one shard, atomically.
 
-    Returns its entry for dataset_info.json: rows, bytes and sha256.
+    Returns its entry for dataset_info.json: rows, bytes, sha256, and checksums of its blocks.
     """
     # in memory first: its hash and its size go into dataset_info.json
     sink = pa.BufferOutputStream()
@@ -111,10 +121,48 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     data = sink.getvalue().to_pybytes()
     write_atomically(path, data)
     sha256 = hashlib.sha256(data).hexdigest()
-    return {"rows": table.num_rows, "bytes": len(data), "sha256": sha256}
+    return {
+        "rows": table.num_rows,
+        "bytes": len(data),
+        "sha256": sha256,
+        "crc32": sums_of(data),
+    }
+
+
+def write_info(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Write dataset_info.json with a checksum of its content; returns that content."""
+    content = sealed(info)
+    write_atomically(folder / INFO, json.dumps(content, indent=1))
+    return content
 
 
 # --- reading
+
+
+def read_json(path: Path, most_bytes: int) -> tuple[Any, bytes]:
+    """The content of a JSON file of a data set, and its bytes.
+
+    Raises BrokenDataSetError for a file that is larger than any that evenfield writes, or that is
+    not JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise BrokenDataSetError(
+            f"cannot be read ({error.strerror})", file=path, remedy=CONVERT_AGAIN
+        ) from None
+    if len(data) > most_bytes:
+        raise BrokenDataSetError(
+            f"is larger than {most_bytes} bytes, and not written by evenfield",
+            file=path,
+            remedy=CONVERT_AGAIN,
+        )
+    try:
+        return json.loads(data), data
+    except (ValueError, RecursionError):
+        # whatever damaged JSON leads to
+        return None, data
 
 
 def read_info(folder: Path | str) -> dict[str, Any]:
@@ -123,28 +171,24 @@ def read_info(folder: Path | str) -> dict[str, Any]:
     Raises BrokenDataSetError otherwise.
     """
     folder = Path(folder)
-    info_path = folder / "dataset_info.json"
+    info_path = folder / INFO
     if not info_path.is_file():
         raise BrokenDataSetError(
             "not a converted data set (no dataset_info.json)",
             file=folder,
             remedy=f"run `evenfield data convert SOURCE {folder}`",
         )
+    info, _ = read_json(info_path, _most_bytes_of_info(folder))
     try:
-        info = json.loads(info_path.read_text())
         version = int(info["schema_version"])
         num_structures = sum(int(count) for count in info["num_structures"].values())
         sizes = {name: int(entry["bytes"]) for name, entry in info["shards"].items()}
         num_rows = sum(int(entry["rows"]) for entry in info["shards"].values())
         source = info["source"]
         has_texts = isinstance(source["file"], str) and isinstance(source["sha256"], str)
+        is_whole = has_texts and num_structures == num_rows and not seal_is_broken(info)
         # earlier versions stored addresses with the passwords in them
         source["file"] = without_secrets(source["file"])
-        is_whole = has_texts and num_structures == num_rows
-    except OSError as error:
-        raise BrokenDataSetError(
-            f"cannot be read ({error.strerror})", file=info_path, remedy=CONVERT_AGAIN
-        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         # whatever damaged JSON leads to
         version = 0
@@ -164,15 +208,28 @@ def read_info(folder: Path | str) -> dict[str, Any]:
             remedy="convert the source into another folder",
         )
     for name, num_bytes in sizes.items():
+        if not SHARD_NAME.fullmatch(name):
+            # a path could lead to a file that is no part of the data set
+            raise BrokenDataSetError(
+                f"lists {name!r}, which is not the name of a shard",
+                file=info_path,
+                remedy=CONVERT_AGAIN,
+            )
         _check_shard(folder / name, num_bytes)
-    return info
+    checked: dict[str, Any] = info
+    return checked
+
+
+def _most_bytes_of_info(folder: Path) -> int:
+    """How large dataset_info.json can be for the shards that are there."""
+    num_shards = sum(1 for _ in folder.glob("*.parquet"))
+    return MOST_BYTES + BYTES_PER_SHARD * num_shards
 
 
 def _check_shard(shard: Path, num_bytes: int) -> None:
-    # a name with a leading dot is that of a temporary file
-    if shard.name.startswith(".") or not shard.is_file():
+    if not shard.is_file():
         raise BrokenDataSetError("shard is missing", file=shard, remedy=CONVERT_AGAIN)
-    # hashing would take minutes for a large data set; each page has a checksum of its own
+    # the content is checked where it is read: hashing all of it would take minutes
     size = shard.stat().st_size
     if size != num_bytes:
         raise BrokenDataSetError(
@@ -201,7 +258,10 @@ def scan_shard(
     Raises BrokenDataSetError for a shard that is damaged or in another schema.
     """
     names = columns or ARROW_SCHEMA.names
+    sums = shard_sums(path)
     try:
+        if sums is not None and not sums.footer_is_right():
+            raise changed_shard(path)
         file = pq.ParquetFile(
             path,
             page_checksum_verification=True,
@@ -210,6 +270,9 @@ def scan_shard(
             pre_buffer=False,
         )
         check_schema(file.schema_arrow, path, names)
+        groups = list(range(file.num_row_groups))
+        if sums is not None and not sums.blocks_are_right(file.metadata, groups):
+            raise changed_shard(path)
         for batch in file.iter_batches(rows, columns=names, use_threads=False):
             table = pa.Table.from_batches([batch])
             # a census reads single columns, whose lengths need not agree
@@ -220,6 +283,33 @@ def scan_shard(
         # pyarrow raises any of these for a damaged file
         reason = " ".join(str(error).split())
         raise BrokenDataSetError(f"damaged ({reason})", file=path, remedy=CONVERT_AGAIN) from None
+
+
+def shard_sums(path: Path) -> ShardSums | None:
+    """The checksums of a shard; None for one that is not in a finished data set."""
+    info_path = path.parent / INFO
+    try:
+        state = info_path.stat()
+    except OSError:
+        return None
+    of_data_set = _sums_of(path.parent, state.st_ino, state.st_mtime_ns)
+    return of_data_set.get(path.name)
+
+
+@lru_cache(maxsize=16)
+def _sums_of(folder: Path, inode: int, mtime_ns: int) -> dict[str, ShardSums]:
+    """The checksums of all shards of a data set, kept until its dataset_info.json changes."""
+    shards = read_info(folder)["shards"]
+    return {name: ShardSums(folder / name, entry) for name, entry in shards.items()}
+
+
+def changed_shard(path: Path) -> BrokenDataSetError:
+    """The error of a shard whose bytes are not those that were written."""
+    return BrokenDataSetError(
+        "shard was changed since it was written (its checksum differs)",
+        file=path,
+        remedy=CONVERT_AGAIN,
+    )
 
 
 def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -> None:

@@ -7,6 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..census.census import count_shards, read_census
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
@@ -17,11 +19,16 @@ from .training_stream import StreamError, TrainingStream
 from .virtual_ranks import VirtualRanks, virtual_ranks_of
 
 
+# eV/atom between the E0 of two data sets; no solid has a larger cohesive energy than tungsten, 8.9
+# eV/atom, so even free atoms in one set and solids in the other differ by less
+MOST_BETWEEN_ZEROS = 9.0
+
+
 class Collection:
     """Converted data sets, checked when they are opened.
 
     Raises BrokenDataSetError for a folder that is not a converted data set, and StreamError without
-    any folder.
+    any folder or where two data sets disagree about the zero of a level of theory.
     """
 
     def __init__(self, folders: list[str]) -> None:
@@ -31,6 +38,8 @@ class Collection:
             )
         self.folders = [Path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
+        if len(self.folders) > 1:
+            _check_zeros(self.folders)
         self._census: dict[str, Any] | None = None
 
     def __str__(self) -> str:
@@ -117,3 +126,37 @@ class Collection:
         """Folders of the data sets that have structures in a split."""
         pairs = zip(self.folders, self.infos, strict=True)
         return [folder for folder, info in pairs if info["num_structures"][split]]
+
+
+def _check_zeros(folders: list[Path]) -> None:
+    """Raise StreamError where data sets give energies of one level different zeros.
+
+    Their heads would be one, and could fit neither. Elements whose E0 a data set does not determine
+    do not count.
+    """
+    first_with: dict[str, tuple[Path, dict[str, float]]] = {}
+    for folder in folders:
+        for level, row in read_census(folder)["levels_of_theory"].items():
+            undetermined = set(row["undetermined"])
+            e0 = {
+                symbol: value for symbol, value in row["e0"].items() if symbol not in undetermined
+            }
+            if not e0:
+                continue
+            other_folder, other_e0 = first_with.setdefault(level, (folder, e0))
+            shared = sorted(e0.keys() & other_e0.keys())
+            if not shared:
+                continue
+
+            # the median, because E0 of an element in few structures may be far off
+            differences = np.array([e0[symbol] - other_e0[symbol] for symbol in shared])
+            difference = float(np.median(differences))
+            if abs(difference) > MOST_BETWEEN_ZEROS:
+                raise StreamError(
+                    f"energies of {level!r} are {difference:+.1f} eV/atom from those of "
+                    f"{other_folder} (median E0 of {len(shared)} elements), so the two have "
+                    "different zeros",
+                    file=folder,
+                    remedy="convert it again with another level_of_theory, which gets a head of "
+                    "its own",
+                )

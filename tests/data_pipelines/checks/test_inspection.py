@@ -281,7 +281,7 @@ def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, 
     page = (folder / "inspection.html").read_text()
     assert "data:image/png;base64,iVBOR" in page and "http" not in page
     assert "eV/\u00c5\u00b3" in page and "tensile-positive" in page
-    info = convert(emt_file, folder, ConvertConfig(columns=columns, test_share=0.5))
+    info = convert(emt_file, folder, ConvertConfig(columns=columns, test_share=0.5), overwrite=True)
     assert len(everything(folder)) == sum(info["num_structures"].values()) == 118
     assert (folder / "inspection.html").is_file() and (folder / "inspection.png").is_file()
 

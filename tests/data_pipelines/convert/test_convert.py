@@ -13,10 +13,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import finish as finishing
-from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, split_of
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.convert.finish import ConversionError
+from evenfield.data_pipelines.convert.splits import split_of
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
@@ -80,19 +82,28 @@ def test_same_source_gives_the_same_bytes(emt_file, tmp_path, small_shards):
 def test_other_config_converts_again_and_leaves_no_old_shard(emt_file, tmp_path, small_shards):
     out = tmp_path / "out"
     convert(emt_file, out, ConvertConfig(columns=LEVEL))
-    info = convert(emt_file, out, ConvertConfig(columns=LEVEL, valid_share=0, test_share=0))
+    other = ConvertConfig(columns=LEVEL, valid_share=0, test_share=0)
+    info = convert(emt_file, out, other, overwrite=True)
     assert info["num_structures"]["valid"] == info["num_structures"]["test"] == 0
     assert {path.name for path in out.glob("*.parquet")} == set(info["shards"])
 
 
 def test_files_of_others_in_the_folder_are_left_alone(emt_file, tmp_path):
-    strangers = ["train-00000-of-00001.parquet", "mine.parquet", "notes.json"]
+    out = tmp_path / "out"
+    convert(emt_file, out, ConvertConfig(columns=LEVEL))
+    strangers = ["train-00000-of-00001.parquet", "mine.parquet", "notes.json", "plots/one.txt"]
+    (out / "plots").mkdir()
     for name in strangers:
-        (tmp_path / name).write_text("mine")
-    (tmp_path / ".train-00000.parquet.tmp123").write_text("left by a killed conversion")
-    convert(emt_file, tmp_path, ConvertConfig(columns=LEVEL))
-    assert all((tmp_path / name).read_text() == "mine" for name in strangers)
-    assert not list(tmp_path.glob(".*"))
+        (out / name).write_text("mine")
+    (out / ".train-00000.parquet.0a1b.tmp").write_text("left by a killed conversion")
+    (out / "inspection.html").write_text("of the older data set")
+
+    convert(emt_file, out, ConvertConfig(columns=LEVEL, licence="other"), overwrite=True)
+
+    assert all((out / name).read_text() == "mine" for name in strangers)
+    assert not list(out.glob(".*"))
+    assert not (out / "inspection.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_interrupted_conversion_is_unfinished_and_runs_again(
@@ -107,18 +118,17 @@ def test_interrupted_conversion_is_unfinished_and_runs_again(
         return whole(table, path)
 
     out, config = tmp_path / "out", ConvertConfig(columns=LEVEL)
-    convert(
-        emt_file, out, ConvertConfig(columns=LEVEL, licence="another")
-    )  # an older conversion lies there
     monkeypatch.setattr(finishing, "write_shard", write_two)
     with pytest.raises(KeyboardInterrupt):
         convert(emt_file, out, config)
-    assert {path.name for path in out.iterdir()} == {*(path.name for path in written), ".parts"}
+    assert len(written) == 2
+    assert [path.name for path in out.iterdir()] == [".parts"]
     with pytest.raises(BrokenDataSetError, match=r"no dataset_info\.json"):
         read_info(out)
 
     monkeypatch.setattr(finishing, "write_shard", whole)
     convert(emt_file, out, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     convert(emt_file, tmp_path / "fresh", config)
     assert contents(out) == contents(tmp_path / "fresh")
 
@@ -182,6 +192,62 @@ def test_filters_by_element(emt_file, tmp_path):
         if {"Cu", "Ag"} & set(atoms.symbols) and "Al" not in atoms.symbols:
             expected.add(f"metals-{k}")
     assert kept == expected
+
+
+# --- what is there already
+
+
+def test_failed_conversion_leaves_a_finished_data_set_as_it_is(emt_file, tmp_path):
+    out = tmp_path / "out"
+    convert(emt_file, out, ConvertConfig(columns=LEVEL))
+    before = contents(out)
+    bad = tmp_path / "bad.extxyz"
+    bad.write_text(emt_file.read_text() + BAD)
+
+    with pytest.raises(DestinationError, match=r"out: already exists and holds a data set \("):
+        convert(bad, out, ConvertConfig(columns=LEVEL))
+    with pytest.raises(BadRecordError, match="infinite energy"):
+        convert(bad, out, ConvertConfig(columns=LEVEL), overwrite=True)
+
+    assert contents(out) == before
+    info = convert(bad, out, ConvertConfig(columns=LEVEL, skip_bad=True), overwrite=True)
+    assert info["records"]["rejected"] == 1
+    assert read_info(out) == info
+
+
+def test_folder_of_something_else_is_never_replaced(emt_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("a model")
+    for overwrite in (False, True):
+        with pytest.raises(DestinationError, match="a model"):
+            convert(emt_file, out, ConvertConfig(columns=LEVEL), overwrite=overwrite)
+    assert contents(out) == {"manifest.json": b"a model"}
+
+
+def test_folder_that_holds_the_source_is_refused(emt_file, tmp_path):
+    out = tmp_path / "out"
+    convert(emt_file, out, ConvertConfig(columns=LEVEL))
+    (out / "metals.extxyz").write_bytes(emt_file.read_bytes())
+    with pytest.raises(DestinationError, match="is read by this command"):
+        convert(out / "metals.extxyz", out, ConvertConfig(columns=LEVEL), overwrite=True)
+
+
+def test_unfinished_data_set_of_another_source_is_refused(emt_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(conversion, "RECORDS_PER_PART", 20)
+    convert(emt_file, out, ConvertConfig(columns=LEVEL), workers=1, task=(1, 2))
+    staged = list(out.rglob("*.parquet"))
+    other = tmp_path / "other.extxyz"
+    other.write_bytes(emt_file.read_bytes() * 2)
+
+    with pytest.raises(DestinationError, match="an unfinished data set"):
+        convert(other, out, ConvertConfig(columns=LEVEL), workers=1)
+    assert list(out.rglob("*.parquet")) == staged
+
+    # the same source with other settings loses nothing either, until it is whole
+    convert(emt_file, out, ConvertConfig(columns=LEVEL, licence="x"), workers=1, task=(1, 2))
+    assert set(staged) < set(out.rglob("*.parquet"))
 
 
 # --- bad records
@@ -250,7 +316,7 @@ def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path
         convert(tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig())
     halves = {"test_share": 0.5, "valid_share": 0.0}
     info = convert(
-        tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig(split_by="structure", **halves)
+        tmp_path / "md.extxyz", tmp_path / "one", ConvertConfig(split_by="structure", **halves)
     )
     assert 8 <= info["num_structures"]["test"] <= 32
     groups = {f"g{k}": split_of(f"g{k}", ConvertConfig(**halves)) for k in range(40)}
@@ -258,6 +324,6 @@ def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path
         atoms.info["group"] = group
     ase.io.write(tmp_path / "md.extxyz", frames)
     info = convert(
-        tmp_path / "md.extxyz", tmp_path / "out", ConvertConfig(split_by="group", **halves)
+        tmp_path / "md.extxyz", tmp_path / "two", ConvertConfig(split_by="group", **halves)
     )
     assert info["num_structures"]["test"] == sum(split == "test" for split in groups.values())

@@ -18,6 +18,7 @@ import pytest
 from ase.build import bulk, graphene
 from scipy.spatial.transform import Rotation
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.files import FileError
 from evenfield.core.labels import LABELS
 from evenfield.core.settings import SettingsError
@@ -97,20 +98,49 @@ conversion.convert(sys.argv[1], sys.argv[2], config, workers=1)
 def test_kill_at_any_instant_leaves_no_half_file_and_the_next_call_goes_on(emt_file, tmp_path):
     convert(emt_file, tmp_path / "fresh", CONFIG, workers=1)
     out, seen = tmp_path / "out", set()
+
+    def whole(folder: Path) -> list[Path]:
+        """Files under final names, staged or in the new folder."""
+        found = [*folder.glob("out/.parts/*/0*.parquet"), *folder.glob(".out.*.new/*.parquet")]
+        return [path for path in found if not path.name.startswith(".")]
+
     for whole_files in (1, 3, 6, 8, 10):  # 6 staged parts, then shards
         command = [sys.executable, "-c", SLOW, str(emt_file), str(out)]
         with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
-            while process.poll() is None and len(list(out.rglob("[!.]*.parquet"))) < whole_files:
+            while process.poll() is None and len(list(whole(tmp_path))) < whole_files:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-        for path in out.rglob("[!.]*.parquet"):
-            shards.pq.read_table(path)  # whole
-        parts = {path.name for path in out.glob(".parts/0*.parquet")}
+        for path in whole(tmp_path):
+            shards.pq.read_table(path)
+        parts = {path.name for path in out.glob(".parts/*/0*.parquet")}
         assert seen <= parts or (out / "dataset_info.json").exists()
         seen = parts
     assert seen
     convert(emt_file, out, CONFIG, workers=1)
     assert contents(out) == contents(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out"]
+
+
+def test_damaged_staged_part_is_made_again(emt_file, tmp_path):
+    convert(emt_file, tmp_path / "fresh", CONFIG, workers=1)
+    out = tmp_path / "out"
+    convert(emt_file, out, CONFIG, workers=1, task=(1, 2))
+    for count, path in enumerate(sorted(out.glob(".parts/*/0*.parquet"))):
+        data = bytearray(path.read_bytes())
+        data[len(data) * (count + 1) // 5] ^= 4
+        path.write_bytes(data)
+    convert(emt_file, out, CONFIG, workers=1)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_link_in_place_of_the_staged_parts_is_refused(emt_file, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".parts").symlink_to(elsewhere)
+    with pytest.raises(DestinationError, match="is a link"):
+        convert(emt_file, tmp_path / "out", CONFIG, workers=1)
+    assert not list(elsewhere.iterdir())
 
 
 # --- what goes wrong outside
@@ -179,7 +209,7 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
             match=r"metals\.extxyz: reading failed \(connection reset by peer\): run the same",
         ):
             convert(emt_file, tmp_path / "out", CONFIG, workers=1)
-    assert len(list((tmp_path / "out" / ".parts").iterdir())) == 2
+    assert len(list((tmp_path / "out" / ".parts").rglob("*.parquet"))) == 2
     convert(emt_file, tmp_path / "out", CONFIG, workers=1)
 
 

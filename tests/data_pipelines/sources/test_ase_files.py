@@ -182,7 +182,9 @@ def folder(alloys, tmp_path):
 
 def test_folder_and_glob_and_file_url(folder, alloys):
     parts = list_parts(str(folder), EMT)
-    assert parts == [Part(str(folder / "a.extxyz"), 0, 10), Part(str(folder / "sub" / "b.traj"))]
+    first = Part(str(folder / "a.extxyz"), 0, 10, id_prefix="a")
+    second = Part(str(folder / "sub" / "b.traj"), id_prefix="sub/b")
+    assert parts == [first, second]
     energies = [s.energy for s in read_structures(folder, EMT)]
     assert energies == pytest.approx([a.get_potential_energy() for a in alloys])
     assert [s.energy for s in read_structures(f"file://{folder}", EMT)] == energies

@@ -200,7 +200,8 @@ def test_parts_are_runs_of_row_groups_and_make_the_whole(tmp_path):
     path = write(tmp_path / "mine.parquet", rows(25), row_group_size=4)
     parts = list_parts(str(path), CONFIG, records_per_part=10)
     name = str(path)
-    assert parts == [Part(name, 0, 8), Part(name, 8, 16), Part(name, 16, 25)]
+    assert [(part.first, part.last) for part in parts] == [(0, 8), (8, 16), (16, 25)]
+    assert {part.name for part in parts} == {name}
 
     energies = []
     for part in parts:

@@ -128,7 +128,7 @@ def test_column_name_that_is_no_text_is_named(broken):
     shard = broken / "train-00001.parquet"
     shard.write_bytes(shard.read_bytes().replace(b"energy", b"\xe0nergy"))
     with pytest.raises(
-        BrokenDataSetError, match=rf"^{shard}: shard cannot be read.*convert the source again"
+        BrokenDataSetError, match=rf"^{shard}: shard was changed.*convert the source again"
     ):
         BlockReader(broken, "train")
 

@@ -1,0 +1,308 @@
+"""Which split each structure belongs to.
+
+A split is stated by the source, or follows from a hash of the structure's group (`assign_split`,
+one structure at a time, while parts are staged). When all structures are known, `arrange` corrects
+the hashed splits, and never the stated ones:
+
+1. Near copies in different groups are put on one side.
+2. When the groups are so few that a wanted split is empty, groups of one composition are cut into
+   runs of consecutive structures. Neighbouring frames of a trajectory are alike, so that the runs
+   are long.
+3. An element or a level of theory that no training structure has takes its smallest group into
+   training. A model would otherwise be asked for what it has never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..structure import SPLITS, Structure
+from .near_duplicates import group_equal, hash_63
+
+
+if TYPE_CHECKING:
+    from .convert import ConvertConfig
+
+
+TRAIN, VALID, TEST = range(len(SPLITS))
+
+# runs that a data set of too few groups is cut into
+RUNS = 20
+# share of the structures that near copies may chain together; beyond it they are left apart
+MOST_CHAINED = 0.5
+
+
+# --- one structure at a time
+
+
+def assign_split(structure: Structure, config: ConvertConfig) -> tuple[str, bool]:
+    """The split of a structure, and whether it is stated.
+
+    "test" for held-out pairs, else the structure's own, else that of its group.
+    """
+    symbols = {chemical_symbols[number] for number in structure.elements}
+    if any(symbols.issuperset(pair) for pair in config.hold_out_pairs):
+        return "test", True
+    if structure.split is not None:
+        return structure.split, True
+    return split_of(split_key(structure, config), config), False
+
+
+def split_key(structure: Structure, config: ConvertConfig) -> str:
+    """What is hashed for the split of a structure: the name of its group, or its own."""
+    return structure.structure_id if config.split_by == "structure" else structure.group
+
+
+def split_of(group: str, config: ConvertConfig) -> str:
+    """The split of a group by a hash of its name.
+
+    All structures of a group are on one side, on every machine, and adding data moves none.
+    """
+    # ids from files may contain surrogates, which plain UTF-8 refuses
+    digest = hashlib.sha256(group.encode(errors="surrogatepass")).digest()
+    # uniform in [0, 1)
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    if point < config.test_share:
+        return "test"
+    if point < config.test_share + config.valid_share:
+        return "valid"
+    return "train"
+
+
+# --- all structures together
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What decides the splits of the structures (S,) that a data set keeps, in file order."""
+
+    split: np.ndarray
+    """(S,) index into SPLITS, as `assign_split` found it."""
+
+    is_stated: np.ndarray
+    """(S,) bool; such a split is never changed."""
+
+    key: np.ndarray
+    """(S,) hash of `split_key`."""
+
+    is_composition: Callable[[int], bool]
+    """Whether the group of a structure is only its composition, which nobody asked to keep
+    together."""
+
+    fingerprint: np.ndarray
+    """(S,) equal for near copies."""
+
+    level: np.ndarray
+    """(S,) hash of the level of theory."""
+
+    elements: np.ndarray
+    """Distinct atomic numbers of the structures, end to end."""
+
+    element_starts: np.ndarray
+    """(S + 1,) where those of each structure begin."""
+
+
+@dataclass
+class Arrangement:
+    """The final splits, and what was done to reach them."""
+
+    split: np.ndarray
+    """(S,) index into SPLITS."""
+
+    moved_to_near_copies: int = 0
+    """Structures that another split would have had."""
+
+    near_copies_left_apart: bool = False
+    """Near copies chain most structures together, and were left where they were."""
+
+    cut_into_runs: bool = False
+    moved_into_training: int = 0
+    elements_not_in_training: list[str] = field(default_factory=list)
+
+    levels_not_in_training: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Hashes of levels of theory."""
+
+
+def arrange(found: Candidates, config: ConvertConfig) -> Arrangement:
+    """Final splits: see the steps in the docstring of this module."""
+    done = Arrangement(found.split.copy())
+    free = np.flatnonzero(~found.is_stated)
+    unit = found.key.copy()
+
+    if len(free):
+        _join_near_copies(found, free, unit, done)
+        if _has_gap(found, done.split, config):
+            _cut(found, free, unit, done, config)
+    _fill_training(found, unit, done)
+    return done
+
+
+def _join_near_copies(
+    found: Candidates, free: np.ndarray, unit: np.ndarray, done: Arrangement
+) -> None:
+    """Groups that share a near copy become one unit, which follows its first structure."""
+    joined = _chained(unit[free], found.fingerprint[free])
+    if joined is None:
+        done.near_copies_left_apart = True
+        return
+    unit[free] = joined
+
+    # the first structure of each unit decides
+    _, first, inverse = np.unique(joined, return_index=True, return_inverse=True)
+    split = done.split[free][first][inverse]
+    done.moved_to_near_copies = int((split != done.split[free]).sum())
+    done.split[free] = split
+
+
+def _chained(unit: np.ndarray, fingerprint: np.ndarray) -> np.ndarray | None:
+    """Units (S,), those with near copies in common as one; None if that joins too much.
+
+    A joined unit has the name of its member with the first structure.
+    """
+    names, first, member = np.unique(unit, return_index=True, return_inverse=True)
+    pairs: list[np.ndarray] = []
+    for rows in group_equal(fingerprint):
+        members = np.unique(member[rows])
+        if len(members) > 1:
+            chain = np.stack([members[:-1], members[1:]])
+            pairs.append(chain)
+    if not pairs:
+        return unit
+
+    links = np.concatenate(pairs, axis=1)
+    graph = coo_array((np.ones(links.shape[1]), links), shape=(len(names), len(names)))
+    _, component = connected_components(graph, directed=False)
+
+    # size of each component, and of the largest of its members
+    size_of_member = np.bincount(member)
+    size = np.bincount(component, size_of_member)
+    largest = np.zeros(len(size))
+    np.maximum.at(largest, component, size_of_member)
+    grew_too_large = (size > MOST_CHAINED * len(unit)) & (largest < size)
+    if grew_too_large.any():
+        return None
+
+    # the member that comes first in the file gives its name
+    order = np.argsort(first, kind="stable")
+    _, leader = np.unique(component[order], return_index=True)
+    return names[order[leader]][component][member]
+
+
+def _has_gap(found: Candidates, split: np.ndarray, config: ConvertConfig) -> bool:
+    """Whether a wanted split is empty although the source states none."""
+    if found.is_stated.any():
+        return False
+    wanted = [TRAIN]
+    if config.valid_share > 0:
+        wanted.append(VALID)
+    if config.test_share > 0:
+        wanted.append(TEST)
+    return not set(wanted) <= set(split.tolist())
+
+
+def _cut(
+    found: Candidates,
+    free: np.ndarray,
+    unit: np.ndarray,
+    done: Arrangement,
+    config: ConvertConfig,
+) -> None:
+    """Deal runs of consecutive structures to the splits, in an order that their hashes give."""
+    run_length = -(-len(free) // RUNS)
+    for name in np.unique(unit[free]):
+        rows = free[unit[free] == name]
+        # groups that a user has named are never divided
+        if not found.is_composition(int(rows[0])):
+            continue
+        run = np.arange(len(rows)) // run_length
+        unit[rows] = [hash_63(f"{name} {number}") for number in run.tolist()]
+    joined = _chained(unit[free], found.fingerprint[free])
+    if joined is None:
+        done.near_copies_left_apart = True
+    else:
+        unit[free] = joined
+
+    names, sizes = np.unique(unit[free], return_counts=True)
+    split_of_unit = _deal(sizes, config)
+    done.split[free] = split_of_unit[np.searchsorted(names, unit[free])]
+    done.cut_into_runs = True
+
+
+def _deal(sizes: np.ndarray, config: ConvertConfig) -> np.ndarray:
+    """A split for each unit, in the order given: test and valid get their shares, train the rest.
+
+    Each of them gets a unit as long as one remains for training. Units that are more than half of
+    all structures are for training.
+    """
+    split = np.full(len(sizes), TRAIN)
+    remaining = [k for k in range(len(sizes)) if sizes[k] <= sizes.sum() / 2]
+    if len(remaining) == len(sizes) and remaining:
+        # one unit stays for training
+        remaining.pop()
+    for code, share in ((TEST, config.test_share), (VALID, config.valid_share)):
+        wanted = share * sizes.sum()
+        taken = 0
+        while share > 0 and remaining and taken < wanted:
+            unit = remaining.pop(0)
+            split[unit] = code
+            taken += sizes[unit]
+    return split
+
+
+def _fill_training(found: Candidates, unit: np.ndarray, done: Arrangement) -> None:
+    """Move units into training until it has all elements and levels, as far as that is possible."""
+    row_of_element = np.repeat(np.arange(len(found.split)), np.diff(found.element_starts))
+
+    lost_elements = []
+    for number in np.unique(found.elements):
+        rows = row_of_element[found.elements == number]
+        if not _take_into_training(rows, found, unit, done):
+            lost_elements.append(chemical_symbols[number])
+    lost_levels = []
+    for level in np.unique(found.level):
+        rows = np.flatnonzero(found.level == level)
+        if not _take_into_training(rows, found, unit, done):
+            lost_levels.append(level)
+    done.elements_not_in_training = lost_elements
+    done.levels_not_in_training = np.array(lost_levels, dtype=np.int64)
+
+
+def _take_into_training(
+    rows: np.ndarray, found: Candidates, unit: np.ndarray, done: Arrangement
+) -> bool:
+    """Bring one of the rows into training, with its unit; False where all splits are stated."""
+    if (done.split[rows] == TRAIN).any():
+        return True
+    free = rows[~found.is_stated[rows]]
+    if not len(free):
+        return False
+
+    # the smallest unit costs the other splits the least
+    names = np.unique(unit[free])
+    sizes = [int((unit == name).sum()) for name in names]
+    chosen = names[int(np.argmin(sizes))]
+    moved = (unit == chosen) & ~found.is_stated & (done.split != TRAIN)
+    done.split[moved] = TRAIN
+    done.moved_into_training += int(moved.sum())
+    return True
+
+
+def as_json(done: Arrangement, is_stated: np.ndarray, levels: list[str]) -> dict[str, Any]:
+    """What dataset_info.json says about the splits; `levels` are those without training data."""
+    return {
+        "stated": int(is_stated.sum()),
+        "moved_to_near_copies": done.moved_to_near_copies,
+        "near_copies_left_apart": done.near_copies_left_apart,
+        "cut_into_runs": done.cut_into_runs,
+        "moved_into_training": done.moved_into_training,
+        "elements_not_in_training": done.elements_not_in_training,
+        "levels_not_in_training": levels,
+    }
