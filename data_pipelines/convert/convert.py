@@ -29,7 +29,6 @@ from ...core.files import FileError
 from ...core.settings import SettingsError
 from ...core.workers import worker_pool
 from ..checks.unit_check import refuse_suspicious_units
-from ..sources.config import SourceConfig
 from ..sources.label_tally import LabelTally, to_json
 from ..sources.read import (
     RECORDS_PER_PART,
@@ -45,7 +44,7 @@ from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
 from ..structure import BadRecordError, Structure
 from .finish import ConversionError, Map, finish
-from .splits import assign_split, split_key
+from .splits import SplitConfig, assign_split, check_symbols, split_key
 from .staging import (
     FOLDER,
     StagedPart,
@@ -77,15 +76,9 @@ LATER_KEYS = ("unstated_level", "reference_columns")
 CONTINUE = "run the same command again, it continues with the parts that are not finished"
 
 
-class ConvertConfig(SourceConfig):
+class ConvertConfig(SplitConfig):
     """How a source becomes a data set: its columns, and how it is split."""
 
-    valid_share: float = Field(
-        default=0.1, ge=0, lt=1, description="share of the groups held out for validation"
-    )
-    test_share: float = Field(
-        default=0.1, ge=0, lt=1, description="share of the groups held out for testing"
-    )
     licence: str = Field(default="not stated", description="licence of the data, for the card")
     description: str = Field(default="", description="where the data come from, for the card")
     with_elements: list[str] = Field(
@@ -94,10 +87,6 @@ class ConvertConfig(SourceConfig):
     without_elements: list[str] = Field(
         default=[], description="leave out structures with any of these elements"
     )
-    hold_out_pairs: list[tuple[str, str]] = Field(
-        default=[],
-        description="pairs of elements; structures with both are for testing, whatever their group",
-    )
     skip_bad: bool = Field(
         default=False, description="list bad records in rejected.jsonl and continue"
     )
@@ -105,16 +94,8 @@ class ConvertConfig(SourceConfig):
     @field_validator("with_elements", "without_elements")
     @classmethod
     def _check_symbols(cls, symbols: list[str]) -> list[str]:
-        unknown = [symbol for symbol in symbols if symbol not in chemical_symbols[1:]]
-        if unknown:
-            raise ValueError(f"{', '.join(map(str, unknown))}: not an element symbol")
+        check_symbols(symbols)
         return symbols
-
-    @field_validator("hold_out_pairs")
-    @classmethod
-    def _check_pairs(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        cls._check_symbols([symbol for pair in pairs for symbol in pair])
-        return pairs
 
 
 def convert(
@@ -203,7 +184,7 @@ def write_data_set(
     check_destination(out, overwrite=overwrite)
     job = _Job(out, conversion_key(origin, []), config)
     remaining = iter(structures)
-    parts = []
+    parts: list[Part] = []
     with _interruptions(out), job.staging(origin):
         while chunk := list(islice(remaining, RECORDS_PER_PART)):
             numbered = enumerate(chunk, len(parts) * RECORDS_PER_PART)
@@ -411,7 +392,15 @@ def _finish(
             "source": origin,
             "split_files": split_files(parts, job.config),
         }
-        info = finish(new, staged, about, job.config, shard_size=SHARD_SIZE, run=run)
+        info = finish(
+            new,
+            staged,
+            about,
+            job.config,
+            skip_bad=job.config.skip_bad,
+            shard_size=SHARD_SIZE,
+            run=run,
+        )
         _keep_files_of_others(out, new)
     return info
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +27,8 @@ from ..sources.records import default_group
 from ..store.shards import ARROW_SCHEMA, write_info, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
-from .splits import Candidates, arrange, as_json
+from .splits import Candidates, SplitConfig, arrange, as_json
 from .staging import STAGED_COLUMNS, StagedPart, rejection
-
-
-if TYPE_CHECKING:
-    from .convert import ConvertConfig
 
 
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -67,8 +63,9 @@ def finish(
     out: Path,
     parts: Parts,
     about: dict[str, Any],
-    config: ConvertConfig,
+    config: SplitConfig,
     *,
+    skip_bad: bool,
     shard_size: int,
     run: Map = map,
 ) -> dict[str, Any]:
@@ -97,7 +94,7 @@ def finish(
     for _, staged in parts:
         rejected += staged.rejected
     for row, error in _repeated_ids(parts, index):
-        if not config.skip_bad:
+        if not skip_bad:
             raise error
         index.keep[row] = False
         rejected.append(rejection(error))
@@ -279,7 +276,7 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
     return repeated
 
 
-def _arrange(parts: Parts, index: _Index, config: ConvertConfig) -> dict[str, Any]:
+def _arrange(parts: Parts, index: _Index, config: SplitConfig) -> dict[str, Any]:
     """Correct the splits of the kept structures; returns what dataset_info.json says of them."""
     kept = np.flatnonzero(index.keep)
     elements, starts = index.elements_of(kept)
@@ -303,7 +300,7 @@ def _arrange(parts: Parts, index: _Index, config: ConvertConfig) -> dict[str, An
     done = arrange(found, config)
     index.split[kept] = done.split
 
-    lost = []
+    lost: list[str] = []
     for level in done.levels_not_in_training:
         row = kept[np.flatnonzero(found.level == level)[:1]]
         lost += _values_at(parts, index, row, "level_of_theory").values()

@@ -17,19 +17,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from pydantic import Field, field_validator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..sources.config import SourceConfig
 from ..structure import SPLITS, Structure
 from .near_duplicates import group_equal, hash_63
-
-
-if TYPE_CHECKING:
-    from .convert import ConvertConfig
 
 
 TRAIN, VALID, TEST = range(len(SPLITS))
@@ -40,10 +38,38 @@ RUNS = 20
 MOST_CHAINED = 0.5
 
 
+class SplitConfig(SourceConfig):
+    """How a data set is split; `split_by` is among the settings of its source."""
+
+    valid_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the groups held out for validation"
+    )
+    test_share: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the groups held out for testing"
+    )
+    hold_out_pairs: list[tuple[str, str]] = Field(
+        default=[],
+        description="pairs of elements; structures with both are for testing, whatever their group",
+    )
+
+    @field_validator("hold_out_pairs")
+    @classmethod
+    def _check_pairs(cls, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        check_symbols([symbol for pair in pairs for symbol in pair])
+        return pairs
+
+
+def check_symbols(symbols: list[str]) -> None:
+    """For validators: raise ValueError for what is no element symbol."""
+    unknown = [symbol for symbol in symbols if symbol not in chemical_symbols[1:]]
+    if unknown:
+        raise ValueError(f"{', '.join(map(str, unknown))}: not an element symbol")
+
+
 # --- one structure at a time
 
 
-def assign_split(structure: Structure, config: ConvertConfig) -> tuple[str, bool]:
+def assign_split(structure: Structure, config: SplitConfig) -> tuple[str, bool]:
     """The split of a structure, and whether it is stated.
 
     "test" for held-out pairs, else the structure's own, else that of its group.
@@ -56,12 +82,12 @@ def assign_split(structure: Structure, config: ConvertConfig) -> tuple[str, bool
     return split_of(split_key(structure, config), config), False
 
 
-def split_key(structure: Structure, config: ConvertConfig) -> str:
+def split_key(structure: Structure, config: SplitConfig) -> str:
     """What is hashed for the split of a structure: the name of its group, or its own."""
     return structure.structure_id if config.split_by == "structure" else structure.group
 
 
-def split_of(group: str, config: ConvertConfig) -> str:
+def split_of(group: str, config: SplitConfig) -> str:
     """The split of a group by a hash of its name.
 
     All structures of a group are on one side, on every machine, and adding data moves none.
@@ -131,7 +157,7 @@ class Arrangement:
     """Hashes of levels of theory."""
 
 
-def arrange(found: Candidates, config: ConvertConfig) -> Arrangement:
+def arrange(found: Candidates, config: SplitConfig) -> Arrangement:
     """Final splits: see the steps in the docstring of this module."""
     done = Arrangement(found.split.copy())
     free = np.flatnonzero(~found.is_stated)
@@ -196,7 +222,7 @@ def _chained(unit: np.ndarray, fingerprint: np.ndarray) -> np.ndarray | None:
     return names[order[leader]][component][member]
 
 
-def _has_gap(found: Candidates, split: np.ndarray, config: ConvertConfig) -> bool:
+def _has_gap(found: Candidates, split: np.ndarray, config: SplitConfig) -> bool:
     """Whether a wanted split is empty although the source states none."""
     if found.is_stated.any():
         return False
@@ -213,7 +239,7 @@ def _cut(
     free: np.ndarray,
     unit: np.ndarray,
     done: Arrangement,
-    config: ConvertConfig,
+    config: SplitConfig,
 ) -> None:
     """Deal runs of consecutive structures to the splits, in an order that their hashes give."""
     run_length = -(-len(free) // RUNS)
@@ -236,7 +262,7 @@ def _cut(
     done.cut_into_runs = True
 
 
-def _deal(sizes: np.ndarray, config: ConvertConfig) -> np.ndarray:
+def _deal(sizes: np.ndarray, config: SplitConfig) -> np.ndarray:
     """A split for each unit, in the order given: test and valid get their shares, train the rest.
 
     Each of them gets a unit as long as one remains for training. Units that are more than half of
