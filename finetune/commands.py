@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.command_line import (
+    CommandLineError,
     DefaultCommandGroup,
     FolderHub,
     ModelReference,
     Overrides,
+    Overwrite,
     Recipe,
     settings_option,
     share_of_work,
@@ -49,9 +51,13 @@ def run(
     probe: Annotated[
         str | None, typer.Option(help="converted pretraining data, for the forgetting report")
     ] = None,
+    overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("finetune.config:FineTuneConfig")] = False,
 ) -> None:
     """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
+
+    A file is converted into the folder OUT-data first. When the command is repeated after a
+    failure, it uses that data set again.
 
     The word `run` can be left out. `--settings` lists the strategies. Labels that ASE does not
     find by itself are named with source.columns.energy=...
@@ -59,22 +65,30 @@ def run(
     Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model
     num_structures=16 strategy=full
     """
+    from ..core.destination import check_destination
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load
     from .config import FineTuneConfig
     from .run import finetune
     from .safety.forgetting import forgetting_report, probe_of, stored_probe
-    from .save import save_finetuned
+    from .save import check_model_place, save_finetuned
 
-    loaded = load(model, folder_hub)
     config = load_settings(FineTuneConfig, recipe, overrides)
     work = out.with_name(f"{out.name}-data")
-    result = finetune(loaded, data, config, work=work, quiet=False, say=typer.echo)
+    read = [name for name in (model, data, probe, config.replay.data, recipe) if name is not None]
+    check_model_place(out, overwrite=overwrite, inputs=read)
+    # a data set that is already at `work` is looked at by the conversion
+    check_destination(work, overwrite=True, inputs=read)
+
+    loaded = load(model, folder_hub)
+    result = finetune(
+        loaded, data, config, work=work, overwrite=overwrite, quiet=False, say=typer.echo
+    )
 
     structures = stored_probe(loaded) or probe_of(loaded, probe)
     forgetting = forgetting_report(loaded.potential, result.potential, structures)
     _print_result(result, forgetting)
-    saved = save_finetuned(result, loaded, out, licence, forgetting)
+    saved = save_finetuned(result, loaded, out, licence, forgetting, overwrite=overwrite)
     typer.echo(f"model: {saved}")
 
 
@@ -95,11 +109,13 @@ def curve(
         str | None,
         typer.Option(help="K/N: only every N-th cell, beginning with the K-th, for job arrays"),
     ] = None,
+    overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("finetune.few_shot.curve:CurveConfig")] = False,
 ) -> None:
     """Errors against the number of structures: pretrained, step 0, strategies, from scratch.
 
-    An interrupted curve is continued by the same command.
+    An interrupted curve is continued by the same command. With --overwrite, a curve of another
+    model, data set or settings is renamed, and its figure is replaced.
 
     Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json
     sizes=[4,16] seeds=[0] strategies=[refit,full]
@@ -113,7 +129,16 @@ def curve(
 
     settings = load_settings(CurveConfig, recipe, overrides)
     share = share_of_work(task)
-    curve = few_shot_curve(load(model, folder_hub), data, out, settings, task=share, say=typer.echo)
+    picture = _picture_of(out, overwrite)
+    curve = few_shot_curve(
+        load(model, folder_hub),
+        data,
+        out,
+        settings,
+        task=share,
+        overwrite=overwrite,
+        say=typer.echo,
+    )
     if share is not None:
         typer.echo(f"task {task} is done; when all are, run the same command without --task")
         return
@@ -127,7 +152,6 @@ def curve(
                 f"{name}: {ratio:.2g} times fewer structures than from scratch "
                 "for the same force error"
             )
-    picture = out.with_suffix(".png")
     with file_errors(picture):
         write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
     typer.echo(f"curve: {out}\nplot: {picture}")
@@ -137,6 +161,9 @@ def curve(
 def attach(
     model: Annotated[Path, typer.Argument(help="folder of a pretrained model")],
     data: Annotated[Path, typer.Argument(help="the converted data set that it was trained on")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace those that the model has")
+    ] = False,
 ) -> None:
     """Add a probe set and the readout's posterior to the folder of a pretrained model.
 
@@ -146,7 +173,21 @@ def attach(
     """
     from .safety.trust import attach_trust
 
-    typer.echo(f"{model}: now with {', '.join(attach_trust(model, data))}")
+    names = attach_trust(model, data, overwrite=overwrite)
+    typer.echo(f"{model}: now with {', '.join(names)}")
+
+
+def _picture_of(out: Path, overwrite: bool) -> Path:
+    """Where the figure of a curve goes. Refuses a place that holds something else."""
+    from ..core.destination import check_destination
+
+    picture = out.with_suffix(".png")
+    if picture == out:
+        raise CommandLineError(f"OUT={out}", remedy="name a .json file; the figure is next to it")
+    # a figure next to a curve is that of the curve
+    if not out.is_file():
+        check_destination(picture, overwrite=overwrite)
+    return picture
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
@@ -181,11 +222,18 @@ def _print_result(result: FineTuned, forgetting: Forgetting) -> None:
 
 
 def _print_set_up(result: FineTuned) -> None:
+    from .target import alike
+
+    if result.started_from != result.level_of_theory:
+        typer.echo(f"new head {result.level_of_theory}, a copy of the head {result.started_from}")
     rows = [
         [row.name, _energy(row.energy_mae_per_atom), _force(row.force_mae)] for row in result.table
     ]
+    num_train = len(result.target.train)
+    num_copies = num_train - len(alike(result.target.train))
+    copies = f" ({num_copies} of them copies)" if num_copies else ""
     _print_table(
-        f"{result.level_of_theory}: {len(result.target.train)} structures to learn from",
+        f"{result.level_of_theory}: {num_train} structures to learn from{copies}",
         ["", "energy MAE (meV/atom)", "force MAE (eV/A)"],
         rows,
     )
@@ -221,6 +269,14 @@ def _print_forgetting(forgetting: Forgetting) -> None:
 
 def _print_notes(result: FineTuned) -> None:
     reference = result.reference
+    if reference.narrowed:
+        typer.echo(
+            "E0 moved less than its fit asked for: the whole change was worse on structures that "
+            "the fit had not seen"
+        )
+    if reference.isolated_atoms:
+        left = ", ".join(f"{name} {ev:.2f}" for name, ev in reference.isolated_atoms.items())
+        typer.echo(f"isolated atoms, label minus prediction with the new E0 (eV): {left}")
     if reference.another_zero:
         typer.echo(
             "the energies have another zero than the model's: E0 of all elements was refitted"

@@ -38,7 +38,10 @@ class FineTuned:
     table: list[Step]
     """Errors on the training structures after each step of the set-up."""
     stages: dict[str, Stage]
-    """Errors on the judged structures: pretrained, step0, refit where it was a stage, strategy."""
+    """Errors on the judged structures, in order: pretrained, step0, refit where it was a stage,
+    the strategy, and the refit after it."""
+    started_from: str
+    """The level of theory whose head a new head is a copy of; else the level itself."""
     reference: ReferenceReport
     refit: RefitReport
     posterior: Posterior
@@ -58,8 +61,12 @@ class FineTuned:
 
     @property
     def final(self) -> Stage:
-        """The last stage: what the strategy made of the model."""
-        return self.stages[self.strategy]
+        """The last stage that could be judged.
+
+        With a test split it is the model that is saved. Without one, held-out structures are
+        learned from at last, and it is the stage before that.
+        """
+        return list(self.stages.values())[-1]
 
 
 def finetune(
@@ -68,32 +75,35 @@ def finetune(
     config: FineTuneConfig,
     *,
     work: Path | None = None,
+    overwrite: bool = False,
     quiet: bool = True,
     say: Callable[[str], object] | None = None,
 ) -> FineTuned:
     """Fine-tune a copy of the model's potential; the model itself does not change.
 
     `data` is the folder of a converted data set, a file, which is converted into the folder `work`,
-    or a Target. `say` is told which labels were read. Every change is kept only as far as no error
-    on held-out structures rises above that of step 0.
+    or a Target. Another data set in `work` is refused, or replaced with `overwrite`. `say` is told
+    which labels were read.
+
+    Every change is kept only as far as no error on held-out structures rises above that of step 0.
 
     Raises WorseError when the set-up made the model worse, WrongUnitError for labels that look
     like another unit, and the errors of the conversion.
     """
-    target = data if isinstance(data, Target) else _open(data, config, work)
+    target = data if isinstance(data, Target) else _open(data, config, work, overwrite)
     if say is not None:
         # before the learning, while there is time to name a column that was not read
-        for line in label_report(target.labels, "source."):
+        for line in label_report(target.labels, target.setting_prefix):
             say(line)
-    strategy = choose_strategy(config.strategy, len(target.train) + len(target.valid))
+    strategy = choose_strategy(config.strategy, target.num_different)
 
     run = FineTuning(model, target, config, quiet=quiet)
     run.judge("pretrained")
     reference, table = set_up(run, trust_units=config.trust_units)
     fitted = strategy.fit(run)
-    # Without a test split, the errors are those on held-out structures. A strategy that has learned
-    # from those judged itself before it did so, and its errors must not be replaced.
-    if target.test or strategy.name not in run.stages:
+    # A strategy that goes on after its own stage, or learns from held-out structures in the end,
+    # has judged itself at the right moment.
+    if strategy.name not in run.stages:
         run.judge(strategy.name, fitted.kept)
 
     potential = with_ensemble(run.potential, fitted.posterior)
@@ -104,6 +114,7 @@ def finetune(
         strategy=strategy.name,
         table=table,
         stages=run.stages,
+        started_from=run.source_level,
         reference=reference,
         refit=fitted.refit,
         posterior=fitted.posterior,
@@ -112,7 +123,7 @@ def finetune(
     )
 
 
-def _open(data: Path | str, config: FineTuneConfig, work: Path | None) -> Target:
+def _open(data: Path | str, config: FineTuneConfig, work: Path | None, overwrite: bool) -> Target:
     return open_target(
         data,
         num_structures=config.num_structures,
@@ -121,4 +132,5 @@ def _open(data: Path | str, config: FineTuneConfig, work: Path | None) -> Target
         fewest_to_hold_out=fewest_to_hold_out(config.strategy),
         source=config.source,
         work=work,
+        overwrite=overwrite,
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ase.data import chemical_symbols
+
+from ..core.destination import DestinationError, check_destination, contents
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord
@@ -14,6 +18,18 @@ from .closed_form.posterior import FILE as POSTERIOR_FILE
 from .heads import member_levels
 from .run import FineTuned
 from .safety.forgetting import Forgetting
+from .state import train_counts
+
+
+def check_model_place(
+    out: Path, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
+) -> None:
+    """Refuse an `out` that must not be written, before any work; see `check_destination`."""
+    check_destination(out, overwrite=overwrite, inputs=inputs)
+    if out.is_file():
+        raise DestinationError(
+            f"is {contents(out)}, and a model is a folder", file=out, remedy="choose another OUT"
+        )
 
 
 def save_finetuned(
@@ -22,15 +38,22 @@ def save_finetuned(
     out: Path,
     licence: str | None = None,
     forgetting: Forgetting | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write the model folder `out`, which loads like that of any other model.
 
     licence: of the new weights; that of the base model when not given.
+
+    Raises DestinationError when `out` holds something, unless `overwrite`.
     """
+    check_model_place(out, overwrite=overwrite)
     base = model.record
     level = result.level_of_theory
-    symbols_of_structures = [set(one.to_atoms().symbols) for one in result.structures]
-    seen = set().union(*symbols_of_structures)
+    seen: set[str] = set()
+    # An element that is only held out may have been judged by, and not learned.
+    for structure in result.target.train:
+        seen.update(chemical_symbols[z] for z in structure.elements)
 
     # Members of an ensemble learned from the same elements as their head.
     elements = dict(base.elements)
@@ -38,17 +61,18 @@ def save_finetuned(
     for member in member_levels(level, len(result.posterior.bootstrap)):
         elements[member] = elements[level]
 
-    counts = dict(base.train_counts)
-    for symbol in sorted(seen):
-        num_structures = sum(symbol in symbols for symbols in symbols_of_structures)
-        counts[symbol] = counts.get(symbol, 0) + num_structures
+    level_counts = dict(base.level_counts)
+    # older models do not count by level, and a part of the structures would look like all
+    if level in level_counts or level not in base.elements:
+        level_counts[level] = train_counts(level_counts.get(level, {}), result.structures)
 
     record = ModelRecord(
         name=out.name,
         licence=licence or base.licence,
         elements=elements,
         default_level=level,
-        train_counts=counts,
+        train_counts=train_counts(base.train_counts, result.structures),
+        level_counts=level_counts,
         training_data=[*base.training_data, result.target.source],
         training={**base.training, "finetune": facts(result)},
         versions=base.versions,
@@ -66,6 +90,7 @@ def facts(result: FineTuned) -> dict[str, Any]:
     stages = result.stages
     done = {
         "strategy": result.strategy,
+        "started_from": result.started_from,
         "step0": [row.to_dict() for row in result.table],
         "e0": asdict(result.reference),
         "refit": asdict(result.refit),

@@ -28,9 +28,10 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
     train = run.target.train
     table = [step("pretrained", potential, train)]
     if not trust_units:
-        refuse_wrong_units(potential, train)
+        refuse_wrong_units(potential, run.target)
 
-    reference = refit_reference_energies(potential, run.head, train, run.known_e0)
+    valid = run.target.valid
+    reference = refit_reference_energies(potential, run.head, train, run.known_e0, held_out=valid)
     # pretraining tells nothing about E0 with another zero of energy
     if reference.another_zero:
         run.known_e0 = set()
@@ -38,8 +39,8 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
     run.judge("step0")
 
     # Errors at step 0 are the bound of everything that follows.
-    if run.target.valid:
-        run.held_out = HeldOut(potential, train, run.target.valid)
+    if valid:
+        run.held_out = HeldOut(potential, valid)
 
     _if_not_worse(
         run,
@@ -59,7 +60,13 @@ def _if_not_worse(run: FineTuning, before: Step, change: Callable[[], object]) -
     score = run.score()
     with weights_aside(run.potential) as aside:
         change()
-        refit_reference_energies(run.potential, run.head, run.target.train, run.known_e0)
+        refit_reference_energies(
+            run.potential,
+            run.head,
+            run.target.train,
+            run.known_e0,
+            held_out=run.target.valid,
+        )
         after = step("changed", run.potential, run.target.train)
         if not worse_labels(after, before) and run.score() <= score:
             aside.keep_changes()

@@ -6,8 +6,10 @@ same few verbs, which are defined here: `score`, `solve`, `refit` and `judge`.
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ase.data import chemical_symbols
@@ -18,7 +20,7 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import ErrorSummary, summarise
 from ..model_zoo.hub.load import LoadedModel
-from ..model_zoo.package.levels import default_level
+from ..model_zoo.package.levels import default_level, own_levels
 from ..model_zoo.potential.weights_aside import (
     Weights,
     copied_weights,
@@ -32,7 +34,12 @@ from .gradient.config import GradientConfig
 from .gradient.replay import ReplayConfig
 from .heads import with_head
 from .safety.guard import SHARES, HeldOut
+from .safety.step0 import error_without_zero
 from .target import Target
+
+
+# Structures by which the heads of a model are compared.
+NUM_TO_COMPARE = 32
 
 
 class FitConfig(Settings):
@@ -88,11 +95,15 @@ class FineTuning:
         self.quiet = quiet
 
         level = target.level_of_theory
-        self.potential = with_head(model.potential, level, like=_head_to_start_from(model))
+        self.source_level = _level_to_start_from(model, target)
+        """The level of theory whose head the new head is a copy of."""
+        self.potential = with_head(model.potential, level, self.source_level)
         self.head = self.potential.config.levels_of_theory.index(level)
-        self.known_elements = _elements_of_the_readout(model, level)
+        self.known_elements = _elements_of(model, self.source_level)
         """Atomic numbers for which the readout of the head was trained."""
-        self.known_e0 = _elements_with_e0(model, level)
+        is_new = level not in model.potential.config.levels_of_theory
+        # no reference energy carries over to a new level of theory
+        self.known_e0 = set() if is_new else set(self.known_elements)
         """Atomic numbers whose reference energy E0 the head knows."""
         present = {int(z) for structure in target.train for z in structure.elements}
         self.new_elements = sorted(present - self.known_elements)
@@ -125,7 +136,8 @@ class FineTuning:
 
         judging_started = time.perf_counter()
         split, structures = self.target.judged
-        errors = summarise(predict(self.potential, structures), split)
+        counts = train_counts(self.model.record.train_counts, self.structures)
+        errors = summarise(predict(self.potential, structures), split, counts)
         self._seconds_judging += time.perf_counter() - judging_started
         self.stages[name] = Stage(errors, seconds, kept)
 
@@ -166,28 +178,43 @@ class FineTuning:
         return best_share
 
 
-def _head_to_start_from(model: LoadedModel) -> str:
-    """The head that a new one starts as a copy of: the model's default, else its first.
+def train_counts(known: Mapping[str, int], structures: Iterable[Structure]) -> dict[str, int]:
+    """Symbol -> training structures that contain it: those that are known, and the new ones."""
+    counts = dict(known)
+    for structure in structures:
+        for z in structure.elements:
+            symbol = chemical_symbols[z]
+            counts[symbol] = counts.get(symbol, 0) + 1
+    return counts
 
-    The choice is judged like everything else: errors at step 0 are on the new data.
+
+def _level_to_start_from(model: LoadedModel, target: Target) -> str:
+    """The level of theory whose head comes nearest to the new labels; the target's own if known.
+
+    The order of the heads says nothing about them. Their forces are compared, or without any the
+    energies that composition does not explain: neither depends on the zero of energy. Without
+    either, it is the model's default, or its first.
     """
-    levels = model.potential.config.levels_of_theory
-    return default_level(model.record, levels) or levels[0]
+    levels = own_levels(model.potential.config.levels_of_theory)
+    if target.level_of_theory in model.potential.config.levels_of_theory:
+        return target.level_of_theory
+    default = default_level(model.record, levels) or levels[0]
+    if len(levels) == 1:
+        return default
+
+    sample = target.train[:: max(1, len(target.train) // NUM_TO_COMPARE)]
+    best = default
+    smallest = math.inf
+    for level in [default, *levels]:
+        as_if = [replace(structure, level_of_theory=level) for structure in sample]
+        error = error_without_zero(predict(model.potential, as_if))
+        if error < smallest:
+            best = level
+            smallest = error
+    return best
 
 
-def _elements_of_the_readout(model: LoadedModel, level: str) -> set[int]:
-    """Atomic numbers that the readout for `level` has learned.
-
-    A new level of theory starts from the readout of another head.
-    """
-    levels = model.potential.config.levels_of_theory
-    source = level if level in levels else _head_to_start_from(model)
-    symbols = model.record.trained_symbols(source)
+def _elements_of(model: LoadedModel, level: str) -> set[int]:
+    """Atomic numbers that the readout for `level` has learned."""
+    symbols = model.record.trained_symbols(level)
     return {chemical_symbols.index(symbol) for symbol in symbols}
-
-
-def _elements_with_e0(model: LoadedModel, level: str) -> set[int]:
-    """Atomic numbers whose E0 is known at `level`; none carry over to a new level of theory."""
-    if level not in model.potential.config.levels_of_theory:
-        return set()
-    return _elements_of_the_readout(model, level)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,39 @@ class Target:
     source: TrainingData
     labels: LabelTally = field(default_factory=LabelTally)
     """Which labels the source has and which of them were read; empty where nobody counted."""
+    columns: Mapping[str, str | list[str]] = field(default_factory=dict)
+    """Field -> column, as the conversion was told."""
+    is_file: bool = False
+    """The data were converted by the fine-tuning itself, so that its settings can correct them."""
+
+    @cached_property
+    def num_different(self) -> int:
+        """Structures to learn from or to choose by, without copies: what there is to learn from."""
+        return len(alike([*self.train, *self.valid]))
+
+    @property
+    def setting_prefix(self) -> str:
+        """What is put in front of settings of a source: those of a data set belong to `convert`."""
+        return "source." if self.is_file else ""
+
+    @property
+    def how_to_read_again(self) -> str:
+        """The beginning of a remedy that changes how the data are read."""
+        if self.is_file:
+            return "add"
+        return "convert the data again with `evenfield data convert` and"
+
+    def setting_of_unit(self, label: str, unit: str) -> str:
+        """The words of a command line that state the unit of a label.
+
+        A unit belongs to a column, so the column is named with it.
+        """
+        prefix = self.setting_prefix
+        # without names, a file is read from ASE's columns and from MACE's
+        column = self.columns.get(label, [label, f"REF_{label}"] if self.is_file else label)
+        if isinstance(column, list):
+            column = f"[{','.join(column)}]"
+        return f"{prefix}columns.{label}={column} {prefix}units.{label}={unit}"
 
     @property
     def judged(self) -> tuple[str, list[Structure]]:
@@ -63,17 +98,20 @@ def open_target(
     fewest_to_hold_out: int = FEWEST_TO_HOLD_OUT,
     source: SourceConfig | None = None,
     work: Path | None = None,
+    overwrite: bool = False,
 ) -> Target:
     """The target in a converted data set, or in a file, which is converted into the folder `work`.
 
     When the data have no validation split, `valid_share` of the training structures is held out,
-    provided that there are `fewest_to_hold_out` of them.
+    provided that there are `fewest_to_hold_out` of them. Another data set in `work` is refused, or
+    replaced with `overwrite`.
 
     Raises EvenfieldError when the data mix levels of theory or have too few structures.
     """
     folder = Path(data)
-    if not (folder / "dataset_info.json").is_file():
-        folder = _convert_file(data, source, work)
+    is_file = not (folder / "dataset_info.json").is_file()
+    if is_file:
+        folder = _convert_file(data, source, work, overwrite)
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
@@ -101,7 +139,16 @@ def open_target(
         description=info["description"],
         num_structures=len(drawn),
     )
-    return Target(levels[0], train, valid, others["test"], about, from_json(info.get("labels", {})))
+    return Target(
+        level_of_theory=levels[0],
+        train=train,
+        valid=valid,
+        test=others["test"],
+        source=about,
+        labels=from_json(info.get("labels", {})),
+        columns=info["source"].get("config", {}).get("columns", {}),
+        is_file=is_file,
+    )
 
 
 def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Structure]:
@@ -129,29 +176,38 @@ def hold_out(
 ) -> tuple[list[Structure], list[Structure]]:
     """Training and held-out structures.
 
-    Copies are never separated, and groups are not either where there are enough of them: a near
-    duplicate in both parts would make the comparison worthless.
+    Copies are never separated, and count as one structure. Groups are not separated either where
+    there are enough of them: a near duplicate in both parts would make the comparison worthless.
     """
-    if len(structures) < fewest_to_hold_out or share == 0:
+    different = alike(structures)
+    if len(different) < fewest_to_hold_out or share == 0:
         return structures, []
     units = _groups(structures)
     if len(units) < ENOUGH_GROUPS:
-        units = alike(structures)
+        units = different
     if len(units) < 2:
         return structures, []
+
+    # An element must stay in training: its E0 would never be learned.
+    left = Counter(z for unit in units for z in _elements(unit))
 
     # Take units in random order as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
     chosen: set[int] = set()
     num_chosen = 0
     for index in np.random.default_rng(seed).permutation(len(units)):
-        if num_chosen + len(units[index]) <= wanted:
+        elements = _elements(units[index])
+        is_last = any(left[z] == 1 for z in elements)
+        if num_chosen + len(units[index]) <= wanted and not is_last:
             chosen.add(int(index))
             num_chosen += len(units[index])
+            left.subtract(elements)
     if not chosen:
-        # every unit is larger than what is wanted
-        lengths = [len(unit) for unit in units]
-        chosen = {int(np.argmin(lengths))}
+        # every unit is larger than what is wanted, or the only one with one of its elements
+        spare = [k for k, unit in enumerate(units) if all(left[z] > 1 for z in _elements(unit))]
+        if not spare:
+            return structures, []
+        chosen = {min(spare, key=lambda index: len(units[index]))}
 
     train: list[Structure] = []
     held_out: list[Structure] = []
@@ -159,6 +215,11 @@ def hold_out(
         part = held_out if index in chosen else train
         part.extend(unit)
     return train, held_out
+
+
+def _elements(structures: Sequence[Structure]) -> set[int]:
+    """Atomic numbers that occur."""
+    return {int(z) for structure in structures for z in structure.elements}
 
 
 def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
@@ -181,12 +242,14 @@ def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
     return list(groups.values())
 
 
-def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | None) -> Path:
+def _convert_file(
+    data: Path | str, source: SourceConfig | None, work: Path | None, overwrite: bool
+) -> Path:
     """Convert a file or another source into `work`; labels in REF_* columns are recognised."""
     if work is None:
         raise EvenfieldError(
             "is not the folder of a converted data set",
-            remedy="convert it first, or pass a folder `work` to convert it into",
+            remedy="convert it first with `evenfield data convert`",
             file=data,
         )
     settings: dict[str, Any] = (source or SourceConfig()).model_dump(exclude_unset=True)
@@ -196,8 +259,9 @@ def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | No
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
+    options: dict[str, Any] = {"overwrite": True} if overwrite else {}
     try:
-        convert(str(data), work, config, workers=1)
+        convert(str(data), work, config, workers=1, **options)
     except NoLabelsError as error:
         error.remedy = how_to_read_labels(error.tally, "source.")
         raise
@@ -209,9 +273,10 @@ def _convert_file(data: Path | str, source: SourceConfig | None, work: Path | No
         raise
     except UnitError as error:
         # the message names settings of the source as `evenfield data convert` spells them
+        # Units belong together: one that is stated alone may be refused again.
         error.remedy = (
-            "put source. in front of these settings; or, if the source is right, "
-            "set source.trust_units=true"
+            "state the units of energy and forces together, with source. in front of these "
+            "settings; or, if the source is right, set source.trust_units=true"
         )
         raise
     except BadRecordError as error:

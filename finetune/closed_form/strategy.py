@@ -24,6 +24,8 @@ class Refit(Strategy):
         run.judge(self.name, kept=refitted.share)
         if run.target.valid and refitted.share > 0:
             refitted = self._with_held_out(run, refitted)
+            if run.target.test:
+                run.judge(self.name, kept=refitted.share)
         return Fitted(refitted.report, refitted.posterior, refitted.share)
 
     def _with_held_out(self, run: FineTuning, accepted: Refitted) -> Refitted:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from rich.progress import track
 
+from ...core.destination import DestinationError, check_destination, contents
 from ...core.files import file_errors, write_atomically
 from ...core.locks import LockedError, held
 from ...core.settings import GivenBy, Settings, SettingsError
@@ -78,18 +79,20 @@ def few_shot_curve(
     config: CurveConfig,
     *,
     task: tuple[int, int] | None = None,
+    overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> FewShotCurve:
     """Compute the cells that `out` (fewshot.json) lacks, and write it after each of them.
 
     Rows in the file that belong to the same model, data and settings are kept, also when sizes,
-    seeds or strategies were added. A file with rows of anything else is renamed first.
+    seeds or strategies were added. A file with rows of anything else is refused. With `overwrite`
+    it is renamed, because its rows may have taken hours.
 
     task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, and writes a file
     of its own next to `out`. The call without a task takes over the files of all tasks.
 
-    Raises EvenfieldError when the data have fewer structures than the largest size, and LockedError
-    when another process writes the file.
+    Raises DestinationError for a file of something else, EvenfieldError when the data have fewer
+    structures than the largest size, and LockedError when another process writes the file.
     """
     own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
     refusal = LockedError(
@@ -97,8 +100,15 @@ def few_shot_curve(
         remedy="wait, or share the work with --task",
         file=own,
     )
+    check_destination(own, overwrite=True, inputs=[data])
+    if own.is_dir():
+        raise DestinationError(
+            f"is a folder, and holds {contents(own) or 'nothing'}",
+            file=own,
+            remedy="name a file for OUT, such as fewshot.json",
+        )
     with held(own.with_name(f".{own.name}.lock"), refusal):
-        return _complete(model, data, out, own, config, task, say)
+        return _complete(model, data, out, own, config, task, overwrite, say)
 
 
 def _complete(
@@ -108,6 +118,7 @@ def _complete(
     own: Path,
     config: CurveConfig,
     task: tuple[int, int] | None,
+    overwrite: bool,
     say: Callable[[str], None],
 ) -> FewShotCurve:
     cells = _cells(config)
@@ -121,7 +132,7 @@ def _complete(
         "data": read_info(data)["source"],
         "config": config.model_dump(mode="json", exclude=LADDER),
     }
-    _set_aside(own, origin, say)
+    _set_aside(own, origin, overwrite, say)
     # A task reads only its own file: those of the others are being written.
     others = [own] if task is not None else _files_of_tasks(out)
     rows = _rows_of([out, *others], origin)
@@ -257,10 +268,18 @@ def _files_of_tasks(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f"{out.stem}-task*of*.json"))
 
 
-def _set_aside(path: Path, origin: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Rename a file whose rows are of something else: they may have taken hours."""
+def _set_aside(
+    path: Path, origin: dict[str, Any], overwrite: bool, say: Callable[[str], None]
+) -> None:
+    """Refuse a file whose rows are of something else; with `overwrite`, rename it."""
     if not path.is_file() or FewShotCurve.read(path).origin == origin:
         return
+    if not overwrite:
+        raise DestinationError(
+            "holds a curve of another model, data set or settings",
+            file=path,
+            remedy="choose another OUT; --overwrite renames this file and starts a new curve",
+        )
     for number in itertools.count(1):
         free = path.with_name(f"{path.stem}.{number}.json")
         if not free.exists():

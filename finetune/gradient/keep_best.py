@@ -59,7 +59,7 @@ class KeepBest(Callback):
         self.potential.train()  # scoring has put it into evaluation mode
         above_step0 = rank[0]
         better = rank < self._best_rank
-        few = len(self.held_out.valid) < FEWEST_TO_CHOOSE
+        few = self.held_out.num_different < FEWEST_TO_CHOOSE
 
         if better or (few and last and not above_step0):
             self._best_rank = rank

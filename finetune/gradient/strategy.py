@@ -27,6 +27,8 @@ from .train import GradientReport, ParameterGroup, train_parameters
 
 # Length of the second training, which includes the held-out structures, relative to the first.
 SECOND_LENGTH = 0.5
+# The stage after a gradient strategy: the closed-form refit that every one of them ends with.
+FINAL_REFIT = "final refit"
 
 
 class GradientStrategy(Strategy):
@@ -57,7 +59,13 @@ class GradientStrategy(Strategy):
             start = run.refit(run.target.train)
             run.judge("refit", kept=start.share)
         report, kept, learned_from = self._train(run)
+        # now, because the refit below is no part of what the training did
+        if self.name not in run.stages:
+            run.judge(self.name, kept)
+
         end = run.refit(learned_from)
+        if run.target.test or learned_from is run.target.train:
+            run.judge(FINAL_REFIT, end.share)
         return Fitted(end.report, end.posterior, kept, report)
 
     def train(
@@ -109,7 +117,7 @@ class GradientStrategy(Strategy):
         Once the held-out structures have confirmed the training, a second and shorter one includes
         them: few structures are too valuable to be used for a comparison alone.
         """
-        config = run.config.gradient.for_structures(len(run.structures))
+        config = run.config.gradient.for_structures(run.target.num_different)
         train = partial(
             self.train,
             run.potential,

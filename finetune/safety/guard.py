@@ -6,7 +6,8 @@ import math
 
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
-from .step0 import Step, step, worse_labels
+from ..target import alike
+from .step0 import step, worse_labels
 
 
 # Shares of the way to the fitted weights that are tried, from all of it down.
@@ -16,22 +17,15 @@ SHARES = (1.0, 0.7, 0.4, 0.2, 0.1)
 class HeldOut:
     """Scores a potential on held-out structures. Made at step 0, whose errors are the bound.
 
-    The score is the sum of the errors of all guarded labels, each over its bound, and infinite when
-    one of them is above it. The bound is the error at step 0 on the held-out structures, or on all
-    structures where that is larger: one or two held-out structures that happen to fit must not
-    forbid everything.
+    The score is the sum of the errors of all guarded labels, each over its error at step 0, and
+    infinite when one of them is above that.
     """
 
-    def __init__(
-        self, potential: Potential, train: list[Structure], valid: list[Structure]
-    ) -> None:
+    def __init__(self, potential: Potential, valid: list[Structure]) -> None:
         self.valid = valid
-        own = step("held out", potential, valid)
-        everything = step("all", potential, [*train, *valid])
-        bounds = {}
-        for name, error in own.mae.items():
-            bounds[name] = _larger(error, everything.mae[name])
-        self.bound = Step("bound", bounds)
+        self.num_different = len(alike(valid))
+        """Held-out structures without their copies, which decide nothing more."""
+        self.bound = step("bound", potential, valid)
         self.step0 = self.score(potential)
         """The score at step 0."""
 
@@ -55,10 +49,3 @@ class HeldOut:
                 total += error / max(bound, 1e-12)
         above = bool(worse_labels(now, self.bound)) or not math.isfinite(total)
         return above, total
-
-
-def _larger(own: float | None, everything: float | None) -> float | None:
-    """The larger error; None where the held-out structures have no such label."""
-    if own is None or everything is None:
-        return own
-    return max(own, everything)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ...model_zoo.evaluation.evaluation import predict
 from ...model_zoo.evaluation.predictions import Predictions
 from ...model_zoo.evaluation.summary import summarise
 from ...model_zoo.potential.potential import Potential
+from ..target import Target
 
 
 # Labels whose errors must not rise. Not the stress: it is another derivative of the same energy,
@@ -30,12 +32,27 @@ RATIOS = (0.2, 5.0)
 # Predictions of a model cannot distinguish units whose factors differ by less than this.
 CLOSE = 1.25
 FEWEST_VALUES = 6
-# Units that data come in, by the names that `evenfield data convert` knows. Forces come first,
-# because they do not depend on the zero of energy.
+# A unit explains a ratio that it leaves within this factor of one.
+EXPLAINED = 2.5
+# Fewer structures with a stress may all be compressed where the model expands: lattice constants
+# of two functionals differ.
+FEWEST_STRESSES = 4
+# Units that data come in, by the names that `evenfield data convert` knows. A leading minus is the
+# other sign: a gradient instead of a force, a pressure instead of a stress.
 UNITS = {
-    "forces": ("Hartree/Bohr", "Hartree/A", "Ry/Bohr", "kcal/mol/A", "kJ/mol/A"),
+    "forces": (
+        "Hartree/Bohr",
+        "Hartree/A",
+        "Ry/Bohr",
+        "kcal/mol/A",
+        "kJ/mol/A",
+        "-eV/A",
+        "-Hartree/Bohr",
+    ),
+    "stress": ("GPa", "kbar", "Hartree/Bohr^3", "-eV/A^3", "-GPa", "-kbar"),
     "energy": ("Hartree", "Ry", "kcal/mol", "kJ/mol"),
 }
+SIGNED = ("forces", "stress")
 
 
 class WorseError(EvenfieldError):
@@ -101,51 +118,130 @@ def refuse_if_worse(table: list[Step]) -> None:
         )
 
 
-def refuse_wrong_units(potential: Potential, structures: list[Structure]) -> None:
-    """Raise WrongUnitError when labels follow the model's predictions, but in another unit.
+@dataclass(frozen=True)
+class WrongUnit:
+    """Labels that follow the predictions of the model with a factor that a unit explains."""
 
-    A model that knows too little about the data to correlate with them says nothing.
+    label: str
+    ratio: float
+    """Labels over predictions; negative for the other sign."""
+    likely: list[str]
+    """Units that would explain it, the best first; empty when none does."""
+
+
+def refuse_wrong_units(potential: Potential, target: Target) -> None:
+    """Raise WrongUnitError when labels follow the model's predictions in another unit or sign.
+
+    A model that knows too little about the data to correlate with them says nothing. All labels
+    are looked at before the error, because their units belong together: energies in Hartree come
+    with forces in Hartree/Bohr, and one of them alone would be refused again.
     """
-    predictions = predict(potential, structures)
+    predictions = predict(potential, target.train)
     comparable = {
         "forces": _labelled_components(predictions),
+        "stress": _stress_without_mean(predictions),
         "energy": _energies_without_composition(predictions),
     }
-    for name, likely_units in UNITS.items():
-        pairs = comparable[name]
-        # constant labels or predictions have no correlation
-        if len(pairs) < FEWEST_VALUES or not np.ptp(pairs, axis=0).all():
-            continue
-        labels, predicted = pairs.T
-        # written so that NaN counts as no correlation
-        if not np.corrcoef(labels, predicted)[0, 1] > CORRELATION:
-            continue
-        # least squares for labels = ratio * predictions
-        ratio = float(labels @ predicted / (predicted @ predicted))
-        if RATIOS[0] < ratio < RATIOS[1]:
-            continue
-        likely = _explaining(name, likely_units, ratio)
-        keys = " or ".join(f"units.{name}={unit}" for unit in likely)
-        raise WrongUnitError(
-            f"{structures[0].structure_id} and others: {name} are {ratio:.3g} times what the "
-            f"model predicts, and follow it: they look like {' or '.join(likely)}, "
-            f"not {LABELS[name].unit}",
-            remedy=f"convert the data with {keys}; or, if they are right, set trust_units=true",
+    wrong = [found for name, pairs in comparable.items() if (found := _wrong_unit(name, pairs))]
+    if not wrong:
+        return
+
+    texts = []
+    settings = []
+    for found in _with_one_energy_unit(wrong):
+        likely = " or ".join(found.likely) or "no unit that is known here"
+        texts.append(
+            f"{found.label}: the labels are {found.ratio:.3g} times what the model predicts, and "
+            f"follow it; they look like {likely}, not {LABELS[found.label].unit}"
         )
+        # without a unit that explains the factor, the column may hold something else
+        unit = found.likely[0] if found.likely else "..."
+        settings.append(target.setting_of_unit(found.label, unit))
+    raise WrongUnitError(
+        f"{target.train[0].structure_id} and others: {'; '.join(texts)}",
+        remedy=f"{target.how_to_read_again} {' '.join(settings)}; or, if the labels are right, set "
+        "trust_units=true",
+    )
 
 
-def _explaining(name: str, units: tuple[str, ...], ratio: float) -> list[str]:
+def _with_one_energy_unit(wrong: list[WrongUnit]) -> list[WrongUnit]:
+    """The same with units of the forces first that have the energy unit of the energies."""
+    of_energy = [unit for found in wrong if found.label == "energy" for unit in found.likely[:1]]
+    if not of_energy:
+        return wrong
+    sorted_units = []
+    for found in wrong:
+        likely = sorted(found.likely, key=lambda unit: not unit.startswith(f"{of_energy[0]}/"))
+        sorted_units.append(replace(found, likely=likely))
+    return sorted_units
+
+
+def _wrong_unit(name: str, pairs: np.ndarray) -> WrongUnit | None:
+    """What is wrong with labels and predictions (R, 2) of one label."""
+    # constant labels or predictions have no correlation
+    if len(pairs) < FEWEST_VALUES or not np.ptp(pairs, axis=0).all():
+        return None
+    labels, predicted = pairs.T
+    correlation = np.corrcoef(labels, predicted)[0, 1]
+    # energies have no other sign: a negative correlation is a poor model
+    strength = abs(correlation) if name in SIGNED else correlation
+    # written so that NaN counts as no correlation
+    if not strength > CORRELATION:
+        return None
+
+    # least squares for labels = ratio * predictions
+    ratio = float(labels @ predicted / (predicted @ predicted))
+    if RATIOS[0] < ratio < RATIOS[1]:
+        return None
+    return WrongUnit(name, ratio, _explaining(name, ratio))
+
+
+def _explaining(name: str, ratio: float) -> list[str]:
     """Units that explain labels of `ratio` times the predictions: the best and those near it."""
-    # In the right unit the ratio is one, and its logarithm zero.
-    off = {unit: abs(np.log(ratio * unit_factor(name, unit))) for unit in units}
+    off = {}
+    for unit in UNITS[name]:
+        # In the right unit the ratio is one, and its logarithm zero.
+        in_unit = ratio * unit_factor(name, unit)
+        if in_unit > 0:
+            off[unit] = abs(np.log(in_unit))
+    if not off or min(off.values()) > np.log(EXPLAINED):
+        return []
     limit = min(off.values()) + np.log(CLOSE)
-    return [unit for unit in units if off[unit] < limit]
+    near = [unit for unit in off if off[unit] < limit]
+    return sorted(near, key=lambda unit: off[unit])
+
+
+def error_without_zero(predictions: Predictions) -> float:
+    """Mean absolute error of the forces, or without any of the energies; infinite without both.
+
+    The zero of energy does not matter: energies are compared without the part that composition
+    explains.
+    """
+    for pairs in (_labelled_components(predictions), _energies_without_composition(predictions)):
+        if len(pairs):
+            return float(np.abs(pairs[:, 1] - pairs[:, 0]).mean())
+    return math.inf
 
 
 def _labelled_components(predictions: Predictions) -> np.ndarray:
     """Label and prediction of all force components that have a label, (R, 2)."""
     pairs = predictions.forces.reshape(-1, 2)
     return pairs[np.isfinite(pairs).all(1)]
+
+
+def _stress_without_mean(predictions: Predictions) -> np.ndarray:
+    """Label and prediction of the stress (R, 2), each component about its mean.
+
+    The mean is what another lattice constant adds, and says nothing about the sign.
+    """
+    if "stress" not in predictions.pairs:
+        return np.empty((0, 2))
+    pairs = predictions.stress.reshape(len(predictions.num_atoms), 9, 2)
+    labelled = pairs[np.isfinite(pairs).all((1, 2))]
+    if len(labelled) < FEWEST_STRESSES:
+        return np.empty((0, 2))
+    about_mean = labelled - labelled.mean(0)
+    return about_mean.reshape(-1, 2)
 
 
 def _energies_without_composition(predictions: Predictions) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers
 
+from ...core.destination import DestinationError
 from ...core.errors import EvenfieldError
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
@@ -28,13 +29,22 @@ from .forgetting import PROBE_FILE, probe_file, probe_of
 NUM_STRUCTURES = 300
 
 
-def attach_trust(folder: Path | str, data: Path | str) -> list[str]:
+def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = False) -> list[str]:
     """Write both files into the model folder, from its converted pretraining `data`.
 
-    Returns their names. Raises EvenfieldError when the data have no structure at the model's
-    default level of theory, or its first when it has no default.
+    Returns their names. Raises DestinationError when the model has one of them, unless
+    `overwrite`, and EvenfieldError when the data have no structure at the model's default level of
+    theory, or its first when it has no default.
     """
     model = load(Path(folder))
+    present = sorted({PROBE_FILE, POSTERIOR_FILE} & model.attachments.keys())
+    if present and not overwrite:
+        # the posterior of a fine-tuning belongs to another head, and cannot be made again
+        raise DestinationError(
+            f"already has {' and '.join(present)}",
+            file=folder,
+            remedy="keep what it has, or replace it with --overwrite",
+        )
     files = {
         PROBE_FILE: probe_file(probe_of(model, data)),
         POSTERIOR_FILE: posterior_of(model, data).to_bytes(),

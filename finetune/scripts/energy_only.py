@@ -11,7 +11,7 @@ from evenfield import model_zoo
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.gradient.config import GradientConfig
 from evenfield.finetune.run import finetune
-from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.save import check_model_place, save_finetuned
 from evenfield.finetune.target import open_target
 
 
@@ -21,6 +21,7 @@ def without_forces(structures):
 
 reference, data, out, *rest = sys.argv[1:]
 steps = int(rest[0]) if rest else 300
+check_model_place(Path(out))  # rather now than after the training
 model = model_zoo.load(reference)
 
 target = open_target(data, work=Path(out + "-data"))

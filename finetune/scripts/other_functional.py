@@ -12,10 +12,11 @@ from evenfield import model_zoo
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
-from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.save import check_model_place, save_finetuned
 
 
 reference, data, out, level = sys.argv[1:5]
+check_model_place(Path(out))  # rather now than after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(

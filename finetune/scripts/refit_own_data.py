@@ -9,10 +9,11 @@ from pathlib import Path
 from evenfield import model_zoo
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
-from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.save import check_model_place, save_finetuned
 
 
 reference, data, out = sys.argv[1:4]
+check_model_place(Path(out))  # rather now than after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(strategy="refit")

@@ -19,6 +19,10 @@ def zoo_build(
     workers: Annotated[
         int | None, typer.Option(help="processes that label the data; default one per core")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="replace the model of that name, once the new is whole"),
+    ] = False,
 ) -> None:
     """Make a named model by its recipe: generate and label data, pretrain, evaluate, write a card.
 
@@ -28,6 +32,7 @@ def zoo_build(
     """
     import shutil
 
+    from ...core.destination import check_destination
     from ...model_zoo.hub.remote import HubError, cache_folder
     from ...model_zoo.zoo import named_models as zoo
     from .build import RECIPES, build_zoo_model
@@ -38,9 +43,15 @@ def zoo_build(
             "no model of the zoo has this name", file=name, remedy=f"name one of {known}"
         )
     recipe = RECIPES[name]
-    # the digest in the name makes a changed recipe start from the beginning
-    place = work or cache_folder() / "zoo-work" / f"{name}-{recipe.digest}"
-    folder = build_zoo_model(recipe, name, place, into or cache_folder() / "zoo", workers)
+    # The digest makes a changed recipe, or another model, start from the beginning.
+    place = (work or cache_folder() / "zoo-work") / f"{name}-{recipe.digest}"
+    folder_of_models = into or cache_folder() / "zoo"
+    check_destination(
+        folder_of_models / name,
+        overwrite=overwrite,
+        remedy="choose another folder with --into, or replace it with --overwrite",
+    )
+    folder = build_zoo_model(recipe, name, place, folder_of_models, workers)
     if folder is None:
         return  # stopped by a signal: what is done stays in `place`
     typer.echo(f"model: {folder}")

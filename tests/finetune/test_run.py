@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase.io
 import numpy as np
 import pytest
@@ -11,18 +13,22 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.heads import with_head
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
-from evenfield.finetune.target import draw
+from evenfield.finetune.state import train_counts
+from evenfield.finetune.target import Target, draw
 from evenfield.model_zoo.engines.errors import UnseenElementError
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import load
+from evenfield.model_zoo.package.record import TrainingData
 
 
 NEW = "Pt"
 PLATINUM_ENERGY = 10.0
 REFIT = FineTuneConfig(strategy="refit")
+SOURCE = TrainingData(name="own", sha256="0", licence="CC0-1.0", num_structures=1)
 
 # --- drawing
 
@@ -86,9 +92,11 @@ def test_new_element_improves_on_structures_left_out(tuned, model, sets):
     assert after.energy_mae_per_atom < 0.05 * before.energy_mae_per_atom
 
 
-def test_evaluations_are_those_of_the_test_split(tuned, sets):
+def test_evaluations_are_those_of_the_test_split(tuned, model, sets):
     test = list(iter_structures(sets["platinum"], "test"))
-    assert summarise(predict(tuned.potential, test), "test") == tuned.stages["refit"].errors
+    counts = train_counts(model.record.train_counts, tuned.structures)
+    expected = summarise(predict(tuned.potential, test), "test", counts)
+    assert expected == tuned.stages["refit"].errors
     stages = tuned.stages
     assert all(stage.errors.num_structures == len(test) for stage in stages.values())
     assert 0 == stages["pretrained"].seconds < stages["step0"].seconds < stages["refit"].seconds
@@ -157,3 +165,46 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
         set(saved.record.elements) == {"EMT", "EMT-scaled"}
         and NEW not in saved.record.elements["EMT-scaled"]
     )
+
+
+# --- what the model and its card say
+
+
+def test_fine_tuned_level_is_the_default_and_the_card_counts_its_structures(tuned, model, tmp_path):
+    saved = load(save_finetuned(tuned, model, tmp_path / "counted"))
+    assert saved.record.default_level == tuned.level_of_theory == "EMT"
+
+    platinum = [s for s in tuned.structures if 78 in s.atomic_numbers]
+    assert saved.record.train_counts[NEW] == len(platinum) > 0
+    assert saved.evaluation.per_element[NEW].num_train_structures == len(platinum)
+    copper = saved.evaluation.per_element["Cu"].num_train_structures
+    assert copper == saved.record.train_counts["Cu"] > 0
+
+
+def test_new_head_starts_from_the_one_that_is_nearest_to_the_labels(model, sets):
+    """Whatever their order: here the first head is stiffer, and has another zero."""
+    potential = with_head(model.potential, "stiff")
+    levels = potential.config.levels_of_theory
+    with torch.no_grad():
+        potential.scale[levels.index("stiff")] *= 3.0
+        potential.e0[levels.index("stiff")] -= 100.0
+    record = model.record.model_copy(
+        update={"elements": {**model.record.elements, "stiff": model.record.elements["EMT"]}}
+    )
+
+    structures = [replace(s, level_of_theory="mine") for s in iter_structures(sets["base"], "test")]
+    for default in ("EMT", "stiff", None):
+        stated = record.model_copy(update={"default_level": default})
+        loaded = replace(model, potential=potential, record=stated)
+        target = Target("mine", structures, [], [], SOURCE)
+        result = finetune(loaded, target, REFIT)
+        assert result.started_from == "EMT"
+
+
+def test_level_that_the_frames_state_names_the_head(model, emt_file, tmp_path):
+    frames = [a for a in ase.io.read(emt_file, ":") if set(a.symbols) == {"Cu"} and a.pbc.all()][:4]
+    for atoms in frames:
+        atoms.info = {"level_of_theory": "EMT"}
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    result = finetune(model, tmp_path / "mine.extxyz", REFIT, work=tmp_path / "work")
+    assert result.level_of_theory == "EMT" == result.started_from

@@ -149,3 +149,72 @@ def test_one_far_off_structure_does_not_make_the_others_worse(potential, own, kn
     report = refit_reference_energies(potential, 0, labelled, known)
     assert report.mae_after <= report.mae_before == pytest.approx(before)
     assert error(potential, labelled) == pytest.approx(report.mae_after, abs=1e-9)
+
+
+def test_a_fit_that_is_worse_on_held_out_structures_is_not_kept(potential, own):
+    """Noise of a few structures would become a shift of E0, and an error of all others."""
+    copper = crystals(own, CU)
+    train = shifted(copper[:1], {CU: 0.5})
+    held_out = copper[1:]
+    before = potential.e0.clone()
+
+    report = refit_reference_energies(potential, 0, train, known={CU}, held_out=held_out)
+    assert report.narrowed
+    assert error(potential, held_out) < 1e-6
+    assert torch.equal(potential.e0, before)
+
+    # held-out structures that agree let the same shift through
+    agreeing = shifted(held_out, {CU: 0.5})
+    report = refit_reference_energies(potential, 0, train, known={CU}, held_out=agreeing)
+    assert not report.narrowed and report.shifts["Cu"] > 0.4
+
+
+def test_without_held_out_structures_each_is_left_out_in_turn(potential, own):
+    """Three numbers fitted to three noisy energies lower their error, and nobody else's."""
+    elements = sorted({int(z) for s in own for z in s.elements})
+    noise = np.random.default_rng(1).normal(0.0, 0.3, len(own))
+    noisy = [s.with_labels(energy=s.energy + len(s) * e) for s, e in zip(own, noise, strict=True)]
+    report = refit_reference_energies(potential, 0, noisy, known=set(elements))
+    assert report.mae_after <= report.mae_before
+    # the labels are right on average, so E0 may not move far
+    assert error(potential, own) < 0.15
+
+
+# --- isolated atoms
+
+
+def atom_like(potential, structure, z: int, offset: float):
+    """An isolated atom whose label is the potential's own energy, plus `offset` in eV."""
+    atom = replace(
+        structure,
+        atomic_numbers=np.array([z]),
+        positions=np.zeros((1, 3)),
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, dtype=bool),
+        structure_id=f"atom-{z}",
+        labels={},
+    )
+    return atom.with_labels(energy=predict_total(potential, atom) + offset)
+
+
+def test_isolated_atoms_decide_where_nothing_else_does(potential, own):
+    """Cells of one ratio leave the difference of two E0 open: the atoms close it."""
+    alloy = replace(own[0], atomic_numbers=np.array([CU, CU, PT, PT]))
+    cells = [alloy.with_labels(energy=predict_total(potential, alloy) + 2 * 3.0 + 2 * 9.0)]
+    atoms = [atom_like(potential, own[0], CU, 3.0), atom_like(potential, own[0], PT, 9.0)]
+
+    report = refit_reference_energies(potential, 0, [*cells, *atoms], known=set())
+    assert report.undetermined == []
+    assert report.shifts["Cu"] == pytest.approx(3.0, abs=1e-3)
+    assert report.shifts["Pt"] == pytest.approx(9.0, abs=1e-3)
+    assert report.isolated_atoms == pytest.approx({"Cu": 0.0, "Pt": 0.0}, abs=1e-3)
+
+
+def test_isolated_atoms_that_the_model_does_not_know_leave_the_crystals_alone(potential, own):
+    """A model of condensed matter is wrong about atoms by electron volts, and they are named."""
+    copper = shifted(crystals(own, CU), {CU: 5.0})
+    atom = atom_like(potential, own[0], CU, 8.0)
+
+    report = refit_reference_energies(potential, 0, [atom, *copper], known=set())
+    assert error(potential, copper) < 0.1
+    assert report.isolated_atoms["Cu"] == pytest.approx(3.0, abs=0.1)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.locks import LockedError, held
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -83,15 +84,21 @@ def test_interrupted_curve_goes_on(model, sets, tmp_path, monkeypatch):
     assert whole["force_rms"] == pytest.approx(done[0].final.errors.force_rms)
 
 
-def test_other_settings_or_data_start_anew_and_lose_nothing(model, sets, tmp_path, monkeypatch):
+def test_curve_of_other_settings_is_refused_and_with_overwrite_renamed(
+    model, sets, tmp_path, monkeypatch
+):
     out = tmp_path / "fewshot.json"
     old = curve(model, sets, out, CurveConfig(sizes=[2], seeds=[0], scratch_steps=0))
     monkeypatch.setattr(curves, "finetune", no_more)
     changed = CurveConfig(
         sizes=[2], seeds=[0], scratch_steps=0, finetune={"refit": {"force_noise": 0.5}}
     )
-    with pytest.raises(AssertionError, match="computed what was there"):
+    with pytest.raises(DestinationError, match=r"fewshot\.json: holds a curve of another model"):
         curve(model, sets, out, changed)
+    assert json.loads(out.read_text()) == old
+
+    with pytest.raises(AssertionError, match="computed what was there"):
+        few_shot_curve(model, sets["platinum"], out, changed, overwrite=True, say=print)
     assert json.loads((tmp_path / "fewshot.1.json").read_text()) == old and not out.exists()
 
 

@@ -69,7 +69,7 @@ def changed(before: dict, potential) -> set[str]:
 
 def train(potential, strategy, structures, valid=(), config=SHORT, **options):
     before = {name: value.clone() for name, value in potential.state_dict().items()}
-    held_out = HeldOut(potential, list(structures), list(valid)) if valid else None
+    held_out = HeldOut(potential, list(valid)) if valid else None
     new = sorted({int(z) for s in structures for z in s.elements} & {28, 78})
     report = STRATEGIES[strategy].train(
         potential, list(structures), held_out, config, new_elements=new, **options
@@ -245,7 +245,7 @@ def test_ensemble_and_forgetting_are_saved_with_the_model(loaded, stiffer, tmp_p
     few = [replace(s, level_of_theory="new") for s in stiffer[:12]]
     config = FineTuneConfig(strategy="lora", ensemble=3, gradient=SHORT)
     result = finetune(loaded, Target("new", few[:9], few[9:], [], SOURCE), config)
-    assert set(result.stages) == {"pretrained", "step0", "lora"}
+    assert list(result.stages)[:3] == ["pretrained", "step0", "lora"]
     members = member_levels("new", 3)
     assert result.potential.config.levels_of_theory == ["EMT", "EMT-scaled", "new", *members]
     probe = probe_of(loaded)
@@ -330,6 +330,6 @@ def test_gradient_may_start_from_the_refit(loaded, stiffer):
     result = finetune(
         loaded, target, FineTuneConfig(strategy="full", start="refit", gradient=SHORT)
     )
-    assert set(result.stages) == {"pretrained", "step0", "refit", "full"}
+    assert list(result.stages)[:4] == ["pretrained", "step0", "refit", "full"]
     full, refit = result.stages["full"].errors, result.stages["refit"].errors
     assert full.force_mae <= refit.force_mae * (1 + 1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.data import chemical_symbols
-from ase.units import Hartree
+from ase.units import GPa, Hartree
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +18,16 @@ from evenfield.finetune.closed_form.reference_energies import refit_reference_en
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.guard import HeldOut
-from evenfield.finetune.safety.step0 import WorseError, WrongUnitError, step, worse_labels
+from evenfield.finetune.safety.step0 import (
+    WorseError,
+    WrongUnitError,
+    refuse_wrong_units,
+    step,
+    worse_labels,
+)
+from evenfield.finetune.strategies import choose_strategy
 from evenfield.finetune.target import Target, alike, hold_out
+from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.model_zoo.package.record import ModelRecord, TrainingData
 
@@ -76,8 +84,8 @@ def test_never_worse_than_step_0_on_held_out_structures_whatever_is_drawn(model,
         untouched = copy.deepcopy(
             model.potential
         )  # the score is what it says: errors over those of step 0
-        refit_reference_energies(untouched, 0, drawn.train, set(METALS))
-        scorer = HeldOut(untouched, drawn.train, drawn.valid)
+        refit_reference_energies(untouched, 0, drawn.train, set(METALS), held_out=drawn.valid)
+        scorer = HeldOut(untouched, drawn.valid)
         assert scorer.step0 == pytest.approx(step0) and scorer.score(
             result.potential
         ) == pytest.approx(after)
@@ -107,8 +115,8 @@ def test_step_0_is_never_above_the_pretrained_error(model, own):
 def test_set_up_that_makes_it_worse_is_refused(model, own, monkeypatch):
     real = set_up.refit_reference_energies
 
-    def shift(potential, head, structures, known):
-        report = real(potential, head, structures, known)
+    def shift(potential, head, structures, known, **options):
+        report = real(potential, head, structures, known, **options)
         potential.e0[head] += 1.0
         return report
 
@@ -138,15 +146,17 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
     in_hartree = [s.with_labels(energy=s.energy / Hartree, forces=s.forces / Hartree) for s in own]
     message = (
-        r"forces are 0\.0\d+ times what the model predicts.*look like Hartree/A or Ry/Bohr, not "
-        r"eV/A: convert the data with units\.forces=Hartree/A or units\.forces=Ry/Bohr; or"
+        r"forces: the labels are 0\.0\d+ times what the model predicts.*look like Hartree/A or "
+        r"Ry/Bohr, not eV/A; energy: the labels .*look like Hartree, not eV.*data convert` and "
+        r"columns\.forces=forces units\.forces=Hartree/A columns\.energy=energy "
+        r"units\.energy=Hartree; or"
     )
     with pytest.raises(WrongUnitError, match=message):
         finetune(model, target(in_hartree), REFIT)
     only_energies = [s.with_labels(energy=s.energy / Hartree, forces=None) for s in own]
     with pytest.raises(
         WrongUnitError,
-        match=r"energy are .* times .* look like Hartree, not eV. .*units\.energy=Hartree",
+        match=r"energy: the labels are .* look like Hartree, not eV.*units\.energy=Hartree",
     ):
         finetune(model, target(only_energies), REFIT)
     assert (
@@ -230,3 +240,54 @@ def test_groups_are_held_out_whole_when_there_are_enough(own):
         assert len(train) + len(valid) == 14 and 1 <= len(valid) <= 3
         assert not {s.group for s in train} & {s.group for s in valid}
     assert hold_out(own[:7], 0.2, 0) == (own[:7], [])
+
+
+def test_copies_do_not_count_as_structures(own):
+    """Twelve copies of two structures are two, for `auto` and for what is held out."""
+    copies = [replace(own[k % 2], structure_id=str(k)) for k in range(12)]
+    few = target(copies)
+    assert few.num_different == 2 and not few.valid
+    assert choose_strategy("auto", few.num_different).name == "refit"
+    assert target(own[:12]).num_different == 12
+
+
+def test_an_element_is_never_held_out_entirely(own):
+    """Its E0 would not be learned, and the model would list it all the same."""
+    gold = next(s for s in own if 79 in s.elements)
+    others = [s for s in own if 79 not in s.elements][:9]
+    for seed in range(8):
+        train, valid = hold_out([gold, *others], 0.2, seed)
+        assert valid and any(79 in s.elements for s in train)
+        held_out = {int(z) for s in valid for z in s.elements}
+        assert held_out <= {int(z) for s in train for z in s.elements}
+
+
+# --- the sign and the unit of the stress
+
+
+def with_stress(potential, structures, factor: float) -> list:
+    stress = predict(potential, structures).stress[..., 1]
+    labelled = zip(structures, stress, strict=True)
+    return [s.with_labels(stress=factor * value) for s, value in labelled if s.pbc.all()]
+
+
+@pytest.mark.parametrize(
+    ("factor", "unit"), [(-1.0, "-eV/A^3"), (1 / GPa, "GPa"), (-10 / GPa, "-kbar")]
+)
+def test_stress_of_another_sign_or_unit_is_named(potential, own, factor, unit):
+    strained = [replace(s, cell=1.02 * s.cell, positions=1.02 * s.positions) for s in own[::2]]
+    wrong = target(with_stress(potential, [*own, *strained], factor), share=0.0)
+    with pytest.raises(WrongUnitError) as caught:
+        refuse_wrong_units(potential, replace(wrong, is_file=True))
+    assert f"look like {unit}, not eV/A^3" in str(caught.value)
+    words = f"source.columns.stress=[stress,REF_stress] source.units.stress={unit}"
+    assert words in caught.value.remedy
+
+
+def test_stress_under_another_pressure_is_no_other_sign(potential, own):
+    """Two functionals differ in their lattice constants, and so in the mean of the pressure."""
+    right = with_stress(potential, own, 1.0)
+    moved = [s.with_labels(stress=s.stress - 0.05 * np.eye(3)) for s in right]
+    refuse_wrong_units(potential, target(moved, share=0.0))
+    # too few to say anything
+    refuse_wrong_units(potential, target(with_stress(potential, own, -1.0)[:3], share=0.0))

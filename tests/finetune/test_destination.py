@@ -1,0 +1,138 @@
+"""What is at OUT of a fine-tuning: refused before any work, replaced only on success."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import ase.io
+import pytest
+
+from evenfield import cli, model_zoo
+from evenfield.core.destination import DestinationError
+from evenfield.finetune import run as runs
+from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.few_shot import curve as curves
+from evenfield.finetune.run import finetune
+from evenfield.finetune.safety.trust import attach_trust
+from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.zoo_build.commands import zoo_build
+
+
+@pytest.fixture
+def data(emt_file, tmp_path) -> Path:
+    """Five crystals of copper."""
+    frames = [a for a in ase.io.read(emt_file, ":") if a.info["level"] == "EMT"]
+    copper = [a for a in frames if set(a.symbols) == {"Cu"} and a.pbc.all()]
+    path = tmp_path / "copper.extxyz"
+    ase.io.write(path, copper[:5])
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(line: str, monkeypatch, capsys) -> str:
+    """The error of a command that must not get as far as to load a model."""
+
+    def no_work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(runs, "FineTuning", no_work)
+    monkeypatch.setattr(curves, "_compute", no_work)
+    monkeypatch.setattr("sys.argv", shlex.split(line))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_finished_model_base_model_and_file_are_refused_before_any_work(
+    model_folder, data, tmp_path, monkeypatch, capsys
+):
+    finished = tmp_path / "finished"
+    model_zoo.save_model(finished, *model_zoo.load_model(model_folder))
+    a_file = tmp_path / "notes.txt"
+    a_file.write_text("mine")
+    before = contents(tmp_path)
+    command = f"evenfield finetune {model_folder} {data}"
+
+    error = refused(f"{command} {finished}", monkeypatch, capsys)
+    assert "already exists and holds a model" in error and "--overwrite" in error
+    # what the command reads is not replaced by any option
+    for option in ("", " --overwrite"):
+        error = refused(f"{command} {model_folder}{option}", monkeypatch, capsys)
+        assert "is read by this command" in error
+        error = refused(f"{command} {a_file}{option}", monkeypatch, capsys)
+        assert "a file" in error
+    assert contents(tmp_path) == before
+
+
+def test_another_data_set_at_out_data_is_refused_unless_overwritten(model, data, sets, tmp_path):
+    work = tmp_path / "tuned-data"
+    config = FineTuneConfig(strategy="refit")
+    finetune(model, data, config, work=work)
+    before = contents(work)
+
+    # the same run again uses it again
+    finetune(model, data, config, work=work)
+    assert contents(work) == before
+
+    other = tmp_path / "other.extxyz"
+    ase.io.write(other, ase.io.read(data, ":")[:4])
+    with pytest.raises(DestinationError, match=r"tuned-data: already exists and holds a data set"):
+        finetune(model, other, config, work=work)
+    assert contents(work) == before
+
+    result = finetune(model, other, config, work=work, overwrite=True)
+    assert len(result.structures) == 4 and contents(work) != before
+
+
+def test_model_is_saved_over_another_one_only_with_overwrite(model, data, tmp_path):
+    result = finetune(model, data, FineTuneConfig(strategy="refit"), work=tmp_path / "w")
+    out = save_finetuned(result, model, tmp_path / "tuned")
+    before = contents(out)
+    with pytest.raises(DestinationError, match="already exists and holds a model"):
+        save_finetuned(result, model, out)
+    assert contents(out) == before
+    save_finetuned(result, model, out, licence="MIT", overwrite=True)
+    assert model_zoo.load(out).record.licence == "MIT"
+
+
+def test_attached_files_are_not_replaced_without_a_word(model_folder, sets, tmp_path):
+    folder = tmp_path / "model"
+    model_zoo.save_model(folder, *model_zoo.load_model(model_folder))
+    attach_trust(folder, sets["base"])
+    before = contents(folder)
+    with pytest.raises(DestinationError, match=r"already has posterior\.safetensors and probe"):
+        attach_trust(folder, sets["base"])
+    assert contents(folder) == before
+    attach_trust(folder, sets["base"], overwrite=True)
+
+
+def test_curve_refuses_a_folder_and_a_figure_of_something_else(
+    model_folder, sets, tmp_path, monkeypatch, capsys
+):
+    command = f"evenfield finetune curve {model_folder} {sets['platinum']}"
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    cases = {
+        "photo.json": "photo.png: already exists",
+        "photo.png": "name a .json file",
+        "folder": "is a folder",
+    }
+    for out, message in cases.items():
+        assert message in refused(f"{command} {tmp_path / out}", monkeypatch, capsys)
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+
+
+def test_named_model_is_not_built_over_another_one(tmp_path):
+    (tmp_path / "evenfield-m").mkdir()
+    (tmp_path / "evenfield-m" / "manifest.json").write_text("{}")
+    with pytest.raises(DestinationError, match=r"holds a model .*--into"):
+        zoo_build("evenfield-m", tmp_path, tmp_path / "work", None)
