@@ -259,9 +259,8 @@ def _convert_file(
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
-    options: dict[str, Any] = {"overwrite": True} if overwrite else {}
     try:
-        convert(str(data), work, config, workers=1, **options)
+        convert(str(data), work, config, workers=1, overwrite=overwrite)
     except NoLabelsError as error:
         error.remedy = how_to_read_labels(error.tally, "source.")
         raise
