@@ -33,7 +33,6 @@ from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings, SettingsError
 from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
-from ..pretrain.checkpoints.checkpoints import whole_checkpoints
 
 
 # A second thread gains nothing at these sizes. Where other programs use the processor it costs a
@@ -200,8 +199,8 @@ def _pretraining(out: Path, config: QuickstartConfig, name: str, settings: list[
         f"evaluate_every={max(1, config.max_steps // 6)}",
         *settings,
     ]
-    if whole_checkpoints(out / name / "checkpoints"):
-        # an earlier quick start was interrupted during this step
+    if (out / name).exists():
+        # an earlier quick start was interrupted during this step, perhaps before its first save
         words += ["--resume", "auto"]
     progress = partial(_pretraining_progress, out / name / "metrics.jsonl")
     return Step(words, f"{name}/model/manifest.json", name, config.max_steps, progress)

@@ -71,7 +71,9 @@ class RunData:
         added = self.missing_in(before)
         if added:
             phrases.append(f"they add {' and '.join(added)}")
-        if self.contents.keys() != before.contents.keys():
+        if len(self.contents) != len(before.contents):
+            phrases.append(f"they are {len(self.contents)} sets instead of {len(before.contents)}")
+        elif self.contents.keys() != before.contents.keys():
             names = [", ".join(sorted(own.contents)) for own in (self, before)]
             phrases.append(f"they are the sets {names[0]} instead of {names[1]}")
         if self.num_structures != before.num_structures:

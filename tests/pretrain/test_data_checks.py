@@ -59,6 +59,13 @@ def test_level_of_theory_without_training_energies(run_config, changed, monkeypa
     assert "has no training energy at the level of theory PBE" in text
 
 
+def test_default_level_that_is_not_trained(run_config, changed, monkeypatch):
+    monkeypatch.setattr(run, "build_potential", None)
+    config = run_config(data=changed(part), default_level="PBE")
+    with pytest.raises(EvenfieldError, match="default_level=PBE: no training structure has this"):
+        pretrain(config, quiet=True)
+
+
 def test_no_energies_at_all(run_config, changed, monkeypatch):
     data = changed(lambda number, structure: part(number, structure.with_labels(energy=None)))
     text = refusal(run_config, data, monkeypatch)
