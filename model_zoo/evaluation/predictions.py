@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ...core.errors import EvenfieldError
-from ...core.files import file_errors
+from ...core.files import file_errors, whole_file
 from ...core.labels import LABELS, Label
 
 
@@ -97,9 +97,10 @@ class ParityPairs:
             # a plot needs no more digits than the data set stores
             arrays[f"reference_{_stored_name(label)}"] = values[..., 0].astype(label.storage)
             arrays[f"predicted_{_stored_name(label)}"] = values[..., 1].astype(label.storage)
-        with file_errors(path):
+        # an open file, because numpy would add .npz to the temporary name
+        with file_errors(path), whole_file(path) as temporary, temporary.open("xb") as file:
             np.savez_compressed(
-                path,
+                file,
                 level_index=self.level_index,
                 level_names=np.array(self.level_names),
                 **arrays,  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ class WeightAverage(Callback):
             return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = [self._average[name] for name in self._own]
-        own = list(self._own.values())
+        own: list[Tensor] = list(self._own.values())
         # one kernel for all weights, instead of one for each
         torch._foreach_lerp_(averaged, own, 1.0 - decay)
         self.updates += 1

@@ -6,11 +6,9 @@ They come from the step's report once it is complete (`on_report`).
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import resource
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ...core.files import write_atomically
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
+from ..monitor.rows import line_of, lines_of, row_of
 from .callback import Callback, Loop, StepReport
 
 
@@ -58,24 +57,30 @@ class Metrics(Callback):
     """
 
     def __init__(self, path: Path, start_step: int, console: Console | None = None) -> None:
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = lines_of(path.read_bytes()) if path.is_file() else []
         kept = []
+        damaged = 0
         for line in lines:
-            # a kill may have cut off the last line
-            with suppress(ValueError):
-                if json.loads(line)["step"] <= start_step:
-                    kept.append(f"{line}\n")
+            try:
+                step = row_of(line)["step"]
+            except (ValueError, KeyError):
+                damaged += 1
+                continue
+            if step <= start_step:
+                kept.append(f"{line}\n")
         write_atomically(path, "".join(kept))
 
         # Unbuffered: what a row says must outlive a kill.
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._console = console or Console(quiet=True)
+        if damaged:
+            self._console.print(f"{path}: {damaged} damaged lines are left out", markup=False)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
         warned = bool(self._waiting)
-        self._waiting += (json.dumps(row) + "\n").encode()
+        self._waiting += line_of(row).encode()
         try:
             # A disk that fills up takes a part of the bytes. The rest follows later, so that no
             # line is torn.

@@ -20,7 +20,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -203,7 +203,16 @@ def load_checkpoint(folder: Path, engine: Engine) -> Loaded:
     return load_found(find_checkpoint(folder), engine)
 
 
-def load_found(found: Found, engine: Engine) -> Loaded:
+class Loadable(Protocol):
+    """What loading needs of an engine."""
+
+    rank: int
+    world_size: int
+
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+def load_found(found: Found, engine: Loadable) -> Loaded:
     """Load a checkpoint into the engine; raises ResumeError where its tensors do not fit."""
     manifest = found.manifest
     engine.load_state(load_file(found.path / "engine.safetensors"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...model_zoo.evaluation.summary import ErrorSummary, SummaryError
+from .rows import lines_of, row_of
 
 
 class BadMetricsError(EvenfieldError):
@@ -47,22 +47,19 @@ class RunMetrics:
         Raises BadMetricsError for a damaged line before the last, and FileError without a file.
         """
         with file_errors(path, remedy="`evenfield pretrain` writes it"):
-            lines = path.read_text().splitlines()
+            lines = lines_of(path.read_bytes())
 
         # by step, so that a later row replaces an earlier one
         steps: dict[int, dict[str, Any]] = {}
         validations: dict[int, Validation] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
+                row = row_of(line)
                 if row["event"] == "step":
                     steps[row["step"]] = row
                 elif row["event"] == "evaluation":
                     validations[row["step"]] = Validation(row["step"], ErrorSummary.from_dict(row))
             except (ValueError, LookupError, TypeError, SummaryError) as error:
-                # the writer may be in the middle of it, or was killed there
-                if number == len(lines):
-                    break
                 raise BadMetricsError(
                     f"line {number} is damaged ({error})",
                     file=path,

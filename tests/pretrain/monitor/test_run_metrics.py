@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from evenfield.core.files import FileError
 from evenfield.pretrain.monitor.learning_curves import draw_learning_curves
+from evenfield.pretrain.monitor.rows import line_of
 from evenfield.pretrain.monitor.run_metrics import BadMetricsError, RunMetrics
 
 
@@ -45,6 +47,30 @@ def test_metrics_of_a_killed_and_resumed_run(tmp_path):
     assert metrics.structures_seen == pytest.approx(30 * 25)
     assert metrics.typical("edges_per_s") == 5000.0
     assert np.isnan(metrics.typical("nothing"))
+
+
+def test_flipped_bit_of_a_row_is_never_another_number(tmp_path):
+    """As it is read, and as a resumed run keeps it."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [step_row(step) for step in range(1, 4)]
+    whole = "".join(line_of(row) for row in rows).encode()
+    path.write_bytes(whole)
+    assert RunMetrics.read(path).steps == rows
+
+    generator = random.Random(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        # not in the last line, which may be a torn one
+        place = generator.randrange(len(line_of(rows[0])) * 2)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = RunMetrics.read(path).steps
+        except (BadMetricsError, FileError):
+            continue
+        # what was hit is a blank, or the name of the checksum
+        known = [{key: row[key] for key in rows[0]} for row in found]
+        assert known == rows
 
 
 def test_damaged_line_in_the_middle_is_named(tmp_path):
