@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.addresses import local_path
 from ..core.errors import EvenfieldError
 from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert.convert import ConvertConfig, convert
@@ -108,7 +109,7 @@ def open_target(
 
     Raises EvenfieldError when the data mix levels of theory or have too few structures.
     """
-    folder = Path(data)
+    folder = local_path(data)
     is_file = not (folder / "dataset_info.json").is_file()
     if is_file:
         folder = _convert_file(data, source, work, overwrite)

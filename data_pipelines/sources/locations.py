@@ -202,6 +202,13 @@ def _hub_refusal(source: str, error: Exception) -> SourceError:
             file=source,
             remedy="name a file, or unset HF_HUB_OFFLINE",
         )
+    problem = _problem_of_cache(error)
+    if problem is not None:
+        return SourceError(
+            f"the cache of the hub's client cannot be used ({problem})",
+            file=constants.HF_HOME,
+            remedy="set HF_HOME to a folder that you may write to",
+        )
     if isinstance(error, ConnectionError):
         return SourceError(
             f"no such file or folder, and the hub does not answer ({reason_of(error)}); the data "
@@ -215,6 +222,20 @@ def _hub_refusal(source: str, error: Exception) -> SourceError:
         file=source,
         remedy="check the name, hub_config and your login",
     )
+
+
+def _problem_of_cache(error: BaseException | None) -> str | None:
+    """What the operating system said about a file of the client's cache, if it was that."""
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HOME)
+    while error is not None:
+        # the library raises an error of its own, which says that there is no such data set
+        name = error.filename if isinstance(error, OSError) else None
+        if isinstance(name, str) and (home.is_relative_to(name) or Path(name).is_relative_to(home)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

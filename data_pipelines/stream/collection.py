@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.addresses import local_path
 from ..census.census import count_shards, read_census
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
@@ -36,7 +37,7 @@ class Collection:
             raise StreamError(
                 "data names no data set", remedy="give a folder, or several as data=[one,two]"
             )
-        self.folders = [Path(folder) for folder in folders]
+        self.folders = [local_path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
         if len(self.folders) > 1:
             _check_zeros(self.folders)

@@ -29,10 +29,11 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 
 from ...core.errors import EvenfieldError
 from ...core.files import FileError, file_errors
@@ -171,7 +172,7 @@ def _download(
     `where` is the reference, for messages.
     """
 
-    class LimitedBar(tqdm):  # type: ignore[misc]
+    class LimitedBar(tqdm):
         """The client's progress bar: the one place where it tells how much has arrived."""
 
         # a disabled bar does not count
@@ -301,6 +302,11 @@ def _is_of_disk(error: OSError) -> bool:
 # the first class that fits decides, so subclasses come before their bases
 EXPLANATIONS: list[tuple[type[Exception], str, str]] = [
     (
+        OfflineModeIsEnabled,
+        "HF_HUB_OFFLINE keeps evenfield from asking the Hugging Face hub",
+        "unset HF_HUB_OFFLINE",
+    ),
+    (
         GatedRepoError,
         "its owner asks you to accept terms on its page first",
         "accept them, then log in with `hf auth login`",
@@ -360,7 +366,7 @@ def _explain_absence(error: LocalEntryNotFoundError) -> tuple[str, str]:
     elif isinstance(cause, FileMetadataError):
         reason = "sends answers that its client does not understand"
     else:
-        detail = one_line(cause or error, 100)
+        detail = one_line(cause if isinstance(cause, Exception) else error, 100)
         reason = f"does not answer ({detail})"
     return (
         f"no such folder, not in the cache, and the Hugging Face hub {reason}; the model may well "

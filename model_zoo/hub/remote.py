@@ -53,7 +53,12 @@ def cache_folder() -> Path:
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return local_path(chosen)
-    return Path.home() / ".cache" / "evenfield"
+    try:
+        return Path.home() / ".cache" / "evenfield"
+    except RuntimeError:
+        # a user without a home, as in many containers; names in /tmp that others can guess are
+        # not safe to read models from
+        return _temporary_cache()
 
 
 def cache_of_this_process(problem: FileError) -> Path:

@@ -6,6 +6,7 @@ CACHE/zoo/NAME               built on this machine by `evenfield zoo build NAME`
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,12 +51,16 @@ def is_zoo_name(reference: str) -> bool:
 
 def folder_of(name: str) -> Path | None:
     """The folder of a model on this machine; one built here takes precedence over a shipped one."""
-    # a user who built a model wants that one, which may be newer
-    for folder in (cache_folder() / "zoo" / name, SHIPPED / name):
-        with file_errors(folder):
-            if (folder / MANIFEST).is_file():
-                return folder
-    return None
+    # A user who built a model wants that one, which may be newer. A cache that cannot be read does
+    # not hide a model that the package ships.
+    built = cache_folder() / "zoo" / name
+    with suppress(OSError):
+        if (built / MANIFEST).is_file():
+            return built
+
+    shipped = SHIPPED / name
+    with file_errors(shipped):
+        return shipped if (shipped / MANIFEST).is_file() else None
 
 
 def find(reference: str) -> Path:

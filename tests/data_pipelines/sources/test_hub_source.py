@@ -111,3 +111,12 @@ def test_what_the_hub_does_not_hold(hub_folder, tmp_path, source, words, problem
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     assert problem in lines[0]
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_missing_data_set(hub_folder, tmp_path):
+    with serve("me/alloys", hub_folder) as (address, _):
+        home = Path("/proc/nothing")
+        done = convert(address, home, "me/alloys@main", str(tmp_path / "out"), *WORDS)
+    assert done.returncode == 1
+    assert "error: /proc/nothing: the cache of the hub's client cannot be used" in done.stderr
+    assert "set HF_HOME" in done.stderr

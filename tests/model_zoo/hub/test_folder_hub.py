@@ -171,6 +171,23 @@ def test_the_temporary_copy_goes_with_its_process(hub: FolderServer, folder: Pat
     assert not place.exists()
 
 
+def test_a_cache_that_cannot_be_read_does_not_hide_a_shipped_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVENFIELD_CACHE", "/" + "x" * 300)
+    assert model_zoo.load("evenfield-s").record.name == "evenfield-s"
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EVENFIELD_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert remote.cache_folder().is_dir()
+    remote._temporary_cache.cache_clear()
+
+
 # --- a pin is verified
 
 

@@ -245,6 +245,8 @@ def test_offline_what_the_cache_holds_still_loads(
     assert "network" not in str(refusal.value)
     with pytest.raises(HubError, match="cannot be downloaded again while HF_HUB_OFFLINE is set"):
         resolve(pinned, force=True)
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE keeps .*: unset HF_HUB_OFFLINE"):
+        model_zoo.publish(folder, "alice/copper")
     assert len(hub.log) == requests
     clear_cache()
     with pytest.raises(HubError, match="not in the cache"):
