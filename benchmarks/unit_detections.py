@@ -19,7 +19,7 @@ from ase import units
 
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.checks.unit_check import examine, sample_structures
-from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.convert.convert import ConvertConfig
 from evenfield.data_pipelines.structure import Structure
 
 
@@ -60,7 +60,7 @@ def spoiled(structure: Structure, factors: dict[str, float]) -> Structure:
 def row(path: Path) -> list[str]:
     """One line of the table: name, structures sampled, and what refused each wrong version."""
     config = load_settings(
-        SourceConfig, Path("ref_labels"), ["split_by=group", "masks.stress=stress_suspect"]
+        ConvertConfig, Path("ref_labels"), ["split_by=group", "masks.stress=stress_suspect"]
     )
     structures = sample_structures(str(path), config)
     labelled = {

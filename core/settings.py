@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from .errors import EvenfieldError
 from .files import file_errors
+from .yaml_text import YamlTextError, read_yaml_text
 
 
 class Settings(BaseModel):
@@ -111,11 +111,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     with file_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        # PyYAML spreads the position of the fault over several lines
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"not valid YAML: {reason}", file=path) from None
+        tree = read_yaml_text(text) or {}
+    except YamlTextError as error:
+        raise SettingsError(
+            f"not valid YAML: {error.message}", file=path, remedy=error.remedy
+        ) from None
     if not isinstance(tree, dict):
         kind = type(tree).__name__
         raise SettingsError(f"a recipe is a mapping of keys to values, not a {kind}", file=path)
@@ -148,8 +148,8 @@ def _set_key(tree: dict[str, Any], word: str) -> None:
 
     # `key=` clears a setting, as `key:` does in YAML
     try:
-        tree[leaf] = yaml.safe_load(value) if value else None
-    except yaml.YAMLError:
+        tree[leaf] = read_yaml_text(value) if value else None
+    except YamlTextError:
         raise SettingsError(
             f"'{word}': the value is not valid YAML", remedy="close its brackets and quotes"
         ) from None

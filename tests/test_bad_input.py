@@ -112,7 +112,7 @@ PBE = "level_of_theory=PBE"
         (
             frame(["H 0 0 0"], "species:S:1:pos:R:99999999999999999999"),
             [PBE],
-            "announces 99999999999999999999 columns",
+            "mine.extxyz: record 0 announces 99999999999999999999 columns",
         ),
         ("", [PBE], "mine.extxyz: contains no structures: write the file again"),
         ("not a structure\n", [PBE], "mine.extxyz: record 0 cannot be read"),

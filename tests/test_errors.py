@@ -31,7 +31,6 @@ PROTOCOLS = {
     "testing/conformance.py PotentialConformance.potential NotImplementedError",
     # caught in the same module, which knows file and record and adds them
     "data_pipelines/census/census.py Census.add_table ValueError",
-    "data_pipelines/sources/extended_xyz.py _parsed ValueError",
     "data_pipelines/store/shards.py _check_lengths ValueError",
 }
 

@@ -61,6 +61,10 @@ MIN_RESIDUAL = 0.02
 # logarithm of the largest factor between a slope and the unit that explains it
 UNIT_TOLERANCE = 0.2
 REWEIGHTINGS = 20
+# a slope is wrong when all but a hundredth of its resampled values are
+RESAMPLES = 400
+LARGEST_DRAW = 500
+SLOPE_QUANTILES = (0.01, 0.99)
 
 
 class UnitError(EvenfieldError):
@@ -188,15 +192,23 @@ def _first_law(
     columns = np.stack([works.forces, works.stress], axis=1)  # (P, 2)
     slopes = _least_deviations(columns, works.energy)
     verdicts: dict[str, tuple[float | None, str]] = {}
+    wrong = {}
     for index, label in enumerate(FIRST_LAW):
         # what the other label does not explain
         rest = works.energy - columns[:, 1 - index] * slopes[1 - index]
-        verdicts[label] = _trusted_slope(rest, columns[:, index], slopes[index], works.energy)
-
-    wrong = {}
-    for label, (slope, _) in verdicts.items():
+        work = columns[:, index]
+        slope, evidence = _trusted_slope(rest, work, slopes[index], works.energy)
         if slope is not None and not SLOPES[0] < slope < SLOPES[1]:
-            wrong[label] = slope
+            low, high = _slope_range(rest[work != 0], work[work != 0])
+            if high < SLOPES[0] or low > SLOPES[1]:
+                wrong[label] = slope
+            else:
+                evidence = (
+                    f"slope {slope:.2f}, {evidence}, but other pairs of this kind might give "
+                    f"{low:.2f} to {high:.2f}, which decides nothing"
+                )
+                slope = None
+        verdicts[label] = (slope, evidence)
     both_wrong = False
     if len(wrong) == len(FIRST_LAW):
         both_wrong = SAME_SLOPE[0] < wrong["forces"] / wrong["stress"] < SAME_SLOPE[1]
@@ -239,6 +251,33 @@ def _trusted_slope(
     if share < MIN_SHARE:
         return None, f"{evidence}, but it makes up {share:.0%} of the energy differences only"
     return float(slope), evidence
+
+
+def _slope_range(energy: np.ndarray, work: np.ndarray) -> tuple[float, float]:
+    """Which slopes (low, high) other frames of the same kind might have given.
+
+    energy, work: (P,) of one label.  By a bootstrap: the slopes of RESAMPLES random draws of pairs.
+    """
+    count = len(work)
+    # Each frame is in up to four pairs, two of which would do. Draws of half the size make up for
+    # pairs that say the same thing twice.
+    size = min(max(count // 2, 2), LARGEST_DRAW)
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, size))
+    energies = energy[drawn]
+    works = work[drawn]
+
+    # the fit of `_least_deviations` for one column, in all draws at once
+    floor = 1e-9 + 0.02 * np.median(np.abs(energy))
+    weights = np.ones_like(works)
+    slopes = np.zeros(RESAMPLES)
+    for _ in range(REWEIGHTINGS):
+        products = (weights * works * energies).sum(axis=1)
+        squares = (weights * works**2).sum(axis=1)
+        slopes = products / squares
+        residuals = np.abs(energies - slopes[:, None] * works)
+        weights = 1 / np.maximum(residuals, floor)
+    low, high = np.quantile(slopes, SLOPE_QUANTILES)
+    return float(low), float(high)
 
 
 def _least_deviations(columns: np.ndarray, energy: np.ndarray) -> np.ndarray:

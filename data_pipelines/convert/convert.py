@@ -39,7 +39,7 @@ from ..sources.read import (
     source_fingerprint,
     split_files,
 )
-from ..sources.records import Record
+from ..sources.records import Record, Unread
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
 from ..structure import BadRecordError, Structure
@@ -220,9 +220,9 @@ class _Job:
         index, part = numbered
         tally = LabelTally()
 
-        def count(record: Record, structure: Structure) -> None:
+        def count(record: Record, structure: Structure, unread: Unread) -> None:
             if _has_wanted_elements(structure, self.config):
-                tally.add(record, structure, self.config)
+                tally.add(record, structure, unread, self.config)
 
         records = enumerate(_read(part, self.config, count), part.first)
         self.stage_records(index, records, part.name, tally)

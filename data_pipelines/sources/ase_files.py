@@ -72,7 +72,9 @@ def records_of_frames(
     index = part.first - 1
     try:
         for index, frame in enumerate(frames, part.first):
-            if isinstance(frame, Exception):
+            if isinstance(frame, BadRecordError):
+                yield index, frame
+            elif isinstance(frame, Exception):
                 yield index, unreadable(frame)
             else:
                 yield index, record_from_atoms(frame)
@@ -80,6 +82,11 @@ def records_of_frames(
         error.file = part.name
         error.record = index
         raise
+    except BadRecordError as error:
+        # the reader cannot tell where the next record begins
+        raise SourceError(
+            error.message, file=part.name, record=index + 1, remedy=error.remedy
+        ) from None
     except Exception as error:
         # ASE's readers raise all kinds of errors on a broken file
         raise SourceError(

@@ -165,6 +165,12 @@ class SourceConfig(Settings):
             names |= {column.name for column in columns if column.is_named}
         return frozenset(names)
 
+    @cached_property
+    def own_label_names(self) -> frozenset[str]:
+        """Labels that a format defines itself and that the config lets it define."""
+        own = {name for name in LABELS if name not in self.columns}
+        return self.named_label_columns | own
+
     def passes(self, values: dict[str, Any]) -> bool:
         """Whether the filters let a record with these values through; 1, 1.0 and "1" are equal."""
         # YAML, extxyz and Arrow disagree about the type of such values, so texts are compared

@@ -26,6 +26,7 @@ from .records import Record
 from .source_format import Part, SourceFormat, cut_into_parts
 
 
+WRITE_AGAIN = "write it again"
 # ASE reads these keys as nine numbers only
 TENSOR_KEYS = ("stress", "virial")
 TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
@@ -132,7 +133,7 @@ def _parsed(content: bytes) -> Iterator[Atoms]:
 
 
 def _refuse_impossible_counts(content: bytes) -> None:
-    """Raise ValueError where a line announces more atoms than the rest of the text can hold.
+    """Raise BadRecordError where a line announces more atoms than the text can hold.
 
     ASE would look for that many lines, for hours. The text is read as ASE reads it, so that no
     spelling of a number gets past.
@@ -147,7 +148,10 @@ def _refuse_impossible_counts(content: bytes) -> None:
                 count = int(line)
             # each atom has a line, which has an end
             if count > len(text):
-                raise ValueError(f"a line announces {count} atoms, more than the file has letters")
+                raise BadRecordError(
+                    f"has a line that announces {count} atoms, more than the file has letters",
+                    remedy=WRITE_AGAIN,
+                )
             # the comment, and the atoms
             for _ in range(count + 1):
                 file.readline()
@@ -157,7 +161,7 @@ def _refuse_impossible_counts(content: bytes) -> None:
 def _header(line: str, largest: int) -> dict[str, Any]:
     """ASE's reading of a comment line, but a stress or virial may also have six numbers, Voigt's.
 
-    Raises ValueError for more columns of `Properties` than `largest`, the letters of the text:
+    Raises BadRecordError for more columns of `Properties` than `largest`, the letters of the text:
     ASE would list them until the memory is full.
     """
     try:
@@ -168,11 +172,11 @@ def _header(line: str, largest: int) -> dict[str, Any]:
     properties = found.get("Properties")
     if isinstance(properties, str):
         # name, type and number of columns in turn, as in ASE's own reading
-        counts = properties.split(":")[2::3]
-        columns = sum(map(int, counts))
-        if columns > largest:
-            raise ValueError(
-                f"Properties announces {columns} columns, more than the file has letters"
+        counts = [int(count) for count in properties.split(":")[2::3]]
+        if sum(counts) > largest:
+            raise BadRecordError(
+                f"announces {max(counts)} columns in Properties, more than the file has letters",
+                remedy=WRITE_AGAIN,
             )
     return found
 
@@ -186,7 +190,7 @@ def _header_with_six_numbers(line: str) -> dict[str, Any]:
             continue
         numbers = np.asarray(value)
         if numbers.dtype.kind not in "fi" or numbers.shape not in ((6,), (9,)):
-            raise ValueError(f"{key} is not six or nine numbers")
+            raise BadRecordError(f"has a {key} that is not six or nine numbers", remedy=WRITE_AGAIN)
         found[key] = numbers if len(numbers) == 6 else numbers.reshape((3, 3), order="F")
     return found
 

@@ -7,7 +7,6 @@ label and is not read is worth a word: a user who is not told trains without for
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -88,23 +87,16 @@ def look_alike(column: str) -> LookAlike | None:
     return None
 
 
-def look_alikes(
-    values: Mapping[str, Any], num_atoms: int, per: str | None = None
-) -> Iterator[tuple[LookAlike, np.ndarray]]:
-    """Columns among named values that look like labels by name and shape, with their values.
+def numbers_of(value: Any, seen: LookAlike, num_atoms: int, per: str | None) -> np.ndarray | None:
+    """The value of a column as numbers; None for one that its shape shows to be no such label.
 
-    per: only labels of the structure, or of its atoms.
+    per: only a label of the structure, or of its atoms.
     """
-    for column, value in values.items():
-        found = look_alike(column)
-        if found is None or value is None:
-            continue
-        label = LABELS[found.label]
-        if per is not None and label.per != per:
-            continue
-        array = np.asarray(value)
-        # texts, flags and lists of them
-        if array.dtype.kind not in "fiu":
-            continue
-        if array.size in label.sizes(num_atoms):
-            yield found, array
+    label = LABELS[seen.label]
+    if value is None or (per is not None and label.per != per):
+        return None
+    array = np.asarray(value)
+    # not texts, flags and lists of them
+    if array.dtype.kind in "fiu" and array.size in label.sizes(num_atoms):
+        return array
+    return None

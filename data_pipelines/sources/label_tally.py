@@ -14,7 +14,7 @@ from ...core.labels import LABELS
 from ..structure import Structure
 from .config import SourceConfig
 from .label_names import LookAlike, look_alike
-from .records import Record, unread_columns
+from .records import Record, Unread
 
 
 Counts = dict[str, int]
@@ -37,8 +37,10 @@ class LabelTally:
     unread_only: Counts = field(default_factory=dict)
     """The same, among structures without that label."""
 
-    def add(self, record: Record, structure: Structure, config: SourceConfig) -> None:
-        """Count one structure and the record that it was read from."""
+    def add(
+        self, record: Record, structure: Structure, unread: Unread, config: SourceConfig
+    ) -> None:
+        """Count one structure, its record, and what was not read of it (`unread_columns`)."""
         level = structure.level_of_theory
         labels = structure.labels
         _count(self.structures, level)
@@ -50,7 +52,7 @@ class LabelTally:
             # without a mask, the label would have been read
             if name not in labels and has_label(record, config, name):
                 _count(self.masked.setdefault(level, {}), name)
-        for column, _ in unread_columns(record, config):
+        for column, _ in unread:
             is_missing = column.label not in labels
             # it is another energy by definition, and often next to the one to train on
             if column.column == "free_energy" and not is_missing:

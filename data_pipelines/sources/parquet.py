@@ -114,7 +114,7 @@ def _group_sizes(metadata: pq.FileMetaData) -> list[int]:
 
 def _overlapping_groups(metadata: pq.FileMetaData, part: Part) -> tuple[list[int], int]:
     """The row groups that overlap a part, and the row with which the first of them begins."""
-    groups = []
+    groups: list[int] = []
     first_row = part.first
     start = 0
     for group, size in enumerate(_group_sizes(metadata)):

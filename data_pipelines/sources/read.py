@@ -24,7 +24,7 @@ from .config import GEOMETRY, SourceConfig
 from .formats import SUFFIXES, format_of
 from .locations import SourceError, fingerprint, list_files, plain_path
 from .naming import name_files
-from .records import Record, is_wanted, structure_from_record
+from .records import Record, Unread, is_wanted, structure_from_record, unread_columns
 from .source_format import Part
 
 
@@ -41,7 +41,7 @@ SHARD_NAME = re.compile(
 )
 
 Item = TypeVar("Item")
-Count = Callable[[Record, Structure], None]
+Count = Callable[[Record, Structure, Unread], None]
 
 
 def list_parts(
@@ -102,7 +102,8 @@ def read_part(
     """One item for each record of a part, in order.
 
     A Structure; or a BadRecordError that names file and record; or None for a record that does
-    not pass the config's filters. `count` is called with each structure and its record.
+    not pass the config's filters. `count` is called with each structure, its record, and
+    the columns of it that look like labels and were not read.
 
     Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
@@ -131,10 +132,11 @@ def _checked(
         raise record
     if not is_wanted(record, config):
         return None
-    structure = structure_from_record(record, config, default_id, split)
+    unread = unread_columns(record, config)
+    structure = structure_from_record(record, config, default_id, split, unread)
     check_structure(structure)
     if count is not None:
-        count(record, structure)
+        count(record, structure, unread)
     return structure
 
 

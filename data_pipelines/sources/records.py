@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...core.labels import LABELS, Label, present
 from ...core.units import LENGTH
 from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
 from .config import LabelColumn, SourceConfig
-from .label_names import REFERENCE_LEVEL, LookAlike, look_alikes
+from .label_names import REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
 
 
 SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as data sets of the hub call them
@@ -21,6 +21,10 @@ TRUE = ("true", "t", "1", "1.0")
 # Two columns of one label may differ by this much, relative and absolute in the label's unit (per
 # atom if it is extensive): by rounding, but by no unit and no other level of theory.
 SAME_VALUE = {"energy": (1e-6, 1e-3), "forces": (1e-3, 1e-2), "stress": (1e-3, 1e-4)}
+
+
+# columns that look like labels, with their numbers where the reader has them at hand
+Unread = list[tuple[LookAlike, np.ndarray | None]]
 
 
 class DisagreeingLabelsError(BadRecordError):
@@ -66,15 +70,23 @@ def is_wanted(record: Record, config: SourceConfig) -> bool:
 
 
 def structure_from_record(
-    record: Record, config: SourceConfig, default_id: str, file_split: str | None = None
+    record: Record,
+    config: SourceConfig,
+    default_id: str,
+    file_split: str | None = None,
+    unread: Unread | None = None,
 ) -> Structure:
     """The record as a canonical structure; of its numbers only the elements are checked.
 
     file_split: the split that the name of the file states, for records that state none.
+    unread: what `unread_columns` finds, if it was asked already.
     """
     check_elements(record.atomic_numbers)
     found = {name: _label(record, config, name) for name in LABELS}
-    _refuse_other_values(record, config, found)
+    if unread is None:
+        unread = unread_columns(record, config)
+    if unread:
+        _refuse_other_values(record, config, found, unread)
     level = config.level_of_theory or _level(record, config)
     if level is None:
         raise BadRecordError(
@@ -207,36 +219,40 @@ def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:
     return volume
 
 
-def unread_columns(
-    record: Record, config: SourceConfig
-) -> Iterator[tuple[LookAlike, np.ndarray | None]]:
+def unread_columns(record: Record, config: SourceConfig) -> Unread:
     """Columns that look like labels and that the config leaves alone, with values if at hand."""
     if record.unread is not None:
-        for column in record.unread:
-            yield column, None
-        return
+        return [(column, None) for column in record.unread]
 
     num_atoms = len(record.atomic_numbers)
     named = config.named_label_columns
-    for values, per in ((record.info, "structure"), (record.arrays, "atom")):
-        for found in look_alikes(values, num_atoms, per):
-            if found[0].column not in named:
-                yield found
     # a label of the format itself is read under its own name, unless the config names another one
-    for found in look_alikes(record.recognised, num_atoms):
-        column = found[0].column
-        is_read = column == found[0].label and column not in config.columns
-        if column not in named and not is_read:
-            yield found
+    own_names = config.own_label_names
+    found: Unread = []
+    for values, per, read in (
+        (record.info, "structure", named),
+        (record.arrays, "atom", named),
+        (record.recognised, None, own_names),
+    ):
+        for column, value in values.items():
+            # most names are those of no label, and this is asked for every one of every record
+            seen = look_alike(column)
+            if seen is not None and column not in read:
+                numbers = numbers_of(value, seen, num_atoms, per)
+                if numbers is not None:
+                    found.append((seen, numbers))
+    return found
 
 
-def _refuse_other_values(record: Record, config: SourceConfig, found: dict[str, Any]) -> None:
+def _refuse_other_values(
+    record: Record, config: SourceConfig, found: dict[str, Any], unread: Unread
+) -> None:
     """Raise DisagreeingLabelsError for an unread column that claims to be a label, and differs.
 
     Nobody has chosen between `energy` and `REF_energy` where the config names neither. They are
     compared as if they had one unit: if they have not, somebody has to say so anyway.
     """
-    for other, values in unread_columns(record, config):
+    for other, values in unread:
         own = found[other.label]
         if values is None or own is None or not other.is_same or other.label in config.columns:
             continue

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import yaml
-
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
+from ...core.yaml_text import YamlTextError, read_yaml_text
 from .run_metrics import RunMetrics
 
 
@@ -22,6 +21,20 @@ RECENT_STEPS = 100
 
 class NoRunError(EvenfieldError):
     """A folder that no training run has written."""
+
+
+def _max_steps(config: Path) -> int:
+    """What the stored settings of a run say. Raises NoRunError where they say nothing of use."""
+    with file_errors(config):
+        text = config.read_text(encoding="utf-8", errors="replace")
+    try:
+        settings = read_yaml_text(text)
+    except YamlTextError as error:
+        raise NoRunError(f"is no valid YAML ({error.message})", file=config) from None
+    steps = settings.get("max_steps") if isinstance(settings, dict) else None
+    if not isinstance(steps, int):
+        raise NoRunError("states no number of max_steps", file=config)
+    return steps
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,6 @@ class RunView:
                 "holds no run", file=folder, remedy="name the `out` of an `evenfield pretrain`"
             )
         with file_errors(folder):
-            settings = yaml.safe_load(config.read_text())
             age = time.time() - metrics.stat().st_mtime
             # the first line is a heading, written when the watchdog starts
             hung = any(
@@ -56,7 +68,7 @@ class RunView:
             )
         return cls(
             folder=folder,
-            max_steps=int(settings["max_steps"]),
+            max_steps=_max_steps(config),
             metrics=RunMetrics.read(metrics),
             seconds_since=max(0.0, age),
             # the manifest is the last file of a model folder

@@ -83,6 +83,39 @@ def test_wrong_label_is_named_with_its_remedy(structures, factors, test, remedy)
     assert finding.text.endswith(remedy)
 
 
+def labelled_walk(num_frames: int, scatter: float, slope: float = 1.0, seed: int = 4):
+    """Frames of a walk whose energies change by `slope` times the work, with scatter in eV."""
+    rng = np.random.default_rng(seed)
+    positions = np.array([[0.0, 0, 0], [2.6, 0, 0], [0, 2.6, 0], [2.6, 2.6, 0.3]])
+    frames = []
+    for index in range(num_frames):
+        positions = positions + rng.normal(0, 0.05, positions.shape)
+        # springs to the places of the first frame: the midpoint rule is exact for them
+        away = positions - np.array([[0.0, 0, 0], [2.6, 0, 0], [0, 2.6, 0], [2.6, 2.6, 0.3]])
+        energy = 0.5 * 8 * (away**2).sum() * slope + rng.normal(0, scatter)
+        frame = structure_from_atoms(ase.Atoms("Cu4", positions), CONFIG, str(index))
+        frames.append(frame.with_labels(energy=energy, forces=-8 * away))
+    return frames
+
+
+def test_slope_of_few_scattered_pairs_decides_nothing():
+    """A right set: from so few pairs, slopes of 0.5 and 1.5 are chance."""
+    texts = []
+    for seed in range(60):
+        walk = labelled_walk(9, scatter=0.1, seed=seed)
+        texts.append(outcomes(walk)["energy against forces"].text)
+    assert not [text for text in texts if text.startswith("energy changes by")]
+    # some of them are outside of what is called right
+    assert [text for text in texts if "which decides nothing" in text]
+
+
+@pytest.mark.parametrize("slope", [0.5, 2.0, -1.0])
+def test_wrong_slope_of_the_same_number_of_pairs_is_found_where_they_agree(slope):
+    found = outcomes(labelled_walk(10, scatter=0.005, slope=slope))["energy against forces"]
+    assert found.outcome == "fail"
+    assert found.value == pytest.approx(slope, rel=0.1)
+
+
 def test_remedy_starts_from_the_unit_that_was_stated(structures):
     config = SourceConfig(
         level_of_theory="EMT", columns={"forces": "F"}, units={"forces": "Hartree/Bohr"}

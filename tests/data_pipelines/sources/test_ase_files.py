@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import sqlite3
-from contextlib import contextmanager
+import time
+from contextlib import closing, contextmanager
 
 import ase.db
 import ase.io
@@ -262,3 +263,29 @@ def test_forbidden_folder_is_named(folder):
             list_parts(str(folder / "a.extxyz"), EMT)
     finally:
         folder.chmod(0o755)
+
+
+# what a database can compute instead of storing it
+ENDLESS = (
+    "WITH RECURSIVE more(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM more) SELECT id FROM more"
+)
+PROGRAMS = {
+    "endless systems": f"DROP TABLE systems; CREATE VIEW systems AS {ENDLESS}",
+    "endless keys": f"DROP TABLE keys; CREATE VIEW keys AS {ENDLESS}",
+    "generated column": "ALTER TABLE systems ADD COLUMN big AS (hex(zeroblob(100000000)))",
+    "virtual table": "CREATE VIRTUAL TABLE more USING fts5(text)",
+    "trigger": "CREATE TRIGGER more AFTER INSERT ON systems BEGIN SELECT 1; END",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_database_that_computes_its_content_is_refused(tmp_path, program):
+    path = tmp_path / "mine.db"
+    with ase.db.connect(path) as database:
+        database.write(Atoms("H"))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(program)
+    before = time.process_time()
+    with pytest.raises(SourceError, match=rf"^{path}: has a .* that computes what it shows"):
+        list(read_structures(path, EMT))
+    assert time.process_time() - before < 5

@@ -1,0 +1,78 @@
+"""YAML that was written by somebody else: every fault is one error, and no text takes long.
+
+An anchor makes a short text mean a long one: with ten levels of aliases, 288 letters are a billion
+values. They stay small in memory only until something walks over them, as a check of settings
+does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from .errors import EvenfieldError
+
+
+# A text has at most one value for each letter, so that only aliases lead above this. Some are
+# allowed even to a short text.
+MOST_PER_LETTER = 4
+ALLOWANCE = 1000
+
+
+class YamlTextError(EvenfieldError):
+    """A text that is no YAML, or that stands for far more than it is long."""
+
+
+def read_yaml_text(text: str) -> Any:
+    """What `yaml.safe_load` reads, None from an empty text. Raises YamlTextError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_expansion(node, MOST_PER_LETTER * len(text) + ALLOWANCE)
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        # PyYAML spreads the position of the fault over several lines
+        raise YamlTextError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise YamlTextError("values are nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        # a date that does not exist, or a number of thousands of digits
+        raise YamlTextError(" ".join(str(error).split())) from None
+    finally:
+        loader.dispose()
+
+
+def _refuse_expansion(node: yaml.Node, limit: int) -> None:
+    """Raise YamlTextError for a tree that has more than `limit` nodes with its aliases followed."""
+    # by identity: an alias is the same node once more
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def size(one: yaml.Node) -> int:
+        key = id(one)
+        if key in inside:
+            raise YamlTextError("an alias leads into itself")
+        if key not in sizes:
+            inside.add(key)
+            total = 1 + sum(map(size, _children(one)))
+            inside.remove(key)
+            if total > limit:
+                raise YamlTextError(
+                    f"aliases make more than {limit} values of it",
+                    remedy="write the values out, without anchors",
+                )
+            sizes[key] = total
+        return sizes[key]
+
+    size(node)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    return []

@@ -1,0 +1,62 @@
+"""YAML of others: what it means, and that no short text takes long or ends in a traceback."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import yaml
+
+from evenfield.core.settings import Settings, SettingsError, load_settings
+from evenfield.core.yaml_text import YamlTextError, read_yaml_text
+
+
+class Steps(Settings):
+    """A class to load."""
+
+    max_steps: int = 1
+
+
+def billion() -> str:
+    """Nine levels of nine aliases: a billion values in some 300 letters."""
+    inner = "&a [x,x,x,x,x,x,x,x,x]"
+    for level, name in enumerate("bcdefghi"):
+        earlier = "abcdefgh"[level]
+        inner = f"&{name} [{inner}{f',*{earlier}' * 8}]"
+    return f"max_steps: {inner}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a: 1", "- [1, 2]\n- x", "base: &base {a: 1}\nmore:\n  <<: *base\n  b: [*base, *base]"],
+)
+def test_other_text_means_what_it_means_to_yaml(text):
+    assert read_yaml_text(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        billion(),
+        "max_steps: &a [*a]",
+        "max_steps: &a {x: *a}",
+        "max_steps: " + "[" * 100_000,
+        "max_steps: " + "[" * 2000 + "]" * 2000,
+        "max_steps: 2020-99-99",
+        f"max_steps: {'9' * 5000}",
+        "max_steps: [",
+    ],
+    ids=lambda text: text[:24],
+)
+def test_every_fault_is_one_error_within_seconds(text, tmp_path):
+    before = time.process_time()
+    with pytest.raises(YamlTextError):
+        read_yaml_text(text)
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(SettingsError, match=rf"^{recipe}: not valid YAML"):
+        load_settings(Steps, recipe)
+    with pytest.raises(SettingsError, match="the value is not valid YAML"):
+        load_settings(Steps, None, [text.replace(": ", "=", 1)])
+    assert time.process_time() - before < 5
