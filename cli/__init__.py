@@ -14,6 +14,7 @@ import sys
 import typer
 
 from ..core.errors import EvenfieldError
+from ..core.terminal import say
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import check_app, report
 from ..finetune.commands import app as finetune_app
@@ -55,8 +56,8 @@ app.command()(quickstart)
 def main() -> None:
     """Run one command and exit.
 
-    An EvenfieldError is printed as one line. Any other exception is a bug of evenfield: its
-    traceback is printed with the versions that a report needs.
+    An EvenfieldError is printed as one line, and a list in it below that line. Any other exception
+    is a bug of evenfield: its traceback is printed with the versions that a report needs.
     """
     try:
         try:
@@ -65,8 +66,7 @@ def main() -> None:
             # flushed here, where a reader that went away can still be handled
             sys.stdout.flush()
     except EvenfieldError as error:
-        one_line = " ".join(str(error).split())
-        typer.secho(f"error: {one_line}", fg="red", err=True)
+        say(f"error: {_in_few_lines(str(error))}", colour="red", err=True)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -77,14 +77,22 @@ def main() -> None:
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        typer.secho(
+        say(traceback.format_exc(), err=True)
+        say(
             f"\nThis is a bug in evenfield ({_versions()}). "
             "Please report it with the command and the traceback above.",
-            fg="red",
+            colour="red",
             err=True,
         )
         sys.exit(BUG)
+
+
+def _in_few_lines(text: str) -> str:
+    """The text of an error on one line, but for the items of a list, which are indented by two."""
+    lines = []
+    for line in text.split("\n  "):
+        lines.append(" ".join(line.split()))
+    return "\n  ".join(lines)
 
 
 def _versions() -> str:

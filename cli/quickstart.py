@@ -24,12 +24,12 @@ from typing import Any
 import ase.io
 from ase.build import bulk
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
+from ..core.rich_console import Console, PlainColumn
 from ..core.settings import Settings, SettingsError
 from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
@@ -114,7 +114,7 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
         # all commands of a group are shown, so that a second call reads like the first
         for step in group:
             remark = "" if step in missing else "   (done before, kept)"
-            console.print(f"[bold]$ {step}[/bold]{remark}", markup=True)
+            console.print(f"$ {step}{remark}", style="bold")
 
         if len(missing) == 1:
             _run(missing[0])
@@ -327,9 +327,9 @@ def _run_side_by_side(steps: list[Step], out: Path) -> None:
 def _show_progress(steps: list[Step], processes: list[subprocess.Popen[bytes]]) -> None:
     """Draw a bar for each step until all processes have ended."""
     columns = (
-        TextColumn("{task.description}"),
+        PlainColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[figures]}"),
+        PlainColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns) as bar:

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .errors import EvenfieldError
+from .terminal import say
 
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _printer(class_path: str) -> Callable[[bool], None]:
         # rich is imported only here: start-up of every other command stays as fast as it was
         from .settings_table import as_text
 
-        typer.echo(as_text(settings_class(class_path)))
+        say(as_text(settings_class(class_path)))
         raise typer.Exit
 
     print_settings.class_path = class_path  # type: ignore[attr-defined]  # read by the documentation

@@ -14,7 +14,8 @@ import typer
 from ..core.addresses import without_secrets
 from ..core.command_line import Overrides, Overwrite, Recipe, settings_option, share_of_work
 from ..core.errors import EvenfieldError
-from ..core.files import file_errors, whole_file
+from ..core.files import file_errors, write_atomically
+from ..core.terminal import say
 
 
 if TYPE_CHECKING:
@@ -107,15 +108,15 @@ def convert(
         raise
 
     if info is None:
-        typer.echo(
+        say(
             f"{out}: task {task} is staged; when all tasks are, run the same command without --task"
         )
     else:
-        typer.echo(_converted(out, info))
+        say(_converted(out, info))
         for line in label_report(from_json(info.get("labels", {}))):
-            typer.echo(line)
+            say(line)
         for note in _about_splits(info, config):
-            typer.echo(note)
+            say(note)
 
 
 def _add_remedy(error: EvenfieldError, remedy: str) -> None:
@@ -212,8 +213,8 @@ def check_units(
 
     report = run(source, load_settings(ConvertConfig, recipe, overrides))
     for finding in report.findings:
-        typer.echo(f"{finding.outcome:8s}{finding.text}")
-    typer.echo(f"{report.num_structures} structures sampled from {without_secrets(source)}")
+        say(f"{finding.outcome:8s}{finding.text}")
+    say(f"{report.num_structures} structures sampled from {without_secrets(source)}")
     raise typer.Exit(1 if report.failed else 0)
 
 
@@ -225,26 +226,24 @@ def inspect(folder: DataSet) -> None:
 
     Example: evenfield data inspect runs/mine
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from ..core.rich_console import Console
     from .checks.inspection import inspect as run
     from .checks.inspection_page import about, level_table, outlier_counts, write_inspection
 
     inspection = run(folder)
     picture, page = write_inspection(inspection)
 
-    # as Text, because ids and levels of theory may contain brackets, which rich takes for markup
     console = Console()
     for text in about(inspection):
-        console.print(Text(text))
+        console.print(text)
     for shown in (level_table(inspection), outlier_counts(inspection)):
         table = Table(*shown.header, title=shown.caption)
         for row in shown.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         console.print(table)
-    console.print(Text(f"page: {page}, picture: {picture}"))
+    console.print(f"page: {page}, picture: {picture}")
 
 
 @app.command()
@@ -253,9 +252,9 @@ def census(folder: DataSet) -> None:
 
     Example: evenfield data census runs/mine
     """
-    from rich.console import Console
-
     from ..core.figures.periodic_table import periodic_table_heat_map
+    from ..core.figures.style import figure_png
+    from ..core.rich_console import Console
     from .census.census import count_shards
     from .store.shards import read_info
 
@@ -274,8 +273,8 @@ def census(folder: DataSet) -> None:
     picture = folder / "census.png"
     figure = periodic_table_heat_map(counts, str(folder), "structures with the element", log=True)
     # never through a link that somebody put there
-    with file_errors(picture), whole_file(picture) as temporary:
-        figure.savefig(temporary, format="png")
+    with file_errors(picture):
+        write_atomically(picture, figure_png(figure))
     console.print(f"picture: {picture}")
 
 
@@ -305,8 +304,7 @@ def weights(
 
     Example: evenfield data weights runs/mine beta=0.5
     """
-    from rich.console import Console
-
+    from ..core.rich_console import Console
     from ..core.settings import load_settings
     from .census.weights import WeightConfig
     from .checks.weight_report import weight_report

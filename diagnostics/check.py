@@ -28,6 +28,7 @@ from typer.core import TyperGroup
 from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, Overwrite
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
+from ..core.terminal import say
 from . import checks
 
 
@@ -161,7 +162,7 @@ def _as_command(name: str) -> Callable[..., None]:
         checked = CheckedModel(loaded, level_of_theory)
         result = check(checked, **settings)
         for line in result.lines:
-            typer.echo(line)
+            say(line)
         if json_file is not None:
             _write_json(json_file, name, model, result)
         if result.passed is False:

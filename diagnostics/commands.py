@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.command_line import CommandLineError, Overwrite
+from ..core.terminal import say
 from .check import CheckGroup
 
 
@@ -59,4 +60,4 @@ def report(
         page = write_report(
             new, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
         )
-    typer.echo(f"report: {out / page.name}")
+    say(f"report: {out / page.name}")

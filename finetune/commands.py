@@ -18,6 +18,7 @@ from ..core.command_line import (
     settings_option,
     share_of_work,
 )
+from ..core.terminal import say
 
 
 # Everything else is imported inside the commands, so that `--help` does not wait for torch.
@@ -81,15 +82,13 @@ def run(
     check_destination(work, overwrite=True, inputs=read)
 
     loaded = load(model, folder_hub)
-    result = finetune(
-        loaded, data, config, work=work, overwrite=overwrite, quiet=False, say=typer.echo
-    )
+    result = finetune(loaded, data, config, work=work, overwrite=overwrite, quiet=False, say=say)
 
     structures = stored_probe(loaded) or probe_of(loaded, probe)
     forgetting = forgetting_report(loaded.potential, result.potential, structures)
     _print_result(result, forgetting)
     saved = save_finetuned(result, loaded, out, licence, forgetting, overwrite=overwrite)
-    typer.echo(f"model: {saved}")
+    say(f"model: {saved}")
 
 
 @app.command()
@@ -137,10 +136,10 @@ def curve(
         settings,
         task=share,
         overwrite=overwrite,
-        say=typer.echo,
+        say=say,
     )
     if share is not None:
-        typer.echo(f"task {task} is done; when all are, run the same command without --task")
+        say(f"task {task} is done; when all are, run the same command without --task")
         return
 
     _print_table("force MAE (eV/A)", *curve.table("force_mae"))
@@ -148,13 +147,13 @@ def curve(
     for name in settings.strategies:
         ratio = curve.times_fewer(name)
         if ratio is not None:
-            typer.echo(
+            say(
                 f"{name}: {ratio:.2g} times fewer structures than from scratch "
                 "for the same force error"
             )
     with file_errors(picture):
         write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
-    typer.echo(f"curve: {out}\nplot: {picture}")
+    say(f"curve: {out}\nplot: {picture}")
 
 
 @app.command()
@@ -174,7 +173,7 @@ def attach(
     from .safety.trust import attach_trust
 
     names = attach_trust(model, data, overwrite=overwrite)
-    typer.echo(f"{model}: now with {', '.join(names)}")
+    say(f"{model}: now with {', '.join(names)}")
 
 
 def _picture_of(out: Path, overwrite: bool) -> Path:
@@ -191,8 +190,9 @@ def _picture_of(out: Path, overwrite: bool) -> Path:
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from ..core.rich_console import Console
 
     table = Table(*header, title=title)
     for row in rows:
@@ -225,7 +225,7 @@ def _print_set_up(result: FineTuned) -> None:
     from .target import alike
 
     if result.started_from != result.level_of_theory:
-        typer.echo(f"new head {result.level_of_theory}, a copy of the head {result.started_from}")
+        say(f"new head {result.level_of_theory}, a copy of the head {result.started_from}")
     rows = [
         [row.name, _energy(row.energy_mae_per_atom), _force(row.force_mae)] for row in result.table
     ]
@@ -270,28 +270,24 @@ def _print_forgetting(forgetting: Forgetting) -> None:
 def _print_notes(result: FineTuned) -> None:
     reference = result.reference
     if reference.narrowed:
-        typer.echo(
+        say(
             "E0 moved less than its fit asked for: the whole change was worse on structures that "
             "the fit had not seen"
         )
     if reference.isolated_atoms:
         left = ", ".join(f"{name} {ev:.2f}" for name, ev in reference.isolated_atoms.items())
-        typer.echo(f"isolated atoms, label minus prediction with the new E0 (eV): {left}")
+        say(f"isolated atoms, label minus prediction with the new E0 (eV): {left}")
     if reference.another_zero:
-        typer.echo(
-            "the energies have another zero than the model's: E0 of all elements was refitted"
-        )
+        say("the energies have another zero than the model's: E0 of all elements was refitted")
     if reference.undetermined:
         names = ", ".join(reference.undetermined)
-        typer.echo(f"E0 not determined by these structures, kept near the pretrained: {names}")
+        say(f"E0 not determined by these structures, kept near the pretrained: {names}")
 
     refit = result.refit
     if refit.duplicates:
-        typer.echo(
-            f"{refit.duplicates} structures are copies of others, and were left out with them"
-        )
+        say(f"{refit.duplicates} structures are copies of others, and were left out with them")
     noise = ", ".join(f"{label} {value:.3g}" for label, value in refit.noise.items())
-    typer.echo(
+    say(
         f"{refit.rows} labels; estimated noise of a typical structure "
         f"(eV/atom, eV/A, eV/A^3): {noise}"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, settings_option
+from ..core.terminal import printable, say
 
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def publish(
     if dry_run:
         _print_plan(plan_publication(model, repo))
         return
-    typer.echo(run(model, repo, folder_hub, private=private, tag=tag))
+    say(run(model, repo, folder_hub, private=private, tag=tag))
 
 
 @app.command()
@@ -84,8 +85,8 @@ def pull(
     model = read_model_folder(folder)
     name = pinned or f"{model.record.name}@{model.revision}"
     # the folder has a line of its own, for scripts
-    typer.echo(folder)
-    typer.echo(f"complete and verified: {name}")
+    say(folder)
+    say(f"complete and verified: {name}")
 
 
 @app.command()
@@ -113,7 +114,7 @@ def describe(
     from .package.record import Description
 
     run(model, load_settings(Description, None, facts))
-    typer.echo(f"{model}: described; see {model / 'README.md'}")
+    say(f"{model}: described; see {model / 'README.md'}")
 
 
 @app.command("export-metatomic")
@@ -137,7 +138,7 @@ def metatomic(
 
     model = load(reference, folder_hub)
     path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype)
-    typer.echo(f"{path}: written")
+    say(f"{path}: written")
 
 
 @app.command()
@@ -152,9 +153,9 @@ def elements(
 
     Example: evenfield hub elements runs/uniform/model --csv vectors.csv
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from ..core.rich_console import Console
     from .element_table import nearest_elements
     from .hub.load import load
 
@@ -172,7 +173,7 @@ def elements(
 
     if csv is not None:
         _write_vectors(csv, model.potential)
-        typer.echo(f"vectors: {csv}")
+        say(f"vectors: {csv}")
 
 
 # --- evenfield zoo
@@ -181,9 +182,9 @@ def elements(
 @zoo_app.command("list")
 def list_zoo() -> None:
     """List the named models: what they are, and whether they are on this machine."""
-    from rich.console import Console
     from rich.table import Table
 
+    from ..core.rich_console import Console
     from .package.folder import read_model_folder
     from .zoo import named_models as zoo
 
@@ -223,10 +224,10 @@ def show_zoo(name: Annotated[str, typer.Argument(help="name of the model")]) -> 
 
 def show_card(reference: str, folder_hub: str | None) -> None:
     """Print the card of a model, after all its files were verified."""
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from ..core.files import file_errors
+    from ..core.rich_console import Console
     from .hub.load import resolve
     from .package.folder import read_model_folder
 
@@ -235,7 +236,7 @@ def show_card(reference: str, folder_hub: str | None) -> None:
     with file_errors(folder / "README.md"):
         card = (folder / "README.md").read_text()
     # the hub's metadata, between two lines of dashes, is not for readers
-    page = card.split("---\n", 2)[-1]
+    page = printable(card.split("---\n", 2)[-1])
 
     name = pinned or f"{model.record.name}@{model.revision}"
 
@@ -246,8 +247,9 @@ def show_card(reference: str, folder_hub: str | None) -> None:
 
 def _print_plan(plan: Publication) -> None:
     """Print the findings of a dry run."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ..core.rich_console import Console
 
     console = Console(soft_wrap=True, highlight=False)
     table = Table(

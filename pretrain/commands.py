@@ -17,6 +17,7 @@ from ..core.command_line import (
     settings_option,
 )
 from ..core.errors import EvenfieldError
+from ..core.terminal import say
 from .loop.signals import StopRequest, listening
 
 
@@ -79,7 +80,7 @@ def run(
         config = load_settings(PretrainConfig, recipe, overrides)
         model = pretrain(config, resume, stop=stop, overwrite=overwrite, changed_data=changed_data)
     if model is not None and os.environ.get("RANK", "0") == "0":
-        typer.echo(f"model: {model}")
+        say(f"model: {model}")
 
 
 @app.command()
@@ -92,8 +93,7 @@ def watch(
 
     Example: evenfield pretrain watch runs/uniform every=10
     """
-    from rich.console import Console
-
+    from ..core.rich_console import Console
     from ..core.settings import load_settings
     from .monitor.watch import WatchConfig
     from .monitor.watch import watch as run_watch
@@ -103,7 +103,7 @@ def watch(
         run_watch(run_folder, config, Console(soft_wrap=True))
     except KeyboardInterrupt:
         # the usual way to end it; the page stays as it was drawn last
-        typer.echo()
+        say()
 
 
 def evaluate(
@@ -153,6 +153,6 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)
         predictions.parity().save(out / "predictions.npz")
         write_atomically(out / "evaluation.json", summary.to_json() + "\n")
-    typer.echo(f"{out / 'evaluation.json'}: {summary.num_structures} structures of {split}")
+    say(f"{out / 'evaluation.json'}: {summary.num_structures} structures of {split}")
     for sentence in coverage.left_out:
-        typer.echo(f"left out: {sentence}")
+        say(f"left out: {sentence}")

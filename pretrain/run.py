@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from rich.console import Console
 
 from ..core.files import file_errors, write_atomically
 from ..core.ranks import start_distributed
+from ..core.rich_console import Console
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.compile.compiled import compile_for_training
 from ..model_zoo.evaluation.evaluation import predict, with_a_head

@@ -18,6 +18,7 @@ from ..core.command_line import (
     Overwrite,
     settings_option,
 )
+from ..core.terminal import say
 
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def simulate(
     with _place(out, overwrite) as folder:
         result = relax_and_run(atoms, calculator, folder, config)
 
-    typer.echo(
+    say(
         f"{result.formula}: {_state(result, config)}; "
         f"NVE {config.steps} x {config.time_step} fs at {result.mean_temperature:.0f} K: "
         f"drift {result.drift_mev_per_atom_ps:.3f} meV/atom/ps, "

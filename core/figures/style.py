@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, Tick
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..files import file_errors, write_atomically
 from ..numbers import short_number
+from ..terminal import printable
 
 
 # the palette of Okabe and Ito: readers with any colour vision can distinguish its colours
@@ -43,6 +45,9 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
+# Texts that are made while a figure is drawn. Ticks have plain numbers, so none needs a formula.
+NO_MATHEMATICS: Any = {"text.parse_math": False}
+
 
 def looks() -> Iterator[tuple[str, str]]:
     """Colour and marker of one series after the other, without end."""
@@ -52,7 +57,9 @@ def looks() -> Iterator[tuple[str, str]]:
 def figure_png(figure: Figure, dots_per_inch: int = 110) -> bytes:
     """The figure as a PNG that names no program and no date: equal figures give equal bytes."""
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    _show_texts_as_written(figure)
+    with rc_context(NO_MATHEMATICS):
+        figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return data.getvalue()
 
 
@@ -68,10 +75,25 @@ def save_picture(figure: Figure, folder: Path, name: str) -> bytes:
 
         # without a salt, matplotlib draws the ids inside an SVG at random
         svg = BytesIO()
-        with rc_context({"svg.hashsalt": name}):
+        with rc_context({"svg.hashsalt": name, **NO_MATHEMATICS}):
             figure.savefig(svg, format="svg", metadata={"Date": None})
         write_atomically(folder / f"{name}.svg", svg.getvalue())
     return png
+
+
+def _show_texts_as_written(figure: Figure) -> None:
+    """Names come from other people: a dollar sign starts no formula, and no character is hidden.
+
+    Here and not where a name is drawn, so that no name is forgotten.
+    """
+    tick_labels = set()
+    for tick in figure.findobj(Tick):
+        tick_labels |= {tick.label1, tick.label2}
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        # matplotlib writes the labels of ticks anew in every drawing; ours are numbers
+        if text not in tick_labels:
+            text.set_text(printable(text.get_text()))
 
 
 def log_if_positive(axes: Axes) -> None:

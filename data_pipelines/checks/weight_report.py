@@ -9,7 +9,8 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ...core.figures.periodic_table import periodic_table_heat_map
-from ...core.files import file_errors, whole_file
+from ...core.figures.style import figure_png
+from ...core.files import file_errors, write_atomically
 from ..census.census import NUM_ELEMENTS
 from ..census.weights import WeightConfig, effective_share, has_element
 from ..store.blocks import BlockReader
@@ -50,8 +51,8 @@ class WeightReport:
         unit = "copies in an epoch per structure with the element"
         figure = periodic_table_heat_map(ratios, title, unit)
         # never through a link that somebody put there
-        with file_errors(path), whole_file(path) as temporary:
-            figure.savefig(temporary, format="png")
+        with file_errors(path):
+            write_atomically(path, figure_png(figure))
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:

@@ -29,7 +29,6 @@ from pathlib import Path
 from ase import Atoms
 from ase.io.extxyz import write_xyz
 from pydantic import Field
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,6 +42,7 @@ from rich.text import Text
 
 from ...core.destination import check_destination
 from ...core.files import FileError, file_errors, write_atomically
+from ...core.rich_console import Console
 from ...core.settings import Settings
 from ...core.workers import worker_pool
 from .labelled_structure import Failure, labelled_structure

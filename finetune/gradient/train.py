@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
 from torch import nn
 
+from ...core.rich_console import Console
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.stream.collection import Collection
 from ...data_pipelines.stream.mixture import MixingConfig

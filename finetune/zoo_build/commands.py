@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ...core.terminal import say
+
 
 def zoo_build(
     name: Annotated[str, typer.Argument(help="name of the model, see `evenfield zoo list`")],
@@ -54,6 +56,6 @@ def zoo_build(
     folder = build_zoo_model(recipe, name, place, folder_of_models, workers)
     if folder is None:
         return  # stopped by a signal: what is done stays in `place`
-    typer.echo(f"model: {folder}")
+    say(f"model: {folder}")
     if work is None:
         shutil.rmtree(place)

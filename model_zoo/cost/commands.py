@@ -58,8 +58,8 @@ def cost(
     import os
 
     import torch
-    from rich.console import Console
 
+    from ...core.rich_console import Console
     from ...core.settings import load_settings
     from ..potential.config import PotentialConfig
     from ..potential.potential import Potential

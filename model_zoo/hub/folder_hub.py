@@ -22,11 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fsspec.utils import get_protocol
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError, MissingPackageError
 from ...core.files import FileError, file_errors, whole_file, write_atomically
+from ...core.rich_console import PlainColumn
 from ...core.storage import (
     TooLargeError,
     TooSlowError,
@@ -487,7 +488,7 @@ def _progress(where: str, manifest: Manifest) -> Iterator[Advance]:
         yield lambda num_bytes: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        PlainColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

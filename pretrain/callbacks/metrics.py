@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...core.files import write_atomically
+from ...core.rich_console import PlainColumn
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
 from ..monitor.rows import line_of, lines_of, row_of
@@ -90,8 +91,10 @@ class Metrics(Callback):
         except OSError as error:
             if not warned:
                 self._console.print(
-                    f"[red]{self._file.name}: {error.strerror}: "
-                    "rows are kept in memory until they can be written"
+                    f"{self._file.name}: {error.strerror}: "
+                    "rows are kept in memory until they can be written",
+                    markup=False,
+                    style="red",
                 )
 
     def on_report(self, loop: Loop, report: StepReport) -> None:
@@ -112,7 +115,7 @@ class Metrics(Callback):
         }
         if report.note:
             row["note"] = report.note
-            self._console.print(f"step {report.step}: {report.note}")
+            self._console.print(f"step {report.step}: {report.note}", markup=False)
         if report.bad_structures:
             row["bad_structures"] = report.bad_structures
             names = ", ".join(report.bad_structures[:5])
@@ -162,7 +165,7 @@ class ProgressBar(Callback):
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
+            PlainColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
