@@ -20,6 +20,7 @@ from ...core.addresses import local_path
 from ...core.files import file_errors
 from ...core.labels import LABELS
 from ..package.folder import ModelFolder, folder_revision, read_model_folder
+from ..package.levels import default_level
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
 from ..package.record import ModelRecord
 from ..potential.invariance import check_invariance
@@ -191,6 +192,14 @@ def missing_facts(record: ModelRecord, levels: list[str]) -> list[str]:
     return lacking
 
 
+def _advice_on_levels(record: ModelRecord, levels: list[str]) -> Iterator[str]:
+    if default_level(record, levels) is None:
+        yield "default_level: without it, users must name one of several levels of theory"
+    for level in levels:
+        if level not in record.level_details:
+            yield f"level_details of {level}: code, functional, basis, dispersion, spin"
+
+
 def _advice(content: ModelFolder) -> Iterator[str]:
     """What would make the card better, one line each."""
     record = content.record
@@ -198,9 +207,7 @@ def _advice(content: ModelFolder) -> Iterator[str]:
     for name in ("description", "citation", "train_counts"):
         if not getattr(record, name):
             yield name
-    for level in content.potential.config.levels_of_theory:
-        if level not in record.level_details:
-            yield f"level_details of {level}: code, functional, basis, dispersion, spin"
+    yield from _advice_on_levels(record, content.potential.config.levels_of_theory)
     for data in record.training_data:
         if data.licence.lower() in UNSTATED_LICENCES:
             yield f"licence of the data set {data.name}"

@@ -63,8 +63,8 @@ def level_to_use(record: ModelRecord, levels: Sequence[str], asked: str | None =
 
     level = default_level(record, levels)
     if level is None:
-        # the command line shows an error on one line, so the lines end in something visible
-        listed = ";\n  ".join(described_levels(record, levels))
+        # lines that are indented by two stay lines on a terminal
+        listed = "\n  ".join(described_levels(record, levels))
         raise LevelError(
             f"{record.name} has several levels of theory and no default",
             remedy=f"choose its level of theory, one of\n  {listed}",

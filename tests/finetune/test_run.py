@@ -161,6 +161,8 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
         before.energy, after.energy
     )
     saved = load(save_finetuned(result, model, tmp_path / "two-levels"))
+    # it answers with the head that was tuned, not with the base model's
+    assert saved.calculator().level_of_theory == "EMT-scaled"
     assert (
         set(saved.record.elements) == {"EMT", "EMT-scaled"}
         and NEW not in saved.record.elements["EMT-scaled"]

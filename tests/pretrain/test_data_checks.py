@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
 from evenfield.pretrain.data_checks import held_out_split, notes_on_data
 from evenfield.pretrain.run import pretrain
@@ -94,3 +97,25 @@ def test_held_out_level_is_noted_and_another_split_judges(run_config, changed):
         "(3 of test) are left out of the evaluation"
     ]
     assert held_out_split(data) == "valid"
+
+
+def test_default_level_must_be_one_of_the_data(run_config, data_set):
+    """Found before the training, and not when the model is saved."""
+    config = run_config(data=str(data_set), default_level="HSE")
+    with pytest.raises(EvenfieldError, match="default_level=HSE: no training structure"):
+        pretrain(config, quiet=True)
+    assert not Path(config.out).exists()
+
+
+def test_stated_default_and_counts_of_each_level_are_in_the_record(run_config, data_set):
+    folder = pretrain(run_config(default_level="EMT-scaled", max_steps=1), quiet=True)
+    model = load(folder)
+    assert model.potential.config.levels_of_theory[0] != "EMT-scaled"
+    assert model.calculator().level_of_theory == "EMT-scaled"
+
+    counted: dict[str, Counter[str]] = {}
+    for structure in iter_structures(data_set, "train"):
+        symbols = set(structure.to_atoms().symbols)
+        counted.setdefault(structure.level_of_theory, Counter()).update(symbols)
+    assert model.record.level_counts == counted
+    assert model.record.unlearned() == []

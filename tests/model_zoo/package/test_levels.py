@@ -50,7 +50,7 @@ def test_several_levels_without_a_default_are_asked_for(apart: Path) -> None:
 
     # a line for each, to choose from
     _, *lines = str(refusal.value).splitlines()
-    assert lines == ["  PBE for Cu;", "  EMT for Cu Au"]
+    assert lines == ["  PBE for Cu", "  EMT for Cu Au"]
     assert energy(model, level_of_theory="EMT") < energy(model, level_of_theory="PBE") - 10
 
 
