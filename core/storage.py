@@ -57,18 +57,22 @@ def file_system(address: str) -> tuple[Any, str]:
     """The fsspec file system of an address, and the path in it."""
     options: dict[str, Any] = {}
     if is_web_address(address):
-        # comes with fsspec's support of the web, which not every installation needs
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
         options["client_kwargs"] = {
-            "timeout": timeout,
+            "timeout": _web_timeout(None),
             # A compressed answer could be a thousand times larger than what arrives. Files are
             # asked for as they are; hashes reveal a server that compresses them all the same.
             "auto_decompress": False,
             "headers": {"Accept-Encoding": "identity"},
         }
     return fsspec.url_to_fs(address, **options)
+
+
+def _web_timeout(seconds: float | None) -> Any:
+    """Limits for one request: for a silence, and for everything."""
+    # slow to import, and most files are local
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=SILENCE, sock_read=SILENCE)
 
 
 def is_web_address(address: str) -> bool:
@@ -84,7 +88,7 @@ def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
 
     def read() -> bytes:
         content = b""
-        with opened(fs, path) as file:
+        with opened(fs, path, SMALL_FILE_SECONDS) as file:
             for chunk in chunks(file, limit, SMALL_FILE_SECONDS):
                 content += chunk
         return content
@@ -118,15 +122,18 @@ def file_info(fs: Any, path: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def opened(fs: Any, path: str) -> Iterator[IO[bytes]]:
+def opened(fs: Any, path: str, seconds: float | None = None) -> Iterator[IO[bytes]]:
     """An open file of a store, to be read from its beginning to its end.
+
+    A web server gets `seconds` for it. Its headers alone could come without an end.
 
     FileNotFoundError when the store answers that there is none.
     """
     if get_protocol(path) in WEB:
         # As one stream. A size, which need not be right, saves a request for it. In blocks, fsspec
         # would hold in memory whatever the server sends as one of them.
-        file = fs.open(path, "rb", block_size=0, size=1)
+        timeout = _web_timeout(seconds)
+        file = fs.open(path, "rb", block_size=0, size=1, timeout=timeout)
     else:
         file = fs.open(path, "rb")
     with file:

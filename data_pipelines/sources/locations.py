@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,10 +26,20 @@ from ...core.addresses import (
     without_secrets,
 )
 from ...core.errors import EvenfieldError
-from ...core.storage import file_info, file_system, is_web_address, reason_of, retried
+from ...core.storage import (
+    TooLargeError,
+    chunks,
+    file_info,
+    file_system,
+    is_web_address,
+    opened,
+    reason_of,
+    retried,
+)
 
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
+DOWNLOAD_CHUNK = 1 << 20  # bytes
 GLOB = re.compile(r"[*?\[]")
 
 # what the stores behind fsspec call the state of a file
@@ -298,8 +310,27 @@ def local_file(name: str) -> Iterator[Path]:
         copy = Path(folder) / Path(without_query(name)).name
         with _network_errors(name):
             filesystem, remote_path = file_system(name)
-            filesystem.get_file(remote_path, str(copy))
+            if is_web_address(name):
+                _copy_from_web(filesystem, remote_path, copy, name)
+            else:
+                filesystem.get_file(remote_path, str(copy))
         yield copy
+
+
+def _copy_from_web(filesystem: Any, remote_path: str, copy: Path, name: str) -> None:
+    """Download a file. A server need not state its size, and may send without an end."""
+    # some room is left for everything else that is at work on this machine
+    limit = int(0.9 * shutil.disk_usage(copy.parent).free)
+    try:
+        with opened(filesystem, remote_path) as remote, copy.open("wb") as local:
+            for chunk in chunks(remote, limit, math.inf, DOWNLOAD_CHUNK):
+                local.write(chunk)
+    except TooLargeError:
+        raise SourceError(
+            f"has more than {limit:,} bytes, for which {copy.parent.parent} has no room",
+            file=name,
+            remedy="set TMPDIR to a folder with more room, or download the file yourself",
+        ) from None
 
 
 # --- has a source changed?

@@ -323,8 +323,9 @@ class FolderHub:
         # of the block, since a generator does not see errors of its caller.
         with self._storage_errors(where):
             try:
-                with opened(self.fs, source) as remote:
-                    yield from chunks(remote, limit, seconds_for(limit), CHUNK)
+                seconds = seconds_for(limit)
+                with opened(self.fs, source, seconds) as remote:
+                    yield from chunks(remote, limit, seconds, CHUNK)
             except TooLargeError as error:
                 name = source.rpartition("/")[2]
                 raise too_large(where, name, f"more than {limit:,}", limit) from error

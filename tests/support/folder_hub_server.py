@@ -29,6 +29,8 @@ class FolderServer:
     endless: str | None = None
     # compress files, whatever the client asks for
     compresses: bool = False
+    # send headers without an end, a few bytes at a time
+    drips: bool = False
     # bytes that were sent of endless files
     endless_bytes: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -70,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(state.status, b"")
             return
 
+        if state.drips:
+            self._drip()
+            return
+
         file = state.folder / path.lstrip("/")
         if state.endless is not None and path.endswith(state.endless):
             self._send_without_end()
@@ -89,6 +95,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
+
+    def _drip(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        number = 0
+        while not self.state.stop.wait(0.05):
+            number += 1
+            try:
+                self.wfile.write(b"X-%d: 1\r\n" % number)
+            except OSError:
+                return
 
     def _send_without_end(self) -> None:
         self.send_response(200)

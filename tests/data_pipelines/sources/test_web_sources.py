@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import ase.io
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +13,7 @@ from evenfield.data_pipelines.commands import app
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError, list_files
-from evenfield.data_pipelines.sources.read import list_parts, source_fingerprint
+from evenfield.data_pipelines.sources.read import list_parts, read_structures, source_fingerprint
 
 from folder_hub_server import FolderServer, serve_folder
 
@@ -86,6 +88,16 @@ def test_an_outage_is_no_absence(server):
     # HEAD and GET of the first two tries
     server.refusals_left = 4
     assert list_files(name, (".extxyz",)) == [name]
+
+
+def test_a_file_without_an_end_does_not_fill_the_disk(server, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    # a disk with ten megabytes left
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10 << 20))
+    server.endless = "set.extxyz"
+    with pytest.raises(SourceError, match=r"has more than 9,437,184 bytes, for which"):
+        list(read_structures(f"{server.address}/set.extxyz", CONFIG))
+    assert server.endless_bytes < 60 << 20
 
 
 # --- paths

@@ -296,6 +296,17 @@ def test_a_readme_of_the_first_format_has_a_limit_too(
         model_zoo.load(f"me/copper@{revision}", hub.address)
 
 
+def test_a_hub_that_sends_byte_by_byte_is_left(
+    hub: FolderServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never is silent for long, and what it sends never exceeds a limit."""
+    model_zoo.publish(folder, "me/copper", hub.folder)
+    monkeypatch.setattr(storage, "SMALL_FILE_SECONDS", 1.0)
+    hub.drips = True
+    with pytest.raises(UnreachableHubError, match=r"sends only \d+ bytes in 1 s|no answer within"):
+        model_zoo.load("me/copper", hub.address)
+
+
 def test_compressed_answers_are_not_blown_up(hub: FolderServer, folder: Path) -> None:
     """A gigabyte of zeros takes a megabyte on the way; no client asked for that."""
     pinned = model_zoo.publish(folder, "me/copper", hub.folder)
