@@ -7,6 +7,7 @@ is a convention of the level of theory, and would hide every error in a plot.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,19 @@ import numpy as np
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, whole_file
 from ...core.labels import LABELS, Label
+
+
+# What a damaged archive raises, besides errors of the operating system. The last two are a method
+# of compression that does not exist, and an archive that claims to be encrypted.
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class BadPredictionsError(EvenfieldError):
@@ -118,7 +132,7 @@ class ParityPairs:
                 # a pickle in a strange file could run code
                 with np.load(path, allow_pickle=False) as file:
                     arrays = dict(file)
-            except (ValueError, BadZipFile) as error:
+            except UNREADABLE as error:
                 raise _bad(path, f"it cannot be read ({error})") from error
         return cls._from_arrays(arrays, path)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.model_zoo.evaluation.evaluation import NothingToEvaluateError, evaluate, predict
 from evenfield.model_zoo.evaluation.parity import draw_parity
@@ -271,6 +272,31 @@ def test_predictions_without_stress_are_read_and_damaged_ones_are_named(by_hand,
     path.write_text("no archive")
     with pytest.raises(BadPredictionsError, match="cannot be read"):
         ParityPairs.read(path)
+
+
+def test_a_flipped_bit_in_predictions_is_found_or_changes_nothing(by_hand, tmp_path):
+    path = tmp_path / "predictions.npz"
+    by_hand.parity().save(path)
+    whole = path.read_bytes()
+    expected = ParityPairs.read(path)
+
+    rng = np.random.default_rng(0)
+    num_found = 0
+    for place in rng.integers(0, len(whole), 300):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(0, 8))
+        path.write_bytes(changed)
+        try:
+            found = ParityPairs.read(path)
+        except EvenfieldError:
+            num_found += 1
+            continue
+        # some bytes of an archive say nothing, such as the date of a file
+        assert found.level_names == expected.level_names
+        np.testing.assert_array_equal(found.level_index, expected.level_index)
+        for name, pair in expected.pairs.items():
+            np.testing.assert_array_equal(found.pairs[name], pair)
+    assert num_found > 150
 
 
 def test_parity_figure_has_a_panel_for_every_label_with_references(by_hand):
