@@ -33,9 +33,9 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def say(text: str = "", *, err: bool = False, colour: str | None = None) -> None:
+def say(text: object = "", *, err: bool = False, colour: str | None = None) -> None:
     """Print a line; `err` sends it to stderr."""
-    typer.secho(printable(text), err=err, fg=colour)
+    typer.secho(printable(str(text)), err=err, fg=colour)
 
 
 def _written_out(character: str) -> str:

@@ -30,7 +30,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ..core.errors import EvenfieldError
 from ..core.labels import LABELS, present
-from .neighbours import cell_heights, neighbour_list
+from .neighbours import GeometryError, cell_heights, neighbour_list
 
 
 SCHEMA_VERSION = 1
@@ -223,9 +223,15 @@ def _check_cell(structure: Structure) -> None:
 
 
 def _check_distances(structure: Structure) -> None:
-    edge_index, shifts = neighbour_list(
-        structure.positions, structure.cell, structure.pbc, SEARCH_RADIUS
-    )
+    try:
+        edge_index, shifts = neighbour_list(
+            structure.positions, structure.cell, structure.pbc, SEARCH_RADIUS
+        )
+    except GeometryError as error:
+        # an error of one record, which a conversion may set aside
+        raise BadRecordError(
+            f"cannot be searched for neighbours: {error.message}", remedy="remove the record"
+        ) from None
     if not edge_index.shape[1]:
         return
     sender, receiver = edge_index

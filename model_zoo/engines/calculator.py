@@ -89,7 +89,7 @@ class EvenfieldCalculator(Calculator):
             )
 
         parameter = next(self.potential.parameters())
-        now = {
+        now: dict[str, Any] = {
             "device": parameter.device,
             "dtype": _dtype_name(self.potential),
             "level_of_theory": self.level_of_theory,

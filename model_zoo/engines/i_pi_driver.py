@@ -21,11 +21,15 @@ from ase.units import Bohr, Hartree
 
 # by full names: i-PI loads this file outside of its package, where relative imports fail
 from evenfield.data_pipelines.sources.ase_files import read_one
+from evenfield.model_zoo.engines.errors import EngineError
 from evenfield.model_zoo.hub.load import load
 
 
 __DRIVER_NAME__ = "evenfield"
 __DRIVER_CLASS__ = "EvenfieldDriver"
+
+# what i-PI adds to the parameters of its input file
+I_PIS_OWN = {"verbosity", "verbose"}
 
 
 class EvenfieldDriver:
@@ -40,12 +44,20 @@ class EvenfieldDriver:
         device: str = "cpu",
         dtype: str = "float64",
         folder_hub: str | None = None,
-        **_: Any,
+        **others: Any,
     ) -> None:
         """Read the atoms, in i-PI's order, from the file `template`, and load a model by reference.
 
-        i-PI passes further parameters of its own, which are ignored.
+        Raises EngineError for a parameter that is neither ours nor i-PI's.
         """
+        # a misspelt parameter would leave its default in place
+        unknown = sorted(set(others) - I_PIS_OWN)
+        if unknown:
+            raise EngineError(
+                f"{', '.join(unknown)}: no such parameter",
+                remedy="the parameters are template, model, level_of_theory, device, dtype and "
+                "folder_hub",
+            )
         self.atoms = read_one(Path(template))
         self.atoms.calc = load(model, folder_hub).calculator(
             device=device, level_of_theory=level_of_theory, dtype=dtype

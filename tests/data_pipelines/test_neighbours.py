@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from evenfield.data_pipelines.neighbours import GeometryError, neighbour_list
+from evenfield.data_pipelines.structure import BadRecordError, Structure, check_structure
 
 
 CUTOFF = 5.0  # A
@@ -119,3 +120,10 @@ def test_other_vectors_of_a_lattice_give_the_same_pairs() -> None:
     few, _ = search(bulk("Cu", cubic=True))
     oblique, _ = search(sheared(100.0))
     assert few.shape == oblique.shape
+
+
+def test_a_record_that_cannot_be_searched_is_a_bad_record() -> None:
+    """A conversion sets bad records aside; any other error would end it."""
+    crowd = Atoms("H2000", positions=np.zeros((2000, 3)), cell=[0.5, 0.5, 0.5], pbc=True)
+    with pytest.raises(BadRecordError, match="cannot be searched for neighbours: the cell has"):
+        check_structure(Structure.from_atoms(crowd, "EMT", "crowd"))

@@ -121,6 +121,15 @@ def test_torch_sim_in_inference_mode(model: model_zoo.LoadedModel) -> None:
         assert torch.equal(wrapped(inside)["forces"], expected)
 
 
+def test_i_pi_driver_refuses_a_misspelt_parameter(tmp_path: Path) -> None:
+    """It was ignored, and the model's default level answered."""
+    from evenfield.model_zoo.engines.i_pi_driver import EvenfieldDriver
+
+    ase.io.write(tmp_path / "start.extxyz", structures()[0])
+    with pytest.raises(EngineError, match="level: no such parameter"):
+        EvenfieldDriver(str(tmp_path / "start.extxyz"), "evenfield-s", level="EMT", verbosity=1)
+
+
 # i-PI uses names that Python deprecates, and leaves files open until they are collected
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
