@@ -61,9 +61,13 @@ def save_finetuned(
     for member in member_levels(level, len(result.posterior.bootstrap)):
         elements[member] = elements[level]
 
+    # Where the base model does not count, the new structures alone would look like all: elements
+    # that it has learned would seem to have no training structure.
+    counts = dict(base.train_counts)
+    if counts:
+        counts = train_counts(counts, result.structures)
     level_counts = dict(base.level_counts)
-    # older models do not count by level, and a part of the structures would look like all
-    if level in level_counts or level not in base.elements:
+    if set(base.elements) <= set(level_counts):
         level_counts[level] = train_counts(level_counts.get(level, {}), result.structures)
 
     record = ModelRecord(
@@ -71,7 +75,7 @@ def save_finetuned(
         licence=licence or base.licence,
         elements=elements,
         default_level=level,
-        train_counts=train_counts(base.train_counts, result.structures),
+        train_counts=counts,
         level_counts=level_counts,
         training_data=[*base.training_data, result.target.source],
         training={**base.training, "finetune": facts(result)},

@@ -18,9 +18,10 @@ from ..data_pipelines.convert.convert import ConvertConfig, convert
 from ..data_pipelines.convert.finish import NoLabelsError
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
+from ..data_pipelines.sources.read import source_fingerprint
 from ..data_pipelines.sources.records import DisagreeingLabelsError
 from ..data_pipelines.store.blocks import iter_structures
-from ..data_pipelines.store.shards import read_info
+from ..data_pipelines.store.shards import BrokenDataSetError, read_info
 from ..data_pipelines.structure import BadRecordError, Structure
 from ..model_zoo.package.record import TrainingData
 
@@ -246,7 +247,10 @@ def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
 def _convert_file(
     data: Path | str, source: SourceConfig | None, work: Path | None, overwrite: bool
 ) -> Path:
-    """Convert a file or another source into `work`; labels in REF_* columns are recognised."""
+    """Convert a file or another source into `work`; labels in REF_* columns are recognised.
+
+    Raises DestinationError when `work` holds a data set of other bytes, unless `overwrite`.
+    """
     if work is None:
         raise EvenfieldError(
             "is not the folder of a converted data set",
@@ -260,6 +264,8 @@ def _convert_file(
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
+    # A run that was refused for a unit, say, is repeated with another setting.
+    overwrite = overwrite or _is_of_an_earlier_run(work, str(data), config)
     try:
         convert(str(data), work, config, workers=1, overwrite=overwrite)
     except NoLabelsError as error:
@@ -286,3 +292,17 @@ def _convert_file(
         error.remedy = other_way if error.remedy is None else f"{error.remedy}; or {other_way}"
         raise
     return work
+
+
+def _is_of_an_earlier_run(work: Path, data: str, config: ConvertConfig) -> bool:
+    """Whether a fine-tuning converted the same bytes into `work`, with whatever settings."""
+    if not (work / "dataset_info.json").is_file():
+        return False
+    try:
+        made_from = read_info(work)["source"]
+    except BrokenDataSetError:
+        return False
+    # a data set that the user converted has splits of its own
+    shares = ("valid_share", "test_share")
+    is_ours = all(made_from.get("config", {}).get(name) == 0.0 for name in shares)
+    return is_ours and made_from["sha256"] == source_fingerprint(data, config)

@@ -10,6 +10,7 @@ import pytest
 
 from evenfield import cli, model_zoo
 from evenfield.core.destination import DestinationError
+from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.finetune import run as runs
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.few_shot import curve as curves
@@ -82,6 +83,11 @@ def test_another_data_set_at_out_data_is_refused_unless_overwritten(model, data,
     # the same run again uses it again
     finetune(model, data, config, work=work)
     assert contents(work) == before
+
+    # and with another setting, as an error about units may have asked for, it replaces its own
+    renamed = config.model_copy(update={"source": SourceConfig(level_of_theory="PBE")})
+    assert finetune(model, data, renamed, work=work).level_of_theory == "PBE"
+    before = contents(work)
 
     other = tmp_path / "other.extxyz"
     ase.io.write(other, ase.io.read(data, ":")[:4])

@@ -139,6 +139,7 @@ class OnALine:
 
     def __init__(self, number: int = 2) -> None:
         self.valid = [None] * number
+        self.num_different = number
 
     def rank(self, potential: torch.nn.Linear) -> tuple[bool, float]:
         x = float(potential.weight.detach())
