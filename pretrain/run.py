@@ -32,15 +32,9 @@ from .callbacks.saving import Checkpoints
 from .callbacks.validation import LearnedNoise, Validation, spread_structures
 from .checkpoints.checkpoints import seed_everything
 from .checkpoints.new_heads import filled_up
-from .checkpoints.resume import (
-    Resume,
-    look_for_run,
-    refuse_occupied,
-    run_set_aside,
-    sole_writer,
-    take_up,
-)
+from .checkpoints.resume import look_for_run, take_up
 from .checkpoints.run_data import KeptHeads, RunData
+from .checkpoints.run_folder import Resume, refuse_occupied, run_set_aside, sole_writer
 from .config import PretrainConfig
 from .data_checks import check_data, held_out_split, notes_on_data, num_with_a_head
 from .errors import TrainingError

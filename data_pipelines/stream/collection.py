@@ -53,12 +53,12 @@ class Collection:
     def structures(self, split: str) -> Iterator[Structure]:
         """All structures of a split, one data set after the other."""
         return chain.from_iterable(
-            iter_structures(folder, split) for folder in self._folders_with(split)
+            iter_structures(folder, split) for folder in self.folders_with(split)
         )
 
     def sample(self, split: str, number: int) -> list[Structure]:
         """At least `number` structures if there are as many, equally many of each data set."""
-        folders = self._folders_with(split)
+        folders = self.folders_with(split)
         sample: list[Structure] = []
         for folder in folders:
             sample += BlockReader(folder, split).sample(-(-number // len(folders)))
@@ -96,7 +96,7 @@ class Collection:
         With `stream.lanes` it is made of the virtual ranks that the rank serves.
         Raises StreamError for shares or virtual ranks that do not fit.
         """
-        folders = self._folders_with("train")
+        folders = self.folders_with("train")
         counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
         # fitted once for all virtual ranks of this process
         weights = [SharedWeights() for _ in folders]
@@ -123,7 +123,7 @@ class Collection:
         own = virtual_ranks_of(config.lanes, rank, world_size)
         return VirtualRanks([stream_of(virtual_rank, config.lanes) for virtual_rank in own])
 
-    def _folders_with(self, split: str) -> list[Path]:
+    def folders_with(self, split: str) -> list[Path]:
         """Folders of the data sets that have structures in a split."""
         pairs = zip(self.folders, self.infos, strict=True)
         return [folder for folder, info in pairs if info["num_structures"][split]]

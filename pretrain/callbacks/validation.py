@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -52,36 +52,48 @@ def spread_structures(
     Each level of each data set gives equally many if it has as many, evenly spaced in its files.
     The order is that of the files. Structures of other levels are left out.
     """
-    readers: dict[int, BlockReader] = {}
-    # by data set and level of theory: the block and the row (n, 2) of each structure
-    places: dict[tuple[int, str], list[np.ndarray]] = {}
-    for index, info in enumerate(data.infos):
-        if not info["num_structures"][split]:
-            continue
-        readers[index] = BlockReader(data.folders[index], split)
-        for block in range(len(readers[index])):
-            # one column, which takes little time even for millions of structures
-            names = readers[index].table(block, ["level_of_theory"])["level_of_theory"].to_numpy()
-            for level in levels_of_theory:
-                rows = np.flatnonzero(names == level)
-                if len(rows):
-                    own = np.column_stack([np.full_like(rows, block), rows])
-                    places.setdefault((index, level), []).append(own)
+    stocks: list[_Stock] = []
+    for folder in data.folders_with(split):
+        stocks += _stocks(BlockReader(folder, split), levels_of_theory)
 
-    stocks = [(index, np.concatenate(parts)) for (index, _), parts in places.items()]
-    shares = equal_shares([len(stock) for _, stock in stocks], limit)
-    chosen: dict[tuple[int, int], list[int]] = {}
-    for (index, stock), number in zip(stocks, shares, strict=True):
-        spaced = np.arange(number) * len(stock) // max(1, number)
-        for block, row in stock[spaced].tolist():
-            chosen.setdefault((index, block), []).append(row)
+    # rows of each block: a block is decoded once, whatever levels it has
+    chosen: dict[BlockReader, dict[int, list[int]]] = {stock.reader: {} for stock in stocks}
+    shares = equal_shares([len(stock.places) for stock in stocks], limit)
+    for stock, number in zip(stocks, shares, strict=True):
+        spaced = np.arange(number) * len(stock.places) // max(1, number)
+        for block, row in stock.places[spaced].tolist():
+            chosen[stock.reader].setdefault(block, []).append(row)
 
     structures = []
-    for index, block in sorted(chosen):
-        decoded = readers[index].block(block)
-        for row in sorted(chosen[index, block]):
-            structures.append(_copied(decoded.structure(row)))
+    for reader, blocks in chosen.items():
+        for block in sorted(blocks):
+            decoded = reader.block(block)
+            for row in sorted(blocks[block]):
+                structures.append(_copied(decoded.structure(row)))
     return structures
+
+
+@dataclass(frozen=True)
+class _Stock:
+    """The structures of one level of theory in one data set, (n, 2): block and row of each."""
+
+    reader: BlockReader
+    places: np.ndarray
+
+
+def _stocks(reader: BlockReader, levels_of_theory: list[str]) -> list[_Stock]:
+    """One for each of the levels that the data set has."""
+    places: dict[str, list[np.ndarray]] = {}
+    for block in range(len(reader)):
+        # one column, which takes little time even for millions of structures
+        table = reader.table(block, ["level_of_theory"])
+        names = table["level_of_theory"].to_numpy()
+        for level in levels_of_theory:
+            rows = np.flatnonzero(names == level)
+            if len(rows):
+                own = np.column_stack([np.full_like(rows, block), rows])
+                places.setdefault(level, []).append(own)
+    return [_Stock(reader, np.concatenate(parts)) for parts in places.values()]
 
 
 def equal_shares(sizes: list[int], total: int) -> list[int]:

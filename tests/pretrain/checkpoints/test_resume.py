@@ -16,7 +16,8 @@ from evenfield.core.settings import Settings
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.average import AverageConfig
-from evenfield.pretrain.checkpoints.resume import changes, jumps, sole_writer
+from evenfield.pretrain.checkpoints.resume import changes, jumps
+from evenfield.pretrain.checkpoints.run_folder import sole_writer
 from evenfield.pretrain.config import RESUME_RULES, PretrainConfig, resume_rules
 from evenfield.pretrain.errors import NoCheckpointError, ResumeError
 

@@ -1,0 +1,102 @@
+"""The run folder: refused when it holds something else, set aside for a new run, and locked."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from ...core.destination import check_destination, contents, kind_of
+from ...core.files import file_errors
+from ...core.locks import LockedError, held
+from ...data_pipelines.stream.collection import Collection
+from ..config import PretrainConfig
+from ..errors import ResumeError
+from .checkpoints import choose_checkpoint
+
+
+Resume = Literal["no", "auto", "must"]
+
+LOCK = ".lock"
+
+
+def refuse_occupied(
+    config: PretrainConfig, data: Collection, resume: Resume, *, overwrite: bool = False
+) -> None:
+    """Raise DestinationError or ResumeError if the run would replace what its folder holds.
+
+    Pruning, for one, would keep an old run's checkpoints and delete those of the new one.
+    """
+    out = Path(config.out)
+    name, _ = choose_checkpoint(out / "checkpoints")
+    if resume == "must" or (resume == "auto" and (name or _is_unfinished_run(out))):
+        return
+    if name and not overwrite:
+        raise ResumeError(
+            f"already holds a run, saved at {name}",
+            remedy="add --resume auto to continue it, name another folder, or replace it with "
+            "--overwrite",
+            file=out,
+        )
+    # a process that was killed before it wrote anything leaves its lock
+    if contents(out) != LOCK:
+        check_destination(
+            out,
+            overwrite=overwrite,
+            inputs=data.folders,
+            remedy="name another folder with out, or replace it with --overwrite",
+        )
+
+
+def _is_unfinished_run(out: Path) -> bool:
+    """Whether a run was killed here before its first whole checkpoint."""
+    return kind_of(out) == "a training run" and not (out / "model").exists()
+
+
+@contextmanager
+def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
+    """Set what is in the run folder aside for a new run, and remove it once that has ended well.
+
+    When the block fails before anything was written, the old run is put back. Otherwise both are
+    there: the new one can be resumed, and the old one is in a folder of its own.
+    """
+    if not overwrite or contents(out) is None:
+        yield
+        return
+
+    # refused while another process trains into the folder
+    with sole_writer(out), file_errors(out):
+        old = _unused_name(out)
+        out.rename(old)
+    console.print(f"what {out} held is kept as {old} until the new run has ended", markup=False)
+    try:
+        yield
+    except BaseException:
+        if contents(out) in (None, LOCK):
+            shutil.rmtree(out, ignore_errors=True)
+            old.rename(out)
+        raise
+    if (out / "model").is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _unused_name(out: Path) -> Path:
+    """`NAME.old-1` next to the run folder, or the first number that is free."""
+    names = (out.with_name(f"{out.name}.old-{number}") for number in itertools.count(1))
+    # also a link that leads nowhere is in the way
+    return next(name for name in names if not name.exists() and not name.is_symlink())
+
+
+def sole_writer(out: Path) -> AbstractContextManager[None]:
+    """Hold the run folder against other processes, such as a rank that outlived its launcher."""
+    refusal = LockedError(
+        "another process trains into this folder",
+        remedy="end it first, or name another folder",
+        file=out,
+    )
+    return held(out / LOCK, refusal)
