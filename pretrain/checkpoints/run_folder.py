@@ -11,7 +11,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from ...core.destination import check_destination, contents, kind_of
+from ...core.destination import check_destination, kind_of
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...data_pipelines.stream.collection import Collection
@@ -43,8 +43,7 @@ def refuse_occupied(
             "--overwrite",
             file=out,
         )
-    # a process that was killed before it wrote anything leaves its lock
-    if contents(out) != LOCK:
+    if not _holds_nothing(out):
         check_destination(
             out,
             overwrite=overwrite,
@@ -58,6 +57,14 @@ def _is_unfinished_run(out: Path) -> bool:
     return kind_of(out) == "a training run" and not (out / "model").exists()
 
 
+def _holds_nothing(out: Path) -> bool:
+    """Whether the folder is there, and empty but for what a process leaves that is killed early."""
+    if not out.is_dir():
+        return False
+    names = [path.name for path in out.iterdir()]
+    return all(name == LOCK or (name[0] == "." and name.endswith(".tmp")) for name in names)
+
+
 @contextmanager
 def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
     """Set what is in the run folder aside for a new run, and remove it once that has ended well.
@@ -65,7 +72,7 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     When the block fails before anything was written, the old run is put back. Otherwise both are
     there: the new one can be resumed, and the old one is in a folder of its own.
     """
-    if not overwrite or contents(out) is None:
+    if not overwrite or not out.exists() or _holds_nothing(out):
         yield
         return
 
@@ -77,7 +84,7 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     try:
         yield
     except BaseException:
-        if contents(out) in (None, LOCK):
+        if not out.exists() or _holds_nothing(out):
             shutil.rmtree(out, ignore_errors=True)
             old.rename(out)
         raise

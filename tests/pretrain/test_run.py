@@ -314,6 +314,14 @@ def test_occupied_folder_is_refused_before_anything_is_computed(run_config, monk
         pretrain(inside, resume, quiet=True, overwrite=resume == "no")
 
 
+def test_what_an_early_kill_leaves_is_in_nobodys_way(run_config):
+    config = run_config(max_steps=1)
+    Path(config.out).mkdir()
+    for name in (".lock", ".config.yaml.0a1b2c3d.tmp"):
+        (Path(config.out) / name).write_text("half")
+    assert pretrain(config, quiet=True) is not None
+
+
 class Failure(Exception):
     """Raised by a test at a given point of a run."""
 
