@@ -129,8 +129,9 @@ class ParityPairs:
         """
         with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
             try:
-                # a pickle in a strange file could run code
-                with np.load(path, allow_pickle=False) as file:
+                # opened here, because numpy does not close an archive that it cannot read;
+                # no pickle, since one in a strange file could run code
+                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                     arrays = dict(file)
             except UNREADABLE as error:
                 raise _bad(path, f"it cannot be read ({error})") from error
