@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
@@ -140,7 +141,7 @@ class EvenfieldCalculator(Calculator):
         self.parameters.update(level_of_theory=level, dtype=_dtype_name(potential))
 
     # Forces are derivatives: they need autograd, in full precision, whatever mode the caller is in.
-    @torch.inference_mode(False)
+    @own_modes()
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -180,7 +181,7 @@ class EvenfieldCalculator(Calculator):
                 "stress needs a cell that is periodic in three directions"
             )
 
-    @torch.inference_mode(False)
+    @own_modes()
     def get_features(self, atoms: Atoms | None = None) -> np.ndarray:
         """The features that the energy of every head is linear in, (N, readout_size).
 
@@ -255,7 +256,7 @@ def refuse_results(batch: Batch) -> NoReturn:
 
 
 # Tensors made in a caller's inference mode could not be differentiated, which forces need.
-@torch.inference_mode(False)
+@own_modes()
 def moved(potential: Potential, device: str | torch.device, dtype: str | None) -> Potential:
     """The potential on a device and in a dtype; itself when it is there already, else a copy.
 

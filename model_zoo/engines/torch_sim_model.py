@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import MissingPackageError
+from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
 from .calculator import check_elements, moved, refuse_results, trained_elements
@@ -74,7 +75,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         self._memory_scales_with = "n_atoms_x_density"
 
     # Forces are derivatives: they need autograd, whatever mode the caller is in.
-    @torch.inference_mode(False)
+    @own_modes()
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """energy (S,) in eV, forces (N, 3) in eV/A, tensile-positive stress (S, 3, 3) in eV/A^3."""
         if not isinstance(state, SimState):

@@ -28,6 +28,7 @@ from ...core.addresses import without_secrets
 from ...core.destination import replace_folder
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
+from ...core.torch_modes import own_modes
 from ..evaluation.summary import ErrorSummary, SummaryError
 from ..potential.config import PotentialConfig
 from ..potential.potential import Potential
@@ -265,7 +266,7 @@ def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
 
 
 # Tensors made in a caller's inference mode could not be differentiated, which forces need.
-@torch.inference_mode(False)
+@own_modes()
 def read_model_folder(folder: Path | str) -> ModelFolder:
     """Read a model folder of any known format.
 

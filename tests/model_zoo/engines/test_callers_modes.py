@@ -33,6 +33,8 @@ MODES = {
     "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
     "inference mode": torch.inference_mode,
     "no grad": torch.no_grad,
+    # as torch.set_default_device("cuda"), on any machine
+    "default device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
 }
 
