@@ -28,9 +28,11 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.summary import ErrorSummary
 from ...model_zoo.hub.load import LoadedModel
 from ...pretrain.config import PretrainConfig
+from ...pretrain.errors import TrainingError
 from ...pretrain.run import pretrain
 from ..config import FineTuneConfig
 from ..run import finetune
+from ..safety.step0 import WrongUnitError
 from ..strategies import StrategyName, fewest_to_hold_out
 from ..target import Target, draw, open_target
 from .results import BASELINE, FewShotCurve, FewShotRow
@@ -186,7 +188,12 @@ def _compute(
         errors, seconds = _from_scratch(model, target, config.scratch_steps, cell.seed)
         return [_row(cell, BASELINE, errors, seconds)]
 
-    result = finetune(model, target, settings.model_copy(update={"strategy": cell.strategy}))
+    try:
+        result = finetune(model, target, settings.model_copy(update={"strategy": cell.strategy}))
+    except (WrongUnitError, TrainingError) as error:
+        # their remedies name settings of a fine-tuning, which a curve has under another key
+        error.remedy = f"{error.remedy}; settings of the fine-tuning begin with finetune. here"
+        raise
     stages = {
         "pretrained": result.stages["pretrained"],
         "step0": result.stages["step0"],

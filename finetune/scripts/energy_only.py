@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from evenfield import model_zoo
+from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.gradient.config import GradientConfig
 from evenfield.finetune.run import finetune
@@ -15,7 +16,7 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 from evenfield.finetune.target import open_target
 
 
-def without_forces(structures):
+def without_forces(structures: list[Structure]) -> list[Structure]:
     return [structure.with_labels(forces=None, stress=None) for structure in structures]
 
 

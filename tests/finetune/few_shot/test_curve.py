@@ -14,6 +14,7 @@ from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.few_shot import curve as curves
 from evenfield.finetune.few_shot.curve import CurveConfig, few_shot_curve
 from evenfield.finetune.run import finetune
+from evenfield.finetune.safety.step0 import WrongUnitError
 from evenfield.finetune.target import draw
 from evenfield.pretrain.run import pretrain
 
@@ -158,3 +159,13 @@ def test_tasks_of_an_array_compute_each_cell_once(model, sets, tmp_path, monkeyp
 
     assert figures(content["rows"]) == pytest.approx(figures(json.loads(whole.read_text())["rows"]))
     assert len(content["rows"]) == 12
+
+
+def test_remedies_name_the_settings_of_a_curve(model, sets, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise WrongUnitError("looks like Hartree", remedy="set trust_units=true")
+
+    monkeypatch.setattr(curves, "finetune", refuse)
+    with pytest.raises(WrongUnitError) as caught:
+        curve(model, sets, tmp_path / "fewshot.json")
+    assert caught.value.remedy.endswith("settings of the fine-tuning begin with finetune. here")
