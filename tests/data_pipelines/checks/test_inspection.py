@@ -272,7 +272,7 @@ def test_many_levels_and_no_labels_are_drawn(alloy_walk, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, tmp_path):
+def test_command_writes_both_files_and_a_new_conversion_takes_them_away(emt_file, tmp_path):
     folder, columns = tmp_path / "set", {"level_of_theory": "level"}
     convert(emt_file, folder, ConvertConfig(columns=columns))
     result = CliRunner().invoke(app, ["data", "inspect", str(folder)])
@@ -283,7 +283,9 @@ def test_command_writes_both_files_and_a_new_conversion_is_not_harmed(emt_file, 
     assert "eV/\u00c5\u00b3" in page and "tensile-positive" in page
     info = convert(emt_file, folder, ConvertConfig(columns=columns, test_share=0.5), overwrite=True)
     assert len(everything(folder)) == sum(info["num_structures"].values()) == 118
-    assert (folder / "inspection.html").is_file() and (folder / "inspection.png").is_file()
+    # they showed the data set that was there before
+    assert not (folder / "inspection.html").exists()
+    assert not (folder / "inspection.png").exists()
 
 
 def test_names_are_text_and_never_markup(alloy_walk, tmp_path):
@@ -311,5 +313,5 @@ def test_damaged_census_is_named(data_set, tmp_path):
     folder = shutil.copytree(data_set, tmp_path / "set")
     census = folder / "census.json"
     census.write_text(census.read_text().replace('"e0"', '"f0"'))
-    with pytest.raises(BrokenDataSetError, match=rf"^{census}: damaged .*convert the source again"):
+    with pytest.raises(BrokenDataSetError, match=rf"^{census}: missing or damaged: convert the"):
         inspect(folder)
