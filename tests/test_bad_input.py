@@ -220,7 +220,7 @@ def real_process(words: list[str]) -> str:
         (["check", "reach", "evenfield-s", "nowhere.cif"], "nowhere.cif: no such file"),
         (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "(got 'magic')"),
         (["report", "out", "uniform"], "'uniform': name a run as name=folder"),
-        (["quickstart", "FILE"], "FILE is a file"),
+        (["quickstart", "FILE"], "FILE: File exists"),
         (["zoo", "build", "nothing"], "nothing: no model of the zoo"),
     ],
 )
