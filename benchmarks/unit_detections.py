@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ase import units
 
+from evenfield.core.labels import LABELS
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.checks.unit_check import examine, sample_structures
 from evenfield.data_pipelines.convert.convert import ConvertConfig
@@ -50,11 +51,13 @@ WRONG: dict[str, dict[str, float]] = {
 
 def spoiled(structure: Structure, factors: dict[str, float]) -> Structure:
     """The structure with some fields multiplied, those it has."""
-    changed: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     for name, factor in factors.items():
         value = getattr(structure, name)
+        changed = labels if name in LABELS else fields
         changed[name] = None if value is None else np.multiply(value, factor)
-    return dataclasses.replace(structure, **changed)
+    return dataclasses.replace(structure, **fields).with_labels(**labels)
 
 
 def row(path: Path) -> list[str]:

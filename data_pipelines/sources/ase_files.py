@@ -7,12 +7,14 @@ from pathlib import Path
 
 import ase.io
 from ase import Atoms
+from ase.io.formats import filetype
 
 from ..structure import BadRecordError
 from .config import SourceConfig
 from .locations import SourceError, local_file, require_readable
 from .records import Record
 from .source_format import Part, SourceFormat
+from .xyz_frames import xyz_frames
 
 
 class AseFile(SourceFormat):
@@ -31,14 +33,34 @@ class AseFile(SourceFormat):
         """Index and record of each frame; see SourceFormat."""
         with local_file(part.name) as path:
             require_content(path, part.name)
-            yield from records_of_frames(part, ase.io.iread(path, ":"))
+            yield from records_of_frames(part, _frames(path))
+
+
+def _frames(path: Path) -> Iterator[Atoms | Exception]:
+    """All frames of a file in a format that ASE finds out."""
+    # xyz under another name has to be read within the same limits
+    if filetype(str(path)) == "extxyz":
+        yield from xyz_frames(path)
+    else:
+        yield from ase.io.iread(path, ":")
 
 
 def read_one(path: Path) -> Atoms:
     """The last structure of a file that ASE reads; SourceError when it cannot."""
     require_readable(path)
+    frame: Atoms | Exception | None = None
     try:
-        return ase.io.read(path)  # type: ignore[return-value]
+        if filetype(str(path)) != "extxyz":
+            return ase.io.read(path)  # type: ignore[return-value]
+        for frame in xyz_frames(path):
+            if isinstance(frame, Exception):
+                break
+        if isinstance(frame, Atoms):
+            return frame
+        raise frame or empty_file(str(path))
+    except SourceError as error:
+        error.file = str(path)
+        raise
     except Exception as error:
         # ASE's readers raise all kinds of errors on a broken file
         raise SourceError(

@@ -21,6 +21,7 @@ from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii, reference_states
 
 from ...core.labels import LABELS
+from ...data_pipelines.sources.xyz_frames import frames_of_text
 from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import predict
 from ...model_zoo.evaluation.summary import mean_absolute
@@ -105,8 +106,7 @@ def stored_probe(model: LoadedModel) -> list[Structure]:
     content = model.attachments.get(PROBE_FILE)
     if content is None:
         return []
-    frames = ase.io.read(io.StringIO(content.decode()), ":", format="extxyz")
-    return [_structure_with_kind(atoms) for atoms in frames]
+    return [_structure_with_kind(atoms) for atoms in frames_of_text(content)]
 
 
 def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:

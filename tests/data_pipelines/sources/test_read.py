@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from evenfield.core.settings import SettingsError, load_settings
 from evenfield.data_pipelines.convert.convert import ConvertConfig
+from evenfield.data_pipelines.sources.ase_files import read_one
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import (
@@ -26,6 +27,7 @@ from evenfield.data_pipelines.sources.read import (
     structure_from_atoms,
 )
 from evenfield.data_pipelines.sources.records import DisagreeingLabelsError
+from evenfield.data_pipelines.sources.xyz_frames import frames_of_text
 from evenfield.data_pipelines.structure import BadRecordError, Structure
 
 
@@ -532,3 +534,28 @@ def test_override_lies_over_the_recipe(tmp_path):
     )
     config = load_settings(ConvertConfig, path, ["valid_share=0.3", "columns.energy=REF"])
     assert (config.valid_share, config.columns) == (0.3, {"energy": "REF", "forces": "F"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+9999999999\nenergy=1\nH 0 0 0\n",
+        "1\nProperties=species:S:1:pos:R:+900000000 energy=1\nH 0 0 0\n",
+    ],
+)
+def test_limits_hold_whatever_reads_the_frames(tmp_path, text):
+    """The template of a simulation, and the probe set of a model that somebody else made."""
+    path = write(tmp_path, text)
+    before = time.process_time()
+    with pytest.raises(SourceError, match=rf"^{path}: cannot be read as a structure"):
+        read_one(path)
+    with pytest.raises(BadRecordError, match="announces"):
+        list(frames_of_text(text.encode()))
+    assert time.process_time() - before < 5
+
+
+def test_last_structure_of_a_file_is_read_as_one(tmp_path):
+    path = write(tmp_path, frame() + frame(["O 1 2 3"], info='stress="1 2 3 4 5 6"'))
+    atoms = read_one(path)
+    assert atoms.get_chemical_formula() == "O"
+    assert atoms.positions.tolist() == [[1, 2, 3]]

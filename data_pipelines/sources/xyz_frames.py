@@ -1,0 +1,235 @@
+"""Frames of extended xyz text, read by ASE, within limits that follow from the size of the text.
+
+ASE believes what a text announces. A line of eleven digits would keep it busy for hours, and a
+number of columns would fill the memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache, partial
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.io.extxyz import key_val_str_to_dict
+
+from ..structure import BadRecordError
+from .locations import SourceError
+
+
+WRITE_AGAIN = "write it again"
+# ASE reads these keys as nine numbers only
+TENSOR_KEYS = ("stress", "virial")
+TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
+# Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
+# the packed size, plus some for small files, a file was made to fill the memory.
+MAX_UNPACKED = 200
+UNPACKED_ALLOWANCE = 16_000_000
+UNPACKED_AT_ONCE = 1 << 20
+
+
+# asked for when a file is cut, and again by each process that reads a part of it
+@lru_cache(maxsize=2)
+def record_starts(path: str) -> list[int] | None:
+    """Byte offset of each record in the uncompressed text.
+
+    None when the file is not a plain sequence of whole records. ASE then reads it from the
+    beginning and finds out what is wrong.
+    """
+    starts = []
+    offset = 0
+    try:
+        with _open(path) as file:
+            while line := file.readline():
+                starts.append(offset)
+                num_atoms = int(line)
+                # the comment line and one line per atom
+                rows = list(islice(file, num_atoms + 1))
+                if len(rows) <= num_atoms:
+                    return None
+                offset += len(line) + sum(map(len, rows))
+    except (ValueError, OSError, EOFError, zlib.error):
+        return None
+    return starts
+
+
+def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms | Exception]:
+    """Frames [first, last) of a file, to its end when `last` is None.
+
+    Where the places of all records are known, a record that ASE cannot parse comes as the
+    exception, and those after it follow. Their text is in memory, because ASE seeks in its file.
+    """
+    starts = record_starts(str(path))
+    text = _text(path, starts, first, last)
+    if starts is None:
+        _refuse_impossible_counts(text)
+    # how many frames were yielded before ASE failed
+    num_parsed = 0
+    try:
+        # the fast way: ASE parses all frames in one go
+        for atoms in _parsed(text):
+            yield atoms
+            num_parsed += 1
+        return
+    except SourceError:
+        raise
+    except Exception:
+        # ASE's reader raises all kinds of errors
+        if starts is None:
+            raise
+
+    # one of the remaining records is broken: parse each of them by itself
+    places = [start - starts[first] for start in starts[first:last]]
+    bounds = [*places[num_parsed:], len(text)]
+    for start, stop in pairwise(bounds):
+        try:
+            yield from _parsed(text[start:stop])
+        except Exception as error:
+            yield error
+
+
+def frames_of_text(content: bytes) -> Iterator[Atoms]:
+    """All frames of a text that somebody else wrote; its first fault is an exception.
+
+    Raises BadRecordError for what only fills time or memory, and what ASE raises otherwise.
+    """
+    _refuse_impossible_counts(content)
+    yield from _parsed(content)
+
+
+def _parsed(content: bytes) -> Iterator[Atoms]:
+    text = content.decode()
+    header = partial(_header, largest=len(text))
+    with io.StringIO(text) as file:
+        yield from ase.io.iread(file, ":", format="extxyz", properties_parser=header)
+        if file.read().strip():
+            raise SourceError(
+                "is followed by a blank line, at which ASE stops reading, and then by more text",
+                remedy="remove the blank line",
+            )
+
+
+def _refuse_impossible_counts(content: bytes) -> None:
+    """Raise BadRecordError where a line announces more atoms than the text can hold.
+
+    ASE would look for that many lines, for hours. The text is read as ASE reads it, so that no
+    spelling of a number gets past.
+    """
+    text = content.decode()
+    with io.StringIO(text) as file:
+        line = file.readline()
+        while line.strip():
+            count = 0
+            # what is no number is for ASE's own error to name
+            with suppress(ValueError):
+                count = int(line)
+            # each atom has a line, which has an end
+            if count > len(text):
+                raise BadRecordError(
+                    f"has a line that announces {count} atoms, more than the file has letters",
+                    remedy=WRITE_AGAIN,
+                )
+            # the comment, and the atoms
+            for _ in range(count + 1):
+                file.readline()
+            line = file.readline()
+
+
+def _header(line: str, largest: int) -> dict[str, Any]:
+    """ASE's reading of a comment line, but a stress or virial may also have six numbers, Voigt's.
+
+    Raises BadRecordError for more columns of `Properties` than `largest`, the letters of the text:
+    ASE would list them until the memory is full.
+    """
+    try:
+        found: dict[str, Any] = key_val_str_to_dict(line)
+    except ValueError:
+        found = _header_with_six_numbers(line)
+
+    properties = found.get("Properties")
+    if isinstance(properties, str):
+        # name, type and number of columns in turn, as in ASE's own reading
+        counts = [int(count) for count in properties.split(":")[2::3]]
+        if sum(counts) > largest:
+            raise BadRecordError(
+                f"announces {max(counts)} columns in Properties, more than the file has letters",
+                remedy=WRITE_AGAIN,
+            )
+    return found
+
+
+def _header_with_six_numbers(line: str) -> dict[str, Any]:
+    # under another name, ASE takes any number of them
+    found: dict[str, Any] = key_val_str_to_dict(TENSOR_KEY.sub(r"_tensor_\1", line))
+    for key in TENSOR_KEYS:
+        value = found.pop(f"_tensor_{key}", None)
+        if value is None:
+            continue
+        numbers = np.asarray(value)
+        if numbers.dtype.kind not in "fi" or numbers.shape not in ((6,), (9,)):
+            raise BadRecordError(f"has a {key} that is not six or nine numbers", remedy=WRITE_AGAIN)
+        found[key] = numbers if len(numbers) == 6 else numbers.reshape((3, 3), order="F")
+    return found
+
+
+def _text(path: Path, starts: list[int] | None, first: int, last: int | None) -> bytes:
+    """The text of frames [first, last)."""
+    start = 0
+    stop = None
+    if first or last is not None:
+        assert starts is not None, "only a file whose records are known is cut"
+        start = starts[first]
+        if last is not None and last < len(starts):
+            stop = starts[last]
+
+    with _open(path) as file:
+        file.seek(start)
+        return file.read(-1 if stop is None else stop - start)
+
+
+def _open(path: Path | str) -> IO[bytes]:
+    if not str(path).endswith(".gz"):
+        return Path(path).open("rb")
+    return io.BufferedReader(_Unpacked(Path(path)), UNPACKED_AT_ONCE)
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file, up to a limit that follows from the file's size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.limit = MAX_UNPACKED * path.stat().st_size + UNPACKED_ALLOWANCE
+        self.file = gzip.GzipFile(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises SourceError beyond the limit."""
+        count = self.file.readinto(buffer)
+        if self.file.tell() > self.limit:
+            raise SourceError(
+                f"unpacks to more than {self.limit} bytes, {MAX_UNPACKED} times its size and more",
+                file=self.path,
+                remedy="unpack it yourself if it is right",
+            )
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
