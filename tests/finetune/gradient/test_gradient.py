@@ -334,3 +334,22 @@ def test_gradient_may_start_from_the_refit(loaded, stiffer):
     assert list(result.stages)[:4] == ["pretrained", "step0", "refit", "full"]
     full, refit = result.stages["full"].errors, result.stages["refit"].errors
     assert full.force_mae <= refit.force_mae * (1 + 1e-6)
+
+
+def test_an_undone_training_shows_the_errors_of_step_0(loaded, stiffer):
+    """The refit after it has a row of its own, and is not taken for what the training did."""
+    target = Target("EMT", stiffer[:8], stiffer[8:12], [], SOURCE)
+    wild = GradientConfig(max_steps=2, learning_rate=50.0, clip_norm=1e3)
+    result = finetune(loaded, target, FineTuneConfig(strategy="full", gradient=wild))
+
+    stages = result.stages
+    assert list(stages) == ["pretrained", "step0", "full", "final refit"]
+    assert stages["full"].kept == 0.0
+    for name in ("force_mae", "energy_mae_per_atom"):
+        step0 = getattr(stages["step0"].errors, name)
+        undone = getattr(stages["full"].errors, name)
+        final = getattr(result.final.errors, name)
+        # set-up comes between them, and may have lowered the errors a little
+        assert undone == pytest.approx(step0, rel=0.02)
+        assert final <= undone * (1 + 1e-6)
+    assert result.final is stages["final refit"]
