@@ -21,7 +21,7 @@ from ...core.files import write_atomically
 from ...core.rich_console import PlainColumn
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
-from ..monitor.rows import line_of, lines_of, row_of
+from ..monitor.rows import BadRowError, line_of, lines_of, row_of
 from .callback import Callback, Loop, StepReport
 
 
@@ -64,7 +64,7 @@ class Metrics(Callback):
         for line in lines:
             try:
                 step = row_of(line)["step"]
-            except (ValueError, KeyError):
+            except (BadRowError, KeyError):
                 damaged += 1
                 continue
             if step <= start_step:

@@ -6,8 +6,14 @@ import json
 import zlib
 from typing import Any
 
+from ...core.errors import EvenfieldError
+
 
 CHECKSUM = "crc32"
+
+
+class BadRowError(EvenfieldError):
+    """A line that is not a row as it was written."""
 
 
 def lines_of(content: bytes) -> list[str]:
@@ -28,14 +34,17 @@ def line_of(row: dict[str, Any]) -> str:
 def row_of(line: str) -> dict[str, Any]:
     """A line as a row. One without a checksum is from a version that wrote none.
 
-    Raises ValueError for a line that is no JSON object, or not the one that was written.
+    Raises BadRowError for a line that is no JSON object, or not the one that was written.
     """
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRowError(str(error)) from None
     if not isinstance(row, dict):
-        raise ValueError("not an object")
+        raise BadRowError("not an object")
     stated = row.pop(CHECKSUM, None)
     if stated is not None and stated != _checksum(row):
-        raise ValueError("not as it was written")
+        raise BadRowError("not as it was written")
     return row
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...model_zoo.evaluation.summary import ErrorSummary, SummaryError
-from .rows import lines_of, row_of
+from .rows import BadRowError, lines_of, row_of
 
 
 class BadMetricsError(EvenfieldError):
@@ -59,7 +59,7 @@ class RunMetrics:
                     steps[row["step"]] = row
                 elif row["event"] == "evaluation":
                     validations[row["step"]] = Validation(row["step"], ErrorSummary.from_dict(row))
-            except (ValueError, LookupError, TypeError, SummaryError) as error:
+            except (BadRowError, ValueError, LookupError, TypeError, SummaryError) as error:
                 raise BadMetricsError(
                     f"line {number} is damaged ({error})",
                     file=path,
