@@ -103,7 +103,8 @@ def describe(world: Path) -> None:
 
 
 def attach(world: Path) -> None:
-    evenfield(["finetune", "attach", str(world / "bare"), str(world / "data-0")])
+    words = ["finetune", "attach", str(world / "bare"), str(world / "data-0")]
+    evenfield([*words, "--overwrite"])
 
 
 def publish(world: Path) -> None:
