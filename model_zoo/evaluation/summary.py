@@ -118,7 +118,7 @@ class ElementErrors(Errors):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        content = {
+        content: dict[str, Any] = {
             "num_structures": self.num_structures,
             "num_train_structures": self.num_train_structures,
             "num_atoms": self.num_atoms,
