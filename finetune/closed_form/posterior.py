@@ -72,7 +72,15 @@ class Posterior:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         about = json.loads(header["__metadata__"]["evenfield"])
-        return cls(**about, **load(data))
+        tensors = load(data)
+        return cls(
+            level_of_theory=about["level_of_theory"],
+            covariance=tensors["covariance"],
+            bootstrap=tensors["bootstrap"],
+            new_elements=tensors["new_elements"],
+            elements=tensors["elements"],
+            noise=about["noise"],
+        )
 
 
 def load_posterior(model: Path | str) -> Posterior:
