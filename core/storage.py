@@ -64,7 +64,8 @@ def file_system(address: str) -> tuple[Any, str]:
             "auto_decompress": False,
             "headers": {"Accept-Encoding": "identity"},
         }
-    return fsspec.url_to_fs(address, **options)
+    system, path = fsspec.url_to_fs(address, **options)
+    return system, path
 
 
 def _web_timeout(seconds: float | None) -> Any:

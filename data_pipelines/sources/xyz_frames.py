@@ -27,6 +27,9 @@ from .locations import SourceError
 
 
 WRITE_AGAIN = "write it again"
+# No electronic-structure method labels a larger cell, and a text of ten million equal lines packs
+# to some hundred kB.
+MAX_ATOMS = 1_000_000
 # ASE reads these keys as nine numbers only
 TENSOR_KEYS = ("stress", "virial")
 TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
@@ -52,6 +55,10 @@ def record_starts(path: str) -> list[int] | None:
             while line := file.readline():
                 starts.append(offset)
                 num_atoms = int(line)
+                if num_atoms > MAX_ATOMS:
+                    raise BadRecordError(
+                        _too_many(num_atoms), file=path, record=len(starts) - 1, remedy=WRITE_AGAIN
+                    )
                 # the comment line and one line per atom
                 rows = list(islice(file, num_atoms + 1))
                 if len(rows) <= num_atoms:
@@ -132,6 +139,8 @@ def _refuse_impossible_counts(content: bytes) -> None:
             # what is no number is for ASE's own error to name
             with suppress(ValueError):
                 count = int(line)
+            if count > MAX_ATOMS:
+                raise BadRecordError(_too_many(count), remedy=WRITE_AGAIN)
             # each atom has a line, which has an end
             if count > len(text):
                 raise BadRecordError(
@@ -142,6 +151,10 @@ def _refuse_impossible_counts(content: bytes) -> None:
             for _ in range(count + 1):
                 file.readline()
             line = file.readline()
+
+
+def _too_many(count: int) -> str:
+    return f"announces {count} atoms; at most {MAX_ATOMS:,} are read"
 
 
 def _header(line: str, largest: int) -> dict[str, Any]:

@@ -251,6 +251,16 @@ def test_gzip_file_that_unpacks_to_far_more_is_refused(tmp_path):
         read(path)
 
 
+def test_frame_of_millions_of_atoms_in_a_small_gzip_file_is_refused(tmp_path):
+    path = tmp_path / "mine.extxyz.gz"
+    # within the limit on unpacking, which equal lines meet by a hair
+    path.write_bytes(gzip.compress(b"1000001\nenergy=1\n" + b"H 0 0 0\n" * 1_000_001))
+    before = time.process_time()
+    with pytest.raises(BadRecordError, match="record 0 announces 1000001 atoms; at most 1,000,000"):
+        read(path)
+    assert time.process_time() - before < 5
+
+
 def test_mask_drops_a_label_where_it_is_true_only(tmp_path):
     path = write(
         tmp_path,
