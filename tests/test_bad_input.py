@@ -23,6 +23,7 @@ from evenfield.model_zoo import (
     save_model,
 )
 from evenfield.model_zoo.package.manifest import write_manifest
+from evenfield.pretrain.checkpoints.checkpoints import FORMAT, checksum
 
 
 @pytest.fixture
@@ -185,9 +186,9 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
         checkpoint = run / "checkpoints" / "step-00000005"
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights.pt").write_bytes(b"half")
-        (checkpoint / "manifest.json").write_text(
-            json.dumps({"step": 5, "files": {"weights.pt": 8}})
-        )
+        content = {"format": FORMAT, "step": 5, "files": {"weights.pt": {"bytes": 8}}}
+        content["checksum"] = checksum(content)
+        (checkpoint / "manifest.json").write_text(json.dumps(content))
         expected += " (damaged: step-00000005 (weights.pt has 4 of 8 bytes))"
     line = real_process(
         ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]

@@ -16,6 +16,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, graphene
+from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.spatial.transform import Rotation
 
 from evenfield.core.destination import DestinationError
@@ -197,10 +198,10 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
 ):
     whole = conversion.read_part
 
-    def cut_off(part: Part, config):
+    def cut_off(part: Part, config, count):
         if part.first == 40:
             raise ConnectionError("connection reset by peer")
-        return whole(part, config)
+        return whole(part, config, count)
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "read_part", cut_off)
@@ -250,6 +251,7 @@ def test_insane_record_is_named(fields, problem):
 def test_slab_may_leave_its_third_cell_vector_zero(tmp_path):
     atoms = graphene(size=(3, 3, 1))
     assert not atoms.cell[2].any() and atoms.pbc.tolist() == [True, True, False]
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
     ase.io.write(tmp_path / "slab.extxyz", atoms)
     convert(
         tmp_path / "slab.extxyz",
@@ -267,6 +269,7 @@ def with_ids(tmp_path: Path, *ids: str) -> Path:
     frames = [bulk("Cu", a=3.5 + 0.1 * k) for k in range(len(ids))]
     for atoms, name in zip(frames, ids, strict=True):
         atoms.info |= {"structure_id": name, "split": "train"}
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
     ase.io.write(tmp_path / "ids.extxyz", frames)
     return tmp_path / "ids.extxyz"
 
