@@ -51,6 +51,7 @@ def check_destination(
     path: Path | str,
     *,
     overwrite: bool = False,
+    kind: str | None = None,
     inputs: Iterable[Path | str] = (),
     remedy: str = "choose another OUT, or replace it with --overwrite",
 ) -> None:
@@ -59,6 +60,8 @@ def check_destination(
     Args:
         path: where the result goes. An absent path and an empty folder are free.
         overwrite: the user allows that a result of evenfield at `path` is replaced.
+        kind: one of the values of `KINDS`. What is replaced must be of this kind: a mistyped OUT of
+            one command must not delete the result of another. None for any kind.
         inputs: files and folders that the command reads. They are refused even with `overwrite`.
             Names that are not paths on this machine are ignored.
         remedy: what to do about an occupied place.
@@ -66,12 +69,20 @@ def check_destination(
     Raises DestinationError.
     """
     path = Path(path)
+    _refuse_circle(path)
     _check_is_no_input(path, inputs)
     _check_can_be_created(path)
 
     found = contents(path)
     if found is None:
         return
+    other_kind = kind is not None and path.is_dir() and kind_of(path) not in (kind, None)
+    if other_kind:
+        raise DestinationError(
+            f"holds {found}, which this command does not replace",
+            file=path,
+            remedy="choose another OUT",
+        )
     if not overwrite:
         raise DestinationError(f"already exists and holds {found}", file=path, remedy=remedy)
     if path.is_dir() and kind_of(path) is None:
@@ -140,6 +151,17 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         finally:
             # On success this is the old folder. Its removal is not part of the result.
             shutil.rmtree(new, ignore_errors=True)
+
+
+def _refuse_circle(path: Path) -> None:
+    """Raise DestinationError for a symbolic link that leads to itself."""
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:
+        # before Python 3.13 a circle of links is a RuntimeError
+        raise DestinationError(
+            "is a link that leads back to itself", file=path, remedy="choose another OUT"
+        ) from error
 
 
 def _check_is_no_input(path: Path, inputs: Iterable[Path | str]) -> None:

@@ -26,7 +26,9 @@ class Settings(BaseModel):
     `load_settings` turns it into a SettingsError.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:

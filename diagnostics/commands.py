@@ -55,7 +55,9 @@ def report(
         folders[name] = Path(folder)
 
     others = [path for path in (fewshot, model_card, notes) if path is not None]
-    check_destination(out, overwrite=overwrite, inputs=[*folders.values(), *others])
+    check_destination(
+        out, overwrite=overwrite, kind="a report", inputs=[*folders.values(), *others]
+    )
     with replace_folder(out) as new:
         page = write_report(
             new, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes

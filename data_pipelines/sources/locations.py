@@ -115,6 +115,10 @@ def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
         return "nothing"
     except PermissionError as error:
         raise _forbidden(path, error) from None
+    except OSError as error:
+        # links that lead to themselves, or a name that is too long
+        reason = error.strerror or str(error)
+        raise SourceError(reason, file=path, remedy="name another file") from error
     if stat.S_ISREG(mode):
         return "file"
     if stat.S_ISDIR(mode):

@@ -47,6 +47,7 @@ def refuse_occupied(
         check_destination(
             out,
             overwrite=overwrite,
+            kind="a training run",
             inputs=data.folders,
             remedy="name another folder with out, or replace it with --overwrite",
         )

@@ -43,12 +43,26 @@ def test_overwrite_spares_what_evenfield_did_not_write(tmp_path: Path) -> None:
         check_destination(tmp_path, overwrite=True)
 
 
+def test_a_command_replaces_only_what_it_makes_itself(model: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(DestinationError, match=r"a model .* does not replace"):
+            check_destination(model, overwrite=overwrite, kind="a training run")
+    check_destination(model, overwrite=True, kind="a model")
+
+
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("12345")
     with pytest.raises(DestinationError, match="a file of 5 bytes"):
         check_destination(tmp_path / "file")
     with pytest.raises(DestinationError, match="is a file"):
         check_destination(tmp_path / "file" / "out")
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    with pytest.raises(DestinationError, match="leads back to itself"):
+        check_destination(link)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")

@@ -57,6 +57,12 @@ def test_text_shows_each_key_as_it_is_typed() -> None:
     )
 
 
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_numbers_that_are_not_finite_are_refused(number: str) -> None:
+    with pytest.raises(SettingsError, match=r"noise\.a\.energy"):
+        load_settings(Outer, None, ["name=x", f"noise.a.energy=.{number.lstrip('-')}"])
+
+
 def test_markdown_escapes_bars() -> None:
     lines = as_markdown(Outer).splitlines()
     assert "| `name` | str | required | what it is called |" in lines

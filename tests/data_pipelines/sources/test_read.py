@@ -261,6 +261,13 @@ def test_frame_of_millions_of_atoms_in_a_small_gzip_file_is_refused(tmp_path):
     assert time.process_time() - before < 5
 
 
+def test_link_that_leads_to_itself_is_named(tmp_path):
+    link = tmp_path / "loop.extxyz"
+    link.symlink_to(link)
+    with pytest.raises(SourceError, match=rf"^{link}: Too many levels of symbolic links"):
+        read(link)
+
+
 def test_mask_drops_a_label_where_it_is_true_only(tmp_path):
     path = write(
         tmp_path,
