@@ -108,7 +108,7 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
         _refuse_other_settings(out, config)
         _write_copper(out / "copper.extxyz")
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     for group in _plan(out, config):
         missing = [step for step in group if not (out / step.output).exists()]
         # all commands of a group are shown, so that a second call reads like the first

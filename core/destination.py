@@ -16,10 +16,11 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .addresses import local_path
 from .errors import EvenfieldError
 from .files import file_errors
 from .locks import LockedError, held
@@ -36,6 +37,8 @@ KINDS = {
     "simulation.json": "a simulation",
     "report.html": "a report",
 }
+# what a conversion replaces
+DATA_SETS = (KINDS["dataset_info.json"], KINDS[".parts"])
 MAX_NAMES = 4  # of files in a message
 
 # Flag of Linux's renameat2: the two paths swap their names in one step.
@@ -51,7 +54,7 @@ def check_destination(
     path: Path | str,
     *,
     overwrite: bool = False,
-    kind: str | None = None,
+    kinds: Collection[str] = (),
     inputs: Iterable[Path | str] = (),
     remedy: str = "choose another OUT, or replace it with --overwrite",
 ) -> None:
@@ -60,8 +63,8 @@ def check_destination(
     Args:
         path: where the result goes. An absent path and an empty folder are free.
         overwrite: the user allows that a result of evenfield at `path` is replaced.
-        kind: one of the values of `KINDS`. What is replaced must be of this kind: a mistyped OUT of
-            one command must not delete the result of another. None for any kind.
+        kinds: values of `KINDS`. What is replaced must be one of them: a mistyped OUT of one
+            command must not delete the result of another. Empty for any kind.
         inputs: files and folders that the command reads. They are refused even with `overwrite`.
             Names that are not paths on this machine are ignored.
         remedy: what to do about an occupied place.
@@ -76,8 +79,8 @@ def check_destination(
     found = contents(path)
     if found is None:
         return
-    other_kind = kind is not None and path.is_dir() and kind_of(path) not in (kind, None)
-    if other_kind:
+    found_kind = kind_of(path) if path.is_dir() else None
+    if kinds and found_kind is not None and found_kind not in kinds:
         raise DestinationError(
             f"holds {found}, which this command does not replace",
             file=path,
@@ -85,7 +88,7 @@ def check_destination(
         )
     if not overwrite:
         raise DestinationError(f"already exists and holds {found}", file=path, remedy=remedy)
-    if path.is_dir() and kind_of(path) is None:
+    if path.is_dir() and found_kind is None:
         raise DestinationError(
             f"--overwrite replaces only what evenfield wrote, and this folder holds {found}",
             file=path,
@@ -153,6 +156,34 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
 
 
+def keep_files_of_others(old: Path, new: Path, is_ours: Callable[[str], bool]) -> None:
+    """Take along what a user has put into a folder that is replaced.
+
+    is_ours: whether the name of an entry is that of a file which evenfield wrote, and which goes.
+
+    Files are linked, not copied, where the file system can do that. Symbolic links stay links. An
+    entry that the new folder has already is left as it is there.
+    """
+    if not old.is_dir():
+        return
+    for source in sorted(old.iterdir()):
+        target = new / source.name
+        if is_ours(source.name) or os.path.lexists(target):
+            continue
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(source, target)
+
+
+def _link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Give a file another name; a copy where the file system has no second names."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
 def _refuse_circle(path: Path) -> None:
     """Raise DestinationError for a symbolic link that leads to itself."""
     try:
@@ -167,7 +198,7 @@ def _refuse_circle(path: Path) -> None:
 def _check_is_no_input(path: Path, inputs: Iterable[Path | str]) -> None:
     place = path.resolve()
     for name in inputs:
-        source = Path(name).expanduser()
+        source = local_path(name)
         if not source.exists():
             # a name on a hub, or an address
             continue

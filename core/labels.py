@@ -66,6 +66,10 @@ class Label:
     display_unit: str
     display_scale: float
     """Errors are shown in `display_unit`, which is `display_scale` times the error's unit."""
+    same_relative: float = 1e-3
+    same_absolute: float = 1e-3
+    """Two columns that state the label may differ by this much, relative and in units of its error:
+    by rounding, but by no unit and no other level of theory."""
     times_volume: Mapping[str, float] = field(default_factory=dict)
     """Units of the label times the volume of the cell, as factors to `unit` times A^3."""
 
@@ -119,6 +123,8 @@ LABELS: dict[str, Label] = {
             title="energy",
             display_unit="meV/atom",
             display_scale=1000.0,
+            same_relative=1e-6,
+            same_absolute=1e-3,
         ),
         Label(
             name="forces",
@@ -142,6 +148,8 @@ LABELS: dict[str, Label] = {
             title="force",
             display_unit="eV/A",
             display_scale=1.0,
+            same_relative=1e-3,
+            same_absolute=1e-2,
         ),
         Label(
             name="stress",
@@ -165,6 +173,8 @@ LABELS: dict[str, Label] = {
             title="stress",
             display_unit="eV/A^3",
             display_scale=1.0,
+            same_relative=1e-3,
+            same_absolute=1e-4,
         ),
     )
 }

@@ -39,6 +39,14 @@ def table_cell(value: float | None, factor: float = 1.0) -> str:
     return short_number(scaled)
 
 
+def interval_cell(interval: tuple[float, float] | None, factor: float = 1.0) -> str:
+    """Lower and upper bound of a figure, each as `table_cell` writes it; a dash without any."""
+    if interval is None:
+        return "-"
+    low, high = interval
+    return f"{table_cell(low, factor)} to {table_cell(high, factor)}"
+
+
 def written_unit(unit: str) -> str:
     """A unit of the code, such as eV/A^3, with the signs that pictures and pages can show."""
     return unit.replace("/A^3", f"/{ANGSTROM}\u00b3").replace("/A", f"/{ANGSTROM}")

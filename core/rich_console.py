@@ -15,11 +15,13 @@ class Console(rich.console.Console):
     """Prints texts, and tables of texts, as they are written.
 
     `[red]` in the name of a level of theory is a part of the name. Colours are a style of the call:
-    `print(text, style="red")`.
+    `print(text, style="red")`. Nothing is searched for words to colour: the patterns for that take
+    seconds on a name of 20 kB, and with its square more on longer ones.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"markup": False, "emoji": False} | options))
+        plain = {"markup": False, "emoji": False, "highlight": False}
+        super().__init__(**(plain | options))
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string passes here, also those in the cells and the title of a table."""

@@ -26,7 +26,12 @@ class YamlTextError(EvenfieldError):
 
 def read_yaml_text(text: str) -> Any:
     """What `yaml.safe_load` reads, None from an empty text. Raises YamlTextError."""
-    loader = yaml.SafeLoader(text)
+    try:
+        # it looks for characters that YAML does not allow
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:
+        raise YamlTextError(" ".join(str(error).split())) from None
+
     try:
         node = loader.get_single_node()
         if node is None:

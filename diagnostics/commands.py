@@ -56,7 +56,7 @@ def report(
 
     others = [path for path in (fewshot, model_card, notes) if path is not None]
     check_destination(
-        out, overwrite=overwrite, kind="a report", inputs=[*folders.values(), *others]
+        out, overwrite=overwrite, kinds=["a report"], inputs=[*folders.values(), *others]
     )
     with replace_folder(out) as new:
         page = write_report(

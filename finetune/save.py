@@ -25,7 +25,7 @@ def check_model_place(
     out: Path, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
 ) -> None:
     """Refuse an `out` that must not be written, before any work; see `check_destination`."""
-    check_destination(out, overwrite=overwrite, kind="a model", inputs=inputs)
+    check_destination(out, overwrite=overwrite, kinds=["a model"], inputs=inputs)
     if out.is_file():
         raise DestinationError(
             f"is {contents(out)}, and a model is a folder", file=out, remedy="choose another OUT"

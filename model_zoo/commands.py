@@ -207,10 +207,10 @@ def list_zoo() -> None:
         table.add_row(name, num_elements, f"{num_parameters:,}", error, model.revision)
         remarks.append(f"{name}: {about}")
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
     console.print(table)
     for remark in remarks:
-        console.print(remark, markup=False)
+        console.print(remark)
 
 
 @zoo_app.command("show")
@@ -251,7 +251,7 @@ def _print_plan(plan: Publication) -> None:
 
     from ..core.rich_console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
     table = Table(
         "file", "bytes", title=f"would be published as {plan.repo}, revision {plan.revision}"
     )
@@ -267,7 +267,7 @@ def _print_plan(plan: Publication) -> None:
     for heading, lines in findings.items():
         for line in lines:
             # without markup: a line may quote text of the model, which may hold brackets
-            console.print(f"{heading}: {line}", markup=False)
+            console.print(f"{heading}: {line}")
     verdict = "refused" if plan.refused else "accepted"
     console.print(f"nothing was sent; the model would be {verdict}")
 

@@ -83,7 +83,7 @@ def pretrain(
         start_distributed()
         # other ranks have made the same checks before they came here
         rank = dist.get_rank()
-        console = Console(quiet=quiet or rank != 0, highlight=False, soft_wrap=True)
+        console = Console(quiet=quiet or rank != 0, soft_wrap=True)
         if rank == 0:
             out = Path(config.out)
             held.enter_context(run_set_aside(out, console, overwrite=overwrite))
@@ -100,7 +100,7 @@ def _run(
     changed_data: bool,
 ) -> Path | None:
     for note in notes_on_data(data):
-        console.print(note, markup=False)
+        console.print(note)
     # before the potential, whose heads then have the places that they have in the checkpoint
     begun = look_for_run(config, data, resume, console, changed_data=changed_data)
 

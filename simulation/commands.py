@@ -50,7 +50,7 @@ def simulate(
     from .dynamics import TRAJECTORY_FILE, DynamicsConfig, relax_and_run
 
     config = load_settings(DynamicsConfig, None, overrides)
-    check_destination(out, overwrite=overwrite, kind="a simulation", inputs=[structure, model])
+    check_destination(out, overwrite=overwrite, kinds=["a simulation"], inputs=[structure, model])
     atoms = read_one(structure)
     calculator = load(model, folder_hub).calculator(
         device=device, level_of_theory=level_of_theory, dtype=dtype

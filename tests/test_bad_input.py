@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evenfield.cli import main
+from evenfield.core.seals import sealed
 from evenfield.model_zoo import (
     BadModelError,
     ModelRecord,
@@ -23,7 +24,7 @@ from evenfield.model_zoo import (
     save_model,
 )
 from evenfield.model_zoo.package.manifest import write_manifest
-from evenfield.pretrain.checkpoints.checkpoints import FORMAT, checksum
+from evenfield.pretrain.checkpoints.checkpoints import FORMAT
 
 
 @pytest.fixture
@@ -187,8 +188,7 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights.pt").write_bytes(b"half")
         content = {"format": FORMAT, "step": 5, "files": {"weights.pt": {"bytes": 8}}}
-        content["checksum"] = checksum(content)
-        (checkpoint / "manifest.json").write_text(json.dumps(content))
+        (checkpoint / "manifest.json").write_text(json.dumps(sealed(content)))
         expected += " (damaged: step-00000005 (weights.pt has 4 of 8 bytes))"
     line = real_process(
         ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]

@@ -32,7 +32,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from world import call, evenfield, make_world, no_network, prepare, print_table, write_result
+from world import (
+    call,
+    evenfield,
+    make_in_a_fork,
+    make_world,
+    no_network,
+    prepare,
+    print_table,
+    write_result,
+)
 
 from evenfield import model_zoo
 from evenfield.core.settings import load_settings
@@ -578,9 +587,7 @@ def main() -> None:
         made_files = Path(name) / "made"
         world.mkdir()
         made_files.mkdir()
-        made = call(lambda: str(make_world(world)), 600)
-        if made.kind != "done":
-            raise SystemExit(f"the files could not be made: {made}")
+        make_in_a_fork(make_world, world)
 
         cases = file_cases(made_files, options.only) | folder_cases(world) | http_cases(hub, silent)
         for case_name, case in cases.items():

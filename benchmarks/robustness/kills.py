@@ -27,7 +27,6 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -45,11 +44,11 @@ from world import (
     call,
     digest,
     evenfield,
-    make_world,
-    no_network,
+    make_in_a_fork,
     prepare,
     print_table,
     run_config,
+    world_and_copy,
     write_result,
     write_source,
 )
@@ -414,24 +413,15 @@ def main() -> None:
         f"--seed {options.seed}",
         "kills of each command": kills_each,
     }
-    with tempfile.TemporaryDirectory() as name, no_network():
-        # one path for the original and its copies: settings and records may hold it
-        world = Path(name) / "original" / "world"
-        work = Path(name) / "copy" / "world"
-        world.mkdir(parents=True)
-        made = call(lambda: str(make_world(world)), 600)
-        if made.kind != "done":
-            raise SystemExit(f"the files could not be made: {made}")
+    with world_and_copy() as (world, work):
         if names:
-            made = call(lambda: str(prepare_replacements(world)), 600)
-            if made.kind != "done":
-                raise SystemExit(f"the files could not be made: {made}")
+            make_in_a_fork(prepare_replacements, world)
             outcomes, failures = kill_commands(names, world, work, kills_each, options.seed)
             print_table(outcomes)
             content |= {"failures": len(failures), "outcomes": outcomes, "failed": failures}
         if "resume" in options.only:
             data = [world / "data-0", world / "data-1"]
-            folder = Path(name) / "runs"
+            folder = work.parent / "runs"
             rng = random.Random(options.seed)
             tally = resume_often(data, folder, kills_each, options.steps, rng)
             content["resume"] = {"steps between checkpoints": EVERY, **tally}

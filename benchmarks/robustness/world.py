@@ -17,6 +17,7 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -142,6 +143,27 @@ def make_world(folder: Path) -> None:
     facts += [f"level_details.{level}=effective medium of ASE" for level in LEVELS]
     evenfield(["hub", "describe", str(model), *facts])
     evenfield(["hub", "publish", str(model), REPO, "--folder-hub", str(folder / "hub")])
+
+
+def make_in_a_fork(function: Callable[..., object], *arguments: Any) -> None:
+    """Make files of the world in a process of its own; ends the benchmark where that fails."""
+    made = call(lambda: str(function(*arguments)), 600)
+    if made.kind != "done":
+        raise SystemExit(f"the files could not be made: {made}")
+
+
+@contextmanager
+def world_and_copy() -> Iterator[tuple[Path, Path]]:
+    """A world, and where a copy of it goes; both are removed at the end. No network is reached.
+
+    Both end in the same name: settings and records may hold the path.
+    """
+    with tempfile.TemporaryDirectory() as name, no_network():
+        world = Path(name) / "original" / "world"
+        copy = Path(name) / "copy" / "world"
+        world.mkdir(parents=True)
+        make_in_a_fork(make_world, world)
+        yield world, copy
 
 
 def evenfield(words: list[str]) -> None:

@@ -8,9 +8,7 @@ call continues with the parts that are not staged yet.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -24,7 +22,14 @@ from pydantic import Field, field_validator
 from rich.progress import track
 
 from ...core.addresses import local_path, without_secrets
-from ...core.destination import DestinationError, check_destination, contents, replace_folder
+from ...core.destination import (
+    DATA_SETS,
+    DestinationError,
+    check_destination,
+    contents,
+    keep_files_of_others,
+    replace_folder,
+)
 from ...core.files import FileError
 from ...core.settings import SettingsError
 from ...core.workers import worker_pool
@@ -181,7 +186,7 @@ def write_data_set(
 
     Raises DestinationError when `out` holds something.
     """
-    check_destination(out, overwrite=overwrite)
+    check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
     job = _Job(out, conversion_key(origin, []), config)
     remaining = iter(structures)
     parts: list[Part] = []
@@ -296,9 +301,8 @@ def _check_place(out: Path, source: str, config: ConvertConfig, overwrite: bool)
         stated = info["source"]
         same_config = stated.get("config") == _settings(config)
         may_continue = same_config and stated["file"] == _name(source)
-    check_destination(out, overwrite=overwrite or may_continue, inputs=[source])
-    if overwrite and not may_continue and contents(out) is not None:
-        _refuse_foreign(out)
+    may_replace = overwrite or may_continue
+    check_destination(out, overwrite=may_replace, kinds=DATA_SETS, inputs=[source])
 
 
 def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
@@ -312,16 +316,6 @@ def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
     for other in origins(out):
         if other is None or other["sha256"] != origin["sha256"]:
             check_destination(out)
-
-
-def _refuse_foreign(out: Path) -> None:
-    """A data set replaces data sets, finished, unfinished or damaged, and nothing else."""
-    if not (out / "dataset_info.json").exists() and not (out / FOLDER).exists():
-        raise DestinationError(
-            f"holds {contents(out)}, which is no data set",
-            file=out,
-            remedy="choose another OUT, or remove the folder yourself",
-        )
 
 
 def _is_unfinished(out: Path) -> bool:
@@ -401,27 +395,13 @@ def _finish(
             shard_size=SHARD_SIZE,
             run=run,
         )
-        _keep_files_of_others(out, new)
+        keep_files_of_others(out, new, _is_ours)
     return info
 
 
-def _keep_files_of_others(old: Path, new: Path) -> None:
-    """Take along what a user has put into the folder of a data set that is replaced."""
-    for entry in old.iterdir():
-        if entry.name == FOLDER or OWN_FILE.fullmatch(entry.name):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
-        else:
-            _link(entry, new / entry.name)
-
-
-def _link(old: Path | str, new: Path | str) -> None:
-    """The same file under another name; a copy where the file system has no hard links."""
-    try:
-        os.link(old, new, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(old, new, follow_symlinks=False)
+def _is_ours(name: str) -> bool:
+    """Whether a conversion wrote an entry of a data set's folder, by its name."""
+    return name == FOLDER or OWN_FILE.fullmatch(name) is not None
 
 
 # --- which structures

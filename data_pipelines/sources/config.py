@@ -151,7 +151,8 @@ class SourceConfig(Settings):
                 # a label of the format itself, in ASE's unit, which is ours
                 places.append(LabelColumn(name, 1.0, times_volume=False, is_named=False))
                 if self.reference_columns:
-                    columns = REFERENCE_COLUMNS[name]
+                    # a label that was registered later may have no such name
+                    columns = REFERENCE_COLUMNS.get(name, {})
             for column, unit in columns.items():
                 places.append(_label_column(name, column, unit))
             found[name] = places

@@ -143,8 +143,8 @@ def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> s
     unit = column.unit
     names = column.column
     # structures that have the label under its own name keep it
-    has_label = any(counts.get(label) for counts in tally.kept.values())
-    if has_label and tally.unread_only.get(column.column):
+    is_kept_elsewhere = any(counts.get(label) for counts in tally.kept.values())
+    if is_kept_elsewhere and tally.unread_only.get(column.column):
         names = f"[{label},{column.column}]"
         if unit != LABELS[label].unit:
             unit = f"[{LABELS[label].unit},{unit}]"

@@ -93,10 +93,22 @@ def _below(name: str, root: str) -> PurePosixPath:
 
 def _prefix(inside: PurePosixPath, name: str) -> str:
     """The path below the source, without endings."""
-    stem = inside.name.split(".")[0]
     folders = list(inside.parts[:-1])
-    if stem.isdigit():
-        # every folder has a 0000.parquet
-        stem = f"{Path(name).parent.name}-{stem}"
+    if _is_number(name):
+        # its folder is a part of the stem
         folders = folders[:-1]
-    return "/".join([*folders, stem])
+    return "/".join([*folders, stem_of(name)])
+
+
+def stem_of(name: str) -> str:
+    """A file's name without endings; with that of its folder where it is only a number."""
+    path = Path(name)
+    stem = path.name.split(".")[0]
+    if _is_number(name):
+        # every folder has a 0000.parquet
+        return f"{path.parent.name}-{stem}"
+    return stem
+
+
+def _is_number(name: str) -> bool:
+    return Path(name).name.split(".")[0].isdigit()

@@ -23,7 +23,7 @@ from .ase_files import record_from_atoms
 from .config import GEOMETRY, SourceConfig
 from .formats import SUFFIXES, format_of
 from .locations import SourceError, fingerprint, list_files, plain_path
-from .naming import name_files
+from .naming import name_files, stem_of
 from .records import Record, Unread, is_wanted, structure_from_record, unread_columns
 from .source_format import Part
 
@@ -107,9 +107,8 @@ def read_part(
 
     Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
-    stem, split = _stem_and_split(part.name)
-    prefix = part.id_prefix or stem
-    split = split or part.split
+    prefix = part.id_prefix or stem_of(part.name)
+    split = _split_of_shard(part.name) or part.split
     for index, record in _records(part, config):
         try:
             found = _checked(record, config, f"{prefix}-{index}", split, count)
@@ -157,18 +156,13 @@ def _refuse_geometry_columns(name: str, config: SourceConfig) -> None:
             )
 
 
-def _stem_and_split(name: str) -> tuple[str, str | None]:
-    """What the default ids begin with, and the split that the file's name states."""
-    path = Path(name)
-    stem = path.name.split(".")[0]
-    if stem.isdigit():
-        # every folder has a 0000.parquet
-        stem = f"{path.parent.name}-{stem}"
+def _split_of_shard(name: str) -> str | None:
+    """The split that the name of a shard states, whatever other files there are.
 
-    # only names of exactly this form state a split; a file may be called train.xyz by chance
+    Only names of exactly this form do: a file may be called train.xyz by chance.
+    """
     match = SHARD_NAME.fullmatch(name)
-    split = (match["split"] or match["folder"]) if match else None
-    return stem, split
+    return (match["split"] or match["folder"]) if match else None
 
 
 def read_structures(path: Path | str, config: SourceConfig) -> Iterator[Structure]:

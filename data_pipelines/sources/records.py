@@ -18,10 +18,6 @@ from .label_names import REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
 
 SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as data sets of the hub call them
 TRUE = ("true", "t", "1", "1.0")
-# Two columns of one label may differ by this much, relative and absolute in the label's unit (per
-# atom if it is extensive): by rounding, but by no unit and no other level of theory.
-SAME_VALUE = {"energy": (1e-6, 1e-3), "forces": (1e-3, 1e-2), "stress": (1e-3, 1e-4)}
-
 
 # columns that look like labels, with their numbers where the reader has them at hand
 Unread = list[tuple[LookAlike, np.ndarray | None]]
@@ -266,12 +262,14 @@ def _refuse_other_values(
 def _refuse_difference(
     record: Record, label: Label, one: tuple[str, Any], other: tuple[str, Any]
 ) -> None:
-    relative, absolute = SAME_VALUE[label.name]
+    absolute = label.same_absolute
     if label.extensive:
         absolute *= len(record.atomic_numbers)
     first = np.ravel(one[1])
     second = np.ravel(other[1])
-    if first.size == second.size and np.allclose(first, second, relative, absolute, equal_nan=True):
+    if first.size == second.size and np.allclose(
+        first, second, label.same_relative, absolute, equal_nan=True
+    ):
         return
 
     # the place where they differ most, as an example

@@ -40,14 +40,24 @@ UNPACKED_ALLOWANCE = 16_000_000
 UNPACKED_AT_ONCE = 1 << 20
 
 
-# asked for when a file is cut, and again by each process that reads a part of it
-@lru_cache(maxsize=2)
 def record_starts(path: str) -> list[int] | None:
     """Byte offset of each record in the uncompressed text.
 
     None when the file is not a plain sequence of whole records. ASE then reads it from the
     beginning and finds out what is wrong.
     """
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None
+    # Part of the key: a file that was written anew has other records, under the same name.
+    return _record_starts(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+# asked for when a file is cut, and again by each process that reads a part of it
+@lru_cache(maxsize=2)
+def _record_starts(path: str, *state: int) -> list[int] | None:
+    """See `record_starts`; `state` is what changes when the file does."""
     starts = []
     offset = 0
     try:

@@ -11,7 +11,6 @@ dataset_info.json holds a SHA-256 of its own content, and one of census.json.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from pathlib import Path
@@ -20,31 +19,20 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.seals import SEAL, digest_of
 
-SEAL = "checksum"
+
 # length of the footer (4 bytes) and "PAR1"
 TAIL = 8
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """JSON content with a checksum of itself."""
-    return content | {SEAL: _digest(content)}
 
 
 def seal_is_broken(content: dict[str, Any]) -> bool:
     """Whether the content was changed; False for data sets from before there were checksums."""
     stated = content.get(SEAL)
     if stated is not None:
-        return bool(stated != _digest(content))
+        return bool(stated != digest_of(content))
     # the name of the entry itself may have been hit
     return any("crc32" in entry for entry in content["shards"].values())
-
-
-def _digest(content: dict[str, Any]) -> str:
-    """SHA-256 of the content without its seal, however it is indented or ordered."""
-    rest = {key: value for key, value in content.items() if key != SEAL}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sums_of(data: bytes) -> list[int]:

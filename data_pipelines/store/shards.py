@@ -22,8 +22,9 @@ from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ...core.labels import LABELS, Label
+from ...core.seals import sealed
 from ..structure import SCHEMA_VERSION, Structure
-from .checksums import ShardSums, seal_is_broken, sealed, sums_of
+from .checksums import ShardSums, seal_is_broken, sums_of
 
 
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes

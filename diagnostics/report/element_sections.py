@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...core.numbers import FORCE_UNIT, table_cell
+from ...core.numbers import FORCE_UNIT, interval_cell, table_cell
 from ...core.pages.page import Block, Section, Table, Text, file_stem
 from ...model_zoo.evaluation.evenness import evenness, evenness_change
 from ...model_zoo.evaluation.summary import ElementErrors, ErrorSummary
@@ -225,13 +225,9 @@ def _element_cells(errors: ElementErrors | None) -> list[str]:
     # a run may lack an element that another was tested on
     if errors is None:
         return ["-", "-", "-", "-"]
-    interval = "-"
-    if errors.relative_force_interval is not None:
-        low, high = errors.relative_force_interval
-        interval = f"{table_cell(low, 100)} to {table_cell(high, 100)}"
     return [
         table_cell(errors.force_mae),
         table_cell(errors.relative_force_mae, 100),
-        interval,
+        interval_cell(errors.relative_force_interval, 100),
         table_cell(errors.energy_mae_per_atom, 1000),
     ]

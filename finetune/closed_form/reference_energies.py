@@ -125,9 +125,11 @@ def refit_reference_energies(
     fits = _fits(data, elements, known)
     chosen = _first_that_is_not_worse(fits, data, unseen, _parts(labelled))
 
-    shift = np.zeros(len(elements))
-    normal = fits[0].normal(data)
-    if chosen is not None:
+    if chosen is None:
+        shift = np.zeros(len(elements))
+        # the matrix alone says how well the data determine each E0
+        _, normal = fits[0].to(data)
+    else:
         shift, normal = chosen.to(data)
     potential.e0[head, elements] += potential.e0.new_tensor(shift)
 
@@ -207,10 +209,6 @@ class _Fit:
             if self.hold_isolated:
                 weight[data.isolated] = 1.0
         return shift, normal
-
-    def normal(self, data: _EnergyErrors) -> np.ndarray:
-        """The matrix alone, which says how well the data determine each E0."""
-        return self.to(data)[1]
 
 
 def _fits(data: _EnergyErrors, elements: np.ndarray, known: set[int]) -> list[_Fit]:

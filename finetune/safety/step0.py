@@ -142,7 +142,11 @@ def refuse_wrong_units(potential: Potential, target: Target) -> None:
         "stress": _stress_without_mean(predictions),
         "energy": _energies_without_composition(predictions),
     }
-    wrong = [found for name, pairs in comparable.items() if (found := _wrong_unit(name, pairs))]
+    wrong = []
+    for name, pairs in comparable.items():
+        found = _wrong_unit(name, pairs)
+        if found is not None:
+            wrong.append(found)
     if not wrong:
         return
 

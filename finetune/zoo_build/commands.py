@@ -51,7 +51,7 @@ def zoo_build(
     check_destination(
         folder_of_models / name,
         overwrite=overwrite,
-        kind="a model",
+        kinds=["a model"],
         remedy="choose another folder with --into, or replace it with --overwrite",
     )
     folder = build_zoo_model(recipe, name, place, folder_of_models, workers)

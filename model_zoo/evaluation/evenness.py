@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...core.numbers import FORCE_UNIT
-from .summary import ElementErrors, ErrorSummary
+from .summary import INTERVAL, ElementErrors, ErrorSummary
 
 
 GROUPS = ("rare", "middle", "common")
@@ -28,7 +28,6 @@ FEWEST_ATOMS = 30
 SMALLEST_FORCE_RMS = 0.01  # eV/A; below it, forces vanish by symmetry up to the label's noise
 FEWEST_IN_GROUP = 3  # elements, for a group to have figures
 
-COVERAGE = 0.9  # of an interval
 NUM_DRAWS = 2000
 
 Interval = tuple[float, float]
@@ -91,27 +90,44 @@ class EvennessChange:
 def evenness(summary: ErrorSummary) -> Evenness:
     """The errors of a summary by rare, middle and common elements."""
     apart = {}
-    judged = []
     for symbol, errors in summary.per_element.items():
         reason = _why_not_judged(errors)
-        if reason is None:
-            judged.append(symbol)
-        else:
+        if reason is not None:
             apart[symbol] = reason
 
-    if len(judged) < FEWEST_IN_GROUP * len(GROUPS):
+    members = thirds(summary)
+    if not members:
         return Evenness({}, None, apart)
+    groups = {name: _group(summary, symbols) for name, symbols in members.items()}
+    rare = _relative_errors(summary, members["rare"])
+    common = _relative_errors(summary, members["common"])
+    gap = _bootstrap([np.log(rare), np.log(common)], _ratio_of_geometric_means)
+    return Evenness(groups, gap, apart)
+
+
+def thirds(summary: ErrorSummary) -> dict[str, list[str]]:
+    """Name in `GROUPS` -> elements, the rarest first; empty when too few can be judged."""
+    judged = []
+    for symbol, errors in summary.per_element.items():
+        if _why_not_judged(errors) is None:
+            judged.append(symbol)
+    if len(judged) < FEWEST_IN_GROUP * len(GROUPS):
+        return {}
 
     # the symbol decides between equal counts, so that two summaries of one set have equal groups
     judged.sort(key=lambda symbol: (summary.per_element[symbol].num_train_structures, symbol))
     groups = {}
     for name, members in zip(GROUPS, np.array_split(judged, len(GROUPS)), strict=True):
-        groups[name] = _group(summary, [str(symbol) for symbol in members])
+        groups[name] = [str(symbol) for symbol in members]
+    return groups
 
-    rare = _relative_errors(summary, groups["rare"].symbols)
-    common = _relative_errors(summary, groups["common"].symbols)
-    gap = _bootstrap([np.log(rare), np.log(common)], _ratio_of_geometric_means)
-    return Evenness(groups, gap, apart)
+
+def error_of_third(summary: ErrorSummary, name: str) -> float | None:
+    """Relative force error of one third, without an interval; None when too few can be judged."""
+    groups = thirds(summary)
+    if not groups:
+        return None
+    return float(_geometric_mean([np.log(_relative_errors(summary, groups[name]))]))
 
 
 def evenness_change(before: ErrorSummary, after: ErrorSummary) -> EvennessChange:
@@ -121,9 +137,9 @@ def evenness_change(before: ErrorSummary, after: ErrorSummary) -> EvennessChange
     matters. Groups are those of `before`.
     """
     changes = {}
-    for name, group in evenness(before).groups.items():
+    for name, symbols in thirds(before).items():
         ratios = []
-        for symbol in group.symbols:
+        for symbol in symbols:
             errors = after.per_element.get(symbol)
             old = before.per_element[symbol].force_mae
             if errors is not None and errors.force_mae and old:
@@ -192,6 +208,5 @@ def _bootstrap(
         drawn.append(sample[chosen])
     values = statistic(drawn)
 
-    outside = (1 - COVERAGE) / 2
-    low, high = np.quantile(values, [outside, 1 - outside])
+    low, high = np.quantile(values, INTERVAL)
     return Estimate(float(statistic(samples)), (float(low), float(high)))

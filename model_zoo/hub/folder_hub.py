@@ -44,15 +44,16 @@ from ...core.storage import (
 from ..package.folder import folder_revision
 from ..package.manifest import (
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     BadModelError,
     FileEntry,
     Manifest,
     parse_manifest,
     read_verified,
+    revision_of,
 )
 from .remote import (
     BUGS,
-    MAX_MANIFEST_BYTES,
     REVISION,
     HubError,
     UnreachableHubError,
@@ -249,7 +250,7 @@ class FolderHub:
         text = self._read(where, f"{snapshot}/{MANIFEST}", MAX_MANIFEST_BYTES)
         if text is None:
             raise self._not_found(repo, revision)
-        if hashlib.sha256(text).hexdigest()[:16] != revision:
+        if revision_of(text) != revision:
             raise BadModelError(
                 f"{MANIFEST} is not the one that was published",
                 file=where,

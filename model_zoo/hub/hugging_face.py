@@ -37,11 +37,16 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from ...core.errors import EvenfieldError
 from ...core.files import FileError, file_errors
-from ..package.manifest import MANIFEST, BadModelError, Manifest, parse_manifest
+from ..package.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    BadModelError,
+    Manifest,
+    parse_manifest,
+)
 from ..package.weights import one_line
 from .remote import (
     BUGS,
-    MAX_MANIFEST_BYTES,
     HubError,
     cache_of_this_process,
     check_before_download,

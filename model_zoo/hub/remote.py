@@ -26,8 +26,6 @@ from ..package.manifest import (
 
 
 CACHE_VARIABLE = "EVENFIELD_CACHE"
-# a manifest lists up to 1000 files, with some 300 bytes for each
-MAX_MANIFEST_BYTES = 1 << 20
 # bytes that the header of a file of weights may take
 SPARE = 1 << 20
 # the revision of a model on a folder hub, see folder_revision

@@ -19,7 +19,7 @@ from jinja2 import Environment
 from pydantic import BaseModel, ValidationError
 
 from ...core.labels import LABELS, Label
-from ...core.numbers import table_cell
+from ...core.numbers import interval_cell, table_cell
 from ..evaluation.evenness import Evenness, evenness
 from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
@@ -224,14 +224,13 @@ def _evenness_table(found: Evenness) -> Table:
     rows = []
     for name, group in found.groups.items():
         fewest, most = group.num_train_structures
-        low, high = group.relative_force_mae.interval
         rows.append(
             [
                 f"{name}: {' '.join(group.symbols)}",
                 f"{fewest} to {most}",
                 str(group.num_atoms),
                 table_cell(group.relative_force_mae.value, 100),
-                f"{table_cell(low, 100)} to {table_cell(high, 100)}",
+                interval_cell(group.relative_force_mae.interval, 100),
                 table_cell(group.energy_mae_per_atom),
             ]
         )
@@ -251,16 +250,9 @@ def _element_table(evaluation: ErrorSummary) -> Table:
         if has_errors:
             counts = [str(errors.num_train_structures), str(errors.num_atoms)]
             cells = _error_cells(errors, labels)
-            rows.append([symbol, *counts, *cells, _interval_cell(errors)])
+            interval = interval_cell(errors.relative_force_interval, 100)
+            rows.append([symbol, *counts, *cells, interval])
     return Table(titles, rows)
-
-
-def _interval_cell(errors: ElementErrors) -> str:
-    """The interval of the relative force error, in percent."""
-    if errors.relative_force_interval is None:
-        return "-"
-    low, high = errors.relative_force_interval
-    return f"{table_cell(low, 100)} to {table_cell(high, 100)}"
 
 
 def _any_error(evaluation: ErrorSummary, name: str) -> bool:

@@ -14,8 +14,6 @@ Reading a folder runs nothing that it contains.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ from ase.data import chemical_symbols
 from pydantic import ValidationError
 
 from ...core.addresses import without_secrets
-from ...core.destination import replace_folder
+from ...core.destination import keep_files_of_others, replace_folder
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
 from ...core.torch_modes import own_modes
@@ -147,7 +145,9 @@ def save_model(
             write_atomically(new / name, data)
         # last: a folder without a manifest is unfinished, and is refused on reading
         write_atomically(new / MANIFEST, write_manifest(contents))
-        _keep_other_files(folder, new)
+        of_old_model = _names_of_model(folder)
+        # nobody reads what is kept: the manifest does not list it
+        keep_files_of_others(folder, new, lambda name: name in of_old_model or is_weights(name))
     return folder
 
 
@@ -174,40 +174,12 @@ def _check_holds_a_model(folder: Path) -> None:
         )
 
 
-def _keep_other_files(old: Path, new: Path) -> None:
-    """Put what is in `old`, but belongs to no model, into `new` too: notes of a user for instance.
-
-    Nobody reads such files, because the manifest does not list them. They are linked, not copied,
-    where the file system can do that. Symbolic links stay links.
-    """
-    if not old.is_dir():
-        return
-    of_old_model = _names_of_model(old)
-    for source in sorted(old.iterdir()):
-        name = source.name
-        target = new / name
-        if name in of_old_model or is_weights(name) or os.path.lexists(target):
-            continue
-        if source.is_dir() and not source.is_symlink():
-            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
-        else:
-            _link_or_copy(source, target)
-
-
 def _names_of_model(folder: Path) -> set[str]:
     """The files that the manifest of a folder lists; none when it cannot be read."""
     try:
         return set(read_manifest(folder).files)
     except BadModelError:
         return set()
-
-
-def _link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Give a file another name; a copy where the file system has no second names."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def describe(folder: Path | str, facts: Description) -> None:

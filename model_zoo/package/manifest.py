@@ -113,16 +113,6 @@ def revision_of(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:16]
 
 
-def check_revision(folder: Path, revision: str) -> None:
-    """Raise BadModelError unless the folder holds the model that `revision` pins.
-
-    The name of a folder says nothing: a cache or a hub may hold other files under it.
-    """
-    found = revision_of(read_manifest_text(folder))
-    if found != revision:
-        raise BadModelError(f"holds revision {found}, not {revision}", file=folder, remedy=RESTORE)
-
-
 def parse_manifest(path: Path | str, text: bytes) -> Manifest:
     """A manifest from its bytes; `path` is used in messages only.
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from pydantic import Field, field_validator
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...core.files import write_atomically
-from ...core.rich_console import PlainColumn
+from ...core.rich_console import Console, PlainColumn
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
 from ..monitor.rows import BadRowError, line_of, lines_of, row_of
@@ -76,7 +75,7 @@ class Metrics(Callback):
         self._waiting = b""
         self._console = console or Console(quiet=True)
         if damaged:
-            self._console.print(f"{path}: {damaged} damaged lines are left out", markup=False)
+            self._console.print(f"{path}: {damaged} damaged lines are left out")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
@@ -93,7 +92,6 @@ class Metrics(Callback):
                 self._console.print(
                     f"{self._file.name}: {error.strerror}: "
                     "rows are kept in memory until they can be written",
-                    markup=False,
                     style="red",
                 )
 
@@ -115,7 +113,7 @@ class Metrics(Callback):
         }
         if report.note:
             row["note"] = report.note
-            self._console.print(f"step {report.step}: {report.note}", markup=False)
+            self._console.print(f"step {report.step}: {report.note}")
         if report.bad_structures:
             row["bad_structures"] = report.bad_structures
             names = ", ".join(report.bad_structures[:5])
@@ -125,7 +123,6 @@ class Metrics(Callback):
                 f"step {report.step}: loss or gradient not finite, step skipped; "
                 f"structures: {names}",
                 # names of structures may look like markup
-                markup=False,
             )
         return row
 

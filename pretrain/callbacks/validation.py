@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.console import Console
 
+from ...core.rich_console import Console
 from ...data_pipelines.store.blocks import BlockReader
 from ...data_pipelines.stream.collection import Collection
 from ...data_pipelines.structure import Structure

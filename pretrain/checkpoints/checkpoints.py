@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...core.files import write_atomically
+from ...core.seals import SEAL, digest_of, sealed
 from ...core.settings import Settings
 from ..errors import NoCheckpointError, ResumeError
 from ..loop.engine import Engine
@@ -135,7 +136,7 @@ def _write(
     for name, tensors in files.items():
         save_file(tensors, temporary / f"{name}.safetensors")
     content["files"] = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-    content["checksum"] = checksum(content)
+    content = sealed(content)
     # the files before the manifest that says that they are whole
     _sync(temporary)
     write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
@@ -269,7 +270,7 @@ def problem_of(path: Path, *, hashed: bool = True) -> str | None:
         manifest = read_manifest(path)
         if is_of_older_format(manifest):
             return None
-        if manifest["checksum"] != checksum(manifest):
+        if manifest[SEAL] != digest_of(manifest):
             return "manifest.json is garbled"
         for name, stated in manifest["files"].items():
             problem = _problem_of_file(path / name, stated, hashed=hashed)
@@ -292,15 +293,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def is_of_older_format(manifest: dict[str, Any]) -> bool:
     """Whether the manifest is from before checksums; a bit that flipped must not look like one."""
-    return "checksum" not in manifest and manifest.get("format") != FORMAT and "files" in manifest
-
-
-def checksum(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest's content, which does not depend on how its text is laid out."""
-    stated = {key: value for key, value in manifest.items() if key != "checksum"}
-    # Through JSON and back: tuples become lists, and numbers as keys become texts, as in the file.
-    text = json.dumps(json.loads(json.dumps(stated)), sort_keys=True)
-    return hashlib.new(HASH, text.encode()).hexdigest()
+    return SEAL not in manifest and manifest.get("format") != FORMAT and "files" in manifest
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ase.data import atomic_numbers
-from rich.console import Console
 
+from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.potential.potential import Potential
 from ..config import RESUME_RULES, PretrainConfig, resume_rules
@@ -64,7 +64,7 @@ def look_for_run(
         if resume == "must":
             raise
         skipped = f"; skipped {', '.join(error.skipped)}" if error.skipped else ""
-        console.print(f"no checkpoint to resume from, starts a new run{skipped}", markup=False)
+        console.print(f"no checkpoint to resume from, starts a new run{skipped}")
         return None
 
     manifest = found.manifest
@@ -75,20 +75,19 @@ def look_for_run(
     if not same_data:
         _check_changed_data(before, now, data, folder, allowed=changed_data)
 
-    console.print(f"resumes from {found.path}", markup=False)
+    console.print(f"resumes from {found.path}")
     for skipped in found.skipped:
-        console.print(f"skipped {skipped}", markup=False)
+        console.print(f"skipped {skipped}")
     changed = changes(manifest["config"], config.saved())
     if changed:
-        console.print(f"settings that changed: {', '.join(map(str, changed))}", markup=False)
+        console.print(f"settings that changed: {', '.join(map(str, changed))}")
         for note in jumps(manifest, config):
-            console.print(note, markup=False)
+            console.print(note)
     if not same_data:
         console.print(
             f"data that changed: {now.difference_from(before)}. Known heads, their E0 and the "
             "normalisation are those of the run; new heads and elements start from the new data, "
             "and the stream from its beginning",
-            markup=False,
         )
     return Continuation(found, KeptHeads.from_dict(manifest["model"]), same_data)
 

@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from ...core.destination import check_destination, kind_of
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
+from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
 from ..config import PretrainConfig
 from ..errors import ResumeError
@@ -47,7 +46,7 @@ def refuse_occupied(
         check_destination(
             out,
             overwrite=overwrite,
-            kind="a training run",
+            kinds=["a training run"],
             inputs=data.folders,
             remedy="name another folder with out, or replace it with --overwrite",
         )
@@ -81,7 +80,7 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     with sole_writer(out), file_errors(out):
         old = _unused_name(out)
         out.rename(old)
-    console.print(f"what {out} held is kept as {old} until the new run has ended", markup=False)
+    console.print(f"what {out} held is kept as {old} until the new run has ended")
     try:
         yield
     except BaseException:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ...core.figures.style import STYLE, log_if_positive, looks
 from ...core.numbers import FORCE_UNIT
-from ...model_zoo.evaluation.evenness import evenness
+from ...model_zoo.evaluation.evenness import error_of_third
 from ...model_zoo.evaluation.summary import ErrorSummary
 from .run_metrics import RunMetrics, ValidationFigure
 
@@ -93,8 +93,8 @@ def _common(errors: ErrorSummary) -> float | None:
 
 def _relative_error_of(group: str, errors: ErrorSummary) -> float | None:
     """Percent; None where too few elements of the validation structures can be judged."""
-    groups = evenness(errors).groups
-    return 100 * groups[group].relative_force_mae.value if groups else None
+    error = error_of_third(errors, group)
+    return None if error is None else 100 * error
 
 
 def _draw_steps(

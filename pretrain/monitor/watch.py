@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import Field
-from rich.console import Console
 
 from ...core.figures.periodic_table import periodic_table_heat_map
 from ...core.figures.style import figure_png
@@ -27,6 +26,7 @@ from ...core.pages.page import (
     Text,
     write_page,
 )
+from ...core.rich_console import Console
 from ...core.settings import Settings
 from .learning_curves import draw_learning_curves
 from .run_metrics import Validation
@@ -50,12 +50,7 @@ def watch(folder: Path, config: WatchConfig, console: Console) -> Path:
     while True:
         view = RunView.read(folder)
         page = write_watch_page(view, config.every)
-        console.print(
-            f"step {view.step} of {view.max_steps}, {view.state}: {page}",
-            # names of folders may look like markup
-            markup=False,
-            highlight=False,
-        )
+        console.print(f"step {view.step} of {view.max_steps}, {view.state}: {page}")
         if view.ended:
             return page
         time.sleep(config.every)

@@ -46,8 +46,8 @@ def test_overwrite_spares_what_evenfield_did_not_write(tmp_path: Path) -> None:
 def test_a_command_replaces_only_what_it_makes_itself(model: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(DestinationError, match=r"a model .* does not replace"):
-            check_destination(model, overwrite=overwrite, kind="a training run")
-    check_destination(model, overwrite=True, kind="a model")
+            check_destination(model, overwrite=overwrite, kinds=["a training run"])
+    check_destination(model, overwrite=True, kinds=["a model"])
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,11 @@ def test_all_output_passes_a_door() -> None:
             continue
         wrong += [f"{where}: {found}" for found in past_the_doors(path)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_long_name_is_printed_at_once() -> None:
+    """Patterns that look for words to colour would need minutes."""
+    console = Console(file=io.StringIO(), width=100)
+    before = time.process_time()
+    console.print("x" * 50_000)
+    assert time.process_time() - before < 5

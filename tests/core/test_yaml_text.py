@@ -45,6 +45,9 @@ def test_other_text_means_what_it_means_to_yaml(text):
         "max_steps: 2020-99-99",
         f"max_steps: {'9' * 5000}",
         "max_steps: [",
+        # characters that YAML does not allow, as a flipped bit makes them
+        "max_steps: 1\0",
+        "max_steps: 1\x1a",
     ],
     ids=lambda text: text[:24],
 )

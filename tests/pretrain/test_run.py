@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.labels import LABELS
+from evenfield.core.rich_console import Console
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures

@@ -261,6 +261,20 @@ def test_frame_of_millions_of_atoms_in_a_small_gzip_file_is_refused(tmp_path):
     assert time.process_time() - before < 5
 
 
+def test_file_that_was_written_anew_is_read_anew(tmp_path):
+    """Where its records begin was remembered by its name alone, and past the limits on frames."""
+    path = write(tmp_path, frame() + frame(info="energy=2"))
+    assert len(read(path)) == 2
+    write(tmp_path, frame(info="energy=3"))
+    assert [structure.energy for structure in read(path)] == [3]
+
+    write(tmp_path, "+9999999999\nenergy=1\nH 0 0 0\n")
+    before = time.process_time()
+    with pytest.raises(BadRecordError, match="announces 9999999999 atoms"):
+        read(path)
+    assert time.process_time() - before < 5
+
+
 def test_link_that_leads_to_itself_is_named(tmp_path):
     link = tmp_path / "loop.extxyz"
     link.symlink_to(link)

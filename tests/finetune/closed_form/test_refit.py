@@ -53,27 +53,39 @@ def off_target(potential, structures, labelled_by) -> list:
 
 def perturbed(potential, own: tuple[int, ...] = ()):
     """A copy with other weights in one head: shared, of the elements `own`, and every E0."""
-    other = type(potential)(potential.config).double().eval()
-    other.load_state_dict(potential.state_dict())
+    other = clone(potential)
     generator = torch.Generator().manual_seed(7)
+
+    def noise(size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
     with torch.no_grad():
-        weight, own_weight = other.readout.weight[HEAD], other.readout.element_weight[HEAD]
-        weight += 0.3 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight = other.readout.weight[HEAD]
+        own_weight = other.readout.element_weight[HEAD]
+        weight += 0.3 * noise(len(weight))
         for z in own:
-            own_weight[z] += torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-        other.e0[HEAD] += torch.randn(119, generator=generator, dtype=torch.float64)
+            own_weight[z] += noise(len(weight))
+        other.e0[HEAD] += noise(119)
     return other
+
+
+def clone(potential):
+    copy = type(potential)(potential.config).double().eval()
+    copy.load_state_dict(potential.state_dict())
+    return copy
 
 
 def labels(potential, structures) -> tuple[np.ndarray, np.ndarray]:
     """Total energies (S,) and forces (3N,), predicted one by one to keep their order."""
-    energies, forces = [], []
-    for s in structures:
-        p = predict(potential, [s])
-        energies.append(
-            p.energy[0, 1] + potential.e0[HEAD, torch.as_tensor(s.atomic_numbers)].sum().item()
-        )
-        forces.append(p.forces[..., 1].ravel())
+    energies = []
+    forces = []
+    for structure in structures:
+        predicted = predict(potential, [structure])
+        numbers = torch.as_tensor(structure.atomic_numbers)
+        # predictions are without E0
+        e0 = potential.e0[HEAD, numbers].sum().item()
+        energies.append(predicted.energy[0, 1] + e0)
+        forces.append(predicted.forces[..., 1].ravel())
     return np.array(energies), np.concatenate(forces)
 
 
@@ -87,26 +99,28 @@ def errors(potential, structures) -> tuple[float, float]:
 
 def test_features_times_weights_are_the_energies_and_forces(potential, structures):
     """With all elements for new: shared weights, then each element's own."""
-    batch = Batch.join(
-        [
-            Batch.from_structure(s, 4.0, potential.config.levels_of_theory, torch.float64)
-            for s in structures[::4]
-        ]
-    )
+    levels = potential.config.levels_of_theory
+    parts = [Batch.from_structure(s, 4.0, levels, torch.float64) for s in structures[::4]]
+    batch = Batch.join(parts)
     elements = sorted(METALS)
     summed, jacobian, stress_jacobian = feature_jacobian(potential, batch, elements)
-    readout, scale = potential.readout, float(potential.scale[HEAD])
-    weights = torch.cat(
-        [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in elements)]
-    ).detach()
+
+    readout = potential.readout
+    own_weights = [readout.element_weight[HEAD, z] for z in elements]
+    weights = torch.cat([readout.weight[HEAD], *own_weights]).detach()
+    scale = float(potential.scale[HEAD])
     out = potential(batch)
-    e0 = out.energy.new_zeros(batch.num_structures)
-    e0.index_add_(0, batch.structure_index, potential.e0[HEAD, batch.atomic_numbers])
+
+    # what the readout does not give: E0 and the repulsion of the cores
     vectors, tiles = potential.edge_vectors(batch)
-    energies, slope = potential.core_repulsion(batch, vectors, tiles)
-    e0.index_add_(0, batch.structure_index, energies.detach())
-    assert torch.allclose(out.energy, e0 + scale * summed @ weights, rtol=0, atol=1e-11)
+    core_energies, slope = potential.core_repulsion(batch, vectors, tiles)
     core_forces, core_stress = forces_and_stress(slope, vectors, tiles, batch)
+    of_atoms = potential.e0[HEAD, batch.atomic_numbers] + core_energies.detach()
+    rest = out.energy.new_zeros(batch.num_structures)
+    rest.index_add_(0, batch.structure_index, of_atoms)
+
+    energy = scale * summed @ weights + rest
+    assert torch.allclose(out.energy, energy, rtol=0, atol=1e-11)
     forces = scale * torch.einsum("pna,p->na", jacobian, weights) + core_forces
     assert torch.allclose(out.forces, forces, rtol=0, atol=1e-11)
     stress = scale * torch.einsum("psab,p->sab", stress_jacobian, weights) + core_stress
@@ -119,8 +133,7 @@ def dense_problem(potential, structures, layout: Unknowns) -> tuple[np.ndarray, 
     base_energy, base_forces = labels(potential, structures)
     columns = []
     for k in range(layout.num):
-        changed = type(potential)(potential.config).double().eval()
-        changed.load_state_dict(potential.state_dict())
+        changed = clone(potential)
         block, place = divmod(k, layout.size)
         with torch.no_grad():
             if k >= layout.num_weights:
@@ -131,15 +144,30 @@ def dense_problem(potential, structures, layout: Unknowns) -> tuple[np.ndarray, 
                 changed.readout.element_weight[HEAD, layout.new_elements[block - 1], place] += 1.0
         energy, forces = labels(changed, structures)
         columns.append(np.concatenate([energy - base_energy, forces - base_forces]))
-    num = np.array([len(s) for s in structures])
+
+    num_atoms = np.array([len(s) for s in structures])
     energy_error = np.array([s.energy for s in structures]) - base_energy
     force_error = np.concatenate([s.forces.ravel() for s in structures]) - base_forces
-    of_atom = np.repeat(np.arange(len(num)), 3 * num)
-    mean_square = np.bincount(of_atom, force_error**2) / (3 * num)
-    energy_noise = num * np.sqrt(CONFIG.energy_noise**2 + (energy_error / num) ** 2)
-    force_noise = np.sqrt(CONFIG.force_noise**2 + mean_square)[of_atom]
+
+    # the noise of a structure: the floor and its own error, added in squares
+    of_component = np.repeat(np.arange(len(num_atoms)), 3 * num_atoms)
+    mean_square = np.bincount(of_component, force_error**2) / (3 * num_atoms)
+    per_atom = np.hypot(CONFIG.energy_noise, energy_error / num_atoms)
+    energy_noise = num_atoms * per_atom
+    force_noise = np.sqrt(CONFIG.force_noise**2 + mean_square)[of_component]
+
     noise = np.concatenate([energy_noise, force_noise])
-    return np.array(columns).T / noise[:, None], np.concatenate([energy_error, force_error]) / noise
+    rows = np.array(columns).T / noise[:, None]
+    targets = np.concatenate([energy_error, force_error]) / noise
+    return rows, targets
+
+
+def ridge_by_least_squares(rows, target, precision) -> np.ndarray:
+    """The same problem without normal equations: the prior as further rows."""
+    prior_rows = np.diag(np.sqrt(precision))
+    prior_target = np.zeros(len(precision))
+    augmented = np.vstack([rows, prior_rows])
+    return np.linalg.lstsq(augmented, np.concatenate([target, prior_target]), rcond=None)[0]
 
 
 def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
@@ -163,25 +191,23 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     change = unknowns(potential, layout) - before
     assert report.rows == len(target)
     assert report.relative_gradient < 1e-8
+
     precision = chosen[0]
-    assert np.allclose(
-        precision[layout.num_weights :], reference_precision(elements, METALS - {PT, 13})
-    )
+    e0_precision = reference_precision(elements, METALS - {PT, 13})
+    assert np.allclose(precision[layout.num_weights :], e0_precision)
     gradient = rows.T @ (rows @ change - target) + precision * change
     assert np.linalg.norm(gradient) < 1e-8 * np.linalg.norm(rows.T @ target)
-    augmented = np.vstack([rows, np.diag(np.sqrt(precision))])
-    dense = np.linalg.lstsq(augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None)[
-        0
-    ]
+    dense = ridge_by_least_squares(rows, target, precision)
     assert np.allclose(change, dense, rtol=1e-6, atol=1e-8)
     assert np.abs(change).max() > 0.01
 
 
 def unknowns(potential, layout: Unknowns) -> np.ndarray:
+    """The values of a layout: shared weights, own weights, E0."""
     readout = potential.readout
-    parts = [readout.weight[HEAD], *(readout.element_weight[HEAD, z] for z in layout.new_elements)]
-    parts.append(potential.e0[HEAD, torch.as_tensor(layout.elements)])
-    return torch.cat(parts).detach().numpy().copy()
+    own = [readout.element_weight[HEAD, z] for z in layout.new_elements]
+    e0 = potential.e0[HEAD, torch.as_tensor(layout.elements)]
+    return torch.cat([readout.weight[HEAD], *own, e0]).detach().numpy().copy()
 
 
 # --- what it finds
@@ -191,10 +217,10 @@ def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
     target = labelled_by(perturbed(potential), structures)
     before = errors(potential, target)
     report, _ = refit_readout(potential, HEAD, target[::2], known=METALS, known_e0=set())
-    assert (
-        errors(potential, target[1::2])[1] < 0.01 * before[1]
-    )  # forces on structures that were left out
-    assert errors(potential, target[::2])[0] < 0.01 * before[0]
+    _, left_out_forces = errors(potential, target[1::2])
+    fitted_energies, _ = errors(potential, target[::2])
+    assert left_out_forces < 0.01 * before[1]
+    assert fitted_energies < 0.01 * before[0]
     assert report.error_after < 0.05 * report.error_before
     assert report.relative_gradient < 1e-8
 
@@ -202,9 +228,8 @@ def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
 def test_new_element_gets_weights_of_its_own(potential, structures, labelled_by):
     """Platinum of the target differs from all others; shared weights alone could not say so."""
     target = labelled_by(perturbed(potential, own=(PT,)), structures)
-    together, apart = (type(potential)(potential.config).double().eval() for _ in range(2))
-    for copy in (together, apart):
-        copy.load_state_dict(potential.state_dict())
+    together = clone(potential)
+    apart = clone(potential)
     refit_readout(together, HEAD, target, known=METALS, known_e0=set())
     refit_readout(apart, HEAD, target, known=METALS - {PT}, known_e0=set())
     assert errors(apart, target)[1] < 0.1 * errors(together, target)[1]
@@ -302,8 +327,7 @@ def test_backbone_other_head_and_absent_elements_keep_their_bits(potential, off_
 
 def test_refit_of_the_second_head_follows_its_own_scale(potential, structures, labelled_by):
     others = [replace(s, level_of_theory="EMT-scaled") for s in structures]
-    target = type(potential)(potential.config).double().eval()
-    target.load_state_dict(potential.state_dict())
+    target = clone(potential)
     with torch.no_grad():
         target.readout.weight[1] *= 1.2
     labelled = labelled_by(target, others)
@@ -372,31 +396,30 @@ def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
     layout = Unknowns(12, np.array([], dtype=int), elements)
     precision = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
-    rows, _ = refit._parts(few)
-    assert [len(part) for part in rows] == [1] * 6
+    parts, _ = refit._parts(few)
+    assert [len(part) for part in parts] == [1] * 6
     folds = []
-    for part in rows:
+    for part in parts:
         folds.append(Fold.empty(layout.num))
         for batch in design_rows(potential, HEAD, part, layout, CONFIG):
             for name, pair in batch.rows.items():
                 folds[-1].equations[name].add(*pair)
     total = NormalEquations.total(fold.all for fold in folds)
     errors = prior._held_out_errors(folds, total, [precision])
+
+    # brute force: fit to the others, predict the one that was left out
     brute = []
     for k, left_out in enumerate(few):
-        design, target = dense_problem(potential, few[:k] + few[k + 1 :], layout)
-        augmented = np.vstack([design, np.diag(np.sqrt(precision))])
-        change = np.linalg.lstsq(
-            augmented, np.concatenate([target, np.zeros(layout.num)]), rcond=None
-        )[0]
-        copy = type(potential)(potential.config).double().eval()
-        copy.load_state_dict(potential.state_dict())
+        rows, target = dense_problem(potential, few[:k] + few[k + 1 :], layout)
+        change = ridge_by_least_squares(rows, target, precision)
+        copy = clone(potential)
         add_to_head(copy, HEAD, change, layout.new_elements, elements)
-        residual = (
-            np.concatenate([s.forces.ravel() for s in [left_out]]) - labels(copy, [left_out])[1]
-        )
-        first = left_out.forces.ravel() - labels(potential, [left_out])[1]
-        brute.append((residual**2).sum() / (CONFIG.force_noise**2 + (first**2).mean()))
+
+        label = left_out.forces.ravel()
+        error = label - labels(copy, [left_out])[1]
+        error_before = label - labels(potential, [left_out])[1]
+        noise_square = CONFIG.force_noise**2 + (error_before**2).mean()
+        brute.append((error**2).sum() / noise_square)
     assert errors["forces"][0] == pytest.approx(brute, rel=1e-6)
 
 
@@ -408,26 +431,21 @@ def test_posterior_is_the_inverse_of_the_curvature_and_survives_the_disk(
     )
     assert posterior.size == 12 and posterior.covariance.shape == (2 * 12 + 7, 2 * 12 + 7)
     assert (np.linalg.eigvalsh(posterior.covariance) > 0).all()
-    few, many = (
-        refit_readout(clone(potential), HEAD, part, known=METALS, known_e0=METALS)[1]
-        for part in (off_target[:5], off_target)
-    )
+    assert posterior.bootstrap.shape == (5, 31)
+    assert (posterior.bootstrap.std(0)[:24] > 0).all()
+
+    # more data, more certain
+    variances = []
     row = np.random.default_rng(0).normal(size=12)
-    numbers = off_target[0].atomic_numbers
-    assert many.energy_variance(row, numbers) < few.energy_variance(
-        row, numbers
-    )  # more data, more certain
-    assert posterior.bootstrap.shape == (5, 31) and (posterior.bootstrap.std(0)[:24] > 0).all()
+    for part in (off_target[:5], off_target):
+        _, own = refit_readout(clone(potential), HEAD, part, known=METALS, known_e0=METALS)
+        variances.append(own.energy_variance(row, off_target[0].atomic_numbers))
+    assert variances[1] < variances[0]
+
     loaded = Posterior.from_bytes(posterior.to_bytes())
-    assert loaded.level_of_theory == "EMT" and loaded.noise == posterior.noise
-    assert np.array_equal(
-        loaded.covariance, posterior.covariance
-    ) and loaded.new_elements.tolist() == [PT]
+    assert loaded.level_of_theory == "EMT"
+    assert loaded.noise == posterior.noise
+    assert loaded.new_elements.tolist() == [PT]
+    assert np.array_equal(loaded.covariance, posterior.covariance)
     with pytest.raises(NoPosteriorError, match="has no posterior: make one with"):
         load_posterior(tmp_path / "nowhere")
-
-
-def clone(potential):
-    copy = type(potential)(potential.config).double().eval()
-    copy.load_state_dict(potential.state_dict())
-    return copy

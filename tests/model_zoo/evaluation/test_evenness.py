@@ -10,6 +10,7 @@ import pytest
 from evenfield.model_zoo.evaluation.evenness import (
     FEWEST_ATOMS,
     GROUPS,
+    error_of_third,
     evenness,
     evenness_change,
 )
@@ -122,6 +123,8 @@ def test_figure_of_a_group_is_the_geometric_mean(uneven):
     group = evenness(uneven).groups["middle"]
     errors = [uneven.per_element[symbol].relative_force_mae for symbol in group.symbols]
     assert group.relative_force_mae.value == pytest.approx(np.prod(errors) ** (1 / 6))
+    # the learning curves take it without an interval
+    assert error_of_third(uneven, "middle") == group.relative_force_mae.value
 
 
 def test_change_compares_each_element_with_itself(even, uneven):
@@ -155,6 +158,7 @@ def test_few_elements_have_no_thirds(even):
     few = {symbol: even.per_element[symbol] for symbol in SYMBOLS[:8]}
     found = evenness(replace(even, per_element=few))
     assert (found.groups, found.gap, found.apart) == ({}, None, {})
+    assert error_of_third(replace(even, per_element=few), "rare") is None
 
 
 def test_interval_of_an_element_covers_its_error_and_is_stored(even):

@@ -10,8 +10,8 @@ import ase.io
 import pytest
 import torch
 from ase.data import chemical_symbols
-from rich.console import Console
 
+from evenfield.core.rich_console import Console
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.hub.load import load

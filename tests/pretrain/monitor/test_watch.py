@@ -12,10 +12,10 @@ import types
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from evenfield.cli import app
+from evenfield.core.rich_console import Console
 from evenfield.core.settings import SettingsError, load_settings
 from evenfield.pretrain.callbacks.metrics import LoggingConfig, ProgressBar
 from evenfield.pretrain.config import PretrainConfig
