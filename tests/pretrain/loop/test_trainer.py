@@ -54,6 +54,20 @@ def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
     assert short.at(50, 50) == pytest.approx(1e-2)
 
 
+def test_stable_stretch_does_not_depend_on_the_length_of_the_run():
+    config = ScheduleConfig(final_learning_rate=1e-4, warmup_steps=10, decay_share=0.25)
+    schedule = Schedule(1e-2, config)
+
+    short = [schedule.at(step, 100) for step in range(101)]
+    long = [schedule.at(step, 1000) for step in range(1001)]
+
+    assert short[:75] == long[:75]
+    assert short[10:75] == [1e-2] * 65
+    assert long[10:750] == [1e-2] * 740
+    assert all(a > b for a, b in pairwise(short[75:]))
+    assert short[100] == long[1000] == pytest.approx(1e-4)
+
+
 def test_weight_of_the_energy_rises_from_step_to_step(good, monkeypatch):
     seen, known = [], train_module.weighted_loss
 
