@@ -12,6 +12,7 @@ import ase.db
 from ase.calculators.calculator import all_properties
 
 from ...core.errors import EvenfieldError
+from ...core.memory import items_within_memory, memory_for_file
 from ..structure import BadRecordError
 from .ase_files import describe, require_content, unreadable
 from .config import SourceConfig
@@ -44,16 +45,8 @@ class AseDatabase(SourceFormat):
     ) -> Iterator[tuple[int, Record | BadRecordError]]:
         """Id and record of each row; see SourceFormat."""
         with local_file(part.name) as path, self._opened(path, part.name) as (ids, get_row):
-            # ids may have gaps where rows were deleted
-            for row_id in ids:
-                if row_id < part.first or (part.last is not None and row_id >= part.last):
-                    continue
-                try:
-                    record: Record | BadRecordError = _record_from_row(get_row(row_id))
-                except Exception as error:
-                    # a torn row fails anywhere in zlib, json, struct or sqlite3
-                    record = unreadable(error)
-                yield row_id, record
+            rows = _rows(part, ids, get_row)
+            yield from items_within_memory(rows, path.stat().st_size)
 
     def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
         """Open a database for reading only; what has to be closed goes on the stack."""
@@ -73,7 +66,8 @@ class AseDatabase(SourceFormat):
         require_content(path, name)
         with ExitStack() as stack:
             try:
-                ids, get_row = self.open(path, stack)
+                with memory_for_file(path.stat().st_size):
+                    ids, get_row = self.open(path, stack)
             except SourceError as error:
                 error.file = name
                 raise
@@ -86,6 +80,21 @@ class AseDatabase(SourceFormat):
                     remedy="fetch or write it again",
                 ) from None
             yield ids, get_row
+
+
+def _rows(
+    part: Part, ids: list[int], get_row: Callable[[int], Any]
+) -> Iterator[tuple[int, Record | BadRecordError]]:
+    # ids may have gaps where rows were deleted
+    for row_id in ids:
+        if row_id < part.first or (part.last is not None and row_id >= part.last):
+            continue
+        try:
+            record: Record | BadRecordError = _record_from_row(get_row(row_id))
+        except Exception as error:
+            # a torn row fails anywhere in zlib, json, struct or sqlite3
+            record = unreadable(error)
+        yield row_id, record
 
 
 def _refuse_programs(connection: sqlite3.Connection) -> None:

@@ -9,6 +9,7 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import filetype
 
+from ...core.memory import items_within_memory, memory_for_file
 from ..structure import BadRecordError
 from .config import SourceConfig
 from .locations import SourceError, local_file, require_readable
@@ -38,11 +39,11 @@ class AseFile(SourceFormat):
 
 def _frames(path: Path) -> Iterator[Atoms | Exception]:
     """All frames of a file in a format that ASE finds out."""
-    # xyz under another name has to be read within the same limits
+    # xyz under another name has to be read within the limits of xyz
     if filetype(str(path)) == "extxyz":
         yield from xyz_frames(path)
     else:
-        yield from ase.io.iread(path, ":")
+        yield from items_within_memory(ase.io.iread(path, ":"), path.stat().st_size)
 
 
 def read_one(path: Path) -> Atoms:
@@ -51,7 +52,8 @@ def read_one(path: Path) -> Atoms:
     frame: Atoms | Exception | None = None
     try:
         if filetype(str(path)) != "extxyz":
-            return ase.io.read(path)  # type: ignore[return-value]
+            with memory_for_file(path.stat().st_size):
+                return ase.io.read(path)  # type: ignore[return-value]
         for frame in xyz_frames(path):
             if isinstance(frame, Exception):
                 break
@@ -109,6 +111,13 @@ def records_of_frames(
         raise SourceError(
             error.message, file=part.name, record=index + 1, remedy=error.remedy
         ) from None
+    except MemoryError as error:
+        raise SourceError(
+            f"cannot be read ({describe(error)})",
+            file=part.name,
+            record=index + 1,
+            remedy="write it again",
+        ) from None
     except Exception as error:
         # ASE's readers raise all kinds of errors on a broken file
         raise SourceError(
@@ -141,4 +150,6 @@ def empty_file(name: str) -> SourceError:
 
 def describe(error: Exception) -> str:
     """A library's exception on one line. A KeyError says little without the name of its class."""
+    if isinstance(error, MemoryError):
+        return "it takes far more memory than a file of its size should"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...core.errors import MissingPackageError
 from .ase_database import AseDatabase, OpenDatabase
+from .locations import SourceError
 
 
 class AseLmdb(AseDatabase):
@@ -26,8 +27,15 @@ class AseLmdb(AseDatabase):
 
         # The destructor of the backend prints a complaint about a file that it could not open.
         # lmdb itself, tried first, only raises.
-        lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
+        with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as opened:
+            num_entries = opened.stat()["entries"]
 
         database = LMDBDatabase(path, readonly=True, use_lock_file=False)
         stack.callback(database.close)
+        # the file states how many rows it has, and a small one may state a billion
+        if len(database.ids) > num_entries:
+            raise SourceError(
+                f"states {len(database.ids):,} rows and has {num_entries:,} entries",
+                remedy="write the structures into a new database",
+            )
         return sorted(database.ids), database._get_row

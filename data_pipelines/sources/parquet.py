@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ase.data import atomic_numbers as symbol_to_number
 
 from ...core.labels import LABELS
+from ..store.parquet_limits import MOST_LETTERS, excess_of, shared_texts
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
 from .config import GEOMETRY, TEXTS, SourceConfig
@@ -73,6 +74,7 @@ class Parquet(SourceFormat):
             last = part.last
             if last is None:
                 last = parquet.metadata.num_rows
+            parquet = _within_limits(parquet, file, part.name, groups, roots)
             batches = parquet.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=sorted(roots))
             try:
                 for batch in batches:
@@ -82,12 +84,34 @@ class Parquet(SourceFormat):
                         if part.first <= index < last:
                             yield index, record
                         index += 1
+            except BadRecordError as error:
+                # of a whole column, not of one row
+                raise SourceError(
+                    error.message, file=part.name, record=index, remedy=error.remedy
+                ) from None
             except (pa.ArrowException, OSError) as error:
                 raise SourceError(
                     f"cannot be read after row {index} ({_one_line(error)})",
                     file=part.name,
                     remedy="fetch or write it again",
                 ) from None
+
+
+def _within_limits(
+    parquet: pq.ParquetFile, file: IO[bytes], name: str, groups: list[int], roots: set[str]
+) -> pq.ParquetFile:
+    """The file, opened so that a text that many rows share is in memory once.
+
+    Raises SourceError where row groups unpack to far more than they are.
+    """
+    metadata = parquet.metadata
+    excess = excess_of(metadata, groups, roots)
+    if excess is not None:
+        raise SourceError(excess, file=name, remedy="write it again, in smaller row groups")
+    texts = shared_texts(metadata, groups, roots)
+    if not texts:
+        return parquet
+    return pq.ParquetFile(file, metadata=metadata, pre_buffer=True, read_dictionary=texts)
 
 
 def _open(file: IO[bytes], name: str) -> pq.ParquetFile:
@@ -404,6 +428,7 @@ class _Rows:
             if isinstance(array, pa.ExtensionArray):
                 array = array.storage
             elif pa.types.is_dictionary(array.type):
+                _refuse_long_texts(array, path)
                 array = array.dictionary_decode()
             elif pa.types.is_struct(array.type) and inside:
                 name = inside.pop(0)
@@ -447,6 +472,18 @@ class _Rows:
             else:
                 found.append(values)
         return found
+
+
+def _refuse_long_texts(array: pa.DictionaryArray, path: str) -> None:
+    """Raise BadRecordError for a text that would be in memory once for each row that shares it."""
+    if not pa.types.is_string(array.dictionary.type) or not len(array.dictionary):
+        return
+    longest = pc.max(pc.binary_length(array.dictionary)).as_py() or 0
+    if longest > MOST_LETTERS:
+        raise BadRecordError(
+            f"has a text of {longest:,} bytes in column '{path}'; {MOST_LETTERS:,} are allowed",
+            remedy="shorten it, or name another column",
+        )
 
 
 def _as_one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -24,6 +24,7 @@ from .shards import (
     BrokenDataSetError,
     changed_shard,
     check_schema,
+    refuse_excess,
     scan_shard,
     shard_paths,
     shard_sums,
@@ -219,6 +220,7 @@ def _open(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path)
         # raises for column names that are not valid text
         file.schema_arrow  # noqa: B018
+        refuse_excess(file.metadata, path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return file

@@ -25,6 +25,7 @@ from ...core.labels import LABELS, Label
 from ...core.seals import sealed
 from ..structure import SCHEMA_VERSION, Structure
 from .checksums import ShardSums, seal_is_broken, sums_of
+from .parquet_limits import excess_of
 
 
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
@@ -271,6 +272,7 @@ def scan_shard(
             pre_buffer=False,
         )
         check_schema(file.schema_arrow, path, names)
+        refuse_excess(file.metadata, path)
         groups = list(range(file.num_row_groups))
         if sums is not None and not sums.blocks_are_right(file.metadata, groups):
             raise changed_shard(path)
@@ -311,6 +313,13 @@ def changed_shard(path: Path) -> BrokenDataSetError:
         file=path,
         remedy=CONVERT_AGAIN,
     )
+
+
+def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
+    """Raise BrokenDataSetError for a shard that unpacks to far more than evenfield writes."""
+    excess = excess_of(metadata, range(metadata.num_row_groups), ARROW_SCHEMA.names)
+    if excess is not None:
+        raise BrokenDataSetError(excess, file=path, remedy=CONVERT_AGAIN)
 
 
 def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -> None:

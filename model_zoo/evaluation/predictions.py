@@ -20,6 +20,7 @@ import numpy as np
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, whole_file
 from ...core.labels import LABELS, Label
+from ...core.memory import memory_for_file
 
 
 # What a damaged archive raises, besides errors of the operating system. The last two are a method
@@ -131,8 +132,14 @@ class ParityPairs:
             try:
                 # opened here, because numpy does not close an archive that it cannot read;
                 # no pickle, since one in a strange file could run code
-                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                with (
+                    path.open("rb") as opened,
+                    memory_for_file(path.stat().st_size),
+                    np.load(opened, allow_pickle=False) as file,
+                ):
                     arrays = dict(file)
+            except MemoryError as error:
+                raise _bad(path, "they unpack to far more than a file of this size") from error
             except UNREADABLE as error:
                 raise _bad(path, f"it cannot be read ({error})") from error
         return cls._from_arrays(arrays, path)

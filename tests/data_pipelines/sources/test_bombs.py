@@ -1,0 +1,178 @@
+"""Small files that stand for gigabytes: each format refuses them before the memory is taken."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from contextlib import closing
+
+import ase.db
+import lmdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ase.build import bulk
+from ase.io.ulm import Writer
+
+from evenfield.core import memory
+from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.read import read_structures
+from evenfield.data_pipelines.store.blocks import BlockReader
+from evenfield.data_pipelines.store.shards import (
+    ARROW_SCHEMA,
+    BrokenDataSetError,
+    scan_shard,
+    to_table,
+)
+from evenfield.data_pipelines.structure import Structure
+
+
+aselmdb = pytest.importorskip("ase_db_backends.aselmdb")
+needs_limits = pytest.mark.skipif(
+    not memory.STATE.exists(), reason="this system does not tell the memory of a process"
+)
+
+SETTINGS = SourceConfig(level_of_theory="made")
+TABLE = SourceConfig(level_of_theory="made", columns={"energy": "E"}, units={"energy": "eV"})
+NUMBERS = 130_000_000
+# ASE makes an array of that many numbers, and repeats the only one
+ARRAY = {"__ndarray__": [[NUMBERS], "float64", [1]]}
+
+
+def json_database(path):
+    row = {"numbers": ARRAY, "positions": [[0, 0, 0]]}
+    path.write_text(json.dumps({"1": row, "ids": [1], "nextid": 2}))
+
+
+def trajectory(path):
+    with closing(Writer(str(path), tag="ASE-Trajectory")) as writer:
+        writer.write(version=1, ase_version="3", pbc=[True] * 3, cell=np.eye(3).tolist())
+        writer.write("numbers", np.array([1]))
+        writer.write("positions", np.zeros((1, 3)))
+        writer.write(x=ARRAY)
+
+
+def counts_of_poscar(path):
+    path.write_text(f"H\n1\n9 0 0\n0 9 0\n0 0 9\nH\n{NUMBERS}\nDirect\n0 0 0\n")
+
+
+def sqlite_database(path):
+    with ase.db.connect(path) as database:
+        database.write(bulk("Cu"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        text = json.dumps({"a": ARRAY})
+        connection.execute("UPDATE systems SET key_value_pairs=?", (text,))
+
+
+def change_lmdb(path, key, content):
+    with closing(aselmdb.LMDBDatabase(path)) as database:
+        database.write(bulk("Cu"))
+    with (
+        lmdb.open(str(path), subdir=False, map_size=1 << 26) as opened,
+        opened.begin(write=True) as changes,
+    ):
+        changes.put(key, zlib.compress(content))
+
+
+def row_of_lmdb(path):
+    change_lmdb(path, b"1", json.dumps({"numbers": ARRAY}).encode())
+
+
+def packed_row_of_lmdb(path):
+    change_lmdb(path, b"1", b'{"a": "' + bytes(NUMBERS * 4) + b'"}')
+
+
+def count_of_lmdb(path):
+    change_lmdb(path, b"nextid", b"9000000000")
+
+
+@needs_limits
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.json", json_database),
+        ("a.traj", trajectory),
+        ("POSCAR", counts_of_poscar),
+        ("a.db", sqlite_database),
+        ("a.aselmdb", row_of_lmdb),
+        ("a.aselmdb", packed_row_of_lmdb),
+        ("a.aselmdb", count_of_lmdb),
+    ],
+)
+def test_a_small_file_gets_no_gigabyte(tmp_path, name, make):
+    path = tmp_path / name
+    make(path)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(EvenfieldError, match="far more memory than a file of its size"):
+        list(read_structures(path, SETTINGS))
+
+
+def test_an_lmdb_file_has_as_many_rows_as_entries(tmp_path):
+    path = tmp_path / "a.aselmdb"
+    change_lmdb(path, b"nextid", b"100000")
+    with pytest.raises(EvenfieldError, match="states 99,999 rows and has 2 entries"):
+        list(read_structures(path, SETTINGS))
+
+
+def one_long_structure():
+    """A table of one structure with a hundred million equal atoms."""
+    atoms = pa.array(np.ones(100_000_000, np.uint8))
+    return pa.ListArray.from_arrays(pa.array([0, len(atoms)], pa.int32()), atoms)
+
+
+def test_a_table_of_equal_values_is_refused_by_its_footer(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"atomic_numbers": one_long_structure(), "positions": [[0.0] * 3], "E": [1.0]}
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(EvenfieldError, match="row group 0 unpacks to 800,000,"):
+        list(read_structures(path, TABLE))
+
+
+def table_with_ids(path, letters, rows=512):
+    """All rows share one identifier, which is stored once."""
+    ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * letters])
+    columns = {
+        "atomic_numbers": [[1]] * rows,
+        "positions": [[0.0] * 3] * rows,
+        "E": [1.0] * rows,
+        "group": ids,
+    }
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def test_a_text_that_all_rows_share_is_read_once(tmp_path):
+    path = tmp_path / "a.parquet"
+    table_with_ids(path, letters=4_000_000)
+    with pytest.raises(EvenfieldError, match="text of 4,000,000 bytes in column 'group'"):
+        list(read_structures(path, TABLE))
+
+    # one that is long and allowed, read as a dictionary too
+    table_with_ids(path, letters=99_999)
+    structures = list(read_structures(path, TABLE))
+    assert len(structures) == 512
+    assert {len(structure.group) for structure in structures} == {99_999}
+
+
+def test_a_shard_of_equal_values_is_refused(tmp_path):
+    atoms = bulk("Cu")
+    table = to_table([Structure.from_atoms(atoms, "made", "a", "g", energy=-3.0)])
+    place = ARROW_SCHEMA.get_field_index("atomic_numbers")
+    table = table.set_column(place, ARROW_SCHEMA.field(place), one_long_structure())
+    path = tmp_path / "train-00000.parquet"
+    pq.write_table(table, path, compression="zstd")
+    with pytest.raises(BrokenDataSetError, match="unpacks to"):
+        list(scan_shard(path))
+
+
+def test_a_block_of_equal_values_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "train-00000.parquet"
+    pq.write_table(pa.table({"atomic_numbers": one_long_structure()}), path, compression="zstd")
+    monkeypatch.setattr(
+        "evenfield.data_pipelines.store.blocks.shard_paths", lambda folder, split: [path]
+    )
+    with pytest.raises(BrokenDataSetError, match="unpacks to"):
+        BlockReader(tmp_path, "train")
