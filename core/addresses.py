@@ -97,7 +97,8 @@ def looks_like_path(name: str) -> bool:
 def similar_names(path: Path) -> list[str]:
     """Paths that exist and are spelt almost like `path`, the most similar first."""
     try:
-        present = [entry.name for entry in path.parent.iterdir()]
+        # not the path itself, which is there and of no use
+        present = [entry.name for entry in path.parent.iterdir() if entry.name != path.name]
     except OSError:
         return []
     found = difflib.get_close_matches(path.name, present, n=3, cutoff=0.6)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .addresses import local_path
 from .errors import EvenfieldError
-from .files import file_errors
+from .files import file_errors, special_kind
 from .locks import LockedError, held
 
 
@@ -73,6 +73,10 @@ def check_destination(
     """
     path = Path(path)
     _refuse_circle(path)
+    special = special_kind(path)
+    if special is not None:
+        # other programs wait at its other end
+        raise DestinationError(f"is {special}", file=path, remedy="choose another OUT")
     _check_is_no_input(path, inputs)
     _check_can_be_created(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,39 @@ class FileError(EvenfieldError):
     """A file that cannot be read or written, with the operating system's reason."""
 
 
+SPECIAL_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+NAME_A_FILE = "save its content as a file, and name that"
+
+
+def special_kind(path: Path | str) -> str | None:
+    """What a path leads to if that is neither a file nor a folder, nor absent; else None.
+
+    To open a named pipe waits for another program, which may never come, and a device may have no
+    end.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        # also for names that no system can have, such as addresses
+        return None
+    return SPECIAL_KINDS.get(stat.S_IFMT(mode))
+
+
 @contextmanager
 def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
     """Turn an OSError inside the block into a FileError about `path`, or the error's own file.
 
-    Wrap it around every read and write of a path that a user chose.
+    Wrap it around every read and write of a path that a user chose. A named pipe, a socket or a
+    device is refused before the block.
     """
+    special = special_kind(path)
+    if special is not None:
+        raise FileError(f"is {special}, not a file", file=path, remedy=NAME_A_FILE)
     try:
         yield
     except OSError as error:

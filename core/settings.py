@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from .errors import EvenfieldError
-from .files import file_errors
+from .files import NAME_A_FILE, file_errors, special_kind
 from .yaml_text import YamlTextError, read_yaml_text
 
 
@@ -126,6 +126,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _find_recipe(path: Path, recipes: Path) -> Path:
     """A recipe file, or the shipped recipe with this bare name."""
+    special = special_kind(path)
+    if special is not None:
+        raise SettingsError(f"is {special}, not a file", file=path, remedy=NAME_A_FILE)
     if path.is_file():
         return path
     shipped = {recipe.stem: recipe for recipe in sorted(recipes.glob("*.yaml"))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import math
+import os
 import re
 import shutil
 import stat
@@ -26,6 +27,7 @@ from ...core.addresses import (
     without_secrets,
 )
 from ...core.errors import EvenfieldError
+from ...core.files import NAME_A_FILE, special_kind
 from ...core.storage import (
     TooLargeError,
     chunks,
@@ -88,12 +90,15 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
     if kind == "file":
         return [str(path)]
     if kind == "folder":
-        inside = [file for file in path.rglob("*") if _is_data(file.relative_to(path), suffixes)]
+        inside = [name for name in _inside(path) if _is_data(name.relative_to(path), suffixes)]
+        for name in inside:
+            # refuses named pipes and the like, before anything opens them
+            _kind(name)
         return _at_least_one(sorted(map(str, inside)), source, suffixes)
     if GLOB.search(str(path)):
         # pathlib's glob needs a folder apart from the pattern
         found = glob.glob(str(path), recursive=True)  # noqa: PTH207
-        files = sorted(name for name in found if Path(name).is_file())
+        files = sorted(name for name in found if _kind(Path(name)) == "file")
         return _at_least_one(files, source, suffixes)
 
     # A local name that does not exist may be that of a data set of the hub. A mistyped path is not
@@ -123,7 +128,20 @@ def _kind(path: Path) -> Literal["file", "folder", "nothing"]:
         return "file"
     if stat.S_ISDIR(mode):
         return "folder"
-    return "nothing"
+    special = special_kind(path)
+    raise SourceError(f"is {special}, not a file", file=path, remedy=NAME_A_FILE)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """All files in a folder and its subfolders; a forbidden one is an error, not left out."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise _forbidden(Path(error.filename), error) from None
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent) / name for name in names)
 
 
 def _is_data(path: Path, suffixes: Sequence[str]) -> bool:
@@ -274,7 +292,10 @@ def _network_errors(source: str) -> Iterator[None]:
 
 def require_readable(path: Path) -> None:
     """Raise SourceError for a file that does not exist or that the user may not read."""
-    if _kind(path) != "file":
+    kind = _kind(path)
+    if kind == "folder":
+        raise SourceError("is a folder, not a file", file=path, remedy="name a file inside it")
+    if kind != "file":
         raise _no_such_file(path)
     try:
         # the mode alone does not tell: there may be access lists, and root may read anything

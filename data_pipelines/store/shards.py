@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError
-from ...core.files import write_atomically
+from ...core.files import special_kind, write_atomically
 from ...core.labels import LABELS, Label
 from ...core.seals import sealed
 from ..structure import SCHEMA_VERSION, Structure
@@ -147,6 +147,9 @@ def read_json(path: Path, most_bytes: int) -> tuple[Any, bytes]:
     Raises BrokenDataSetError for a file that is larger than any that evenfield writes, or that is
     not JSON.
     """
+    special = special_kind(path)
+    if special is not None:
+        raise BrokenDataSetError(f"is {special}, not a file", file=path, remedy=CONVERT_AGAIN)
     try:
         with path.open("rb") as file:
             data = file.read(most_bytes + 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.addresses import local_path, looks_like_path, similar_names
-from ...core.files import file_errors
+from ...core.files import file_errors, special_kind
 from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
 from ..package.levels import level_to_use
@@ -114,6 +114,9 @@ def resolve(
     """
     # a folder comes first: users name models that they have just trained
     path = local_path(reference)
+    special = special_kind(path)
+    if special is not None:
+        raise HubError(f"is {special}", file=path, remedy="name the folder of a model")
     with file_errors(str(reference)):
         is_folder = path.is_dir()
     if is_folder:
