@@ -6,6 +6,7 @@ What a command's settings are called and do is printed by `settings_table.py`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,7 +165,9 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
     key, known = _key_and_siblings(cls, problem["loc"])
     kind = problem["type"]
     if kind == "extra_forbidden":
-        return f"unknown key '{key}' (known here: {', '.join(known)})"
+        close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+        meant = f", did you mean '{close[0]}'?" if close else ""
+        return f"unknown key '{key}' (known here: {', '.join(known)}){meant}"
     if kind == "missing":
         return f"key '{key}' is missing"
     if kind == "value_error":
@@ -185,6 +188,7 @@ def _key_and_siblings(
     key: list[str] = []
     known: list[str] = []
     classes = [cls]
+    takes_any_key = False
     for part in location:
         chosen = [member for member in classes if part in _names_in_a_union(member)]
         if len(classes) > 1 and chosen:
@@ -195,8 +199,9 @@ def _key_and_siblings(
             continue
 
         key.append(str(part))
-        if isinstance(part, int):
-            # an item of a list has the class of the list's items
+        if isinstance(part, int) or takes_any_key:
+            # an item of a list or mapping has the class of its items
+            takes_any_key = False
             continue
 
         # of a union that is not decided yet, the keys of all members are known
@@ -208,6 +213,8 @@ def _key_and_siblings(
             field = members_keys.get(str(part))
             if field is not None:
                 inner_classes += _settings_in(field.annotation)
+                # `sources.NAME.licence`: the user picks the name
+                takes_any_key = bool(inner_classes) and get_origin(field.annotation) is dict
         known = sorted(keys)
         classes = inner_classes
     return ".".join(key), known

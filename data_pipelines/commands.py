@@ -1,4 +1,4 @@
-"""`evenfield data ...`: generate, convert, check-units, inspect, census, weights.
+"""`evenfield data ...`: generate, convert, corpus, check-units, inspect, census, weights.
 
 Each command is one Python call with the same names, and prints what came of it. Slow imports are
 inside the commands, so that `evenfield --help` is fast.
@@ -117,6 +117,87 @@ def convert(
             say(line)
         for note in _about_splits(info, config):
             say(note)
+
+
+@app.command()
+def corpus(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, or a shipped recipe's name")],
+    out: Annotated[Path, typer.Argument(help="folder of the data set")],
+    overrides: Overrides = None,
+    sources: Annotated[
+        Path, typer.Option("--sources", help="folder in which the recipe's files are")
+    ] = Path(),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; one per core when not given")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="K/N: only stage the K-th of N shares of the sources")
+    ] = None,
+    overwrite: Overwrite = False,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.corpus.config:CorpusConfig")
+    ] = False,
+) -> None:
+    """Convert several sources to one data set, with a record of licences and citations.
+
+    Sources whose licence does not allow a published model are refused. A material that several
+    sources have is on one side of the splits. A build that was stopped continues.
+
+    Example: evenfield data corpus evenfield-1 runs/corpus --sources downloads
+    """
+    from ..core.settings import load_settings
+    from .checks.unit_check import UnitError
+    from .corpus.config import CorpusConfig
+    from .corpus.corpus import build_corpus
+    from .structure import BadRecordError
+
+    config = load_settings(CorpusConfig, recipe, overrides)
+    try:
+        info = build_corpus(
+            config,
+            out,
+            folder=sources,
+            workers=workers,
+            task=share_of_work(task),
+            overwrite=overwrite,
+        )
+    except BadRecordError as error:
+        _add_remedy(error, "set skip_bad: true for this source to leave bad records out")
+        raise
+    except UnitError as error:
+        _add_remedy(error, "if the source is right, set trust_units: true for it")
+        raise
+
+    if info is None:
+        say(
+            f"{out}: task {task} is staged; when all tasks are, run the same command without --task"
+        )
+        return
+    say(_converted(out, info))
+    for line in _about_sources(out, info):
+        say(line)
+
+
+def _about_sources(out: Path, info: dict[str, Any]) -> list[str]:
+    """What came of each source, and of materials that several of them have."""
+    lines = []
+    for source in info["sources"]:
+        counts = [
+            f"{level} {sum(by_split.values())}"
+            for level, by_split in source["levels_of_theory"].items()
+        ]
+        lines.append(f"{source['name']} ({source['licence']}): {', '.join(counts)}")
+    shared = info["splits"].get("between_sources")
+    if shared is not None:
+        lines.append(
+            f"materials in several sources: {shared['materials']}; {shared['moved']} structures "
+            f"moved so that each is on one side, {shared['dropped_from_training']} dropped from "
+            f"training, {shared['still_on_two_sides']} materials still on two sides"
+        )
+    if not info["publishable"]:
+        lines.append("a model that is trained on this corpus cannot be published (data_card.md)")
+    lines.append(f"sources, licences and citations: {out / 'data_card.md'}")
+    return lines
 
 
 def _add_remedy(error: EvenfieldError, remedy: str) -> None:

@@ -134,13 +134,7 @@ def open_target(
     if not valid:
         train, valid = hold_out(drawn, valid_share, seed, fewest_to_hold_out)
 
-    about = TrainingData(
-        name=info["source"]["file"],
-        sha256=info["source"]["sha256"],
-        licence=info["licence"],
-        description=info["description"],
-        num_structures=len(drawn),
-    )
+    about = TrainingData.of_data_set(info, len(drawn))
     return Target(
         level_of_theory=levels[0],
         train=train,

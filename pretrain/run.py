@@ -293,6 +293,14 @@ def _counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, di
     return counts
 
 
+def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
+    """What the data sets say of the levels of theory of a model."""
+    known: dict[str, str] = {}
+    for info in data.infos:
+        known |= info.get("level_details", {})
+    return {level: known[level] for level in levels if level in known}
+
+
 def _record(
     config: PretrainConfig,
     data: Collection,
@@ -307,17 +315,11 @@ def _record(
         licence=config.licence,
         elements={level: list(levels[level]["e0"]) for level in potential.config.levels_of_theory},
         default_level=config.default_level,
+        level_details=_level_details(data, potential.config.levels_of_theory),
         level_counts=_counts_of_levels(census, potential.config.levels_of_theory),
         train_counts={symbol: count for symbol, count in counts.items() if count},
         training_data=[
-            TrainingData(
-                name=info["source"]["file"],
-                sha256=info["source"]["sha256"],
-                licence=info["licence"],
-                description=info["description"],
-                num_structures=info["num_structures"]["train"],
-            )
-            for info in data.infos
+            TrainingData.of_data_set(info, info["num_structures"]["train"]) for info in data.infos
         ],
         training={
             "config": config.saved(),

@@ -33,7 +33,7 @@ MAY_IMPORT = {
 }
 
 # Inside data_pipelines, a subpackage may import from those before it.
-DATA_ORDER = ("store", "sources", "census", "stream", "checks", "convert", "demo")
+DATA_ORDER = ("store", "sources", "census", "stream", "checks", "convert", "corpus", "demo")
 
 # Import name of a distribution whose name differs by more than hyphens.
 IMPORT_NAMES = {

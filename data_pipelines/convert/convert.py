@@ -8,11 +8,14 @@ call continues with the parts that are not staged yet.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,8 @@ from ...core.destination import (
     keep_files_of_others,
     replace_folder,
 )
-from ...core.files import FileError
+from ...core.errors import EvenfieldError
+from ...core.files import FileError, write_atomically
 from ...core.settings import SettingsError
 from ...core.workers import worker_pool
 from ..checks.unit_check import refuse_suspicious_units
@@ -48,7 +52,8 @@ from ..sources.records import Record, Unread
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
 from ..structure import BadRecordError, Structure
-from .finish import ConversionError, Map, finish
+from .finish import ConversionError, Map, Staged, finish
+from .near_duplicates import material_hash
 from .splits import SplitConfig, assign_split, check_symbols, split_key
 from .staging import (
     FOLDER,
@@ -71,12 +76,15 @@ OWN_FILE = re.compile(
     r"|(train|valid|test)-\d{5}\.parquet"
     r"|(dataset_info|census)\.json"
     r"|(rejected|duplicates)\.jsonl"
+    r"|data_card\.md"
     r"|inspection\.(html|png)"
     r"|(census|weights)\.png"
 )
 
+CARD = "data_card.md"
+
 # Settings that data sets of earlier versions do not state.
-LATER_KEYS = ("unstated_level", "reference_columns")
+LATER_KEYS = ("unstated_level", "reference_columns", "split_names")
 
 CONTINUE = "run the same command again, it continues with the parts that are not finished"
 
@@ -129,25 +137,89 @@ def convert(
     on. What `out` held before is whole even then.
     """
     source = str(source)
+    about = {"licence": config.licence, "description": config.description}
+    identity = {"file": _name(source), "config": settings_of(config)}
+    named = [NamedSource(source, config)]
+    return convert_sources(
+        named, out, identity, about, workers=workers, task=task, overwrite=overwrite
+    )
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """One of the sources of a data set."""
+
+    place: str
+    """File, folder, glob, URL or hub data set."""
+
+    config: ConvertConfig
+
+    name: str | None = None
+    """What ids of its structures begin with, and what errors call it; None for the only source."""
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Errors inside of the block say which of several sources they are about."""
+        try:
+            yield
+        except EvenfieldError as error:
+            if self.name is not None:
+                error.message += f" (source {self.name})"
+            raise
+
+
+def convert_sources(
+    sources: Sequence[NamedSource],
+    out: Path | str,
+    identity: dict[str, Any],
+    about: dict[str, Any],
+    *,
+    card: Callable[[dict[str, Any]], str] | None = None,
+    workers: int | None = None,
+    task: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any] | None:
+    """Convert one or several sources into one data set; otherwise as `convert`.
+
+    identity: what is converted, apart from the bytes: `file`, a name, and `config`, all settings.
+    about: the fields of dataset_info.json that are known beforehand. The hash of each source is
+        added to the entries of `sources`, where it has them.
+    card: makes data_card.md from the content of dataset_info.json.
+    """
     out = Path(out)
-    _check_place(out, source, config, overwrite)
+    _check_place(out, sources, identity, overwrite)
     if task is not None and not 1 <= task[0] <= task[1]:
         raise SettingsError(
             f"task={task[0]}/{task[1]}: the first number is one of 1..{max(task[1], 1)}"
         )
 
     # first what takes seconds: misspelt columns, a finished conversion, wrong units
-    check_columns_exist(source, config)
-    origin = _origin(source, config)
+    hashes = []
+    for source in sources:
+        with source.named_in_errors():
+            check_columns_exist(source.place, source.config)
+            hashes.append(source_fingerprint(source.place, source.config))
+    origin = {
+        "file": identity["file"],
+        "sha256": _of_all(hashes),
+        "config": identity["config"],
+    }
     finished = _finished(out, origin)
     if finished is not None:
         return finished
     _check_content(out, origin, overwrite)
-    if not config.trust_units:
-        refuse_suspicious_units(source, config)
+    for source in sources:
+        with source.named_in_errors():
+            if not source.config.trust_units:
+                refuse_suspicious_units(source.place, source.config)
 
-    parts = list_parts(source, config, RECORDS_PER_PART)
-    job = _Job(out, conversion_key(origin, parts), config)
+    parts: list[SourcePart] = []
+    for number, source in enumerate(sources):
+        with source.named_in_errors():
+            own = list_parts(source.place, source.config, RECORDS_PER_PART)
+        parts += [SourcePart(number, part) for part in own]
+    key = conversion_key(origin, [part.part for part in parts])
+    job = _Job(out, key, tuple(sources))
     with _interruptions(out), job.staging(origin), ExitStack() as stack:
         numbers = range(len(parts))
         if task is not None:
@@ -168,7 +240,18 @@ def convert(
 
         if task is not None:
             return None
-        return _finish(out, job, parts, origin, run)
+        described = dict(about)
+        if "sources" in about:
+            entries = zip(about["sources"], hashes, strict=True)
+            described["sources"] = [{**entry, "sha256": sha256} for entry, sha256 in entries]
+        return _finish(out, job, parts, {**described, "source": origin}, run, card)
+
+
+def _of_all(hashes: list[str]) -> str:
+    """The hash of one source, or one over those of several."""
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def write_data_set(
@@ -187,15 +270,27 @@ def write_data_set(
     Raises DestinationError when `out` holds something.
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
-    job = _Job(out, conversion_key(origin, []), config)
+    job = _Job(out, conversion_key(origin, []), (NamedSource(origin["file"], config),))
+    about = {"licence": config.licence, "description": config.description, "source": origin}
     remaining = iter(structures)
-    parts: list[Part] = []
+    parts: list[SourcePart] = []
     with _interruptions(out), job.staging(origin):
         while chunk := list(islice(remaining, RECORDS_PER_PART)):
             numbered = enumerate(chunk, len(parts) * RECORDS_PER_PART)
-            job.stage_records(len(parts), numbered, origin["file"])
-            parts.append(Part(origin["file"]))
-        return _finish(out, job, parts, origin, map)
+            part = SourcePart(0, Part(origin["file"]))
+            job.stage_records(len(parts), numbered, part)
+            parts.append(part)
+        return _finish(out, job, parts, about, map)
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """A part of one of the sources."""
+
+    source: int
+    """Number of the source."""
+
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -204,7 +299,7 @@ class _Job:
 
     out: Path
     key: str
-    config: ConvertConfig
+    sources: tuple[NamedSource, ...]
 
     @property
     def folder(self) -> Path:
@@ -221,25 +316,28 @@ class _Job:
             tidy(self.out, self.folder)
             raise
 
-    def stage(self, numbered: tuple[int, Part]) -> None:
+    def stage(self, numbered: tuple[int, SourcePart]) -> None:
         index, part = numbered
+        source = self.sources[part.source]
         tally = LabelTally()
 
         def count(record: Record, structure: Structure, unread: Unread) -> None:
-            if _has_wanted_elements(structure, self.config):
-                tally.add(record, structure, unread, self.config)
+            if _has_wanted_elements(structure, source.config):
+                tally.add(record, structure, unread, source.config)
 
-        records = enumerate(_read(part, self.config, count), part.first)
-        self.stage_records(index, records, part.name, tally)
+        records = enumerate(_read(part.part, source.config, count), part.part.first)
+        with source.named_in_errors():
+            self.stage_records(index, records, part, tally)
 
     def stage_records(
         self,
         index: int,
         records: Iterable[tuple[int, Structure | BadRecordError | None]],
-        file: str,
+        part: SourcePart,
         tally: LabelTally | None = None,
     ) -> None:
-        staged = StagedPart(self.key, file)
+        source = self.sources[part.source]
+        staged = StagedPart(self.key, part.part.name)
         if tally is not None:
             # filled while the records are read, and written after the last of them
             staged.labels = to_json(tally)
@@ -248,15 +346,21 @@ class _Job:
             self.folder,
             index,
             staged,
-            row_of=self._row,
-            wanted=lambda structure: _has_wanted_elements(structure, self.config),
-            skip_bad=self.config.skip_bad,
+            row_of=partial(self._row, source),
+            wanted=lambda structure: _has_wanted_elements(structure, source.config),
+            skip_bad=source.config.skip_bad,
         )
 
-    def _row(self, structure: Structure, record: int) -> StagedRow:
-        split, is_stated = assign_split(structure, self.config)
-        key = split_key(structure, self.config)
-        return StagedRow(structure, record, split, is_stated, key)
+    def _row(self, source: NamedSource, structure: Structure, record: int) -> StagedRow:
+        split, is_stated = assign_split(structure, source.config)
+        key = split_key(structure, source.config)
+        material = None
+        if source.name is not None:
+            # unique among all sources
+            named = f"{source.name}/{structure.structure_id}"
+            structure = replace(structure, structure_id=named)
+            material = material_hash(structure)
+        return StagedRow(structure, record, split, is_stated, key, material)
 
 
 def _read(
@@ -291,18 +395,21 @@ def _interruptions(out: Path) -> Iterator[None]:
 # --- the folder of the data set
 
 
-def _check_place(out: Path, source: str, config: ConvertConfig, overwrite: bool) -> None:
-    """What can be said of `out` without reading the source, which may take minutes."""
+def _check_place(
+    out: Path, sources: Sequence[NamedSource], identity: dict[str, Any], overwrite: bool
+) -> None:
+    """What can be said of `out` without reading the sources, which may take minutes."""
     if out.is_file():
         raise FileError("is a file", file=out, remedy="name a folder for the data set")
     may_continue = _is_unfinished(out)
     info = _info(out)
     if info is not None:
         stated = info["source"]
-        same_config = stated.get("config") == _settings(config)
-        may_continue = same_config and stated["file"] == _name(source)
+        same_config = stated.get("config") == identity["config"]
+        may_continue = same_config and stated["file"] == identity["file"]
     may_replace = overwrite or may_continue
-    check_destination(out, overwrite=may_replace, kinds=DATA_SETS, inputs=[source])
+    inputs = [source.place for source in sources]
+    check_destination(out, overwrite=may_replace, kinds=DATA_SETS, inputs=inputs)
 
 
 def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
@@ -338,13 +445,7 @@ def _name(source: str) -> str:
     return path.name if path.exists() else without_secrets(source)
 
 
-def _origin(source: str, config: ConvertConfig) -> dict[str, Any]:
-    """What identifies a conversion: the bytes of the source and the settings."""
-    sha256 = source_fingerprint(source, config)
-    return {"file": _name(source), "sha256": sha256, "config": _settings(config)}
-
-
-def _settings(config: ConvertConfig) -> dict[str, Any]:
+def settings_of(config: ConvertConfig) -> dict[str, Any]:
     """The settings of a conversion, as dataset_info.json states them."""
     settings = config.model_dump(mode="json")
     # not set, as in data sets of versions without these keys, which are finished all the same
@@ -369,34 +470,45 @@ def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _finish(
-    out: Path, job: _Job, parts: list[Part], origin: dict[str, Any], run: Map
+    out: Path,
+    job: _Job,
+    parts: list[SourcePart],
+    about: dict[str, Any],
+    run: Map,
+    card: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
     """Put the data set of the staged parts in the place of what `out` holds."""
     with replace_folder(out) as new:
         staged = []
-        for number in range(len(parts)):
+        for number, part in enumerate(parts):
             found = find_staged(job.folder, number, job.key)
             if found is None:
                 raise ConversionError("a staged part has disappeared", file=out, remedy=CONTINUE)
-            staged.append(found)
+            staged.append(Staged(*found, part.source))
 
-        about = {
-            "licence": job.config.licence,
-            "description": job.config.description,
-            "source": origin,
-            "split_files": split_files(parts, job.config),
-        }
+        configs = [source.config for source in job.sources]
         info = finish(
             new,
             staged,
-            about,
-            job.config,
-            skip_bad=job.config.skip_bad,
+            {**about, "split_files": _split_files(parts, job.sources)},
+            configs,
+            skip_bad=[config.skip_bad for config in configs],
             shard_size=SHARD_SIZE,
             run=run,
         )
+        if card is not None:
+            write_atomically(new / CARD, card(info))
         keep_files_of_others(out, new, _is_ours)
     return info
+
+
+def _split_files(parts: list[SourcePart], sources: Sequence[NamedSource]) -> dict[str, int]:
+    """How many files are which split by their names alone."""
+    total: Counter[str] = Counter()
+    for number, source in enumerate(sources):
+        own = [part.part for part in parts if part.source == number]
+        total += Counter(split_files(own, source.config))
+    return dict(total)
 
 
 def _is_ours(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..sources.records import default_group
 from ..store.shards import ARROW_SCHEMA, write_info, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
+from .between_sources import NO_MATERIAL
 from .splits import Candidates, SplitConfig, arrange, as_json
 from .staging import STAGED_COLUMNS, StagedPart, rejection
 
@@ -34,8 +35,21 @@ from .staging import STAGED_COLUMNS, StagedPart, rejection
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 """`map`, or that of a pool of processes."""
 
-Parts = list[tuple[Path, StagedPart]]
-"""Staged files with their footers, in the order of the source."""
+
+@dataclass(frozen=True)
+class Staged:
+    """One staged file."""
+
+    path: Path
+
+    footer: StagedPart
+
+    source: int = 0
+    """Number of the source that it is a part of."""
+
+
+Parts = list[Staged]
+"""Staged files in the order of the sources."""
 
 
 class ConversionError(EvenfieldError):
@@ -63,43 +77,43 @@ def finish(
     out: Path,
     parts: Parts,
     about: dict[str, Any],
-    config: SplitConfig,
+    configs: Sequence[SplitConfig],
     *,
-    skip_bad: bool,
+    skip_bad: Sequence[bool],
     shard_size: int,
     run: Map = map,
 ) -> dict[str, Any]:
     """Write a data set from its staged parts; returns the content of its dataset_info.json.
 
     out: an empty folder.
-    about: the fields of dataset_info.json that are known beforehand.
-    config: the shares of the splits.
+    about: the fields of dataset_info.json that are known beforehand. `sources`, where it is among
+        them, has an entry for each source, to which the counts of its structures are added.
+    configs, skip_bad: for each source, the shares of its splits, and whether a structure with an id
+        that another one has is set aside.
 
-    Raises BadRecordError for the second structure with the same id and level of theory (with
-    `skip_bad` it is set aside instead) and ConversionError when no structure is left to train on,
+    Raises BadRecordError for the second structure with the same id and level of theory, unless
+    `skip_bad`, and ConversionError when no structure is left to train on,
     or no label.
     """
-    tally = added(from_json(staged.labels) for _, staged in parts)
-    _refuse_without_labels(tally, about["source"]["file"])
+    tally = _tally(parts, about)
 
     # a part can be empty, for example that of an empty file among others
     parts = [
-        (path, staged)
-        for path, staged in parts
-        if staged.kept or staged.filtered or staged.rejected
+        part for part in parts if part.footer.kept or part.footer.filtered or part.footer.rejected
     ]
     index = _Index.read(parts)
 
     rejected = []
-    for _, staged in parts:
-        rejected += staged.rejected
+    for part in parts:
+        rejected += part.footer.rejected
     for row, error in _repeated_ids(parts, index):
-        if not skip_bad:
+        if not skip_bad[index.source[row]]:
             raise error
         index.keep[row] = False
         rejected.append(rejection(error))
 
-    splits = _arrange(parts, index, config)
+    splits, leaks = _arrange(parts, index, configs)
+    rejected += [rejection(error) for error in leaks]
     plans = _plan(out, parts, index, shard_size)
     if not any(plan.split == "train" for plan in plans):
         raise ConversionError(
@@ -116,7 +130,7 @@ def finish(
         census += own_census
 
     kept = int(index.keep.sum())
-    filtered = sum(staged.filtered for _, staged in parts)
+    filtered = sum(part.footer.filtered for part in parts)
     kept_splits = index.split[index.keep]
     info = {
         "schema_version": SCHEMA_VERSION,
@@ -137,6 +151,8 @@ def finish(
         "labels": to_json(tally),
         "shards": shards,
     }
+    if "sources" in about:
+        info["sources"] = _with_counts(about["sources"], parts, index)
 
     if rejected:
         lines = [json.dumps(row) + "\n" for row in rejected]
@@ -146,6 +162,18 @@ def finish(
     info["census_sha256"] = hashlib.sha256(counted).hexdigest()
     # last: from here on the folder counts as a data set
     return write_info(out, info)
+
+
+def _tally(parts: Parts, about: dict[str, Any]) -> LabelTally:
+    """The labels of all sources. Raises NoLabelsError for a source without any."""
+    total = LabelTally()
+    for number in sorted({part.source for part in parts}):
+        own = [part.footer for part in parts if part.source == number]
+        tally = added(from_json(footer.labels) for footer in own)
+        file = own[0].source if "sources" in about else about["source"]["file"]
+        _refuse_without_labels(tally, file)
+        total += tally
+    return total
 
 
 def _refuse_without_labels(tally: LabelTally, file: str) -> None:
@@ -194,6 +222,11 @@ class _Index:
     id_hash: np.ndarray
     fingerprint: np.ndarray
 
+    source: np.ndarray
+    """Number of the source."""
+
+    material: np.ndarray
+
     keep: np.ndarray
     """False for a structure that is set aside here."""
 
@@ -201,7 +234,7 @@ class _Index:
     def read(cls, parts: Parts) -> _Index:
         names = list(STAGED_COLUMNS)
         names.remove("record")
-        tables = [pq.read_table(path, columns=names) for path, _ in parts]
+        tables = [pq.read_table(part.path, columns=names) for part in parts]
         if not tables:
             empty = pa.schema({name: STAGED_COLUMNS[name] for name in names})
             tables = [empty.empty_table()]
@@ -222,6 +255,8 @@ class _Index:
             element_starts=np.concatenate([[0], np.cumsum(num_elements)]).astype(np.int64),
             id_hash=columns["id_hash"].to_numpy(),
             fingerprint=columns["fingerprint"].to_numpy(),
+            source=np.repeat([part.source for part in parts] or [0], sizes),
+            material=columns["material"].fill_null(NO_MATERIAL).to_numpy(),
             keep=np.ones(columns.num_rows, bool),
         )
 
@@ -240,8 +275,7 @@ def _values_at(parts: Parts, index: _Index, rows: np.ndarray, name: str) -> dict
     values: dict[int, Any] = {}
     for part in np.unique(index.part[rows]):
         own = rows[index.part[rows] == part]
-        path, _ = parts[part]
-        column = pq.read_table(path, columns=[name])[name]
+        column = pq.read_table(parts[part].path, columns=[name])[name]
         chosen = column.take(pa.array(index.row[own]))
         values |= dict(zip(own.tolist(), chosen.to_pylist(), strict=True))
     return values
@@ -265,19 +299,24 @@ def _repeated_ids(parts: Parts, index: _Index) -> list[tuple[int, BadRecordError
         earlier = first.setdefault(name, row)
         if earlier == row:
             continue
-        earlier_file = parts[index.part[earlier]][1].source
+        earlier_file = parts[index.part[earlier]].footer.source
         error = BadRecordError(
             f"has the id '{ids[row]}' of record {records[earlier]} of {earlier_file}",
             remedy="make the ids unique, or leave one of the two out",
-            file=parts[index.part[row]][1].source,
+            file=parts[index.part[row]].footer.source,
             record=records[row],
         )
         repeated.append((row, error))
     return repeated
 
 
-def _arrange(parts: Parts, index: _Index, config: SplitConfig) -> dict[str, Any]:
-    """Correct the splits of the kept structures; returns what dataset_info.json says of them."""
+def _arrange(
+    parts: Parts, index: _Index, configs: Sequence[SplitConfig]
+) -> tuple[dict[str, Any], list[BadRecordError]]:
+    """Correct the splits of the kept structures, and set aside those that would leak.
+
+    Returns what dataset_info.json says of the splits, and an error for each that is set aside.
+    """
     kept = np.flatnonzero(index.keep)
     elements, starts = index.elements_of(kept)
 
@@ -296,15 +335,49 @@ def _arrange(parts: Parts, index: _Index, config: SplitConfig) -> dict[str, Any]
         level=index.level_hash[kept],
         elements=elements,
         element_starts=starts,
+        source=index.source[kept],
+        material=index.material[kept],
     )
-    done = arrange(found, config)
+    done = arrange(found, configs)
     index.split[kept] = done.split
+    leaking = kept[done.is_dropped]
+    index.keep[leaking] = False
 
     lost: list[str] = []
     for level in done.levels_not_in_training:
         row = kept[np.flatnonzero(found.level == level)[:1]]
         lost += _values_at(parts, index, row, "level_of_theory").values()
-    return as_json(done, found.is_stated, sorted(lost))
+    return as_json(done, found.is_stated, sorted(lost)), _leaks(parts, index, leaking)
+
+
+def _leaks(parts: Parts, index: _Index, rows: np.ndarray) -> list[BadRecordError]:
+    records = _values_at(parts, index, rows, "record")
+    return [
+        BadRecordError(
+            "is in training by its own source, and its material is held out in another one",
+            file=parts[index.part[row]].footer.source,
+            record=records[row],
+        )
+        for row in rows.tolist()
+    ]
+
+
+def _with_counts(
+    sources: list[dict[str, Any]], parts: Parts, index: _Index
+) -> list[dict[str, Any]]:
+    """The entries of the sources, each with the structures of its levels of theory by split."""
+    counted = []
+    for number, about in enumerate(sources):
+        own = np.flatnonzero(index.keep & (index.source == number))
+        levels = {}
+        for level in np.unique(index.level_hash[own]):
+            rows = own[index.level_hash[own] == level]
+            (name,) = _values_at(parts, index, rows[:1], "level_of_theory").values()
+            levels[name] = {
+                split: int((index.split[rows] == code).sum()) for code, split in enumerate(SPLITS)
+            }
+        counted.append({**about, "levels_of_theory": dict(sorted(levels.items()))})
+    return counted
 
 
 def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[ShardPlan]:
@@ -316,9 +389,8 @@ def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[Shard
             own = rows[first : first + shard_size]
             pieces = []
             for part in np.unique(index.part[own]):
-                path, _ = parts[part]
                 inside = own[index.part[own] == part]
-                pieces.append((path, index.row[inside]))
+                pieces.append((parts[part].path, index.row[inside]))
             shard = out / f"{split}-{number:05d}.parquet"
             plans.append(ShardPlan(shard, split, pieces))
     return plans

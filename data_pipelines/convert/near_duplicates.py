@@ -8,6 +8,10 @@ are rotated, shifted, renumbered, repeated as supercells or barely moved.
 Limits: two copies on either side of a rounding step are missed. Different structures can share
 all of these numbers; mirror images do. The same geometry at two levels of theory is not a
 duplicate. The list is there to be looked at, not to delete by.
+
+The hash of a material (`material_hash`) leaves out the level of theory and the energy. In crystals
+it also leaves out the volume: lengths are in units of the cube root of the volume per atom. All
+volumes of an equation of state have one, and so has the same crystal at another level of theory.
 """
 
 from __future__ import annotations
@@ -25,6 +29,10 @@ CUTOFF = 4.0  # A
 ENERGY_STEP = 1e-3  # eV per atom
 NEIGHBOUR_STEP = 0.02
 SHOWN_IDS = 20  # of one group
+# share of the structures that copies may chain together; beyond it they are left apart
+MOST_CHAINED = 0.5
+# cube roots of the volume per atom; 5.6 A in aluminium, which tells fcc from hcp
+SCALED_CUTOFF = 2.2
 
 
 def fingerprint(structure: Structure) -> int:
@@ -51,6 +59,25 @@ def fingerprint(structure: Structure) -> int:
     return hash_63(repr(parts))
 
 
+def material_hash(structure: Structure) -> int | None:
+    """A hash of 63 bits that structures of one material share, whatever their level of theory.
+
+    None for an isolated atom, which is the same everywhere, and whose energy every level needs.
+    """
+    if len(structure) == 1 and not structure.pbc.any():
+        return None
+    elements, counts = np.unique(structure.atomic_numbers, return_counts=True)
+    reduced = counts // np.gcd.reduce(counts)
+    cutoff = CUTOFF
+    is_crystal = bool(structure.pbc.all())
+    if is_crystal:
+        volume = abs(np.linalg.det(structure.cell))
+        cutoff = SCALED_CUTOFF * np.cbrt(volume / len(structure))
+    steps = _neighbour_means(structure, cutoff) / NEIGHBOUR_STEP
+    neighbours = np.rint(steps).astype(int)
+    return hash_63(repr((elements.tolist(), reduced.tolist(), is_crystal, neighbours.tolist())))
+
+
 def hash_63(text: str) -> int:
     """A text as a non-negative int64, the same on every machine."""
     # ids from files may contain surrogates, which plain UTF-8 refuses
@@ -61,16 +88,16 @@ def hash_63(text: str) -> int:
     return unsigned >> 1
 
 
-def _neighbour_means(structure: Structure) -> np.ndarray:
+def _neighbour_means(structure: Structure, cutoff: float = CUTOFF) -> np.ndarray:
     """The three means over atoms that the docstring of the module names, (3,)."""
     positions = structure.positions
-    edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, CUTOFF)
+    edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, cutoff)
     sender, receiver = edge_index
     vectors = positions[sender] - positions[receiver] + shifts @ structure.cell
     lengths = np.linalg.norm(vectors, axis=1)
 
     # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
-    phase = np.pi / CUTOFF * lengths
+    phase = np.pi / cutoff * lengths
     weight = 0.5 + 0.5 * np.cos(phase)
 
     num_atoms = len(structure)

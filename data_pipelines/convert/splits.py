@@ -8,14 +8,17 @@ the hashed splits, and never the stated ones:
 2. When the groups are so few that a wanted split is empty, groups of one composition are cut into
    runs of consecutive structures. Neighbouring frames of a trajectory are alike, so that the runs
    are long.
-3. An element or a level of theory that no training structure has takes its smallest group into
+3. A material that several sources have is put on one side in all of them (`between_sources.py`).
+4. An element or a level of theory that no training structure has takes its smallest group into
    training. A model would otherwise be asked for what it has never seen.
+
+Steps 1 and 2 are taken in each source by itself, as if it were converted alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +30,16 @@ from scipy.sparse.csgraph import connected_components
 
 from ..sources.config import SourceConfig
 from ..structure import SPLITS, Structure
-from .near_duplicates import group_equal, hash_63
+from . import between_sources
+from .near_duplicates import MOST_CHAINED, group_equal, hash_63
 
 
 TRAIN, VALID, TEST = range(len(SPLITS))
+# the split of a structure that is dropped
+NOWHERE = len(SPLITS)
 
 # runs that a data set of too few groups is cut into
 RUNS = 20
-# share of the structures that near copies may chain together; beyond it they are left apart
-MOST_CHAINED = 0.5
 
 
 class SplitConfig(SourceConfig):
@@ -135,6 +139,13 @@ class Candidates:
     element_starts: np.ndarray
     """(S + 1,) where those of each structure begin."""
 
+    source: np.ndarray
+    """(S,) number of the source, which has a config of its own."""
+
+    material: np.ndarray
+    """(S,) equal for one material, whatever its volume and level of theory; unused for one
+    source."""
+
 
 @dataclass
 class Arrangement:
@@ -156,18 +167,50 @@ class Arrangement:
     levels_not_in_training: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Hashes of levels of theory."""
 
+    is_dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """(S,) structures that would leak from one source into another, and are in no split."""
 
-def arrange(found: Candidates, config: SplitConfig) -> Arrangement:
-    """Final splits: see the steps in the docstring of this module."""
-    done = Arrangement(found.split.copy())
-    free = np.flatnonzero(~found.is_stated)
+    between_sources: dict[str, Any] | None = None
+    """What dataset_info.json says about materials of several sources; None for one source."""
+
+
+def arrange(found: Candidates, configs: Sequence[SplitConfig]) -> Arrangement:
+    """Final splits: see the steps in the docstring of this module.
+
+    configs: one for each source.
+    """
+    done = Arrangement(found.split.copy(), is_dropped=np.zeros(len(found.split), bool))
     unit = found.key.copy()
+    is_fixed = found.is_stated
 
-    if len(free):
-        _join_near_copies(found, free, unit, done)
-        if _has_gap(found, done.split, config):
-            _cut(found, free, unit, done, config)
-    _fill_training(found, unit, done)
+    for number, config in enumerate(configs):
+        own = np.flatnonzero(found.source == number)
+        free = own[~found.is_stated[own]]
+        if len(free):
+            _join_near_copies(found, free, unit, done)
+            if _has_gap(found, own, done.split, config):
+                _cut(found, free, unit, done, config)
+
+    if len(configs) > 1:
+        shared = between_sources.shared_materials(found.material, found.source)
+        moved = between_sources.on_one_side(shared, done.split, found.source, found.is_stated, unit)
+        dropped = between_sources.leaking(shared, moved.split, found.source, found.is_stated)
+        unit = moved.unit
+        is_fixed = moved.is_fixed
+        done.split = moved.split.copy()
+        done.split[dropped] = NOWHERE
+        done.is_dropped[dropped] = True
+    _fill_training(found, unit, is_fixed, done)
+    if len(configs) > 1:
+        left = between_sources.on_two_sides(shared, done.split, found.source)
+        done.between_sources = {
+            "materials": len(shared),
+            "structures": sum(map(len, shared)),
+            "moved": moved.num_moved,
+            "left_apart": moved.left_apart,
+            "dropped_from_training": len(dropped),
+            "still_on_two_sides": left,
+        }
     return done
 
 
@@ -184,7 +227,7 @@ def _join_near_copies(
     # the first structure of each unit decides
     _, first, inverse = np.unique(joined, return_index=True, return_inverse=True)
     split = done.split[free][first][inverse]
-    done.moved_to_near_copies = int((split != done.split[free]).sum())
+    done.moved_to_near_copies += int((split != done.split[free]).sum())
     done.split[free] = split
 
 
@@ -222,16 +265,16 @@ def _chained(unit: np.ndarray, fingerprint: np.ndarray) -> np.ndarray | None:
     return names[order[leader]][component][member]
 
 
-def _has_gap(found: Candidates, split: np.ndarray, config: SplitConfig) -> bool:
-    """Whether a wanted split is empty although the source states none."""
-    if found.is_stated.any():
+def _has_gap(found: Candidates, own: np.ndarray, split: np.ndarray, config: SplitConfig) -> bool:
+    """Whether a wanted split is empty although the source, with the rows `own`, states none."""
+    if found.is_stated[own].any():
         return False
     wanted = [TRAIN]
     if config.valid_share > 0:
         wanted.append(VALID)
     if config.test_share > 0:
         wanted.append(TEST)
-    return not set(wanted) <= set(split.tolist())
+    return not set(wanted) <= set(split[own].tolist())
 
 
 def _cut(
@@ -283,31 +326,36 @@ def _deal(sizes: np.ndarray, config: SplitConfig) -> np.ndarray:
     return split
 
 
-def _fill_training(found: Candidates, unit: np.ndarray, done: Arrangement) -> None:
-    """Move units into training until it has all elements and levels, as far as that is possible."""
+def _fill_training(
+    found: Candidates, unit: np.ndarray, is_fixed: np.ndarray, done: Arrangement
+) -> None:
+    """Move units into training until it has all elements and levels, as far as that is possible.
+
+    is_fixed: (S,) bool; such a split is not changed.
+    """
     row_of_element = np.repeat(np.arange(len(found.split)), np.diff(found.element_starts))
 
     lost_elements = []
     for number in np.unique(found.elements):
         rows = row_of_element[found.elements == number]
-        if not _take_into_training(rows, found, unit, done):
+        if not _take_into_training(rows, unit, is_fixed, done):
             lost_elements.append(chemical_symbols[number])
     lost_levels = []
     for level in np.unique(found.level):
         rows = np.flatnonzero(found.level == level)
-        if not _take_into_training(rows, found, unit, done):
+        if not _take_into_training(rows, unit, is_fixed, done):
             lost_levels.append(level)
     done.elements_not_in_training = lost_elements
     done.levels_not_in_training = np.array(lost_levels, dtype=np.int64)
 
 
 def _take_into_training(
-    rows: np.ndarray, found: Candidates, unit: np.ndarray, done: Arrangement
+    rows: np.ndarray, unit: np.ndarray, is_fixed: np.ndarray, done: Arrangement
 ) -> bool:
     """Bring one of the rows into training, with its unit; False where all splits are stated."""
     if (done.split[rows] == TRAIN).any():
         return True
-    free = rows[~found.is_stated[rows]]
+    free = rows[~is_fixed[rows]]
     if not len(free):
         return False
 
@@ -315,7 +363,7 @@ def _take_into_training(
     names = np.unique(unit[free])
     sizes = [int((unit == name).sum()) for name in names]
     chosen = names[int(np.argmin(sizes))]
-    moved = (unit == chosen) & ~found.is_stated & (done.split != TRAIN)
+    moved = (unit == chosen) & ~is_fixed & (done.split != TRAIN)
     done.split[moved] = TRAIN
     done.moved_into_training += int(moved.sum())
     return True
@@ -323,6 +371,9 @@ def _take_into_training(
 
 def as_json(done: Arrangement, is_stated: np.ndarray, levels: list[str]) -> dict[str, Any]:
     """What dataset_info.json says about the splits; `levels` are those without training data."""
+    shared = {}
+    if done.between_sources is not None:
+        shared["between_sources"] = done.between_sources
     return {
         "stated": int(is_stated.sum()),
         "moved_to_near_copies": done.moved_to_near_copies,
@@ -331,4 +382,5 @@ def as_json(done: Arrangement, is_stated: np.ndarray, levels: list[str]) -> dict
         "moved_into_training": done.moved_into_training,
         "elements_not_in_training": done.elements_not_in_training,
         "levels_not_in_training": levels,
+        **shared,
     }

@@ -43,6 +43,7 @@ STAGED_COLUMNS = {
     "record": pa.int64(),
     "id_hash": pa.int64(),
     "fingerprint": pa.int64(),
+    "material": pa.int64(),  # null unless materials of several sources are compared
 }
 STAGED_SCHEMA = pa.schema(
     [*ARROW_SCHEMA, *(pa.field(name, kind) for name, kind in STAGED_COLUMNS.items())]
@@ -82,6 +83,9 @@ class StagedRow:
 
     key: str
     """What is hashed for the split."""
+
+    material: int | None
+    """Hash of the material, where several sources are compared."""
 
 
 def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
@@ -212,6 +216,7 @@ def _table(rows: list[StagedRow]) -> pa.Table:
         "record": [row.record for row in rows],
         "id_hash": [hash_63(structure.structure_id) for structure in structures],
         "fingerprint": [fingerprint(structure) for structure in structures],
+        "material": [row.material for row in rows],
     }
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, STAGED_COLUMNS[name]))

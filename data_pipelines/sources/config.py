@@ -80,6 +80,11 @@ class SourceConfig(Settings):
         description="file: the source's own split, and by group where it states none; group: "
         "always by group; structure: each on its own, so near duplicates may be on both sides",
     )
+    split_names: dict[str, Literal["train", "valid", "test"] | None] = Field(
+        default={},
+        description="what the source calls its splits -> train, valid or test; null for structures "
+        "that are split by group",
+    )
     hub_config: str | None = Field(
         default=None, description="configuration (subset) of a hub data set"
     )

@@ -129,10 +129,14 @@ def _split(record: Record, config: SourceConfig, file_split: str | None) -> str 
     split = _text(record, config, "split") or file_split
     if split is None:
         return None
+    if split in config.split_names:
+        return config.split_names[split]
     split = SPLIT_NAMES.get(split, split)
     if split not in SPLITS:
         raise BadRecordError(
-            f"has split '{split}'", remedy=f"use one of {', '.join(SPLITS)}, or split_by=group"
+            f"has split '{split}'",
+            remedy=f"use one of {', '.join(SPLITS)}, say which one it is with split_names.{split}"
+            "=train, or add split_by=group",
         )
     return split
 

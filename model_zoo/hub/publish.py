@@ -56,6 +56,9 @@ REMEDIES = {
     "training data": "train on a converted data set, which the record then names",
     "level of theory": "train on data with a named level of theory",
     "training structures of every listed element": "train on data that have them",
+    "training data whose licences allow a public model": (
+        "train without the sources that the card marks as not publishable"
+    ),
 }
 UNSTATED_LICENCES = ("", "unknown", "not stated")
 
@@ -91,8 +94,9 @@ def publish(
     hub. Only the latter knows `private` models.
 
     Raises BadModelError for a model without licence, training data or named level of theory, for
-    one that contains tokens, paths or user names, and for one whose predictions are not invariant.
-    Raises HubError when the hub refuses.
+    one that was trained on data whose licence does not allow it, for one that contains tokens,
+    paths or user names, and for one whose predictions are not invariant. Raises HubError when the
+    hub refuses.
     """
     model = local_path(model)
     plan, content = _inspect(model, repo)
@@ -189,6 +193,8 @@ def missing_facts(record: ModelRecord, levels: list[str]) -> list[str]:
         lacking.append("level of theory")
     if record.unlearned():
         lacking.append("training structures of every listed element")
+    if any(data.unpublishable for data in record.training_data):
+        lacking.append("training data whose licences allow a public model")
     return lacking
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from ase.data import chemical_symbols
 from pydantic import Field
 
 from ...core.settings import Settings
+
+
+class DataSource(Settings):
+    """One of the sources of a data set, with whom it belongs to."""
+
+    name: str = Field(description="name of the source")
+    licence: str = Field(description="licence of the data")
+    citation: str | None = Field(default=None, description="whom to cite")
+    url: str | None = Field(default=None, description="where the data were published")
+    known_faults: str = Field(default="", description="what is known to be wrong with the data")
+    attribution: bool = Field(default=False, description="whether the licence asks to name authors")
+    publishable: bool = Field(default=True, description="whether the licence allows a public model")
+    levels_of_theory: list[str] = Field(default=[], description="levels of its structures")
+    num_structures: int = Field(description="training structures that come from it")
 
 
 class TrainingData(Settings):
@@ -18,6 +33,39 @@ class TrainingData(Settings):
     licence: str = Field(description="licence of the data")
     description: str = Field(default="", description="what the data set holds")
     num_structures: int = Field(description="structures that the training used")
+    sources: list[DataSource] = Field(
+        default=[], description="sources of a corpus; other data sets do not list theirs"
+    )
+
+    @classmethod
+    def of_data_set(cls, info: Mapping[str, Any], num_structures: int) -> Self:
+        """What a record says of a converted data set, from the content of dataset_info.json."""
+        return cls(
+            name=info["source"]["file"],
+            sha256=info["source"]["sha256"],
+            licence=info["licence"],
+            description=info["description"],
+            num_structures=num_structures,
+            sources=[_source(entry) for entry in info.get("sources", [])],
+        )
+
+    @property
+    def unpublishable(self) -> list[str]:
+        """Names of sources whose licence does not allow a public model."""
+        return [source.name for source in self.sources if not source.publishable]
+
+
+def _source(entry: Mapping[str, Any]) -> DataSource:
+    """A source in dataset_info.json of a corpus."""
+    levels = entry["levels_of_theory"]
+    shared = {key: entry[key] for key in DataSource.model_fields if key in entry}
+    return DataSource(
+        **shared
+        | {
+            "levels_of_theory": list(levels),
+            "num_structures": sum(by_split["train"] for by_split in levels.values()),
+        }
+    )
 
 
 class ModelRecord(Settings):

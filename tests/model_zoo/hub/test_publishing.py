@@ -19,6 +19,7 @@ from evenfield.model_zoo.hub import publish as publishing
 from evenfield.model_zoo.hub.folder_hub import FolderHub
 from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
+from evenfield.model_zoo.package.record import DataSource, TrainingData
 
 
 def with_record(folder: Path, **changes: Any) -> Path:
@@ -104,6 +105,45 @@ def test_units_addresses_and_references_are_no_leaks(folder: Path, tmp_path: Pat
         "tokens": "tokenised",
     }
     with_record(folder, training=fine)
+    assert plan_publication(folder, "me/copper").leaks == []
+    model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+
+def test_a_model_of_sources_that_forbid_it_is_not_published(folder: Path, tmp_path: Path) -> None:
+    """The card names the sources, and whom to credit."""
+    free = DataSource(
+        name="mptrj",
+        licence="MIT AND CC-BY-4.0",
+        citation="Deng et al., Nat. Mach. Intell. 5, 1031 (2023)",
+        url="https://example.org/mptrj",
+        known_faults="|F| up to 202 eV/A",
+        attribution=True,
+        levels_of_theory=["PBE"],
+        num_structures=20,
+    )
+    closed = DataSource(name="dnp", licence="GPL-3.0-only", publishable=False, num_structures=3)
+    corpus = TrainingData(
+        name="both",
+        sha256="0" * 64,
+        licence="GPL-3.0-only AND MIT",
+        num_structures=23,
+        sources=[free, closed],
+    )
+    with_record(folder, training_data=[corpus])
+
+    card = (folder / "README.md").read_text()
+    assert (
+        "| [mptrj](https://example.org/mptrj) | 20 | PBE | MIT AND CC-BY-4.0 | Deng et al." in card
+    )
+    assert "| \\|F\\| up to 202 eV/A |" in card
+    assert "| dnp | 3 |  | GPL-3.0-only (**not publishable**) | none stated | - |" in card
+    credit = "- mptrj: Deng et al., Nat. Mach. Intell. 5, 1031 (2023) (MIT AND CC-BY-4.0, https://"
+    assert credit in card
+    expected = "lacks training data whose licences allow a public model: train without the sources"
+    with pytest.raises(BadModelError, match=expected):
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+
+    with_record(folder, training_data=[corpus.model_copy(update={"sources": [free]})])
     assert plan_publication(folder, "me/copper").leaks == []
     model_zoo.publish(folder, "me/copper", tmp_path / "hub")
 
