@@ -19,16 +19,43 @@ from .errors import EvenfieldError
 MOST_PER_LETTER = 4
 ALLOWANCE = 1000
 
+# PyYAML's time for one letter grows with the number of brackets that are open.
+DEEPEST = 100
+
 
 class YamlTextError(EvenfieldError):
     """A text that is no YAML, or that stands for far more than it is long."""
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which gives up on values that are nested too deeply."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        # the scanner runs a thousand brackets ahead of the composer
+        self._refuse_below(self.flow_level + 1)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        self._refuse_below(self._depth)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refuse_below(self, depth: int) -> None:
+        if depth > DEEPEST:
+            raise YamlTextError(f"values are nested more than {DEEPEST} levels deep")
 
 
 def read_yaml_text(text: str) -> Any:
     """What `yaml.safe_load` reads, None from an empty text. Raises YamlTextError."""
     try:
         # it looks for characters that YAML does not allow
-        loader = yaml.SafeLoader(text)
+        loader = _BoundedLoader(text)
     except yaml.YAMLError as error:
         raise YamlTextError(" ".join(str(error).split())) from None
 
@@ -41,8 +68,6 @@ def read_yaml_text(text: str) -> Any:
     except yaml.YAMLError as error:
         # PyYAML spreads the position of the fault over several lines
         raise YamlTextError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise YamlTextError("values are nested too deeply") from None
     except (ValueError, OverflowError) as error:
         # a date that does not exist, or a number of thousands of digits
         raise YamlTextError(" ".join(str(error).split())) from None

@@ -34,6 +34,10 @@ def test_other_text_means_what_it_means_to_yaml(text):
     assert read_yaml_text(text) == yaml.safe_load(text)
 
 
+def test_as_many_levels_as_a_person_would_write_are_read():
+    assert read_yaml_text("[" * 90 + "]" * 90) == yaml.safe_load("[" * 90 + "]" * 90)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -42,6 +46,8 @@ def test_other_text_means_what_it_means_to_yaml(text):
         "max_steps: &a {x: *a}",
         "max_steps: " + "[" * 100_000,
         "max_steps: " + "[" * 2000 + "]" * 2000,
+        "max_steps: " + "{a: " * 2000 + "}" * 2000,
+        "max_steps: 1\nmore:\n  " + "- " * 2000 + "1",
         "max_steps: 2020-99-99",
         f"max_steps: {'9' * 5000}",
         "max_steps: [",
