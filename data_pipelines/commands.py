@@ -1,4 +1,4 @@
-"""`evenfield data ...`: generate, convert, corpus, check-units, inspect, census, weights.
+"""`evenfield data ...`: generate, convert, corpus, check-units, inspect, census, weights, enrich.
 
 Each command is one Python call with the same names, and prints what came of it. Slow imports are
 inside the commands, so that `evenfield --help` is fast.
@@ -421,4 +421,42 @@ def _weight_summary(config: WeightConfig, report: WeightReport) -> str:
         f"weights {report.smallest:.3f} to {report.largest:.3f}; "
         f"the weighted epoch is worth {report.effective_share:.0%} of "
         f"{report.num_structures} structures (floor {config.min_effective_share:.0%})"
+    )
+
+
+@app.command()
+def enrich(
+    folder: DataSet,
+    out: Annotated[Path, typer.Argument(help="folder of the new data set")],
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; one per core when not given")
+    ] = None,
+    overwrite: Overwrite = False,
+    show_settings: Annotated[
+        bool, settings_option("data_pipelines.enrich.enrich:EnrichConfig")
+    ] = False,
+) -> None:
+    """Make cheap labels for rare elements: a data set at a level of theory of its own.
+
+    Training structures of common relatives get the rare element, with distances scaled by covalent
+    radii, and are rattled and labelled by the oracle.
+
+    Example: evenfield data enrich runs/mine runs/mine-cheap oracle=GFN1-xTB elements=rare
+    """
+    from ..core.settings import load_settings
+    from .enrich.enrich import EnrichConfig
+    from .enrich.enrich import enrich as run
+
+    config = load_settings(EnrichConfig, None, overrides)
+    done = run(folder, out, config, workers=workers, overwrite=overwrite)
+    for symbol, count in done.structures.items():
+        hosts = ", ".join(f"{n} of {host}" for host, n in done.from_relatives[symbol].items())
+        say(f"{symbol}: {count} structures, from {hosts}")
+    if done.refused:
+        refused = ", ".join(f"{count} {reason}" for reason, count in done.refused.items())
+        say(f"candidates refused, and replaced where possible: {refused}")
+    say(
+        f"{out}: {sum(done.structures.values())} structures at {done.level_of_theory}; train with "
+        f"data=[{folder},{out}] default_level='{done.main_level}'"
     )

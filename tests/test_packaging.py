@@ -33,7 +33,9 @@ MAY_IMPORT = {
 }
 
 # Inside data_pipelines, a subpackage may import from those before it.
-DATA_ORDER = ("store", "sources", "census", "stream", "checks", "convert", "corpus", "demo")
+DATA_ORDER = (
+    *("store", "sources", "census", "stream", "checks", "convert", "corpus", "demo", "enrich"),
+)
 
 # Import name of a distribution whose name differs by more than hyphens.
 IMPORT_NAMES = {

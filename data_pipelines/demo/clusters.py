@@ -53,13 +53,30 @@ PARENTS = [name for name in g2.names if len(g2[name]) > 1]
 def cluster(rng: np.random.Generator) -> Atoms:
     """The 2 to 12 atoms nearest to a random point of a rocksalt or zincblende crystal, rattled.
 
-    In 30 % of the clusters some of the cations become a second element. Bonds are 0.95 to 1.12
-    times the length at which GFN1-xTB clusters of that size are, on average, at rest under
-    uniform scaling.
+    In 30 % of the clusters some of the cations become a second element.
     """
     cation = _zipf(rng, CATIONS, 1.2)
     anion = _zipf(rng, ANIONS, 1.2)
     num_atoms = int(rng.choice(CLUSTER_SIZES))
+    atoms = cut_from_crystal(rng, cation, anion, num_atoms)
+
+    if rng.random() < 0.3:
+        pure = atoms.copy()
+        guest = _zipf(rng, CATIONS, 1.2)
+        share = rng.uniform(0, 0.6)
+        mix_in(rng, atoms, cation, guest, share)
+        atoms.positions = stretched(pure, atoms)
+
+    rattle = rng.uniform(0.02, 0.1)
+    return finished(rng, atoms, "cluster", rattle=rattle)
+
+
+def cut_from_crystal(rng: np.random.Generator, cation: str, anion: str, num_atoms: int) -> Atoms:
+    """The atoms nearest to a random point of a rocksalt or zincblende crystal.
+
+    Bonds are 0.95 to 1.12 times the length at which GFN1-xTB clusters of that size are, on average,
+    at rest under uniform scaling.
+    """
     # larger clusters have longer bonds
     stretch = rng.uniform(0.95, 1.12)
     growth = 0.95 + 0.008 * num_atoms
@@ -76,17 +93,7 @@ def cluster(rng: np.random.Generator) -> Atoms:
     # stable, so that atoms at equal distances are taken in the same order everywhere
     order = np.argsort(distances, kind="stable")
     nearest = order[:num_atoms]
-    atoms = Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
-
-    if rng.random() < 0.3:
-        pure = atoms.copy()
-        guest = _zipf(rng, CATIONS, 1.2)
-        share = rng.uniform(0, 0.6)
-        mix_in(rng, atoms, cation, guest, share)
-        atoms.positions = stretched(pure, atoms)
-
-    rattle = rng.uniform(0.02, 0.1)
-    return finished(rng, atoms, "cluster", rattle=rattle)
+    return Atoms(crystal.symbols[nearest], crystal.positions[nearest] - centre)
 
 
 def molecule(rng: np.random.Generator) -> Atoms:

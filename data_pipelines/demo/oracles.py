@@ -18,6 +18,8 @@ from ...core.errors import EvenfieldError, MissingPackageError
 
 
 GFN1_LEVEL = "GFN1-xTB"
+GFN2_LEVEL = "GFN2-xTB"
+XTB_LEVELS = (GFN1_LEVEL, GFN2_LEVEL)
 EMT_LEVEL = "EMT"
 
 # Fermi smearing, K. In 6 of 250 clusters the self-consistent charges did not converge in 100
@@ -51,23 +53,23 @@ def require_tblite() -> None:
 
 
 def oracle_calculator(level_of_theory: str) -> Calculator:
-    """A fresh ASE calculator for "GFN1-xTB" (tblite; never for periodic cells) or "EMT".
+    """A fresh ASE calculator for "GFN1-xTB", "GFN2-xTB" (tblite; not for periodic cells) or "EMT".
 
     Raises OracleError for another level of theory, MissingPackageError without tblite.
     """
     if level_of_theory == EMT_LEVEL:
         return EMT()
-    if level_of_theory != GFN1_LEVEL:
+    if level_of_theory not in XTB_LEVELS:
         raise OracleError(
             f"no oracle for the level of theory '{level_of_theory}'",
-            remedy=f"use {GFN1_LEVEL} or {EMT_LEVEL}",
+            remedy=f"use {', '.join(XTB_LEVELS)} or {EMT_LEVEL}",
         )
     require_tblite()
     # only here: it is optional, and it must be loaded after the number of threads is set
     from tblite.ase import TBLite
 
     return TBLite(
-        method=GFN1_LEVEL,
+        method=level_of_theory,
         electronic_temperature=ELECTRONIC_TEMPERATURE,
         max_iterations=MAX_SCC_ITERATIONS,
         verbosity=0,
@@ -77,16 +79,16 @@ def oracle_calculator(level_of_theory: str) -> Calculator:
 def label(atoms: Atoms, level_of_theory: str) -> Atoms:
     """A copy of `atoms` with energy (eV), forces (eV/A) and, if periodic, stress (eV/A^3).
 
-    GFN1-xTB also gives charges (e) and the dipole (e A).
+    xTB also gives charges (e) and the dipole (e A).
 
     Raises RejectedStructure where the calculation fails or a force exceeds LARGEST_FORCE, and
-    OracleError for a periodic structure at GFN1-xTB: tblite samples only the Gamma point, which
+    OracleError for a periodic structure at an xTB level: tblite samples only the Gamma point, which
     is wrong for small cells.
     """
     periodic = bool(atoms.pbc.any())
-    if periodic and level_of_theory == GFN1_LEVEL:
+    if periodic and level_of_theory in XTB_LEVELS:
         raise OracleError(
-            f"{GFN1_LEVEL} labels isolated structures only, and {atoms.symbols} is periodic"
+            f"{level_of_theory} labels isolated structures only, and {atoms.symbols} is periodic"
         )
 
     # a calculator keeps its state: structures must not depend on those labelled before

@@ -1,0 +1,386 @@
+"""Cheap labels for rare elements, as a data set of its own.
+
+For every chosen element, training structures with a common relative are taken, the element is
+swapped in with distances scaled by covalent radii, and the result is rattled and labelled by an
+oracle. The labels have a level of theory of their own, so a model that trains on both data sets has
+a head for each and shares everything below the heads.
+
+A structure follows from the seed, the element and its number alone, whatever the number of
+processes. What was done is in the `source` part of the new dataset_info.json: the settings, how
+many structures each element got from which relative, and why candidates were refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from pydantic import Field, field_validator
+from rich.progress import track
+
+from ...core.destination import DATA_SETS, check_destination
+from ...core.errors import EvenfieldError
+from ...core.settings import Settings
+from ...core.workers import worker_pool
+from ..census.census import read_census
+from ..convert.convert import ConvertConfig, write_data_set
+from ..convert.splits import check_symbols
+from ..demo.geometry import has_close_contact
+from ..demo.oracles import XTB_LEVELS, RejectedStructure
+from ..store.blocks import iter_structures
+from ..store.shards import read_info
+from ..structure import BadRecordError, Structure, check_structure
+from .label_oracles import check_oracle, label, new_calculator
+from .relatives import relatives
+from .swap import is_too_dense, with_element
+
+
+# one structure in ten is refused at most, so ten in a row mean that the element is hopeless
+MAX_ATTEMPTS = 10
+STRUCTURES_PER_TASK = 8
+
+
+class EnrichConfig(Settings):
+    """Which elements get cheap labels, from which oracle, and how their structures are made."""
+
+    oracle: str = Field(description="GFN1-xTB, GFN2-xTB, EMT, or an ASE calculator as module:Class")
+    oracle_settings: dict[str, Any] = Field(
+        default={}, description="arguments of a calculator named as module:Class"
+    )
+    elements: Literal["rare", "all"] | list[str] = Field(
+        default="rare", description="rare, all, or a list of symbols"
+    )
+    source_level: str | None = Field(
+        default=None,
+        description="level of theory at which elements are counted and structures are taken; by "
+        "default the one with the most training structures",
+    )
+    level_of_theory: str | None = Field(
+        default=None, description="of the new labels; by default the name of the oracle"
+    )
+    rare: int = Field(
+        default=20, ge=0, description="most training structures of an element that counts as rare"
+    )
+    structures_per_element: int = Field(
+        default=100, ge=1, description="structures to make for each element"
+    )
+    relatives: int = Field(
+        default=3, ge=1, description="common elements that lend an element their structures"
+    )
+    rattle: tuple[float, float] = Field(
+        default=(0.02, 0.1),
+        description="bounds of the standard deviation of random moves, A",
+    )
+    largest_force: float = Field(
+        default=15.0, gt=0, description="structures with a larger force are refused, eV/A"
+    )
+    seed: int = Field(default=0, ge=0, description="every structure follows from it")
+
+    @field_validator("elements")
+    @classmethod
+    def _check_elements(cls, elements: str | list[str]) -> str | list[str]:
+        if isinstance(elements, list):
+            check_symbols(elements)
+            if not elements:
+                raise ValueError("elements=[] names none: use rare, all or symbols")
+        return elements
+
+    @field_validator("rattle")
+    @classmethod
+    def _check_rattle(cls, rattle: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= rattle[0] <= rattle[1] <= 1:
+            raise ValueError("rattle has a lower and an upper bound, from 0 to 1 A")
+        return rattle
+
+    @property
+    def new_level(self) -> str:
+        """Level of theory of the labels to come."""
+        return self.level_of_theory or self.oracle.rpartition(":")[2]
+
+
+class EnrichError(EvenfieldError):
+    """A data set that cannot be enriched as asked."""
+
+
+@dataclass(frozen=True)
+class Enrichment:
+    """What was made."""
+
+    level_of_theory: str
+    main_level: str
+    structures: dict[str, int]
+    """By element."""
+    from_relatives: dict[str, dict[str, int]]
+    """Element -> the element that it replaced -> structures."""
+    refused: dict[str, int]
+    """Candidates by reason; each was replaced by another."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "level_of_theory": self.level_of_theory,
+            "main_level": self.main_level,
+            "structures": self.structures,
+            "from_relatives": self.from_relatives,
+            "refused": self.refused,
+        }
+
+
+def enrich(
+    data: Path | str,
+    out: Path | str,
+    config: EnrichConfig,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Enrichment:
+    """Write a data set of cheap labels for elements of the converted set `data`.
+
+    Processes are spawned: call this from a module or under `if __name__ == "__main__":`.
+
+    Raises DestinationError for an occupied `out`, EvenfieldError for an oracle that cannot be used
+    and EnrichError where no element, no relative or no label is found. Nothing is written then.
+    """
+    data = Path(data)
+    out = Path(out)
+    check_destination(out, overwrite=overwrite, kinds=DATA_SETS, inputs=[data])
+    if out.resolve().name == data.resolve().name:
+        raise EnrichError(
+            "has the folder name of the data set, and the two could not be mixed",
+            file=out,
+            remedy="name another folder",
+        )
+    check_oracle(config.oracle, config.oracle_settings)
+
+    info = read_info(data)
+    levels = read_census(data)["levels_of_theory"]
+    main_level = _main_level(data, levels, config)
+    if config.new_level in levels and config.level_of_theory is None:
+        raise EnrichError(
+            f"has the level of theory {config.new_level} already",
+            file=data,
+            remedy=f"set level_of_theory={config.new_level} if the oracle is the same to the last "
+            "setting, or another name for a head of its own",
+        )
+
+    sources = _sources(data, main_level, isolated_only=config.oracle in XTB_LEVELS)
+    plan = _plan(data, levels[main_level]["train_elements"], sources, config)
+    structures, enrichment = _make_all(plan, sources, main_level, config, workers)
+    if not structures:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in enrichment.refused.items())
+        raise EnrichError(
+            f"gives no structure that {config.oracle} labels ({reasons})",
+            file=data,
+            remedy="choose another oracle or other elements",
+        )
+
+    origin = {
+        "file": f"{info['source']['file']} enriched by {config.oracle}",
+        "sha256": info["source"]["sha256"],
+        "enrichment": {"settings": config.model_dump(mode="json"), **enrichment.to_dict()},
+    }
+    about = ConvertConfig(
+        licence=info["licence"],
+        description=f"elements swapped into structures of another data set, labelled by "
+        f"{config.oracle}",
+    )
+    write_data_set(structures, out, origin, about, overwrite=overwrite)
+    return enrichment
+
+
+def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str:
+    trained = {name: row["structures"].get("train", 0) for name, row in levels.items()}
+    if config.source_level is not None:
+        if not trained.get(config.source_level):
+            raise EnrichError(
+                f"has no training structure at source_level={config.source_level}",
+                file=data,
+                remedy=f"choose one of {', '.join(trained)}",
+            )
+        main_level = config.source_level
+    else:
+        main_level = max(trained, key=lambda name: trained[name])
+
+    if "train_elements" not in levels[main_level]:
+        raise EnrichError(
+            "has a census of an earlier version, which does not count elements by level of theory",
+            file=data,
+            remedy="convert the source again",
+        )
+    return main_level
+
+
+def _sources(data: Path, level: str, *, isolated_only: bool) -> list[Structure]:
+    """Training structures that elements may be swapped into, without their labels."""
+    found = []
+    for structure in iter_structures(data, "train"):
+        if structure.level_of_theory != level or (isolated_only and structure.pbc.any()):
+            continue
+        # views of a block would keep all of its labels in memory
+        found.append(
+            Structure(
+                atomic_numbers=structure.atomic_numbers.copy(),
+                positions=structure.positions.astype(np.float64),
+                cell=structure.cell.copy(),
+                pbc=structure.pbc.copy(),
+                level_of_theory=level,
+                structure_id=structure.structure_id,
+                group=structure.group,
+            )
+        )
+    if not found:
+        kind = "isolated training structure" if isolated_only else "training structure"
+        remedy = "name a source_level that has some"
+        if isolated_only:
+            remedy += ", or an oracle for periodic structures"
+        raise EnrichError(f"has no {kind} at {level}", file=data, remedy=remedy)
+    return found
+
+
+def _plan(
+    data: Path, train_elements: dict[str, int], sources: list[Structure], config: EnrichConfig
+) -> dict[int, dict[int, list[int]]]:
+    """Element -> element that it replaces -> indices of the structures that have the latter."""
+    counts = {atomic_numbers[symbol]: count for symbol, count in train_elements.items()}
+    common = {number for number, count in counts.items() if count > config.rare}
+    if config.elements == "rare":
+        chosen = sorted(set(counts) - common)
+    elif config.elements == "all":
+        chosen = sorted(counts)
+    else:
+        chosen = sorted(atomic_numbers[symbol] for symbol in config.elements)
+    if not chosen:
+        raise EnrichError(
+            f"has no element in at most rare={config.rare} training structures",
+            file=data,
+            remedy="raise rare, or name elements",
+        )
+
+    having: dict[int, list[int]] = {}
+    for index, structure in enumerate(sources):
+        for number in structure.elements.tolist():
+            having.setdefault(number, []).append(index)
+    candidates = sorted(common & set(having))
+    if not candidates:
+        raise EnrichError(
+            f"has no element in more than rare={config.rare} training structures to swap for",
+            file=data,
+            remedy="lower rare",
+        )
+    return {
+        number: {other: having[other] for other in relatives(number, candidates, config.relatives)}
+        for number in chosen
+    }
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One structure, or None, and why candidates before it were refused."""
+
+    element: int
+    host: int
+    atoms: Atoms | None
+    source_id: str
+    refused: tuple[str, ...]
+
+
+def _make_all(
+    plan: dict[int, dict[int, list[int]]],
+    sources: list[Structure],
+    main_level: str,
+    config: EnrichConfig,
+    workers: int | None,
+) -> tuple[list[Structure], Enrichment]:
+    tasks = list(_tasks(plan, sources, config))
+    make = partial(_make, config)
+    if workers == 1:
+        made = list(track(map(make, tasks), "labelling", total=len(tasks), transient=True))
+    else:
+        with worker_pool(workers) as executor:
+            results = executor.map(make, tasks, chunksize=STRUCTURES_PER_TASK)
+            made = list(track(results, "labelling", total=len(tasks), transient=True))
+
+    structures = []
+    by_relative: dict[str, Counter[str]] = {}
+    refused: Counter[str] = Counter()
+    for number, one in enumerate(made):
+        refused.update(one.refused)
+        if one.atoms is None:
+            continue
+        guest, host = chemical_symbols[one.element], chemical_symbols[one.host]
+        by_relative.setdefault(guest, Counter())[host] += 1
+        structures.append(
+            Structure.from_atoms(
+                one.atoms,
+                config.new_level,
+                f"enriched-{config.seed}-{number}-{guest}-for-{host}-in-{one.source_id}",
+                split="train",
+                **one.atoms.calc.results,
+            )
+        )
+    totals = {symbol: sum(hosts.values()) for symbol, hosts in by_relative.items()}
+    from_relatives = {symbol: dict(hosts) for symbol, hosts in by_relative.items()}
+    return structures, Enrichment(
+        config.new_level, main_level, totals, from_relatives, dict(refused)
+    )
+
+
+Task = tuple[int, int, list[tuple[int, Structure]]]
+"""An element, its number among those of the element, and what it may be swapped into, in order."""
+
+
+def _tasks(
+    plan: dict[int, dict[int, list[int]]], sources: list[Structure], config: EnrichConfig
+) -> Iterator[Task]:
+    for element, hosts in plan.items():
+        for number in range(config.structures_per_element):
+            rng = np.random.default_rng([config.seed, element, number])
+            chosen = []
+            for _ in range(MAX_ATTEMPTS):
+                host = int(rng.choice(list(hosts)))
+                chosen.append((host, sources[int(rng.choice(hosts[host]))]))
+            yield element, number, chosen
+
+
+def _make(config: EnrichConfig, task: Task) -> _Made:
+    """The first candidate of a task that is neither refused nor fails. Runs in workers."""
+    element, number, chosen = task
+    # another sequence than the one that chose the sources
+    rng = np.random.default_rng([config.seed, element, number, 1])
+    refused = []
+    for host, source in chosen:
+        parent = Atoms(
+            numbers=source.atomic_numbers,
+            positions=source.positions,
+            cell=source.cell,
+            pbc=source.pbc,
+        )
+        candidate = with_element(rng, parent, host, element, config.rattle)
+        try:
+            _refuse_bad(candidate)
+            # calculators keep their state: a structure must not depend on those labelled before
+            calculator = new_calculator(config.oracle, config.oracle_settings)
+            atoms = label(candidate, calculator, config.largest_force)
+        except RejectedStructure as rejected:
+            refused.append(rejected.reason)
+            continue
+        return _Made(element, host, atoms, source.structure_id, tuple(refused))
+    return _Made(element, chosen[-1][0], None, "", tuple(refused))
+
+
+def _refuse_bad(candidate: Atoms) -> None:
+    if has_close_contact(candidate):
+        raise RejectedStructure("atoms_too_close")
+    if is_too_dense(candidate):
+        raise RejectedStructure("too_dense")
+    try:
+        check_structure(Structure.from_atoms(candidate, "", ""))
+    except BadRecordError as error:
+        raise RejectedStructure("bad_geometry", error.message) from error

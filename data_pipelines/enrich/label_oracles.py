@@ -1,0 +1,91 @@
+"""Oracles by name: those of the demo data, or any ASE calculator as `module:Class`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ..demo.oracles import (
+    EMT_LEVEL,
+    XTB_LEVELS,
+    OracleError,
+    RejectedStructure,
+    oracle_calculator,
+    require_tblite,
+)
+
+
+BUILT_IN = (*XTB_LEVELS, EMT_LEVEL)
+
+
+def check_oracle(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise EvenfieldError for an oracle that cannot label anything."""
+    if name in XTB_LEVELS:
+        require_tblite()
+    if name in BUILT_IN and settings:
+        raise OracleError(
+            f"{name} takes no oracle_settings", remedy="name a calculator as module:Class"
+        )
+    new_calculator(name, settings)
+
+
+def new_calculator(name: str, settings: Mapping[str, Any]) -> Calculator:
+    """A fresh calculator. Raises OracleError for a name or settings that give none."""
+    if ":" not in name:
+        return oracle_calculator(name)
+    module_name, _, class_name = name.partition(":")
+    remedy = "name a calculator as module:Class, with its arguments in oracle_settings"
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OracleError(f"oracle={name} cannot be imported ({error})", remedy=remedy) from error
+    try:
+        calculator = found(**settings)
+    except Exception as error:
+        # somebody else's class may raise anything
+        raise OracleError(f"oracle={name} cannot be made ({error})", remedy=remedy) from error
+    if not callable(getattr(calculator, "get_potential_energy", None)):
+        raise OracleError(f"oracle={name} is no ASE calculator", remedy=remedy)
+    return calculator
+
+
+def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
+    """A copy with energy (eV), forces (eV/A) and, if periodic and known, stress (eV/A^3).
+
+    Raises RejectedStructure where the calculation fails, or a force is above `largest_force`.
+    """
+    calculated = atoms.copy()
+    calculated.calc = calculator
+    try:
+        energy = float(calculated.get_potential_energy())
+        forces = np.asarray(calculated.get_forces(), dtype=float)
+        stress = _stress(calculated)
+    except Exception as error:
+        # a calculator that does not know an element raises KeyError, NotImplementedError, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RejectedStructure("calculation_failed", reason) from error
+
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        raise RejectedStructure("not_finite")
+    largest = float(np.linalg.norm(forces, axis=1).max())
+    if largest > largest_force:
+        raise RejectedStructure("force_too_large", f"{largest:.1f} eV/A")
+    results = {"energy": energy, "forces": forces}
+    if stress is not None:
+        results["stress"] = stress
+    calculated.calc = SinglePointCalculator(calculated, **results)
+    return calculated
+
+
+def _stress(atoms: Atoms) -> np.ndarray | None:
+    """The stress (3, 3) of a crystal; None where it is not periodic or the calculator has none."""
+    knows_stress = "stress" in getattr(atoms.calc, "implemented_properties", ())
+    if not (atoms.pbc.all() and knows_stress):
+        return None
+    return np.asarray(atoms.get_stress(voigt=False), dtype=float)

@@ -1,0 +1,247 @@
+"""Cheap labels for rare elements: who stands in for whom, what is made, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.data import atomic_numbers, covalent_radii
+from typer.testing import CliRunner
+
+from evenfield.cli import app
+from evenfield.core.settings import SettingsError, load_settings
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.demo.oracles import OracleError
+from evenfield.data_pipelines.enrich.enrich import EnrichConfig, EnrichError, enrich
+from evenfield.data_pipelines.enrich.relatives import place_in_table, relatives
+from evenfield.data_pipelines.enrich.swap import is_too_dense, with_element
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import read_info
+from evenfield.data_pipelines.structure import Structure
+
+
+MODULE = __name__
+
+
+class Springs(Calculator):
+    """A calculator of a user: every atom on a spring to the origin; knows no gold."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, stiffness: float = 0.1) -> None:
+        super().__init__()
+        self.stiffness = stiffness
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        if "Au" in atoms.symbols:
+            raise NotImplementedError("gold")
+        self.results["forces"] = -self.stiffness * atoms.positions
+        self.results["energy"] = 0.5 * self.stiffness * float((atoms.positions**2).sum())
+
+
+@pytest.fixture(scope="module")
+def metals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 rattled crystals of copper, silver and nickel, two of palladium, two of gold."""
+    structures = []
+    for symbol, number in {"Cu": 8, "Ag": 8, "Ni": 8, "Pd": 2, "Au": 2}.items():
+        for index in range(number):
+            atoms = bulk(symbol, cubic=True)
+            atoms.rattle(0.05, seed=index)
+            atoms.calc = EMT()
+            name = f"{symbol}-{index}"
+            split = "test" if index == 7 else "train"
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            structures.append(
+                Structure.from_atoms(
+                    atoms, "EMT", name, name, split=split, energy=energy, forces=forces
+                )
+            )
+    folder = tmp_path_factory.mktemp("metals") / "metals"
+    write_data_set(structures, folder, {"file": "metals", "sha256": "0"}, ConvertConfig())
+    return folder
+
+
+def config_of(**settings: object) -> EnrichConfig:
+    given = {
+        "oracle": f"{MODULE}:Springs",
+        "rare": 4,
+        "structures_per_element": 6,
+        "largest_force": 100.0,
+    }
+    return EnrichConfig(**(given | settings))
+
+
+@pytest.mark.parametrize(
+    ("symbol", "group", "period"),
+    [
+        *[("H", 1, 1), ("He", 18, 1), ("Mg", 2, 3), ("Al", 13, 3), ("Sc", 3, 4), ("Zn", 12, 4)],
+        *[("Br", 17, 4), ("Ce", 3, 6), ("Hf", 4, 6), ("Rn", 18, 6), ("U", 3, 7), ("Og", 18, 7)],
+    ],
+)
+def test_the_place_in_the_periodic_table(symbol: str, group: int, period: int) -> None:
+    assert place_in_table(atomic_numbers[symbol]) == (group, period)
+
+
+def test_relatives_are_of_the_same_group_before_neighbours() -> None:
+    candidates = [atomic_numbers[symbol] for symbol in ("Li", "O", "Mg", "Na", "Cu", "S")]
+    assert relatives(atomic_numbers["K"], candidates, 2) == [11, 3]
+    assert relatives(atomic_numbers["Se"], candidates, 3) == [16, 8]
+
+
+def test_an_element_without_relatives_takes_the_nearest_alone() -> None:
+    assert relatives(atomic_numbers["Cs"], [atomic_numbers["Si"], atomic_numbers["O"]], 3) == [14]
+
+
+def test_bonds_of_a_molecule_take_the_lengths_of_the_new_element() -> None:
+    water = molecule("H2O")
+    child = with_element(np.random.default_rng(0), water, 8, 16, (0.0, 0.0))
+    assert str(child.symbols) == "SH2"
+    stretch = (covalent_radii[16] + covalent_radii[1]) / (covalent_radii[8] + covalent_radii[1])
+    assert child.get_distance(0, 1) == pytest.approx(water.get_distance(0, 1) * stretch, rel=1e-4)
+
+
+def test_a_crystal_scales_with_its_cell() -> None:
+    copper = bulk("Cu", cubic=True)
+    # the third of the draws that swaps a part of the sites comes later
+    child = with_element(np.random.default_rng(0), copper, 29, 47, (0.0, 0.0))
+    assert set(child.symbols) == {"Ag"}
+    factor = covalent_radii[47] / covalent_radii[29]
+    assert child.cell.array == pytest.approx(copper.cell.array * factor)
+    assert child.get_scaled_positions() == pytest.approx(copper.get_scaled_positions(), abs=1e-6)
+
+
+def test_a_crystal_at_half_its_size_is_too_dense() -> None:
+    for symbol in ("Cs", "W", "U", "Si"):
+        atoms = bulk(symbol, "bcc", a=3.47) if symbol == "U" else bulk(symbol)
+        assert not is_too_dense(atoms)
+    squeezed = bulk("W")
+    squeezed.set_cell(squeezed.cell * 0.5, scale_atoms=True)
+    assert is_too_dense(squeezed)
+
+
+def test_rare_elements_get_labels_at_a_level_of_their_own(metals: Path, tmp_path: Path) -> None:
+    done = enrich(metals, tmp_path / "cheap", config_of(elements=["Pd"]), workers=1)
+    assert done.level_of_theory == "Springs"
+    assert done.main_level == "EMT"
+    assert done.structures == {"Pd": 6}
+    assert set(done.from_relatives["Pd"]) <= {"Ni", "Cu", "Ag"}
+
+    made = list(iter_structures(tmp_path / "cheap", "train"))
+    assert len(made) == 6
+    for structure in made:
+        assert structure.level_of_theory == "Springs"
+        assert 46 in structure.elements
+        # the label is that of the stored positions
+        springs = 0.05 * float((structure.positions.astype(float) ** 2).sum())
+        assert structure.energy == pytest.approx(springs, rel=1e-6)
+    recorded = read_info(tmp_path / "cheap")["source"]["enrichment"]
+    assert recorded["settings"]["elements"] == ["Pd"]
+    assert recorded["from_relatives"] == done.from_relatives
+
+
+def test_rare_means_few_training_structures_at_the_main_level(metals: Path, tmp_path: Path) -> None:
+    done = enrich(metals, tmp_path / "cheap", config_of(), workers=1)
+    # gold is rare too, and its candidates fail, which is counted
+    assert done.structures == {"Pd": 6}
+    assert done.refused["calculation_failed"] >= 6
+
+
+def test_test_structures_are_never_taken(metals: Path, tmp_path: Path) -> None:
+    enrich(metals, tmp_path / "cheap", config_of(structures_per_element=40), workers=1)
+    names = [structure.structure_id for structure in iter_structures(tmp_path / "cheap", "train")]
+    assert names
+    assert not [name for name in names if name.endswith("-7")]
+
+
+def test_the_number_of_processes_changes_nothing(metals: Path, tmp_path: Path) -> None:
+    config = config_of(oracle="EMT", level_of_theory="cheap", largest_force=15.0)
+    one = enrich(metals, tmp_path / "one", config, workers=1)
+    two = enrich(metals, tmp_path / "two", config, workers=2)
+    assert one == two
+    pairs = zip(
+        iter_structures(tmp_path / "one", "train"),
+        iter_structures(tmp_path / "two", "train"),
+        strict=True,
+    )
+    for first, second in pairs:
+        assert first.structure_id == second.structure_id
+        assert np.array_equal(first.positions, second.positions)
+        assert first.energy == second.energy
+
+
+def test_what_is_too_close_is_refused(tmp_path: Path) -> None:
+    structures = []
+    for index in range(6):
+        # two of the atoms nearly touch, in whatever way their bonds are scaled
+        atoms = Atoms("Cu3", [[0, 0, 0], [2.4, 0, 0], [2.4, 0.4 + 0.01 * index, 0]])
+        energy, forces = 0.0, np.zeros((3, 3))
+        structures.append(
+            Structure.from_atoms(
+                atoms, "DFT", f"{index}", f"{index}", split="train", energy=energy, forces=forces
+            )
+        )
+    write_data_set(structures, tmp_path / "close", {"file": "x", "sha256": "0"}, ConvertConfig())
+    config = config_of(elements=["Cu"], rattle=(0.0, 0.0))
+    with pytest.raises(EnrichError, match=r"no structure .* \(60 atoms_too_close\)"):
+        enrich(tmp_path / "close", tmp_path / "cheap", config, workers=1)
+    assert not (tmp_path / "cheap").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"oracle": "EMT"}, "has the level of theory EMT already"),
+        ({"source_level": "PBE"}, "no training structure at source_level=PBE"),
+        ({"rare": 1}, "no element in at most rare=1"),
+        ({"rare": 100}, "no element in more than rare=100"),
+    ],
+)
+def test_what_cannot_be_enriched(
+    metals: Path, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(EnrichError, match=message):
+        enrich(metals, tmp_path / "cheap", config_of(**settings), workers=1)
+    assert not (tmp_path / "cheap").exists()
+
+
+def test_xtb_refuses_a_set_of_crystals(metals: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tblite")
+    with pytest.raises(EnrichError, match="no isolated training structure"):
+        enrich(metals, tmp_path / "cheap", config_of(oracle="GFN1-xTB"), workers=1)
+
+
+@pytest.mark.parametrize("oracle", ["nothing:Here", "ase:Nothing", "PBE", f"{MODULE}:Path"])
+def test_oracles_that_are_none(metals: Path, tmp_path: Path, oracle: str) -> None:
+    with pytest.raises(OracleError):
+        enrich(metals, tmp_path / "cheap", config_of(oracle=oracle), workers=1)
+
+
+def test_the_folders_must_differ_in_name(metals: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnrichError, match="could not be mixed"):
+        enrich(metals, tmp_path / "metals", config_of(), workers=1)
+
+
+@pytest.mark.parametrize("words", [["elements=[Xx]"], ["elements=[]"], ["rattle=[0.2,0.1]"]])
+def test_settings_that_cannot_be_meant(words: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        load_settings(EnrichConfig, None, ["oracle=EMT", *words])
+
+
+def test_the_command(metals: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cheap"
+    words = ["oracle=EMT", "level_of_theory=cheap", "rare=4", "structures_per_element=3"]
+    done = CliRunner().invoke(
+        app, ["data", "enrich", str(metals), str(out), *words, "--workers", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "Pd: 3 structures, from" in done.output
+    assert f"data=[{metals},{out}] default_level='EMT'" in done.output
+    about = json.loads((out / "dataset_info.json").read_text())
+    assert about["num_structures"]["train"] == 6
