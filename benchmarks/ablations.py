@@ -30,7 +30,7 @@ from rich.progress import track
 
 from evenfield.core.figures.style import STYLE
 from evenfield.core.settings import load_settings
-from evenfield.data_pipelines.stream.stream import StreamConfig
+from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.model_zoo.network.gaunt import backbone
 from evenfield.model_zoo.network.gaunt.config import GauntConfig
 from evenfield.pretrain.config import PretrainConfig

@@ -29,8 +29,9 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import WeightConfig
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.shards import shard_paths
+from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.data_pipelines.stream.packing import pack
-from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.data_pipelines.structure import Structure
 
 

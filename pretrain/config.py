@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from ..core.settings import Settings
 from ..data_pipelines.stream.collection import Collection
+from ..data_pipelines.stream.config import StreamConfig
 from ..data_pipelines.stream.mixture import MixingConfig
-from ..data_pipelines.stream.stream import StreamConfig
 from ..model_zoo.potential.config import ModelConfig
 from .callbacks.adaptive import AdaptiveConfig
 from .callbacks.average import AverageConfig

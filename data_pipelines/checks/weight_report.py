@@ -14,7 +14,7 @@ from ...core.files import file_errors, write_atomically
 from ..census.census import NUM_ELEMENTS
 from ..census.weights import WeightConfig, effective_share, has_element
 from ..store.blocks import BlockReader
-from ..stream.stream import fit_weights
+from ..stream.source import fit_weights
 
 
 @dataclass(frozen=True)

@@ -141,24 +141,19 @@ class BlockReader:
 
     def __init__(self, folder: Path | str, split: str) -> None:
         self._rows: list[tuple[Path, int]] = []
+        self.sizes: list[int] = []
+        """Structures in each block."""
         # not all of a large data set: a parsed footer takes 0.1 MB
         self._open = lru_cache(maxsize=OPEN_SHARDS)(_open)
         for path in shard_paths(folder, split):
             file = self._open(path)
             check_schema(file.schema_arrow, path)
-            self._rows += [(path, group) for group in range(file.num_row_groups)]
+            for group in range(file.num_row_groups):
+                self._rows.append((path, group))
+                self.sizes.append(file.metadata.row_group(group).num_rows)
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Structures in each block."""
-        sizes = []
-        for path, group in self._rows:
-            metadata = self._open(path).metadata
-            sizes.append(metadata.row_group(group).num_rows)
-        return sizes
 
     def table(self, index: int, columns: list[str] | None = None) -> pa.Table:
         """One block as an Arrow table; raises BrokenDataSetError for a damaged shard."""

@@ -14,8 +14,10 @@ from ..census.census import count_shards, read_census
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
 from ..structure import Structure
+from .config import StreamConfig
 from .mixture import MixingConfig, Mixture, shares_of
-from .stream import SharedWeights, Stream, StreamConfig
+from .source import SharedWeights, Source
+from .stream import Stream
 from .training_stream import StreamError, TrainingStream
 from .virtual_ranks import VirtualRanks, virtual_ranks_of
 
@@ -97,26 +99,36 @@ class Collection:
         Raises StreamError for shares or virtual ranks that do not fit.
         """
         folders = self.folders_with("train")
-        counts = [read_info(folder)["num_structures"]["train"] for folder in folders]
         # fitted once for all virtual ranks of this process
         weights = [SharedWeights() for _ in folders]
 
-        def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:
-            streams = [
-                Stream(
+        def sources() -> list[Source]:
+            return [
+                Source(
                     folder,
                     config,
                     cutoff=cutoff,
                     levels_of_theory=levels_of_theory,
-                    rank=own_rank,
-                    world_size=num_ranks,
                     weights=shared,
                 )
                 for folder, shared in zip(folders, weights, strict=True)
             ]
-            if len(streams) == 1:
-                return streams[0]
-            return Mixture(streams, shares_of(folders, counts, mixing))
+
+        if len(folders) > 1:
+            shares = shares_of(sources(), mixing)
+
+        def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:
+            if len(folders) > 1:
+                return Mixture(sources(), shares, config, rank=own_rank, world_size=num_ranks)
+            return Stream(
+                folders[0],
+                config,
+                cutoff=cutoff,
+                levels_of_theory=levels_of_theory,
+                rank=own_rank,
+                world_size=num_ranks,
+                weights=weights[0],
+            )
 
         if not config.lanes:
             return stream_of(rank, world_size)

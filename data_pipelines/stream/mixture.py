@@ -1,117 +1,278 @@
-"""Several data sets as one stream: a fixed schedule says which of them gives the next batch."""
+"""Several data sets as one stream: structures of all of them meet in a batch, in given shares."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from ...core.settings import Settings
 from ..batch import Batch
-from .stream import Stream
+from ..census.weights import ElementWeights
+from ..structure import Structure
+from .config import StreamConfig
+from .source import Source
 from .training_stream import StreamError
+from .windows import WindowStream
 
 
-GOLDEN_RATIO = (5**0.5 - 1) / 2
+Count = Literal["structures", "atoms", "edges"]
 
 
 class MixingConfig(Settings):
-    """Shares of batches that come from each data set."""
+    """Shares of the training data that come from each data set."""
 
     temperature: float = Field(
         default=1.0,
         ge=1,
-        description="share ~ structures^(1/temperature): 1 by size, large for equal shares",
+        description="share ~ size^(1/temperature): 1 by size, large for equal shares",
     )
     shares: dict[str, float] = Field(
-        default={}, description="or stated: folder name -> share, for all of them"
+        default={},
+        description="or stated: folder name -> share of the structures (or see count), for all",
+    )
+    count: Count = Field(
+        default="structures",
+        description="what sizes and shares count; of atoms and edges the mean per structure counts",
     )
 
 
-class Mixture:
-    """Batches of several streams in given shares; each stream goes through its own epochs.
+@dataclass(frozen=True)
+class Schedule:
+    """Which positions of each data set a window of the mixture holds.
 
-    Batch n of all ranks comes from the data set in whose interval of [0, 1) the point
-    frac(1/2 + n * golden ratio) lies. That sequence has the lowest discrepancy of its kind: every
-    stretch of a run has the right shares within a batch or two, where random draws would be off by
-    their square root. It is a function of n alone, and so exact under resume.
+    The structure at position k of a data set has the time (k + 1/2) / share, with shares that sum
+    to 1. A window holds the times from one multiple of its length up to the next, in their order.
+    So after n structures the count of each data set is within (1 + number of data sets) / 2 of
+    share * n, wherever one looks; random draws would be off by the square root of n. Counts follow
+    from the number of the window alone, and so are exact under resume on any number of ranks.
     """
 
-    num_virtual_ranks = 1
+    first_window: int
+    """Windows before it followed another schedule."""
+    length: int
+    """Structures in a window, up to one more or less of each data set."""
+    shares: dict[str, float]
+    """Name of each data set -> share of the structures; they sum to 1."""
+    starts: dict[str, int]
+    """Name of each data set -> its position at the beginning of `first_window`."""
 
-    def __init__(self, streams: list[Stream], shares: np.ndarray) -> None:
-        """`shares` need not sum to 1."""
-        self.streams = streams
-        self.shares = shares / shares.sum()
-        self._edges = np.cumsum(self.shares)[:-1]
-        # batches that this rank has taken
-        self.drawn = 0
+    def position(self, name: str, window: int) -> int:
+        """The position of a data set at the beginning of a window."""
+        time = (window - self.first_window) * self.length
+        # the number of k >= 0 with (k + 1/2) / share < time
+        return self.starts[name] + max(0, math.ceil(self.shares[name] * time - 0.5))
+
+    def time(self, name: str, position: float) -> float:
+        """The time of a structure, counted from the beginning of `first_window`."""
+        return (position - self.starts[name] + 0.5) / self.shares[name]
+
+    def followed_by(self, window: int, length: int, shares: dict[str, float]) -> Schedule:
+        """A schedule of other shares that begins with `window`, where this one is then."""
+        starts = {name: self.position(name, window) for name in self.shares}
+        return Schedule(window, length, shares, starts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        sources = {name: [self.starts[name], share] for name, share in self.shares.items()}
+        return {"first_window": self.first_window, "length": self.length, "sources": sources}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Schedule:
+        """The inverse of `to_dict`."""
+        shares = {name: share for name, (_, share) in content["sources"].items()}
+        starts = {name: start for name, (start, _) in content["sources"].items()}
+        return cls(content["first_window"], content["length"], shares, starts)
+
+
+class Mixture(WindowStream):
+    """Batches with structures of several data sets; each goes through epochs of its own.
+
+    Every data set keeps the order of structures that it has alone. A window of the mixture is as
+    long as one window of each of them, so that few windows of a data set are read by two ranks.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        shares: np.ndarray,
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """`shares` of the structures need not sum to 1."""
+        super().__init__(config, rank, world_size)
+        self.sources = {source.folder.name: source for source in sources}
+        names = list(self.sources)
+        normalised = (shares / shares.sum()).tolist()
+        largest_block = max(max(source.blocks.sizes) for source in sources)
+        self._schedules = [
+            Schedule(
+                first_window=0,
+                length=len(sources) * config.window_blocks * largest_block,
+                shares=dict(zip(names, normalised, strict=True)),
+                starts=dict.fromkeys(names, 0),
+            )
+        ]
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the first data set's next batch."""
-        return self.streams[0].epoch
+    def schedule(self) -> Schedule:
+        """The schedule of the newest windows."""
+        return self._schedules[-1]
 
-    def source_of(self, number: int) -> int:
-        """Index of the data set that gives batch `number`, counted over all ranks."""
-        point = (0.5 + number * GOLDEN_RATIO) % 1.0
-        return int(np.searchsorted(self._edges, point, side="right"))
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows that hold every structure of every data set at least once, without weights."""
+        times = [
+            source.num_structures / self.schedule.shares[name]
+            for name, source in self.sources.items()
+        ]
+        return math.ceil(max(times) / self.schedule.length)
 
-    def batches(self) -> Generator[Batch, None, None]:
-        """This rank's batches from the current state on."""
-        sources = [stream.batches() for stream in self.streams]
-        rank = self.streams[0].rank
-        world_size = self.streams[0].world_size
-        try:
-            while True:
-                # batches are counted over all ranks, so the ranks draw different points
-                source = sources[self.source_of(self.drawn * world_size + rank)]
-                batch = next(source)
-                self.drawn += 1
-                yield batch
-        finally:
-            for source in sources:
-                source.close()
+    @property
+    def description(self) -> str:
+        """The folders."""
+        return ", ".join(str(source.folder) for source in self.sources.values())
+
+    def structures(self, window: int) -> Iterator[tuple[Source, Structure]]:
+        """The structures of a window in their order, each with its data set."""
+        schedule = self._schedule_of(window)
+        streams = [
+            _timed_structures(schedule, name, source, window)
+            for name, source in self.sources.items()
+        ]
+        # equal times go by the order of the data sets
+        for _, source, structure in heapq.merge(*streams, key=lambda entry: entry[0]):
+            yield source, structure
+
+    def graphs(self, window: int) -> Iterator[Batch]:
+        """The structures of a window in their order, each a batch of one."""
+        for source, structure in self.structures(window):
+            yield source.graph(structure)
+
+    def epoch_of(self, window: int) -> int:
+        """The epoch of the first data set at the beginning of a window."""
+        name, source = next(iter(self.sources.items()))
+        return self._schedule_of(window).position(name, window) // source.num_structures
 
     def state(self) -> dict[str, Any]:
-        """The state of this rank, JSON-ready."""
-        sources = {stream.folder.name: stream.state() for stream in self.streams}
-        return {"drawn": self.drawn, "sources": sources}
+        """The state of this rank, JSON-ready.
+
+        It holds the weights, because fitting them again would delay every resume.
+        """
+        weights = {name: source.weights.to_dict() for name, source in self.sources.items()}
+        schedules = [schedule.to_dict() for schedule in self._schedules]
+        return self.progress.to_dict() | {"schedules": schedules, "weights": weights}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Continue from the states of all ranks, whose number may have been another.
 
-        Raises StreamError for a data set that was not part of the run.
+        Where the shares have changed, windows that have begun keep the old ones. So every structure
+        still comes once in the epoch of its data set.
+        Raises StreamError for other data sets than those of the run.
         """
-        # the steps are counted in batches of all ranks, whatever their number was
-        total = sum(state["drawn"] for state in states)
-        self.drawn = total // self.streams[0].world_size
-        for stream in self.streams:
-            name = stream.folder.name
-            if any(name not in state["sources"] for state in states):
+        saved = states[0].get("schedules")
+        if saved is None:
+            raise StreamError(
+                "the checkpoint has no position in a mixture of structures: its batches came from "
+                "one data set each",
+                file=self.description,
+                remedy="start a new run",
+            )
+        schedules = [Schedule.from_dict(content) for content in saved]
+        self._check_names(schedules[-1])
+        self._continue_from(states)
+        for name, source in self.sources.items():
+            source.shared_weights.fitted = ElementWeights.from_dict(states[0]["weights"][name])
+
+        length, shares = self.schedule.length, self.schedule.shares
+        if (schedules[-1].length, schedules[-1].shares) != (length, shares):
+            untouched = max(self.progress.first_untouched(), schedules[-1].first_window)
+            schedules.append(schedules[-1].followed_by(untouched, length, shares))
+        unfinished = self.progress.first_unfinished()
+        self._schedules = [
+            schedule
+            for schedule, following in zip(schedules, [*schedules[1:], None], strict=True)
+            # a schedule whose windows are all finished is no longer needed
+            if following is None or following.first_window > unfinished
+        ]
+
+    def _check_names(self, schedule: Schedule) -> None:
+        for name, source in self.sources.items():
+            if name not in schedule.shares:
                 raise StreamError(
                     "was not part of the run that is resumed",
-                    file=stream.folder,
+                    file=source.folder,
                     remedy="start a new run with it",
                 )
-            stream.load_state([state["sources"][name] for state in states])
+        missing = schedule.shares.keys() - self.sources.keys()
+        if missing:
+            raise StreamError(
+                f"the run that is resumed also had {', '.join(sorted(missing))}",
+                remedy="name it in data again, or start a new run",
+            )
+
+    def _schedule_of(self, window: int) -> Schedule:
+        return next(one for one in reversed(self._schedules) if one.first_window <= window)
 
 
-def shares_of(folders: list[Path], num_structures: list[int], config: MixingConfig) -> np.ndarray:
-    """Shares of batches, not yet normalised.
+def _timed_structures(
+    schedule: Schedule, name: str, source: Source, window: int
+) -> Iterator[tuple[float, Source, Structure]]:
+    """What a window holds of one data set: time, data set, structure."""
+    first = schedule.position(name, window)
+    last = schedule.position(name, window + 1)
+    for position, structure in source.between(first, last):
+        yield schedule.time(name, position), source, structure
+
+
+def shares_of(sources: Sequence[Source], config: MixingConfig) -> np.ndarray:
+    """Shares of the structures, not yet normalised, for `sources` in their order.
 
     Raises StreamError where the stated shares do not fit the folders.
     """
+    names = _names_of([source.folder for source in sources], config)
+    sizes = np.array([_size_of_structure(source, config.count) for source in sources])
+    if config.shares:
+        shares = np.array([config.shares[name] for name in names])
+    else:
+        numbers = np.array([source.num_structures for source in sources])
+        shares = (numbers * sizes) ** (1.0 / config.temperature)
+    # a data set of large structures gives its share with fewer of them
+    return shares / sizes
+
+
+def _size_of_structure(source: Source, count: Count) -> float:
+    """How much of what shares count a structure has on average."""
+    if count == "structures":
+        return 1.0
+    if count == "atoms":
+        return source.atoms_per_structure()
+    edges = source.edges_per_structure()
+    if not edges:
+        raise StreamError(
+            "has no edges, so no number of its structures could give a share of them",
+            file=source.folder,
+            remedy="set mixing.count=atoms",
+        )
+    return edges
+
+
+def _names_of(folders: Sequence[Path], config: MixingConfig) -> list[str]:
+    """The names of the data sets; raises StreamError unless they differ and stated shares fit."""
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise StreamError(
             f"data sets to mix must have different folder names: {', '.join(map(str, folders))}"
         )
-    if not config.shares:
-        return np.array(num_structures, dtype=float) ** (1.0 / config.temperature)
-    if set(config.shares) != set(names) or min(config.shares.values()) <= 0:
+    stated = config.shares
+    if stated and (set(stated) != set(names) or min(stated.values()) <= 0):
         raise StreamError(f"mixing.shares must give each of {', '.join(names)} a share above 0")
-    return np.array([config.shares[name] for name in names])
+    return names

@@ -55,6 +55,11 @@ class StreamState:
             window += 1
         return window
 
+    def first_untouched(self) -> int:
+        """The lowest window above all of which any batch was taken."""
+        ends = [last for _, last, _ in self.finished]
+        return max([*ends, *self.used], default=-1) + 1
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         # JSON has no tuples, and only texts as keys

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ...core.settings import GivenBy, Settings
-from ...data_pipelines.stream.stream import StreamConfig
+from ...data_pipelines.stream.config import StreamConfig
 from ...pretrain.loop.loss import LossConfig
 
 

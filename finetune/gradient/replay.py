@@ -32,7 +32,10 @@ class ReplayConfig(Settings):
         description="folder of a converted data set, the pretraining data for example",
     )
     share: float = Field(
-        default=0.5, gt=0, lt=1, description="share of the batches that come from `data`"
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="share of the structures of a batch that come from `data`",
     )
     own_labels: bool = Field(
         default=False,
@@ -45,7 +48,7 @@ class ReplayConfig(Settings):
 
 @dataclass(frozen=True)
 class Replay:
-    """Structures that are seen again, and their share of the batches."""
+    """Structures that are seen again, and their share of the structures."""
 
     structures: list[Structure]
     share: float

@@ -76,7 +76,9 @@ def test_mixed_run_is_exact_under_resume_and_its_card_names_both_sets(
     checkpoints = Path(run_config("parts").out) / "checkpoints"
     newest = checkpoints / (checkpoints / "latest").read_text()
     state = json.loads((newest / "manifest.json").read_text())["states"][0]["stream"]
-    assert state["drawn"] == 5 and set(state["sources"]) == {"even", "odd"}
+    (schedule,) = state["schedules"]
+    sources = {"even": [0, pytest.approx(0.7)], "odd": [0, pytest.approx(0.3)]}
+    assert schedule["first_window"] == 0 and schedule["sources"] == sources
     parts = run.pretrain(run_config("parts", **changes), resume="must", quiet=True)
     one, other = (load_file(folder / "model.safetensors") for folder in (model, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from evenfield.cli import app
 from evenfield.data_pipelines.census.weights import WeightConfig
 from evenfield.data_pipelines.checks.weight_report import weight_report
-from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.config import StreamConfig
+from evenfield.data_pipelines.stream.stream import Stream
 
 
 def test_expected_copies_are_those_of_the_stream(data_set):

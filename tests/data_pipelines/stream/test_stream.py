@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig, num_copies
+from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.data_pipelines.stream.state import StreamState
-from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.data_pipelines.stream.training_stream import StreamError
 from evenfield.data_pipelines.structure import Structure
 
@@ -356,7 +357,7 @@ def test_state_with_weights_is_below_ten_kilobytes(open_stream):
     everything = ElementWeights(
         np.random.default_rng(0).random(119), 0.123456789, 1.3456789, "mean"
     )
-    stream.shared_weights.fitted = everything
+    stream.source.shared_weights.fitted = everything
     assert len(json.dumps(stream.state())) < 10_000
     np.testing.assert_array_equal(
         resumed(open_stream(), stream).weights.element_weight[1:], everything.element_weight[1:]
@@ -385,7 +386,7 @@ def test_error_while_preparing_is_raised_where_batches_are_taken(open_stream):
 
 def test_batches_before_an_error_are_given_first(open_stream, monkeypatch):
     stream = open_stream(atom_budget=1)  # every structure alone
-    graph, made = stream._graph, []
+    graph, made = stream.source.graph, []
 
     def fail_at_the_tenth(structure):
         made.append(structure)
@@ -393,7 +394,7 @@ def test_batches_before_an_error_are_given_first(open_stream, monkeypatch):
             raise OSError("disk on fire")
         return graph(structure)
 
-    monkeypatch.setattr(stream, "_graph", fail_at_the_tenth)
+    monkeypatch.setattr(stream.source, "graph", fail_at_the_tenth)
     taken = []
     with pytest.raises(OSError, match="disk on fire"):
         for batch in stream.batches():
@@ -415,8 +416,8 @@ def test_leaving_early_ends_the_thread(open_stream):
 
 def test_thread_stays_a_few_batches_ahead_only(open_stream, monkeypatch):
     stream = open_stream(edge_budget=1, look_ahead=1, window_blocks=100)
-    graph, made = stream._graph, []
-    monkeypatch.setattr(stream, "_graph", lambda s: made.append(s) or graph(s))
+    graph, made = stream.source.graph, []
+    monkeypatch.setattr(stream.source, "graph", lambda s: made.append(s) or graph(s))
     epoch = stream.batches()
     next(epoch)
     threading.Event().wait(0.5)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from evenfield.data_pipelines.stream import stream as stream_module
+from evenfield.data_pipelines.stream import source as source_module
 from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.data_pipelines.stream.mixture import MixingConfig
-from evenfield.data_pipelines.stream.stream import StreamConfig
 from evenfield.data_pipelines.stream.training_stream import StreamError
 from evenfield.data_pipelines.stream.virtual_ranks import VirtualRanks, states_of_virtual_ranks
 
@@ -112,8 +112,8 @@ def test_another_number_of_virtual_ranks_takes_up_the_rest(data_set, train_struc
 
 
 def test_weights_are_fitted_once_for_all_virtual_ranks(data_set, monkeypatch):
-    calls, fit = [], stream_module.fit_weights
-    monkeypatch.setattr(stream_module, "fit_weights", lambda *a: calls.append(a) or fit(*a))
+    calls, fit = [], source_module.fit_weights
+    monkeypatch.setattr(source_module, "fit_weights", lambda *a: calls.append(a) or fit(*a))
     run = Run([data_set], 1)
     run.steps(2)
     assert len({id(stream.weights) for stream in run.ranks[0].streams}) == 1 and len(calls) == 1

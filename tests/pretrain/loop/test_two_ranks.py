@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evenfield.data_pipelines.stream.stream import Stream, StreamConfig
+from evenfield.data_pipelines.stream.config import StreamConfig
+from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.pretrain.checkpoints.checkpoints import load_checkpoint
 from evenfield.pretrain.run import pretrain
 

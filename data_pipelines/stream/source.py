@@ -1,0 +1,220 @@
+"""One data set as the stream reads it: windows of shuffled structures, through all epochs.
+
+The order is a function of (seed, epoch) alone. Blocks (row groups) are permuted, and a number of
+them in a row, `window_blocks`, make a window. The structures of a window are copied by weight and
+shuffled.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+
+from ..batch import Batch
+from ..census.census import NUM_ELEMENTS, read_census
+from ..census.weights import ElementWeights, WeightConfig, num_copies
+from ..store.blocks import Block, BlockReader
+from ..structure import Structure
+from .config import StreamConfig
+
+
+# 131,072 structures fix the scale of the weights to some parts in a thousand
+FITTED_BLOCKS = 512
+# structures whose neighbours are counted to learn how many edges an atom of the data set has
+MEASURED_STRUCTURES = 256
+
+
+class Source:
+    """The structures of one split of a converted data set, in the order of training."""
+
+    def __init__(
+        self,
+        folder: Path | str,
+        config: StreamConfig,
+        *,
+        cutoff: float,
+        levels_of_theory: list[str],
+        split: str = "train",
+        dtype: torch.dtype = torch.float32,
+        weights: SharedWeights | None = None,
+    ) -> None:
+        """Open a data set.
+
+        cutoff: of the neighbour lists, A.
+        levels_of_theory: heads of the model, in their order.
+        dtype: precision of labels that need not be exact.
+        weights: importance weights that other virtual ranks share; they are fitted once.
+
+        Raises BrokenDataSetError for a folder that is not a converted data set.
+        """
+        self.folder = Path(folder)
+        self.config = config
+        self.split = split
+        self.cutoff = cutoff
+        self.levels = levels_of_theory
+        self.dtype = dtype
+        self.blocks = BlockReader(folder, split)
+        self.windows_per_epoch = -(-len(self.blocks) // config.window_blocks)
+        self.shared_weights = weights or SharedWeights()
+        # the window that was opened last, because slices of one window are asked for in a row
+        self._opened: tuple[int, _OpenWindow] | None = None
+        # the epoch that was looked at last, and where its windows begin
+        self._starts: tuple[int, list[int]] | None = None
+
+    @property
+    def weights(self) -> ElementWeights:
+        """Importance weights, fitted to the data at the first use."""
+        # virtual ranks share them, and each prepares its batches in a thread
+        with self.shared_weights.lock:
+            if self.shared_weights.fitted is None:
+                self.shared_weights.fitted = fit_weights(
+                    self.folder, self.split, self.config.weights, self.blocks
+                )
+            return self.shared_weights.fitted
+
+    @cached_property
+    def num_structures(self) -> int:
+        """Structures of an epoch, before they are copied by weight."""
+        return sum(self.blocks.sizes)
+
+    def window(self, number: int) -> Iterator[Structure]:
+        """The structures of a window, copied by weight and shuffled."""
+        window = self._open(number)
+        yield from window.structures(0, len(window))
+
+    def graph(self, structure: Structure) -> Batch:
+        """A structure as a batch of one, with its neighbours."""
+        element_weight = self.weights.per_element() if self.config.weights.loss else None
+        return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, element_weight)
+
+    def between(self, first: int, last: int) -> Iterator[tuple[float, Structure]]:
+        """Structures from position `first` up to `last`, each with its own position.
+
+        Positions count the structures of all epochs, one window after the other, before they are
+        copied by weight: where they begin and end is known without reading them. Copies divide the
+        positions of their window evenly, so that adjoining ranges hold every copy once.
+        """
+        while first < last:
+            epoch, place, start, size = self._window_at(first)
+            end = min(last, start + size)
+            window = self._open(epoch * self.windows_per_epoch + place)
+            num_copies = len(window)
+            if num_copies:
+                first_copy = (first - start) * num_copies // size
+                last_copy = (end - start) * num_copies // size
+                structures = window.structures(first_copy, last_copy)
+                for copy, structure in enumerate(structures, start=first_copy):
+                    yield start + (copy + 0.5) * size / num_copies - 0.5, structure
+            first = end
+
+    def atoms_per_structure(self) -> float:
+        """Mean number of atoms, of up to FITTED_BLOCKS blocks."""
+        atoms = 0
+        structures = 0
+        for numbers, starts in self.blocks.element_lists(FITTED_BLOCKS):
+            atoms += len(numbers)
+            structures += len(starts) - 1
+        return atoms / structures
+
+    def edges_per_structure(self) -> float:
+        """Mean number of edges, from MEASURED_STRUCTURES structures.
+
+        Edges of an atom differ less than those of a structure, so that fewer structures tell them.
+        """
+        atoms = 0
+        edges = 0
+        for structure in self.blocks.sample(MEASURED_STRUCTURES):
+            graph = self.graph(structure)
+            atoms += graph.num_atoms
+            edges += graph.num_edges
+        return self.atoms_per_structure() * edges / atoms
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The blocks of an epoch as they are read."""
+        return np.random.default_rng([self.config.seed, epoch]).permutation(len(self.blocks))
+
+    def _open(self, number: int) -> _OpenWindow:
+        if self._opened is not None and self._opened[0] == number:
+            return self._opened[1]
+        # first forget the old one, so that there is never memory for two
+        self._opened = None
+        window = self._read(number)
+        self._opened = (number, window)
+        return window
+
+    def _read(self, number: int) -> _OpenWindow:
+        epoch, place = divmod(number, self.windows_per_epoch)
+        first = place * self.config.window_blocks
+        chosen = self._order(epoch)[first : first + self.config.window_blocks]
+        blocks = [self.blocks.block(int(index)) for index in chosen]
+
+        # rows of each block, those with several copies repeated
+        rows: list[np.ndarray] = []
+        for block in blocks:
+            copies = np.ones(len(block), dtype=np.int64)
+            if self.config.weights.sampling and self.config.weights.beta > 0:
+                weights = self.weights(block.atomic_numbers, block.starts)
+                copies = num_copies(weights, block.structure_ids, self.config.seed, epoch)
+            rows.append(np.repeat(np.arange(len(block)), copies))
+
+        owners = np.repeat(np.arange(len(blocks)), [len(own) for own in rows])
+        generator = np.random.default_rng([self.config.seed, epoch, place])
+        shuffled = generator.permutation(len(owners))
+        return _OpenWindow(blocks, owners[shuffled], np.concatenate(rows)[shuffled])
+
+    def _window_at(self, position: int) -> tuple[int, int, int, int]:
+        """Epoch and place of the window that holds a position, where it begins, and its size."""
+        epoch, within = divmod(position, self.num_structures)
+        if self._starts is None or self._starts[0] != epoch:
+            sizes = np.array(self.blocks.sizes)[self._order(epoch)]
+            bounds = np.concatenate([[0], np.cumsum(sizes)])
+            # every window begins with a block, and the last one ends with the epoch
+            starts = [*bounds[:-1][:: self.config.window_blocks].tolist(), self.num_structures]
+            self._starts = (epoch, starts)
+        starts = self._starts[1]
+        place = bisect_right(starts, within) - 1
+        first = epoch * self.num_structures + starts[place]
+        return epoch, place, first, starts[place + 1] - starts[place]
+
+
+class _OpenWindow:
+    """The blocks of a window, and the order of its structures."""
+
+    def __init__(self, blocks: list[Block], owners: np.ndarray, rows: np.ndarray) -> None:
+        self._blocks = blocks
+        # lists: Python's own integers index a block three times as fast
+        self._owners: list[int] = owners.tolist()
+        self._rows: list[int] = rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def structures(self, first: int, last: int) -> Iterator[Structure]:
+        """Structures `first` up to `last` of the order."""
+        for place in range(first, last):
+            yield self._blocks[self._owners[place]].structure(self._rows[place])
+
+
+class SharedWeights:
+    """The importance weights of one data set, once for all virtual ranks of a process."""
+
+    def __init__(self) -> None:
+        self.fitted: ElementWeights | None = None
+        self.lock = threading.Lock()
+
+
+def fit_weights(
+    folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader
+) -> ElementWeights:
+    """Fit weights to the counts of the census and the elements of up to FITTED_BLOCKS blocks."""
+    counts = np.zeros(NUM_ELEMENTS)
+    for symbol, row in read_census(folder)["per_element"].items():
+        counts[atomic_numbers[symbol]] = row["structures"].get(split, 0)
+    return ElementWeights.fit(counts, blocks.element_lists(FITTED_BLOCKS), config)
