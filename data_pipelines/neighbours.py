@@ -19,6 +19,10 @@ MIN_VOLUME_PER_ATOM = 0.1  # A^3
 MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
 MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
 
+# of the three faces of a cell; also the axes of the two products in a component of a cross product
+FIRST_EDGES = np.array([1, 2, 0])
+SECOND_EDGES = np.array([2, 0, 1])
+
 
 class GeometryError(EvenfieldError):
     """Positions or a cell for which there are no neighbours: not finite, collapsed, or burst."""
@@ -128,8 +132,12 @@ def _check_extents(
 
 def cell_heights(cell: np.ndarray) -> np.ndarray:
     """Distances between opposite faces of a cell (3, 3), (3,) in A; 0 where it has no volume."""
-    # the area of each face is the length of the cross product of its two edges
-    normals = np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]])
+    # The area of each face is the length of the cross product of its two edges. Written out: this
+    # runs in every search, and np.cross takes ten times as long for three vectors.
+    one = cell[FIRST_EDGES]
+    other = cell[SECOND_EDGES]
+    normals = one[:, FIRST_EDGES] * other[:, SECOND_EDGES]
+    normals -= one[:, SECOND_EDGES] * other[:, FIRST_EDGES]
     areas = np.linalg.norm(normals, axis=1)
     volume = abs(np.linalg.det(cell))
     return np.divide(volume, areas, out=np.zeros(3), where=areas > 0)

@@ -142,8 +142,31 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
 # --- checks
 
 
-def check_structure(structure: Structure) -> None:
-    """Raise BadRecordError for a structure that no model should be trained on."""
+@dataclass(frozen=True)
+class Pairs:
+    """Ordered pairs of atoms within a radius, periodic images included."""
+
+    edge_index: np.ndarray
+    """(2, E) sender and receiver, sorted by receiver."""
+
+    lengths: np.ndarray
+    """(E,) A"""
+
+
+def pairs_within(structure: Structure, radius: float) -> Pairs:
+    """All pairs of a structure within `radius` (A). Raises GeometryError."""
+    positions = structure.positions
+    edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, radius)
+    sender, receiver = edge_index
+    vectors = positions[sender] - positions[receiver] + shifts @ structure.cell
+    return Pairs(edge_index, np.linalg.norm(vectors, axis=1))
+
+
+def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pairs:
+    """Raise BadRecordError for a structure that no model should be trained on.
+
+    Returns the pairs within `radius` (A), which must be found anyway.
+    """
     check_elements(structure.atomic_numbers)
     for name, value in _arrays(structure).items():
         if not np.isfinite(value).all():
@@ -160,7 +183,7 @@ def check_structure(structure: Structure) -> None:
     # distances last: they need a sane cell and cost the most
     _check_sizes(structure)
     _check_cell(structure)
-    _check_distances(structure)
+    return _check_distances(structure, radius)
 
 
 def check_elements(atomic_numbers: np.ndarray) -> None:
@@ -222,21 +245,18 @@ def _check_cell(structure: Structure) -> None:
         )
 
 
-def _check_distances(structure: Structure) -> None:
+def _check_distances(structure: Structure, radius: float) -> Pairs:
     try:
-        edge_index, shifts = neighbour_list(
-            structure.positions, structure.cell, structure.pbc, SEARCH_RADIUS
-        )
+        pairs = pairs_within(structure, radius)
     except GeometryError as error:
         # an error of one record, which a conversion may set aside
         raise BadRecordError(
             f"cannot be searched for neighbours: {error.message}", remedy="remove the record"
         ) from None
-    if not edge_index.shape[1]:
-        return
-    sender, receiver = edge_index
-    vectors = structure.positions[sender] - structure.positions[receiver] + shifts @ structure.cell
-    lengths = np.linalg.norm(vectors, axis=1)
+    lengths = pairs.lengths
+    if not len(lengths):
+        return pairs
+    sender, receiver = pairs.edge_index
     closest = int(np.argmin(lengths))
     if lengths[closest] < MIN_DISTANCE:
         raise BadRecordError(
@@ -244,3 +264,4 @@ def _check_distances(structure: Structure) -> None:
             f"closer than {MIN_DISTANCE} A",
             remedy="check the length unit or remove the record",
         )
+    return pairs

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -51,9 +51,9 @@ from ..sources.read import (
 from ..sources.records import Record, Unread
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
-from ..structure import BadRecordError, Structure
+from ..structure import BadRecordError, Pairs, Structure
 from .finish import ConversionError, Map, Staged, finish
-from .near_duplicates import material_hash
+from .near_duplicates import CUTOFF, fingerprint, material_hash
 from .splits import SplitConfig, assign_split, check_symbols, split_key
 from .staging import (
     FOLDER,
@@ -321,13 +321,18 @@ class _Job:
         source = self.sources[part.source]
         tally = LabelTally()
 
-        def count(record: Record, structure: Structure, unread: Unread) -> None:
+        fingerprints: dict[int, int] = {}
+
+        def count(record: Record, structure: Structure, unread: Unread, pairs: Pairs) -> None:
             if _has_wanted_elements(structure, source.config):
                 tally.add(record, structure, unread, source.config)
+                # here, where the neighbours are known; of the structure that is staged next
+                fingerprints.clear()
+                fingerprints[id(structure)] = fingerprint(structure, pairs)
 
         records = enumerate(_read(part.part, source.config, count), part.part.first)
         with source.named_in_errors():
-            self.stage_records(index, records, part, tally)
+            self.stage_records(index, records, part, tally, fingerprints)
 
     def stage_records(
         self,
@@ -335,7 +340,11 @@ class _Job:
         records: Iterable[tuple[int, Structure | BadRecordError | None]],
         part: SourcePart,
         tally: LabelTally | None = None,
+        fingerprints: Mapping[int, int] | None = None,
     ) -> None:
+        """Stage numbered records; `fingerprints` has that of the latest one, if it is known."""
+        if fingerprints is None:
+            fingerprints = {}
         source = self.sources[part.source]
         staged = StagedPart(self.key, part.part.name)
         if tally is not None:
@@ -346,28 +355,38 @@ class _Job:
             self.folder,
             index,
             staged,
-            row_of=partial(self._row, source),
+            row_of=partial(self._row, source, fingerprints),
             wanted=lambda structure: _has_wanted_elements(structure, source.config),
             skip_bad=source.config.skip_bad,
         )
 
-    def _row(self, source: NamedSource, structure: Structure, record: int) -> StagedRow:
+    def _row(
+        self,
+        source: NamedSource,
+        fingerprints: Mapping[int, int],
+        structure: Structure,
+        record: int,
+    ) -> StagedRow:
         split, is_stated = assign_split(structure, source.config)
         key = split_key(structure, source.config)
+        of_structure = fingerprints.get(id(structure))
+        if of_structure is None:
+            of_structure = fingerprint(structure)
         material = None
         if source.name is not None:
             # unique among all sources
             named = f"{source.name}/{structure.structure_id}"
             structure = replace(structure, structure_id=named)
             material = material_hash(structure)
-        return StagedRow(structure, record, split, is_stated, key, material)
+        return StagedRow(structure, record, split, is_stated, key, of_structure, material)
 
 
 def _read(
     part: Part, config: ConvertConfig, count: Count
 ) -> Iterator[Structure | BadRecordError | None]:
     try:
-        yield from read_part(part, config, count)
+        # the neighbours that the check of a record finds serve its fingerprint too
+        yield from read_part(part, config, count, pair_radius=CUTOFF)
     except OSError as error:
         # a network or a disk that disappeared in the middle
         raise FileError(f"reading failed ({error})", file=part.name, remedy=CONTINUE) from error

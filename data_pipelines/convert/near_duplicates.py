@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..neighbours import neighbour_list
-from ..structure import SPLITS, Structure
+from ..structure import SPLITS, Pairs, Structure, pairs_within
 
 
 CUTOFF = 4.0  # A
@@ -35,8 +34,13 @@ MOST_CHAINED = 0.5
 SCALED_CUTOFF = 2.2
 
 
-def fingerprint(structure: Structure) -> int:
-    """A hash of 63 bits that near duplicates share; the docstring of the module defines it."""
+def fingerprint(structure: Structure, pairs: Pairs | None = None) -> int:
+    """A hash of 63 bits that near duplicates share; the docstring of the module defines it.
+
+    pairs: those within CUTOFF, if they are known.
+    """
+    if pairs is None:
+        pairs = pairs_within(structure, CUTOFF)
     elements, counts = np.unique(structure.atomic_numbers, return_counts=True)
     reduced = counts // np.gcd.reduce(counts)
     energy = None
@@ -45,7 +49,7 @@ def fingerprint(structure: Structure) -> int:
         energy = round(per_atom / ENERGY_STEP)
 
     # rounded, so that copies with small differences have the same numbers
-    steps = _neighbour_means(structure) / NEIGHBOUR_STEP
+    steps = _neighbour_means(structure, pairs, CUTOFF) / NEIGHBOUR_STEP
     neighbours = np.rint(steps).astype(int)
 
     # lists, because their text is the same in every version of numpy
@@ -73,7 +77,7 @@ def material_hash(structure: Structure) -> int | None:
     if is_crystal:
         volume = abs(np.linalg.det(structure.cell))
         cutoff = SCALED_CUTOFF * np.cbrt(volume / len(structure))
-    steps = _neighbour_means(structure, cutoff) / NEIGHBOUR_STEP
+    steps = _neighbour_means(structure, pairs_within(structure, cutoff), cutoff) / NEIGHBOUR_STEP
     neighbours = np.rint(steps).astype(int)
     return hash_63(repr((elements.tolist(), reduced.tolist(), is_crystal, neighbours.tolist())))
 
@@ -88,16 +92,12 @@ def hash_63(text: str) -> int:
     return unsigned >> 1
 
 
-def _neighbour_means(structure: Structure, cutoff: float = CUTOFF) -> np.ndarray:
+def _neighbour_means(structure: Structure, pairs: Pairs, cutoff: float) -> np.ndarray:
     """The three means over atoms that the docstring of the module names, (3,)."""
-    positions = structure.positions
-    edge_index, shifts = neighbour_list(positions, structure.cell, structure.pbc, cutoff)
-    sender, receiver = edge_index
-    vectors = positions[sender] - positions[receiver] + shifts @ structure.cell
-    lengths = np.linalg.norm(vectors, axis=1)
+    sender, receiver = pairs.edge_index
 
     # falls smoothly from 1 to 0 at the cutoff, so that a small move changes the sums little
-    phase = np.pi / cutoff * lengths
+    phase = np.pi / cutoff * pairs.lengths
     weight = 0.5 + 0.5 * np.cos(phase)
 
     num_atoms = len(structure)

@@ -78,9 +78,10 @@ def assign_split(structure: Structure, config: SplitConfig) -> tuple[str, bool]:
 
     "test" for held-out pairs, else the structure's own, else that of its group.
     """
-    symbols = {chemical_symbols[number] for number in structure.elements}
-    if any(symbols.issuperset(pair) for pair in config.hold_out_pairs):
-        return "test", True
+    if config.hold_out_pairs:
+        symbols = {chemical_symbols[number] for number in structure.elements}
+        if any(symbols.issuperset(pair) for pair in config.hold_out_pairs):
+            return "test", True
     if structure.split is not None:
         return structure.split, True
     return split_of(split_key(structure, config), config), False

@@ -28,7 +28,7 @@ from ...core.files import whole_file, write_atomically
 from ..sources.source_format import Part
 from ..store.shards import ARROW_SCHEMA, BLOCK_SIZE, to_table
 from ..structure import SPLITS, BadRecordError, Structure
-from .near_duplicates import fingerprint, hash_63
+from .near_duplicates import hash_63
 
 
 FOLDER = ".parts"  # inside the data set, until it is finished
@@ -83,6 +83,9 @@ class StagedRow:
 
     key: str
     """What is hashed for the split."""
+
+    fingerprint: int
+    """See near_duplicates.py."""
 
     material: int | None
     """Hash of the material, where several sources are compared."""
@@ -215,7 +218,7 @@ def _table(rows: list[StagedRow]) -> pa.Table:
         "elements": [structure.elements.astype(np.uint8) for structure in structures],
         "record": [row.record for row in rows],
         "id_hash": [hash_63(structure.structure_id) for structure in structures],
-        "fingerprint": [fingerprint(structure) for structure in structures],
+        "fingerprint": [row.fingerprint for row in rows],
         "material": [row.material for row in rows],
     }
     for name, values in columns.items():

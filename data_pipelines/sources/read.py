@@ -18,7 +18,7 @@ from typing import TypeVar
 from ase import Atoms
 
 from ...core.labels import LABELS
-from ..structure import BadRecordError, Structure, check_structure
+from ..structure import SEARCH_RADIUS, BadRecordError, Pairs, Structure, check_structure
 from .ase_files import record_from_atoms
 from .config import GEOMETRY, SourceConfig
 from .formats import SUFFIXES, format_of
@@ -41,7 +41,7 @@ SHARD_NAME = re.compile(
 )
 
 Item = TypeVar("Item")
-Count = Callable[[Record, Structure, Unread], None]
+Count = Callable[[Record, Structure, Unread, Pairs], None]
 
 
 def list_parts(
@@ -97,13 +97,16 @@ def _evenly_spaced(items: list[Item], count: int) -> list[Item]:
 
 
 def read_part(
-    part: Part, config: SourceConfig, count: Count | None = None
+    part: Part,
+    config: SourceConfig,
+    count: Count | None = None,
+    pair_radius: float = SEARCH_RADIUS,
 ) -> Iterator[Structure | BadRecordError | None]:
     """One item for each record of a part, in order.
 
     A Structure; or a BadRecordError that names file and record; or None for a record that does
-    not pass the config's filters. `count` is called with each structure, its record, and
-    the columns of it that look like labels and were not read.
+    not pass the config's filters. `count` is called with each structure, its record, the columns
+    of it that look like labels and were not read, and its pairs of atoms within `pair_radius` (A).
 
     Raises SourceError when the file cannot be read, or lacks a column that the config names.
     """
@@ -111,7 +114,7 @@ def read_part(
     split = _split_of_shard(part.name) or part.split
     for index, record in _records(part, config):
         try:
-            found = _checked(record, config, f"{prefix}-{index}", split, count)
+            found = _checked(record, config, f"{prefix}-{index}", split, count, pair_radius)
         except BadRecordError as error:
             error.file = part.name
             error.record = index
@@ -126,6 +129,7 @@ def _checked(
     default_id: str,
     split: str | None,
     count: Count | None,
+    pair_radius: float,
 ) -> Structure | BadRecordError | None:
     if isinstance(record, BadRecordError):
         raise record
@@ -133,9 +137,9 @@ def _checked(
         return None
     unread = unread_columns(record, config)
     structure = structure_from_record(record, config, default_id, split, unread)
-    check_structure(structure)
+    pairs = check_structure(structure, pair_radius)
     if count is not None:
-        count(record, structure, unread)
+        count(record, structure, unread, pairs)
     return structure
 
 

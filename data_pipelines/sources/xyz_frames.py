@@ -33,6 +33,11 @@ MAX_ATOMS = 1_000_000
 # ASE reads these keys as nine numbers only
 TENSOR_KEYS = ("stress", "virial")
 TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
+PLAIN_PAIR = re.compile(r"""([^\s"'{}\[\]\\=]+)=(?:"([^"\\]+)"|([^\s"'{}\[\]\\=]+))(?:\s+|$)""")
+TRUTH_VALUES = {
+    **dict.fromkeys(("T", "true", "True", "TRUE"), True),
+    **dict.fromkeys(("F", "false", "False", "FALSE"), False),
+}
 # Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
 # the packed size, plus some for small files, a file was made to fill the memory.
 MAX_UNPACKED = 200
@@ -173,10 +178,12 @@ def _header(line: str, largest: int) -> dict[str, Any]:
     Raises BadRecordError for more columns of `Properties` than `largest`, the letters of the text:
     ASE would list them until the memory is full.
     """
-    try:
-        found: dict[str, Any] = key_val_str_to_dict(line)
-    except ValueError:
-        found = _header_with_six_numbers(line)
+    found = plain_header(line)
+    if found is None:
+        try:
+            found = key_val_str_to_dict(line)
+        except ValueError:
+            found = _header_with_six_numbers(line)
 
     properties = found.get("Properties")
     if isinstance(properties, str):
@@ -188,6 +195,51 @@ def _header(line: str, largest: int) -> dict[str, Any]:
                 remedy=WRITE_AGAIN,
             )
     return found
+
+
+def plain_header(line: str) -> dict[str, Any] | None:
+    """What ASE's `key_val_str_to_dict` reads from a comment line; None for one that is not plain.
+
+    ASE looks at each letter by itself, which takes as long as reading the atoms. Nearly all lines
+    are pairs `key=word` and `key="some words"` without escapes, brackets and quotes in quotes.
+    """
+    if not line.isascii():
+        return None
+    found: dict[str, Any] = {}
+    end = 0
+    for match in PLAIN_PAIR.finditer(line):
+        if match.start() != end:
+            return None
+        end = match.end()
+        key, quoted, word = match.groups()
+        value = _plain_value(word or quoted)
+        if value is None or key.lower() == "uid":
+            return None
+        if key in TENSOR_KEYS or key == "Lattice":
+            if not isinstance(value, np.ndarray) or value.shape != (9,):
+                return None
+            value = value.reshape((3, 3), order="F")
+        found[key] = value
+    return found if found and end == len(line) else None
+
+
+def _plain_value(text: str) -> Any:
+    """A value as ASE reads it: numbers, truth values or text; None for what ASE has to look at."""
+    words = text.replace(",", " ").split()
+    # others cannot be numbers: n and i begin nan and inf
+    if words and words[0][0] in "0123456789+-.nNiI":
+        with suppress(ValueError, OverflowError):
+            try:
+                numbers = np.array(words, dtype=int)
+            except (ValueError, OverflowError):
+                numbers = np.array(words, dtype=float)
+            return numbers[0] if len(numbers) == 1 else numbers
+    if not words or text.startswith("_JSON "):
+        return None
+    if all(word in TRUTH_VALUES for word in words):
+        truths = [TRUTH_VALUES[word] for word in words]
+        return truths[0] if len(truths) == 1 else truths
+    return text
 
 
 def _header_with_six_numbers(line: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from evenfield.data_pipelines.neighbours import GeometryError, neighbour_list
+from evenfield.data_pipelines.neighbours import GeometryError, cell_heights, neighbour_list
 from evenfield.data_pipelines.structure import BadRecordError, Structure, check_structure
 
 
@@ -127,3 +127,14 @@ def test_a_record_that_cannot_be_searched_is_a_bad_record() -> None:
     crowd = Atoms("H2000", positions=np.zeros((2000, 3)), cell=[0.5, 0.5, 0.5], pbc=True)
     with pytest.raises(BadRecordError, match="cannot be searched for neighbours: the cell has"):
         check_structure(Structure.from_atoms(crowd, "EMT", "crowd"))
+
+
+def test_distances_of_faces_are_those_of_the_cross_products() -> None:
+    """To the last bit: fingerprints of data sets follow from them."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        cell = rng.normal(0, 5, (3, 3))
+        normals = np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]])
+        expected = abs(np.linalg.det(cell)) / np.linalg.norm(normals, axis=1)
+        assert cell_heights(cell).tolist() == expected.tolist()
+    assert cell_heights(np.zeros((3, 3))).tolist() == [0, 0, 0]
