@@ -149,6 +149,7 @@ def evaluate(
             remedy="name a model that was trained at these levels of theory on these elements",
         ) from None
     summary = summarise(predictions, split)
+    summary.refuse_infinite()
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         predictions.parity().save(out / "predictions.npz")

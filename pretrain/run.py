@@ -22,6 +22,7 @@ from ..model_zoo.evaluation.evaluation import predict, with_a_head
 from ..model_zoo.evaluation.summary import summarise
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord, TrainingData
+from ..model_zoo.package.weights import refuse_unusable_weights
 from ..model_zoo.potential.potential import Potential
 from .callbacks.adaptive import AdaptiveWeights
 from .callbacks.average import WeightAverage
@@ -267,6 +268,8 @@ def _versions() -> dict[str, str]:
 def _write_results(
     config: PretrainConfig, data: Collection, potential: Potential, seconds: float, progress: bool
 ) -> None:
+    # before the first file: nothing of a run that failed may look like a result
+    refuse_unusable_weights(potential)
     out = Path(config.out)
     census = data.census()
     counts = {
@@ -276,8 +279,9 @@ def _write_results(
     # a level of theory without training structures has no head
     structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
-    predictions.parity().save(out / "predictions.npz")
     evaluation = summarise(predictions, split, counts)
+    evaluation.refuse_infinite()
+    predictions.parity().save(out / "predictions.npz")
     record = _record(config, data, potential, census, counts, seconds)
     save_model(out / "model", potential, record, evaluation, predictions=predictions)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())

@@ -59,9 +59,15 @@ class Posterior:
         return float(row @ self.covariance @ row)
 
     def to_bytes(self) -> bytes:
-        """The content of posterior.safetensors."""
+        """The content of posterior.safetensors. Raises EvenfieldError where it is not finite."""
         names = ("covariance", "bootstrap", "new_elements", "elements")
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise EvenfieldError(
+                    f"the {name} of the closed-form refit is not finite",
+                    remedy="look at the labels: some may be far too large",
+                )
         about = {"level_of_theory": self.level_of_theory, "noise": self.noise}
         return save(tensors, metadata={"evenfield": json.dumps(about, sort_keys=True)})
 

@@ -17,6 +17,7 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ...model_zoo.potential.weights_aside import weights_aside
 from ...pretrain.checkpoints.checkpoints import seed_everything
+from ...pretrain.errors import TrainingError
 from ..safety.guard import HeldOut
 from ..state import FineTuning
 from ..strategy import Fitted, Strategy
@@ -138,7 +139,11 @@ class GradientStrategy(Strategy):
         steps = max(1, round(SECOND_LENGTH * report.best_step))
         second_config = config.model_copy(update={"max_steps": steps})
         with weights_aside(run.potential) as aside:
-            second = train(run.structures, None, second_config)
+            try:
+                second = train(run.structures, None, second_config)
+            except TrainingError:
+                # the first training has been confirmed, and is whole
+                return report, kept, run.target.train
             confirmed = run.score() <= accepted_score
             if confirmed:
                 aside.keep_changes()

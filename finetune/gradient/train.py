@@ -98,7 +98,7 @@ def train_parameters(
             finished = trainer.fit()
         except TrainingError as error:
             # the loop's own remedies are settings of pretraining
-            error.remedy = "lower gradient.learning_rate, or look at these structures"
+            error.remedy = "lower gradient.learning_rate, or look at the labels of the structures"
             raise
 
     return GradientReport(

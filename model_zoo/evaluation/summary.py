@@ -8,6 +8,7 @@ Errors are in the units of `core.labels`: eV/atom, eV/A, eV/A^3.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ INTERVAL = (0.05, 0.95)
 
 class SummaryError(EvenfieldError):
     """A file that should hold a summary of errors, and does not."""
+
+
+class InfiniteErrorsError(EvenfieldError):
+    """A model whose errors are not finite, because its predictions are not."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,20 @@ class ErrorSummary(Errors):
             for symbol, errors in self.per_element.items()
             if errors.force_mae is not None
         }
+
+    def refuse_infinite(self) -> None:
+        """Raise InfiniteErrorsError where an error is not finite: such a model is no result."""
+        broken = [
+            LABELS[name].title.lower()
+            for name, error in self.mae.items()
+            if error is not None and not math.isfinite(error)
+        ]
+        if broken:
+            raise InfiniteErrorsError(
+                f"the model predicts no finite {' and '.join(broken)} for the structures of "
+                f"{self.split}, and nothing was saved",
+                remedy="train again with a lower learning rate, or look at the labels",
+            )
 
     def figures(self) -> dict[str, float]:
         """The overall errors by their keys in evaluation.json, without those that are unknown."""

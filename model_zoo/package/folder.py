@@ -101,8 +101,9 @@ def save_model(
     A model that was in the folder before is replaced in one step, at the end: at any moment the
     folder holds the old model or the new one. Files that belong to no model stay in the folder.
 
-    Raises EvenfieldError for an attachment with a name that a model folder cannot hold and for a
-    folder that holds something else than a model, FileError when the folder cannot be written.
+    Raises EvenfieldError for an attachment with a name that a model folder cannot hold, for a
+    folder that holds something else than a model, and for weights or errors that are not finite.
+    Raises FileError when the folder cannot be written.
     """
     # the card needs libraries that nobody needs who only reads a model
     from .card import card_pictures, model_card
@@ -112,6 +113,8 @@ def save_model(
     for name in attachments:
         _check_attachment_name(name)
     _check_holds_a_model(folder)
+    if evaluation is not None:
+        evaluation.refuse_infinite()
     unlearned = record.unlearned() if record.level_counts else []
     if unlearned:
         raise EvenfieldError(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ...core.errors import EvenfieldError
 from ..potential.config import PotentialConfig
 from ..potential.potential import Potential
 from .manifest import FORMAT_VERSION, MANIFEST, RESTORE, BadModelError
@@ -32,12 +33,19 @@ MAX_WEIGHT = 1e6
 MAX_REFERENCE_ENERGY = 1e8
 
 
+class UnusableWeightsError(EvenfieldError):
+    """Weights that are not finite, or larger than any training reaches."""
+
+
 def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, bytes]:
     """File name -> bytes for all weights and buffers, in shards of at most `max_shard_bytes`.
 
     Each file has a single metadata key: safetensors writes several in random order, and the hash
     would change with it.
+
+    Raises UnusableWeightsError for numbers that no reader of the files would accept.
     """
+    refuse_unusable_weights(potential)
     tensors = {}
     # sorted, because the order of registration is not part of the model
     for name, tensor in sorted(potential.state_dict().items()):
@@ -59,6 +67,17 @@ def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         files[name] = save(shard, metadata=metadata)
     return files
+
+
+def refuse_unusable_weights(potential: Potential) -> None:
+    """Raise UnusableWeightsError for numbers that `put_weights` would refuse."""
+    for name, tensor in potential.state_dict().items():
+        fault = _fault_of_numbers(name, tensor)
+        if fault is not None:
+            raise UnusableWeightsError(
+                f"the weights cannot be used, and were not saved: {fault}",
+                remedy="train again with a lower learning rate, or look at the labels",
+            )
 
 
 def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:

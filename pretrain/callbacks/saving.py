@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoints import CheckpointConfig, save_checkpoint
+from ..loop.finite import refuse_infinite_weights
 from .callback import Callback, Loop
 
 
@@ -35,6 +36,8 @@ class Checkpoints(Callback):
         due = last or loop.step % self.config.every == 0
         if not due or loop.step == self._saved_step:
             return
+        # older checkpoints would make room for one that nothing can continue from
+        refuse_infinite_weights(loop.engine.train_module, loop.step)
         self.problem = save_checkpoint(
             self.folder,
             loop.step,

@@ -24,6 +24,7 @@ from ...data_pipelines.stream.virtual_ranks import states_of_virtual_ranks
 from ..callbacks.callback import Callback, StepReport
 from ..errors import TrainingError
 from .engine import Engine
+from .finite import refuse_infinite_weights
 from .loss import label_counts
 from .schedule import Schedule
 from .signals import StopRequest, listening
@@ -101,12 +102,16 @@ class Trainer:
         self.accumulation = accumulation
         self.step = start_step
         self.stop = stop or StopRequest()
+        self.num_skipped = 0
+        """Steps that were not taken, those before a resume included."""
         self._bad_steps = 0
 
     def fit(self) -> bool:
         """Train to `max_steps`; False when a signal or a callback ended the run early.
 
         Callbacks are closed in any case, after an error too.
+
+        Raises TrainingError when the weights are not finite, or when no step at all was taken.
         """
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
@@ -119,6 +124,7 @@ class Trainer:
                 # all ranks see the same sum, so all of them leave after the same step
                 if work.stop:
                     break
+            self._check_outcome()
             for callback in self.callbacks:
                 callback.on_end(self)
             for callback in self.callbacks:
@@ -155,7 +161,11 @@ class Trainer:
             if state:
                 assert callback.name, f"{type(callback).__name__} has state but no name"
                 own[callback.name] = state
-        return {"stream": self.stream.state(), "callbacks": own}
+        return {
+            "stream": self.stream.state(),
+            "callbacks": own,
+            "num_skipped": self.num_skipped,
+        }
 
     def load_state(self, states: list[dict[str, Any]], *, same_data: bool = True) -> None:
         """Take up the states of all ranks, whose number may have been another one.
@@ -165,6 +175,8 @@ class Trainer:
         # a stream merges the positions of all; callbacks have the same state on every rank
         if same_data:
             self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
+        # older checkpoints do not count
+        self.num_skipped = states[0].get("num_skipped", 0)
         saved = states[0]["callbacks"]
         for callback in self.callbacks:
             if callback.name in saved:
@@ -212,6 +224,7 @@ class Trainer:
         if healthy:
             norm = self.engine.step(learning_rate)
         else:
+            self.num_skipped += 1
             # the stream goes on: the same batch would fail again
             self.engine.discard()
             bad = self._structures_on_all_ranks(work)
@@ -276,6 +289,17 @@ class Trainer:
         names: list[Any] = [None] * self.engine.world_size
         dist.all_gather_object(names, own)
         return [name for part in names for name in part]
+
+    def _check_outcome(self) -> None:
+        """A training ends with finite weights that have learned, or with an error."""
+        refuse_infinite_weights(self.engine.train_module, self.step)
+        if 0 < self.step == self.num_skipped and self.step >= self.max_steps:
+            raise TrainingError(
+                f"nothing was learned: loss or gradients were not finite in any of {self.step} "
+                "steps",
+                remedy="look at the labels, for example with `evenfield data inspect`, or lower "
+                "optimizer.learning_rate; or set compute.precision=float32 if it was another",
+            )
 
     def _check_bad(self, bad: list[str]) -> None:
         """Give up after too many skipped steps in a row: the weights must be beyond repair."""

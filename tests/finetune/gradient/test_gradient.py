@@ -20,6 +20,7 @@ from evenfield.finetune.gradient.new_elements import start_from_neighbours
 from evenfield.finetune.gradient.replay import Replay
 from evenfield.finetune.gradient.replay import labelled_by as relabel
 from evenfield.finetune.gradient.strategy import GradientStrategy
+from evenfield.finetune.gradient.train import GradientReport
 from evenfield.finetune.heads import member_levels, with_head
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.forgetting import (
@@ -31,10 +32,12 @@ from evenfield.finetune.safety.forgetting import (
 from evenfield.finetune.safety.guard import HeldOut
 from evenfield.finetune.safety.step0 import step
 from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.state import FineTuning
 from evenfield.finetune.strategies import STRATEGIES
 from evenfield.finetune.target import Target
 from evenfield.model_zoo.hub.load import LoadedModel, load
 from evenfield.model_zoo.package.record import ModelRecord, TrainingData
+from evenfield.pretrain.errors import TrainingError
 
 
 METALS = (13, 28, 29, 46, 47, 78, 79)
@@ -353,3 +356,35 @@ def test_an_undone_training_shows_the_errors_of_step_0(loaded, stiffer):
         assert undone == pytest.approx(step0, rel=0.02)
         assert final <= undone * (1 + 1e-6)
     assert result.final is stages["final refit"]
+
+
+@pytest.mark.parametrize("strategy", ["full", "lora", "readout"])
+@pytest.mark.parametrize("num_held_out", [0, 3])
+def test_a_training_that_explodes_is_an_error(loaded, stiffer, strategy, num_held_out):
+    few = [replace(s, level_of_theory="new") for s in stiffer[:7]]
+    target = Target("new", few[num_held_out:], few[:num_held_out], [], SOURCE)
+    gradient = GradientConfig(max_steps=4, evaluate_every=2, learning_rate=1e30)
+    config = FineTuneConfig(strategy=strategy, gradient=gradient)
+    with pytest.raises(TrainingError, match=r"no longer finite.*lower gradient\.learning_rate"):
+        finetune(loaded, target, config)
+
+
+def test_a_second_training_that_explodes_leaves_the_result_of_the_first(single, stiffer):
+    calls = []
+
+    def first_only(potential, train, held_out, config, **options):
+        calls.append(held_out)
+        if held_out is None:
+            raise TrainingError("the weights are no longer finite")
+        return GradientReport(steps=8, best_step=8, seconds=0.0, interrupted=False)
+
+    strategy = STRATEGIES["full"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strategy, "train", first_only)
+        model = LoadedModel(single, ModelRecord(name="m", elements={"EMT": ["Cu"]}), "m")
+        few = [replace(s, level_of_theory="EMT") for s in stiffer[:10]]
+        target = Target("EMT", few[:7], few[7:], [], SOURCE)
+        run = FineTuning(model, target, FineTuneConfig(strategy="full"), quiet=True)
+        run.held_out = HeldOut(run.potential, target.valid)
+        _, kept, learned_from = strategy._train(run)
+    assert len(calls) == 2 and kept == 1.0 and learned_from is target.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -172,3 +173,24 @@ def test_link_as_a_manifest_must_stay_inside(folder: Path) -> None:
     (folder / MANIFEST).symlink_to(elsewhere)
     with pytest.raises(model_zoo.BadModelError, match="is a link out of"):
         folder_revision(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e7])
+def test_weights_that_no_reader_accepts_are_not_saved(folder: Path, value: float) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = model_zoo.load(folder)
+    model.potential.readout.weight.data[0, 0] = value
+    with pytest.raises(EvenfieldError, match=r"readout\.weight holds .*lower learning rate"):
+        package.save_model(folder, model.potential, model.record)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_model_without_finite_errors_is_not_saved(folder: Path) -> None:
+    before = folder_revision(folder)
+    model = package.read_model_folder(folder)
+    shipped = model_zoo.load("evenfield-s").evaluation
+    assert shipped is not None
+    broken = dataclasses.replace(shipped, mae={**shipped.mae, "forces": float("nan")})
+    with pytest.raises(EvenfieldError, match="predicts no finite force"):
+        package.save_model(folder, model.potential, model.record, broken)
+    assert folder_revision(folder) == before
