@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ase.io
 from ase.build import bulk
@@ -27,6 +27,7 @@ from pydantic import Field
 from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
+from ..core.destination import check_destination
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.rich_console import Console, PlainColumn
@@ -41,6 +42,7 @@ from ..model_zoo.evaluation.summary import ErrorSummary
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 # Both pretrainings, and with them the report, need a name of their own.
+SETTINGS_FILE = "quickstart.json"
 UNIFORM = "uniform"
 REWEIGHTED = "reweighted"
 NUM_SHARES = 2  # processes that share the few-shot curve
@@ -58,12 +60,17 @@ class QuickstartConfig(Settings):
         default="Fe", description="element left out of pretraining and fine-tuned on afterwards"
     )
     beta: float = Field(
-        default=0.5, description="strength of the importance weights of the second pretraining"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="strength of the importance weights of the second pretraining",
     )
-    sizes: list[int] = Field(
+    sizes: list[Annotated[int, Field(gt=0)]] = Field(
         default=[4, 8, 16, 32], description="numbers of structures of the few-shot curve"
     )
-    seeds: list[int] = Field(default=[0, 1], description="one draw of the structures for each seed")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[0, 1], description="one draw of the structures for each seed"
+    )
     scratch_steps: int = Field(
         default=400, ge=0, description="steps of training from scratch, for comparison; 0 for none"
     )
@@ -103,6 +110,8 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
         StepFailedError: a command failed.
     """
     started = time.perf_counter()
+    if not (out / SETTINGS_FILE).is_file():
+        check_destination(out, remedy="name another folder")
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         _refuse_other_settings(out, config)
@@ -128,7 +137,7 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
 
 def _refuse_other_settings(out: Path, config: QuickstartConfig) -> None:
     """Outputs are kept by name alone: those of other settings must not be taken for ours."""
-    path = out / "quickstart.json"
+    path = out / SETTINGS_FILE
     settings = config.model_dump_json(indent=1)
     if path.is_file() and path.read_text() != settings:
         raise SettingsError(

@@ -5,8 +5,10 @@ it holds, unless the command continues its own earlier work there or the user gi
 
     check_destination(out, overwrite=overwrite, inputs=[base_model])
     ...                                    # the work, which may take hours
-    with replace_folder(out) as new:
+    with replace_folder(out, is_ours) as new:
         ...                                # write the files of the new folder into `new`
+
+What a user has put there is kept: `is_ours` tells it from the files that the command makes.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ KINDS = {
     ".parts": "an unfinished data set",
     "simulation.json": "a simulation",
     "report.html": "a report",
+    # last, because runs and models have this file too
+    "evaluation.json": "an evaluation",
 }
 # what a conversion replaces
 DATA_SETS = (KINDS["dataset_info.json"], KINDS[".parts"])
@@ -130,8 +134,13 @@ def kind_of(folder: Path) -> str | None:
 
 
 @contextmanager
-def replace_folder(path: Path | str) -> Iterator[Path]:
+def replace_folder(
+    path: Path | str, is_ours: Callable[[str], bool] | None = None
+) -> Iterator[Path]:
     """A new empty folder next to `path`, which takes its place when the block succeeds.
+
+    is_ours: which files are replaced, see `keep_files_of_others`; all of them without it, for a
+    caller that keeps the others itself.
 
     At any moment, also when the process is killed, `path` holds the old folder or the new one as a
     whole. On a file system that cannot swap two names, `path` is absent for an instant; the
@@ -153,6 +162,8 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
         try:
             yield new
             with file_errors(path):
+                if is_ours is not None:
+                    keep_files_of_others(path, new, is_ours)
                 _sync(new)
                 _put_in_place(new, path)
         finally:
@@ -163,20 +174,28 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
 def keep_files_of_others(old: Path, new: Path, is_ours: Callable[[str], bool]) -> None:
     """Take along what a user has put into a folder that is replaced.
 
-    is_ours: whether the name of an entry is that of a file which evenfield wrote, and which goes.
+    is_ours: whether a file or folder is one that evenfield wrote, and which goes; by its path
+    inside the folder, such as `pictures/parity.png`. A folder that goes takes its content along.
 
     Files are linked, not copied, where the file system can do that. Symbolic links stay links. An
     entry that the new folder has already is left as it is there.
     """
-    if not old.is_dir():
-        return
-    for source in sorted(old.iterdir()):
+    if old.is_dir():
+        _keep(old, new, "", is_ours)
+
+
+def _keep(old: Path, new: Path, inside: str, is_ours: Callable[[str], bool]) -> None:
+    entries = sorted(old.iterdir())
+    kept = [entry for entry in entries if not is_ours(f"{inside}{entry.name}")]
+    # an empty folder is a user's too
+    if (kept or not entries) and not new.exists():
+        new.mkdir()
+        shutil.copystat(old, new)
+    for source in kept:
         target = new / source.name
-        if is_ours(source.name) or os.path.lexists(target):
-            continue
         if source.is_dir() and not source.is_symlink():
-            shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy)
-        else:
+            _keep(source, target, f"{inside}{source.name}/", is_ours)
+        elif not os.path.lexists(target):
             _link_or_copy(source, target)
 
 

@@ -6,18 +6,26 @@ What a command's settings are called and do is printed by `settings_table.py`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from .errors import EvenfieldError
 from .files import NAME_A_FILE, file_errors, special_kind
 from .yaml_text import YamlTextError, read_yaml_text
+
+
+# Ratio of matching characters (difflib), above which a wrong key is taken for a mistyped one.
+SIMILAR = 0.7
+
+# of 64 bits
+SMALLEST = -(2**63)
+LARGEST = 2**63 - 1
 
 
 class Settings(BaseModel):
@@ -40,6 +48,15 @@ class Settings(BaseModel):
     def alternatives(cls) -> dict[str, type[Settings]]:
         """Classes that are read in place of some of the keys, by the setting that chooses them."""
         return {}
+
+    @field_validator("*")
+    @classmethod
+    def _integers_fit(cls, value: Any) -> Any:
+        """Python has integers of any size; torch, numpy and the files have not."""
+        for integer in _integers_in(value):
+            if not SMALLEST <= integer <= LARGEST:
+                raise ValueError(f"an integer is from {SMALLEST} to {LARGEST}")
+        return value
 
     @model_validator(mode="after")
     def _one_key_for_one_thing(self) -> Self:
@@ -165,9 +182,9 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
     key, known = _key_and_siblings(cls, problem["loc"])
     kind = problem["type"]
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-        meant = f", did you mean '{close[0]}'?" if close else ""
-        return f"unknown key '{key}' (known here: {', '.join(known)}){meant}"
+        meant = _meant(cls, key, known)
+        suggestion = f"; did you mean {meant}?" if meant else ""
+        return f"unknown key '{key}' (known here: {', '.join(known)}){suggestion}"
     if kind == "missing":
         return f"key '{key}' is missing"
     if kind == "value_error":
@@ -175,6 +192,36 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
         text = str(problem["ctx"]["error"])
         return f"{key}: {text}" if key else text
     return f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _meant(cls: type[Settings], key: str, siblings: list[str]) -> str | None:
+    """The full key that a user may have meant: one in the same place, or one further inside."""
+    # it imports this module
+    from .settings_table import groups_of
+
+    *parents, leaf = key.split(".")
+    near = get_close_matches(leaf, siblings, n=1, cutoff=SIMILAR)
+    if near:
+        return ".".join([*parents, *near])
+
+    by_leaf: dict[str, str] = {}
+    for group in groups_of(cls):
+        for row in group.rows:
+            # the outermost key of a name comes first
+            by_leaf.setdefault(row.key.rpartition(".")[2], row.key)
+    near = get_close_matches(leaf, by_leaf, n=1, cutoff=SIMILAR)
+    return by_leaf[near[0]] if near else None
+
+
+def _integers_in(value: Any) -> Iterator[int]:
+    """All integers in a value of a field; nested settings have looked at their own."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict):
+        yield from _integers_in([*value, *value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _integers_in(item)
 
 
 def _key_and_siblings(

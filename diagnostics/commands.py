@@ -43,7 +43,7 @@ def report(
     runs/fewshot.json
     """
     from ..core.destination import check_destination, replace_folder
-    from .report.report import write_report
+    from .report.report import files_of_report, write_report
 
     folders = {}
     for word in runs:
@@ -58,7 +58,7 @@ def report(
     check_destination(
         out, overwrite=overwrite, kinds=["a report"], inputs=[*folders.values(), *others]
     )
-    with replace_folder(out) as new:
+    with replace_folder(out, files_of_report(out)) as new:
         page = write_report(
             new, title=title, runs=folders, fewshot=fewshot, model_card=model_card, notes=notes
         )

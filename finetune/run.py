@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ..data_pipelines.sources.label_tally import label_report
 from ..data_pipelines.structure import Structure
+from ..model_zoo.evaluation.level_fit import misfits
 from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.package.levels import own_levels
 from ..model_zoo.potential.potential import Potential
 from .closed_form.posterior import Posterior
 from .closed_form.reference_energies import ReferenceReport
@@ -25,6 +27,10 @@ from .set_up import set_up
 from .state import FineTuning, Stage
 from .strategies import choose_strategy, fewest_to_hold_out
 from .target import Target, open_target
+
+
+# structures whose energies are compared with all heads of the model
+MOST_TO_COMPARE = 64
 
 
 @dataclass
@@ -95,6 +101,8 @@ def finetune(
         # before the learning, while there is time to name a column that was not read
         for line in label_report(target.labels, target.setting_prefix):
             say(line)
+        for line in _doubts_about_level(model, target):
+            say(line)
     strategy = choose_strategy(config.strategy, target.num_different)
 
     run = FineTuning(model, target, config, quiet=quiet)
@@ -121,6 +129,19 @@ def finetune(
         gradient=fitted.gradient,
         held_out_scores=scores,
     )
+
+
+def _doubts_about_level(model: LoadedModel, target: Target) -> list[str]:
+    """A warning where another head of the model fits the energies better than the one named."""
+    levels = own_levels(model.potential.config.levels_of_theory)
+    elements = {level: model.record.trained_symbols(level) for level in levels}
+    found = misfits(model.potential, target.train[:MOST_TO_COMPARE], elements)
+    # another zero of energy alone is found, and told, by the set-up
+    return [
+        f"warning: {misfit}; is {misfit.level} their level of theory?"
+        for misfit in found
+        if misfit.better is not None
+    ]
 
 
 def _open(data: Path | str, config: FineTuneConfig, work: Path | None, overwrite: bool) -> Target:

@@ -57,7 +57,7 @@ class FitConfig(Settings):
         le=64,
         description="further heads, refitted to bootstrap samples; their spread is an uncertainty",
     )
-    seed: int = Field(default=0, description="of every random draw")
+    seed: int = Field(default=0, ge=0, description="of every random draw")
     refit: RefitConfig = RefitConfig()
     gradient: GradientConfig = GradientConfig()
     replay: ReplayConfig = ReplayConfig()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.addresses import local_path
+from ..core.destination import check_destination
 from ..core.errors import EvenfieldError
 from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert.convert import ConvertConfig, convert
@@ -258,6 +259,13 @@ def _convert_file(
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
+    if overwrite and not _is_of_a_fine_tuning(work):
+        # the user has named OUT, and not what happens to lie next to it
+        check_destination(
+            work,
+            remedy="choose another OUT, since --overwrite replaces only data that a fine-tuning "
+            "has converted",
+        )
     # A run that was refused for a unit, say, is repeated with another setting.
     overwrite = overwrite or _is_of_an_earlier_run(work, str(data), config)
     try:
@@ -290,13 +298,25 @@ def _convert_file(
 
 def _is_of_an_earlier_run(work: Path, data: str, config: ConvertConfig) -> bool:
     """Whether a fine-tuning converted the same bytes into `work`, with whatever settings."""
-    if not (work / "dataset_info.json").is_file():
-        return False
-    try:
-        made_from = read_info(work)["source"]
-    except BrokenDataSetError:
-        return False
+    made_from = _source_of(work)
     # a data set that the user converted has splits of its own
     shares = ("valid_share", "test_share")
     is_ours = all(made_from.get("config", {}).get(name) == 0.0 for name in shares)
     return is_ours and made_from["sha256"] == source_fingerprint(data, config)
+
+
+def _is_of_a_fine_tuning(work: Path) -> bool:
+    """Whether `work` holds a data set that `_convert_file` made, of whatever source."""
+    settings = _source_of(work).get("config", {})
+    has_no_splits = all(settings.get(name) == 0.0 for name in ("valid_share", "test_share"))
+    return has_no_splits and settings.get("unstated_level") is not None
+
+
+def _source_of(work: Path) -> dict[str, Any]:
+    """What the data set in `work` was made from; empty without a whole one."""
+    if not (work / "dataset_info.json").is_file():
+        return {}
+    try:
+        return read_info(work)["source"]
+    except BrokenDataSetError:
+        return {}

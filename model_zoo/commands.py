@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, settings_option
+from ..core.command_line import FolderHub, LevelOfTheory, ModelReference, Overwrite, settings_option
 from ..core.terminal import printable, say
 
 
@@ -126,6 +126,7 @@ def metatomic(
         str, typer.Option(help="float64; or float32: faster, total energies to seven digits")
     ] = "float64",
     folder_hub: FolderHub = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model as one file for programs that read metatomic: LAMMPS, i-PI and others.
 
@@ -133,8 +134,11 @@ def metatomic(
 
     Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
     """
+    from ..core.destination import check_destination
     from .engines.metatomic_export import export_metatomic
     from .hub.load import load
+
+    check_destination(out, overwrite=overwrite, inputs=[reference])
 
     model = load(reference, folder_hub)
     path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype)
@@ -148,6 +152,9 @@ def elements(
     csv: Annotated[
         Path | None, typer.Option(help="file to write the vectors of all 118 elements to")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file of --csv")
+    ] = False,
 ) -> None:
     """List the nearest neighbours of each trained element, by the vectors that the model learned.
 
@@ -155,10 +162,18 @@ def elements(
     """
     from rich.table import Table
 
+    from ..core.destination import check_destination
     from ..core.rich_console import Console
     from .element_table import nearest_elements
     from .hub.load import load
 
+    if csv is not None:
+        check_destination(
+            csv,
+            overwrite=overwrite,
+            inputs=[reference],
+            remedy="name another file for --csv, or replace it with --overwrite",
+        )
     model = load(reference, folder_hub)
     table = Table(
         "element", "training structures", "nearest by cosine similarity", title=model.reference

@@ -13,6 +13,7 @@ from ..core.command_line import (
     FolderHub,
     ModelReference,
     Overrides,
+    Overwrite,
     Recipe,
     settings_option,
 )
@@ -43,7 +44,7 @@ def run(
         bool,
         typer.Option(
             "--overwrite",
-            help="start a new run in an occupied folder; what it holds is removed at the end",
+            help="start a new run in an occupied folder; the old run is removed at the end",
         ),
     ] = False,
     changed_data: Annotated[
@@ -114,6 +115,7 @@ def evaluate(
         Literal["train", "valid", "test"], typer.Option(help="which structures")
     ] = "test",
     folder_hub: FolderHub = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Errors of a model on a data set: overall, by level of theory and by element.
 
@@ -122,6 +124,7 @@ def evaluate(
 
     Example: evenfield evaluate runs/uniform/model runs/embedded runs/errors
     """
+    from ..core.destination import check_destination, replace_folder
     from ..core.files import file_errors, write_atomically
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.coverage import Coverage
@@ -129,6 +132,7 @@ def evaluate(
     from ..model_zoo.evaluation.summary import summarise
     from ..model_zoo.hub.load import load
 
+    check_destination(out, overwrite=overwrite, kinds=["an evaluation"], inputs=[model, data])
     collection = Collection([str(data)])
     if not collection.num_structures(split):
         raise EvenfieldError(
@@ -150,10 +154,11 @@ def evaluate(
         ) from None
     summary = summarise(predictions, split)
     summary.refuse_infinite()
-    with file_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        predictions.parity().save(out / "predictions.npz")
-        write_atomically(out / "evaluation.json", summary.to_json() + "\n")
+    own_files = {"evaluation.json", "predictions.npz"}
+    # both together: parity plots and errors must be of the same model
+    with replace_folder(out, own_files.__contains__) as new, file_errors(out):
+        predictions.parity().save(new / "predictions.npz")
+        write_atomically(new / "evaluation.json", summary.to_json() + "\n")
     say(f"{out / 'evaluation.json'}: {summary.num_structures} structures of {split}")
     for sentence in coverage.left_out:
         say(f"left out: {sentence}")

@@ -33,7 +33,7 @@ from .callbacks.saving import Checkpoints
 from .callbacks.validation import LearnedNoise, Validation, spread_structures
 from .checkpoints.checkpoints import seed_everything
 from .checkpoints.new_heads import filled_up
-from .checkpoints.resume import look_for_run, take_up
+from .checkpoints.resume import look_for_run, notes_on_levels, take_up
 from .checkpoints.run_data import KeptHeads, RunData
 from .checkpoints.run_folder import Resume, refuse_occupied, run_set_aside, sole_writer
 from .config import PretrainConfig
@@ -48,6 +48,8 @@ from .loop.trainer import Trainer
 from .streams import open_stream, padded_shape_of
 
 
+# looked at where a run goes on with other data
+STRUCTURES_OF_A_LEVEL = 32
 PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
 
 
@@ -116,6 +118,10 @@ def _run(
     # resume before anything is written into the run folder
     run_data = RunData.of(data)
     loaded = take_up(begun, engine, potential, run_data) if begun else None
+    if begun and not begun.same_data:
+        sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
+        for note in notes_on_levels(begun, potential, sample):
+            console.print(note)
     start_step = begun.step if begun else 0
     if config.compute.compiled:
         _compile(config, data, potential, console)

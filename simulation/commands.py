@@ -73,9 +73,10 @@ def _place(out: Path, overwrite: bool) -> AbstractContextManager[Path]:
     long run are written where the user looks for them, and an interrupted run leaves its own.
     """
     from ..core.destination import contents, replace_folder
+    from .dynamics import OWN_FILES
 
     if overwrite and contents(out) is not None:
-        return replace_folder(out)
+        return replace_folder(out, OWN_FILES.__contains__)
     return nullcontext(out)
 
 

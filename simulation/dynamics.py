@@ -30,6 +30,7 @@ RESULT_FILE = "dynamics.json"
 TRAJECTORY_FILE = "trajectory.traj"
 # what was asked for, written before anything is computed
 REQUEST_FILE = "simulation.json"
+OWN_FILES = frozenset({RESULT_FILE, TRAJECTORY_FILE, REQUEST_FILE})
 
 # Beyond these a dynamics has exploded. No bond survives 1e5 K, and a step that changes the total
 # energy by more than 1 eV/atom integrates nothing.
@@ -52,7 +53,7 @@ class DynamicsConfig(Settings):
     time_step: float = Field(default=2.0, gt=0, description="fs")
     steps: int = Field(default=500, gt=0, description="steps of the dynamics")
     every: int = Field(default=5, gt=0, description="steps between two frames of the trajectory")
-    seed: int = Field(default=0, description="of the random initial velocities")
+    seed: int = Field(default=0, ge=0, description="of the random initial velocities")
 
 
 class ExplodedError(EvenfieldError):

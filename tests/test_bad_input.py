@@ -213,7 +213,7 @@ def real_process(words: list[str]) -> str:
     [
         (["data", "convert", "FILE", "out", "--task", "3"], "--task 3: write K/N"),
         (["data", "generate", "FILE/x.extxyz", "num_structures=1"], "FILE is a file"),
-        (["evaluate", "evenfield-s", "DATA", "FILE/out"], "FILE/out: Not a directory"),
+        (["evaluate", "evenfield-s", "DATA", "FILE/out"], "FILE/out: cannot be created"),
         (
             ["simulate", "evenfield-s", "FILE", "out", "--level-of-theory", "EMT"],
             "FILE: cannot be read as a structure",
@@ -221,7 +221,7 @@ def real_process(words: list[str]) -> str:
         (["check", "reach", "evenfield-s", "nowhere.cif"], "nowhere.cif: no such file"),
         (["finetune", "evenfield-s", "DATA", "out", "strategy=magic"], "(got 'magic')"),
         (["report", "out", "uniform"], "'uniform': name a run as name=folder"),
-        (["quickstart", "FILE"], "FILE: File exists"),
+        (["quickstart", "FILE"], "FILE: already exists and holds a file"),
         (["zoo", "build", "nothing"], "nothing: no model of the zoo"),
     ],
 )

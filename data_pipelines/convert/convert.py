@@ -531,8 +531,9 @@ def _split_files(parts: list[SourcePart], sources: Sequence[NamedSource]) -> dic
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a conversion wrote an entry of a data set's folder, by its name."""
-    return name == FOLDER or OWN_FILE.fullmatch(name) is not None
+    """Whether a conversion wrote an entry of a data set's folder, by its path inside."""
+    is_own_file = "/" not in name and OWN_FILE.fullmatch(name) is not None
+    return name == FOLDER or is_own_file
 
 
 # --- which structures

@@ -30,5 +30,5 @@ class StreamConfig(Settings):
         description="virtual ranks: batches of a step, whatever the number of real ranks, which "
         "must divide it; 0 for one per rank",
     )
-    seed: int = Field(default=0, description="of the order of structures")
+    seed: int = Field(default=0, ge=0, description="of the order of structures")
     weights: WeightConfig = WeightConfig()

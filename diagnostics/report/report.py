@@ -6,6 +6,7 @@ Every number on the page is in one of the files or follows from them. Nothing is
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from ...core.files import file_errors
@@ -23,8 +24,18 @@ from .pictures import PictureFolder
 from .run_files import MADE_BY, RUN_FILES, ReportError, Run
 
 
+PAGE = "report.html"
 # share of the MAE: predictions.npz is in single precision, so it never agrees exactly
 DISAGREEMENT = 0.01
+
+
+def files_of_report(folder: Path) -> Callable[[str], bool]:
+    """Whether a path inside the folder of a report is one of its files, and not of a user's."""
+    page = ""
+    if (folder / PAGE).is_file():
+        page = (folder / PAGE).read_text(encoding="utf-8", errors="replace")
+    # the page names all pictures that were written with it
+    return lambda name: name == PAGE or (name.startswith("pictures/") and name in page)
 
 
 def write_report(
@@ -75,7 +86,7 @@ def write_report(
         _document_section("Notes", notes),
         _input_section(loaded, [fewshot, model_card, notes]),
     ]
-    return write_page(out_dir / "report.html", title, sections)
+    return write_page(out_dir / PAGE, title, sections)
 
 
 def _pair_to_compare(runs: list[Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:

@@ -45,10 +45,10 @@ LADDER = {"sizes", "seeds", "strategies"}
 class CurveConfig(Settings):
     """Which cells a curve has, and how each of them is computed."""
 
-    sizes: list[int] = Field(
+    sizes: list[Annotated[int, Field(gt=0)]] = Field(
         default=[4, 8, 16, 32], min_length=1, description="numbers of training structures"
     )
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default=[0, 1], min_length=1, description="seeds of the draws; errors are their medians"
     )
     strategies: list[StrategyName] = Field(

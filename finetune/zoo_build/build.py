@@ -21,7 +21,7 @@ from ...core.destination import replace_folder
 from ...core.settings import Settings
 from ...data_pipelines.convert.convert import ConvertConfig, convert
 from ...data_pipelines.demo.generate import GeneratorConfig, generate
-from ...model_zoo.package.folder import describe, read_model_folder
+from ...model_zoo.package.folder import describe, files_of_model, read_model_folder
 from ...model_zoo.package.manifest import MANIFEST
 from ...model_zoo.package.record import Description
 from ...pretrain.config import PretrainConfig
@@ -128,7 +128,8 @@ def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, in
 
     # a model that was built before stays whole until the new one takes its place
     into.mkdir(parents=True, exist_ok=True)
-    with replace_folder(into / name) as new:
+    place = into / name
+    with replace_folder(place, files_of_model(place)) as new:
         shutil.copytree(described, new, dirs_exist_ok=True)
     shutil.rmtree(described)
-    return into / name
+    return place

@@ -14,6 +14,8 @@ Reading a folder runs nothing that it contains.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,9 +150,8 @@ def save_model(
             write_atomically(new / name, data)
         # last: a folder without a manifest is unfinished, and is refused on reading
         write_atomically(new / MANIFEST, write_manifest(contents))
-        of_old_model = _names_of_model(folder)
         # nobody reads what is kept: the manifest does not list it
-        keep_files_of_others(folder, new, lambda name: name in of_old_model or is_weights(name))
+        keep_files_of_others(folder, new, files_of_model(folder))
     return folder
 
 
@@ -177,12 +178,16 @@ def _check_holds_a_model(folder: Path) -> None:
         )
 
 
-def _names_of_model(folder: Path) -> set[str]:
-    """The files that the manifest of a folder lists; none when it cannot be read."""
-    try:
-        return set(read_manifest(folder).files)
-    except BadModelError:
-        return set()
+def files_of_model(folder: Path) -> Callable[[str], bool]:
+    """Whether a name is that of a file of the model in `folder`, and not of one that a user added.
+
+    Of a model whose manifest cannot be read, only the weights are known.
+    """
+    listed = {MANIFEST}
+    if (folder / MANIFEST).is_file():
+        with suppress(BadModelError):
+            listed |= set(read_manifest(folder).files)
+    return lambda name: name in listed or is_weights(name)
 
 
 def describe(folder: Path | str, facts: Description) -> None:

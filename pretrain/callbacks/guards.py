@@ -40,6 +40,8 @@ class GuardConfig(Settings):
     hang_minutes: float = Field(
         default=30.0,
         ge=0,
+        # about two years; the clock of faulthandler overflows
+        le=1e6,
         description="a rank that makes no step for so long is ended; 0 is off",
         json_schema_extra={"resume": "applied"},
     )

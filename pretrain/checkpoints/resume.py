@@ -10,6 +10,8 @@ from ase.data import atomic_numbers
 
 from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
+from ...data_pipelines.structure import Structure
+from ...model_zoo.evaluation.level_fit import misfits, swapped
 from ...model_zoo.potential.potential import Potential
 from ..config import RESUME_RULES, PretrainConfig, resume_rules
 from ..errors import NoCheckpointError, ResumeError
@@ -112,6 +114,29 @@ def take_up(
                 z = atomic_numbers[symbol]
                 potential.e0[head, z] = fresh_e0[head, z]
     return loaded
+
+
+def notes_on_levels(
+    continuation: Continuation, potential: Potential, structures: list[Structure]
+) -> list[str]:
+    """What looks wrong about the levels of theory of other data, after `take_up`.
+
+    structures: of these data. The heads that the run began with are compared with their energies.
+
+    Raises ResumeError where the names of levels were swapped.
+    """
+    found = misfits(potential, structures, continuation.kept.elements)
+    names = swapped(found)
+    if names:
+        details = "; ".join(str(misfit) for misfit in found if misfit.level in names)
+        raise ResumeError(
+            f"the names of the levels of theory {', '.join(names)} look swapped in the data: "
+            f"{details}",
+            remedy="convert the data again with the names of the run, or start a new run in "
+            "another folder",
+            file=continuation.found.path,
+        )
+    return [f"warning: {misfit}; is this the level of theory of the run?" for misfit in found]
 
 
 @dataclass(frozen=True)

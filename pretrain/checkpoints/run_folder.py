@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from ...core.destination import check_destination, kind_of
+from ...core.destination import check_destination, keep_files_of_others, kind_of
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
+from ...model_zoo.package.folder import files_of_model
 from ..config import PretrainConfig
 from ..errors import ResumeError
 from .checkpoints import choose_checkpoint
@@ -22,6 +24,14 @@ from .checkpoints import choose_checkpoint
 Resume = Literal["no", "auto", "must"]
 
 LOCK = ".lock"
+# What the parts of a run write below its folder, besides the model.
+OWN_FILE = re.compile(
+    r"config\.yaml|metrics\.jsonl|evaluation\.json|predictions\.npz|watch\.html"
+    r"|hang-rank-\d+\.txt|wandb-id\.txt|wandb"
+    r"|tensorboard/events\.out\.tfevents\.[^/]*"
+    r"|checkpoints/(latest|(\.tmp-)?step-\d+)"
+    r"|\.lock|(checkpoints/)?\.[^/]*\.tmp"
+)
 
 
 def refuse_occupied(
@@ -69,6 +79,8 @@ def _holds_nothing(out: Path) -> bool:
 def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
     """Set what is in the run folder aside for a new run, and remove it once that has ended well.
 
+    Files that a user has put there are taken into the folder of the new run.
+
     When the block fails before anything was written, the old run is put back. Otherwise both are
     there: the new one can be resumed, and the old one is in a folder of its own.
     """
@@ -89,7 +101,21 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
             old.rename(out)
         raise
     if (out / "model").is_dir():
+        with file_errors(out):
+            keep_files_of_others(old, out, files_of_run(old))
         shutil.rmtree(old, ignore_errors=True)
+
+
+def files_of_run(out: Path) -> Callable[[str], bool]:
+    """Whether a path inside a run folder is one that a pretraining wrote, and not of a user's."""
+    is_of_model = files_of_model(out / "model")
+
+    def is_ours(name: str) -> bool:
+        if name.startswith("model/"):
+            return is_of_model(name.removeprefix("model/"))
+        return OWN_FILE.fullmatch(name) is not None
+
+    return is_ours
 
 
 def _unused_name(out: Path) -> Path:

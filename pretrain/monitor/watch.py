@@ -39,7 +39,7 @@ MOST_REMARKS = 20
 class WatchConfig(Settings):
     """How a run is followed."""
 
-    every: float = Field(default=10.0, gt=0, description="seconds between drawings")
+    every: float = Field(default=10.0, gt=0, le=1e6, description="seconds between drawings")
 
 
 def watch(folder: Path, config: WatchConfig, console: Console) -> Path:

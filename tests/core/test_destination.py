@@ -151,3 +151,35 @@ def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
         assert first == (folder / "second").read_text()
     _replace(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_of_a_user_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("page.html", "pictures/old.png", "pictures/mine.png", "notes/deep/text.txt"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(name)
+    (out / "empty").mkdir()
+    (out / "private").mkdir(mode=0o700)
+    (out / "private" / "key").write_text("mine")
+    (out / "link").symlink_to("nowhere")
+
+    with replace_folder(out, {"page.html", "pictures/old.png"}.__contains__) as new:
+        (new / "page.html").write_text("new")
+        (new / "pictures").mkdir()
+        (new / "pictures" / "new.png").write_text("new")
+
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()}
+    pictures = {"pictures/new.png", "pictures/mine.png"}
+    assert found == {"page.html", *pictures, "notes/deep/text.txt", "private/key", "link"}
+    assert (out / "page.html").read_text() == "new" and (out / "empty").is_dir()
+    assert (out / "private").stat().st_mode & 0o777 == 0o700
+    assert str((out / "link").readlink()) == "nowhere"
+
+
+def test_a_folder_of_files_of_ours_alone_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "old.png").write_text("old")
+    with replace_folder(out, {"pictures/old.png"}.__contains__) as new:
+        (new / "page.html").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["page.html"]

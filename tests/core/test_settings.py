@@ -63,6 +63,40 @@ def test_numbers_that_are_not_finite_are_refused(number: str) -> None:
         load_settings(Outer, None, ["name=x", f"noise.a.energy=.{number.lstrip('-')}"])
 
 
+@pytest.mark.parametrize("word", ["inner.seed={}", "seeds=[0, {}]"])
+@pytest.mark.parametrize("number", [2**63, 10**20, -(10**20), 10**300])
+def test_integers_beyond_64_bits_are_refused(word: str, number: int) -> None:
+    with pytest.raises(SettingsError, match=r"seeds?: an integer is from -9223372036854775808 to"):
+        load_settings(Outer, None, ["name=x", word.format(number)])
+
+
+def test_integers_of_64_bits_are_taken() -> None:
+    settings = load_settings(Inner, None, [f"seed={2**63 - 1}"])
+    assert settings.seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("kinds=a", "kind"),
+        ("seed=3", "seeds"),
+        ("inner.rates=0.5", "inner.rate"),
+        ("iner.rate=0.5", "inner"),
+        ("rate=0.5", "inner.rate"),
+        ("noise.EMT.energi=1", "noise.EMT.energy"),
+    ],
+)
+def test_a_mistyped_key_is_answered_with_the_one_that_was_meant(word: str, meant: str) -> None:
+    with pytest.raises(SettingsError) as told:
+        load_settings(Outer, None, ["name=x", word])
+    assert told.value.message.endswith(f"; did you mean {meant}?")
+
+
+def test_a_key_like_no_other_is_answered_without_a_guess() -> None:
+    with pytest.raises(SettingsError, match=r"unknown key 'wxyz' \(known here: .*\)$"):
+        load_settings(Outer, None, ["name=x", "wxyz=1"])
+
+
 def test_markdown_escapes_bars() -> None:
     lines = as_markdown(Outer).splitlines()
     assert "| `name` | str | required | what it is called |" in lines

@@ -10,6 +10,7 @@ import pytest
 
 from evenfield import cli, model_zoo
 from evenfield.core.destination import DestinationError
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.finetune import run as runs
 from evenfield.finetune.config import FineTuneConfig
@@ -97,6 +98,16 @@ def test_another_data_set_at_out_data_is_refused_unless_overwritten(model, data,
 
     result = finetune(model, other, config, work=work, overwrite=True)
     assert len(result.structures) == 4 and contents(work) != before
+
+
+def test_overwrite_of_out_replaces_no_data_set_of_a_user(model, data, tmp_path):
+    work = tmp_path / "tuned-data"
+    convert(str(data), work, ConvertConfig(level_of_theory="PBE", split_by="structure"))
+    (work / "notes.txt").write_text("mine")
+    before = contents(work)
+    with pytest.raises(DestinationError, match=r"tuned-data: .*a data set.*choose another OUT"):
+        finetune(model, data, FineTuneConfig(strategy="refit"), work=work, overwrite=True)
+    assert contents(work) == before
 
 
 def test_model_is_saved_over_another_one_only_with_overwrite(model, data, tmp_path):

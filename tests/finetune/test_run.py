@@ -203,6 +203,26 @@ def test_new_head_starts_from_the_one_that_is_nearest_to_the_labels(model, sets)
         assert result.started_from == "EMT"
 
 
+def test_a_level_whose_energies_fit_another_head_is_named(model, sets):
+    potential = with_head(model.potential, "other", "EMT")
+    with torch.no_grad():
+        potential.e0[potential.config.levels_of_theory.index("other")] -= 2.0
+    elements = {**model.record.elements, "other": model.record.elements["EMT"]}
+    loaded = replace(
+        model,
+        potential=potential,
+        record=model.record.model_copy(update={"elements": elements}),
+    )
+    structures = list(iter_structures(sets["base"], "test"))
+    for level, named in (("EMT", False), ("other", True)):
+        told = []
+        as_if = [replace(s, level_of_theory=level) for s in structures]
+        finetune(loaded, Target(level, as_if, [], [], SOURCE), REFIT, say=told.append)
+        warnings = [line for line in told if line.startswith("warning: energies at other are 2")]
+        assert bool(warnings) == named
+        assert not named or "from the head of EMT" in warnings[0]
+
+
 def test_level_that_the_frames_state_names_the_head(model, emt_file, tmp_path):
     frames = [a for a in ase.io.read(emt_file, ":") if set(a.symbols) == {"Cu"} and a.pbc.all()][:4]
     for atoms in frames:

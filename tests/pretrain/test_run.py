@@ -361,6 +361,28 @@ def test_overwritten_run_stays_until_the_new_one_has_ended(run_config, monkeypat
     assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3]
 
 
+def test_files_of_a_user_stay_in_a_run_folder_that_is_overwritten(run_config):
+    config = run_config(max_steps=1)
+    pretrain(config, quiet=True)
+    out = Path(config.out)
+    mine = ["notes.txt", "model/paper.pdf", "checkpoints/why.txt", "plots/a/b.png"]
+    for name in mine:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    made_by_the_old_run = ["watch.html", "hang-rank-3.txt", "checkpoints/step-00000009/rng"]
+    for name in made_by_the_old_run:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("old")
+
+    pretrain(run_config(max_steps=2, seed=5), quiet=True, overwrite=True)
+
+    assert {(out / name).read_text() for name in mine} == {"mine"}
+    assert not any((out / name).exists() for name in made_by_the_old_run)
+    assert [row["step"] for row in rows_of(out)] == [1, 2]
+    assert [path.name for path in out.parent.glob("*.old-*")] == []
+    assert load(out / "model").record.training["config"]["seed"] == 5
+
+
 def test_progress_bar_survives_a_step_without_a_loss():
     bar = ProgressBar(Console(file=io.StringIO()), max_steps=10, start_step=0)
     shown = []

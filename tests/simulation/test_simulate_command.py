@@ -78,9 +78,11 @@ def test_a_result_is_replaced_only_when_asked_for(copper: str, tmp_path: Path) -
     assert isinstance(done.exception, EvenfieldError)
     assert (out / "dynamics.json").read_bytes() == before
 
+    (out / "notes.txt").write_text("mine")
     done = simulate(copper, out, "seed=1", "--overwrite")
     assert done.exit_code == 0, done.output
     assert (out / "dynamics.json").read_bytes() != before
+    assert (out / "notes.txt").read_text() == "mine"
     assert len(ase.io.read(out / "trajectory.traj", ":")) == 3
 
 

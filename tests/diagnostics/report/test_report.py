@@ -375,8 +375,13 @@ def test_command_replaces_a_report_only_when_asked_to(runs, tmp_path, unsaved_pi
     assert CliRunner().invoke(app, broken).exit_code == 1
     assert (out / "report.html").read_text() == "old"
 
+    mine = [out / "notes.md", out / "pictures" / "mine.png"]
+    (out / "pictures").mkdir(exist_ok=True)
+    for path in mine:
+        path.write_text("mine")
     done = CliRunner().invoke(app, [*command, "--overwrite"])
     assert done.exit_code == 0, done.output
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
     assert (out / "report.html").read_text() != "old"
     assert str(out / "report.html") in done.output.replace("\n", "")
 

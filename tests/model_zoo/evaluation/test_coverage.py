@@ -11,6 +11,7 @@ from ase.build import bulk
 from typer.testing import CliRunner
 
 from evenfield.cli import app
+from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.coverage import Coverage
@@ -92,3 +93,33 @@ def test_the_command_refuses_a_data_set_that_is_left_out_as_a_whole(
     message = " ".join(str(result.exception or result.output).split())
     assert "can answer for none of the structures of test: 1 at 'SCAN'" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_overwrites_nothing_unless_asked(
+    structures: list[Structure], tmp_path: Path
+) -> None:
+    model = small_model(tmp_path / "model")
+    convert(structures, tmp_path / "data")
+    out = tmp_path / "out"
+    words = ["evaluate", str(model), str(tmp_path / "data"), str(out)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "evaluation.json").write_text("{}")
+
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, DestinationError)
+    assert "already exists and holds an evaluation" in str(refused.exception)
+    assert (out / "evaluation.json").read_text() == "{}"
+
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
+    assert json.loads((out / "evaluation.json").read_text())["num_structures"] == 2
+    assert (out / "notes.txt").read_text() == "mine"
+
+    # a run has a file of this name, which a report reads
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "evaluation.json").write_text("of the run")
+    words[-1] = str(run)
+    refused = CliRunner().invoke(app, [*words, "--overwrite"])
+    assert "a training run" in str(refused.exception)
+    assert (run / "evaluation.json").read_text() == "of the run"

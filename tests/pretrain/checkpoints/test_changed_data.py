@@ -104,6 +104,41 @@ def test_level_of_another_name_is_another_level(begun, run_config, levels, tmp_p
         assert "--changed-data" not in told.value.remedy
 
 
+def shifted(structures: list[Structure], level: str, energy: float) -> list[Structure]:
+    """At another level of theory, whose energies are higher by `energy` eV/atom."""
+    return [
+        replace(one, level_of_theory=level).with_labels(energy=one.energy + energy * len(one))
+        for one in structures
+    ]
+
+
+@pytest.mark.parametrize("zero", [3.0, 17.0])
+def test_swapped_names_of_two_levels_are_refused(run_config, levels, tmp_path, zero):
+    first = [*levels["EMT"], *shifted(levels["EMT"], "other", zero)]
+    run.pretrain(run_config(data=data_set(first, tmp_path / "first"), max_steps=2), quiet=True)
+    names = {"EMT": "other", "other": "EMT"}
+    second = [replace(one, level_of_theory=names[one.level_of_theory]) for one in first]
+    config = run_config(data=data_set(second, tmp_path / "second"), max_steps=3)
+    with pytest.raises(ResumeError, match=r"levels of theory \w+, \w+ look swapped") as told:
+        run.pretrain(config, "must", quiet=True, changed_data=True)
+    assert "from the head of other" in told.value.message
+    assert not list(Path(config.out).glob("checkpoints/step-*3"))
+
+    # the same data with their right names
+    third = data_set([*first, *levels["EMT"][:4]], tmp_path / "third")
+    again = run_config(data=third, max_steps=3)
+    assert run.pretrain(again, "must", quiet=True, changed_data=True) is not None
+
+
+def test_a_level_with_another_zero_is_named(run_config, levels, tmp_path, capsys):
+    first = data_set(levels["EMT"], tmp_path / "first")
+    run.pretrain(run_config(data=first, max_steps=2), quiet=True)
+    second = data_set(shifted(levels["EMT"], "EMT", 5.0), tmp_path / "second")
+    run.pretrain(run_config(data=second, max_steps=3), "must", changed_data=True)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "warning: energies at EMT are 5" in told and "from what its head predicts" in told
+
+
 def test_other_labels_of_the_same_source_are_other_data(begun, run_config, levels, tmp_path):
     settings, _ = begun()
     structures = [*levels["EMT"], *levels["EMT-scaled"]]

@@ -1,0 +1,129 @@
+"""Do the energies of new data fit the heads that their levels of theory name?
+
+A level of theory is known by its name alone. Two names that were swapped give every structure the
+head of the other, which nothing else would notice. Levels differ most in their zero of energy, so
+energies per atom are compared: with the prediction of the head that is named, and with those of all
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from ...data_pipelines.structure import Structure
+from ..potential.potential import Potential
+from .evaluation import predict
+
+
+FEWEST = 3  # structures of a level with an energy
+
+# Another head fits better when the error of the named one is so many times as large ...
+TIMES = 3.0
+# ... and larger by so much, eV/atom.
+MORE = 0.05
+# Beyond doubt when two heads fit each other's structures like this.
+CLEARLY_TIMES = 5.0
+CLEARLY_MORE = 0.2
+# eV/atom by which energies are off where no other head explains it. Before its first step a model
+# is off by less: the reference energies are fitted.
+LARGE = 1.0
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A level of theory whose energies are far from what its head predicts."""
+
+    level: str
+    error: float
+    """Median |label - prediction| in eV/atom."""
+    better: str | None = None
+    """A level whose head fits these structures better."""
+    error_of_better: float = 0.0
+
+    def __str__(self) -> str:
+        own = f"energies at {self.level} are {self.error:.2g} eV/atom from what its head predicts"
+        if self.better is None:
+            return own
+        return f"{own}, and {self.error_of_better:.2g} from the head of {self.better}"
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the other head fits so much better that it can be no accident."""
+        return self.better is not None and _fits_better(
+            self.error_of_better, self.error, CLEARLY_TIMES, CLEARLY_MORE
+        )
+
+
+def misfits(
+    potential: Potential, structures: Iterable[Structure], elements: Mapping[str, Iterable[str]]
+) -> list[Misfit]:
+    """The levels of theory of labelled structures that do not fit their heads.
+
+    elements: level of theory -> symbols that its head has learned. Other levels, and structures
+    with other elements, are left out.
+    """
+    known = {
+        level: {atomic_numbers[symbol] for symbol in symbols} for level, symbols in elements.items()
+    }
+    by_level: dict[str, list[Structure]] = {level: [] for level in known}
+    for structure in structures:
+        level = structure.level_of_theory
+        if structure.energy is not None and _elements(structure) <= known.get(level, set()):
+            by_level[level].append(structure)
+
+    found = []
+    for level, own in by_level.items():
+        if len(own) < FEWEST:
+            continue
+        misfit = _misfit(potential, level, own, known)
+        if misfit is not None:
+            found.append(misfit)
+    return found
+
+
+def swapped(found: list[Misfit]) -> list[str]:
+    """Levels whose names are swapped beyond doubt: each fits the head of the next, in a circle."""
+    better = {misfit.level: misfit.better for misfit in found if misfit.is_clear}
+    for start in better:
+        circle = [start]
+        while (following := better.get(circle[-1])) is not None and following not in circle:
+            circle.append(following)
+        if following == start:
+            return circle
+    return []
+
+
+def _misfit(
+    potential: Potential, level: str, own: list[Structure], known: Mapping[str, set[int]]
+) -> Misfit | None:
+    error = _error(potential, level, own)
+    best = Misfit(level, error)
+    for other, elements in known.items():
+        comparable = [structure for structure in own if _elements(structure) <= elements]
+        if other == level or len(comparable) < FEWEST:
+            continue
+        error_of_own = _error(potential, level, comparable)
+        error_of_other = _error(potential, other, comparable)
+        is_first = best.better is None or error_of_other < best.error_of_better
+        if is_first and _fits_better(error_of_other, error_of_own, TIMES, MORE):
+            best = Misfit(level, error_of_own, other, error_of_other)
+    return best if best.better is not None or error > LARGE else None
+
+
+def _fits_better(error: float, error_of_named: float, times: float, more: float) -> bool:
+    return error_of_named > times * error and error_of_named > error + more
+
+
+def _error(potential: Potential, level: str, structures: list[Structure]) -> float:
+    """Median |label - prediction| in eV/atom, as if the structures were at `level`."""
+    as_if = [replace(structure, level_of_theory=level) for structure in structures]
+    pairs = predict(potential, as_if).comparable["energy"]  # (S, 2)
+    return float(np.median(np.abs(pairs[:, 1] - pairs[:, 0])))
+
+
+def _elements(structure: Structure) -> set[int]:
+    return {int(z) for z in structure.elements}
