@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.torch_modes import own_modes
 from ..data_pipelines.sources.label_tally import label_report
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.level_fit import misfits
@@ -75,6 +76,7 @@ class FineTuned:
         return list(self.stages.values())[-1]
 
 
+@own_modes()
 def finetune(
     model: LoadedModel,
     data: Path | str | Target,

@@ -18,7 +18,7 @@ class NoCheckpointError(EvenfieldError):
         damaged = f" (damaged: {', '.join(skipped)})" if skipped else ""
         super().__init__(
             f"there is no checkpoint to resume from{damaged}",
-            remedy="start without --resume",
+            remedy="name the folder of the run with out",
             file=folder,
         )
         self.skipped = skipped

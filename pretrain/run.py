@@ -16,6 +16,7 @@ import yaml
 from ..core.files import file_errors, write_atomically
 from ..core.ranks import start_distributed
 from ..core.rich_console import Console
+from ..core.torch_modes import own_modes
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.compile.compiled import compile_for_training
 from ..model_zoo.evaluation.evaluation import predict, with_a_head
@@ -53,6 +54,7 @@ STRUCTURES_OF_A_LEVEL = 32
 PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
 
 
+@own_modes()
 def pretrain(
     config: PretrainConfig,
     resume: Resume = "no",

@@ -193,7 +193,8 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
     line = real_process(
         ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]
     )
-    assert f"{expected}: start without --resume" in line
+    remedy = "start a new run with --overwrite in place of" if torn else "start without"
+    assert f"{expected}: {remedy} --resume" in line
 
 
 def real_process(words: list[str]) -> str:

@@ -14,6 +14,7 @@ from ase.data import atomic_numbers
 
 from ...core.destination import DestinationError
 from ...core.errors import EvenfieldError
+from ...core.torch_modes import own_modes
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
@@ -29,6 +30,7 @@ from .forgetting import PROBE_FILE, probe_file, probe_of
 NUM_STRUCTURES = 300
 
 
+@own_modes()
 def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = False) -> list[str]:
     """Write both files into the model folder, from its converted pretraining `data`.
 

@@ -15,6 +15,7 @@ import torch
 
 from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
+from ...core.torch_modes import own_modes
 from ..hub.load import LoadedModel
 from .calculator import checked_dtype
 from .errors import EngineError
@@ -24,6 +25,7 @@ from .errors import EngineError
 EXTRA = ("metatensor", "metatomic")
 
 
+@own_modes()
 def export_metatomic(
     model: LoadedModel,
     path: Path | str,

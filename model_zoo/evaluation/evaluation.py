@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...core.errors import EvenfieldError
 from ...core.labels import LABELS
+from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
@@ -31,6 +32,7 @@ class NothingToEvaluateError(EvenfieldError):
     """There are no structures to compare a potential with."""
 
 
+@own_modes()
 def predict(
     potential: Potential,
     structures: Iterable[Structure],

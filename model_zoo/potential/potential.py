@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.forks import survive_forks
+from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..network.architectures import build_network
 from ..network.exact_buffers import ExactBuffers
@@ -55,6 +56,8 @@ class Potential(ExactBuffers):
     e0: Tensor
     scale: Tensor
 
+    # whatever the caller has set, the same random numbers are the same weights
+    @own_modes()
     def __init__(self, config: PotentialConfig) -> None:
         super().__init__()
         self.config = config

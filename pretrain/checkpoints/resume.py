@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from ..loop.schedule import Schedule
 from .checkpoints import Found, Loaded, find_checkpoint, load_found
 from .new_heads import WithNewHeads
 from .run_data import KeptHeads, RunData
-from .run_folder import Resume
+from .run_folder import Resume, how_to_go_on_without_checkpoint
 
 
 # Relative changes of a learning rate or a weight that are worth a line.
 NOTABLE = 0.01
+# the value of a setting that one of two configs does not have
+NOT_SET = "not set"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def look_for_run(
         found = find_checkpoint(folder)
     except NoCheckpointError as error:
         if resume == "must":
+            error.remedy = how_to_go_on_without_checkpoint(Path(config.out))
             raise
         skipped = f"; skipped {', '.join(error.skipped)}" if error.skipped else ""
         console.print(f"no checkpoint to resume from, starts a new run{skipped}")
@@ -150,6 +154,13 @@ class Change:
     def __str__(self) -> str:
         return f"{self.key} {self.old} -> {self.new}"
 
+    def how_to_undo(self) -> str:
+        """What to type for the old value, which is YAML there."""
+        if self.old == NOT_SET:
+            return f"leave {self.key} out"
+        value = self.old if isinstance(self.old, str) else json.dumps(self.old)
+        return f"set {self.key}={value}"
+
     def is_off(self) -> bool:
         """Whether the old value means that the setting was switched off."""
         return not self.old
@@ -165,7 +176,7 @@ def check_settings(manifest: dict[str, Any], config: PretrainConfig, folder: Pat
         raise ResumeError(
             f"{change.key} cannot change from {change.old} to {change.new} in a resumed run: it "
             f"{RESUME_RULES[rule]}",
-            remedy=f"set {change.key}={change.old}, or start a new run in another folder",
+            remedy=f"{change.how_to_undo()}, or start a new run in another folder",
             file=folder,
         )
 
@@ -230,7 +241,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     new = _flat(now)
     old = {key: defaults[key] for key in new if key in defaults} | _flat(before)
     keys = [*old, *(key for key in new if key not in old)]
-    found = [Change(key, old.get(key, "not set"), new.get(key, "not set")) for key in keys]
+    found = [Change(key, old.get(key, NOT_SET), new.get(key, NOT_SET)) for key in keys]
     return [change for change in found if change.old != change.new]
 
 

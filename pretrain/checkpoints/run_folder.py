@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from ...core.destination import check_destination, keep_files_of_others, kind_of
+from ...core.destination import check_destination, contents, keep_files_of_others, kind_of
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...core.rich_console import Console
@@ -53,13 +53,26 @@ def refuse_occupied(
             file=out,
         )
     if not _holds_nothing(out):
+        how = "replace it with --overwrite"
+        if resume != "no":
+            # the two options exclude each other
+            how = "start a new run with --overwrite in place of --resume"
         check_destination(
             out,
             overwrite=overwrite,
             kinds=["a training run"],
             inputs=data.folders,
-            remedy="name another folder with out, or replace it with --overwrite",
+            remedy=f"name another folder with out, or {how}",
         )
+
+
+def how_to_go_on_without_checkpoint(out: Path) -> str:
+    """What a user can do who wants to resume from a folder without a whole checkpoint."""
+    if contents(out) is None or _holds_nothing(out):
+        return "start without --resume"
+    if kind_of(out) == "a training run":
+        return "start a new run with --overwrite in place of --resume, or in another folder"
+    return "name the folder of the run with out"
 
 
 def _is_unfinished_run(out: Path) -> bool:

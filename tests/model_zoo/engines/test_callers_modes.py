@@ -14,7 +14,9 @@ import torch
 from ase.build import bulk
 
 from evenfield import model_zoo
+from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
+from evenfield.model_zoo.evaluation.evaluation import predict
 
 
 @contextmanager
@@ -79,20 +81,47 @@ def test_results_after_a_mode_are_the_same(folder: Path) -> None:
     assert atoms.get_potential_energy() != inside
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", ["gaunt", "schnet"])
-def test_a_new_model_is_the_same_in_every_default_dtype(network: str) -> None:
+def test_a_new_model_is_the_same_in_every_mode(network: str, mode: str) -> None:
     def weights() -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         config = PotentialConfig.model_validate({"architecture": network, "channels": 8})
         potential = Potential(config)
-        return potential.state_dict()
+        # also buffers that no file holds, because they follow from the settings
+        return dict(potential.named_parameters()) | dict(potential.named_buffers())
 
     expected = weights()
-    with default_dtype(torch.float64):
+    context: AbstractContextManager[object] = MODES[mode]()
+    with context:
         found = weights()
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
+        assert (found[name].dtype, found[name].device) == (value.dtype, value.device), name
+        assert not found[name].is_inference(), name
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stored_model_is_the_same_in_every_mode(folder: Path, mode: str) -> None:
+    expected = model_zoo.load(folder).potential
+    with MODES[mode]():
+        found = model_zoo.load(folder).potential
+    tensors = dict(found.named_parameters()) | dict(found.named_buffers())
+    for name, value in (*expected.named_parameters(), *expected.named_buffers()):
+        assert tensors[name].dtype == value.dtype, name
+        assert not tensors[name].is_inference() and torch.equal(tensors[name], value), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_errors_are_the_same_in_every_mode(folder: Path, mode: str) -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05, seed=0)
+    structure = Structure.from_atoms(atoms, "EMT", "a", "a", split="test", energy=-3.0)
+    expected = predict(model_zoo.load(folder).potential, [structure]).pairs
+    with MODES[mode]():
+        found = predict(model_zoo.load(folder).potential, [structure]).pairs
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 def test_a_batch_made_in_inference_mode(folder: Path) -> None:

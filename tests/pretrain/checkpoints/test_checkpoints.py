@@ -211,12 +211,12 @@ def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
 def test_nothing_to_resume_from_says_what_there_is(tmp_path):
     with pytest.raises(
         NoCheckpointError,
-        match=r"none: there is no checkpoint to resume from: start without --resume$",
+        match=r"none: there is no checkpoint to resume from: name the folder of the run",
     ):
         loaded(tmp_path / "none")
     save_steps(tmp_path, 4)
     shorten(tmp_path / "step-00000004")
-    reason = r"\(damaged: step-00000004 \(engine.safetensors has 3 of \d+ bytes\)\): start without"
+    reason = r"\(damaged: step-00000004 \(engine.safetensors has 3 of \d+ bytes\)\): name the"
     with pytest.raises(NoCheckpointError, match=reason):
         loaded(tmp_path)
 

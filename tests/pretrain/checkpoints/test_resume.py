@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from evenfield.core.destination import DestinationError
+from evenfield.core.errors import EvenfieldError
 from evenfield.core.locks import LockedError
-from evenfield.core.settings import Settings
+from evenfield.core.settings import Settings, load_settings
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.average import AverageConfig
@@ -31,6 +32,7 @@ from optimizer_steps import (
 )
 
 
+NOISE = ["loss.noise.EMT.energy=0.5", "loss.noise.EMT-scaled.energy=0.5"]
 SAVED = {"max_steps": 4, "checkpoints": {"every": 2, "keep": 5}}
 
 
@@ -81,6 +83,67 @@ def test_auto_starts_anew_where_nothing_is_whole_and_must_refuses(saved, capsys)
     )
     assert steps_of(saved.out) == [1, 2, 3, 4]
     assert not (Path(saved.out) / ".lock").exists()
+
+
+# --- remedies that messages name: each is tried here
+
+
+def test_remedy_without_a_whole_checkpoint(saved, run_config, tmp_path):
+    shutil.rmtree(Path(saved.out) / "checkpoints" / "step-00000002")
+    for resume in ("must", "auto"):
+        with pytest.raises(EvenfieldError) as told:
+            run.pretrain(saved, resume, quiet=True)
+        assert "start a new run with --overwrite in place of --resume" in told.value.remedy
+        assert "another folder" in told.value.remedy
+    elsewhere = saved.model_copy(update={"out": str(tmp_path / "elsewhere"), "max_steps": 1})
+    with pytest.raises(NoCheckpointError) as told:
+        run.pretrain(elsewhere, "must", quiet=True)
+    assert told.value.remedy == "start without --resume"
+    assert run.pretrain(elsewhere, quiet=True) is not None
+    assert run.pretrain(saved.model_copy(update={"max_steps": 1}), quiet=True, overwrite=True)
+    assert steps_of(saved.out) == [1]
+
+
+def test_remedy_for_a_folder_that_is_no_run(run_config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(NoCheckpointError) as told:
+        run.pretrain(run_config(out=str(tmp_path)), "must", quiet=True)
+    assert told.value.remedy == "name the folder of the run with out"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["seed=3"], ["seed=4"]),
+        (["model.channels=4"], ["model.channels=6"]),
+        (["stream.weights.beta=0.5"], ["stream.weights.beta=0.25"]),
+        ([], NOISE),
+        (NOISE, []),
+        ([], ["average.decay=0.9"]),
+    ],
+)
+def test_remedy_for_a_setting_that_cannot_change(run_config, tmp_path, before, after):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(run_config(max_steps=1).model_dump_json())
+    run.pretrain(load_settings(PretrainConfig, recipe, before), quiet=True)
+
+    # one remedy after the other, as a user would
+    words = list(after)
+    tried = set()
+    while True:
+        try:
+            assert run.pretrain(load_settings(PretrainConfig, recipe, words), "must", quiet=True)
+            break
+        except ResumeError as error:
+            remedy = error.remedy.partition(",")[0]
+        assert remedy not in tried
+        tried.add(remedy)
+        if remedy.startswith("leave "):
+            key = remedy.removeprefix("leave ").removesuffix(" out")
+            words = [word for word in words if not word.startswith(key)]
+        else:
+            words.append(remedy.removeprefix("set "))
+    assert tried
 
 
 # --- changed settings
