@@ -36,8 +36,13 @@ that does not exist is an error. In the tables, `NAME` stands for a key that you
 def page() -> str:
     """The content of docs/settings.md."""
     sections = [INTRODUCTION]
+    shown: dict[str, str] = {}
     for words, class_path in sorted(commands_with_settings()):
         cls = settings_class(class_path)
+        if class_path in shown:
+            sections.append(f"## {words}\n\nThe settings of `{shown[class_path]}`, which see.")
+            continue
+        shown[class_path] = words
         lines = [f"## {words}", "", f"`{cls.__name__}` in `{_source_file(class_path)}`."]
         recipes = sorted(recipe.stem for recipe in recipes_of(cls).glob("*.yaml"))
         if recipes:

@@ -18,6 +18,7 @@ PROTOCOLS = {
     # called by validators of pydantic, which turns ValueError into its own error
     "core/settings.py GivenBy.refuse_others ValueError",
     "data_pipelines/sources/config.py SourceConfig._check_label ValueError",
+    "diagnostics/sanity/config.py SanityConfig._check_elements ValueError",
     "data_pipelines/convert/splits.py check_symbols ValueError",
     # caught by `file_errors` in the same module, which makes it an error for users
     "core/destination.py _exchange OSError",

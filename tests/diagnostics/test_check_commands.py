@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
 from evenfield.diagnostics import checks
-from evenfield.diagnostics.check import CheckResult, Figure
+from evenfield.diagnostics.check import CheckResult, Figure, OtherCalculator
 
 
 EMT_HEAD = ["--level-of-theory", "EMT"]
@@ -70,7 +70,7 @@ def test_symmetry_of_a_broken_model_fails(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert code == 1 and "float32 FAILED" in text
     content = json.loads(verdict.read_text())
     assert content["passed"] is False
-    assert {"name", "value", "unit", "limit"} == set(content["figures"][0])
+    assert {"name", "value", "unit", "limit", "at_least"} == set(content["figures"][0])
 
 
 def test_a_verdict_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
@@ -152,9 +152,68 @@ def test_missing_tight_binding_names_the_extra(
     assert code == 1 and re.search(r"pip install '?evenfield\[demo\]", text)
 
 
+EMT_CALCULATOR = ["--calculator", "ase.calculators.emt:EMT"]
+
+
+def test_a_check_of_any_calculator_of_ase(tmp_path: Path) -> None:
+    code, text = run("repulsion", *EMT_CALCULATOR, "elements=[Cu,Ag]")
+    assert code == 0, text
+    assert "3 pairs of 2 elements" in text
+
+    # EMT has parameters for H C N O too, and no others
+    found = OtherCalculator("ase.calculators.emt:EMT").symbols
+    assert {"Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al"} <= set(found)
+    assert not {"Fe", "Na", "Cl", "Si"} & set(found)
+
+
+def test_sanity_writes_a_page_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "emt"
+    chosen = ["elements=[Cu,Ni]", "suite=quick", "checks=[repulsion,bound,water]"]
+    words = ["sanity", *EMT_CALCULATOR, *chosen, "--out", str(out)]
+    code, text = run(*words)
+    assert code == 0, text
+    assert "repulsion: passed" in text and "water: not judged" in text
+
+    content = json.loads((out / "sanity.json").read_text())
+    assert content["passed"] is True
+    assert list(content["checks"]) == ["repulsion", "bound", "water"]
+    assert content["checks"]["bound"]["skipped"].count("H2") == 1
+    assert "pairs with a hole" in (out / "sanity.html").read_text()
+
+    # the stored result is taken: nothing else can give 99 pairs
+    (stored,) = out.glob(".parts/*/repulsion.json")
+    stored.write_text(stored.read_text().replace('"value": 3', '"value": 99'))
+    run(*words)
+    assert (
+        json.loads((out / "sanity.json").read_text())["checks"]["repulsion"]["figures"][0]["value"]
+        == 99
+    )
+
+
+def test_sanity_fails_with_an_exit_code(tmp_path: Path) -> None:
+    """EMT's aluminium and platinum have a hole at short distance."""
+    words = ["elements=[Al,Pt]", "checks=[repulsion]", "--out", str(tmp_path / "emt")]
+    code, text = run("sanity", *EMT_CALCULATOR, *words)
+    assert code == 1 and "repulsion: FAILED" in text
+    assert "data:image/png" in (tmp_path / "emt" / "sanity.html").read_text()
+
+
+def test_sanity_does_not_write_into_a_folder_of_others(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    code, text = run("sanity", *EMT_CALCULATOR, "checks=[water]", "--out", str(tmp_path))
+    assert code == 1 and "thesis.tex" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["sanity"], "exactly one of them is needed"),
+        (["sanity", "evenfield-s", *EMT_CALCULATOR], "exactly one of them is needed"),
+        (["sanity", "--calculator", "ase.calculators.emt"], "--calculator ase.calculators.emt"),
+        (["sanity", "--calculator", "no_such_module:EMT"], "no_such_module"),
+        (["sanity", *EMT_CALCULATOR, "checks=[beauty]"], "there is no 'beauty'"),
+        (["sanity", *EMT_CALCULATOR, "elements=[Xx]"], "'Xx' is not the symbol"),
+        (["water", "evenfield-s", "suit=quick", *EMT_HEAD], "suit"),
         (["phases", "evenfield-s", "Xx", *EMT_HEAD], "Xx: the model was not trained on it"),
         (["phases", "nowhere", "Cu"], "nowhere"),
         (
@@ -212,6 +271,9 @@ def test_a_new_check_is_one_file(
         ([Figure("error", 0.1, "", limit=0.2), Figure("reach", 3.0, "A")], True),
         ([Figure("error", 0.3, "", limit=0.2)], False),
         ([Figure("error", float("nan"), "", limit=0.2)], False),
+        ([Figure("binding", 0.2, "eV", limit=0.4, at_least=0.1)], True),
+        ([Figure("binding", 0.05, "eV", limit=0.4, at_least=0.1)], False),
+        ([Figure("binding", float("nan"), "eV", at_least=0.1)], False),
     ],
 )
 def test_verdict(figures: list[Figure], passed: bool | None) -> None:

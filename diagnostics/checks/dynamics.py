@@ -1,0 +1,248 @@
+"""Dynamics of some thirty systems: does any explode, fuse two atoms, or gain energy?
+
+A quarter of the time a thermostat brings a system to its temperature. The rest is NVE, in which the
+total energy must stay: it drifts where forces are not the derivative of the energy. With a folder,
+finished systems are kept, and the one at work is stored every few hundred steps.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.bussi import Bussi
+from ase.md.verlet import VelocityVerlet
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors, write_atomically
+from ..check import CheckedCalculator, CheckResult, Figure
+from ..sanity.answers import FAILURES
+from ..sanity.config import SanityConfig
+from ..sanity.memory import Memory
+from ..sanity.systems import PairDistances, System, chosen_systems
+from ..sanity.verdicts import failures, progress_bar
+
+
+DRIFT = 10.0  # meV/atom/ps, of the total energy
+# An explosion is a temperature this many times the target.
+HOT = 5.0
+THERMOSTAT_SHARE = 0.25
+THERMOSTAT_TIME = 50.0  # fs
+
+# Steps between two looks at the atoms; steps of a part, several looks, after which the state is
+# stored. The thermostat's random numbers start again with each part, so that a resumed run has the
+# same ones.
+LOOK = 20
+PART = 200
+
+
+def check(
+    model: CheckedCalculator,
+    settings: SanityConfig,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="keeps what is done, to go on after a stop")
+    ] = None,
+) -> CheckResult:
+    """Does dynamics explode, fuse atoms or gain energy?
+
+    Example: evenfield check dynamics evenfield-s elements=[Cu] suite=quick --level-of-theory EMT
+    """
+    calculator = model.calculator()
+    systems, skipped = chosen_systems(settings, model.symbols)
+    memory = Memory.of(folder, model, settings)
+
+    runs = []
+    with progress_bar() as bar:
+        task = bar.add_task("dynamics", total=len(systems))
+        for system in systems:
+            bar.update(task, description=f"dynamics: {system.name}")
+            stored = memory.read(f"dynamics {system.name}")
+            if stored is not None:
+                run = Run(**stored)
+            else:
+                run = simulate(calculator, system, settings, memory)
+                memory.write(f"dynamics {system.name}", asdict(run))
+            runs.append(run)
+            bar.advance(task)
+
+    figures = [
+        Figure("systems", len(runs), ""),
+        Figure("length of each", settings.length, "ps"),
+    ]
+    lines = []
+    if runs:
+        broken = [f"{run.name} ({run.failure})" for run in runs if run.failure]
+        drifting = [
+            f"{run.name} {run.drift:+.0f} meV/atom/ps"
+            for run in runs
+            if not run.failure and not abs(run.drift) <= DRIFT
+        ]
+        for what, names in (
+            ("systems that explode or fuse", broken),
+            ("systems whose energy drifts", drifting),
+        ):
+            figure, named = failures(what, names)
+            figures.append(figure)
+            lines += named
+        drifts = [abs(run.drift) for run in runs if not run.failure]
+        if drifts:
+            figures.append(Figure("largest drift", max(drifts), "meV/atom/ps"))
+    return CheckResult(figures, lines, skipped)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the dynamics of a system ended.
+
+    failure: empty for a run to its end. drift: meV/atom/ps of the total energy in NVE.
+    """
+
+    name: str
+    steps: int
+    failure: str
+    drift: float
+
+
+class Explosion(EvenfieldError):
+    """The dynamics has left what the start was."""
+
+
+def simulate(calculator: Calculator, system: System, settings: SanityConfig, memory: Memory) -> Run:
+    """Run one system to its end or to its failure, from where an earlier process stopped."""
+    start = system.atoms()
+    distances = PairDistances(start)
+    looks = round(1000 * settings.length / system.time_step / LOOK)
+    num_steps = max(2 * PART, LOOK * looks)
+    # in whole parts, since a part has one kind of dynamics
+    warm_steps = max(1, round(THERMOSTAT_SHARE * num_steps / PART)) * PART
+
+    state = _State.read(memory.path(f"state {system.name}"))
+    if state is None:
+        state = _State(0, start.positions, _momenta(start, settings), [])
+    atoms = start
+    atoms.positions = state.positions
+    atoms.set_momenta(state.momenta)
+    atoms.calc = calculator
+
+    steps = state.steps
+    energies = list(state.energies)
+    failure = ""
+    while steps < num_steps and not failure:
+        part = min(PART, num_steps - steps)
+        is_warming = steps < warm_steps
+        try:
+            found = _part(atoms, system, settings, distances, part, steps if is_warming else None)
+        except Explosion as error:
+            failure = error.message
+            break
+        except FAILURES:
+            failure = "no energy or forces"
+            break
+        steps += part
+        energies += found
+        state = _State(steps, atoms.positions, atoms.get_momenta(), energies)
+        state.write(memory.path(f"state {system.name}"))
+
+    drift = np.nan
+    if not failure:
+        # an energy for each look at the atoms
+        times = np.arange(len(energies)) * LOOK * system.time_step / 1000
+        drift = 1000 * float(np.polyfit(times, energies, 1)[0])
+    return Run(system.name, steps, failure, drift)
+
+
+def _momenta(atoms: Atoms, settings: SanityConfig) -> np.ndarray:
+    """(N, 3) from Maxwell's distribution at twice the temperature, without a net momentum.
+
+    Half of the energy becomes potential energy in the first vibrations.
+    """
+    rng = np.random.default_rng(settings.seed)
+    masses = atoms.get_masses()[:, None]
+    spread = np.sqrt(masses * units.kB * 2 * settings.temperature)
+    momenta: np.ndarray = rng.normal(size=(len(atoms), 3)) * spread
+    return momenta - masses * momenta.sum(0) / masses.sum()
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a run is. energies: eV/atom, of the part in NVE."""
+
+    steps: int
+    positions: np.ndarray
+    momenta: np.ndarray
+    energies: list[float]
+
+    @classmethod
+    def read(cls, path: Path | None) -> _State | None:
+        """The stored state; None if there is none."""
+        if path is None or not path.is_file():
+            return None
+        with file_errors(path):
+            content = json.loads(path.read_text())
+        return cls(
+            content["steps"],
+            np.array(content["positions"]),
+            np.array(content["momenta"]),
+            content["energies"],
+        )
+
+    def write(self, path: Path | None) -> None:
+        """Store it whole; JSON keeps every digit of a float64."""
+        if path is None:
+            return
+        content = {
+            "steps": self.steps,
+            "positions": self.positions.tolist(),
+            "momenta": self.momenta.tolist(),
+            "energies": self.energies,
+        }
+        with file_errors(path):
+            write_atomically(path, json.dumps(content))
+
+
+def _part(
+    atoms: Atoms,
+    system: System,
+    settings: SanityConfig,
+    distances: PairDistances,
+    steps: int,
+    warming_step: int | None,
+) -> list[float]:
+    """Some steps; returns the total energies (eV/atom) of NVE, and none of the thermostat.
+
+    warming_step: number of the first step under the thermostat; None for NVE.
+    """
+    time_step = system.time_step * units.fs
+    dynamics: Bussi | VelocityVerlet
+    if warming_step is not None:
+        dynamics = Bussi(
+            atoms,
+            time_step,
+            temperature_K=settings.temperature,
+            taut=THERMOSTAT_TIME * units.fs,
+            rng=np.random.default_rng([settings.seed, warming_step]),
+        )
+    else:
+        dynamics = VelocityVerlet(atoms, time_step)
+
+    energies = []
+    for _ in range(0, steps, LOOK):
+        with np.errstate(all="ignore"):
+            dynamics.run(LOOK)
+        energy = float(atoms.get_total_energy()) / len(atoms)
+        if not np.isfinite(energy):
+            raise Explosion("energy is not finite")
+        temperature = float(atoms.get_temperature())
+        if temperature > HOT * settings.temperature:
+            raise Explosion(f"{temperature:.0f} K")
+        fused = distances.fused(atoms)
+        if fused is not None:
+            raise Explosion(fused)
+        energies.append(energy)
+    return energies if warming_step is None else []

@@ -1,0 +1,198 @@
+"""Are cubic crystals stable, and do energy and stress agree about their elastic constants?
+
+M. Born: a cubic crystal is stable if C11 - C12, C11 + 2 C12 and C44 are positive. The constants
+come from finite strains at the model's own lattice parameter, once as second derivatives of the
+energy and once as derivatives of the stress. Where the two differ, the stress is not the derivative
+of the energy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.optimize import BFGS
+from ase.units import GPa
+
+from ..check import CheckedCalculator, CheckResult, Figure
+from ..sanity.answers import FAILURES, ask
+from ..sanity.config import SanityConfig
+from ..sanity.crystals import ATOMS_PER_CUBE, crystal, minimum
+from ..sanity.reference.tables import elemental_phases, lattices
+from ..sanity.verdicts import failures, with_progress
+
+
+# Twenty crystals and their structures: metals, semiconductors, salts.
+CRYSTALS = {
+    **dict.fromkeys(("Cu", "Al", "Ag", "Au", "Pd", "Pt", "Ni", "Rh"), "fcc"),
+    **dict.fromkeys(("Na", "W", "Fe"), "bcc"),
+    **dict.fromkeys(("Si", "C", "Ge"), "diamond"),
+    **dict.fromkeys(("GaAs", "SiC", "InP"), "zincblende"),
+    **dict.fromkeys(("NaCl", "MgO", "LiF"), "rocksalt"),
+}
+QUICK = ("Cu", "Al", "Na", "W", "Si", "C", "NaCl", "MgO")
+
+STRAINS = np.array([-0.010, -0.005, 0.0, 0.005, 0.010])
+UNIAXIAL = np.diag([1.0, 0.0, 0.0])
+ISOTROPIC = np.eye(3)
+SHEAR = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.5, 0.0]])
+
+# How far energy and stress may differ: relative to the largest constant, and in GPa.
+AGREEMENT = 0.05
+AGREEMENT_GPA = 1.0
+
+# Atoms of diamond and zincblende move against each other when the crystal is sheared.
+HAS_INNER_STRAIN = ("diamond", "zincblende")
+FMAX = 1e-4  # eV/A
+MAX_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Constants:
+    """C11, C12 and C44 in GPa."""
+
+    c11: float
+    c12: float
+    c44: float
+
+    @property
+    def is_stable(self) -> bool:
+        """Born's criteria; false for NaN."""
+        return self.c11 > self.c12 and self.c11 + 2 * self.c12 > 0 and self.c44 > 0
+
+    def agrees(self, other: Constants) -> bool:
+        """Whether two sets differ by no more than the tolerance; false for NaN."""
+        mine = np.array([self.c11, self.c12, self.c44])
+        theirs = np.array([other.c11, other.c12, other.c44])
+        allowed = AGREEMENT_GPA + AGREEMENT * np.abs(theirs).max()
+        return bool(np.abs(mine - theirs).max() <= allowed)
+
+    def __str__(self) -> str:
+        return f"{self.c11:.0f} {self.c12:.0f} {self.c44:.0f}"
+
+
+def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
+    """Elastic constants of cubic crystals by energy and by stress, and Born's stability.
+
+    Example: evenfield check elastic evenfield-s elements=[Cu] --level-of-theory EMT
+    """
+    calculator = model.calculator("float64")
+    known = set(settings.chosen(model.symbols))
+    wanted = QUICK if settings.suite == "quick" else tuple(CRYSTALS)
+    judged = [name for name in wanted if set(crystal_symbols(name)) <= known]
+    skipped = [name for name in wanted if name not in judged]
+
+    unstable = []
+    apart = []
+    without = []
+    table = []
+    for name in with_progress("elastic", judged):
+        found = elastic_constants(calculator, name, CRYSTALS[name])
+        if found is None:
+            without.append(name)
+            continue
+        by_energy, by_stress = found
+        table.append(f"{name:5} C11 C12 C44 in GPa: energy {by_energy}, stress {by_stress}")
+        if not (by_energy.is_stable and by_stress.is_stable):
+            unstable.append(name)
+        if not by_stress.agrees(by_energy):
+            apart.append(name)
+
+    figures = [Figure("cubic crystals", len(judged), "")]
+    lines = []
+    if judged:
+        for what, names in (
+            ("crystals without a minimum", without),
+            ("unstable crystals", unstable),
+            ("crystals whose stress is not the derivative of the energy", apart),
+        ):
+            figure, named = failures(what, names)
+            figures.append(figure)
+            lines += named
+    return CheckResult(figures, lines + table, skipped)
+
+
+def crystal_symbols(name: str) -> list[str]:
+    """The elements of a formula."""
+    return sorted(set(Atoms(name).get_chemical_symbols()))
+
+
+def elastic_constants(
+    calculator: Calculator, name: str, structure: str
+) -> tuple[Constants, Constants] | None:
+    """By energy and by stress; None for a crystal without a minimum near its known volume."""
+    curve = minimum(calculator, name, structure, expected_volume(name, structure))
+    if not curve.volume > 0:
+        return None
+    atoms = crystal(name, structure, curve.volume)
+    relaxes = structure in HAS_INNER_STRAIN
+
+    # second derivatives of the energy per volume, and derivatives of the stress, in GPa
+    uniaxial, along, across = _response(calculator, atoms, UNIAXIAL, (0, 0), (1, 1))
+    isotropic, _, _ = _response(calculator, atoms, ISOTROPIC, (0, 0), (1, 1))
+    sheared, shear, _ = _response(calculator, atoms, SHEAR, (1, 2), (0, 1), relaxes=relaxes)
+
+    # the isotropic one is 3 (C11 + 2 C12)
+    c12 = (isotropic / 3 - uniaxial) / 2
+    return Constants(uniaxial, c12, sheared), Constants(along, across, shear)
+
+
+def expected_volume(name: str, structure: str) -> float:
+    """A^3/atom, from the reference tables."""
+    for lattice in lattices():
+        if lattice.name == name:
+            return lattice.pbe**3 / ATOMS_PER_CUBE[structure]
+    return elemental_phases()[name][structure].volume
+
+
+def _response(
+    calculator: Calculator,
+    atoms: Atoms,
+    direction: np.ndarray,
+    first: tuple[int, int],
+    second: tuple[int, int],
+    *,
+    relaxes: bool = False,
+) -> tuple[float, float, float]:
+    """d2E/de2 / V, and the derivatives of two entries of the stress, in GPa."""
+    energies = []
+    stresses = []
+    for strain in STRAINS:
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + strain * direction), scale_atoms=True)
+        if relaxes:
+            strained = _relaxed(calculator, strained)
+        answer = ask(calculator, strained, stress=True)
+        energies.append(answer.energy)
+        stresses.append(answer.stress)
+
+    if not np.isfinite(energies).all():
+        return np.nan, np.nan, np.nan
+    # in units of the largest strain, so that the powers of the fit are of one size
+    largest = STRAINS.max()
+    scaled = STRAINS / largest
+    relative = np.array(energies) - energies[len(STRAINS) // 2]
+    curvature = 2 * np.polyfit(scaled, relative, 4)[-3] / largest**2 / atoms.get_volume()
+
+    slopes = []
+    for row, column in (first, second):
+        entries = [stress[row, column] for stress in stresses]
+        is_finite = bool(np.isfinite(entries).all())
+        slope = np.polyfit(scaled, entries, 3)[-2] / largest if is_finite else np.nan
+        slopes.append(float(slope) / GPa)
+    return float(curvature) / GPa, slopes[0], slopes[1]
+
+
+def _relaxed(calculator: Calculator, atoms: Atoms) -> Atoms:
+    """The same cell with its atoms at rest; as it was where the calculator fails."""
+    moved = atoms.copy()
+    moved.set_initial_magnetic_moments(None)
+    moved.calc = calculator
+    try:
+        with np.errstate(all="ignore"):
+            BFGS(moved, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
+    except FAILURES:
+        return atoms
+    return moved

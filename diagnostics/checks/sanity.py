@@ -1,0 +1,249 @@
+"""All physical checks in one: is this potential sound enough to be used, or published?"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ...core.destination import check_destination
+from ...core.files import file_errors, write_atomically
+from ...core.numbers import short_number
+from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
+from ...core.pages.page import Table as PageTable
+from ...core.rich_console import Console
+from ...core.settings import SettingsError
+from ..check import CheckedCalculator, CheckResult, Figure, check_function
+from ..sanity.config import SanityConfig
+from ..sanity.memory import Memory
+
+
+# The checks, in the order in which they are made. A new one is a file next to this one, and a line
+# here.
+BATTERY = (
+    "repulsion",
+    "bound",
+    "crystals",
+    "lattice",
+    "elastic",
+    "water",
+    "relaxations",
+    "dynamics",
+)
+
+VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
+
+
+def check(
+    model: CheckedCalculator,
+    settings: SanityConfig,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="folder for sanity.json and sanity.html; what is finished is kept there, "
+            "and the same command goes on after a stop",
+        ),
+    ] = None,
+) -> CheckResult:
+    """Is a potential physically sound? Eight checks, each also a command of its own.
+
+    The exit code is 1 if one of them fails. Elements that are not known are skipped and counted.
+
+    Examples:
+    evenfield check sanity evenfield-s suite=quick --level-of-theory EMT
+    evenfield check sanity --calculator ase.calculators.emt:EMT elements=[Cu,Al] --out runs/emt
+    """
+    names = _chosen(settings)
+    if out is not None:
+        _check_out(out)
+
+    memory = Memory.of(out, model, settings)
+    results = {}
+    for name in names:
+        results[name] = _result(name, model, settings, out, memory)
+        _print_verdict(name, results[name])
+
+    _print_table(f"{model.name}, {model.level}, suite {settings.suite}", results)
+    if out is not None:
+        _write_json(out / "sanity.json", model, settings, results)
+        write_page(
+            out / "sanity.html",
+            f"Sanity of {model.name}, {model.level}",
+            _sections(settings, results),
+            state=VERDICTS[_verdict(results)],
+        )
+    return _joined(results)
+
+
+def _chosen(settings: SanityConfig) -> list[str]:
+    unknown = sorted(set(settings.checks or []) - set(BATTERY))
+    if unknown:
+        raise SettingsError(
+            f"checks: there is no {unknown[0]!r}", remedy=f"choose among {', '.join(BATTERY)}"
+        )
+    return [name for name in BATTERY if settings.checks is None or name in settings.checks]
+
+
+def _check_out(out: Path) -> None:
+    """A folder of an earlier run goes on; any other content is refused."""
+    is_earlier = (out / ".parts").is_dir() or (out / "sanity.json").is_file()
+    if not is_earlier:
+        check_destination(out, remedy="choose another --out")
+
+
+def _result(
+    name: str, model: CheckedCalculator, settings: SanityConfig, out: Path | None, memory: Memory
+) -> CheckResult:
+    """The result of one check, read back if an earlier run has finished it."""
+    stored = memory.read(name)
+    if stored is not None:
+        pictures = {}
+        for file_name in stored.pop("pictures"):
+            assert memory.folder is not None
+            with file_errors(memory.folder / file_name):
+                pictures[file_name] = (memory.folder / file_name).read_bytes()
+        return CheckResult.from_dict(stored, pictures)
+
+    check = check_function(name)
+    options: dict[str, Any] = {}
+    if "folder" in inspect.signature(check).parameters:
+        options["folder"] = out
+    result = check(model, settings, **options)
+
+    if memory.folder is not None:
+        for file_name, data in result.pictures.items():
+            with file_errors(memory.folder / file_name):
+                write_atomically(memory.folder / file_name, data)
+        # last: what has a record is finished
+        memory.write(name, result.as_dict() | {"pictures": sorted(result.pictures)})
+    return result
+
+
+def _verdict(results: dict[str, CheckResult]) -> bool | None:
+    """Of all checks; None if none of them had anything to judge."""
+    verdicts = [result.passed for result in results.values() if result.passed is not None]
+    return all(verdicts) if verdicts else None
+
+
+def _joined(results: dict[str, CheckResult]) -> CheckResult:
+    """All figures in one result; the terminal has shown the lines already."""
+    figures = []
+    skipped = []
+    for name, result in results.items():
+        for figure in result.figures:
+            figures.append(
+                Figure(
+                    f"{name}: {figure.name}",
+                    figure.value,
+                    figure.unit,
+                    figure.limit,
+                    figure.at_least,
+                )
+            )
+        skipped += [f"{name}: {what}" for what in result.skipped]
+    return CheckResult(figures, skipped=skipped)
+
+
+# --- what a reader sees
+
+
+def _threshold(figure: Figure) -> str:
+    parts = []
+    if figure.at_least is not None:
+        parts.append(f"at least {short_number(figure.at_least)}")
+    if figure.limit is not None:
+        parts.append(f"at most {short_number(figure.limit)}")
+    return ", ".join(parts)
+
+
+def _value(figure: Figure) -> str:
+    return f"{short_number(figure.value)} {figure.unit}".strip()
+
+
+def _print_verdict(name: str, result: CheckResult) -> None:
+    console = Console(soft_wrap=True)
+    colour = {True: "green", False: "red", None: ""}[result.passed]
+    console.print(f"{name}: {VERDICTS[result.passed]}", style=colour)
+    for line in result.lines:
+        console.print(f"  {line}")
+    if result.skipped:
+        console.print(f"  skipped, elements not known: {len(result.skipped)}")
+
+
+def _print_table(title: str, results: dict[str, CheckResult]) -> None:
+    table = Table("check", "figure", "value", "threshold", "verdict", title=title)
+    for name, result in results.items():
+        shown = name
+        # the page and the JSON file have the others too
+        for figure in result.figures:
+            if figure.is_judged:
+                verdict = VERDICTS[figure.passed]
+                table.add_row(shown, figure.name, _value(figure), _threshold(figure), verdict)
+                shown = ""
+        if shown:
+            table.add_row(name, "", "", "", VERDICTS[result.passed])
+    Console().print(table)
+
+
+def _sections(settings: SanityConfig, results: dict[str, CheckResult]) -> list[Section]:
+    """The page: a table of verdicts, then a section for each check."""
+    rows = []
+    for name, result in results.items():
+        failed = [figure.name for figure in result.figures if not figure.passed]
+        rows.append([name, VERDICTS[result.passed], "; ".join(failed), str(len(result.skipped))])
+    header = ["check", "verdict", "what failed", "skipped"]
+    summary: list[Block] = [
+        Text(f"Suite {settings.suite}. Skipped are systems with elements that are not known."),
+        PageTable("Verdicts", header, rows, words=True),
+    ]
+    sections = [Section("", summary)]
+    for name, result in results.items():
+        sections.append(Section(name, _blocks(result)))
+    return sections
+
+
+def _blocks(result: CheckResult) -> list[Block]:
+    rows = []
+    for figure in result.figures:
+        verdict = VERDICTS[figure.passed] if figure.is_judged else ""
+        rows.append([figure.name, _value(figure), _threshold(figure), verdict])
+    blocks: list[Block] = [PageTable("", ["figure", "value", "threshold", "verdict"], rows)]
+    if result.lines:
+        blocks.append(Bullets(result.lines))
+    if result.skipped:
+        blocks.append(Text(f"Skipped: {', '.join(result.skipped)}.", style="remark"))
+    for name, png in result.pictures.items():
+        blocks.append(Picture(name, png))
+    return blocks
+
+
+# --- what a program reads
+
+
+def _content(
+    model: CheckedCalculator, settings: SanityConfig, results: dict[str, CheckResult]
+) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "level_of_theory": model.level,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings.model_dump(mode="json"),
+        "passed": _verdict(results),
+        "checks": {name: result.as_dict() for name, result in results.items()},
+    }
+
+
+def _write_json(
+    path: Path,
+    model: CheckedCalculator,
+    settings: SanityConfig,
+    results: dict[str, CheckResult],
+) -> None:
+    with file_errors(path):
+        write_atomically(path, json.dumps(_content(model, settings, results), indent=1) + "\n")

@@ -1,0 +1,65 @@
+"""Settings of the physical checks: how much is computed, and what it is compared with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ase.data import atomic_numbers
+from pydantic import Field, field_validator
+
+from ...core.settings import Settings
+
+
+Suite = Literal["quick", "standard", "full"]
+
+# Picoseconds of dynamics by suite.
+PICOSECONDS: dict[Suite, float] = {"quick": 1.0, "standard": 2.0, "full": 10.0}
+
+
+class SanityConfig(Settings):
+    """What `evenfield check sanity` and each of its checks computes."""
+
+    suite: Suite = Field(
+        default="standard",
+        description="quick: few systems, 1 ps; standard: all systems, 2 ps; full: 10 ps",
+    )
+    checks: list[str] | None = Field(
+        default=None, description="names of the checks to make, all by default"
+    )
+    elements: list[str] | None = Field(
+        default=None, description="symbols to look at, by default all that the model knows"
+    )
+    reference: Literal["auto", "pbe", "experiment"] = Field(
+        default="auto",
+        description="lattice parameters to compare with; auto: PBE for a level with PBE in its "
+        "name, else experiment",
+    )
+    picoseconds: float | None = Field(
+        default=None, gt=0, le=1000, description="length of the dynamics, by default the suite's"
+    )
+    temperature: float = Field(default=300.0, gt=0, le=3000, description="of the dynamics, K")
+    free_atoms: bool | None = Field(
+        default=None,
+        description="judge whether crystals lie below free atoms; by default only for other "
+        "calculators, since reference energies of a regression are no energies of atoms",
+    )
+    seed: int = Field(default=0, ge=0, description="of velocities and distortions")
+
+    @field_validator("elements")
+    @classmethod
+    def _check_elements(cls, elements: list[str] | None) -> list[str] | None:
+        for symbol in elements or []:
+            if atomic_numbers.get(symbol, 0) == 0:
+                raise ValueError(f"elements: {symbol!r} is not the symbol of an element")
+        return elements
+
+    @property
+    def length(self) -> float:
+        """Picoseconds of each dynamics."""
+        return self.picoseconds or PICOSECONDS[self.suite]
+
+    def chosen(self, symbols: list[str]) -> list[str]:
+        """Those of `symbols`, which a calculator knows, that are looked at."""
+        if self.elements is None:
+            return symbols
+        return [symbol for symbol in symbols if symbol in self.elements]

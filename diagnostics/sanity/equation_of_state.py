@@ -1,0 +1,85 @@
+"""Energy against volume: a scan that finds the minimum, and the fit of Birch and Murnaghan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ase.units import GPa
+
+
+# Volumes that are searched for a minimum, relative to the expected one.
+SCAN = np.linspace(0.60, 1.60, 21)
+# Volumes of the fit, relative to the minimum.
+FIT = np.linspace(0.94, 1.06, 7)
+
+
+@dataclass(frozen=True)
+class EquationOfState:
+    """The minimum of a curve.
+
+    volume: A^3/atom. energy: eV/atom. bulk_modulus: GPa.
+    """
+
+    volume: float
+    energy: float
+    bulk_modulus: float
+
+
+def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> EquationOfState:
+    """The third-order Birch-Murnaghan curve through energies (eV) at volumes (A^3).
+
+    F. Birch, Phys. Rev. 71, 809 (1947): the energy is a cubic polynomial in V^(-2/3), so the fit is
+    linear. All figures are NaN where the curve has no minimum.
+    """
+    # relative to the middle, or the powers differ by orders of magnitude
+    scale = float(np.median(volumes))
+    x = (volumes / scale) ** (-2 / 3)
+    offset = float(energies.min())
+    cubic = np.polynomial.Polynomial.fit(x, energies - offset, 3, domain=[-1, 1])
+    slope = cubic.deriv()
+
+    minima = []
+    for root in slope.roots():
+        value = float(root.real)
+        is_real = abs(root.imag) < 1e-9 and value > 0
+        if is_real and float(slope.deriv()(value)) > 0:
+            minima.append(value)
+    if not minima:
+        return EquationOfState(np.nan, np.nan, np.nan)
+
+    found = min(minima, key=lambda value: abs(value - 1))
+    volume = scale * found ** (-3 / 2)
+    # d2E/dV2 at the minimum, where only the second derivative in x counts
+    x_of_volume = -2 / 3 * found / volume
+    curvature = float(slope.deriv()(found)) * x_of_volume**2
+    energy = float(cubic(found)) + offset
+    return EquationOfState(volume, energy, volume * curvature / GPa)
+
+
+def find_minimum(energy: Callable[[float], float], expected: float) -> EquationOfState:
+    """The lowest minimum of `energy` (eV/atom at A^3/atom) around an expected volume.
+
+    A curve that falls at the edge of the volumes searched has none: all figures are NaN. So they
+    are where the calculator fails.
+    """
+    nothing = EquationOfState(np.nan, np.nan, np.nan)
+    volumes = expected * SCAN
+    energies = np.array([energy(volume) for volume in volumes])
+    if not np.isfinite(energies).all():
+        return nothing
+    lowest = int(energies.argmin())
+    if lowest in (0, len(volumes) - 1):
+        return nothing
+
+    # twice: the first fit is about a point of the scan, the second about the minimum itself
+    centre = float(volumes[lowest])
+    fit = nothing
+    for _ in range(2):
+        points = centre * FIT
+        fit = fit_birch_murnaghan(points, np.array([energy(volume) for volume in points]))
+        if not fit.volume > 0:
+            return nothing
+        centre = fit.volume
+    return fit

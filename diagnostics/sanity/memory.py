@@ -1,0 +1,60 @@
+"""What a long check has finished, in a folder, so that it goes on after an interruption.
+
+The folder belongs to one model and one set of settings: results of another one are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.files import file_errors, write_atomically
+from ..check import CheckedCalculator
+from .config import SanityConfig
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Results by name. Without a folder, nothing is kept."""
+
+    folder: Path | None
+
+    @classmethod
+    def of(cls, folder: Path | None, model: CheckedCalculator, settings: SanityConfig) -> Memory:
+        """The memory of one model and its settings, below `folder`."""
+        if folder is None:
+            return cls(None)
+        # which checks are made does not change what one of them finds
+        chosen = settings.model_dump(mode="json", exclude={"checks"})
+        key = json.dumps([model.name, model.level, chosen], sort_keys=True)
+        inner = folder / ".parts" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        with file_errors(inner):
+            inner.mkdir(parents=True, exist_ok=True)
+        return cls(inner)
+
+    def path(self, name: str) -> Path | None:
+        """The file of a result."""
+        if self.folder is None:
+            return None
+        # names of systems hold commas and brackets
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return self.folder / f"{plain}.json"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What was stored, or None."""
+        path = self.path(name)
+        if path is None or not path.is_file():
+            return None
+        with file_errors(path):
+            content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Store a result whole or not at all."""
+        path = self.path(name)
+        if path is not None:
+            with file_errors(path):
+                write_atomically(path, json.dumps(content))

@@ -1,0 +1,162 @@
+"""EMT with one deliberate fault each, and a way to check any calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.neighborlist import neighbor_list
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from evenfield.diagnostics.check import CheckedCalculator
+
+
+METALS = ["Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al"]
+
+
+@dataclass(frozen=True)
+class Checked(CheckedCalculator):
+    """A calculator of a test."""
+
+    make: Callable[[], Calculator]
+    known: list[str]
+    label: str = "test"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    @property
+    def level(self) -> str:
+        return "EMT"
+
+    @property
+    def symbols(self) -> list[str]:
+        return self.known
+
+    @property
+    def knows_free_atoms(self) -> bool:
+        return True
+
+    def calculator(self, dtype: str | None = None) -> Calculator:
+        return self.make()
+
+
+class Hole(EMT):
+    """Two atoms closer than 0.6 A gain energy; forces and energies stay consistent."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        first, distances, vectors = neighbor_list("idD", self.atoms, 0.6)
+        # -DEPTH (0.6 - r)^2 for each pair, half of it for each atom
+        depth = 1e5
+        energies = -0.5 * depth * (0.6 - distances) ** 2
+        self.results["energies"] = self.results["energies"].copy()
+        np.add.at(self.results["energies"], first, energies)
+        self.results["energy"] += energies.sum()
+        pull = 2 * depth * (0.6 - distances) / distances
+        forces = self.results["forces"].copy()
+        np.add.at(forces, first, pull[:, None] * vectors)
+        self.results["forces"] = forces
+
+
+class StrongForces(EMT):
+    """Forces that are a tenth larger than the slope."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] = 1.1 * self.results["forces"]
+
+
+class WrongStress(EMT):
+    """The stress has the wrong sign."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        if "stress" in self.results:
+            self.results["stress"] = -self.results["stress"]
+
+
+class SoftShear(EMT):
+    """An fcc crystal gains energy when it is sheared; energy and stress stay consistent."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        cell = self.atoms.cell.array
+        self.results["energy"] += _shear_energy(cell)
+        self.results["free_energy"] = self.results["energy"]
+        if "stress" in self.results:
+            slopes = np.zeros((3, 3))
+            step = 1e-5
+            for row in range(3):
+                for column in range(3):
+                    strain = np.zeros((3, 3))
+                    strain[row, column] += step / 2
+                    strain[column, row] += step / 2
+                    up = _shear_energy(cell @ (np.eye(3) + strain))
+                    down = _shear_energy(cell @ (np.eye(3) - strain))
+                    slopes[row, column] = (up - down) / (2 * step)
+            added = full_3x3_to_voigt_6_stress(slopes / self.atoms.get_volume())
+            self.results["stress"] = self.results["stress"] + added
+
+
+def _shear_energy(cell: np.ndarray) -> float:
+    """-120 GPa times half the squared shears of a primitive fcc cell, in eV."""
+    volume = abs(np.linalg.det(cell))
+    half_edge = (volume / 2) ** (1 / 3)
+    perfect = half_edge * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])
+    deformation = np.linalg.solve(perfect, cell)
+    green = (deformation @ deformation.T - np.eye(3)) / 2
+    shears = np.array([green[0, 1], green[0, 2], green[1, 2]])
+    return float(-0.5 * 0.75 * volume * ((2 * shears) ** 2).sum())
+
+
+class Drift(EMT):
+    """A constant force on every atom, which no energy accounts for."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results["forces"] = self.results["forces"] + np.array([0.1, 0.0, 0.0])
+
+
+class Shifted(EMT):
+    """Crystals lie above free atoms: each atom with neighbours costs 10 eV."""
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        super().calculate(atoms, properties, system_changes)
+        if self.atoms.pbc.any():
+            self.results["energy"] += 10.0 * len(self.atoms)
