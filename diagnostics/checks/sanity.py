@@ -92,7 +92,7 @@ def _chosen(settings: SanityConfig) -> list[str]:
 
 def _check_out(out: Path) -> None:
     """A folder of an earlier run goes on; any other content is refused."""
-    is_earlier = (out / ".parts").is_dir() or (out / "sanity.json").is_file()
+    is_earlier = (out / ".sanity").is_dir() or (out / "sanity.json").is_file()
     if not is_earlier:
         check_destination(out, remedy="choose another --out")
 

@@ -30,7 +30,7 @@ class Memory:
         # which checks are made does not change what one of them finds
         chosen = settings.model_dump(mode="json", exclude={"checks"})
         key = json.dumps([model.name, model.level, chosen], sort_keys=True)
-        inner = folder / ".parts" / hashlib.sha256(key.encode()).hexdigest()[:16]
+        inner = folder / ".sanity" / hashlib.sha256(key.encode()).hexdigest()[:16]
         with file_errors(inner):
             inner.mkdir(parents=True, exist_ok=True)
         return cls(inner)

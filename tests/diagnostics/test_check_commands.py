@@ -181,7 +181,7 @@ def test_sanity_writes_a_page_and_goes_on(tmp_path: Path) -> None:
     assert "pairs with a hole" in (out / "sanity.html").read_text()
 
     # the stored result is taken: nothing else can give 99 pairs
-    (stored,) = out.glob(".parts/*/repulsion.json")
+    (stored,) = out.glob(".sanity/*/repulsion.json")
     stored.write_text(stored.read_text().replace('"value": 3', '"value": 99'))
     run(*words)
     assert (
