@@ -87,6 +87,7 @@ def convert(
     from .checks.unit_check import UnitError
     from .convert.convert import ConvertConfig
     from .convert.convert import convert as run
+    from .convert.finish import SpellingError
     from .sources.label_tally import from_json, label_report
     from .structure import BadRecordError
 
@@ -102,6 +103,9 @@ def convert(
         )
     except BadRecordError as error:
         _add_remedy(error, "set skip_bad=true to leave bad records out")
+        raise
+    except SpellingError as error:
+        _add_remedy(error, "if all structures have the same level, set level_of_theory=NAME")
         raise
     except UnitError as error:
         _add_remedy(error, "if the source is right, add --trust-units")

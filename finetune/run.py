@@ -23,6 +23,7 @@ from .closed_form.refit import RefitReport
 from .config import FineTuneConfig
 from .gradient.train import GradientReport
 from .heads import with_ensemble
+from .leaks import notes_on_leaks
 from .safety.step0 import Step
 from .set_up import set_up
 from .state import FineTuning, Stage
@@ -105,6 +106,8 @@ def finetune(
             say(line)
         for line in _doubts_about_level(model, target):
             say(line)
+        for note in notes_on_leaks(target, model.record, config.replay.data):
+            say(note)
     strategy = choose_strategy(config.strategy, target.num_different)
 
     run = FineTuning(model, target, config, quiet=quiet)

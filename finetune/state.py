@@ -15,6 +15,8 @@ from typing import Literal
 from ase.data import chemical_symbols
 from pydantic import Field
 
+from ..core.errors import EvenfieldError
+from ..core.level_names import spelt_alike
 from ..core.settings import Settings
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict
@@ -196,6 +198,7 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
     either, it is the model's default, or its first.
     """
     levels = own_levels(model.potential.config.levels_of_theory)
+    _refuse_other_spelling(target, levels)
     if target.level_of_theory in model.potential.config.levels_of_theory:
         return target.level_of_theory
     default = default_level(model.record, levels) or levels[0]
@@ -212,6 +215,21 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
             best = level
             smallest = error
     return best
+
+
+def _refuse_other_spelling(target: Target, levels: list[str]) -> None:
+    """Raise EvenfieldError for a level of theory of the model, spelt in another way."""
+    level = target.level_of_theory
+    other = spelt_alike(level, levels)
+    if level in levels or other is None:
+        return
+    setting = f"{target.setting_prefix}level_of_theory"
+    raise EvenfieldError(
+        f"level of theory {level!r} is spelt almost like {other!r} of the model, and would get a "
+        "head of its own",
+        remedy=f"{target.how_to_read_again} {setting}={other!r} if it is the same, or else a name "
+        "that differs more",
+    )
 
 
 def _elements_of(model: LoadedModel, level: str) -> set[int]:

@@ -50,6 +50,8 @@ class Target:
     """Which labels the source has and which of them were read; empty where nobody counted."""
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
     """Field -> column, as the conversion was told."""
+    folder: Path | None = None
+    """The converted data set; None for structures that were given as they are."""
     is_file: bool = False
     """The data were converted by the fine-tuning itself, so that its settings can correct them."""
 
@@ -144,6 +146,7 @@ def open_target(
         source=about,
         labels=from_json(info.get("labels", {})),
         columns=info["source"].get("config", {}).get("columns", {}),
+        folder=folder,
         is_file=is_file,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..core.errors import EvenfieldError
+from ..core.level_names import likely_meant
+from ..data_pipelines.checks.leaks import leaks_among
 from ..data_pipelines.stream.collection import Collection
 from .checkpoints.run_data import trained_levels
 from .config import PretrainConfig
@@ -23,9 +25,11 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
         )
 
     if config.default_level is not None and config.default_level not in levels:
+        meant = likely_meant(config.default_level, levels)
+        question = f"did you mean {meant!r}? " if meant else ""
         raise EvenfieldError(
             f"default_level={config.default_level}: no training structure has this level of theory",
-            remedy=f"choose one of {', '.join(levels)}",
+            remedy=f"{question}choose one of {', '.join(levels)}",
         )
     if config.adaptive.rate > 0 and not num_with_a_head(data, "valid"):
         raise EvenfieldError(
@@ -67,4 +71,4 @@ def notes_on_data(data: Collection) -> list[str]:
             f"level of theory {level} has no training structure: it gets no head, and its "
             f"structures ({', '.join(splits)}) are left out of the evaluation"
         )
-    return notes
+    return notes + leaks_among(data.folders)

@@ -43,6 +43,7 @@ from world import (
 )
 
 from evenfield import model_zoo
+from evenfield.data_pipelines.checks.leaks import leaks_among
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.structure import SPLITS
 from evenfield.model_zoo.evaluation.predictions import ParityPairs
@@ -69,6 +70,11 @@ def read_data(world: Path) -> str:
             for name, value in sorted(structure.labels.items()):
                 parts += [name, np.asarray(value, dtype=float)]
     return digest(*parts)
+
+
+def compare_data(world: Path) -> str:
+    """What the two data sets have in common."""
+    return digest(leaks_among([world / "data-0", world / "data-1"]))
 
 
 def resume_run(world: Path) -> str:
@@ -153,6 +159,7 @@ def files_of(world: Path) -> dict[str, tuple[list[Path], Callable[[Path], str]]]
         "shard": (sorted(data.glob("*.parquet")), read_data),
         "dataset_info": ([data / "dataset_info.json"], read_data),
         "census": ([data / "census.json"], read_data),
+        "fingerprints": ([data / "fingerprints.npy"], compare_data),
         "checkpoint": ([path for path in checkpoints if path not in is_manifest], resume_run),
         "checkpoint_manifest": (is_manifest, resume_run),
         "run_config": ([run / "config.yaml"], view_run),

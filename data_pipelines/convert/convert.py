@@ -79,6 +79,7 @@ OWN_FILE = re.compile(
     r"|data_card\.md"
     r"|inspection\.(html|png)"
     r"|(census|weights)\.png"
+    r"|fingerprints\.npy"
 )
 
 CARD = "data_card.md"

@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 from ...core.errors import EvenfieldError
 from ...core.files import write_atomically
 from ...core.labels import LABELS
+from ...core.level_names import refuse_two_spellings
 from ..census.census import Census
 from ..sources.label_tally import LabelTally, added, from_json, how_to_read_labels, to_json
 from ..sources.records import default_group
+from ..store.fingerprints import SHA256, write_fingerprints
 from ..store.shards import ARROW_SCHEMA, write_info, write_shard
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
@@ -54,6 +56,10 @@ Parts = list[Staged]
 
 class ConversionError(EvenfieldError):
     """A conversion that could not be completed although its source can be read."""
+
+
+class SpellingError(ConversionError):
+    """A source that spells one level of theory in two ways."""
 
 
 class NoLabelsError(ConversionError):
@@ -92,10 +98,16 @@ def finish(
         that another one has is set aside.
 
     Raises BadRecordError for the second structure with the same id and level of theory, unless
-    `skip_bad`, and ConversionError when no structure is left to train on,
-    or no label.
+    `skip_bad`, SpellingError for one level of theory in two spellings, and ConversionError when no
+    structure is left to train on, or no label.
     """
     tally = _tally(parts, about)
+    refuse_two_spellings(
+        tally.structures,
+        SpellingError,
+        file=about["source"]["file"],
+        remedy="give them one name in the source",
+    )
 
     # a part can be empty, for example that of an empty file among others
     parts = [
@@ -160,6 +172,7 @@ def finish(
     counted = json.dumps(census.to_dict(), indent=1).encode()
     write_atomically(out / "census.json", counted)
     info["census_sha256"] = hashlib.sha256(counted).hexdigest()
+    info[SHA256] = write_fingerprints(out, _fingerprints(index))
     # last: from here on the folder counts as a data set
     return write_info(out, info)
 
@@ -406,6 +419,14 @@ def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
     census = Census()
     census.add_table(table, plan.split)
     return write_shard(table, plan.path), census
+
+
+def _fingerprints(index: _Index) -> dict[str, np.ndarray]:
+    """Split -> fingerprints of its structures, in the order in which the shards have them."""
+    return {
+        split: index.fingerprint[index.keep & (index.split == code)]
+        for code, split in enumerate(SPLITS)
+    }
 
 
 def _write_near_duplicates(out: Path, parts: Parts, index: _Index) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -28,6 +28,7 @@ from ...core.addresses import (
 )
 from ...core.errors import EvenfieldError
 from ...core.files import NAME_A_FILE, special_kind
+from ...core.hub_client import limited_patience
 from ...core.storage import (
     TooLargeError,
     chunks,
@@ -41,6 +42,7 @@ from ...core.storage import (
 
 
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
+HUB_SCHEME = "hf://"
 DOWNLOAD_CHUNK = 1 << 20  # bytes
 GLOB = re.compile(r"[*?\[]")
 
@@ -206,10 +208,11 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     # slow to import, and most sources are local
     from datasets import load_dataset_builder
 
-    try:
-        builder = load_dataset_builder(name, hub_config, revision=revision)
-    except Exception as error:
-        raise _hub_refusal(source, error) from None
+    with limited_patience() as patience:
+        try:
+            builder = load_dataset_builder(name, hub_config, revision=revision)
+        except Exception as error:
+            raise _hub_refusal(source, error, patience.silence) from None
 
     by_split = builder.config.data_files or {}
     files = sorted({str(file) for urls in by_split.values() for file in urls})
@@ -226,7 +229,7 @@ def _hub_files(source: str, name: str, revision: str | None, hub_config: str | N
     return files
 
 
-def _hub_refusal(source: str, error: Exception) -> SourceError:
+def _hub_refusal(source: str, error: Exception, silence: str | None) -> SourceError:
     """The error for a name that is no file here, and that the hub did not provide."""
     from huggingface_hub import constants
 
@@ -236,12 +239,14 @@ def _hub_refusal(source: str, error: Exception) -> SourceError:
             file=source,
             remedy="name a file, or unset HF_HUB_OFFLINE",
         )
-    problem = _problem_of_cache(error)
-    if problem is not None:
+    refusal = _refusal_of_cache(error)
+    if refusal is not None:
+        return refusal
+    if silence is not None:
         return SourceError(
-            f"the cache of the hub's client cannot be used ({problem})",
-            file=constants.HF_HOME,
-            remedy="set HF_HOME to a folder that you may write to",
+            f"no such file or folder, and the hub at {constants.ENDPOINT} gives {silence}",
+            file=source,
+            remedy="check the network and HF_ENDPOINT, or try again later",
         )
     if isinstance(error, ConnectionError):
         return SourceError(
@@ -258,17 +263,34 @@ def _hub_refusal(source: str, error: Exception) -> SourceError:
     )
 
 
-def _problem_of_cache(error: BaseException | None) -> str | None:
-    """What the operating system said about a file of the client's cache, if it was that."""
+def _refusal_of_cache(error: BaseException | None) -> SourceError | None:
+    """The error for a cache of the hub's libraries that cannot be written, if it was that."""
+    from datasets import config
     from huggingface_hub import constants
 
-    home = Path(constants.HF_HOME)
+    # the libraries raise errors of their own, which keep at most the text of the system's
+    texts = []
     while error is not None:
-        # the library raises an error of its own, which says that there is no such data set
-        name = error.filename if isinstance(error, OSError) else None
-        if isinstance(name, str) and (home.is_relative_to(name) or Path(name).is_relative_to(home)):
-            return str(error)
+        texts.append(str(error))
         error = error.__cause__ or error.__context__
+    if not any("[Errno" in text for text in texts):
+        return None
+
+    for variable, folder in (
+        ("HF_HOME", constants.HF_HOME),
+        ("HF_HUB_CACHE", constants.HF_HUB_CACHE),
+        ("HF_DATASETS_CACHE", config.HF_DATASETS_CACHE),
+    ):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                continue
+        except OSError as problem:
+            return SourceError(
+                f"the cache of the hub's client cannot be used ({problem.strerror})",
+                file=folder,
+                remedy=f"set {variable} to a folder that you may write to",
+            )
     return None
 
 
@@ -316,11 +338,13 @@ def open_binary(name: str) -> Iterator[IO[bytes]]:
         return
 
     # errors while reading are those of the reader, which knows the record
-    with _network_errors(name):
-        filesystem, remote_path = file_system(name)
-        file = filesystem.open(remote_path, "rb")
-    with file:
-        yield file
+    with ExitStack() as stack:
+        if name.startswith(HUB_SCHEME):
+            stack.enter_context(limited_patience())
+        with _network_errors(name):
+            filesystem, remote_path = file_system(name)
+            file = filesystem.open(remote_path, "rb")
+        yield stack.enter_context(file)
 
 
 @contextmanager

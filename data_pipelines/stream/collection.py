@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...core.addresses import local_path
+from ...core.level_names import spelt_alike
 from ..census.census import count_shards, read_census
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
@@ -31,7 +32,8 @@ class Collection:
     """Converted data sets, checked when they are opened.
 
     Raises BrokenDataSetError for a folder that is not a converted data set, and StreamError without
-    any folder or where two data sets disagree about the zero of a level of theory.
+    any folder, and where two data sets spell a level of theory in two ways or disagree about its
+    zero.
     """
 
     def __init__(self, folders: list[str]) -> None:
@@ -42,6 +44,7 @@ class Collection:
         self.folders = [local_path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
         if len(self.folders) > 1:
+            _check_spellings(self.folders, self.infos)
             _check_zeros(self.folders)
         self._census: dict[str, Any] | None = None
 
@@ -139,6 +142,27 @@ class Collection:
         """Folders of the data sets that have structures in a split."""
         pairs = zip(self.folders, self.infos, strict=True)
         return [folder for folder, info in pairs if info["num_structures"][split]]
+
+
+def _check_spellings(folders: list[Path], infos: list[dict[str, Any]]) -> None:
+    """Raise StreamError where two data sets spell one level of theory in two ways.
+
+    It would get two heads, each of which learns from a part of the data.
+    """
+    seen: dict[str, Path] = {}
+    for folder, info in zip(folders, infos, strict=True):
+        for level in info["levels_of_theory"]:
+            other = spelt_alike(level, seen)
+            # a data set that has both was asked about them when it was converted
+            if level not in seen and other is not None and seen[other] != folder:
+                raise StreamError(
+                    f"has the level of theory {level!r}, and {seen[other]} has {other!r}, which is "
+                    "spelt almost alike and would get a head of its own",
+                    file=folder,
+                    remedy="convert one of them again with level_of_theory set to the other name",
+                )
+        for level in info["levels_of_theory"]:
+            seen.setdefault(level, folder)
 
 
 def _check_zeros(folders: list[Path]) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from ...core.errors import EvenfieldError
 from ...core.labels import LABELS, present
+from ...core.level_names import spelt_alike
 from ...core.settings import Settings
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
@@ -57,11 +58,13 @@ class Replay:
 def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) -> Replay | None:
     """The structures that `config` asks for; None when it names no data.
 
-    Raises EvenfieldError when none of them has a level of theory of the pretrained model.
+    Raises EvenfieldError when none of them has a level of theory of the pretrained model, and for
+    one of its levels in another spelling.
     """
     if config.data is None:
         return None
     drawn = draw_for_replay(config.data, config.num_structures, seed)
+    _refuse_other_spelling(pretrained, drawn, config.data)
     structures = list(with_a_head(pretrained, drawn))
     if not structures:
         levels = ", ".join(pretrained.config.levels_of_theory)
@@ -73,6 +76,21 @@ def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) ->
     if config.own_labels:
         structures = labelled_by(pretrained, structures)
     return Replay(structures, config.share)
+
+
+def _refuse_other_spelling(
+    pretrained: Potential, structures: Sequence[Structure], data: str
+) -> None:
+    """Structures at a level that the model lacks are left out: not where only its spelling is."""
+    levels = pretrained.config.levels_of_theory
+    for level in sorted({structure.level_of_theory for structure in structures} - set(levels)):
+        other = spelt_alike(level, levels)
+        if other is not None:
+            raise EvenfieldError(
+                f"replay.data has the level of theory {level!r}, which the model spells {other!r}",
+                remedy=f"convert it again with level_of_theory={other!r}",
+                file=data,
+            )
 
 
 def draw_probe(data: Path | str) -> list[Structure]:

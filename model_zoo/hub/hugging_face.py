@@ -37,6 +37,8 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from ...core.errors import EvenfieldError
 from ...core.files import FileError, file_errors
+from ...core.hub_client import limited_patience
+from ...core.storage import SILENCE
 from ..package.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -60,6 +62,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
 # what writing a file raises without the file's name
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+# seconds; a hub may look at large files before it answers
+SILENCE_AFTER_UPLOAD = 100.0
 TAKEN = 409  # the HTTP status for a name that is in use
 WEB_ADDRESSES = ("http://", "https://")
 # hf_xet also accepts local:// and would write there; the tests allow that
@@ -119,7 +123,7 @@ def publish(
     nothing is uploaded.
     """
     api = HfApi(library_name="evenfield")
-    with _client_errors(repo), _checked_responses(repo):
+    with _client_errors(repo), _checked_responses(repo, patience=SILENCE_AFTER_UPLOAD):
         api.create_repo(repo, private=private, exist_ok=True)
         # read before anything is sent: the commit is valid only on top of this state
         current = api.model_info(repo)
@@ -236,9 +240,11 @@ def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[s
 
 @contextmanager
 def _checked_responses(
-    where: str, check_more: Callable[[Any], None] | None = None
+    where: str, check_more: Callable[[Any], None] | None = None, patience: float = SILENCE
 ) -> Iterator[None]:
     """Check the headers of every response that the client receives inside the block.
+
+    A server that is silent for `patience` seconds is asked once more, and then given up.
 
     The client builds names of files in its cache from the commit and the ETag in a response, and
     it follows redirects. A malicious hub could make it write outside the cache, or read files of
@@ -254,7 +260,20 @@ def _checked_responses(
     hooks = get_session().event_hooks["response"]
     hooks.append(check)
     try:
-        yield
+        with limited_patience(patience) as told:
+            try:
+                yield
+            except EvenfieldError:
+                raise
+            except Exception as error:
+                if told.silence is None:
+                    raise
+                raise HubError(
+                    f"not in the cache, and the Hugging Face hub at {constants.ENDPOINT} gives "
+                    f"{told.silence}",
+                    file=where,
+                    remedy="check the network and HF_ENDPOINT, or try again later",
+                ) from error
     finally:
         hooks.remove(check)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..engines.errors import EngineError
+from ...core.errors import EvenfieldError
+from ...core.level_names import likely_meant
 from .record import ModelRecord
 
 
@@ -22,7 +23,7 @@ MAX_SYMBOLS = 10
 MAX_DETAIL = 60
 
 
-class LevelError(EngineError):
+class LevelError(EvenfieldError):
     """A level of theory that the model lacks, or none where the model has several."""
 
 
@@ -56,8 +57,11 @@ def level_to_use(record: ModelRecord, levels: Sequence[str], asked: str | None =
     """
     if asked is not None:
         if asked not in levels:
+            meant = likely_meant(asked, levels)
+            question = f"did you mean {meant!r}? " if meant else ""
             raise LevelError(
-                f"level_of_theory={asked!r}", remedy=f"the model has {', '.join(levels)}"
+                f"level_of_theory={asked!r}",
+                remedy=f"{question}the model has {', '.join(levels)}",
             )
         return asked
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from evenfield.core.errors import EvenfieldError
-from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.gradient import replay as replaying
 from evenfield.finetune.heads import with_head
+from evenfield.finetune.leaks import notes_on_leaks
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
 from evenfield.finetune.state import train_counts
-from evenfield.finetune.target import Target, draw
+from evenfield.finetune.target import Target, draw, open_target
 from evenfield.model_zoo.engines.errors import UnseenElementError
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
@@ -230,3 +232,32 @@ def test_level_that_the_frames_state_names_the_head(model, emt_file, tmp_path):
     ase.io.write(tmp_path / "mine.extxyz", frames)
     result = finetune(model, tmp_path / "mine.extxyz", REFIT, work=tmp_path / "work")
     assert result.level_of_theory == "EMT" == result.started_from
+
+
+def test_level_of_the_model_in_another_spelling_is_refused(model, emt_file, tmp_path):
+    """It would get a head of its own, and nobody would ask the one of the model again."""
+    frames = [a for a in ase.io.read(emt_file, ":") if set(a.symbols) == {"Cu"} and a.pbc.all()][:4]
+    for atoms in frames:
+        atoms.info = {"level_of_theory": "emt"}
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    message = r"'emt' is spelt almost like 'EMT' of the model.*add source\.level_of_theory='EMT'"
+    with pytest.raises(EvenfieldError, match=message):
+        finetune(model, tmp_path / "mine.extxyz", REFIT, work=tmp_path / "work")
+
+
+def test_replayed_level_in_another_spelling_is_refused(model, structures):
+    one = replace(structures[0], level_of_theory="E_MT")
+    with pytest.raises(EvenfieldError, match="'E_MT', which the model spells 'EMT'"):
+        replaying._refuse_other_spelling(model.potential, [structures[0], one], "folder")
+
+
+def test_what_is_tested_and_replayed_is_noted(model, sets, tmp_path):
+    target = open_target(sets["platinum"])
+    tested = [replace(one, split="train") for one in target.test[:3]]
+    origin = {"file": "again", "sha256": "again"}
+    write_data_set(tested, tmp_path / "again", origin, ConvertConfig())
+    notes = notes_on_leaks(target, model.record, str(tmp_path / "again"))
+    assert notes[0].startswith(f"3 of {len(target.test)} test structures of {sets['platinum']}")
+    # both data sets of the fixture come from one file
+    assert notes[-1].startswith("the model was trained on this source already (emt.extxyz)")
+    assert notes_on_leaks(replace(target, source=SOURCE), model.record, None) == []

@@ -119,3 +119,25 @@ def test_stated_default_and_counts_of_each_level_are_in_the_record(run_config, d
         counted.setdefault(structure.level_of_theory, Counter()).update(symbols)
     assert model.record.level_counts == counted
     assert model.record.unlearned() == []
+
+
+def test_test_structures_in_the_training_of_another_set_are_noted(
+    run_config, train_structures, tmp_path
+):
+    """Nobody else can know: each conversion sees its own source only."""
+    structures = [one for one in train_structures if one.level_of_theory == "EMT"][:12]
+    folders = []
+    for name, first in (("one", 0), ("two", 2)):
+        parts = [part(number, one) for number, one in enumerate(structures[first:])]
+        out = tmp_path / name
+        write_data_set(parts, out, {"file": name, "sha256": name}, ConvertConfig())
+        folders.append(str(out))
+    notes = notes_on_data(run_config(data=folders).open_data())
+    # structures 0, 1, 2 are held out by the first set, and 2, 3, 4 by the second
+    assert len(notes) == 1
+    assert notes[0].startswith(f"2 of 3 test structures of {folders[1]} have near copies in the")
+
+
+def test_default_level_in_another_spelling_is_named(run_config, data_set):
+    with pytest.raises(EvenfieldError, match="did you mean 'EMT-scaled'"):
+        pretrain(run_config(data=str(data_set), default_level="emt_scaled"), quiet=True)

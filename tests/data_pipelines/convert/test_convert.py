@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import ase.db
 import ase.io
 import pytest
 from ase.build import bulk
@@ -17,7 +18,7 @@ from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import finish as finishing
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
-from evenfield.data_pipelines.convert.finish import ConversionError
+from evenfield.data_pipelines.convert.finish import ConversionError, SpellingError
 from evenfield.data_pipelines.convert.splits import split_of
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -61,7 +62,7 @@ def test_every_structure_arrives_once_and_counts_add_up(data_set, emt_file):
     }
     assert info["levels_of_theory"] == ["EMT", "EMT-scaled"]
     assert sorted(contents(data_set)) == sorted(
-        [*info["shards"], "census.json", "dataset_info.json"]
+        [*info["shards"], "census.json", "dataset_info.json", "fingerprints.npy"]
     )
 
 
@@ -327,3 +328,28 @@ def test_split_by_group_or_structure_ignores_the_file_s_own_split(tmp_path: Path
         tmp_path / "md.extxyz", tmp_path / "two", ConvertConfig(split_by="group", **halves)
     )
     assert info["num_structures"]["test"] == sum(split == "test" for split in groups.values())
+
+
+@pytest.mark.parametrize("other", ["EMT ", "emt", "E_M T", "\uff25MT"])
+def test_one_level_of_theory_in_two_spellings_is_refused(tmp_path, other):
+    frames = []
+    for number in range(4):
+        atoms = bulk("Cu") * (number + 1, 1, 1)
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0 * len(atoms))
+        atoms.info["level"] = "EMT" if number % 2 else other
+        frames.append(atoms)
+    folder = tmp_path / "set"
+    # text formats drop blanks at the end
+    with ase.db.connect(tmp_path / "named.db") as database:
+        for atoms in frames:
+            database.write(atoms, data={"level": atoms.info["level"]})
+    config = ConvertConfig(columns=LEVEL, split_by="structure", trust_units=True)
+    with pytest.raises(SpellingError) as refusal:
+        convert(tmp_path / "named.db", folder, config)
+    assert repr(other) in str(refusal.value)
+    assert "'EMT'" in str(refusal.value)
+    assert not (folder / "dataset_info.json").exists()
+
+    # one name for all of them
+    convert(tmp_path / "named.db", folder, ConvertConfig(level_of_theory="EMT", trust_units=True))
+    assert read_info(folder)["levels_of_theory"] == ["EMT"]

@@ -113,10 +113,23 @@ def test_what_the_hub_does_not_hold(hub_folder, tmp_path, source, words, problem
     assert problem in lines[0]
 
 
-def test_a_cache_that_cannot_be_written_is_not_a_missing_data_set(hub_folder, tmp_path):
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"])
+def test_a_cache_that_cannot_be_written_is_not_a_missing_data_set(
+    hub_folder, tmp_path, monkeypatch, variable
+):
+    """Not even the superuser can make a folder there."""
+    home = tmp_path / "home"
+    folder = Path("/proc/nothing")
+    if variable == "HF_HOME":
+        home = folder
+    else:
+        monkeypatch.setenv(variable, str(folder))
     with serve("me/alloys", hub_folder) as (address, _):
-        home = Path("/proc/nothing")
         done = convert(address, home, "me/alloys@main", str(tmp_path / "out"), *WORDS)
     assert done.returncode == 1
-    assert "error: /proc/nothing: the cache of the hub's client cannot be used" in done.stderr
-    assert "set HF_HOME" in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0] == (
+        "error: /proc/nothing: the cache of the hub's client cannot be used (No such file or "
+        f"directory): set {variable} to a folder that you may write to"
+    )

@@ -39,3 +39,15 @@ def test_small_differences_and_other_levels_are_accepted(shifted):
     one = shifted("one", 0.0)
     Collection([one, shifted("near", 3.0)])
     Collection([one, shifted("other", 20.0, level_of_theory="shifted")])
+
+
+def test_one_level_in_two_spellings_is_refused_by_both_names(shifted):
+    folders = [
+        shifted("one", 0.0, level_of_theory="MP PBE"),
+        shifted("two", 0.0, level_of_theory="mp_pbe"),
+    ]
+    with pytest.raises(
+        StreamError, match=r"two: has the level of theory 'mp_pbe', and .*one has '"
+    ):
+        Collection(folders)
+    Collection(folders[:1])

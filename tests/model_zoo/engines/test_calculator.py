@@ -141,7 +141,7 @@ def test_both_dtypes_from_one_model(folder: Path) -> None:
 )
 def test_options_that_the_model_lacks(folder: Path, options: dict, message: str) -> None:
     model = model_zoo.load(folder)
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EvenfieldError, match=message):
         model.calculator(**options)
 
 

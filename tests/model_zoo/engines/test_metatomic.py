@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from evenfield import model_zoo
 from evenfield.cli import app
-from evenfield.core.errors import MissingPackageError
+from evenfield.core.errors import EvenfieldError, MissingPackageError
 from evenfield.core.files import FileError
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.engines.errors import EngineError
@@ -335,7 +335,7 @@ def test_i_pi_runs_the_file_with_its_own_driver(
 def test_options_that_cannot_be_exported(
     model: model_zoo.LoadedModel, tmp_path: Path, name: str, options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EvenfieldError, match=message):
         model_zoo.export_metatomic(model, tmp_path / "new" / name, **options)
     assert not (tmp_path / "new").exists()
 

@@ -124,3 +124,10 @@ def test_older_fine_tuned_model_answers_with_the_head_that_its_posterior_names(
     files = {"posterior.safetensors": posterior(level)}
     model_zoo.save_model(apart, potential, older, attachments=files)
     assert model_zoo.load(apart).record.default_level == expected
+
+
+@pytest.mark.parametrize(("asked", "meant"), [("pbe", "PBE"), ("E_MT ", "EMT"), ("EMTT", "EMT")])
+def test_a_misspelt_level_is_recognised(folder: Path, asked: str, meant: str) -> None:
+    model = model_zoo.load(folder)
+    with pytest.raises(LevelError, match=f"did you mean '{meant}'. the model has PBE, EMT"):
+        model.calculator(level_of_theory=asked)

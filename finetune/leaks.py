@@ -1,0 +1,31 @@
+"""What a fine-tuning should say about structures that it learns from and is judged on."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+from ..core.addresses import local_path
+from ..data_pipelines.checks.leaks import leaks_between
+from ..model_zoo.package.record import ModelRecord
+from .target import Target
+
+
+SEPARATE = "leave them out of one of the two"
+
+
+def notes_on_leaks(target: Target, record: ModelRecord, replay: str | None) -> list[str]:
+    """One line for each way in which held-out structures may be known already."""
+    notes = []
+    # what replay repeats is learned too; its held-out structures are those of the pretraining
+    if replay is not None and target.folder is not None:
+        folder = local_path(replay)
+        if folder.resolve() != target.folder.resolve():
+            notes += leaks_between(permutations([target.folder, folder]), remedy=SEPARATE)
+
+    for data in record.training_data:
+        if data.sha256 == target.source.sha256:
+            notes.append(
+                f"the model was trained on this source already ({data.name}): unless it was "
+                "divided in the same way, errors on held-out structures look too good"
+            )
+    return notes
