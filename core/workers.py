@@ -13,6 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 
+# Beyond any machine; the queue of a pool cannot count as far as a user can type.
+MOST_WORKERS = 1024
+
+
 @contextmanager
 def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
     """A pool of `num_workers` fresh processes (None: one per core), each with one thread.

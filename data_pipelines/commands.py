@@ -16,6 +16,7 @@ from ..core.command_line import Overrides, Overwrite, Recipe, settings_option, s
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.terminal import say
+from ..core.workers import MOST_WORKERS
 
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def convert(
     overrides: Overrides = None,
     recipe: Recipe = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; one per core when not given")
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")
@@ -132,7 +134,8 @@ def corpus(
         Path, typer.Option("--sources", help="folder in which the recipe's files are")
     ] = Path(),
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; one per core when not given")
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="K/N: only stage the K-th of N shares of the sources")
@@ -434,7 +437,8 @@ def enrich(
     out: Annotated[Path, typer.Argument(help="folder of the new data set")],
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="processes; one per core when not given")
+        int | None,
+        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
     ] = None,
     overwrite: Overwrite = False,
     show_settings: Annotated[

@@ -197,6 +197,21 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
     assert f"{expected}: {remedy} --resume" in line
 
 
+def test_a_file_of_a_user_is_not_overwritten(refusal, tmp_path):
+    mine = tmp_path / "vectors.csv"
+    mine.write_text("mine")
+    line = refusal("hub", "elements", "evenfield-s", "--csv", str(mine))
+    assert "already exists and holds a file" in line and "--overwrite" in line
+    assert mine.read_text() == "mine"
+
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "copper.extxyz").write_text("mine")
+    assert "holds copper.extxyz: name another folder" in refusal("quickstart", str(folder))
+    assert (folder / "copper.extxyz").read_text() == "mine"
+    assert [path.name for path in folder.iterdir()] == ["copper.extxyz"]
+
+
 def real_process(words: list[str]) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "evenfield.cli", *words]

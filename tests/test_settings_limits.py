@@ -49,3 +49,19 @@ def test_seeds_that_numpy_refuses_are_refused(class_path: str) -> None:
                 continue
             with pytest.raises(SettingsError):
                 load_settings(cls, None, words_for(class_path, row.key, row.kind, "-1"))
+
+
+@pytest.mark.parametrize(
+    ("class_path", "key"),
+    [
+        ("pretrain.config:PretrainConfig", "stream.lanes"),
+        ("finetune.config:FineTuneConfig", "gradient.rank"),
+        ("data_pipelines.demo.generate:GeneratorConfig", "workers"),
+        ("pretrain.config:PretrainConfig", "guards.hang_minutes"),
+        ("pretrain.monitor.watch:WatchConfig", "every"),
+    ],
+)
+def test_numbers_that_take_all_memory_or_overflow_a_clock_are_refused(class_path, key) -> None:
+    cls = settings_class(class_path)
+    with pytest.raises(SettingsError, match=f"{key}: Input should be less than or equal to"):
+        load_settings(cls, None, words_for(class_path, key, "int", str(2**62)))

@@ -44,7 +44,7 @@ from ...core.destination import check_destination
 from ...core.files import FileError, file_errors, write_atomically
 from ...core.rich_console import Console
 from ...core.settings import Settings
-from ...core.workers import worker_pool
+from ...core.workers import MOST_WORKERS, worker_pool
 from .labelled_structure import Failure, labelled_structure
 from .oracles import require_tblite
 
@@ -64,7 +64,9 @@ class GeneratorConfig(Settings):
     seed: int = Field(
         default=0, ge=0, description="every structure follows from the seed and its index"
     )
-    workers: int | None = Field(default=None, ge=1, description="processes; default: one per core")
+    workers: int | None = Field(
+        default=None, ge=1, le=MOST_WORKERS, description="processes; default: one per core"
+    )
 
 
 class GenerationReport(Settings):

@@ -27,6 +27,7 @@ class StreamConfig(Settings):
     lanes: int = Field(
         default=0,
         ge=0,
+        le=65536,
         description="virtual ranks: batches of a step, whatever the number of real ranks, which "
         "must divide it; 0 for one per rank",
     )

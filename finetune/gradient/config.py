@@ -36,7 +36,7 @@ class GradientConfig(Settings):
         le=1,
         description="learning rate of a layer, divided by that of the layer above it (full only)",
     )
-    rank: int = Field(default=4, gt=0, description="rank of the adapters (lora only)")
+    rank: int = Field(default=4, gt=0, le=1024, description="rank of the adapters (lora only)")
     evaluate_every: int = Field(
         default=25, gt=0, description="steps between evaluations on the held-out structures"
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...core.terminal import say
+from ...core.workers import MOST_WORKERS
 
 
 def zoo_build(
@@ -19,7 +20,10 @@ def zoo_build(
         Path | None, typer.Option("--work", help="folder for data and checkpoints")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="processes that label the data; default one per core")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_WORKERS, help="processes that label the data; default one per core"
+        ),
     ] = None,
     overwrite: Annotated[
         bool,

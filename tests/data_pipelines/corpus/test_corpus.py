@@ -276,7 +276,7 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
     path.write_text(yaml.safe_dump(recipe(sources=sources)))
     with pytest.raises(
         SettingsError,
-        match=r"unknown key 'sources\.first\.licens' \(known here: .*mean sources\.first\.licence\?",
+        match=r"unknown key 'sources\.first\.licens' \(known here: .*mean sources\.first\.licence",
     ):
         load_settings(CorpusConfig, path)
 

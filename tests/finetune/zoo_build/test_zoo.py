@@ -11,6 +11,8 @@ from evenfield.finetune.zoo_build import build as zoo
 from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
 from evenfield.finetune.zoo_build.commands import zoo_build
 
+from small_models import small_model
+
 
 TOY = ZooRecipe(
     num_structures=60,
@@ -49,6 +51,18 @@ def test_the_command_puts_it_where_load_looks_and_cleans_up(
     monkeypatch.setitem(zoo.RECIPES, "evenfield-m", TOY)
     zoo_build("evenfield-m", None, None, None)
     assert places[3] != places[0]  # another recipe never goes on with what is left of this one
+
+
+def test_files_of_a_user_stay_next_to_a_model_that_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "attach_trust", lambda *_: None)
+    new = small_model(tmp_path / "work" / "model")
+    old = small_model(tmp_path / "zoo" / "toy")
+    (old / "notes.txt").write_text("mine")
+    made = zoo._describe_and_move(TOY, "toy", new, tmp_path / "data", tmp_path / "zoo")
+    assert (made / "notes.txt").read_text() == "mine"
+    assert model_zoo.load(made).record.description == "A toy."
 
 
 @pytest.mark.slow

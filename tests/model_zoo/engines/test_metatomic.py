@@ -388,3 +388,10 @@ def test_command(
     done = CliRunner().invoke(app, [*words, "--level-of-theory", "EMT"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "emt.pt").read_text() == "EMT float64"
+
+    again = [*words, "--level-of-theory", "GFN1-xTB"]
+    refused = CliRunner().invoke(app, again)
+    assert "already exists and holds a file" in str(refused.exception)
+    assert (tmp_path / "emt.pt").read_text() == "EMT float64"
+    assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
+    assert (tmp_path / "emt.pt").read_text() == "GFN1-xTB float64"
