@@ -152,7 +152,8 @@ def evaluate(
             file=data,
             remedy="name a model that was trained at these levels of theory on these elements",
         ) from None
-    summary = summarise(predictions, split)
+    record = loaded.record
+    summary = summarise(predictions, split, record.train_counts, record.level_counts)
     summary.refuse_infinite()
     own_files = {"evaluation.json", "predictions.npz"}
     # both together: parity plots and errors must be of the same model

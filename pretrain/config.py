@@ -57,6 +57,14 @@ STREAM_RULES: JsonDict = {
     },
 }
 
+MIXING_RULES: JsonDict = {
+    "temperature": "applied",
+    "shares": "applied",
+    "count": "applied",
+    # positions are kept for each level, and a checkpoint without shares of levels has none
+    "level_shares": "refused",
+}
+
 
 class PretrainConfig(Settings):
     """Everything that a run depends on; saved in the run folder and in every checkpoint."""
@@ -115,7 +123,7 @@ class PretrainConfig(Settings):
         json_schema_extra={"resume": "refused"},
     )
     stream: StreamConfig = Field(default=StreamConfig(), json_schema_extra={"resume": STREAM_RULES})
-    mixing: MixingConfig = Field(default=MixingConfig(), json_schema_extra={"resume": "applied"})
+    mixing: MixingConfig = Field(default=MixingConfig(), json_schema_extra={"resume": MIXING_RULES})
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -287,7 +287,8 @@ def _write_results(
     # a level of theory without training structures has no head
     structures = with_a_head(potential, data.structures(split))
     predictions = predict(potential, structures, progress=progress)
-    evaluation = summarise(predictions, split, counts)
+    level_counts = _counts_of_levels(census, potential.config.levels_of_theory)
+    evaluation = summarise(predictions, split, counts, level_counts)
     evaluation.refuse_infinite()
     predictions.parity().save(out / "predictions.npz")
     record = _record(config, data, potential, census, counts, seconds)

@@ -62,8 +62,8 @@ def weight_report(folder: Path | str, config: WeightConfig, split: str = "train"
     before = np.zeros(NUM_ELEMENTS)
     after = np.zeros(NUM_ELEMENTS)
     parts = []
-    for numbers, starts in blocks.element_lists():
-        own = weights(numbers, starts)
+    for numbers, starts, levels in blocks.element_lists():
+        own = weights(numbers, starts, levels)
         present = has_element(numbers, starts)
         before += present.sum(0)
         after += own @ present

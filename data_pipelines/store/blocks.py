@@ -58,7 +58,8 @@ class Block:
         # by way of numpy, which is twice as fast as to_pylist()
         self.structure_ids: list[str] = table["structure_id"].to_numpy().tolist()
         self._groups: list[str] = table["group"].to_numpy().tolist()
-        self._levels: list[str] = table["level_of_theory"].to_numpy().tolist()
+        self.levels: np.ndarray = table["level_of_theory"].to_numpy().astype(object)
+        self._levels: list[str] = self.levels.tolist()
         # slicing by Python's own integers is three times as fast as by those of numpy
         self._bounds = self.starts.tolist()
 
@@ -184,13 +185,17 @@ class BlockReader:
             per_block = math.ceil(number / len(chosen))
             yield from map(block.structure, _evenly_spaced(len(block), per_block))
 
-    def element_lists(self, most: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Block by block: atomic numbers (N,) and where each structure begins (S + 1,).
+    def element_lists(
+        self, most: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Block by block: atomic numbers (N,), where each structure begins (S + 1,), levels (S,).
 
-        Only that column is read. `most`: number of blocks, evenly spaced; None for all.
+        Only these columns are read. `most`: number of blocks, evenly spaced; None for all.
         """
         for index in _evenly_spaced(len(self), most or len(self)):
-            yield _flat(self.table(index, ["atomic_numbers"]), "atomic_numbers", np.uint8)
+            table = self.table(index, ["atomic_numbers", "level_of_theory"])
+            numbers, starts = _flat(table, "atomic_numbers", np.uint8)
+            yield numbers, starts, table["level_of_theory"].to_numpy().astype(object)
 
 
 def iter_structures(folder: Path | str, split: str) -> Iterator[Structure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
 from ..structure import Structure
 from .config import StreamConfig
-from .mixture import MixingConfig, Mixture, shares_of
+from .mixture import MixingConfig, Mixture, shares_of, shares_of_levels
 from .source import SharedWeights, Source
 from .stream import Stream
 from .training_stream import StreamError, TrainingStream
@@ -101,36 +102,40 @@ class Collection:
         With `stream.lanes` it is made of the virtual ranks that the rank serves.
         Raises StreamError for shares or virtual ranks that do not fit.
         """
-        folders = self.folders_with("train")
+        parts = self._parts(mixing)
         # fitted once for all virtual ranks of this process
-        weights = [SharedWeights() for _ in folders]
+        weights = {part.folder: SharedWeights() for part in parts}
 
         def sources() -> list[Source]:
             return [
                 Source(
-                    folder,
+                    part.folder,
                     config,
                     cutoff=cutoff,
                     levels_of_theory=levels_of_theory,
-                    weights=shared,
+                    weights=weights[part.folder],
+                    only_level=part.level,
                 )
-                for folder, shared in zip(folders, weights, strict=True)
+                for part in parts
             ]
 
-        if len(folders) > 1:
+        is_mixture = len(parts) > 1 or bool(mixing.level_shares)
+        if mixing.level_shares:
+            shares = shares_of_levels(sources(), [part.num_structures for part in parts], mixing)
+        elif is_mixture:
             shares = shares_of(sources(), mixing)
 
         def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:
-            if len(folders) > 1:
+            if is_mixture:
                 return Mixture(sources(), shares, config, rank=own_rank, world_size=num_ranks)
             return Stream(
-                folders[0],
+                parts[0].folder,
                 config,
                 cutoff=cutoff,
                 levels_of_theory=levels_of_theory,
                 rank=own_rank,
                 world_size=num_ranks,
-                weights=weights[0],
+                weights=weights[parts[0].folder],
             )
 
         if not config.lanes:
@@ -138,10 +143,34 @@ class Collection:
         own = virtual_ranks_of(config.lanes, rank, world_size)
         return VirtualRanks([stream_of(virtual_rank, config.lanes) for virtual_rank in own])
 
+    def _parts(self, mixing: MixingConfig) -> list[_Part]:
+        """What is mixed: data sets, or each level of theory of each of them."""
+        parts = []
+        for folder in self.folders_with("train"):
+            if not mixing.level_shares:
+                parts.append(_Part(folder, None, read_info(folder)["num_structures"]["train"]))
+                continue
+            for level, row in read_census(folder)["levels_of_theory"].items():
+                number = row["structures"].get("train", 0)
+                if number:
+                    parts.append(_Part(folder, level, number))
+        return parts
+
     def folders_with(self, split: str) -> list[Path]:
         """Folders of the data sets that have structures in a split."""
         pairs = zip(self.folders, self.infos, strict=True)
         return [folder for folder, info in pairs if info["num_structures"][split]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What has a share of its own in a mixture."""
+
+    folder: Path
+    level: str | None
+    """None for all levels of theory of the folder."""
+    num_structures: int
+    """For training."""
 
 
 def _check_spellings(folders: list[Path], infos: list[dict[str, Any]]) -> None:

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ...core.settings import Settings
 from ..batch import Batch
-from ..census.weights import ElementWeights
+from ..census.weights import LevelWeights
 from ..structure import Structure
 from .config import StreamConfig
 from .source import Source
@@ -41,6 +41,19 @@ class MixingConfig(Settings):
         default="structures",
         description="what sizes and shares count; of atoms and edges the mean per structure counts",
     )
+    level_shares: dict[str, float] = Field(
+        default={},
+        description="or stated: level of theory -> share of the structures, for all of them; also "
+        "of one data set",
+    )
+
+    @model_validator(mode="after")
+    def _shares_of_one_kind(self) -> Self:
+        if self.level_shares and self.shares:
+            raise ValueError("mixing.shares and mixing.level_shares exclude each other: set one")
+        if self.level_shares and self.count != "structures":
+            raise ValueError("mixing.level_shares are of structures: leave out mixing.count")
+        return self
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class Mixture(WindowStream):
     ) -> None:
         """`shares` of the structures need not sum to 1."""
         super().__init__(config, rank, world_size)
-        self.sources = {source.folder.name: source for source in sources}
+        self.sources = {source.name: source for source in sources}
         names = list(self.sources)
         normalised = (shares / shares.sum()).tolist()
         largest_block = max(max(source.blocks.sizes) for source in sources)
@@ -190,7 +203,7 @@ class Mixture(WindowStream):
         self._check_names(schedules[-1])
         self._continue_from(states)
         for name, source in self.sources.items():
-            source.shared_weights.fitted = ElementWeights.from_dict(states[0]["weights"][name])
+            source.shared_weights.fitted = LevelWeights.from_dict(states[0]["weights"][name])
 
         length, shares = self.schedule.length, self.schedule.shares
         if (schedules[-1].length, schedules[-1].shares) != (length, shares):
@@ -247,6 +260,32 @@ def shares_of(sources: Sequence[Source], config: MixingConfig) -> np.ndarray:
         shares = (numbers * sizes) ** (1.0 / config.temperature)
     # a data set of large structures gives its share with fewer of them
     return shares / sizes
+
+
+def shares_of_levels(
+    sources: Sequence[Source], sizes: Sequence[int], config: MixingConfig
+) -> np.ndarray:
+    """Shares of the positions, not yet normalised, for `sources` of one level of theory each.
+
+    sizes: structures of the level in each source.
+
+    Sources of one level divide its share by size and temperature. A source has positions for
+    structures of other levels too, which stay empty, so it needs as many more of them.
+    Raises StreamError where the stated shares do not fit the levels.
+    """
+    _names_of(list(dict.fromkeys(source.folder for source in sources)), config)
+    levels = [source.only_level for source in sources]
+    stated = config.level_shares
+    if set(stated) != set(levels) or min(stated.values()) <= 0:
+        names = ", ".join(str(level) for level in dict.fromkeys(levels))
+        raise StreamError(f"mixing.level_shares must give each of {names} a share above 0")
+    powers = np.array(sizes, dtype=float) ** (1.0 / config.temperature)
+    shares = np.empty(len(sources))
+    for level, share in stated.items():
+        own = np.array([other == level for other in levels])
+        shares[own] = share * powers[own] / powers[own].sum()
+    filled = [size / source.num_structures for source, size in zip(sources, sizes, strict=True)]
+    return shares / np.array(filled)
 
 
 def _size_of_structure(source: Source, count: Count) -> float:

@@ -19,7 +19,7 @@ from ase.data import atomic_numbers
 
 from ..batch import Batch
 from ..census.census import NUM_ELEMENTS, read_census
-from ..census.weights import ElementWeights, WeightConfig, num_copies
+from ..census.weights import LevelWeights, WeightConfig, has_element, num_copies
 from ..store.blocks import Block, BlockReader
 from ..structure import Structure
 from .config import StreamConfig
@@ -44,6 +44,7 @@ class Source:
         split: str = "train",
         dtype: torch.dtype = torch.float32,
         weights: SharedWeights | None = None,
+        only_level: str | None = None,
     ) -> None:
         """Open a data set.
 
@@ -51,10 +52,12 @@ class Source:
         levels_of_theory: heads of the model, in their order.
         dtype: precision of labels that need not be exact.
         weights: importance weights that other virtual ranks share; they are fitted once.
+        only_level: leave out structures of other levels of theory; their positions stay empty.
 
         Raises BrokenDataSetError for a folder that is not a converted data set.
         """
         self.folder = Path(folder)
+        self.only_level = only_level
         self.config = config
         self.split = split
         self.cutoff = cutoff
@@ -69,7 +72,13 @@ class Source:
         self._starts: tuple[int, list[int]] | None = None
 
     @property
-    def weights(self) -> ElementWeights:
+    def name(self) -> str:
+        """Of the source among those of a mixture."""
+        name = self.folder.name
+        return name if self.only_level is None else f"{name}: {self.only_level}"
+
+    @property
+    def weights(self) -> LevelWeights:
         """Importance weights, fitted to the data at the first use."""
         # virtual ranks share them, and each prepares its batches in a thread
         with self.shared_weights.lock:
@@ -91,7 +100,9 @@ class Source:
 
     def graph(self, structure: Structure) -> Batch:
         """A structure as a batch of one, with its neighbours."""
-        element_weight = self.weights.per_element() if self.config.weights.loss else None
+        element_weight = None
+        if self.config.weights.loss:
+            element_weight = self.weights.of_level(structure.level_of_theory).per_element()
         return Batch.from_structure(structure, self.cutoff, self.levels, self.dtype, element_weight)
 
     def between(self, first: int, last: int) -> Iterator[tuple[float, Structure]]:
@@ -118,7 +129,7 @@ class Source:
         """Mean number of atoms, of up to FITTED_BLOCKS blocks."""
         atoms = 0
         structures = 0
-        for numbers, starts in self.blocks.element_lists(FITTED_BLOCKS):
+        for numbers, starts, _ in self.blocks.element_lists(FITTED_BLOCKS):
             atoms += len(numbers)
             structures += len(starts) - 1
         return atoms / structures
@@ -160,8 +171,10 @@ class Source:
         for block in blocks:
             copies = np.ones(len(block), dtype=np.int64)
             if self.config.weights.sampling and self.config.weights.beta > 0:
-                weights = self.weights(block.atomic_numbers, block.starts)
+                weights = self.weights(block.atomic_numbers, block.starts, block.levels)
                 copies = num_copies(weights, block.structure_ids, self.config.seed, epoch)
+            if self.only_level is not None:
+                copies = np.where(block.levels == self.only_level, copies, 0)
             rows.append(np.repeat(np.arange(len(block)), copies))
 
         owners = np.repeat(np.arange(len(blocks)), [len(own) for own in rows])
@@ -206,15 +219,42 @@ class SharedWeights:
     """The importance weights of one data set, once for all virtual ranks of a process."""
 
     def __init__(self) -> None:
-        self.fitted: ElementWeights | None = None
+        self.fitted: LevelWeights | None = None
         self.lock = threading.Lock()
 
 
 def fit_weights(
     folder: Path | str, split: str, config: WeightConfig, blocks: BlockReader
-) -> ElementWeights:
-    """Fit weights to the counts of the census and the elements of up to FITTED_BLOCKS blocks."""
-    counts = np.zeros(NUM_ELEMENTS)
-    for symbol, row in read_census(folder)["per_element"].items():
-        counts[atomic_numbers[symbol]] = row["structures"].get(split, 0)
-    return ElementWeights.fit(counts, blocks.element_lists(FITTED_BLOCKS), config)
+) -> LevelWeights:
+    """Fit weights to the counts of each level and the elements of up to FITTED_BLOCKS blocks."""
+    counts = _counts_by_level(folder, split, blocks)
+    return LevelWeights.fit(counts, blocks.element_lists(FITTED_BLOCKS), config)
+
+
+def _counts_by_level(folder: Path | str, split: str, blocks: BlockReader) -> dict[str, np.ndarray]:
+    """Level of theory -> (119,) structures of the split that contain each element."""
+    census = read_census(folder)
+    levels = {
+        name: row
+        for name, row in census["levels_of_theory"].items()
+        if row["structures"].get(split, 0)
+    }
+    counts = {name: np.zeros(NUM_ELEMENTS) for name in levels}
+    if len(levels) == 1:
+        (of_level,) = counts.values()
+        for symbol, row in census["per_element"].items():
+            of_level[atomic_numbers[symbol]] = row["structures"].get(split, 0)
+        return counts
+
+    if split == "train" and all("train_elements" in row for row in levels.values()):
+        for name, row in levels.items():
+            for symbol, number in row["train_elements"].items():
+                counts[name][atomic_numbers[symbol]] = number
+        return counts
+
+    # a census of an earlier version, or another split
+    for numbers, starts, of_structure in blocks.element_lists():
+        present = has_element(numbers, starts)
+        for name in np.unique(of_structure):
+            counts[str(name)] += present[of_structure == name].sum(axis=0)
+    return counts

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..batch import Batch
-from ..census.weights import ElementWeights
+from ..census.weights import LevelWeights
 from ..structure import Structure
 from .config import StreamConfig
 from .source import SharedWeights, Source
@@ -61,7 +61,7 @@ class Stream(WindowStream):
         return str(self.source.folder)
 
     @property
-    def weights(self) -> ElementWeights:
+    def weights(self) -> LevelWeights:
         """Importance weights, fitted to the data at the first use."""
         return self.source.weights
 
@@ -87,4 +87,4 @@ class Stream(WindowStream):
     def load_state(self, states: list[dict[str, Any]]) -> None:
         """Continue from the states of all ranks, whose number may have been another."""
         self._continue_from(states)
-        self.source.shared_weights.fitted = ElementWeights.from_dict(states[0]["weights"])
+        self.source.shared_weights.fitted = LevelWeights.from_dict(states[0]["weights"])

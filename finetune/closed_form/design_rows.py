@@ -23,8 +23,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...core.errors import EvenfieldError
 from ...core.settings import Settings
 from ...data_pipelines.batch import Batch
+from ...data_pipelines.census.census import NUM_ELEMENTS
 from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.derivatives import forces_and_stress
@@ -47,6 +49,44 @@ class RefitConfig(Settings):
     energy_noise: float = Field(default=0.01, gt=0, description="eV/atom")
     force_noise: float = Field(default=0.1, gt=0, description="eV/A")
     stress_noise: float = Field(default=0.005, gt=0, description="eV/A^3")
+
+
+@dataclass(frozen=True)
+class LabelWeights:
+    """How much labels count in the fit; a weight of 2 counts like the label given twice.
+
+    Weights are relative to each other: with a mean far from 1, the prior counts more or less.
+    """
+
+    structures: np.ndarray
+    """(S,) of the structures, in their order."""
+    elements: np.ndarray
+    """(119,) of the forces on atoms of each element, times the weight of the structure."""
+
+    @classmethod
+    def equal(cls, num_structures: int) -> LabelWeights:
+        """Weights of 1."""
+        return cls(np.ones(num_structures), np.ones(NUM_ELEMENTS))
+
+    def check(self, num_structures: int) -> None:
+        """Raise WeightError for weights that do not fit or mean nothing."""
+        expected = {"structures": num_structures, "elements": NUM_ELEMENTS}
+        for name, length in expected.items():
+            values = getattr(self, name)
+            if np.shape(values) != (length,):
+                raise WeightError(
+                    f"weights of {name} have the shape {np.shape(values)}",
+                    remedy=f"give {length} numbers",
+                )
+            if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+                raise WeightError(
+                    f"weights of {name} are negative, not finite or all zero",
+                    remedy="give numbers from 0, some of them above 0",
+                )
+
+
+class WeightError(EvenfieldError):
+    """Weights of labels that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +135,12 @@ def design_rows(
     structures: list[Structure],
     unknowns: Unknowns,
     config: RefitConfig,
+    weights: LabelWeights | None = None,
 ) -> Iterator[DesignRows]:
     """The rows of all structures, batch by batch.
+
+    weights: of the labels, by default 1. Rows and targets are multiplied by their square roots; the
+    assumed noise stays as it is.
 
     The assumed noise of a structure is the floor of `config` and its own error before the refit,
     added in squares. One far-off structure then counts once, and not a hundred times: this is one
@@ -108,10 +152,34 @@ def design_rows(
     graphs = (
         Batch.from_structure(structure, cutoff, levels, parameter.dtype) for structure in structures
     )
+    last = 0
     # a look-ahead of one keeps the order
     for graph_list in pack(graphs, MOST_EDGES, MOST_ATOMS, look_ahead=1):
         batch = Batch.join(graph_list).to(parameter.device)
-        yield _rows_of_batch(potential, head, batch, unknowns, config)
+        of_batch = _rows_of_batch(potential, head, batch, unknowns, config)
+        first, last = last, last + len(graph_list)
+        if weights is not None:
+            of_batch = _weighted(of_batch, batch, weights.structures[first:last], weights.elements)
+        yield of_batch
+
+
+def _weighted(
+    unweighted: DesignRows, batch: Batch, of_structure: np.ndarray, of_element: np.ndarray
+) -> DesignRows:
+    """Rows and targets times the square roots of their weights, (S,) and (119,)."""
+    structure_index = _numpy(batch.structure_index).astype(int)
+    atomic_numbers = _numpy(batch.atomic_numbers).astype(int)
+    of_atom = of_structure[structure_index] * of_element[atomic_numbers]
+    weights = {
+        "energy": of_structure,
+        "forces": np.repeat(of_atom, 3),
+        "stress": np.repeat(of_structure, len(VOIGT)),
+    }
+    rows = {}
+    for name, (matrix, targets) in unweighted.rows.items():
+        root = np.sqrt(weights[name])
+        rows[name] = (matrix * root[:, None], targets * root)
+    return DesignRows(rows, unweighted.noise)
 
 
 def _rows_of_batch(

@@ -16,7 +16,7 @@ it is multiplied by its RMS error on left-out structures, and the fit is made ag
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head
 from ..target import alike
-from .design_rows import RefitConfig, Unknowns, design_rows
+from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
 from .posterior import Posterior
 from .prior import ENERGY_LABELS, Fold, PriorChoice, choose_prior
 from .reference_energies import reference_precision
@@ -69,16 +69,20 @@ def refit_readout(
     known: set[int],
     known_e0: set[int],
     config: RefitConfig | None = None,
+    weights: LabelWeights | None = None,
     bootstrap: int = 0,
     seed: int = 0,
 ) -> tuple[RefitReport, Posterior]:
     """Refit readout weights and E0 of one head in place; the network does not change.
 
     known, known_e0: atomic numbers for which the weights and the E0 of the head were trained.
+    weights: of the structures, in their order, and of elements; by default all labels count alike.
     bootstrap: number of refits to folds drawn with replacement, which the posterior will contain.
 
-    Raises NothingToFitError without any label.
+    Raises NothingToFitError without any label, and WeightError for weights that do not fit.
     """
+    weights = weights or LabelWeights.equal(len(structures))
+    weights.check(len(structures))
     # The gradients of all features take the same memory again and again: three times as fast.
     keep_freed_memory()
     elements = np.unique(np.concatenate([structure.atomic_numbers for structure in structures]))
@@ -86,7 +90,9 @@ def refit_readout(
     unknowns = Unknowns(potential.readout.weight.shape[1], new_elements, elements)
 
     parts, duplicates = _parts(structures)
-    folds, assumed = _folds(potential, head, parts, unknowns, config or RefitConfig())
+    folds, assumed = _folds(
+        potential, head, structures, parts, unknowns, config or RefitConfig(), weights
+    )
     if sum(fold.all.rows for fold in folds) == 0:
         raise NothingToFitError(
             "no structure has an energy, forces or stress, so there is nothing to fit"
@@ -120,34 +126,43 @@ def refit_readout(
     return report, posterior
 
 
-def _parts(structures: list[Structure]) -> tuple[list[list[Structure]], int]:
-    """Structures in at most MAX_FOLDS parts, and how many of them are copies.
+def _parts(structures: list[Structure]) -> tuple[list[list[int]], int]:
+    """Places of structures in at most MAX_FOLDS parts, and how many of them are copies.
 
     Copies belong to one part: a left-out structure must not have been fitted as its copy.
     """
     groups = alike(structures)
+    # one object may be given twice, and each time has a weight of its own
+    places: dict[int, list[int]] = {}
+    for place, structure in enumerate(structures):
+        places.setdefault(id(structure), []).append(place)
+
     num_parts = min(MAX_FOLDS, len(groups))
     parts = []
     for first in range(num_parts):
         # dealt out in turn, so that a part is no stretch of one trajectory
-        part = list(itertools.chain.from_iterable(groups[first::num_parts]))
-        parts.append(part)
+        part = itertools.chain.from_iterable(groups[first::num_parts])
+        parts.append([places[id(structure)].pop(0) for structure in part])
     return parts, len(structures) - len(groups)
 
 
 def _folds(
     potential: Potential,
     head: int,
-    parts: list[list[Structure]],
+    structures: list[Structure],
+    parts: list[list[int]],
     unknowns: Unknowns,
     config: RefitConfig,
+    weights: LabelWeights,
 ) -> tuple[list[Fold], dict[str, np.ndarray]]:
     """The equations of each part, and the assumed noise of all structures (S,) by label."""
     folds = []
     noise: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in ENERGY_LABELS}
     for part in parts:
         fold = Fold.empty(unknowns.num)
-        for batch in design_rows(potential, head, part, unknowns, config):
+        own = [structures[place] for place in part]
+        own_weights = replace(weights, structures=weights.structures[part])
+        for batch in design_rows(potential, head, own, unknowns, config, own_weights):
             for name in ENERGY_LABELS:
                 fold.equations[name].add(*batch.rows[name])
                 noise[name].append(batch.noise[name])

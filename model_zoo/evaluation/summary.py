@@ -261,13 +261,19 @@ class ErrorSummary(Errors):
 
 
 def summarise(
-    predictions: Predictions, split: str, train_counts: Mapping[str, int] | None = None
+    predictions: Predictions,
+    split: str,
+    train_counts: Mapping[str, int] | None = None,
+    level_counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> ErrorSummary:
     """Sum up the errors of predictions.
 
     train_counts: symbol -> training structures that contain the element; 0 where it is absent.
+    level_counts: the same by level of theory. Where every level of the structures has counts, an
+        element is counted at the levels at which it is tested: cheap labels at another level do
+        not make it common.
     """
-    per_element = _by_element(predictions, train_counts or {})
+    per_element = _by_element(predictions, train_counts or {}, level_counts or {})
     # forces, because each element has its own; an energy belongs to all elements of a structure
     ranked = sorted(
         (
@@ -327,7 +333,9 @@ def root_mean_square(values: np.ndarray) -> float | None:
 
 
 def _by_element(
-    predictions: Predictions, train_counts: Mapping[str, int]
+    predictions: Predictions,
+    train_counts: Mapping[str, int],
+    level_counts: Mapping[str, Mapping[str, int]],
 ) -> dict[str, ElementErrors]:
     # a stress belongs to a cell and says little of one of its elements; an energy per atom does
     labels = [label for label in LABELS.values() if label.per == "atom"]
@@ -337,16 +345,30 @@ def _by_element(
         symbol = chemical_symbols[atomic_number]
         atoms = predictions.atomic_numbers == atomic_number
         structures = np.unique(predictions.structure_index[atoms])
+        own_levels = np.unique(predictions.level_index[structures])
+        levels = [predictions.level_names[index] for index in own_levels]
         mae, rms = _select(predictions, structures, atoms, labels)
         table[symbol] = ElementErrors(
             len(structures),
             mae,
             rms,
-            num_train_structures=train_counts.get(symbol, 0),
+            num_train_structures=_num_train_structures(symbol, levels, train_counts, level_counts),
             num_atoms=int(atoms.sum()),
             relative_force_interval=_relative_force_interval(predictions, atoms),
         )
     return table
+
+
+def _num_train_structures(
+    symbol: str,
+    levels: list[str],
+    train_counts: Mapping[str, int],
+    level_counts: Mapping[str, Mapping[str, int]],
+) -> int:
+    """Training structures with an element at some levels of theory; at all, where unknown."""
+    if not all(level in level_counts for level in levels):
+        return train_counts.get(symbol, 0)
+    return sum(level_counts[level].get(symbol, 0) for level in levels)
 
 
 def _relative_force_interval(

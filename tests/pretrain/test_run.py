@@ -126,9 +126,9 @@ def test_published_model_predicts_what_was_evaluated(finished):
     model = load(out / "model")
     structures = list(iter_structures(finished.data, "test"))
     predictions = predict(model.potential, structures)
-    census = read_census(finished.data)["per_element"]
-    counts = {symbol: row["structures"].get("train", 0) for symbol, row in census.items()}
-    assert summarise(predictions, "test", counts).to_dict() == json.loads(
+    levels = read_census(finished.data)["levels_of_theory"]
+    counts = {level: row["train_elements"] for level, row in levels.items()}
+    assert summarise(predictions, "test", level_counts=counts).to_dict() == json.loads(
         (out / "evaluation.json").read_text()
     )
     assert (out / "evaluation.json").read_bytes() == (

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from evenfield.data_pipelines.census.weights import (
     ElementWeights,
+    LevelWeights,
     WeightConfig,
     effective_share,
     has_element,
@@ -137,3 +138,48 @@ def test_whole_weights_are_copied_exactly(weight, structure_id, epoch):
 def test_settings_outside_their_range_are_refused(bad):
     with pytest.raises(ValidationError):
         WeightConfig(**bad)
+
+
+def test_an_element_is_rare_at_the_level_that_has_few_of_it():
+    """5 structures at the main level and 160 at a cheap one are not 165."""
+    main = [{11, 8}] * 100 + [{12, 8}] * 5
+    cheap = [{11, 8}] * 5 + [{12, 8}] * 160
+    numbers, starts = end_to_end(main + cheap)
+    levels = np.array(["main"] * len(main) + ["cheap"] * len(cheap), dtype=object)
+    counts = {
+        "main": has_element(*end_to_end(main)).sum(0),
+        "cheap": has_element(*end_to_end(cheap)).sum(0),
+    }
+    config = WeightConfig(beta=0.5, min_effective_share=0.1)
+    weights = LevelWeights.fit(counts, [(numbers, starts, levels)], config)
+    w = weights(numbers, starts, levels)
+
+    rare_at_main = w[100:105]
+    assert rare_at_main == pytest.approx(w[0] * (100 / 5) ** 0.5)
+    assert w[-1] < w[105]
+    # neither level gains structures at the cost of the other
+    assert w[:105].mean() == pytest.approx(1)
+    assert w[105:].mean() == pytest.approx(1)
+
+    again = LevelWeights.from_dict(json.loads(json.dumps(weights.to_dict())))
+    np.testing.assert_array_equal(again(numbers, starts, levels), w)
+
+
+def test_weights_of_one_level_are_those_without_levels():
+    sets = [{11, 8}] * 20 + [{12, 8}] * 3 + [{13, 9}]
+    numbers, starts = end_to_end(sets)
+    levels = np.array(["PBE"] * len(sets), dtype=object)
+    plain, expected = fitted(sets, beta=0.5)
+    counts = {"PBE": has_element(numbers, starts).sum(0)}
+    weights = LevelWeights.fit(counts, [(numbers, starts, levels)], WeightConfig(beta=0.5))
+    np.testing.assert_array_equal(weights(numbers, starts, levels), expected)
+    assert weights.of_level("PBE").to_dict() == plain.to_dict()
+
+
+def test_a_level_that_the_sample_does_not_contain_has_weights_of_one():
+    numbers, starts = end_to_end([{11}, {12}])
+    levels = np.array(["PBE", "PBE"], dtype=object)
+    counts = {"PBE": has_element(numbers, starts).sum(0), "SCAN": np.ones(119)}
+    weights = LevelWeights.fit(counts, [(numbers, starts, levels)], WeightConfig(beta=0.5))
+    other = np.array(["SCAN", "SCAN"], dtype=object)
+    assert weights(numbers, starts, other).tolist() == [1.0, 1.0]

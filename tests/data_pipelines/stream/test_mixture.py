@@ -14,11 +14,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig
+from evenfield.data_pipelines.census.weights import LevelWeights, WeightConfig
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.data_pipelines.stream.config import StreamConfig
-from evenfield.data_pipelines.stream.mixture import MixingConfig, Mixture, shares_of
+from evenfield.data_pipelines.stream.mixture import (
+    MixingConfig,
+    Mixture,
+    shares_of,
+    shares_of_levels,
+)
 from evenfield.data_pipelines.stream.source import SharedWeights, Source
 from evenfield.data_pipelines.stream.training_stream import StreamError
 from evenfield.data_pipelines.structure import Structure
@@ -69,10 +77,11 @@ class Numbers:
 
     def __init__(self, name: str, size: int = 700, block: int = 100, edges: int = 1) -> None:
         self.folder = Path(name)
+        self.name = name
         self.num_structures = size
         self.blocks = SimpleNamespace(sizes=[block] * (size // block))
         self.most_edges = edges
-        self.weights = ElementWeights(np.ones(119), cap=1.0, scale=1.0)
+        self.weights = LevelWeights({})
         self.shared_weights = SharedWeights()
 
     def between(self, first: int, last: int):
@@ -384,3 +393,55 @@ def test_batches_of_very_different_sources_are_full_on_all_ranks():
     edges = np.array([own[:steps] for own in table])
     assert edges.mean() / budget > 0.98
     assert ((edges.max(0) - edges.min(0)) / edges.mean(0)).mean() < 0.02
+
+
+# --- shares of levels of theory
+
+
+def level_mixture(folders: list[Path], **shares: float) -> Mixture:
+    collection = Collection([str(folder) for folder in folders])
+    mixing = MixingConfig(level_shares=shares)
+    config = StreamConfig(**SMALL)
+    return collection.stream(
+        config, mixing, cutoff=3.2, levels_of_theory=LEVELS, rank=0, world_size=1
+    )
+
+
+def test_shares_of_levels_make_up_for_empty_positions(folders):
+    """Whatever a folder holds of a level: the share is that of its structures."""
+    sources = [SimpleNamespace(folder=folders[0], only_level="PBE", num_structures=100)]
+    sources += [SimpleNamespace(folder=folders[0], only_level="xTB", num_structures=100)]
+    sources += [SimpleNamespace(folder=folders[1], only_level="PBE", num_structures=40)]
+    config = MixingConfig(level_shares={"PBE": 0.8, "xTB": 0.2})
+    shares = shares_of_levels(sources, [10, 90, 30], config)
+    filled = np.array([0.1, 0.9, 0.75])
+    np.testing.assert_allclose(shares * filled, [0.2, 0.2, 0.6])
+    with pytest.raises(StreamError, match="must give each of PBE, xTB a share above 0"):
+        shares_of_levels(sources, [10, 90, 30], MixingConfig(level_shares={"PBE": 1.0}))
+
+
+@pytest.mark.parametrize("wrong", [{"shares": {"one": 1.0}}, {"count": "atoms"}])
+def test_shares_of_levels_exclude_other_statements(wrong):
+    with pytest.raises(ValidationError, match="level_shares"):
+        MixingConfig(level_shares={"EMT": 1.0}, **wrong)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_has_the_shares_of_its_levels_and_resumes_in_place(folders, number):
+    shares = {"EMT": 0.25, "EMT-scaled": 0.75}
+    level_of = {
+        structure.structure_id: structure.level_of_theory
+        for folder in folders[:number]
+        for structure in iter_structures(folder, "train")
+    }
+    whole = take(level_mixture(folders[:number], **shares), 120)
+    names = [name for batch in whole for name in batch]
+    of_emt = sum(level_of[name] == "EMT" for name in names) / len(names)
+    assert of_emt == pytest.approx(0.25, abs=0.03)
+    # every structure comes
+    assert set(names) == set(level_of)
+
+    stopped = level_mixture(folders[:number], **shares)
+    first = take(stopped, 13)
+    again = resumed(level_mixture(folders[:number], **shares), stopped)
+    assert first + take(again, 20) == whole[:33]

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
-from evenfield.data_pipelines.census.weights import ElementWeights, WeightConfig, num_copies
+from evenfield.data_pipelines.census.weights import (
+    ElementWeights,
+    LevelWeights,
+    WeightConfig,
+    num_copies,
+)
 from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.data_pipelines.stream.state import StreamState
 from evenfield.data_pipelines.stream.stream import Stream
@@ -194,6 +199,10 @@ def test_structure_larger_than_the_budget_comes_alone(open_stream, train_structu
 # --- weights
 
 
+def levels_of(structures: list[Structure]) -> np.ndarray:
+    return np.array([s.level_of_theory for s in structures], dtype=object)
+
+
 def of_windows(stream: Stream, epoch: int) -> Counter:
     first = epoch * stream.windows_per_epoch
     windows = range(first, first + stream.windows_per_epoch)
@@ -206,8 +215,9 @@ def test_copies_of_an_epoch_are_those_of_num_copies(open_stream, train_structure
     numbers = np.concatenate([s.atomic_numbers for s in train_structures])
     starts = np.cumsum([0, *map(len, train_structures)])
     names = [s.structure_id for s in train_structures]
+    levels = levels_of(train_structures)
     for epoch in (0, 1):
-        copies = num_copies(stream.weights(numbers, starts), names, 3, epoch)
+        copies = num_copies(stream.weights(numbers, starts, levels), names, 3, epoch)
         assert copies.max() > 1 and copies.min() == 0
         assert of_windows(stream, epoch) == +Counter(dict(zip(names, copies.tolist(), strict=True)))
 
@@ -221,7 +231,8 @@ def test_mean_copies_over_epochs_match_the_weights(open_stream, train_structures
     stream = open_stream(weights=WeightConfig(beta=0.8), window_blocks=17)
     total = sum((of_windows(stream, epoch) for epoch in range(200)), Counter())
     for s in train_structures:
-        weight = float(stream.weights(s.atomic_numbers, np.array([0, len(s)]))[0])
+        starts = np.array([0, len(s)])
+        weight = float(stream.weights(s.atomic_numbers, starts, levels_of([s]))[0])
         deviation = np.sqrt((weight % 1) * (1 - weight % 1) / 200)
         assert abs(total[s.structure_id] / 200 - weight) <= 4.5 * deviation + 1e-9
 
@@ -245,9 +256,13 @@ def test_loss_weights_go_by_element_and_leave_the_sampling_alone(open_stream, tr
     stream = open_stream(weights=WeightConfig(beta=0.8, sampling=False, loss=True))
     batches = epoch_of(stream)
     assert count(batches) == Counter(s.structure_id for s in train_structures)
-    per_element = torch.tensor(stream.weights.per_element(), dtype=torch.float32)
+    level_of = {s.structure_id: s.level_of_theory for s in train_structures}
     for batch in batches:
-        assert torch.equal(batch.atom_weight, per_element[batch.atomic_numbers])
+        for index, name in enumerate(batch.structure_ids):
+            own = batch.structure_index == index
+            weights = stream.weights.of_level(level_of[name]).per_element()
+            expected = torch.tensor(weights, dtype=torch.float32)[batch.atomic_numbers[own]]
+            assert torch.equal(batch.atom_weight[own], expected)
     assert len(torch.cat([batch.atom_weight for batch in batches]).unique()) > 2
 
 
@@ -357,11 +372,28 @@ def test_state_with_weights_is_below_ten_kilobytes(open_stream):
     everything = ElementWeights(
         np.random.default_rng(0).random(119), 0.123456789, 1.3456789, "mean"
     )
-    stream.source.shared_weights.fitted = everything
+    stream.source.shared_weights.fitted = LevelWeights({"EMT": everything})
     assert len(json.dumps(stream.state())) < 10_000
     np.testing.assert_array_equal(
-        resumed(open_stream(), stream).weights.element_weight[1:], everything.element_weight[1:]
+        resumed(open_stream(), stream).weights.of_level("EMT").element_weight[1:],
+        everything.element_weight[1:],
     )
+
+
+def test_weights_of_an_older_checkpoint_hold_for_all_levels(open_stream, train_structures):
+    stream = open_stream(weights=WeightConfig(beta=0.5), edge_budget=120)
+    take(stream, 3)
+    state = stream.state()
+    older = ElementWeights(np.random.default_rng(0).random(119), 0.5, 1.5)
+    state["weights"] = older.to_dict()
+    stream.load_state([state])
+    numbers = np.concatenate([s.atomic_numbers for s in train_structures])
+    starts = np.cumsum([0, *map(len, train_structures)])
+    np.testing.assert_array_equal(
+        stream.weights(numbers, starts, levels_of(train_structures)),
+        ElementWeights.from_dict(older.to_dict())(numbers, starts),
+    )
+    assert stream.state()["weights"] == older.to_dict()
 
 
 def test_state_counts_batches_as_they_are_taken_not_as_they_are_prepared(open_stream):

@@ -11,8 +11,10 @@ import torch
 from evenfield.data_pipelines.batch import Batch
 from evenfield.finetune.closed_form import prior, refit
 from evenfield.finetune.closed_form.design_rows import (
+    LabelWeights,
     RefitConfig,
     Unknowns,
+    WeightError,
     design_rows,
     feature_jacobian,
 )
@@ -92,6 +94,107 @@ def labels(potential, structures) -> tuple[np.ndarray, np.ndarray]:
 def errors(potential, structures) -> tuple[float, float]:
     summary = summarise(predict(potential, structures), "test")
     return summary.energy_mae_per_atom, summary.force_mae
+
+
+# --- weights
+
+
+def refitted(potential, structures, weights=None):
+    """The readout weights and E0 after a refit of a copy."""
+    copy = clone(potential)
+    refit_readout(
+        copy, HEAD, structures, known=METALS, known_e0=METALS, config=CONFIG, weights=weights
+    )
+    return torch.cat([copy.readout.weight[HEAD].ravel(), copy.e0[HEAD]]).detach().numpy()
+
+
+def test_equal_weights_change_no_bit(potential, off_target):
+    weights = LabelWeights.equal(len(off_target))
+    np.testing.assert_array_equal(
+        refitted(potential, off_target, weights), refitted(potential, off_target)
+    )
+
+
+def test_a_structure_of_weight_two_counts_like_its_copy(potential, off_target):
+    """In the equations of its fold: rows given twice, and rows of weight two."""
+    elements = np.array(sorted(METALS))
+    unknowns = Unknowns(potential.readout.weight.shape[1], np.array([], dtype=int), elements)
+
+    def equations(structures, of_structures) -> Fold:
+        weights = replace(LabelWeights.equal(len(structures)), structures=np.array(of_structures))
+        fold = Fold.empty(unknowns.num)
+        for batch in design_rows(potential, HEAD, structures, unknowns, CONFIG, weights):
+            for name in fold.equations:
+                fold.equations[name].add(*batch.rows[name])
+        return fold
+
+    one, two, three = off_target[:3]
+    weighted = equations([one, two, three], [1.0, 2.0, 0.0])
+    copied = equations([one, two, two], [1.0, 1.0, 1.0])
+    for name, expected in copied.equations.items():
+        np.testing.assert_allclose(
+            weighted.equations[name].matrix, expected.matrix, rtol=1e-9, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            weighted.equations[name].moment, expected.moment, rtol=1e-9, atol=1e-9
+        )
+
+
+def test_forces_of_an_element_of_weight_zero_do_not_count(potential, off_target):
+    """Whatever they are: a hundred times larger errors on it change no equation of the forces."""
+    elements = np.array(sorted(METALS))
+    unknowns = Unknowns(potential.readout.weight.shape[1], np.array([], dtype=int), elements)
+    of_elements = np.ones(119)
+    of_elements[PT] = 0.0
+    mixed = [s for s in off_target if PT in s.elements and len(s.elements) > 1][:4]
+    weights = LabelWeights(np.ones(len(mixed)), of_elements)
+    for batch in design_rows(potential, HEAD, mixed, unknowns, CONFIG, weights):
+        matrix, targets = batch.rows["forces"]
+        numbers = np.concatenate([s.atomic_numbers for s in mixed])
+        of_platinum = np.repeat(numbers == PT, 3)
+        assert not matrix[of_platinum].any() and not targets[of_platinum].any()
+        assert matrix[~of_platinum].any()
+
+
+def test_a_refit_follows_the_structures_that_weigh_more(potential, off_target):
+    """Every structure twice, with contrary energies: each wins where its weight is larger."""
+    few = off_target[:8]
+    up = [s.with_labels(energy=s.energy + 0.2 * len(s)) for s in few]
+    down = [s.with_labels(energy=s.energy - 0.2 * len(s)) for s in few]
+
+    def errors_of_both(weight_up: float) -> tuple[float, float]:
+        of_structures = np.repeat([weight_up, 1 / weight_up], len(few))
+        copy = clone(potential)
+        refit_readout(
+            copy,
+            HEAD,
+            up + down,
+            known=METALS,
+            known_e0=METALS,
+            config=CONFIG,
+            weights=LabelWeights(of_structures, np.ones(119)),
+        )
+        return errors(copy, up)[0], errors(copy, down)[0]
+
+    up_error, down_error = errors_of_both(3.0)
+    other_up_error, other_down_error = errors_of_both(1 / 3.0)
+    assert up_error < other_up_error
+    assert down_error > other_down_error
+
+
+@pytest.mark.parametrize(
+    ("of_structures", "of_elements"),
+    [
+        (np.ones(1), np.ones(119)),
+        (-np.ones(4), np.ones(119)),
+        (np.ones(4), np.zeros(119)),
+        (np.full(4, np.nan), np.ones(119)),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(potential, off_target, of_structures, of_elements):
+    weights = LabelWeights(of_structures, of_elements)
+    with pytest.raises(WeightError):
+        refitted(potential, off_target[:4], weights)
 
 
 # --- linearity
@@ -401,7 +504,8 @@ def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
     folds = []
     for part in parts:
         folds.append(Fold.empty(layout.num))
-        for batch in design_rows(potential, HEAD, part, layout, CONFIG):
+        own = [few[place] for place in part]
+        for batch in design_rows(potential, HEAD, own, layout, CONFIG):
             for name, pair in batch.rows.items():
                 folds[-1].equations[name].add(*pair)
     total = NormalEquations.total(fold.all for fold in folds)

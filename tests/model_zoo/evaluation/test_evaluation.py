@@ -107,6 +107,30 @@ def test_elements_apart(by_hand):
     assert table["Fe"].energy_mae_per_atom == pytest.approx(mae(p.energy[2] / 2))
 
 
+def test_an_element_is_counted_at_the_levels_at_which_it_is_tested(by_hand):
+    """160 training structures at a cheap level do not make an element with 5 common."""
+    counts = {"A": {"O": 5, "H": 7}, "B": {"H": 2}, "cheap": {"O": 160}}
+    everything = {"O": 165, "H": 9}
+    levels = {
+        symbol: {
+            by_hand.level_names[by_hand.level_index[index]]
+            for index in by_hand.structure_index[by_hand.atomic_numbers == number]
+        }
+        for symbol, number in {"H": 1, "O": 8}.items()
+    }
+    for level in ("C", *by_hand.level_names):
+        counts.setdefault(level, {})
+    table = summarise(by_hand, "test", everything, counts).per_element
+    for symbol, own_levels in levels.items():
+        assert table[symbol].num_train_structures == sum(
+            counts[level].get(symbol, 0) for level in own_levels
+        )
+    # a record that does not count every level has the total only
+    del counts["A"]
+    table = summarise(by_hand, "test", everything, counts).per_element
+    assert table["O"].num_train_structures == 165
+
+
 def errors_of_elements(errors: list[float]) -> Predictions:
     """One atom of each of the first elements, with a given force error."""
     num = len(errors)
