@@ -229,10 +229,7 @@ def _converted(out: Path, info: dict[str, Any]) -> str:
 def _about_splits(info: dict[str, Any], config: ConvertConfig) -> list[str]:
     """What a user should know of the splits, one line each, from the content of
     dataset_info.json."""
-    splits = info.get("splits")
-    if splits is None:
-        # of an older evenfield
-        return []
+    splits = info["splits"]
     notes = []
     if info["split_files"]:
         counts = ", ".join(f"{count} {split}" for split, count in info["split_files"].items())

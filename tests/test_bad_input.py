@@ -105,9 +105,9 @@ PBE = "level_of_theory=PBE"
             "mine.extxyz: record 0 has atomic number 0, outside 1..118: correct the element",
         ),
         (
-            frame(info="split=training"),
+            frame(info="split=extra"),
             [PBE],
-            "mine.extxyz: record 0 has split 'training': use one of train, valid",
+            "mine.extxyz: record 0 has split 'extra': use one of train, valid",
         ),
         (GOOD + GOOD[:-8], [PBE], "mine.extxyz: record 1 cannot be read"),
         (GOOD + "\n" + GOOD, [PBE], "mine.extxyz: record 0 is followed by a blank line"),

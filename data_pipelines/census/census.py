@@ -401,9 +401,7 @@ def read_census(folder: Path | str) -> dict[str, Any]:
         raise BrokenDataSetError("missing or damaged", file=path, remedy=CONVERT_AGAIN)
     found, data = read_json(path, MOST_BYTES)
 
-    # data sets of older versions do not state it
-    digest = hashlib.sha256(data).hexdigest()
-    is_whole = info.get("census_sha256", digest) == digest
+    is_whole = info["census_sha256"] == hashlib.sha256(data).hexdigest()
     try:
         census: dict[str, Any] = found
         # touched here, so that a damaged file is named before anything is computed from it

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 
-# as files and folders are called -> as we call it
+# as files, folders and columns of sources say it -> as we call it
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",

@@ -14,9 +14,9 @@ from ...core.units import LENGTH
 from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
 from .config import LabelColumn, SourceConfig
 from .label_names import REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
+from .naming import SPLIT_WORDS
 
 
-SPLIT_NAMES = {"val": "valid", "validation": "valid"}  # as data sets of the hub call them
 TRUE = ("true", "t", "1", "1.0")
 
 # columns that look like labels, with their numbers where the reader has them at hand
@@ -131,7 +131,7 @@ def _split(record: Record, config: SourceConfig, file_split: str | None) -> str 
         return None
     if split in config.split_names:
         return config.split_names[split]
-    split = SPLIT_NAMES.get(split, split)
+    split = SPLIT_WORDS.get(split, split)
     if split not in SPLITS:
         raise BadRecordError(
             f"has split '{split}'",

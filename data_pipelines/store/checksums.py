@@ -10,7 +10,6 @@ dataset_info.json holds a SHA-256 of its own content, and one of census.json.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from pathlib import Path
@@ -27,12 +26,8 @@ TAIL = 8
 
 
 def seal_is_broken(content: dict[str, Any]) -> bool:
-    """Whether the content was changed; False for data sets from before there were checksums."""
-    stated = content.get(SEAL)
-    if stated is not None:
-        return bool(stated != digest_of(content))
-    # the name of the entry itself may have been hit
-    return any("crc32" in entry for entry in content["shards"].values())
+    """Whether the content was changed since it was written."""
+    return bool(content.get(SEAL) != digest_of(content))
 
 
 def sums_of(data: bytes) -> list[int]:
@@ -64,24 +59,11 @@ class ShardSums:
     def __init__(self, path: Path, entry: dict[str, Any]) -> None:
         """`entry` is that of dataset_info.json."""
         self.path = path
-        self._sums: list[int] | None = entry.get("crc32")
-        self._sha256: str = entry["sha256"]
+        self._sums: list[int] = entry["crc32"]
         self._ranges: list[tuple[int, int]] = []
-        self._whole_is_right = False
 
     def footer_is_right(self) -> bool:
-        """Whether the footer is; of a shard from before there were sums, all of the file.
-
-        Call it before the shard is parsed.
-        """
-        if self._sums is None:
-            # once only: it costs as much as reading the whole shard
-            if not self._whole_is_right:
-                with self.path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._whole_is_right = digest == self._sha256
-            return self._whole_is_right
-
+        """Whether the footer is; call it before the shard is parsed."""
         with self.path.open("rb") as file:
             start = _find_footer(file)
             if start < 0:
@@ -91,8 +73,6 @@ class ShardSums:
 
     def blocks_are_right(self, metadata: pq.FileMetaData, groups: list[int]) -> bool:
         """Whether some blocks are; the footer has been found right."""
-        if self._sums is None:
-            return True
         with self.path.open("rb") as file:
             if not self._ranges:
                 self._ranges = block_ranges(metadata, _find_footer(file))

@@ -73,6 +73,7 @@ def model_card(
         network_settings=shown_settings,
         receptive_field=potential.backbone.receptive_field,
         snippet_level=_snippet_level(record, potential.config.levels_of_theory),
+        snippet_symbol=_snippet_symbol(record, potential.config.levels_of_theory),
         default_level=default_level(record, potential.config.levels_of_theory),
         evaluation=evaluation,
         level_table=_level_table(evaluation) if evaluation else None,
@@ -98,8 +99,20 @@ def _snippet_level(record: ModelRecord, levels: list[str]) -> str | None:
     """The level of theory that the example must name; None where the model has a default."""
     if default_level(record, levels) is not None:
         return None
-    # whichever is listed first: the text below the example says that the user has to choose
-    return json.dumps(next(iter(record.elements), levels[0]))
+    # the text below the example says that the user has to choose
+    return json.dumps(_first_level(record, levels))
+
+
+def _snippet_symbol(record: ModelRecord, levels: list[str]) -> str:
+    """An element that the example can be run with."""
+    level = default_level(record, levels) or _first_level(record, levels)
+    # only a model without any training structure has none
+    return next(iter(record.trained_symbols(level)), "H")
+
+
+def _first_level(record: ModelRecord, levels: list[str]) -> str:
+    """The level of theory that is listed first."""
+    return next(iter(record.elements), levels[0])
 
 
 def card_pictures(

@@ -349,10 +349,31 @@ def build(
 ) -> tuple[Potential, ModelRecord]:
     """The potential, still without its weights, and the record from the content of config.json.
 
+    `path` and `weight_bytes` are those of `read_config`.
+
+    Raises BadModelError when no model can be built.
+    """
+    architecture, record, dtype = read_config(path, config, weight_bytes)
+    try:
+        return Potential(architecture).to(dtype), record
+    except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
+        # the config comes from somebody else: each value is allowed, the combination need not be
+        raise BadModelError(
+            f"no model can be built from its architecture ({one_line(error)})",
+            file=path,
+            remedy=RESTORE,
+        ) from error
+
+
+def read_config(
+    path: str, config: dict[str, Any], weight_bytes: int | None
+) -> tuple[PotentialConfig, ModelRecord, torch.dtype]:
+    """Architecture, record and dtype from the content of config.json, checked; builds nothing.
+
     `path` is used in messages only. `weight_bytes` is the size of the stored weights, None when it
     is not known.
 
-    Raises BadModelError when no model can be built.
+    Raises BadModelError.
     """
     if not isinstance(config.get("architecture"), dict):
         raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
@@ -373,15 +394,7 @@ def build(
 
     check_size(path, architecture, weight_bytes)
     _check_names(path, record, architecture.levels_of_theory)
-    try:
-        return Potential(architecture).to(dtype), record
-    except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
-        # the config comes from somebody else: each value is allowed, the combination need not be
-        raise BadModelError(
-            f"no model can be built from its architecture ({one_line(error)})",
-            file=path,
-            remedy=RESTORE,
-        ) from error
+    return architecture, record, dtype
 
 
 def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:

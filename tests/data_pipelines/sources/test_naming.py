@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
+import numpy as np
 import pytest
 
-from evenfield.data_pipelines.sources.naming import name_files
+from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.naming import SPLIT_WORDS, name_files, stated_split
+from evenfield.data_pipelines.sources.records import Record, structure_from_record
 
 
 def splits(*names: str) -> list[str | None]:
@@ -49,3 +54,17 @@ def test_splits_of_names(names, expected):
 )
 def test_prefixes_of_default_ids(names, expected):
     assert prefixes(*names) == expected
+
+
+@pytest.mark.parametrize("word", SPLIT_WORDS)
+def test_columns_and_file_names_say_a_split_in_the_same_words(word):
+    stated = Record(
+        atomic_numbers=np.array([1]),
+        positions=np.zeros((1, 3)),
+        cell=np.zeros((3, 3)),
+        pbc=np.zeros(3, bool),
+        info={"split": word},
+    )
+    config = SourceConfig(level_of_theory="made")
+    (of_file,) = {stated_split(PurePosixPath(f"water_{word}.xyz"))}
+    assert structure_from_record(stated, config, "a").split == of_file == SPLIT_WORDS[word]

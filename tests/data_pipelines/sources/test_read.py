@@ -375,7 +375,7 @@ FORCES = "species:S:1:pos:R:3:forces:R:3"
             "periodic but its cell has no volume: give a cell or set pbc to F F F",
         ),
         (frame([]), "has no atoms: remove it"),
-        (frame(info="split=training"), "has split 'training': use one of train, valid, test"),
+        (frame(info="split=extra"), "has split 'extra': use one of train, valid, test"),
         (frame(["H 0 0 0", "H 0 0 1"])[:-9], r"cannot be read \(.*\): .* it is cut off there"),
         (frame(["H 0 0"]), r"cannot be read \(.*\): write it again"),
     ],

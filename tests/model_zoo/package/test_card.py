@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from evenfield.core.numbers import table_cell
 from evenfield.model_zoo.evaluation.predictions import Predictions
 from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.package.folder import attach
+from evenfield.model_zoo.zoo.named_models import SHIPPED
 
 from small_models import small_model
 
@@ -182,3 +185,31 @@ def test_card_shows_what_was_forgotten(tmp_path: Path) -> None:
         attach(folder, {"forgetting.json": other})
         assert "forgot" not in (folder / "README.md").read_text()
     assert model_zoo.load(folder).attachments["forgetting.json"] == other
+
+
+def run_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Run the example of a card as it is printed, in the folder of the card; the energy."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    return float(names["atoms"].get_potential_energy())
+
+
+@pytest.mark.parametrize("default", ["PBE", "EMT", None])
+def test_example_runs_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: str | None
+) -> None:
+    folder = small_model(tmp_path / "model")
+    potential, record = model_zoo.load_model(folder)
+    stated = record.model_copy(
+        update={"default_level": default, "elements": {"EMT": ["Au"], "PBE": ["Cu"]}}
+    )
+    model_zoo.save_model(folder, potential, stated)
+    assert np.isfinite(run_snippet(folder, monkeypatch))
+
+
+def test_example_of_the_shipped_model_runs_as_it_is_printed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert np.isfinite(run_snippet(SHIPPED / "evenfield-s", monkeypatch))
