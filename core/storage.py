@@ -8,6 +8,7 @@ counts as an absence. Any other failure is retried if it may pass, and raised.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +28,8 @@ DELAYS = (0.5, 2.0)
 # Seconds without a byte from a web server. aiohttp's own limit is five minutes for everything,
 # which is too long for a silent server and too short for large weights.
 SILENCE = 10.0
-# seconds for a small file, however it arrives
-SMALL_FILE_SECONDS = 30.0
+# seconds for a small file or an answer about one, however it arrives and however often it is tried
+SMALL_FILE_SECONDS = 25.0
 # bytes per second; a server that is slower than this keeps a load waiting for ever
 LEAST_RATE = 10_000
 WEB = ("http", "https")
@@ -87,15 +88,19 @@ def read_small_file(fs: Any, path: str, limit: int) -> bytes | None:
     Raises TooLargeError, TooSlowError, and what the storage library raises when the store fails.
     """
 
+    end = time.monotonic() + SMALL_FILE_SECONDS
+
     def read() -> bytes:
         content = b""
-        with opened(fs, path, SMALL_FILE_SECONDS) as file:
-            for chunk in chunks(file, limit, SMALL_FILE_SECONDS):
+        # what earlier tries took is gone
+        seconds = end - time.monotonic()
+        with opened(fs, path, seconds) as file:
+            for chunk in chunks(file, limit, seconds):
                 content += chunk
         return content
 
     try:
-        return retried(read)
+        return retried(read, seconds=SMALL_FILE_SECONDS)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -113,7 +118,7 @@ def file_info(fs: Any, path: str) -> dict[str, Any] | None:
             raise
 
     try:
-        return retried(ask)
+        return retried(ask, seconds=SMALL_FILE_SECONDS)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:
@@ -179,14 +184,24 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def retried(
-    call: Callable[[], Result], may_pass: Callable[[BaseException], bool] = is_temporary
+    call: Callable[[], Result],
+    may_pass: Callable[[BaseException], bool] = is_temporary,
+    seconds: float = math.inf,
 ) -> Result:
-    """The result of a call, which is repeated after a failure that may pass."""
+    """The result of a call, which is repeated after a failure that may pass.
+
+    It is not repeated if that would take more than `seconds` in all, should the next try take as
+    long as the last one.
+    """
+    begin = time.monotonic()
     for delay in DELAYS:
+        begin_of_try = time.monotonic()
         try:
             return call()
         except Exception as error:
-            if not may_pass(error):
+            now = time.monotonic()
+            expected_end = now + delay + (now - begin_of_try)
+            if not may_pass(error) or expected_end > begin + seconds:
                 raise
         time.sleep(delay)
     return call()
@@ -206,5 +221,5 @@ def reason_of(error: BaseException) -> str:
         return f"it answers {status} {phrase}".strip()
     text = " ".join(str(error).split())
     if isinstance(error, asyncio.TimeoutError):
-        return f"no answer within {SILENCE:.0f} s"
+        return f"no answer within {SILENCE:.0f} s, or none that ends"
     return without_secrets(text)[:300] or type(error).__name__

@@ -30,6 +30,7 @@ from ...core.errors import EvenfieldError
 from ...core.files import NAME_A_FILE, special_kind
 from ...core.hub_client import limited_patience
 from ...core.storage import (
+    SMALL_FILE_SECONDS,
     TooLargeError,
     chunks,
     file_info,
@@ -185,7 +186,7 @@ def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
         filesystem, path = file_system(source)
         # a query of a web address begins with a question mark, and is no pattern
         if GLOB.search(path) and not is_web_address(source):
-            found = retried(lambda: filesystem.glob(path))
+            found = retried(lambda: filesystem.glob(path), seconds=SMALL_FILE_SECONDS)
         else:
             # not isfile(), which takes an outage for a no
             info = file_info(filesystem, path)
@@ -194,7 +195,7 @@ def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
             if info is None and is_web_address(source):
                 raise SourceError("the server has no such file", file=source)
             # object stores have no folders: a name may be the beginning of the names of files
-            inside = retried(lambda: filesystem.find(path))
+            inside = retried(lambda: filesystem.find(path), seconds=SMALL_FILE_SECONDS)
             found = [name for name in inside if name.endswith(tuple(suffixes))]
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
         return _at_least_one(files, source, suffixes)
@@ -415,6 +416,6 @@ def _sha256(path: Path) -> str:
 def _remote_state(name: str) -> str:
     with _network_errors(name):
         filesystem, path = file_system(name)
-        info: dict[str, Any] = retried(lambda: filesystem.info(path))
+        info: dict[str, Any] = retried(lambda: filesystem.info(path), seconds=SMALL_FILE_SECONDS)
     stated = [f"{key}={info[key]}" for key in STATE_KEYS if info.get(key) is not None]
     return " ".join(stated)
