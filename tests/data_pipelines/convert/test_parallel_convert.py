@@ -198,10 +198,10 @@ def test_remote_that_goes_away_is_named_and_finished_parts_are_kept(
 ):
     whole = conversion.read_part
 
-    def cut_off(part: Part, config, count):
+    def cut_off(part: Part, config, count, **options):
         if part.first == 40:
             raise ConnectionError("connection reset by peer")
-        return whole(part, config, count)
+        return whole(part, config, count, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "read_part", cut_off)
