@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from ase.data import chemical_symbols
 
 from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.gradient import config as gradient_config
 from evenfield.finetune.gradient import replay as replaying
@@ -20,7 +22,7 @@ from evenfield.finetune.gradient.new_elements import start_from_neighbours
 from evenfield.finetune.gradient.replay import Replay
 from evenfield.finetune.gradient.replay import labelled_by as relabel
 from evenfield.finetune.gradient.strategy import GradientStrategy
-from evenfield.finetune.gradient.train import GradientReport
+from evenfield.finetune.gradient.train import GradientReport, _stream
 from evenfield.finetune.heads import member_levels, with_head
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.forgetting import (
@@ -212,6 +214,19 @@ def test_replayed_structures_are_none_of_the_probe_unless_there_are_few(monkeypa
     probe, replayed = replaying.draw_probe("x"), replaying.draw_for_replay("x", 100, seed=3)
     assert len(probe) == 5 and replayed != replaying.draw_for_replay("x", 100, seed=4)
     assert set(probe).isdisjoint(replayed) == (number >= 10)
+
+
+def test_every_batch_holds_new_and_replayed_structures_by_share(single, structures, tmp_path):
+    new = [replace(one, structure_id=f"new-{k}") for k, one in enumerate(structures[:7])]
+    config = GradientConfig(stream=StreamConfig(edge_budget=10**6, atom_budget=120, look_ahead=4))
+    stream = _stream(tmp_path, new, Replay(structures, 0.25), single, config, seed=0)
+    source = stream.batches()
+    for batch in islice(source, 12):
+        num_new = sum(name.startswith("new-") for name in batch.structure_ids)
+        # each of the structures that wait for packing may be of one set or the other
+        assert num_new == pytest.approx(0.75 * batch.num_structures, abs=4)
+        assert 0 < num_new < batch.num_structures
+    source.close()
 
 
 def test_replay_keeps_more_than_none(single, structures, labelled_by, stiffer):
