@@ -249,6 +249,8 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
 def _publication(out: Path) -> Step:
     model = str(out / UNIFORM / "model")
     words = ["hub", "publish", model, "quickstart/uniform", "--folder-hub", str(out / "hub")]
+    # a model of minutes is not sound, and is not checked
+    words.append("--allow-failed")
     return Step(words, "hub/quickstart/uniform/refs/main")
 
 

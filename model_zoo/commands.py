@@ -44,11 +44,17 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show what would be published; send nothing")
     ] = False,
+    allow_failed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-failed", help="publish a model that failed physical checks, or has none"
+        ),
+    ] = False,
 ) -> None:
     """Publish a model folder in one commit and print the pinned reference.
 
     Without --folder-hub, the model goes to the Hugging Face hub, with the token of `hf auth login`
-    or HF_TOKEN.
+    or HF_TOKEN. The model must have passed `evenfield check sanity MODEL --attach`.
 
     Examples:
     evenfield hub publish runs/uniform/model me/uniform --dry-run
@@ -58,9 +64,10 @@ def publish(
     from .hub.publish import publish as run
 
     if dry_run:
-        _print_plan(plan_publication(model, repo))
+        _print_plan(plan_publication(model, repo, allow_failed=allow_failed))
         return
-    say(run(model, repo, folder_hub, private=private, tag=tag))
+    pinned = run(model, repo, folder_hub, private=private, tag=tag, allow_failed=allow_failed)
+    say(pinned)
 
 
 @app.command()
@@ -277,6 +284,7 @@ def _print_plan(plan: Publication) -> None:
     findings = {
         "refused, its record lacks": plan.lacks,
         "refused, it shows": plan.leaks,
+        "published all the same" if plan.allow_failed else "refused": plan.unsound,
         "the card would be better with": plan.advice,
     }
     for heading, lines in findings.items():

@@ -18,7 +18,14 @@ from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_pag
 from ...core.pages.page import Table as PageTable
 from ...core.rich_console import Console
 from ...core.settings import SettingsError
-from ..check import CheckedCalculator, CheckResult, Figure, check_function
+from ..check import (
+    CheckedCalculator,
+    CheckedModel,
+    CheckError,
+    CheckResult,
+    Figure,
+    check_function,
+)
 from ..sanity.config import SanityConfig
 from ..sanity.memory import Memory
 
@@ -50,6 +57,10 @@ def check(
             "and the same command goes on after a stop",
         ),
     ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach", help="put the verdict into the model's folder and its card"),
+    ] = False,
 ) -> CheckResult:
     """Is a potential physically sound? Eight checks, each also a command of its own.
 
@@ -60,6 +71,8 @@ def check(
     evenfield check sanity --calculator ase.calculators.emt:EMT elements=[Cu,Al] --out runs/emt
     """
     names = _chosen(settings)
+    if attach:
+        _check_attachable(model, settings)
     if out is not None:
         _check_out(out)
 
@@ -78,7 +91,47 @@ def check(
             _sections(settings, results),
             state=VERDICTS[_verdict(results)],
         )
+    if attach:
+        assert isinstance(model, CheckedModel)
+        _attach(model, settings, results)
     return _joined(results)
+
+
+def _check_attachable(model: CheckedCalculator, settings: SanityConfig) -> None:
+    """Only a whole verdict about a model in a folder of its own can be attached."""
+    if not isinstance(model, CheckedModel) or model.folder is None:
+        raise CheckError(
+            f"--attach: {model.name} is not a model folder",
+            remedy="name the folder of the model, or leave out --attach",
+        )
+    if settings.checks is not None or settings.elements is not None:
+        raise CheckError(
+            "--attach: some checks or elements are left out",
+            remedy="leave out checks= and elements=, so that the verdict is about the whole model",
+        )
+
+
+def _attach(model: CheckedModel, settings: SanityConfig, results: dict[str, CheckResult]) -> None:
+    # the imports bring in torch, which the help of the command does not need
+    from ...model_zoo.package.folder import attach, read_model_folder
+    from ...model_zoo.package.sanity_record import CheckVerdict, LevelVerdict, with_verdict
+
+    checks = {}
+    for name, result in results.items():
+        checks[name] = CheckVerdict(
+            passed=result.passed,
+            failed=[figure.name for figure in result.figures if not figure.passed],
+            skipped=len(result.skipped),
+        )
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    verdict = LevelVerdict(suite=settings.suite, made=made, checks=checks)
+
+    assert model.folder is not None
+    folder = read_model_folder(model.folder)
+    potential = model.loaded.potential
+    # of the weights that were checked: the folder may hold others by now, and then has no record
+    attach(model.folder, with_verdict(potential, folder.attachments, model.level, verdict))
+    Console(soft_wrap=True).print(f"attached to {model.folder}")
 
 
 def _chosen(settings: SanityConfig) -> list[str]:

@@ -31,8 +31,8 @@ class SanityConfig(Settings):
     )
     reference: Literal["auto", "pbe", "experiment"] = Field(
         default="auto",
-        description="lattice parameters to compare with; auto: PBE for a level with PBE in its "
-        "name, else experiment",
+        description="lattice parameters to compare with, and whether volumes are judged by PBE; "
+        "auto: pbe for a level with PBE in its name, else experiment",
     )
     picoseconds: float | None = Field(
         default=None, gt=0, le=1000, description="length of the dynamics, by default the suite's"

@@ -62,5 +62,6 @@ def zoo_build(
     if folder is None:
         return  # stopped by a signal: what is done stays in `place`
     say(f"model: {folder}")
+    say(f"next: evenfield check sanity {folder} suite=quick --attach")
     if work is None:
         shutil.rmtree(place)

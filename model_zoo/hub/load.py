@@ -20,6 +20,7 @@ from ..evaluation.summary import ErrorSummary
 from ..package.folder import read_model_folder
 from ..package.levels import level_to_use
 from ..package.record import ModelRecord
+from ..package.sanity_record import warn_if_failed
 from ..potential.potential import Potential
 from ..zoo import named_models as zoo
 from . import hugging_face
@@ -91,14 +92,18 @@ def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedM
     `folder_hub` is the root of a folder hub; without it, the variable EVENFIELD_HUB names one, and
     without that the Hugging Face hub is used.
 
+    Warns once, in one line, of a model that failed physical checks.
+
     Raises HubError when there is no such model, BadModelError when it must not be used.
     """
     folder, pinned = resolve(reference, folder_hub)
     model = read_model_folder(folder)
+    pinned = pinned or f"{model.record.name}@{model.revision}"
+    warn_if_failed(pinned, model.potential, model.attachments)
     return LoadedModel(
         potential=model.potential,
         record=model.record,
-        reference=pinned or f"{model.record.name}@{model.revision}",
+        reference=pinned,
         evaluation=model.evaluation,
         attachments=model.attachments,
     )

@@ -23,6 +23,8 @@ from ..package.folder import ModelFolder, folder_revision, read_model_folder
 from ..package.levels import default_level
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
 from ..package.record import ModelRecord
+from ..package.sanity_record import REMEDY as SANITY_REMEDY
+from ..package.sanity_record import unsound
 from ..potential.invariance import check_invariance
 from . import hugging_face
 from .folder_hub import FolderHub
@@ -73,11 +75,13 @@ class Publication:
     lacks: list[str]  # keys of REMEDIES: the model is refused without them
     advice: list[str]  # what would make the card better
     leaks: list[str]  # what others must not see; the model is refused with it
+    unsound: list[str]  # physical checks that failed, or were not made
+    allow_failed: bool = False  # whether the model is published in spite of these
 
     @property
     def refused(self) -> bool:
         """Whether `publish` would refuse the model."""
-        return bool(self.lacks or self.leaks)
+        return bool(self.lacks or self.leaks or (self.unsound and not self.allow_failed))
 
 
 def publish(
@@ -87,6 +91,7 @@ def publish(
     *,
     private: bool = False,
     tag: str | None = None,
+    allow_failed: bool = False,
 ) -> str:
     """Publish a model folder as `owner/name`; returns the pinned reference.
 
@@ -95,16 +100,24 @@ def publish(
 
     Raises BadModelError for a model without licence, training data or named level of theory, for
     one that was trained on data whose licence does not allow it, for one that contains tokens,
-    paths or user names, and for one whose predictions are not invariant. Raises HubError when the
-    hub refuses.
+    paths or user names, for one whose predictions are not invariant, and for one that failed
+    physical checks, or has no record of them, unless `allow_failed`. Raises HubError when the hub
+    refuses.
     """
     model = local_path(model)
-    plan, content = _inspect(model, repo)
+    plan, content = _inspect(model, repo, allow_failed=allow_failed)
     _refuse_unfit(model, plan)
     if tag is not None:
         _check_tag(repo, tag)
-    # last of the checks, because it computes
+    # after the other checks, because it computes
     check_invariance(content.potential, content.record.elements)
+    # The physical checks take minutes and hold for these weights alone, so they are asked for last.
+    if plan.unsound and not allow_failed:
+        raise BadModelError(
+            f"not fit to publish: {'; '.join(plan.unsound)}",
+            file=model,
+            remedy=f"{SANITY_REMEDY}, or publish it with --allow-failed",
+        )
 
     manifest = read_manifest(model)
     root = folder_hub_root(folder_hub)
@@ -122,14 +135,14 @@ def publish(
     return f"{repo}@{revision}"
 
 
-def plan_publication(model: Path | str, repo: str) -> Publication:
+def plan_publication(model: Path | str, repo: str, *, allow_failed: bool = False) -> Publication:
     """What `publish` would upload, and what it would object to; nothing is sent."""
-    plan, _ = _inspect(local_path(model), repo)
+    plan, _ = _inspect(local_path(model), repo, allow_failed=allow_failed)
     return plan
 
 
 def _refuse_unfit(model: Path, plan: Publication) -> None:
-    if not plan.refused:
+    if not plan.lacks and not plan.leaks:
         return
     reasons = []
     remedies = [REMEDIES[lack] for lack in plan.lacks]
@@ -152,7 +165,7 @@ def _check_tag(repo: str, tag: str) -> None:
         raise HubError(f"{tag!r} cannot be a tag", remedy="choose another one, v1 for instance")
 
 
-def _inspect(model: Path, repo: str) -> tuple[Publication, ModelFolder]:
+def _inspect(model: Path, repo: str, *, allow_failed: bool) -> tuple[Publication, ModelFolder]:
     """The findings about a model folder, and its content."""
     if "@" in repo:
         raise HubError(
@@ -177,6 +190,8 @@ def _inspect(model: Path, repo: str) -> tuple[Publication, ModelFolder]:
         lacks=missing_facts(content.record, levels),
         advice=list(_advice(content)),
         leaks=leaks,
+        unsound=unsound(content.potential, content.record, content.attachments),
+        allow_failed=allow_failed,
     )
     return plan, content
 

@@ -26,6 +26,7 @@ from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..potential.potential import Potential
 from .levels import default_level
 from .record import ModelRecord
+from .sanity_record import sanity_record
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
@@ -82,6 +83,7 @@ def model_card(
         evenness_table=_evenness_table(found_evenness) if found_evenness else None,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),
+        sanity_table=_sanity_table(potential, attachments),
         dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
         num_parameters=num_parameters,
@@ -331,6 +333,20 @@ def _rare_at_levels(record: ModelRecord) -> list[str]:
             if counts.get(symbol, 0) < RARE:
                 rare.append(f"{symbol} ({level})")
     return rare
+
+
+def _sanity_table(potential: Potential, attachments: dict[str, bytes]) -> Table | None:
+    """A row for each level of theory and physical check; None for a model without the record."""
+    record = sanity_record(potential, attachments)
+    if record is None:
+        return None
+    rows = []
+    for level, verdict in record.levels.items():
+        for name, check in verdict.checks.items():
+            shown = {True: "passed", False: "**failed**", None: "not judged"}[check.passed]
+            failed = "; ".join(check.failed)
+            rows.append([level, verdict.suite, name, shown, failed, str(check.skipped)])
+    return Table(["head", "suite", "check", "verdict", "what failed", "skipped"], rows)
 
 
 def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:

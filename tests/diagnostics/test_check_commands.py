@@ -15,6 +15,10 @@ from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
 from evenfield.diagnostics import checks
 from evenfield.diagnostics.check import CheckResult, Figure, OtherCalculator
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig, save_model
+from evenfield.model_zoo.package.folder import describe, read_model_folder
+from evenfield.model_zoo.package.record import Description
+from evenfield.model_zoo.package.sanity_record import sanity_record
 
 
 EMT_HEAD = ["--level-of-theory", "EMT"]
@@ -190,6 +194,34 @@ def test_sanity_writes_a_page_and_goes_on(tmp_path: Path) -> None:
     )
 
 
+def test_sanity_attaches_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing and the card then have it; a change of the record does not take it away."""
+    monkeypatch.setattr("evenfield.diagnostics.checks.sanity.BATTERY", ("repulsion", "water"))
+    folder = save_without_checks(tmp_path / "model")
+    model = read_model_folder(folder)
+    assert sanity_record(model.potential, model.attachments) is None
+
+    code, _ = run("sanity", str(folder), "suite=quick", "--attach")
+    model = read_model_folder(folder)
+    record = sanity_record(model.potential, model.attachments)
+    assert record is not None
+    assert list(record.levels) == ["PBE"]
+    checks = record.levels["PBE"].checks
+    assert checks["repulsion"].passed is (code == 0)
+    assert checks["water"].passed is None and checks["water"].skipped == 1
+    assert "| PBE | quick | water | not judged |" in (folder / "README.md").read_text()
+
+    describe(folder, Description(description="described"))
+    model = read_model_folder(folder)
+    assert sanity_record(model.potential, model.attachments) == record
+
+
+def save_without_checks(folder: Path) -> Path:
+    potential = Potential(PotentialConfig(channels=4, cutoff=4.0, levels_of_theory=["PBE"]))
+    record = ModelRecord(name="copper", elements={"PBE": ["Cu"]})
+    return save_model(folder, potential, record)
+
+
 def test_sanity_fails_with_an_exit_code(tmp_path: Path) -> None:
     """EMT's aluminium and platinum have a hole at short distance."""
     words = ["elements=[Al,Pt]", "checks=[repulsion]", "--out", str(tmp_path / "emt")]
@@ -212,6 +244,8 @@ def test_sanity_does_not_write_into_a_folder_of_others(tmp_path: Path) -> None:
         (["sanity", "--calculator", "ase.calculators.emt"], "--calculator ase.calculators.emt"),
         (["sanity", "--calculator", "no_such_module:EMT"], "no_such_module"),
         (["sanity", *EMT_CALCULATOR, "checks=[beauty]"], "there is no 'beauty'"),
+        (["sanity", *EMT_CALCULATOR, "--attach"], "is not a model folder"),
+        (["sanity", "evenfield-s", "--attach", *EMT_HEAD], "is not a model folder"),
         (["sanity", *EMT_CALCULATOR, "elements=[Xx]"], "'Xx' is not the symbol"),
         (["water", "evenfield-s", "suit=quick", *EMT_HEAD], "suit"),
         (["phases", "evenfield-s", "Xx", *EMT_HEAD], "Xx: the model was not trained on it"),

@@ -9,6 +9,7 @@ from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.package.manifest import write_manifest
 from evenfield.model_zoo.package.record import TrainingData
+from evenfield.model_zoo.package.sanity_record import CheckVerdict, LevelVerdict, with_verdict
 
 
 def small_model(folder: Path) -> Path:
@@ -28,7 +29,18 @@ def small_model(folder: Path) -> Path:
             TrainingData(name="metals", sha256="0" * 64, licence="CC0-1.0", num_structures=23)
         ],
     )
-    return model_zoo.save_model(folder, potential, record)
+    return model_zoo.save_model(folder, potential, record, attachments=sound(potential))
+
+
+def sound(
+    potential: Potential, level: str = "PBE", *, failed: str | None = None
+) -> dict[str, bytes]:
+    """The attachment that says that the physical checks were passed, or that one failed."""
+    checks = {"water": CheckVerdict(passed=None), "repulsion": CheckVerdict(passed=True)}
+    if failed is not None:
+        checks[failed] = CheckVerdict(passed=False, failed=["figure"])
+    verdict = LevelVerdict(suite="quick", made="2026-11-28T00:00:00+00:00", checks=checks)
+    return with_verdict(potential, {}, level, verdict)
 
 
 def sign(folder: Path) -> None:
@@ -48,4 +60,10 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
 def sharded(folder: Path, target: Path, max_shard_bytes: int = 20_000) -> Path:
     """Save the same model again, in several files of weights."""
     potential, record = model_zoo.load_model(folder)
-    return model_zoo.save_model(target, potential, record, max_shard_bytes=max_shard_bytes)
+    return model_zoo.save_model(
+        target,
+        potential,
+        record,
+        attachments=sound(potential),
+        max_shard_bytes=max_shard_bytes,
+    )

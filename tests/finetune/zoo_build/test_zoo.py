@@ -77,7 +77,7 @@ def test_a_model_is_made_described_and_not_made_twice(
     assert set(model.record.level_details) == {"GFN1-xTB", "EMT"} == set(model.record.elements)
     assert model.evaluation.num_structures > 0 and "parity.png" in model.attachments
     assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
-    assert model_zoo.publish(folder, "me/toy", tmp_path / "hub")
+    assert model_zoo.publish(folder, "me/toy", tmp_path / "hub", allow_failed=True)
     # what is done is kept: the folder comes back byte for byte without data or training
     monkeypatch.setattr(zoo, "pretrain", None)
     monkeypatch.setattr(zoo, "generate", None)

@@ -29,6 +29,7 @@ from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.remote import UnreachableHubError
 
 from folder_hub_server import FolderServer, serve_folder
+from small_models import sound
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def another(folder: Path, place: Path, description: str = "another") -> Path:
     """A copy of a model with another description, and so another revision."""
     potential, record = model_zoo.load_model(folder)
     changed = record.model_copy(update={"description": description})
-    return model_zoo.save_model(place, potential, changed)
+    return model_zoo.save_model(place, potential, changed, attachments=sound(potential))
 
 
 def snapshot_of(root: Path, pinned: str) -> Path:

@@ -22,7 +22,7 @@ from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
 
 from model_hub_server import Faults, Hub, serve
-from small_models import sharded
+from small_models import sharded, sound
 
 
 # the client of the hub uploads with an argument that its HTTP library deprecates
@@ -200,7 +200,9 @@ def test_publishers_in_threads(hub: Hub, folder: Path, tmp_path: Path) -> None:
     folders = []
     for name in names:
         described = record.model_copy(update={"description": name})
-        folders.append(model_zoo.save_model(tmp_path / name, potential, described))
+        checks = sound(potential)
+        place = tmp_path / name
+        folders.append(model_zoo.save_model(place, potential, described, attachments=checks))
 
     def publish(model: Path) -> str:
         try:

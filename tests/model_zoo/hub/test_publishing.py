@@ -21,12 +21,14 @@ from evenfield.model_zoo.hub.load import resolve
 from evenfield.model_zoo.hub.publish import plan_publication
 from evenfield.model_zoo.package.record import DataSource, TrainingData
 
+from small_models import sound
+
 
 def with_record(folder: Path, **changes: Any) -> Path:
     """The model of a folder, saved again with a changed record."""
     potential, record = model_zoo.load_model(folder)
     changed = record.model_copy(update=changes)
-    return model_zoo.save_model(folder, potential, changed)
+    return model_zoo.save_model(folder, potential, changed, attachments=sound(potential))
 
 
 # what a record's `training` holds, and a pattern of the message
@@ -308,7 +310,8 @@ def test_hub_behind_an_address(
     folder: Path, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     potential, record = model_zoo.load_model(folder)
-    model_zoo.save_model(folder, potential, record, max_shard_bytes=20_000)
+    checks = sound(potential)
+    model_zoo.save_model(folder, potential, record, attachments=checks, max_shard_bytes=20_000)
     with pytest.raises(HubError, match=f"me/copper: no such model in the folder hub {address}"):
         model_zoo.load("me/copper", address)
 

@@ -110,7 +110,7 @@ def test_published_and_loaded_it_predicts_the_same(
 ) -> None:
     folder = tmp_path / "metals"
     model_zoo.save_model(folder, model.potential, model.record)
-    reference = model_zoo.publish(folder, "me/metals", tmp_path / "hub")
+    reference = model_zoo.publish(folder, "me/metals", tmp_path / "hub", allow_failed=True)
     published = model_zoo.load(reference, tmp_path / "hub")
     np.testing.assert_array_equal(forces(published.calculator()), forces(model.calculator()))
     assert published.potential.config.network.architecture in (folder / "README.md").read_text()

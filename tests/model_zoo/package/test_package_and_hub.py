@@ -55,8 +55,9 @@ def test_publish_and_load_by_reference_is_bit_identical(folder: Path, tmp_path: 
 
 def test_weights_have_the_same_hash_in_another_process(folder: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from evenfield.model_zoo import load_model, save_model\n"
-        "model, record = load_model(sys.argv[1]); save_model(sys.argv[2], model, record)"
+        "import sys; from evenfield.model_zoo import load, save_model; model = load(sys.argv[1])\n"
+        "files = model.attachments\n"
+        "save_model(sys.argv[2], model.potential, model.record, attachments=files)"
     )
     again = tmp_path / "again"
     # another process has another seed for the hashes of texts, and so another order of sets
