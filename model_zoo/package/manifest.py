@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from ...core.errors import EvenfieldError
-from ...core.files import file_errors
+from ...core.files import file_errors, special_kind
 from ...core.settings import Settings
 
 
@@ -147,6 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_manifest_text(folder: Path) -> bytes:
     """The manifest as it is stored; BadModelError when the folder holds no model."""
     path = folder / MANIFEST
+    _refuse_special(path)
     with file_errors(path):
         if not path.is_file():
             raise BadModelError(
@@ -167,6 +168,7 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
     The size comes before the content: a file of the wrong size is never read.
     """
     path = folder / name
+    _refuse_special(path)
     with file_errors(path):
         if not path.is_file():
             raise BadModelError("file is missing", file=path, remedy=RESTORE)
@@ -271,6 +273,13 @@ def _expected_weights(listed: list[str]) -> list[str]:
     total = int(shard[2])
     numbers = range(1, min(total, MAX_FILES) + 1)
     return [f"model-{number:05}-of-{total:05}.safetensors" for number in numbers]
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise BadModelError for a named pipe, a socket or a device, which must not be opened."""
+    special = special_kind(path)
+    if special is not None:
+        raise BadModelError(f"is {special}, not a file", file=path, remedy=RESTORE)
 
 
 def _check_inside(folder: Path, path: Path) -> None:
