@@ -26,6 +26,8 @@ SIMILAR = 0.7
 # of 64 bits
 SMALLEST = -(2**63)
 LARGEST = 2**63 - 1
+# torch refuses a rate that overflows float32, at 3.4e38, after it has been scaled
+LARGEST_FLOAT = 1e30
 
 
 class Settings(BaseModel):
@@ -51,11 +53,13 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _integers_fit(cls, value: Any) -> Any:
-        """Python has integers of any size; torch, numpy and the files have not."""
-        for integer in _integers_in(value):
-            if not SMALLEST <= integer <= LARGEST:
+    def _numbers_fit(cls, value: Any) -> Any:
+        """Python has larger numbers than torch, numpy and the files."""
+        for number in _numbers_in(value):
+            if isinstance(number, int) and not SMALLEST <= number <= LARGEST:
                 raise ValueError(f"an integer is from {SMALLEST} to {LARGEST}")
+            if abs(number) > LARGEST_FLOAT:
+                raise ValueError(f"a number is from {-LARGEST_FLOAT:g} to {LARGEST_FLOAT:g}")
         return value
 
     @model_validator(mode="after")
@@ -213,15 +217,15 @@ def _meant(cls: type[Settings], key: str, siblings: list[str]) -> str | None:
     return by_leaf[near[0]] if near else None
 
 
-def _integers_in(value: Any) -> Iterator[int]:
-    """All integers in a value of a field; nested settings have looked at their own."""
-    if isinstance(value, int):
+def _numbers_in(value: Any) -> Iterator[int | float]:
+    """All numbers in a value of a field; nested settings have looked at their own."""
+    if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict):
-        yield from _integers_in([*value, *value.values()])
+        yield from _numbers_in([*value, *value.values()])
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _integers_in(item)
+            yield from _numbers_in(item)
 
 
 def _key_and_siblings(

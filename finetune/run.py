@@ -16,6 +16,7 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.level_fit import misfits
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.package.levels import own_levels
+from ..model_zoo.package.weights import refuse_unusable_weights
 from ..model_zoo.potential.potential import Potential
 from .closed_form.posterior import Posterior
 from .closed_form.reference_energies import ReferenceReport
@@ -120,6 +121,9 @@ def finetune(
         run.judge(strategy.name, fitted.kept)
 
     potential = with_ensemble(run.potential, fitted.posterior)
+    # before anybody looks at the result: a curve shows it, and a model is saved from it
+    refuse_unusable_weights(potential)
+    list(run.stages.values())[-1].errors.refuse_infinite()
     scores = (run.held_out.step0, run.score()) if run.held_out else None
     return FineTuned(
         potential=potential,

@@ -25,8 +25,9 @@ from ...core.settings import GivenBy, Settings, SettingsError
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
-from ...model_zoo.evaluation.summary import ErrorSummary
+from ...model_zoo.evaluation.summary import ErrorSummary, InfiniteErrorsError
 from ...model_zoo.hub.load import LoadedModel
+from ...model_zoo.package.weights import UnusableWeightsError
 from ...pretrain.config import PretrainConfig
 from ...pretrain.errors import TrainingError
 from ...pretrain.run import pretrain
@@ -237,7 +238,14 @@ def _from_scratch(
         config = PretrainConfig.model_validate(recipe)
 
         started = time.perf_counter()
-        trained = pretrain(config, quiet=True)
+        try:
+            trained = pretrain(config, quiet=True)
+        except (TrainingError, InfiniteErrorsError, UnusableWeightsError) as error:
+            # the settings of this training are those of the model, and none of the curve
+            error.remedy = (
+                "take larger sizes, or leave out the training from scratch with scratch_steps=0"
+            )
+            raise
         seconds = time.perf_counter() - started
         if trained is None:
             raise KeyboardInterrupt  # a signal stopped the training, and stops the curve

@@ -70,6 +70,12 @@ def test_integers_beyond_64_bits_are_refused(word: str, number: int) -> None:
         load_settings(Outer, None, ["name=x", word.format(number)])
 
 
+@pytest.mark.parametrize("number", ["1e31", "-1e300", str(10**40)])
+def test_numbers_that_overflow_float32_are_refused(number: str) -> None:
+    with pytest.raises(SettingsError, match=r"noise\.EMT\.energy: .*1e\+30|greater than 0"):
+        load_settings(Outer, None, ["name=x", f"noise.EMT.energy={number}"])
+
+
 def test_integers_of_64_bits_are_taken() -> None:
     settings = load_settings(Inner, None, [f"seed={2**63 - 1}"])
     assert settings.seed == 2**63 - 1

@@ -12,9 +12,10 @@ import torch
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.finetune import run as runs
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.gradient import replay as replaying
-from evenfield.finetune.heads import with_head
+from evenfield.finetune.heads import with_ensemble, with_head
 from evenfield.finetune.leaks import notes_on_leaks
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
@@ -261,3 +262,17 @@ def test_what_is_tested_and_replayed_is_noted(model, sets, tmp_path):
     # both data sets of the fixture come from one file
     assert notes[-1].startswith("the model was trained on this source already (emt.extxyz)")
     assert notes_on_leaks(replace(target, source=SOURCE), model.record, None) == []
+
+
+def test_a_result_that_is_not_finite_is_an_error(model, sets, monkeypatch):
+    """Not only where it is saved: a curve shows it too."""
+
+    def broken(potential, posterior):
+        changed = with_ensemble(potential, posterior)
+        changed.e0[0] = torch.nan
+        return changed
+
+    monkeypatch.setattr(runs, "with_ensemble", broken)
+    structures = list(iter_structures(sets["base"], "test"))
+    with pytest.raises(EvenfieldError, match="e0 holds NaN"):
+        finetune(model, Target("EMT", structures, [], [], SOURCE), REFIT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,14 @@ def test_remedies_name_the_settings_of_a_curve(model, sets, tmp_path, monkeypatc
     with pytest.raises(WrongUnitError) as caught:
         curve(model, sets, tmp_path / "fewshot.json")
     assert caught.value.remedy.endswith("settings of the fine-tuning begin with finetune. here")
+
+
+def test_a_training_from_scratch_that_explodes_gives_no_row(model, sets, tmp_path):
+    recipe = model.record.training["config"]
+    hot = {**recipe, "optimizer": {**recipe["optimizer"], "learning_rate": 1e30}}
+    record = model.record.model_copy(update={"training": {**model.record.training, "config": hot}})
+    config = CurveConfig(sizes=[6], seeds=[5], strategies=[], scratch_steps=2)
+    out = tmp_path / "fewshot.json"
+    with pytest.raises(EvenfieldError, match=r"no longer finite, .*scratch_steps=0"):
+        curve(replace(model, record=record), sets, out, config)
+    assert not out.exists()
