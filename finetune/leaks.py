@@ -20,7 +20,7 @@ def notes_on_leaks(target: Target, record: ModelRecord, replay: str | None) -> l
     if replay is not None and target.folder is not None:
         folder = local_path(replay)
         if folder.resolve() != target.folder.resolve():
-            notes += leaks_between(permutations([target.folder, folder]), remedy=SEPARATE)
+            notes += leaks_between(permutations([target.folder, folder], 2), remedy=SEPARATE)
 
     for data in record.training_data:
         if data.sha256 == target.source.sha256:
