@@ -235,7 +235,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     labels = {"change_when_rare": "when rare", "change_when_common": "when common"}
     names = [name for name in rows if name != UNIFORM]
     with rc_context(STYLE):
-        picture = Figure(figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained")
+        picture = Figure(figsize=(8, 1.8 + 0.5 * len(names)), layout="constrained")
         axes = picture.subplots(1, len(panels), sharey=True)
         for axis, (title, keys) in zip(axes, panels.items(), strict=True):
             for shift, key in zip((0.12, -0.12), keys, strict=False):
@@ -253,7 +253,8 @@ def draw(rows: dict[str, Any], path: Path) -> None:
             axis.axvline(0, color="0.6", linewidth=1)
             axis.set_xlabel(title)
             axis.set_yticks(range(len(names)), names)
-        axes[0].legend()
+            axis.set_ylim(-0.5, len(names) - 0.5)
+        axes[0].legend(loc="lower left")
         picture.savefig(path, dpi=100)
 
 
@@ -288,7 +289,8 @@ def content_of(
     lab: Lab, options: argparse.Namespace, errors: dict[str, Any], rows: dict[str, Any]
 ) -> dict[str, Any]:
     """What the JSON file holds."""
-    shown = [f"--{key} {getattr(options, key)}" for key in ("steps", "channels")]
+    keys = ("steps", "channels", "cheap_structures")
+    shown = [f"--{key.replace('_', '-')} {getattr(options, key)}" for key in keys]
     return {
         "command": f"python benchmarks/evenness_lab.py OUT {' '.join(shown)}"
         + (" --data DATA" if options.data else ""),
