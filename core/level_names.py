@@ -2,8 +2,8 @@
 
     plain_name("MP PBE") == plain_name("mp_pbe ") == "mppbe"
 
-Each name has a head and a zero of energy of its own. Two spellings of one name would divide the
-data between two heads, without a word.
+Each name has a head and a zero of energy of its own. Two spellings of one name would silently
+divide the data between two heads.
 """
 
 from __future__ import annotations

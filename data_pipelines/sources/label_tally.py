@@ -1,6 +1,6 @@
 """Which labels a source has: how many were kept, masked or of no use, and what was left unread.
 
-Every structure that enters a data set is counted, so that no label is lost without a word: labels
+Every structure that enters a data set is counted, so that no label is lost silently: labels
 under an unusual name, labels that only later files have, stresses of slabs.
 """
 

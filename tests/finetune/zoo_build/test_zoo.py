@@ -43,7 +43,9 @@ def test_the_command_puts_it_where_load_looks_and_cleans_up(
     assert places[0].is_dir() and not capsys.readouterr().out
     zoo_build("evenfield-m", None, None, None)
     assert places[1] == places[0] and not places[0].exists()
-    assert capsys.readouterr().out == f"model: {tmp_path / 'zoo' / 'evenfield-m'}\n"
+    model = tmp_path / "zoo" / "evenfield-m"
+    check = f"next: evenfield check sanity {model} suite=quick --attach"
+    assert capsys.readouterr().out == f"model: {model}\n{check}\n"
     zoo_build("evenfield-m", tmp_path / "own", tmp_path / "work", None)
     # two models or two recipes never share what is left of a build
     digest = zoo.RECIPES["evenfield-m"].digest
