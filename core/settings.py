@@ -20,6 +20,8 @@ from .files import NAME_A_FILE, file_errors, special_kind
 from .yaml_text import YamlTextError, read_yaml_text
 
 
+# A file with thousands of wrong keys is not a settings file, and looking for similar ones takes long.
+MOST_PROBLEMS = 20
 # Ratio of matching characters (difflib), above which a wrong key is taken for a mistyped one.
 SIMILAR = 0.7
 
@@ -121,7 +123,10 @@ def load_settings(
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem, cls) for problem in error.errors()]
+        found = error.errors()
+        problems = [_explain(problem, cls) for problem in found[:MOST_PROBLEMS]]
+        if len(found) > MOST_PROBLEMS:
+            problems.append(f"and {len(found) - MOST_PROBLEMS} more")
         raise SettingsError("; ".join(problems), file=yaml_file) from None
 
 

@@ -207,8 +207,10 @@ def plain_header(line: str) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {}
     end = 0
-    for match in PLAIN_PAIR.finditer(line):
-        if match.start() != end:
+    while end < len(line):
+        # a search would look at the rest of the line once for each of its letters
+        match = PLAIN_PAIR.match(line, end)
+        if match is None:
             return None
         end = match.end()
         key, quoted, word = match.groups()
@@ -220,7 +222,7 @@ def plain_header(line: str) -> dict[str, Any] | None:
                 return None
             value = value.reshape((3, 3), order="F")
         found[key] = value
-    return found if found and end == len(line) else None
+    return found or None
 
 
 def _plain_value(text: str) -> Any:
