@@ -20,7 +20,7 @@ from .files import NAME_A_FILE, file_errors, special_kind
 from .yaml_text import YamlTextError, read_yaml_text
 
 
-# A file with thousands of wrong keys is not a settings file, and looking for similar ones takes long.
+# A file with thousands of wrong keys holds no settings, and looking for similar ones takes long.
 MOST_PROBLEMS = 20
 # Ratio of matching characters (difflib), above which a wrong key is taken for a mistyped one.
 SIMILAR = 0.7
