@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.pretrain.checkpoints.checkpoints import seed_everything
 from evenfield.pretrain.config import PretrainConfig
@@ -34,12 +35,13 @@ RESULT = Path(__file__).resolve().parent / "results" / "step_balance.json"
 def fitted_costs(config: PretrainConfig, data: Collection, steps: int) -> np.ndarray:
     """Processor seconds of an atom and of an edge; edges vary too little to fit a constant too."""
     potential = build_potential(config, data).train()
-    stream = Stream(
+    data_set = Source(
         data.folders[0],
         config.stream,
         cutoff=config.model.cutoff,
         levels_of_theory=potential.config.levels_of_theory,
     )
+    stream = Stream(data_set)
     source = stream.batches()
     batches = list(itertools.islice(source, steps + WARM_UP))
     source.close()
@@ -61,14 +63,10 @@ def batches_of_ranks(
     levels = list(data.census()["levels_of_theory"])
     sizes = []
     for rank in range(ranks):
-        stream = Stream(
-            data.folders[0],
-            config.stream,
-            cutoff=config.model.cutoff,
-            levels_of_theory=levels,
-            rank=rank,
-            world_size=ranks,
+        data_set = Source(
+            data.folders[0], config.stream, cutoff=config.model.cutoff, levels_of_theory=levels
         )
+        stream = Stream(data_set, rank=rank, world_size=ranks)
         source = stream.batches()
         sizes.append(
             [(batch.num_atoms, batch.num_edges) for batch in itertools.islice(source, steps)]

@@ -31,6 +31,7 @@ from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_s
 from evenfield.data_pipelines.store.shards import shard_paths
 from evenfield.data_pipelines.stream.config import StreamConfig
 from evenfield.data_pipelines.stream.packing import pack
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.data_pipelines.structure import Structure
 
@@ -67,9 +68,8 @@ def synthetic(number: int, sizes: tuple[int, int] = (20, 80)) -> Iterator[Struct
 
 def open_stream(folder: Path, rank: int = 0, world_size: int = 1, **config: int) -> Stream:
     settings = StreamConfig(weights=WeightConfig(beta=0.5), **config)
-    return Stream(
-        folder, settings, cutoff=5.0, levels_of_theory=["PBE"], rank=rank, world_size=world_size
-    )
+    source = Source(folder, settings, cutoff=5.0, levels_of_theory=["PBE"])
+    return Stream(source, rank=rank, world_size=world_size)
 
 
 def raw_scan(folder: Path) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.stream.collection import Collection
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.model_zoo.evaluation.evaluation import evaluate, with_a_head
 from evenfield.model_zoo.network.gaunt.layer import InteractionLayer
@@ -176,9 +177,8 @@ def run(folder: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
     seed_everything(seed)
     potential = build_potential(config, data).train()
     levels = potential.config.levels_of_theory
-    batches = Stream(
-        folder, config.stream, cutoff=config.model.cutoff, levels_of_theory=levels
-    ).batches()
+    source = Source(folder, config.stream, cutoff=config.model.cutoff, levels_of_theory=levels)
+    batches = Stream(source).batches()
     clock = Clock(seconds)
     steps = {}
     if share:

@@ -41,8 +41,8 @@ from ..model_zoo.evaluation.summary import ErrorSummary
 # the first refit took 456 s with two threads and less than 19 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
-# Both pretrainings, and with them the report, need a name of their own.
 SETTINGS_FILE = "quickstart.json"
+# Both pretrainings, and with them the report, need a name of their own.
 UNIFORM = "uniform"
 REWEIGHTED = "reweighted"
 NUM_SHARES = 2  # processes that share the few-shot curve

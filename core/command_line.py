@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from .errors import EvenfieldError
 from .terminal import say
+from .workers import MOST_WORKERS
 
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ DType = Annotated[
 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace what OUT holds, once the new result is whole")
+]
+
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
 ]
 
 

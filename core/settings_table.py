@@ -198,8 +198,6 @@ def _type_name(annotation: Any) -> str:
         return annotation.__name__
     origin = get_origin(annotation)
     arguments = get_args(annotation)
-    if origin is Annotated:
-        return _type_name(arguments[0])
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
     if origin is Annotated:

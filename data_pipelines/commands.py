@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.addresses import without_secrets
-from ..core.command_line import Overrides, Overwrite, Recipe, settings_option, share_of_work
+from ..core.command_line import (
+    Overrides,
+    Overwrite,
+    Recipe,
+    Workers,
+    settings_option,
+    share_of_work,
+)
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.terminal import say
-from ..core.workers import MOST_WORKERS
 
 
 if TYPE_CHECKING:
@@ -61,10 +67,7 @@ def convert(
     out: Annotated[Path, typer.Argument(help="folder of the converted data set")],
     overrides: Overrides = None,
     recipe: Recipe = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
-    ] = None,
+    workers: Workers = None,
     task: Annotated[
         str | None, typer.Option(help="K/N: only stage the K-th of N shares of a big source")
     ] = None,
@@ -133,10 +136,7 @@ def corpus(
     sources: Annotated[
         Path, typer.Option("--sources", help="folder in which the recipe's files are")
     ] = Path(),
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
-    ] = None,
+    workers: Workers = None,
     task: Annotated[
         str | None, typer.Option(help="K/N: only stage the K-th of N shares of the sources")
     ] = None,
@@ -433,10 +433,7 @@ def enrich(
     folder: DataSet,
     out: Annotated[Path, typer.Argument(help="folder of the new data set")],
     overrides: Overrides = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_WORKERS, help="processes; one per core when not given"),
-    ] = None,
+    workers: Workers = None,
     overwrite: Overwrite = False,
     show_settings: Annotated[
         bool, settings_option("data_pipelines.enrich.enrich:EnrichConfig")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -223,17 +224,18 @@ class OtherCalculator(CheckedCalculator):
 
 
 def _imported(address: str) -> Callable[[], Calculator]:
-    module, _, name = address.partition(":")
+    remedy = (
+        "write module:name of a class or function that needs no arguments, for example "
+        "ase.calculators.emt:EMT"
+    )
+    if ":" not in address:
+        raise CheckError(f"--calculator {address}: names no class or function", remedy=remedy)
     try:
-        found: Callable[[], Calculator] = getattr(importlib.import_module(module), name)
+        found: Callable[[], Calculator] = pkgutil.resolve_name(address)
         found()
     except Exception as error:
         # whatever a foreign module does wrong when it is imported and called
-        raise CheckError(
-            f"--calculator {address}: {error}",
-            remedy="write module:name of a class or function that needs no arguments, "
-            "for example ase.calculators.emt:EMT",
-        ) from error
+        raise CheckError(f"--calculator {address}: {error}", remedy=remedy) from error
     return found
 
 
@@ -265,9 +267,6 @@ def structure_argument(description: str) -> Any:
 
 def check_names() -> list[str]:
     """The names of all checks, from the files in `checks/`, which are not imported for it."""
-    # imported late, as everything that the start of another command can do without
-    import pkgutil
-
     return sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
 
 

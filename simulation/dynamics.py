@@ -24,6 +24,7 @@ from rich.progress import Progress
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.settings import Settings
+from ..core.thermal import set_thermal_momenta
 
 
 RESULT_FILE = "dynamics.json"
@@ -140,17 +141,6 @@ def relax_and_run(
             "explodes at any time step",
         )
     return result
-
-
-def set_thermal_momenta(atoms: Atoms, temperature: float, seed: int) -> None:
-    """Draw the momenta of all atoms from the Maxwell-Boltzmann distribution at `temperature` in K.
-
-    Each component is normal with variance m k T. ASE has two functions for this, of which each is
-    missing or deprecated in one of the versions that we allow.
-    """
-    random = np.random.default_rng(seed).standard_normal((len(atoms), 3))
-    widths = np.sqrt(atoms.get_masses() * (units.kB * temperature))
-    atoms.set_momenta(random * widths[:, None])
 
 
 class _Run:

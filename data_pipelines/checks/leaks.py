@@ -6,6 +6,7 @@ A conversion keeps near copies of its own source together. It cannot know what a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -26,10 +27,12 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
     """
     notes = []
     unknown = []
+    # a data set is in many of the pairs
+    info_of = cache(read_info)
+    fingerprints_of = cache(lambda folder: read_fingerprints(folder, info_of(folder)))
     for trained, judged in pairs:
-        own = read_fingerprints(trained, read_info(trained))
-        info = read_info(judged)
-        others = read_fingerprints(judged, info)
+        own = fingerprints_of(trained)
+        others = fingerprints_of(judged)
         if own is None or others is None:
             unknown.append(trained if own is None else judged)
             continue
@@ -38,7 +41,7 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
             rows = _rows_in(known, others[split])
             if not len(rows):
                 continue
-            example = structure_id_at(judged, info, split, int(rows[0]))
+            example = structure_id_at(judged, info_of(judged), split, int(rows[0]))
             notes.append(
                 f"{len(rows)} of {len(others[split])} {split} structures of {judged} have near "
                 f"copies in the training split of {trained}, for example {example}, so errors on "

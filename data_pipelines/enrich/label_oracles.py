@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,10 +39,9 @@ def new_calculator(name: str, settings: Mapping[str, Any]) -> Calculator:
     """A fresh calculator. Raises OracleError for a name or settings that give none."""
     if ":" not in name:
         return oracle_calculator(name)
-    module_name, _, class_name = name.partition(":")
     remedy = "name a calculator as module:Class, with its arguments in oracle_settings"
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise OracleError(f"oracle={name} cannot be imported ({error})", remedy=remedy) from error
     try:

@@ -128,15 +128,8 @@ class Collection:
         def stream_of(own_rank: int, num_ranks: int) -> TrainingStream:
             if is_mixture:
                 return Mixture(sources(), shares, config, rank=own_rank, world_size=num_ranks)
-            return Stream(
-                parts[0].folder,
-                config,
-                cutoff=cutoff,
-                levels_of_theory=levels_of_theory,
-                rank=own_rank,
-                world_size=num_ranks,
-                weights=weights[parts[0].folder],
-            )
+            (source,) = sources()
+            return Stream(source, rank=own_rank, world_size=num_ranks)
 
         if not config.lanes:
             return stream_of(rank, world_size)
@@ -145,11 +138,11 @@ class Collection:
 
     def _parts(self, mixing: MixingConfig) -> list[_Part]:
         """What is mixed: data sets, or each level of theory of each of them."""
+        folders = self.folders_with("train")
+        if not mixing.level_shares:
+            return [_Part(folder) for folder in folders]
         parts = []
-        for folder in self.folders_with("train"):
-            if not mixing.level_shares:
-                parts.append(_Part(folder, None, read_info(folder)["num_structures"]["train"]))
-                continue
+        for folder in folders:
             for level, row in read_census(folder)["levels_of_theory"].items():
                 number = row["structures"].get("train", 0)
                 if number:
@@ -167,10 +160,10 @@ class _Part:
     """What has a share of its own in a mixture."""
 
     folder: Path
-    level: str | None
+    level: str | None = None
     """None for all levels of theory of the folder."""
-    num_structures: int
-    """For training."""
+    num_structures: int = 0
+    """Training structures of the level."""
 
 
 def _check_spellings(folders: list[Path], infos: list[dict[str, Any]]) -> None:

@@ -6,49 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..batch import Batch
 from ..census.weights import LevelWeights
 from ..structure import Structure
-from .config import StreamConfig
-from .source import SharedWeights, Source
+from .source import Source
 from .windows import WindowStream
 
 
 class Stream(WindowStream):
     """Training batches of one split of a converted data set, for one rank or one virtual rank."""
 
-    def __init__(
-        self,
-        folder: Path | str,
-        config: StreamConfig,
-        *,
-        cutoff: float,
-        levels_of_theory: list[str],
-        split: str = "train",
-        rank: int = 0,
-        world_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        weights: SharedWeights | None = None,
-    ) -> None:
-        """Open a data set; the arguments are those of `Source`, and the place among the ranks.
-
-        Raises BrokenDataSetError for a folder that is not a converted data set.
-        """
-        super().__init__(config, rank, world_size)
-        self.source = Source(
-            folder,
-            config,
-            cutoff=cutoff,
-            levels_of_theory=levels_of_theory,
-            split=split,
-            dtype=dtype,
-            weights=weights,
-        )
+    def __init__(self, source: Source, *, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(source.config, rank, world_size)
+        self.source = source
 
     @property
     def windows_per_epoch(self) -> int:

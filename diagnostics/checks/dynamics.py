@@ -17,10 +17,12 @@ import typer
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.bussi import Bussi
+from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
+from ...core.thermal import set_thermal_momenta
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import FAILURES
 from ..sanity.config import SanityConfig
@@ -124,7 +126,10 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
 
     state = _State.read(memory.path(f"state {system.name}"))
     if state is None:
-        state = _State(0, start.positions, _momenta(start, settings), [])
+        # half of the energy becomes potential energy in the first vibrations
+        set_thermal_momenta(start, 2 * settings.temperature, settings.seed)
+        Stationary(start, preserve_temperature=False)
+        state = _State(0, start.positions, start.get_momenta(), [])
     atoms = start
     atoms.positions = state.positions
     atoms.set_momenta(state.momenta)
@@ -155,18 +160,6 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
         times = np.arange(len(energies)) * LOOK * system.time_step / 1000
         drift = 1000 * float(np.polyfit(times, energies, 1)[0])
     return Run(system.name, steps, failure, drift)
-
-
-def _momenta(atoms: Atoms, settings: SanityConfig) -> np.ndarray:
-    """(N, 3) from Maxwell's distribution at twice the temperature, without a net momentum.
-
-    Half of the energy becomes potential energy in the first vibrations.
-    """
-    rng = np.random.default_rng(settings.seed)
-    masses = atoms.get_masses()[:, None]
-    spread = np.sqrt(masses * units.kB * 2 * settings.temperature)
-    momenta: np.ndarray = rng.normal(size=(len(atoms), 3)) * spread
-    return momenta - masses * momenta.sum(0) / masses.sum()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,16 +190,7 @@ def _joined(results: dict[str, CheckResult]) -> CheckResult:
     figures = []
     skipped = []
     for name, result in results.items():
-        for figure in result.figures:
-            figures.append(
-                Figure(
-                    f"{name}: {figure.name}",
-                    figure.value,
-                    figure.unit,
-                    figure.limit,
-                    figure.at_least,
-                )
-            )
+        figures += [replace(each, name=f"{name}: {each.name}") for each in result.figures]
         skipped += [f"{name}: {what}" for what in result.skipped]
     return CheckResult(figures, skipped=skipped)
 

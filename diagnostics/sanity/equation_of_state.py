@@ -31,7 +31,8 @@ def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> EquationOf
     """The third-order Birch-Murnaghan curve through energies (eV) at volumes (A^3).
 
     F. Birch, Phys. Rev. 71, 809 (1947): the energy is a cubic polynomial in V^(-2/3), so the fit is
-    linear. All figures are NaN where the curve has no minimum.
+    linear. All figures are NaN where the curve has no minimum. (ase.eos fits the same function by
+    iteration from a parabola, which need not end at a minimum where there is one.)
     """
     # relative to the middle, or the powers differ by orders of magnitude
     scale = float(np.median(volumes))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ...core.command_line import Workers
 from ...core.terminal import say
-from ...core.workers import MOST_WORKERS
 
 
 def zoo_build(
@@ -19,12 +19,7 @@ def zoo_build(
     work: Annotated[
         Path | None, typer.Option("--work", help="folder for data and checkpoints")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MOST_WORKERS, help="processes that label the data; default one per core"
-        ),
-    ] = None,
+    workers: Workers = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="replace the model of that name, once the new is whole"),

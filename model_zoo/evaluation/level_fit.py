@@ -100,14 +100,17 @@ def swapped(found: list[Misfit]) -> list[str]:
 def _misfit(
     potential: Potential, level: str, own: list[Structure], known: Mapping[str, set[int]]
 ) -> Misfit | None:
-    error = _error(potential, level, own)
+    errors = _errors(potential, level, own)
+    error = float(np.median(errors))
     best = Misfit(level, error)
     for other, elements in known.items():
-        comparable = [structure for structure in own if _elements(structure) <= elements]
-        if other == level or len(comparable) < FEWEST:
+        # places of the structures that the other head can be asked about too
+        places = [place for place, one in enumerate(own) if _elements(one) <= elements]
+        if other == level or len(places) < FEWEST:
             continue
-        error_of_own = _error(potential, level, comparable)
-        error_of_other = _error(potential, other, comparable)
+        errors_of_other = _errors(potential, other, [own[place] for place in places])
+        error_of_own = float(np.median(errors[places]))
+        error_of_other = float(np.median(errors_of_other))
         is_first = best.better is None or error_of_other < best.error_of_better
         if is_first and _fits_better(error_of_other, error_of_own, TIMES, MORE):
             best = Misfit(level, error_of_own, other, error_of_other)
@@ -118,11 +121,12 @@ def _fits_better(error: float, error_of_named: float, times: float, more: float)
     return error_of_named > times * error and error_of_named > error + more
 
 
-def _error(potential: Potential, level: str, structures: list[Structure]) -> float:
-    """Median |label - prediction| in eV/atom, as if the structures were at `level`."""
+def _errors(potential: Potential, level: str, structures: list[Structure]) -> np.ndarray:
+    """|label - prediction| in eV/atom, (S,), as if the structures were at `level`."""
     as_if = [replace(structure, level_of_theory=level) for structure in structures]
     pairs = predict(potential, as_if).comparable["energy"]  # (S, 2)
-    return float(np.median(np.abs(pairs[:, 1] - pairs[:, 0])))
+    found: np.ndarray = np.abs(pairs[:, 1] - pairs[:, 0])
+    return found
 
 
 def _elements(structure: Structure) -> set[int]:

@@ -19,7 +19,7 @@ def refuse_infinite_weights(module: nn.Module, step: int) -> None:
     finite = torch.isfinite(norms).tolist()
     names = [name for name, whole in zip(parameters, finite, strict=True) if not whole]
     raise TrainingError(
-        f"step {step}: {len(names)} tensors of weights are no longer finite, as {names[0]}",
+        f"step {step}: {len(names)} tensors of weights are no longer finite, such as {names[0]}",
         remedy="start again with a lower optimizer.learning_rate or a longer "
         "schedule.warmup_steps, or with compute.precision=float32 if it was another",
     )

@@ -20,7 +20,6 @@ from evenfield.simulation.dynamics import (
     DynamicsResult,
     ExplodedError,
     relax_and_run,
-    set_thermal_momenta,
 )
 
 
@@ -59,15 +58,6 @@ def test_energy_of_a_conservative_calculator_does_not_drift(copper: Atoms, tmp_p
     assert abs(result.energy_mev_per_atom[-1]) < 1.0
     # half of the initial kinetic energy has gone into the bonds
     assert 50 < result.mean_temperature < 400
-
-
-def test_thermal_momenta_have_the_temperature() -> None:
-    atoms = bulk("CuAu", "rocksalt", 5.5, cubic=True) * (5, 5, 5)
-    set_thermal_momenta(atoms, 300.0, seed=0)
-    for symbol in ("Cu", "Au"):
-        # equipartition: light and heavy atoms have the same temperature
-        chosen = atoms[[atom.symbol == symbol for atom in atoms]]
-        assert chosen.get_temperature() == pytest.approx(300.0, rel=0.05)
 
 
 def test_same_seed_gives_the_same_run(copper: Atoms, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class Checked(CheckedCalculator):
         return self.make()
 
 
-class Hole(EMT):
-    """Two atoms closer than 0.6 A gain energy; forces and energies stay consistent."""
+class Faulty(EMT):
+    """EMT whose results are changed after each calculation."""
 
     def calculate(
         self,
@@ -56,6 +56,17 @@ class Hole(EMT):
         system_changes: list[str] = all_changes,
     ) -> None:
         super().calculate(atoms, properties, system_changes)
+        self.spoil()
+
+    def spoil(self) -> None:
+        """Change `self.results`, which are those of `self.atoms`."""
+        raise NotImplementedError
+
+
+class Hole(Faulty):
+    """Two atoms closer than 0.6 A gain energy; forces and energies stay consistent."""
+
+    def spoil(self) -> None:
         first, distances, vectors = neighbor_list("idD", self.atoms, 0.6)
         # -DEPTH (0.6 - r)^2 for each pair, half of it for each atom
         depth = 1e5
@@ -69,43 +80,25 @@ class Hole(EMT):
         self.results["forces"] = forces
 
 
-class StrongForces(EMT):
+class StrongForces(Faulty):
     """Forces that are a tenth larger than the slope."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         self.results["forces"] = 1.1 * self.results["forces"]
 
 
-class WrongStress(EMT):
+class WrongStress(Faulty):
     """The stress has the wrong sign."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         if "stress" in self.results:
             self.results["stress"] = -self.results["stress"]
 
 
-class SoftShear(EMT):
+class SoftShear(Faulty):
     """An fcc crystal gains energy when it is sheared; energy and stress stay consistent."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         cell = self.atoms.cell.array
         self.results["energy"] += _shear_energy(cell)
         self.results["free_energy"] = self.results["energy"]
@@ -135,28 +128,16 @@ def _shear_energy(cell: np.ndarray) -> float:
     return float(-0.5 * 0.75 * volume * ((2 * shears) ** 2).sum())
 
 
-class Drift(EMT):
+class Drift(Faulty):
     """A constant force on every atom, which no energy accounts for."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         self.results["forces"] = self.results["forces"] + np.array([0.1, 0.0, 0.0])
 
 
-class Shifted(EMT):
+class Shifted(Faulty):
     """Crystals lie above free atoms: each atom with neighbours costs 10 eV."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         if self.atoms.pbc.any():
             self.results["energy"] += 10.0 * len(self.atoms)

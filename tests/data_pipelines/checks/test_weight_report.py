@@ -13,15 +13,16 @@ from evenfield.cli import app
 from evenfield.data_pipelines.census.weights import WeightConfig
 from evenfield.data_pipelines.checks.weight_report import weight_report
 from evenfield.data_pipelines.stream.config import StreamConfig
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.stream import Stream
 
 
 def test_expected_copies_are_those_of_the_stream(data_set):
     config = WeightConfig(beta=0.8)
     report = weight_report(data_set, config)
-    stream = Stream(
-        data_set, StreamConfig(weights=config), cutoff=3.0, levels_of_theory=["EMT", "EMT-scaled"]
-    )
+    levels = ["EMT", "EMT-scaled"]
+    settings = StreamConfig(weights=config)
+    stream = Stream(Source(data_set, settings, cutoff=3.0, levels_of_theory=levels))
     epochs, copies = 100, Counter()
     for window in range(epochs * stream.windows_per_epoch):
         for structure in stream.window(window):

@@ -22,6 +22,7 @@ from evenfield.data_pipelines.census.weights import (
     num_copies,
 )
 from evenfield.data_pipelines.stream.config import StreamConfig
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.state import StreamState
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.data_pipelines.stream.training_stream import StreamError
@@ -44,14 +45,8 @@ def open_stream(data_set):
             "window_blocks": 2,
             "look_ahead": 4,
         } | config
-        return Stream(
-            data_set,
-            StreamConfig(**config),
-            cutoff=3.2,
-            levels_of_theory=levels,
-            rank=rank,
-            world_size=world_size,
-        )
+        source = Source(data_set, StreamConfig(**config), cutoff=3.2, levels_of_theory=levels)
+        return Stream(source, rank=rank, world_size=world_size)
 
     return build
 
@@ -284,9 +279,8 @@ def test_resume_at_equal_world_size_is_identical_batch_by_batch(data_set, data):
     )
 
     def stream(rank: int) -> Stream:
-        return Stream(
-            data_set, config, cutoff=3.2, levels_of_theory=LEVELS, rank=rank, world_size=world_size
-        )
+        source = Source(data_set, config, cutoff=3.2, levels_of_theory=LEVELS)
+        return Stream(source, rank=rank, world_size=world_size)
 
     kill = data.draw(st.integers(0, 20))
     stopped = [stream(rank) for rank in range(world_size)]
@@ -310,9 +304,8 @@ def test_other_world_sizes_see_the_rest_exactly_as_often_as_stated(data_set, dat
     )
 
     def stream(rank: int, world_size: int) -> Stream:
-        return Stream(
-            data_set, config, cutoff=3.2, levels_of_theory=LEVELS, rank=rank, world_size=world_size
-        )
+        source = Source(data_set, config, cutoff=3.2, levels_of_theory=LEVELS)
+        return Stream(source, rank=rank, world_size=world_size)
 
     seen: Counter = Counter()
     states = [stream(0, 1).state()]

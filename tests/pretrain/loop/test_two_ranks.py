@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from evenfield.data_pipelines.stream.config import StreamConfig
+from evenfield.data_pipelines.stream.source import Source
 from evenfield.data_pipelines.stream.stream import Stream
 from evenfield.pretrain.checkpoints.checkpoints import load_checkpoint
 from evenfield.pretrain.run import pretrain
@@ -186,14 +187,8 @@ def losses_of(out: Path) -> list[float]:
 def stream(data_set: Path, rank: int = 0, world_size: int = 1) -> Stream:
     config = StreamConfig(edge_budget=1500, window_blocks=2)
     levels = list(LEVELS)
-    return Stream(
-        data_set,
-        config,
-        cutoff=MODEL["cutoff"],
-        levels_of_theory=levels,
-        rank=rank,
-        world_size=world_size,
-    )
+    source = Source(data_set, config, cutoff=MODEL["cutoff"], levels_of_theory=levels)
+    return Stream(source, rank=rank, world_size=world_size)
 
 
 def to_the_end_of_the_epoch(rest: Stream) -> list:
