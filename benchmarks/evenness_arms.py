@@ -97,12 +97,10 @@ def thinned(
     return kept
 
 
-def write_arm(structures: Iterable[Structure], folder: Path) -> Path:
-    """A converted data set with the splits that the structures state; kept if it exists."""
-    if not (folder / "dataset_info.json").is_file():
-        origin = {"file": f"evenness_lab {folder.name}", "sha256": folder.name}
-        write_data_set(structures, folder, origin, ConvertConfig())
-    return folder
+def write_arm(structures: Iterable[Structure], folder: Path) -> None:
+    """Write a converted data set with the splits that the structures state."""
+    origin = {"file": f"evenness_lab {folder.name}", "sha256": folder.name}
+    write_data_set(structures, folder, origin, ConvertConfig())
 
 
 def structures_of(folder: Path) -> list[Structure]:

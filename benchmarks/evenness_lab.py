@@ -60,7 +60,7 @@ class Method:
     cheap: str = ""
     """What `evenfield data enrich` labels, `elements=...`; empty for no cheap data."""
     cheap_share: float = 0.0
-    """Of the batches."""
+    """Of the structures that are seen."""
 
 
 SAMPLING = ("stream.weights.beta=0.5",)
@@ -265,6 +265,7 @@ def open_lab(options: argparse.Namespace) -> Lab:
     """The laboratory with the data of both arms."""
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
+    refuse_other_data(options)
     if options.data:
         structures = structures_of(options.data)
         elements = options.elements or elements_to_thin(structures, options.fewest, 0.1)
@@ -283,6 +284,19 @@ def open_lab(options: argparse.Namespace) -> Lab:
         if not (lab.data(arm) / "dataset_info.json").is_file():
             write_arm(thinned(structures, elements, lab.rare_in(arm), seed=0), lab.data(arm))
     return lab
+
+
+def refuse_other_data(options: argparse.Namespace) -> None:
+    """Stop where OUT was begun with other data: what it holds is kept by name alone.
+
+    Steps, channels and seeds are in the names.
+    """
+    keys = ("data", "elements", "fewest", "oracle", "cheap_structures")
+    text = json.dumps({key: str(getattr(options, key)) for key in keys}, indent=1) + "\n"
+    path = options.out / "lab.json"
+    if path.is_file() and path.read_text() != text:
+        sys.exit(f"{path}: this laboratory was begun with other options; choose another OUT")
+    path.write_text(text)
 
 
 def content_of(
