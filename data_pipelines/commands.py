@@ -248,14 +248,16 @@ def _about_splits(info: dict[str, Any], config: ConvertConfig) -> list[str]:
         )
     if splits["moved_into_training"]:
         notes.append(
-            f"{splits['moved_into_training']} structures are in training because it had no other "
-            "of their element or level of theory"
+            f"{splits['moved_into_training']} structures are in training because their level of "
+            "theory had no other with one of their elements"
         )
 
-    lost = splits["elements_not_in_training"] + splits["levels_not_in_training"]
+    lost = list(splits["levels_not_in_training"])
+    for level, symbols in splits["elements_not_in_training"].items():
+        lost.append(f"{', '.join(symbols)} at {level!r}")
     if lost:
         notes.append(
-            f"without training structures, because of stated splits: {', '.join(lost)}; a model of "
+            f"without training structures, because of stated splits: {'; '.join(lost)}; a model of "
             "this data set does not know them"
         )
     crossing = info["near_duplicates"]["groups_in_train_and_test"]

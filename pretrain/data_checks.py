@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..core.errors import EvenfieldError
 from ..core.level_names import likely_meant
 from ..data_pipelines.checks.leaks import leaks_among
@@ -56,6 +58,11 @@ def held_out_split(data: Collection) -> str:
 def num_with_a_head(data: Collection, split: str) -> int:
     """Structures of a split at the levels of theory that have training structures."""
     return sum(row["structures"].get(split, 0) for row in trained_levels(data).values())
+
+
+def counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, dict[str, int]]:
+    """Level of theory -> symbol -> training structures; every element has at least one."""
+    return {level: census["levels_of_theory"][level]["train_elements"] for level in levels}
 
 
 def notes_on_data(data: Collection) -> list[str]:

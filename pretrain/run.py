@@ -19,7 +19,8 @@ from ..core.rich_console import Console
 from ..core.torch_modes import own_modes
 from ..data_pipelines.stream.collection import Collection
 from ..model_zoo.compile.compiled import compile_for_training
-from ..model_zoo.evaluation.evaluation import predict, with_a_head
+from ..model_zoo.evaluation.coverage import Coverage
+from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import summarise
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord, TrainingData
@@ -38,7 +39,13 @@ from .checkpoints.resume import look_for_run, notes_on_levels, take_up
 from .checkpoints.run_data import KeptHeads, RunData
 from .checkpoints.run_folder import Resume, refuse_occupied, run_set_aside, sole_writer
 from .config import PretrainConfig
-from .data_checks import check_data, held_out_split, notes_on_data, num_with_a_head
+from .data_checks import (
+    check_data,
+    counts_of_levels,
+    held_out_split,
+    notes_on_data,
+    num_with_a_head,
+)
 from .errors import TrainingError
 from .initial_potential import build_potential
 from .loop.engine import DeepSpeedEngine
@@ -156,7 +163,7 @@ def _run(
     if engine.rank == 0:
         seconds = time.perf_counter() - started
         with trainer.evaluated_weights():
-            _write_results(config, data, potential, seconds, progress=not console.quiet)
+            _write_results(config, data, potential, seconds, console)
     # no rank may end, and take the others with it, while rank 0 still writes
     dist.barrier()
     return Path(config.out) / "model"
@@ -258,6 +265,9 @@ def _callbacks_of_rank_0(
     if num_with_a_head(data, "valid"):
         levels = potential.config.levels_of_theory
         structures = spread_structures(data, "valid", levels, config.evaluate_structures)
+        # errors of elements without reference energies would drown all others
+        elements = counts_of_levels(data.census(), levels)
+        structures = list(Coverage(elements).answerable(structures))
         callbacks.append(Validation(potential, structures, console, config.evaluate_every))
     if train_module.noise is not None and train_module.noise.learned:
         callbacks.append(LearnedNoise(train_module.noise, config.evaluate_every))
@@ -274,36 +284,31 @@ def _versions() -> dict[str, str]:
 
 
 def _write_results(
-    config: PretrainConfig, data: Collection, potential: Potential, seconds: float, progress: bool
+    config: PretrainConfig, data: Collection, potential: Potential, seconds: float, console: Console
 ) -> None:
     # before the first file: nothing of a run that failed may look like a result
     refuse_unusable_weights(potential)
     out = Path(config.out)
     census = data.census()
+    record = _record(config, data, potential, census, seconds)
+
+    split = held_out_split(data)
+    # of levels and elements without a training structure a model knows nothing
+    coverage = Coverage(record.learned)
+    structures = coverage.answerable(data.structures(split))
+    predictions = predict(potential, structures, progress=not console.quiet)
+    for sentence in coverage.left_out:
+        console.print(f"not evaluated: {sentence}")
+
+    # of all elements, also of those that are only held out
     counts = {
         symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
     }
-    split = held_out_split(data)
-    # a level of theory without training structures has no head
-    structures = with_a_head(potential, data.structures(split))
-    predictions = predict(potential, structures, progress=progress)
-    level_counts = _counts_of_levels(census, potential.config.levels_of_theory)
-    evaluation = summarise(predictions, split, counts, level_counts)
+    evaluation = summarise(predictions, split, counts, record.level_counts)
     evaluation.refuse_infinite()
     predictions.parity().save(out / "predictions.npz")
-    record = _record(config, data, potential, census, counts, seconds)
     save_model(out / "model", potential, record, evaluation, predictions=predictions)
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
-
-
-def _counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, dict[str, int]]:
-    """Level of theory -> symbol -> training structures; without levels of an older census."""
-    counts = {}
-    for level in levels:
-        row = census["levels_of_theory"][level]
-        if "train_elements" in row:
-            counts[level] = row["train_elements"]
-    return counts
 
 
 def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
@@ -319,17 +324,19 @@ def _record(
     data: Collection,
     potential: Potential,
     census: dict[str, Any],
-    counts: dict[str, int],
     seconds: float,
 ) -> ModelRecord:
     levels = census["levels_of_theory"]
+    counts = {
+        symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
+    }
     return ModelRecord(
         name=Path(config.out).name,
         licence=config.licence,
         elements={level: list(levels[level]["e0"]) for level in potential.config.levels_of_theory},
         default_level=config.default_level,
         level_details=_level_details(data, potential.config.levels_of_theory),
-        level_counts=_counts_of_levels(census, potential.config.levels_of_theory),
+        level_counts=counts_of_levels(census, potential.config.levels_of_theory),
         train_counts={symbol: count for symbol, count in counts.items() if count},
         training_data=[
             TrainingData.of_data_set(info, info["num_structures"]["train"]) for info in data.infos

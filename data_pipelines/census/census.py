@@ -406,7 +406,8 @@ def read_census(folder: Path | str) -> dict[str, Any]:
         census: dict[str, Any] = found
         # touched here, so that a damaged file is named before anything is computed from it
         census["per_element"].items()
-        census["levels_of_theory"].items()
+        for row in census["levels_of_theory"].values():
+            row["train_elements"].items()
     except (KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:

@@ -356,11 +356,12 @@ def _arrange(
     leaking = kept[done.is_dropped]
     index.keep[leaking] = False
 
-    lost: list[str] = []
-    for level in done.levels_not_in_training:
+    level_names: dict[int, str] = {}
+    for level in (*done.levels_not_in_training, *done.elements_not_in_training):
         row = kept[np.flatnonzero(found.level == level)[:1]]
-        lost += _values_at(parts, index, row, "level_of_theory").values()
-    return as_json(done, found.is_stated, sorted(lost)), _leaks(parts, index, leaking)
+        (name,) = _values_at(parts, index, row, "level_of_theory").values()
+        level_names[level] = name
+    return as_json(done, found.is_stated, level_names), _leaks(parts, index, leaking)
 
 
 def _leaks(parts: Parts, index: _Index, rows: np.ndarray) -> list[BadRecordError]:

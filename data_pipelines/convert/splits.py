@@ -9,8 +9,9 @@ the hashed splits, and never the stated ones:
    runs of consecutive structures. Neighbouring frames of a trajectory are alike, so that the runs
    are long.
 3. A material that several sources have is put on one side in all of them (`between_sources.py`).
-4. An element or a level of theory that no training structure has takes its smallest group into
-   training. A model would otherwise be asked for what it has never seen.
+4. An element that no training structure of its level of theory has takes its smallest group into
+   training. A model would otherwise be asked for what it has never seen: each level has reference
+   energies of its own.
 
 Steps 1 and 2 are taken in each source by itself, as if it were converted alone.
 """
@@ -163,9 +164,11 @@ class Arrangement:
 
     cut_into_runs: bool = False
     moved_into_training: int = 0
-    elements_not_in_training: list[str] = field(default_factory=list)
 
-    levels_not_in_training: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    elements_not_in_training: dict[int, list[str]] = field(default_factory=dict)
+    """Hash of a level of theory -> symbols; only levels that have other training structures."""
+
+    levels_not_in_training: list[int] = field(default_factory=list)
     """Hashes of levels of theory."""
 
     is_dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -330,24 +333,26 @@ def _deal(sizes: np.ndarray, config: SplitConfig) -> np.ndarray:
 def _fill_training(
     found: Candidates, unit: np.ndarray, is_fixed: np.ndarray, done: Arrangement
 ) -> None:
-    """Move units into training until it has all elements and levels, as far as that is possible.
+    """Move units into training until each level has all its elements, as far as possible.
 
     is_fixed: (S,) bool; such a split is not changed.
     """
     row_of_element = np.repeat(np.arange(len(found.split)), np.diff(found.element_starts))
+    level_of_element = found.level[row_of_element]
 
-    lost_elements = []
-    for number in np.unique(found.elements):
-        rows = row_of_element[found.elements == number]
-        if not _take_into_training(rows, unit, is_fixed, done):
-            lost_elements.append(chemical_symbols[number])
-    lost_levels = []
-    for level in np.unique(found.level):
-        rows = np.flatnonzero(found.level == level)
-        if not _take_into_training(rows, unit, is_fixed, done):
-            lost_levels.append(level)
-    done.elements_not_in_training = lost_elements
-    done.levels_not_in_training = np.array(lost_levels, dtype=np.int64)
+    for level in np.unique(found.level).tolist():
+        own = np.flatnonzero(level_of_element == level)
+        lost_elements = []
+        for number in np.unique(found.elements[own]):
+            rows = row_of_element[own[found.elements[own] == number]]
+            if not _take_into_training(rows, unit, is_fixed, done):
+                lost_elements.append(chemical_symbols[number])
+
+        is_in_training = (done.split[found.level == level] == TRAIN).any()
+        if not is_in_training:
+            done.levels_not_in_training.append(level)
+        elif lost_elements:
+            done.elements_not_in_training[level] = lost_elements
 
 
 def _take_into_training(
@@ -370,8 +375,17 @@ def _take_into_training(
     return True
 
 
-def as_json(done: Arrangement, is_stated: np.ndarray, levels: list[str]) -> dict[str, Any]:
-    """What dataset_info.json says about the splits; `levels` are those without training data."""
+def as_json(
+    done: Arrangement, is_stated: np.ndarray, level_names: dict[int, str]
+) -> dict[str, Any]:
+    """What dataset_info.json says about the splits.
+
+    level_names: by hash, of the levels that `done` mentions.
+    """
+    elements = {
+        level_names[level]: symbols for level, symbols in done.elements_not_in_training.items()
+    }
+    levels = [level_names[level] for level in done.levels_not_in_training]
     shared = {}
     if done.between_sources is not None:
         shared["between_sources"] = done.between_sources
@@ -381,7 +395,7 @@ def as_json(done: Arrangement, is_stated: np.ndarray, levels: list[str]) -> dict
         "near_copies_left_apart": done.near_copies_left_apart,
         "cut_into_runs": done.cut_into_runs,
         "moved_into_training": done.moved_into_training,
-        "elements_not_in_training": done.elements_not_in_training,
-        "levels_not_in_training": levels,
+        "elements_not_in_training": dict(sorted(elements.items())),
+        "levels_not_in_training": sorted(levels),
         **shared,
     }

@@ -207,13 +207,6 @@ def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str
         main_level = config.source_level
     else:
         main_level = max(trained, key=lambda name: trained[name])
-
-    if "train_elements" not in levels[main_level]:
-        raise EnrichError(
-            "has a census of an earlier version, which does not count elements by level of theory",
-            file=data,
-            remedy="convert the source again",
-        )
     return main_level
 
 

@@ -246,13 +246,13 @@ def _counts_by_level(folder: Path | str, split: str, blocks: BlockReader) -> dic
             of_level[atomic_numbers[symbol]] = row["structures"].get(split, 0)
         return counts
 
-    if split == "train" and all("train_elements" in row for row in levels.values()):
+    if split == "train":
         for name, row in levels.items():
             for symbol, number in row["train_elements"].items():
                 counts[name][atomic_numbers[symbol]] = number
         return counts
 
-    # a census of an earlier version, or another split
+    # the census counts the elements of a level in training only
     for numbers, starts, of_structure in blocks.element_lists():
         present = has_element(numbers, starts)
         for name in np.unique(of_structure):

@@ -429,6 +429,27 @@ def test_level_of_theory_that_only_the_held_out_splits_have(run_config, train_st
     assert set(evaluation["levels"]) == {"EMT"} and evaluation["num_structures"] == 5
 
 
+def test_elements_that_only_the_held_out_splits_have_are_not_evaluated(
+    run_config, train_structures, tmp_path, capsys
+):
+    """They have no reference energies: one of them was 97 eV/atom off, and hid all others."""
+    structures = [s for s in train_structures if s.level_of_theory == "EMT"][:24]
+    numbers = np.full(len(structures[0].atomic_numbers), 79)
+    strange = [replace(structures[0], atomic_numbers=numbers, structure_id=f"x{k}") for k in (0, 1)]
+    known = [replace(s, atomic_numbers=np.full(len(s.atomic_numbers), 29)) for s in structures]
+    # `data_of` tests on the first structure and validates on the sixth
+    parts = [strange[0], *known[:4], strange[1], *known[4:]]
+    data = data_of(parts, tmp_path / "data")
+    model = pretrain(run_config(data=data, max_steps=2, evaluate_every=2))
+
+    evaluation = json.loads((model / "evaluation.json").read_text())
+    assert list(evaluation["per_element"]) == ["Cu"]
+    rows = map(json.loads, (model.parent / "metrics.jsonl").read_text().splitlines())
+    validations = [row for row in rows if row["event"] == "evaluation"]
+    assert all(list(row["per_element"]) == ["Cu"] for row in validations)
+    assert "not evaluated: 1 at 'EMT' with Au, not learned at this level" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_one_held_out_split_is_enough(run_config, train_structures, tmp_path, split):
     parts = [

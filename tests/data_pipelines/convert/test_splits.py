@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from typer.testing import CliRunner
 
 from evenfield.cli import app
+from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.convert.splits import split_of
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -152,7 +153,28 @@ def test_every_element_and_level_is_in_training(tmp_path):
     assert {29, 28} == {int(z) for one in train for z in one.elements}
     assert {one.level_of_theory for one in train} == {"EMT", "other"}
     assert info["splits"]["moved_into_training"] == 8
-    assert info["splits"]["elements_not_in_training"] == []
+    assert info["splits"]["elements_not_in_training"] == {}
+
+
+def test_every_element_of_a_level_is_in_training_at_this_level(tmp_path):
+    """Copper at level "other" is held out by its hash, although "EMT" trains on copper."""
+    made = []
+    for symbol, split, level in (
+        ("Cu", "train", "EMT"),
+        ("Ni", "train", "other"),
+        ("Cu", "test", "other"),
+        ("Cu", "valid", "other"),
+    ):
+        group = group_in(split, CONFIG)
+        for atoms in frames(symbol, 4, seed=len(made)):
+            name = f"s{len(made)}"
+            made.append(structure(atoms, name, group, level_of_theory=level))
+    info = write_data_set(made, tmp_path / "out", ORIGIN, CONFIG)
+    learned = read_census(tmp_path / "out")["levels_of_theory"]["other"]["train_elements"]
+    assert learned == {"Ni": 4, "Cu": 4}
+    # the other half of the copper is still held out
+    assert info["splits"]["moved_into_training"] == 4
+    assert info["splits"]["elements_not_in_training"] == {}
 
 
 def test_an_element_that_is_held_out_on_purpose_is_named(tmp_path):
@@ -161,7 +183,7 @@ def test_an_element_that_is_held_out_on_purpose_is_named(tmp_path):
     other = replace(copper[0], structure_id="o", level_of_theory="HF", split="valid")
     info = write_data_set([*nickel, *copper, other], tmp_path / "out", ORIGIN, CONFIG)
     assert counts(info) == [3, 1, 3]
-    assert info["splits"]["elements_not_in_training"] == ["Ni"]
+    assert info["splits"]["elements_not_in_training"] == {"EMT": ["Ni"]}
     assert info["splits"]["levels_not_in_training"] == ["HF"]
 
 
