@@ -111,7 +111,7 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
     """
     started = time.perf_counter()
     if not (out / SETTINGS_FILE).is_file():
-        check_destination(out, remedy="name another folder")
+        check_destination(out, elsewhere="name another folder", remedy="name another folder")
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         _refuse_other_settings(out, config)

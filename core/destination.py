@@ -9,18 +9,23 @@ it holds, unless the command continues its own earlier work there or the user gi
         ...                                # write the files of the new folder into `new`
 
 What a user has put there is kept: `is_ours` tells it from the files that the command makes.
+
+A command that writes one file names its `FileKind`. Only an earlier file of that kind is replaced.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .addresses import local_path
 from .errors import EvenfieldError
@@ -41,6 +46,18 @@ KINDS = {
     # last, because runs and models have this file too
     "evaluation.json": "an evaluation",
 }
+# Other programs use some of these names. What evenfield writes holds these words, in all versions.
+MARKS = {
+    "manifest.json": (b'"format_version"', b'"sha256"'),
+    "dataset_info.json": (b'"schema_version"', b'"source"'),
+    "config.yaml": (b"max_steps:", b"evaluate_every:"),
+    "simulation.json": (b'"model"', b'"settings"'),
+    "report.html": (b'<meta name="generator" content="evenfield">',),
+    "evaluation.json": (b'"split"', b'"num_structures"'),
+}
+# in the folder `checkpoints`
+CHECKPOINTS = ("latest", "step-*", ".tmp-step-*")
+BYTES_WITH_MARKS = 1 << 20
 # what a conversion replaces
 DATA_SETS = (KINDS["dataset_info.json"], KINDS[".parts"])
 MAX_NAMES = 4  # of files in a message
@@ -50,8 +67,43 @@ RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
 
+# A larger file was not written by a command that writes a single JSON object.
+MOST_BYTES_OF_JSON = 64 << 20
+
+
 class DestinationError(EvenfieldError):
     """The place to write to is occupied, is one of the inputs, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file that a command writes, and how an earlier one is known by its content."""
+
+    name: str
+    """For messages, such as "figures of `evenfield check phases`"."""
+
+    is_one: Callable[[Path], bool]
+    """Whether a file is of this kind. It may raise OSError and ValueError for other files."""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether there is such a file."""
+        try:
+            return path.is_file() and self.is_one(path)
+        except (OSError, ValueError, RecursionError):
+            # text that is no JSON, an archive that is none
+            return False
+
+
+def json_kind(name: str, **values: str) -> FileKind:
+    """JSON objects in which these keys have these values."""
+
+    def is_one(path: Path) -> bool:
+        if path.stat().st_size > MOST_BYTES_OF_JSON:
+            return False
+        content: Any = json.loads(path.read_bytes())
+        return isinstance(content, dict) and values.items() <= content.items()
+
+    return FileKind(name, is_one)
 
 
 def check_destination(
@@ -59,8 +111,10 @@ def check_destination(
     *,
     overwrite: bool = False,
     kinds: Collection[str] = (),
+    file_kind: FileKind | None = None,
     inputs: Iterable[Path | str] = (),
-    remedy: str = "choose another OUT, or replace it with --overwrite",
+    elsewhere: str = "choose another OUT",
+    remedy: str | None = None,
 ) -> None:
     """Refuse a file or folder that must not be written. Call it before any work.
 
@@ -69,39 +123,76 @@ def check_destination(
         overwrite: the user allows that a result of evenfield at `path` is replaced.
         kinds: values of `KINDS`. What is replaced must be one of them: a mistyped OUT of one
             command must not delete the result of another. Empty for any kind.
+        file_kind: of a command that writes a file. Only an earlier file of the kind is replaced.
+            None for a command that writes a folder, which replaces no file.
         inputs: files and folders that the command reads. They are refused even with `overwrite`.
             Names that are not paths on this machine are ignored.
-        remedy: what to do about an occupied place.
+        elsewhere: how the user names another place.
+        remedy: what to do about a place that can be replaced; by default `elsewhere` or
+            --overwrite.
 
     Raises DestinationError.
     """
     path = Path(path)
-    _refuse_circle(path)
+    if remedy is None:
+        remedy = f"{elsewhere}, or replace it with --overwrite"
+    _refuse_circle(path, elsewhere)
     special = special_kind(path)
     if special is not None:
         # other programs wait at its other end
-        raise DestinationError(f"is {special}", file=path, remedy="choose another OUT")
-    _check_is_no_input(path, inputs)
-    _check_can_be_created(path)
+        raise DestinationError(f"is {special}", file=path, remedy=elsewhere)
+    _check_is_no_input(path, inputs, elsewhere)
+    _check_can_be_created(path, elsewhere)
 
     found = contents(path)
+    if path.is_dir():
+        if file_kind is not None:
+            raise DestinationError(
+                f"is a folder, and holds {found or 'nothing'}",
+                file=path,
+                remedy=f"{elsewhere}, which must be a file",
+            )
+        _check_folder(path, found, overwrite, kinds, elsewhere, remedy)
+        return
+
     if found is None:
         return
-    found_kind = kind_of(path) if path.is_dir() else None
+    if file_kind is None or not file_kind.is_at(path):
+        needed = "a folder" if file_kind is None else file_kind.name
+        raise DestinationError(
+            f"already exists and holds {found}, not {needed}", file=path, remedy=elsewhere
+        )
+    if not overwrite:
+        raise DestinationError(
+            f"already exists and holds {file_kind.name}", file=path, remedy=remedy
+        )
+
+
+def _check_folder(
+    path: Path,
+    found: str | None,
+    overwrite: bool,
+    kinds: Collection[str],
+    elsewhere: str,
+    remedy: str,
+) -> None:
+    """Refuse a folder that holds something else than what may be replaced."""
+    if found is None:
+        return
+    found_kind = kind_of(path)
     if kinds and found_kind is not None and found_kind not in kinds:
         raise DestinationError(
-            f"holds {found}, which this command does not replace",
+            f"holds {found}, which this command does not replace", file=path, remedy=elsewhere
+        )
+    if found_kind is None:
+        # also without --overwrite, which would not help
+        raise DestinationError(
+            f"already exists and holds {found}, which evenfield did not write",
             file=path,
-            remedy="choose another OUT",
+            remedy=f"{elsewhere}, or remove the folder yourself",
         )
     if not overwrite:
         raise DestinationError(f"already exists and holds {found}", file=path, remedy=remedy)
-    if path.is_dir() and found_kind is None:
-        raise DestinationError(
-            f"--overwrite replaces only what evenfield wrote, and this folder holds {found}",
-            file=path,
-            remedy="choose another OUT, or remove the folder yourself",
-        )
 
 
 def contents(path: Path) -> str | None:
@@ -119,7 +210,9 @@ def contents(path: Path) -> str | None:
         return listed if kind is None else f"{kind} ({listed})"
 
     if path.exists():
-        return f"a file of {path.stat().st_size} bytes"
+        size = f"a file of {path.stat().st_size} bytes"
+        kind = kind_of(path.parent)
+        return size if kind is None else f"{size} in the folder of {kind}"
     if path.is_symlink():
         return f"a link to {path.readlink()}, which does not exist"
     return None
@@ -128,9 +221,23 @@ def contents(path: Path) -> str | None:
 def kind_of(folder: Path) -> str | None:
     """What evenfield wrote into a folder, or None when nothing there is of evenfield."""
     for name, kind in KINDS.items():
-        if (folder / name).exists():
+        if _is_ours(folder / name):
             return kind
     return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder with a name of `KINDS` is there, and one that evenfield wrote."""
+    if path.name == "checkpoints":
+        return any(True for pattern in CHECKPOINTS for _ in path.glob(pattern))
+    if path.name not in MARKS:
+        return path.is_dir()
+    try:
+        with path.open("rb") as file:
+            content = file.read(BYTES_WITH_MARKS)
+    except OSError:
+        return False
+    return all(mark in content for mark in MARKS[path.name])
 
 
 @contextmanager
@@ -207,18 +314,18 @@ def _link_or_copy(source: Path | str, target: Path | str) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _refuse_circle(path: Path) -> None:
+def _refuse_circle(path: Path, elsewhere: str) -> None:
     """Raise DestinationError for a symbolic link that leads to itself."""
     try:
         path.resolve()
     except (OSError, RuntimeError) as error:
         # before Python 3.13 a circle of links is a RuntimeError
         raise DestinationError(
-            "is a link that leads back to itself", file=path, remedy="choose another OUT"
+            "is a link that leads back to itself", file=path, remedy=elsewhere
         ) from error
 
 
-def _check_is_no_input(path: Path, inputs: Iterable[Path | str]) -> None:
+def _check_is_no_input(path: Path, inputs: Iterable[Path | str], elsewhere: str) -> None:
     place = path.resolve()
     for name in inputs:
         source = local_path(name)
@@ -228,25 +335,25 @@ def _check_is_no_input(path: Path, inputs: Iterable[Path | str]) -> None:
         source = source.resolve()
         if place == source or place in source.parents:
             raise DestinationError(
-                "is read by this command, and would be overwritten",
-                file=path,
-                remedy="choose another OUT",
+                "is read by this command, and would be overwritten", file=path, remedy=elsewhere
             )
 
 
-def _check_can_be_created(path: Path) -> None:
+def _check_can_be_created(path: Path, elsewhere: str) -> None:
     """The nearest folder above `path` that exists must take new files."""
     above = path.resolve().parent
     while not above.exists():
         above = above.parent
 
     if not above.is_dir():
-        raise DestinationError("cannot be created", file=path, remedy=f"{above} is a file")
+        raise DestinationError(
+            f"cannot be created, since {above} is a file", file=path, remedy=elsewhere
+        )
     if not os.access(above, os.W_OK | os.X_OK):
         raise DestinationError(
             "cannot be created",
             file=path,
-            remedy=f"you may not write into {above}; choose another OUT",
+            remedy=f"you may not write into {above}; {elsewhere}",
         )
 
 

@@ -35,7 +35,6 @@ from ..core.command_line import (
     LevelOfTheory,
     ModelReference,
     Overrides,
-    Overwrite,
     settings_option,
 )
 from ..core.errors import EvenfieldError
@@ -317,10 +316,12 @@ def _as_command(name: str) -> Callable[..., None]:
         json_file: Annotated[
             Path | None, typer.Option("--json", help="file for the figures and the verdict")
         ] = None,
-        overwrite: Overwrite = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="replace the file of --json")
+        ] = False,
         **settings: Any,
     ) -> None:
-        from ..core.destination import check_destination
+        from ..core.destination import check_destination, json_kind
         from ..core.settings import load_settings
 
         words = settings.pop("overrides", None) or []
@@ -334,8 +335,9 @@ def _as_command(name: str) -> Callable[..., None]:
             check_destination(
                 json_file,
                 overwrite=overwrite,
+                file_kind=json_kind(f"figures of `evenfield check {name}`", check=name),
                 inputs=[] if model is None else [model],
-                remedy="name another file for --json, or replace it with --overwrite",
+                elsewhere="name another file for --json",
             )
         if settings_class is not None:
             settings["settings"] = load_settings(settings_class, None, words)
@@ -417,6 +419,7 @@ def _write_json(path: Path, name: str, model: str, result: CheckResult) -> None:
 
     content = {"check": name, "model": model, **result.as_dict()}
     with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -124,7 +124,7 @@ def curve(
     from ..core.settings import load_settings
     from ..model_zoo.hub.load import load
     from .few_shot.curve import CurveConfig, few_shot_curve
-    from .few_shot.curve_plot import draw_few_shot_curve
+    from .few_shot.curve_plot import KIND, draw_few_shot_curve
 
     settings = load_settings(CurveConfig, recipe, overrides)
     share = share_of_work(task)
@@ -152,7 +152,8 @@ def curve(
                 "for the same force error"
             )
     with file_errors(picture):
-        write_atomically(picture, figure_png(draw_few_shot_curve(curve), dots_per_inch=130))
+        png = figure_png(draw_few_shot_curve(curve), dots_per_inch=130, kind=KIND)
+        write_atomically(picture, png)
     say(f"curve: {out}\nplot: {picture}")
 
 
@@ -179,13 +180,19 @@ def attach(
 def _picture_of(out: Path, overwrite: bool) -> Path:
     """Where the figure of a curve goes. Refuses a place that holds something else."""
     from ..core.destination import check_destination
+    from ..core.figures.style import png_kind
+    from .few_shot.curve_plot import KIND
 
     picture = out.with_suffix(".png")
     if picture == out:
         raise CommandLineError(f"OUT={out}", remedy="name a .json file; the figure is next to it")
-    # a figure next to a curve is that of the curve
-    if not out.is_file():
-        check_destination(picture, overwrite=overwrite)
+    # a curve that is continued is drawn again
+    check_destination(
+        picture,
+        overwrite=overwrite or out.is_file(),
+        file_kind=png_kind(KIND),
+        elsewhere="move it away, or choose another OUT",
+    )
     return picture
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ase.data import chemical_symbols
 
-from ..core.destination import DestinationError, check_destination, contents
+from ..core.destination import check_destination
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord
@@ -26,10 +26,6 @@ def check_model_place(
 ) -> None:
     """Refuse an `out` that must not be written, before any work; see `check_destination`."""
     check_destination(out, overwrite=overwrite, kinds=["a model"], inputs=inputs)
-    if out.is_file():
-        raise DestinationError(
-            f"is {contents(out)}, and a model is a folder", file=out, remedy="choose another OUT"
-        )
 
 
 def save_finetuned(

@@ -16,7 +16,6 @@ from ..core.terminal import printable, say
 
 if TYPE_CHECKING:
     from .hub.publish import Publication
-    from .potential.potential import Potential
 
 
 app = typer.Typer(
@@ -142,10 +141,10 @@ def metatomic(
     Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
     """
     from ..core.destination import check_destination
-    from .engines.metatomic_export import export_metatomic
+    from .engines.metatomic_export import METATOMIC_FILE, export_metatomic
     from .hub.load import load
 
-    check_destination(out, overwrite=overwrite, inputs=[reference])
+    check_destination(out, overwrite=overwrite, file_kind=METATOMIC_FILE, inputs=[reference])
 
     model = load(reference, folder_hub)
     path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype)
@@ -171,15 +170,16 @@ def elements(
 
     from ..core.destination import check_destination
     from ..core.rich_console import Console
-    from .element_table import nearest_elements
+    from .element_table import VECTORS_FILE, nearest_elements, write_vectors
     from .hub.load import load
 
     if csv is not None:
         check_destination(
             csv,
             overwrite=overwrite,
+            file_kind=VECTORS_FILE,
             inputs=[reference],
-            remedy="name another file for --csv, or replace it with --overwrite",
+            elsewhere="name another file for --csv",
         )
     model = load(reference, folder_hub)
     table = Table(
@@ -194,7 +194,7 @@ def elements(
     Console().print(table)
 
     if csv is not None:
-        _write_vectors(csv, model.potential)
+        write_vectors(csv, model.potential)
         say(f"vectors: {csv}")
 
 
@@ -293,21 +293,3 @@ def _print_plan(plan: Publication) -> None:
             console.print(f"{heading}: {line}")
     verdict = "refused" if plan.refused else "accepted"
     console.print(f"nothing was sent; the model would be {verdict}")
-
-
-def _write_vectors(path: Path, potential: Potential) -> None:
-    """Write symbol and learned vector of each element as CSV, a row per element."""
-    import numpy as np
-    from ase.data import chemical_symbols
-
-    from ..core.files import file_errors
-    from .element_table import element_vectors
-
-    # row 0 of the table is no element
-    vectors = element_vectors(potential)[1:]
-    symbols = np.array(chemical_symbols[1:119])[:, None]
-    # 24 characters hold every digit of a float64
-    texts = vectors.astype("U24")
-    rows = np.column_stack([symbols, texts])
-    with file_errors(path):
-        np.savetxt(path, rows, fmt="%s", delimiter=",")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
+
 import numpy as np
 from ase.data import chemical_symbols
 
+from ..core.destination import FileKind
+from ..core.files import file_errors, write_atomically
 from .potential.potential import Potential
+
+
+SYMBOLS = chemical_symbols[1:119]
+# a symbol and at least four numbers; someone's own table of elements has fewer columns
+ROW = re.compile(r"([A-Z][a-z]?)((?:,-?\d[\d.e+-]*){4,})")
 
 
 def element_vectors(potential: Potential) -> np.ndarray:
@@ -41,3 +52,34 @@ def nearest_elements(
             most_similar.append((symbols[other], float(values[other])))
         nearest[symbol] = most_similar
     return nearest
+
+
+def write_vectors(path: Path, potential: Potential) -> None:
+    """Write symbol and learned vector of each element as CSV, a row per element."""
+    # row 0 of the table is no element
+    vectors = element_vectors(potential)[1:]
+    # 24 characters hold every digit of a float64
+    texts = vectors.astype("U24")
+    rows = np.column_stack([np.array(SYMBOLS)[:, None], texts])
+    table = io.StringIO()
+    np.savetxt(table, rows, fmt="%s", delimiter=",")
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, table.getvalue())
+
+
+def _holds_vectors(path: Path) -> bool:
+    """Whether a file has the 118 rows of `write_vectors`, all of one length."""
+    symbols = []
+    lengths = set()
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = ROW.fullmatch(line.rstrip("\r\n"))
+            if row is None or len(symbols) == len(SYMBOLS):
+                return False
+            symbols.append(row[1])
+            lengths.add(row[2].count(","))
+    return symbols == SYMBOLS and len(lengths) == 1
+
+
+VECTORS_FILE = FileKind("vectors of `evenfield hub elements`", _holds_vectors)

@@ -201,13 +201,17 @@ def test_a_file_of_a_user_is_not_overwritten(refusal, tmp_path):
     mine = tmp_path / "vectors.csv"
     mine.write_text("mine")
     line = refusal("hub", "elements", "evenfield-s", "--csv", str(mine))
-    assert "already exists and holds a file" in line and "--overwrite" in line
+    assert "holds a file of 4 bytes, not vectors of" in line and "name another file" in line
+    assert "--overwrite" not in line
+    refusal("hub", "elements", "evenfield-s", "--csv", str(mine), "--overwrite")
     assert mine.read_text() == "mine"
 
     folder = tmp_path / "notes"
     folder.mkdir()
     (folder / "copper.extxyz").write_text("mine")
-    assert "holds copper.extxyz: name another folder" in refusal("quickstart", str(folder))
+    assert "holds copper.extxyz, which evenfield did not write: name another folder" in refusal(
+        "quickstart", str(folder)
+    )
     assert (folder / "copper.extxyz").read_text() == "mine"
     assert [path.name for path in folder.iterdir()] == ["copper.extxyz"]
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ..destination import FileKind
 from ..files import file_errors, write_atomically
 from ..numbers import short_number
 from ..terminal import printable
@@ -48,19 +49,40 @@ STYLE: Any = {
 # Texts that are made while a figure is drawn. Ticks have plain numbers, so none needs a formula.
 NO_MATHEMATICS: Any = {"text.parse_math": False}
 
+# the first bytes of a PNG, and where texts about it end at the latest
+PNG = b"\x89PNG"
+BYTES_BEFORE_THE_PICTURE = 1024
+
 
 def looks() -> Iterator[tuple[str, str]]:
     """Colour and marker of one series after the other, without end."""
     return zip(cycle(COLOURS), cycle(MARKERS), strict=False)
 
 
-def figure_png(figure: Figure, dots_per_inch: int = 110) -> bytes:
-    """The figure as a PNG that names no program and no date: equal figures give equal bytes."""
+def figure_png(figure: Figure, dots_per_inch: int = 110, kind: str | None = None) -> bytes:
+    """The figure as a PNG that names no program and no date: equal figures give equal bytes.
+
+    kind: what the figure is, kept inside the file for `png_kind`.
+    """
     data = BytesIO()
+    metadata: dict[str, str | None] = {"Software": None}
+    if kind is not None:
+        metadata["Title"] = kind
     _show_texts_as_written(figure)
     with rc_context(NO_MATHEMATICS):
-        figure.savefig(data, format="png", dpi=dots_per_inch, metadata={"Software": None})
+        figure.savefig(data, format="png", dpi=dots_per_inch, metadata=metadata)
     return data.getvalue()
+
+
+def png_kind(kind: str) -> FileKind:
+    """PNG files that `figure_png` made with this `kind`."""
+
+    def is_one(path: Path) -> bool:
+        with path.open("rb") as file:
+            beginning = file.read(BYTES_BEFORE_THE_PICTURE)
+        return beginning.startswith(PNG) and b"tEXtTitle\0" + kind.encode() in beginning
+
+    return FileKind(f"a {kind}", is_one)
 
 
 def save_picture(figure: Figure, folder: Path, name: str) -> bytes:

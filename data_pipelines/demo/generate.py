@@ -40,7 +40,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ...core.destination import check_destination
+from ...core.destination import FileKind, check_destination
 from ...core.files import FileError, file_errors, write_atomically
 from ...core.rich_console import Console
 from ...core.settings import Settings
@@ -81,6 +81,19 @@ class GenerationReport(Settings):
     seconds: float
 
 
+def _failures_path(out_path: Path) -> Path:
+    return out_path.with_name(f"{out_path.name}.failures.json")
+
+
+def _has_failures_beside(path: Path) -> bool:
+    """Whether the file of failures is there, which every generation writes."""
+    content = json.loads(_failures_path(path).read_bytes())
+    return isinstance(content, dict) and "failures_by_reason" in content
+
+
+GENERATED = FileKind("structures of `evenfield data generate`", _has_failures_beside)
+
+
 def generate(
     config: GeneratorConfig, out_path: Path | str, *, overwrite: bool = False
 ) -> GenerationReport:
@@ -99,7 +112,7 @@ def generate(
         raise FileError(
             "the name has an unknown ending", file=out_path, remedy=f"use {', '.join(SUFFIXES)}"
         )
-    check_destination(out_path, overwrite=overwrite)
+    check_destination(out_path, overwrite=overwrite, file_kind=GENERATED)
     require_tblite()
     # before the work, which may take minutes: a path that cannot be written is known at once
     with file_errors(out_path):
@@ -111,7 +124,7 @@ def generate(
     elements_of = [sorted(set(atoms.symbols)) for atoms in frames]
     report = GenerationReport(
         path=out_path,
-        failures_path=out_path.with_name(f"{out_path.name}.failures.json"),
+        failures_path=_failures_path(out_path),
         num_structures=len(frames),
         structures_by_config_type=_count(atoms.info["config_type"] for atoms in frames),
         structures_by_element=_count(symbol for elements in elements_of for symbol in elements),

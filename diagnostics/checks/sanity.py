@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ...core.destination import check_destination
+from ...core.destination import FileKind, check_destination
 from ...core.files import file_errors, write_atomically
 from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
@@ -43,6 +43,16 @@ BATTERY = (
     "relaxations",
     "dynamics",
 )
+
+ANOTHER_OUT = "choose another --out"
+
+
+def _holds_verdict(path: Path) -> bool:
+    content = json.loads(path.read_bytes())
+    return isinstance(content, dict) and {"model", "passed", "checks"} <= content.keys()
+
+
+VERDICT_FILE = FileKind("a verdict of `evenfield check sanity`", _holds_verdict)
 
 VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
 
@@ -146,9 +156,16 @@ def _chosen(settings: SanityConfig) -> list[str]:
 
 def _check_out(out: Path) -> None:
     """A folder of an earlier run goes on; any other content is refused."""
-    is_earlier = (out / ".sanity").is_dir() or (out / "sanity.json").is_file()
+    is_earlier = (out / ".sanity").is_dir()
     if not is_earlier:
-        check_destination(out, remedy="choose another --out")
+        check_destination(out, elsewhere=ANOTHER_OUT, remedy=ANOTHER_OUT)
+        return
+    # `evenfield check dynamics --folder` leaves its memory in any folder
+    verdict, page = out / "sanity.json", out / "sanity.html"
+    check_destination(verdict, overwrite=True, file_kind=VERDICT_FILE, elsewhere=ANOTHER_OUT)
+    if not verdict.exists():
+        # the page is written after the verdict
+        check_destination(page, file_kind=VERDICT_FILE, elsewhere=ANOTHER_OUT)
 
 
 def _result(

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from rich.progress import track
 
-from ...core.destination import DestinationError, check_destination, contents
+from ...core.destination import DestinationError, check_destination
 from ...core.files import file_errors, write_atomically
 from ...core.locks import LockedError, held
 from ...core.settings import GivenBy, Settings, SettingsError
@@ -36,7 +36,7 @@ from ..run import finetune
 from ..safety.step0 import WrongUnitError
 from ..strategies import StrategyName, fewest_to_hold_out
 from ..target import Target, draw, open_target
-from .results import BASELINE, FewShotCurve, FewShotRow
+from .results import BASELINE, CURVE_FILE, FewShotCurve, FewShotRow
 
 
 # Settings that add cells to a curve. All others change every cell, and so make another curve.
@@ -103,13 +103,14 @@ def few_shot_curve(
         remedy="wait, or share the work with --task",
         file=own,
     )
-    check_destination(own, overwrite=True, inputs=[data])
-    if own.is_dir():
-        raise DestinationError(
-            f"is a folder, and holds {contents(own) or 'nothing'}",
-            file=own,
-            remedy="name a file for OUT, such as fewshot.json",
-        )
+    # a curve that is there goes on, or is renamed
+    check_destination(
+        own,
+        overwrite=True,
+        file_kind=CURVE_FILE,
+        inputs=[data],
+        elsewhere="name another OUT, such as fewshot.json",
+    )
     with held(own.with_name(f".{own.name}.lock"), refusal):
         return _complete(model, data, out, own, config, task, overwrite, say)
 

@@ -15,6 +15,10 @@ from ...core.numbers import FORCE_UNIT
 from .results import STRATEGY_LABELS, UNCHANGED, ErrorName, FewShotCurve
 
 
+# what the file of a figure says that it is
+KIND = "figure of `evenfield finetune curve`"
+
+
 @rc_context(STYLE)
 def draw_few_shot_curve(curve: FewShotCurve) -> Figure:
     """Medians over the seeds as lines and their ranges as bands, on logarithmic axes."""

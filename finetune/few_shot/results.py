@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ...core.destination import FileKind
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...core.numbers import table_cell
@@ -175,3 +176,14 @@ def _median_and_range(values: list[float]) -> str:
     if len(values) == 1:
         return median
     return f"{median} ({table_cell(min(values))}-{table_cell(max(values))})"
+
+
+def _holds_curve(path: Path) -> bool:
+    try:
+        FewShotCurve.read(path)
+    except FewShotFileError:
+        return False
+    return True
+
+
+CURVE_FILE = FileKind("a few-shot curve", _holds_curve)

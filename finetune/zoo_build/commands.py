@@ -51,7 +51,7 @@ def zoo_build(
         folder_of_models / name,
         overwrite=overwrite,
         kinds=["a model"],
-        remedy="choose another folder with --into, or replace it with --overwrite",
+        elsewhere="choose another folder with --into",
     )
     folder = build_zoo_model(recipe, name, place, folder_of_models, workers)
     if folder is None:

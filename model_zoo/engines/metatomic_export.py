@@ -7,12 +7,14 @@ code that it contains, so it is written for other programs and never read here.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ...core.destination import FileKind
 from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
 from ...core.torch_modes import own_modes
@@ -23,6 +25,20 @@ from .errors import EngineError
 
 # top-level packages that the extra installs
 EXTRA = ("metatensor", "metatomic")
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a TorchScript archive holds our code; other programs write metatomic files too."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/__torch__/evenfield/" in name for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+METATOMIC_FILE = FileKind("a metatomic file of `evenfield hub export-metatomic`", _is_export)
 
 
 @own_modes()

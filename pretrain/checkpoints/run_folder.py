@@ -62,6 +62,7 @@ def refuse_occupied(
             overwrite=overwrite,
             kinds=["a training run"],
             inputs=data.folders,
+            elsewhere="name another folder with out",
             remedy=f"name another folder with out, or {how}",
         )
 

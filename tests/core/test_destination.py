@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from evenfield.core import destination
-from evenfield.core.destination import DestinationError, check_destination, replace_folder
+from evenfield.core.destination import (
+    DestinationError,
+    check_destination,
+    json_kind,
+    kind_of,
+    replace_folder,
+)
 from evenfield.core.locks import LockedError
 
 
@@ -20,7 +26,7 @@ def model(tmp_path: Path) -> Path:
     """A folder that looks like a model."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "manifest.json").write_text("old")
+    (folder / "manifest.json").write_text('{"format_version": 3, "files": {"a": {"sha256": ""}}}')
     (folder / "README.md").write_text("old")
     return folder
 
@@ -56,6 +62,79 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         check_destination(tmp_path / "file")
     with pytest.raises(DestinationError, match="is a file"):
         check_destination(tmp_path / "file" / "out")
+
+
+VERDICT = json_kind("figures of a check", check="phases")
+NO_VERDICTS = {
+    "thesis.txt": "years of work",
+    "census.json": '{"per_element": {}}',
+    "other.json": '{"check": "elastic"}',
+    "list.json": "[1]",
+    "deep.json": "[" * 100_000,
+    "bytes.json": "\udc00",
+}
+
+
+@pytest.mark.parametrize("name", NO_VERDICTS)
+def test_overwrite_replaces_no_file_of_another_kind(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(NO_VERDICTS[name].encode("utf-8", "surrogatepass"))
+    before = path.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(DestinationError) as refused:
+            check_destination(path, overwrite=overwrite, file_kind=VERDICT)
+        assert f"a file of {len(before)} bytes" in refused.value.message
+        # what would not help is not offered
+        assert refused.value.remedy == "choose another OUT"
+
+
+def test_a_file_of_the_same_kind_is_replaced_when_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    path.write_text('{"figures": [], "check": "phases"}')
+    with pytest.raises(DestinationError, match=r"holds figures of a check: .* --overwrite"):
+        check_destination(path, file_kind=VERDICT)
+    check_destination(path, overwrite=True, file_kind=VERDICT)
+
+
+def test_a_command_of_folders_replaces_no_file(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for kinds in ([], ["a model"]):
+        with pytest.raises(DestinationError, match=r"a file of 4 bytes, not a folder"):
+            check_destination(tmp_path / "thesis.txt", overwrite=True, kinds=kinds)
+
+
+def test_a_command_of_files_replaces_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DestinationError, match="is a folder, and holds nothing"):
+        check_destination(tmp_path, overwrite=True, file_kind=VERDICT)
+
+
+def test_a_file_in_a_data_set_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text('{"schema_version": 1, "source": {}}')
+    (tmp_path / "census.json").write_text("{}")
+    with pytest.raises(DestinationError, match="a file of 2 bytes in the folder of a data set"):
+        check_destination(tmp_path / "census.json", overwrite=True, file_kind=VERDICT)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        # a web page's manifest, a data set of another library, settings of another program
+        ("manifest.json", '{"name": "page", "icons": []}'),
+        ("dataset_info.json", '{"description": "", "features": {}}'),
+        ("config.yaml", "model: resnet\nlr: 0.1\n"),
+        ("report.html", "<html>my thesis</html>"),
+        ("evaluation.json", '{"accuracy": 0.9}'),
+        ("simulation.json", "[]"),
+        ("checkpoints/epoch-1.ckpt", "weights"),
+        (".parts", "a file"),
+    ],
+)
+def test_a_common_file_name_makes_no_folder_ours(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    assert kind_of(tmp_path) is None
+    with pytest.raises(DestinationError, match="which evenfield did not write"):
+        check_destination(tmp_path, overwrite=True)
 
 
 def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:

@@ -81,14 +81,21 @@ def test_a_verdict_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
     verdict = tmp_path / "verdict.json"
     verdict.write_text("mine")
     words = ["phases", "evenfield-s", "Cu", *EMT_HEAD, "--json", str(verdict)]
-    code, text = run(*words)
-    assert code == 1
-    assert "already exists" in text
-    assert verdict.read_text() == "mine"
+    for option in ([], ["--overwrite"]):
+        code, text = run(*words, *option)
+        assert code == 1
+        assert "holds a file of 4 bytes, not figures of `evenfield check phases`" in text
+        assert verdict.read_text() == "mine"
 
+    # of the same check, which may have looked at another model
+    verdict.write_text('{"check": "phases", "model": "another"}')
+    before = verdict.read_bytes()
+    code, text = run(*words)
+    assert code == 1 and "replace it with --overwrite" in text
+    assert verdict.read_bytes() == before
     code, text = run(*words, "--overwrite")
     assert code == 0, text
-    assert json.loads(verdict.read_text())["check"] == "phases"
+    assert json.loads(verdict.read_text())["model"] == "evenfield-s"
 
 
 def test_phases() -> None:
@@ -234,6 +241,14 @@ def test_sanity_does_not_write_into_a_folder_of_others(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     code, text = run("sanity", *EMT_CALCULATOR, "checks=[water]", "--out", str(tmp_path))
     assert code == 1 and "thesis.tex" in text
+
+    # the memory of another check makes files of these names no results
+    (tmp_path / ".sanity").mkdir()
+    for name in ("sanity.html", "sanity.json"):
+        (tmp_path / name).write_text("mine")
+        code, text = run("sanity", *EMT_CALCULATOR, "checks=[water]", "--out", str(tmp_path))
+        assert code == 1 and f"{name}: already exists" in text
+        assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

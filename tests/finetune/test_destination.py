@@ -7,14 +7,18 @@ from pathlib import Path
 
 import ase.io
 import pytest
+from matplotlib.figure import Figure
 
 from evenfield import cli, model_zoo
 from evenfield.core.destination import DestinationError
+from evenfield.core.figures.style import figure_png
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.finetune import run as runs
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.few_shot import curve as curves
+from evenfield.finetune.few_shot.curve_plot import KIND
+from evenfield.finetune.few_shot.results import FewShotCurve
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.save import save_finetuned
@@ -147,9 +151,30 @@ def test_curve_refuses_a_folder_and_a_figure_of_something_else(
         assert message in refused(f"{command} {tmp_path / out}", monkeypatch, capsys)
     assert (tmp_path / "photo.png").read_bytes() == b"mine"
 
+    # also next to a curve, and with the option that replaces an earlier figure
+    curve = FewShotCurve(target="platinum", force_rms=None, rows=[])
+    (tmp_path / "photo.json").write_text(curve.to_json())
+    for option in ("", " --overwrite"):
+        line = f"{command} {tmp_path / 'photo.json'}{option}"
+        assert "photo.png: already exists" in refused(line, monkeypatch, capsys)
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+
+    (tmp_path / "photo.png").write_bytes(figure_png(Figure(), kind=KIND))
+    line = f"{command} {tmp_path / 'photo.json'} sizes=[4]"
+    assert "--overwrite renames" in refused(line, monkeypatch, capsys)
+
+
+def test_curve_replaces_no_other_json(model_folder, sets, tmp_path, monkeypatch, capsys):
+    command = f"evenfield finetune curve {model_folder} {sets['platinum']}"
+    census = sets["base"] / "census.json"
+    before = census.read_bytes()
+    for option in ("", " --overwrite"):
+        assert "not a few-shot curve" in refused(f"{command} {census}{option}", monkeypatch, capsys)
+    assert census.read_bytes() == before
+
 
 def test_named_model_is_not_built_over_another_one(tmp_path):
     (tmp_path / "evenfield-m").mkdir()
-    (tmp_path / "evenfield-m" / "manifest.json").write_text("{}")
+    (tmp_path / "evenfield-m" / "manifest.json").write_text('{"format_version": 3, "sha256": ""}')
     with pytest.raises(DestinationError, match=r"holds a model .*--into"):
         zoo_build("evenfield-m", tmp_path, tmp_path / "work", None)

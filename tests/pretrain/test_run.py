@@ -301,7 +301,7 @@ def test_occupied_folder_is_refused_before_anything_is_computed(run_config, monk
     note.write_text("mine")
     with pytest.raises(DestinationError, match=r"run: already exists and holds notes\.txt"):
         pretrain(config, resume, quiet=True)
-    with pytest.raises(DestinationError, match="replaces only what evenfield wrote"):
+    with pytest.raises(DestinationError, match="which evenfield did not write"):
         pretrain(config, quiet=True, overwrite=True)
     assert [path.name for path in note.parent.iterdir()] == ["notes.txt"]
 

@@ -219,11 +219,12 @@ def test_failed_conversion_leaves_a_finished_data_set_as_it_is(emt_file, tmp_pat
 def test_folder_of_something_else_is_never_replaced(emt_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "manifest.json").write_text("a model")
+    manifest = b'{"format_version": 3, "sha256": ""}'
+    (out / "manifest.json").write_bytes(manifest)
     for overwrite in (False, True):
         with pytest.raises(DestinationError, match="a model"):
             convert(emt_file, out, ConvertConfig(columns=LEVEL), overwrite=overwrite)
-    assert contents(out) == {"manifest.json": b"a model"}
+    assert contents(out) == {"manifest.json": manifest}
 
 
 def test_folder_that_holds_the_source_is_refused(emt_file, tmp_path):

@@ -364,16 +364,17 @@ def test_command_replaces_a_report_only_when_asked_to(runs, tmp_path, unsaved_pi
     out = tmp_path / "report"
     command = ["report", str(out), f"uniform={runs['uniform']}"]
     assert CliRunner().invoke(app, command).exit_code == 0
-    (out / "report.html").write_text("old")
+    old = '<meta name="generator" content="evenfield">'
+    (out / "report.html").write_text(old)
 
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, DestinationError)
-    assert (out / "report.html").read_text() == "old"
+    assert (out / "report.html").read_text() == old
 
     # a failure leaves the old page
     broken = ["report", str(out), f"uniform={tmp_path / 'nowhere'}", "--overwrite"]
     assert CliRunner().invoke(app, broken).exit_code == 1
-    assert (out / "report.html").read_text() == "old"
+    assert (out / "report.html").read_text() == old
 
     mine = [out / "notes.md", out / "pictures" / "mine.png"]
     (out / "pictures").mkdir(exist_ok=True)

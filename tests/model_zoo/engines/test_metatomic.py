@@ -380,18 +380,23 @@ def test_command(
     from evenfield.model_zoo.engines import metatomic_model
 
     def write(model: model_zoo.LoadedModel, level: str, dtype: str, path: Path) -> None:
-        path.write_text(f"{level} {dtype}")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("emt/code/__torch__/evenfield/model.py", f"{level} {dtype}")
+
+    def content() -> str:
+        with zipfile.ZipFile(tmp_path / "emt.pt") as archive:
+            return archive.read("emt/code/__torch__/evenfield/model.py").decode()
 
     # compiling the shipped model would take most of a minute
     monkeypatch.setattr(metatomic_model, "write", write)
     words = ["hub", "export-metatomic", "evenfield-s", str(tmp_path / "emt.pt")]
     done = CliRunner().invoke(app, [*words, "--level-of-theory", "EMT"])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "emt.pt").read_text() == "EMT float64"
+    assert content() == "EMT float64"
 
     again = [*words, "--level-of-theory", "GFN1-xTB"]
     refused = CliRunner().invoke(app, again)
-    assert "already exists and holds a file" in str(refused.exception)
-    assert (tmp_path / "emt.pt").read_text() == "EMT float64"
+    assert "already exists and holds a metatomic file" in str(refused.exception)
+    assert content() == "EMT float64"
     assert CliRunner().invoke(app, [*again, "--overwrite"]).exit_code == 0
-    assert (tmp_path / "emt.pt").read_text() == "GFN1-xTB float64"
+    assert content() == "GFN1-xTB float64"

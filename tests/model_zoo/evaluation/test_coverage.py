@@ -104,12 +104,13 @@ def test_the_command_overwrites_nothing_unless_asked(
     words = ["evaluate", str(model), str(tmp_path / "data"), str(out)]
     assert CliRunner().invoke(app, words).exit_code == 0
     (out / "notes.txt").write_text("mine")
-    (out / "evaluation.json").write_text("{}")
+    older = '{"split": "test", "num_structures": 7}'
+    (out / "evaluation.json").write_text(older)
 
     refused = CliRunner().invoke(app, words)
     assert isinstance(refused.exception, DestinationError)
     assert "already exists and holds an evaluation" in str(refused.exception)
-    assert (out / "evaluation.json").read_text() == "{}"
+    assert (out / "evaluation.json").read_text() == older
 
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
     assert json.loads((out / "evaluation.json").read_text())["num_structures"] == 2
@@ -117,7 +118,7 @@ def test_the_command_overwrites_nothing_unless_asked(
 
     # a run has a file of this name, which a report reads
     run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     (run / "evaluation.json").write_text("of the run")
     words[-1] = str(run)
     refused = CliRunner().invoke(app, [*words, "--overwrite"])
