@@ -120,7 +120,10 @@ class CheckedModel(CheckedCalculator):
 
     def calculator(self, dtype: str | None = None) -> Calculator:
         """ASE's view of the head, in "float32", "float64", or None for that of the weights."""
-        return self.loaded.calculator(level_of_theory=self.level_of_theory, dtype=dtype)
+        # most checks ask for structures that no training set has
+        return self.loaded.calculator(
+            level_of_theory=self.level_of_theory, dtype=dtype, warn_outside=False
+        )
 
 
 @dataclass(frozen=True)

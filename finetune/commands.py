@@ -167,7 +167,8 @@ def attach(
 ) -> None:
     """Add a probe set and the readout's posterior to the folder of a pretrained model.
 
-    The weights do not change.
+    A model that does not know which structures it was trained on learns that too. The weights do
+    not change.
 
     Example: evenfield finetune attach runs/mine/model runs/data
     """

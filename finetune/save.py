@@ -11,7 +11,9 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from ..core.destination import check_destination
+from ..data_pipelines.census.domain import LevelDomain, domain_of
 from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.package.domain_record import domain_file
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord
 from .closed_form.posterior import FILE as POSTERIOR_FILE
@@ -79,10 +81,24 @@ def save_finetuned(
         base_model=model.reference,
     )
     attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
+    attachments |= domain_file(_domains(result, model))
     if forgetting is not None:
         attachments |= forgetting.to_files()
     evaluation = result.final.errors
     return save_model(out, result.potential, record, evaluation, attachments=attachments)
+
+
+def _domains(result: FineTuned, model: LoadedModel) -> dict[str, LevelDomain]:
+    """The domains of the base model, and that of the level that was fine-tuned."""
+    domains = model.domains
+    level = result.level_of_theory
+    own = domain_of(result.target.train)
+    if level in domains:
+        domains[level] = domains[level].merged(own)
+    elif level not in model.potential.config.levels_of_theory:
+        domains[level] = own
+    # else the level has learned from more than these structures, and nobody knows from what
+    return domains
 
 
 def facts(result: FineTuned) -> dict[str, Any]:

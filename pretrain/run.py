@@ -22,6 +22,7 @@ from ..model_zoo.compile.compiled import compile_for_training
 from ..model_zoo.evaluation.coverage import Coverage
 from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import summarise
+from ..model_zoo.package.domain_record import domain_file
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord, TrainingData
 from ..model_zoo.package.weights import refuse_unusable_weights
@@ -307,7 +308,15 @@ def _write_results(
     evaluation = summarise(predictions, split, counts, record.level_counts)
     evaluation.refuse_infinite()
     predictions.parity().save(out / "predictions.npz")
-    save_model(out / "model", potential, record, evaluation, predictions=predictions)
+    domains = {level: own for level, own in data.domains().items() if level in record.elements}
+    save_model(
+        out / "model",
+        potential,
+        record,
+        evaluation,
+        attachments=domain_file(domains),
+        predictions=predictions,
+    )
     write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ase.data import chemical_symbols
 from scipy.sparse import csr_array
 
@@ -25,6 +26,7 @@ from ..store.shards import (
     scan_shard,
 )
 from ..structure import MAX_ATOMIC_NUMBER
+from .domain import LevelDomainCount
 
 
 # index 0 is unused, so that Z is the index
@@ -52,6 +54,8 @@ class Census:
         self.level_counts: dict[str, dict[str, int]] = {}
         # level -> (119,): structures of the train split
         self.level_elements: dict[str, np.ndarray] = {}
+        # of the train split; only a conversion, which knows the neighbours, fills it
+        self.domains: dict[str, LevelDomainCount] = {}
 
     @property
     def levels(self) -> list[str]:
@@ -77,6 +81,9 @@ class Census:
             own_counts = self.level_counts.setdefault(level, {})
             _add_counts(own_counts, by_split)
         _add_counts(self.level_elements, other.level_elements)
+        for level, domain in other.domains.items():
+            own_domain = self.domains.setdefault(level, LevelDomainCount())
+            own_domain += domain
         return self
 
     def __add__(self, other: Census) -> Census:
@@ -110,14 +117,31 @@ class Census:
             self._add_forces(table["forces"], atomic_numbers, sizes, atoms)
         self._add_levels(table, counts, split)
 
+    def add_domains(self, table: pa.Table) -> None:
+        """Count the domains of training structures.
+
+        table: with atomic_numbers, level_of_theory, and boundary, pairs and pair_distances as in
+            `StructureDomains`.
+        """
+        levels, codes = _levels_of(table)
+        sizes = pc.list_value_length(table["atomic_numbers"]).to_numpy()
+        boundaries = table["boundary"].to_numpy()
+        pairs = table["pairs"].combine_chunks()
+        num_pairs = np.diff(pairs.offsets.to_numpy())
+        codes_of_pairs = pairs.flatten().to_numpy()
+        distances = table["pair_distances"].combine_chunks().flatten().to_numpy()
+        for code, level in enumerate(levels):
+            own = codes == code
+            if not own.any():
+                continue
+            own_pairs = np.repeat(own, num_pairs)
+            self.domains.setdefault(level, LevelDomainCount()).add(
+                boundaries[own], sizes[own], codes_of_pairs[own_pairs], distances[own_pairs]
+            )
+
     def _add_levels(self, table: pa.Table, counts: csr_array, split: str) -> None:
         """Structures of each level of theory, and their energies."""
-        levels = table["level_of_theory"].combine_chunks()
-        if not pa.types.is_dictionary(levels.type):
-            levels = levels.dictionary_encode()
-        codes = levels.indices.to_numpy()
-        names = levels.dictionary.to_pylist()
-
+        names, codes = _levels_of(table)
         # numpy has no null: a missing energy is NaN
         energy = table["energy"].to_numpy()
         has_energy = ~np.isnan(energy)
@@ -199,6 +223,8 @@ class Census:
                 "train_elements": elements,
                 **reference.to_dict(),
             }
+            if level in self.domains:
+                levels[level]["domain"] = self.domains[level].to_domain().model_dump(mode="json")
         return {"per_element": per_element, "levels_of_theory": levels}
 
     def _force_rms(self, atomic_number: int) -> float | None:
@@ -413,6 +439,14 @@ def read_census(folder: Path | str) -> dict[str, Any]:
     if not is_whole:
         raise BrokenDataSetError("missing or damaged", file=path, remedy=CONVERT_AGAIN)
     return census
+
+
+def _levels_of(table: pa.Table) -> tuple[list[str], np.ndarray]:
+    """The levels of theory of some structures, and which of them each structure has, (S,)."""
+    levels = table["level_of_theory"].combine_chunks()
+    if not pa.types.is_dictionary(levels.type):
+        levels = levels.dictionary_encode()
+    return levels.dictionary.to_pylist(), levels.indices.to_numpy()
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -51,7 +51,7 @@ from ..sources.read import (
 from ..sources.records import Record, Unread
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
-from ..structure import BadRecordError, Pairs, Structure
+from ..structure import BadRecordError, Pairs, Structure, pairs_within
 from .finish import ConversionError, Map, Staged, finish
 from .near_duplicates import CUTOFF, fingerprint, material_hash
 from .splits import SplitConfig, assign_split, check_symbols, split_key
@@ -295,6 +295,16 @@ class SourcePart:
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """The neighbours in one structure, and what follows from them."""
+
+    fingerprint: int
+
+    pairs: Pairs
+    """Within CUTOFF."""
+
+
+@dataclass(frozen=True)
 class _Job:
     """What a process needs to know in order to stage a part; it is pickled."""
 
@@ -322,18 +332,18 @@ class _Job:
         source = self.sources[part.source]
         tally = LabelTally()
 
-        fingerprints: dict[int, int] = {}
+        seen: dict[int, Surroundings] = {}
 
         def count(record: Record, structure: Structure, unread: Unread, pairs: Pairs) -> None:
             if _has_wanted_elements(structure, source.config):
                 tally.add(record, structure, unread, source.config)
                 # here, where the neighbours are known; of the structure that is staged next
-                fingerprints.clear()
-                fingerprints[id(structure)] = fingerprint(structure, pairs)
+                seen.clear()
+                seen[id(structure)] = Surroundings(fingerprint(structure, pairs), pairs)
 
         records = enumerate(_read(part.part, source.config, count), part.part.first)
         with source.named_in_errors():
-            self.stage_records(index, records, part, tally, fingerprints)
+            self.stage_records(index, records, part, tally, seen)
 
     def stage_records(
         self,
@@ -341,11 +351,11 @@ class _Job:
         records: Iterable[tuple[int, Structure | BadRecordError | None]],
         part: SourcePart,
         tally: LabelTally | None = None,
-        fingerprints: Mapping[int, int] | None = None,
+        seen: Mapping[int, Surroundings] | None = None,
     ) -> None:
-        """Stage numbered records; `fingerprints` has that of the latest one, if it is known."""
-        if fingerprints is None:
-            fingerprints = {}
+        """Stage numbered records; `seen` has the surroundings in the latest one, if known."""
+        if seen is None:
+            seen = {}
         source = self.sources[part.source]
         staged = StagedPart(self.key, part.part.name)
         if tally is not None:
@@ -356,7 +366,7 @@ class _Job:
             self.folder,
             index,
             staged,
-            row_of=partial(self._row, source, fingerprints),
+            row_of=partial(self._row, source, seen),
             wanted=lambda structure: _has_wanted_elements(structure, source.config),
             skip_bad=source.config.skip_bad,
         )
@@ -364,29 +374,39 @@ class _Job:
     def _row(
         self,
         source: NamedSource,
-        fingerprints: Mapping[int, int],
+        seen: Mapping[int, Surroundings],
         structure: Structure,
         record: int,
     ) -> StagedRow:
         split, is_stated = assign_split(structure, source.config)
         key = split_key(structure, source.config)
-        of_structure = fingerprints.get(id(structure))
-        if of_structure is None:
-            of_structure = fingerprint(structure)
+        around = seen.get(id(structure))
+        if around is None:
+            pairs = pairs_within(structure, CUTOFF)
+            around = Surroundings(fingerprint(structure, pairs), pairs)
         material = None
         if source.name is not None:
             # unique among all sources
             named = f"{source.name}/{structure.structure_id}"
             structure = replace(structure, structure_id=named)
             material = material_hash(structure)
-        return StagedRow(structure, record, split, is_stated, key, of_structure, material)
+        return StagedRow(
+            structure=structure,
+            record=record,
+            split=split,
+            is_stated=is_stated,
+            key=key,
+            fingerprint=around.fingerprint,
+            pairs=around.pairs,
+            material=material,
+        )
 
 
 def _read(
     part: Part, config: ConvertConfig, count: Count
 ) -> Iterator[Structure | BadRecordError | None]:
     try:
-        # the neighbours that the check of a record finds serve its fingerprint too
+        # the neighbours that the check of a record finds serve its fingerprint and domain too
         yield from read_part(part, config, count, pair_radius=CUTOFF)
     except OSError as error:
         # a network or a disk that disappeared in the middle

@@ -31,7 +31,7 @@ from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
 from .between_sources import NO_MATERIAL
 from .splits import Candidates, SplitConfig, arrange, as_json
-from .staging import STAGED_COLUMNS, StagedPart, rejection
+from .staging import DOMAIN_COLUMNS, STAGED_COLUMNS, StagedPart, rejection
 
 
 Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
@@ -412,13 +412,18 @@ def _plan(out: Path, parts: Parts, index: _Index, shard_size: int) -> list[Shard
 
 def write_planned(plan: ShardPlan) -> tuple[dict[str, Any], Census]:
     """Write one shard; returns its entry for dataset_info.json and its census."""
+    # only training structures make up the domain
+    further = list(DOMAIN_COLUMNS) if plan.split == "train" else []
     pieces = []
     for path, rows in plan.pieces:
-        staged = pq.read_table(path, columns=ARROW_SCHEMA.names)
+        staged = pq.read_table(path, columns=[*ARROW_SCHEMA.names, *further])
         pieces.append(staged.take(pa.array(rows)))
-    table = pa.concat_tables(pieces).combine_chunks()
+    staged = pa.concat_tables(pieces).combine_chunks()
+    table = staged.select(ARROW_SCHEMA.names)
     census = Census()
     census.add_table(table, plan.split)
+    if further:
+        census.add_domains(staged)
     return write_shard(table, plan.path), census
 
 

@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from ..census.domain import RADIUS
 from ..structure import SPLITS, Pairs, Structure, pairs_within
 
 
-CUTOFF = 4.0  # A
+# A; the same as of the domain, so that one search for neighbours serves both
+CUTOFF = RADIUS
 ENERGY_STEP = 1e-3  # eV per atom
 NEIGHBOUR_STEP = 0.02
 SHOWN_IDS = 20  # of one group

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core.files import whole_file, write_atomically
+from ..census.domain import StructureDomains
 from ..sources.source_format import Part
 from ..store.shards import ARROW_SCHEMA, BLOCK_SIZE, to_table
-from ..structure import SPLITS, BadRecordError, Structure
+from ..structure import SPLITS, BadRecordError, Pairs, Structure
 from .near_duplicates import hash_63
 
 
@@ -45,8 +46,17 @@ STAGED_COLUMNS = {
     "fingerprint": pa.int64(),
     "material": pa.int64(),  # null unless materials of several sources are compared
 }
+# what the census of the shards needs; apart, because they are long and decide nothing
+DOMAIN_COLUMNS = {
+    "boundary": pa.uint8(),
+    "pairs": pa.list_(pa.uint16()),
+    "pair_distances": pa.list_(pa.float32()),
+}
 STAGED_SCHEMA = pa.schema(
-    [*ARROW_SCHEMA, *(pa.field(name, kind) for name, kind in STAGED_COLUMNS.items())]
+    [
+        *ARROW_SCHEMA,
+        *(pa.field(name, kind) for name, kind in (STAGED_COLUMNS | DOMAIN_COLUMNS).items()),
+    ]
 )
 FOOTER_KEY = b"evenfield"
 
@@ -86,6 +96,9 @@ class StagedRow:
 
     fingerprint: int
     """See near_duplicates.py."""
+
+    pairs: Pairs
+    """Within the radius of the domain."""
 
     material: int | None
     """Hash of the material, where several sources are compared."""
@@ -223,4 +236,13 @@ def _table(rows: list[StagedRow]) -> pa.Table:
     }
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values, STAGED_COLUMNS[name]))
+    domains = StructureDomains.of(structures, [row.pairs for row in rows])
+    starts = pa.array(np.concatenate([[0], np.cumsum(domains.num_pairs)]), pa.int32())
+    further = {
+        "boundary": pa.array(domains.boundaries),
+        "pairs": pa.ListArray.from_arrays(starts, domains.pairs),
+        "pair_distances": pa.ListArray.from_arrays(starts, domains.distances),
+    }
+    for name, column in further.items():
+        table = table.append_column(name, column)
     return table

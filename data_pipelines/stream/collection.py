@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from ...core.addresses import local_path
 from ...core.level_names import spelt_alike
 from ..census.census import count_shards, read_census
+from ..census.domain import LevelDomain
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
 from ..structure import Structure
@@ -86,6 +88,26 @@ class Collection:
         for folder, info in zip(self.folders, self.infos, strict=True):
             shards += [folder / name for name in info["shards"]]
         return count_shards(shards).to_dict()
+
+    def domains(self) -> dict[str, LevelDomain]:
+        """Level of theory -> where the training structures of all data sets lie.
+
+        A level is left out if one of its data sets was converted before domains were collected.
+        """
+        found: dict[str, LevelDomain] = {}
+        incomplete = set()
+        for folder in self.folders_with("train"):
+            for level, row in read_census(folder)["levels_of_theory"].items():
+                if not row["structures"].get("train"):
+                    continue
+                try:
+                    own = LevelDomain.model_validate(row.get("domain"))
+                except ValidationError:
+                    # none, or one that nobody can read
+                    incomplete.add(level)
+                    continue
+                found[level] = found[level].merged(own) if level in found else own
+        return {level: domain for level, domain in found.items() if level not in incomplete}
 
     def stream(
         self,

@@ -1,7 +1,9 @@
-"""Probe set and posterior of a pretrained model, by which later results can be trusted.
+"""Probe set, posterior and domain of a pretrained model, by which later results can be trusted.
 
 The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says
-how well the data determine an energy (closed_form/posterior.py). Neither changes the weights.
+how well the data determine an energy (closed_form/posterior.py). The domain says where each level
+has training structures. A pretraining writes it itself, unless its data were converted before
+domains were collected. None of them changes the weights.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from ...core.destination import DestinationError
 from ...core.errors import EvenfieldError
 from ...core.torch_modes import own_modes
 from ...data_pipelines.store.blocks import iter_structures
+from ...data_pipelines.store.shards import read_info
+from ...data_pipelines.stream.collection import Collection
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
+from ...model_zoo.package.domain_record import domain_file
 from ...model_zoo.package.folder import attach
 from ...model_zoo.package.levels import default_level
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
@@ -32,7 +37,9 @@ NUM_STRUCTURES = 300
 
 @own_modes()
 def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = False) -> list[str]:
-    """Write both files into the model folder, from its converted pretraining `data`.
+    """Write these files into the model folder, from its converted pretraining `data`.
+
+    The domain is written for a model that has none and was trained on these data alone.
 
     Returns their names. Raises DestinationError when the model has one of them, unless
     `overwrite`, and EvenfieldError when the data have no structure at the model's default level of
@@ -51,8 +58,17 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
         PROBE_FILE: probe_file(probe_of(model, data)),
         POSTERIOR_FILE: posterior_of(model, data).to_bytes(),
     }
+    is_all = [own.sha256 for own in model.record.training_data] == [_source_of(data)]
+    if not model.domains and is_all:
+        files |= domain_file(Collection([str(data)]).domains())
     attach(folder, files)
     return sorted(files)
+
+
+def _source_of(data: Path | str) -> str:
+    """The hash of what a data set was converted from."""
+    sha256: str = read_info(data)["source"]["sha256"]
+    return sha256
 
 
 def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:

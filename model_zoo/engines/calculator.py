@@ -7,6 +7,7 @@ The functions at the end are shared with the other engines.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
+from ...data_pipelines.census.domain import LevelDomain
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
 from ..package.folder import DTYPES
 from ..package.levels import level_to_use
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
+from .domain_watch import DomainWatch, StructureWatch
 from .errors import EngineError, UnseenElementError
 from .verlet_list import VerletList
 
@@ -55,12 +58,14 @@ class EvenfieldCalculator(Calculator):
         skin: float = 0.5,
         compiled: bool = False,
         reference: str | None = None,
+        domains: Mapping[str, LevelDomain] | None = None,
     ) -> None:
         """Prepare a model for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
         the Verlet list in A. `compiled` compiles the network at the first call, which pays for long
-        dynamics. `reference` pins the model in what ASE writes.
+        dynamics. `reference` pins the model in what ASE writes. `domains` says where the levels of
+        theory have training structures; once of each kind, structures outside are warned of.
 
         Raises LevelError for an unknown level of theory and where a model of several has no
         default, EngineError for an unknown dtype or skin.
@@ -68,6 +73,7 @@ class EvenfieldCalculator(Calculator):
         super().__init__()
         self._loaded = potential
         self._record = record
+        self._domains = dict(domains or {})
         self._is_compiled = compiled
         self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
         # ASE writes the parameters into trajectories and databases
@@ -123,7 +129,7 @@ class EvenfieldCalculator(Calculator):
         """Everything that follows from the settings."""
         # first all that can be refused, so that a refusal changes nothing
         levels = self._loaded.config.levels_of_theory
-        level = level_to_use(self._record, levels, level_of_theory)
+        level = level_to_use(self._record, levels, level_of_theory, self._domains)
         verlet_list = VerletList(self._loaded.config.cutoff, skin)
         potential = moved(self._loaded, device, dtype)
         if self._is_compiled:
@@ -134,6 +140,8 @@ class EvenfieldCalculator(Calculator):
         self.potential = potential
         self.elements = trained_elements(self._record, level)
         self.verlet_list = verlet_list
+        watch = DomainWatch.of(self._record, levels, level, self._domains)
+        self._watch = None if watch is None else StructureWatch(watch, verlet_list)
 
         # the batch of the last structure, and the atomic numbers that it was made for
         self._batch: Batch | None = None
@@ -210,6 +218,8 @@ class EvenfieldCalculator(Calculator):
         batch = self._batch
         cell = atoms.cell.array
         edge_index, cell_shifts = self.verlet_list.edges(atoms.positions, cell, atoms.pbc)
+        if self._watch is not None:
+            self._watch.look(atoms.numbers, atoms.positions, cell, atoms.pbc)
         device = batch.atomic_numbers.device
         batch.positions = torch.tensor(atoms.positions, device=device)
         batch.cell = torch.tensor(cell, device=device).unsqueeze(0)

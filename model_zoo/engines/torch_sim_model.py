@@ -20,6 +20,7 @@ from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
 from .calculator import check_elements, moved, refuse_results, trained_elements
+from .domain_watch import DomainWatch, StructureWatch
 from .verlet_list import VerletList
 
 
@@ -64,6 +65,11 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         self.elements = trained_elements(model.record, self.level_of_theory)
         self.skin = skin
         self._verlet_lists: list[VerletList] = []
+        levels = model.potential.config.levels_of_theory
+        self._domain_watch = DomainWatch.of(
+            model.record, levels, self.level_of_theory, model.domains
+        )
+        self._watches: list[StructureWatch] = []
 
         # torch-sim's interface reads these
         parameter = next(self.potential.parameters())
@@ -126,10 +132,13 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         if len(self._verlet_lists) != state.n_systems:
             cutoff = self.potential.config.cutoff
             self._verlet_lists = [VerletList(cutoff, self.skin) for _ in range(state.n_systems)]
+            watch = self._domain_watch
+            self._watches = [StructureWatch(watch, own) for own in self._verlet_lists if watch]
 
         positions = state.positions.detach().double().cpu().numpy()
         row_cells = cells.cpu().numpy()
         periodic = pbc.cpu().numpy()
+        atomic_numbers = state.atomic_numbers.cpu().numpy()
 
         edge_indices = []
         cell_shifts = []
@@ -139,6 +148,9 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
             own_positions = positions[start : start + size]
             # the list numbers atoms from 0 in each system, the batch through all systems
             index, shifts = verlet_list.edges(own_positions, row_cells[system], periodic)
+            if self._watches:
+                numbers = atomic_numbers[start : start + size]
+                self._watches[system].look(numbers, own_positions, row_cells[system], periodic)
             edge_indices.append(torch.as_tensor(index + start))
             cell_shifts.append(torch.as_tensor(shifts))
             start += size

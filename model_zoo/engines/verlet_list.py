@@ -28,10 +28,18 @@ class VerletList:
         self.cutoff = cutoff
         self.skin = skin
         self.num_searches = 0
+        self.squared_distances = np.empty(0)
+        """(E',) in A^2, of all pairs of `candidates` in the structure that was given last."""
         # the structure at the last search
+        self._edge_index = np.empty((2, 0), np.int64)
         self._positions = np.empty((0, 3))
         self._cell = np.empty((0, 3))
         self._pbc = np.zeros(3, bool)
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """Sender and receiver (2, E') of all pairs within cutoff + skin at the last search."""
+        return self._edge_index
 
     def edges(
         self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
@@ -46,8 +54,8 @@ class VerletList:
         vectors = positions.take(sender, 0) - from_receiver + self._offsets
 
         # squares, because the root of every distance would be wasted
-        squared_distances = np.einsum("ea,ea->e", vectors, vectors)
-        within = np.flatnonzero(squared_distances <= self.cutoff**2)
+        self.squared_distances = np.einsum("ea,ea->e", vectors, vectors)
+        within = np.flatnonzero(self.squared_distances <= self.cutoff**2)
         edge_index = self._edge_index.take(within, 1)
         cell_shifts = self._cell_shifts.take(within, 0)
         return edge_index, cell_shifts

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from ...core.addresses import local_path, looks_like_path, similar_names
 from ...core.files import file_errors, special_kind
+from ...data_pipelines.census.domain import LevelDomain
 from ..evaluation.summary import ErrorSummary
+from ..package.domain_record import domains_of
 from ..package.folder import read_model_folder
-from ..package.levels import level_to_use
+from ..package.levels import described_levels, level_to_use
 from ..package.record import ModelRecord
 from ..package.sanity_record import warn_if_failed
 from ..potential.potential import Potential
@@ -54,7 +56,19 @@ class LoadedModel:
 
         Raises LevelError when the model does not have it, or has several and no default.
         """
-        return level_to_use(self.record, self.potential.config.levels_of_theory, asked)
+        levels = self.potential.config.levels_of_theory
+        return level_to_use(self.record, levels, asked, self.domains)
+
+    @property
+    def domains(self) -> dict[str, LevelDomain]:
+        """Level of theory -> where it has training structures, as far as the model knows."""
+        return domains_of(self.attachments)
+
+    @property
+    def described_levels(self) -> list[str]:
+        """A line about each level of theory: its elements, what it is for, how it was computed."""
+        levels = self.potential.config.levels_of_theory
+        return described_levels(self.record, levels, self.domains)
 
     def calculator(
         self,
@@ -63,13 +77,15 @@ class LoadedModel:
         dtype: str | None = None,
         skin: float = 0.5,
         compiled: bool = False,
+        warn_outside: bool = True,
     ) -> EvenfieldCalculator:
         """An ASE calculator for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin`, in A, is the
         margin of the Verlet list: a larger one means fewer, but slower, neighbour searches.
         `compiled` compiles the network at the first call. That takes a minute, needs a C++
-        compiler, and makes later calls about a quarter faster.
+        compiler, and makes later calls about a quarter faster. `warn_outside` warns once of each
+        way in which structures differ from all training structures of the level.
         """
         # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
@@ -83,6 +99,7 @@ class LoadedModel:
             skin=skin,
             compiled=compiled,
             reference=self.reference,
+            domains=self.domains if warn_outside else None,
         )
 
 

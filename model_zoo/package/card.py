@@ -24,6 +24,7 @@ from ..evaluation.evenness import Evenness, evenness
 from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..potential.potential import Potential
+from .domain_record import domains_of, summary_of
 from .levels import default_level
 from .record import ModelRecord
 from .sanity_record import sanity_record
@@ -86,6 +87,7 @@ def model_card(
         sanity_table=_sanity_table(potential, attachments),
         dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
+        domains={level: summary_of(own) for level, own in domains_of(attachments).items()},
         num_parameters=num_parameters,
         reference_energies=_reference_energies(potential, record.elements),
         rare=_rare_elements(record),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.census.domain import domain_of
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune import run as runs
@@ -137,6 +138,16 @@ def test_saved_model_knows_its_origin_and_the_new_element(tuned, model, sets, tm
     assert np.allclose(atoms.get_forces(), expected, atol=1e-5)
 
 
+def test_domain_of_a_tuned_level_grows_by_the_structures_it_was_tuned_on(tuned, model, tmp_path):
+    saved = load(save_finetuned(tuned, model, tmp_path / "grown")).domains
+    own = domain_of(tuned.target.train)
+    assert saved == {"EMT": model.domains["EMT"].merged(own)} and f"{NEW}-{NEW}" in own.pairs
+    # a base model that does not know what it was trained on does not learn it here
+    unknown = replace(model, attachments={})
+    place = save_finetuned(tuned, unknown, tmp_path / "unknown")
+    assert load(place).domains == {}
+
+
 def test_licence_of_the_new_weights_can_be_given(tuned, model, sets, tmp_path):
     saved = load(save_finetuned(tuned, model, tmp_path / "other", "MIT"))
     assert saved.record.licence == "MIT"
@@ -164,6 +175,7 @@ def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
         before.energy, after.energy
     )
     saved = load(save_finetuned(result, model, tmp_path / "two-levels"))
+    assert saved.domains == model.domains | {"EMT-scaled": domain_of(result.target.train)}
     # it answers with the head that was tuned, not with the base model's
     assert saved.calculator().level_of_theory == "EMT-scaled"
     assert (

@@ -18,6 +18,7 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.core.labels import LABELS
 from evenfield.core.rich_console import Console
 from evenfield.data_pipelines.census.census import read_census
+from evenfield.data_pipelines.census.domain import domain_of
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.evaluation.evaluation import evaluate, predict
@@ -149,12 +150,26 @@ def test_calculator_agrees_with_the_predictions(finished):
     structure = next(s for s in iter_structures(finished.data, "test") if s.pbc.all())
     single = predict(model.potential, [structure])
     atoms = structure.to_atoms()
-    atoms.calc = model.calculator(level_of_theory=structure.level_of_theory)
+    # a pair of its elements may have been held out as a whole
+    level = structure.level_of_theory
+    atoms.calc = model.calculator(level_of_theory=level, warn_outside=False)
     assert np.allclose(atoms.get_forces(), single.forces[..., 1], atol=1e-5)
     head = model.potential.config.levels_of_theory.index(structure.level_of_theory)
     e0 = model.potential.e0[head, torch.as_tensor(structure.atomic_numbers)].sum().item()
     assert atoms.get_potential_energy() - e0 == pytest.approx(single.energy[0, 1], abs=1e-4)
     assert np.allclose(atoms.get_stress(voigt=False), single.stress[0, ..., 1], atol=1e-6)
+
+
+def test_model_knows_where_each_level_has_training_structures(finished, train_structures):
+    domains = load(Path(finished.out) / "model").domains
+    levels = {structure.level_of_theory for structure in train_structures}
+    assert set(domains) == levels and len(levels) > 1
+    for level in levels:
+        own = [one for one in train_structures if one.level_of_theory == level]
+        expected = domain_of(own)
+        assert domains[level].pairs == pytest.approx(expected.pairs, abs=0.0101)
+        assert domains[level].boundaries == expected.boundaries
+        assert domains[level].atoms == expected.atoms
 
 
 def test_record_says_where_the_model_comes_from(finished, train_structures):

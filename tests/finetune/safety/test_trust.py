@@ -11,10 +11,14 @@ from ase.data import atomic_numbers
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.store.shards import read_info
+from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.finetune.closed_form.posterior import NoPosteriorError, load_posterior
 from evenfield.finetune.safety.forgetting import probe_of, stored_probe
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.package.domain_record import DOMAIN
+from evenfield.model_zoo.package.record import TrainingData
 
 
 @pytest.fixture
@@ -59,6 +63,22 @@ def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> Non
     copper = np.full(4, atomic_numbers["Cu"])
     near, far = (posterior.energy_variance(np.full(8, value), copper) for value in (1.0, 100.0))
     assert 0 < near < far
+
+
+def test_a_model_without_a_domain_gets_that_of_its_own_data(folder: Path, data_set: Path) -> None:
+    """A pretraining on data of an earlier version left it out."""
+    info = read_info(data_set)
+    potential, record = model_zoo.load_model(folder)
+    known = record.model_copy(update={"training_data": [TrainingData.of_data_set(info, 1)]})
+    model_zoo.save_model(folder, potential, known)
+    assert DOMAIN in attach_trust(folder, data_set)
+    assert model_zoo.load(folder).domains == Collection([str(data_set)]).domains()
+
+    # of a model that has learned from other data too, these would be a part
+    other = TrainingData(name="more", sha256="1" * 64, licence="MIT", num_structures=1)
+    both = record.model_copy(update={"training_data": [*known.training_data, other]})
+    model_zoo.save_model(folder, potential, both)
+    assert DOMAIN not in attach_trust(folder, data_set)
 
 
 def test_files_that_only_lie_next_to_a_model_are_not_read(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -13,8 +14,12 @@ from ase import Atoms
 from ase.build import bulk
 
 from evenfield import model_zoo
+from evenfield.data_pipelines.census.domain import domain_of
+from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.engines.domain_watch import DomainWarning
 from evenfield.model_zoo.engines.errors import EngineError, UnseenElementError
+from evenfield.model_zoo.package.domain_record import domain_file
 
 from i_pi_input import dynamics_input
 
@@ -107,6 +112,26 @@ def test_torch_sim_refuses_results_that_are_not_finite(model: model_zoo.LoadedMo
     wrapped = EvenfieldTorchSimModel(model, level_of_theory="EMT", dtype="float64")
     with pytest.raises(EngineError, match="are 0 A apart"):
         wrapped(state)
+
+
+def test_torch_sim_warns_outside_of_the_training(model: model_zoo.LoadedModel) -> None:
+    """Once, whichever of the systems it is; inside of the domain nothing is said."""
+    ts = pytest.importorskip("torch_sim", reason="comes with the extra `engines`")
+    from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
+
+    known = Structure.from_atoms(structures()[0], "EMT", "known")
+    domain = domain_file({"EMT": domain_of([known])})
+    watched = replace(model, attachments={**model.attachments, **domain})
+    wrapped = EvenfieldTorchSimModel(watched, level_of_theory="EMT", dtype="float64")
+    inside = ts.io.atoms_to_state(structures()[:1], torch.device("cpu"), torch.float64)
+    wrapped(inside)
+
+    near = structures()[0]
+    near.set_cell(near.cell * 0.9, scale_atoms=True)
+    state = ts.io.atoms_to_state([structures()[0], near], torch.device("cpu"), torch.float64)
+    with pytest.warns(DomainWarning, match="closer than in any training structure of EMT"):
+        wrapped(state)
+    wrapped(state)
 
 
 def test_torch_sim_in_inference_mode(model: model_zoo.LoadedModel) -> None:
