@@ -73,6 +73,7 @@ def save_finetuned(
         licence=licence or base.licence,
         elements=elements,
         default_level=level,
+        level_details=base.level_details,
         train_counts=counts,
         level_counts=level_counts,
         training_data=[*base.training_data, result.target.source],

@@ -27,6 +27,10 @@ from ..structure import MAX_ATOMIC_NUMBER, Pairs, Structure, pairs_within
 RADIUS = 4.0
 # A, along one direction without atoms: a wider gap is vacuum, since no cutoff in use bridges it
 VACUUM = 6.0
+# structures whose pairs are in memory together
+AT_ONCE = 256
+# structures of one kind of boundary, in sets of any size
+ENOUGH = 100
 NUM_ELEMENTS = MAX_ATOMIC_NUMBER + 1
 
 Boundary = Literal["molecule", "chain", "slab", "crystal"]
@@ -177,6 +181,15 @@ class LevelDomain(Settings):
                 raise ValueError(f"pairs: {name[:20]!r} is not a pair of elements")
         return pairs
 
+    def knows(self, boundary: Boundary) -> bool:
+        """Whether there are enough structures of a kind of boundary to learn from.
+
+        A hundredth of all, or ENOUGH of a large set: among thousands of crystals from a database
+        are some whose atoms are too far apart to touch, and they say nothing about molecules.
+        """
+        count = self.boundaries.get(boundary, 0)
+        return count > 0 and count >= min(self.structures / 100, ENOUGH)
+
     def merged(self, other: LevelDomain) -> LevelDomain:
         """The domain of the structures of both."""
         total = LevelDomainCount.of(self)
@@ -258,9 +271,10 @@ class LevelDomainCount:
 def domain_of(structures: Sequence[Structure]) -> LevelDomain:
     """The domain of structures of one level of theory. Raises GeometryError."""
     total = LevelDomainCount()
-    if structures:
-        pairs = [pairs_within(structure, RADIUS) for structure in structures]
-        own = StructureDomains.of(structures, pairs)
-        sizes = np.array([len(structure) for structure in structures])
+    for first in range(0, len(structures), AT_ONCE):
+        some = structures[first : first + AT_ONCE]
+        pairs = [pairs_within(structure, RADIUS) for structure in some]
+        own = StructureDomains.of(some, pairs)
+        sizes = np.array([len(structure) for structure in some])
         total.add(own.boundaries, sizes, own.pairs, own.distances)
     return total.to_domain()

@@ -17,14 +17,15 @@ from ase.data import atomic_numbers
 from ...core.destination import DestinationError
 from ...core.errors import EvenfieldError
 from ...core.torch_modes import own_modes
+from ...data_pipelines.census.domain import LevelDomain, domain_of
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.store.shards import read_info
-from ...data_pipelines.stream.collection import Collection
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
 from ...model_zoo.package.domain_record import domain_file
 from ...model_zoo.package.folder import attach
 from ...model_zoo.package.levels import default_level
+from ...model_zoo.package.record import TrainingData
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
 from ..closed_form.posterior import Posterior
 from ..closed_form.refit import refit_readout
@@ -58,17 +59,24 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
         PROBE_FILE: probe_file(probe_of(model, data)),
         POSTERIOR_FILE: posterior_of(model, data).to_bytes(),
     }
-    is_all = [own.sha256 for own in model.record.training_data] == [_source_of(data)]
-    if not model.domains and is_all:
-        files |= domain_file(Collection([str(data)]).domains())
+    if not model.domains and model.record.training_data == [_training_data(data)]:
+        files |= domain_file(_domains_of(data))
     attach(folder, files)
     return sorted(files)
 
 
-def _source_of(data: Path | str) -> str:
-    """The hash of what a data set was converted from."""
-    sha256: str = read_info(data)["source"]["sha256"]
-    return sha256
+def _training_data(data: Path | str) -> TrainingData:
+    """What the record of a model says that was trained on a data set."""
+    info = read_info(data)
+    return TrainingData.of_data_set(info, info["num_structures"]["train"])
+
+
+def _domains_of(data: Path | str) -> dict[str, LevelDomain]:
+    """The domain of each level of theory, from the training structures themselves."""
+    by_level: dict[str, list[Structure]] = {}
+    for structure in iter_structures(data, "train"):
+        by_level.setdefault(structure.level_of_theory, []).append(structure)
+    return {level: domain_of(structures) for level, structures in by_level.items()}
 
 
 def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:

@@ -99,13 +99,17 @@ class DomainWatch:
 
     def is_new_boundary(self, boundary: int) -> bool:
         """Whether there is a warning for a kind of boundary."""
-        return BOUNDARY not in self.told and not self.domain.boundaries.get(BOUNDARIES[boundary])
+        return BOUNDARY not in self.told and not self.domain.knows(BOUNDARIES[boundary])
 
     def warn_of_boundary(self, surroundings: Surroundings) -> None:
-        """Warn of a kind of boundary that the level has no training structure of."""
+        """Warn of a kind of boundary that the level hardly knows."""
         kinds = " and ".join(main_kinds(self.domain))
-        text = f"the structure is a {BOUNDARIES[surroundings.boundary]}, and {self.level} was "
-        self._warn(BOUNDARY, f"{text}trained on {kinds}", surroundings)
+        kind = BOUNDARIES[surroundings.boundary]
+        text = f"the structure is a {kind}, and {self.level} was trained on {kinds}"
+        few = self.domain.boundaries.get(kind, 0)
+        if few:
+            text += f" ({few} of {self.domain.structures} structures are like this one)"
+        self._warn(BOUNDARY, text, surroundings)
 
     def warn_of_pairs(self, surroundings: Surroundings) -> None:
         """Warn of the pairs that are within their limits, if any is."""
@@ -156,7 +160,7 @@ class DomainWatch:
         found = []
         for level, domain in self._domains.items():
             knows_elements = surroundings.elements <= self._elements[level]
-            if not knows_elements or not domain.boundaries.get(kind, 0):
+            if not knows_elements or not domain.knows(kind):
                 continue
             shortest = domain.shortest()
             is_inside = all(

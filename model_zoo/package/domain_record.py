@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pydantic import Field, ValidationError
 
 from ...core.settings import Settings
-from ...data_pipelines.census.domain import LevelDomain
+from ...data_pipelines.census.domain import Boundary, LevelDomain
 
 
 DOMAIN = "domain.json"
@@ -64,12 +64,11 @@ def summary_of(domain: LevelDomain) -> str:
 
 
 def main_kinds(domain: LevelDomain) -> list[str]:
-    """The kinds of boundary that make up at least a hundredth of the structures, in the plural."""
-    least = domain.structures / 100
-    return [_plural(kind, 2) for kind, count in by_count(domain) if count >= least]
+    """The kinds of boundary that a level knows, in the plural."""
+    return [_plural(kind, 2) for kind, _ in by_count(domain) if domain.knows(kind)]
 
 
-def by_count(domain: LevelDomain) -> list[tuple[str, int]]:
+def by_count(domain: LevelDomain) -> list[tuple[Boundary, int]]:
     """Kinds of boundary with their numbers of structures, the most frequent first."""
     return sorted(domain.boundaries.items(), key=lambda entry: -entry[1])
 

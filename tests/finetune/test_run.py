@@ -153,6 +153,13 @@ def test_licence_of_the_new_weights_can_be_given(tuned, model, sets, tmp_path):
     assert saved.record.licence == "MIT"
 
 
+def test_what_is_known_of_the_levels_of_the_base_model_is_kept(tuned, model, tmp_path):
+    details = {"EMT": "effective medium, ASE"}
+    described = replace(model, record=model.record.model_copy(update={"level_details": details}))
+    saved = load(save_finetuned(tuned, described, tmp_path / "described"))
+    assert saved.record.level_details == details
+
+
 def test_new_level_of_theory_gets_a_head_and_the_old_one_keeps_its_bits(
     model, sets, emt_file, tmp_path
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_a_kind_of_boundary_is_told_once_with_the_level_that_fits(model: LoadedM
     boxed.center(vacuum=9)
     boxed.pbc = True
     assert told(model, "crystals", boxed) == [line]
+
+
+def test_a_few_structures_of_a_kind_do_not_make_it_known(folder: Path) -> None:
+    """Among the crystals of a database are some whose atoms are too far apart to touch."""
+    model = model_zoo.load(folder)
+    many = LevelDomain(
+        structures=500,
+        boundaries={"crystal": 496, "molecule": 4},
+        atoms=(1, 4),
+        pairs={"Cu-Cu": 2.5},
+    )
+    domains = {**model.domains, "crystals": many}
+    mixed = replace(model, attachments=domain_file(domains))
+    (line,) = told(mixed, "crystals", CRYSTAL, WIDE)
+    assert "crystals was trained on crystals (4 of 500 structures are like this one)" in line
+    assert many.knows("crystal") and not many.knows("molecule") and not many.knows("slab")
+    # in a large set a hundred are enough
+    large = {"crystal": 99_900, "molecule": 100}
+    assert many.model_copy(update={"structures": 100_000, "boundaries": large}).knows("molecule")
 
 
 def test_a_pair_that_never_met_is_told_once(model: LoadedModel) -> None:
