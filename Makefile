@@ -63,7 +63,7 @@ endif
 
 zoo: $(VENV)/.ready-test  ## train the small model that the package ships; takes some minutes
 	rm -rf runs/zoo
-	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/zoo/shipped --work runs/zoo --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/evenfield zoo build evenfield-s --into model_zoo/zoo/shipped --work runs/zoo --overwrite --allow-failed
 
 clean:       ## remove .venv and what the tools left; runs/ stays
 	rm -rf $(VENV) .venv-oldest .links build dist *.egg-info docs/api .coverage

@@ -18,7 +18,6 @@ from ..core.terminal import say
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import check_app, report
 from ..finetune.commands import app as finetune_app
-from ..finetune.zoo_build.commands import zoo_build
 from ..model_zoo.commands import app as hub_app
 from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost.commands import app as model_app
@@ -26,6 +25,7 @@ from ..pretrain.commands import app as pretrain_app
 from ..pretrain.commands import evaluate
 from ..simulation.commands import simulate
 from .commands import quickstart
+from .zoo_build import zoo_build
 
 
 USER_ERROR = 1

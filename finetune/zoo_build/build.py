@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,17 @@ RECIPES = {
 
 
 def build_zoo_model(
-    recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None = None
+    recipe: ZooRecipe,
+    name: str,
+    work: Path,
+    into: Path,
+    workers: int | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path | None:
     """Make a named model in `work`, and move it to `into`/`name`.
+
+    check: is given the folder of the finished model before it is moved. It may attach something,
+        and raises for a model that must not be kept.
 
     Returns None when a signal stopped the training. Raises MissingPackageError without tblite,
     which labels the data.
@@ -111,11 +120,14 @@ def build_zoo_model(
         config = PretrainConfig.model_validate(settings)
         if pretrain(config, resume="auto") is None:
             return None
-    return _describe_and_move(recipe, name, run / "model", data, into)
+    described = _described(recipe, name, run / "model", data)
+    if check is not None:
+        check(described)
+    return _moved(described, into / name)
 
 
-def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, into: Path) -> Path:
-    """Add card, probe set and posterior to a copy of the model, and move it to `into`/`name`."""
+def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:
+    """A copy of the model next to it, with card, probe set and posterior."""
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
     shutil.copytree(model, described)
@@ -125,10 +137,13 @@ def _describe_and_move(recipe: ZooRecipe, name: str, model: Path, data: Path, in
     details = {level: LEVELS[level] for level in levels if level in LEVELS}
     description = Description(name=name, description=recipe.description, level_details=details)
     describe(described, description)
+    return described
 
+
+def _moved(described: Path, place: Path) -> Path:
+    """Move a finished model to `place`; returns that."""
     # a model that was built before stays whole until the new one takes its place
-    into.mkdir(parents=True, exist_ok=True)
-    place = into / name
+    place.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(place, files_of_model(place)) as new:
         shutil.copytree(described, new, dirs_exist_ok=True)
     shutil.rmtree(described)

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from evenfield import cli, model_zoo
+from evenfield.cli.zoo_build import zoo_build
 from evenfield.core.destination import DestinationError
 from evenfield.core.figures.style import figure_png
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
@@ -22,7 +23,6 @@ from evenfield.finetune.few_shot.results import FewShotCurve
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.save import save_finetuned
-from evenfield.finetune.zoo_build.commands import zoo_build
 
 
 @pytest.fixture

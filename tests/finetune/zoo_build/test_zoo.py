@@ -1,4 +1,4 @@
-"""The command that builds a named model, at a toy size: data, training, card, and a restart."""
+"""The recipe that makes a named model, at a toy size: data, training, card, and a restart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from evenfield import model_zoo
 from evenfield.finetune.zoo_build import build as zoo
 from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
-from evenfield.finetune.zoo_build.commands import zoo_build
 
 from small_models import small_model
 
@@ -25,36 +24,6 @@ TOY = ZooRecipe(
 )
 
 
-def test_the_command_puts_it_where_load_looks_and_cleans_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setenv("EVENFIELD_CACHE", str(tmp_path))
-    places = []
-
-    def build(
-        recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None
-    ) -> Path | None:
-        places.append(work)
-        work.mkdir(parents=True, exist_ok=True)
-        return into / name if len(places) > 1 else None  # interrupted, then done
-
-    monkeypatch.setattr(zoo, "build_zoo_model", build)
-    zoo_build("evenfield-m", None, None, None)
-    assert places[0].is_dir() and not capsys.readouterr().out
-    zoo_build("evenfield-m", None, None, None)
-    assert places[1] == places[0] and not places[0].exists()
-    model = tmp_path / "zoo" / "evenfield-m"
-    check = f"next: evenfield check sanity {model} suite=quick --attach"
-    assert capsys.readouterr().out == f"model: {model}\n{check}\n"
-    zoo_build("evenfield-m", tmp_path / "own", tmp_path / "work", None)
-    # two models or two recipes never share what is left of a build
-    digest = zoo.RECIPES["evenfield-m"].digest
-    assert places[2] == tmp_path / "work" / f"evenfield-m-{digest}" and places[2].is_dir()
-    monkeypatch.setitem(zoo.RECIPES, "evenfield-m", TOY)
-    zoo_build("evenfield-m", None, None, None)
-    assert places[3] != places[0]  # another recipe never goes on with what is left of this one
-
-
 def test_files_of_a_user_stay_next_to_a_model_that_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,7 +31,8 @@ def test_files_of_a_user_stay_next_to_a_model_that_is_replaced(
     new = small_model(tmp_path / "work" / "model")
     old = small_model(tmp_path / "zoo" / "toy")
     (old / "notes.txt").write_text("mine")
-    made = zoo._describe_and_move(TOY, "toy", new, tmp_path / "data", tmp_path / "zoo")
+    described = zoo._described(TOY, "toy", new, tmp_path / "data")
+    made = zoo._moved(described, old)
     assert (made / "notes.txt").read_text() == "mine"
     assert model_zoo.load(made).record.description == "A toy."
 
