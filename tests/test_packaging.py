@@ -123,6 +123,11 @@ def test_wheel_holds_every_module_and_every_file_that_they_read(wheel: set[str])
     assert not expected - wheel
 
 
+def test_wheel_names_whose_data_it_was_made_from(wheel: set[str]) -> None:
+    licences = {name.rpartition("/")[2] for name in wheel if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "NOTICE"}
+
+
 def test_wheel_holds_nothing_else(wheel: set[str]) -> None:
     strangers = [name for name in wheel if not name.startswith("evenfield/")]
     assert not [name for name in strangers if ".dist-info/" not in name]
