@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from typing import TextIO
 
 import typer
 
-from ..core.errors import EvenfieldError
+from ..core.errors import EvenfieldError, EvenfieldWarning
 from ..core.terminal import say
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import check_app, report
@@ -61,7 +63,9 @@ def main() -> None:
     """
     try:
         try:
-            app()
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                app()
         finally:
             # flushed here, where a reader that went away can still be handled
             sys.stdout.flush()
@@ -85,6 +89,21 @@ def main() -> None:
             err=True,
         )
         sys.exit(BUG)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning that is meant for users as one line; others with the place in the source."""
+    if issubclass(category, EvenfieldWarning):
+        say(f"warning: {' '.join(str(message).split())}", colour="yellow", err=True)
+    else:
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), err=True)
 
 
 def _in_few_lines(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The one class of errors that are meant for a user, and what each of them must say."""
+"""The classes of errors and warnings that are meant for a user, and what each must say."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ class EvenfieldError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process boundaries: worker pools pickle them."""
         return _rebuild, (type(self), dict(self.__dict__), self.args)
+
+
+class EvenfieldWarning(UserWarning):
+    """Something that a user should know, and that stops nothing.
+
+    Every warning meant for a user is of this class. The command line prints it as one line.
+    """
 
 
 class MissingPackageError(EvenfieldError):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ...core.errors import EvenfieldWarning
 from ..batch import Batch
 from .config import StreamConfig
 from .packing import pack
@@ -142,6 +143,7 @@ class WindowStream(ABC):
             f"{graph.structure_ids[0]}: {graph.num_edges} edges, {graph.num_atoms} atoms are "
             "beyond the budget: left out; raise stream.edge_budget and stream.atom_budget, or set "
             "stream.oversized=alone",
+            EvenfieldWarning,
             stacklevel=2,
         )
         return False

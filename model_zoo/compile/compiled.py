@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...core.errors import EvenfieldWarning
 from ..network.tiles import Tiles
 from ..potential.derivatives import EdgeSlopes, InteractionEnergies, energies_and_slopes
 from ..potential.potential import Potential
@@ -138,7 +139,8 @@ class CompiledTraining:
 
 def _warn(error: Exception) -> None:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    warnings.warn(f"torch.compile failed, continuing without it: {reason}", stacklevel=3)
+    text = f"torch.compile failed, continuing without it: {reason}"
+    warnings.warn(text, EvenfieldWarning, stacklevel=3)
 
 
 def _compiled_inference(

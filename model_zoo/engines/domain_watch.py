@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from ...core.errors import EvenfieldWarning
 from ...data_pipelines.census.domain import BOUNDARIES, LevelDomain, boundary_of
 from ..package.domain_record import main_kinds
 from ..package.levels import level_of_member, own_levels
@@ -35,7 +36,7 @@ DISTANCE = "distance"
 BOUNDARY = "boundary"
 
 
-class DomainWarning(UserWarning):
+class DomainWarning(EvenfieldWarning):
     """A structure outside of what the level of theory was trained on."""
 
 
@@ -108,7 +109,7 @@ class DomainWatch:
         text = f"the structure is a {kind}, and {self.level} was trained on {kinds}"
         few = self.domain.boundaries.get(kind, 0)
         if few:
-            text += f" ({few} of {self.domain.structures} structures are like this one)"
+            text += f" (a {kind} is {few} of {self.domain.structures} structures)"
         self._warn(BOUNDARY, text, surroundings)
 
     def warn_of_pairs(self, surroundings: Surroundings) -> None:

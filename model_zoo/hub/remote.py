@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from ...core.addresses import local_path
-from ...core.errors import EvenfieldError
+from ...core.errors import EvenfieldError, EvenfieldWarning
 from ...core.files import FileError
 from ..package.folder import read_config
 from ..package.manifest import (
@@ -69,6 +69,7 @@ def cache_of_this_process(problem: FileError) -> Path:
         f"the cache cannot be used ({problem}); what is downloaded is kept in {folder} until this "
         f"process ends. Name another cache with {CACHE_VARIABLE}, or with HF_HOME for models of "
         "the Hugging Face hub.",
+        EvenfieldWarning,
         stacklevel=2,
     )
     return folder

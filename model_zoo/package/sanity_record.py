@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, ValidationError
 
+from ...core.errors import EvenfieldWarning
 from ...core.settings import Settings
 from ..potential.potential import Potential
 from .levels import default_level, own_levels
@@ -29,7 +30,7 @@ REMEDY = "make the checks with `evenfield check sanity MODEL --attach`"
 _warned: set[str] = set()
 
 
-class SanityWarning(UserWarning):
+class SanityWarning(EvenfieldWarning):
     """A model that failed physical checks."""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 
 import pytest
 import typer
 
 from evenfield import cli
-from evenfield.core.errors import EvenfieldError
+from evenfield.core.errors import EvenfieldError, EvenfieldWarning
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -47,6 +48,27 @@ def test_bug_keeps_its_traceback(
     assert f"{kind.__name__}: the inner reason" in message
     *_, last = message.splitlines()
     assert f"evenfield {version('evenfield')}" in last and "report it" in last
+
+
+def test_warning_for_users_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def warning() -> None:
+        warnings.simplefilter("always")
+        warnings.warn("the structure is\na molecule", EvenfieldWarning, stacklevel=1)
+        warnings.warn("of another library", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["evenfield"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    ours, others = capsys.readouterr().err.split("\n", 1)
+    assert ours == "warning: the structure is a molecule"
+    assert __file__ in others and "UserWarning: of another library" in others
 
 
 def test_interrupt_ends_quietly(

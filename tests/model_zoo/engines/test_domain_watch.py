@@ -111,7 +111,7 @@ def test_a_few_structures_of_a_kind_do_not_make_it_known(folder: Path) -> None:
     domains = {**model.domains, "crystals": many}
     mixed = replace(model, attachments=domain_file(domains))
     (line,) = told(mixed, "crystals", CRYSTAL, WIDE)
-    assert "crystals was trained on crystals (4 of 500 structures are like this one)" in line
+    assert "crystals was trained on crystals (a molecule is 4 of 500 structures)" in line
     assert many.knows("crystal") and not many.knows("molecule") and not many.knows("slab")
     # in a large set a hundred are enough
     large = {"crystal": 99_900, "molecule": 100}
