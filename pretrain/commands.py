@@ -37,7 +37,8 @@ def run(
         Literal["no", "auto", "must"],
         typer.Option(
             "--resume",
-            help="continue from the newest whole checkpoint; auto starts afresh if there is none",
+            help="continue from the newest whole checkpoint; auto starts afresh if there is none, "
+            "and is refused if all are damaged",
         ),
     ] = "no",
     overwrite: Annotated[

@@ -17,7 +17,7 @@ class NoCheckpointError(EvenfieldError):
     def __init__(self, folder: Path, skipped: list[str]) -> None:
         damaged = f" (damaged: {', '.join(skipped)})" if skipped else ""
         super().__init__(
-            f"there is no checkpoint to resume from{damaged}",
+            f"there is no whole checkpoint to resume from{damaged}",
             remedy="name the folder of the run with out",
             file=folder,
         )

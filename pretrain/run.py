@@ -77,14 +77,14 @@ def pretrain(
     Every rank calls this; rank 0 writes the files.
 
     resume: "auto" resumes from the newest whole checkpoint if there is one, "must" raises if there
-    is none.
+    is none. Both raise where all checkpoints are damaged.
     stop: where signals are noted, for a caller that listens to them already.
     overwrite: a new run may replace what evenfield wrote into the run folder.
     changed_data: a resumed run may go on with data that have grown or changed.
 
     Raises EvenfieldError for data without what the run needs, DestinationError for an occupied run
-    folder, ResumeError for a checkpoint that does not fit, TrainingError when training cannot
-    continue.
+    folder, NoCheckpointError without a whole checkpoint, ResumeError for one that does not fit,
+    TrainingError when training cannot continue.
     """
     # everything that can be refused, before anything is computed or written
     data = config.open_data()

@@ -182,7 +182,7 @@ def test_pretraining_without_data(refusal, tmp_path):
 @pytest.mark.parametrize("torn", [False, True])
 def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path, torn):
     run = tmp_path / "run"
-    expected = f"{run}/checkpoints: there is no checkpoint to resume from"
+    expected = f"{run}/checkpoints: there is no whole checkpoint to resume from"
     if torn:
         checkpoint = run / "checkpoints" / "step-00000005"
         checkpoint.mkdir(parents=True)
@@ -193,8 +193,10 @@ def test_resume_without_a_whole_checkpoint_in_a_real_process(data_set, tmp_path,
     line = real_process(
         ["pretrain", f"data={data_set}", f"out={run}", "model.channels=4", "--resume", "must"]
     )
-    remedy = "start a new run with --overwrite in place of" if torn else "start without"
-    assert f"{expected}: {remedy} --resume" in line
+    remedy = "start without --resume"
+    if torn:
+        remedy = "put a whole copy of the checkpoint back, or start a new run with --overwrite"
+    assert f"{expected}: {remedy}" in line
 
 
 def test_a_file_of_a_user_is_not_overwritten(refusal, tmp_path):

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...core.files import write_atomically
+from ...core.files import file_errors, write_atomically
 from ...core.seals import SEAL, digest_of, sealed
 from ...core.settings import Settings
 from ..errors import NoCheckpointError, ResumeError
@@ -245,6 +245,10 @@ def _check_format(manifest: dict[str, Any], path: Path) -> None:
 
 def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
     """Name of the newest whole checkpoint, or ""; and the newer, damaged ones with reasons."""
+    if folder.is_dir():
+        # a glob takes a folder that cannot be read for an empty one, and a run would start anew
+        with file_errors(folder):
+            list(folder.iterdir())
     unfinished = sorted(folder.glob(".tmp-step-*"), reverse=True)
     skipped = [f"{path.name} (unfinished save)" for path in unfinished]
     for path in sorted(folder.glob("step-*"), reverse=True):

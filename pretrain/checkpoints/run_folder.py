@@ -17,7 +17,7 @@ from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.package.folder import files_of_model
 from ..config import PretrainConfig
-from ..errors import ResumeError
+from ..errors import NoCheckpointError, ResumeError
 from .checkpoints import choose_checkpoint
 
 
@@ -40,9 +40,19 @@ def refuse_occupied(
     """Raise DestinationError or ResumeError if the run would replace what its folder holds.
 
     Pruning, for one, would keep an old run's checkpoints and delete those of the new one.
+
+    Raises NoCheckpointError where `auto` finds damaged checkpoints alone: to start again from step
+    0 would throw away what they may still hold, and hours of work, without a question.
     """
     out = Path(config.out)
-    name, _ = choose_checkpoint(out / "checkpoints")
+    folder = out / "checkpoints"
+    name, skipped = choose_checkpoint(folder)
+    damaged = [reason for reason in skipped if reason.startswith("step-")]
+    if resume == "auto" and not name and damaged and not overwrite:
+        # an unfinished save is no damage: the run was killed in its first save
+        refusal = NoCheckpointError(folder, damaged)
+        refusal.remedy = how_to_go_on_without_checkpoint(out)
+        raise refusal
     if resume == "must" or (resume == "auto" and (name or _is_unfinished_run(out))):
         return
     if name and not overwrite:
@@ -72,6 +82,11 @@ def how_to_go_on_without_checkpoint(out: Path) -> str:
     if contents(out) is None or _holds_nothing(out):
         return "start without --resume"
     if kind_of(out) == "a training run":
+        if any((out / "checkpoints").glob("step-*")):
+            return (
+                "put a whole copy of the checkpoint back, or start a new run with --overwrite in "
+                "place of --resume, or in another folder"
+            )
         return "start a new run with --overwrite in place of --resume, or in another folder"
     return "name the folder of the run with out"
 

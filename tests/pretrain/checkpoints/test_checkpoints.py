@@ -211,7 +211,7 @@ def test_left_over_temporary_folder_is_in_nobodys_way(tmp_path):
 def test_nothing_to_resume_from_says_what_there_is(tmp_path):
     with pytest.raises(
         NoCheckpointError,
-        match=r"none: there is no checkpoint to resume from: name the folder of the run",
+        match=r"none: there is no whole checkpoint to resume from: name the folder of the run",
     ):
         loaded(tmp_path / "none")
     save_steps(tmp_path, 4)

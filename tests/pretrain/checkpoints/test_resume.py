@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
+from evenfield.core.files import FileError
 from evenfield.core.locks import LockedError
 from evenfield.core.settings import Settings, load_settings
 from evenfield.model_zoo.hub.load import load
@@ -65,24 +65,47 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
 
 
-def test_auto_starts_anew_where_nothing_is_whole_and_must_refuses(saved, capsys):
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_damaged_checkpoint_alone_is_refused_by_name(saved, resume):
     shutil.rmtree(Path(saved.out) / "checkpoints" / "step-00000002")
-    with pytest.raises(
-        NoCheckpointError, match=r"no checkpoint to resume from \(damaged: step-00000004 \(engine"
-    ):
-        run.pretrain(saved, "must", quiet=True)
-    # a finished model would be replaced by one that begins again
-    with pytest.raises(DestinationError, match=r"already exists and holds a training run"):
-        run.pretrain(saved, "auto", quiet=True)
+    for with_model in (True, False):
+        before = {path: path.read_bytes() for path in Path(saved.out).rglob("*") if path.is_file()}
+        with pytest.raises(
+            NoCheckpointError,
+            match=r"no whole checkpoint to resume from \(damaged: step-00000004 \(engine",
+        ) as told:
+            run.pretrain(saved, resume, quiet=True)
+        assert "--overwrite in place of --resume" in told.value.remedy
+        # a run from step 0 would have replaced the metrics, and pruned the damaged checkpoint
+        assert before == {path: path.read_bytes() for path in before}
+        if with_model:
+            shutil.rmtree(Path(saved.out) / "model")
+
+
+def test_auto_starts_anew_after_a_kill_in_the_first_save(saved, capsys):
+    folder = Path(saved.out) / "checkpoints"
+    shutil.rmtree(folder / "step-00000002")
+    (folder / "step-00000004").rename(folder / ".tmp-step-00000004")
     shutil.rmtree(Path(saved.out) / "model")
     assert run.pretrain(saved, "auto") is not None
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "no checkpoint to resume from, starts a new run; "
-        "skipped step-00000004 (engine.safetensors has 100 of" in said
-    )
+    assert "no checkpoint to resume from, starts a new run" in said
+    assert "skipped .tmp-step-00000004 (unfinished save)" in said
     assert steps_of(saved.out) == [1, 2, 3, 4]
     assert not (Path(saved.out) / ".lock").exists()
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(saved, monkeypatch):
+    iterdir = Path.iterdir
+
+    def refuse(folder):
+        if folder.name == "checkpoints":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(FileError, match="checkpoints: Permission denied"):
+        run.pretrain(saved, "auto", quiet=True)
 
 
 # --- remedies that messages name: each is tried here
