@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from ..core.command_line import (
     Overwrite,
     settings_option,
 )
+from ..core.errors import EvenfieldError
 from ..core.terminal import say
 
 
@@ -39,7 +41,8 @@ def simulate(
 ) -> None:
     """Relax a structure, run NVE dynamics and report the drift of the energy.
 
-    Ends with an error when the dynamics explodes; the frames and numbers before are kept.
+    Ends with an error when the dynamics explodes; the frames and numbers before are kept. With
+    --overwrite they go to OUT-failed, and the older result stays at OUT.
 
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
@@ -50,7 +53,11 @@ def simulate(
     from .dynamics import TRAJECTORY_FILE, DynamicsConfig, relax_and_run
 
     config = load_settings(DynamicsConfig, None, overrides)
-    check_destination(out, overwrite=overwrite, kinds=["a simulation"], inputs=[structure, model])
+    kinds = ["a simulation"]
+    check_destination(out, overwrite=overwrite, kinds=kinds, inputs=[structure, model])
+    if overwrite:
+        failed = _place_of_failed(out)
+        check_destination(failed, overwrite=True, kinds=kinds, inputs=[structure, model])
     atoms = read_one(structure)
     calculator = load(model, folder_hub).calculator(
         device=device, level_of_theory=level_of_theory, dtype=dtype
@@ -66,7 +73,8 @@ def simulate(
     )
 
 
-def _place(out: Path, overwrite: bool) -> AbstractContextManager[Path]:
+@contextmanager
+def _place(out: Path, overwrite: bool) -> Iterator[Path]:
     """The folder to write into.
 
     A result that is there keeps its place until the new one is whole. Otherwise the frames of a
@@ -75,9 +83,39 @@ def _place(out: Path, overwrite: bool) -> AbstractContextManager[Path]:
     from ..core.destination import contents, replace_folder
     from .dynamics import OWN_FILES
 
-    if overwrite and contents(out) is not None:
-        return replace_folder(out, OWN_FILES.__contains__)
-    return nullcontext(out)
+    if not overwrite or contents(out) is None:
+        yield out
+        return
+    with replace_folder(out, OWN_FILES.__contains__) as folder:
+        try:
+            yield folder
+        except BaseException as error:
+            kept = _keep_failed(folder, _place_of_failed(out))
+            if kept is not None and isinstance(error, EvenfieldError):
+                error.remedy = f"its frames are in {kept}; {error.remedy}"
+            elif kept is not None:
+                say(f"the frames of the unfinished run are in {kept}")
+            raise
+
+
+def _place_of_failed(out: Path) -> Path:
+    # "." has no name of its own
+    place = out.resolve()
+    return place.with_name(f"{place.name}-failed")
+
+
+def _keep_failed(folder: Path, place: Path) -> Path | None:
+    """Move the frames of a run that has failed to a place that stays; None if there are none."""
+    from ..core.destination import replace_folder
+    from .dynamics import OWN_FILES, TRAJECTORY_FILE
+
+    if not (folder / TRAJECTORY_FILE).exists():
+        return None
+    with replace_folder(place, OWN_FILES.__contains__) as kept:
+        for name in OWN_FILES:
+            if (folder / name).exists():
+                (folder / name).rename(kept / name)
+    return place
 
 
 def _state(result: DynamicsResult, config: DynamicsConfig) -> str:

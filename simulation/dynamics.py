@@ -87,7 +87,8 @@ def relax_and_run(
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
     `atoms` stays unchanged. Raises FileError when `out` cannot be written, ExplodedError when the
-    dynamics explodes; both files are there then too, with what came before.
+    dynamics explodes. Both files are there then too, with what came before, and after any other
+    end, such as Ctrl-C; dynamics.json says in `failure` why.
     """
     atoms = atoms.copy()
     atoms.calc = calculator
@@ -107,7 +108,18 @@ def relax_and_run(
     # a moving centre of mass would count as temperature
     Stationary(atoms)
     run = _Run(atoms, config)
-    run.write(out / TRAJECTORY_FILE)
+    ended_by: BaseException | None = None
+    try:
+        run.write(out / TRAJECTORY_FILE)
+    except EvenfieldError:
+        # the trajectory cannot be written
+        raise
+    except BaseException as error:
+        # Ctrl-C, or whatever a calculator raises: what was computed may have taken hours
+        run.failure = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+        ended_by = error
+    if ended_by and not run.energies:
+        raise ended_by
     times = np.array(run.times)
     energies = 1000 * np.array(run.energies)
 
@@ -134,6 +146,8 @@ def relax_and_run(
     )
     with file_errors(out / RESULT_FILE):
         write_atomically(out / RESULT_FILE, json.dumps(asdict(result), indent=1))
+    if ended_by:
+        raise ended_by
     if run.failure is not None:
         raise ExplodedError(
             f"the dynamics exploded at step {run.dynamics.nsteps}: {run.failure}",

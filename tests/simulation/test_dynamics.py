@@ -115,6 +115,28 @@ def test_exploded_dynamics_is_an_error_that_keeps_what_came_before(
     assert len(frames) == len(content["time_ps"]) >= 1
 
 
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [(KeyboardInterrupt(), "interrupted"), (RuntimeError("no memory"), "no memory")],
+)
+def test_an_interrupted_run_keeps_what_came_before(
+    error: BaseException, failure: str, copper: Atoms, tmp_path: Path
+) -> None:
+    def answer(forces: np.ndarray, call: int) -> np.ndarray:
+        if call > 20:
+            raise error
+        return forces
+
+    config = CONFIG.model_copy(update={"relax_steps": 0, "steps": 200, "every": 1})
+    with pytest.raises(type(error)):
+        relax_and_run(copper, Exploding(answer), tmp_path, config)
+    content = json.loads((tmp_path / "dynamics.json").read_text())
+    assert failure in content["failure"]
+    assert 1 < content["completed_steps"] < 200
+    frames = ase.io.read(tmp_path / "trajectory.traj", ":")
+    assert len(frames) == len(content["time_ps"]) > 1
+
+
 def test_relaxed_means_that_forces_are_small(copper: Atoms, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"relax_steps": 1})
     result = relax_and_run(copper, EMT(), tmp_path, config)

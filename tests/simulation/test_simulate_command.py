@@ -73,10 +73,15 @@ def test_a_result_is_replaced_only_when_asked_for(copper: str, tmp_path: Path) -
     assert "a simulation (dynamics.json, simulation.json, trajectory.traj)" in str(done.exception)
     assert (out / "dynamics.json").read_bytes() == before
 
-    # a failure leaves the old result
+    # a failure leaves the old result, and its own frames next to it
     done = simulate(copper, out, "seed=1", "temperature=1e9", "time_step=1e3", "--overwrite")
     assert isinstance(done.exception, EvenfieldError)
     assert (out / "dynamics.json").read_bytes() == before
+    failed = tmp_path / "md-failed"
+    assert f"its frames are in {failed}" in done.exception.remedy
+    content = json.loads((failed / "dynamics.json").read_text())
+    assert content["failure"] in str(done.exception)
+    assert len(ase.io.read(failed / "trajectory.traj", ":")) == len(content["time_ps"])
 
     (out / "notes.txt").write_text("mine")
     done = simulate(copper, out, "seed=1", "--overwrite")
@@ -84,6 +89,16 @@ def test_a_result_is_replaced_only_when_asked_for(copper: str, tmp_path: Path) -
     assert (out / "dynamics.json").read_bytes() != before
     assert (out / "notes.txt").read_text() == "mine"
     assert len(ase.io.read(out / "trajectory.traj", ":")) == 3
+
+
+def test_frames_of_a_failed_run_replace_nothing_of_a_user(copper: str, tmp_path: Path) -> None:
+    out = tmp_path / "md"
+    assert simulate(copper, out).exit_code == 0
+    (tmp_path / "md-failed").mkdir()
+    (tmp_path / "md-failed" / "thesis.tex").write_text("mine")
+    done = simulate(copper, out, "--overwrite")
+    assert isinstance(done.exception, DestinationError)
+    assert "md-failed: already exists and holds thesis.tex" in str(done.exception)
 
 
 def test_input_is_never_overwritten(copper: str, tmp_path: Path) -> None:
