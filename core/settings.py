@@ -108,7 +108,9 @@ def load_settings(
 ) -> AnySettings:
     """Build `cls` from an optional YAML file, with `key.sub=value` words laid over it.
 
-    Values are read as YAML: `steps=100`, `model.channels=64`, `elements=[H, O]`.
+    Values are read as YAML: `steps=100`, `model.channels=64`, `elements=[H, O]`. A file may spell
+    a nested key either way: `model: {channels: 64}` or, in its outermost mapping,
+    `model.channels: 64`.
 
     Raises:
         SettingsError: unreadable file, unknown key, or a value of the wrong kind.
@@ -148,7 +150,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         kind = type(tree).__name__
         raise SettingsError(f"a recipe is a mapping of keys to values, not a {kind}", file=path)
-    return tree
+    return _nested(tree, path)
+
+
+def _nested(tree: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """A tree in which `a.b: value` in the outermost mapping has become `a: {b: value}`.
+
+    Only there: further inside, a name that a user chose may hold dots, as a level of theory does.
+    """
+    nested = {key: value for key, value in tree.items() if not _is_dotted(key)}
+    for key in filter(_is_dotted, tree):
+        *parents, leaf = key.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(
+                    f"'{key}': {parent} is a value and has no keys below it", file=path
+                )
+        if leaf in inner:
+            raise SettingsError(
+                f"'{key}' is given twice, with and without dots", file=path, remedy="keep one"
+            )
+        inner[leaf] = tree[key]
+    return nested
+
+
+def _is_dotted(key: Any) -> bool:
+    return isinstance(key, str) and "." in key
 
 
 def _find_recipe(path: Path, recipes: Path) -> Path:
@@ -193,6 +222,9 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
     if kind == "extra_forbidden":
         meant = _meant(cls, key, known)
         suggestion = f"; did you mean {meant}?" if meant else ""
+        if any(_is_dotted(part) for part in problem["loc"]):
+            # the same key, and a guess would repeat it
+            suggestion = "; below another key, dots do not nest: give each part a line of its own"
         return f"unknown key '{key}' (known here: {', '.join(known)}){suggestion}"
     if kind == "missing":
         return f"key '{key}' is missing"

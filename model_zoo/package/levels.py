@@ -85,7 +85,7 @@ def level_to_use(
         listed = "\n  ".join(described_levels(record, levels, domains))
         raise LevelError(
             f"{record.name} has several levels of theory and no default",
-            remedy=f"choose its level of theory, one of\n  {listed}",
+            remedy=f"choose one with --level-of-theory, or level_of_theory= in Python:\n  {listed}",
         )
     return level
 

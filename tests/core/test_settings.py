@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -96,6 +97,37 @@ def test_a_mistyped_key_is_answered_with_the_one_that_was_meant(word: str, meant
     with pytest.raises(SettingsError) as told:
         load_settings(Outer, None, ["name=x", word])
     assert told.value.message.endswith(f"; did you mean {meant}?")
+
+
+def test_a_recipe_may_spell_nested_keys_with_dots(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: x\ninner.rate: 0.25\nnoise.EMT.energy: 2\n")
+    nested = load_settings(Outer, None, ["name=x", "inner.rate=0.25", "noise.EMT.energy=2"])
+    assert load_settings(Outer, recipe) == nested
+
+    # next to the nested spelling of another key
+    recipe.write_text("name: x\nnoise.EMT.energy: 2\nnoise: {PBE: {energy: 3}}\n")
+    noise = load_settings(Outer, recipe).noise
+    assert {level: row.energy for level, row in noise.items()} == {"PBE": 3, "EMT": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("inner.rate: 1\ninner: {rate: 2}", "'inner.rate' is given twice"),
+        ("inner.rate: 1\ninner: 2", "'inner.rate': inner is a value and has no keys below"),
+        ("inner: {deep.rate: 1}", "below another key, dots do not nest"),
+        ("iner.rate: 1", "unknown key 'iner' .*did you mean inner"),
+    ],
+)
+def test_dotted_keys_of_a_recipe_that_cannot_be_read(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: x\n{text}\n")
+    with pytest.raises(SettingsError, match=message) as told:
+        load_settings(Outer, recipe)
+    assert told.value.file == str(recipe)
 
 
 def test_a_key_like_no_other_is_answered_without_a_guess() -> None:

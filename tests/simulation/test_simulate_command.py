@@ -116,6 +116,7 @@ def test_model_of_several_levels_asks_for_one(copper: str, tmp_path: Path) -> No
     assert isinstance(done.exception, EvenfieldError)
     lines = str(done.exception).splitlines()
     assert "has several levels of theory and no default" in lines[0]
+    assert "--level-of-theory" in lines[0]
     assert any(line.strip().startswith("EMT for ") for line in lines)
     assert any(line.strip().startswith("GFN1-xTB for ") for line in lines)
     assert not (tmp_path / "md").exists()
