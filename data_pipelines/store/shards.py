@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...core.addresses import without_secrets
+from ...core.addresses import similar_names, without_secrets
 from ...core.errors import EvenfieldError
 from ...core.files import special_kind, write_atomically
 from ...core.labels import LABELS, Label
@@ -170,6 +170,23 @@ def read_json(path: Path, most_bytes: int) -> tuple[Any, bytes]:
         return None, data
 
 
+def _no_data_set(folder: Path) -> BrokenDataSetError:
+    """The error for a place without a data set; its remedy is a command that would work."""
+    reason = "no dataset_info.json"
+    remedy = "name the folder of one; `evenfield data convert SOURCE FOLDER` makes it"
+    if folder.is_file():
+        reason = "a file"
+        remedy = f"make one with `evenfield data convert {folder} FOLDER`, and name that folder"
+    elif not folder.exists():
+        reason = "no such folder"
+        similar = similar_names(folder)
+        if similar:
+            remedy = f"did you mean {similar[0]}?"
+        else:
+            remedy = f"make it with `evenfield data convert SOURCE {folder}`"
+    return BrokenDataSetError(f"not a converted data set ({reason})", file=folder, remedy=remedy)
+
+
 def read_info(folder: Path | str) -> dict[str, Any]:
     """The content of dataset_info.json, after a check that every shard is there and whole.
 
@@ -178,11 +195,7 @@ def read_info(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     info_path = folder / INFO
     if not info_path.is_file():
-        raise BrokenDataSetError(
-            "not a converted data set (no dataset_info.json)",
-            file=folder,
-            remedy=f"run `evenfield data convert SOURCE {folder}`",
-        )
+        raise _no_data_set(folder)
     info, _ = read_json(info_path, _most_bytes_of_info(folder))
     try:
         version = int(info["schema_version"])

@@ -401,17 +401,20 @@ class FolderHub:
         return HubError(f"no such model in the folder hub {self.root}", file=place)
 
     def _known_revisions(self, repo: str) -> list[str]:
-        """The revisions of a model, as far as the hub lists them; web servers do not."""
+        """Tags and revisions of a model, as far as the hub lists them; web servers do not."""
         if is_web_address(self.root):
             return []
-        try:
-            paths = self.fs.ls(f"{self.path}/{repo}/snapshots", detail=False)
-        except BUGS:
-            raise
-        except Exception:
-            # only for a better message; the error that it belongs to is on its way
-            return []
-        return sorted(path.rpartition("/")[2] for path in paths)
+        known = []
+        for folder in ("refs", "snapshots"):
+            try:
+                paths = self.fs.ls(f"{self.path}/{repo}/{folder}", detail=False)
+            except BUGS:
+                raise
+            except Exception:
+                # only for a better message; the error that it belongs to is on its way
+                continue
+            known += sorted(path.rpartition("/")[2] for path in paths)
+        return known
 
     @contextmanager
     def _storage_errors(self, where: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ from ..package.sanity_record import unsound
 from ..potential.invariance import check_invariance
 from . import hugging_face
 from .folder_hub import FolderHub
-from .load import folder_hub_root, split_reference
+from .load import REFERENCE, folder_hub_root
 from .remote import HubError
 
 
@@ -105,18 +105,22 @@ def publish(
     refuses.
     """
     model = local_path(model)
-    plan, content = _inspect(model, repo, allow_failed=allow_failed)
-    _refuse_unfit(model, plan)
+    _check_repo(repo)
     if tag is not None:
         _check_tag(repo, tag)
+    plan, content = _inspect(model, repo, allow_failed=allow_failed)
+    _refuse_unfit(model, plan)
     # after the other checks, because it computes
     check_invariance(content.potential, content.record.elements)
     # The physical checks take minutes and hold for these weights alone, so they are asked for last.
     if plan.unsound and not allow_failed:
+        checks = SANITY_REMEDY.replace("MODEL", str(model))
+        if len(content.potential.config.levels_of_theory) > 1:
+            checks += ", for each level of theory with --level-of-theory"
         raise BadModelError(
             f"not fit to publish: {'; '.join(plan.unsound)}",
             file=model,
-            remedy=f"{SANITY_REMEDY}, or publish it with --allow-failed",
+            remedy=f"{checks}, or publish it with --allow-failed",
         )
 
     manifest = read_manifest(model)
@@ -159,20 +163,37 @@ def _refuse_unfit(model: Path, plan: Publication) -> None:
 
 def _check_tag(repo: str, tag: str) -> None:
     # users load by the tag, so it must be a valid part of a reference; main is not fixed
-    is_fixed = tag != "main" and split_reference(f"{repo}@{tag}")[1] is not None
+    is_fixed = tag != "main" and REFERENCE.fullmatch(f"{repo}@{tag}") is not None
     # a tag in the form of a revision would hide the revision of that name
     if not is_fixed or re.fullmatch(r"[0-9a-f]{16}|[0-9a-f]{40}", tag):
-        raise HubError(f"{tag!r} cannot be a tag", remedy="choose another one, v1 for instance")
+        raise HubError(
+            f"{tag!r} cannot be a tag",
+            remedy="choose another one of letters, digits, dots, dashes and underscores, v1 for "
+            "instance; main and the form of a revision are taken",
+        )
+
+
+def _check_repo(repo: str) -> None:
+    """Raise HubError for a name that no model can be loaded by afterwards."""
+    name, at, tag = repo.partition("@")
+    if at and REFERENCE.fullmatch(name):
+        raise HubError(
+            "names a revision, and publishing makes a new one",
+            file=repo,
+            remedy=f"publish it as {name}, with --tag {tag or 'v1'} for a name that stays",
+        )
+    if at or not REFERENCE.fullmatch(repo):
+        raise HubError(
+            "is no name to publish under",
+            file=repo,
+            remedy="write owner/name, of letters, digits, dots, dashes and underscores",
+        )
 
 
 def _inspect(model: Path, repo: str, *, allow_failed: bool) -> tuple[Publication, ModelFolder]:
     """The findings about a model folder, and its content."""
-    if "@" in repo:
-        raise HubError(
-            "a new revision is made by publishing", file=repo, remedy="name it owner/name"
-        )
     # before the model is read, which takes longer
-    split_reference(repo)
+    _check_repo(repo)
     content = read_model_folder(model)
     manifest = read_manifest(model)
     levels = content.potential.config.levels_of_theory

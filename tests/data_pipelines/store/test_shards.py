@@ -155,11 +155,23 @@ def test_damaged_or_foreign_info_is_refused(broken, text):
         read_info(broken)
 
 
-def test_folder_without_info_is_refused_with_the_command(tmp_path):
-    with pytest.raises(
-        BrokenDataSetError, match=r"not a converted data set.*run `evenfield data convert SOURCE"
-    ):
-        read_info(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "reason", "remedy"),
+    [
+        ("folder", "no dataset_info.json", "name the folder of one; `evenfield data convert"),
+        # the command of the remedy reads this file, and does not write over it
+        ("data.extxyz", "a file", "`evenfield data convert PLACE FOLDER`, and name that folder"),
+        ("foldr", "no such folder", "did you mean"),
+        ("xyz", "no such folder", "make it with `evenfield data convert SOURCE PLACE`"),
+    ],
+)
+def test_what_is_no_data_set_is_answered_with_a_command_that_works(tmp_path, name, reason, remedy):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "data.extxyz").write_text("1\n\nH 0 0 0\n")
+    with pytest.raises(BrokenDataSetError) as told:
+        read_info(tmp_path / name)
+    assert f"not a converted data set ({reason})" in told.value.message
+    assert remedy.replace("PLACE", str(tmp_path / name)) in told.value.remedy
 
 
 def test_absent_split_is_named(data_set):

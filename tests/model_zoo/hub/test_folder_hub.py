@@ -385,9 +385,36 @@ def test_threads_that_fetch_the_same_model_do_not_share_temporary_files(
 
 
 def test_a_tag_does_not_look_like_a_revision(folder: Path, tmp_path: Path) -> None:
-    for tag in ("main", "0123456789abcdef", "0" * 40):
-        with pytest.raises(HubError, match="cannot be a tag"):
+    for tag in ("main", "0123456789abcdef", "0" * 40, "a/b", "", "-x", "v 1"):
+        with pytest.raises(HubError, match="cannot be a tag: choose another one of letters"):
             model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag=tag)
+
+
+@pytest.mark.parametrize(
+    ("repo", "remedy"),
+    [
+        ("copper", "write owner/name"),
+        ("./hub/copper", "write owner/name"),
+        ("me/cop per", "write owner/name"),
+        ("copper@v1", "write owner/name"),
+        ("me/copper@v1", "publish it as me/copper, with --tag v1"),
+    ],
+)
+def test_a_name_to_publish_under_is_no_reference_to_load(
+    folder: Path, tmp_path: Path, repo: str, remedy: str
+) -> None:
+    with pytest.raises(HubError) as told:
+        model_zoo.publish(folder, repo, tmp_path / "hub")
+    assert remedy in told.value.remedy
+    # these belong to commands that read
+    assert "zoo" not in str(told.value) and "neither" not in str(told.value)
+
+
+def test_a_missing_tag_is_answered_with_the_tags(folder: Path, tmp_path: Path) -> None:
+    pinned = model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag="v1")
+    with pytest.raises(HubError) as told:
+        model_zoo.load("me/copper@v2", tmp_path / "hub")
+    assert told.value.remedy == f"it has: main, v1, {pinned.partition('@')[2]}"
 
 
 # --- addresses with passwords
