@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ FEWEST_TO_HOLD_OUT = 8
 ENOUGH_GROUPS = 5
 # Positions and cells that agree to this many digits after the decimal point are the same.
 COPY_DECIMALS = 3
+# a key of the source in the remedy of a conversion, as in `columns.energy=E`
+SOURCE_SETTING = re.compile(rf"(?<!source\.)\b(?:{'|'.join(SourceConfig.known_keys())})[.=]")
 
 
 @dataclass(frozen=True)
@@ -295,8 +298,18 @@ def _convert_file(
             "convert the file with `evenfield data convert`, which can leave bad records out"
         )
         error.remedy = other_way if error.remedy is None else f"{error.remedy}; or {other_way}"
+        _say_prefix(error)
+        raise
+    except EvenfieldError as error:
+        _say_prefix(error)
         raise
     return work
+
+
+def _say_prefix(error: EvenfieldError) -> None:
+    """Say how settings are spelt here that a remedy spells as `evenfield data convert` does."""
+    if error.remedy and SOURCE_SETTING.search(error.remedy):
+        error.remedy += "; settings of the source begin with source. here"
 
 
 def _is_of_an_earlier_run(work: Path, data: str, config: ConvertConfig) -> bool:

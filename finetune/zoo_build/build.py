@@ -26,6 +26,7 @@ from ...model_zoo.package.folder import describe, files_of_model, read_model_fol
 from ...model_zoo.package.manifest import MANIFEST
 from ...model_zoo.package.record import Description
 from ...pretrain.config import PretrainConfig
+from ...pretrain.errors import NoCheckpointError, ResumeError
 from ...pretrain.run import pretrain
 from ..safety.trust import attach_trust
 
@@ -118,8 +119,13 @@ def build_zoo_model(
     if not (run / "model" / MANIFEST).exists():
         settings = {"data": str(data), "out": str(run), "licence": LICENCE, **recipe.pretrain}
         config = PretrainConfig.model_validate(settings)
-        if pretrain(config, resume="auto") is None:
-            return None
+        try:
+            if pretrain(config, resume="auto") is None:
+                return None
+        except (ResumeError, NoCheckpointError) as error:
+            # their remedies name options of `evenfield pretrain`
+            error.remedy = f"remove {run}, or build in another folder with --work"
+            raise
     described = _described(recipe, name, run / "model", data)
     if check is not None:
         check(described)

@@ -12,10 +12,13 @@ from matplotlib.figure import Figure
 from evenfield import cli, model_zoo
 from evenfield.cli.zoo_build import zoo_build
 from evenfield.core.destination import DestinationError
+from evenfield.core.errors import EvenfieldError
 from evenfield.core.figures.style import figure_png
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.structure import BadRecordError
 from evenfield.finetune import run as runs
+from evenfield.finetune import target
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.few_shot import curve as curves
 from evenfield.finetune.few_shot.curve_plot import KIND
@@ -178,3 +181,23 @@ def test_named_model_is_not_built_over_another_one(tmp_path):
     (tmp_path / "evenfield-m" / "manifest.json").write_text('{"format_version": 3, "sha256": ""}')
     with pytest.raises(DestinationError, match=r"holds a model .*--into"):
         zoo_build("evenfield-m", tmp_path, tmp_path / "work", None)
+
+
+def test_remedies_of_a_conversion_are_spelt_as_settings_of_the_source(
+    model, data, tmp_path, monkeypatch
+):
+    remedies = {
+        "check columns.energy or remove it": True,
+        "check source.columns.energy": False,
+        "write it again": False,
+    }
+    for kind in (BadRecordError, EvenfieldError):
+        for remedy, is_setting in remedies.items():
+
+            def refuse(*_, kind=kind, remedy=remedy, **__):
+                raise kind("is wrong", remedy=remedy)
+
+            monkeypatch.setattr(target, "convert", refuse)
+            with pytest.raises(kind) as told:
+                finetune(model, data, FineTuneConfig(), work=tmp_path / "w")
+            assert ("settings of the source begin with source." in told.value.remedy) == is_setting

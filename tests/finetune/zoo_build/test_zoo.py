@@ -9,6 +9,8 @@ import pytest
 from evenfield import model_zoo
 from evenfield.finetune.zoo_build import build as zoo
 from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
+from evenfield.pretrain.config import PretrainConfig
+from evenfield.pretrain.errors import NoCheckpointError
 
 from small_models import small_model
 
@@ -35,6 +37,23 @@ def test_files_of_a_user_stay_next_to_a_model_that_is_replaced(
     made = zoo._moved(described, old)
     assert (made / "notes.txt").read_text() == "mine"
     assert model_zoo.load(made).record.description == "A toy."
+
+
+def test_a_damaged_checkpoint_is_answered_with_options_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`zoo build` has no --resume."""
+    monkeypatch.setattr(zoo, "generate", lambda *_: None)
+    monkeypatch.setattr(zoo, "convert", lambda *_: None)
+
+    def refuse(config: PretrainConfig, resume: str) -> None:
+        raise NoCheckpointError(Path(config.out), ["step-00000005 (damaged)"])
+
+    monkeypatch.setattr(zoo, "pretrain", refuse)
+    with pytest.raises(NoCheckpointError) as told:
+        build_zoo_model(TOY, "toy", tmp_path / "work", tmp_path / "zoo", workers=1)
+    run = tmp_path / "work" / "toy"
+    assert told.value.remedy == f"remove {run}, or build in another folder with --work"
 
 
 @pytest.mark.slow
