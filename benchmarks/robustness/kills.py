@@ -418,8 +418,9 @@ def main() -> None:
 
     names = [name for name in options.only if name != "resume"]
     kills_each = -(-options.kills // len(options.only))
+    only = "" if options.only == every else f"--only {' '.join(options.only)} "
     content: dict[str, Any] = {
-        "command": f"python benchmarks/robustness/kills.py --kills {options.kills} "
+        "command": f"python benchmarks/robustness/kills.py {only}--kills {options.kills} "
         f"--seed {options.seed}",
         "kills of each command": kills_each,
     }
