@@ -13,7 +13,14 @@ from .closed_form.radii import refit_radii
 from .closed_form.reference_energies import ReferenceReport, refit_reference_energies
 from .gradient.new_elements import start_from_neighbours
 from .safety.guard import HeldOut
-from .safety.step0 import Step, refuse_if_worse, refuse_wrong_units, step, worse_labels
+from .safety.step0 import (
+    Step,
+    can_judge_units,
+    refuse_if_worse,
+    refuse_wrong_units,
+    step,
+    worse_labels,
+)
 from .state import FineTuning
 
 
@@ -22,12 +29,13 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
 
     It also makes the score by which everything later is kept or undone. Raises WorseError when the
     errors on the training structures are higher at the end than at the start, and WrongUnitError
-    when the labels look like another unit, unless `trust_units`.
+    when the labels look like another unit, unless `trust_units` or the errors of the model are too
+    large to judge by.
     """
     potential = run.potential
     train = run.target.train
     table = [step("pretrained", potential, train)]
-    if not trust_units:
+    if not trust_units and can_judge_units(run.model.evaluation, run.source_level):
         refuse_wrong_units(potential, run.target)
 
     valid = run.target.valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from evenfield.finetune.safety.guard import HeldOut
 from evenfield.finetune.safety.step0 import (
     WorseError,
     WrongUnitError,
+    can_judge_units,
     refuse_wrong_units,
     step,
     worse_labels,
@@ -28,6 +30,7 @@ from evenfield.finetune.safety.step0 import (
 from evenfield.finetune.strategies import choose_strategy
 from evenfield.finetune.target import Target, alike, hold_out
 from evenfield.model_zoo.evaluation.evaluation import predict
+from evenfield.model_zoo.evaluation.summary import summarise
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.model_zoo.package.record import ModelRecord, TrainingData
 
@@ -141,6 +144,36 @@ def test_offset_of_10_eV_per_atom_is_another_zero_and_not_another_physics(model,
     right = finetune(model, target(own), REFIT)
     assert not right.reference.another_zero
     assert worse_labels(step("", result.potential, shifted), step("", right.potential, own)) == []
+
+
+def with_force_errors(model, structures, share):
+    """The model with an evaluation in which its force errors are this share of the forces."""
+    errors = summarise(predict(model.potential, structures), "test")
+    wrong = {**errors.mae, "forces": share * errors.force_rms}
+    levels = {name: replace(level, mae=wrong) for name, level in errors.levels.items()}
+    return replace(model, evaluation=replace(errors, mae=wrong, levels=levels))
+
+
+def test_a_hardly_trained_model_says_nothing_about_units(model, own):
+    """Its forces are many times too small, and correlate: that looked like another unit."""
+    few = own[:5]
+    predicted = predict(model.potential, few)
+    ends = np.cumsum(predicted.num_atoms)[:-1]
+    forces = np.split(15 * predicted.forces[..., 1], ends)
+    stiff = [s.with_labels(energy=s.energy, forces=f) for s, f in zip(few, forces, strict=True)]
+    with pytest.raises(WrongUnitError, match="forces: the labels are 15 times"):
+        finetune(with_force_errors(model, own, 0.1), target(stiff), REFIT)
+    assert finetune(with_force_errors(model, own, 0.6), target(stiff), REFIT).refit.rows
+
+
+def test_units_are_judged_by_the_level_that_the_new_head_starts_from(model, own):
+    poor = with_force_errors(model, own, 0.6).evaluation
+    good = with_force_errors(model, own, 0.1).evaluation
+    assert not can_judge_units(poor, "EMT")
+    assert can_judge_units(replace(poor, levels=good.levels), "EMT")
+    assert not can_judge_units(replace(poor, levels=good.levels), "another")
+    assert not can_judge_units(with_force_errors(model, own, math.nan).evaluation, "EMT")
+    assert can_judge_units(None, "EMT")
 
 
 def test_data_in_hartree_are_refused_with_the_unit(model, own):
