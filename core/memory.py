@@ -2,6 +2,10 @@
 
 Formats state how large an array is, and libraries believe them: a JSON file of 150 bytes can ask
 for a gigabyte. The limit follows from the size of the file, and acts on every reader alike.
+
+The system limits a process and not a thread. A program that reads files in one thread and computes
+in another must not see its own work fail, so there is no limit while it has other threads. A
+process of its own for each reading would cost more than the reading of most files.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ def memory_for_file(num_bytes: int) -> Iterator[None]:
     """Let the process take so much more memory as a file of `num_bytes` may need.
 
     What asks for more gets a MemoryError. The limit counts address space of the whole process, so
-    the block must only read. On systems without such limits the block runs without one.
+    the block must only read. The block runs without a limit on systems that have none, and while
+    other threads run that are not daemons: the limit would hit them too. Daemons, which draw
+    progress bars, are under it.
     """
     with _limited(_used(), num_bytes):
         yield
@@ -78,9 +84,17 @@ def _used() -> int | None:
         return None
 
 
+def _others_run() -> bool:
+    """Whether this process has other threads than the current one and daemons."""
+    if threading.active_count() == 1:
+        return False
+    current = threading.current_thread()
+    return any(thread is not current and not thread.daemon for thread in threading.enumerate())
+
+
 @contextmanager
 def _limited(used: int | None, num_bytes: int) -> Iterator[None]:
-    if used is None:
+    if used is None or _others_run():
         yield
         return
     _begin(used + ALLOWANCE + MOST_PER_BYTE * num_bytes)

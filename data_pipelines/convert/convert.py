@@ -132,6 +132,9 @@ def convert(
 
     A finished conversion of the same bytes with the same config is left as it is.
 
+    With workers=1 files are read in this process. Where it has no other threads but daemons, such
+    as progress bars, its memory is limited while a file of ASE is read; see `core.memory`.
+
     Raises DestinationError when `out` holds something else, SourceError for a source that cannot
     be read, BadRecordError for a bad record (unless `skip_bad`), UnitError for labels that look
     wrong, FileError when `out` cannot be written and ConversionError when nothing is left to train

@@ -57,23 +57,49 @@ def test_only_the_reading_of_an_item_is_limited():
     assert limit() == before
 
 
-def test_two_threads_that_read_leave_the_limit_as_it_was():
+@pytest.mark.parametrize("reader_is_main", [True, False])
+def test_the_work_of_another_thread_is_not_limited(reader_is_main):
+    """The system knows only limits of the whole process."""
     before = limit()
-    inside = threading.Barrier(2)
-    first_is_out = threading.Event()
+    is_reading = threading.Event()
+    is_done = threading.Event()
+    made = []
 
-    def first():
+    def read():
         with memory_for_file(1):
-            inside.wait()
-        first_is_out.set()
+            is_reading.set()
+            is_done.wait(60)
 
-    thread = threading.Thread(target=first)
+    def work():
+        is_reading.wait(60)
+        made.append(np.empty(TOO_LARGE, np.uint8).nbytes)
+        is_done.set()
+
+    here, there = (read, work) if reader_is_main else (work, read)
+    thread = threading.Thread(target=there)
     thread.start()
-    with memory_for_file(1):
-        inside.wait()
-        first_is_out.wait()
-        assert limit() != before
+    here()
     thread.join()
+    assert made == [TOO_LARGE]
+    assert limit() == before
+
+
+def test_a_reader_next_to_a_progress_bar_is_limited():
+    is_done = threading.Event()
+    bar = threading.Thread(target=is_done.wait, args=(60,), daemon=True)
+    bar.start()
+    with pytest.raises(MemoryError), memory_for_file(150):
+        np.empty(TOO_LARGE, np.uint8)
+    is_done.set()
+    bar.join()
+
+
+def test_two_readings_at_once_leave_the_limit_as_it_was():
+    before = limit()
+    with memory_for_file(1):
+        with memory_for_file(1):
+            assert limit() != before
+        assert limit() != before
     assert limit() == before
 
 
