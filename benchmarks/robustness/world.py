@@ -48,6 +48,7 @@ LICENCE = "CC0-1.0"
 REPO = "bench/metals"
 STEPS = 8
 EVERY = 2  # steps between checkpoints
+LOOK = 1.0  # s between two looks at a call
 MOST_MEMORY = 8 << 30  # so that a bad call cannot take the machine down
 
 
@@ -198,7 +199,7 @@ def call(function: Callable[[], str], seconds: float = 60.0) -> Outcome:
 
     os.close(writing)
     before = _resident(pid)
-    text, hung = _read(reading, pid, started + seconds)
+    text, hung = _read(reading, pid, seconds)
     _, status, usage = os.wait4(pid, 0)
     spent = time.monotonic() - started
     cpu = usage.ru_utime + usage.ru_stime
@@ -245,15 +246,24 @@ def _child(function: Callable[[], str], writing: int) -> None:
     os._exit(0)
 
 
-def _read(reading: int, pid: int, deadline: float) -> tuple[str, bool]:
-    """What a fork wrote, and whether it had to be killed."""
+def _read(reading: int, pid: int, seconds: float) -> tuple[str, bool]:
+    """What a fork wrote, and whether it had to be killed after so many seconds.
+
+    Time in which this process was stopped, or the machine slept, does not count: the fork was
+    stopped as well.
+    """
     import select
 
     text = b""
     hung = False
+    left = seconds
     while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
+        began = time.monotonic()
+        ready, _, _ = select.select([reading], [], [], min(left, LOOK))
+        left -= min(time.monotonic() - began, 2 * LOOK)
         if not ready:
+            if left > 0:
+                continue
             hung = True
             os.kill(pid, signal.SIGKILL)
             break
