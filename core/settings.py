@@ -7,6 +7,7 @@ What a command's settings are called and do is printed by `settings_table.py`.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -231,8 +232,18 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
     if kind == "value_error":
         # raised by a validator of ours, whose text says what to do
         text = str(problem["ctx"]["error"])
-        return f"{key}: {text}" if key else text
+        return _with_full_keys(text, cls, problem["loc"], key) if key else text
     return f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _with_full_keys(
+    text: str, cls: type[Settings], location: tuple[int | str, ...], key: str
+) -> str:
+    """The text of a nested class's validator, whose keys are spelt as the user spells them."""
+    _, inner = _key_and_siblings(cls, (*location, ""))
+    names = "|".join(map(re.escape, inner))
+    spelt = re.sub(rf"(?<![\w.])(?:{names})(?=[.=])", rf"{key}.\g<0>", text) if names else text
+    return spelt if spelt != text else f"{key}: {text}"
 
 
 def _meant(cls: type[Settings], key: str, siblings: list[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from ..core.addresses import local_path
 from ..core.destination import check_destination
 from ..core.errors import EvenfieldError
 from ..data_pipelines.checks.unit_check import UnitError
+from ..data_pipelines.convert import staging
 from ..data_pipelines.convert.convert import ConvertConfig, convert
 from ..data_pipelines.convert.finish import NoLabelsError
 from ..data_pipelines.sources.config import SourceConfig
@@ -329,10 +331,23 @@ def _is_of_a_fine_tuning(work: Path) -> bool:
 
 
 def _source_of(work: Path) -> dict[str, Any]:
-    """What the data set in `work` was made from; empty without a whole one."""
+    """What the data set in `work` is made from, finished or not; empty where it does not say."""
     if not (work / "dataset_info.json").is_file():
-        return {}
+        return _unfinished_source_of(work)
     try:
         return read_info(work)["source"]
     except BrokenDataSetError:
         return {}
+
+
+def _unfinished_source_of(work: Path) -> dict[str, Any]:
+    """The source of the only conversion that has begun in `work`; empty without such a one."""
+    begun = list((work / staging.FOLDER).glob("*"))
+    if len(begun) != 1:
+        return {}
+    try:
+        source = json.loads((begun[0] / staging.ORIGIN).read_text())
+    except (OSError, ValueError):
+        return {}
+    is_source = isinstance(source, dict) and isinstance(source.get("config"), dict)
+    return source if is_source and "sha256" in source else {}

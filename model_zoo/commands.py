@@ -63,7 +63,7 @@ def publish(
     from .hub.publish import publish as run
 
     if dry_run:
-        _print_plan(plan_publication(model, repo, allow_failed=allow_failed))
+        _print_plan(plan_publication(model, repo, tag=tag, allow_failed=allow_failed))
         return
     pinned = run(model, repo, folder_hub, private=private, tag=tag, allow_failed=allow_failed)
     say(pinned)

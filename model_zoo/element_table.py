@@ -70,7 +70,7 @@ def write_vectors(path: Path, potential: Potential) -> None:
 
 def _holds_vectors(path: Path) -> bool:
     """Whether a file has the 118 rows of `write_vectors`, all of one length."""
-    symbols = []
+    symbols: list[str] = []
     lengths = set()
     with path.open(encoding="utf-8") as file:
         for line in file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,10 +81,20 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
     long run are written where the user looks for them, and an interrupted run leaves its own.
     """
     from ..core.destination import contents, replace_folder
-    from .dynamics import OWN_FILES
+    from .dynamics import OWN_FILES, REQUEST_FILE, TRAJECTORY_FILE
 
     if not overwrite or contents(out) is None:
-        yield out
+        was_there = out.exists()
+        try:
+            yield out
+        except BaseException:
+            # nothing was computed, and the next attempt must not find the place occupied
+            if not (out / TRAJECTORY_FILE).exists():
+                with suppress(OSError):
+                    (out / REQUEST_FILE).unlink()
+                    if not was_there:
+                        out.rmdir()
+            raise
         return
     with replace_folder(out, OWN_FILES.__contains__) as folder:
         try:

@@ -139,8 +139,13 @@ def publish(
     return f"{repo}@{revision}"
 
 
-def plan_publication(model: Path | str, repo: str, *, allow_failed: bool = False) -> Publication:
+def plan_publication(
+    model: Path | str, repo: str, *, tag: str | None = None, allow_failed: bool = False
+) -> Publication:
     """What `publish` would upload, and what it would object to; nothing is sent."""
+    _check_repo(repo)
+    if tag is not None:
+        _check_tag(repo, tag)
     plan, _ = _inspect(local_path(model), repo, allow_failed=allow_failed)
     return plan
 
@@ -192,8 +197,6 @@ def _check_repo(repo: str) -> None:
 
 def _inspect(model: Path, repo: str, *, allow_failed: bool) -> tuple[Publication, ModelFolder]:
     """The findings about a model folder, and its content."""
-    # before the model is read, which takes longer
-    _check_repo(repo)
     content = read_model_folder(model)
     manifest = read_manifest(model)
     levels = content.potential.config.levels_of_theory

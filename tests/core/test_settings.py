@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from evenfield.core.command_line import CommandLineError, DefaultCommandGroup, share_of_work
 from evenfield.core.settings import GivenBy, Settings, SettingsError, load_settings
 from evenfield.core.settings_table import as_markdown, as_text
+from evenfield.finetune.config import FineTuneConfig
 
 
 class Noise(Settings):
@@ -97,6 +98,14 @@ def test_a_mistyped_key_is_answered_with_the_one_that_was_meant(word: str, meant
     with pytest.raises(SettingsError) as told:
         load_settings(Outer, None, ["name=x", word])
     assert told.value.message.endswith(f"; did you mean {meant}?")
+
+
+def test_keys_in_the_text_of_a_nested_class_are_spelt_in_full() -> None:
+    with pytest.raises(SettingsError) as told:
+        load_settings(FineTuneConfig, None, ["source.columns.energy=E"])
+    assert "source.columns.energy=E has no unit: add source.units.energy=" in told.value.message
+    # nothing is named twice
+    assert "source: " not in told.value.message and "source.source" not in told.value.message
 
 
 def test_a_recipe_may_spell_nested_keys_with_dots(tmp_path: Path) -> None:

@@ -201,3 +201,21 @@ def test_remedies_of_a_conversion_are_spelt_as_settings_of_the_source(
             with pytest.raises(kind) as told:
                 finetune(model, data, FineTuneConfig(), work=tmp_path / "w")
             assert ("settings of the source begin with source." in told.value.remedy) == is_setting
+
+
+def test_what_a_refused_file_leaves_at_out_data_is_replaced_with_overwrite(model, data, tmp_path):
+    """The two remedies led into each other."""
+    work = tmp_path / "tuned-data"
+    bare = tmp_path / "bare.extxyz"
+    frames = ase.io.read(data, ":")
+    for atoms in frames:
+        atoms.calc = None
+    ase.io.write(bare, frames)
+    with pytest.raises(EvenfieldError, match="has a label that was read"):
+        finetune(model, bare, FineTuneConfig(strategy="refit"), work=work)
+    assert work.is_dir()
+
+    with pytest.raises(DestinationError, match=r"an unfinished data set .*--overwrite"):
+        finetune(model, data, FineTuneConfig(strategy="refit"), work=work)
+    config = FineTuneConfig(strategy="refit")
+    assert finetune(model, data, config, work=work, overwrite=True).structures

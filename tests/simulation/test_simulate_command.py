@@ -101,6 +101,18 @@ def test_frames_of_a_failed_run_replace_nothing_of_a_user(copper: str, tmp_path:
     assert "md-failed: already exists and holds thesis.tex" in str(done.exception)
 
 
+def test_a_run_that_computed_nothing_leaves_its_place_free(copper: str, tmp_path: Path) -> None:
+    other = tmp_path / "oganesson.extxyz"
+    ase.io.write(other, bulk("Og", "fcc", a=6.0))
+    for out in (tmp_path / "md", tmp_path / "empty"):
+        if out.name == "empty":
+            out.mkdir()
+        done = simulate(str(other), out)
+        assert "Og: not among" in str(done.exception)
+        assert out.exists() == (out.name == "empty")
+        assert simulate(copper, out).exit_code == 0
+
+
 def test_input_is_never_overwritten(copper: str, tmp_path: Path) -> None:
     done = simulate(copper, Path(copper), "--overwrite")
     assert isinstance(done.exception, DestinationError)
