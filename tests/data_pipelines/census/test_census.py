@@ -102,6 +102,41 @@ def test_one_odd_structure_does_not_decide_a_nearly_fixed_composition():
     assert e0[11] == pytest.approx(-3.5, abs=1.0) and e0[17] == pytest.approx(-3.5, abs=1.0)
 
 
+def level_of(e0: dict[str, float], formulas: list[str], level: str, seed: int) -> list[Structure]:
+    """Energies that are additive up to 0.05 eV/atom."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for formula in formulas:
+        composition = Formula(formula).count()
+        exact = sum(e0[symbol] * count for symbol, count in composition.items())
+        noise = rng.normal(0, 0.05) * sum(composition.values())
+        made.append(structure(formula, level, energy=exact + noise))
+    return made
+
+
+METALS = {"Na": -1.3, "Mg": -1.6, "Al": -3.7, "Ti": -7.8, "Fe": -8.3, "Cu": -3.7, "Pt": -6.1}
+ALLOYS = [f"{one}{k}{other}" for one in METALS for other in METALS if one != other for k in (1, 2)]
+
+
+def test_a_level_of_few_compositions_takes_e0_from_a_level_of_many():
+    """Three alloys leave the difference of their elements open; the mean energy is far from it."""
+    shifted = {symbol: value + 2.0 for symbol, value in METALS.items()}
+    few = [*["NaFe3"] * 20, *["CuPt3"] * 20, *["MgTi"] * 20]
+    census = count(*level_of(METALS, ALLOYS, "PBE", 0), *level_of(shifted, few, "RPBE", 1))
+    e0 = census.to_dict()["levels_of_theory"]["RPBE"]["e0"]
+    assert e0 == pytest.approx({symbol: shifted[symbol] for symbol in e0}, abs=0.15)
+
+    alone, _ = census.references["RPBE"].solve()
+    assert abs(alone[26] - shifted["Fe"]) > 1.0
+
+
+def test_a_level_with_zeros_of_its_own_is_fitted_as_if_alone():
+    total = {symbol: -100.0 * (k + 1) ** 2 for k, symbol in enumerate(METALS)}
+    census = count(*level_of(METALS, [*ALLOYS, "Fe"], "PBE", 0), *level_of(total, ALLOYS, "all", 1))
+    e0 = census.to_dict()["levels_of_theory"]["all"]["e0"]
+    assert e0 == pytest.approx({symbol: total[symbol] for symbol in e0}, abs=0.15)
+
+
 def test_levels_of_theory_and_splits_do_not_mix():
     train = [structure("H2", energy=-2.0)] * 3 + [structure("H2", energy=-6.0, level="HF")]
     census = count(*train, structure("H2", level="forces only", forces=np.ones((2, 3))))
