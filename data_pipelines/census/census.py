@@ -373,8 +373,8 @@ class ReferenceFit:
         values = np.maximum(values, 0.0)
         along = vectors.T @ (moment - normal @ prior)
         square = self.energy_square - 2 * prior @ moment + prior @ normal @ prior
-        # sums of squares of total energies cancel down to their last digits
-        rounding = 1e-12 * self.energy_square
+        # Sums of squares of total energies cancel down to their last digits. They may also be zero.
+        rounding = max(1e-12 * self.energy_square, np.finfo(float).tiny)
 
         best = (-np.inf, prior)
         for precision in self.PRECISIONS:

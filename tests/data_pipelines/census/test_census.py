@@ -137,6 +137,12 @@ def test_a_level_with_zeros_of_its_own_is_fitted_as_if_alone():
     assert e0 == pytest.approx({symbol: total[symbol] for symbol in e0}, abs=0.15)
 
 
+def test_energies_of_zero_need_no_other_level():
+    census = count(*[structure(formula, energy=0.0) for formula in ("NaCl", "H2O")])
+    e0, _ = census.references["PBE"].solve({1: 0.0, 8: 0.0, 11: 0.0, 17: 0.0})
+    assert e0 == {1: 0.0, 8: 0.0, 11: 0.0, 17: 0.0}
+
+
 def test_levels_of_theory_and_splits_do_not_mix():
     train = [structure("H2", energy=-2.0)] * 3 + [structure("H2", energy=-6.0, level="HF")]
     census = count(*train, structure("H2", level="forces only", forces=np.ones((2, 3))))
