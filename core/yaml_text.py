@@ -27,8 +27,8 @@ class YamlTextError(EvenfieldError):
     """A text that is no YAML, or that stands for far more than it is long."""
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up on values that are nested too deeply."""
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses doubled keys and values that are nested too deeply."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -46,6 +46,11 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        _refuse_doubled_keys(node)
+        return node
+
     def _refuse_below(self, depth: int) -> None:
         if depth > DEEPEST:
             raise YamlTextError(f"values are nested more than {DEEPEST} levels deep")
@@ -55,7 +60,7 @@ def read_yaml_text(text: str) -> Any:
     """What `yaml.safe_load` reads, None from an empty text. Raises YamlTextError."""
     try:
         # it looks for characters that YAML does not allow
-        loader = _BoundedLoader(text)
+        loader = _StrictLoader(text)
     except yaml.YAMLError as error:
         raise YamlTextError(" ".join(str(error).split())) from None
 
@@ -73,6 +78,26 @@ def read_yaml_text(text: str) -> Any:
         raise YamlTextError(" ".join(str(error).split())) from None
     finally:
         loader.dispose()
+
+
+def _refuse_doubled_keys(node: yaml.MappingNode) -> None:
+    """Raise YamlTextError for a key that a mapping has twice: PyYAML keeps the last without a word.
+
+    Keys that are lists or mappings are refused when the values are built.
+    """
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        # "1" and 1 are two keys
+        name = (key.tag, key.value)
+        line = key.start_mark.line + 1
+        if name in lines:
+            raise YamlTextError(
+                f"has the key {key.value!r} twice, in lines {lines[name]} and {line}",
+                remedy="keep one of them",
+            )
+        lines[name] = line
 
 
 def _refuse_expansion(node: yaml.Node, limit: int) -> None:

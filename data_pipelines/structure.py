@@ -41,6 +41,10 @@ MIN_VOLUME = 1e-6  # A^3
 SEARCH_RADIUS = 2.0
 # A, of a coordinate or a cell vector; at 1e4 A float32 positions are rounded to 0.001 A
 MAX_LENGTH = 1e3
+# A stress is asymmetric beyond this share of its largest number, and beyond this many eV/A^3. Codes
+# print a few digits, and a relaxed crystal has little more than their rounding.
+ASYMMETRY_SHARE = 0.05
+ASYMMETRY = 1e-4
 SPLITS = ("train", "valid", "test")
 
 
@@ -132,6 +136,22 @@ class Structure:
         return atoms
 
 
+def check_symmetric(tensor: np.ndarray, name: str) -> None:
+    """Raise BadRecordError for a stress or virial (9,) or (3, 3) that is not symmetric.
+
+    Programs round, and symmetrise with a finite tolerance. Beyond that, numbers are in another
+    order or belong to something else, and a mean or one half of them would hide it.
+    """
+    full = np.asarray(tensor, dtype=np.float64).reshape(3, 3)
+    difference = np.abs(full - full.T).max()
+    if difference > max(ASYMMETRY_SHARE * np.abs(full).max(), ASYMMETRY):
+        raise BadRecordError(
+            f"has {name} that is not symmetric: numbers differ by {difference:g} from their mirror "
+            "images",
+            remedy="give a symmetric tensor, or six numbers in the order xx yy zz yz xz xy",
+        )
+
+
 def full_stress(stress: np.ndarray) -> np.ndarray:
     """A stress given as Voigt (6,), flat (9,) or (3, 3), as a symmetric (3, 3)."""
     stress = np.asarray(stress, dtype=np.float64)
@@ -180,6 +200,8 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
                 f"has {name} of shape {np.shape(value)} for {len(structure)} atoms",
                 remedy=f"give shape {expected}",
             )
+        if LABELS[name].symmetric:
+            check_symmetric(value, f"a {name}")
     # distances last: they need a sane cell and cost the most
     _check_sizes(structure)
     _check_cell(structure)

@@ -219,8 +219,10 @@ def check_columns_exist(source: Path | str, config: SourceConfig) -> None:
     for part in parts:
         num_records = RECORDS_PER_PART if part is parts[0] else COLUMN_RECORDS
         for _, record in islice(_records(part, config), num_records):
-            if isinstance(record, Record):
-                seen |= {*record.info, *record.arrays, *record.recognised}
+            if not isinstance(record, Record):
+                # it may have the columns, and reading it says what is wrong with it
+                return
+            seen |= {*record.info, *record.arrays, *record.recognised}
             missing = {field: column for field, column in missing.items() if column not in seen}
             if not missing:
                 return

@@ -11,12 +11,21 @@ from ase.symbols import Symbols
 
 from ...core.labels import LABELS, Label, present
 from ...core.units import LENGTH
-from ..structure import SPLITS, BadRecordError, Structure, check_elements, full_stress
+from ..structure import (
+    SPLITS,
+    BadRecordError,
+    Structure,
+    check_elements,
+    check_symmetric,
+    full_stress,
+)
 from .config import LabelColumn, SourceConfig
 from .label_names import REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
 from .naming import SPLIT_WORDS
 
 
+# letters of a level of theory, which stands in tables, pictures and messages
+LONGEST_NAME = 200
 TRUE = ("true", "t", "1", "1.0")
 
 # columns that look like labels, with their numbers where the reader has them at hand
@@ -88,6 +97,12 @@ def structure_from_record(
         raise BadRecordError(
             "states no level of theory",
             remedy="add level_of_theory=NAME (for example PBE), or columns.level_of_theory=COLUMN",
+        )
+
+    if len(level) > LONGEST_NAME:
+        raise BadRecordError(
+            f"states a level of theory with a name of {len(level)} letters",
+            remedy=f"give a name of at most {LONGEST_NAME}, or level_of_theory=NAME",
         )
 
     group = _text(record, config, "group")
@@ -200,6 +215,8 @@ def _in_own_unit(
     if column.times_volume:
         array = array / _volume(record, config, column)
     if label.symmetric:
+        if array.size == 9:
+            check_symmetric(array, f"a {label.name}")
         # six numbers are Voigt's
         return full_stress(array)
     if label.rank == 0:

@@ -10,6 +10,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_str_to_dict
 
-from ..structure import BadRecordError
+from ..structure import BadRecordError, check_symmetric
 from .locations import SourceError
 
 
@@ -38,6 +39,12 @@ TRUTH_VALUES = {
     **dict.fromkeys(("T", "true", "True", "TRUE"), True),
     **dict.fromkeys(("F", "false", "False", "FALSE"), False),
 }
+# What is inside is no key. Quotes without an end take the rest of the line, and a key starts where
+# a word does, which keeps the searches linear in the length of the line.
+QUOTED = re.compile(
+    r""""(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)|\{[^{}]*\}|\[[^\[\]]*\]""", re.DOTALL
+)
+KEY = re.compile(r"(?<![^\s=])([^\s=]+)\s*=")
 # Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
 # the packed size, plus some for small files, a file was made to fill the memory.
 MAX_UNPACKED = 200
@@ -175,15 +182,24 @@ def _too_many(count: int) -> str:
 def _header(line: str, largest: int) -> dict[str, Any]:
     """ASE's reading of a comment line, but a stress or virial may also have six numbers, Voigt's.
 
-    Raises BadRecordError for more columns of `Properties` than `largest`, the letters of the text:
-    ASE would list them until the memory is full.
+    Raises BadRecordError for a key that is there twice, of which ASE keeps the last, and for more
+    columns of `Properties` than `largest`, the letters of the text: ASE would list them until the
+    memory is full.
     """
     found = plain_header(line)
     if found is None:
+        for key in doubled_keys(line):
+            raise _doubled(key)
         try:
             found = key_val_str_to_dict(line)
         except ValueError:
             found = _header_with_six_numbers(line)
+
+    for key in TENSOR_KEYS:
+        value = found.get(key)
+        if isinstance(value, np.ndarray) and value.shape == (3, 3) and value.dtype.kind in "fi":
+            # of a stress ASE drops the lower half
+            check_symmetric(value, f"a {key}")
 
     properties = found.get("Properties")
     if isinstance(properties, str):
@@ -197,11 +213,26 @@ def _header(line: str, largest: int) -> dict[str, Any]:
     return found
 
 
+def doubled_keys(line: str) -> list[str]:
+    """The keys that a comment line has more than once, outside of quotes and brackets."""
+    counts = Counter(KEY.findall(QUOTED.sub(" ", line)))
+    return [key for key, count in counts.items() if count > 1]
+
+
+def _doubled(key: str) -> BadRecordError:
+    return BadRecordError(
+        f"has {key!r} twice in its comment line, and only one can be meant",
+        remedy="remove the wrong one",
+    )
+
+
 def plain_header(line: str) -> dict[str, Any] | None:
     """What ASE's `key_val_str_to_dict` reads from a comment line; None for one that is not plain.
 
     ASE looks at each letter by itself, which takes as long as reading the atoms. Nearly all lines
     are pairs `key=word` and `key="some words"` without escapes, brackets and quotes in quotes.
+
+    Raises BadRecordError for a key that is there twice.
     """
     if not line.isascii():
         return None
@@ -217,6 +248,8 @@ def plain_header(line: str) -> dict[str, Any] | None:
         value = _plain_value(word or quoted)
         if value is None or key.lower() == "uid":
             return None
+        if key in found:
+            raise _doubled(key)
         if key in TENSOR_KEYS or key == "Lattice":
             if not isinstance(value, np.ndarray) or value.shape != (9,):
                 return None

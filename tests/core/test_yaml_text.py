@@ -69,3 +69,28 @@ def test_every_fault_is_one_error_within_seconds(text, tmp_path):
     with pytest.raises(SettingsError, match="the value is not valid YAML"):
         load_settings(Steps, None, [text.replace(": ", "=", 1)])
     assert time.process_time() - before < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("max_steps: 1\nmax_steps: 2\n", "lines 1 and 2"),
+        ("sources:\n  mine: {a: 1}\n  other: {}\n  mine: {b: 2}\n", "lines 2 and 4"),
+        ("loss: {energy: 1, forces: 2, energy: 3}", "lines 1 and 1"),
+        ("list:\n- {a: 1, a: 2}", "lines 2 and 2"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text, lines, tmp_path):
+    """PyYAML keeps the last one: a corpus lost a source without a word."""
+    with pytest.raises(YamlTextError, match=f"twice, in {lines}"):
+        read_yaml_text(text)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(SettingsError, match="twice") as caught:
+        load_settings(Steps, recipe, [])
+    assert caught.value.file == str(recipe)
+
+
+def test_keys_of_two_kinds_and_of_two_mappings_are_no_doubles():
+    text = "{1: a, '1': b, inner: {1: c}, merged: &m {x: 1}, other: {<<: *m, x: 2}}"
+    assert read_yaml_text(text) == yaml.safe_load(text)

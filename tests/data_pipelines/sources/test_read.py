@@ -109,10 +109,54 @@ def test_stress_of_six_numbers_is_in_voigt_order(tmp_path):
     assert s.stress.tolist() == [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
 
 
-def test_stress_is_made_symmetric(tmp_path):
-    path = write(tmp_path, frame(info='S="1 2 3 4 5 6 7 8 9"'))
+def test_a_nearly_symmetric_stress_is_made_symmetric(tmp_path):
+    """Codes round their numbers, and symmetrise them to a tolerance."""
+    path = write(tmp_path, frame(info='S="1 .02 0 .01 5 0 0 .001 9"'))
     (s,) = read(path, columns={"stress": "S"}, units={"stress": "eV/A^3"})
-    assert s.stress.tolist() == [[1, 3, 5], [3, 5, 7], [5, 7, 9]]
+    np.testing.assert_allclose(
+        s.stress, [[1, 0.015, 0], [0.015, 5, 0.0005], [0, 0.0005, 9]], rtol=1e-12
+    )
+
+
+ASYMMETRIC = "0.1 0.05 0 -0.05 0.2 0 0 0 0.3"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "config"),
+    [
+        ("stress", ASYMMETRIC, {}),
+        ("virial", ASYMMETRIC, {}),
+        # with letters of other alphabets, ASE reads the line
+        ("name=\u00e9 stress", ASYMMETRIC, {}),
+        ("S", ASYMMETRIC, {"columns": {"stress": "S"}, "units": {"stress": "eV/A^3"}}),
+        ("S", "_JSON [[1, 2, 0], [0, 1, 0], [0, 0, 1]]", {"columns": {"stress": "S"}}),
+        ("virial", ASYMMETRIC, {"columns": {"stress": "virial"}, "units": {"stress": "-eV"}}),
+    ],
+)
+def test_an_asymmetric_stress_is_refused(tmp_path, key, value, config):
+    """A mean over both halves, or ASE's choice of one, would hide that the numbers are wrong."""
+    info = f'energy=1 Lattice="3 0 0 0 3 0 0 0 3" {key}="{value}"'
+    path = write(tmp_path, frame(info=info, pbc="T T T"))
+    config.setdefault("units", {"stress": "eV/A^3"} if config else {})
+    with pytest.raises(BadRecordError, match="is not symmetric"):
+        read(path, **config)
+
+
+def test_an_asymmetric_stress_of_a_database_is_refused(tmp_path):
+    atoms = bulk("Cu", cubic=True)
+    stress = np.fromstring(ASYMMETRIC, sep=" ").reshape(3, 3)
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, stress=stress)
+    ase.io.write(tmp_path / "mine.db", atoms)
+    with pytest.raises(BadRecordError, match="is not symmetric"):
+        read(tmp_path / "mine.db")
+    with pytest.raises(BadRecordError, match="is not symmetric"):
+        structure_from_atoms(atoms, SourceConfig(level_of_theory="PBE"), "one")
+
+
+def test_a_level_of_theory_of_a_whole_page_is_refused(tmp_path):
+    path = write(tmp_path, frame(info=f"energy=1 level_of_theory={'PBE' * 40_000}"))
+    with pytest.raises(BadRecordError, match="a name of 120000 letters"):
+        read(path, level_of_theory=None)
 
 
 def test_column_that_ase_recognises_can_be_given_a_unit(tmp_path):
