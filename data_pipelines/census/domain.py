@@ -178,7 +178,7 @@ class LevelDomain(Settings):
         for name in pairs:
             first, _, second = name.partition("-")
             if not (atomic_numbers.get(first) and atomic_numbers.get(second)):
-                raise ValueError(f"pairs: {name[:20]!r} is not a pair of elements")
+                raise ValueError(f"{name[:20]!r} is not a pair of elements")
         return pairs
 
     def knows(self, boundary: Boundary) -> bool:

@@ -96,7 +96,7 @@ class EnrichConfig(Settings):
     @classmethod
     def _check_rattle(cls, rattle: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= rattle[0] <= rattle[1] <= 1:
-            raise ValueError("rattle has a lower and an upper bound, from 0 to 1 A")
+            raise ValueError("has a lower and an upper bound, from 0 to 1 A")
         return rattle
 
     @property

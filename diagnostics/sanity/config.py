@@ -50,7 +50,7 @@ class SanityConfig(Settings):
     def _check_elements(cls, elements: list[str] | None) -> list[str] | None:
         for symbol in elements or []:
             if atomic_numbers.get(symbol, 0) == 0:
-                raise ValueError(f"elements: {symbol!r} is not the symbol of an element")
+                raise ValueError(f"{symbol!r} is not the symbol of an element")
         return elements
 
     @property
