@@ -19,6 +19,7 @@ from typing import Any
 from ...core.addresses import local_path
 from ...core.files import file_errors
 from ...core.labels import LABELS
+from ...data_pipelines.corpus.licences import refusal
 from ..package.folder import ModelFolder, folder_revision, read_model_folder
 from ..package.levels import default_level
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
@@ -256,6 +257,11 @@ def _advice(content: ModelFolder) -> Iterator[str]:
     for data in record.training_data:
         if data.licence.lower() in UNSTATED_LICENCES:
             yield f"licence of the data set {data.name}"
+        elif not data.sources:
+            # Those of a corpus are refused. Here the publisher may own the data.
+            problem = refusal(data.licence)
+            if problem is not None:
+                yield f"permission of whoever owns the data set {data.name}: {problem}"
 
     if evaluation is None:
         yield "errors on held-out structures"

@@ -151,6 +151,21 @@ def test_a_model_of_sources_that_forbid_it_is_not_published(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("licence", "is_named"), [("GPL-3.0-only", True), ("in house", True), ("MIT", False)]
+)
+def test_data_that_may_forbid_a_public_model_are_named(
+    folder: Path, licence: str, is_named: bool
+) -> None:
+    """Outside of a corpus the publisher may own the data, so this is no refusal."""
+    data = TrainingData(name="mine.xyz", sha256="0" * 64, licence=licence, num_structures=3)
+    with_record(folder, training_data=[data])
+    advice = plan_publication(folder, "me/copper").advice
+    named = [line for line in advice if line.startswith("permission of whoever owns the data set")]
+    assert len(named) == is_named
+    assert all("mine.xyz" in line and licence in line for line in named)
+
+
+@pytest.mark.parametrize(
     ("changes", "lack", "remedy"),
     [
         ({"licence": None}, "licence", "add one with `evenfield hub describe"),
