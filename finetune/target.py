@@ -14,18 +14,23 @@ from typing import Any
 import numpy as np
 
 from ..core.addresses import local_path
-from ..core.destination import check_destination
+from ..core.destination import DestinationError, check_destination
 from ..core.errors import EvenfieldError
 from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert import staging
-from ..data_pipelines.convert.convert import ConvertConfig, convert
+from ..data_pipelines.convert.convert import (
+    ConvertConfig,
+    convert,
+    name_of_source,
+    settings_of,
+)
 from ..data_pipelines.convert.finish import NoLabelsError
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
 from ..data_pipelines.sources.read import source_fingerprint
 from ..data_pipelines.sources.records import DisagreeingLabelsError
 from ..data_pipelines.store.blocks import iter_structures
-from ..data_pipelines.store.shards import BrokenDataSetError, read_info
+from ..data_pipelines.store.shards import BrokenDataSetError, read_info, stated_info
 from ..data_pipelines.structure import BadRecordError, Structure
 from ..model_zoo.package.record import TrainingData
 
@@ -38,6 +43,9 @@ FEWEST_TO_HOLD_OUT = 8
 ENOUGH_GROUPS = 5
 # Positions and cells that agree to this many digits after the decimal point are the same.
 COPY_DECIMALS = 3
+ANOTHER_OUT = (
+    "choose another OUT, since --overwrite replaces only data that a fine-tuning has converted"
+)
 # a key of the source in the remedy of a conversion, as in `columns.energy=E`
 SOURCE_SETTING = re.compile(rf"(?<!source\.)\b(?:{'|'.join(SourceConfig.known_keys())})[.=]")
 
@@ -269,15 +277,19 @@ def _convert_file(
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
     if overwrite and not _is_of_a_fine_tuning(work):
         # the user has named OUT, and not what happens to lie next to it
-        check_destination(
-            work,
-            remedy="choose another OUT, since --overwrite replaces only data that a fine-tuning "
-            "has converted",
-        )
+        check_destination(work, remedy=ANOTHER_OUT)
     # A run that was refused for a unit, say, is repeated with another setting.
-    overwrite = overwrite or _is_of_an_earlier_run(work, str(data), config)
+    is_earlier_run = _is_of_an_earlier_run(work, str(data), config)
+    overwrite = overwrite or is_earlier_run
+    if is_earlier_run and _is_the_same_data_set(work, str(data), config):
+        # it is kept if it is whole, and repaired otherwise
+        overwrite = False
     try:
         convert(str(data), work, config, workers=1, overwrite=overwrite)
+    except DestinationError as error:
+        if "--overwrite" in (error.remedy or "") and not _is_of_a_fine_tuning(work):
+            error.remedy = ANOTHER_OUT
+        raise
     except NoLabelsError as error:
         error.remedy = how_to_read_labels(error.tally, "source.")
         raise
@@ -323,6 +335,15 @@ def _is_of_an_earlier_run(work: Path, data: str, config: ConvertConfig) -> bool:
     return is_ours and made_from["sha256"] == source_fingerprint(data, config)
 
 
+def _is_the_same_data_set(work: Path, data: str, config: ConvertConfig) -> bool:
+    """Whether `work` holds a finished data set of this name and these settings."""
+    if not (work / "dataset_info.json").is_file():
+        return False
+    made_from = _source_of(work)
+    is_same_name = made_from["file"] == name_of_source(data)
+    return is_same_name and made_from["config"] == settings_of(config)
+
+
 def _is_of_a_fine_tuning(work: Path) -> bool:
     """Whether `work` holds a data set that `_convert_file` made, of whatever source."""
     settings = _source_of(work).get("config", {})
@@ -335,9 +356,11 @@ def _source_of(work: Path) -> dict[str, Any]:
     if not (work / "dataset_info.json").is_file():
         return _unfinished_source_of(work)
     try:
-        return read_info(work)["source"]
+        # other files may be damaged, which a conversion repairs
+        source: dict[str, Any] = stated_info(work)["source"]
     except BrokenDataSetError:
         return {}
+    return source
 
 
 def _unfinished_source_of(work: Path) -> dict[str, Any]:

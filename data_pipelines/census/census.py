@@ -486,7 +486,7 @@ def count_shards(paths: Iterable[Path]) -> Census:
                 census.add_table(table, split)
             except ValueError as error:
                 raise BrokenDataSetError(
-                    f"damaged ({error})", file=path, remedy="convert the source again"
+                    f"damaged ({error})", file=path, remedy=CONVERT_AGAIN
                 ) from None
     return census
 

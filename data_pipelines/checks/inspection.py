@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ..census.census import read_census
 from ..store.blocks import Block, BlockReader
-from ..store.shards import BrokenDataSetError, read_info, scan_shard
+from ..store.shards import CONVERT_AGAIN, BrokenDataSetError, read_info, scan_shard
 from ..structure import SPLITS, Structure
 from .inspection_measures import CUTOFF, Measures, Surroundings, reference_energies
 from .outliers import KINDS, MIN_BOND_SHARE, Outlier, Spread, Suspects, far_outliers
@@ -279,9 +279,7 @@ def _named_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BrokenDataSetError(
-            f"damaged ({error!r})", file=path, remedy="convert the source again"
-        ) from error
+        raise BrokenDataSetError(f"damaged ({error!r})", file=path, remedy=CONVERT_AGAIN) from error
 
 
 def _sampled_rows(

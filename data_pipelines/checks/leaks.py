@@ -51,7 +51,7 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
         notes.append(
             f"{folder} was converted by an earlier evenfield, so it is not known whether it shares "
             "structures with the training or held-out splits of other data sets: convert it again "
-            "to see"
+            "with --overwrite to see"
         )
     return notes
 

@@ -36,6 +36,7 @@ from ...core.destination import (
 from ...core.errors import EvenfieldError
 from ...core.files import FileError, write_atomically
 from ...core.settings import SettingsError
+from ...core.terminal import say
 from ...core.workers import worker_pool
 from ..checks.unit_check import refuse_suspicious_units
 from ..sources.label_tally import LabelTally, to_json
@@ -50,7 +51,8 @@ from ..sources.read import (
 )
 from ..sources.records import Record, Unread
 from ..sources.source_format import Part
-from ..store.shards import SHARD_SIZE, BrokenDataSetError, read_info
+from ..store.shards import SHARD_SIZE, BrokenDataSetError, stated_info
+from ..store.whole import check_all_files
 from ..structure import BadRecordError, Pairs, Structure, pairs_within
 from .finish import ConversionError, Map, Staged, finish
 from .near_duplicates import CUTOFF, fingerprint, material_hash
@@ -130,7 +132,8 @@ def convert(
     overwrite: another data set in `out` is replaced, once the new one is whole. Other files in
         the folder are kept.
 
-    A finished conversion of the same bytes with the same config is left as it is.
+    A finished conversion of the same bytes with the same config is left as it is, unless one of
+    its files is damaged: then it is made again. `overwrite` makes it again in any case.
 
     With workers=1 files are read in this process. Where it has no other threads but daemons, such
     as progress bars, its memory is limited while a file of ASE is read; see `core.memory`.
@@ -142,7 +145,7 @@ def convert(
     """
     source = str(source)
     about = {"licence": config.licence, "description": config.description}
-    identity = {"file": _name(source), "config": settings_of(config)}
+    identity = {"file": name_of_source(source), "config": settings_of(config)}
     named = [NamedSource(source, config)]
     return convert_sources(
         named, out, identity, about, workers=workers, task=task, overwrite=overwrite
@@ -208,7 +211,7 @@ def convert_sources(
         "sha256": _of_all(hashes),
         "config": identity["config"],
     }
-    finished = _finished(out, origin)
+    finished = None if overwrite else _finished(out, origin)
     if finished is not None:
         return finished
     _check_content(out, origin, overwrite)
@@ -445,7 +448,7 @@ def _check_place(
     if out.is_file():
         raise FileError("is a file", file=out, remedy="name a folder for the data set")
     may_continue = _is_unfinished(out)
-    info = _info(out)
+    info = _stated(out)
     if info is not None:
         stated = info["source"]
         same_config = stated.get("config") == identity["config"]
@@ -459,10 +462,12 @@ def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
     """Refuse a data set of other bytes in `out`, finished or not."""
     if overwrite or contents(out) is None:
         return
-    if _info(out) is not None:
+    info = _stated(out)
+    if info is not None and info["source"] != origin:
         check_destination(out)
 
-    # the same source with other settings: its staged parts stay where they are until the end
+    # Those of the same source are no obstacle: with the same settings they are used, and with
+    # others they stay where they are until the end.
     for other in origins(out):
         if other is None or other["sha256"] != origin["sha256"]:
             check_destination(out)
@@ -481,7 +486,7 @@ def _is_unfinished(out: Path) -> bool:
     return all(OWN_FILE.fullmatch(name) for name in names)
 
 
-def _name(source: str) -> str:
+def name_of_source(source: str) -> str:
     """How dataset_info.json names a source: the folder of a local one may change."""
     path = local_path(source)
     # an address is stored, and shown to others, without a password or a signature in it
@@ -498,18 +503,29 @@ def settings_of(config: ConvertConfig) -> dict[str, Any]:
     return settings
 
 
-def _info(out: Path) -> dict[str, Any] | None:
-    """The info of a whole data set in `out`, or None."""
+def _stated(out: Path) -> dict[str, Any] | None:
+    """What dataset_info.json in `out` states, even if other files are damaged; None without it."""
     try:
-        return read_info(out)
+        return stated_info(out)
     except BrokenDataSetError:
         return None
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
-    """The info of a whole data set that was made from the same source, or None."""
-    info = _info(out)
-    return info if info is not None and info["source"] == origin else None
+    """The info of a whole data set that was made from the same source, or None.
+
+    Every file is read. Errors about a damaged one send the user here, and dataset_info.json alone
+    cannot know of the damage.
+    """
+    info = _stated(out)
+    if info is None or info["source"] != origin:
+        return None
+    try:
+        check_all_files(out, info)
+    except BrokenDataSetError as error:
+        say(f"{error.file}: {error.message}; the source is converted again", err=True)
+        return None
+    return info
 
 
 def _finish(

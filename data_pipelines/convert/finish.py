@@ -27,6 +27,7 @@ from ..sources.label_tally import LabelTally, added, from_json, how_to_read_labe
 from ..sources.records import default_group
 from ..store.fingerprints import SHA256, write_fingerprints
 from ..store.shards import ARROW_SCHEMA, write_info, write_shard
+from ..store.whole import LISTS_SHA256, sums_of_lists
 from ..structure import SCHEMA_VERSION, SPLITS, BadRecordError
 from . import near_duplicates
 from .between_sources import NO_MATERIAL
@@ -173,6 +174,7 @@ def finish(
     write_atomically(out / "census.json", counted)
     info["census_sha256"] = hashlib.sha256(counted).hexdigest()
     info[SHA256] = write_fingerprints(out, _fingerprints(index))
+    info[LISTS_SHA256] = sums_of_lists(out)
     # last: from here on the folder counts as a data set
     return write_info(out, info)
 

@@ -124,6 +124,8 @@ def begin(folder: Path, origin: dict[str, Any]) -> None:
 
 def origins(out: Path) -> list[dict[str, Any] | None]:
     """What unfinished conversions in `out` convert; None for one that does not say so."""
+    if not (out / FOLDER).is_dir():
+        return []
     found: list[dict[str, Any] | None] = []
     for folder in sorted((out / FOLDER).iterdir()):
         if not list(folder.glob("*.parquet")):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...core.addresses import similar_names, without_secrets
+from ...core.destination import DATA_SETS, kind_of
 from ...core.errors import EvenfieldError
 from ...core.files import special_kind, write_atomically
 from ...core.labels import LABELS, Label
@@ -64,7 +65,10 @@ ARROW_SCHEMA = pa.schema(
 # columns whose bytes compress better when those of equal significance are next to each other
 BYTE_STREAM_SPLIT = ["positions.list.element", "forces.list.element", "energy"]
 
+# for a file that its checksum shows to be damaged, which the same command then notices
 CONVERT_AGAIN = "convert the source again"
+# for all else, where the same command would find nothing to do, or another data set
+CONVERT_AFRESH = "convert the source again with --overwrite"
 
 INFO = "dataset_info.json"
 SHARD_NAME = re.compile(r"(train|valid|test)-\d{5,}\.parquet")
@@ -188,15 +192,30 @@ def _no_data_set(folder: Path) -> BrokenDataSetError:
 
 
 def read_info(folder: Path | str) -> dict[str, Any]:
-    """The content of dataset_info.json, after a check that every shard is there and whole.
+    """The content of dataset_info.json, after a check that every shard is there and has its size.
 
     Raises BrokenDataSetError otherwise.
     """
     folder = Path(folder)
+    info = stated_info(folder)
+    for name, entry in info["shards"].items():
+        _check_shard(folder / name, int(entry["bytes"]))
+    return info
+
+
+def stated_info(folder: Path) -> dict[str, Any]:
+    """The content of dataset_info.json, whatever became of the other files.
+
+    Raises BrokenDataSetError for a file that is absent, damaged or of a newer version.
+    """
     info_path = folder / INFO
     if not info_path.is_file():
         raise _no_data_set(folder)
-    info, _ = read_json(info_path, _most_bytes_of_info(folder))
+    try:
+        info, _ = read_json(info_path, _most_bytes_of_info(folder))
+    except BrokenDataSetError as error:
+        error.remedy = _remedy_without_info(folder)
+        raise
     try:
         version = int(info["schema_version"])
         num_structures = sum(int(count) for count in info["num_structures"].values())
@@ -223,19 +242,27 @@ def read_info(folder: Path | str) -> dict[str, Any]:
         raise BrokenDataSetError(
             "damaged, or not written by evenfield",
             file=info_path,
-            remedy="convert the source into another folder",
+            remedy=_remedy_without_info(folder),
         )
-    for name, num_bytes in sizes.items():
+    for name in sizes:
         if not SHARD_NAME.fullmatch(name):
             # a path could lead to a file that is no part of the data set
             raise BrokenDataSetError(
                 f"lists {name!r}, which is not the name of a shard",
                 file=info_path,
-                remedy=CONVERT_AGAIN,
+                remedy=CONVERT_AFRESH,
             )
-        _check_shard(folder / name, num_bytes)
     checked: dict[str, Any] = info
     return checked
+
+
+def _remedy_without_info(folder: Path) -> str:
+    """What to do about a data set whose dataset_info.json cannot be believed."""
+    if kind_of(folder) in DATA_SETS:
+        # what it was made from is not known for sure, so the user decides
+        return f"{CONVERT_AFRESH}, or into another folder"
+    # a conversion would not replace what it does not know
+    return "convert the source into another folder"
 
 
 def _most_bytes_of_info(folder: Path) -> int:
@@ -335,7 +362,7 @@ def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
     """Raise BrokenDataSetError for a shard that unpacks to far more than evenfield writes."""
     excess = excess_of(metadata, range(metadata.num_row_groups), ARROW_SCHEMA.names)
     if excess is not None:
-        raise BrokenDataSetError(excess, file=path, remedy=CONVERT_AGAIN)
+        raise BrokenDataSetError(excess, file=path, remedy=CONVERT_AFRESH)
 
 
 def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -> None:
@@ -346,7 +373,7 @@ def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -
             continue
         if column.name not in found.names:
             raise BrokenDataSetError(
-                f"column '{column.name}' is missing", file=path, remedy=CONVERT_AGAIN
+                f"column '{column.name}' is missing", file=path, remedy=CONVERT_AFRESH
             )
         # levels of theory are written as a dictionary, which may come back as one
         kind = found.field(column.name).type
@@ -356,7 +383,7 @@ def check_schema(found: pa.Schema, path: Path, names: list[str] | None = None) -
             raise BrokenDataSetError(
                 f"column '{column.name}' has type {kind}, not {column.type}",
                 file=path,
-                remedy=CONVERT_AGAIN,
+                remedy=CONVERT_AFRESH,
             )
 
 

@@ -107,6 +107,26 @@ def test_another_data_set_at_out_data_is_refused_unless_overwritten(model, data,
     assert len(result.structures) == 4 and contents(work) != before
 
 
+def test_damaged_data_of_an_earlier_run_are_converted_again(model, data, tmp_path):
+    work = tmp_path / "tuned-data"
+    config = FineTuneConfig(strategy="refit")
+    finetune(model, data, config, work=work)
+    before = contents(work)
+    shard = work / "train-00000.parquet"
+
+    for damaged, overwrite in ((before[shard.name][:-100], False), (b"", True)):
+        shard.write_bytes(damaged)
+        finetune(model, data, config, work=work, overwrite=overwrite)
+        assert contents(work) == before
+
+    # a whole one is not converted again, and the same bytes may have another name
+    written = shard.stat().st_mtime_ns
+    finetune(model, data, config, work=work, overwrite=True)
+    assert shard.stat().st_mtime_ns == written
+    renamed = data.rename(tmp_path / "copper.renamed.extxyz")
+    assert len(finetune(model, renamed, config, work=work).structures) == 5
+
+
 def test_overwrite_of_out_replaces_no_data_set_of_a_user(model, data, tmp_path):
     work = tmp_path / "tuned-data"
     convert(str(data), work, ConvertConfig(level_of_theory="PBE", split_by="structure"))

@@ -1,0 +1,75 @@
+"""Whether every file of a data set is still the one that was written, down to the last bit.
+
+A stream checks what it reads. Here all files are read, as fast as a disk gives them: a conversion
+asks before it calls a folder finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ...core.files import special_kind
+from .fingerprints import FINGERPRINTS, SHA256
+from .shards import CONVERT_AFRESH, CONVERT_AGAIN, INFO, BrokenDataSetError
+
+
+CENSUS = "census.json"
+# lists for a reader, which a conversion writes where it has something to list
+LISTS = ("duplicates.jsonl", "rejected.jsonl")
+LISTS_SHA256 = "lists_sha256"  # in dataset_info.json
+
+
+def check_all_files(folder: Path, info: dict[str, Any]) -> None:
+    """Raise BrokenDataSetError for the first file that is missing or was changed.
+
+    info: the content of dataset_info.json. Files that it has no checksum of are not looked at.
+    """
+    for name, sha256 in _stated_sums(folder, info).items():
+        _check(folder / name, sha256)
+
+
+def sums_of_lists(folder: Path) -> dict[str, str]:
+    """SHA-256 of the lists that are in a folder."""
+    return {name: _sha256(folder / name) for name in LISTS if (folder / name).is_file()}
+
+
+def _stated_sums(folder: Path, info: dict[str, Any]) -> dict[str, str]:
+    """File -> its SHA-256."""
+    try:
+        stated = {name: entry["sha256"] for name, entry in info["shards"].items()}
+        stated[CENSUS] = info["census_sha256"]
+
+        # data sets of earlier versions lack these
+        if SHA256 in info:
+            stated[FINGERPRINTS] = info[SHA256]
+        of_lists = info.get(LISTS_SHA256, {})
+        stated |= {name: of_lists[name] for name in LISTS if name in of_lists}
+    except (KeyError, TypeError, AttributeError):
+        raise BrokenDataSetError(
+            "lacks checksums of the other files", file=folder / INFO, remedy=CONVERT_AFRESH
+        ) from None
+    return stated
+
+
+def _check(path: Path, sha256: str) -> None:
+    if special_kind(path) is not None or not path.is_file():
+        raise BrokenDataSetError("is missing", file=path, remedy=CONVERT_AGAIN)
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise BrokenDataSetError(
+            f"cannot be read ({error.strerror})", file=path, remedy=CONVERT_AGAIN
+        ) from None
+    if found != sha256:
+        raise BrokenDataSetError(
+            "was changed since it was written (its checksum differs)",
+            file=path,
+            remedy=CONVERT_AGAIN,
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
