@@ -340,11 +340,13 @@ def census(folder: DataSet) -> None:
     Example: evenfield data census runs/mine
     """
     from ..core.figures.periodic_table import periodic_table_heat_map
-    from ..core.figures.style import figure_png
+    from ..core.figures.style import check_drawing, figure_png
     from ..core.rich_console import Console
     from .census.census import count_shards
     from .store.shards import read_info
 
+    picture = folder / "census.png"
+    kind = check_drawing(picture, "census of a data set")
     shards = read_info(folder)["shards"]
     content = count_shards(folder / name for name in shards).to_dict()
     counts = {
@@ -357,11 +359,10 @@ def census(folder: DataSet) -> None:
         undetermined = ", ".join(row["undetermined"]) or "none"
         console.print(f"{level}: {row['structures']}; E0 undetermined by the data: {undetermined}")
 
-    picture = folder / "census.png"
     figure = periodic_table_heat_map(counts, str(folder), "structures with the element", log=True)
     # never through a link that somebody put there
     with file_errors(picture):
-        write_atomically(picture, figure_png(figure))
+        write_atomically(picture, figure_png(figure, kind=kind))
     console.print(f"picture: {picture}")
 
 
@@ -391,14 +392,16 @@ def weights(
 
     Example: evenfield data weights runs/mine beta=0.5
     """
+    from ..core.figures.style import check_drawing
     from ..core.rich_console import Console
     from ..core.settings import load_settings
     from .census.weights import WeightConfig
-    from .checks.weight_report import weight_report
+    from .checks.weight_report import KIND_OF_PICTURE, weight_report
 
     config = load_settings(WeightConfig, None, overrides)
-    report = weight_report(folder, config)
     picture = folder / "weights.png"
+    check_drawing(picture, KIND_OF_PICTURE)
+    report = weight_report(folder, config)
     report.save_picture(picture, f"{folder}, beta {config.beta}")
 
     console = Console()

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..destination import FileKind
+from ..destination import FileKind, check_destination
 from ..files import file_errors, write_atomically
 from ..numbers import short_number
 from ..terminal import printable
@@ -83,6 +83,21 @@ def png_kind(kind: str) -> FileKind:
         return beginning.startswith(PNG) and b"tEXtTitle\0" + kind.encode() in beginning
 
     return FileKind(f"a {kind}", is_one)
+
+
+def check_drawing(path: Path, kind: str) -> str:
+    """Refuse a file of the user's where a command draws under a fixed name; returns `kind`.
+
+    An earlier picture of this kind is drawn again. Raises DestinationError; call it before any
+    work.
+    """
+    check_destination(
+        path,
+        overwrite=True,
+        file_kind=png_kind(kind),
+        elsewhere="rename that file, since this command draws under its name",
+    )
+    return kind
 
 
 def save_picture(figure: Figure, folder: Path, name: str) -> bytes:

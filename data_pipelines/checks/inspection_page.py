@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ase.formula import Formula
 
+from ...core.destination import FileKind, check_destination
+from ...core.figures.style import check_drawing
 from ...core.files import file_errors, write_atomically
 from ...core.labels import LABELS
 from ...core.numbers import ANGSTROM, written_unit
@@ -15,9 +17,16 @@ from ..store.shards import ARROW_SCHEMA
 from ..structure import SPLITS
 from .inspection import MAX_SAMPLED, Example, Inspection
 from .inspection_measures import CUTOFF
-from .inspection_picture import draw_inspection
+from .inspection_picture import KIND_OF_PICTURE, draw_inspection
 from .outliers import KINDS, MAX_LISTED, MIN_BOND_SHARE, ROBUST_Z
 
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="evenfield">' in file.read(4096)
+
+
+PAGES = FileKind("a page of evenfield", _is_page)
 
 # column -> numbers in it, unit, meaning; the columns of labels are described by their registry
 MEANINGS = {
@@ -34,10 +43,19 @@ MEANINGS = {
 def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
     """Write the picture and the page into the data set's folder, and return their paths.
 
-    Raises FileError where the folder cannot be written.
+    Raises DestinationError for files of these names that are the user's, and FileError where the
+    folder cannot be written.
     """
-    png = draw_inspection(inspection)
     picture_path = inspection.folder / "inspection.png"
+    page_path = inspection.folder / "inspection.html"
+    check_drawing(picture_path, KIND_OF_PICTURE)
+    check_destination(
+        page_path,
+        overwrite=True,
+        file_kind=PAGES,
+        elsewhere="rename that file, since this command writes under its name",
+    )
+    png = draw_inspection(inspection)
     with file_errors(picture_path):
         write_atomically(picture_path, png)
     alt = (
@@ -61,8 +79,7 @@ def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
         ),
     ]
     title = f"Data set {inspection.folder.name}"
-    page_path = write_page(inspection.folder / "inspection.html", title, sections)
-    return picture_path, page_path
+    return picture_path, write_page(page_path, title, sections)
 
 
 def about(inspection: Inspection) -> list[str]:

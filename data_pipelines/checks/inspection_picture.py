@@ -18,6 +18,9 @@ from .inspection_measures import CUTOFF
 from .outliers import MIN_BOND_SHARE
 
 
+KIND_OF_PICTURE = "inspection of a data set"
+
+
 # dashes repeat what the colours say, for prints in black and white
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
 # more levels of theory than colours are drawn together
@@ -60,7 +63,7 @@ PANELS = {
 def draw_inspection(inspection: Inspection) -> bytes:
     """Five histograms by level of theory and the share of labels present, as a PNG."""
     with rc_context(SETTINGS):
-        return figure_png(_figure(inspection))
+        return figure_png(_figure(inspection), kind=KIND_OF_PICTURE)
 
 
 def _figure(inspection: Inspection) -> Figure:

@@ -17,6 +17,9 @@ from ..store.blocks import BlockReader
 from ..stream.source import fit_weights
 
 
+KIND_OF_PICTURE = "effect of importance weights"
+
+
 @dataclass(frozen=True)
 class WeightReport:
     """Weights of the structures of a split, and what an epoch holds of each element."""
@@ -52,7 +55,7 @@ class WeightReport:
         figure = periodic_table_heat_map(ratios, title, unit)
         # never through a link that somebody put there
         with file_errors(path):
-            write_atomically(path, figure_png(figure))
+            write_atomically(path, figure_png(figure, kind=KIND_OF_PICTURE))
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:

@@ -85,12 +85,17 @@ def _failures_path(out_path: Path) -> Path:
     return out_path.with_name(f"{out_path.name}.failures.json")
 
 
-def _has_failures_beside(path: Path) -> bool:
-    """Whether the file of failures is there, which every generation writes."""
-    content = json.loads(_failures_path(path).read_bytes())
+def _is_failures(path: Path) -> bool:
+    content = json.loads(path.read_bytes())
     return isinstance(content, dict) and "failures_by_reason" in content
 
 
+def _has_failures_beside(path: Path) -> bool:
+    """Whether the file of failures is there, which every generation writes."""
+    return _is_failures(_failures_path(path))
+
+
+FAILURES = FileKind("failures of `evenfield data generate`", _is_failures)
 GENERATED = FileKind("structures of `evenfield data generate`", _has_failures_beside)
 
 
@@ -113,6 +118,8 @@ def generate(
             "the name has an unknown ending", file=out_path, remedy=f"use {', '.join(SUFFIXES)}"
         )
     check_destination(out_path, overwrite=overwrite, file_kind=GENERATED)
+    # the list goes with its structures, and is written again with them
+    check_destination(_failures_path(out_path), overwrite=True, file_kind=FAILURES)
     require_tblite()
     # before the work, which may take minutes: a path that cannot be written is known at once
     with file_errors(out_path):

@@ -35,17 +35,19 @@ def write_fingerprints(folder: Path, of_split: dict[str, np.ndarray]) -> str:
 
 
 def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    """Split -> fingerprints of its structures; None for a data set without the file.
+    """Split -> fingerprints of its structures; None for a data set that never had the file.
 
     info: the content of its dataset_info.json.
 
-    Raises BrokenDataSetError for a file that is not the one that was written.
+    Raises BrokenDataSetError for a file that is missing, or not the one that was written.
     """
     stated = info.get(SHA256)
     path = folder / FINGERPRINTS
-    if stated is None or not path.exists():
+    if stated is None:
         # of an earlier version
         return None
+    if not path.exists():
+        raise BrokenDataSetError("is missing", file=path, remedy=CONVERT_AGAIN)
 
     counts = [info["num_structures"][split] for split in SPLITS]
     most_bytes = 8 * sum(counts) + HEADER_BYTES

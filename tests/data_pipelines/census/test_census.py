@@ -6,7 +6,9 @@ Reference energies, undetermined elements, counts, force RMS.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from evenfield.cli import app
+from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.census.census import Census, count_shards, read_census
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import read_info, to_table
@@ -221,3 +226,24 @@ def test_censuses_of_shards_add_up_to_the_one_that_was_written(data_set):
             )
         for level, row in read_census(data_set)["levels_of_theory"].items():
             assert content["levels_of_theory"][level]["e0"] == pytest.approx(row["e0"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("census", "census.png"),
+        ("weights", "weights.png"),
+        ("inspect", "inspection.png"),
+        ("inspect", "inspection.html"),
+    ],
+)
+def test_a_picture_of_the_user_is_not_drawn_over(data_set, tmp_path, command, name):
+    folder = Path(shutil.copytree(data_set, tmp_path / "set"))
+    (folder / name).write_bytes(b"years of work")
+    result = CliRunner().invoke(app, ["data", command, str(folder)])
+    assert isinstance(result.exception, DestinationError)
+    assert (folder / name).read_bytes() == b"years of work"
+
+    (folder / name).unlink()
+    for _ in range(2):
+        assert CliRunner().invoke(app, ["data", command, str(folder)]).exit_code == 0

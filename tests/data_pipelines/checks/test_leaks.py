@@ -117,3 +117,10 @@ def test_changed_fingerprints_are_not_compared(write, change):
     path.write_bytes(data)
     with pytest.raises(BrokenDataSetError, match=r"fingerprints\.npy: was changed since"):
         read_fingerprints(one, read_info(one))
+
+
+def test_missing_fingerprints_are_no_earlier_version(write):
+    one = write("one", {"train": range(4)})
+    (one / FINGERPRINTS).unlink()
+    with pytest.raises(BrokenDataSetError, match=r"fingerprints\.npy: is missing"):
+        read_fingerprints(one, read_info(one))

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import MissingPackageError
 from evenfield.core.files import FileError
 from evenfield.data_pipelines.demo import generate, oracles
@@ -262,3 +263,12 @@ def test_stretching_to_the_same_elements_changes_nothing(name):
     molecule = g2_molecule(name)
     still = Atoms(molecule.symbols, generate_geometry.stretched(molecule, molecule))
     np.testing.assert_allclose(still.get_all_distances(), molecule.get_all_distances(), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["demo.extxyz", "demo.extxyz.failures.json"])
+def test_overwrite_replaces_no_file_of_the_user(tmp_path, name):
+    (tmp_path / name).write_text("years of work")
+    config = GeneratorConfig(num_structures=1, workers=1)
+    with pytest.raises(DestinationError, match="already exists and holds a file of 13 bytes"):
+        generate.generate(config, tmp_path / "demo.extxyz", overwrite=True)
+    assert (tmp_path / name).read_text() == "years of work"
