@@ -193,6 +193,15 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
             raise BadRecordError(
                 f"has NaN or infinite {name}", remedy="remove the label or the record"
             )
+    check_labels(structure)
+    # distances last: they need a sane cell and cost the most
+    _check_sizes(structure)
+    _check_cell(structure)
+    return _check_distances(structure, radius)
+
+
+def check_labels(structure: Structure) -> None:
+    """Raise BadRecordError for a label of another shape than its structure needs."""
     for name, value in structure.labels.items():
         expected = LABELS[name].shape(len(structure))
         if np.shape(value) != expected:
@@ -202,10 +211,6 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
             )
         if LABELS[name].symmetric:
             check_symmetric(value, f"a {name}")
-    # distances last: they need a sane cell and cost the most
-    _check_sizes(structure)
-    _check_cell(structure)
-    return _check_distances(structure, radius)
 
 
 def check_elements(atomic_numbers: np.ndarray) -> None:

@@ -53,7 +53,7 @@ from ..sources.records import Record, Unread
 from ..sources.source_format import Part
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, stated_info
 from ..store.whole import check_all_files
-from ..structure import BadRecordError, Pairs, Structure, pairs_within
+from ..structure import BadRecordError, Pairs, Structure, check_labels, pairs_within
 from .finish import ConversionError, Map, Staged, finish
 from .near_duplicates import CUTOFF, fingerprint, material_hash
 from .splits import SplitConfig, assign_split, check_symbols, split_key
@@ -269,17 +269,19 @@ def write_data_set(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write checked structures as a data set, in the way in which `convert` writes a source.
+    """Write structures as a data set, in the way in which `convert` writes a source.
+
+    The shapes of their labels are checked. What else `convert` refuses is for the caller to check.
 
     origin: what dataset_info.json says about the source; `file` and `sha256` are required.
     overwrite: as of `convert`.
 
-    Raises DestinationError when `out` holds something.
+    Raises DestinationError when `out` holds something, BadRecordError for a label of a wrong shape.
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
     job = _Job(out, conversion_key(origin, []), (NamedSource(origin["file"], config),))
     about = {"licence": config.licence, "description": config.description, "source": origin}
-    remaining = iter(structures)
+    remaining = map(_with_checked_labels, structures)
     parts: list[SourcePart] = []
     with _interruptions(out), job.staging(origin):
         while chunk := list(islice(remaining, RECORDS_PER_PART)):
@@ -288,6 +290,15 @@ def write_data_set(
             job.stage_records(len(parts), numbered, part)
             parts.append(part)
         return _finish(out, job, parts, about, map)
+
+
+def _with_checked_labels(structure: Structure) -> Structure:
+    try:
+        check_labels(structure)
+    except BadRecordError as error:
+        error.record = structure.structure_id
+        raise
+    return structure
 
 
 @dataclass(frozen=True)

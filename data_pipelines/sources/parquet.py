@@ -317,6 +317,8 @@ def _record(
     numbers = _elements(_first_value(arrays, "atomic_numbers", row))
     num_atoms = len(numbers)
     positions = _floats(_first_value(arrays, "positions", row), "positions", 3 * num_atoms)
+    for column in arrays.get("positions", {}).values():
+        _refuse_transposed(column, row, "positions", (num_atoms, 3))
     cell = _cell(arrays, row)
 
     # found again by the name of the source's column, whether it is a value or an array
@@ -328,6 +330,7 @@ def _record(
             if value is not None and label.per == "atom":
                 # flat here, whatever shape it had in the file
                 shape = label.shape(num_atoms)
+                _refuse_transposed(column, row, name, shape)
                 numbers_of_label = _floats(value, name, math.prod(shape))
                 value = numbers_of_label.reshape(shape)
             named[path] = value
@@ -344,6 +347,23 @@ def _record(
         recognised=labels,
         unread=unread,
     )
+
+
+def _refuse_transposed(column: _Rows, row: int, field: str, shape: tuple[int, ...]) -> None:
+    """Raise BadRecordError where lists of a row hold another number of values than an atom has.
+
+    The number of all values does not show that x, y and z of all atoms are three lists. One list
+    of all values, and one atom, have a single meaning.
+    """
+    widths = column.widths(row)
+    num_atoms = shape[0]
+    if len(shape) == 1 or len(widths) < 2 or num_atoms == 1:
+        return
+    if (widths != shape[-1]).any():
+        raise BadRecordError(
+            f"has {field} in lists of {widths.max()} numbers, and each atom has {shape[-1]}",
+            remedy=f"give {field} of shape {shape}",
+        )
 
 
 def _first_value(arrays: dict[str, dict[str, _Rows]], field: str, row: int) -> np.ndarray | None:
@@ -398,12 +418,14 @@ def _elements(values: np.ndarray | None) -> np.ndarray:
 def _floats(values: np.ndarray | None, field: str, size: int) -> np.ndarray:
     """The values (size,) of a field as float64. Raises BadRecordError for another number of them.
 
-    An array of Python objects holds texts, or lists that differ in length.
+    An array of Python objects holds texts, or lists that differ in length. Truth values are numbers
+    nowhere but in pbc.
     """
-    if values is None or values.size != size or values.dtype.kind in "OU":
+    refused = "OU" if field == "pbc" else "OUb"
+    if values is None or values.size != size or values.dtype.kind in refused:
         found = "none"
         if values is not None:
-            found = str(values.size)
+            found = "truth values for" if values.dtype.kind == "b" else str(values.size)
         raise BadRecordError(
             f"has {found} {field} instead of {size} numbers",
             remedy=f"check columns.{field} or remove it",
@@ -424,6 +446,8 @@ class _Rows:
         # one layer after the other is removed, until plain values are left
         inside = _inside(root, path)
         offsets = np.arange(len(array) + 1)
+        self._list_offsets = offsets
+        self._list_lengths = np.zeros(0, dtype=np.int64)
         while True:
             if isinstance(array, pa.ExtensionArray):
                 array = array.storage
@@ -436,7 +460,9 @@ class _Rows:
             elif pa.types.is_nested(array.type) and not pa.types.is_struct(array.type):
                 lengths = pc.list_value_length(array)
                 lengths = pc.fill_null(lengths, 0)
-                ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
+                self._list_offsets = offsets
+                self._list_lengths = lengths.to_numpy(zero_copy_only=False)
+                ends = np.cumsum(self._list_lengths)
                 # from places in the lists to places in their values
                 starts = np.concatenate([[0], ends])
                 offsets = starts[offsets]
@@ -451,6 +477,11 @@ class _Rows:
             is_null = array.is_null()
             self.is_null = is_null.to_numpy(zero_copy_only=False)
         self.offsets = offsets
+
+    def widths(self, index: int) -> np.ndarray:
+        """The lengths of the innermost lists of a row; a column of plain values has none."""
+        span = slice(self._list_offsets[index], self._list_offsets[index + 1])
+        return self._list_lengths[span]
 
     def row(self, index: int) -> np.ndarray | None:
         """The values of a row; None where there are none or all are null."""

@@ -192,7 +192,11 @@ def _in_own_unit(
 ) -> Any:
     """A value in the pipeline's unit and shape; those per atom keep another number of values."""
     try:
-        array = np.asarray(raw, dtype=np.float64) * column.factor
+        given = np.asarray(raw)
+        if given.dtype.kind == "b":
+            # numpy reads True as 1.0
+            raise ValueError
+        array = given.astype(np.float64) * column.factor
     except (TypeError, ValueError):
         raise BadRecordError(
             f"has {label.name} {raw!r}, which is not a number", remedy="correct or remove it"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ase.db
 import ase.io
+import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -17,13 +18,13 @@ from hypothesis import strategies as st
 from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import finish as finishing
-from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.convert.finish import ConversionError, SpellingError
 from evenfield.data_pipelines.convert.splits import split_of
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
-from evenfield.data_pipelines.structure import SPLITS, BadRecordError
+from evenfield.data_pipelines.structure import SPLITS, BadRecordError, Structure
 
 
 LEVEL = {"level_of_theory": "level"}
@@ -354,3 +355,17 @@ def test_one_level_of_theory_in_two_spellings_is_refused(tmp_path, other):
     # one name for all of them
     convert(tmp_path / "named.db", folder, ConvertConfig(level_of_theory="EMT", trust_units=True))
     assert read_info(folder)["levels_of_theory"] == ["EMT"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("forces", np.zeros((3, 3))), ("stress", np.zeros(4)), ("energy", np.zeros(2))],
+)
+def test_a_label_of_a_wrong_shape_is_not_written(tmp_path, name, value):
+    """Readers trust the shapes of a data set: they would take numbers of the next structure."""
+    atoms = bulk("Cu", cubic=True)
+    labels = {"energy": -1.0, name: value}
+    made = Structure.from_atoms(atoms, "EMT", "copper", "copper", **labels)
+    with pytest.raises(BadRecordError, match=f"record copper has {name} of shape"):
+        write_data_set([made], tmp_path / "out", {"file": "made", "sha256": ""}, ConvertConfig())
+    assert not (tmp_path / "out" / "dataset_info.json").exists()

@@ -142,6 +142,12 @@ def test_an_asymmetric_stress_is_refused(tmp_path, key, value, config):
         read(path, **config)
 
 
+def test_a_truth_value_is_no_energy(tmp_path):
+    path = write(tmp_path, frame(info="energy=T"))
+    with pytest.raises(BadRecordError, match="which is not a number"):
+        read(path)
+
+
 def test_an_asymmetric_stress_of_a_database_is_refused(tmp_path):
     atoms = bulk("Cu", cubic=True)
     stress = np.fromstring(ASYMMETRIC, sep=" ").reshape(3, 3)

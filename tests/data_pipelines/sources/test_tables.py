@@ -58,6 +58,37 @@ def read_one(tmp_path, config=CONFIG, **changes) -> Structure:
     return structure
 
 
+# --- shapes
+
+
+@pytest.mark.parametrize(("column", "field"), [("positions", "positions"), ("F", "forces")])
+def test_coordinates_of_all_atoms_in_three_lists_are_refused(tmp_path, column, field):
+    """They have as many numbers as three for each atom, and were read across atoms."""
+    two_atoms = {
+        "atomic_numbers": [[8, 1]],
+        "positions": [[[0.0, 0, 0], [0, 0.76, 0.59]]],
+        "F": [[[0.1, 0, 0], [-0.1, 0, 0]]],
+    }
+    transposed = two_atoms | {column: [[[0.1, -0.1], [0, 0.9], [0, 0.1]]]}
+    with pytest.raises(BadRecordError, match=f"has {field} in lists of 2 numbers"):
+        read_one(tmp_path, **transposed)
+    assert len(read_one(tmp_path, **two_atoms)) == 2
+
+
+def test_one_atom_may_have_its_numbers_in_any_lists(tmp_path):
+    one_atom = {"atomic_numbers": [[8]], "positions": [[[1.0], [2.0], [3.0]]], "F": [[[1, 2, 3]]]}
+    assert read_one(tmp_path, **one_atom).positions.tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"E": [True]}, {"S": [[True] * 6]}, {"F": [[[True, False, True]] * 3]}]
+)
+def test_truth_values_are_no_labels(tmp_path, changes):
+    """numpy reads True as 1.0, and it was an energy of 1 eV."""
+    with pytest.raises(BadRecordError, match=r"not a number|truth values"):
+        read_one(tmp_path, **changes)
+
+
 # --- column types
 
 
