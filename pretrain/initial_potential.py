@@ -167,14 +167,10 @@ def build_potential(
     first_atoms = np.cumsum(sample.sizes) - sample.sizes
     energy = np.add.reduceat(energies, first_atoms)  # (S,)
 
-    levels_of_theory = potential.config.levels_of_theory
-    has_energy = np.isfinite(sample.energy)  # (S,)
-    # A repulsion is the same at all levels: where one leaves it open, all of them tell more.
-    of_all = _references(sample, energy, has_energy) if len(levels_of_theory) > 1 else None
-    for head, level in enumerate(levels_of_theory):
+    for head, level in enumerate(potential.config.levels_of_theory):
         of_level = sample.levels == level  # (S,)
         known = census["levels_of_theory"][level]["e0"]
-        references = _references(sample, energy, of_level & has_energy, of_all)
+        references = _references(sample, energy, of_level & np.isfinite(sample.energy))
         _set_e0(potential.e0[head], known, references)
 
         own = remaining[torch.from_numpy(np.repeat(of_level, sample.sizes))]
@@ -254,15 +250,8 @@ def _joined(parts: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _references(
-    sample: Sample,
-    energy: np.ndarray,
-    chosen: np.ndarray,
-    of_all: dict[int, float] | None = None,
-) -> dict[int, float]:
+def _references(sample: Sample, energy: np.ndarray, chosen: np.ndarray) -> dict[int, float]:
     """Energies (S,) of the chosen structures as a sum over their atoms, eV by atomic number.
-
-    of_all: the same of all structures, which helps where the chosen ones determine too little.
 
     Least squares is linear: E0 of the labels minus this is E0 of what the repulsion leaves of them.
     """
@@ -272,5 +261,5 @@ def _references(
     # atoms follow each other as their structures do
     numbers = sample.atomic_numbers.numpy()[np.repeat(chosen, sample.sizes)]
     fit.add(compositions(numbers, sample.sizes[chosen]), energy[chosen])
-    references, _ = fit.solve(of_all)
+    references, _ = fit.solve()
     return references

@@ -260,8 +260,8 @@ class ReferenceFit:
     An element is undetermined when the compositions leave its E0 to the prior.
 
     A level of theory of few compositions leaves most of its E0 to the prior, and the mean energy is
-    a bad one: it put new slabs of OC20 1.7 eV/atom off. So `solve` also tries E0 of another level,
-    moved by one shift for all elements, as the prior mean. The precision of that prior, relative to
+    a bad one: it put new slabs of OC20 1.7 eV/atom off. There, `solve` also tries another level,
+    whose E0 are moved by one shift, as the prior mean. The precision of that prior, relative to
     that of the data, maximises the evidence (Bishop, Pattern Recognition and Machine Learning,
     section 3.5). The other level is used only where the evidence prefers it to the mean energy.
     """
@@ -337,7 +337,7 @@ class ReferenceFit:
         has_share = np.abs(free_directions) > self.UNDETERMINED_SHARE
         undetermined = present[has_share.any(axis=1)]
 
-        if another_level:
+        if another_level and len(undetermined):
             near, evidence = self._near(self._shifted(another_level, present), present)
             _, evidence_of_mean = self._near(np.full(len(present), mean_energy), present)
             if evidence > evidence_of_mean:

@@ -191,16 +191,16 @@ def _in_own_unit(
     raw: Any, record: Record, config: SourceConfig, label: Label, column: LabelColumn
 ) -> Any:
     """A value in the pipeline's unit and shape; those per atom keep another number of values."""
+    # numpy reads True as 1.0
+    is_truth_value = np.asarray(raw).dtype.kind == "b"
     try:
-        given = np.asarray(raw)
-        if given.dtype.kind == "b":
-            # numpy reads True as 1.0
-            raise ValueError
-        array = given.astype(np.float64) * column.factor
+        array = np.asarray(raw, dtype=np.float64) * column.factor
     except (TypeError, ValueError):
+        array = None
+    if array is None or is_truth_value:
         raise BadRecordError(
             f"has {label.name} {raw!r}, which is not a number", remedy="correct or remove it"
-        ) from None
+        )
 
     num_atoms = len(record.atomic_numbers)
     if label.per == "atom":
