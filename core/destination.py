@@ -46,13 +46,15 @@ KINDS = {
     # last, because runs and models have this file too
     "evaluation.json": "an evaluation",
 }
+# in every page that evenfield writes
+PAGE_MARK = b'<meta name="generator" content="evenfield">'
 # Other programs use some of these names. What evenfield writes holds these words, in all versions.
 MARKS = {
     "manifest.json": (b'"format_version"', b'"sha256"'),
     "dataset_info.json": (b'"schema_version"', b'"source"'),
     "config.yaml": (b"max_steps:", b"evaluate_every:"),
     "simulation.json": (b'"model"', b'"settings"'),
-    "report.html": (b'<meta name="generator" content="evenfield">',),
+    "report.html": (PAGE_MARK,),
     "evaluation.json": (b'"split"', b'"num_structures"'),
 }
 # in the folder `checkpoints`

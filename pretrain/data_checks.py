@@ -8,6 +8,7 @@ from ..core.errors import EvenfieldError
 from ..core.level_names import likely_meant
 from ..data_pipelines.checks.leaks import leaks_among
 from ..data_pipelines.stream.collection import Collection
+from ..model_zoo.evaluation.coverage import Coverage
 from .checkpoints.run_data import trained_levels
 from .config import PretrainConfig
 
@@ -33,16 +34,19 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
             f"default_level={config.default_level}: no training structure has this level of theory",
             remedy=f"{question}choose one of {', '.join(levels)}",
         )
-    if config.adaptive.rate > 0 and not num_with_a_head(data, "valid"):
+    if config.adaptive.rate > 0 and not can_judge(data, "valid"):
         raise EvenfieldError(
-            "holds no validation structure for adaptive.rate",
+            "holds no validation structure of learned elements for adaptive.rate",
             remedy="convert it with valid_share above 0",
             file=str(data),
         )
-    if not num_with_a_head(data, "test") + num_with_a_head(data, "valid"):
+    if not can_judge(data, "test") and not can_judge(data, "valid"):
         at = ""
         if data.num_structures("test") + data.num_structures("valid"):
-            at = f" at a level of theory that it trains on ({', '.join(levels)})"
+            at = (
+                f" at a level of theory that it trains on ({', '.join(levels)}), of elements that "
+                "this level learns"
+            )
         raise EvenfieldError(
             f"holds no structure to test on{at}",
             remedy="convert it with test_share above 0",
@@ -52,12 +56,14 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
 
 def held_out_split(data: Collection) -> str:
     """The split that a finished model is judged on."""
-    return "test" if num_with_a_head(data, "test") else "valid"
+    return "test" if can_judge(data, "test") else "valid"
 
 
-def num_with_a_head(data: Collection, split: str) -> int:
-    """Structures of a split at the levels of theory that have training structures."""
-    return sum(row["structures"].get(split, 0) for row in trained_levels(data).values())
+def can_judge(data: Collection, split: str) -> bool:
+    """Whether a split has a structure at a trained level, of elements that the level learns."""
+    learned = counts_of_levels(data.census(), list(trained_levels(data)))
+    # nearly always the first structure is one
+    return any(True for _ in Coverage(learned).answerable(data.structures(split)))
 
 
 def counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, dict[str, int]]:

@@ -45,7 +45,6 @@ from .data_checks import (
     counts_of_levels,
     held_out_split,
     notes_on_data,
-    num_with_a_head,
 )
 from .errors import TrainingError
 from .initial_potential import build_potential
@@ -263,12 +262,12 @@ def _callbacks_of_rank_0(
     ]
     if config.average.decay:
         callbacks.append(WeightAverage(potential, config.average))
-    if num_with_a_head(data, "valid"):
-        levels = potential.config.levels_of_theory
-        structures = spread_structures(data, "valid", levels, config.evaluate_structures)
-        # errors of elements without reference energies would drown all others
-        elements = counts_of_levels(data.census(), levels)
-        structures = list(Coverage(elements).answerable(structures))
+    levels = potential.config.levels_of_theory
+    # errors of elements without reference energies would drown all others
+    learned = Coverage(counts_of_levels(data.census(), levels))
+    spread = spread_structures(data, "valid", levels, config.evaluate_structures)
+    structures = list(learned.answerable(spread))
+    if structures:
         callbacks.append(Validation(potential, structures, console, config.evaluate_every))
     if train_module.noise is not None and train_module.noise.learned:
         callbacks.append(LearnedNoise(train_module.noise, config.evaluate_every))
@@ -301,11 +300,7 @@ def _write_results(
     for sentence in coverage.left_out:
         console.print(f"not evaluated: {sentence}")
 
-    # of all elements, also of those that are only held out
-    counts = {
-        symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
-    }
-    evaluation = summarise(predictions, split, counts, record.level_counts)
+    evaluation = summarise(predictions, split, record.train_counts, record.level_counts)
     evaluation.refuse_infinite()
     predictions.parity().save(out / "predictions.npz")
     domains = {level: own for level, own in data.domains().items() if level in record.elements}

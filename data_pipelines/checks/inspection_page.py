@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ase.formula import Formula
 
-from ...core.destination import FileKind, check_destination
+from ...core.destination import PAGE_MARK, FileKind, check_destination
 from ...core.figures.style import check_drawing
 from ...core.files import file_errors, write_atomically
 from ...core.labels import LABELS
@@ -23,7 +23,7 @@ from .outliers import KINDS, MAX_LISTED, MIN_BOND_SHARE, ROBUST_Z
 
 def _is_page(path: Path) -> bool:
     with path.open("rb") as file:
-        return b'<meta name="generator" content="evenfield">' in file.read(4096)
+        return PAGE_MARK in file.read(4096)
 
 
 PAGES = FileKind("a page of evenfield", _is_page)

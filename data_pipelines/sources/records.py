@@ -191,16 +191,12 @@ def _in_own_unit(
     raw: Any, record: Record, config: SourceConfig, label: Label, column: LabelColumn
 ) -> Any:
     """A value in the pipeline's unit and shape; those per atom keep another number of values."""
-    # numpy reads True as 1.0
-    is_truth_value = np.asarray(raw).dtype.kind == "b"
-    try:
-        array = np.asarray(raw, dtype=np.float64) * column.factor
-    except (TypeError, ValueError):
-        array = None
-    if array is None or is_truth_value:
+    numbers = _as_numbers(raw)
+    if numbers is None:
         raise BadRecordError(
             f"has {label.name} {raw!r}, which is not a number", remedy="correct or remove it"
         )
+    array = numbers * column.factor
 
     num_atoms = len(record.atomic_numbers)
     if label.per == "atom":
@@ -226,6 +222,17 @@ def _in_own_unit(
     if label.rank == 0:
         return float(array.item())
     return array.reshape(label.tensor_shape)
+
+
+def _as_numbers(raw: Any) -> np.ndarray | None:
+    """A value as float64; None for one that is no number, or an array of them."""
+    try:
+        if np.asarray(raw).dtype.kind == "b":
+            # numpy reads True as 1.0
+            return None
+        return np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:

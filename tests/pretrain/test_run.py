@@ -465,6 +465,29 @@ def test_elements_that_only_the_held_out_splits_have_are_not_evaluated(
     assert "not evaluated: 1 at 'EMT' with Au, not learned at this level" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("judged", ["test", "valid", None])
+def test_a_split_of_unlearned_elements_alone_judges_nothing(
+    run_config, train_structures, tmp_path, judged
+):
+    """It is found before the first step, and not when hours of training are over."""
+    known = replace(train_structures[0], atomic_numbers=np.full(len(train_structures[0]), 29))
+    strange = replace(known, atomic_numbers=np.full(len(known), 79))
+    parts = [replace(known, structure_id=f"k{k}", split="train") for k in range(4)]
+    for split in ("test", "valid"):
+        one = known if split == judged else strange
+        parts.append(replace(one, structure_id=split, split=split))
+    folder = tmp_path / "data"
+    write_data_set(parts, folder, {"file": "part", "sha256": ""}, ConvertConfig())
+
+    config = run_config(data=str(folder), max_steps=2, evaluate_every=1)
+    if judged is None:
+        with pytest.raises(EvenfieldError, match=r"holds no structure to test on .* learns"):
+            pretrain(config, quiet=True)
+        return
+    evaluation = json.loads((pretrain(config, quiet=True) / "evaluation.json").read_text())
+    assert evaluation["split"] == judged and list(evaluation["per_element"]) == ["Cu"]
+
+
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_one_held_out_split_is_enough(run_config, train_structures, tmp_path, split):
     parts = [

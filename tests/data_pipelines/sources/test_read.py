@@ -148,6 +148,14 @@ def test_a_truth_value_is_no_energy(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("value", [[[1.0, 2.0], [3.0]], "low", 1j])
+def test_a_label_that_is_no_array_of_numbers_is_refused(value):
+    atoms = Atoms("H", info={"E": value, "level_of_theory": "PBE"})
+    config = SourceConfig(columns={"energy": "E"}, units={"energy": "eV"}, level_of_theory="PBE")
+    with pytest.raises(BadRecordError, match="which is not a number"):
+        structure_from_atoms(atoms, config, "one")
+
+
 def test_an_asymmetric_stress_of_a_database_is_refused(tmp_path):
     atoms = bulk("Cu", cubic=True)
     stress = np.fromstring(ASYMMETRIC, sep=" ").reshape(3, 3)
