@@ -36,7 +36,7 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
         )
     if config.adaptive.rate > 0 and not can_judge(data, "valid"):
         raise EvenfieldError(
-            "holds no validation structure of learned elements for adaptive.rate",
+            "holds no validation structure for adaptive.rate",
             remedy="convert it with valid_share above 0",
             file=str(data),
         )
