@@ -8,6 +8,7 @@ the setting that would make it pass.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -21,7 +22,7 @@ from ...core.labels import LABELS
 from ..census.census import ReferenceFit, compositions
 from ..sources.config import SourceConfig
 from ..sources.read import read_part, sample_parts
-from ..structure import Structure
+from ..structure import BadRecordError, Structure
 from .unit_pairs import bonds, pressure_steps, works_between_frames
 
 
@@ -126,14 +127,31 @@ def sample_structures(source: str, config: SourceConfig) -> list[Structure]:
     chosen = sample_parts(source, config, SAMPLE_PARTS)
     structures = []
     for part in chosen:
+        most = SAMPLE_SIZE // len(chosen)
         atoms = 0
-        readable = (item for item in read_part(part, config) if isinstance(item, Structure))
-        for structure in islice(readable, SAMPLE_SIZE // len(chosen)):
+        readable = _until_bad(read_part(part, config), most)
+        for structure in islice(readable, most):
             structures.append(structure)
             atoms += len(structure)
             if atoms > SAMPLE_ATOMS / len(chosen):
                 break
     return structures
+
+
+def _until_bad(
+    items: Iterator[Structure | BadRecordError | None], most_bad: int
+) -> Iterator[Structure]:
+    """The structures among some items, up to that many bad records.
+
+    A part of bad records only would be read to its end, for a sample of nothing.
+    """
+    num_bad = 0
+    for item in items:
+        if isinstance(item, Structure):
+            yield item
+        num_bad += isinstance(item, BadRecordError)
+        if num_bad >= most_bad:
+            return
 
 
 def examine(structures: list[Structure], config: SourceConfig) -> list[Finding]:

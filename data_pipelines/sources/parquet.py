@@ -8,6 +8,7 @@ any number type; null labels, which become missing ones.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from ase.data import atomic_numbers as symbol_to_number
 
 from ...core.labels import LABELS
-from ..store.parquet_limits import MOST_LETTERS, excess_of, shared_texts
+from ..store.parquet_limits import MOST_LETTERS, excess_of, excess_of_rows, shared_texts
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
 from .config import GEOMETRY, TEXTS, SourceConfig
@@ -30,6 +31,14 @@ from .source_format import Part, SourceFormat
 
 
 ROWS_AT_ONCE = 512  # in memory
+# a map has keys, and is none of them
+LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 
 # a table with all of these is a shard of a converted data set
 OWN_COLUMNS = tuple(name for name in ARROW_SCHEMA.names if name not in LABELS)
@@ -115,14 +124,20 @@ def _within_limits(
 
 
 def _open(file: IO[bytes], name: str) -> pq.ParquetFile:
+    """The file, whose number of rows is one that a file of its size can have."""
     try:
-        return pq.ParquetFile(file, pre_buffer=True)
+        parquet = pq.ParquetFile(file, pre_buffer=True)
+        num_bytes = file.seek(0, os.SEEK_END)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
             f"not a whole Parquet file ({_one_line(error)})",
             file=name,
             remedy="fetch or write it again",
         ) from None
+    excess = excess_of_rows(parquet.metadata, num_bytes)
+    if excess is not None:
+        raise SourceError(excess, file=name, remedy="write it again, with one row per structure")
+    return parquet
 
 
 def _one_line(error: Exception) -> str:
@@ -205,6 +220,7 @@ class _Columns:
         present = {}
         for field, paths in fields.items():
             present[field] = [path for path in paths if _exists(schema, path)]
+            _refuse_wrong_type(schema, field, present[field], name)
         others = {path for paths in extra.values() for path in paths}
 
         if config.reference_columns:
@@ -235,17 +251,76 @@ def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
         seen = look_alike(field.name)
         if seen is None or field.name in read:
             continue
-        kind = field.type
-        depth = 0
-        while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
-            kind = kind.value_type
-            depth += 1
+        kind, depth = _below_lists(field.type)
         is_scalar = LABELS[seen.label].shape(1) == ()
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
         # energies of atoms are lists, and no label
         if is_number and is_scalar == (depth == 0):
             found.append(seen)
     return tuple(found)
+
+
+def _refuse_wrong_type(schema: pa.Schema, field: str, paths: list[str], name: str) -> None:
+    """Raise SourceError where no column of a field can hold it, by the types of the schema.
+
+    Otherwise each row would be refused, one after the other.
+    """
+    is_vector = field in LABELS and LABELS[field].rank > 0
+    if not paths or (field not in GEOMETRY and not is_vector):
+        return
+    kinds = [_leaf_type(schema, path) for path in paths]
+    if any(kind is not None and kind[1] > 0 and _can_hold(kind[0], field) for kind in kinds):
+        return
+
+    found = schema.field(_root(schema, paths[0])).type
+    raise SourceError(
+        f"column '{paths[0]}' has type {found}, and {field} must be lists of numbers",
+        file=name,
+        remedy=f"name another column with columns.{field}, or write one list per row",
+    )
+
+
+def _can_hold(kind: pa.DataType, field: str) -> bool:
+    """Whether values of a type may be those of a field."""
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    if is_number or pa.types.is_boolean(kind):
+        # truth values are refused with the row, by a message of their own
+        return True
+    if field == "atomic_numbers":
+        # symbols of elements
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    # nulls are missing labels, or a cell that is not there
+    return field != "positions" and bool(pa.types.is_null(kind))
+
+
+def _below_lists(kind: pa.DataType) -> tuple[pa.DataType, int]:
+    """The type of what lists, extensions and dictionaries hold, and how many lists there are."""
+    depth = 0
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        elif any(is_list(kind) for is_list in LISTS):
+            kind = kind.value_type
+            depth += 1
+        else:
+            return kind, depth
+
+
+def _leaf_type(schema: pa.Schema, path: str) -> tuple[pa.DataType, int] | None:
+    """The type of a column's values, and how many lists are around them; None without it."""
+    root = _root(schema, path)
+    if root not in schema.names:
+        return None
+    kind, depth = _below_lists(schema.field(root).type)
+    for name in _inside(root, path):
+        # a struct may be inside of lists
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind, more = _below_lists(kind.field(name).type)
+        depth += more
+    return kind, depth
 
 
 def _root(schema: pa.Schema, path: str) -> str:
@@ -264,18 +339,7 @@ def _inside(root: str, path: str) -> list[str]:
 
 def _exists(schema: pa.Schema, path: str) -> bool:
     """Whether the file has the column, and in it the structs that the path leads through."""
-    root = _root(schema, path)
-    if root not in schema.names:
-        return False
-    kind = schema.field(root).type
-    for name in _inside(root, path):
-        # a struct may be inside of lists
-        while pa.types.is_nested(kind) and not pa.types.is_struct(kind):
-            kind = kind.value_type
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return False
-        kind = kind.field(name).type
-    return True
+    return _leaf_type(schema, path) is not None
 
 
 # --- from rows to records

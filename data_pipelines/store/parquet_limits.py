@@ -18,6 +18,9 @@ ALLOWANCE = 256 << 20
 BYTES_PER_VALUE = 8
 # letters of an identifier, a group or a level of theory
 MOST_LETTERS = 100_000
+# A structure takes more than a byte, however well it packs. Small tables may be all alike.
+ROWS_PER_BYTE = 1
+ROWS_OF_SMALL_TABLES = 20_000
 
 
 def excess_of(
@@ -33,10 +36,23 @@ def excess_of(
             leaf = row_group.column(index)
             packed += leaf.total_compressed_size
             # a run of equal values is one entry of its page, and an array in memory
-            unpacked += max(BYTES_PER_VALUE * leaf.num_values, leaf.total_uncompressed_size)
+            num_values = max(leaf.num_values, row_group.num_rows)
+            unpacked += max(BYTES_PER_VALUE * num_values, leaf.total_uncompressed_size)
         limit = ALLOWANCE + MOST_UNPACKED * max(packed, 0)
         if unpacked > limit:
             return f"row group {group} unpacks to {unpacked:,} bytes from {packed:,}"
+    return None
+
+
+def excess_of_rows(metadata: pq.FileMetaData, num_bytes: int) -> str | None:
+    """What is wrong with the number of rows in a file of so many bytes, or None.
+
+    A row group may be small, and each of thousands of them may hold a million equal rows.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    if num_rows > ROWS_OF_SMALL_TABLES + ROWS_PER_BYTE * num_bytes:
+        return f"has {num_rows:,} rows in {num_bytes:,} bytes, more than structures can be"
     return None
 
 

@@ -26,7 +26,7 @@ from ...core.labels import LABELS, Label
 from ...core.seals import sealed
 from ..structure import SCHEMA_VERSION, Structure
 from .checksums import ShardSums, seal_is_broken, sums_of
-from .parquet_limits import excess_of
+from .parquet_limits import excess_of, excess_of_rows
 
 
 BLOCK_SIZE = 256  # structures in a row group: the unit that the stream permutes
@@ -360,7 +360,9 @@ def changed_shard(path: Path) -> BrokenDataSetError:
 
 def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
     """Raise BrokenDataSetError for a shard that unpacks to far more than evenfield writes."""
-    excess = excess_of(metadata, range(metadata.num_row_groups), ARROW_SCHEMA.names)
+    excess = excess_of_rows(metadata, path.stat().st_size)
+    if excess is None:
+        excess = excess_of(metadata, range(metadata.num_row_groups), ARROW_SCHEMA.names)
     if excess is not None:
         raise BrokenDataSetError(excess, file=path, remedy=CONVERT_AFRESH)
 

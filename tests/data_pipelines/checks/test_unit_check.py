@@ -12,9 +12,11 @@ from ase import units
 
 from evenfield.cli import main
 from evenfield.core.labels import LABELS
+from evenfield.data_pipelines.checks import unit_check
 from evenfield.data_pipelines.checks.unit_check import examine
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.read import structure_from_atoms
+from evenfield.data_pipelines.structure import BadRecordError
 
 
 CONFIG = SourceConfig(level_of_theory="EMT")
@@ -162,6 +164,20 @@ def test_what_the_data_cannot_decide_is_skipped_and_said(structures):
 
 
 # --- on the command line
+
+
+def test_a_part_of_bad_records_is_not_read_to_its_end(monkeypatch):
+    read = []
+
+    def bad_records(part, config):
+        for number in range(3000):
+            read.append(number)
+            yield BadRecordError("is bad")
+
+    monkeypatch.setattr(unit_check, "read_part", bad_records)
+    monkeypatch.setattr(unit_check, "sample_parts", lambda source, config, count: [None] * 2)
+    assert unit_check.check_units("anywhere", CONFIG).num_structures == 0
+    assert len(read) == 2 * (unit_check.SAMPLE_SIZE // 2)
 
 
 def run(monkeypatch, capsys, *words):

@@ -132,6 +132,44 @@ def test_a_table_of_equal_values_is_refused_by_its_footer(tmp_path):
         list(read_structures(path, TABLE))
 
 
+def many_equal_rows(rows):
+    """A table of structures of one atom, all alike."""
+    starts = pa.array(np.arange(rows + 1, dtype=np.int32))
+    numbers = pa.ListArray.from_arrays(starts, pa.array(np.ones(rows, np.uint8)))
+    starts = pa.array(np.arange(rows + 1, dtype=np.int32) * 3)
+    positions = pa.ListArray.from_arrays(starts, pa.array(np.zeros(3 * rows)))
+    return pa.table({"atomic_numbers": numbers, "positions": positions, "E": np.ones(rows)})
+
+
+def test_a_table_of_equal_rows_is_refused_by_their_number(tmp_path):
+    path = tmp_path / "a.parquet"
+    # each row group is small enough
+    pq.write_table(many_equal_rows(50_000), path, compression="zstd", row_group_size=10_000)
+    assert path.stat().st_size < 25_000
+    with pytest.raises(EvenfieldError, match="has 50,000 rows in "):
+        list(read_structures(path, TABLE))
+
+    pq.write_table(many_equal_rows(600), path, compression="zstd")
+    assert len(list(read_structures(path, TABLE))) == 600
+
+
+@pytest.mark.parametrize("column", ["atomic_numbers", "positions", "F"])
+@pytest.mark.parametrize("values", [[1.0, 1.0], [{"a": 1}, {"a": 1}]])
+def test_a_column_of_a_wrong_type_is_refused_before_its_rows(tmp_path, monkeypatch, column, values):
+    columns = {"atomic_numbers": [[1], [1]], "positions": [[0.0] * 3] * 2, "E": [1.0] * 2}
+    columns["F"] = [[0.0] * 3] * 2
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns | {column: values}), path)
+    settings = SourceConfig(
+        level_of_theory="made",
+        columns={"energy": "E", "forces": "F"},
+        units={"energy": "eV", "forces": "eV/A"},
+    )
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    with pytest.raises(EvenfieldError, match=f"column '{column}' has type .* must be lists"):
+        list(read_structures(path, settings))
+
+
 def table_with_ids(path, letters, rows=512):
     """All rows share one identifier, which is stored once."""
     ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["x" * letters])
@@ -165,6 +203,14 @@ def test_a_shard_of_equal_values_is_refused(tmp_path):
     path = tmp_path / "train-00000.parquet"
     pq.write_table(table, path, compression="zstd")
     with pytest.raises(BrokenDataSetError, match="unpacks to"):
+        list(scan_shard(path))
+
+
+def test_a_shard_of_equal_rows_is_refused(tmp_path):
+    columns = [pa.nulls(50_000, field.type) for field in ARROW_SCHEMA]
+    path = tmp_path / "train-00000.parquet"
+    pq.write_table(pa.table(columns, schema=ARROW_SCHEMA), path, compression="zstd")
+    with pytest.raises(BrokenDataSetError, match="has 50,000 rows in "):
         list(scan_shard(path))
 
 
