@@ -23,6 +23,7 @@ from .callbacks.guards import GuardConfig
 from .callbacks.metrics import LoggingConfig
 from .checkpoints.checkpoints import CheckpointConfig
 from .loop.engine import EngineConfig
+from .loop.level_sharing import LevelSharingConfig
 from .loop.loss import LossConfig
 from .loop.optimizer import OptimizerConfig
 from .loop.schedule import ScheduleConfig
@@ -126,6 +127,7 @@ class PretrainConfig(Settings):
     mixing: MixingConfig = Field(default=MixingConfig(), json_schema_extra={"resume": MIXING_RULES})
     loss: LossConfig = LossConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
+    level_sharing: LevelSharingConfig = LevelSharingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     compute: ComputeConfig = ComputeConfig()

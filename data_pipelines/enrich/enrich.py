@@ -12,15 +12,17 @@ many structures each element got from which relative, and why candidates were re
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, chemical_symbols
 from pydantic import Field, field_validator
 from rich.progress import track
@@ -32,6 +34,7 @@ from ...core.workers import worker_pool
 from ..census.census import read_census
 from ..convert.convert import ConvertConfig, write_data_set
 from ..convert.splits import check_symbols
+from ..corpus.licences import normalised, together
 from ..demo.geometry import has_close_contact
 from ..demo.oracles import XTB_LEVELS, RejectedStructure
 from ..store.blocks import iter_structures
@@ -45,6 +48,8 @@ from .swap import is_too_dense, with_element
 # one structure in ten is refused at most, so ten in a row mean that the element is hopeless
 MAX_ATTEMPTS = 10
 STRUCTURES_PER_TASK = 8
+# a strain of three such deviations halves a cell
+MOST_STRAIN = 0.15
 
 
 class EnrichConfig(Settings):
@@ -53,6 +58,11 @@ class EnrichConfig(Settings):
     oracle: str = Field(description="GFN1-xTB, GFN2-xTB, EMT, or an ASE calculator as module:Class")
     oracle_settings: dict[str, Any] = Field(
         default={}, description="arguments of a calculator named as module:Class"
+    )
+    oracle_licence: str | None = Field(
+        default=None,
+        description="SPDX identifier of the licence of the oracle's weights, which joins that of "
+        "the data",
     )
     elements: Literal["rare", "all"] | list[str] = Field(
         default="rare", description="rare, all, or a list of symbols"
@@ -74,9 +84,29 @@ class EnrichConfig(Settings):
     relatives: int = Field(
         default=3, ge=1, description="common elements that lend an element their structures"
     )
+    most_atoms: int | None = Field(
+        default=None, ge=1, description="larger training structures are not taken"
+    )
+    swap_all: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the structures in which every other element gives way to a relative "
+        "too, for new compounds",
+    )
     rattle: tuple[float, float] = Field(
         default=(0.02, 0.1),
         description="bounds of the standard deviation of random moves, A",
+    )
+    strain: tuple[float, float] = Field(
+        default=(0.0, 0.0),
+        description="bounds of the standard deviation of each component of a random strain of "
+        "periodic cells",
+    )
+    reuse_calculator: bool = Field(
+        default=False,
+        description="one calculator for all structures of a process: faster where making one reads "
+        "weights, and right only if it keeps nothing from one structure to the next",
     )
     largest_force: float = Field(
         default=15.0, gt=0, description="structures with a larger force are refused, eV/A"
@@ -98,6 +128,20 @@ class EnrichConfig(Settings):
         if not 0 <= rattle[0] <= rattle[1] <= 1:
             raise ValueError("has a lower and an upper bound, from 0 to 1 A")
         return rattle
+
+    @field_validator("strain")
+    @classmethod
+    def _check_strain(cls, strain: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= strain[0] <= strain[1] <= MOST_STRAIN:
+            raise ValueError(f"has a lower and an upper bound, from 0 to {MOST_STRAIN}")
+        return strain
+
+    @field_validator("oracle_licence")
+    @classmethod
+    def _check_licence(cls, licence: str | None) -> str | None:
+        if licence is not None and normalised(licence) is None:
+            raise ValueError(f"'{licence}' is not an SPDX identifier such as MIT or BSD-3-Clause")
+        return licence
 
     @property
     def new_level(self) -> str:
@@ -170,9 +214,13 @@ def enrich(
             "setting, or another name for a head of its own",
         )
 
-    sources = _sources(data, main_level, isolated_only=config.oracle in XTB_LEVELS)
-    plan = _plan(data, levels[main_level]["train_elements"], sources, config)
-    structures, enrichment = _make_all(plan, sources, main_level, config, workers)
+    sources = _sources(
+        data, main_level, config.most_atoms, isolated_only=config.oracle in XTB_LEVELS
+    )
+    train_elements = levels[main_level]["train_elements"]
+    plan = _plan(data, train_elements, sources, config)
+    kin = _kin(train_elements, config.relatives) if config.swap_all else {}
+    structures, enrichment = _make_all(plan, kin, sources, main_level, config, workers)
     if not structures:
         reasons = ", ".join(f"{count} {reason}" for reason, count in enrichment.refused.items())
         raise EnrichError(
@@ -186,8 +234,11 @@ def enrich(
         "sha256": info["source"]["sha256"],
         "enrichment": {"settings": config.model_dump(mode="json"), **enrichment.to_dict()},
     }
+    licence = info["licence"]
+    if config.oracle_licence is not None:
+        licence = together([licence, config.oracle_licence])
     about = ConvertConfig(
-        licence=info["licence"],
+        licence=licence,
         description=f"elements swapped into structures of another data set, labelled by "
         f"{config.oracle}",
     )
@@ -210,11 +261,15 @@ def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str
     return main_level
 
 
-def _sources(data: Path, level: str, *, isolated_only: bool) -> list[Structure]:
+def _sources(
+    data: Path, level: str, most_atoms: int | None, *, isolated_only: bool
+) -> list[Structure]:
     """Training structures that elements may be swapped into, without their labels."""
     found = []
     for structure in iter_structures(data, "train"):
         if structure.level_of_theory != level or (isolated_only and structure.pbc.any()):
+            continue
+        if most_atoms is not None and len(structure.atomic_numbers) > most_atoms:
             continue
         # views of a block would keep all of its labels in memory
         found.append(
@@ -230,6 +285,8 @@ def _sources(data: Path, level: str, *, isolated_only: bool) -> list[Structure]:
         )
     if not found:
         kind = "isolated training structure" if isolated_only else "training structure"
+        if most_atoms is not None:
+            kind += f" of at most {most_atoms} atoms"
         remedy = "name a source_level that has some"
         if isolated_only:
             remedy += ", or an oracle for periodic structures"
@@ -273,6 +330,16 @@ def _plan(
     }
 
 
+def _kin(train_elements: dict[str, int], number: int) -> dict[int, list[int]]:
+    """Element -> the others that may stand in for it where all elements of a structure change."""
+    known = [atomic_numbers[symbol] for symbol in train_elements]
+    return {
+        element: relatives(element, [other for other in known if other != element], number)
+        for element in known
+        if len(known) > 1
+    }
+
+
 @dataclass(frozen=True)
 class _Made:
     """One structure, or None, and why candidates before it were refused."""
@@ -286,13 +353,14 @@ class _Made:
 
 def _make_all(
     plan: dict[int, dict[int, list[int]]],
+    kin: dict[int, list[int]],
     sources: list[Structure],
     main_level: str,
     config: EnrichConfig,
     workers: int | None,
 ) -> tuple[list[Structure], Enrichment]:
     tasks = list(_tasks(plan, sources, config))
-    make = partial(_make, config)
+    make = partial(_make, config, kin)
     if workers == 1:
         made = list(track(map(make, tasks), "labelling", total=len(tasks), transient=True))
     else:
@@ -342,7 +410,7 @@ def _tasks(
             yield element, number, chosen
 
 
-def _make(config: EnrichConfig, task: Task) -> _Made:
+def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
     """The first candidate of a task that is neither refused nor fails. Runs in workers."""
     element, number, chosen = task
     # another sequence than the one that chose the sources
@@ -355,17 +423,35 @@ def _make(config: EnrichConfig, task: Task) -> _Made:
             cell=source.cell,
             pbc=source.pbc,
         )
-        candidate = with_element(rng, parent, host, element, config.rattle)
+        others = {}
+        if config.swap_all and rng.random() < config.swap_all:
+            changing = [number for number in source.elements.tolist() if number != host]
+            others = {number: int(rng.choice(kin[number])) for number in changing}
+        candidate = with_element(
+            rng, parent, host, element, config.rattle, others=others, strain=config.strain
+        )
         try:
             _refuse_bad(candidate)
-            # calculators keep their state: a structure must not depend on those labelled before
-            calculator = new_calculator(config.oracle, config.oracle_settings)
-            atoms = label(candidate, calculator, config.largest_force)
+            atoms = label(candidate, _calculator(config), config.largest_force)
         except RejectedStructure as rejected:
             refused.append(rejected.reason)
             continue
         return _Made(element, host, atoms, source.structure_id, tuple(refused))
     return _Made(element, chosen[-1][0], None, "", tuple(refused))
+
+
+def _calculator(config: EnrichConfig) -> Calculator:
+    if config.reuse_calculator:
+        return _only_calculator(config.model_dump_json(include={"oracle", "oracle_settings"}))
+    # calculators keep their state: a structure must not depend on those labelled before
+    return new_calculator(config.oracle, config.oracle_settings)
+
+
+@cache
+def _only_calculator(oracle: str) -> Calculator:
+    """The calculator of this process, for the JSON text of oracle and oracle_settings."""
+    settings = json.loads(oracle)
+    return new_calculator(settings["oracle"], settings["oracle_settings"])
 
 
 def _refuse_bad(candidate: Atoms) -> None:

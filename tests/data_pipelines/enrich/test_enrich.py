@@ -117,6 +117,34 @@ def test_a_crystal_scales_with_its_cell() -> None:
     assert child.get_scaled_positions() == pytest.approx(copper.get_scaled_positions(), abs=1e-6)
 
 
+def test_all_elements_of_a_compound_give_way_at_once() -> None:
+    salt = bulk("NaCl", "rocksalt", 5.64, cubic=True)
+    child = with_element(
+        np.random.default_rng(1), salt, 11, 19, (0.0, 0.0), others={17: 35}, strain=(0.0, 0.0)
+    )
+    assert child.symbols.get_chemical_formula() == "Br4K4"
+    # bonds take the lengths of both; those between like ions count too
+    factor = (covalent_radii[19] + covalent_radii[35]) / (covalent_radii[11] + covalent_radii[17])
+    assert child.cell.lengths() == pytest.approx(salt.cell.lengths() * factor, rel=0.01)
+
+
+def test_a_strain_deforms_periodic_directions_alone() -> None:
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = (True, True, False)
+    before = slab.cell.array.copy()
+    rng = np.random.default_rng(0)
+    child = with_element(rng, slab, 29, 29, (0.0, 0.0), strain=(0.05, 0.05))
+    changed = child.cell.array - before
+    assert np.abs(changed[:2, :2]).max() > 0.01
+    assert not changed[2].any()
+    assert not changed[:, 2].any()
+    # atoms move with the cell
+    moved = child.cell.scaled_positions(child.positions)
+    assert moved == pytest.approx(slab.cell.scaled_positions(slab.positions), abs=1e-5)
+    # no rotation: the deformation of a cubic cell is symmetric
+    assert changed[0, 1] == pytest.approx(changed[1, 0])
+
+
 def test_a_crystal_at_half_its_size_is_too_dense() -> None:
     for symbol in ("Cs", "W", "U", "Si"):
         atoms = bulk(symbol, "bcc", a=3.47) if symbol == "U" else bulk(symbol)
@@ -124,6 +152,8 @@ def test_a_crystal_at_half_its_size_is_too_dense() -> None:
     squeezed = bulk("W")
     squeezed.set_cell(squeezed.cell * 0.5, scale_atoms=True)
     assert is_too_dense(squeezed)
+    # covalent spheres of hydrogen would fit, and each atom would have a thousand neighbours
+    assert is_too_dense(bulk("H", "bcc", a=0.9))
 
 
 def test_rare_elements_get_labels_at_a_level_of_their_own(metals: Path, tmp_path: Path) -> None:
@@ -174,6 +204,77 @@ def test_the_number_of_processes_changes_nothing(metals: Path, tmp_path: Path) -
         assert first.structure_id == second.structure_id
         assert np.array_equal(first.positions, second.positions)
         assert first.energy == second.energy
+
+
+def test_compounds_change_as_a_whole_where_asked(tmp_path: Path) -> None:
+    structures = []
+    for first, second in (("Na", "Cl"), ("K", "Br"), ("Li", "F"), ("Rb", "I")):
+        for index in range(3):
+            atoms = bulk(first + second, "rocksalt", 5.0 + 0.1 * index)
+            name = f"{first}{second}-{index}"
+            structures.append(
+                Structure.from_atoms(
+                    atoms, "DFT", name, name, split="train", energy=0.0, forces=np.zeros((2, 3))
+                )
+            )
+    write_data_set(structures, tmp_path / "salts", {"file": "x", "sha256": "0"}, ConvertConfig())
+
+    shares = {}
+    for share in (0.0, 1.0):
+        config = config_of(elements=["Na"], rare=1, structures_per_element=30, swap_all=share)
+        enrich(tmp_path / "salts", tmp_path / f"cheap-{share}", config, workers=1)
+        made = list(iter_structures(tmp_path / f"cheap-{share}", "train"))
+        kept = [structure for structure in made if _has_an_anion_of_its_host(structure)]
+        shares[share] = len(kept) / len(made)
+    assert shares == {0.0: 1.0, 1.0: 0.0}
+
+
+def _has_an_anion_of_its_host(structure: Structure) -> bool:
+    """Whether the halogen of a salt is that of the salt that it was made from."""
+    host = structure.structure_id.rpartition("-in-")[2].partition("-")[0]
+    halogen = next(symbol for symbol in ("Cl", "Br", "F", "I") if host.endswith(symbol))
+    return atomic_numbers[halogen] in structure.elements
+
+
+def test_large_structures_are_left_out_where_asked(metals: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnrichError, match="of at most 3 atoms"):
+        enrich(metals, tmp_path / "cheap", config_of(most_atoms=3), workers=1)
+
+
+def test_one_calculator_serves_all_structures_where_asked(
+    metals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    before = Springs.__init__
+
+    def counted(self: Springs, stiffness: float = 0.1) -> None:
+        made.append(stiffness)
+        before(self, stiffness)
+
+    monkeypatch.setattr(Springs, "__init__", counted)
+    # a stiffness of its own, so that no other test has made this calculator before
+    settings = {"stiffness": 0.123}
+    alone = config_of(elements=["Pd"], oracle_settings=settings)
+    enrich(metals, tmp_path / "alone", alone, workers=1)
+    assert len(made) > 6
+
+    made.clear()
+    shared = alone.model_copy(update={"reuse_calculator": True})
+    enrich(metals, tmp_path / "shared", shared, workers=1)
+    # one to see that there is one, and one for the structures
+    assert len(made) == 2
+    pairs = zip(
+        iter_structures(tmp_path / "alone", "train"),
+        iter_structures(tmp_path / "shared", "train"),
+        strict=True,
+    )
+    for first, second in pairs:
+        assert first.energy == second.energy
+
+
+def test_the_licence_of_the_oracle_joins_that_of_the_data(metals: Path, tmp_path: Path) -> None:
+    enrich(metals, tmp_path / "cheap", config_of(oracle_licence="BSD-3-Clause"), workers=1)
+    assert "BSD-3-Clause" in read_info(tmp_path / "cheap")["licence"]
 
 
 def test_what_is_too_close_is_refused(tmp_path: Path) -> None:
@@ -228,7 +329,13 @@ def test_the_folders_must_differ_in_name(metals: Path, tmp_path: Path) -> None:
         enrich(metals, tmp_path / "metals", config_of(), workers=1)
 
 
-@pytest.mark.parametrize("words", [["elements=[Xx]"], ["elements=[]"], ["rattle=[0.2,0.1]"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[["elements=[Xx]"], ["elements=[]"], ["rattle=[0.2,0.1]"], ["strain=[0.1,0.5]"]],
+        *[["swap_all=2"], ["oracle_licence=free"], ["most_atoms=0"]],
+    ],
+)
 def test_settings_that_cannot_be_meant(words: list[str]) -> None:
     with pytest.raises(SettingsError):
         load_settings(EnrichConfig, None, ["oracle=EMT", *words])
