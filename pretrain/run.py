@@ -49,7 +49,7 @@ from .data_checks import (
 from .errors import TrainingError
 from .initial_potential import build_potential
 from .loop.engine import DeepSpeedEngine
-from .loop.level_sharing import share_readouts, start_alike
+from .loop.level_sharing import share_readouts
 from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening
 from .loop.train_module import TrainModule
@@ -120,9 +120,7 @@ def _run(
     # what is trained, on what, and by what
     seed_everything(config.seed)
     potential = build_potential(config, data, begun.kept if begun else None)
-    if config.level_sharing.strength:
-        start_alike(potential)
-        share_readouts(potential, config.level_sharing.strength)
+    share_readouts(potential, config.level_sharing)
     levels = potential.config.levels_of_theory
     train_module = TrainModule(potential, config.loss, config.compute.precision)
     engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)

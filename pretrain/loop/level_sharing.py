@@ -1,9 +1,9 @@
 """Levels of theory that learn their readouts from each other.
 
-The readout of a level is a part S that all levels share plus a difference D of its own. A step of
-gradient descent on both moves the sum W = S + D, for the gradient g of each level h, by
+The readout W of a level is a part S that several levels share plus a difference D of its own. A
+step of gradient descent on both moves the sum W = S + D, for the gradient g of each level h, by
 
-    change of W[h]  ~  g[h] + strength * sum over all levels of g
+    change of W[h]  ~  g[h] + strength * sum of g over the levels that share
 
 so it is enough to add that sum to the gradients of W, and the readout needs no other parameters: a
 model that was trained like this is stored and fine-tuned as any other. A level with few structures
@@ -12,44 +12,69 @@ mostly follows the sum, and one with many mostly follows itself.
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...core.settings import Settings
 from ...model_zoo.potential.potential import Potential
+from ..errors import TrainingError
 
 
 class LevelSharingConfig(Settings):
-    """How much levels of theory learn from each other in the readout."""
+    """Which levels of theory learn their readouts from each other, and how much."""
 
+    levels: list[str] = Field(
+        default=[],
+        description="levels of theory that nearly agree, up to the energies of free atoms; none to "
+        "keep all readouts apart",
+        # their readouts and energy scales start alike
+        json_schema_extra={"resume": "refused"},
+    )
     strength: float = Field(
-        default=0.0,
-        ge=0,
-        description="of the readout that all levels of theory share, as a multiple of their own; 0 "
-        "keeps them apart",
-        # it decides what the readouts and their units start from
-        json_schema_extra={"resume": "not_from_off"},
+        default=1.0,
+        gt=0,
+        description="of the shared part of a readout, as a multiple of the level's own",
+        json_schema_extra={"resume": "applied"},
     )
 
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if len(self.levels) == 1 or len(set(self.levels)) < len(self.levels):
+            raise ValueError("level_sharing.levels names two or more different levels, or none")
+        return self
 
-def share_readouts(potential: Potential, strength: float) -> None:
-    """Let the gradients of the readouts be shared from now on. With strength 0, nothing changes."""
-    if strength == 0:
+
+def share_readouts(potential: Potential, config: LevelSharingConfig) -> None:
+    """Let the levels that share start alike, and let their gradients be shared from now on.
+
+    What they share is in multiples of the energy scale, so all of them get one scale: the root of
+    the mean square of theirs. Raises TrainingError for a level that the potential does not have.
+    """
+    if not config.levels:
         return
 
-    def shared(gradient: Tensor) -> Tensor:
-        return gradient + strength * gradient.sum(0, keepdim=True)
-
-    for weight in (potential.readout.weight, potential.readout.element_weight):
-        # under DeepSpeed, too, this comes before gradients are added up over ranks
-        weight.register_hook(shared)
-
-
-def start_alike(potential: Potential) -> None:
-    """Give all heads of a fresh potential the weights of the first, and one energy scale.
-
-    What they share is in multiples of the scale, so different scales could share nothing.
-    """
+    known = potential.config.levels_of_theory
+    unknown = [level for level in config.levels if level not in known]
+    if unknown:
+        raise TrainingError(
+            f"level_sharing.levels: no training structure is at {', '.join(unknown)}",
+            remedy=f"name some of {', '.join(known)}",
+        )
+    heads = torch.tensor([known.index(level) for level in config.levels])
     readout = potential.readout
-    readout.weight.data.copy_(readout.weight.data[:1].expand_as(readout.weight).clone())
-    potential.scale.fill_(float(potential.scale.square().mean().sqrt()))
+    with torch.no_grad():
+        readout.weight[heads] = readout.weight[heads[0]].clone()
+        potential.scale[heads] = potential.scale[heads].square().mean().sqrt()
+
+    def shared(gradient: Tensor) -> Tensor:
+        of_all = gradient[heads].sum(0)
+        added = torch.zeros_like(gradient)
+        added[heads] = config.strength * of_all
+        return gradient + added
+
+    # under DeepSpeed, too, a hook comes before gradients are added up over ranks
+    for weight in (readout.weight, readout.element_weight):
+        weight.register_hook(shared)
