@@ -57,6 +57,10 @@ class DynamicsConfig(Settings):
     seed: int = Field(default=0, ge=0, description="of the random initial velocities")
 
 
+class NothingMovesError(EvenfieldError):
+    """A structure that has no dynamics."""
+
+
 class ExplodedError(EvenfieldError):
     """A dynamics whose temperature or energy left all bounds, or whose structure fell apart."""
 
@@ -86,10 +90,16 @@ def relax_and_run(
 ) -> DynamicsResult:
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    `atoms` stays unchanged. Raises FileError when `out` cannot be written, ExplodedError when the
-    dynamics explodes. Both files are there then too, with what came before, and after any other
-    end, such as Ctrl-C; dynamics.json says in `failure` why.
+    `atoms` stays unchanged. Raises NothingMovesError for a single atom, FileError when `out` cannot
+    be written, ExplodedError when the dynamics explodes. Both files are there then too, with what
+    came before, and after any other end, such as Ctrl-C; dynamics.json says in `failure` why.
     """
+    if len(atoms) < 2:
+        # its centre of mass is held, and the temperature of what is left is 0 / 0
+        raise NothingMovesError(
+            "a single atom has no dynamics, because the centre of mass does not move",
+            remedy="repeat the cell, such as atoms * (3, 3, 3) in ASE",
+        )
     atoms = atoms.copy()
     atoms.calc = calculator
     # before the relaxation, so that a wrong path does not cost the time of one
@@ -118,8 +128,11 @@ def relax_and_run(
         # Ctrl-C, or whatever a calculator raises: what was computed may have taken hours
         run.failure = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
         ended_by = error
-    if ended_by and not run.energies:
-        raise ended_by
+    if not run.energies:
+        raise ended_by or ExplodedError(
+            f"the dynamics exploded before its first step: {run.failure}",
+            remedy="look at the relaxed structure, and whether the model knows its elements",
+        )
     times = np.array(run.times)
     energies = 1000 * np.array(run.energies)
 

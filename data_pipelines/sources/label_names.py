@@ -35,6 +35,9 @@ LABEL_WORDS = {
     "virial": ("stress", "-eV"),
     "virials": ("stress", "-eV"),
 }
+# a single component, in a column of its own: fx, force_y, stress_xx, sxy
+COMPONENT = re.compile(r"(?:f|forces?)[_-]?[xyz]|(?:s|stress|virials?)[_-]?[xyz]{2}", re.IGNORECASE)
+
 # a column with one of these words is about a label, or a part of one, and is none
 _OTHER_WORDS = (
     "above adsorption atom atoms band binding bond cohesive correction cutoff delta dispersion "
@@ -68,11 +71,16 @@ class LookAlike:
     """The one that such columns usually have."""
     is_same: bool
     """It claims to be the label itself, and not the prediction of a model or a part of it."""
+    is_component: bool = False
+    """It is one number of each vector or tensor, which no setting can join."""
 
 
 @lru_cache(maxsize=4096)
 def look_alike(column: str) -> LookAlike | None:
     """What the name of a column says; None for a name that is not like that of a label."""
+    if COMPONENT.fullmatch(column):
+        label = "forces" if column[0] in "fF" else "stress"
+        return LookAlike(column, label, LABELS[label].unit, False, is_component=True)
     words = [word.lower() for word in WORD.findall(column)]
     if OTHER_WORDS.intersection(words):
         return None
@@ -96,7 +104,10 @@ def numbers_of(value: Any, seen: LookAlike, num_atoms: int, per: str | None) -> 
     if value is None or (per is not None and label.per != per):
         return None
     array = np.asarray(value)
+    sizes = label.sizes(num_atoms)
+    if seen.is_component:
+        sizes = (num_atoms if label.per == "atom" else 1,)
     # not texts, flags and lists of them
-    if array.dtype.kind in "fiu" and array.size in label.sizes(num_atoms):
+    if array.dtype.kind in "fiu" and array.size in sizes:
         return array
     return None

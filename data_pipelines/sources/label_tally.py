@@ -19,6 +19,9 @@ from .records import Record, Unread
 
 Counts = dict[str, int]
 
+# no setting joins columns
+JOIN_COMPONENTS = "one column with all components, such as forces (N, 3) or stress (3, 3),"
+
 
 @dataclass
 class LabelTally:
@@ -132,6 +135,9 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
         text = f"not read: '{column.column}' of {count} structures looks like {column.label}"
         if missing:
             text += f", which {missing} of them lack"
+        if column.is_component:
+            lines.append(f"{text}; {JOIN_COMPONENTS} would be read")
+            continue
         setting = setting_to_read(tally, column, prefix)
         lines.append(f"{text}; {setting} would read it, if that is its unit")
     return lines
@@ -154,7 +160,11 @@ def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> s
 def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
     """The remedy for a source of which no label was read."""
     remedy = "name the columns that have them"
-    unread = tally.unread_labels()
+    looking_alike = tally.unread_labels()
+    unread = [column for column in looking_alike if not column.is_component]
+    if looking_alike and not unread:
+        names = ", ".join(column.column for column in looking_alike)
+        return f"join {names} to {JOIN_COMPONENTS.rstrip(',')}"
     if not unread:
         return f"{remedy}, as in {prefix}columns.energy=E {prefix}units.energy=eV"
     # two columns of one label would be two settings of one key

@@ -253,6 +253,8 @@ def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
             continue
         kind, depth = _below_lists(field.type)
         is_scalar = LABELS[seen.label].shape(1) == ()
+        if seen.is_component:
+            is_scalar = LABELS[seen.label].per == "structure"
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
         # energies of atoms are lists, and no label
         if is_number and is_scalar == (depth == 0):

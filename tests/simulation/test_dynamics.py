@@ -19,6 +19,7 @@ from evenfield.simulation.dynamics import (
     DynamicsConfig,
     DynamicsResult,
     ExplodedError,
+    NothingMovesError,
     relax_and_run,
 )
 
@@ -75,6 +76,22 @@ def test_fewer_steps_than_between_two_frames(copper: Atoms, tmp_path: Path) -> N
     content = json.loads((tmp_path / "dynamics.json").read_text())
     assert np.isfinite(content["drift_mev_per_atom_ps"])
     assert len(ase.io.read(tmp_path / "trajectory.traj", ":")) == 2
+
+
+def test_a_single_atom_has_no_dynamics(tmp_path: Path) -> None:
+    """Its temperature was NaN, and the run ended in a traceback."""
+    with pytest.raises(NothingMovesError, match="a single atom") as told:
+        run(bulk("Ni"), tmp_path / "md")
+    assert "repeat the cell" in told.value.remedy
+    assert not (tmp_path / "md").exists()
+
+
+def test_a_dynamics_that_never_starts_is_an_error(
+    copper: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Atoms, "get_temperature", lambda _: float("nan"))
+    with pytest.raises(ExplodedError, match="before its first step: a temperature of nan K"):
+        run(copper, tmp_path / "md")
 
 
 class Exploding(EMT):

@@ -19,7 +19,11 @@ from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.convert.finish import ConversionError
 from evenfield.data_pipelines.sources.label_names import look_alike
-from evenfield.data_pipelines.sources.label_tally import from_json, label_report
+from evenfield.data_pipelines.sources.label_tally import (
+    JOIN_COMPONENTS,
+    from_json,
+    label_report,
+)
 
 
 def crystal(index: int = 0, pbc: bool | tuple[bool, ...] = True, **results) -> Atoms:
@@ -69,6 +73,40 @@ def test_names_that_look_like_a_label(column, label, unit):
 )
 def test_names_that_do_not(column):
     assert look_alike(column) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "label"),
+    [("fx", "forces"), ("force_y", "forces"), ("Fz", "forces"), ("stress_xy", "stress")],
+)
+def test_names_that_look_like_a_component(column, label):
+    seen = look_alike(column)
+    assert (seen.label, seen.is_component) == (label, True)
+
+
+def test_components_in_columns_of_their_own_are_named(tmp_path):
+    """They were dropped without a word."""
+    frames = [crystal(index, energy=float(index)) for index in range(3)]
+    for frame in frames:
+        for place, axis in enumerate("xyz"):
+            frame.arrays[f"f{axis}"] = FORCES[:, place]
+        frame.info["stress_xx"] = 0.1
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    report = label_report(from_json(info["labels"]))
+    for column in ("fx", "fy", "fz", "stress_xx"):
+        line = next(line for line in report if f"'{column}'" in line)
+        assert line.endswith("which 3 of them lack; " + JOIN_COMPONENTS + " would be read")
+
+
+def test_components_alone_give_a_remedy_that_can_be_followed(tmp_path):
+    frame = crystal(0)
+    for place, axis in enumerate("xyz"):
+        frame.arrays[f"f{axis}"] = FORCES[:, place]
+    ase.io.write(tmp_path / "mine.extxyz", frame)
+    with pytest.raises(ConversionError) as told:
+        converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    assert told.value.remedy.startswith("join fx, fy, fz to one column")
 
 
 def test_labels_that_only_later_frames_have_are_counted_and_named(tmp_path):
