@@ -76,6 +76,10 @@ EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 Advance = Callable[[int], None]  # takes the number of bytes that have arrived
 
 
+class DamagedRefError(HubError):
+    """A name on a hub that names no revision."""
+
+
 class FolderHub:
     """The models below one root.
 
@@ -100,6 +104,10 @@ class FolderHub:
             # before the upload, which may take long
             self._check_tag_is_free(repo, tag, revision)
 
+        if self.on_disk:
+            # before the upload as well: a folder in the place of main
+            with suppress(DamagedRefError):
+                self._read_ref(repo, "main")
         self._upload_model(folder, manifest, repo, revision)
         if tag is not None:
             self._claim_tag(repo, tag, revision)
@@ -110,8 +118,9 @@ class FolderHub:
     def _upload_model(self, folder: Path, manifest: Manifest, repo: str, revision: str) -> None:
         """Write all files of a snapshot, also over files that others put in their place."""
         snapshot = self._snapshot(repo, revision)
-        if self.on_disk and Path(snapshot).is_symlink():
-            # writing would go through the link, into a folder that is not of this hub
+        if self.on_disk and (Path(snapshot).is_symlink() or Path(snapshot).is_file()):
+            # A file cannot hold a model. Writing would go through a link, into a folder that is
+            # not of this hub.
             with file_errors(snapshot):
                 Path(snapshot).unlink()
 
@@ -135,7 +144,7 @@ class FolderHub:
         return True
 
     def _check_tag_is_free(self, repo: str, tag: str, revision: str) -> None:
-        tagged = self._read_ref(repo, tag)
+        tagged = self._tagged(repo, tag)
         if tagged not in (None, revision):
             raise HubError(
                 f"the tag already names revision {tagged}",
@@ -151,9 +160,16 @@ class FolderHub:
         except UnreachableHubError:
             # Most stores can create a file only if there is none. Where one cannot, or has one,
             # the look afterwards decides.
-            if self._read_ref(repo, tag) is None:
+            if self._tagged(repo, tag) is None:
                 self._upload(repo, path, revision.encode())
         self._check_tag_is_free(repo, tag, revision)
+
+    def _tagged(self, repo: str, tag: str) -> str | None:
+        """The revision of a tag; None for one that is free, or damaged and to be set again."""
+        try:
+            return self._read_ref(repo, tag)
+        except DamagedRefError:
+            return None
 
     def _create(self, repo: str, path: str, data: bytes) -> None:
         """Write a file that does not exist yet; raises UnreachableHubError when it does."""
@@ -223,6 +239,10 @@ class FolderHub:
         remedy = f"do not use it; who has this model can publish it again, which repairs {folder}"
         if folder.is_symlink():
             raise BadModelError("is a link to another folder", file=where, remedy=remedy)
+        if folder.is_file():
+            raise BadModelError(
+                "is a file, and not the folder of a model", file=where, remedy=remedy
+            )
         if not (folder / MANIFEST).is_file():
             raise self._not_found(repo, revision)
         if folder_revision(folder) != revision:
@@ -370,21 +390,32 @@ class FolderHub:
                 raise too_large(where, name, f"more than {limit:,}", limit) from error
 
     def _has_snapshot(self, repo: str, revision: str) -> bool:
+        if self.on_disk and Path(self._snapshot(repo, revision)).is_file():
+            # wrong, which is found where it is fetched
+            return True
         path = f"{self._snapshot(repo, revision)}/{MANIFEST}"
         return self._read(repo, path, MAX_MANIFEST_BYTES) is not None
 
     def _read_ref(self, repo: str, name: str) -> str | None:
         """The revision that a name refers to; None when there is no such name."""
         path = self._ref(repo, name)
+        if self.on_disk and Path(path).is_dir():
+            # nobody knows what is in it, so publishing does not remove it
+            raise HubError(
+                "is a folder, and not a file with a revision",
+                file=path,
+                remedy="remove it, and publish the model again",
+            )
         content = self._read(f"{repo}@{name}", path, MAX_REF_BYTES)
         if content is None:
             return None
         revision = content.decode("ascii", "replace").strip()
         if not REVISION.fullmatch(revision):
-            raise HubError(
+            option = "" if name == "main" else f" with --tag {name}"
+            raise DamagedRefError(
                 "is damaged, it does not contain a revision",
                 file=path,
-                remedy="publish the model again",
+                remedy=f"publish the model again{option}",
             )
         return revision
 

@@ -219,6 +219,51 @@ def test_another_model_under_a_revision_is_refused_and_the_right_one_repairs_it(
     assert {path.name: path.read_bytes() for path in false.iterdir()} == untouched
 
 
+def test_a_file_in_place_of_a_revision_is_repaired(folder: Path, tmp_path: Path) -> None:
+    """The error listed the revision as one that the hub has, and publishing failed."""
+    pinned = model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
+    snapshot = snapshot_of(tmp_path / "hub", pinned)
+    shutil.rmtree(snapshot)
+    snapshot.write_text("x")
+    with pytest.raises(BadModelError, match="is a file") as told:
+        model_zoo.load(pinned, tmp_path / "hub")
+    assert "publish it again" in told.value.remedy
+    model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
+    assert model_zoo.load(pinned, tmp_path / "hub").reference == pinned
+
+
+@pytest.mark.parametrize(("name", "tag"), [("main", None), ("v1", "v1")])
+def test_a_damaged_name_is_repaired_as_its_error_says(
+    folder: Path, tmp_path: Path, name: str, tag: str | None
+) -> None:
+    """Publishing with the tag refused the damaged tag as well."""
+    hub = tmp_path / "hub"
+    pinned = model_zoo.publish(folder, "me/m", hub, tag=tag, allow_failed=True)
+    (hub / "me/m/refs" / name).write_text("garbage")
+    with pytest.raises(HubError, match="is damaged") as told:
+        model_zoo.load(f"me/m@{name}", hub)
+    wanted = "publish the model again" + ("" if tag is None else f" with --tag {tag}")
+    assert told.value.remedy == wanted
+
+    assert model_zoo.publish(folder, "me/m", hub, tag=tag, allow_failed=True) == pinned
+    assert model_zoo.load(f"me/m@{name}", hub).reference == pinned
+
+
+def test_a_folder_in_place_of_a_name_is_named_before_the_upload(
+    folder: Path, tmp_path: Path
+) -> None:
+    hub = tmp_path / "hub"
+    (hub / "me/m/refs/main").mkdir(parents=True)
+    for attempt in (
+        lambda: model_zoo.load("me/m", hub),
+        lambda: model_zoo.publish(folder, "me/m", hub, allow_failed=True),
+    ):
+        with pytest.raises(HubError, match="is a folder") as told:
+            attempt()
+        assert told.value.remedy == "remove it, and publish the model again"
+    assert not (hub / "me/m/snapshots").exists()
+
+
 def test_a_link_to_the_right_model_is_not_followed_either(folder: Path, tmp_path: Path) -> None:
     """What the link leads to may change after the look at its manifest."""
     root = tmp_path / "hub"
