@@ -8,6 +8,7 @@ Open `quickstart.py` next: it runs the other commands one after another.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -33,6 +34,8 @@ from .zoo_build import zoo_build
 USER_ERROR = 1
 BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for wrong words
 INTERRUPTED = 130  # what a shell reports after SIGINT
+# a full or failing disk, or one on which nothing may be written
+DISK_ERRORS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
 
 
 app = typer.Typer(
@@ -78,9 +81,15 @@ def main() -> None:
         # as in `evenfield ... | head`; Python flushes once more at exit, which must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
-    except Exception:
+    except Exception as error:
         import traceback
 
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            # a disk can fill up in any line that writes, and that is no bug
+            where = f"{error.filename}: " if error.filename else ""
+            text = f"{where}{error.strerror}: make room on the disk, and start the command again"
+            say(f"error: {_in_few_lines(text)}", colour="red", err=True)
+            sys.exit(USER_ERROR)
         say(traceback.format_exc(), err=True)
         say(
             f"\nThis is a bug in evenfield ({_versions()}). "

@@ -145,7 +145,8 @@ def _refuse_other_settings(out: Path, config: QuickstartConfig) -> None:
             file=path,
             remedy="remove the folder or name another",
         )
-    write_atomically(path, settings)
+    with file_errors(path):
+        write_atomically(path, settings)
 
 
 def _write_copper(path: Path) -> None:

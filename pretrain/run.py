@@ -314,7 +314,8 @@ def _write_results(
         attachments=domain_file(domains),
         predictions=predictions,
     )
-    write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
+    with file_errors(out / "evaluation.json"):
+        write_atomically(out / "evaluation.json", (out / "model" / "evaluation.json").read_bytes())
 
 
 def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, field_validator
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ...core.files import write_atomically
+from ...core.files import file_errors, write_atomically
 from ...core.rich_console import Console, PlainColumn
 from ...core.settings import Settings
 from ...model_zoo.evaluation.summary import ErrorSummary
@@ -68,7 +68,8 @@ class Metrics(Callback):
                 continue
             if step <= start_step:
                 kept.append(f"{line}\n")
-        write_atomically(path, "".join(kept))
+        with file_errors(path):
+            write_atomically(path, "".join(kept))
 
         # Unbuffered: what a row says must outlive a kill.
         self._file = path.open("ab", buffering=0)
@@ -223,7 +224,8 @@ class WeightsAndBiases(Callback):
         # Its own random id: the name of a run is not unique in a project.
         identity = folder / "wandb-id.txt"
         if not identity.is_file():
-            write_atomically(identity, os.urandom(8).hex())
+            with file_errors(identity):
+                write_atomically(identity, os.urandom(8).hex())
         self._run = wandb.init(
             project=project,
             name=folder.name,

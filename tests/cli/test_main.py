@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -48,6 +49,16 @@ def test_bug_keeps_its_traceback(
     assert f"{kind.__name__}: the inner reason" in message
     *_, last = message.splitlines()
     assert f"evenfield {version('evenfield')}" in last and "report it" in last
+
+
+def test_a_full_disk_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/model")
+    assert fail_with(full, monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: runs/model: No space left on device: make room on the disk")
+    assert message.count("\n") == 1
 
 
 def test_warning_for_users_is_one_line(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evenfield.core.files import FileError
 from evenfield.core.ranks import start_distributed
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback
@@ -79,6 +80,20 @@ def test_rows_that_could_not_be_written_come_later_and_whole(tmp_path):
     metrics.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_a_disk_that_is_full_at_a_resume_is_named_and_keeps_the_rows(tmp_path):
+    """It was a traceback. Rows after the resumed step are dropped by writing the file again."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = Metrics(path, 0)
+    for step in range(1, 9):
+        metrics.write({"event": "step", "step": step})
+    metrics.close()
+    before = path.read_bytes()
+    with no_file_above(45), pytest.raises(FileError, match="File too large"):
+        Metrics(path, 6)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stop_that_cannot_be_saved_is_an_error_that_says_so(run_config, monkeypatch):
