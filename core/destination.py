@@ -48,6 +48,10 @@ KINDS = {
 }
 # in every page that evenfield writes
 PAGE_MARK = b'<meta name="generator" content="evenfield">'
+BYTES_BEFORE_THE_TEXT = 4096
+# the first bytes of a PNG, and where texts about it end at the latest
+PNG = b"\x89PNG"
+BYTES_BEFORE_THE_PICTURE = 1024
 # Other programs use some of these names. What evenfield writes holds these words, in all versions.
 MARKS = {
     "manifest.json": (b'"format_version"', b'"sha256"'),
@@ -106,6 +110,25 @@ def json_kind(name: str, **values: str) -> FileKind:
         return isinstance(content, dict) and values.items() <= content.items()
 
     return FileKind(name, is_one)
+
+
+def png_kind(kind: str) -> FileKind:
+    """PNG files that `figures.style.figure_png` made with this `kind`."""
+
+    def is_one(path: Path) -> bool:
+        with path.open("rb") as file:
+            beginning = file.read(BYTES_BEFORE_THE_PICTURE)
+        return beginning.startswith(PNG) and b"tEXtTitle\0" + kind.encode() in beginning
+
+    return FileKind(f"a {kind}", is_one)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return PAGE_MARK in file.read(BYTES_BEFORE_THE_TEXT)
+
+
+PAGES = FileKind("a page of evenfield", _is_page)
 
 
 def check_destination(

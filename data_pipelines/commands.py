@@ -343,10 +343,11 @@ def census(folder: DataSet) -> None:
     from ..core.figures.style import check_drawing, figure_png
     from ..core.rich_console import Console
     from .census.census import count_shards
+    from .store.folder_files import CENSUS_PICTURE
     from .store.shards import read_info
 
     picture = folder / "census.png"
-    kind = check_drawing(picture, "census of a data set")
+    kind = check_drawing(picture, CENSUS_PICTURE)
     shards = read_info(folder)["shards"]
     content = count_shards(folder / name for name in shards).to_dict()
     counts = {
@@ -396,11 +397,12 @@ def weights(
     from ..core.rich_console import Console
     from ..core.settings import load_settings
     from .census.weights import WeightConfig
-    from .checks.weight_report import KIND_OF_PICTURE, weight_report
+    from .checks.weight_report import weight_report
+    from .store.folder_files import WEIGHTS_PICTURE
 
     config = load_settings(WeightConfig, None, overrides)
     picture = folder / "weights.png"
-    check_drawing(picture, KIND_OF_PICTURE)
+    check_drawing(picture, WEIGHTS_PICTURE)
     report = weight_report(folder, config)
     report.save_picture(picture, f"{folder}, beta {config.beta}")
 

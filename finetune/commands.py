@@ -180,8 +180,7 @@ def attach(
 
 def _picture_of(out: Path, overwrite: bool) -> Path:
     """Where the figure of a curve goes. Refuses a place that holds something else."""
-    from ..core.destination import check_destination
-    from ..core.figures.style import png_kind
+    from ..core.destination import check_destination, png_kind
     from .few_shot.curve_plot import KIND
 
     picture = out.with_suffix(".png")

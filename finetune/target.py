@@ -365,7 +365,7 @@ def _source_of(work: Path) -> dict[str, Any]:
 
 def _unfinished_source_of(work: Path) -> dict[str, Any]:
     """The source of the only conversion that has begun in `work`; empty without such a one."""
-    begun = list((work / staging.FOLDER).glob("*"))
+    begun = list((work / staging.PARTS).glob("*"))
     if len(begun) != 1:
         return {}
     try:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..destination import FileKind, check_destination
+from ..destination import check_destination, png_kind
 from ..files import file_errors, write_atomically
 from ..numbers import short_number
 from ..terminal import printable
@@ -49,10 +49,6 @@ STYLE: Any = {
 # Texts that are made while a figure is drawn. Ticks have plain numbers, so none needs a formula.
 NO_MATHEMATICS: Any = {"text.parse_math": False}
 
-# the first bytes of a PNG, and where texts about it end at the latest
-PNG = b"\x89PNG"
-BYTES_BEFORE_THE_PICTURE = 1024
-
 
 def looks() -> Iterator[tuple[str, str]]:
     """Colour and marker of one series after the other, without end."""
@@ -62,7 +58,7 @@ def looks() -> Iterator[tuple[str, str]]:
 def figure_png(figure: Figure, dots_per_inch: int = 110, kind: str | None = None) -> bytes:
     """The figure as a PNG that names no program and no date: equal figures give equal bytes.
 
-    kind: what the figure is, kept inside the file for `png_kind`.
+    kind: what the figure is, kept inside the file for `destination.png_kind`.
     """
     data = BytesIO()
     metadata: dict[str, str | None] = {"Software": None}
@@ -72,17 +68,6 @@ def figure_png(figure: Figure, dots_per_inch: int = 110, kind: str | None = None
     with rc_context(NO_MATHEMATICS):
         figure.savefig(data, format="png", dpi=dots_per_inch, metadata=metadata)
     return data.getvalue()
-
-
-def png_kind(kind: str) -> FileKind:
-    """PNG files that `figure_png` made with this `kind`."""
-
-    def is_one(path: Path) -> bool:
-        with path.open("rb") as file:
-            beginning = file.read(BYTES_BEFORE_THE_PICTURE)
-        return beginning.startswith(PNG) and b"tEXtTitle\0" + kind.encode() in beginning
-
-    return FileKind(f"a {kind}", is_one)
 
 
 def check_drawing(path: Path, kind: str) -> str:

@@ -7,26 +7,20 @@ from pathlib import Path
 
 from ase.formula import Formula
 
-from ...core.destination import PAGE_MARK, FileKind, check_destination
+from ...core.destination import PAGES, check_destination
 from ...core.figures.style import check_drawing
 from ...core.files import file_errors, write_atomically
 from ...core.labels import LABELS
 from ...core.numbers import ANGSTROM, written_unit
 from ...core.pages.page import Picture, Section, Table, Text, write_page
+from ..store.folder_files import INSPECTION_PICTURE
 from ..store.shards import ARROW_SCHEMA
 from ..structure import SPLITS
 from .inspection import MAX_SAMPLED, Example, Inspection
 from .inspection_measures import CUTOFF
-from .inspection_picture import KIND_OF_PICTURE, draw_inspection
+from .inspection_picture import draw_inspection
 from .outliers import KINDS, MAX_LISTED, MIN_BOND_SHARE, ROBUST_Z
 
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as file:
-        return PAGE_MARK in file.read(4096)
-
-
-PAGES = FileKind("a page of evenfield", _is_page)
 
 # column -> numbers in it, unit, meaning; the columns of labels are described by their registry
 MEANINGS = {
@@ -48,7 +42,7 @@ def write_inspection(inspection: Inspection) -> tuple[Path, Path]:
     """
     picture_path = inspection.folder / "inspection.png"
     page_path = inspection.folder / "inspection.html"
-    check_drawing(picture_path, KIND_OF_PICTURE)
+    check_drawing(picture_path, INSPECTION_PICTURE)
     check_destination(
         page_path,
         overwrite=True,

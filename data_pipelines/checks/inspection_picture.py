@@ -13,12 +13,10 @@ from matplotlib.ticker import FuncFormatter
 from ...core.figures.style import COLOURS, QUIET_INK, STYLE, figure_png, plain_log_ticks
 from ...core.labels import LABELS
 from ...core.numbers import ANGSTROM, FORCE_UNIT, short_number
+from ..store.folder_files import INSPECTION_PICTURE
 from .inspection import Histogram, Inspection
 from .inspection_measures import CUTOFF
 from .outliers import MIN_BOND_SHARE
-
-
-KIND_OF_PICTURE = "inspection of a data set"
 
 
 # dashes repeat what the colours say, for prints in black and white
@@ -63,7 +61,7 @@ PANELS = {
 def draw_inspection(inspection: Inspection) -> bytes:
     """Five histograms by level of theory and the share of labels present, as a PNG."""
     with rc_context(SETTINGS):
-        return figure_png(_figure(inspection), kind=KIND_OF_PICTURE)
+        return figure_png(_figure(inspection), kind=INSPECTION_PICTURE)
 
 
 def _figure(inspection: Inspection) -> Figure:

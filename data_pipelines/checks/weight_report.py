@@ -14,10 +14,8 @@ from ...core.files import file_errors, write_atomically
 from ..census.census import NUM_ELEMENTS
 from ..census.weights import WeightConfig, effective_share, has_element
 from ..store.blocks import BlockReader
+from ..store.folder_files import WEIGHTS_PICTURE
 from ..stream.source import fit_weights
-
-
-KIND_OF_PICTURE = "effect of importance weights"
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class WeightReport:
         figure = periodic_table_heat_map(ratios, title, unit)
         # never through a link that somebody put there
         with file_errors(path):
-            write_atomically(path, figure_png(figure, kind=KIND_OF_PICTURE))
+            write_atomically(path, figure_png(figure, kind=WEIGHTS_PICTURE))
 
 
 def weight_report(folder: Path | str, config: WeightConfig, split: str = "train") -> WeightReport:

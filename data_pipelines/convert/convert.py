@@ -9,7 +9,6 @@ call continues with the parts that are not staged yet.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -51,6 +50,7 @@ from ..sources.read import (
 )
 from ..sources.records import Record, Unread
 from ..sources.source_format import Part
+from ..store.folder_files import CARD, PARTS, files_of_data_set, refuse_files_of_others
 from ..store.shards import SHARD_SIZE, BrokenDataSetError, stated_info
 from ..store.whole import check_all_files
 from ..structure import BadRecordError, Pairs, Structure, check_labels, pairs_within
@@ -58,7 +58,6 @@ from .finish import ConversionError, Map, Staged, finish
 from .near_duplicates import CUTOFF, fingerprint, material_hash
 from .splits import SplitConfig, assign_split, check_symbols, split_key
 from .staging import (
-    FOLDER,
     StagedPart,
     StagedRow,
     begin,
@@ -70,21 +69,6 @@ from .staging import (
     tidy,
 )
 
-
-# What evenfield writes into the folder of a data set, under final and temporary names. All other
-# files in a folder that is replaced are the user's, and are kept.
-OWN_FILE = re.compile(
-    r"\..*\.tmp\w*"
-    r"|(train|valid|test)-\d{5}\.parquet"
-    r"|(dataset_info|census)\.json"
-    r"|(rejected|duplicates)\.jsonl"
-    r"|data_card\.md"
-    r"|inspection\.(html|png)"
-    r"|(census|weights)\.png"
-    r"|fingerprints\.npy"
-)
-
-CARD = "data_card.md"
 
 # Settings that data sets of earlier versions do not state.
 LATER_KEYS = ("unstated_level", "reference_columns", "split_names")
@@ -215,6 +199,7 @@ def convert_sources(
     if finished is not None:
         return finished
     _check_content(out, origin, overwrite)
+    refuse_files_of_others(out)
     for source in sources:
         with source.named_in_errors():
             if not source.config.trust_units:
@@ -279,6 +264,7 @@ def write_data_set(
     Raises DestinationError when `out` holds something, BadRecordError for a label of a wrong shape.
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
+    refuse_files_of_others(out)
     job = _Job(out, conversion_key(origin, []), (NamedSource(origin["file"], config),))
     about = {"licence": config.licence, "description": config.description, "source": origin}
     remaining = map(_with_checked_labels, structures)
@@ -486,7 +472,7 @@ def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
 
 def _is_unfinished(out: Path) -> bool:
     """Whether a folder holds staged parts, and besides them only files of ours."""
-    parts = out / FOLDER
+    parts = out / PARTS
     if parts.is_symlink():
         raise DestinationError(
             "is a link, through which nothing is written", file=parts, remedy="remove it"
@@ -494,7 +480,7 @@ def _is_unfinished(out: Path) -> bool:
     if not parts.is_dir() or (out / "dataset_info.json").exists():
         return False
     names = [entry.name for entry in out.iterdir() if entry != parts]
-    return all(OWN_FILE.fullmatch(name) for name in names)
+    return all(map(files_of_data_set(out), names))
 
 
 def name_of_source(source: str) -> str:
@@ -568,7 +554,7 @@ def _finish(
         )
         if card is not None:
             write_atomically(new / CARD, card(info))
-        keep_files_of_others(out, new, _is_ours)
+        keep_files_of_others(out, new, files_of_data_set(out))
     return info
 
 
@@ -579,12 +565,6 @@ def _split_files(parts: list[SourcePart], sources: Sequence[NamedSource]) -> dic
         own = [part.part for part in parts if part.source == number]
         total += Counter(split_files(own, source.config))
     return dict(total)
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a conversion wrote an entry of a data set's folder, by its path inside."""
-    is_own_file = "/" not in name and OWN_FILE.fullmatch(name) is not None
-    return name == FOLDER or is_own_file
 
 
 # --- which structures

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 from ...core.files import whole_file, write_atomically
 from ..census.domain import StructureDomains
 from ..sources.source_format import Part
+from ..store.folder_files import PARTS
 from ..store.shards import ARROW_SCHEMA, BLOCK_SIZE, to_table
 from ..structure import SPLITS, BadRecordError, Pairs, Structure
 from .near_duplicates import hash_63
 
 
-FOLDER = ".parts"  # inside the data set, until it is finished
 ORIGIN = "origin.json"  # what is converted, inside the folder of a conversion
 DIGITS = 16  # of a checksum in the name of a staged file
 STAGED_COLUMNS = {
@@ -113,7 +113,7 @@ def conversion_key(origin: dict[str, Any], parts: list[Part]) -> str:
 
 def staging_folder(out: Path, conversion: str) -> Path:
     """Where a conversion stages its parts."""
-    return out / FOLDER / conversion[:DIGITS]
+    return out / PARTS / conversion[:DIGITS]
 
 
 def begin(folder: Path, origin: dict[str, Any]) -> None:
@@ -124,10 +124,10 @@ def begin(folder: Path, origin: dict[str, Any]) -> None:
 
 def origins(out: Path) -> list[dict[str, Any] | None]:
     """What unfinished conversions in `out` convert; None for one that does not say so."""
-    if not (out / FOLDER).is_dir():
+    if not (out / PARTS).is_dir():
         return []
     found: list[dict[str, Any] | None] = []
-    for folder in sorted((out / FOLDER).iterdir()):
+    for folder in sorted((out / PARTS).iterdir()):
         if not list(folder.glob("*.parquet")):
             # nothing that could be lost
             continue
@@ -146,7 +146,7 @@ def tidy(out: Path, folder: Path) -> None:
     with suppress(OSError):
         (folder / ORIGIN).unlink(missing_ok=True)
         # a folder that is not empty stays
-        for empty in (folder, out / FOLDER, out):
+        for empty in (folder, out / PARTS, out):
             empty.rmdir()
 
 

@@ -38,6 +38,7 @@ from ..corpus.licences import normalised, together
 from ..demo.geometry import has_close_contact
 from ..demo.oracles import XTB_LEVELS, RejectedStructure
 from ..store.blocks import iter_structures
+from ..store.folder_files import refuse_files_of_others
 from ..store.shards import read_info
 from ..structure import BadRecordError, Structure, check_structure
 from .label_oracles import check_oracle, label, new_calculator
@@ -195,6 +196,7 @@ def enrich(
     data = Path(data)
     out = Path(out)
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS, inputs=[data])
+    refuse_files_of_others(Path(out))
     if out.resolve().name == data.resolve().name:
         raise EnrichError(
             "has the folder name of the data set, and the two could not be mixed",

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from ...core.destination import check_destination, contents, keep_files_of_others, kind_of
+from ...core.destination import PAGES, check_destination, contents, keep_files_of_others, kind_of
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...core.rich_console import Console
@@ -18,6 +18,7 @@ from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.package.folder import files_of_model
 from ..config import PretrainConfig
 from ..errors import NoCheckpointError, ResumeError
+from ..monitor.run_view import WATCH_PAGE
 from .checkpoints import choose_checkpoint
 
 
@@ -26,7 +27,7 @@ Resume = Literal["no", "auto", "must"]
 LOCK = ".lock"
 # What the parts of a run write below its folder, besides the model.
 OWN_FILE = re.compile(
-    r"config\.yaml|metrics\.jsonl|evaluation\.json|predictions\.npz|watch\.html"
+    r"config\.yaml|metrics\.jsonl|evaluation\.json|predictions\.npz"
     r"|hang-rank-\d+\.txt|wandb-id\.txt|wandb"
     r"|tensorboard/events\.out\.tfevents\.[^/]*"
     r"|checkpoints/(latest|(\.tmp-)?step-\d+)"
@@ -140,6 +141,9 @@ def files_of_run(out: Path) -> Callable[[str], bool]:
     is_of_model = files_of_model(out / "model")
 
     def is_ours(name: str) -> bool:
+        if name == WATCH_PAGE:
+            # drawn by a command of its own, and a user may have a page of that name
+            return PAGES.is_at(out / name)
         if name.startswith("model/"):
             return is_of_model(name.removeprefix("model/"))
         return OWN_FILE.fullmatch(name) is not None

@@ -17,6 +17,7 @@ from .run_metrics import RunMetrics
 SILENT_SECONDS = 60.0
 SILENT_STEPS = 30
 RECENT_STEPS = 100
+WATCH_PAGE = "watch.html"  # in the folder of the run
 
 
 class NoRunError(EvenfieldError):

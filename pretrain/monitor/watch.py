@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from ...core.destination import PAGES, check_destination
 from ...core.figures.periodic_table import periodic_table_heat_map
 from ...core.figures.style import figure_png
 from ...core.numbers import FORCE_UNIT, short_number
@@ -30,7 +31,7 @@ from ...core.rich_console import Console
 from ...core.settings import Settings
 from .learning_curves import draw_learning_curves
 from .run_metrics import Validation
-from .run_view import RECENT_STEPS, RunView
+from .run_view import RECENT_STEPS, WATCH_PAGE, RunView
 
 
 MOST_REMARKS = 20
@@ -45,10 +46,17 @@ class WatchConfig(Settings):
 def watch(folder: Path, config: WatchConfig, console: Console) -> Path:
     """Write RUN/watch.html again and again until the run has ended, and return its path.
 
-    Ctrl-C ends it earlier and leaves the last page. Raises NoRunError for a folder without a run.
+    Ctrl-C ends it earlier and leaves the last page. Raises NoRunError for a folder without a run,
+    and DestinationError for a page of that name that is the user's.
     """
     while True:
         view = RunView.read(folder)
+        check_destination(
+            folder / WATCH_PAGE,
+            overwrite=True,
+            file_kind=PAGES,
+            elsewhere="rename that file, since this command writes under its name",
+        )
         page = write_watch_page(view, config.every)
         console.print(f"step {view.step} of {view.max_steps}, {view.state}: {page}")
         if view.ended:
@@ -78,7 +86,7 @@ def write_watch_page(view: RunView, every: float) -> Path:
     # resolved, because the folder may be given as "."
     name = view.folder.resolve().name
     return write_page(
-        view.folder / "watch.html",
+        view.folder / WATCH_PAGE,
         name,
         sections,
         state=view.state,

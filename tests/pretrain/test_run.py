@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from evenfield.core.destination import DestinationError
+from evenfield.core.destination import PAGE_MARK, DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.labels import LABELS
 from evenfield.core.rich_console import Console
@@ -387,7 +387,7 @@ def test_files_of_a_user_stay_in_a_run_folder_that_is_overwritten(run_config):
     made_by_the_old_run = ["watch.html", "hang-rank-3.txt", "checkpoints/step-00000009/rng"]
     for name in made_by_the_old_run:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("old")
+        (out / name).write_bytes(PAGE_MARK)
 
     pretrain(run_config(max_steps=2, seed=5), quiet=True, overwrite=True)
 

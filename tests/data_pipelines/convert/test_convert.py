@@ -14,8 +14,10 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from evenfield.core.destination import DestinationError
+from evenfield.core.destination import PAGE_MARK, DestinationError
+from evenfield.core.figures.style import figure_png
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert import finish as finishing
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
@@ -94,11 +96,13 @@ def test_files_of_others_in_the_folder_are_left_alone(emt_file, tmp_path):
     out = tmp_path / "out"
     convert(emt_file, out, ConvertConfig(columns=LEVEL))
     strangers = ["train-00000-of-00001.parquet", "mine.parquet", "notes.json", "plots/one.txt"]
+    # commands draw under these names, and nothing here was drawn by them
+    strangers += ["census.png", "weights.png", "inspection.png"]
     (out / "plots").mkdir()
     for name in strangers:
         (out / name).write_text("mine")
     (out / ".train-00000.parquet.0a1b.tmp").write_text("left by a killed conversion")
-    (out / "inspection.html").write_text("of the older data set")
+    (out / "inspection.html").write_bytes(PAGE_MARK + b"of the older data set")
 
     convert(emt_file, out, ConvertConfig(columns=LEVEL, licence="other"), overwrite=True)
 
@@ -106,6 +110,30 @@ def test_files_of_others_in_the_folder_are_left_alone(emt_file, tmp_path):
     assert not list(out.glob(".*"))
     assert not (out / "inspection.html").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    # a page of the user's is kept, and an own picture is not
+    (out / "inspection.html").write_text("mine")
+    picture = figure_png(Figure(), kind="census of a data set")
+    (out / "census.png").write_bytes(picture)
+    convert(emt_file, out, ConvertConfig(columns=LEVEL), overwrite=True)
+    assert (out / "inspection.html").read_text() == "mine"
+    assert not (out / "census.png").exists()
+
+
+@pytest.mark.parametrize("name", ["rejected.jsonl", "data_card.md", "train-00077.parquet"])
+def test_files_of_others_under_names_of_a_data_set_are_refused(emt_file, tmp_path, name):
+    out = tmp_path / "out"
+    convert(emt_file, out, ConvertConfig(columns=LEVEL))
+    (out / name).write_text("mine")
+    other = ConvertConfig(columns=LEVEL, licence="other")
+    with pytest.raises(DestinationError, match="is not a file of the data set"):
+        convert(emt_file, out, other, overwrite=True)
+    with pytest.raises(DestinationError, match="is not a file of the data set"):
+        write_data_set([], out, {"file": "made", "sha256": ""}, other, overwrite=True)
+    assert (out / name).read_text() == "mine"
+
+    # nothing is written where the conversion is finished
+    assert convert(emt_file, out, ConvertConfig(columns=LEVEL)) == read_info(out)
 
 
 def test_interrupted_conversion_is_unfinished_and_runs_again(

@@ -15,13 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from evenfield.cli import app
+from evenfield.core.destination import DestinationError
 from evenfield.core.rich_console import Console
 from evenfield.core.settings import SettingsError, load_settings
 from evenfield.pretrain.callbacks.metrics import LoggingConfig, ProgressBar
+from evenfield.pretrain.checkpoints.run_folder import files_of_run
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.loop.trainer import StepReport
 from evenfield.pretrain.monitor.run_view import NoRunError, RunView
-from evenfield.pretrain.monitor.watch import clock, write_watch_page
+from evenfield.pretrain.monitor.watch import WatchConfig, clock, watch, write_watch_page
 from evenfield.pretrain.run import pretrain
 
 
@@ -47,6 +49,22 @@ def finished(data_set, tmp_path_factory) -> PretrainConfig:
     )
     pretrain(config, quiet=True)
     return config
+
+
+def test_a_page_of_the_user_is_not_drawn_over(finished):
+    page = Path(finished.out) / "watch.html"
+    page.write_text("mine")
+    console = Console(file=io.StringIO())
+    with pytest.raises(DestinationError, match="rename that file"):
+        watch(page.parent, WatchConfig(), console)
+    assert page.read_text() == "mine"
+    # nor removed with the run
+    assert not files_of_run(page.parent)(page.name)
+
+    page.unlink()
+    assert watch(page.parent, WatchConfig(), console) == page
+    assert watch(page.parent, WatchConfig(), console) == page
+    assert files_of_run(page.parent)(page.name)
 
 
 def write_rows(out: Path, rows: list[dict]) -> Path:
