@@ -90,6 +90,7 @@ class FolderHub:
 
     def __init__(self, root: Path | str) -> None:
         self.root = str(root)
+        self.on_disk = False  # until the file system is known
         with self._storage_errors(self.root):
             self.fs, self.path = file_system(self.root)
         # models on a disk are read where they are, without a copy in the cache
@@ -399,6 +400,13 @@ class FolderHub:
     def _read_ref(self, repo: str, name: str) -> str | None:
         """The revision that a name refers to; None when there is no such name."""
         path = self._ref(repo, name)
+        is_broken_link = Path(path).is_symlink() and not Path(path).exists()
+        if self.on_disk and is_broken_link:
+            raise DamagedRefError(
+                "is a link that leads nowhere",
+                file=path,
+                remedy=f"publish the model again{_tag_option(name)}",
+            )
         if self.on_disk and Path(path).is_dir():
             # nobody knows what is in it, so publishing does not remove it
             raise HubError(
@@ -411,11 +419,10 @@ class FolderHub:
             return None
         revision = content.decode("ascii", "replace").strip()
         if not REVISION.fullmatch(revision):
-            option = "" if name == "main" else f" with --tag {name}"
             raise DamagedRefError(
                 "is damaged, it does not contain a revision",
                 file=path,
-                remedy=f"publish the model again{option}",
+                remedy=f"publish the model again{_tag_option(name)}",
             )
         return revision
 
@@ -477,11 +484,19 @@ class FolderHub:
                     file=where,
                     remedy="check the network, or try again later",
                 ) from error
+            remedy = "check its address, the network and your credentials"
+            if self.on_disk:
+                remedy = "check that it is a folder that you may read and write"
             raise UnreachableHubError(
                 f"the folder hub {self.root} cannot be used ({reason_of(error)})",
                 file=where,
-                remedy="check its address, the network and your credentials",
+                remedy=remedy,
             ) from error
+
+
+def _tag_option(name: str) -> str:
+    """What sets a name, after `publish the model again`."""
+    return "" if name == "main" else f" with --tag {name}"
 
 
 def _may_pass(error: BaseException) -> bool:

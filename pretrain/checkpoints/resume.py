@@ -168,6 +168,14 @@ class Change:
 
 def check_settings(manifest: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
     """Raise ResumeError for a changed setting that a resume cannot apply."""
+    done = manifest["step"]
+    if config.max_steps < done:
+        # the record of the model would state fewer steps than were made
+        raise ResumeError(
+            f"max_steps={config.max_steps} is less than the {done} steps that the run has made",
+            remedy=f"set max_steps={done} for the model as it is now, or more to go on",
+            file=folder,
+        )
     rules = resume_rules()
     for change in changes(manifest["config"], config.saved()):
         rule = _rule_of(change.key, rules)

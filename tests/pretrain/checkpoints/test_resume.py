@@ -65,6 +65,15 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
 
 
+def test_fewer_steps_than_were_made_are_refused(run_config) -> None:
+    """The card of the model stated the lower number."""
+    run.pretrain(run_config(**SAVED), quiet=True)
+    with pytest.raises(ResumeError, match="max_steps=3 is less than the 4 steps") as told:
+        run.pretrain(run_config(**SAVED | {"max_steps": 3}), "must", quiet=True)
+    assert told.value.remedy == "set max_steps=4 for the model as it is now, or more to go on"
+    assert run.pretrain(run_config(**SAVED), "must", quiet=True)
+
+
 @pytest.mark.parametrize("resume", ["auto", "must"])
 def test_a_damaged_checkpoint_alone_is_refused_by_name(saved, resume):
     shutil.rmtree(Path(saved.out) / "checkpoints" / "step-00000002")
