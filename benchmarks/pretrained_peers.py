@@ -43,8 +43,8 @@ PARTS = ("errors", "curves", "checks", "sanity", "speed")
 LONGTAIL = "multi_element_longtail"
 ACWF = "acwf_vasp"
 
-# Structures of each element in the fit of the shifts, as far as there are any.
-SHIFT_STRUCTURES = 10
+# Structures of each element in the fit of the shifts.
+SHIFT_STRUCTURES = 15
 # Iterations of the fit, and the residual in eV/atom below which it is one of least squares.
 SHIFT_ROUNDS = 100
 SMALL_RESIDUAL = 1e-3
@@ -174,8 +174,8 @@ class ErrorTask:
         """Test is what both the file and the corpus call so.
 
         thin: beginning of the names of data sets -> structures that are kept of each, evenly
-        spread. The fit has the smallest validation and training structures, so many that each
-        element is in `SHIFT_STRUCTURES`.
+        spread. The fit has the smallest validation and training structures, one of a composition
+        and so many that each element is in `SHIFT_STRUCTURES`, as far as there are any.
         """
         tests: dict[str, list[Atoms]] = defaultdict(list)
         others = []
@@ -197,11 +197,15 @@ class ErrorTask:
 
         fit = []
         counts: Counter[str] = Counter()
+        compositions: set[str] = set()
         for atoms in sorted(others, key=len):
             elements = set(atoms.symbols)
-            if any(counts[symbol] < SHIFT_STRUCTURES for symbol in elements):
+            is_wanted = any(counts[symbol] < SHIFT_STRUCTURES for symbol in elements)
+            # frames of one run would answer for all of an element's materials
+            if is_wanted and atoms.info["group"] not in compositions:
                 fit.append(atoms)
                 counts.update(elements)
+                compositions.add(atoms.info["group"])
         return cls(test, fit)
 
     def structures(self) -> list[Atoms]:

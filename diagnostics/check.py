@@ -253,8 +253,9 @@ def _is_known(calculator: Calculator, symbol: str) -> bool:
     for atoms in (bulk(symbol, "fcc", a=edge), Atoms(symbol)):
         # ASE gives some elements a magnetic moment, which some calculators refuse
         atoms.set_initial_magnetic_moments(None)
-        atoms.calc = calculator
         try:
+            # some refuse an unknown element as soon as they get the atoms
+            atoms.calc = calculator
             if np.isfinite(atoms.get_potential_energy()):
                 return True
         except Exception:

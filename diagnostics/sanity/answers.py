@@ -52,9 +52,10 @@ def ask(calculator: Calculator, atoms: Atoms, *, stress: bool = False) -> Answer
     atoms = atoms.copy()
     # ASE gives some elements a magnetic moment, which some calculators refuse
     atoms.set_initial_magnetic_moments(None)
-    atoms.calc = calculator
     tensor = np.full((3, 3), np.nan)
     try:
+        # some refuse an unknown element as soon as they get the atoms
+        atoms.calc = calculator
         with np.errstate(all="ignore"):
             energy = float(atoms.get_potential_energy())
             forces = np.array(atoms.get_forces())
@@ -142,8 +143,8 @@ def _block(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.
 
     atoms = Atoms(symbols, positions)
     atoms.set_initial_magnetic_moments(None)
-    atoms.calc = calculator
     try:
+        atoms.calc = calculator
         with np.errstate(all="ignore"):
             energies = np.array(atoms.get_potential_energies())
             forces = np.array(atoms.get_forces())

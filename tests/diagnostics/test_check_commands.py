@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
 from evenfield.diagnostics import checks
 from evenfield.diagnostics.check import CheckResult, Figure, OtherCalculator
+from evenfield.diagnostics.sanity.answers import ask
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig, save_model
 from evenfield.model_zoo.package.folder import describe, read_model_folder
 from evenfield.model_zoo.package.record import Description
@@ -327,3 +329,10 @@ def test_a_new_check_is_one_file(
 )
 def test_verdict(figures: list[Figure], passed: bool | None) -> None:
     assert CheckResult(figures).passed is passed
+
+
+def test_a_calculator_that_refuses_atoms_when_it_gets_them_does_not_know_the_element() -> None:
+    checked = OtherCalculator("broken_calculators:OnlyCopper")
+    assert checked.symbols == ["Cu"]
+    answer = ask(checked.calculator(), bulk("Ag"))
+    assert np.isnan(answer.energy) and np.isnan(answer.forces).all()

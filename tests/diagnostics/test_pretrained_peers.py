@@ -75,7 +75,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, split in enumerate(("train", "valid", "test", "test")):
         # the file calls the last six test, too; the corpus trains on them
         for atoms in crystals(seed):
-            longtail.append(labelled(atoms, split=split, dataset=f"set_{seed}"))
+            longtail.append(
+                labelled(
+                    atoms, split=split, dataset=f"set_{seed}", group=f"formula/{len(longtail)}"
+                )
+            )
     longtail[17].info |= {"stress_suspect": True, "REF_stress": np.full(6, 50.0)}
 
     acwf = []

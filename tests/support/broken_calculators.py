@@ -141,3 +141,11 @@ class Shifted(Faulty):
     def spoil(self) -> None:
         if self.atoms.pbc.any():
             self.results["energy"] += 10.0 * len(self.atoms)
+
+
+class OnlyCopper(EMT):
+    """Refuses other elements already when it is given to the atoms, through ASE's hook."""
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        if set(atoms.symbols) != {"Cu"}:
+            raise ValueError("unknown element")
