@@ -21,6 +21,7 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class FileKind:
         """Whether there is such a file."""
         try:
             return path.is_file() and self.is_one(path)
-        except (OSError, ValueError, RecursionError):
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error):
             # text that is no JSON, an archive that is none
             return False
 

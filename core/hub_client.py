@@ -5,6 +5,8 @@ The client has limits for single requests, which differ, and repeats them up to 
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from .storage import SILENCE
 # After a silence of so many times the limit of one request no further one is made: a server gets
 # two of them.
 MOST_SILENCE = 1.5
+# what tells of each failed try, and of what the server wants to say
+LOGGER = "huggingface_hub.utils._http"
 PHASES = ("connect", "read", "write", "pool")
 
 
@@ -35,7 +39,8 @@ def limited_patience(seconds: float = SILENCE) -> Iterator[Patience]:
     seconds: without a byte, for one request. Limits that a user set in HF_HUB_DOWNLOAD_TIMEOUT or
     HF_HUB_ETAG_TIMEOUT count if they are longer.
 
-    Each answer gives new patience, so that large files may take as long as they need.
+    Each answer gives new patience, so that large files may take as long as they need. The client
+    logs no tries: if none succeeds, an error says so once.
     """
     # slow to import, and most models and data are local
     from huggingface_hub import constants, get_session
@@ -71,7 +76,27 @@ def limited_patience(seconds: float = SILENCE) -> Iterator[Patience]:
     hooks["request"].append(before)
     hooks["response"].append(after)
     try:
-        yield patience
+        with _quiet_retries():
+            yield patience
     finally:
         hooks["request"].remove(before)
         hooks["response"].remove(after)
+
+
+@contextmanager
+def _quiet_retries() -> Iterator[None]:
+    """Drop the client's warnings about failed tries inside the block, in this thread alone.
+
+    Log levels belong to the whole process, and therefore to the caller.
+    """
+    own_thread = threading.get_ident()
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or record.thread != own_thread
+
+    logger = logging.getLogger(LOGGER)
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -53,6 +54,10 @@ SUFFIXES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz")
 
 # enough work for a worker that asking for more costs nothing, and a bar that moves
 STRUCTURES_PER_TASK = 8
+
+# the number of atoms, and the comment, of the first frame that is written
+BYTES_OF_FIRST_FRAME = 4096
+FIRST_NAME = re.compile(rb" level_of_theory=\S+ structure_id=embedded-\d+-\d+ group=")
 
 RARE = 5  # an element in at most so many structures
 
@@ -90,13 +95,17 @@ def _is_failures(path: Path) -> bool:
     return isinstance(content, dict) and "failures_by_reason" in content
 
 
-def _has_failures_beside(path: Path) -> bool:
-    """Whether the file of failures is there, which every generation writes."""
-    return _is_failures(_failures_path(path))
+def _is_generated(path: Path) -> bool:
+    """Whether the first frame has the name that a generation gives it, and nobody else."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        beginning = file.read(BYTES_OF_FIRST_FRAME)
+    comment = beginning.split(b"\n")[1:2]
+    return bool(comment) and FIRST_NAME.search(comment[0]) is not None
 
 
 FAILURES = FileKind("failures of `evenfield data generate`", _is_failures)
-GENERATED = FileKind("structures of `evenfield data generate`", _has_failures_beside)
+GENERATED = FileKind("structures of `evenfield data generate`", _is_generated)
 
 
 def generate(

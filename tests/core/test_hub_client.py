@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -85,3 +86,38 @@ def test_answers_give_new_patience_and_nothing_is_left_behind():
         assert answer.status_code == 503
         server.shutdown()
     assert [list(hooks) for hooks in get_session().event_hooks.values()] == before
+
+
+def test_failed_tries_are_not_logged_and_logging_is_as_before():
+    told = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logger = logging.getLogger(http_backoff.__module__)
+    listener, level, filters = Listener(), logger.level, list(logger.filters)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    def ask() -> None:
+        # nobody listens there any more
+        with pytest.raises(Exception, match="refused"):
+            http_backoff("GET", address, max_retries=1, base_wait_time=0, max_wait_time=0)
+
+    logger.addHandler(listener)
+    try:
+        with limited_patience(0.2):
+            ask()
+            assert told == []
+            # the caller's other threads are none of our business
+            other = threading.Thread(target=ask)
+            other.start()
+            other.join()
+            assert any("Retrying" in text for text in told)
+        told.clear()
+        ask()
+        assert any("Retrying" in text for text in told)
+    finally:
+        logger.removeHandler(listener)
+    assert (logger.level, logger.filters) == (level, filters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections import Counter
@@ -263,6 +264,28 @@ def test_stretching_to_the_same_elements_changes_nothing(name):
     molecule = g2_molecule(name)
     still = Atoms(molecule.symbols, generate_geometry.stretched(molecule, molecule))
     np.testing.assert_allclose(still.get_all_distances(), molecule.get_all_distances(), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["demo.extxyz", "demo.extxyz.gz"])
+def test_a_list_of_failures_makes_no_file_a_generated_one(tmp_path, name):
+    config = GeneratorConfig(num_structures=1, workers=1)
+    out = tmp_path / name
+    failures = tmp_path / f"{name}.failures.json"
+    failures.write_text(generate._failures_json(config, []))
+    frame = b"1\nProperties=species:S:1:pos:R:3 energy=1\nH 0 0 0\n"
+    out.write_bytes(gzip.compress(frame) if name.endswith(".gz") else frame)
+    before = out.read_bytes()
+    with pytest.raises(DestinationError, match="already exists and holds a file of"):
+        generate.generate(config, out, overwrite=True)
+    assert out.read_bytes() == before
+
+    # what was generated is known without the list
+    out.unlink()
+    generate.generate(config, out)
+    failures.unlink()
+    with pytest.raises(DestinationError, match="replace it with --overwrite"):
+        generate.generate(config, out)
+    generate.generate(config, out, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["demo.extxyz", "demo.extxyz.failures.json"])
