@@ -35,6 +35,10 @@ def zoo_build(
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="keep a model that failed physical checks")
     ] = False,
+    sources: Annotated[
+        Path | None,
+        typer.Option("--sources", help="folder with the files of a model's corpus"),
+    ] = None,
 ) -> None:
     """Make a named model by its recipe: generate and label data, pretrain, evaluate, check.
 
@@ -43,13 +47,16 @@ def zoo_build(
     model and its card. A model that failed is not kept without --allow-failed, and loading it
     warns.
 
-    Example: evenfield zoo build evenfield-m
+    Examples:
+    evenfield zoo build evenfield-m
+    evenfield zoo build evenfield-1 --sources downloads
     """
     import shutil
 
     from ..core.destination import check_destination
     from ..diagnostics.sanity.config import SanityConfig
-    from ..finetune.zoo_build.build import RECIPES, build_zoo_model
+    from ..finetune.zoo_build.build import build_zoo_model
+    from ..finetune.zoo_build.recipes import RECIPES
     from ..model_zoo.hub.remote import HubError, cache_folder
     from ..model_zoo.zoo import named_models as zoo
 
@@ -73,7 +80,7 @@ def zoo_build(
         settings = SanityConfig(suite="quick")
         check_model(model, place / "sanity", settings, allow_failed=allow_failed)
 
-    folder = build_zoo_model(recipe, name, place, folder_of_models, workers, check)
+    folder = build_zoo_model(recipe, name, place, folder_of_models, workers, check, sources=sources)
     if folder is None:
         return  # stopped by a signal: what is done stays in `place`
     say(f"model: {folder}")

@@ -1,27 +1,26 @@
-"""Recipes of the named models: demo data, one pretraining, probe set and posterior, a card.
+"""Making a named model: its data, one pretraining, probe set and posterior, a card.
 
     evenfield zoo build evenfield-m
+    evenfield zoo build evenfield-1 --sources FOLDER
     make zoo
 
-`make zoo` trains the model that the package ships, evenfield-s, and writes it to
-model_zoo/zoo/shipped. Every step is kept when it is done, so that an interrupted build can be
+`make zoo` trains evenfield-s, which the package ships, and writes it to model_zoo/zoo/shipped. The
+recipes are in `recipes.py`. Every step is kept when it is done, so that an interrupted build can be
 continued.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from pydantic import Field
 
 from ...core.destination import replace_folder
-from ...core.settings import Settings
+from ...core.errors import EvenfieldError
 from ...data_pipelines.convert.convert import ConvertConfig, convert
+from ...data_pipelines.corpus.corpus import build_corpus
 from ...data_pipelines.demo.generate import GeneratorConfig, generate
+from ...data_pipelines.enrich.enrich import enrich
 from ...model_zoo.package.folder import describe, files_of_model, read_model_folder
 from ...model_zoo.package.manifest import MANIFEST
 from ...model_zoo.package.record import Description
@@ -29,62 +28,7 @@ from ...pretrain.config import PretrainConfig
 from ...pretrain.errors import NoCheckpointError, ResumeError
 from ...pretrain.run import pretrain
 from ..safety.trust import attach_trust
-
-
-LICENCE = "Apache-2.0"
-LEVELS = {
-    "GFN1-xTB": (
-        "GFN1-xTB of tblite: tight binding, clusters and molecules without periodicity, "
-        "closed shell"
-    ),
-    "EMT": "effective medium theory of ASE: metals and alloys, periodic",
-}
-
-
-class ZooRecipe(Settings):
-    """What a named model is trained on, and how."""
-
-    num_structures: int = Field(gt=0, description="generated and labelled here")
-    seed: int = 0
-    description: str
-    pretrain: dict[str, Any] = Field(
-        description="settings of PretrainConfig that differ from its defaults"
-    )
-
-    @property
-    def digest(self) -> str:
-        """Changes with every setting."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
-
-
-RECIPES = {
-    "evenfield-s": ZooRecipe(
-        num_structures=2000,
-        description=(
-            "Small and fast, for trying things out: trained in minutes on generated structures at "
-            "GFN1-xTB and EMT. It knows many elements, none of them well; results for a paper want "
-            "a model trained on DFT data."
-        ),
-        pretrain={
-            "max_steps": 900,
-            "model": {"channels": 32},
-            "stream": {"weights": {"beta": 0.5}},
-        },
-    ),
-    "evenfield-m": ZooRecipe(
-        num_structures=3000,
-        description=(
-            "The larger of the two models on generated structures at GFN1-xTB and EMT: more data "
-            "and twice the channels of evenfield-s. Results for a paper want a model trained on "
-            "DFT data."
-        ),
-        pretrain={
-            "max_steps": 800,
-            "model": {"channels": 64},
-            "stream": {"weights": {"beta": 0.5}},
-        },
-    ),
-}
+from .recipes import LEVELS, LICENCE, CorpusRecipe, GeneratedRecipe, ZooRecipe
 
 
 def build_zoo_model(
@@ -94,19 +38,60 @@ def build_zoo_model(
     into: Path,
     workers: int | None = None,
     check: Callable[[Path], None] | None = None,
+    *,
+    sources: Path | None = None,
 ) -> Path | None:
     """Make a named model in `work`, and move it to `into`/`name`.
 
     check: is given the folder of the finished model before it is moved. It may attach something,
         and raises for a model that must not be kept.
+    sources: folder with the files of a corpus, for a recipe that has one.
 
     Returns None when a signal stopped the training. Raises MissingPackageError without tblite,
-    which labels the data.
+    which labels generated data, and EvenfieldError for a corpus without `sources`.
     """
+    run = work / name
+    data = _data_sets(recipe, name, work, sources, workers)
+    if not (run / "model" / MANIFEST).exists():
+        settings = {
+            "data": [str(folder) for folder in data],
+            "out": str(run),
+            "licence": recipe.licence,
+            **recipe.pretrain,
+        }
+        config = PretrainConfig.model_validate(settings)
+        try:
+            if pretrain(config, resume="auto") is None:
+                return None
+        except (ResumeError, NoCheckpointError) as error:
+            # their remedies name options of `evenfield pretrain`
+            error.remedy = f"remove {run}, or build in another folder with --work"
+            raise
+    described = _described(recipe, name, run / "model", data[0])
+    if check is not None:
+        check(described)
+    return _moved(described, into / name)
+
+
+def _data_sets(
+    recipe: ZooRecipe, name: str, work: Path, sources: Path | None, workers: int | None
+) -> list[Path]:
+    """The folders to train on; the first has the model's default level of theory."""
+    if isinstance(recipe, GeneratedRecipe):
+        return [_generated(recipe, work, workers)]
+    assert isinstance(recipe, CorpusRecipe), "there are two kinds of recipes"
+    if sources is None:
+        raise EvenfieldError(
+            f"is made of published data, the files of the corpus {recipe.corpus}",
+            file=name,
+            remedy="name the folder that has them with --sources",
+        )
+    return _corpus_and_teachers(recipe, work, sources, workers)
+
+
+def _generated(recipe: GeneratedRecipe, work: Path, workers: int | None) -> Path:
     raw = work / "embedded.extxyz.gz"
     data = work / "data"
-    run = work / name
-
     if not raw.exists():
         structures = GeneratorConfig(
             num_structures=recipe.num_structures, seed=recipe.seed, workers=workers
@@ -116,20 +101,22 @@ def build_zoo_model(
         command = "`evenfield data generate`"
         about = f"{recipe.num_structures} structures of {command}, seed {recipe.seed}"
         convert(raw, data, ConvertConfig(licence=LICENCE, description=about))
-    if not (run / "model" / MANIFEST).exists():
-        settings = {"data": str(data), "out": str(run), "licence": LICENCE, **recipe.pretrain}
-        config = PretrainConfig.model_validate(settings)
-        try:
-            if pretrain(config, resume="auto") is None:
-                return None
-        except (ResumeError, NoCheckpointError) as error:
-            # their remedies name options of `evenfield pretrain`
-            error.remedy = f"remove {run}, or build in another folder with --work"
-            raise
-    described = _described(recipe, name, run / "model", data)
-    if check is not None:
-        check(described)
-    return _moved(described, into / name)
+    return data
+
+
+def _corpus_and_teachers(
+    recipe: CorpusRecipe, work: Path, sources: Path, workers: int | None
+) -> list[Path]:
+    corpus = work / "corpus"
+    # a build that was stopped continues, and one that is whole is recognised
+    build_corpus(recipe.corpus_config(), corpus, folder=sources, workers=workers)
+    folders = [corpus]
+    for name, config in recipe.teachers.items():
+        folder = work / name
+        if not (folder / "dataset_info.json").exists():
+            enrich(corpus, folder, config, workers=workers)
+        folders.append(folder)
+    return folders
 
 
 def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:

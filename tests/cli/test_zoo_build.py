@@ -15,7 +15,7 @@ from evenfield import model_zoo
 from evenfield.cli.zoo_build import zoo_build
 from evenfield.diagnostics.checks import sanity
 from evenfield.finetune.zoo_build import build as zoo
-from evenfield.finetune.zoo_build.build import ZooRecipe
+from evenfield.finetune.zoo_build.recipes import RECIPES, GeneratedRecipe, ZooRecipe
 from evenfield.model_zoo import BadModelError, ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.package import sanity_record
 from evenfield.model_zoo.package.manifest import MANIFEST
@@ -23,7 +23,7 @@ from evenfield.model_zoo.package.sanity_record import SanityWarning
 
 
 NAME = "evenfield-m"
-TOY = ZooRecipe(num_structures=60, description="A toy.", pretrain={"max_steps": 3})
+TOY = GeneratedRecipe(num_structures=60, description="A toy.", pretrain={"max_steps": 3})
 
 
 def trained(folder: Path, *, repulsion: bool, levels: tuple[str, ...] = ("EMT",)) -> None:
@@ -43,7 +43,7 @@ def trained(folder: Path, *, repulsion: bool, levels: tuple[str, ...] = ("EMT",)
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the build of the toy works; one of the eight checks is made."""
-    monkeypatch.setitem(zoo.RECIPES, NAME, TOY)
+    monkeypatch.setitem(RECIPES, NAME, TOY)
     monkeypatch.setattr(zoo, "attach_trust", lambda *_: None)
     monkeypatch.setattr(sanity, "BATTERY", ("repulsion",))
     monkeypatch.setattr(sanity_record, "_warned", set())
@@ -119,7 +119,14 @@ def test_the_command_puts_it_where_load_looks_and_cleans_up(
     places = []
 
     def build(
-        recipe: ZooRecipe, name: str, work: Path, into: Path, workers: int | None, check: object
+        recipe: ZooRecipe,
+        name: str,
+        work: Path,
+        into: Path,
+        workers: int | None,
+        check: object,
+        *,
+        sources: Path | None,
     ) -> Path | None:
         places.append(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -133,8 +140,8 @@ def test_the_command_puts_it_where_load_looks_and_cleans_up(
     assert capsys.readouterr().out == f"model: {tmp_path / 'zoo' / NAME}\n"
     zoo_build(NAME, tmp_path / "own", tmp_path / "work", None)
     # two models or two recipes never share what is left of a build
-    digest = zoo.RECIPES[NAME].digest
+    digest = RECIPES[NAME].digest
     assert places[2] == tmp_path / "work" / f"{NAME}-{digest}" and places[2].is_dir()
-    monkeypatch.setitem(zoo.RECIPES, NAME, TOY)
+    monkeypatch.setitem(RECIPES, NAME, TOY)
     zoo_build(NAME, None, None, None)
     assert places[3] != places[0]  # another recipe never goes on with what is left of this one

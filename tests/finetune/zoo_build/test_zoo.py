@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase.io
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from evenfield import model_zoo
+from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.corpus.config import CorpusConfig, CorpusSource
+from evenfield.data_pipelines.enrich.enrich import EnrichConfig
 from evenfield.finetune.zoo_build import build as zoo
-from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
+from evenfield.finetune.zoo_build.build import build_zoo_model
+from evenfield.finetune.zoo_build.recipes import LEVELS, RECIPES, CorpusRecipe, GeneratedRecipe
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.errors import NoCheckpointError
 
 from small_models import small_model
 
 
-TOY = ZooRecipe(
+TOY = GeneratedRecipe(
     num_structures=60,
     description="A toy.",
     pretrain={
@@ -54,6 +61,67 @@ def test_a_damaged_checkpoint_is_answered_with_options_of_the_command(
         build_zoo_model(TOY, "toy", tmp_path / "work", tmp_path / "zoo", workers=1)
     run = tmp_path / "work" / "toy"
     assert told.value.remedy == f"remove {run}, or build in another folder with --work"
+
+
+def test_a_model_of_published_data_asks_for_them(tmp_path: Path) -> None:
+    recipe = RECIPES["evenfield-1"]
+    with pytest.raises(EvenfieldError, match="made of published data") as told:
+        build_zoo_model(recipe, "evenfield-1", tmp_path / "work", tmp_path / "zoo")
+    assert "--sources" in told.value.remedy
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_model_of_a_corpus_and_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of evenfield-1 at a toy size, with EMT in place of both DFT and CHGNet."""
+    frames = []
+    for index, symbol in enumerate(["Cu", "Au", "Ag", "Ni"] * 10):
+        atoms = bulk(symbol, cubic=True)
+        atoms.rattle(0.05, seed=index)
+        atoms.calc = EMT()
+        atoms.get_stress()
+        frames.append(atoms)
+    (tmp_path / "files").mkdir()
+    ase.io.write(tmp_path / "files" / "metals.extxyz", frames)
+    source = CorpusSource(files="metals.extxyz", licence="MIT", level_of_theory="mp_pbe")
+    corpus = CorpusConfig(name="toy", sources={"metals": source})
+    monkeypatch.setattr(CorpusRecipe, "corpus_config", lambda _: corpus)
+    teacher = EnrichConfig(
+        oracle="EMT", level_of_theory="teacher", elements="all", rare=1, structures_per_element=4
+    )
+    recipe = CorpusRecipe(
+        description="A toy.",
+        licence="CC-BY-4.0",
+        corpus="toy",
+        teachers={"cheap": teacher},
+        pretrain=TOY.pretrain
+        | {"default_level": "mp_pbe", "level_sharing": {"levels": ["mp_pbe", "teacher"]}},
+    )
+    where = {"workers": 1, "sources": tmp_path / "files"}
+    folder = build_zoo_model(recipe, "toy", tmp_path / "work", tmp_path / "zoo", **where)
+    assert folder is not None
+    model = model_zoo.load(folder)
+    assert model.record.licence == "CC-BY-4.0"
+    assert set(model.record.elements) == {"mp_pbe", "teacher"}
+    assert model.record.default_level == "mp_pbe"
+    assert [data.name for data in model.record.training_data] == ["toy", "toy enriched by EMT"]
+
+    # what is done is kept
+    for name in ("enrich", "pretrain"):
+        monkeypatch.setattr(zoo, name, None)
+    assert build_zoo_model(recipe, "toy", tmp_path / "work", tmp_path / "other", **where)
+
+
+def test_the_recipe_of_evenfield_1_fits_its_corpus() -> None:
+    recipe = RECIPES["evenfield-1"]
+    assert isinstance(recipe, CorpusRecipe)
+    config = PretrainConfig.model_validate({"data": "x", "out": "y", **recipe.pretrain})
+    shares = config.mixing.level_shares
+    assert shares is not None
+    assert sum(shares.values()) == pytest.approx(1.0)
+    levels = {teacher.new_level for teacher in recipe.teachers.values()}
+    assert set(shares) == set(recipe.corpus_config().level_details) | levels
+    assert set(config.level_sharing.levels) <= set(shares)
+    assert levels <= LEVELS.keys()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield import cli, model_zoo
-from evenfield.finetune.zoo_build.build import RECIPES
+from evenfield.finetune.zoo_build.recipes import RECIPES
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub.publish import plan_publication
 from evenfield.model_zoo.zoo import named_models as zoo

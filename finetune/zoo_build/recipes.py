@@ -1,0 +1,172 @@
+"""What the named models are trained on, and how.
+
+Two kinds of recipes: models of generated structures, which need nothing but this package, and
+models of a corpus of published data, which need its files (`evenfield zoo build NAME --sources`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ...core.settings import Settings, load_settings
+from ...data_pipelines.corpus.config import CorpusConfig
+from ...data_pipelines.enrich.enrich import EnrichConfig
+
+
+LICENCE = "Apache-2.0"
+LEVELS = {
+    "GFN1-xTB": (
+        "GFN1-xTB of tblite: tight binding, clusters and molecules without periodicity, "
+        "closed shell"
+    ),
+    "EMT": "effective medium theory of ASE: metals and alloys, periodic",
+    "chgnet_0_3_0": (
+        "labels of CHGNet 0.3.0, a potential that was trained on PBE and PBE+U of the Materials "
+        "Project, and not of a DFT code"
+    ),
+}
+
+
+class ZooRecipe(Settings):
+    """A model of one kind or the other."""
+
+    description: str
+    licence: str = LICENCE
+    pretrain: dict[str, Any] = Field(
+        description="settings of PretrainConfig that differ from its defaults"
+    )
+
+    @property
+    def digest(self) -> str:
+        """Changes with every setting."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+
+
+class GeneratedRecipe(ZooRecipe):
+    """A model of structures that are generated and labelled on the spot."""
+
+    num_structures: int = Field(gt=0, description="generated and labelled here")
+    seed: int = 0
+
+
+class CorpusRecipe(ZooRecipe):
+    """A model of published data, and of structures that another potential labels."""
+
+    corpus: str = Field(description="recipe of `evenfield data corpus`")
+    teachers: dict[str, EnrichConfig] = Field(
+        default={}, description="folder of a data set -> how `evenfield data enrich` makes it"
+    )
+
+    def corpus_config(self) -> CorpusConfig:
+        """The recipe of the corpus."""
+        return load_settings(CorpusConfig, Path(self.corpus), [])
+
+
+# `pip install chgnet` brings the weights; a level of its own, because they are no DFT labels
+CHGNET: dict[str, Any] = {
+    "oracle": "chgnet.model.dynamics:CHGNetCalculator",
+    "oracle_licence": "BSD-3-Clause",
+    "level_of_theory": "chgnet_0_3_0",
+    "elements": "all",
+    "relatives": 4,
+    "swap_all": 0.6,
+    "strain": (0, 0.07),
+    "largest_force": 20,
+    "reuse_calculator": True,
+}
+
+# decisions/0019 and 0023 say where the shares come from
+EVENFIELD_1: dict[str, Any] = {
+    "default_level": "mp_pbe",
+    "max_steps": 70000,
+    "evaluate_every": 1000,
+    "evaluate_structures": 400,
+    "model": {"channels": 64},
+    "stream": {"window_blocks": 24},
+    "mixing": {
+        "level_shares": {
+            "mp_pbe": 0.364,
+            "chgnet_0_3_0": 0.25,
+            "acwf_vasp_pbe": 0.12,
+            "mad_pbesol": 0.05,
+            "mad_pbesol_total": 0.02,
+            "oc20_rpbe": 0.04,
+            "heusler_r2scan": 0.02,
+            "hea_pbesol": 0.015,
+            "bo2_LDA": 0.006,
+            "bo2_PBE": 0.006,
+            "bo2_PBEsol": 0.006,
+            "bo2_AM05": 0.006,
+            "matpes_PBE": 0.006,
+            "matpes_r2SCAN": 0.006,
+            "mol_ethanol": 0.025,
+            "mol_acac": 0.025,
+            "mol_3bpa": 0.025,
+            "water_revpbe0_d3": 0.01,
+        }
+    },
+    "level_sharing": {"levels": ["mp_pbe", "chgnet_0_3_0"]},
+    "loss": {"final_energy": 50},
+    "optimizer": {"learning_rate": 0.002},
+    "schedule": {"warmup_steps": 200, "decay_share": 0.2},
+    "compute": {"compiled": True},
+    "average": {"decay": 0.999},
+    "guards": {"spike": 5},
+    "checkpoints": {"every": 500, "keep": 3},
+}
+
+RECIPES: dict[str, ZooRecipe] = {
+    "evenfield-s": GeneratedRecipe(
+        num_structures=2000,
+        description=(
+            "Small and fast, for trying things out: trained in minutes on generated structures at "
+            "GFN1-xTB and EMT. It knows many elements, none of them well; results for a paper want "
+            "a model trained on DFT data."
+        ),
+        pretrain={
+            "max_steps": 900,
+            "model": {"channels": 32},
+            "stream": {"weights": {"beta": 0.5}},
+        },
+    ),
+    "evenfield-m": GeneratedRecipe(
+        num_structures=3000,
+        description=(
+            "The larger of the two models on generated structures at GFN1-xTB and EMT: more data "
+            "and twice the channels of evenfield-s. Results for a paper want a model trained on "
+            "DFT data."
+        ),
+        pretrain={
+            "max_steps": 800,
+            "model": {"channels": 64},
+            "stream": {"weights": {"beta": 0.5}},
+        },
+    ),
+    "evenfield-1": CorpusRecipe(
+        corpus="evenfield-1",
+        licence="CC-BY-4.0",
+        description=(
+            "Pretrained on published DFT data of 96 elements at 17 levels of theory, and on "
+            "structures labelled by CHGNet 0.3.0 for breadth. The default level, mp_pbe, is that "
+            "of the Materials Project."
+        ),
+        teachers={
+            "teacher_phases": EnrichConfig(
+                **CHGNET, source_level="acwf_vasp_pbe", structures_per_element=60, rattle=(0, 0.25)
+            ),
+            "teacher_crystals": EnrichConfig(
+                **CHGNET,
+                source_level="mp_pbe",
+                most_atoms=32,
+                rare=10,
+                structures_per_element=130,
+                rattle=(0.01, 0.3),
+            ),
+        },
+        pretrain=EVENFIELD_1,
+    ),
+}
