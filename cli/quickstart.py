@@ -32,6 +32,8 @@ from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
 from ..core.rich_console import Console, PlainColumn
 from ..core.settings import Settings, SettingsError
+from ..data_pipelines.store.shards import INFO
+from ..data_pipelines.store.whole import damage_of
 from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
 
@@ -85,6 +87,7 @@ class Step:
     output: file below the quick start's folder that exists when the step is done.
     name: of its log and its bar, where it runs next to others.
     total: length of its bar.
+    damage: of the output; the step is done again.
     progress: reads how far it is, as `completed` and `figures`; empty before the first figures.
     """
 
@@ -92,6 +95,7 @@ class Step:
     output: str
     name: str = ""
     total: int = 0
+    damage: str = ""
     progress: Callable[[], dict[str, Any]] = dict
 
     def __str__(self) -> str:
@@ -119,10 +123,12 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
 
     console = Console(soft_wrap=True)
     for group in _plan(out, config):
-        missing = [step for step in group if not (out / step.output).exists()]
+        missing = [step for step in group if step.damage or not (out / step.output).exists()]
         # all commands of a group are shown, so that a second call reads like the first
         for step in group:
             remark = "" if step in missing else "   (done before, kept)"
+            if step.damage:
+                remark = f"   (done before, and damaged: {step.damage})"
             console.print(f"$ {step}{remark}", style="bold")
 
         if len(missing) == 1:
@@ -192,10 +198,19 @@ def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
     census = ["data", "census", str(data)]
     return [
         Step(generate, raw.name),
-        Step(convert_data, "data/dataset_info.json"),
-        Step(convert_target, "target/dataset_info.json"),
+        _conversion(convert_data, data),
+        _conversion(convert_target, target),
         Step(census, "data/census.png"),
     ]
+
+
+def _conversion(words: list[str], folder: Path) -> Step:
+    """The step of a data set, to be made again if one of its files is damaged."""
+    output = f"{folder.name}/{INFO}"
+    damage = damage_of(folder) if (folder / INFO).exists() else None
+    if damage is None:
+        return Step(words, output)
+    return Step([*words, "--overwrite"], output, damage=f"{damage.file} {damage.message}")
 
 
 def _pretraining(out: Path, config: QuickstartConfig, name: str, settings: list[str]) -> Step:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.files import special_kind
 from .fingerprints import FINGERPRINTS, SHA256
-from .shards import CONVERT_AFRESH, CONVERT_AGAIN, INFO, BrokenDataSetError
+from .shards import CONVERT_AFRESH, CONVERT_AGAIN, INFO, BrokenDataSetError, stated_info
 
 
 CENSUS = "census.json"
@@ -28,6 +28,15 @@ def check_all_files(folder: Path, info: dict[str, Any]) -> None:
     """
     for name, sha256 in _stated_sums(folder, info).items():
         _check(folder / name, sha256)
+
+
+def damage_of(folder: Path) -> BrokenDataSetError | None:
+    """What is wrong with a data set of which every file is read; None for a whole one."""
+    try:
+        check_all_files(folder, stated_info(folder))
+    except BrokenDataSetError as error:
+        return error
+    return None
 
 
 def sums_of_lists(folder: Path) -> dict[str, str]:

@@ -17,10 +17,13 @@ from pathlib import Path
 
 from ...core.destination import replace_folder
 from ...core.errors import EvenfieldError
+from ...core.terminal import say
 from ...data_pipelines.convert.convert import ConvertConfig, convert
 from ...data_pipelines.corpus.corpus import build_corpus
 from ...data_pipelines.demo.generate import GeneratorConfig, generate
 from ...data_pipelines.enrich.enrich import enrich
+from ...data_pipelines.store.shards import INFO
+from ...data_pipelines.store.whole import damage_of
 from ...model_zoo.package.folder import describe, files_of_model, read_model_folder
 from ...model_zoo.package.manifest import MANIFEST
 from ...model_zoo.package.record import Description
@@ -97,10 +100,11 @@ def _generated(recipe: GeneratedRecipe, work: Path, workers: int | None) -> Path
             num_structures=recipe.num_structures, seed=recipe.seed, workers=workers
         )
         generate(structures, raw)
-    if not (data / "dataset_info.json").exists():
+    if not _is_whole(data):
         command = "`evenfield data generate`"
         about = f"{recipe.num_structures} structures of {command}, seed {recipe.seed}"
-        convert(raw, data, ConvertConfig(licence=LICENCE, description=about))
+        config = ConvertConfig(licence=LICENCE, description=about)
+        convert(raw, data, config, overwrite=(data / INFO).exists())
     return data
 
 
@@ -113,10 +117,18 @@ def _corpus_and_teachers(
     folders = [corpus]
     for name, config in recipe.teachers.items():
         folder = work / name
-        if not (folder / "dataset_info.json").exists():
-            enrich(corpus, folder, config, workers=workers)
+        if not _is_whole(folder):
+            enrich(corpus, folder, config, workers=workers, overwrite=(folder / INFO).exists())
         folders.append(folder)
     return folders
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a data set is there, and all its files are those that were written."""
+    damage = damage_of(folder)
+    if damage is not None and (folder / INFO).exists():
+        say(f"{damage.file}: {damage.message}; the data set is made again", err=True)
+    return damage is None
 
 
 def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:

@@ -171,7 +171,7 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
     _refuse_special(path)
     with file_errors(path):
         if not path.is_file():
-            raise BadModelError("file is missing", file=path, remedy=RESTORE)
+            raise _missing(folder, name, entry)
         _check_inside(folder, path)
 
         size = path.stat().st_size
@@ -194,6 +194,35 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
             f"content does not match its sha256 in {MANIFEST}", file=path, remedy=RESTORE
         )
     return data
+
+
+def _missing(folder: Path, name: str, entry: FileEntry) -> BadModelError:
+    """The error for a file that is listed and not there.
+
+    A name is the one thing in a manifest that no hash covers. Where the folder has the content
+    under another name, the file is whole.
+    """
+    for path in sorted(folder.iterdir()):
+        if not _has_content(path, entry):
+            continue
+        return BadModelError(
+            f"the manifest and the folder disagree: {MANIFEST} lists {name}, and that content is "
+            f"in {path.name[:MAX_NAME_LENGTH]}",
+            file=folder / MANIFEST,
+            remedy=RESTORE,
+        )
+    return BadModelError("file is missing", file=folder / name, remedy=RESTORE)
+
+
+def _has_content(path: Path, entry: FileEntry) -> bool:
+    """Whether a path is a file of this size and hash. Format 1 states no size."""
+    if special_kind(path) is not None or not path.is_file():
+        return False
+    size = path.stat().st_size
+    if size != entry.bytes and (entry.bytes is not None or size > MAX_TEXT_BYTES):
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
 
 
 def json_object(path: Path | str, text: bytes) -> dict[str, Any]:

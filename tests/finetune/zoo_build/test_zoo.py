@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import ase.io
@@ -12,7 +13,9 @@ from ase.calculators.emt import EMT
 from evenfield import model_zoo
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.corpus.config import CorpusConfig, CorpusSource
+from evenfield.data_pipelines.demo import generate
 from evenfield.data_pipelines.enrich.enrich import EnrichConfig
+from evenfield.data_pipelines.store.shards import read_info
 from evenfield.finetune.zoo_build import build as zoo
 from evenfield.finetune.zoo_build.build import build_zoo_model
 from evenfield.finetune.zoo_build.recipes import LEVELS, RECIPES, CorpusRecipe, GeneratedRecipe
@@ -51,7 +54,7 @@ def test_a_damaged_checkpoint_is_answered_with_options_of_the_command(
 ) -> None:
     """`zoo build` has no --resume."""
     monkeypatch.setattr(zoo, "generate", lambda *_: None)
-    monkeypatch.setattr(zoo, "convert", lambda *_: None)
+    monkeypatch.setattr(zoo, "convert", lambda *_, **__: None)
 
     def refuse(config: PretrainConfig, resume: str) -> None:
         raise NoCheckpointError(Path(config.out), ["step-00000005 (damaged)"])
@@ -105,9 +108,14 @@ def test_a_model_of_a_corpus_and_a_teacher(tmp_path: Path, monkeypatch: pytest.M
     assert model.record.default_level == "mp_pbe"
     assert [data.name for data in model.record.training_data] == ["toy", "toy enriched by EMT"]
 
-    # what is done is kept
-    for name in ("enrich", "pretrain"):
-        monkeypatch.setattr(zoo, name, None)
+    # what is done is kept, and what was damaged since is made again
+    shard = tmp_path / "work" / "cheap" / "train-00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(b"PAR?" + whole[4:])
+    monkeypatch.setattr(zoo, "pretrain", None)
+    assert build_zoo_model(recipe, "toy", tmp_path / "work", tmp_path / "second", **where)
+    assert shard.read_bytes() == whole
+    monkeypatch.setattr(zoo, "enrich", None)
     assert build_zoo_model(recipe, "toy", tmp_path / "work", tmp_path / "other", **where)
 
 
@@ -122,6 +130,38 @@ def test_the_recipe_of_evenfield_1_fits_its_corpus() -> None:
     assert set(shares) == set(recipe.corpus_config().level_details) | levels
     assert set(config.level_sharing.levels) <= set(shares)
     assert levels <= LEVELS.keys()
+
+
+def test_damaged_data_are_converted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "work" / "embedded.extxyz.gz"
+    raw.parent.mkdir()
+    shutil.copyfile(Path(generate.__file__).with_name("sample") / "demo_sample.extxyz.gz", raw)
+    trained = []
+
+    def stop(config: PretrainConfig, resume: str) -> None:
+        trained.append(read_info(config.data[0]))
+
+    monkeypatch.setattr(zoo, "pretrain", stop)
+
+    def build() -> None:
+        assert build_zoo_model(TOY, "toy", tmp_path / "work", tmp_path / "zoo", workers=1) is None
+
+    build()
+    shard = tmp_path / "work" / "data" / "train-00000.parquet"
+    whole = shard.read_bytes()
+    build()
+    assert capsys.readouterr().err == ""
+
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    build()
+    assert shard.read_bytes() == whole
+    assert f"{shard}: was changed since it was written" in capsys.readouterr().err
+    # half of a file that other files are known by
+    (shard.parent / "dataset_info.json").write_text('{"schema_version": 3, "source": {}')
+    build()
+    assert trained == [trained[0]] * 4
 
 
 @pytest.mark.slow

@@ -390,6 +390,24 @@ def test_bad_folder_is_refused(folder: Path, name: str) -> None:
     assert sorted(folder.parent.iterdir()) == before
 
 
+def test_a_name_that_was_changed_in_the_manifest_is_no_damage_of_the_file(folder: Path) -> None:
+    list_file(folder, "probe.extxyz")
+    rewrite(folder, "probe.extxyz", b"1\n\nH 0 0 0\n")
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace("probe.extxyz", "prnbe.extxyz"))
+    told = r"disagree: .* lists prnbe\.extxyz, and that content is in probe\.extxyz"
+    with pytest.raises(BadModelError, match=told) as refusal:
+        model_zoo.load(folder)
+    assert refusal.value.file == str(manifest)
+
+    # a file that is missing is missing
+    manifest.write_text(text)
+    (folder / "probe.extxyz").rename(folder.parent / "probe.extxyz")
+    with pytest.raises(BadModelError, match="file is missing"):
+        model_zoo.load(folder)
+
+
 def test_all_cases_are_there_and_the_bomb_is_live(folder: Path) -> None:
     assert len(CASES) == 75  # the guides state this number
     # the cases prove nothing unless the bomb goes off where somebody unpickles it
