@@ -21,21 +21,19 @@ CONVERT_TOGETHER = "convert their sources into one data set, which keeps copies 
 
 
 def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGETHER) -> list[str]:
-    """A note for each held-out split of which training has near copies, and for unknown ones.
+    """A note for each held-out split of which training has near copies.
 
     pairs: a data set that is trained on, and another one of which structures are held out.
+
+    Raises BrokenDataSetError for damaged fingerprints, and for a data set that has none.
     """
     notes = []
-    unknown = []
     # a data set is in many of the pairs
     info_of = cache(read_info)
     fingerprints_of = cache(lambda folder: read_fingerprints(folder, info_of(folder)))
     for trained, judged in pairs:
         own = fingerprints_of(trained)
         others = fingerprints_of(judged)
-        if own is None or others is None:
-            unknown.append(trained if own is None else judged)
-            continue
         known = np.sort(own["train"])
         for split in HELD_OUT:
             rows = _rows_in(known, others[split])
@@ -47,12 +45,6 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
                 f"copies in the training split of {trained}, for example {example}, so errors on "
                 f"them look too good: {remedy}"
             )
-    for folder in dict.fromkeys(unknown):
-        notes.append(
-            f"{folder} was converted by an earlier evenfield, so it is not known whether it shares "
-            "structures with the training or held-out splits of other data sets: convert it again "
-            "with --overwrite to see"
-        )
     return notes
 
 

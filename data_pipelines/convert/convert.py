@@ -70,9 +70,6 @@ from .staging import (
 )
 
 
-# Settings that data sets of earlier versions do not state.
-LATER_KEYS = ("unstated_level", "reference_columns", "split_names")
-
 CONTINUE = "run the same command again, it continues with the parts that are not finished"
 
 
@@ -492,12 +489,7 @@ def name_of_source(source: str) -> str:
 
 def settings_of(config: ConvertConfig) -> dict[str, Any]:
     """The settings of a conversion, as dataset_info.json states them."""
-    settings = config.model_dump(mode="json")
-    # not set, as in data sets of versions without these keys, which are finished all the same
-    for key in LATER_KEYS:
-        if settings[key] == type(config).model_fields[key].default:
-            del settings[key]
-    return settings
+    return config.model_dump(mode="json")
 
 
 def _stated(out: Path) -> dict[str, Any] | None:

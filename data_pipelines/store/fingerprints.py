@@ -16,7 +16,7 @@ import numpy as np
 
 from ...core.files import special_kind, write_atomically
 from ..structure import SPLITS
-from .shards import CONVERT_AGAIN, BrokenDataSetError, scan_shard, shard_paths
+from .shards import CONVERT_AGAIN, BrokenDataSetError, lacks_sums, scan_shard, shard_paths
 
 
 FINGERPRINTS = "fingerprints.npy"
@@ -34,8 +34,8 @@ def write_fingerprints(folder: Path, of_split: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    """Split -> fingerprints of its structures; None for a data set that never had the file.
+def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Split -> fingerprints of its structures.
 
     info: the content of its dataset_info.json.
 
@@ -44,8 +44,7 @@ def read_fingerprints(folder: Path, info: dict[str, Any]) -> dict[str, np.ndarra
     stated = info.get(SHA256)
     path = folder / FINGERPRINTS
     if stated is None:
-        # of an earlier version
-        return None
+        raise lacks_sums(folder)
     if not path.exists():
         raise BrokenDataSetError("is missing", file=path, remedy=CONVERT_AGAIN)
 

@@ -358,6 +358,13 @@ def changed_shard(path: Path) -> BrokenDataSetError:
     )
 
 
+def lacks_sums(folder: Path) -> BrokenDataSetError:
+    """The error of a data set that was written before all its files had checksums."""
+    return BrokenDataSetError(
+        "lacks checksums of the other files", file=folder / INFO, remedy=CONVERT_AFRESH
+    )
+
+
 def refuse_excess(metadata: pq.FileMetaData, path: Path) -> None:
     """Raise BrokenDataSetError for a shard that unpacks to far more than evenfield writes."""
     excess = excess_of_rows(metadata, path.stat().st_size)

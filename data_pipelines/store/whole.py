@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.files import special_kind
 from .fingerprints import FINGERPRINTS, SHA256
-from .shards import CONVERT_AFRESH, CONVERT_AGAIN, INFO, BrokenDataSetError, stated_info
+from .shards import CONVERT_AGAIN, BrokenDataSetError, lacks_sums, stated_info
 
 
 CENSUS = "census.json"
@@ -24,7 +24,7 @@ LISTS_SHA256 = "lists_sha256"  # in dataset_info.json
 def check_all_files(folder: Path, info: dict[str, Any]) -> None:
     """Raise BrokenDataSetError for the first file that is missing or was changed.
 
-    info: the content of dataset_info.json. Files that it has no checksum of are not looked at.
+    info: the content of dataset_info.json, which lists the files. Others are not looked at.
     """
     for name, sha256 in _stated_sums(folder, info).items():
         _check(folder / name, sha256)
@@ -49,16 +49,11 @@ def _stated_sums(folder: Path, info: dict[str, Any]) -> dict[str, str]:
     try:
         stated = {name: entry["sha256"] for name, entry in info["shards"].items()}
         stated[CENSUS] = info["census_sha256"]
-
-        # data sets of earlier versions lack these
-        if SHA256 in info:
-            stated[FINGERPRINTS] = info[SHA256]
-        of_lists = info.get(LISTS_SHA256, {})
+        stated[FINGERPRINTS] = info[SHA256]
+        of_lists = info[LISTS_SHA256]
         stated |= {name: of_lists[name] for name in LISTS if name in of_lists}
     except (KeyError, TypeError, AttributeError):
-        raise BrokenDataSetError(
-            "lacks checksums of the other files", file=folder / INFO, remedy=CONVERT_AFRESH
-        ) from None
+        raise lacks_sums(folder) from None
     return stated
 
 

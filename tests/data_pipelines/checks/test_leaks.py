@@ -39,7 +39,6 @@ def write(train_structures, tmp_path):
 def test_fingerprints_are_those_of_the_structures_in_file_order(write):
     folder = write("one", {"train": range(8), "valid": range(8, 11), "test": range(11, 16)})
     found = read_fingerprints(folder, read_info(folder))
-    assert found is not None
     for split in SPLITS:
         # as converted: positions are rounded in the shards, which may move a near copy by a step
         expected = [fingerprint(one) for one in iter_structures(folder, split)]
@@ -92,15 +91,17 @@ def test_a_copy_that_was_turned_and_shifted_is_found(write, train_structures, tm
     assert note.startswith("2 of 2 test structures")
 
 
-def test_an_older_data_set_is_named(write):
+def test_a_data_set_without_fingerprints_is_to_be_converted_again(write):
     one = write("one", {"train": range(4)})
     two = write("two", {"train": range(4, 8)})
     (two / FINGERPRINTS).unlink()
     info = json.loads((two / "dataset_info.json").read_text())
     del info["fingerprints_sha256"]
     write_info(two, info)
-    (note,) = leaks_among([one, two])
-    assert note.startswith(f"{two} was converted by an earlier evenfield")
+    with pytest.raises(BrokenDataSetError, match="lacks checksums") as told:
+        leaks_among([one, two])
+    assert told.value.file == str(two / "dataset_info.json")
+    assert told.value.remedy == "convert the source again with --overwrite"
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "long"])
@@ -119,7 +120,7 @@ def test_changed_fingerprints_are_not_compared(write, change):
         read_fingerprints(one, read_info(one))
 
 
-def test_missing_fingerprints_are_no_earlier_version(write):
+def test_missing_fingerprints_are_damage(write):
     one = write("one", {"train": range(4)})
     (one / FINGERPRINTS).unlink()
     with pytest.raises(BrokenDataSetError, match=r"fingerprints\.npy: is missing"):

@@ -16,7 +16,7 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.checks.leaks import leaks_among
 from evenfield.data_pipelines.convert import convert as conversion
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
-from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info
+from evenfield.data_pipelines.store.shards import BrokenDataSetError, read_info, write_info
 
 
 INFO = "dataset_info.json"
@@ -135,6 +135,16 @@ def test_a_damaged_list_is_written_again(name, command, folder):
     before = contents(folder)
     flip(folder / name)
     assert f"{folder / name}: was changed since" in done(*command).stderr
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("key", ["census_sha256", "fingerprints_sha256", "lists_sha256"])
+def test_a_data_set_without_all_checksums_is_not_finished(key, command, folder):
+    before = contents(folder)
+    info = read_info(folder)
+    del info[key]
+    write_info(folder, info)
+    assert "lacks checksums of the other files" in done(*command).stderr
     assert contents(folder) == before
 
 
