@@ -36,6 +36,7 @@ from ase.units import GPa
 
 from evenfield.diagnostics.checks.crystals import NOT_COMPARABLE, TIE
 from evenfield.diagnostics.sanity.equation_of_state import fit_birch_murnaghan
+from evenfield.model_zoo.hub.load import load
 
 
 HERE = Path(__file__).resolve().parent
@@ -105,9 +106,10 @@ def sides(models: list[str], peers: list[str]) -> list[Side]:
 
 
 def _short_name(reference: str, level: str) -> str:
-    path = Path(reference)
-    name = path.resolve().name if path.is_dir() else reference
-    return f"{name}:{level}" if level else name
+    """name@revision:level, so that rows and answers of other weights are never taken for these."""
+    name, _, revision = load(reference).reference.partition("@")
+    short = f"{Path(name).name}@{revision[:8]}"
+    return f"{short}:{level}" if level else short
 
 
 # --- the files
@@ -369,13 +371,11 @@ class CurveTask:
                     "modulus_percent": 100 * (answer["bulk_modulus"] / phase.bulk_modulus - 1),
                 }
             )
-        found: Row = {"failed": len(self.phases) - len(errors)}
-        for name, chosen in _choices(errors):
-            found[name] = {group: curve_summary(rows) for group, rows in _by_group(chosen)}
-        return found | {"lowest": self._lowest(answers), "phases": errors}
+        failed = len(self.phases) - len(errors)
+        return {"failed": failed, "lowest_is_right": self._lowest(answers), "phases": errors}
 
-    def _lowest(self, answers: list[Any]) -> Row:
-        """Elements whose lowest of fcc, bcc, sc and diamond is that of the reference, or a tie."""
+    def _lowest(self, answers: list[Any]) -> dict[str, bool]:
+        """Element -> whether its lowest unary is that of the reference, or as good as it."""
         expected: dict[str, dict[str, float]] = defaultdict(dict)
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for phase, answer in zip(self.phases, answers, strict=True):
@@ -391,14 +391,11 @@ class CurveTask:
             lowest = min(own, key=lambda name: own[name]) if own else None
             above = np.inf if lowest is None else energies[lowest] - min(energies.values())
             verdicts[element] = bool(1000 * above <= TIE)
-        return {
-            "elements": len(verdicts),
-            "right_percent": 100 * float(np.mean(list(verdicts.values()))) if verdicts else None,
-            "wrong": sorted(element for element, is_right in verdicts.items() if not is_right),
-        }
+        return verdicts
 
 
 def _choices(errors: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """comparable: without gases, magnetic metals and open f shells, of which ACWF says little."""
     yield "held_out", [row for row in errors if row["held_out"]]
     yield "held_out_comparable", [r for r in errors if r["held_out"] and r["comparable"]]
     yield "all", errors
@@ -411,15 +408,37 @@ def _by_group(errors: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield group, [row for row in errors if row["group"] == group]
 
 
+def curves_in_common(row: Row, rows: dict[str, Row]) -> dict[str, float | None]:
+    """Figures of equations of state, over the phases and elements that all calculators know."""
+    if "curves" not in row:
+        return {}
+    others = [each["curves"] for each in rows.values() if "curves" in each]
+    names = set.intersection(*({phase["phase"] for phase in each["phases"]} for each in others))
+    elements = set.intersection(*(set(each["lowest_is_right"]) for each in others))
+
+    found: dict[str, float | None] = {}
+    phases = [phase for phase in row["curves"]["phases"] if phase["phase"] in names]
+    for choice, chosen in _choices(phases):
+        for group, members in _by_group(chosen):
+            for key, value in curve_summary(members).items():
+                found[f"curves, {choice}, {group}: {key}"] = value
+    verdicts = [row["curves"]["lowest_is_right"][element] for element in sorted(elements)]
+    found["curves: elements compared"] = len(verdicts)
+    if verdicts:
+        found["curves: right structure lowest, %"] = 100 * float(np.mean(verdicts))
+    return found
+
+
 def curve_summary(rows: list[Row]) -> Row:
     """Medians of absolute errors in percent; a crystal without a minimum is infinitely wrong."""
 
     def median(key: str) -> float | None:
+        # null of the stored file becomes NaN
         values = np.array([row[key] for row in rows], float)
         found = float(np.median(np.where(np.isfinite(values), np.abs(values), np.inf)))
         return found if np.isfinite(found) else None
 
-    without = sum(not np.isfinite(row["volume_percent"]) for row in rows)
+    without = sum(row["volume_percent"] is None or np.isnan(row["volume_percent"]) for row in rows)
     if not rows:
         return {"phases": 0}
     return {
@@ -624,13 +643,9 @@ def table(rows: dict[str, Row]) -> str:
             found = [_at(row, "errors", "sets", name, key) for row in rows.values()]
             add(f"{name}: {what}", [_number(value) for value in found])
 
-    for choice in ("held_out", "held_out_comparable", "all", "all_comparable"):
-        for group in ("all", *GROUPS):
-            for key in ("phases", "without_minimum", "volume_percent", "modulus_percent"):
-                found = [_at(row, "curves", choice, group, key) for row in rows.values()]
-                add(f"curves, {choice}, {group}: {key}", [_number(value) for value in found])
-    lowest = [_at(row, "curves", "lowest", "right_percent") for row in rows.values()]
-    add("right structure lowest, % of the elements", [_number(value) for value in lowest])
+    summaries = [curves_in_common(row, rows) for row in rows.values()]
+    for what in dict.fromkeys(name for summary in summaries for name in summary):
+        add(what, [_number(summary.get(what)) for summary in summaries])
 
     add("simple checks passed", [passed_checks(row) for row in rows.values()])
     for name in sorted(

@@ -179,8 +179,12 @@ def main() -> None:
     if options.part == "speed":
         serve_speed(model.calculator())
     elif options.part == "checks":
-        found = {"versions": versions(), "checks": simple_checks(model)}
-        options.out.write_text(json.dumps(found))
+        found = {"versions": versions(), "checks": {}}
+        if options.out.is_file():
+            found = json.loads(options.out.read_text())
+        for name, verdict in simple_checks(model, found["checks"]):
+            found["checks"][name] = verdict
+            options.out.write_text(json.dumps(found))
     elif options.part == "sanity":
         settings = SanityConfig.model_validate(
             dict(word.split("=", 1) for word in options.words) | {"reference": "pbe"}

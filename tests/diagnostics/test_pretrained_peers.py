@@ -23,6 +23,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield.diagnostics.sanity.answers import Dimer, ask, dimer_curves
+from evenfield.model_zoo.hub.load import load
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -144,13 +145,15 @@ def test_errors_and_curves_of_two_calculators(world: Path) -> None:
     assert right["all"]["stress_mae_GPa"] < 1e-5 < wrong["all"]["stress_mae_GPa"]
 
     curves = rows[EMT_NAME]["curves"]
-    assert curves["held_out"]["all"]["phases"] == 1
-    assert curves["all"]["all"]["phases"] == 4
-    assert curves["held_out"]["all"]["volume_percent"] < 0.01
-    assert curves["held_out"]["all"]["modulus_percent"] < 1
-    assert curves["lowest"] == {"elements": 1, "right_percent": 100, "wrong": []}
+    assert [phase["phase"] for phase in curves["phases"] if phase["held_out"]] == ["Cu-X/FCC"]
+    assert len(curves["phases"]) == 4 and curves["failed"] == 0
+    assert all(abs(phase["volume_percent"]) < 0.01 for phase in curves["phases"])
+    assert all(abs(phase["modulus_percent"]) < 1 for phase in curves["phases"])
+    assert curves["lowest_is_right"] == {"Cu": True}
     # Lennard-Jones of ASE's defaults has its minimum at 1 A: none within reach
-    assert rows[LJ_NAME]["curves"]["held_out"]["all"]["without_minimum"] == 1
+    assert rows[LJ_NAME]["curves"]["phases"][0]["volume_percent"] is None
+    assert "| curves, held_out, all: without_minimum | 0 | 1 |" in printed
+    assert "| curves: right structure lowest, % | 100 | 0 |" in printed
     assert "| all: force MAE, eV/A |" in printed and EMT_NAME in printed
 
 
@@ -182,10 +185,12 @@ def test_shifts_are_not_those_of_the_outliers(harness: ModuleType) -> None:
     assert harness.fit_shifts(frames, answers)["Cu"] == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_model_is_named_with_its_level(harness: ModuleType) -> None:
-    (ours, windows, peer) = harness.sides(["evenfield-s:EMT", "./runs/model"], [f"{EMT_NAME}=/p"])
+def test_a_model_is_named_with_its_level_and_revision(harness: ModuleType) -> None:
+    plain, ours, peer = harness.sides(["evenfield-s", "evenfield-s:EMT"], [f"{EMT_NAME}=/p"])
+    revision = load("evenfield-s").revision
+    assert plain.words == ("--model", "evenfield-s")
     assert ours.words == ("--model", "evenfield-s", "--level", "EMT")
-    assert windows.words == ("--model", "./runs/model")
+    assert ours.name == f"evenfield-s@{revision[:8]}:EMT"
     assert peer.python == "/p" and peer.words == ("--calculator", EMT_NAME)
 
 
