@@ -87,16 +87,16 @@ class Step:
     output: file below the quick start's folder that exists when the step is done.
     name: of its log and its bar, where it runs next to others.
     total: length of its bar.
-    damage: of the output; the step is done again.
     progress: reads how far it is, as `completed` and `figures`; empty before the first figures.
+    damage: what is wrong with the output; the step is done again.
     """
 
     words: list[str]
     output: str
     name: str = ""
     total: int = 0
-    damage: str = ""
     progress: Callable[[], dict[str, Any]] = dict
+    damage: str = ""
 
     def __str__(self) -> str:
         return "evenfield " + shlex.join(self.words)

@@ -30,6 +30,7 @@ from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_r
 from ..data_pipelines.sources.read import source_fingerprint
 from ..data_pipelines.sources.records import DisagreeingLabelsError
 from ..data_pipelines.store.blocks import iter_structures
+from ..data_pipelines.store.folder_files import PARTS
 from ..data_pipelines.store.shards import BrokenDataSetError, read_info, stated_info
 from ..data_pipelines.structure import BadRecordError, Structure
 from ..model_zoo.package.record import TrainingData
@@ -365,7 +366,7 @@ def _source_of(work: Path) -> dict[str, Any]:
 
 def _unfinished_source_of(work: Path) -> dict[str, Any]:
     """The source of the only conversion that has begun in `work`; empty without such a one."""
-    begun = list((work / staging.PARTS).glob("*"))
+    begun = list((work / PARTS).glob("*"))
     if len(begun) != 1:
         return {}
     try:

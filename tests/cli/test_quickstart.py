@@ -38,6 +38,8 @@ def test_damaged_data_are_made_again(
         assert result.exit_code == 0, result.output
 
     def stop(steps: list[Step], out: Path) -> None:
+        # trainings that have not begun
+        assert [(step.damage, step.progress()) for step in steps] == [("", {})] * 2
         raise DataAreDoneError
 
     monkeypatch.setattr(quickstart, "_run", run)
