@@ -45,6 +45,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the build of the toy works; one of the eight checks is made."""
     monkeypatch.setitem(RECIPES, NAME, TOY)
     monkeypatch.setattr(zoo, "attach_trust", lambda *_: None)
+    # the data are an empty file here, which stands for a whole set
+    monkeypatch.setattr(zoo, "damage_of", lambda _: None)
     monkeypatch.setattr(sanity, "BATTERY", ("repulsion",))
     monkeypatch.setattr(sanity_record, "_warned", set())
     return tmp_path / "work" / f"{NAME}-{TOY.digest}"
