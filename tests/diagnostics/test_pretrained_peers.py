@@ -188,7 +188,7 @@ def test_shifts_are_not_those_of_the_outliers(harness: ModuleType) -> None:
 
 def test_a_model_is_named_with_its_level_and_revision(harness: ModuleType) -> None:
     plain, ours, peer = harness.sides(["evenfield-s", "evenfield-s:EMT"], [f"{EMT_NAME}=/p"])
-    revision = load("evenfield-s").revision
+    revision = load("evenfield-s").reference.partition("@")[2]
     assert plain.words == ("--model", "evenfield-s")
     assert ours.words == ("--model", "evenfield-s", "--level", "EMT")
     assert ours.name == f"evenfield-s@{revision[:8]}:EMT"
