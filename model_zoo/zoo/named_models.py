@@ -31,6 +31,11 @@ ZOO = {
     model.name: model
     for model in (
         ZooModel(
+            "evenfield-1",
+            "96 elements, DFT at 17 levels of theory, comes with the package: the one to start "
+            "from",
+        ),
+        ZooModel(
             "evenfield-s",
             "small and fast, comes with the package: for trying things out and for tests",
         ),

@@ -14,7 +14,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield import cli, model_zoo
-from evenfield.finetune.zoo_build.recipes import RECIPES
+from evenfield.finetune.zoo_build.recipes import RECIPES, CorpusRecipe
 from evenfield.model_zoo import BadModelError, HubError
 from evenfield.model_zoo.hub.publish import plan_publication
 from evenfield.model_zoo.zoo import named_models as zoo
@@ -44,6 +44,41 @@ def test_shipped_model_is_small_broad_and_fit_to_publish() -> None:
     assert model.record.level_details.keys() == model.record.elements.keys()
     assert {"coverage.png", "element_errors.png", "parity.png"} <= model.attachments.keys()
     assert {"probe.extxyz", "posterior.safetensors"} <= model.attachments.keys()
+
+
+def test_the_pretrained_model_is_small_and_says_what_it_is() -> None:
+    folder = zoo.find("evenfield-1")
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    assert num_bytes <= 6_000_000
+
+    model = model_zoo.load("evenfield-1")
+    record = model.record
+    recipe = RECIPES["evenfield-1"]
+    assert isinstance(recipe, CorpusRecipe)
+    # every level of the corpus, and the teacher's
+    assert set(record.elements) == set(recipe.corpus_config().level_details) | {"chgnet_0_3_0"}
+    assert set(record.level_details) == set(record.elements) == set(model.domains)
+    assert len(record.symbols) == 96
+    assert record.default_level == "mp_pbe"
+    assert record.licence == "CC-BY-4.0"
+
+    # whoever uses the weights has to name the authors of the data
+    card = (folder / "README.md").read_text()
+    for source in recipe.corpus_config().sources.values():
+        if source.citation:
+            assert source.citation.split(",")[0] in card
+    # physical checks were made of these very weights
+    assert "sanity.json" in model.attachments
+
+
+def test_the_pretrained_model_needs_no_level_and_has_sound_copper() -> None:
+    calculator = model_zoo.load("evenfield-1").calculator()
+    energies = {}
+    for constant in (3.3, 3.64, 4.0):
+        atoms = bulk("Cu", a=constant)
+        atoms.calc = calculator
+        energies[constant] = atoms.get_potential_energy()
+    assert min(energies, key=lambda constant: energies[constant]) == 3.64
 
 
 def test_shipped_model_knows_what_it_says() -> None:
@@ -111,7 +146,7 @@ def test_list_and_show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
     assert run(monkeypatch, "zoo", "build", "evenfield-xl") == 1
     error = capsys.readouterr().err
-    assert "name one of evenfield-m, evenfield-s" in error
+    assert "name one of evenfield-1, evenfield-m, evenfield-s" in error
 
 
 def test_damaged_shipped_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
