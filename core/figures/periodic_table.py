@@ -27,6 +27,8 @@ from ..numbers import short_number
 
 
 MAX_ATOMIC_NUMBER = 118
+# the largest value of a logarithmic colour scale over the smallest that has a colour of its own
+MOST_CONTRAST = 1e4
 SYMBOLS = tuple(chemical_symbols[1 : MAX_ATOMIC_NUMBER + 1])
 # 2, 8, 8, 18, 18, 32, 32: the shells in the order in which they fill
 PERIOD_LENGTHS = tuple(2 * (period // 2 + 1) ** 2 for period in range(1, 8))
@@ -107,6 +109,9 @@ def colour_norm(
     elif shown:
         low = min(shown)
         high = max(shown)
+        if log:
+            # Forces that vanish by symmetry have errors of 1e-8, which would take all the colours.
+            low = max(low, high / MOST_CONTRAST)
     else:
         # nothing to show; matplotlib still needs a range
         low = 1.0

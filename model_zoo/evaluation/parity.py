@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from ...core.figures.style import COLOURS, STYLE
 from ...core.labels import LABELS, Label
@@ -16,6 +17,10 @@ from .summary import Errors, ErrorSummary
 
 # with more points than this, dots hide each other: show their density
 MANY_POINTS = 6000
+# with more levels of theory than this, their legend would cover the first panel: it goes below
+MANY_LEVELS = 5
+LEGEND_COLUMNS = 3
+LEGEND_ROW = 0.55  # inches of a name and its errors
 
 
 @rc_context(STYLE)
@@ -105,7 +110,10 @@ def _all_components(axes: Axes, rows: np.ndarray, unit: str) -> None:
         lw=0.1,
         rasterized=True,
     )
-    axes.figure.colorbar(density, ax=axes, label="components in a cell", pad=0.02, shrink=0.9)
+    # plain numbers: a power of ten would be written as a formula, and the figures show none
+    numbers = FuncFormatter(lambda value, _: short_number(value))
+    label = "components in a cell"
+    axes.figure.colorbar(density, ax=axes, label=label, format=numbers, pad=0.02, shrink=0.9)
 
 
 def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
@@ -118,7 +126,21 @@ def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
         colour = COLOURS[index % len(COLOURS)]
         # an empty series: the legend must not depend on what was drawn first
         axes.scatter([], [], s=45, color=colour, label=text)
-    if axes.get_legend_handles_labels()[1]:
+    handles, texts = axes.get_legend_handles_labels()
+    if len(texts) > MANY_LEVELS:
+        figure = axes.get_figure(root=True)
+        assert figure is not None, "the panels are drawn"
+        rows = -(-len(texts) // LEGEND_COLUMNS)
+        figure.set_figheight(figure.get_figheight() + LEGEND_ROW * rows)
+        figure.legend(
+            handles,
+            texts,
+            loc="outside lower left",
+            ncols=LEGEND_COLUMNS,
+            fontsize=10,
+            handletextpad=0.2,
+        )
+    elif texts:
         axes.legend(loc="upper left", fontsize=10, handletextpad=0.2)
 
 

@@ -70,3 +70,9 @@ def test_tables_share_a_colour_scale_and_a_single_value_has_one_around_it():
     assert (norm.vmin, norm.vmax) == (1.0, 8.0)
     single = colour_norm([{"H": 2.0}], log=True)
     assert (single.vmin, single.vmax) == (1.0, 4.0)
+
+
+def test_values_near_zero_do_not_take_all_the_colours():
+    norm = colour_norm([{"He": 3e-9, "Fe": 0.1, "Kr": 5.0}], log=True)
+    assert (norm.vmin, norm.vmax) == (pytest.approx(5e-4), 5.0)
+    assert norm.vmin < 0.1 < norm.vmax

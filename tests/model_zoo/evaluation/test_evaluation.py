@@ -16,6 +16,7 @@ import torch
 
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
+from evenfield.model_zoo.evaluation import parity
 from evenfield.model_zoo.evaluation.evaluation import NothingToEvaluateError, evaluate, predict
 from evenfield.model_zoo.evaluation.parity import draw_parity
 from evenfield.model_zoo.evaluation.predictions import BadPredictionsError, ParityPairs, Predictions
@@ -332,6 +333,27 @@ def test_parity_figure_has_a_panel_for_every_label_with_references(by_hand):
     assert legend == ["A", "C"]
     bare = with_forces(by_hand, np.full_like(by_hand.forces, np.nan))
     assert len(draw_parity(bare.parity(), summarise(bare, "test"), "t").axes) == 2
+
+
+def test_parity_legend_of_many_levels_covers_no_panel(by_hand, monkeypatch):
+    monkeypatch.setattr(parity, "MANY_LEVELS", 1)
+    figure = draw_parity(by_hand.parity(), summarise(by_hand, "test"), "many levels")
+    assert figure.axes[0].get_legend() is None
+    (legend,) = figure.legends
+    assert [text.get_text().split("\n")[0] for text in legend.texts] == ["A", "C"]
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 <= min(axes.bbox.y0 for axes in figure.axes)
+
+
+def test_ticks_of_the_density_are_plain_numbers(by_hand, monkeypatch):
+    """Figures show no formulas, and powers of ten came out as $\\mathdefault{10^{5}}$."""
+    monkeypatch.setattr(parity, "MANY_POINTS", 1)
+    figure = draw_parity(by_hand.parity(), summarise(by_hand, "test"), "density")
+    figure.draw_without_rendering()
+    bar = next(axes for axes in figure.axes if axes.get_ylabel() == "components in a cell")
+    ticks = [label.get_text() for label in bar.get_yticklabels()]
+    assert ticks
+    assert not [tick for tick in ticks if "$" in tick]
 
 
 # --- summaries as files
