@@ -103,7 +103,7 @@ def test_frames_of_a_failed_run_replace_nothing_of_a_user(copper: str, tmp_path:
 
 def test_a_run_that_computed_nothing_leaves_its_place_free(copper: str, tmp_path: Path) -> None:
     other = tmp_path / "oganesson.extxyz"
-    ase.io.write(other, bulk("Og", "fcc", a=6.0))
+    ase.io.write(other, bulk("Og", "fcc", a=6.0, cubic=True))
     for out in (tmp_path / "md", tmp_path / "empty"):
         if out.name == "empty":
             out.mkdir()
