@@ -34,8 +34,16 @@ from .zoo_build import zoo_build
 USER_ERROR = 1
 BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for wrong words
 INTERRUPTED = 130  # what a shell reports after SIGINT
-# a full or failing disk, or one on which nothing may be written
-DISK_ERRORS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+# What a disk can answer in any line that writes, which is no bug, and what helps.
+MAKE_ROOM = "make room on the disk, and start the command again"
+OTHER_DISK = "write to another disk"
+DISK_REMEDIES = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
+    errno.EFBIG: MAKE_ROOM,
+    errno.EROFS: OTHER_DISK,
+    errno.EIO: OTHER_DISK,
+}
 
 
 app = typer.Typer(
@@ -82,14 +90,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(USER_ERROR)
     except Exception as error:
-        import traceback
-
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            # a disk can fill up in any line that writes, and that is no bug
+        if isinstance(error, OSError) and error.errno in DISK_REMEDIES:
             where = f"{error.filename}: " if error.filename else ""
-            text = f"{where}{error.strerror}: make room on the disk, and start the command again"
+            text = f"{where}{error.strerror}: {DISK_REMEDIES[error.errno]}"
             say(f"error: {_in_few_lines(text)}", colour="red", err=True)
             sys.exit(USER_ERROR)
+
+        import traceback
+
         say(traceback.format_exc(), err=True)
         say(
             f"\nThis is a bug in evenfield ({_versions()}). "

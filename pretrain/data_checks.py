@@ -34,6 +34,12 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
             f"default_level={config.default_level}: no training structure has this level of theory",
             remedy=f"{question}choose one of {', '.join(levels)}",
         )
+    unknown = [level for level in config.level_sharing.levels if level not in levels]
+    if unknown:
+        raise EvenfieldError(
+            f"level_sharing.levels: no training structure is at {', '.join(unknown)}",
+            remedy=f"name some of {', '.join(levels)}",
+        )
     if config.adaptive.rate > 0 and not can_judge(data, "valid"):
         raise EvenfieldError(
             "holds no validation structure for adaptive.rate",

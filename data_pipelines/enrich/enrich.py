@@ -49,7 +49,7 @@ from .swap import is_too_dense, with_element
 # one structure in ten is refused at most, so ten in a row mean that the element is hopeless
 MAX_ATTEMPTS = 10
 STRUCTURES_PER_TASK = 8
-# a strain of three such deviations halves a cell
+# at three such deviations a cell has about half of its length
 MOST_STRAIN = 0.15
 
 
@@ -196,7 +196,7 @@ def enrich(
     data = Path(data)
     out = Path(out)
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS, inputs=[data])
-    refuse_files_of_others(Path(out))
+    refuse_files_of_others(out)
     if out.resolve().name == data.resolve().name:
         raise EnrichError(
             "has the folder name of the data set, and the two could not be mixed",
@@ -335,11 +335,11 @@ def _plan(
 def _kin(train_elements: dict[str, int], number: int) -> dict[int, list[int]]:
     """Element -> the others that may stand in for it where all elements of a structure change."""
     known = [atomic_numbers[symbol] for symbol in train_elements]
-    return {
-        element: relatives(element, [other for other in known if other != element], number)
-        for element in known
-        if len(known) > 1
-    }
+    kin = {}
+    for element in known:
+        others = [other for other in known if other != element]
+        kin[element] = relatives(element, others, number)
+    return kin
 
 
 @dataclass(frozen=True)
@@ -427,8 +427,8 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
         )
         others = {}
         if config.swap_all and rng.random() < config.swap_all:
-            changing = [number for number in source.elements.tolist() if number != host]
-            others = {number: int(rng.choice(kin[number])) for number in changing}
+            changing = [other for other in source.elements.tolist() if other != host]
+            others = {other: int(rng.choice(kin[other])) for other in changing}
         candidate = with_element(
             rng, parent, host, element, config.rattle, others=others, strain=config.strain
         )

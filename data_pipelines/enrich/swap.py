@@ -18,8 +18,8 @@ MOST_FITTED_ATOMS = 200
 
 # Spheres of covalent radii fill 0.3 (diamond) to 1.5 (uranium) of a crystal's volume.
 DENSEST = 2.0
-# The covalent sphere of hydrogen is so small that this alone allows cells in which an atom has
-# thousands of neighbours. Hydrogen has less, A^3 per atom, above 400 GPa.
+# The covalent sphere of hydrogen is so small that DENSEST alone allows cells in which an atom has
+# thousands of neighbours. A^3 per atom; an atom of diamond has 5.7.
 LEAST_VOLUME = 1.5
 
 

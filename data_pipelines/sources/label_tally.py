@@ -20,7 +20,7 @@ from .records import Record, Unread
 Counts = dict[str, int]
 
 # no setting joins columns
-JOIN_COMPONENTS = "one column with all components, such as forces (N, 3) or stress (3, 3),"
+JOIN_COMPONENTS = "one column with all components, such as forces (N, 3) or stress (3, 3)"
 
 
 @dataclass
@@ -164,7 +164,7 @@ def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
     unread = [column for column in looking_alike if not column.is_component]
     if looking_alike and not unread:
         names = ", ".join(column.column for column in looking_alike)
-        return f"join {names} to {JOIN_COMPONENTS.rstrip(',')}"
+        return f"join {names} to {JOIN_COMPONENTS}"
     if not unread:
         return f"{remedy}, as in {prefix}columns.energy=E {prefix}units.energy=eV"
     # two columns of one label would be two settings of one key

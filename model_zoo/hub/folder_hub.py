@@ -106,7 +106,7 @@ class FolderHub:
             self._check_tag_is_free(repo, tag, revision)
 
         if self.on_disk:
-            # before the upload as well: a folder in the place of main
+            # a folder in the place of main is found now, and not after the upload
             with suppress(DamagedRefError):
                 self._read_ref(repo, "main")
         self._upload_model(folder, manifest, repo, revision)
@@ -400,20 +400,11 @@ class FolderHub:
     def _read_ref(self, repo: str, name: str) -> str | None:
         """The revision that a name refers to; None when there is no such name."""
         path = self._ref(repo, name)
-        is_broken_link = Path(path).is_symlink() and not Path(path).exists()
-        if self.on_disk and is_broken_link:
-            raise DamagedRefError(
-                "is a link that leads nowhere",
-                file=path,
-                remedy=f"publish the model again{_tag_option(name)}",
-            )
-        if self.on_disk and Path(path).is_dir():
-            # nobody knows what is in it, so publishing does not remove it
-            raise HubError(
-                "is a folder, and not a file with a revision",
-                file=path,
-                remedy="remove it, and publish the model again",
-            )
+        publish_again = "publish the model again"
+        if name != "main":
+            publish_again += f" with --tag {name}"
+        if self.on_disk:
+            _check_ref(Path(path), publish_again)
         content = self._read(f"{repo}@{name}", path, MAX_REF_BYTES)
         if content is None:
             return None
@@ -422,7 +413,7 @@ class FolderHub:
             raise DamagedRefError(
                 "is damaged, it does not contain a revision",
                 file=path,
-                remedy=f"publish the model again{_tag_option(name)}",
+                remedy=publish_again,
             )
         return revision
 
@@ -494,9 +485,17 @@ class FolderHub:
             ) from error
 
 
-def _tag_option(name: str) -> str:
-    """What sets a name, after `publish the model again`."""
-    return "" if name == "main" else f" with --tag {name}"
+def _check_ref(path: Path, publish_again: str) -> None:
+    """Raise HubError for a name on a disk that is neither absent nor a file."""
+    if path.is_symlink() and not path.exists():
+        raise DamagedRefError("is a link that leads nowhere", file=path, remedy=publish_again)
+    if path.is_dir():
+        # nobody knows what is in it, so publishing does not remove it
+        raise HubError(
+            "is a folder, and not a file with a revision",
+            file=path,
+            remedy="remove it, and publish the model again",
+        )
 
 
 def _may_pass(error: BaseException) -> bool:

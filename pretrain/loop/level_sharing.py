@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ...core.settings import Settings
 from ...model_zoo.potential.potential import Potential
-from ..errors import TrainingError
 
 
 class LevelSharingConfig(Settings):
@@ -51,18 +50,12 @@ def share_readouts(potential: Potential, config: LevelSharingConfig) -> None:
     """Let the levels that share start alike, and let their gradients be shared from now on.
 
     What they share is in multiples of the energy scale, so all of them get one scale: the root of
-    the mean square of theirs. Raises TrainingError for a level that the potential does not have.
+    the mean square of theirs. `check_data` has refused levels that the potential does not have.
     """
     if not config.levels:
         return
 
     known = potential.config.levels_of_theory
-    unknown = [level for level in config.levels if level not in known]
-    if unknown:
-        raise TrainingError(
-            f"level_sharing.levels: no training structure is at {', '.join(unknown)}",
-            remedy=f"name some of {', '.join(known)}",
-        )
     heads = torch.tensor([known.index(level) for level in config.levels])
     readout = potential.readout
     with torch.no_grad():

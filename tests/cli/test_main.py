@@ -61,6 +61,15 @@ def test_a_full_disk_is_no_bug(
     assert message.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO])
+def test_room_does_not_help_a_disk_that_takes_nothing(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(OSError(number, os.strerror(number), "runs/model"), monkeypatch) == 1
+    message = capsys.readouterr().err
+    assert message == f"error: runs/model: {os.strerror(number)}: write to another disk\n"
+
+
 def test_warning_for_users_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

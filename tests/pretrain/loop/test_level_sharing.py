@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
-from evenfield.pretrain.errors import TrainingError
 from evenfield.pretrain.loop.level_sharing import LevelSharingConfig, share_readouts
 from evenfield.pretrain.loop.loss import LossConfig, label_counts
 from evenfield.pretrain.loop.train_module import TrainModule
@@ -83,9 +85,11 @@ def test_nothing_changes_without_levels() -> None:
     assert not potential.readout.weight._backward_hooks
 
 
-def test_unknown_levels_are_named() -> None:
-    with pytest.raises(TrainingError, match="no training structure is at B3LYP"):
-        share_readouts(new_potential(), LevelSharingConfig(levels=[LEVELS[0], "B3LYP"]))
+def test_unknown_levels_are_named_before_anything_is_written(run_config) -> None:
+    config = run_config(level_sharing={"levels": [LEVELS[0], "B3LYP"]})
+    with pytest.raises(EvenfieldError, match="no training structure is at B3LYP"):
+        run.pretrain(config, quiet=True)
+    assert not Path(config.out).exists()
 
 
 @pytest.mark.parametrize("levels", [["EMT"], ["EMT", "EMT"]])
