@@ -310,8 +310,8 @@ def keep_files_of_others(old: Path, new: Path, is_ours: Callable[[str], bool]) -
     is_ours: whether a file or folder is one that evenfield wrote, and which goes; by its path
     inside the folder, such as `pictures/parity.png`. A folder that goes takes its content along.
 
-    Files are linked, not copied, where the file system can do that. Symbolic links stay links. An
-    entry that the new folder has already is left as it is there.
+    Files are linked, not copied, where the file system can do that. Symbolic links stay links.
+    Where the new folder has a file of the same name, the user's is kept as NAME.kept.
     """
     if old.is_dir():
         _keep(old, new, "", is_ours)
@@ -324,12 +324,24 @@ def _keep(old: Path, new: Path, inside: str, is_ours: Callable[[str], bool]) -> 
     if (kept or not entries) and not new.exists():
         new.mkdir()
         shutil.copystat(old, new)
+    # first those that keep their names, which the others must not take
+    kept.sort(key=lambda entry: os.path.lexists(new / entry.name))
     for source in kept:
         target = new / source.name
         if source.is_dir() and not source.is_symlink():
             _keep(source, target, f"{inside}{source.name}/", is_ours)
-        elif not os.path.lexists(target):
-            _link_or_copy(source, target)
+        else:
+            _link_or_copy(source, _free_name(target))
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or with an ending where something is there."""
+    found = path
+    number = 1
+    while os.path.lexists(found):
+        found = path.with_name(f"{path.name}.kept{number if number > 1 else ''}")
+        number += 1
+    return found
 
 
 def _link_or_copy(source: Path | str, target: Path | str) -> None:

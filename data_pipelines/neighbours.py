@@ -18,6 +18,11 @@ MAX_BOXES = 20_000
 MIN_VOLUME_PER_ATOM = 0.1  # A^3
 MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
 MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
+# A search may find this many pairs in any structure, a quarter of a gigabyte. Beyond, its atoms may
+# have as many neighbours as hydrogen under 500 GPa, on average.
+MAX_FREE_PAIRS = 5_000_000
+LEAST_MEAN_VOLUME = 1.0  # A^3 for each atom
+SPHERE = 4 / 3 * np.pi
 
 # of the three faces of a cell; also the axes of the two products in a component of a cross product
 FIRST_EDGES = np.array([1, 2, 0])
@@ -53,11 +58,15 @@ def neighbour_list(
         cell = np.ascontiguousarray(complete_cell(cell))
 
     compact = positions
+    wraps = np.zeros_like(positions)
     search = _search_radius(compact, cell, pbc, cutoff)
     if search > cutoff:
-        # fragments that fly apart leave nothing but empty boxes between them
-        compact = _closed_up(positions, cell, pbc, cutoff)
+        # fragments that fly apart leave nothing but empty boxes between them, and so does a small
+        # molecule in a large cell
+        compact, wraps, pbc = _opened(positions, cell, pbc, cutoff)
+        compact = _closed_up(compact, cell, pbc, cutoff)
         search = _search_radius(compact, cell, pbc, cutoff)
+    _check_number_of_pairs(compact, cell, pbc, search, cutoff)
     calculator = NeighborList(cutoff=search, full_list=True, sorted=True, n_threads=1)
     periodic = [bool(is_periodic) for is_periodic in pbc]
     # vesin lists a pair as (i, j), with the vector from i to j
@@ -67,9 +76,11 @@ def neighbour_list(
     edge_index = np.stack([sender, receiver]).astype(np.int64)
     shifts = shifts.astype(np.float64)
 
+    sender, receiver = edge_index
+    if wraps.any():
+        shifts += wraps[receiver] - wraps[sender]
     if search > cutoff:
         # the wider search found too many pairs
-        sender, receiver = edge_index
         vectors = positions[sender] - positions[receiver] + shifts @ cell
         near = np.linalg.norm(vectors, axis=1) <= cutoff
         edge_index = edge_index[:, near]
@@ -159,16 +170,127 @@ def _search_radius(
         lowest = float(heights[pbc].min())
         if lowest == 0.0:
             _check_vectors(cell, pbc)
-        if np.all(pbc):
-            volume = abs(np.linalg.det(cell))
-        else:
-            # along open axes, atoms at one place still have a cutoff's width of room around them
-            volume = np.prod(np.where(pbc, heights, extents + cutoff))
-        _check_extents(float(heights[pbc].max()), float(volume), len(positions), lowest, cutoff)
+        volume = _volume(positions, cell, pbc, cutoff)
+        _check_extents(float(heights[pbc].max()), volume, len(positions), lowest, cutoff)
 
     while _num_boxes(extents, cutoff) > MAX_BOXES:
         cutoff *= 1.25
     return cutoff
+
+
+def _volume(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> float:
+    """The room of a structure, A^3.
+
+    Along open axes, atoms at one place still have a cutoff's width of room around them.
+    """
+    if np.all(pbc):
+        return float(abs(np.linalg.det(cell)))
+    extents = np.ptp(positions, axis=0)
+    if np.any(pbc):
+        extents = np.where(pbc, cell_heights(cell), np.linalg.norm(extents) + cutoff)
+    else:
+        extents = extents + cutoff
+    return float(np.prod(extents))
+
+
+def _check_number_of_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, search: float, cutoff: float
+) -> None:
+    """Refuse a structure with so many pairs within `search` (A) that they would fill the memory.
+
+    The volume of the cell does not tell: all atoms may be at one point of it.
+    """
+    num_atoms = len(positions)
+    most_pairs = max(MAX_FREE_PAIRS, num_atoms * SPHERE * cutoff**3 / LEAST_MEAN_VOLUME)
+    # as if the atoms were spread evenly, which counts the images of a small cell
+    volume = _volume(positions, cell, pbc, search)
+    num_pairs = num_atoms**2 * SPHERE * search**3 / volume
+    if num_pairs <= most_pairs and num_atoms**2 > MAX_FREE_PAIRS:
+        num_pairs = max(num_pairs, _pairs_in_boxes(positions, cell, pbc, search))
+    if num_pairs <= most_pairs:
+        return
+
+    raise GeometryError(
+        f"{num_atoms} atoms are so close together that each has about "
+        f"{num_pairs / num_atoms:.0f} neighbours within {search:.3g} A",
+        remedy="correct the positions or their unit",
+    )
+
+
+def _pairs_in_boxes(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, search: float
+) -> float:
+    """About how many ordered pairs of atoms are within `search` (A) of each other.
+
+    Space is cut into boxes that are at least as wide. Atoms of neighbouring boxes are neighbours
+    with the probability with which even ones are. Where the atoms are at few points, a part of the
+    pairs in each box is a better estimate.
+    """
+    if not np.any(pbc):
+        cell = np.eye(3)
+    fractions = _fractions(positions, cell)
+    heights = cell_heights(cell)
+    # boxes along each vector; a periodic direction has a whole number of them
+    per_vector = np.where(pbc, np.maximum(np.floor(heights / search), 1), heights / search)
+    fractions -= np.where(pbc, np.floor(fractions), fractions.min(axis=0))
+    boxes = np.floor(fractions * per_vector).astype(np.int64)
+    # rounding can put an atom behind the last box; open directions get an empty one at both ends
+    rows = np.where(pbc, per_vector, boxes.max(axis=0) + 2).astype(np.int64)
+    boxes = np.where(pbc, np.minimum(boxes, rows - 1), boxes)
+    occupied, counts = np.unique(_number(boxes, rows), return_counts=True)
+    boxes = np.stack(np.unravel_index(occupied, rows), axis=1)
+
+    in_neighbours = 0.0
+    for shift in np.ndindex(3, 3, 3):
+        neighbours = _number((boxes + shift - 1) % rows, rows)
+        places = np.minimum(np.searchsorted(occupied, neighbours), len(occupied) - 1)
+        is_occupied = occupied[places] == neighbours
+        in_neighbours += float(np.sum(counts * counts[places] * is_occupied))
+    volume_of_box = abs(np.linalg.det(cell)) / float(np.prod(per_vector))
+    in_one_box = float(np.sum(counts.astype(float) ** 2))
+    return max(in_one_box / 4, in_neighbours * SPHERE * search**3 / (27 * volume_of_box))
+
+
+def _number(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """One number (B,) for the three indices (B, 3) of each box."""
+    return (boxes[:, 0] * rows[1] + boxes[:, 1]) * rows[2] + boxes[:, 2]
+
+
+def _fractions(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Coordinates (N, 3) along the vectors of a cell."""
+    return np.linalg.solve(cell.T, positions.T).T
+
+
+def _opened(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The structure with periodic directions opened where there is more empty room than `cutoff`.
+
+    Atoms on both sides of the empty room are no neighbours, before and after.
+
+    Returns positions of the same atoms in other images, the images that were subtracted (N, 3), and
+    which directions are still periodic (3,).
+    """
+    pbc = pbc.copy()
+    wraps = np.zeros_like(positions)
+    if not np.any(pbc):
+        return positions, wraps, pbc
+
+    heights = cell_heights(cell)
+    fractions = _fractions(positions, cell)
+    for axis in np.flatnonzero(pbc):
+        whole = np.floor(fractions[:, axis])
+        inside = fractions[:, axis] - whole
+        order = np.sort(inside)
+        gaps = np.diff(order, append=order[0] + 1)
+        widest = int(np.argmax(gaps))
+        if gaps[widest] * heights[axis] <= cutoff:
+            continue
+        # the first atom behind the empty room is the first of all
+        first = order[(widest + 1) % len(order)]
+        wraps[:, axis] = whole - (inside < first)
+        pbc[axis] = False
+    return positions - wraps @ cell, wraps, pbc
 
 
 def _closed_up(

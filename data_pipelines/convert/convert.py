@@ -209,7 +209,7 @@ def convert_sources(
         parts += [SourcePart(number, part) for part in own]
     key = conversion_key(origin, [part.part for part in parts])
     job = _Job(out, key, tuple(sources))
-    with _interruptions(out), job.staging(origin), ExitStack() as stack:
+    with _interruptions(out, job.folder), job.staging(origin), ExitStack() as stack:
         numbers = range(len(parts))
         if task is not None:
             numbers = numbers[task[0] - 1 :: task[1]]
@@ -266,7 +266,7 @@ def write_data_set(
     about = {"licence": config.licence, "description": config.description, "source": origin}
     remaining = map(_with_checked_labels, structures)
     parts: list[SourcePart] = []
-    with _interruptions(out), job.staging(origin):
+    with _interruptions(out, job.folder), job.staging(origin):
         while chunk := list(islice(remaining, RECORDS_PER_PART)):
             numbered = enumerate(chunk, len(parts) * RECORDS_PER_PART)
             part = SourcePart(0, Part(origin["file"]))
@@ -414,8 +414,8 @@ def _read(
 
 
 @contextmanager
-def _interruptions(out: Path) -> Iterator[None]:
-    """What stops a conversion from outside, with a remedy."""
+def _interruptions(out: Path, folder: Path) -> Iterator[None]:
+    """What stops a conversion from outside, with a remedy; `folder` has its staged parts."""
     try:
         yield
     except BrokenProcessPool:
@@ -425,6 +425,12 @@ def _interruptions(out: Path) -> Iterator[None]:
             remedy=f"{CONTINUE}; --workers 1 needs the least memory",
         ) from None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.exists():
+            raise DestinationError(
+                "was replaced by another process while its parts were converted",
+                file=out,
+                remedy="choose another OUT, or end the other process and convert again",
+            ) from error
         raise FileError(
             f"cannot be written ({error.strerror or error})",
             file=out,

@@ -13,14 +13,11 @@ from typing import Any
 from ...core.labels import LABELS
 from ..structure import Structure
 from .config import SourceConfig
-from .label_names import LookAlike, look_alike
+from .label_names import INSTEAD, LookAlike, look_alike
 from .records import Record, Unread
 
 
 Counts = dict[str, int]
-
-# no setting joins columns
-JOIN_COMPONENTS = "one column with all components, such as forces (N, 3) or stress (3, 3)"
 
 
 @dataclass
@@ -39,6 +36,8 @@ class LabelTally:
     """Column that looks like a label -> structures that have it."""
     unread_only: Counts = field(default_factory=dict)
     """The same, among structures without that label."""
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Label -> column that the settings name for it -> its unit."""
 
     def add(
         self, record: Record, structure: Structure, unread: Unread, config: SourceConfig
@@ -46,6 +45,8 @@ class LabelTally:
         """Count one structure, its record, and what was not read of it (`unread_columns`)."""
         level = structure.level_of_theory
         labels = structure.labels
+        if not self.structures:
+            self._add_columns(_named_columns(config))
         _count(self.structures, level)
         for name in labels:
             _count(self.kept.setdefault(level, {}), name)
@@ -57,8 +58,9 @@ class LabelTally:
                 _count(self.masked.setdefault(level, {}), name)
         for column, _ in unread:
             is_missing = column.label not in labels
-            # it is another energy by definition, and often next to the one to train on
-            if column.column == "free_energy" and not is_missing:
+            # other energies by definition, and often next to the one to train on
+            is_other = column.column == "free_energy" or column.form in ("per atom", "relative")
+            if is_other and not is_missing:
                 continue
             _count(self.unread, column.column)
             if is_missing:
@@ -78,7 +80,12 @@ class LabelTally:
         ):
             for level, counts in more_nested.items():
                 _add(nested.setdefault(level, {}), counts)
+        self._add_columns(other.columns)
         return self
+
+    def _add_columns(self, columns: Mapping[str, Mapping[str, str]]) -> None:
+        for label, units in columns.items():
+            self.columns[label] = {**self.columns.get(label, {}), **units}
 
     @property
     def num_labels(self) -> int:
@@ -95,6 +102,16 @@ class LabelTally:
             assert seen is not None, "only columns that look like labels are counted"
             found.append(seen)
         return sorted(found, key=lambda seen: -self.unread_only.get(seen.column, 0))
+
+
+def _named_columns(config: SourceConfig) -> dict[str, dict[str, str]]:
+    """Label -> column -> unit, for the labels whose columns the settings name."""
+    named = {}
+    for label in LABELS:
+        units = dict(zip(config.names_of(label), config.units_of(label), strict=True))
+        if units:
+            named[label] = units
+    return named
 
 
 def has_label(record: Record, config: SourceConfig, name: str) -> bool:
@@ -135,8 +152,8 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
         text = f"not read: '{column.column}' of {count} structures looks like {column.label}"
         if missing:
             text += f", which {missing} of them lack"
-        if column.is_component:
-            lines.append(f"{text}; {JOIN_COMPONENTS} would be read")
+        if column.instead is not None:
+            lines.append(f"{text}; {column.instead} would be read")
             continue
         setting = setting_to_read(tally, column, prefix)
         lines.append(f"{text}; {setting} would read it, if that is its unit")
@@ -144,27 +161,50 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
 
 
 def setting_to_read(tally: LabelTally, column: LookAlike, prefix: str = "") -> str:
-    """The words of a command line that make a column be read."""
+    """The words of a command line that make a column be read.
+
+    Structures that have the label in another column keep it, and those that have it in a third
+    one get it too.
+    """
     label = column.label
-    unit = column.unit
-    names = column.column
-    # structures that have the label under its own name keep it
-    is_kept_elsewhere = any(counts.get(label) for counts in tally.kept.values())
-    if is_kept_elsewhere and tally.unread_only.get(column.column):
-        names = f"[{label},{column.column}]"
-        if unit != LABELS[label].unit:
-            unit = f"[{LABELS[label].unit},{unit}]"
-    return f"{prefix}columns.{label}={names} {prefix}units.{label}={unit}"
+    units = {column.column: column.unit}
+    if tally.unread_only.get(column.column):
+        units = _columns_read(tally, label)
+        for other in tally.unread_labels():
+            is_needed = other.label == label and tally.unread_only.get(other.column)
+            if is_needed and other.instead is None:
+                units[other.column] = other.unit
+
+    names = _one_or_list(list(units))
+    # one unit serves all columns
+    different = list(dict.fromkeys(units.values()))
+    stated = different[0] if len(different) == 1 else _one_or_list(list(units.values()))
+    return f"{prefix}columns.{label}={names} {prefix}units.{label}={stated}"
+
+
+def _columns_read(tally: LabelTally, label: str) -> dict[str, str]:
+    """The columns that some structures have a label in, with their units."""
+    if not any(counts.get(label) for counts in tally.kept.values()):
+        return {}
+    # without settings, the format's own
+    return dict(tally.columns.get(label, {label: LABELS[label].unit}))
+
+
+def _one_or_list(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"[{','.join(texts)}]"
 
 
 def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
     """The remedy for a source of which no label was read."""
     remedy = "name the columns that have them"
     looking_alike = tally.unread_labels()
-    unread = [column for column in looking_alike if not column.is_component]
+    unread = [column for column in looking_alike if column.instead is None]
     if looking_alike and not unread:
-        names = ", ".join(column.column for column in looking_alike)
-        return f"join {names} to {JOIN_COMPONENTS}"
+        form = looking_alike[0].form
+        names = ", ".join(column.column for column in looking_alike if column.form == form)
+        if form == "component":
+            return f"join {names} to {INSTEAD[form]}"
+        return f"add {INSTEAD[form]} to {names}"
     if not unread:
         return f"{remedy}, as in {prefix}columns.energy=E {prefix}units.energy=eV"
     # two columns of one label would be two settings of one key

@@ -24,7 +24,7 @@ from ..store.parquet_limits import MOST_LETTERS, excess_of, excess_of_rows, shar
 from ..store.shards import ARROW_SCHEMA
 from ..structure import BadRecordError
 from .config import GEOMETRY, TEXTS, SourceConfig
-from .label_names import REFERENCE_LEVEL, LookAlike, look_alike
+from .label_names import PER_ATOM, REFERENCE_LEVEL, LookAlike, look_alike
 from .locations import SourceError, open_binary
 from .records import Record
 from .source_format import Part, SourceFormat
@@ -252,13 +252,17 @@ def _look_alikes(schema: pa.Schema, read: set[str]) -> tuple[LookAlike, ...]:
         if seen is None or field.name in read:
             continue
         kind, depth = _below_lists(field.type)
-        is_scalar = LABELS[seen.label].shape(1) == ()
-        if seen.is_component:
-            is_scalar = LABELS[seen.label].per == "structure"
+        label = LABELS[seen.label]
+        is_scalar = label.shape(1) == ()
+        if seen.form == "component":
+            is_scalar = label.per == "structure"
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        # energies of atoms are lists, and no label
         if is_number and is_scalar == (depth == 0):
             found.append(seen)
+        elif is_number and is_scalar and depth == 1 and seen.form != "component":
+            # energies of atoms are lists
+            name = PER_ATOM.format(seen.column)
+            found.append(LookAlike(name, seen.label, seen.unit, False, "per atom"))
     return tuple(found)
 
 

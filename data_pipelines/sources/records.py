@@ -266,9 +266,9 @@ def unread_columns(record: Record, config: SourceConfig) -> Unread:
             # most names are those of no label, and this is asked for every one of every record
             seen = look_alike(column)
             if seen is not None and column not in read:
-                numbers = numbers_of(value, seen, num_atoms, per)
-                if numbers is not None:
-                    found.append((seen, numbers))
+                stated = numbers_of(value, seen, num_atoms, per)
+                if stated is not None:
+                    found.append(stated)
     return found
 
 

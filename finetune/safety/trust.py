@@ -22,8 +22,8 @@ from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
 from ...model_zoo.hub.load import LoadedModel, load
-from ...model_zoo.package.domain_record import domain_file
-from ...model_zoo.package.folder import attach
+from ...model_zoo.package.domain_record import DOMAIN, domain_file
+from ...model_zoo.package.folder import attach, refuse_files_of_others
 from ...model_zoo.package.levels import default_level
 from ...model_zoo.package.record import TrainingData
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
@@ -43,8 +43,9 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
     The domain is written for a model that has none and was trained on these data alone.
 
     Returns their names. Raises DestinationError when the model has one of them, unless
-    `overwrite`, and EvenfieldError when the data have no structure at the model's default level of
-    theory, or its first when it has no default.
+    `overwrite`, and when a user has put a file with such a name there, even then. Raises
+    EvenfieldError when the data have no structure at the model's default level of theory, or its
+    first when it has no default.
     """
     model = load(Path(folder))
     present = sorted({PROBE_FILE, POSTERIOR_FILE} & model.attachments.keys())
@@ -55,11 +56,17 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
             file=folder,
             remedy="keep what it has, or replace it with --overwrite",
         )
+    names = [PROBE_FILE, POSTERIOR_FILE]
+    writes_domain = not model.domains and model.record.training_data == [_training_data(data)]
+    if writes_domain:
+        names.append(DOMAIN)
+    # before the work
+    refuse_files_of_others(folder, names)
     files = {
         PROBE_FILE: probe_file(probe_of(model, data)),
         POSTERIOR_FILE: posterior_of(model, data).to_bytes(),
     }
-    if not model.domains and model.record.training_data == [_training_data(data)]:
+    if writes_domain:
         files |= domain_file(_domains_of(data))
     attach(folder, files)
     return sorted(files)

@@ -14,7 +14,8 @@ Reading a folder runs nothing that it contains.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from ase.data import chemical_symbols
 from pydantic import ValidationError
 
 from ...core.addresses import without_secrets
-from ...core.destination import keep_files_of_others, replace_folder
+from ...core.destination import DestinationError, keep_files_of_others, replace_folder
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
 from ...core.torch_modes import own_modes
@@ -190,6 +191,19 @@ def files_of_model(folder: Path) -> Callable[[str], bool]:
     return lambda name: name in listed or is_weights(name)
 
 
+def refuse_files_of_others(folder: Path | str, names: Iterable[str]) -> None:
+    """Raise DestinationError for a file with one of these names that a user added to a model."""
+    folder = Path(folder)
+    is_of_model = files_of_model(folder)
+    for name in names:
+        if os.path.lexists(folder / name) and not is_of_model(name):
+            raise DestinationError(
+                "is no file of the model, and would be replaced",
+                file=folder / name,
+                remedy="move it to another folder",
+            )
+
+
 def describe(folder: Path | str, facts: Description) -> None:
     """Put facts into the record of a model folder, and write its card again.
 
@@ -214,7 +228,11 @@ def describe(folder: Path | str, facts: Description) -> None:
 
 
 def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
-    """Put further files, name -> content, into a model folder, and write its card again."""
+    """Put further files, name -> content, into a model folder, and write its card again.
+
+    Raises DestinationError for a file with such a name that is not the model's.
+    """
+    refuse_files_of_others(folder, attachments)
     model = read_model_folder(folder)
     # the pictures of the card are attachments too, so they are kept without predictions
     files = model.attachments | attachments

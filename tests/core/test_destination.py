@@ -255,6 +255,18 @@ def test_files_of_a_user_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> No
     assert str((out / "link").readlink()) == "nowhere"
 
 
+def test_a_file_of_a_user_with_the_name_of_a_new_one_gets_another(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content in ("mine", "mine too"):
+        folder.mkdir(exist_ok=True)
+        (folder / "probe.extxyz").write_text(content)
+        with replace_folder(folder, lambda name: False) as new:
+            (new / "probe.extxyz").write_text("ours")
+    assert (folder / "probe.extxyz").read_text() == "ours"
+    assert (folder / "probe.extxyz.kept").read_text() == "mine"
+    assert (folder / "probe.extxyz.kept2").read_text() == "mine too"
+
+
 def test_a_folder_of_files_of_ours_alone_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "pictures").mkdir(parents=True)

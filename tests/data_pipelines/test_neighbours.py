@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.neighborlist import primitive_neighbor_list
 
+from evenfield.data_pipelines import neighbours
 from evenfield.data_pipelines.neighbours import GeometryError, cell_heights, neighbour_list
 from evenfield.data_pipelines.structure import BadRecordError, Structure, check_structure
 
@@ -114,6 +116,51 @@ def test_fragments_that_fly_apart_keep_their_neighbours(
     expected = np.concatenate([alone, alone + num_atoms], axis=1)
     assert set(map(tuple, together.T)) == set(map(tuple, expected.T))
     assert together.shape == expected.shape
+
+
+def clump(radius: float, box: float, periodic: bool) -> Atoms:
+    """15,000 atoms in a ball around a corner of a cell, which a file of 135 kB can state."""
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(15_000, 3))
+    places *= radius * rng.random((15_000, 1)) ** (1 / 3) / np.linalg.norm(places, axis=1)[:, None]
+    return Atoms(["Cu"] * 15_000, places, cell=[box] * 3, pbc=periodic)
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize(("radius", "box"), [(0.0, 90.0), (4.0, 90.0), (4.0, 9e4)])
+def test_atoms_that_are_all_neighbours_are_refused(
+    radius: float, box: float, periodic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volume of the cell allowed them, and 2e8 pairs took 14 GB."""
+    # the search itself is never reached
+    monkeypatch.setattr(neighbours, "NeighborList", None)
+    with pytest.raises(GeometryError, match="so close together"):
+        search(clump(radius, box, periodic))
+
+
+def test_a_dense_structure_of_many_atoms_is_searched() -> None:
+    """Copper at twelve times its density, whose pairs are many but no more than there are."""
+    atoms = bulk("Cu", cubic=True).repeat(13)
+    atoms.set_cell(atoms.cell / 12 ** (1 / 3), scale_atoms=True)
+    edge_index, _ = search(atoms)
+    assert edge_index.shape[1] == pytest.approx(len(atoms) * 12 * 0.0847 * 4.19 * 125, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_structure_anywhere_in_a_large_cell(seed: int) -> None:
+    """Cells with more boxes than the search takes are opened where they are empty."""
+    rng = np.random.default_rng(seed)
+    cell = np.eye(3) * rng.uniform(300, 3000) + rng.normal(0, 50, (3, 3))
+    positions = rng.uniform(-6, 6, (9, 3)) + rng.uniform(-1, 1, 3) @ cell
+    pbc = np.array([True, seed % 2 == 0, seed % 3 == 0])
+    positions += (rng.integers(-2, 3, (9, 3)) * pbc) @ cell
+
+    (sender, receiver), shifts = neighbour_list(positions, cell, pbc, CUTOFF)
+    i, j, images = primitive_neighbor_list("ijS", pbc, cell, positions, CUTOFF)
+    assert len(i)
+    found = np.column_stack([receiver, sender, shifts]).astype(int)
+    wanted = np.column_stack([i, j, images])
+    assert sorted(found.tolist()) == sorted(wanted.tolist())
 
 
 def test_other_vectors_of_a_lattice_give_the_same_pairs() -> None:

@@ -281,6 +281,26 @@ def test_unfinished_data_set_of_another_source_is_refused(emt_file, tmp_path, mo
     assert set(staged) < set(out.rglob("*.parquet"))
 
 
+def test_of_two_conversions_at_once_the_second_says_what_happened(emt_file, tmp_path, monkeypatch):
+    """It asked for room on the disk, because the first one had removed its parts."""
+    out = tmp_path / "out"
+    other = tmp_path / "other.extxyz"
+    other.write_bytes(emt_file.read_bytes())
+    read = conversion._read
+
+    def read_while_another_converts(*arguments):
+        monkeypatch.setattr(conversion, "_read", read)
+        yield from read(*arguments)
+        # OUT was free when this conversion began
+        convert(other, out, ConvertConfig(columns=LEVEL), workers=1, overwrite=True)
+
+    monkeypatch.setattr(conversion, "_read", read_while_another_converts)
+    with pytest.raises(DestinationError, match="replaced by another process") as told:
+        convert(emt_file, out, ConvertConfig(columns=LEVEL), workers=1)
+    assert "choose another OUT" in told.value.remedy
+    assert read_info(out)["source"]["file"] == "other.extxyz"
+
+
 # --- bad records
 
 BAD = '1\nProperties=species:S:1:pos:R:3 energy=nan level=EMT pbc="F F F"\nCu 0 0 0\n'

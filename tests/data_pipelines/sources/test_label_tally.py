@@ -18,12 +18,8 @@ from evenfield.cli import main
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.convert.finish import ConversionError
-from evenfield.data_pipelines.sources.label_names import look_alike
-from evenfield.data_pipelines.sources.label_tally import (
-    JOIN_COMPONENTS,
-    from_json,
-    label_report,
-)
+from evenfield.data_pipelines.sources.label_names import INSTEAD, look_alike
+from evenfield.data_pipelines.sources.label_tally import from_json, label_report
 
 
 def crystal(index: int = 0, pbc: bool | tuple[bool, ...] = True, **results) -> Atoms:
@@ -60,6 +56,18 @@ FORCES = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
         ("virials", "stress", "-eV"),
         ("REF_virial", "stress", "-eV"),
         ("DFTStress", "stress", "eV/A^3"),
+        ("E", "energy", "eV"),
+        ("F", "forces", "eV/A"),
+        ("U0", "energy", "Hartree"),
+        ("e_wo_entrp", "energy", "eV"),
+        ("energy_Ha", "energy", "Hartree"),
+        ("energy_meV", "energy", "meV"),
+        ("forces_Ha_Bohr", "forces", "Hartree/Bohr"),
+        ("gradient_hartree_bohr", "forces", "-Hartree/Bohr"),
+        ("forces_kcal_mol", "forces", "kcal/mol/A"),
+        ("stress_kbar", "stress", "kbar"),
+        ("stress_GPa", "stress", "GPa"),
+        ("virial_Ry", "stress", "-Ry"),
     ],
 )
 def test_names_that_look_like_a_label(column, label, unit):
@@ -69,7 +77,7 @@ def test_names_that_look_like_a_label(column, label, unit):
 
 @pytest.mark.parametrize(
     "column",
-    ["energy_per_atom", "e_above_hull", "formation_energy", "forces_weight", "config_type", "F"],
+    ["e_above_hull", "energy_error", "band_energy", "forces_weight", "config_type", "Fe"],
 )
 def test_names_that_do_not(column):
     assert look_alike(column) is None
@@ -81,7 +89,7 @@ def test_names_that_do_not(column):
 )
 def test_names_that_look_like_a_component(column, label):
     seen = look_alike(column)
-    assert (seen.label, seen.is_component) == (label, True)
+    assert (seen.label, seen.form) == (label, "component")
 
 
 def test_components_in_columns_of_their_own_are_named(tmp_path):
@@ -96,7 +104,87 @@ def test_components_in_columns_of_their_own_are_named(tmp_path):
     report = label_report(from_json(info["labels"]))
     for column in ("fx", "fy", "fz", "stress_xx"):
         line = next(line for line in report if f"'{column}'" in line)
-        assert line.endswith("which 3 of them lack; " + JOIN_COMPONENTS + " would be read")
+        assert line.endswith("which 3 of them lack; " + INSTEAD["component"] + " would be read")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "form"),
+    [
+        ("energy_per_atom", -3.5, "per atom"),
+        ("cohesive_energy", -3.5, "relative"),
+        ("formation_energy", 0.1, "relative"),
+        ("energies", [-3.5, -3.6], "per atom"),
+        ("stresses", np.ones((2, 6)), "per atom"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["extxyz", "parquet"])
+def test_what_is_nearly_a_label_is_named_with_what_would_be_read(
+    column, value, form, ending, tmp_path
+):
+    """A column of energies of atoms, say, was dropped without a word."""
+    if (column, ending) == ("stresses", "parquet"):
+        pytest.skip("the type of its column does not tell that it belongs to atoms")
+    atoms = crystal(forces=FORCES)
+    if ending == "extxyz":
+        if np.ndim(value):
+            atoms.arrays[column] = np.array(value)
+        else:
+            atoms.info[column] = value
+        ase.io.write(tmp_path / "mine.extxyz", atoms)
+        settings = {}
+    else:
+        row = {
+            "atomic_numbers": [29, 29],
+            "positions": atoms.positions.tolist(),
+            "cell": atoms.cell.array.tolist(),
+            "pbc": [True, True, True],
+            "forces": FORCES.tolist(),
+            column: np.asarray(value).tolist(),
+        }
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "mine.parquet")
+        settings = {"columns": {"forces": "forces"}, "units": {"forces": "eV/A"}}
+    info = converted(tmp_path / f"mine.{ending}", tmp_path / "out", **settings)
+    (line,) = [line for line in label_report(from_json(info["labels"])) if "not read" in line]
+    assert f"'{column}" in line
+    assert line.endswith(f"which 1 of them lack; {INSTEAD[form]} would be read")
+
+
+def test_energies_of_atoms_next_to_the_total_energy_are_no_news(tmp_path):
+    atoms = crystal(energy=-7.1, forces=FORCES)
+    atoms.info["energy_per_atom"] = -3.55
+    atoms.arrays["energies"] = np.array([-3.5, -3.6])
+    ase.io.write(tmp_path / "mine.extxyz", atoms)
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    assert not [line for line in label_report(from_json(info["labels"])) if "not read" in line]
+
+
+def test_a_folder_of_three_namings_is_read_whole_by_the_setting_that_is_advised(tmp_path):
+    """The advice read two of three, and the next one would have lost the second again."""
+    source = tmp_path / "mixed"
+    source.mkdir()
+    for place, name in enumerate(["energy", "dft_energy", "E"]):
+        frames = [crystal(10 * place + index) for index in range(2)]
+        for index, frame in enumerate(frames):
+            if name == "energy":
+                frame.calc = SinglePointCalculator(frame, energy=float(index))
+            else:
+                frame.info[name] = float(index)
+        ase.io.write(source / f"{name}.extxyz", frames)
+
+    def advice(**settings) -> str:
+        info = converted(source, tmp_path / f"out{len(settings)}", **settings)
+        report = label_report(from_json(info["labels"]))
+        return next((line for line in report if "not read" in line), "")
+
+    assert "columns.energy=[energy,E,dft_energy] units.energy=eV would read it" in advice()
+    two = {"columns": {"energy": ["energy", "dft_energy"]}, "units": {"energy": "eV"}}
+    assert "columns.energy=[energy,dft_energy,E] units.energy=eV would" in advice(**two)
+    three = {
+        "columns": {"energy": ["energy", "dft_energy", "E"]},
+        "units": {"energy": "eV"},
+        "trust_units": True,
+    }
+    assert advice(**three) == ""
 
 
 def test_components_alone_give_a_remedy_that_can_be_followed(tmp_path):

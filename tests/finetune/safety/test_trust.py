@@ -9,11 +9,13 @@ import pytest
 from ase.data import atomic_numbers
 
 from evenfield import model_zoo
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import read_info
 from evenfield.data_pipelines.stream.collection import Collection
 from evenfield.finetune.closed_form.posterior import NoPosteriorError, load_posterior
+from evenfield.finetune.safety import trust
 from evenfield.finetune.safety.forgetting import probe_of, stored_probe
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
@@ -108,6 +110,19 @@ def test_elements_whose_lattice_ase_knows_only_in_part_have_no_crystals(tmp_path
     model = model_zoo.load(model_zoo.save_model(tmp_path / "model", Potential(config), record))
     crystals = [s for s in probe_of(model) if s.group == "stretched crystals"]
     assert {int(s.atomic_numbers[0]) for s in crystals} == {29}
+
+
+@pytest.mark.parametrize("name", ["probe.extxyz", "posterior.safetensors"])
+def test_a_file_of_the_user_is_not_replaced(
+    name: str, folder: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, without a word; now it is refused before the work."""
+    monkeypatch.setattr(trust, "posterior_of", None)
+    (folder / name).write_text("mine")
+    with pytest.raises(DestinationError, match="no file of the model") as told:
+        attach_trust(folder, data_set, overwrite=True)
+    assert told.value.file == str(folder / name)
+    assert (folder / name).read_text() == "mine"
 
 
 def test_data_without_the_level_are_refused(folder: Path, data_set: Path) -> None:
