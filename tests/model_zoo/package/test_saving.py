@@ -12,6 +12,7 @@ import pytest
 
 from evenfield import model_zoo
 from evenfield.core import files
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.files import FileError
 from evenfield.model_zoo.package import folder as package
@@ -154,6 +155,10 @@ def test_unlisted_attachment_is_not_part_of_the_model(folder: Path) -> None:
     (folder / "probe.extxyz").write_text("1\n\nAu 0 0 0\n")
     assert read_attachment(folder, "probe.extxyz") is None
 
+    # it is a user's, and is not replaced
+    with pytest.raises(DestinationError, match="is no file of the model"):
+        attach(folder, {"probe.extxyz": b"1\n\nCu 0 0 0\n"})
+    (folder / "probe.extxyz").unlink()
     attach(folder, {"probe.extxyz": b"1\n\nCu 0 0 0\n"})
     assert read_attachment(folder, "probe.extxyz") == b"1\n\nCu 0 0 0\n"
 
