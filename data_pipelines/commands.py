@@ -246,10 +246,12 @@ def _about_splits(info: dict[str, Any], config: ConvertConfig) -> list[str]:
             "errors may look too good where neighbouring frames are alike; state groups with "
             "columns.group=COLUMN"
         )
-    if splits["moved_into_training"]:
+    moved = splits["moved_into_training"]
+    if moved:
+        subject = "one structure is" if moved == 1 else f"{moved} structures are"
         notes.append(
-            f"{splits['moved_into_training']} structures are in training because their level of "
-            "theory had no other with one of their elements"
+            f"{subject} in training because the level of theory had no other with one of the "
+            "elements"
         )
 
     lost = list(splits["levels_not_in_training"])

@@ -21,11 +21,13 @@ from ..data_pipelines.structure import Structure
 from ..model_zoo.potential.config import PotentialConfig
 from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.repulsion import Repulsion, bare_repulsion, switched
+from .callbacks.validation import spread_structures
 from .checkpoints.run_data import KeptHeads, trained_levels
 from .config import PretrainConfig
 
 
 SAMPLE = 2048  # structures looked at, for some seconds
+SAMPLE_OF_A_LEVEL = 64  # the same, of a level of theory that is not among them
 
 # A fit sees the pairs within this multiple of the sum of their covalent radii. It is 1.5 times the
 # reach that the repulsion starts with.
@@ -157,38 +159,76 @@ def build_potential(
         )
     )
 
-    # what the core repulsion explains, and the forces that it leaves to the network
-    energies = np.zeros(len(sample.forces))  # (N,)
-    remaining = sample.forces  # (N, 3)
     if config.model.repulsion:
-        atom_energies, forces = _fit_repulsion(potential, sample)
-        energies = atom_energies.numpy()
-        remaining = sample.forces - forces
-    first_atoms = np.cumsum(sample.sizes) - sample.sizes
-    energy = np.add.reduceat(energies, first_atoms)  # (S,)
+        _fit_repulsion(potential, sample)
+    remainder = Remainder.of(sample, potential)
+    more = _more_of_rare_levels(data, potential, sample)
 
     for head, level in enumerate(potential.config.levels_of_theory):
-        of_level = sample.levels == level  # (S,)
         known = census["levels_of_theory"][level]["e0"]
-        references = _references(sample, energy, of_level & np.isfinite(sample.energy))
-        _set_e0(potential.e0[head], known, references)
-
-        own = remaining[torch.from_numpy(np.repeat(of_level, sample.sizes))]
-        own = own[torch.isfinite(own)]
-        if len(own):
-            # The floor is for data whose atoms rest: a scale of zero could not learn.
-            potential.scale[head] = max(0.1, float(own.square().mean().sqrt()))
+        own = more if more is not None and level not in sample.levels else remainder
+        _set_e0(potential.e0[head], known, own.references(level))
+        scale = own.scale(level)
+        if scale is not None:
+            potential.scale[head] = scale
     return potential
 
 
-def _fit_repulsion(potential: Potential, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Fit the potential's radii to the sample; energies (N,) and forces (N, 3) of the repulsion."""
+@dataclass(frozen=True)
+class Remainder:
+    """What the core repulsion explains of a sample, and the forces that it leaves over."""
+
+    sample: Sample
+    energy: np.ndarray  # (S,) eV, of the repulsion
+    forces: Tensor  # (N, 3) eV/A, of the labels minus those of the repulsion
+
+    @classmethod
+    def of(cls, sample: Sample, potential: Potential) -> Self:
+        """With the radii of a potential that are the same for all heads, or without repulsion."""
+        energies = np.zeros(len(sample.forces))  # (N,)
+        forces = sample.forces
+        if potential.config.repulsion:
+            with torch.no_grad():
+                atom_energies, own_forces = sample.repulsion(potential.repulsion)
+            energies = atom_energies.numpy()
+            forces = sample.forces - own_forces
+        first_atoms = np.cumsum(sample.sizes) - sample.sizes
+        return cls(sample, np.add.reduceat(energies, first_atoms), forces)
+
+    def references(self, level: str) -> dict[int, float]:
+        """The repulsion's energies at a level of theory, as a sum over atoms; see `_references`."""
+        chosen = (self.sample.levels == level) & np.isfinite(self.sample.energy)  # (S,)
+        return _references(self.sample, self.energy, chosen)
+
+    def scale(self, level: str) -> float | None:
+        """RMS of the remaining forces of a level of theory, eV/A; None without labels."""
+        of_level = np.repeat(self.sample.levels == level, self.sample.sizes)  # (N,)
+        own = self.forces[torch.from_numpy(of_level)]
+        own = own[torch.isfinite(own)]
+        if not len(own):
+            return None
+        # The floor is for data whose atoms rest: a scale of zero could not learn.
+        return max(0.1, float(own.square().mean().sqrt()))
+
+
+def _more_of_rare_levels(
+    data: Collection, potential: Potential, sample: Sample
+) -> Remainder | None:
+    """What is left of structures of those levels that a sample of all structures has missed."""
+    missed = [level for level in trained_levels(data) if level not in sample.levels]
+    structures = spread_structures(data, "train", missed, SAMPLE_OF_A_LEVEL * len(missed))
+    if not structures:
+        return None
+    return Remainder.of(Sample.of(structures, potential.config.cutoff), potential)
+
+
+def _fit_repulsion(potential: Potential, sample: Sample) -> None:
+    """Fit the potential's radii to the sample."""
     # One head serves for all: the radii of all heads start alike.
     fitted = Repulsion(potential.config.cutoff)
     fit_radii(fitted, sample)
     with torch.no_grad():
         potential.repulsion.log_factor.copy_(fitted.log_factor)
-        return sample.repulsion(fitted)
 
 
 def _set_e0(e0: Tensor, known: dict[str, float], references: dict[int, float]) -> None:

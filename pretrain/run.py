@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +153,6 @@ def _run(
         num_saved = len(begun.kept.elements)
         trainer.load_tensors(filled_up(loaded.tensors, trainer.tensors(), num_saved))
 
-    started = time.perf_counter()
     with parts.watchdog.watching():
         finished = trainer.fit()
     dist.barrier()
@@ -163,9 +161,8 @@ def _run(
         return None
 
     if engine.rank == 0:
-        seconds = time.perf_counter() - started
         with trainer.evaluated_weights():
-            _write_results(config, data, potential, seconds, console)
+            _write_results(config, data, potential, trainer.seconds, console)
     # no rank may end, and take the others with it, while rank 0 still writes
     dist.barrier()
     return Path(config.out) / "model"

@@ -105,6 +105,15 @@ class Trainer:
         self.num_skipped = 0
         """Steps that were not taken, those before a resume included."""
         self._bad_steps = 0
+        self._seconds_before = 0.0
+        self._began: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has run, parts before a resume included."""
+        if self._began is None:
+            return self._seconds_before
+        return self._seconds_before + time.perf_counter() - self._began
 
     def fit(self) -> bool:
         """Train to `max_steps`; False when a signal or a callback ended the run early.
@@ -113,6 +122,7 @@ class Trainer:
 
         Raises TrainingError when the weights are not finite, or when no step at all was taken.
         """
+        self._began = time.perf_counter()
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
                 closing.callback(callback.close)
@@ -165,6 +175,7 @@ class Trainer:
             "stream": self.stream.state(),
             "callbacks": own,
             "num_skipped": self.num_skipped,
+            "seconds": self.seconds,
         }
 
     def load_state(self, states: list[dict[str, Any]], *, same_data: bool = True) -> None:
@@ -177,6 +188,7 @@ class Trainer:
             self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
         # older checkpoints do not count
         self.num_skipped = states[0].get("num_skipped", 0)
+        self._seconds_before = states[0].get("seconds", 0.0)
         saved = states[0]["callbacks"]
         for callback in self.callbacks:
             if callback.name in saved:

@@ -13,7 +13,7 @@ from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.evaluation.evaluation import evaluate
 from evenfield.model_zoo.potential.repulsion import REACH, Repulsion
-from evenfield.pretrain.initial_potential import Sample, build_potential, fit_radii
+from evenfield.pretrain.initial_potential import SAMPLE, Sample, build_potential, fit_radii
 
 
 def labelled(atoms: Atoms, forces: np.ndarray | None, energy: float | None = 0.0) -> Structure:
@@ -104,3 +104,19 @@ def test_before_the_first_step_repulsion_explains_more_than_nothing(run_config):
         errors = evaluate(potential, iter_structures(config.data, "test"), "test")
         force_mae[repulsion] = errors.force_mae
     assert force_mae[True] < 0.3 * force_mae[False]
+
+
+def test_a_level_that_the_sample_misses_has_a_scale_and_references(run_config, monkeypatch):
+    """Its scale was 1 eV/A, whatever its forces."""
+    config = run_config()
+    data = config.open_data()
+    complete = data.sample("train", SAMPLE)
+    only = [one for one in complete if one.level_of_theory == complete[0].level_of_theory]
+    assert len(only) < len(complete)
+    monkeypatch.setattr(type(data), "sample", lambda *arguments: only)
+    partly = build_potential(config, data)
+    monkeypatch.undo()
+    whole = build_potential(config, data)
+    for head in range(len(whole.config.levels_of_theory)):
+        assert partly.scale[head].item() == pytest.approx(whole.scale[head].item(), rel=0.5)
+        assert partly.scale[head].item() != 1.0

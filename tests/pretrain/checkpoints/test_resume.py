@@ -15,12 +15,14 @@ from evenfield.core.files import FileError
 from evenfield.core.locks import LockedError
 from evenfield.core.settings import Settings, load_settings
 from evenfield.model_zoo.hub.load import load
+from evenfield.model_zoo.package.folder import load_model
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.average import AverageConfig
 from evenfield.pretrain.checkpoints.resume import changes, jumps
 from evenfield.pretrain.checkpoints.run_folder import sole_writer
 from evenfield.pretrain.config import RESUME_RULES, PretrainConfig, resume_rules
 from evenfield.pretrain.errors import NoCheckpointError, ResumeError
+from evenfield.pretrain.loop.trainer import Trainer
 
 from optimizer_steps import (
     LEARNING_RATES,
@@ -63,6 +65,18 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     # the saved step is still in the warm-up, which does not depend on max_steps
     assert "learning rate" not in said
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
+
+
+def test_the_time_before_a_resume_counts(run_config, monkeypatch) -> None:
+    """The card of a run of several parts stated the time of the last one."""
+    config = run_config(**SAVED)
+    monkeypatch.setattr(Trainer, "seconds", 1000.0)
+    run.pretrain(config, quiet=True)
+    monkeypatch.undo()
+    out = run.pretrain(config.model_copy(update={"max_steps": 5}), "must", quiet=True)
+    assert out is not None
+    _, record = load_model(out)
+    assert 1000 < record.training["seconds"] < 1500
 
 
 def test_fewer_steps_than_were_made_are_refused(run_config) -> None:
