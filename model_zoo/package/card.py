@@ -27,7 +27,7 @@ from ..potential.potential import Potential
 from .domain_record import domains_of, summary_of
 from .levels import default_level
 from .record import ModelRecord
-from .sanity_record import sanity_record
+from .sanity_record import PHYSICS, SANITY, sanity_record
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
@@ -84,7 +84,8 @@ def model_card(
         evenness_table=_evenness_table(found_evenness) if found_evenness else None,
         attachments=sorted(attachments),
         forgetting=_forgetting(attachments),
-        sanity_table=_sanity_table(potential, attachments),
+        sanity_table=_verdict_table(potential, attachments, SANITY),
+        physics_table=_verdict_table(potential, attachments, PHYSICS),
         dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
         domains={level: summary_of(own) for level, own in domains_of(attachments).items()},
@@ -337,9 +338,9 @@ def _rare_at_levels(record: ModelRecord) -> list[str]:
     return rare
 
 
-def _sanity_table(potential: Potential, attachments: dict[str, bytes]) -> Table | None:
-    """A row for each level of theory and physical check; None for a model without the record."""
-    record = sanity_record(potential, attachments)
+def _verdict_table(potential: Potential, attachments: dict[str, bytes], file: str) -> Table | None:
+    """A row for each level of theory and check; None for a model without the record."""
+    record = sanity_record(potential, attachments, file)
     if record is None:
         return None
     rows = []

@@ -24,6 +24,8 @@ from .record import ModelRecord
 
 
 SANITY = "sanity.json"
+# of `evenfield check physics`, in the same form; it is shown and forbids nothing
+PHYSICS = "physics.json"
 REMEDY = "make the checks with `evenfield check sanity MODEL --attach`"
 
 # digests of models that a user of this process was warned of
@@ -83,12 +85,14 @@ def potential_digest(potential: Potential) -> str:
     return digest.hexdigest()
 
 
-def sanity_record(potential: Potential, attachments: Mapping[str, bytes]) -> SanityRecord | None:
-    """The record of a model; None if it has none, or one of other weights.
+def sanity_record(
+    potential: Potential, attachments: Mapping[str, bytes], file: str = SANITY
+) -> SanityRecord | None:
+    """The record of a model in `file`; None if it has none, or one of other weights.
 
     Attachments are free in form: whatever is not such a record is none.
     """
-    content = attachments.get(SANITY)
+    content = attachments.get(file)
     if content is None:
         return None
     try:
@@ -99,14 +103,18 @@ def sanity_record(potential: Potential, attachments: Mapping[str, bytes]) -> San
 
 
 def with_verdict(
-    potential: Potential, attachments: Mapping[str, bytes], level: str, verdict: LevelVerdict
+    potential: Potential,
+    attachments: Mapping[str, bytes],
+    level: str,
+    verdict: LevelVerdict,
+    file: str = SANITY,
 ) -> dict[str, bytes]:
     """The attachment with one more verdict; it keeps those of other levels of the same weights."""
-    before = sanity_record(potential, attachments)
+    before = sanity_record(potential, attachments, file)
     levels = dict(before.levels) if before else {}
     levels[level] = verdict
     record = SanityRecord(potential=potential_digest(potential), levels=levels)
-    return {SANITY: (record.model_dump_json(indent=1) + "\n").encode()}
+    return {file: (record.model_dump_json(indent=1) + "\n").encode()}
 
 
 def unsound(

@@ -149,3 +149,26 @@ class OnlyCopper(EMT):
     def set_atoms(self, atoms: Atoms) -> None:
         if set(atoms.symbols) != {"Cu"}:
             raise ValueError("unknown element")
+
+
+class Kinked(Faulty):
+    """Pairs attract with 0.02 eV/A up to 4 A and not beyond; forces and energies agree."""
+
+    def spoil(self) -> None:
+        first, distances, vectors = neighbor_list("idD", self.atoms, 4.0)
+        pull = 0.02
+        energies = -0.5 * pull * (4.0 - distances)
+        self.results["energies"] = self.results["energies"].copy()
+        np.add.at(self.results["energies"], first, energies)
+        self.results["energy"] += energies.sum()
+        forces = self.results["forces"].copy()
+        np.add.at(forces, first, -pull * vectors / distances[:, None])
+        self.results["forces"] = forces
+
+
+class SinglePrecision(Faulty):
+    """A total energy of float32, with the -1000 eV that a method with all electrons has."""
+
+    def spoil(self) -> None:
+        shifted = self.results["energy"] - 1000.0 * len(self.atoms)
+        self.results["energy"] = float(np.float32(shifted))

@@ -1,0 +1,47 @@
+"""The physics that a simulation relies on: does a potential give it, and what does it get wrong?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..check import CheckedCalculator, CheckResult
+from ..sanity.battery import Battery
+from ..sanity.config import SanityConfig
+
+
+# The checks, in the order in which they are made. A new one is a file next to this one, and a line
+# here.
+BATTERY = (
+    "timestep",
+    "smoothness",
+)
+
+
+def check(
+    model: CheckedCalculator,
+    settings: SanityConfig,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="folder for physics.json and physics.html; what is finished is kept there, "
+            "and the same command goes on after a stop",
+        ),
+    ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach", help="put the verdict into the model's folder and its card"),
+    ] = False,
+) -> CheckResult:
+    """Is a potential fit for dynamics, phonons and defects? Each check is also a command.
+
+    The exit code is 1 if one of them fails. Elements that are not known are skipped and counted.
+
+    Examples:
+    evenfield check physics evenfield-s suite=quick --level-of-theory EMT
+    evenfield check physics --calculator ase.calculators.emt:EMT elements=[Cu,Al] --out runs/emt
+    """
+    return Battery("physics", BATTERY).run(model, settings, out, attach)

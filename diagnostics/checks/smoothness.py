@@ -1,0 +1,272 @@
+"""Does the force jump, does its slope jump, and does the energy tremble?
+
+Dimers are pulled apart to 10 A. Where the force changes most abruptly the distances are refined
+four hundred times: a smooth force changes by less and less, a jump stays. Crystals are moved by
+10^-4 A at a time along a random direction: what a cubic curve leaves of the energy is rounding, and
+its slope is what the forces must be. Both faults heat or cool a simulation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_numbers, covalent_radii
+
+from ..check import CheckedCalculator, CheckResult, Figure
+from ..sanity.answers import Dimer, ask, dimer_curves
+from ..sanity.config import SanityConfig, Suite
+from ..sanity.plots import curves_png
+from ..sanity.systems import SYSTEMS, System
+from ..sanity.verdicts import failures, with_progress
+
+
+# Elements that are looked at.
+MOST_ELEMENTS: dict[Suite, int] = {"quick": 12, "standard": 40, "full": 118}
+
+# Distances of a dimer: from this share of touching atoms, in A.
+NEAREST = 0.8
+FARTHEST = 10.0
+SPACING = 0.02
+# Each of two refinements divides an interval by this. Spots of a curve that are refined.
+DIVISIONS = 20
+SPOTS = 6
+
+FORCE_JUMP = 1e-3  # eV/A
+# A bond of a metal has a stiffness of some eV/A^2.
+SLOPE_JUMP = 1.0  # eV/A^2
+
+# Moves of all atoms along a line. A crystal strained by half a percent gains some 0.1 meV/atom.
+MOVES = 1e-4 * np.arange(-5, 6)  # A
+RATTLE = 0.05  # A
+NOISE = 0.01  # meV/atom
+# Moves that give the slope, in A, and how far the forces may be from it, relatively.
+LONG_MOVES = 0.01 * np.arange(-2, 3)
+FORCE_ERROR = 0.01
+
+
+def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
+    """Does the force jump at the cutoff, is it the slope of the energy, and is the energy exact?
+
+    Example: evenfield check smoothness evenfield-s elements=[Cu,Au] --level-of-theory EMT
+    """
+    symbols = _spread(settings.chosen(model.symbols), MOST_ELEMENTS[settings.suite])
+    # in float64, so that a jump is one of the function and not of its rounding
+    jumps = _jumps(model.calculator("float64"), symbols)
+    force = [
+        f"{each.symbol} ({each.force:.2g} eV/A at {each.distance:.2f} A)"
+        for each in jumps
+        if not each.force <= FORCE_JUMP
+    ]
+    slope = [
+        f"{each.symbol} ({each.slope:.2g} eV/A^2 at {each.bend:.2f} A)"
+        for each in jumps
+        if not each.slope <= SLOPE_JUMP
+    ]
+    lines = [f"dimers of {len(symbols)} elements up to {FARTHEST:g} A"]
+    figures = [Figure("elements", len(symbols), "", at_least=1)]
+    if jumps:
+        worst = max(jumps, key=lambda each: each.force)
+        figures += [
+            Figure("largest jump of a force", worst.force, "eV/A", limit=FORCE_JUMP),
+            Figure(
+                "largest jump of the slope of a force",
+                max(each.slope for each in jumps),
+                "eV/A^2",
+                limit=SLOPE_JUMP,
+            ),
+        ]
+    for what, names in (("forces that jump", force), ("forces whose slope jumps", slope)):
+        lines += failures(what, names)[1]
+
+    wanted = [system for system in SYSTEMS if system.is_quick]
+    # elements are thinned out for the dimers only
+    known = set(settings.chosen(model.symbols))
+    judged = [system for system in wanted if set(system.atoms().symbols) <= known]
+    skipped = [system.name for system in wanted if system not in judged]
+    # in the precision that a simulation would have
+    calculator = model.calculator()
+    walks = [_walk(calculator, system) for system in with_progress("smoothness", judged)]
+    if walks:
+        figures += [
+            Figure("noise of the energy", max(w.noise for w in walks), "meV/atom", limit=NOISE),
+            Figure(
+                "largest error of a force as the slope",
+                100 * max(walk.error for walk in walks),
+                "%",
+                limit=100 * FORCE_ERROR,
+            ),
+        ]
+    lines += [str(walk) for walk in walks]
+    pictures = {"smoothness.png": _picture(jumps)} if jumps else {}
+    return CheckResult(figures, lines, skipped, pictures)
+
+
+def _spread(symbols: list[str], most: int) -> list[str]:
+    """Evenly chosen ones of a long list."""
+    if len(symbols) <= most:
+        return symbols
+    chosen = np.linspace(0, len(symbols) - 1, most).astype(int)
+    return [symbols[index] for index in chosen]
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """The largest jumps of a dimer's force: eV/A at `distance`, and its slope, eV/A^2 at `bend`.
+
+    radii (R,) in A and forces (R,) in eV/A are the whole curve.
+    """
+
+    symbol: str
+    force: float
+    distance: float
+    slope: float
+    bend: float
+    radii: np.ndarray
+    forces: np.ndarray
+
+
+def _jumps(calculator: Calculator, symbols: list[str]) -> list[Jumps]:
+    curves = [(symbol, _radii(symbol)) for symbol in symbols]
+    coarse = _forces(calculator, curves)
+
+    # one fine curve for each spot of each element
+    fine = []
+    for (symbol, radii), forces in zip(curves, coarse, strict=True):
+        for spot in _spots(forces):
+            fine.append((symbol, _finer(radii, spot)))
+    finest = []
+    bends = []
+    for (symbol, radii), forces in zip(fine, _forces(calculator, fine), strict=True):
+        slopes = np.diff(forces) / (radii[1] - radii[0])
+        # twice, since a bend between two points is spread over both
+        bent = 2 * _abruptness(slopes)
+        worst = _argmax(bent)
+        bends.append((symbol, float(bent[worst]), float(radii[worst + 2])))
+        finest.append((symbol, _finer(radii, _argmax(_abruptness(forces)) + 1)))
+    last = _forces(calculator, finest)
+
+    results = []
+    for (symbol, radii), forces in zip(curves, coarse, strict=True):
+        own = [
+            (float(_abruptness(found).max()), float(fine_radii[len(fine_radii) // 2]))
+            for (name, fine_radii), found in zip(finest, last, strict=True)
+            if name == symbol
+        ]
+        jump, distance = max(own, default=(np.nan, np.nan))
+        slope, bend = max(((s, r) for name, s, r in bends if name == symbol), default=(np.nan,) * 2)
+        results.append(Jumps(symbol, jump, distance, slope, bend, radii, forces))
+    return results
+
+
+def _radii(symbol: str) -> np.ndarray:
+    start = NEAREST * 2 * float(covalent_radii[atomic_numbers[symbol]])
+    return np.arange(start, FARTHEST, SPACING)
+
+
+def _finer(radii: np.ndarray, spot: int) -> np.ndarray:
+    """The interval after `spot` and its neighbours, divided."""
+    low, high = max(spot - 1, 0), min(spot + 2, len(radii) - 1)
+    return np.linspace(radii[low], radii[high], (high - low) * DIVISIONS + 1)
+
+
+def _forces(calculator: Calculator, curves: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+    """The force of each curve of dimers, NaN as zero, so that a failure counts as a jump."""
+    if not curves:
+        return []
+    dimers = [Dimer(name, name, float(radius)) for name, radii in curves for radius in radii]
+    _, forces = dimer_curves(calculator, dimers)
+    ends = np.cumsum([len(radii) for _, radii in curves])[:-1]
+    return [np.nan_to_num(part) for part in np.split(forces, ends)]
+
+
+def _abruptness(values: np.ndarray) -> np.ndarray:
+    """How far each difference is from the mean of its neighbours; (R - 3,)."""
+    steps = np.diff(values)
+    found: np.ndarray = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
+    return found
+
+
+def _spots(forces: np.ndarray) -> list[int]:
+    """Intervals that change most abruptly, in eV/A and relative to their neighbours."""
+    abrupt = _abruptness(forces)
+    steps = np.abs(np.diff(forces))
+    relative = abrupt / (steps[:-2] + steps[2:] + 1e-9)
+    chosen: list[int] = []
+    for measure in (abrupt, relative):
+        order = np.argsort(-measure)
+        chosen += [int(index) + 1 for index in order[: SPOTS // 2 * 3]]
+    # neighbours refine to the same interval
+    kept: list[int] = []
+    for spot in chosen:
+        if all(abs(spot - other) > 1 for other in kept):
+            kept.append(spot)
+    return kept[:SPOTS]
+
+
+def _argmax(values: np.ndarray) -> int:
+    return int(np.argmax(values))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A system that is moved along a line. noise: meV/atom. error: of the force, relative."""
+
+    name: str
+    noise: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: noise {self.noise:.2g} meV/atom, force {100 * self.error:.2g} % off"
+
+
+def _walk(calculator: Calculator, system: System) -> Walk:
+    atoms = system.atoms()
+    rng = np.random.default_rng(3)
+    atoms.positions += rng.normal(0, RATTLE, (len(atoms), 3))
+    forces = ask(calculator, atoms).forces
+    # along the force, with a random part, so that the slope is no small difference
+    direction = forces / np.linalg.norm(forces)
+    aside = rng.normal(size=direction.shape)
+    direction = direction + 0.3 * aside / np.linalg.norm(aside)
+
+    energies = _energies(calculator, atoms, direction, MOVES)
+    scaled = MOVES / MOVES.max()
+    rest = energies - np.polyval(np.polyfit(scaled, energies, 3), scaled)
+    # four of the points are spent on the curve
+    noise = 1000 * float(np.sqrt((rest**2).sum() / (len(MOVES) - 4))) / len(atoms)
+
+    scaled = LONG_MOVES / LONG_MOVES.max()
+    energies = _energies(calculator, atoms, direction, LONG_MOVES)
+    slope = np.polyfit(scaled, energies, 4)[-2] / LONG_MOVES.max()
+    expected = -float((forces * direction).sum())
+    return Walk(system.name, noise, abs(slope - expected) / abs(expected))
+
+
+def _energies(
+    calculator: Calculator, atoms: Atoms, direction: np.ndarray, moves: np.ndarray
+) -> np.ndarray:
+    """eV of the whole cell, relative to the middle one."""
+    found = []
+    for move in moves:
+        moved = atoms.copy()
+        moved.positions += move * direction
+        found.append(ask(calculator, moved).energy)
+    energies: np.ndarray = np.array(found) - found[len(found) // 2]
+    return energies
+
+
+def _picture(jumps: list[Jumps]) -> bytes:
+    """The forces of the elements that jump most."""
+    worst = sorted(jumps, key=lambda each: -each.force)[:6]
+    curves = {each.symbol: (each.radii, each.forces) for each in worst}
+    return curves_png(
+        "force that pushes two atoms apart",
+        "distance, A",
+        "eV/A",
+        curves,
+        y_range=(-5, 5),
+        markers=False,
+    )

@@ -1,0 +1,305 @@
+"""Several checks as one command: run, kept, shown, written and attached in one way.
+
+`evenfield check sanity` and `evenfield check physics` are both made of this. Each check of a
+battery is a file in `../checks/` and a command of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ...core.destination import FileKind, check_destination
+from ...core.files import file_errors, write_atomically
+from ...core.numbers import short_number
+from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
+from ...core.pages.page import Table as PageTable
+from ...core.rich_console import Console
+from ...core.settings import SettingsError
+from ..check import (
+    CheckedCalculator,
+    CheckedModel,
+    CheckError,
+    CheckResult,
+    Figure,
+    check_function,
+)
+from .config import SanityConfig
+from .memory import Memory
+
+
+ANOTHER_OUT = "choose another --out"
+VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
+
+
+@dataclass(frozen=True)
+class Battery:
+    """name: of the command and of the files it writes. checks: in the order they are made."""
+
+    name: str
+    checks: tuple[str, ...]
+
+    def file(self, ending: str) -> str:
+        """The file of the results in JSON or HTML."""
+        return f"{self.name}.{ending}"
+
+    def run(
+        self,
+        model: CheckedCalculator,
+        settings: SanityConfig,
+        out: Path | None = None,
+        attach: bool = False,
+    ) -> CheckResult:
+        """Make the checks, print the verdicts, and write and attach them where that is asked for.
+
+        Raises CheckError or DestinationError before any check is made.
+        """
+        names = _chosen(self, settings)
+        if attach:
+            _check_attachable(model, settings)
+        if out is not None:
+            _check_out(self, out)
+
+        memory = Memory.of(out, model, settings)
+        results = {}
+        for name in names:
+            results[name] = _result(name, model, settings, out, memory)
+            _print_verdict(name, results[name])
+
+        _print_table(f"{model.name}, {model.level}, suite {settings.suite}", results)
+        if out is not None:
+            _write_json(out / self.file("json"), model, settings, results)
+            write_page(
+                out / self.file("html"),
+                f"{self.name.capitalize()} of {model.name}, {model.level}",
+                _sections(settings, results),
+                state=VERDICTS[_verdict(results)],
+            )
+        if attach:
+            assert isinstance(model, CheckedModel)
+            _attach(self, model, settings, results)
+        return _joined(results)
+
+
+def _holds_verdict(path: Path) -> bool:
+    content = json.loads(path.read_bytes())
+    return isinstance(content, dict) and {"model", "passed", "checks"} <= content.keys()
+
+
+def _check_attachable(model: CheckedCalculator, settings: SanityConfig) -> None:
+    """Only a whole verdict about a model in a folder of its own can be attached."""
+    if not isinstance(model, CheckedModel) or model.folder is None:
+        raise CheckError(
+            f"--attach: {model.name} is not a model folder",
+            remedy="name the folder of the model, or leave out --attach",
+        )
+    if settings.checks is not None or settings.elements is not None:
+        raise CheckError(
+            "--attach: some checks or elements are left out",
+            remedy="leave out checks= and elements=, so that the verdict is about the whole model",
+        )
+
+
+def _attach(
+    battery: Battery,
+    model: CheckedModel,
+    settings: SanityConfig,
+    results: dict[str, CheckResult],
+) -> None:
+    # the imports bring in torch, which the help of the command does not need
+    from ...model_zoo.package.folder import attach, read_model_folder
+    from ...model_zoo.package.sanity_record import CheckVerdict, LevelVerdict, with_verdict
+
+    checks = {}
+    for name, result in results.items():
+        checks[name] = CheckVerdict(
+            passed=result.passed,
+            failed=[figure.name for figure in result.figures if not figure.passed],
+            skipped=len(result.skipped),
+        )
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    verdict = LevelVerdict(suite=settings.suite, made=made, checks=checks)
+
+    assert model.folder is not None
+    folder = read_model_folder(model.folder)
+    potential = model.loaded.potential
+    # of the weights that were checked: the folder may hold others by now, and then has no record
+    record = with_verdict(
+        potential, folder.attachments, model.level, verdict, file=battery.file("json")
+    )
+    attach(model.folder, record)
+    Console(soft_wrap=True).print(f"attached to {model.folder}")
+
+
+def _chosen(battery: Battery, settings: SanityConfig) -> list[str]:
+    unknown = sorted(set(settings.checks or []) - set(battery.checks))
+    if unknown:
+        raise SettingsError(
+            f"checks: there is no {unknown[0]!r}",
+            remedy=f"choose among {', '.join(battery.checks)}",
+        )
+    return [name for name in battery.checks if settings.checks is None or name in settings.checks]
+
+
+def _check_out(battery: Battery, out: Path) -> None:
+    """A folder of an earlier run goes on; any other content is refused."""
+    is_earlier = (out / ".sanity").is_dir()
+    if not is_earlier:
+        check_destination(out, elsewhere=ANOTHER_OUT, remedy=ANOTHER_OUT)
+        return
+    kind = FileKind(f"a verdict of `evenfield check {battery.name}`", _holds_verdict)
+    # `evenfield check dynamics --folder` leaves its memory in any folder
+    verdict, page = out / battery.file("json"), out / battery.file("html")
+    check_destination(verdict, overwrite=True, file_kind=kind, elsewhere=ANOTHER_OUT)
+    if not verdict.exists():
+        # the page is written after the verdict
+        check_destination(page, file_kind=kind, elsewhere=ANOTHER_OUT)
+
+
+def _result(
+    name: str, model: CheckedCalculator, settings: SanityConfig, out: Path | None, memory: Memory
+) -> CheckResult:
+    """The result of one check, read back if an earlier run has finished it."""
+    stored = memory.read(name)
+    if stored is not None:
+        pictures = {}
+        for file_name in stored.pop("pictures"):
+            assert memory.folder is not None
+            with file_errors(memory.folder / file_name):
+                pictures[file_name] = (memory.folder / file_name).read_bytes()
+        return CheckResult.from_dict(stored, pictures)
+
+    check = check_function(name)
+    options: dict[str, Any] = {}
+    if "folder" in inspect.signature(check).parameters:
+        options["folder"] = out
+    result = check(model, settings, **options)
+
+    if memory.folder is not None:
+        for file_name, data in result.pictures.items():
+            with file_errors(memory.folder / file_name):
+                write_atomically(memory.folder / file_name, data)
+        # last: what has a record is finished
+        memory.write(name, result.as_dict() | {"pictures": sorted(result.pictures)})
+    return result
+
+
+def _verdict(results: dict[str, CheckResult]) -> bool | None:
+    """Of all checks; None if none of them had anything to judge."""
+    verdicts = [result.passed for result in results.values() if result.passed is not None]
+    return all(verdicts) if verdicts else None
+
+
+def _joined(results: dict[str, CheckResult]) -> CheckResult:
+    """All figures in one result; the terminal has shown the lines already."""
+    figures = []
+    skipped = []
+    for name, result in results.items():
+        figures += [replace(each, name=f"{name}: {each.name}") for each in result.figures]
+        skipped += [f"{name}: {what}" for what in result.skipped]
+    return CheckResult(figures, skipped=skipped)
+
+
+# --- what a reader sees
+
+
+def _threshold(figure: Figure) -> str:
+    parts = []
+    if figure.at_least is not None:
+        parts.append(f"at least {short_number(figure.at_least)}")
+    if figure.limit is not None:
+        parts.append(f"at most {short_number(figure.limit)}")
+    return ", ".join(parts)
+
+
+def _value(figure: Figure) -> str:
+    return f"{short_number(figure.value)} {figure.unit}".strip()
+
+
+def _print_verdict(name: str, result: CheckResult) -> None:
+    console = Console(soft_wrap=True)
+    colour = {True: "green", False: "red", None: ""}[result.passed]
+    console.print(f"{name}: {VERDICTS[result.passed]}", style=colour)
+    for line in result.lines:
+        console.print(f"  {line}")
+    if result.skipped:
+        console.print(f"  skipped, elements not known: {len(result.skipped)}")
+
+
+def _print_table(title: str, results: dict[str, CheckResult]) -> None:
+    table = Table("check", "figure", "value", "threshold", "verdict", title=title)
+    for name, result in results.items():
+        shown = name
+        # the page and the JSON file have the others too
+        for figure in result.figures:
+            if figure.is_judged:
+                verdict = VERDICTS[figure.passed]
+                table.add_row(shown, figure.name, _value(figure), _threshold(figure), verdict)
+                shown = ""
+        if shown:
+            table.add_row(name, "", "", "", VERDICTS[result.passed])
+    Console().print(table)
+
+
+def _sections(settings: SanityConfig, results: dict[str, CheckResult]) -> list[Section]:
+    """The page: a table of verdicts, then a section for each check."""
+    rows = []
+    for name, result in results.items():
+        failed = [figure.name for figure in result.figures if not figure.passed]
+        rows.append([name, VERDICTS[result.passed], "; ".join(failed), str(len(result.skipped))])
+    header = ["check", "verdict", "what failed", "skipped"]
+    summary: list[Block] = [
+        Text(f"Suite {settings.suite}. Skipped are systems with elements that are not known."),
+        PageTable("Verdicts", header, rows, words=True),
+    ]
+    sections = [Section("", summary)]
+    for name, result in results.items():
+        sections.append(Section(name, _blocks(result)))
+    return sections
+
+
+def _blocks(result: CheckResult) -> list[Block]:
+    rows = []
+    for figure in result.figures:
+        verdict = VERDICTS[figure.passed] if figure.is_judged else ""
+        rows.append([figure.name, _value(figure), _threshold(figure), verdict])
+    blocks: list[Block] = [PageTable("", ["figure", "value", "threshold", "verdict"], rows)]
+    if result.lines:
+        blocks.append(Bullets(result.lines))
+    if result.skipped:
+        blocks.append(Text(f"Skipped: {', '.join(result.skipped)}.", style="remark"))
+    for name, png in result.pictures.items():
+        blocks.append(Picture(name, png))
+    return blocks
+
+
+# --- what a program reads
+
+
+def _content(
+    model: CheckedCalculator, settings: SanityConfig, results: dict[str, CheckResult]
+) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "level_of_theory": model.level,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings.model_dump(mode="json"),
+        "passed": _verdict(results),
+        "checks": {name: result.as_dict() for name, result in results.items()},
+    }
+
+
+def _write_json(
+    path: Path,
+    model: CheckedCalculator,
+    settings: SanityConfig,
+    results: dict[str, CheckResult],
+) -> None:
+    with file_errors(path):
+        write_atomically(path, json.dumps(_content(model, settings, results), indent=1) + "\n")

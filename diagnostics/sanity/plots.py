@@ -1,0 +1,52 @@
+"""The one kind of picture that most physical checks draw: curves, with a limit where there is one.
+
+Draws nothing else, so that all of them look alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ...core.figures.style import STYLE, figure_png, looks, plain_log_ticks
+
+
+# More curves than this have no legend: nobody could tell them apart.
+MAX_NAMED = 12
+
+
+def curves_png(
+    title: str,
+    x_label: str,
+    y_label: str,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    limit: float | None = None,
+    y_range: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+    markers: bool = True,
+) -> bytes:
+    """A PNG of curves by name, each as its x and y. A dashed line shows `limit`."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Drawing
+
+    with rc_context(STYLE):
+        drawing = Drawing(figsize=(7, 4.5), layout="constrained")
+        axes = drawing.add_subplot()
+        for (name, (x, y)), (colour, marker) in zip(curves.items(), looks(), strict=False):
+            shape = marker if markers else None
+            axes.plot(x, y, color=colour, marker=shape, markersize=5, linewidth=1.4, label=name)
+        if limit is not None:
+            axes.axhline(limit, color="black", linestyle="--", linewidth=1)
+        if logarithmic:
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
+        if y_range is not None:
+            axes.set_ylim(*y_range)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if 0 < len(curves) <= MAX_NAMED:
+            axes.legend(fontsize=9)
+        return figure_png(drawing)
