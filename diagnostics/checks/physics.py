@@ -17,6 +17,8 @@ from ..sanity.config import SanityConfig
 BATTERY = (
     "timestep",
     "smoothness",
+    "diatomics",
+    "elastic",
 )
 
 

@@ -1,0 +1,203 @@
+"""Two atoms of every element: one minimum, repulsion, force equal to slope, a stiff well.
+
+A pair of atoms is the simplest thing that a potential can get wrong. The curvature of the well,
+times the squared bond length over its depth, is a pure number: 4 for H2, 14 for Na2, 18 for N2, 72
+for Lennard-Jones. A potential that has smeared out its well has a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ase import units
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_masses, atomic_numbers, covalent_radii
+from scipy.interpolate import CubicSpline
+
+from ..check import CheckedCalculator, CheckResult, Figure
+from ..sanity.answers import Dimer, dimer_curves
+from ..sanity.config import SanityConfig, Suite
+from ..sanity.plots import curves_png
+from ..sanity.verdicts import failures
+from .bound import deep_minima
+
+
+# Distances relative to touching atoms; the check `repulsion` goes on below the nearest one.
+NEAREST = 0.6
+FARTHEST = 3.5
+POINTS: dict[Suite, int] = {"quick": 140, "standard": 200, "full": 400}
+
+# How far the force may be from the slope: relative, and in eV/A.
+SLOPE_SHARE = 0.02
+SLOPE_FORCE = 0.02
+
+# Curvature times squared length over depth; H2 has 4.
+SOFTEST = 3.0
+# Wells less deep than this, in eV, are those of noble gases and have no verdict on their shape.
+SHALLOW = 0.1
+
+# Step of the second derivative, in A, and the weights of its five points.
+STEP = 0.005
+WEIGHTS = np.array([1, -8, 0, 8, -1]) / 12
+
+
+def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
+    """Curves of two atoms of each element: smooth, one minimum, repulsive, force equal to slope.
+
+    Example: evenfield check diatomics evenfield-s elements=[Cu,Au] --level-of-theory EMT
+    """
+    calculator = model.calculator("float64")
+    symbols = settings.chosen(model.symbols)
+    curves = pair_curves(calculator, symbols, POINTS[settings.suite]) if symbols else []
+    figures = [Figure("elements", len(symbols), "", at_least=1)]
+    lines = []
+    questions: tuple[tuple[str, Callable[[Curve], bool]], ...] = (
+        ("elements without a finite curve", lambda curve: curve.is_finite),
+        ("elements with several minima", lambda curve: curve.minima <= 1),
+        ("elements that do not repel", lambda curve: curve.repels),
+        ("elements with a force that is not the slope", lambda curve: curve.error <= 1),
+        ("elements with a well that is too soft", lambda curve: not curve.stiffness < SOFTEST),
+    )
+    wrong = set()
+    for what, is_right in questions:
+        # of a curve that is not finite nothing else is known
+        asked = [c for c in curves if c.is_finite or "finite" in what]
+        names = [curve.symbol for curve in asked if not is_right(curve)]
+        wrong |= set(names)
+        figure, named = failures(what, names)
+        figures.append(figure)
+        lines += named
+    lines += [str(curve) for curve in curves if np.isfinite(curve.length)]
+
+    shown = [curve for curve in curves if curve.symbol in wrong] or curves
+    pictures = {"diatomics.png": _picture(shown)} if shown else {}
+    return CheckResult(figures, lines, pictures=pictures)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What two atoms of an element do.
+
+    radii: A. energies: eV. minima: how many are deep. error: largest difference between force and
+    slope over what is allowed. length: A, depth: eV, frequency: 1/cm, stiffness: a pure number; all
+    NaN without a well.
+    """
+
+    symbol: str
+    radii: np.ndarray
+    energies: np.ndarray
+    minima: int
+    repels: bool
+    error: float
+    length: float = np.nan
+    depth: float = np.nan
+    frequency: float = np.nan
+    stiffness: float = np.nan
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all energies and forces are finite."""
+        return bool(np.isfinite(self.energies).all() and np.isfinite(self.error))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.symbol:2} {self.length:6.3f} A, {self.depth:6.2f} eV, "
+            f"{self.frequency:5.0f} /cm, stiffness {self.stiffness:.1f}"
+        )
+
+
+def pair_curves(calculator: Calculator, symbols: list[str], points: int) -> list[Curve]:
+    """The curve of each element."""
+    grid = np.linspace(NEAREST, FARTHEST, points)
+    radii = np.array([grid * 2 * covalent_radii[atomic_numbers[symbol]] for symbol in symbols])
+    energies, forces = _ask(calculator, symbols, radii)
+
+    curves = []
+    for symbol, own_radii, energy, force in zip(symbols, radii, energies, forces, strict=True):
+        if not (np.isfinite(energy).all() and np.isfinite(force).all()):
+            curves.append(Curve(symbol, own_radii, energy, 0, False, np.nan))
+            continue
+        curves.append(_judged(calculator, symbol, own_radii, energy, force))
+    return curves
+
+
+def _ask(
+    calculator: Calculator, symbols: list[str], radii: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Energies and forces (S, R) for radii (S, R)."""
+    dimers = [
+        Dimer(symbol, symbol, float(radius))
+        for symbol, row in zip(symbols, radii, strict=True)
+        for radius in row
+    ]
+    energies, forces = dimer_curves(calculator, dimers)
+    return energies.reshape(radii.shape), forces.reshape(radii.shape)
+
+
+def _judged(
+    calculator: Calculator,
+    symbol: str,
+    radii: np.ndarray,
+    energies: np.ndarray,
+    forces: np.ndarray,
+) -> Curve:
+    slopes = CubicSpline(radii, energies)(radii, 1)
+    # the ends of a spline are uncertain, and so is its first steep step
+    inner = slice(2, -2)
+    allowed = SLOPE_FORCE + SLOPE_SHARE * np.abs(slopes)
+    error = float((np.abs(forces + slopes) / allowed)[inner].max())
+
+    lowest = int(energies.argmin())
+    minima = len(deep_minima(energies))
+    is_well = 0 < lowest < len(radii) - 1
+    # without a well the energy falls all the way out
+    repels = lowest > 0 and bool((np.diff(energies[: lowest + 1]) < 0).all())
+    depth = float(energies[-1] - energies[lowest])
+    if not (is_well and repels and depth > SHALLOW):
+        return Curve(symbol, radii, energies, minima, repels, error)
+
+    length, curvature = well(calculator, symbol, radii[lowest - 1], radii[lowest + 1])
+    reduced_mass = atomic_masses[atomic_numbers[symbol]] / 2
+    # ASE's unit of time is A sqrt(u / eV)
+    angular = np.sqrt(max(curvature, 0.0) / reduced_mass)
+    frequency = float(angular * units._hbar / units._e * units.s / units.invcm)
+    stiffness = curvature * length**2 / depth
+    return Curve(
+        symbol, radii, energies, minima, repels, error, length, depth, frequency, stiffness
+    )
+
+
+def well(calculator: Calculator, symbol: str, near: float, far: float) -> tuple[float, float]:
+    """Length in A and curvature in eV/A^2 of the minimum between two distances.
+
+    The force is zero there, and its slope over five points is the curvature.
+    """
+    # regula falsi on the force needs a bracket; where there is none, the middle must do
+    for _ in range(6):
+        between = np.linspace(near, far, 12)
+        _, forces = _ask(calculator, [symbol], between[None])
+        crossing = np.flatnonzero((forces[0, :-1] > 0) & (forces[0, 1:] <= 0))
+        if not len(crossing):
+            break
+        near, far = between[crossing[0]], between[crossing[0] + 1]
+    length = (near + far) / 2
+    points = length + STEP * np.arange(-2, 3)
+    _, forces = _ask(calculator, [symbol], points[None])
+    curvature = -float(WEIGHTS @ forces[0]) / STEP
+    return float(length), curvature
+
+
+def _picture(curves: list[Curve]) -> bytes:
+    shown = {
+        curve.symbol: (curve.radii, curve.energies - curve.energies[-1]) for curve in curves[:12]
+    }
+    return curves_png(
+        "two atoms of an element",
+        "distance, A",
+        "energy, eV",
+        shown,
+        y_range=(-8, 8),
+        markers=False,
+    )
