@@ -19,6 +19,7 @@ BATTERY = (
     "smoothness",
     "diatomics",
     "elastic",
+    "phonons",
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from ...core.destination import FileKind, check_destination
+from ...core.errors import MissingPackageError
 from ...core.files import file_errors, write_atomically
 from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
@@ -179,7 +180,11 @@ def _result(
     options: dict[str, Any] = {}
     if "folder" in inspect.signature(check).parameters:
         options["folder"] = out
-    result = check(model, settings, **options)
+    try:
+        result = check(model, settings, **options)
+    except MissingPackageError as error:
+        # the others still say what they can; nothing is kept, so that a later run makes it
+        return CheckResult(lines=[f"not made: {error.message}; {error.remedy}"])
 
     if memory.folder is not None:
         for file_name, data in result.pictures.items():

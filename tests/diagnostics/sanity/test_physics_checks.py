@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.neighborlist import neighbor_list
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from evenfield.core.errors import MissingPackageError
 from evenfield.diagnostics.check import CheckResult, check_function
-from evenfield.diagnostics.checks import diatomics
+from evenfield.diagnostics.checks import diatomics, phonons
 from evenfield.diagnostics.checks.timestep import Scan
+from evenfield.diagnostics.sanity.answers import ask
 from evenfield.diagnostics.sanity.config import SanityConfig
+from evenfield.diagnostics.sanity.crystals import minimum
 
 from broken_calculators import Checked, Drift, Kinked, SinglePrecision, StrongForces
 
 
 PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def phonopy() -> None:
+    pytest.importorskip("phonopy", reason="comes with the phonons extra")
 
 
 def made(
@@ -200,3 +210,98 @@ def test_two_atoms_of_emt_metals() -> None:
 )
 def test_faults_of_two_atoms_are_found(calculator: type[Calculator], fault: str) -> None:
     assert failed(made("diatomics", calculator, ["Cu"])) == [fault]
+
+
+# --- phonons
+
+
+class Springs(Pairs):
+    """Nearest neighbours of fcc copper on harmonic springs of 2 eV/A^2."""
+
+    constant = 2.0
+    rest = 3.6 / np.sqrt(2)
+    reach = 1.2 * rest
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        away = r - self.rest
+        return self.constant * away**2 / 2, self.constant * away
+
+
+def in_terahertz(squared: float, mass: float = 63.546) -> float:
+    """The frequency of a force constant in eV/A^2."""
+    return float(np.sqrt(squared / mass) * units.s / (2 * np.pi) / 1e12)
+
+
+@pytest.mark.usefixtures("phonopy")
+def test_springs_vibrate_as_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At X the two transverse modes have 4 k / m, the longitudinal one 8 k / m."""
+    monkeypatch.setattr(phonons, "DISPLACEMENT", 1e-4)
+    atoms = bulk("Cu", a=3.6)
+    found = phonons.force_constants(Springs(), atoms, 4)
+    bands = phonons.frequencies_at(found, atoms, np.array([[1 / 3.6, 0, 0]]))[0]
+    expected = [in_terahertz(4 * 2.0), in_terahertz(4 * 2.0), in_terahertz(8 * 2.0)]
+    assert sorted(bands) == pytest.approx(expected, rel=1e-6)
+    # C11 = 2 k / a and C44 = k / a for springs between nearest neighbours
+    c11, c44 = phonons.sound(found, atoms)
+    assert [c11, c44] == pytest.approx([2 * 2 / 3.6 / units.GPa, 2 / 3.6 / units.GPa], rel=1e-3)
+
+
+@pytest.mark.usefixtures("phonopy")
+def test_phonons_of_copper_by_an_independent_route() -> None:
+    """A frozen wave of the zone's edge, and matscipy's elastic constants: within 1 %."""
+    vibrations = phonons.vibrations_of(EMT(), "Cu", 4)
+    assert vibrations is not None and vibrations.is_stable
+    assert vibrations.by_sound == pytest.approx((172.6, 89.9), rel=0.01)
+    # 3 k at high temperature; copper has 2.9 at 300 K
+    assert 2.8 < vibrations.heat_capacity < 3.0
+
+    volume = minimum(EMT(), "Cu", "fcc", 11.6).volume
+    atoms = bulk("Cu", a=(4 * volume) ** (1 / 3), cubic=True)
+    upper = atoms.positions[:, 2] > 0.1
+    for axis, band in ((2, -1), (0, 0)):
+        moved = atoms.copy()
+        moved.positions[:, axis] += np.where(upper, 0.01, -0.01)
+        forces = ask(EMT(), moved).forces
+        constant = float(np.abs(forces[:, axis]).mean()) / 0.01
+        at_x = vibrations.bands[phonons.PATH_POINTS]
+        assert sorted(at_x)[band] == pytest.approx(in_terahertz(constant), rel=0.01)
+
+
+@pytest.mark.usefixtures("phonopy")
+def test_a_soft_shear_is_slow_sound_or_imaginary() -> None:
+    """Springs in compression push atoms off their lines."""
+
+    class Compressed(Springs):
+        def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            energy, slope = super().phi(r)
+            return energy - 1.5 * (r - self.rest), slope - 1.5
+
+    atoms = bulk("Cu", a=3.6)
+    found = phonons.force_constants(Compressed(), atoms, 3)
+    found.run_mesh([5] * 3, is_gamma_center=True)
+    assert found.mesh.frequencies.min() < -1
+
+
+@pytest.mark.usefixtures("phonopy")
+def test_sound_against_strain_finds_forces_that_are_too_strong() -> None:
+    result = made("phonons", StrongForces, ["Cu"])
+    assert result.passed, result.lines
+    assert result.pictures["phonons Cu.png"].startswith(PNG)
+
+    class TwiceAsStrong(StrongForces):
+        def spoil(self) -> None:
+            self.results["forces"] = 2 * self.results["forces"]
+
+    what = "crystals whose sound is not that of their elastic constants"
+    assert failed(made("phonons", TwiceAsStrong, ["Cu"])) == [what]
+
+
+def test_phonons_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "phonopy", None)
+    with pytest.raises(MissingPackageError, match="phonopy"):
+        phonons.force_constants(EMT(), bulk("Cu"), 2)
+
+    # the battery goes on without it
+    result = made("physics", EMT, ["Cu"], checks=["phonons", "diatomics"])
+    assert result.passed
+    assert not [each.name for each in result.figures if each.name.startswith("phonons")]
