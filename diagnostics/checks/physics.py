@@ -20,6 +20,7 @@ BATTERY = (
     "diatomics",
     "elastic",
     "phonons",
+    "defects",
 )
 
 

@@ -8,22 +8,24 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, fcc100, fcc111
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
+from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from evenfield.core.errors import MissingPackageError
 from evenfield.diagnostics.check import CheckResult, check_function
-from evenfield.diagnostics.checks import diatomics, phonons
+from evenfield.diagnostics.checks import defects, diatomics, phonons
 from evenfield.diagnostics.checks.timestep import Scan
 from evenfield.diagnostics.sanity.answers import ask
 from evenfield.diagnostics.sanity.config import SanityConfig
 from evenfield.diagnostics.sanity.crystals import minimum
 
-from broken_calculators import Checked, Drift, Kinked, SinglePrecision, StrongForces
+from broken_calculators import Checked, Drift, Faulty, Kinked, SinglePrecision, StrongForces
 
 
 PNG = b"\x89PNG"
@@ -305,3 +307,89 @@ def test_phonons_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     result = made("physics", EMT, ["Cu"], checks=["phonons", "diatomics"])
     assert result.passed
     assert not [each.name for each in result.figures if each.name.startswith("phonons")]
+
+
+# --- defects
+
+
+class Bonds(Springs):
+    """The springs, each of which also binds its atoms with 0.3 eV."""
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        energy, slope = super().phi(r)
+        return energy - 0.3, slope
+
+
+def test_defects_of_bonds_between_neighbours_are_counts_of_bonds() -> None:
+    """Six bonds for a vacancy; half of three and four bonds for each atom of (111) and (100)."""
+    cohesive = -6 * 0.3
+    formation, _ = defects.vacancy(Bonds(), "Cu", 3.6, cohesive)
+    assert formation == pytest.approx(1.8, abs=1e-6)
+
+    joule = units.J / units.m**2
+    close_packed = defects.surface_energy(Bonds(), fcc111("Cu", (1, 1, 7), a=3.6), cohesive)
+    square = defects.surface_energy(Bonds(), fcc100("Cu", (1, 1, 7), a=3.6), cohesive)
+    spacing = 3.6 / np.sqrt(2)
+    assert close_packed == pytest.approx(0.45 / (spacing**2 * np.sqrt(3) / 2) / joule, rel=1e-6)
+    assert square == pytest.approx(0.6 / spacing**2 / joule, rel=1e-6)
+    assert defects.stacking_fault(Bonds(), "Cu", 3.6) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_stacking_fault_is_two_layers_of_hcp() -> None:
+    """That is exact where layers feel the next two only, as in EMT."""
+    edge = 3.6
+    spacing = edge / np.sqrt(2)
+    hexagonal = bulk("Cu", "hcp", a=spacing, covera=np.sqrt(8 / 3))
+    difference = ask(EMT(), hexagonal).energy / 2 - ask(EMT(), bulk("Cu", a=edge)).energy
+    expected = 2 * difference / (spacing**2 * np.sqrt(3) / 2) * 1000 / (units.J / units.m**2)
+    assert defects.stacking_fault(EMT(), "Cu", edge) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_barrier_of_a_jump_is_that_of_its_middle() -> None:
+    """By symmetry the saddle is half-way: the atom is held there, and the others relax."""
+    edge = 3.59
+    cohesive = ask(EMT(), bulk("Cu", a=edge)).energy
+    _, path = defects.vacancy(EMT(), "Cu", edge, cohesive)
+    atoms = bulk("Cu", a=edge, cubic=True) * 2
+    jumping = int(np.argsort(atoms.get_distances(0, range(len(atoms)), mic=True))[1])
+    atoms.positions[jumping] -= atoms.get_distance(0, jumping, mic=True, vector=True) / 2
+    del atoms[0]
+    atoms.set_constraint(FixAtoms([jumping - 1]))
+    atoms.calc = EMT()
+    BFGS(atoms, logfile=None).run(fmax=0.01)
+    start = bulk("Cu", a=edge, cubic=True) * 2
+    del start[0]
+    start.calc = EMT()
+    BFGS(start, logfile=None).run(fmax=0.01)
+    barrier = atoms.get_potential_energy() - start.get_potential_energy()
+    assert path.max() == pytest.approx(barrier, abs=0.005)
+
+
+def test_metals_that_are_bound_far_too_strongly_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Strong(Faulty):
+        """Four times the energy of EMT."""
+
+        def spoil(self) -> None:
+            for name in ("energy", "energies", "forces"):
+                self.results[name] = 4 * self.results[name]
+
+    # a rough answer is enough for a gross fault
+    monkeypatch.setattr(defects, "MAX_STEPS", 4)
+    monkeypatch.setattr(defects, "IMAGES", 1)
+    good = made("defects", EMT, ["Cu"])
+    assert good.passed, good.lines
+    assert good.pictures["defects.png"].startswith(PNG)
+    assert failed(made("defects", Strong, ["Cu"])) == [
+        "vacancies far from experiment",
+        "jumps of vacancies far from experiment",
+        "surfaces far from experiment",
+    ]
+
+
+def test_rates_of_a_wrong_barrier() -> None:
+    """Too low by k T ln 10 means ten times as fast."""
+    rates = defects.rate_factors(-units.kB * 300 * np.log(10))
+    assert rates[300] == pytest.approx(10)
+    assert rates[600] == pytest.approx(np.sqrt(10))
