@@ -8,7 +8,6 @@ Open `quickstart.py` next: it runs the other commands one after another.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -17,6 +16,7 @@ from typing import TextIO
 import typer
 
 from ..core.errors import EvenfieldError, EvenfieldWarning
+from ..core.files import DISK_REMEDIES
 from ..core.terminal import say
 from ..data_pipelines.commands import app as data_app
 from ..diagnostics.commands import check_app, report
@@ -34,16 +34,6 @@ from .zoo_build import zoo_build
 USER_ERROR = 1
 BUG = 70  # EX_SOFTWARE of sysexits.h; typer itself exits with 2 for wrong words
 INTERRUPTED = 130  # what a shell reports after SIGINT
-# What a disk can answer in any line that writes, which is no bug, and what helps.
-MAKE_ROOM = "make room on the disk, and start the command again"
-OTHER_DISK = "write to another disk"
-DISK_REMEDIES = {
-    errno.ENOSPC: MAKE_ROOM,
-    errno.EDQUOT: MAKE_ROOM,
-    errno.EFBIG: MAKE_ROOM,
-    errno.EROFS: OTHER_DISK,
-    errno.EIO: OTHER_DISK,
-}
 
 
 app = typer.Typer(

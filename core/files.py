@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -15,6 +16,17 @@ from .errors import EvenfieldError
 class FileError(EvenfieldError):
     """A file that cannot be read or written, with the operating system's reason."""
 
+
+# What a disk can answer in any line that writes, which is no bug, and what helps.
+MAKE_ROOM = "make room on the disk, and start the command again"
+OTHER_DISK = "write to another disk"
+DISK_REMEDIES = {
+    errno.ENOSPC: MAKE_ROOM,
+    errno.EDQUOT: MAKE_ROOM,
+    errno.EFBIG: MAKE_ROOM,
+    errno.EROFS: OTHER_DISK,
+    errno.EIO: OTHER_DISK,
+}
 
 SPECIAL_KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -44,7 +56,7 @@ def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
     """Turn an OSError inside the block into a FileError about `path`, or the error's own file.
 
     Wrap it around every read and write of a path that a user chose. A named pipe, a socket or a
-    device is refused before the block.
+    device is refused before the block. A full or broken disk has a remedy of its own.
     """
     special = special_kind(path)
     if special is not None:
@@ -53,7 +65,8 @@ def file_errors(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FileError(reason, file=error.filename or path, remedy=remedy) from error
+        own_remedy = DISK_REMEDIES.get(error.errno or 0, remedy)
+        raise FileError(reason, file=error.filename or path, remedy=own_remedy) from error
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 from ...core.addresses import without_secrets
 from ...core.errors import EvenfieldError, MissingPackageError
-from ...core.files import FileError, file_errors, whole_file, write_atomically
+from ...core.files import DISK_REMEDIES, FileError, file_errors, whole_file, write_atomically
 from ...core.rich_console import PlainColumn
 from ...core.storage import (
     TooLargeError,
@@ -49,11 +49,13 @@ from ..package.manifest import (
     FileEntry,
     Manifest,
     parse_manifest,
+    read_manifest,
     read_verified,
     revision_of,
 )
 from .remote import (
     BUGS,
+    MAX_REF_BYTES,
     REVISION,
     HubError,
     UnreachableHubError,
@@ -68,8 +70,6 @@ from .remote import (
 
 # bytes that are read at once; downloads smaller than this show no progress bar
 CHUNK = 8 << 20
-# a ref holds a revision and perhaps a line end
-MAX_REF_BYTES = 1000
 # the extra that installs the storage library of a protocol; fsspec knows more protocols than these
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 
@@ -188,17 +188,14 @@ class FolderHub:
         When the hub cannot be reached, it is the revision that the name had the last time.
         """
         wanted = name or "main"
-        is_revision = REVISION.fullmatch(wanted) is not None
-        if is_revision and not self.on_disk and self._is_cached(repo, wanted):
-            # a revision means the same bytes for ever, so there is nothing to ask
-            return wanted
+        if REVISION.fullmatch(wanted):
+            # never a tag, which could name another revision
+            return self._stated_revision(repo, wanted)
 
         # so that a model that was loaded once also loads without the network
         remembered = self._cache(repo) / "refs" / wanted
         try:
             found = self._read_ref(repo, wanted)
-            if found is None and is_revision and self._has_snapshot(repo, wanted):
-                found = wanted
         except UnreachableHubError:
             last = _read_remembered(remembered)
             if last is None:
@@ -213,6 +210,15 @@ class FolderHub:
                 remembered.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(remembered, found)
         return found
+
+    def _stated_revision(self, repo: str, revision: str) -> str:
+        """A revision that the hub or the cache has."""
+        if not self.on_disk and self._is_cached(repo, revision):
+            # a revision means the same bytes for ever, so there is nothing to ask
+            return revision
+        if not self._has_snapshot(repo, revision):
+            raise self._not_found(repo, revision)
+        return revision
 
     def fetch(self, repo: str, revision: str, *, force: bool = False) -> Path:
         """The folder of a snapshot: itself on a disk, else a verified copy in the cache.
@@ -261,9 +267,14 @@ class FolderHub:
             # the manifest is written last, so with it the copy is complete
             if folder.is_symlink() or not (folder / MANIFEST).is_file():
                 return False
-            return folder_revision(folder) == revision
-        except (FileError, OSError):
+            if folder_revision(folder) != revision:
+                return False
+            # a file that was damaged since is fetched again
+            for name, entry in read_manifest(folder).files.items():
+                read_verified(folder, name, entry)
+        except (BadModelError, FileError, OSError):
             return False
+        return True
 
     def _download_model(self, repo: str, revision: str, cache: Path, force: bool) -> Path:
         snapshot = self._snapshot(repo, revision)
@@ -468,6 +479,12 @@ class FolderHub:
                 f"the folder hub needs another package ({reason_of(error)})", file=self.root
             ) from error
         except Exception as error:
+            if self.on_disk and isinstance(error, OSError) and error.errno in DISK_REMEDIES:
+                raise HubError(
+                    f"the folder hub {self.root} cannot be used ({reason_of(error)})",
+                    file=where,
+                    remedy=DISK_REMEDIES[error.errno],
+                ) from error
             if is_temporary(error):
                 raise UnreachableHubError(
                     f"the folder hub {self.root} does not answer ({reason_of(error)}); "

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from ..engines.calculator import EvenfieldCalculator
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
-REFERENCE = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[A-Za-z0-9][\w.-]*))?", re.ASCII
-)
+# each part may have 96 letters, as on the Hugging Face hub: file systems take 255
+PART = r"[A-Za-z0-9][\w.-]{0,95}"
+REFERENCE = re.compile(rf"(?P<repo>{PART}/{PART})(@(?P<revision>{PART}))?", re.ASCII)
 
 
 @dataclass(frozen=True)

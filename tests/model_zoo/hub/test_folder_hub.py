@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -219,6 +220,21 @@ def test_another_model_under_a_revision_is_refused_and_the_right_one_repairs_it(
     assert {path.name: path.read_bytes() for path in false.iterdir()} == untouched
 
 
+@pytest.mark.parametrize("behind_an_address", [False, True])
+def test_a_name_in_the_form_of_a_revision_does_not_redirect_it(
+    hub: FolderServer, folder: Path, tmp_path: Path, behind_an_address: bool
+) -> None:
+    """Its pin was answered with the other model, without a word."""
+    pinned = model_zoo.publish(folder, "me/copper", hub.folder)
+    other = model_zoo.publish(another(folder, tmp_path / "other"), "me/copper", hub.folder)
+    wanted = pinned.partition("@")[2]
+    names = hub.folder / "me" / "copper" / "refs"
+    (names / wanted).write_text(other.partition("@")[2])
+    where = hub.address if behind_an_address else hub.folder
+    assert model_zoo.load(pinned, where).record.description != "another"
+    assert model_zoo.load("me/copper", where).record.description == "another"
+
+
 def test_a_file_in_place_of_a_revision_is_repaired(folder: Path, tmp_path: Path) -> None:
     """The error listed the revision as one that the hub has, and publishing failed."""
     pinned = model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
@@ -374,6 +390,34 @@ def test_compressed_answers_are_not_blown_up(hub: FolderServer, folder: Path) ->
     assert peak < 300 << 20
 
 
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(
+    hub: FolderServer, folder: Path, own_cache: Path
+) -> None:
+    """Its error said to fetch again, and every fetch took the damaged one."""
+    pinned = model_zoo.publish(folder, "me/copper", hub.folder)
+    model_zoo.load(pinned, hub.address)
+    (weights,) = own_cache.rglob("model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_zoo.load(pinned, hub.address).reference == pinned
+    assert bytes(content) != weights.read_bytes()
+
+
+def test_a_full_disk_is_no_silent_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error spoke of the network."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(folder_hub, "write_atomically", full)
+    with pytest.raises(HubError, match="No space left") as told:
+        model_zoo.publish(folder, "me/copper", tmp_path / "hub")
+    assert told.value.remedy == "make room on the disk, and start the command again"
+
+
 def test_a_pipe_in_place_of_a_ref_does_not_block(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "hub"
     model_zoo.publish(folder, "me/copper", root)
@@ -436,7 +480,7 @@ def test_threads_that_fetch_the_same_model_do_not_share_temporary_files(
 
 
 def test_a_tag_does_not_look_like_a_revision(folder: Path, tmp_path: Path) -> None:
-    for tag in ("main", "0123456789abcdef", "0" * 40, "a/b", "", "-x", "v 1"):
+    for tag in ("main", "0123456789abcdef", "0" * 40, "a/b", "", "-x", "v 1", "x" * 97):
         with pytest.raises(HubError, match="cannot be a tag: choose another one of letters"):
             model_zoo.publish(folder, "me/copper", tmp_path / "hub", tag=tag)
 
@@ -448,6 +492,7 @@ def test_a_tag_does_not_look_like_a_revision(folder: Path, tmp_path: Path) -> No
         ("./hub/copper", "write owner/name"),
         ("me/cop per", "write owner/name"),
         ("copper@v1", "write owner/name"),
+        ("me/" + "c" * 97, "write owner/name"),
         ("me/copper@v1", "publish it as me/copper, with --tag v1"),
     ],
 )
