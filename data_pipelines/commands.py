@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .convert.convert import ConvertConfig
 
 
+# that a line names
+MOST_FILES = 4
+
 app = typer.Typer(no_args_is_help=True, help="From any source to a weighted, resumable stream.")
 
 Source = Annotated[
@@ -93,7 +96,9 @@ def convert(
     from .convert.convert import ConvertConfig
     from .convert.convert import convert as run
     from .convert.finish import SpellingError
+    from .sources.formats import SUFFIXES
     from .sources.label_tally import from_json, label_report
+    from .sources.locations import files_left_out
     from .structure import BadRecordError
 
     words = list(overrides or [])
@@ -124,6 +129,12 @@ def convert(
         say(_converted(out, info))
         for line in label_report(from_json(info.get("labels", {}))):
             say(line)
+        left_out = files_left_out(source, SUFFIXES)
+        if left_out:
+            names = ", ".join(left_out[:MOST_FILES])
+            count = "one other file" if len(left_out) == 1 else f"{len(left_out)} other files"
+            more = ", ..." if len(left_out) > MOST_FILES else ""
+            say(f"not read: {count} of the folder ({names}{more})")
         for note in _about_splits(info, config):
             say(note)
 

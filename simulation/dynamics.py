@@ -90,16 +90,12 @@ def relax_and_run(
 ) -> DynamicsResult:
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    `atoms` stays unchanged. Raises NothingMovesError for a single atom, FileError when `out` cannot
-    be written, ExplodedError when the dynamics explodes. Both files are there then too, with what
-    came before, and after any other end, such as Ctrl-C; dynamics.json says in `failure` why.
+    `atoms` stays unchanged. Raises NothingMovesError for a structure in which nothing can move,
+    FileError when `out` cannot be written, ExplodedError when the dynamics explodes. Both files are
+    there then too, with what came before, and after any other end, such as Ctrl-C; dynamics.json
+    says in `failure` why.
     """
-    if len(atoms) < 2:
-        # its centre of mass is held, and the temperature of what is left is 0 / 0
-        raise NothingMovesError(
-            "a single atom has no dynamics, because the centre of mass does not move",
-            remedy="repeat the cell, such as atoms * (3, 3, 3) in ASE",
-        )
+    _check_something_moves(atoms)
     atoms = atoms.copy()
     atoms.calc = calculator
     # before the relaxation, so that a wrong path does not cost the time of one
@@ -168,6 +164,28 @@ def relax_and_run(
             "explodes at any time step",
         )
     return result
+
+
+def _check_something_moves(atoms: Atoms) -> None:
+    """Raise NothingMovesError for a structure whose temperature would be 0 / 0."""
+    if len(atoms) == 0:
+        raise NothingMovesError("the structure has no atoms", remedy="give at least two")
+    if len(atoms) < 2:
+        # its centre of mass is held, and the temperature of what is left is 0 / 0
+        raise NothingMovesError(
+            "a single atom has no dynamics, because the centre of mass does not move",
+            remedy="repeat the cell, such as atoms * (3, 3, 3) in ASE",
+        )
+    masses = atoms.get_masses()
+    if not (np.isfinite(masses).all() and (masses > 0).all()):
+        raise NothingMovesError(
+            f"atom {int(np.argmin(np.nan_to_num(masses)))} has no positive mass",
+            remedy="remove the masses from the file: those of the elements are then taken",
+        )
+    if atoms.get_number_of_degrees_of_freedom() < 1:
+        raise NothingMovesError(
+            "constraints hold all of its atoms", remedy="remove constraints from the file"
+        )
 
 
 class _Run:

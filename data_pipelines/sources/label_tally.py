@@ -14,10 +14,13 @@ from ...core.labels import LABELS
 from ..structure import Structure
 from .config import SourceConfig
 from .label_names import INSTEAD, LookAlike, look_alike
-from .records import Record, Unread
+from .records import Record, Unread, stated_level
 
 
 Counts = dict[str, int]
+
+# that are named in a line
+MOST_LEVELS = 4
 
 
 @dataclass
@@ -36,6 +39,8 @@ class LabelTally:
     """Column that looks like a label -> structures that have it."""
     unread_only: Counts = field(default_factory=dict)
     """The same, among structures without that label."""
+    replaced_levels: Counts = field(default_factory=dict)
+    """Level of theory that a record states -> structures that got that of the settings."""
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
     """Label -> column that the settings name for it -> its unit."""
 
@@ -48,6 +53,9 @@ class LabelTally:
         if not self.structures:
             self._add_columns(_named_columns(config))
         _count(self.structures, level)
+        stated = stated_level(record, config)
+        if stated not in (None, level):
+            _count(self.replaced_levels, stated)
         for name in labels:
             _count(self.kept.setdefault(level, {}), name)
             if LABELS[name].periodic_only and not structure.pbc.all():
@@ -71,6 +79,7 @@ class LabelTally:
             (self.structures, other.structures),
             (self.unread, other.unread),
             (self.unread_only, other.unread_only),
+            (self.replaced_levels, other.replaced_levels),
         ):
             _add(own, more)
         for nested, more_nested in (
@@ -145,6 +154,14 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
                 text += f" ({unused[name]} of them not periodic in three directions, unused)"
             texts.append(text)
         lines.append(f"labels of {total} structures at {level}: {', '.join(texts)}")
+
+    if tally.replaced_levels:
+        total = sum(tally.replaced_levels.values())
+        names = ", ".join(repr(name) for name in sorted(tally.replaced_levels)[:MOST_LEVELS])
+        lines.append(
+            f"{prefix}level_of_theory replaces what {total} structures state ({names}); labels of "
+            "several levels do not belong under one name"
+        )
 
     for column in tally.unread_labels():
         count = tally.unread[column.column]

@@ -109,7 +109,7 @@ def list_files(source: str, suffixes: Sequence[str], hub_config: str | None = No
     if looks_like_path(source):
         raise _no_such_file(source)
     match = HUB_NAME.fullmatch(source)
-    if match and not source.endswith(tuple(suffixes)):
+    if match and not has_ending(source, suffixes):
         return _hub_files(source, match["name"], match["revision"], hub_config)
     raise _no_such_file(source)
 
@@ -150,7 +150,22 @@ def _inside(folder: Path) -> Iterator[Path]:
 def _is_data(path: Path, suffixes: Sequence[str]) -> bool:
     """Whether a file inside a folder is one of the source's; hidden files are not."""
     hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.name.endswith(tuple(suffixes))
+    return not hidden and has_ending(path.name, suffixes)
+
+
+def has_ending(name: str, suffixes: Sequence[str]) -> bool:
+    """Whether a name ends in one of these, in small letters or large ones."""
+    return name.lower().endswith(tuple(suffixes))
+
+
+def files_left_out(source: str, suffixes: Sequence[str]) -> list[str]:
+    """Names of files in a folder on this machine that are no files of the source, sorted."""
+    if is_url(source) or not plain_path(source).is_dir():
+        return []
+    folder = plain_path(source)
+    inside = sorted(path.relative_to(folder) for path in _inside(folder))
+    visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    return [str(path) for path in visible if not _is_data(path, suffixes)]
 
 
 def _at_least_one(files: list[str], source: str, suffixes: Sequence[str]) -> list[str]:
@@ -196,7 +211,7 @@ def _remote_files(source: str, suffixes: Sequence[str]) -> list[str]:
                 raise SourceError("the server has no such file", file=source)
             # object stores have no folders: a name may be the beginning of the names of files
             inside = retried(lambda: filesystem.find(path), seconds=SMALL_FILE_SECONDS)
-            found = [name for name in inside if name.endswith(tuple(suffixes))]
+            found = [name for name in inside if has_ending(name, suffixes)]
         files = sorted(filesystem.unstrip_protocol(name) for name in found)
         return _at_least_one(files, source, suffixes)
 

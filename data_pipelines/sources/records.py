@@ -123,6 +123,15 @@ def structure_from_record(
     )
 
 
+def stated_level(record: Record, config: SourceConfig) -> str | None:
+    """The level of theory that a record states itself, whatever the settings say."""
+    for column in config.names_of("level_of_theory") or ["level_of_theory"]:
+        value = record.info.get(column)
+        if value is not None:
+            return str(value)
+    return None
+
+
 def _level(record: Record, config: SourceConfig) -> str | None:
     """The level of theory that the record states, or else the one for records that state none."""
     level = _text(record, config, "level_of_theory")

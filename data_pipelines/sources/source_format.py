@@ -53,7 +53,7 @@ class SourceFormat(ABC):
 
     def recognises(self, name: str) -> bool:
         """Whether this format reads a file of that name."""
-        return without_query(name).endswith(self.suffixes)
+        return without_query(name).lower().endswith(self.suffixes)
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
         """The parts of a file, of about `records_per_part` records each.

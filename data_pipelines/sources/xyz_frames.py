@@ -307,7 +307,7 @@ def _text(path: Path, starts: list[int] | None, first: int, last: int | None) ->
 
 
 def _open(path: Path | str) -> IO[bytes]:
-    if not str(path).endswith(".gz"):
+    if not str(path).lower().endswith(".gz"):
         return Path(path).open("rb")
     return io.BufferedReader(_Unpacked(Path(path)), UNPACKED_AT_ONCE)
 

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 
 from evenfield.core.files import FileError
 from evenfield.simulation.dynamics import (
@@ -84,6 +85,31 @@ def test_a_single_atom_has_no_dynamics(tmp_path: Path) -> None:
         run(bulk("Ni"), tmp_path / "md")
     assert "repeat the cell" in told.value.remedy
     assert not (tmp_path / "md").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("fixed", "constraints hold all of its atoms"),
+        ("massless", "atom 1 has no positive mass"),
+        ("mass of nan", "atom 1 has no positive mass"),
+        ("empty", "the structure has no atoms"),
+    ],
+)
+def test_a_structure_in_which_nothing_can_move_is_refused(
+    fault: str, message: str, copper: Atoms, tmp_path: Path
+) -> None:
+    """The error said that the dynamics had exploded."""
+    masses = copper.get_masses()
+    masses[1] = np.nan if fault == "mass of nan" else 0.0
+    if fault == "fixed":
+        copper.set_constraint(FixAtoms(range(len(copper))))
+    elif fault == "empty":
+        copper = Atoms()
+    else:
+        copper.set_masses(masses)
+    with pytest.raises(NothingMovesError, match=message):
+        run(copper, tmp_path / "md")
 
 
 def test_a_dynamics_that_never_starts_is_an_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -185,6 +186,36 @@ def test_a_folder_of_three_namings_is_read_whole_by_the_setting_that_is_advised(
         "trust_units": True,
     }
     assert advice(**three) == ""
+
+
+def test_levels_that_a_setting_replaces_are_named(tmp_path):
+    """Two levels were trained under one name, without a word."""
+    frames = [crystal(index, energy=float(index)) for index in range(4)]
+    for frame, level in zip(frames, ["EMT", "B", "C", "C"], strict=True):
+        frame.info["level_of_theory"] = level
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    info = converted(tmp_path / "mine.extxyz", tmp_path / "out")
+    report = "\n".join(label_report(from_json(info["labels"])))
+    assert "level_of_theory replaces what 3 structures state ('B', 'C')" in report
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    ase.io.write(source / "a.extxyz", [crystal(index, energy=1.0 + index) for index in range(4)])
+    shutil.copy(source / "a.extxyz", source / "B.EXTXYZ")
+    (source / "v.json").write_text("{}")
+    (source / ".hidden").write_text("")
+    words = ["evenfield", "data", "convert", str(source), str(tmp_path / "out")]
+    words += ["level_of_theory=EMT", "split_by=structure", "--trust-units", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    # in large letters it is the same format
+    assert "8 read" in " ".join(said.split())
+    assert "not read: one other file of the folder (v.json)" in said
 
 
 def test_components_alone_give_a_remedy_that_can_be_followed(tmp_path):
