@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import re
 import shutil
@@ -25,6 +26,8 @@ from .checkpoints import choose_checkpoint
 Resume = Literal["no", "auto", "must"]
 
 LOCK = ".lock"
+# ending of an old run that is being removed
+REMOVED = ".removed"
 # What the parts of a run write below its folder, besides the model.
 OWN_FILE = re.compile(
     r"config\.yaml|metrics\.jsonl|evaluation\.json|predictions\.npz"
@@ -118,6 +121,7 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
         yield
         return
 
+    _remove_leftovers(out)
     # refused while another process trains into the folder
     with sole_writer(out), file_errors(out):
         old = _unused_name(out)
@@ -133,7 +137,15 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     if (out / "model").is_dir():
         with file_errors(out):
             keep_files_of_others(old, out, files_of_run(old))
-        shutil.rmtree(old, ignore_errors=True)
+            # a process that is killed while it removes the folder leaves half of it, which nobody
+            # should take for the old run, and which the next one removes
+            old.rename(out.with_name(f".{old.name}{REMOVED}"))
+        _remove_leftovers(out)
+
+
+def _remove_leftovers(out: Path) -> None:
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.old-*{REMOVED}"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def files_of_run(out: Path) -> Callable[[str], bool]:

@@ -28,6 +28,7 @@ from evenfield.pretrain import run
 from evenfield.pretrain.callbacks import saving
 from evenfield.pretrain.callbacks.callback import StepReport
 from evenfield.pretrain.callbacks.metrics import Metrics, ProgressBar
+from evenfield.pretrain.checkpoints import run_folder
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.errors import ResumeError
 from evenfield.pretrain.initial_potential import build_potential
@@ -374,6 +375,21 @@ def test_overwritten_run_stays_until_the_new_one_has_ended(run_config, monkeypat
     assert (model / "model.safetensors").read_bytes() != weights
     assert not kept.exists()
     assert [row["step"] for row in rows_of(Path(config.out))] == [1, 2, 3]
+
+
+def test_an_old_run_whose_removal_was_killed_goes_with_the_next_one(run_config, monkeypatch):
+    """Half of it stayed for ever under the name of an old run."""
+    config = run_config(max_steps=1)
+    pretrain(config, quiet=True)
+    with monkeypatch.context() as patch:
+        # killed before the first file was removed
+        patch.setattr(run_folder.shutil, "rmtree", lambda *_, **__: None)
+        pretrain(config, quiet=True, overwrite=True)
+    out = Path(config.out)
+    assert (out.parent / f".{out.name}.old-1.removed" / "config.yaml").is_file()
+    pretrain(config, quiet=True, overwrite=True)
+    left = [path.name for path in out.parent.iterdir() if ".old-" in path.name]
+    assert left == []
 
 
 def test_files_of_a_user_stay_in_a_run_folder_that_is_overwritten(run_config):
