@@ -38,7 +38,8 @@ def held(lock: Path, refusal: LockedError) -> Iterator[None]:
 def _locked(lock: Path, refusal: LockedError) -> BinaryIO:
     """The open and locked file."""
     while True:
-        with file_errors(lock, remedy="remove it if it is a link"):
+        remedy = "remove it, it is a link" if lock.is_symlink() else None
+        with file_errors(lock, remedy=remedy):
             # A link would create or lock a file in a folder that the user did not name.
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         file = os.fdopen(descriptor, "r+b")

@@ -293,7 +293,7 @@ class FolderHub:
         target = cache / "snapshots" / revision
         weight_bytes = 0
         with file_errors(target), _progress(where, manifest) as advance:
-            if target.is_symlink():
+            if target.is_symlink() or target.is_file():
                 target.unlink()
             target.mkdir(parents=True, exist_ok=True)
             for name in download_order(manifest):

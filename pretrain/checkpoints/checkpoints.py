@@ -276,6 +276,10 @@ def problem_of(path: Path, *, hashed: bool = True) -> str | None:
             return None
         if manifest[SEAL] != digest_of(manifest):
             return "manifest.json is garbled"
+        named = path.name.removeprefix("step-")
+        if named.isdigit() and int(named) != manifest["step"]:
+            # a copy under another name would make a run skip steps
+            return f"it is the checkpoint of step {manifest['step']}, under another name"
         for name, stated in manifest["files"].items():
             problem = _problem_of_file(path / name, stated, hashed=hashed)
             if problem is not None:

@@ -67,6 +67,15 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_skipped(saved, capsys)
     assert steps_of(saved.out) == [1, 2, 3, 4, 5]
 
 
+def test_a_checkpoint_under_another_name_is_not_taken(saved, capsys):
+    """The run went on at step 99, without a word."""
+    checkpoints = Path(saved.out) / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000099")
+    assert run.pretrain(saved.model_copy(update={"max_steps": 5}), "auto") is not None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "skipped step-00000099 (it is the checkpoint of step 2, under another name)" in said
+
+
 def test_the_time_before_a_resume_counts(run_config, monkeypatch) -> None:
     """The card of a run of several parts stated the time of the last one."""
     config = run_config(**SAVED)
