@@ -35,6 +35,7 @@ UNITS = {
 COLOURS = {
     "step0": "0.6",
     "refit": "tab:orange",
+    "wide": "tab:brown",
     "readout": "tab:olive",
     "lora": "tab:green",
     "full": "tab:blue",

@@ -59,18 +59,19 @@ def add_to_head(
 ) -> None:
     """Add a change (P,) to a head in place.
 
-    change: shared weights, own weights of `new_elements`, E0 of `elements`, end to end.
+    change: shared weights, own weights of `new_elements`, E0 of `elements`, end to end. Weights
+    may be those of the first features alone; the others then stay as they are.
     """
     readout = potential.readout
-    size = readout.weight.shape[1]
-    num_weights = size * (1 + len(new_elements))
+    num_weights = len(change) - len(elements)
+    size = num_weights // (1 + len(new_elements))
     weights = change[:num_weights].reshape(-1, size)
     shared = readout.weight.new_tensor(weights[0])
     own = readout.weight.new_tensor(weights[1:])
     of_e0 = potential.e0.new_tensor(change[num_weights:])
     with torch.no_grad():
-        readout.weight[head] += shared
-        readout.element_weight[head, new_elements] += own
+        readout.weight[head, :size] += shared
+        readout.element_weight[head, new_elements, :size] += own
         potential.e0[head, elements] += of_e0
 
 

@@ -114,6 +114,8 @@ class FineTuning:
         """What scores the potential; None when no structures are held out."""
         self.step0_weights: Weights = {}
         """The weights after the set-up, before anything was learned."""
+        self.sizes: tuple[int, ...] = ()
+        """Numbers of features that a wide refit chooses from; none for the usual refit."""
         self.stages: dict[str, Stage] = {}
         self._started = time.perf_counter()
         self._seconds_judging = 0.0
@@ -154,6 +156,7 @@ class FineTuning:
             config=self.config.refit,
             bootstrap=self.config.ensemble,
             seed=self.config.seed,
+            sizes=self.sizes,
         )
 
     def refit(self, structures: list[Structure]) -> Refitted:

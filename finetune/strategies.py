@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from .closed_form.strategy import Refit
+from .closed_form.strategy import Refit, WideRefit
 from .gradient.strategies.full import Full
 from .gradient.strategies.lora import Lora
 from .gradient.strategies.new_element import NewElement
@@ -19,6 +19,7 @@ STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
         Refit(),
+        WideRefit(),
         ReadoutOnly(),
         Lora(),
         Full(),

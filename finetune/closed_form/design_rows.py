@@ -31,24 +31,29 @@ from ...data_pipelines.stream.packing import pack
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.derivatives import forces_and_stress
 from ...model_zoo.potential.potential import Potential
+from .by_directions import VOIGT, jacobian_by_directions, moved_atoms
 
 
 # Limits of a batch: larger ones are not faster, and fill memory with the gradients of all features.
 MOST_EDGES = 6000
 MOST_ATOMS = 256
-# The components of a symmetric tensor, each shear once.
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 Rows = tuple[np.ndarray, np.ndarray]
 """Rows (R, P) and targets (R,)."""
 
 
 class RefitConfig(Settings):
-    """Lower bounds of the noise that the fit assumes for the labels."""
+    """Lower bounds of the noise that the fit assumes for the labels, and the size of a wide one."""
 
     energy_noise: float = Field(default=0.01, gt=0, description="eV/atom")
     force_noise: float = Field(default=0.1, gt=0, description="eV/A")
     stress_noise: float = Field(default=0.005, gt=0, description="eV/A^3")
+    random_features: int = Field(
+        default=192,
+        ge=0,
+        le=2048,
+        description="most random features that strategy=wide appends to the readout",
+    )
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,13 @@ def design_rows(
     unknowns: Unknowns,
     config: RefitConfig,
     weights: LabelWeights | None = None,
+    *,
+    by_directions: bool = False,
 ) -> Iterator[DesignRows]:
     """The rows of all structures, batch by batch.
+
+    by_directions: one pass per direction where these are fewer than features; forces of a large
+    structure are then those on some of its atoms (by_directions.py).
 
     weights: of the labels, by default 1. Rows and targets are multiplied by their square roots; the
     assumed noise stays as it is.
@@ -156,7 +166,9 @@ def design_rows(
     # a look-ahead of one keeps the order
     for graph_list in pack(graphs, MOST_EDGES, MOST_ATOMS, look_ahead=1):
         batch = Batch.join(graph_list).to(parameter.device)
-        of_batch = _rows_of_batch(potential, head, batch, unknowns, config)
+        of_batch = _rows_of_batch(
+            potential, head, batch, unknowns, config, by_directions=by_directions
+        )
         first, last = last, last + len(graph_list)
         if weights is not None:
             of_batch = _weighted(of_batch, batch, weights.structures[first:last], weights.elements)
@@ -183,7 +195,13 @@ def _weighted(
 
 
 def _rows_of_batch(
-    potential: Potential, head: int, batch: Batch, unknowns: Unknowns, config: RefitConfig
+    potential: Potential,
+    head: int,
+    batch: Batch,
+    unknowns: Unknowns,
+    config: RefitConfig,
+    *,
+    by_directions: bool = False,
 ) -> DesignRows:
     with torch.no_grad():
         predicted = potential(batch)
@@ -204,7 +222,15 @@ def _rows_of_batch(
 
     # what a change of the unknowns does: the rows
     new_elements = unknowns.new_elements.tolist()
-    summed, force_slope, stress_slope = feature_jacobian(potential, batch, new_elements)
+    moved = moved_atoms(batch)
+    passes = 3 * int(np.bincount(structure_index[moved]).max())
+    if by_directions and passes < unknowns.num_weights:
+        force_error = np.where(moved[:, None], force_error, np.nan)
+        summed, force_slope, stress_slope = jacobian_by_directions(
+            potential, batch, new_elements, moved
+        )
+    else:
+        summed, force_slope, stress_slope = feature_jacobian(potential, batch, new_elements)
     scale = float(potential.scale[head])
     composition = _composition(batch, structure_index, num_structures, unknowns.elements)
 

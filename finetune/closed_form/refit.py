@@ -16,6 +16,7 @@ it is multiplied by its RMS error on left-out structures, and the fit is made ag
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,16 +28,14 @@ from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head
 from ..target import alike
 from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
+from .noise_and_size import best_of_sizes, with_estimated_noise
 from .posterior import Posterior
-from .prior import ENERGY_LABELS, Fold, PriorChoice, choose_prior
+from .prior import ENERGY_LABELS, Fold
 from .reference_energies import reference_precision
 from .ridge import NormalEquations, posterior_covariance, solve_ridge
 
 
 MAX_FOLDS = 16
-# Bounds of the estimated noise over the assumed one. The assumed noise contains the errors before
-# the fit, so the estimate can only be lower.
-NOISE_BOUNDS = (0.03, 1.0)
 
 
 class NothingToFitError(EvenfieldError):
@@ -59,6 +58,8 @@ class RefitReport:
     """Estimated noise of a typical structure by label: eV/atom, eV/A, eV/A^3."""
     duplicates: int
     """Structures that are copies of others."""
+    features: int | None = None
+    """Features that a wide refit uses; None for a refit that had no choice."""
 
 
 def refit_readout(
@@ -72,12 +73,16 @@ def refit_readout(
     weights: LabelWeights | None = None,
     bootstrap: int = 0,
     seed: int = 0,
+    sizes: Sequence[int] = (),
 ) -> tuple[RefitReport, Posterior]:
     """Refit readout weights and E0 of one head in place; the network does not change.
 
     known, known_e0: atomic numbers for which the weights and the E0 of the head were trained.
     weights: of the structures, in their order, and of elements; by default all labels count alike.
     bootstrap: number of refits to folds drawn with replacement, which the posterior will contain.
+    sizes: numbers of features to choose from by left-out structures, in growing order; the weights
+    of the other features stay as they are, and the posterior has none of them. Without sizes, all
+    features are used.
 
     Raises NothingToFitError without any label, and WeightError for weights that do not fit.
     """
@@ -91,22 +96,33 @@ def refit_readout(
 
     parts, duplicates = _parts(structures)
     folds, assumed = _folds(
-        potential, head, structures, parts, unknowns, config or RefitConfig(), weights
+        potential,
+        head,
+        structures,
+        parts,
+        unknowns,
+        config or RefitConfig(),
+        weights,
+        by_directions=bool(sizes),
     )
     if sum(fold.all.rows for fold in folds) == 0:
         raise NothingToFitError(
             "no structure has an energy, forces or stress, so there is nothing to fit"
         )
 
-    e0_precision = unknowns.pattern(e0=reference_precision(elements, known_e0))
-    folds, choice, factor = _with_estimated_noise(folds, unknowns, e0_precision)
-    total = NormalEquations.total(fold.all for fold in folds)
+    reference = reference_precision(elements, known_e0)
+    if sizes:
+        fit = best_of_sizes(folds, unknowns, reference, sizes)
+    else:
+        fit = with_estimated_noise(folds, unknowns, reference)
+    choice = fit.choice
+    total = NormalEquations.total(fold.all for fold in fit.folds)
     change = total.solve(choice.precision)
     add_to_head(potential, head, change, new_elements, elements)
 
     # The noise differs from structure to structure; the report shows that of a typical one.
-    estimated = {name: factor[name] * _median(assumed[name]) for name in choice.held_out}
-    drawn = _bootstrap(folds, choice.precision, bootstrap, seed)
+    estimated = {name: fit.factor[name] * _median(assumed[name]) for name in choice.held_out}
+    drawn = _bootstrap(fit.folds, choice.precision, bootstrap, seed)
     posterior = Posterior(
         level_of_theory=potential.config.levels_of_theory[head],
         covariance=posterior_covariance(total.matrix, choice.precision),
@@ -122,6 +138,7 @@ def refit_readout(
         relative_gradient=_relative_gradient(total, choice.precision, change),
         noise=estimated,
         duplicates=duplicates,
+        features=fit.unknowns.size if sizes else None,
     )
     return report, posterior
 
@@ -154,6 +171,8 @@ def _folds(
     unknowns: Unknowns,
     config: RefitConfig,
     weights: LabelWeights,
+    *,
+    by_directions: bool,
 ) -> tuple[list[Fold], dict[str, np.ndarray]]:
     """The equations of each part, and the assumed noise of all structures (S,) by label."""
     folds = []
@@ -162,31 +181,14 @@ def _folds(
         fold = Fold.empty(unknowns.num)
         own = [structures[place] for place in part]
         own_weights = replace(weights, structures=weights.structures[part])
-        for batch in design_rows(potential, head, own, unknowns, config, own_weights):
+        for batch in design_rows(
+            potential, head, own, unknowns, config, own_weights, by_directions=by_directions
+        ):
             for name in ENERGY_LABELS:
                 fold.equations[name].add(*batch.rows[name])
                 noise[name].append(batch.noise[name])
         folds.append(fold)
     return folds, {name: np.concatenate(values) for name, values in noise.items()}
-
-
-def _with_estimated_noise(
-    folds: list[Fold], unknowns: Unknowns, e0_precision: np.ndarray
-) -> tuple[list[Fold], PriorChoice, dict[str, float]]:
-    """Folds over the estimated noise, the prior for them, and estimated over assumed noise."""
-    shared = unknowns.pattern(shared=1.0)
-    own = unknowns.pattern(own=1.0)
-    first = choose_prior(folds, shared, own, e0_precision)
-
-    # Errors are in units of the assumed noise. Where they are smaller, so is the noise.
-    factor = {}
-    for name in ENERGY_LABELS:
-        error = first.held_out.get(name, 1.0)
-        factor[name] = float(np.clip(error, *NOISE_BOUNDS))
-
-    folds = [fold.divided_by_noise(factor) for fold in folds]
-    second = choose_prior(folds, shared, own, e0_precision)
-    return folds, second, factor
 
 
 def _bootstrap(folds: list[Fold], precision: np.ndarray, number: int, seed: int) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""The strategy `refit`: readout and reference energies in closed form, in seconds."""
+"""The strategies `refit` and `wide`: readout and reference energies in closed form, in seconds."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ...model_zoo.potential.weights_aside import weights_aside
+from ...model_zoo.potential.weights_aside import copied_weights, weights_aside
 from ..state import FineTuning, Refitted
 from ..strategy import Fitted, Strategy
+from .widen import narrowed, widened
 
 
 class Refit(Strategy):
@@ -37,3 +38,32 @@ class Refit(Strategy):
                 aside.keep_changes()
                 return replace(accepted, report=report, posterior=posterior)
         return accepted
+
+
+# Random features that are tried, as parts of the most.
+SHARES_OF_RANDOM = (0.0, 1 / 3, 1.0)
+
+
+class WideRefit(Refit):
+    """A refit with random features of the network as well, as many as left-out structures confirm.
+
+    Where they confirm none, the readout keeps its size. How much energies count against forces is
+    chosen in the same way. With `random_features=0` it is the usual refit.
+    """
+
+    name = "wide"
+    description = "as refit, with random features appended to the readout"
+
+    def fit(self, run: FineTuning) -> Fitted:
+        """Widen, refit, and cut off the features that no weight reads."""
+        most = run.config.refit.random_features
+        if most == 0:
+            return super().fit(run)
+        size = run.potential.config.readout_size
+        run.sizes = tuple(sorted({size + round(share * most) for share in SHARES_OF_RANDOM}))
+        run.potential = widened(run.potential, most, run.config.seed)
+        run.step0_weights = copied_weights(run.potential)
+
+        fitted = super().fit(run)
+        run.potential = narrowed(run.potential, fitted.posterior.size)
+        return fitted

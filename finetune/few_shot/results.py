@@ -28,6 +28,7 @@ STRATEGY_LABELS = {
     "pretrained": "pretrained, unchanged",
     "step0": "E0 refit only (step 0)",
     "refit": "closed-form refit",
+    "wide": "wide closed-form refit",
     "scratch": "trained from scratch",
 }
 ErrorName = Literal["force_mae", "energy_mae_per_atom"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evenfield.data_pipelines.batch import Batch
-from evenfield.finetune.closed_form import prior, refit
+from evenfield.finetune.closed_form import noise_and_size, prior, refit
 from evenfield.finetune.closed_form.design_rows import (
     LabelWeights,
     RefitConfig,
@@ -282,7 +282,7 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
         chosen.append(3.0 * own + 30.0 * shared + fixed)
         return PriorChoice(chosen[0], 1.0, 1.0, {})
 
-    monkeypatch.setattr(refit, "choose_prior", choose)
+    monkeypatch.setattr(noise_and_size, "choose_prior", choose)
     few = off_target[::3]
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
     layout = Unknowns(12, np.array([PT]), elements)
