@@ -35,7 +35,7 @@ from evenfield.finetune.closed_form.widen import widened
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
 from evenfield.finetune.strategies import fewest_to_hold_out
-from evenfield.finetune.target import open_target
+from evenfield.finetune.target import hold_out, open_target
 
 
 CELLS_OF_CUBIC_TITANIUM = ((1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
@@ -54,8 +54,11 @@ def one(
         valid_share=config.valid_share,
         fewest_to_hold_out=fewest_to_hold_out(strategy),
     )
+    # 16 structures are all there is: what is held out comes from them, and not from a split
+    train, valid = hold_out(target.train, config.valid_share, seed, fewest_to_hold_out(strategy))
     chosen = np.random.default_rng(99).permutation(len(target.test))[: options.test]
-    target = replace(target, test=[target.test[place] for place in chosen])
+    test = [target.test[place] for place in chosen]
+    target = replace(target, train=train, valid=valid, test=test)
 
     started = time.process_time()
     result = finetune(model, target, config)

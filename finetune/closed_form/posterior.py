@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,15 @@ class Posterior:
     def size(self) -> int:
         """Number of features d."""
         return (len(self.covariance) - len(self.elements)) // (1 + len(self.new_elements))
+
+    def narrowed(self, size: int) -> Posterior:
+        """That of the first `size` features, where the others have no weights."""
+        in_block = np.arange(self.size) < size
+        blocks = np.tile(in_block, 1 + len(self.new_elements))
+        kept = np.concatenate([blocks, np.ones(len(self.elements), dtype=bool)])
+        return replace(
+            self, covariance=self.covariance[np.ix_(kept, kept)], bootstrap=self.bootstrap[:, kept]
+        )
 
     def energy_variance(self, summed_features: np.ndarray, atomic_numbers: np.ndarray) -> float:
         """Variance (eV^2) of the energy of a structure.

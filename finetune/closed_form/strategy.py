@@ -65,5 +65,13 @@ class WideRefit(Refit):
         run.step0_weights = copied_weights(run.potential)
 
         fitted = super().fit(run)
-        run.potential = narrowed(run.potential, fitted.posterior.size)
-        return fitted
+        used = fitted.posterior.size
+        if fitted.kept == 0.0:
+            # the change was undone, and with it every weight of a random feature
+            used = size
+        run.potential = narrowed(run.potential, used)
+        return replace(
+            fitted,
+            refit=replace(fitted.refit, features=used),
+            posterior=fitted.posterior.narrowed(used),
+        )

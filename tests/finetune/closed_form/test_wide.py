@@ -19,13 +19,16 @@ from evenfield.finetune.closed_form.design_rows import (
 )
 from evenfield.finetune.closed_form.posterior import load_posterior
 from evenfield.finetune.closed_form.refit import refit_readout
+from evenfield.finetune.closed_form.strategy import Refit
 from evenfield.finetune.closed_form.widen import narrowed, widened
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.strategy import Fitted
 from evenfield.finetune.target import draw, open_target
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.hub.load import load
+from evenfield.model_zoo.potential.weights_aside import put_weights
 
 
 METALS = {13, 28, 29, 46, 47, 78, 79}
@@ -196,3 +199,21 @@ def test_saved_and_loaded_it_predicts_the_same(model, target, tmp_path):
     # and can be fine-tuned like any other
     again = finetune(saved, target, FineTuneConfig(strategy="lora", gradient={"max_steps": 2}))
     assert again.potential.config.readout_size == size
+
+
+def test_an_undone_change_leaves_a_readout_of_its_old_size(model, target, monkeypatch):
+    """Posterior and record too."""
+    monkeypatch.setattr(Refit, "fit", refused)
+    config = FineTuneConfig(strategy="wide", ensemble=2, refit={"random_features": 12})
+    result = finetune(model, target, config)
+    size = model.potential.config.readout_size
+    assert result.potential.config.readout_size == size
+    assert result.refit.features == result.posterior.size == size
+    assert result.posterior.bootstrap.shape == (2, len(result.posterior.covariance))
+
+
+def refused(strategy, run) -> Fitted:
+    """A refit to widened features that held-out structures do not confirm."""
+    report, posterior = run.solve(run.target.train)
+    put_weights(run.potential, run.step0_weights)
+    return Fitted(report, posterior, kept=0.0)
