@@ -145,7 +145,9 @@ def defects_of(calculator: Calculator, symbol: str) -> Defects:
     """All figures of a metal at the model's own lattice parameter."""
     curve = minimum(calculator, symbol, "fcc", expected_volume(symbol, "fcc"))
     if not curve.volume > 0:
-        return Defects(symbol, *[np.nan] * 5, np.full(2, np.nan))
+        nothing = np.nan
+        path = np.full(2, nothing)
+        return Defects(symbol, nothing, nothing, nothing, nothing, nothing, path)
     edge = lattice_parameter("fcc", curve.volume)
     cohesive = energy_per_atom(calculator, bulk(symbol, "fcc", a=edge))
     formation, path = vacancy(calculator, symbol, edge, cohesive)

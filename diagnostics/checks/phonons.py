@@ -139,7 +139,7 @@ def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations
     if constants is None:
         return None
     atoms = crystal(name, structure, curve.volume)
-    phonons = force_constants(calculator, atoms, repeats)
+    phonons: Any = force_constants(calculator, atoms, repeats)
 
     phonons.run_mesh([MESH] * 3, is_gamma_center=True)
     frequencies = phonons.mesh.frequencies
@@ -178,7 +178,7 @@ def force_constants(calculator: Calculator, atoms: Atoms, repeats: int) -> Phono
         cell=atoms.cell.array,
         scaled_positions=atoms.get_scaled_positions(),
     )
-    phonons = Phonopy(
+    phonons: Any = Phonopy(
         cell, supercell_matrix=repeats * np.eye(3, dtype=int), primitive_matrix=np.eye(3)
     )
     phonons.generate_displacements(distance=DISPLACEMENT, is_plusminus=True)
@@ -220,11 +220,11 @@ def sound(phonons: Any, atoms: Atoms) -> tuple[float, float]:
 def _path(edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Length along the path in units of 1/a, and wave vectors in 1/A."""
     corners = np.array(PATH, float)
-    points = [
+    stops = [
         start + (end - start) * share
         for start, end in pairwise(corners)
         for share in np.linspace(0, 1, PATH_POINTS, endpoint=False)
     ]
-    points = np.array([*points, corners[-1]])
+    points = np.array([*stops, corners[-1]])
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     return np.concatenate([[0.0], np.cumsum(steps)]), points / edge
