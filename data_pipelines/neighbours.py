@@ -201,6 +201,9 @@ def _check_number_of_pairs(
     The volume of the cell does not tell: all atoms may be at one point of it.
     """
     num_atoms = len(positions)
+    # most structures end here: even one that has nearly collapsed has no more pairs
+    if num_atoms * SPHERE * search**3 <= MAX_FREE_PAIRS * MIN_VOLUME_PER_ATOM:
+        return
     most_pairs = max(MAX_FREE_PAIRS, num_atoms * SPHERE * cutoff**3 / LEAST_MEAN_VOLUME)
     # as if the atoms were spread evenly, which counts the images of a small cell
     volume = _volume(positions, cell, pbc, search)
