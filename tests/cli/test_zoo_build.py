@@ -90,7 +90,7 @@ def test_a_model_that_fails_is_kept_only_if_asked_for_and_then_warns(
     def compute(*_: object) -> None:
         raise AssertionError("a finished check is made again")
 
-    monkeypatch.setattr(sanity, "check_function", compute)
+    monkeypatch.setattr("evenfield.diagnostics.sanity.battery.check_function", compute)
     capsys.readouterr()
     folder = build(tmp_path, allow_failed=True)
     assert "failed at EMT: repulsion; loading the model warns of it" in capsys.readouterr().out
