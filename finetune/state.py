@@ -36,12 +36,14 @@ from .gradient.config import GradientConfig
 from .gradient.replay import ReplayConfig
 from .heads import with_head
 from .safety.guard import SHARES, HeldOut
-from .safety.step0 import error_without_zero
+from .safety.step0 import misfit
 from .target import Target
 
 
 # Structures by which the heads of a model are compared.
 NUM_TO_COMPARE = 32
+# Training structures with an element, below which a head has learned too little to start from.
+FEWEST_TO_START_FROM = 20
 
 
 class FitConfig(Settings):
@@ -196,9 +198,10 @@ def train_counts(known: Mapping[str, int], structures: Iterable[Structure]) -> d
 def _level_to_start_from(model: LoadedModel, target: Target) -> str:
     """The level of theory whose head comes nearest to the new labels; the target's own if known.
 
-    The order of the heads says nothing about them. Their forces are compared, or without any the
-    energies that composition does not explain: neither depends on the zero of energy. Without
-    either, it is the model's default, or its first.
+    The order of the heads says nothing about them. Their forces and stresses are compared, or
+    without any the energies that composition does not explain: none depends on the zero of energy.
+    Heads that have learned an element of the target from few structures are left out, if there are
+    others. Without any label, it is the model's default, or its first.
     """
     levels = own_levels(model.potential.config.levels_of_theory)
     _refuse_other_spelling(target, levels)
@@ -211,13 +214,25 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
     sample = target.train[:: max(1, len(target.train) // NUM_TO_COMPARE)]
     best = default
     smallest = math.inf
-    for level in [default, *levels]:
+    for level in _experienced(model, [default, *levels], sample):
         as_if = [replace(structure, level_of_theory=level) for structure in sample]
-        error = error_without_zero(predict(model.potential, as_if))
+        error = misfit(predict(model.potential, as_if))
         if error < smallest:
             best = level
             smallest = error
     return best
+
+
+def _experienced(model: LoadedModel, levels: list[str], sample: list[Structure]) -> list[str]:
+    """The levels whose heads have learned the elements of a sample; all of them if none has."""
+    symbols = {chemical_symbols[z] for structure in sample for z in structure.elements}
+    counts = model.record.level_counts
+
+    def fewest(level: str) -> int:
+        return min(counts[level].get(symbol, 0) for symbol in symbols)
+
+    counted = [level for level in levels if level in counts]
+    return [level for level in counted if fewest(level) >= FEWEST_TO_START_FROM] or levels
 
 
 def _refuse_other_spelling(target: Target, levels: list[str]) -> None:

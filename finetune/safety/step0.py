@@ -32,6 +32,8 @@ RATIOS = (0.2, 5.0)
 # Predictions of a model cannot distinguish units whose factors differ by less than this.
 CLOSE = 1.25
 FEWEST_VALUES = 6
+# Forces (eV/A) and stresses (eV/A^3) below this are zero by symmetry, up to rounding.
+VANISHING = 1e-6
 # A unit explains a ratio that it leaves within this factor of one.
 EXPLAINED = 2.5
 # Fewer structures with a stress may all be compressed where the model expands: lattice constants
@@ -236,16 +238,29 @@ def _explaining(name: str, ratio: float) -> list[str]:
     return sorted(near, key=lambda unit: off[unit])
 
 
-def error_without_zero(predictions: Predictions) -> float:
-    """Mean absolute error of the forces, or without any of the energies; infinite without both.
+def misfit(predictions: Predictions) -> float:
+    """How far labels and predictions are apart, from 0 to 1; infinite without a label.
 
-    The zero of energy does not matter: energies are compared without the part that composition
-    explains.
+    It is the mean over forces and stress, or without any the energies, of the mean absolute error
+    over the mean absolute values of labels and predictions together. A model that predicts next to
+    nothing gets 1, also where most labels vanish by symmetry. The zero of energy does not matter:
+    energies are compared without the part that composition explains.
     """
-    for pairs in (_labelled_components(predictions), _energies_without_composition(predictions)):
+    found = []
+    for pairs in (_labelled_components(predictions), _stress_without_mean(predictions)):
         if len(pairs):
-            return float(np.abs(pairs[:, 1] - pairs[:, 0]).mean())
-    return math.inf
+            found.append(_relative_error(pairs))
+    energies = _energies_without_composition(predictions)
+    if not found and len(energies):
+        found.append(_relative_error(energies))
+    return float(np.mean(found)) if found else math.inf
+
+
+def _relative_error(pairs: np.ndarray) -> float:
+    """Of labels and predictions (R, 2), 0 to 1; 1 where both vanish, which says nothing."""
+    labels, predicted = pairs.T
+    size = np.abs(labels).mean() + np.abs(predicted).mean()
+    return float(np.abs(labels - predicted).mean() / size) if size > VANISHING else 1.0
 
 
 def _labelled_components(predictions: Predictions) -> np.ndarray:

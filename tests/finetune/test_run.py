@@ -8,11 +8,14 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.census.domain import domain_of
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune import run as runs
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.gradient import replay as replaying
@@ -20,7 +23,7 @@ from evenfield.finetune.heads import with_ensemble, with_head
 from evenfield.finetune.leaks import notes_on_leaks
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
-from evenfield.finetune.state import train_counts
+from evenfield.finetune.state import FineTuning, train_counts
 from evenfield.finetune.target import Target, draw, open_target
 from evenfield.model_zoo.engines.errors import UnseenElementError
 from evenfield.model_zoo.evaluation.evaluation import predict
@@ -223,6 +226,47 @@ def test_new_head_starts_from_the_one_that_is_nearest_to_the_labels(model, sets)
         target = Target("mine", structures, [], [], SOURCE)
         result = finetune(loaded, target, REFIT)
         assert result.started_from == "EMT"
+
+
+def test_a_head_that_predicts_nothing_is_not_the_nearest(model, sets):
+    """The forces of the structures vanish by symmetry, and its error was the smallest."""
+    potential = with_head(model.potential, "silent")
+    levels = potential.config.levels_of_theory
+    with torch.no_grad():
+        potential.scale[levels.index("silent")] *= 1e-3
+    silent = model.record.elements["EMT"]
+    record = model.record.model_copy(
+        update={"elements": {**model.record.elements, "silent": silent}, "default_level": "silent"}
+    )
+    loaded = replace(model, potential=potential, record=record)
+
+    structures = []
+    for number in range(6):
+        atoms = bulk("Cu", a=3.4 + 0.08 * number, cubic=True)
+        atoms.calc = EMT()
+        stress = atoms.get_stress(voigt=False)
+        # what a code prints for a force that vanishes
+        forces = np.full((4, 3), 1e-4)
+        labels = {"energy": atoms.get_potential_energy(), "forces": forces, "stress": stress}
+        structures.append(Structure.from_atoms(atoms, "mine", str(number), "g", **labels))
+    run = FineTuning(loaded, Target("mine", structures, [], [], SOURCE), REFIT, quiet=True)
+    assert run.source_level == "EMT"
+
+
+def test_heads_that_have_hardly_seen_an_element_are_left_out(model, sets):
+    structures = [replace(s, level_of_theory="mine") for s in iter_structures(sets["base"], "test")]
+    potential = with_head(model.potential, "few", "EMT")
+    seen = dict.fromkeys(model.record.elements["EMT"], 100)
+    record = model.record.model_copy(
+        update={
+            "elements": {"few": list(seen), "EMT": list(seen)},
+            "level_counts": {"few": {**seen, "Cu": 2}, "EMT": seen},
+            "default_level": "few",
+        }
+    )
+    loaded = replace(model, potential=potential, record=record)
+    run = FineTuning(loaded, Target("mine", structures, [], [], SOURCE), REFIT, quiet=True)
+    assert run.source_level == "EMT"
 
 
 def test_a_level_whose_energies_fit_another_head_is_named(model, sets):
