@@ -42,6 +42,8 @@ from .target import Target
 
 # Structures by which the heads of a model are compared.
 NUM_TO_COMPARE = 32
+# The misfit of the model's default level is multiplied by this: another one must be clearly nearer.
+FAVOUR = 0.9
 # Training structures with an element, below which a head has learned too little to start from.
 FEWEST_TO_START_FROM = 20
 
@@ -217,6 +219,8 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
     for level in _experienced(model, [default, *levels], sample):
         as_if = [replace(structure, level_of_theory=level) for structure in sample]
         error = misfit(predict(model.potential, as_if))
+        if level == default:
+            error *= FAVOUR
         if error < smallest:
             best = level
             smallest = error

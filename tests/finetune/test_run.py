@@ -236,7 +236,7 @@ def test_a_head_that_predicts_nothing_is_not_the_nearest(model, sets):
         potential.scale[levels.index("silent")] *= 1e-3
     silent = model.record.elements["EMT"]
     record = model.record.model_copy(
-        update={"elements": {**model.record.elements, "silent": silent}, "default_level": "silent"}
+        update={"elements": {**model.record.elements, "silent": silent}, "default_level": None}
     )
     loaded = replace(model, potential=potential, record=record)
 
