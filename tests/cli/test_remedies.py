@@ -51,6 +51,7 @@ PRINTED_BY = {
     "data_pipelines/convert/convert.py": ["data convert", "data corpus"],
     "diagnostics/check.py": CHECKS,
     "diagnostics/checks/sanity.py": ["check sanity"],
+    "diagnostics/sanity/battery.py": ["check sanity", "check physics"],
     "diagnostics/checks/scaling.py": ["check scaling"],
     "finetune/few_shot/curve.py": ["finetune curve"],
     "finetune/safety/trust.py": ["finetune attach"],
