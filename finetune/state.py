@@ -216,7 +216,7 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
     sample = target.train[:: max(1, len(target.train) // NUM_TO_COMPARE)]
     best = default
     smallest = math.inf
-    for level in _experienced(model, [default, *levels], sample):
+    for level in _experienced(model, list(dict.fromkeys([default, *levels])), sample):
         as_if = [replace(structure, level_of_theory=level) for structure in sample]
         error = misfit(predict(model.potential, as_if))
         if level == default:

@@ -14,7 +14,7 @@ from ...core.labels import LABELS
 from ..structure import Structure
 from .config import SourceConfig
 from .label_names import INSTEAD, LookAlike, look_alike
-from .records import Record, Unread, stated_level
+from .records import Record, Unread, stated_text
 
 
 Counts = dict[str, int]
@@ -53,9 +53,10 @@ class LabelTally:
         if not self.structures:
             self._add_columns(_named_columns(config))
         _count(self.structures, level)
-        stated = stated_level(record, config)
-        if stated not in (None, level):
-            _count(self.replaced_levels, stated)
+        if config.level_of_theory:
+            stated = stated_text(record, config, "level_of_theory")
+            if stated is not None and stated != level:
+                _count(self.replaced_levels, stated)
         for name in labels:
             _count(self.kept.setdefault(level, {}), name)
             if LABELS[name].periodic_only and not structure.pbc.all():

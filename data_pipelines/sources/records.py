@@ -123,15 +123,6 @@ def structure_from_record(
     )
 
 
-def stated_level(record: Record, config: SourceConfig) -> str | None:
-    """The level of theory that a record states itself, whatever the settings say."""
-    for column in config.names_of("level_of_theory") or ["level_of_theory"]:
-        value = record.info.get(column)
-        if value is not None:
-            return str(value)
-    return None
-
-
 def _level(record: Record, config: SourceConfig) -> str | None:
     """The level of theory that the record states, or else the one for records that state none."""
     level = _text(record, config, "level_of_theory")
@@ -327,22 +318,26 @@ def _refuse_difference(
 
 def _text(record: Record, config: SourceConfig, name: str) -> str | None:
     """A text field; None where there is none, unless the config names its column."""
-    is_named = name in config.columns
-    columns = config.names_of(name) or [name]
-    for column in columns:
-        value = record.info.get(column)
-        if value is not None:
-            return str(value)
-    if not is_named:
-        return None
+    text = stated_text(record, config, name)
+    if text is not None or name not in config.columns:
+        return text
 
-    column = columns[0]
+    column = (config.names_of(name) or [name])[0]
     if column in record.info:
         raise BadRecordError(
             f"has no value in column '{column}' ({name})",
             remedy="fill it, or leave the record out",
         )
     raise _missing_column(column, f"columns.{name}", record)
+
+
+def stated_text(record: Record, config: SourceConfig, name: str) -> str | None:
+    """A text field that the record has, in the column that the config names or in that name."""
+    for column in config.names_of(name) or [name]:
+        value = record.info.get(column)
+        if value is not None:
+            return str(value)
+    return None
 
 
 def _missing_column(column: str, setting: str, record: Record) -> BadRecordError:

@@ -128,7 +128,9 @@ class Vibrations:
         """The bands from the centre of the zone to X and L and back."""
         curves = {f"{index}": (self.path, band) for index, band in enumerate(self.bands.T)}
         title = f"phonons of {self.name}: zone centre, X, L, zone centre"
-        return curves_png(title, "wave vector, 2 pi/a", "frequency, THz", curves, markers=False)
+        return curves_png(
+            title, "wave vector, 2 pi/a", "frequency, THz", curves, markers=False, legend=False
+        )
 
 
 def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations | None:

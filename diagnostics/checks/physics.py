@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from ..check import CheckedCalculator, CheckResult
-from ..sanity.battery import Battery
+from ..sanity.battery import Attach, Battery, OutFolder
 from ..sanity.config import SanityConfig
 
 
@@ -27,18 +22,8 @@ BATTERY = (
 def check(
     model: CheckedCalculator,
     settings: SanityConfig,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="folder for physics.json and physics.html; what is finished is kept there, "
-            "and the same command goes on after a stop",
-        ),
-    ] = None,
-    attach: Annotated[
-        bool,
-        typer.Option("--attach", help="put the verdict into the model's folder and its card"),
-    ] = False,
+    out: OutFolder = None,
+    attach: Attach = False,
 ) -> CheckResult:
     """Is a potential fit for dynamics, phonons and defects? Each check is also a command.
 

@@ -11,8 +11,9 @@ import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from ...core.destination import FileKind, check_destination
@@ -36,6 +37,18 @@ from .memory import Memory
 
 
 ANOTHER_OUT = "choose another --out"
+# options of the commands of all batteries
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="folder for the results as JSON and as a page; what is finished is kept there, and "
+        "the same command goes on after a stop",
+    ),
+]
+Attach = Annotated[
+    bool, typer.Option("--attach", help="put the verdict into the model's folder and its card")
+]
 VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
 
 

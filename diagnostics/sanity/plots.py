@@ -26,8 +26,12 @@ def curves_png(
     y_range: tuple[float, float] | None = None,
     logarithmic: bool = False,
     markers: bool = True,
+    legend: bool = True,
 ) -> bytes:
-    """A PNG of curves by name, each as its x and y. A dashed line shows `limit`."""
+    """A PNG of curves by name, each as its x and y. A dashed line shows `limit`.
+
+    legend: whether the names mean something to a reader.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing
 
@@ -47,6 +51,6 @@ def curves_png(
         axes.set_title(title)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        if 0 < len(curves) <= MAX_NAMED:
+        if legend and 0 < len(curves) <= MAX_NAMED:
             axes.legend(fontsize=9)
         return figure_png(drawing)

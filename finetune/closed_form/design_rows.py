@@ -222,15 +222,16 @@ def _rows_of_batch(
 
     # what a change of the unknowns does: the rows
     new_elements = unknowns.new_elements.tolist()
-    moved = moved_atoms(batch)
-    passes = 3 * int(np.bincount(structure_index[moved]).max())
-    if by_directions and passes < unknowns.num_weights:
-        force_error = np.where(moved[:, None], force_error, np.nan)
-        summed, force_slope, stress_slope = jacobian_by_directions(
-            potential, batch, new_elements, moved
-        )
-    else:
-        summed, force_slope, stress_slope = feature_jacobian(potential, batch, new_elements)
+    slopes = None
+    if by_directions:
+        moved = moved_atoms(batch)
+        passes = 3 * int(np.bincount(structure_index[moved]).max())
+        if passes < unknowns.num_weights:
+            force_error = np.where(moved[:, None], force_error, np.nan)
+            slopes = jacobian_by_directions(potential, batch, new_elements, moved)
+    if slopes is None:
+        slopes = feature_jacobian(potential, batch, new_elements)
+    summed, force_slope, stress_slope = slopes
     scale = float(potential.scale[head])
     composition = _composition(batch, structure_index, num_structures, unknowns.elements)
 

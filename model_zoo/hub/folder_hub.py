@@ -55,7 +55,6 @@ from ..package.manifest import (
 )
 from .remote import (
     BUGS,
-    MAX_REF_BYTES,
     REVISION,
     HubError,
     UnreachableHubError,
@@ -72,6 +71,9 @@ from .remote import (
 CHUNK = 8 << 20
 # the extra that installs the storage library of a protocol; fsspec knows more protocols than these
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
+
+# a ref holds a revision and perhaps a line end
+MAX_REF_BYTES = 1000
 
 Advance = Callable[[int], None]  # takes the number of bytes that have arrived
 
@@ -230,8 +232,9 @@ class FolderHub:
         """
         if self.on_disk:
             return self._checked_snapshot(repo, revision)
-        if not force and self._is_cached(repo, revision):
-            return self._cache(repo) / "snapshots" / revision
+        cached = self._cache(repo) / "snapshots" / revision
+        if not force and self._is_cached(repo, revision) and not self._is_damaged(cached):
+            return cached
 
         try:
             return self._download_model(repo, revision, self._cache(repo), force)
@@ -267,14 +270,18 @@ class FolderHub:
             # the manifest is written last, so with it the copy is complete
             if folder.is_symlink() or not (folder / MANIFEST).is_file():
                 return False
-            if folder_revision(folder) != revision:
-                return False
-            # a file that was damaged since is fetched again
+            return folder_revision(folder) == revision
+        except (FileError, OSError):
+            return False
+
+    def _is_damaged(self, folder: Path) -> bool:
+        """Whether a file of a copy in the cache is not what its manifest says."""
+        try:
             for name, entry in read_manifest(folder).files.items():
                 read_verified(folder, name, entry)
         except (BadModelError, FileError, OSError):
-            return False
-        return True
+            return True
+        return False
 
     def _download_model(self, repo: str, revision: str, cache: Path, force: bool) -> Path:
         snapshot = self._snapshot(repo, revision)
@@ -399,7 +406,8 @@ class FolderHub:
                 return read_small_file(self.fs, path, limit)
             except TooLargeError as error:
                 name = path.rpartition("/")[2]
-                raise too_large(where, name, f"more than {limit:,}", limit) from error
+                shown = f"more than {limit:,}"
+                raise too_large(where, name, shown, limit, is_stated=False) from error
 
     def _has_snapshot(self, repo: str, revision: str) -> bool:
         if self.on_disk and Path(self._snapshot(repo, revision)).is_file():

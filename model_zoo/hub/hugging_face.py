@@ -6,7 +6,6 @@ by its manifest: a file that the manifest does not name is not downloaded, whate
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils.tqdm import tqdm
 
 from ...core.errors import EvenfieldError
-from ...core.files import FileError, file_errors
+from ...core.files import DISK_REMEDIES, FileError, file_errors
 from ...core.hub_client import limited_patience
 from ...core.storage import SILENCE
 from ..package.manifest import (
@@ -60,8 +59,6 @@ from .remote import (
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
-# what writing a file raises without the file's name
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 # seconds; a hub may look at large files before it answers
 SILENCE_AFTER_UPLOAD = 100.0
 TAKEN = 409  # the HTTP status for a name that is in use
@@ -320,7 +317,7 @@ def _client_errors(where: str) -> Iterator[None]:
 
 def _is_of_disk(error: OSError) -> bool:
     """Whether an error is about a file; errors of connections are OSErrors too."""
-    return error.filename is not None or error.errno in DISK_ERRORS
+    return error.filename is not None or error.errno in DISK_REMEDIES
 
 
 # the first class that fits decides, so subclasses come before their bases

@@ -28,8 +28,6 @@ from ..package.manifest import (
 CACHE_VARIABLE = "EVENFIELD_CACHE"
 # bytes that the header of a file of weights may take
 SPARE = 1 << 20
-# a ref holds a revision and perhaps a line end
-MAX_REF_BYTES = 1000
 # the revision of a model on a folder hub, see folder_revision
 REVISION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 # What only a mistake in code raises. Storage and hub clients have many classes of errors, most of
@@ -116,10 +114,15 @@ def size_limit(manifest: Manifest, name: str, weight_bytes: int) -> int:
     return weight_bytes if is_weights(name) else MAX_TEXT_BYTES
 
 
-def too_large(where: str, name: str, num_bytes: int | str, limit: int) -> BadModelError:
-    """The error for a file that a hub sends or announces with more bytes than it may have."""
+def too_large(
+    where: str, name: str, num_bytes: int | str, limit: int, *, is_stated: bool = True
+) -> BadModelError:
+    """The error for a file that a hub sends or announces with more bytes than it may have.
+
+    is_stated: the manifest states the limit; else it is one of ours.
+    """
     shown = num_bytes if isinstance(num_bytes, str) else f"{num_bytes:,}"
-    if name == MANIFEST or limit == MAX_REF_BYTES:
+    if name == MANIFEST or not is_stated:
         message = f"{name} has {shown} bytes, {limit:,} are allowed"
     else:
         message = f"{name} has {shown} bytes, but {MANIFEST} states {limit:,}"

@@ -7,7 +7,7 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -137,10 +137,11 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     if (out / "model").is_dir():
         with file_errors(out):
             keep_files_of_others(old, out, files_of_run(old))
-            # a process that is killed while it removes the folder leaves half of it, which nobody
-            # should take for the old run, and which the next one removes
-            old.rename(out.with_name(f".{old.name}{REMOVED}"))
-        _remove_leftovers(out)
+        # A process that is killed while it removes the folder leaves half of it, which nobody
+        # should take for the old run, and which the next one removes.
+        with suppress(OSError):
+            old = old.rename(out.with_name(f".{old.name}{REMOVED}"))
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -12,7 +12,8 @@ from ase.calculators.emt import EMT
 from ase.neighborlist import neighbor_list
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from evenfield.diagnostics.check import CheckedCalculator
+from evenfield.diagnostics.check import CheckedCalculator, CheckResult, check_function
+from evenfield.diagnostics.sanity.config import SanityConfig
 
 
 METALS = ["Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al"]
@@ -44,6 +45,24 @@ class Checked(CheckedCalculator):
 
     def calculator(self, dtype: str | None = None) -> Calculator:
         return self.make()
+
+
+def made(
+    name: str, calculator: type[Calculator], known: list[str], **settings: object
+) -> CheckResult:
+    """The result of a check of a calculator; quick unless settings say otherwise."""
+    config = SanityConfig.model_validate({"suite": "quick", **settings})
+    return check_function(name)(Checked(calculator, known), config)
+
+
+def values(result: CheckResult) -> dict[str, float]:
+    """Figure -> its value."""
+    return {figure.name: figure.value for figure in result.figures}
+
+
+def failed(result: CheckResult) -> list[str]:
+    """Names of the figures that failed."""
+    return [figure.name for figure in result.figures if not figure.passed]
 
 
 class Faulty(EMT):

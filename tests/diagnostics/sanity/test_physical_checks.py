@@ -11,7 +11,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 
-from evenfield.diagnostics.check import CheckResult, check_function
+from evenfield.diagnostics.check import check_function
 from evenfield.diagnostics.checks import bound, crystals, dynamics, elastic, relaxations
 from evenfield.diagnostics.checks.lattice import reference_of
 from evenfield.diagnostics.sanity.answers import Dimer, ask, dimer_curves
@@ -34,26 +34,14 @@ from broken_calculators import (
     SoftShear,
     StrongForces,
     WrongStress,
+    failed,
+    made,
+    values,
 )
 
 
 # EMT itself has holes in Al-Pd, Al-Pt and Al-Au; these have none.
 WITHOUT_HOLES = ["Cu", "Ag", "Au", "Ni"]
-
-
-def made(
-    name: str, calculator: type[Calculator], known: list[str], **settings: object
-) -> CheckResult:
-    config = SanityConfig.model_validate({"suite": "quick", **settings})
-    return check_function(name)(Checked(calculator, known), config)
-
-
-def values(result: CheckResult) -> dict[str, float]:
-    return {figure.name: figure.value for figure in result.figures}
-
-
-def failed(result: CheckResult) -> list[str]:
-    return [figure.name for figure in result.figures if not figure.passed]
 
 
 # --- repulsion

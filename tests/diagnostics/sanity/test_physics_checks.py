@@ -18,14 +18,21 @@ from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from evenfield.core.errors import MissingPackageError
-from evenfield.diagnostics.check import CheckResult, check_function
 from evenfield.diagnostics.checks import defects, diatomics, phonons
 from evenfield.diagnostics.checks.timestep import Scan
 from evenfield.diagnostics.sanity.answers import ask
-from evenfield.diagnostics.sanity.config import SanityConfig
 from evenfield.diagnostics.sanity.crystals import minimum
 
-from broken_calculators import Checked, Drift, Faulty, Kinked, SinglePrecision, StrongForces
+from broken_calculators import (
+    Drift,
+    Faulty,
+    Kinked,
+    SinglePrecision,
+    StrongForces,
+    failed,
+    made,
+    values,
+)
 
 
 PNG = b"\x89PNG"
@@ -34,21 +41,6 @@ PNG = b"\x89PNG"
 @pytest.fixture
 def phonopy() -> None:
     pytest.importorskip("phonopy", reason="comes with the phonons extra")
-
-
-def made(
-    name: str, calculator: type[Calculator], known: list[str], **settings: object
-) -> CheckResult:
-    config = SanityConfig.model_validate({"suite": "quick", **settings})
-    return check_function(name)(Checked(calculator, known), config)
-
-
-def values(result: CheckResult) -> dict[str, float]:
-    return {figure.name: figure.value for figure in result.figures}
-
-
-def failed(result: CheckResult) -> list[str]:
-    return [figure.name for figure in result.figures if not figure.passed]
 
 
 # --- time steps
