@@ -6,18 +6,8 @@ import numpy as np
 import torch
 
 from ..core.errors import EvenfieldError
-from ..model_zoo.potential.potential import Potential
+from ..model_zoo.potential.potential import TENSORS_OF_HEADS, Potential
 from .closed_form.posterior import Posterior
-
-
-# Tensors whose first dimension counts the heads.
-TENSORS_OF_HEADS = (
-    "readout.weight",
-    "readout.element_weight",
-    "repulsion.log_factor",
-    "e0",
-    "scale",
-)
 
 
 def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:

@@ -78,6 +78,12 @@ class PretrainConfig(Settings):
         description="run folder; its name is the name of the model",
         json_schema_extra={"resume": "applied"},  # the checkpoint is looked for there
     )
+    start_from: str | None = Field(
+        default=None,
+        description="model whose weights the run begins with, as a folder, a name of the zoo or "
+        "owner/name@revision; levels of theory take over their heads by name",
+        json_schema_extra={"resume": "refused"},
+    )
     licence: str | None = Field(
         default=None,
         description="licence of the weights; needed to publish",

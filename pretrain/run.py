@@ -21,6 +21,7 @@ from ..model_zoo.compile.compiled import compile_for_training
 from ..model_zoo.evaluation.coverage import Coverage
 from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import summarise
+from ..model_zoo.hub.load import load
 from ..model_zoo.package.domain_record import domain_file
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord, TrainingData
@@ -53,6 +54,7 @@ from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening
 from .loop.train_module import TrainModule
 from .loop.trainer import Trainer
+from .start_from import Start
 from .streams import open_stream, padded_shape_of
 
 
@@ -88,6 +90,7 @@ def pretrain(
     # everything that can be refused, before anything is computed or written
     data = config.open_data()
     check_data(config, data)
+    start = _start_of(config)
     refuse_occupied(config, data, resume, overwrite=overwrite)
 
     stop = stop or StopRequest()
@@ -100,12 +103,22 @@ def pretrain(
             out = Path(config.out)
             held.enter_context(run_set_aside(out, console, overwrite=overwrite))
             held.enter_context(sole_writer(out))
-        return _run(config, data, resume, console, stop, changed_data)
+        return _run(config, data, start, resume, console, stop, changed_data)
+
+
+def _start_of(config: PretrainConfig) -> Start | None:
+    """The finished model that a new run begins with, which must be built as the run asks."""
+    if config.start_from is None:
+        return None
+    start = Start(load(config.start_from))
+    start.check(config.model)
+    return start
 
 
 def _run(
     config: PretrainConfig,
     data: Collection,
+    start: Start | None,
     resume: Resume,
     console: Console,
     stop: StopRequest,
@@ -118,8 +131,15 @@ def _run(
 
     # what is trained, on what, and by what
     seed_everything(config.seed)
-    potential = build_potential(config, data, begun.kept if begun else None)
+    kept: KeptHeads | None = None
+    if begun:
+        kept = begun.kept
+    elif start:
+        kept = start.kept
+    potential = build_potential(config, data, kept)
     share_readouts(potential, config.level_sharing)
+    if start and not begun:
+        _begin_with(start, config, data, potential, console)
     levels = potential.config.levels_of_theory
     train_module = TrainModule(potential, config.loss, config.compute.precision)
     engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)
@@ -162,10 +182,25 @@ def _run(
 
     if engine.rank == 0:
         with trainer.evaluated_weights():
-            _write_results(config, data, potential, trainer.seconds, console)
+            _write_results(config, data, start, potential, trainer.seconds, console)
     # no rank may end, and take the others with it, while rank 0 still writes
     dist.barrier()
     return Path(config.out) / "model"
+
+
+def _begin_with(
+    start: Start,
+    config: PretrainConfig,
+    data: Collection,
+    potential: Potential,
+    console: Console,
+) -> None:
+    """Take over what a finished model knows, and say what looks wrong about it."""
+    levels = potential.config.levels_of_theory
+    notes = start.take_over(potential, config.level_sharing.levels)
+    sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
+    for note in [*notes, *start.notes_on_levels(potential, sample)]:
+        console.print(note)
 
 
 def _compile(
@@ -283,13 +318,18 @@ def _versions() -> dict[str, str]:
 
 
 def _write_results(
-    config: PretrainConfig, data: Collection, potential: Potential, seconds: float, console: Console
+    config: PretrainConfig,
+    data: Collection,
+    start: Start | None,
+    potential: Potential,
+    seconds: float,
+    console: Console,
 ) -> None:
     # before the first file: nothing of a run that failed may look like a result
     refuse_unusable_weights(potential)
     out = Path(config.out)
     census = data.census()
-    record = _record(config, data, potential, census, seconds)
+    record = _record(config, data, start, potential, census, seconds)
 
     split = held_out_split(data)
     # of levels and elements without a training structure a model knows nothing
@@ -326,6 +366,7 @@ def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
 def _record(
     config: PretrainConfig,
     data: Collection,
+    start: Start | None,
     potential: Potential,
     census: dict[str, Any],
     seconds: float,
@@ -334,6 +375,11 @@ def _record(
     counts = {
         symbol: row["structures"].get("train", 0) for symbol, row in census["per_element"].items()
     }
+    training_data = [
+        TrainingData.of_data_set(info, info["num_structures"]["train"]) for info in data.infos
+    ]
+    if start is not None:
+        training_data = start.with_data_before(training_data)
     return ModelRecord(
         name=Path(config.out).name,
         licence=config.licence,
@@ -342,9 +388,7 @@ def _record(
         level_details=_level_details(data, potential.config.levels_of_theory),
         level_counts=counts_of_levels(census, potential.config.levels_of_theory),
         train_counts={symbol: count for symbol, count in counts.items() if count},
-        training_data=[
-            TrainingData.of_data_set(info, info["num_structures"]["train"]) for info in data.infos
-        ],
+        training_data=training_data,
         training={
             "config": config.saved(),
             "seconds": round(seconds, 1),
@@ -352,4 +396,5 @@ def _record(
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         versions=_versions(),
+        base_model=start.model.reference if start else None,
     )

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, chemical_symbols
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from rich.progress import track
 
 from ...core.destination import DATA_SETS, check_destination
@@ -67,6 +67,11 @@ class EnrichConfig(Settings):
     )
     elements: Literal["rare", "all"] | list[str] = Field(
         default="rare", description="rare, all, or a list of symbols"
+    )
+    excluded: list[str] = Field(
+        default=[],
+        description="elements that the oracle was not made for: no structure has them, neither as "
+        "the new element nor as a relative nor from the start",
     )
     source_level: str | None = Field(
         default=None,
@@ -123,6 +128,12 @@ class EnrichConfig(Settings):
                 raise ValueError("elements=[] names none: use rare, all or symbols")
         return elements
 
+    @field_validator("excluded")
+    @classmethod
+    def _check_excluded(cls, excluded: list[str]) -> list[str]:
+        check_symbols(excluded)
+        return excluded
+
     @field_validator("rattle")
     @classmethod
     def _check_rattle(cls, rattle: tuple[float, float]) -> tuple[float, float]:
@@ -143,6 +154,13 @@ class EnrichConfig(Settings):
         if licence is not None and normalised(licence) is None:
             raise ValueError(f"'{licence}' is not an SPDX identifier such as MIT or BSD-3-Clause")
         return licence
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> Self:
+        both = [symbol for symbol in self.elements if symbol in self.excluded]
+        if isinstance(self.elements, list) and both:
+            raise ValueError(f"elements and excluded both name {', '.join(both)}")
+        return self
 
     @property
     def new_level(self) -> str:
@@ -216,10 +234,12 @@ def enrich(
             "setting, or another name for a head of its own",
         )
 
-    sources = _sources(
-        data, main_level, config.most_atoms, isolated_only=config.oracle in XTB_LEVELS
-    )
-    train_elements = levels[main_level]["train_elements"]
+    sources = _sources(data, main_level, config)
+    train_elements = {
+        symbol: count
+        for symbol, count in levels[main_level]["train_elements"].items()
+        if symbol not in config.excluded
+    }
     plan = _plan(data, train_elements, sources, config)
     kin = _kin(train_elements, config.relatives) if config.swap_all else {}
     structures, enrichment = _make_all(plan, kin, sources, main_level, config, workers)
@@ -263,15 +283,18 @@ def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str
     return main_level
 
 
-def _sources(
-    data: Path, level: str, most_atoms: int | None, *, isolated_only: bool
-) -> list[Structure]:
+def _sources(data: Path, level: str, config: EnrichConfig) -> list[Structure]:
     """Training structures that elements may be swapped into, without their labels."""
+    isolated_only = config.oracle in XTB_LEVELS
+    most_atoms = config.most_atoms
+    excluded = [atomic_numbers[symbol] for symbol in config.excluded]
     found = []
     for structure in iter_structures(data, "train"):
         if structure.level_of_theory != level or (isolated_only and structure.pbc.any()):
             continue
         if most_atoms is not None and len(structure.atomic_numbers) > most_atoms:
+            continue
+        if np.isin(structure.atomic_numbers, excluded).any():
             continue
         # views of a block would keep all of its labels in memory
         found.append(
@@ -289,6 +312,8 @@ def _sources(
         kind = "isolated training structure" if isolated_only else "training structure"
         if most_atoms is not None:
             kind += f" of at most {most_atoms} atoms"
+        if config.excluded:
+            kind += f" without {', '.join(config.excluded)}"
         remedy = "name a source_level that has some"
         if isolated_only:
             remedy += ", or an oracle for periodic structures"

@@ -36,6 +36,15 @@ from .repulsion import Repulsion
 # have no gradient in a given step; has weight decay. "vector": everything else, without decay.
 ParameterRole = Literal["matrix", "table", "vector"]
 
+# Tensors whose first dimension counts the heads.
+TENSORS_OF_HEADS = (
+    "readout.weight",
+    "readout.element_weight",
+    "repulsion.log_factor",
+    "e0",
+    "scale",
+)
+
 # here, because every way to compute passes through this module
 survive_forks()
 

@@ -352,3 +352,17 @@ def test_the_command(metals: Path, tmp_path: Path) -> None:
     assert f"data=[{metals},{out}] default_level='EMT'" in done.output
     about = json.loads((out / "dataset_info.json").read_text())
     assert about["num_structures"]["train"] == 6
+
+
+def test_excluded_elements_are_in_no_structure(metals: Path, tmp_path: Path) -> None:
+    config = config_of(elements="all", excluded=["Ag", "Au"], swap_all=1.0)
+    enrichment = enrich(metals, tmp_path / "more", config, workers=1)
+
+    assert set(enrichment.structures) == {"Cu", "Ni", "Pd"}
+    for structure in iter_structures(tmp_path / "more", "train"):
+        assert not {47, 79} & set(structure.elements.tolist())
+
+
+def test_an_element_is_not_asked_for_and_excluded() -> None:
+    with pytest.raises(SettingsError, match="elements and excluded both name Pd"):
+        load_settings(EnrichConfig, overrides=["oracle=EMT", "elements=[Pd]", "excluded=[Pd, Au]"])

@@ -1,0 +1,140 @@
+"""Going on from a finished model: its weights, heads and reference energies, taken over by name.
+
+A new run on new data need not begin at random weights. What a model knows of a level of theory
+belongs to the level's name, so the run may have other levels, in another order, and more elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers
+
+from ..core.errors import EvenfieldError
+from ..data_pipelines.structure import Structure
+from ..model_zoo.evaluation.level_fit import misfits
+from ..model_zoo.hub.load import LoadedModel
+from ..model_zoo.package.record import TrainingData
+from ..model_zoo.potential.config import ModelConfig
+from ..model_zoo.potential.potential import TENSORS_OF_HEADS, Potential
+from .checkpoints.run_data import KeptHeads
+
+
+@dataclass(frozen=True)
+class Start:
+    """A finished model, as the start of a run whose data may have other levels of theory."""
+
+    model: LoadedModel
+
+    @property
+    def levels(self) -> list[str]:
+        """Levels of theory of the model."""
+        return self.model.potential.config.levels_of_theory
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise EvenfieldError for a model that was built with other settings than the run's."""
+        own = _settings(self.model.potential.config)
+        asked = _settings(config)
+        different = [key for key in own | asked if own.get(key) != asked.get(key)]
+        if different:
+            those = ", ".join(f"{key}={own.get(key)}" for key in different)
+            ours = ", ".join(f"{key}={asked.get(key)}" for key in different)
+            set_these = " ".join(f"model.{key}={own[key]}" for key in different if key in own)
+            raise EvenfieldError(
+                f"was built with {those}, and the run with {ours}",
+                file=f"start_from={self.model.reference}",
+                remedy=f"set {set_these}, or leave start_from out",
+            )
+
+    @property
+    def kept(self) -> KeptHeads:
+        """What the potential is built with: the normalisation that the weights were learned under.
+
+        Heads are those of the data, in their order.
+        """
+        return KeptHeads(self.model.potential.config.num_neighbours, {})
+
+    def take_over(self, potential: Potential, sharing: list[str]) -> list[str]:
+        """Load the model's weights into the potential of a run, in place; returns notes.
+
+        Levels of theory that both have take over their readout, radii, energy scale, and the E0 of
+        the elements that the model has learned. A level that the model does not have, and the E0
+        of other elements, stay as they were built from the data.
+
+        sharing: levels of theory that share their readouts. One that is new among them starts with
+        the readout and the energy scale of the first that the model has.
+        """
+        levels = potential.config.levels_of_theory
+        own = potential.state_dict()
+        saved = self.model.potential.state_dict()
+        shared = [level for level in levels if level in self.levels]
+
+        for name, tensor in own.items():
+            if name not in TENSORS_OF_HEADS:
+                tensor.copy_(saved[name])
+                continue
+            for level in shared:
+                row = saved[name][self.levels.index(level)]
+                head = levels.index(level)
+                if name == "e0":
+                    learned = self.model.record.trained_symbols(level)
+                    known = [atomic_numbers[symbol] for symbol in learned]
+                    tensor[head, known] = row[known]
+                else:
+                    tensor[head] = row
+
+        known_sharing = [level for level in sharing if level in shared]
+        if known_sharing:
+            for level in sharing:
+                if level not in shared:
+                    _start_like(potential, levels.index(level), levels.index(known_sharing[0]))
+
+        notes = [f"starts from the weights of {self.model.reference}"]
+        new = [level for level in levels if level not in self.levels]
+        if new:
+            notes.append(f"levels of theory that are new, with readouts of their own: {_list(new)}")
+        left = [level for level in self.levels if level not in levels]
+        if left:
+            notes.append(f"levels of theory that are left behind: {_list(left)}")
+        return notes
+
+    def with_data_before(self, data: list[TrainingData]) -> list[TrainingData]:
+        """The data sets of the model, without those that the run uses again, and of the run."""
+        again = {source.sha256 for source in data}
+        before = [
+            source for source in self.model.record.training_data if source.sha256 not in again
+        ]
+        return [*before, *data]
+
+    def notes_on_levels(self, potential: Potential, structures: list[Structure]) -> list[str]:
+        """Warnings of levels whose energies in the data the model does not explain."""
+        elements = {
+            level: self.model.record.trained_symbols(level)
+            for level in potential.config.levels_of_theory
+            if level in self.levels
+        }
+        found = misfits(potential, structures, elements)
+        return [f"warning: {misfit}; is this the level of theory of the model?" for misfit in found]
+
+
+def _start_like(potential: Potential, head: int, like: int) -> None:
+    """Give a head the readout and the energy scale of another, in place; its E0 stay."""
+    with torch.no_grad():
+        for weights in (potential.readout.weight, potential.readout.element_weight):
+            weights[head] = weights[like]
+        potential.scale[head] = potential.scale[like]
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    """What a user sets of a model, by key, without what data fix."""
+    return {
+        key: value
+        for key, value in config.model_dump(mode="json").items()
+        if key not in ("levels_of_theory", "num_neighbours")
+    }
+
+
+def _list(levels: list[str]) -> str:
+    return ", ".join(levels)
