@@ -288,12 +288,12 @@ class CheckGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names that the help shows."""
-        return check_names()
+        return sorted([*check_names(), *self.commands])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a check, made from its function."""
+        """The command of a check, made from its function, or one that is declared as others are."""
         if cmd_name not in check_names():
-            return None
+            return super().get_command(ctx, cmd_name)
         single = typer.Typer(add_completion=False)
         single.command(cmd_name)(_as_command(cmd_name))
         return typer.main.get_command(single)
@@ -345,12 +345,12 @@ def _as_command(name: str) -> Callable[..., None]:
             )
         if settings_class is not None:
             settings["settings"] = load_settings(settings_class, None, words)
-        checked = _checked(model, calculator, level_of_theory, folder_hub)
-        result = check(checked, **settings)
+        looked_at = checked(model, calculator, level_of_theory, folder_hub)
+        result = check(looked_at, **settings)
         for line in result.lines:
             say(line)
         if json_file is not None:
-            _write_json(json_file, name, model or checked.name, result)
+            _write_json(json_file, name, model or looked_at.name, result)
         if result.passed is False:
             raise typer.Exit(1)
 
@@ -396,10 +396,13 @@ def _words_of(settings_class: type[Settings]) -> list[inspect.Parameter]:
     ]
 
 
-def _checked(
+def checked(
     model: str | None, calculator: str | None, level_of_theory: str | None, folder_hub: str | None
 ) -> CheckedCalculator:
-    """What a command line names."""
+    """What a command line names: a model by its reference, or a calculator as module:name.
+
+    Raises CheckError unless exactly one of them is given.
+    """
     if (model is None) == (calculator is None):
         raise CheckError(
             "MODEL and --calculator: exactly one of them is needed",

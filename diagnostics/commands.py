@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ..core.command_line import CommandLineError, Overwrite
+from ..core.command_line import (
+    CommandLineError,
+    FolderHub,
+    Overrides,
+    Overwrite,
+    settings_option,
+)
 from ..core.terminal import say
 from .check import CheckGroup
 
@@ -21,6 +27,70 @@ check_app = typer.Typer(
 @check_app.callback()
 def check() -> None:
     """Checks of a model that need no labels."""
+
+
+@check_app.command("compare")
+def compare(
+    before: Annotated[
+        str,
+        typer.Argument(
+            help="results of `--out`, a model, or a calculator of ASE as module:name", metavar="A"
+        ),
+    ],
+    after: Annotated[str, typer.Argument(help="the same, to be judged against A", metavar="B")],
+    overrides: Overrides = None,
+    show_settings: Annotated[
+        bool, settings_option("diagnostics.sanity.config:SanityConfig")
+    ] = False,
+    before_level: Annotated[
+        str | None, typer.Option("--level-a", help="head of A; its default when not given")
+    ] = None,
+    after_level: Annotated[
+        str | None, typer.Option("--level-b", help="head of B; its default when not given")
+    ] = None,
+    folder_hub: FolderHub = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="HTML file for all figures and a picture")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file of --page")
+    ] = False,
+) -> None:
+    """Lay two potentials side by side, and name what got worse. The exit code is 1 if any did.
+
+    Checks of models and calculators are made here; those of folders are read. The settings are of
+    the checks that are made.
+
+    Examples:
+    evenfield check compare runs/before runs/after --page runs/comparison.html
+    evenfield check compare evenfield-1 runs/tuned suite=quick checks=[lattice,elastic]
+    """
+    from ..core.destination import PAGES, check_destination
+    from ..core.pages.page import write_page
+    from ..core.settings import load_settings
+    from .sanity.compare import Comparison, side_of, summary
+    from .sanity.config import SanityConfig
+
+    settings = load_settings(SanityConfig, None, overrides or [])
+    if page is not None:
+        check_destination(
+            page,
+            overwrite=overwrite,
+            file_kind=PAGES,
+            inputs=[before, after],
+            elsewhere="name another file for --page",
+        )
+    comparison = Comparison(
+        side_of(before, before_level, settings, folder_hub),
+        side_of(after, after_level, settings, folder_hub),
+    )
+    for line in summary(comparison):
+        say(line)
+    if page is not None:
+        title = f"{comparison.before.name} -> {comparison.after.name}"
+        write_page(page, title, comparison.sections())
+    if comparison.lines("worse"):
+        raise typer.Exit(1)
 
 
 def report(

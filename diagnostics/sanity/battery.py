@@ -227,7 +227,8 @@ def _joined(results: dict[str, CheckResult]) -> CheckResult:
 # --- what a reader sees
 
 
-def _threshold(figure: Figure) -> str:
+def threshold_text(figure: Figure) -> str:
+    """The bounds of a figure, for a reader; empty without any."""
     parts = []
     if figure.at_least is not None:
         parts.append(f"at least {short_number(figure.at_least)}")
@@ -236,7 +237,8 @@ def _threshold(figure: Figure) -> str:
     return ", ".join(parts)
 
 
-def _value(figure: Figure) -> str:
+def value_text(figure: Figure) -> str:
+    """A figure with its unit."""
     return f"{short_number(figure.value)} {figure.unit}".strip()
 
 
@@ -258,7 +260,9 @@ def _print_table(title: str, results: dict[str, CheckResult]) -> None:
         for figure in result.figures:
             if figure.is_judged:
                 verdict = VERDICTS[figure.passed]
-                table.add_row(shown, figure.name, _value(figure), _threshold(figure), verdict)
+                table.add_row(
+                    shown, figure.name, value_text(figure), threshold_text(figure), verdict
+                )
                 shown = ""
         if shown:
             table.add_row(name, "", "", "", VERDICTS[result.passed])
@@ -286,7 +290,7 @@ def _blocks(result: CheckResult) -> list[Block]:
     rows = []
     for figure in result.figures:
         verdict = VERDICTS[figure.passed] if figure.is_judged else ""
-        rows.append([figure.name, _value(figure), _threshold(figure), verdict])
+        rows.append([figure.name, value_text(figure), threshold_text(figure), verdict])
     blocks: list[Block] = [PageTable("", ["figure", "value", "threshold", "verdict"], rows)]
     if result.lines:
         blocks.append(Bullets(result.lines))

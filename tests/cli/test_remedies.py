@@ -52,6 +52,7 @@ PRINTED_BY = {
     "diagnostics/check.py": CHECKS,
     "diagnostics/checks/sanity.py": ["check sanity"],
     "diagnostics/sanity/battery.py": ["check sanity", "check physics"],
+    "diagnostics/sanity/compare.py": ["check compare"],
     "diagnostics/checks/scaling.py": ["check scaling"],
     "finetune/few_shot/curve.py": ["finetune curve"],
     "finetune/safety/trust.py": ["finetune attach"],
