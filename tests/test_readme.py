@@ -16,6 +16,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield import cli
+from evenfield.core.seals import sealed
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 
 
@@ -112,7 +113,7 @@ def test_quickstart(
     # as if the curve had been interrupted before its last row
     curve = out / "fewshot.json"
     content = json.loads(curve.read_text())
-    curve.write_text(json.dumps(content | {"rows": content["rows"][:-1]}))
+    curve.write_text(json.dumps(sealed(content | {"rows": content["rows"][:-1]})))
     curve.with_suffix(".png").unlink()
     capsys.readouterr()
     assert run(monkeypatch, "quickstart", out, *settings) == 0

@@ -1,4 +1,4 @@
-"""ASE databases in SQLite (`.db`), read by ranges of row ids."""
+"""ASE databases in SQLite (`.db`), read by ranges of row ids, and in JSON (`.json`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import ase.db
 from ase.calculators.calculator import all_properties
 
+from ...core.addresses import without_query
 from ...core.errors import EvenfieldError
 from ...core.memory import items_within_memory, memory_for_file
 from ..structure import BadRecordError
@@ -80,6 +81,23 @@ class AseDatabase(SourceFormat):
                     remedy="fetch or write it again",
                 ) from None
             yield ids, get_row
+
+
+class AseJson(AseDatabase):
+    """The rows of an ASE database in one JSON file, which is also what `ase.io.write` makes."""
+
+    # A folder has JSON files of many kinds, so it is not searched for them.
+    suffixes = ()
+
+    def recognises(self, name: str) -> bool:
+        """A file that is named itself, by its ending."""
+        return without_query(name).lower().endswith(".json")
+
+    def open(self, path: Path, stack: ExitStack) -> OpenDatabase:
+        """Read the whole file, once: ASE would parse it again for each row."""
+        database = ase.db.connect(path, type="json", use_lock_file=False)
+        rows = {row.id: row for row in database.select()}
+        return sorted(rows), rows.__getitem__
 
 
 def _rows(

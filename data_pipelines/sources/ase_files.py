@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ase.io
+import numpy as np
 from ase import Atoms
 from ase.io.formats import filetype
 
@@ -16,6 +17,13 @@ from .locations import SourceError, local_file, require_readable
 from .records import Record
 from .source_format import Part, SourceFormat
 from .xyz_frames import xyz_frames
+
+
+# formats of ASE that have key-value pairs and `data` -> how `AseDatabase` and others know them
+DATABASES = {"db": ".db", "json": ".json"}
+# of a site; files round thirds
+FULL = 0.98
+WHOLE_ATOMS = "write a structure with whole atoms, such as an ordered or random supercell"
 
 
 class AseFile(SourceFormat):
@@ -39,11 +47,45 @@ class AseFile(SourceFormat):
 
 def _frames(path: Path) -> Iterator[Atoms | Exception]:
     """All frames of a file in a format that ASE finds out."""
+    kind = filetype(str(path))
+    if kind in DATABASES:
+        # ASE reads it as plain structures, and leaves out levels of theory, splits and labels
+        raise SourceError(
+            "is an ASE database in another container",
+            remedy=f"unpack it into a file whose name ends in {DATABASES[kind]}",
+        )
     # xyz under another name has to be read within the limits of xyz
-    if filetype(str(path)) == "extxyz":
+    if kind == "extxyz":
         yield from xyz_frames(path)
-    else:
-        yield from items_within_memory(ase.io.iread(path, ":"), path.stat().st_size)
+        return
+    for atoms in items_within_memory(ase.io.iread(path, ":"), path.stat().st_size):
+        problem = partial_occupancy(atoms)
+        yield BadRecordError(problem, remedy=WHOLE_ATOMS) if problem else atoms
+
+
+def partial_occupancy(atoms: Atoms) -> str | None:
+    """Which sites of a structure hold an atom only in part; None if there are none.
+
+    ASE takes the most frequent element of a site that several share, and fills sites that are
+    empty in part, so the structure would be one of another composition. CIF files state occupancies
+    by kinds of sites, PDB files by atoms; some programs write 0 there for no statement.
+    """
+    kinds = atoms.info.get("occupancy")
+    if isinstance(kinds, dict):
+        for site in kinds.values():
+            if isinstance(site, dict) and (len(site) > 1 or sum(site.values()) < FULL):
+                shares = ", ".join(f"{symbol} {share:g}" for symbol, share in site.items())
+                return f"has a site that is not fully occupied ({shares})"
+    occupancy = atoms.arrays.get("occupancy")
+    if occupancy is not None and np.issubdtype(occupancy.dtype, np.number):
+        partial = np.flatnonzero((occupancy > 0) & (occupancy < FULL))
+        if len(partial):
+            first = partial[0]
+            return (
+                f"has {len(partial)} sites that are not fully occupied "
+                f"({atoms.symbols[first]} {occupancy[first]:g})"
+            )
+    return None
 
 
 def read_one(path: Path) -> Atoms:
@@ -53,7 +95,11 @@ def read_one(path: Path) -> Atoms:
     try:
         if filetype(str(path)) != "extxyz":
             with memory_for_file(path.stat().st_size):
-                return ase.io.read(path)  # type: ignore[return-value]
+                atoms: Atoms = ase.io.read(path)
+            problem = partial_occupancy(atoms)
+            if problem:
+                raise SourceError(problem, remedy=WHOLE_ATOMS)
+            return atoms
         for frame in xyz_frames(path):
             if isinstance(frame, Exception):
                 break

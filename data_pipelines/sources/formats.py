@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .ase_database import AseDatabase
+from .ase_database import AseDatabase, AseJson
 from .ase_files import AseFile
 from .ase_lmdb import AseLmdb
 from .extended_xyz import ExtendedXyz
@@ -15,6 +15,7 @@ FORMATS: tuple[SourceFormat, ...] = (
     Parquet(),
     ExtendedXyz(),
     AseDatabase(),
+    AseJson(),
     AseLmdb(),
     AseFile(),
 )

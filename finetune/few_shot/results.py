@@ -19,6 +19,7 @@ from ...core.destination import FileKind
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...core.numbers import table_cell
+from ...core.seals import SEAL, digest_of, sealed
 
 
 BASELINE = "scratch"
@@ -84,7 +85,7 @@ class FewShotCurve(BaseModel):
         with file_errors(path, remedy="`evenfield finetune curve` writes it"):
             text = Path(path).read_text()
         try:
-            return cls.model_validate_json(text)
+            curve = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
@@ -94,9 +95,20 @@ class FewShotCurve(BaseModel):
                 remedy="write it with `evenfield finetune curve`",
             ) from error
 
+        # Its rows are taken over by the next run, and drawn by a report: nothing else would notice
+        # a digit that has changed.
+        content = json.loads(text)
+        if content.get(SEAL) != digest_of(content):
+            raise FewShotFileError(
+                "does not match its checksum: it is damaged, or was edited",
+                file=path,
+                remedy="restore it, or remove it and compute the curve again",
+            )
+        return curve
+
     def to_json(self) -> str:
         """The text of fewshot.json."""
-        return json.dumps(self.model_dump(), indent=1)
+        return json.dumps(sealed(self.model_dump()), indent=1)
 
     @property
     def strategies(self) -> list[str]:
@@ -180,9 +192,10 @@ def _median_and_range(values: list[float]) -> str:
 
 
 def _holds_curve(path: Path) -> bool:
+    """Whether it is a curve, also a damaged one: `read` says what is wrong with that."""
     try:
-        FewShotCurve.read(path)
-    except FewShotFileError:
+        FewShotCurve.model_validate_json(path.read_text())
+    except ValidationError:
         return False
     return True
 

@@ -13,9 +13,11 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.constraints import FixAtoms
 
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.sources.ase_files import read_one
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import (
@@ -165,6 +167,89 @@ def test_filter_by_a_column_that_is_not_there(database):
         match=r"record 1 has no column 'colour' \(filters.colour\); it has: E, F, run",
     ):
         list(read_structures(database, config))
+
+
+def test_a_database_in_json_says_what_one_in_sqlite_says(alloys, tmp_path):
+    config = SourceConfig(columns={"level_of_theory": "functional"}, unstated_level="PBE")
+    found = {}
+    for name in ("some.db", "some.json"):
+        with ase.db.connect(tmp_path / name) as database:
+            for index, atoms in enumerate(alloys):
+                level = "SCAN" if index % 2 else "PBE"
+                pairs = {"functional": level, "split": "test" if index > 7 else "train"}
+                database.write(atoms, key_value_pairs=pairs, data={"run": f"r{index}"})
+        found[name] = list(read_structures(tmp_path / name, config))
+    for one, other in zip(found["some.db"], found["some.json"], strict=True):
+        assert (one.level_of_theory, one.split) == (other.level_of_theory, other.split)
+        assert one.energy == other.energy
+        np.testing.assert_array_equal(one.forces, other.forces)
+    assert {structure.level_of_theory for structure in found["some.json"]} == {"PBE", "SCAN"}
+    assert {structure.split for structure in found["some.json"]} == {"train", "test"}
+
+
+def test_structures_in_json_need_no_pairs(alloys, tmp_path):
+    ase.io.write(tmp_path / "some.json", alloys[:3])
+    structures = list(read_structures(tmp_path / "some.json", EMT))
+    energies = [atoms.get_potential_energy() for atoms in alloys[:3]]
+    assert [structure.energy for structure in structures] == pytest.approx(energies)
+
+
+def test_a_packed_database_is_refused(alloys, tmp_path):
+    ase.io.write(tmp_path / "some.json.gz", alloys[:3])
+    with pytest.raises(SourceError, match=r"some\.json\.gz.* an ASE database .*ends in \.json"):
+        list(read_structures(tmp_path / "some.json.gz", EMT))
+
+
+CIF = """data_alloy
+_cell_length_a 3.7
+_cell_length_b 3.7
+_cell_length_c 3.7
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'F m -3 m'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+"""
+
+
+@pytest.mark.parametrize(
+    ("sites", "shares"),
+    [
+        ("Cu1 Cu 0 0 0 0.5\nAu1 Au 0 0 0 0.5\n", "Cu 0.5, Au 0.5"),
+        ("Cu1 Cu 0 0 0 0.75\n", "Cu 0.75"),
+    ],
+)
+def test_sites_that_are_occupied_in_part_are_refused(sites, shares, tmp_path):
+    path = tmp_path / "alloy.cif"
+    path.write_text(CIF + sites)
+    match = rf"not fully occupied \({shares}\).*whole atoms"
+    with pytest.raises(SourceError, match=rf"alloy\.cif.*{match}"):
+        read_one(path)
+    with pytest.raises(BadRecordError, match=match):
+        list(read_structures(path, EMT))
+
+
+def test_sites_that_are_full_are_read(tmp_path):
+    path = tmp_path / "copper.cif"
+    path.write_text(CIF + "Cu1 Cu 0 0 0 1.0\n")
+    assert str(read_one(path).symbols) == "Cu4"
+
+
+def test_alternative_places_of_a_protein_are_refused(tmp_path):
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_array("occupancy", np.array([1.0, 0.0, 1.0, 1.0]))
+    ase.io.write(tmp_path / "a.pdb", atoms)
+    assert len(read_one(tmp_path / "a.pdb")) == 4
+    atoms.arrays["occupancy"][2] = 0.5
+    ase.io.write(tmp_path / "b.pdb", atoms)
+    with pytest.raises(SourceError, match=r"1 sites that are not fully occupied \(Cu 0.5\)"):
+        read_one(tmp_path / "b.pdb")
 
 
 # --- several files

@@ -17,6 +17,7 @@ from evenfield.core.figures.periodic_table import SYMBOLS
 from evenfield.diagnostics.report.element_plots import reweighting_maps
 from evenfield.diagnostics.report.report import write_report
 from evenfield.diagnostics.report.run_files import ReportError, Run
+from evenfield.finetune.few_shot.results import FewShotCurve
 from evenfield.model_zoo.evaluation.summary import SummaryError
 
 
@@ -172,7 +173,7 @@ def fake_few_shot(path: Path) -> Path:
                     }
                 )
     content = {"target": "BO2 polymorphs", "force_rms": 1.9, "rows": rows}
-    path.write_text(json.dumps(content))
+    path.write_text(FewShotCurve.model_validate(content).to_json())
     return path
 
 

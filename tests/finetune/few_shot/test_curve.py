@@ -11,9 +11,11 @@ import pytest
 from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.locks import LockedError, held
+from evenfield.core.seals import sealed
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.few_shot import curve as curves
 from evenfield.finetune.few_shot.curve import CurveConfig, few_shot_curve
+from evenfield.finetune.few_shot.results import FewShotFileError
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.step0 import WrongUnitError
 from evenfield.finetune.target import draw
@@ -34,7 +36,7 @@ def no_more(*_: object) -> None:
 def test_curve_has_its_format_and_is_not_computed_twice(model, sets, tmp_path, monkeypatch):
     out = tmp_path / "new" / "fewshot.json"
     content = curve(model, sets, out)
-    assert json.loads(out.read_text()) == content
+    assert json.loads(out.read_text()) == sealed(content)
     assert set(content) == {"target", "force_rms", "origin", "rows"}
     assert content["target"] == "platinum" and content["force_rms"] > 0
     keys = {
@@ -54,6 +56,14 @@ def test_curve_has_its_format_and_is_not_computed_twice(model, sets, tmp_path, m
     ]
     monkeypatch.setattr(curves, "finetune", no_more)
     assert curve(model, sets, out) == content
+
+    # a digit that changes is a row that nobody computed
+    text = out.read_text()
+    error = str(content["rows"][0]["force_mae"])
+    other = error[:-1] + ("1" if error[-1] != "1" else "2")
+    out.write_text(text.replace(error, other, 1))
+    with pytest.raises(FewShotFileError, match=r"fewshot\.json: does not match its checksum"):
+        curve(model, sets, out)
 
 
 def test_two_processes_do_not_write_one_file(model, sets, tmp_path):

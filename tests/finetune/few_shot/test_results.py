@@ -76,3 +76,16 @@ def test_file_that_is_no_curve_is_named(tmp_path):
     path.write_text('{"target": "Ti", "rows": []}')
     with pytest.raises(FewShotFileError, match=r"fewshot\.json: not a few-shot curve \(force_rms"):
         FewShotCurve.read(path)
+
+
+def test_an_edited_curve_is_damaged(tmp_path):
+    path = tmp_path / "fewshot.json"
+    curve = curve_of({"scratch": [0.9, 0.5, 0.3]})
+    path.write_text(curve.to_json())
+    assert FewShotCurve.read(path) == curve
+    for old, new in (('"force_mae": 0.9', '"force_mae": 0.8'), ('"checksum"', '"checksun"')):
+        text = curve.to_json()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(FewShotFileError, match="does not match its checksum"):
+            FewShotCurve.read(path)
