@@ -54,7 +54,7 @@ from .loop.schedule import Schedule
 from .loop.signals import StopRequest, listening
 from .loop.train_module import TrainModule
 from .loop.trainer import Trainer
-from .start_from import Start
+from .start_from import Start, StartRecord
 from .streams import open_stream, padded_shape_of
 
 
@@ -90,7 +90,8 @@ def pretrain(
     # everything that can be refused, before anything is computed or written
     data = config.open_data()
     check_data(config, data)
-    start = _start_of(config)
+    if resume == "no":
+        _start_of(config)
     refuse_occupied(config, data, resume, overwrite=overwrite)
 
     stop = stop or StopRequest()
@@ -103,7 +104,7 @@ def pretrain(
             out = Path(config.out)
             held.enter_context(run_set_aside(out, console, overwrite=overwrite))
             held.enter_context(sole_writer(out))
-        return _run(config, data, start, resume, console, stop, changed_data)
+        return _run(config, data, resume, console, stop, changed_data)
 
 
 def _start_of(config: PretrainConfig) -> Start | None:
@@ -118,7 +119,6 @@ def _start_of(config: PretrainConfig) -> Start | None:
 def _run(
     config: PretrainConfig,
     data: Collection,
-    start: Start | None,
     resume: Resume,
     console: Console,
     stop: StopRequest,
@@ -132,13 +132,18 @@ def _run(
     # what is trained, on what, and by what
     seed_everything(config.seed)
     kept: KeptHeads | None = None
+    start_record: StartRecord | None = None
+    # the model that a resumed run began with may be gone by now
+    start = None if begun else _start_of(config)
     if begun:
         kept = begun.kept
+        start_record = StartRecord.from_dict(begun.start) if begun.start else None
     elif start:
         kept = start.kept
+        start_record = start.record
     potential = build_potential(config, data, kept)
     share_readouts(potential, config.level_sharing)
-    if start and not begun:
+    if start:
         _begin_with(start, config, data, potential, console)
     levels = potential.config.levels_of_theory
     train_module = TrainModule(potential, config.loss, config.compute.precision)
@@ -156,7 +161,7 @@ def _run(
     if config.compute.compiled:
         _compile(config, data, potential, console)
 
-    parts = _parts(config, data, run_data, engine, console, start_step)
+    parts = _parts(config, data, run_data, start_record, engine, console, start_step)
     trainer = Trainer(
         engine,
         stream,
@@ -182,7 +187,7 @@ def _run(
 
     if engine.rank == 0:
         with trainer.evaluated_weights():
-            _write_results(config, data, start, potential, trainer.seconds, console)
+            _write_results(config, data, start_record, potential, trainer.seconds, console)
     # no rank may end, and take the others with it, while rank 0 still writes
     dist.barrier()
     return Path(config.out) / "model"
@@ -244,6 +249,7 @@ def _parts(
     config: PretrainConfig,
     data: Collection,
     run_data: RunData,
+    start: StartRecord | None,
     engine: DeepSpeedEngine,
     console: Console,
     start_step: int,
@@ -254,6 +260,7 @@ def _parts(
         "config": config.saved(),
         "data": run_data.to_dict(),
         "model": KeptHeads.of(engine.train_module.potential, run_data).to_dict(),
+        "start": start.to_dict() if start else None,
         "versions": _versions(),
     }
     watchdog = Watchdog(out, engine.rank, config.guards.hang_minutes)
@@ -320,7 +327,7 @@ def _versions() -> dict[str, str]:
 def _write_results(
     config: PretrainConfig,
     data: Collection,
-    start: Start | None,
+    start: StartRecord | None,
     potential: Potential,
     seconds: float,
     console: Console,
@@ -366,7 +373,7 @@ def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
 def _record(
     config: PretrainConfig,
     data: Collection,
-    start: Start | None,
+    start: StartRecord | None,
     potential: Potential,
     census: dict[str, Any],
     seconds: float,
@@ -379,7 +386,7 @@ def _record(
         TrainingData.of_data_set(info, info["num_structures"]["train"]) for info in data.infos
     ]
     if start is not None:
-        training_data = start.with_data_before(training_data)
+        training_data = start.with_data(training_data)
     return ModelRecord(
         name=Path(config.out).name,
         licence=config.licence,
@@ -396,5 +403,5 @@ def _record(
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         versions=_versions(),
-        base_model=start.model.reference if start else None,
+        base_model=start.reference if start else None,
     )

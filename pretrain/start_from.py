@@ -7,7 +7,7 @@ belongs to the level's name, so the run may have other levels, in another order,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from ase.data import atomic_numbers
@@ -20,6 +20,32 @@ from ..model_zoo.package.record import TrainingData
 from ..model_zoo.potential.config import ModelConfig
 from ..model_zoo.potential.potential import TENSORS_OF_HEADS, Potential
 from .checkpoints.run_data import KeptHeads
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """What the record of a run's model says of the model that the run began with."""
+
+    reference: str
+    training_data: list[TrainingData]
+    """Data sets of that model."""
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
+        """What `to_dict` gave."""
+        data = [TrainingData.model_validate(source) for source in saved["training_data"]]
+        return cls(saved["reference"], data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready. Checkpoints keep it, since the model may be gone when a run is resumed."""
+        data = [source.model_dump(mode="json") for source in self.training_data]
+        return {"reference": self.reference, "training_data": data}
+
+    def with_data(self, data: list[TrainingData]) -> list[TrainingData]:
+        """The data sets of the model, without those that the run uses again, and of the run."""
+        again = {source.sha256 for source in data}
+        before = [source for source in self.training_data if source.sha256 not in again]
+        return [*before, *data]
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,11 @@ class Start:
                 file=f"start_from={self.model.reference}",
                 remedy=f"set {set_these}, or leave start_from out",
             )
+
+    @property
+    def record(self) -> StartRecord:
+        """What stays of it in the run's checkpoints and model."""
+        return StartRecord(self.model.reference, self.model.record.training_data)
 
     @property
     def kept(self) -> KeptHeads:
@@ -99,14 +130,6 @@ class Start:
         if left:
             notes.append(f"levels of theory that are left behind: {_list(left)}")
         return notes
-
-    def with_data_before(self, data: list[TrainingData]) -> list[TrainingData]:
-        """The data sets of the model, without those that the run uses again, and of the run."""
-        again = {source.sha256 for source in data}
-        before = [
-            source for source in self.model.record.training_data if source.sha256 not in again
-        ]
-        return [*before, *data]
 
     def notes_on_levels(self, potential: Potential, structures: list[Structure]) -> list[str]:
         """Warnings of levels whose energies in the data the model does not explain."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ase.db
 from ase.calculators.calculator import all_properties
@@ -32,7 +32,7 @@ class AseDatabase(SourceFormat):
     Labels come from a row's calculator; its key-value pairs and its `data` are columns.
     """
 
-    suffixes = (".db",)
+    suffixes: ClassVar[tuple[str, ...]] = (".db",)
 
     def parts(self, name: str, records_per_part: int) -> list[Part]:
         """Ranges of row ids of a local file; a remote one is copied here, so it is one part."""
@@ -87,7 +87,7 @@ class AseJson(AseDatabase):
     """The rows of an ASE database in one JSON file, which is also what `ase.io.write` makes."""
 
     # A folder has JSON files of many kinds, so it is not searched for them.
-    suffixes = ()
+    suffixes: ClassVar[tuple[str, ...]] = ()
 
     def recognises(self, name: str) -> bool:
         """A file that is named itself, by its ending."""

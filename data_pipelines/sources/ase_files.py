@@ -95,7 +95,8 @@ def read_one(path: Path) -> Atoms:
     try:
         if filetype(str(path)) != "extxyz":
             with memory_for_file(path.stat().st_size):
-                atoms: Atoms = ase.io.read(path)
+                # no index was given, so it is one structure
+                atoms: Atoms = ase.io.read(path)  # type: ignore[assignment]
             problem = partial_occupancy(atoms)
             if problem:
                 raise SourceError(problem, remedy=WHOLE_ATOMS)

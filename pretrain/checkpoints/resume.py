@@ -42,6 +42,11 @@ class Continuation:
     def step(self) -> int:
         return self.found.manifest["step"]
 
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """What the checkpoint says of the model that the run began with, if it did."""
+        return self.found.manifest["start"]
+
 
 def look_for_run(
     config: PretrainConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,11 +126,20 @@ def test_a_model_of_another_size_is_refused_before_anything_is_written(
     assert not Path(config.out).exists()
 
 
-def test_a_resumed_run_keeps_its_own_weights(run_config: Build, finished: Path) -> None:
-    config = run_config(start_from=str(finished), max_steps=3, checkpoints={"every": 3})
+def test_a_resumed_run_keeps_its_own_weights(
+    run_config: Build, finished: Path, base: LoadedModel, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    config = run_config(start_from=str(moved), max_steps=3, checkpoints={"every": 3})
     pretrain(config, quiet=True)
+
+    # a run that goes on needs the model no longer, and its record still names it
+    shutil.rmtree(moved)
     longer = config.model_copy(update={"max_steps": 4})
-    assert pretrain(longer, resume="must", quiet=True) is not None
+    folder = pretrain(longer, resume="must", quiet=True)
+    assert folder is not None
+    assert load(folder).record.base_model == base.reference
 
     other = longer.model_copy(update={"start_from": None, "max_steps": 5})
     with pytest.raises(ResumeError, match="start_from cannot change"):
@@ -139,9 +149,9 @@ def test_a_resumed_run_keeps_its_own_weights(run_config: Build, finished: Path) 
 def test_data_of_the_model_stay_in_the_record(base: LoadedModel) -> None:
     known = base.record.training_data[0]
     other = known.model_copy(update={"name": "other", "sha256": "f" * 64})
-    listed = Start(base).with_data_before([other])
+    listed = Start(base).record.with_data([other])
     assert [source.name for source in listed] == [known.name, "other"]
-    again: list[TrainingData] = Start(base).with_data_before([known])
+    again: list[TrainingData] = Start(base).record.with_data([known])
     assert again == [known]
 
 
