@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import sqlite3
@@ -195,7 +196,9 @@ def test_structures_in_json_need_no_pairs(alloys, tmp_path):
 
 
 def test_a_packed_database_is_refused(alloys, tmp_path):
-    ase.io.write(tmp_path / "some.json.gz", alloys[:3])
+    ase.io.write(tmp_path / "some.json", alloys[:3])
+    packed = gzip.compress((tmp_path / "some.json").read_bytes())
+    (tmp_path / "some.json.gz").write_bytes(packed)
     with pytest.raises(SourceError, match=r"some\.json\.gz.* an ASE database .*ends in \.json"):
         list(read_structures(tmp_path / "some.json.gz", EMT))
 
