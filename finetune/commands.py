@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -89,6 +90,12 @@ def run(
     _print_result(result, forgetting)
     saved = save_finetuned(result, loaded, out, licence, forgetting, overwrite=overwrite)
     say(f"model: {saved}")
+    if loaded.uncertainties:
+        say(
+            "without a record of uncertainty: that of the base model holds for its weights only; "
+            f"make one from structures that were not learned from with `evenfield finetune attach "
+            f"{saved} DATA --level-of-theory {quote(result.level_of_theory)} --calibrate-on test`"
+        )
 
 
 @app.command()
@@ -164,8 +171,16 @@ def attach(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace those that the model has")
     ] = False,
+    level_of_theory: Annotated[
+        str | None,
+        typer.Option(help="add the uncertainty of this level of theory, and nothing else"),
+    ] = None,
+    calibrate_on: Annotated[
+        Literal["valid", "test"],
+        typer.Option(help="split that the model has not learned from, for radii of errors"),
+    ] = "valid",
 ) -> None:
-    """Add a probe set and the readout's posterior to the folder of a pretrained model.
+    """Add probe set, posterior and uncertainty to the folder of a model, from its training data.
 
     A model that does not know which structures it was trained on learns that too. The weights do
     not change.
@@ -174,7 +189,14 @@ def attach(
     """
     from .safety.trust import attach_trust
 
-    names = attach_trust(model, data, overwrite=overwrite)
+    names = attach_trust(
+        model,
+        data,
+        overwrite=overwrite,
+        level_of_theory=level_of_theory,
+        calibrate_on=calibrate_on,
+        say=say,
+    )
     say(f"{model}: now with {', '.join(names)}")
 
 

@@ -41,7 +41,9 @@ def save_finetuned(
 ) -> Path:
     """Write the model folder `out`, which loads like that of any other model.
 
-    licence: of the new weights; that of the base model when not given.
+    licence: of the new weights; that of the base model when not given. The record of uncertainty of
+    the base model is left behind: it holds for its weights only, and the structures that it would
+    be made again with have been learned from in the end.
 
     Raises DestinationError when `out` holds something, unless `overwrite`.
     """

@@ -94,8 +94,8 @@ def refit_readout(
     new_elements = np.array([z for z in elements if z not in known], dtype=int)
     unknowns = Unknowns(potential.readout.weight.shape[1], new_elements, elements)
 
-    parts, duplicates = _parts(structures)
-    folds, assumed = _folds(
+    parts, duplicates = parts_of(structures)
+    folds, assumed = folds_of(
         potential,
         head,
         structures,
@@ -143,7 +143,7 @@ def refit_readout(
     return report, posterior
 
 
-def _parts(structures: list[Structure]) -> tuple[list[list[int]], int]:
+def parts_of(structures: list[Structure]) -> tuple[list[list[int]], int]:
     """Places of structures in at most MAX_FOLDS parts, and how many of them are copies.
 
     Copies belong to one part: a left-out structure must not have been fitted as its copy.
@@ -163,7 +163,7 @@ def _parts(structures: list[Structure]) -> tuple[list[list[int]], int]:
     return parts, len(structures) - len(groups)
 
 
-def _folds(
+def folds_of(
     potential: Potential,
     head: int,
     structures: list[Structure],

@@ -1,15 +1,18 @@
-"""Probe set, posterior and domain of a pretrained model, by which later results can be trusted.
+"""What makes the results of a pretrained model trustworthy: probe set, posterior, errors, domain.
 
 The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says
-how well the data determine an energy (closed_form/posterior.py). The domain says where each level
-has training structures. A pretraining writes it itself, unless its data were converted before
-domains were collected. None of them changes the weights.
+how well the data determine an energy (closed_form/posterior.py). The uncertainty says how large the
+errors of energies and forces are (uncertainty.py). The domain says where each level has training
+structures. A pretraining writes it itself, unless its data were converted before domains were
+collected. None of them changes the weights.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -26,21 +29,37 @@ from ...model_zoo.package.domain_record import DOMAIN, domain_file
 from ...model_zoo.package.folder import attach, refuse_files_of_others
 from ...model_zoo.package.levels import default_level
 from ...model_zoo.package.record import TrainingData
+from ...model_zoo.uncertainty.record import UNCERTAINTY, uncertainties_of, uncertainty_file
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
 from ..closed_form.posterior import Posterior
 from ..closed_form.refit import refit_readout
 from .forgetting import PROBE_FILE, probe_file, probe_of
+from .uncertainty import TooFewStructuresError, make_uncertainty
 
+
+Split = Literal["valid", "test"]
 
 # Structures that the posterior is computed from.
 NUM_STRUCTURES = 300
 
 
 @own_modes()
-def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = False) -> list[str]:
+def attach_trust(
+    folder: Path | str,
+    data: Path | str,
+    *,
+    overwrite: bool = False,
+    level_of_theory: str | None = None,
+    calibrate_on: Split = "valid",
+    say: Callable[[str], object] | None = None,
+) -> list[str]:
     """Write these files into the model folder, from its converted pretraining `data`.
 
-    The domain is written for a model that has none and was trained on these data alone.
+    The domain is written for a model that has none and was trained on these data alone. The
+    uncertainty is that of `level_of_theory`, by default the level of the posterior, and stands next
+    to those of other levels; its quantiles are those of the split `calibrate_on`, from which the
+    model must not have learned. With a level, only the uncertainty is written. `say` is told why
+    there is none, where the split has too few structures.
 
     Returns their names. Raises DestinationError when the model has one of them, unless
     `overwrite`, and when a user has put a file with such a name there, even then. Raises
@@ -48,6 +67,8 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
     first when it has no default.
     """
     model = load(Path(folder))
+    if level_of_theory is not None:
+        return _attach_level(folder, model, data, level_of_theory, calibrate_on, overwrite)
     present = sorted({PROBE_FILE, POSTERIOR_FILE} & model.attachments.keys())
     if present and not overwrite:
         # the posterior of a fine-tuning belongs to another head, and cannot be made again
@@ -56,16 +77,22 @@ def attach_trust(folder: Path | str, data: Path | str, *, overwrite: bool = Fals
             file=folder,
             remedy="keep what it has, or replace it with --overwrite",
         )
-    names = [PROBE_FILE, POSTERIOR_FILE]
+    names = [PROBE_FILE, POSTERIOR_FILE, UNCERTAINTY]
     writes_domain = not model.domains and model.record.training_data == [_training_data(data)]
     if writes_domain:
         names.append(DOMAIN)
     # before the work
     refuse_files_of_others(folder, names)
+    posterior = posterior_of(model, data)
     files = {
         PROBE_FILE: probe_file(probe_of(model, data)),
-        POSTERIOR_FILE: posterior_of(model, data).to_bytes(),
+        POSTERIOR_FILE: posterior.to_bytes(),
     }
+    try:
+        files |= _uncertainty_file(model, posterior.level_of_theory, data, calibrate_on)
+    except TooFewStructuresError as error:
+        if say is not None:
+            say(f"without {UNCERTAINTY}: {error.message}")
     if writes_domain:
         files |= domain_file(_domains_of(data))
     attach(folder, files)
@@ -96,17 +123,64 @@ def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
     level = default_level(model.record, levels) or levels[0]
     structures = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
     if not structures:
-        raise EvenfieldError(
-            f"has no training structure at {level}, a level of theory of the model",
-            remedy="name the data that the model was trained on",
-            file=data,
-        )
+        raise _no_structure(data, level)
     known = {atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)}
     chosen = _every_element_first(structures)[:NUM_STRUCTURES]
     refitted = copy.deepcopy(model.potential)
     head = levels.index(level)
     _, posterior = refit_readout(refitted, head, chosen, known=known, known_e0=known)
     return posterior
+
+
+def _attach_level(
+    folder: Path | str,
+    model: LoadedModel,
+    data: Path | str,
+    level: str,
+    calibrate_on: Split,
+    overwrite: bool,
+) -> list[str]:
+    """Add the uncertainty of one more level; the other files stay as they are."""
+    level = model.level_to_use(level)
+    if level in uncertainties_of(model.potential, model.attachments) and not overwrite:
+        raise DestinationError(
+            f"already has the uncertainty of {level}",
+            file=folder,
+            remedy="keep what it has, or replace it with --overwrite",
+        )
+    refuse_files_of_others(folder, [UNCERTAINTY])
+    attach(folder, _uncertainty_file(model, level, data, calibrate_on))
+    return [UNCERTAINTY]
+
+
+def _uncertainty_file(
+    model: LoadedModel, level: str, data: Path | str, split: Split
+) -> dict[str, bytes]:
+    """The attachment with one level, and the levels that it had before."""
+    train = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
+    if not train:
+        raise _no_structure(data, level)
+    held_out = [one for one in iter_structures(data, split) if one.level_of_theory == level]
+    # in random order, so that a part of them is like all
+    order = np.random.default_rng(0).permutation(len(held_out))
+    own = make_uncertainty(
+        model.potential,
+        level,
+        _every_element_first(train),
+        [held_out[index] for index in order],
+        known={atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)},
+        split=split,
+    )
+    levels = uncertainties_of(model.potential, model.attachments)
+    return {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: own})}
+
+
+def _no_structure(data: Path | str, level: str) -> EvenfieldError:
+    return EvenfieldError(
+        f"has no training structure at {level}, a level of theory of the model",
+        remedy="name the data that the model was trained on",
+        file=data,
+    )
 
 
 def _every_element_first(structures: list[Structure]) -> list[Structure]:

@@ -15,6 +15,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from ..package.folder import DTYPES
 from ..package.levels import level_to_use
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
+from ..uncertainty.estimates import Estimator
+from ..uncertainty.record import REMEDY, LevelUncertainty
 from .domain_watch import DomainWatch, StructureWatch
 from .errors import EngineError, UnseenElementError
 from .verlet_list import VerletList
@@ -34,6 +37,8 @@ from .verlet_list import VerletList
 
 class EvenfieldCalculator(Calculator):
     """Use a model wherever ASE takes a calculator: dynamics, relaxation, phonons.
+
+    On request, `results` also holds how large the errors are: see `model_zoo/uncertainty`.
 
     Elements that the level of theory never saw in training are refused, because their energies
     would be guesses. What ASE writes about the calculator into trajectories and databases names
@@ -59,6 +64,8 @@ class EvenfieldCalculator(Calculator):
         compiled: bool = False,
         reference: str | None = None,
         domains: Mapping[str, LevelDomain] | None = None,
+        uncertainties: Mapping[str, LevelUncertainty] | None = None,
+        coverage: float = 0.9,
     ) -> None:
         """Prepare a model for one level of theory; by default the model's own default.
 
@@ -67,14 +74,27 @@ class EvenfieldCalculator(Calculator):
         dynamics. `reference` pins the model in what ASE writes. `domains` says where the levels of
         theory have training structures; once of each kind, structures outside are warned of.
 
+        `uncertainties` are those of the levels of theory; with them, `results` also holds
+        `energy_std` and `energy_radius` (eV), `forces_std` (N, 3), `forces_radius` (N,) and
+        `max_committee_disagreement` (eV/A), `distance` (N,) and `inside` (N,). The radii cover an
+        error with a probability of `coverage`.
+
         Raises LevelError for an unknown level of theory and where a model of several has no
-        default, EngineError for an unknown dtype or skin.
+        default, EngineError for an unknown dtype, skin or coverage, for a level without a record of
+        its uncertainty where one is asked for, and for a compiled network with uncertainties.
         """
         super().__init__()
         self._loaded = potential
         self._record = record
         self._domains = dict(domains or {})
         self._is_compiled = compiled
+        self._uncertainties = uncertainties
+        self._coverage = _checked_coverage(coverage)
+        if compiled and uncertainties is not None:
+            raise EngineError(
+                "compiled=True and uncertainty=True exclude each other",
+                remedy="leave one of them out",
+            )
         self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
         # ASE writes the parameters into trajectories and databases
         self.parameters["model"] = reference or record.name
@@ -131,12 +151,17 @@ class EvenfieldCalculator(Calculator):
         levels = self._loaded.config.levels_of_theory
         level = level_to_use(self._record, levels, level_of_theory, self._domains)
         verlet_list = VerletList(self._loaded.config.cutoff, skin)
+        own_uncertainty = self._uncertainty_of(level)
         potential = moved(self._loaded, device, dtype)
         if self._is_compiled:
             # a copy: the model may drive other calculators, which did not ask for it
             potential = copy.deepcopy(potential)
             compile_for_inference(potential)
 
+        self._estimator: Estimator | None = None
+        if own_uncertainty is not None:
+            self._estimator = Estimator(own_uncertainty, potential, levels.index(level))
+            potential = self._estimator.potential
         self.potential = potential
         self.elements = trained_elements(self._record, level)
         self.verlet_list = verlet_list
@@ -184,10 +209,18 @@ class EvenfieldCalculator(Calculator):
         if not all(np.isfinite(value).all() for value in self.results.values()):
             self.results = {}
             refuse_results(batch)
+        if self._estimator is not None:
+            # after the check: a radius is infinite where nothing is known
+            self.results |= self._estimator.results(batch, prediction, self._coverage)
         if "stress" in (properties or []) and "stress" not in self.results:
             raise PropertyNotImplementedError(
                 "stress needs a cell that is periodic in three directions"
             )
+
+    def export_properties(self) -> Properties:
+        """The results that ASE has a name for; it stops at any other."""
+        known = {name: value for name, value in self.results.items() if name in all_outputs}
+        return Properties(known)
 
     @own_modes()
     def get_features(self, atoms: Atoms | None = None) -> np.ndarray:
@@ -203,6 +236,21 @@ class EvenfieldCalculator(Calculator):
             vectors, tiles = self.potential.edge_vectors(batch)
             features = self.potential.features(batch.atomic_numbers, vectors, tiles)
         return _numpy(features)
+
+    def _uncertainty_of(self, level: str) -> LevelUncertainty | None:
+        """The uncertainty of a level; None where none is asked for."""
+        if self._uncertainties is None:
+            return None
+        # members of an ensemble share the training structures of their head, and not its weights
+        own = self._uncertainties.get(level)
+        if own is None:
+            has = f"it has those of {', '.join(self._uncertainties)}; " * bool(self._uncertainties)
+            raise EngineError(
+                f"{self._record.name} has no record of the uncertainty of {level} with these "
+                "weights",
+                remedy=f"{has}{REMEDY}",
+            )
+        return own
 
     def _batch_of(self, atoms: Atoms) -> Batch:
         """The batch of one structure.
@@ -236,6 +284,14 @@ class EvenfieldCalculator(Calculator):
             structure, config.cutoff, config.levels_of_theory, parameter.dtype
         )
         return batch.to(parameter.device)
+
+
+def _checked_coverage(coverage: float) -> float:
+    """A probability; EngineError for anything else."""
+    # `not` refuses NaN too
+    if not 0 < coverage < 1:
+        raise EngineError(f"coverage={coverage}", remedy="give a number between 0 and 1")
+    return coverage
 
 
 def _dtype_name(potential: Potential) -> str:

@@ -32,6 +32,7 @@ from .remote import HubError
 
 if TYPE_CHECKING:
     from ..engines.calculator import EvenfieldCalculator
+    from ..uncertainty.record import LevelUncertainty
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
 # each part may have 96 letters, as on the Hugging Face hub: file systems take 255
@@ -65,6 +66,13 @@ class LoadedModel:
         return domains_of(self.attachments)
 
     @property
+    def uncertainties(self) -> dict[str, LevelUncertainty]:
+        """Level of theory -> how large its errors are, as far as the model knows."""
+        from ..uncertainty.record import uncertainties_of
+
+        return uncertainties_of(self.potential, self.attachments)
+
+    @property
     def described_levels(self) -> list[str]:
         """A line about each level of theory: its elements, what it is for, how it was computed."""
         levels = self.potential.config.levels_of_theory
@@ -78,6 +86,8 @@ class LoadedModel:
         skin: float = 0.5,
         compiled: bool = False,
         warn_outside: bool = True,
+        uncertainty: bool = False,
+        coverage: float = 0.9,
     ) -> EvenfieldCalculator:
         """An ASE calculator for one level of theory; by default the model's own default.
 
@@ -86,6 +96,11 @@ class LoadedModel:
         `compiled` compiles the network at the first call. That takes a minute, needs a C++
         compiler, and makes later calls about a quarter faster. `warn_outside` warns once of each
         way in which structures differ from all training structures of the level.
+
+        `uncertainty` adds to the results how large their errors are, with radii that cover an error
+        with a probability of `coverage`: `energy_std`, `energy_radius`, `forces_std`,
+        `forces_radius`, `max_committee_disagreement`, `distance` and `inside`. The model must have
+        a record of it.
         """
         # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
@@ -100,6 +115,8 @@ class LoadedModel:
             compiled=compiled,
             reference=self.reference,
             domains=self.domains if warn_outside else None,
+            uncertainties=self.uncertainties if uncertainty else None,
+            coverage=coverage,
         )
 
 

@@ -54,6 +54,7 @@ PRINTED_BY = {
     "diagnostics/sanity/battery.py": ["check sanity", "check physics"],
     "diagnostics/sanity/compare.py": ["check compare"],
     "diagnostics/checks/scaling.py": ["check scaling"],
+    "diagnostics/checks/trust.py": ["check trust"],
     "finetune/few_shot/curve.py": ["finetune curve"],
     "finetune/safety/trust.py": ["finetune attach"],
     "finetune/target.py": ["finetune run"],

@@ -1,0 +1,367 @@
+"""Are the stated uncertainties true? Radii and spreads against errors on labelled structures.
+
+A radius of 90 % must cover 90 % of the errors, in every group of elements. A spread is useful if
+large errors have large spreads (rank correlation), if the worst atoms can be told by it, and if
+radii are small (sharpness). What breaks the promise is measured with `--outside`: data of a
+chemistry that the level of theory was not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+from ase.data import chemical_symbols
+
+from ..check import CheckedModel, CheckError, CheckResult, Figure
+
+
+if TYPE_CHECKING:
+    from ...data_pipelines.structure import Structure
+    from ...finetune.safety.uncertainty import Observed
+    from ...model_zoo.uncertainty.record import LevelUncertainty
+
+
+COVERAGES = (0.9, 0.99)
+# Coverages of the reliability diagram.
+CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+# Groups of elements with fewer labelled atoms are shown and not judged.
+ENOUGH_ATOMS = 500
+# How far a coverage may be from what was stated: by this, or by this many standard errors, which
+# are those of groups of structures, since atoms of one structure are no independent evidence. Many
+# groups of elements are judged, so that one in a hundred must be allowed to be off by chance.
+TOLERANCE = 0.01
+DEVIATIONS = 3.0
+RANK_CORRELATION = 0.6
+# Share of the atoms that count as the worst ones.
+WORST = 0.1
+AUROC = 0.9
+# Sizes of labels that coverage is shown for, eV/A.
+SIZES = (0.0, 0.1, 0.5, 2.0, np.inf)
+# Points of the picture of errors against spreads.
+MOST_POINTS = 6000
+
+
+def check(
+    model: CheckedModel,
+    data: Annotated[Path, typer.Argument(help="folder of a converted data set with labels")],
+    split: Annotated[
+        Literal["train", "valid", "test"], typer.Option(help="which of its structures")
+    ] = "test",
+    outside: Annotated[
+        list[Path] | None,
+        typer.Option(help="data of another chemistry, which must be told from those of DATA"),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="folder for trust-reliability.png and trust-spread.png")
+    ] = None,
+) -> CheckResult:
+    """Do radii cover what they state, and do large errors have large spreads?
+
+    Judged on labelled structures that neither training nor calibration has seen.
+
+    Example: evenfield check trust runs/mine/model runs/data --pictures runs/trust
+    """
+    from ...core.files import file_errors, write_atomically
+    from ...finetune.safety.uncertainty import observe
+    from ...model_zoo.uncertainty.record import REMEDY
+
+    level = model.level
+    own = model.loaded.uncertainties.get(level)
+    if own is None:
+        raise CheckError(
+            f"{model.name} has no record of the uncertainty of {level} with these weights",
+            remedy=REMEDY,
+        )
+    if own.calibrated_on == split:
+        raise CheckError(
+            f"the radii of {level} were calibrated on the {split} split",
+            remedy="judge them on another split with --split",
+        )
+    potential = model.loaded.potential
+    seen = observe(potential, own, _structures(data, split, level))
+    figures, lines = judged(own, seen)
+    for folder in outside or []:
+        others = observe(potential, own, _as_level(folder, level))
+        more_figures, more_lines = told_apart(own, seen, others, folder.name)
+        figures += more_figures
+        lines += more_lines
+
+    drawn = {
+        "trust-reliability.png": _reliability(own, seen),
+        "trust-spread.png": _errors_and_spreads(own, seen),
+    }
+    if pictures is not None:
+        with file_errors(pictures):
+            pictures.mkdir(parents=True, exist_ok=True)
+            for name, content in drawn.items():
+                write_atomically(pictures / name, content)
+    return CheckResult(figures, lines, [], drawn)
+
+
+def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[str]]:
+    """Coverage, sharpness and order of the errors of labelled structures."""
+    from scipy.stats import spearmanr
+
+    labelled = np.isfinite(seen.error)
+    if not labelled.any():
+        raise CheckError("no structure has forces", remedy="name data with forces")
+    error = seen.error[labelled]
+    numbers = seen.numbers[labelled]
+    names = seen.atom_groups[labelled]
+    ingredients = seen.ingredients[:, labelled]
+    inside = seen.inside[labelled]
+    spread = own.spread(ingredients, numbers)
+    place = own.group_of(numbers)
+    sizes = seen.label_size[labelled]
+
+    lines = [
+        f"{len(error)} atoms of {len(np.unique(names))} groups of structures; radii calibrated on "
+        f"the {own.calibrated_on} split; {100 * inside.mean():.1f} % of the atoms are inside"
+    ]
+    figures = [Figure("atoms", len(error), "", at_least=1)]
+    for coverage in COVERAGES:
+        radius = own.force_quantiles(coverage)[place] * spread
+        covered = error <= radius
+        percent = f"{100 * coverage:g} %"
+        worst = 0.0
+        for index, name in enumerate(_names(own)):
+            chosen = place == index
+            if not chosen.any():
+                continue
+            share = float(covered[chosen].mean())
+            deviation = _standard_error(covered[chosen], names[chosen])
+            # the radii themselves come from a finite number of structures
+            judges = len(np.unique(names[chosen]))
+            deviation *= (1 + judges / max(own.force_scores[index].structures, 1)) ** 0.5
+            lines.append(
+                f"{percent} ball, {name}: covers {100 * share:.2f} +- {100 * deviation:.2f} % of "
+                f"{chosen.sum()} atoms, median radius {np.median(radius[chosen]):.3f} eV/A"
+            )
+            if chosen.sum() >= ENOUGH_ATOMS:
+                excess = abs(share - coverage) - max(TOLERANCE, DEVIATIONS * deviation)
+                worst = max(worst, excess)
+                figures.append(Figure(f"coverage of {percent}, {name}", 100 * share, "%"))
+        figures += [
+            Figure(f"coverage of {percent}, all atoms", 100 * float(covered.mean()), "%"),
+            Figure(f"median radius of {percent}", float(np.median(radius)), "eV/A"),
+            Figure(
+                f"coverage of {percent} further from it than tolerance, worst group",
+                100 * worst,
+                "%",
+                limit=0.0,
+            ),
+        ]
+        for low, high in pairwise(SIZES):
+            chosen = (sizes >= low) & (sizes < high)
+            if chosen.any():
+                lines.append(
+                    f"{percent} ball, labels of {low:g} to {high:g} eV/A: covers "
+                    f"{100 * covered[chosen].mean():.2f} % of {chosen.sum()} atoms"
+                )
+
+    is_worst = error >= np.quantile(error, 1 - WORST)
+    for name, values in measures(own, seen, labelled).items():
+        correlation = float(spearmanr(values, error).statistic)
+        of_inside = float(spearmanr(values[inside], error[inside]).statistic)
+        auroc = area_under_curve(values, is_worst)
+        lines.append(
+            f"{name}: rank correlation {correlation:.3f} with the error, {of_inside:.3f} inside; "
+            f"AUROC {auroc:.3f} for the worst {100 * WORST:g} % of the atoms"
+        )
+        limit = RANK_CORRELATION if name == "spread" else None
+        figures += [
+            Figure(f"rank correlation of {name}, inside", of_inside, "", at_least=limit),
+            Figure(f"AUROC of {name} for the worst {100 * WORST:g} %", auroc, ""),
+        ]
+
+    per_atom = np.bincount(seen.structure_index)
+    energy_error = np.abs(seen.energy_error)
+    has_energy = np.isfinite(energy_error)
+    if has_energy.any():
+        for coverage in COVERAGES:
+            radius = own.energy_scores.quantile(coverage) * seen.energy_deviation
+            covered = energy_error[has_energy] <= radius[has_energy]
+            median = 1000 * np.median((radius / per_atom)[has_energy])
+            lines.append(
+                f"{100 * coverage:g} % of energies: covers {100 * covered.mean():.1f} % of "
+                f"{has_energy.sum()} structures, median radius {median:.1f} meV/atom"
+            )
+            figures.append(
+                Figure(
+                    f"coverage of {100 * coverage:g} % of energies",
+                    100 * float(covered.mean()),
+                    "%",
+                )
+            )
+    return figures, lines
+
+
+def measures(own: LevelUncertainty, seen: Observed, chosen: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Name -> what each measure says about the chosen atoms; more means a larger error."""
+    ingredients = seen.ingredients[:, chosen]
+    return {
+        "spread": own.spread(ingredients, seen.numbers[chosen]),
+        "force": ingredients[0],
+        "committee": seen.disagreement[chosen],
+        "energy deviation of the atom": ingredients[2],
+        "distance": ingredients[3],
+    }
+
+
+def told_apart(
+    own: LevelUncertainty, seen: Observed, others: Observed, name: str
+) -> tuple[list[Figure], list[str]]:
+    """How well each measure tells atoms of another chemistry from those of `seen`."""
+    figures = []
+    lines = [
+        f"{name}: {100 * others.inside.mean():.1f} % of {len(others.numbers)} atoms are inside, "
+        f"{100 * seen.inside.mean():.1f} % of the others"
+    ]
+    everything = np.ones(len(seen.numbers), bool), np.ones(len(others.numbers), bool)
+    of_seen = measures(own, seen, everything[0])
+    for measure, values in measures(own, others, everything[1]).items():
+        both = np.concatenate([of_seen[measure], values])
+        is_other = np.arange(len(both)) >= len(of_seen[measure])
+        auroc = area_under_curve(both, is_other)
+        lines.append(f"{name}: AUROC {auroc:.3f} of {measure}")
+        limit = AUROC if measure == "distance" else None
+        figures.append(Figure(f"AUROC of {measure}, {name}", auroc, "", at_least=limit))
+    error = others.error
+    labelled = np.isfinite(error)
+    if labelled.any():
+        spread = own.spread(others.ingredients, others.numbers)
+        for coverage in COVERAGES:
+            radius = own.force_quantiles(coverage)[own.group_of(others.numbers)] * spread
+            covered = (error <= radius)[labelled].mean()
+            lines.append(f"{name}: the {100 * coverage:g} % ball covers {100 * covered:.1f} %")
+            figures.append(Figure(f"coverage of {100 * coverage:g} %, {name}", 100 * covered, "%"))
+    return figures, lines
+
+
+def area_under_curve(values: np.ndarray, positive: np.ndarray) -> float:
+    """AUROC: how often a positive has the larger value of a pair, ties counted half."""
+    from scipy.stats import mannwhitneyu
+
+    if positive.all() or not positive.any():
+        return float("nan")
+    pairs = positive.sum() * (~positive).sum()
+    return float(mannwhitneyu(values[positive], values[~positive]).statistic / pairs)
+
+
+def _standard_error(covered: np.ndarray, names: np.ndarray) -> float:
+    """Of a coverage, from groups of structures: the delta method for a ratio of sums."""
+    _, place = np.unique(names, return_inverse=True)
+    residuals = np.bincount(place, covered - covered.mean())
+    number = len(residuals)
+    if number < 2:
+        return float("nan")
+    return float(np.sqrt(number / (number - 1) * np.square(residuals).sum()) / len(covered))
+
+
+def _names(own: LevelUncertainty) -> list[str]:
+    """What each group of elements is called."""
+    symbols = [" ".join(chemical_symbols[z] for z in elements) for elements in own.groups[:-1]]
+    return [*symbols, "all others" if symbols else "all elements"]
+
+
+def _structures(data: Path, split: str, level: str) -> list[Structure]:
+    from ...data_pipelines.store.blocks import iter_structures
+
+    chosen = [one for one in iter_structures(data, split) if one.level_of_theory == level]
+    if not chosen:
+        raise CheckError(
+            f"has no structure of the {split} split at {level}",
+            file=data,
+            remedy="name other data, or another split with --split",
+        )
+    return chosen
+
+
+def _as_level(data: Path, level: str) -> list[Structure]:
+    """All structures of a data set, as if they were of a level of theory; errors only if they are.
+
+    Labels of another level have another zero and other forces, and are left out.
+    """
+    from dataclasses import replace
+
+    from ...data_pipelines.store.blocks import iter_structures
+    from ...data_pipelines.store.shards import read_info
+    from ...data_pipelines.structure import SPLITS
+
+    counts = read_info(data)["num_structures"]
+    structures = []
+    for split in SPLITS:
+        if not counts[split]:
+            continue
+        for structure in iter_structures(data, split):
+            if structure.level_of_theory != level:
+                structure = replace(structure, level_of_theory=level, labels={})
+            structures.append(structure)
+    return structures
+
+
+def _reliability(own: LevelUncertainty, seen: Observed) -> bytes:
+    """Covered share over stated coverage, for each group of elements with enough atoms."""
+    from ..sanity.plots import curves_png
+
+    labelled = np.isfinite(seen.error)
+    numbers = seen.numbers[labelled]
+    score = seen.error[labelled] / own.spread(seen.ingredients[:, labelled], numbers)
+    place = own.group_of(numbers)
+    stated = 100 * np.array(CURVE)
+    curves = {"stated": (stated, stated)}
+    for index, name in enumerate(_names(own)):
+        chosen = place == index
+        if chosen.sum() < ENOUGH_ATOMS:
+            continue
+        quantiles = [own.force_scores[index].quantile(coverage) for coverage in CURVE]
+        covered = [100 * (score[chosen] <= quantile).mean() for quantile in quantiles]
+        curves[name] = (stated, np.array(covered))
+    return curves_png(f"Radii of forces, {own.level}", "stated coverage (%)", "covered (%)", curves)
+
+
+def _errors_and_spreads(own: LevelUncertainty, seen: Observed) -> bytes:
+    """Errors over spreads, atom by atom, with the radii that are stated."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Drawing
+
+    from ...core.figures.style import COLOURS, STYLE, figure_png, plain_log_ticks
+
+    labelled = np.isfinite(seen.error)
+    error = seen.error[labelled]
+    spread = own.spread(seen.ingredients[:, labelled], seen.numbers[labelled])
+    inside = seen.inside[labelled]
+    shown = np.random.default_rng(0).permutation(len(error))[:MOST_POINTS]
+    order = np.argsort(spread)
+    with rc_context(STYLE):
+        drawing = Drawing(figsize=(7, 5), layout="constrained")
+        axes = drawing.add_subplot()
+        for name, colour, chosen in (
+            ("inside", COLOURS[0], shown[inside[shown]]),
+            ("outside", COLOURS[1], shown[~inside[shown]]),
+        ):
+            axes.scatter(
+                spread[chosen], error[chosen], s=5, color=colour, alpha=0.35, label=name, lw=0
+            )
+        # medians of twenty bins with equally many atoms
+        bins = np.array_split(order, 20)
+        middle = [np.median(spread[chosen]) for chosen in bins if len(chosen)]
+        typical = [np.quantile(error[chosen], 0.683) for chosen in bins if len(chosen)]
+        axes.plot(middle, typical, color="black", marker="o", label="covers 68 % of a bin")
+        ends = np.array([spread.min(), spread.max()])
+        axes.plot(ends, 1.084 * ends, color="black", linestyle="--", label="if the spread is right")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=max(float(np.quantile(error, 0.005)), 1e-4))
+        plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.yaxis)
+        axes.set_xlabel("predicted spread (eV/A)")
+        axes.set_ylabel("error of the force (eV/A)")
+        axes.set_title(f"Errors and spreads, {own.level}")
+        axes.legend(fontsize=9)
+        return figure_png(drawing)

@@ -1,0 +1,375 @@
+"""Makes the record of uncertainty of a model (model_zoo/uncertainty) from its training data.
+
+Three kinds of structures have a part in it. Training structures give the covariance of the readout,
+the committee, the Gaussians of the elements, and the form of the predicted spread. Validation
+structures, which no weight was fitted to, give every scale: thresholds of the distance, scores of
+the errors. What is left, a test split for example, can judge the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import lsq_linear
+
+from ...core.errors import EvenfieldError
+from ...core.ranks import keep_freed_memory
+from ...core.torch_modes import own_modes
+from ...data_pipelines.batch import Batch
+from ...data_pipelines.stream.packing import pack
+from ...data_pipelines.structure import MAX_ATOMIC_NUMBER, Structure
+from ...model_zoo.potential.potential import Potential
+from ...model_zoo.uncertainty.conformal import Scores
+from ...model_zoo.uncertainty.distances import ElementGaussians
+from ...model_zoo.uncertainty.estimates import Estimator
+from ...model_zoo.uncertainty.record import INGREDIENTS, LevelUncertainty
+from ..closed_form.committee import Committee, committee_of_readouts
+
+
+# Members of the committee: bootstrap refits of the readout.
+NUM_MEMBERS = 16
+# Directions that are kept of them; each costs a backward pass in every step of a simulation.
+NUM_DIRECTIONS = 1
+# Structures without which quantiles say nothing.
+FEWEST_STRUCTURES = 20
+# An element with fewer scores, or from fewer groups of structures, shares those of all others.
+FEWEST_SCORES = 300
+FEWEST_GROUPS = 20
+# Atoms that are enough for the committee, the Gaussians, the form of the spread, and the scores.
+MOST_COMMITTEE = 3_000
+MOST_FEATURES = 40_000
+MOST_FITTED = 8_000
+MOST_SCORED = 40_000
+
+# Size of a batch; memory grows with it.
+EDGE_BUDGET = 8_000
+ATOM_BUDGET = 512
+
+# What one standard deviation covers of Gaussian errors, and the length of a vector of three such
+# components, with a variance of 1 together, that it covers.
+ONE_SIGMA = 0.683
+ONE_SIGMA_LENGTH = 1.084
+# Errors of forces below this are not told apart (eV/A); the logarithm of zero would be infinite.
+FORCE_FLOOR = 1e-3
+# Ridge of the offsets of elements, in atoms: few atoms hardly move them from that of all.
+OFFSET_RIDGE = 20.0
+# Coverage of the thresholds of the distance.
+INSIDE = 0.99
+
+
+class TooFewStructuresError(EvenfieldError):
+    """Held-out structures from which no quantile can be taken."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Errors of labelled structures, and what was predicted of them: N atoms, S structures."""
+
+    numbers: np.ndarray
+    """(N,) atomic numbers"""
+    structure_index: np.ndarray
+    """(N,)"""
+    groups: np.ndarray
+    """(S,) names; structures of one group, a trajectory for example, are no independent evidence"""
+    force_error: np.ndarray
+    """(N, 3) eV/A, NaN without a label"""
+    label_size: np.ndarray
+    """(N,) length of the label, eV/A"""
+    ingredients: np.ndarray
+    """(4, N)"""
+    shares: np.ndarray
+    """(N, 3) of the variance of the committee, by component"""
+    disagreement: np.ndarray
+    """(N,) largest difference of two members, eV/A"""
+    inside: np.ndarray
+    """(N,)"""
+    energy_error: np.ndarray
+    """(S,) eV, NaN without a label"""
+    energy_deviation: np.ndarray
+    """(S,) eV"""
+
+    @property
+    def error(self) -> np.ndarray:
+        """Length of the error of each force (N,)."""
+        return np.linalg.norm(self.force_error, axis=1)
+
+    @property
+    def atom_groups(self) -> np.ndarray:
+        """The group that each atom belongs to (N,)."""
+        return self.groups[self.structure_index]
+
+
+@own_modes()
+def observe(
+    potential: Potential, own: LevelUncertainty, structures: Sequence[Structure]
+) -> Observed:
+    """Compare a potential with labels, and keep what its uncertainty says of each atom."""
+    levels = potential.config.levels_of_theory
+    estimator = Estimator(own, potential, levels.index(own.level))
+    found: dict[str, list[np.ndarray]] = {}
+    first = 0
+    for batch in _batches(potential, structures):
+        with torch.no_grad():
+            prediction = estimator.potential(batch)
+        measures = estimator.measures(batch, prediction)
+        forces_label = batch.labels["forces"].double()
+        squares = np.square(measures.forces).sum(0)
+        total = squares.sum(1, keepdims=True)
+        values = {
+            "numbers": batch.atomic_numbers.cpu().numpy(),
+            "structure_index": batch.structure_index.cpu().numpy() + first,
+            "force_error": (prediction.forces.double() - forces_label).cpu().numpy(),
+            "label_size": forces_label.norm(dim=1).cpu().numpy(),
+            "ingredients": measures.ingredients.T,
+            "shares": np.divide(squares, total, out=np.full_like(squares, 1 / 3), where=total > 0),
+            "disagreement": measures.disagreements(own.mixing),
+            "inside": measures.inside,
+            "energy_error": (prediction.energy - batch.labels["energy"]).cpu().numpy(),
+            "energy_deviation": estimator.energy_deviations(batch),
+        }
+        first += batch.num_structures
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+    joined["ingredients"] = joined["ingredients"].T
+    groups = [structure.group or structure.structure_id for structure in structures]
+    return Observed(groups=np.array(groups), **joined)
+
+
+@own_modes()
+def make_uncertainty(
+    potential: Potential,
+    level: str,
+    train: Sequence[Structure],
+    held_out: Sequence[Structure],
+    *,
+    known: set[int],
+    split: str,
+) -> LevelUncertainty:
+    """The uncertainty of one head of a potential, which does not change.
+
+    train: structures that it has learned from, those with rare elements first.
+    held_out: those of `split`, which it has not learned from.
+    known: atomic numbers that it has learned.
+
+    Raises TooFewStructuresError.
+    """
+    scored = _up_to(held_out, MOST_SCORED)
+    if len(scored) < FEWEST_STRUCTURES:
+        raise TooFewStructuresError(
+            f"{len(scored)} held-out structures at {level} are too few for quantiles of errors",
+            remedy=f"hold out {FEWEST_STRUCTURES} or more: valid_share=0.1 of `evenfield data "
+            "convert`",
+        )
+    head = potential.config.levels_of_theory.index(level)
+    # the gradients of all features take the same memory again and again
+    keep_freed_memory()
+    committee = committee_of_readouts(
+        potential, head, _up_to(train, MOST_COMMITTEE), known_e0=known, members=NUM_MEMBERS
+    )
+    directions, mixing = principal_directions(committee)
+    features, numbers = _features(potential, _up_to(train, MOST_FEATURES))
+    draft = LevelUncertainty(
+        level=level,
+        calibrated_on=split,
+        factor=np.linalg.cholesky(committee.covariance),
+        e0_elements=committee.elements,
+        directions=directions,
+        mixing=mixing,
+        gaussians=ElementGaussians.of(features, numbers),
+        exponents=np.zeros(len(INGREDIENTS)),
+        offsets=np.zeros(MAX_ATOMIC_NUMBER + 1),
+        floors=np.ones(len(INGREDIENTS)),
+        groups=[np.empty(0, int)],
+        force_scores=[],
+        energy_scores=Scores.of(np.empty(0), 0),
+        energy_scale=1.0,
+        alignment=0.0,
+    )
+    shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
+    return calibrated(shaped, observe(potential, shaped, scored))
+
+
+def principal_directions(committee: Committee) -> tuple[np.ndarray, np.ndarray]:
+    """Directions (K, d) in which members differ most, and the members (M, K) as their sums.
+
+    Most by how much they change what was fitted: weights are measured by the inverse of their
+    posterior covariance, which is the normal matrix of forces and energies. A truncated committee
+    then loses as little as possible of the spread of the forces.
+    """
+    members = committee.members
+    number, size = members.shape
+    factor = np.linalg.cholesky(committee.covariance[:size, :size])
+    whitened = np.linalg.solve(factor, members.T).T
+    left, _, _ = np.linalg.svd(whitened, full_matrices=False)
+    left = left[:, :NUM_DIRECTIONS]
+    return left.T @ members / number**0.5, left * number**0.5
+
+
+def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
+    """The draft with a spread that fits the errors of training structures in their logarithms."""
+    labelled = np.isfinite(seen.error) & np.isfinite(seen.ingredients).all(0)
+    numbers = seen.numbers[labelled]
+    ingredients = seen.ingredients[:, labelled]
+    target = np.log(seen.error[labelled] + FORCE_FLOOR)
+
+    # a hundredth of the median: below it an ingredient says nothing
+    floors = np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
+    floors[INGREDIENTS.index("force")] = 0.02  # eV/A
+    logarithms = np.log(ingredients + floors[:, None])
+    elements, place = np.unique(numbers, return_inverse=True)
+    num_powers = len(INGREDIENTS)
+
+    rows = np.zeros((len(target) + len(elements), num_powers + 1 + len(elements)))
+    rows[: len(target), :num_powers] = logarithms.T
+    rows[: len(target), num_powers] = 1.0
+    rows[np.arange(len(target)), num_powers + 1 + place] = 1.0
+    # one row of the ridge for the offset of each element
+    own = np.arange(len(elements))
+    rows[len(target) + own, num_powers + 1 + own] = OFFSET_RIDGE**0.5
+    padded = np.concatenate([target, np.zeros(len(elements))])
+    lower = np.full(rows.shape[1], -np.inf)
+    # a force further from what is known must never look more certain
+    lower[:num_powers] = 0.0
+    solution = lsq_linear(rows, padded, bounds=(lower, np.inf)).x
+
+    offsets = np.full(MAX_ATOMIC_NUMBER + 1, solution[num_powers])
+    offsets[elements] += solution[num_powers + 1 :]
+    return replace(draft, exponents=solution[:num_powers], offsets=offsets, floors=floors)
+
+
+def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty:
+    """The same with all scales from structures that were held out."""
+    own = shaped
+    known = np.isfinite(held_out.ingredients).all(0)
+    labelled = known & np.isfinite(held_out.error)
+    if not labelled.any():
+        raise TooFewStructuresError(
+            f"no held-out structure at {own.level} has forces",
+            remedy="hold out structures with forces",
+        )
+    spread = own.spread(held_out.ingredients, held_out.numbers)
+    scores = held_out.error[labelled] / spread[labelled]
+    # one deviation covers what it covers of Gaussian errors; tails make the RMS useless
+    unit = float(np.quantile(scores, ONE_SIGMA)) / ONE_SIGMA_LENGTH
+    own = replace(own, offsets=own.offsets + np.log(unit))
+    scores = scores / unit
+
+    numbers = held_out.numbers[labelled]
+    names = held_out.atom_groups[labelled]
+    groups = element_groups(numbers, names)
+    own = replace(own, groups=groups)
+    place = own.group_of(numbers)
+    force_scores = []
+    for index in range(len(groups)):
+        # the last group has no atoms of its own where all elements are common: then it is all
+        chosen = place == index if (place == index).any() else np.ones(len(place), bool)
+        force_scores.append(Scores.of(scores[chosen], len(np.unique(names[chosen]))))
+
+    has_energy = np.isfinite(held_out.energy_error)
+    energy_scores = np.abs(held_out.energy_error[has_energy])
+    energy_scores = energy_scores / np.maximum(held_out.energy_deviation[has_energy], 1e-12)
+    energy_scale = max(float(np.quantile(energy_scores, ONE_SIGMA)), 1e-12)
+    gaussians = _with_thresholds(own.gaussians, held_out, known)
+    return replace(
+        own,
+        gaussians=gaussians,
+        force_scores=force_scores,
+        energy_scores=Scores.of(
+            energy_scores / energy_scale, len(np.unique(held_out.groups[has_energy]))
+        ),
+        energy_scale=energy_scale,
+        alignment=_alignment(held_out, labelled),
+    )
+
+
+def element_groups(numbers: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
+    """Atomic numbers of each group, from those of atoms (N,) and the names of their structures.
+
+    An element with enough atoms from enough structures has a group of its own; the last group is
+    that of all others.
+    """
+    groups = []
+    for z in np.unique(numbers):
+        of_element = numbers == z
+        is_enough = of_element.sum() >= FEWEST_SCORES
+        if is_enough and len(np.unique(names[of_element])) >= FEWEST_GROUPS:
+            groups.append(np.array([z]))
+    return [*groups, np.empty(0, int)]
+
+
+def _with_thresholds(
+    gaussians: ElementGaussians, held_out: Observed, known: np.ndarray
+) -> ElementGaussians:
+    """Distances that 1 % of held-out atoms exceed, of an element or of all rare ones together."""
+    numbers = held_out.numbers[known]
+    distances = held_out.ingredients[INGREDIENTS.index("distance"), known]
+    names = held_out.atom_groups[known]
+    own_groups = element_groups(numbers, names)
+    common = np.concatenate(own_groups)
+    rare = ~np.isin(numbers, common)
+    of_rare = distances[rare] if rare.sum() >= FEWEST_SCORES else distances
+    thresholds = np.full(len(gaussians.elements), Scores.of(of_rare, 1).quantile(INSIDE))
+    for z in common:
+        of_element = Scores.of(distances[numbers == z], 1)
+        thresholds[gaussians.elements == z] = of_element.quantile(INSIDE)
+    return replace(gaussians, thresholds=thresholds)
+
+
+def _alignment(held_out: Observed, labelled: np.ndarray) -> float:
+    """The share w of the variance of errors that lies where the committee differs.
+
+    With shares s_c of the committee, the mean of s_c e_c^2 / |e|^2, summed over components, is
+    (1 - w) / 3 + w sum_c s_c^2.
+    """
+    errors = np.square(held_out.force_error[labelled])
+    total = errors.sum(1)
+    shares = held_out.shares[labelled][total > 0]
+    along = (shares * errors[total > 0] / total[total > 0, None]).sum(1).mean()
+    most = np.square(shares).sum(1).mean()
+    return float(np.clip((along - 1 / 3) / max(most - 1 / 3, 1e-6), 0.0, 1.0))
+
+
+def _up_to(structures: Sequence[Structure], most: int) -> list[Structure]:
+    """The first structures, with at most this many atoms together but for the first."""
+    chosen: list[Structure] = []
+    total = 0
+    for structure in structures:
+        # smaller ones further on are not taken: the choice must not depend on the size
+        if chosen and total + len(structure) > most:
+            break
+        chosen.append(structure)
+        total += len(structure)
+    return chosen
+
+
+@own_modes()
+def _features(
+    potential: Potential, structures: Sequence[Structure]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, d) and atomic numbers (N,) of all atoms."""
+    features = []
+    numbers = []
+    for batch in _batches(potential, structures):
+        with torch.no_grad():
+            vectors, tiles = potential.edge_vectors(batch)
+            phi = potential.features(batch.atomic_numbers, vectors, tiles)
+        features.append(phi.cpu().double().numpy())
+        numbers.append(batch.atomic_numbers.cpu().numpy())
+    return np.concatenate(features), np.concatenate(numbers)
+
+
+def _batches(potential: Potential, structures: Sequence[Structure]) -> Iterator[Batch]:
+    """The structures in their order, several at a time."""
+    parameter = next(potential.parameters())
+    config = potential.config
+    graphs = (
+        Batch.from_structure(structure, config.cutoff, config.levels_of_theory, parameter.dtype)
+        for structure in structures
+    )
+    # a look-ahead of one keeps the order
+    for graph_list in pack(graphs, EDGE_BUDGET, ATOM_BUDGET, look_ahead=1):
+        yield Batch.join(graph_list).to(parameter.device)

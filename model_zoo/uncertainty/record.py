@@ -1,0 +1,236 @@
+"""What is stored about the uncertainty of a model, as an attachment of its folder.
+
+    uncertainty.safetensors   arrays of each level of theory, named LEVEL/NAME with LEVEL counted
+                              from 0; the metadata hold the format, the digest of the potential,
+                              and the levels with their scalars
+
+It holds for exactly these weights: the metadata name their digest, and a record of others counts as
+none. For each level it takes some 5 kB for each element, and 25 kB and 4 kB for each group of
+elements with radii of its own: 0.6 MB for a level of 85 elements with 64 features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ...core.settings import Settings
+from ..network.interface import MAX_ATOMIC_NUMBER
+from ..package.sanity_record import potential_digest
+from ..package.weights import metadata
+from ..potential.potential import Potential
+from .conformal import Scores
+from .distances import ElementGaussians
+
+
+UNCERTAINTY = "uncertainty.safetensors"
+REMEDY = "make it with `evenfield finetune attach MODEL DATA`"
+
+# what the predicted spread of the force on an atom is made of; see `LevelUncertainty.spread`
+INGREDIENTS = ("force", "committee", "energy", "distance")
+
+
+class _LevelFacts(Settings):
+    """What the metadata say of a level of theory."""
+
+    level: str = Field(description="level of theory")
+    calibrated_on: str = Field(description="split whose structures gave the scores")
+    energy_scale: float = Field(gt=0, description="factor of the deviations of energies")
+    alignment: float = Field(ge=0, le=1, description="share of the variance along the committee")
+    groups: list[list[int]] = Field(description="atomic numbers of each group of elements")
+    numbers: list[int] = Field(description="scores of each group, the last of the energies")
+    structures: list[int] = Field(description="independent structures of each")
+
+
+class _RecordFacts(Settings):
+    """What the metadata hold."""
+
+    format: int = Field(ge=1, le=1, description="format of the file")
+    potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
+    levels: list[_LevelFacts] = Field(description="one entry for each level of theory")
+
+
+@dataclass(frozen=True)
+class LevelUncertainty:
+    """The uncertainty of one level of theory: d features, K directions, G groups of elements."""
+
+    level: str
+    calibrated_on: str
+    """The split whose structures gave the scores."""
+    factor: np.ndarray
+    """(P, P) lower Cholesky factor of the posterior covariance of the d weights and the E0."""
+    e0_elements: np.ndarray
+    """(P - d,) atomic numbers of the E0."""
+    directions: np.ndarray
+    """(K, d) differences of weights, by how much they change forces: sum_k of their squares is
+    the variance over the M members of the committee."""
+    mixing: np.ndarray
+    """(M, K): member m differs from the model by the sum over k of mixing[m, k] directions[k]."""
+    gaussians: ElementGaussians
+    exponents: np.ndarray
+    """(4,) of the `INGREDIENTS` of the spread, none negative."""
+    offsets: np.ndarray
+    """(119,) logarithm of the spread of each element where all ingredients are at their floor."""
+    floors: np.ndarray
+    """(4,) added to the ingredients, in eV/A, eV/A, eV, and without a unit."""
+    groups: list[np.ndarray]
+    """(G) atomic numbers with radii of their own; the last group is that of all other elements."""
+    force_scores: list[Scores]
+    """(G)"""
+    energy_scores: Scores
+    energy_scale: float
+    """By which the deviation of the posterior is multiplied, so that it covers 68 % of errors."""
+    alignment: float
+    """Share of the variance of a force that lies where the committee differs."""
+
+    def spread(self, ingredients: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
+        """Predicted size of the error of the force on each atom (N,), in eV/A.
+
+        ingredients (4, N): size of the force, deviation of the committee, both in eV/A, deviation
+        of the energy of the atom by the posterior in eV, and distance. The spread is a product of
+        powers, so that none of them can lower it.
+        """
+        # an element that was never seen is infinitely far
+        known = np.isfinite(ingredients).all(0)
+        logarithms = np.log(np.where(known, ingredients, 1.0) + self.floors[:, None])
+        exponent = self.offsets[atomic_numbers] + self.exponents @ logarithms
+        return np.where(known, np.exp(exponent), np.inf)
+
+    def group_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
+        """The place of the group of each atom (N,)."""
+        place = np.full(MAX_ATOMIC_NUMBER + 1, len(self.groups) - 1)
+        for index, elements in enumerate(self.groups[:-1]):
+            place[elements] = index
+        return place[atomic_numbers]
+
+    def force_quantiles(self, coverage: float) -> np.ndarray:
+        """Radius over spread for each group (G,)."""
+        return np.array([scores.quantile(coverage) for scores in self.force_scores])
+
+
+def uncertainty_file(potential: Potential, levels: Mapping[str, LevelUncertainty]) -> bytes:
+    """The content of the attachment, for these weights."""
+    tensors: dict[str, np.ndarray] = {}
+    facts = []
+    for index, own in enumerate(levels.values()):
+        arrays = {name: getattr(own, name) for name in _ARRAYS}
+        arrays |= {name: getattr(own.gaussians, name) for name in _GAUSSIAN_ARRAYS}
+        all_scores = [*own.force_scores, own.energy_scores]
+        for group, scores in enumerate(all_scores):
+            arrays[f"scores.{group}"] = scores.values
+            arrays[f"ranks.{group}"] = scores.ranks
+        for name, array in arrays.items():
+            # six digits are more than any estimate of an error has
+            kind = np.float32 if array.dtype.kind == "f" else np.int32
+            tensors[f"{index}/{name}"] = np.ascontiguousarray(array, dtype=kind)
+        facts.append(
+            _LevelFacts(
+                level=own.level,
+                calibrated_on=own.calibrated_on,
+                energy_scale=own.energy_scale,
+                alignment=own.alignment,
+                groups=[elements.tolist() for elements in own.groups],
+                numbers=[scores.number for scores in all_scores],
+                structures=[scores.structures for scores in all_scores],
+            )
+        )
+    about = _RecordFacts(format=1, potential=potential_digest(potential), levels=facts)
+    return save(tensors, metadata={"evenfield": about.model_dump_json()})
+
+
+_ARRAYS = (
+    "factor",
+    "e0_elements",
+    "directions",
+    "mixing",
+    "exponents",
+    "offsets",
+    "floors",
+)
+_GAUSSIAN_ARRAYS = tuple(field.name for field in fields(ElementGaussians))
+
+
+def uncertainties_of(
+    potential: Potential, attachments: Mapping[str, bytes]
+) -> dict[str, LevelUncertainty]:
+    """Level of theory -> its uncertainty, for the levels of a model that have one.
+
+    Attachments are free in form: whatever is not such a record of these weights is none.
+    """
+    content = attachments.get(UNCERTAINTY)
+    if content is None:
+        return {}
+    try:
+        about = _RecordFacts.model_validate(metadata(content))
+        if about.potential != potential_digest(potential):
+            return {}
+        tensors = load(content)
+        levels = {}
+        for index, facts in enumerate(about.levels):
+            prefix = f"{index}/"
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            levels[facts.level] = _level(facts, own, potential.config.readout_size)
+    except (ValidationError, SafetensorError, KeyError, ValueError):
+        return {}
+    return levels
+
+
+def _level(facts: _LevelFacts, tensors: dict[str, np.ndarray], size: int) -> LevelUncertainty:
+    """One level from its arrays. Raises KeyError and ValueError for arrays that do not fit."""
+    wide = {
+        name: tensor.astype(np.float64 if tensor.dtype.kind == "f" else np.int64)
+        for name, tensor in tensors.items()
+    }
+    scores = [
+        Scores(wide[f"scores.{group}"], wide[f"ranks.{group}"], number, structures)
+        for group, (number, structures) in enumerate(
+            zip(facts.numbers, facts.structures, strict=True)
+        )
+    ]
+    gaussians = ElementGaussians(**{name: wide[name] for name in _GAUSSIAN_ARRAYS})
+    own = LevelUncertainty(
+        level=facts.level,
+        calibrated_on=facts.calibrated_on,
+        energy_scale=facts.energy_scale,
+        alignment=facts.alignment,
+        gaussians=gaussians,
+        groups=[np.array(elements, dtype=int) for elements in facts.groups],
+        force_scores=scores[:-1],
+        energy_scores=scores[-1],
+        **{name: wide[name] for name in _ARRAYS},
+    )
+    num_directions = len(own.directions)
+    num_elements = len(gaussians.elements)
+    rank = gaussians.variances.shape[1]
+    expected = {
+        "factor": (size + len(own.e0_elements), size + len(own.e0_elements)),
+        "directions": (num_directions, size),
+        "mixing": (len(own.mixing), num_directions),
+        "exponents": (len(INGREDIENTS),),
+        "floors": (len(INGREDIENTS),),
+        "offsets": (MAX_ATOMIC_NUMBER + 1,),
+        "means": (num_elements, size),
+        "whitening": (size, size),
+        "axes": (num_elements, rank, size),
+        "variances": (num_elements, rank),
+        "remainder": (num_elements,),
+        "thresholds": (num_elements,),
+    }
+    for name, shape in expected.items():
+        if wide[name].shape != shape:
+            raise ValueError(f"{name} has the shape {wide[name].shape} instead of {shape}")
+    if (
+        len(own.groups) != len(own.force_scores)
+        or not 0 <= gaussians.elements.max() <= MAX_ATOMIC_NUMBER
+    ):
+        raise ValueError("groups and scores, or elements, do not fit")
+    return own

@@ -1,0 +1,191 @@
+"""The record of uncertainty: made from data, kept with the weights, dropped by a fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.data import atomic_numbers
+from typer.testing import CliRunner
+
+from evenfield import model_zoo
+from evenfield.cli import app
+from evenfield.core.destination import DestinationError
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.closed_form.committee import Committee, committee_of_readouts
+from evenfield.finetune.safety import uncertainty
+from evenfield.finetune.safety.trust import attach_trust
+from evenfield.finetune.safety.uncertainty import (
+    make_uncertainty,
+    observe,
+    principal_directions,
+    with_spread,
+)
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.uncertainty.record import UNCERTAINTY, LevelUncertainty
+
+
+METALS = ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
+KNOWN = {atomic_numbers[symbol] for symbol in METALS}
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set of the tests has some ten held-out structures."""
+    monkeypatch.setattr(uncertainty, "FEWEST_STRUCTURES", 3)
+    monkeypatch.setattr(uncertainty, "FEWEST_SCORES", 12)
+    monkeypatch.setattr(uncertainty, "FEWEST_GROUPS", 3)
+
+
+def tiny(levels: list[str]) -> Potential:
+    config = PotentialConfig(
+        channels=4, l_max=1, cutoff=4.0, readout_size=8, radial_hidden=8, levels_of_theory=levels
+    )
+    return Potential(config)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An untrained model of the data's levels and elements."""
+    record = ModelRecord(
+        name="metals",
+        elements={"EMT": METALS, "EMT-scaled": METALS},
+        default_level="EMT",
+    )
+    return model_zoo.save_model(tmp_path / "model", tiny(["EMT", "EMT-scaled"]), record)
+
+
+@pytest.fixture
+def of_emt(train_structures: list[Structure]) -> list[Structure]:
+    return [one for one in train_structures if one.level_of_theory == "EMT"]
+
+
+def test_record_covers_what_it_was_calibrated_on(of_emt: list[Structure]) -> None:
+    """By counting: at least the stated share of the held-out atoms, in every group."""
+    potential = tiny(["EMT"]).eval()
+    train, held_out = of_emt[::2], of_emt[1::2]
+    own = make_uncertainty(potential, "EMT", train, held_out, known=KNOWN, split="valid")
+    seen = observe(potential, own, held_out)
+    spread = own.spread(seen.ingredients, seen.numbers)
+    place = own.group_of(seen.numbers)
+    assert len(own.groups) > 1
+    for coverage in (0.5, 0.8):
+        covered = seen.error <= own.force_quantiles(coverage)[place] * spread * (1 + 1e-6)
+        for index in range(len(own.groups)):
+            share = covered[place == index].mean()
+            assert coverage <= share <= coverage + 2 / (place == index).sum() + 1e-9
+    # a third of the errors are larger than one deviation, of energies too
+    assert np.mean(np.abs(seen.energy_error) <= seen.energy_deviation) == pytest.approx(
+        0.683, abs=0.1
+    )
+    assert 0.9 < seen.inside.mean() < 1.0 or seen.inside.all()
+
+
+def test_spread_finds_powers_that_made_the_errors(of_emt: list[Structure]) -> None:
+    """Errors that are a product of powers, times a factor of each element and noise."""
+    potential = tiny(["EMT"]).eval()
+    draft = make_uncertainty(potential, "EMT", of_emt[::2], of_emt, known=KNOWN, split="valid")
+    seen = observe(potential, draft, of_emt[:2])
+    rng = np.random.default_rng(0)
+    number = 4000
+    ingredients = rng.lognormal(0, 1.0, (4, number))
+    numbers = rng.choice([29, 79], number)
+    error = ingredients[0] ** 0.7 * ingredients[3] ** 0.4 * np.where(numbers == 29, 1.0, 3.0)
+    error = error * rng.lognormal(0, 0.3, number)
+    made = replace(
+        seen,
+        numbers=numbers,
+        ingredients=ingredients,
+        force_error=error[:, None] * np.array([[0.6, 0.8, 0.0]]),
+    )
+    fitted = with_spread(draft, made)
+    assert fitted.exponents == pytest.approx([0.7, 0.0, 0.0, 0.4], abs=0.05)
+    assert fitted.offsets[79] - fitted.offsets[29] == pytest.approx(np.log(3), abs=0.05)
+    # an ingredient that goes against the errors is left out, and never turned around
+    against = with_spread(draft, replace(made, ingredients=1 / ingredients))
+    assert (against.exponents >= 0).all() and against.exponents.max() < 0.05
+
+
+def test_directions_hold_the_largest_part_of_the_committee() -> None:
+    rng = np.random.default_rng(0)
+    square = rng.normal(size=(8, 8))
+    committee = Committee(
+        level_of_theory="EMT",
+        covariance=square @ square.T + np.eye(8),
+        members=rng.normal(size=(5, 1)) * rng.normal(size=(1, 8)) + 1e-9 * rng.normal(size=(5, 8)),
+        elements=np.empty(0, int),
+    )
+    directions, mixing = principal_directions(committee)
+    # members on one line need one direction, whatever the measure
+    assert np.allclose(mixing @ directions, committee.members, atol=1e-7)
+    variance = np.square(committee.members).mean(0)
+    assert np.allclose(np.square(directions).sum(0), variance, atol=1e-7)
+
+
+def test_members_differ_where_the_prior_of_a_refit_says_that_nothing_moves(
+    of_emt: list[Structure],
+) -> None:
+    potential = tiny(["EMT"]).eval()
+    committee = committee_of_readouts(potential, 0, of_emt, known_e0=KNOWN, members=6)
+    assert committee.members.shape == (6, 8)
+    assert np.isfinite(committee.members).all()
+    assert committee.members.std(0).max() > 1e-3
+    np.linalg.cholesky(committee.covariance)
+
+
+def test_attach_writes_it_and_more_levels_stand_next_to_it(folder: Path, data_set: Path) -> None:
+    assert UNCERTAINTY in attach_trust(folder, data_set)
+    model = model_zoo.load(folder)
+    assert list(model.uncertainties) == ["EMT"]
+    first = model.uncertainties["EMT"]
+    assert first.gaussians.elements.tolist() == sorted(KNOWN)
+
+    words = ["finetune", "attach", str(folder), str(data_set), "--level-of-theory"]
+    done = CliRunner().invoke(app, [*words, "EMT-scaled", "--calibrate-on", "test"])
+    assert done.exit_code == 0, done.output
+    both = model_zoo.load(folder).uncertainties
+    assert list(both) == ["EMT", "EMT-scaled"]
+    assert both["EMT-scaled"].calibrated_on == "test"
+    assert np.array_equal(both["EMT"].directions, first.directions)
+    with pytest.raises(DestinationError, match="already has the uncertainty of EMT-scaled"):
+        attach_trust(folder, data_set, level_of_theory="EMT-scaled")
+
+    # other weights make it void, whoever changed them
+    potential, record = model_zoo.load_model(folder)
+    potential.e0[0, 29] += 0.1
+    attachments = dict(model_zoo.load(folder).attachments)
+    model_zoo.save_model(folder, potential, record, attachments=attachments)
+    assert model_zoo.load(folder).uncertainties == {}
+
+
+def test_too_few_held_out_structures_are_told(
+    folder: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncertainty, "FEWEST_STRUCTURES", 1000)
+    told: list[str] = []
+    assert UNCERTAINTY not in attach_trust(folder, data_set, say=told.append)
+    assert len(told) == 1 and "too few" in told[0] and "at EMT" in told[0]
+
+
+def test_a_fine_tuning_leaves_the_record_behind_and_says_so(
+    folder: Path, sets: dict[str, Path], data_set: Path, tmp_path: Path
+) -> None:
+    attach_trust(folder, data_set)
+    words = ["finetune", str(folder), str(sets["platinum"]), str(tmp_path / "tuned")]
+    done = CliRunner().invoke(app, [*words, "strategy=refit"])
+    assert done.exit_code == 0, done.output
+    assert "without a record of uncertainty" in done.output
+    tuned = model_zoo.load(tmp_path / "tuned")
+    assert tuned.uncertainties == {} and UNCERTAINTY not in tuned.attachments
+
+
+def test_only_the_level_of_the_record_answers(folder: Path, data_set: Path) -> None:
+    attach_trust(folder, data_set)
+    own: LevelUncertainty = model_zoo.load(folder).uncertainties["EMT"]
+    # what no structure had is infinitely far, and its spread infinite
+    ingredients = np.ones((4, 2))
+    ingredients[3, 1] = np.inf
+    spread = own.spread(ingredients, np.array([29, 8]))
+    assert np.isfinite(spread[0]) and np.isinf(spread[1])
