@@ -86,7 +86,7 @@ def check(
     seen = observe(potential, own, _structures(data, split, level))
     figures, lines = judged(own, seen)
     for folder in outside or []:
-        others = observe(potential, own, _as_level(folder, level))
+        others = observe(potential, own, all_as_level(folder, level))
         more_figures, more_lines = told_apart(own, seen, others, folder.name)
         figures += more_figures
         lines += more_lines
@@ -282,7 +282,7 @@ def _structures(data: Path, split: str, level: str) -> list[Structure]:
     return chosen
 
 
-def _as_level(data: Path, level: str) -> list[Structure]:
+def all_as_level(data: Path, level: str) -> list[Structure]:
     """All structures of a data set, as if they were of a level of theory; errors only if they are.
 
     Labels of another level have another zero and other forces, and are left out.

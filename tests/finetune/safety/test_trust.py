@@ -41,7 +41,8 @@ def folder(tmp_path: Path, data_set: Path) -> Path:
 
 def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
-    assert attach_trust(folder, data_set) == ["posterior.safetensors", "probe.extxyz"]
+    names = ["posterior.safetensors", "probe.extxyz", "uncertainty.safetensors"]
+    assert attach_trust(folder, data_set) == names
     assert (folder / "model.safetensors").read_bytes() == weights
     model = model_zoo.load(folder)
     assert {"posterior.safetensors", "probe.extxyz"} <= model.attachments.keys()

@@ -1,0 +1,118 @@
+"""Are stated uncertainties true? Coverage, order and outsiders, for several calibrations.
+
+    python benchmarks/uncertainty_quality.py MODEL DATA --out FILE.json [--outside FOLDER ...]
+        [--seeds 0 1 2]
+
+MODEL has a record that was calibrated on the validation split of DATA, a converted data set. The
+test split judges it. For the seeds, groups of structures of both splits are dealt out again, half
+of them to calibrate and half to judge. Structures of --outside are of another chemistry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
+from evenfield.diagnostics.check import Figure
+from evenfield.diagnostics.checks.trust import all_as_level, judged, told_apart
+from evenfield.finetune.safety.uncertainty import Observed, calibrated, observe
+from evenfield.model_zoo import load
+
+
+def main() -> None:
+    """Write one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder or name of a model")
+    parser.add_argument("data", type=Path, help="folder of a converted data set")
+    parser.add_argument("--outside", type=Path, nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    model = load(arguments.model)
+    level = model.level_to_use()
+    own = model.uncertainties[level]
+    seen = {split: observed(model.potential, own, arguments.data, split) for split in SPLITS}
+    figures, lines = judged(own, seen["test"])
+    result = {
+        "model": model.reference,
+        "level": level,
+        "data": arguments.data.name,
+        "bytes": len(model.attachments["uncertainty.safetensors"]),
+        "stated split": numbers(figures),
+        "lines": lines,
+    }
+    for folder in arguments.outside:
+        others = observe(model.potential, own, all_as_level(folder, level))
+        figures, lines = told_apart(own, seen["test"], others, folder.name)
+        result[f"outside: {folder.name}"] = numbers(figures)
+        result["lines"] += lines
+
+    both = joined(seen["valid"], seen["test"])
+    # the record's own scale must not be multiplied twice
+    bare = replace(both, energy_deviation=both.energy_deviation / own.energy_scale)
+    plain = replace(own, energy_scale=1.0)
+    for seed in arguments.seeds:
+        names = np.unique(bare.groups)
+        chosen = np.random.default_rng(seed).permutation(names)[: len(names) // 2]
+        mine = calibrated(plain, part(bare, np.isin(bare.groups, chosen)))
+        others = part(bare, ~np.isin(bare.groups, chosen))
+        scaled = replace(others, energy_deviation=others.energy_deviation * mine.energy_scale)
+        result[f"seed {seed}"] = numbers(judged(mine, scaled)[0])
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n".join(result["lines"]))
+
+
+SPLITS = ("valid", "test")
+
+
+def observed(potential, own, data: Path, split: str) -> Observed:
+    """All structures of one split at the level of the record."""
+    structures: list[Structure] = [
+        one for one in iter_structures(data, split) if one.level_of_theory == own.level
+    ]
+    return observe(potential, own, structures)
+
+
+def joined(one: Observed, other: Observed) -> Observed:
+    """Both end to end."""
+    content = {}
+    for name, value in vars(one).items():
+        more = getattr(other, name)
+        if name == "structure_index":
+            more = more + len(one.groups)
+        content[name] = np.concatenate([value, more], axis=1 if name == "ingredients" else 0)
+    return Observed(**content)
+
+
+def part(whole: Observed, structures: np.ndarray) -> Observed:
+    """The structures (S,) that are chosen."""
+    atoms = structures[whole.structure_index]
+    place = np.cumsum(structures) - 1
+    content = {}
+    for name, value in vars(whole).items():
+        if name == "ingredients":
+            content[name] = value[:, atoms]
+        elif name in ("groups", "energy_error", "energy_deviation"):
+            content[name] = value[structures]
+        else:
+            content[name] = value[atoms]
+    content["structure_index"] = place[content["structure_index"]]
+    return Observed(**content)
+
+
+def numbers(figures: list[Figure]) -> dict[str, float]:
+    """Name -> value."""
+    return {figure.name: round(float(figure.value), 4) for figure in figures}
+
+
+if __name__ == "__main__":
+    main()
