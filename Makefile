@@ -14,7 +14,8 @@ BIN := $(VENV)/bin
 
 # setuptools warns of every editable install of mapped folders, whatever they are called.
 PIP := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+# tests/conftest.py puts slow files first; xdist would put those with few tests last, which slow files have
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The suite must cover this share of the lines, in per cent.  docs/coverage.md says what it leaves out and why.
 COVERAGE_FLOOR := 95

@@ -34,6 +34,12 @@ METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")  # EMT knows them
 LEVELS = ("EMT", "EMT-scaled")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests: one that comes last has a processor of its own."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers in every test, in whatever order they run."""
