@@ -5,8 +5,9 @@
                               and the levels with their scalars
 
 It holds for exactly these weights: the metadata name their digest, and a record of others counts as
-none. For each level it takes some 5 kB for each element, and 25 kB and 4 kB for each group of
-elements with radii of its own: 0.6 MB for a level of 85 elements with 64 features.
+none. With 64 features a level takes 2.3 kB for each element, up to 8 kB for each group of elements
+with radii of its own, and 4 (64 + E)^2 bytes for the covariance of weights and the E0 of E elements:
+0.34 MB for mp_pbe of evenfield-1 with 85 elements.
 """
 
 from __future__ import annotations
