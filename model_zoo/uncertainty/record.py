@@ -6,7 +6,7 @@
 
 It holds for exactly these weights: the metadata name their digest, and a record of others counts as
 none. With 64 features a level takes 2.3 kB for each element, up to 8 kB for each group of elements
-with radii of its own, and 4 (64 + E)^2 bytes for the covariance of weights and the E0 of E elements:
+with radii of its own, and 4 (64 + E)^2 bytes for the covariance of weights and E0 of E elements:
 0.34 MB for mp_pbe of evenfield-1 with 85 elements.
 """
 
