@@ -160,7 +160,10 @@ def _uncertainty_file(
     train = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
     if not train:
         raise _no_structure(data, level)
-    held_out = [one for one in iter_structures(data, split) if one.level_of_theory == level]
+    # a data set need not have such a split, and reading one that is not there is an error
+    is_there = read_info(data)["num_structures"][split] > 0
+    all_held_out = iter_structures(data, split) if is_there else iter(())
+    held_out = [one for one in all_held_out if one.level_of_theory == level]
     # in random order, so that a part of them is like all
     order = np.random.default_rng(0).permutation(len(held_out))
     own = make_uncertainty(

@@ -169,6 +169,17 @@ def test_too_few_held_out_structures_are_told(
     assert len(told) == 1 and "too few" in told[0] and "at EMT" in told[0]
 
 
+def test_data_without_a_validation_split_give_the_other_files(
+    folder: Path, sets: dict[str, Path]
+) -> None:
+    told: list[str] = []
+    assert attach_trust(folder, sets["base"], say=told.append) == [
+        "posterior.safetensors",
+        "probe.extxyz",
+    ]
+    assert len(told) == 1 and "0 held-out structures at EMT are too few" in told[0]
+
+
 def test_a_fine_tuning_leaves_the_record_behind_and_says_so(
     folder: Path, sets: dict[str, Path], data_set: Path, tmp_path: Path
 ) -> None:
