@@ -404,12 +404,16 @@ def weights(
 ) -> None:
     """Show what importance weights will do to each element, and draw FOLDER/weights.png.
 
+    Below the table it says what such weights, and other methods for rare elements, did to the
+    errors where they were measured.
+
     Example: evenfield data weights runs/mine beta=0.5
     """
     from ..core.figures.style import check_drawing
     from ..core.rich_console import Console
     from ..core.settings import load_settings
     from .census.weights import WeightConfig
+    from .checks.expected_effects import expectation
     from .checks.weight_report import weight_report
     from .store.folder_files import WEIGHTS_PICTURE
 
@@ -422,6 +426,8 @@ def weights(
     console = Console()
     console.print(_weight_table(str(folder), report))
     console.print(_weight_summary(config, report))
+    for line in expectation(config):
+        console.print(line)
     console.print(f"picture: {picture}")
 
 

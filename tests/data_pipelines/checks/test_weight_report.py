@@ -43,6 +43,9 @@ def test_weights_of_one_leave_every_share_as_it_is(data_set, train_structures):
 def test_command_prints_and_draws(data_set, tmp_path):
     result = CliRunner().invoke(app, ["data", "weights", str(data_set), "beta=0.8", "over=mean"])
     assert result.exit_code == 0, result.output
-    assert "weighted epoch is worth" in " ".join(result.output.split())
+    words = " ".join(result.output.split())
+    assert "weighted epoch is worth" in words
+    assert "worst tenth of elements -3.5 % (-4.6 to +3.7)" in words
+    assert "beta 0.8 was not measured, only 0.5" in words and "one seed only" in words
     assert (data_set / "weights.png").read_bytes().startswith(b"\x89PNG")
     (data_set / "weights.png").unlink()

@@ -1,0 +1,170 @@
+"""What methods for rare elements did to the errors where they were measured.
+
+The figures are those of `benchmarks/results` (docs/reweighting.md tells how they were made). A test
+compares them with these files, so that neither can change alone. They say what to expect before a
+run is spent; they say nothing certain about other data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..census.weights import WeightConfig
+
+
+LONG_TAIL = "real data, 85 elements"
+DEMO = "demo data, 79 elements"
+LABORATORY = "laboratory, 24 cations"
+# The only strength of sampling that was measured with several seeds.
+MEASURED_BETA = 0.5
+
+
+@dataclass(frozen=True)
+class Change:
+    """Relative change of a force MAE against training without the method."""
+
+    value: float
+    """The median over the seeds, or the only seed."""
+    low: float | None = None
+    high: float | None = None
+    """The range over the seeds; with one seed, the 90 % interval over elements."""
+
+    def __str__(self) -> str:
+        text = f"{100 * self.value:+.1f} %"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+@dataclass(frozen=True)
+class MeasuredEffect:
+    """One method on one data set."""
+
+    method: str
+    """As the reader calls it."""
+    settings: str
+    """What switches it on."""
+    measured_on: str
+    seeds: int
+    hard: Change
+    """Of the elements that it is meant for: the worst tenth, or in the laboratory the elements
+    while they are rare."""
+    mean: Change | None
+    """Of the mean over all elements; None where it was not stored."""
+    common: Change
+    """Of all force components together, which common elements decide; in the laboratory of the
+    elements while they are common."""
+
+
+SAMPLING = "sampling by rarity"
+LOSS = "weights on the loss"
+ADAPTIVE = "loss weights that follow the errors"
+CHEAP = "cheap labels of rare elements"
+
+EFFECTS = (
+    MeasuredEffect(
+        SAMPLING,
+        f"beta={MEASURED_BETA}",
+        LONG_TAIL,
+        3,
+        hard=Change(-0.035, -0.046, 0.037),
+        mean=Change(-0.031, -0.071, 0.006),
+        common=Change(-0.021, -0.026, -0.002),
+    ),
+    MeasuredEffect(
+        SAMPLING,
+        f"beta={MEASURED_BETA}",
+        DEMO,
+        3,
+        hard=Change(-0.047, -0.133, -0.018),
+        mean=Change(-0.060, -0.154, -0.030),
+        common=Change(0.020, 0.001, 0.020),
+    ),
+    MeasuredEffect(
+        LOSS,
+        "beta=1 sampling=false loss=true min_effective_share=0.25",
+        LONG_TAIL,
+        1,
+        hard=Change(-0.018),
+        mean=Change(-0.038),
+        common=Change(0.020),
+    ),
+    MeasuredEffect(
+        ADAPTIVE,
+        "pretrain ... adaptive.rate=0.5",
+        LONG_TAIL,
+        3,
+        hard=Change(0.004, -0.024, 0.017),
+        mean=Change(0.004, -0.008, 0.032),
+        common=Change(-0.005, -0.013, 0.060),
+    ),
+    MeasuredEffect(
+        ADAPTIVE,
+        "pretrain ... adaptive.rate=0.5",
+        DEMO,
+        3,
+        hard=Change(-0.033, -0.036, -0.004),
+        mean=Change(-0.008, -0.051, 0.026),
+        common=Change(0.023, -0.009, 0.033),
+    ),
+    MeasuredEffect(
+        CHEAP,
+        "data enrich ... elements=rare",
+        LABORATORY,
+        1,
+        hard=Change(-0.111, -0.162, -0.057),
+        mean=None,
+        common=Change(0.040, 0.024, 0.058),
+    ),
+)
+
+
+def expectation(config: WeightConfig) -> list[str]:
+    """What these settings did where they were measured, and what other methods did; as lines."""
+    used = []
+    if config.beta > 0 and config.sampling:
+        used.append(SAMPLING)
+    if config.beta > 0 and config.loss:
+        used.append(LOSS)
+
+    lines = []
+    if used:
+        lines.append("what such weights did where they were measured (docs/reweighting.md):")
+        lines += [_line(effect) for effect in EFFECTS if effect.method in used]
+        lines += [f"  {doubt}" for doubt in _doubts(config, used)]
+    else:
+        lines.append("these settings weight nothing, so that errors stay as they are")
+    lines.append("what other methods for rare elements did:")
+    lines += [_line(effect) for effect in EFFECTS if effect.method not in used]
+    return lines
+
+
+def _doubts(config: WeightConfig, used: list[str]) -> list[str]:
+    """Why these settings may do something else."""
+    doubts = []
+    if len(used) > 1:
+        doubts.append("sampling and loss were not measured together")
+    elif used == [SAMPLING] and config.beta != MEASURED_BETA:
+        doubts.append(f"beta {config.beta:g} was not measured, only {MEASURED_BETA:g}")
+    if SAMPLING in used:
+        doubts.append("the seeds do not agree in sign: do not count on a gain")
+    return doubts
+
+
+def _line(effect: MeasuredEffect) -> str:
+    in_laboratory = effect.measured_on == LABORATORY
+    hard = "elements while rare" if in_laboratory else "worst tenth of elements"
+    common = "while common" if in_laboratory else "all force components"
+    changes = [f"{hard} {effect.hard}"]
+    if effect.mean is not None:
+        changes.append(f"mean over elements {effect.mean}")
+    changes.append(f"{common} {effect.common}")
+    seeds = f"median and range of {effect.seeds} seeds"
+    if effect.seeds == 1:
+        seeds = "one seed only"
+        if effect.hard.low is not None:
+            seeds += ", 90 % interval over elements"
+    return (
+        f"  {effect.method} ({effect.settings}), {effect.measured_on}, {seeds}: "
+        f"force MAE of {', '.join(changes)}"
+    )
