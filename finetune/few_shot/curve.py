@@ -30,6 +30,7 @@ from ...model_zoo.hub.load import LoadedModel
 from ...model_zoo.package.weights import UnusableWeightsError
 from ...pretrain.config import PretrainConfig
 from ...pretrain.errors import TrainingError
+from ...pretrain.loop.schedule import ScheduleConfig
 from ...pretrain.run import pretrain
 from ..config import FineTuneConfig
 from ..run import finetune
@@ -41,6 +42,8 @@ from .results import BASELINE, CURVE_FILE, FewShotCurve, FewShotRow
 
 # Settings that add cells to a curve. All others change every cell, and so make another curve.
 LADDER = {"sizes", "seeds", "strategies"}
+# A training from scratch warms up for at most one in so many of its steps.
+LONGEST_WARMUP = 8
 
 
 class CurveConfig(Settings):
@@ -220,14 +223,7 @@ def _from_scratch(
     model: LoadedModel, target: Target, steps: int, seed: int
 ) -> tuple[ErrorSummary, float]:
     """Test errors and seconds of the pretrained model's own recipe, on the few structures alone."""
-    recipe = dict(model.record.training.get("config", {}))
-    never = steps + 1
-    recipe |= {
-        "max_steps": steps,
-        "evaluate_every": never,
-        "checkpoints": {"every": never},
-        "seed": seed,
-    }
+    recipe = _recipe_from_scratch(model, steps, seed)
     train = [*target.train, *target.valid]
     parts = [replace(structure, split="train") for structure in train]
     parts += [replace(structure, split="test") for structure in target.test]
@@ -251,6 +247,26 @@ def _from_scratch(
         if trained is None:
             raise KeyboardInterrupt  # a signal stopped the training, and stops the curve
         return ErrorSummary.read(trained / "evaluation.json"), seconds
+
+
+def _recipe_from_scratch(model: LoadedModel, steps: int, seed: int) -> dict[str, Any]:
+    """The settings of the model's own pretraining, without what belongs to its data and length."""
+    recipe = dict(model.record.training.get("config", {}))
+    # Levels of theory and shares are those of a corpus. Compiling takes longer than a short run.
+    for name in ("level_sharing", "mixing", "default_level", "compute"):
+        recipe.pop(name, None)
+    # a warm-up of thousands of steps would be most of this training
+    schedule = dict(recipe.get("schedule", {}))
+    usual = schedule.get("warmup_steps", ScheduleConfig().warmup_steps)
+    schedule["warmup_steps"] = min(usual, steps // LONGEST_WARMUP)
+    never = steps + 1
+    return recipe | {
+        "max_steps": steps,
+        "evaluate_every": never,
+        "checkpoints": {"every": never},
+        "schedule": schedule,
+        "seed": seed,
+    }
 
 
 def spread(structures: list[Structure], most: int) -> list[Structure]:

@@ -34,7 +34,7 @@ FIGURES = {
 
 def rounded(*values: float) -> pytest.approx:
     """Figures are stated in tenths of a percent."""
-    return pytest.approx(values, abs=0.00051)
+    return pytest.approx(values, abs=0.0006)
 
 
 @pytest.mark.parametrize("effect", [e for e in EFFECTS if e.method in MODES])

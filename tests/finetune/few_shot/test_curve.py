@@ -144,15 +144,28 @@ def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_rec
         return pretrain(config, quiet=quiet)
 
     monkeypatch.setattr(curves, "pretrain", note)
+    # what belongs to a corpus and to a long run, as the recipe of evenfield-1 has it
+    of_corpus = {
+        "default_level": "mp_pbe",
+        "mixing": {"level_shares": {"mp_pbe": 0.6, "chgnet": 0.4}},
+        "level_sharing": {"levels": ["mp_pbe", "chgnet"]},
+        "compute": {"compiled": True},
+        "schedule": {"warmup_steps": 200, "decay_share": 0.3},
+    }
+    recipe = model.record.training["config"] | of_corpus
+    training = {**model.record.training, "config": recipe}
+    model = replace(model, record=model.record.model_copy(update={"training": training}))
     content = curve(
-        model, sets, tmp_path / "fewshot.json", CurveConfig(sizes=[6], seeds=[5], scratch_steps=3)
+        model, sets, tmp_path / "fewshot.json", CurveConfig(sizes=[6], seeds=[5], scratch_steps=17)
     )
     rows = {row["strategy"]: row for row in content["rows"]}
     assert set(rows) == {"pretrained", "step0", "refit", "scratch"}
     assert rows["scratch"]["force_mae"] > 0 and rows["scratch"]["seconds"] > 0
     (config, trained_on) = seen[0]
     assert sorted(trained_on) == sorted(s.structure_id for s in draw(sets["platinum"], 6, 5))
-    assert (config.max_steps, config.seed, config.model.network.channels) == (3, 5, 8)
+    assert (config.max_steps, config.seed, config.model.network.channels) == (17, 5, 8)
+    assert (config.schedule.warmup_steps, config.schedule.decay_share) == (2, 0.3)
+    assert not config.compute.compiled and not config.level_sharing.levels
     assert config.stream.edge_budget == 1500 and not Path(config.out).exists()
 
 
