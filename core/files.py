@@ -23,7 +23,7 @@ OTHER_DISK = "write to another disk"
 DISK_REMEDIES = {
     errno.ENOSPC: MAKE_ROOM,
     errno.EDQUOT: MAKE_ROOM,
-    errno.EFBIG: MAKE_ROOM,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or make room on the disk",
     errno.EROFS: OTHER_DISK,
     errno.EIO: OTHER_DISK,
 }

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...core.files import file_errors, write_atomically
+from ...core.files import FileError, file_errors, write_atomically
 from ...core.seals import SEAL, digest_of, sealed
 from ...core.settings import Settings
 from ..errors import NoCheckpointError, ResumeError
@@ -140,6 +140,9 @@ def _write(
     # the files before the manifest that says that they are whole
     _sync(temporary)
     write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
+    # safetensors gives its files to their owner alone, whatever the umask lets others read
+    for name in files:
+        shutil.copymode(temporary / "manifest.json", temporary / f"{name}.safetensors")
 
     if problem_of(final) is None:
         # A resumed run that took no step saves the same again. Replacing a whole checkpoint would
@@ -252,11 +255,25 @@ def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
     unfinished = sorted(folder.glob(".tmp-step-*"), reverse=True)
     skipped = [f"{path.name} (unfinished save)" for path in unfinished]
     for path in sorted(folder.glob("step-*"), reverse=True):
+        _refuse_forbidden(path)
         problem = problem_of(path)
         if problem is None:
             return path.name, skipped
         skipped.append(f"{path.name} ({problem})")
     return "", skipped
+
+
+def _refuse_forbidden(path: Path) -> None:
+    """Raise FileError for a checkpoint that this user may not read: it need not be damaged."""
+    with file_errors(path):
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+    for file in inside:
+        if not os.access(file, os.R_OK):
+            raise FileError(
+                "you may not read it",
+                file=file,
+                remedy="ask its owner for the right to read it, or name another run folder",
+            )
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

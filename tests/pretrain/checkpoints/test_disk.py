@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback
 from evenfield.pretrain.callbacks.metrics import Metrics
 from evenfield.pretrain.checkpoints.checkpoints import (
+    choose_checkpoint,
     problem_of,
     save_checkpoint,
     whole_checkpoints,
@@ -122,3 +125,23 @@ def test_half_written_save_is_cleared_away_and_the_one_before_stays(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
     assert save_checkpoint(tmp_path, 3, TinyEngine(3), {}, keep=1) is None
     assert [path.name for path in whole_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+def test_others_may_read_a_checkpoint_as_far_as_the_umask_lets_them(tmp_path):
+    start_distributed()
+    before = os.umask(0o027)
+    try:
+        assert save_checkpoint(tmp_path, 1, TinyEngine(1), {}, keep=1) is None
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "step-00000001").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    start_distributed()
+    assert save_checkpoint(tmp_path, 1, TinyEngine(1), {}, keep=1) is None
+    # root may read everything
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "engine.safetensors")
+    with pytest.raises(FileError, match=r"engine\.safetensors: you may not read it"):
+        choose_checkpoint(tmp_path)
