@@ -67,7 +67,7 @@ def test_own_data_commands(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
     blocks = re.findall(r"```bash\n(.*?)```", OWN_DATA.read_text(), re.DOTALL)
     lines = "".join(blocks).splitlines()
     commands = [line for line in lines if line.startswith("evenfield")]
-    assert len(commands) == 11
+    assert len(commands) == 12
     for command in commands:
         for long, short in SHORTER.items():
             command = command.replace(long, short)
