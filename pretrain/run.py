@@ -90,8 +90,7 @@ def pretrain(
     # everything that can be refused, before anything is computed or written
     data = config.open_data()
     check_data(config, data)
-    if resume == "no":
-        _start_of(config)
+    start = _start_of(config) if resume == "no" else None
     refuse_occupied(config, data, resume, overwrite=overwrite)
 
     stop = stop or StopRequest()
@@ -104,7 +103,7 @@ def pretrain(
             out = Path(config.out)
             held.enter_context(run_set_aside(out, console, overwrite=overwrite))
             held.enter_context(sole_writer(out))
-        return _run(config, data, resume, console, stop, changed_data)
+        return _run(config, data, start, resume, console, stop, changed_data)
 
 
 def _start_of(config: PretrainConfig) -> Start | None:
@@ -119,6 +118,7 @@ def _start_of(config: PretrainConfig) -> Start | None:
 def _run(
     config: PretrainConfig,
     data: Collection,
+    start: Start | None,
     resume: Resume,
     console: Console,
     stop: StopRequest,
@@ -133,12 +133,13 @@ def _run(
     seed_everything(config.seed)
     kept: KeptHeads | None = None
     start_record: StartRecord | None = None
-    # the model that a resumed run began with may be gone by now
-    start = None if begun else _start_of(config)
     if begun:
+        # the model that it began with may be gone by now
         kept = begun.kept
         start_record = StartRecord.from_dict(begun.start) if begun.start else None
-    elif start:
+    else:
+        start = start or _start_of(config)
+    if start:
         kept = start.kept
         start_record = start.record
     potential = build_potential(config, data, kept)
@@ -370,6 +371,11 @@ def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
     return {level: known[level] for level in levels if level in known}
 
 
+def _published(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that a model states. Its `base_model` names the start, whose path is private."""
+    return {key: value for key, value in config.saved().items() if key != "start_from"}
+
+
 def _record(
     config: PretrainConfig,
     data: Collection,
@@ -397,7 +403,7 @@ def _record(
         train_counts={symbol: count for symbol, count in counts.items() if count},
         training_data=training_data,
         training={
-            "config": config.saved(),
+            "config": _published(config),
             "seconds": round(seconds, 1),
             "ranks": dist.get_world_size(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

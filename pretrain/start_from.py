@@ -125,10 +125,11 @@ class Start:
         notes = [f"starts from the weights of {self.model.reference}"]
         new = [level for level in levels if level not in self.levels]
         if new:
-            notes.append(f"levels of theory that are new, with readouts of their own: {_list(new)}")
+            names = ", ".join(new)
+            notes.append(f"levels of theory that are new, with readouts of their own: {names}")
         left = [level for level in self.levels if level not in levels]
         if left:
-            notes.append(f"levels of theory that are left behind: {_list(left)}")
+            notes.append(f"levels of theory that are left behind: {', '.join(left)}")
         return notes
 
     def notes_on_levels(self, potential: Potential, structures: list[Structure]) -> list[str]:
@@ -157,7 +158,3 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
         for key, value in config.model_dump(mode="json").items()
         if key not in ("levels_of_theory", "num_neighbours")
     }
-
-
-def _list(levels: list[str]) -> str:
-    return ", ".join(levels)

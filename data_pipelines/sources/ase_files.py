@@ -19,7 +19,7 @@ from .source_format import Part, SourceFormat
 from .xyz_frames import xyz_frames
 
 
-# formats of ASE that have key-value pairs and `data` -> how `AseDatabase` and others know them
+# formats of ASE with key-value pairs and `data` -> the ending by which `ase_database.py` reads them
 DATABASES = {"db": ".db", "json": ".json"}
 # of a site; files round thirds
 FULL = 0.98

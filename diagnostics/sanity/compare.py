@@ -24,6 +24,7 @@ from ...core.files import file_errors
 from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Table, Text
 from ...core.settings import SettingsError
+from ...model_zoo.package.manifest import MANIFEST
 from ..check import CheckResult, Figure, checked
 from ..checks import physics, sanity
 from .battery import VERDICTS, Battery, threshold_text, value_text
@@ -65,7 +66,8 @@ class Side:
             raise EvenfieldError(
                 "holds no results of checks",
                 file=folder,
-                remedy="make them with `evenfield check sanity MODEL --out FOLDER`",
+                remedy="make them with `evenfield check sanity MODEL --out FOLDER`, or name a "
+                "model",
             )
         first = parts[0]
         checks: dict[str, CheckResult] = {}
@@ -228,8 +230,8 @@ def side_of(
     Raises EvenfieldError for a word that names none of them, or a level of theory for a folder.
     """
     path = local_path(word)
-    has_results = any(_is_result(path / battery.file("json")) for battery in BATTERIES)
-    if has_results:
+    # a model folder has a sanity.json too, which is a record of verdicts without figures
+    if path.is_dir() and not (path / MANIFEST).exists():
         if level is not None:
             raise EvenfieldError(
                 f"holds results, and was given the level of theory {level}",
@@ -270,18 +272,6 @@ def _plan(settings: SanityConfig) -> dict[Battery, list[str]]:
             f"checks: there is no {unknown[0]!r}", remedy=f"choose among {', '.join(known)}"
         )
     return plan
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a file was written by a battery; that of a model folder is a record of verdicts."""
-    if not path.is_file():
-        return False
-    with file_errors(path):
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError:
-            return False
-    return isinstance(content, dict) and "checks" in content
 
 
 def _margin(figure: Figure) -> float:

@@ -253,7 +253,8 @@ def _recipe_from_scratch(model: LoadedModel, steps: int, seed: int) -> dict[str,
     """The settings of the model's own pretraining, without what belongs to its data and length."""
     recipe = dict(model.record.training.get("config", {}))
     # Levels of theory and shares are those of a corpus. Compiling takes longer than a short run.
-    for name in ("level_sharing", "mixing", "default_level", "compute"):
+    # And a run that begins with the weights of a model is none from scratch.
+    for name in ("level_sharing", "mixing", "default_level", "compute", "start_from"):
         recipe.pop(name, None)
     # a warm-up of thousands of steps would be most of this training
     schedule = dict(recipe.get("schedule", {}))

@@ -45,7 +45,7 @@ class Continuation:
     @property
     def start(self) -> dict[str, Any] | None:
         """What the checkpoint says of the model that the run began with, if it did."""
-        return self.found.manifest["start"]
+        return self.found.manifest.get("start")
 
 
 def look_for_run(

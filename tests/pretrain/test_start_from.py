@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,8 @@ def test_the_run_begins_at_the_error_of_the_model(
     assert model.evaluation is not None
     assert model.evaluation.force_mae == pytest.approx(base.evaluation.force_mae, rel=1e-4)
     assert model.record.base_model == base.reference
+    # a path of this machine is nobody's business
+    assert str(finished) not in json.dumps(model.record.model_dump(mode="json"))
     # the same data are not listed twice
     assert len(model.record.training_data) == len(base.record.training_data)
 

@@ -124,7 +124,7 @@ def test_the_same_results_are_alike(tmp_path: Path) -> None:
 def test_a_damaged_result_names_its_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "physics.json").write_text(text)
     with pytest.raises(EvenfieldError) as caught:
-        Side.from_folder(tmp_path)
+        side_of(str(tmp_path), None, SanityConfig())
     assert "physics.json" in str(caught.value.file)
 
 

@@ -151,6 +151,7 @@ def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_rec
         "level_sharing": {"levels": ["mp_pbe", "chgnet"]},
         "compute": {"compiled": True},
         "schedule": {"warmup_steps": 200, "decay_share": 0.3},
+        "start_from": "evenfield-1",
     }
     recipe = model.record.training["config"] | of_corpus
     training = {**model.record.training, "config": recipe}
@@ -166,6 +167,7 @@ def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_rec
     assert (config.max_steps, config.seed, config.model.network.channels) == (17, 5, 8)
     assert (config.schedule.warmup_steps, config.schedule.decay_share) == (2, 0.3)
     assert not config.compute.compiled and not config.level_sharing.levels
+    assert config.start_from is None
     assert config.stream.edge_budget == 1500 and not Path(config.out).exists()
 
 
