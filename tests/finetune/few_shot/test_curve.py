@@ -107,11 +107,13 @@ def test_curve_of_other_settings_is_refused_and_with_overwrite_renamed(
     )
     with pytest.raises(DestinationError, match=r"fewshot\.json: holds a curve of another model"):
         curve(model, sets, out, changed)
-    assert json.loads(out.read_text()) == old
+    assert json.loads(out.read_text()) == sealed(old)
 
     with pytest.raises(AssertionError, match="computed what was there"):
         few_shot_curve(model, sets["platinum"], out, changed, overwrite=True, say=print)
-    assert json.loads((tmp_path / "fewshot.1.json").read_text()) == old and not out.exists()
+    renamed = json.loads((tmp_path / "fewshot.1.json").read_text())
+    assert renamed == sealed(old)
+    assert not out.exists()
 
 
 def test_larger_ladder_keeps_the_rows_that_it_has(model, sets, tmp_path, monkeypatch):
