@@ -41,8 +41,9 @@ def simulate(
 ) -> None:
     """Relax a structure, run NVE dynamics and report the drift of the energy.
 
-    Ends with an error when the dynamics explodes; the frames and numbers before are kept. With
-    --overwrite they go to OUT-failed, and the older result stays at OUT.
+    Ends with an error when the dynamics explodes, or breaks a rule of guard.*; the frames and
+    numbers before are kept. With --overwrite they go to OUT-failed, and the older result stays at
+    OUT.
 
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
@@ -59,12 +60,32 @@ def simulate(
         failed = _place_of_failed(out)
         check_destination(failed, overwrite=True, kinds=kinds, inputs=[structure, model])
     atoms = read_one(structure)
-    calculator = load(model, folder_hub).calculator(
-        device=device, level_of_theory=level_of_theory, dtype=dtype
+    loaded = load(model, folder_hub)
+    guard = config.guard
+    # with looks at every step, one pass gives both; else only the looks pay for uncertainties
+    apart = guard.needs_uncertainty and guard.every > 1
+    calculator = loaded.calculator(
+        device=device,
+        level_of_theory=level_of_theory,
+        dtype=dtype,
+        uncertainty=guard.needs_uncertainty and not apart,
+        coverage=guard.coverage,
     )
+    judge = None
+    if apart:
+        judge = loaded.calculator(
+            device=device,
+            level_of_theory=level_of_theory,
+            dtype=dtype,
+            warn_outside=False,
+            uncertainty=True,
+            coverage=guard.coverage,
+        )
     with _place(out, overwrite) as folder:
-        result = relax_and_run(atoms, calculator, folder, config)
+        result = relax_and_run(atoms, calculator, folder, config, judge)
 
+    # a guard that stops the relaxation, before there are any, has raised its error
+    assert result.mean_temperature is not None
     say(
         f"{result.formula}: {_state(result, config)}; "
         f"NVE {config.steps} x {config.time_step} fs at {result.mean_temperature:.0f} K: "
@@ -81,7 +102,7 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
     long run are written where the user looks for them, and an interrupted run leaves its own.
     """
     from ..core.destination import contents, replace_folder
-    from .dynamics import OWN_FILES, REQUEST_FILE, TRAJECTORY_FILE
+    from .dynamics import OWN_FILES, REQUEST_FILE
 
     if not overwrite or contents(out) is None:
         was_there = out.exists()
@@ -89,7 +110,7 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
             yield out
         except BaseException:
             # nothing was computed, and the next attempt must not find the place occupied
-            if not (out / TRAJECTORY_FILE).exists():
+            if not _has_computed(out):
                 with suppress(OSError):
                     (out / REQUEST_FILE).unlink()
                     if not was_there:
@@ -108,6 +129,13 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
             raise
 
 
+def _has_computed(folder: Path) -> bool:
+    """Whether a run has left something; a guard that stops a relaxation leaves no trajectory."""
+    from .dynamics import STOPPED_FILE, TRAJECTORY_FILE
+
+    return any((folder / name).exists() for name in (TRAJECTORY_FILE, STOPPED_FILE))
+
+
 def _place_of_failed(out: Path) -> Path:
     # "." has no name of its own
     place = out.resolve()
@@ -117,9 +145,9 @@ def _place_of_failed(out: Path) -> Path:
 def _keep_failed(folder: Path, place: Path) -> Path | None:
     """Move the frames of a run that has failed to a place that stays; None if there are none."""
     from ..core.destination import replace_folder
-    from .dynamics import OWN_FILES, TRAJECTORY_FILE
+    from .dynamics import OWN_FILES
 
-    if not (folder / TRAJECTORY_FILE).exists():
+    if not _has_computed(folder):
         return None
     with replace_folder(place, OWN_FILES.__contains__) as kept:
         for name in OWN_FILES:

@@ -1,4 +1,4 @@
-"""Relax a structure and run dynamics at constant energy (NVE).
+"""Relax a structure and run dynamics at constant energy (NVE), guarded if asked to (guard.py).
 
 With forces that are the exact slope of the energy, the total energy is conserved but for the error
 of the integrator. Its drift therefore shows how consistent a model is.
@@ -22,16 +22,19 @@ from pydantic import Field
 from rich.progress import Progress
 
 from ..core.errors import EvenfieldError
-from ..core.files import file_errors, write_atomically
+from ..core.files import FileError, file_errors, write_atomically
 from ..core.settings import Settings
 from ..core.thermal import set_thermal_momenta
+from .guard import Guard, GuardConfig, GuardError, GuardStop
 
 
 RESULT_FILE = "dynamics.json"
 TRAJECTORY_FILE = "trajectory.traj"
 # what was asked for, written before anything is computed
 REQUEST_FILE = "simulation.json"
-OWN_FILES = frozenset({RESULT_FILE, TRAJECTORY_FILE, REQUEST_FILE})
+# the state before a guard stopped, and the one that broke its rule
+STOPPED_FILE = "stopped.traj"
+OWN_FILES = frozenset({RESULT_FILE, TRAJECTORY_FILE, REQUEST_FILE, STOPPED_FILE})
 
 # Beyond these a dynamics has exploded. No bond survives 1e5 K, and a step that changes the total
 # energy by more than 1 eV/atom integrates nothing.
@@ -55,6 +58,7 @@ class DynamicsConfig(Settings):
     steps: int = Field(default=500, gt=0, description="steps of the dynamics")
     every: int = Field(default=5, gt=0, description="steps between two frames of the trajectory")
     seed: int = Field(default=0, ge=0, description="of the random initial velocities")
+    guard: GuardConfig = GuardConfig()
 
 
 class NothingMovesError(EvenfieldError):
@@ -76,24 +80,34 @@ class DynamicsResult:
     relaxation_steps: int
     largest_force: float  # eV/A, after the relaxation
     completed_steps: int  # of the dynamics
-    failure: str | None  # why the dynamics ended early
+    survival_ps: float  # their time, without the step that exploded or broke a rule
+    failure: str | None  # why the relaxation or the dynamics ended early
+    guard: dict[str, Any] | None  # the rule that was broken, by how much and by which atoms
     settings: dict[str, Any]
-    drift_mev_per_atom_ps: float  # slope of the total energy against time, by least squares
-    rms_mev_per_atom: float  # what remains around that line
-    mean_temperature: float  # K
+    # None where a guard stopped the relaxation
+    drift_mev_per_atom_ps: float | None  # slope of the total energy against time, by least squares
+    rms_mev_per_atom: float | None  # what remains around that line
+    mean_temperature: float | None  # K
     time_ps: list[float]
     energy_mev_per_atom: list[float]  # total energy, relative to the start
 
 
 def relax_and_run(
-    atoms: Atoms, calculator: Calculator, out: Path, config: DynamicsConfig
+    atoms: Atoms,
+    calculator: Calculator,
+    out: Path,
+    config: DynamicsConfig,
+    judge: Calculator | None = None,
 ) -> DynamicsResult:
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    `atoms` stays unchanged. Raises NothingMovesError for a structure in which nothing can move,
-    FileError when `out` cannot be written, ExplodedError when the dynamics explodes. Both files are
-    there then too, with what came before, and after any other end, such as Ctrl-C; dynamics.json
-    says in `failure` why.
+    `atoms` stays unchanged. `judge` gives the uncertainties that a guard looks at; by default
+    `calculator`.
+
+    Raises NothingMovesError for a structure in which nothing can move, FileError when `out` cannot
+    be written, ExplodedError when the dynamics explodes, GuardStop when a rule of the guard is
+    broken, which also writes stopped.traj. The other files are there then too, with what came
+    before, and after any other end, such as Ctrl-C; dynamics.json says in `failure` why.
     """
     _check_something_moves(atoms)
     atoms = atoms.copy()
@@ -103,9 +117,11 @@ def relax_and_run(
         out.mkdir(parents=True, exist_ok=True)
         request = {"model": dict(calculator.parameters), "settings": config.model_dump()}
         write_atomically(out / REQUEST_FILE, json.dumps(request, indent=1))
+        # of an earlier run, which this one does not explain
+        (out / STOPPED_FILE).unlink(missing_ok=True)
 
     relaxation = FIRE(atoms, logfile=None)
-    relaxation.run(fmax=config.fmax, steps=config.relax_steps)
+    stop = _relax(relaxation, atoms, out, config, judge)
     # from the forces themselves: some versions of ASE say "converged" when the steps are used up
     largest_force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
@@ -113,30 +129,37 @@ def relax_and_run(
     set_thermal_momenta(atoms, 2 * config.temperature, config.seed)
     # a moving centre of mass would count as temperature
     Stationary(atoms)
-    run = _Run(atoms, config)
+    run = _Run(atoms, config, _guard(atoms, out, config, judge))
     ended_by: BaseException | None = None
-    try:
-        run.write(out / TRAJECTORY_FILE)
-    except EvenfieldError:
-        # the trajectory cannot be written
-        raise
-    except BaseException as error:
-        # Ctrl-C, or whatever a calculator raises: what was computed may have taken hours
-        run.failure = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
-        ended_by = error
-    if not run.energies:
-        raise ended_by or ExplodedError(
-            f"the dynamics exploded before its first step: {run.failure}",
-            remedy="look at the relaxed structure, and whether the model knows its elements",
-        )
+    if stop is None:
+        try:
+            run.write(out / TRAJECTORY_FILE)
+        except EvenfieldError:
+            # the trajectory cannot be written
+            raise
+        except BaseException as error:
+            # Ctrl-C, or whatever a calculator raises: what was computed may have taken hours
+            run.failure = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
+            ended_by = error
+        if not run.energies:
+            raise ended_by or ExplodedError(
+                f"the dynamics exploded before its first step: {run.failure}",
+                remedy="look at the relaxed structure, and whether the model knows its elements",
+            )
+        stop = run.stop
     times = np.array(run.times)
     energies = 1000 * np.array(run.energies)
 
     # with consistent forces the slope is zero; the integrator's error remains around the line
     slope = 0.0
-    offset = energies[0]
+    offset = energies[0] if run.energies else 0.0
     if len(times) > 1:
         slope, offset = np.polyfit(times, energies, 1)
+    steps = run.dynamics.nsteps
+    survived = steps
+    if run.failure is not None and ended_by is None:
+        # the last step was one too many, or those since the last look of the guard
+        survived = max(steps - (1 if stop is None else config.guard.every), 0)
     result = DynamicsResult(
         model=dict(calculator.parameters),
         formula=atoms.get_chemical_formula(),
@@ -144,26 +167,67 @@ def relax_and_run(
         relaxed=largest_force <= config.fmax,
         relaxation_steps=relaxation.nsteps,
         largest_force=largest_force,
-        completed_steps=run.dynamics.nsteps,
-        failure=run.failure,
+        completed_steps=steps,
+        survival_ps=survived * config.time_step / 1000,
+        failure=run.failure if stop is None else stop.message,
+        guard=None if stop is None else stop.stopped_by.to_dict(),
         settings=config.model_dump(),
-        drift_mev_per_atom_ps=float(slope),
-        rms_mev_per_atom=float(np.std(energies - slope * times - offset)),
-        mean_temperature=float(np.mean(run.temperatures)),
+        drift_mev_per_atom_ps=float(slope) if run.energies else None,
+        rms_mev_per_atom=(
+            float(np.std(energies - slope * times - offset)) if run.energies else None
+        ),
+        mean_temperature=float(np.mean(run.temperatures)) if run.energies else None,
         time_ps=times.tolist(),
-        energy_mev_per_atom=(energies - energies[0]).tolist(),
+        energy_mev_per_atom=(energies - energies[0]).tolist() if run.energies else [],
     )
     with file_errors(out / RESULT_FILE):
         write_atomically(out / RESULT_FILE, json.dumps(asdict(result), indent=1))
     if ended_by:
         raise ended_by
+    if stop is not None:
+        where = (
+            f"the dynamics at step {steps}, after {result.survival_ps:.4g} ps"
+            if run.energies
+            else f"the relaxation at step {relaxation.nsteps}"
+        )
+        stop.message = f"the guard stopped {where}: {stop.message}"
+        stop.remedy = (
+            f"the state before it and the one that it stopped at are in {STOPPED_FILE}; label such "
+            "structures and learn from them, or set another limit"
+        )
+        if not stop.before:
+            stop.remedy = "the start itself is outside of the limits; set others, or another start"
+        raise stop
     if run.failure is not None:
         raise ExplodedError(
-            f"the dynamics exploded at step {run.dynamics.nsteps}: {run.failure}",
+            f"the dynamics exploded at step {steps}: {run.failure}",
             remedy="set a smaller time_step, or relax more; a model far from its training data "
             "explodes at any time step",
         )
     return result
+
+
+def _guard(
+    atoms: Atoms, out: Path, config: DynamicsConfig, judge: Calculator | None
+) -> Guard | None:
+    """A guard that takes the atoms as they are for the start; None without rules."""
+    if not config.guard.has_rules:
+        return None
+    return Guard(atoms, config.guard, calculator=judge, file=out / STOPPED_FILE)
+
+
+def _relax(
+    relaxation: FIRE, atoms: Atoms, out: Path, config: DynamicsConfig, judge: Calculator | None
+) -> GuardStop | None:
+    """Move the atoms to where no force is large; returns why a guard stopped that, if it did."""
+    guard = _guard(atoms, out, config, judge)
+    if guard is not None and config.relax_steps:
+        relaxation.attach(guard, interval=config.guard.every)
+    try:
+        relaxation.run(fmax=config.fmax, steps=config.relax_steps)
+    except GuardStop as stop:
+        return stop
+    return None
 
 
 def _check_something_moves(atoms: Atoms) -> None:
@@ -192,12 +256,14 @@ class _Run:
     """Dynamics at constant energy, with what was recorded on the way.
 
     times: ps. energies: total energies in eV/atom. temperatures: K. All finite.
-    failure: why the dynamics ended early, None if it did not.
+    failure: why the dynamics ended early, None if it did not. stop: that of the guard.
     """
 
-    def __init__(self, atoms: Atoms, config: DynamicsConfig) -> None:
+    def __init__(self, atoms: Atoms, config: DynamicsConfig, guard: Guard | None) -> None:
         self.atoms = atoms
         self.config = config
+        self.guard = guard
+        self.stop: GuardStop | None = None
         self.dynamics = VelocityVerlet(atoms, config.time_step * units.fs)
         self.times: list[float] = []
         self.energies: list[float] = []
@@ -220,12 +286,21 @@ class _Run:
             dynamics = self.dynamics
             dynamics.attach(self._check, interval=1)
             dynamics.attach(record, interval=self.config.every)
+            if self.guard is not None:
+                # after the record, so that the start has one
+                dynamics.attach(self.guard, interval=self.config.guard.every)
             dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)
             try:
                 dynamics.run(self.config.steps)
                 # a run that is shorter than `every` would have no second point
                 if len(self.times) < 2:
                     record()
+            except (GuardError, FileError):
+                # nothing has exploded
+                raise
+            except GuardStop as stop:
+                self.stop = stop
+                self.failure = stop.message
             except EvenfieldError as error:
                 # a structure that has no neighbours or no finite forces; or _check's own error
                 self.failure = error.message

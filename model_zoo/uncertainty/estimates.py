@@ -31,6 +31,7 @@ ADDED = (
     "energy_radius",
     "forces_std",
     "forces_radius",
+    "committee_disagreement",
     "max_committee_disagreement",
     "distance",
     "inside",
@@ -178,14 +179,14 @@ class Estimator:
         spread = own.spread(measures.ingredients, numbers)
         radius = own.force_quantiles(coverage)[own.group_of(numbers)] * spread
         deviation = float(self.energy_deviations(batch)[0])
+        disagreement = measures.disagreements(own.mixing)
         return {
             "energy_std": deviation,
             "energy_radius": own.energy_scores.quantile(coverage) * deviation,
             "forces_std": measures.components(spread, own.alignment),
             "forces_radius": radius,
-            "max_committee_disagreement": float(
-                measures.disagreements(own.mixing).max(initial=0.0)
-            ),
+            "committee_disagreement": disagreement,
+            "max_committee_disagreement": float(disagreement.max(initial=0.0)),
             "distance": measures.distance,
             "inside": measures.inside,
         }
