@@ -27,6 +27,7 @@ from ..store.shards import (
 )
 from ..structure import MAX_ATOMIC_NUMBER
 from .domain import LevelDomainCount
+from .energy_sketch import EnergySketch
 
 
 # index 0 is unused, so that Z is the index
@@ -54,6 +55,8 @@ class Census:
         self.level_counts: dict[str, dict[str, int]] = {}
         # level -> (119,): structures of the train split
         self.level_elements: dict[str, np.ndarray] = {}
+        # level -> which energies it has, in any split
+        self.sketches: dict[str, EnergySketch] = {}
         # of the train split; only a conversion, which knows the neighbours, fills it
         self.domains: dict[str, LevelDomainCount] = {}
 
@@ -81,6 +84,9 @@ class Census:
             own_counts = self.level_counts.setdefault(level, {})
             _add_counts(own_counts, by_split)
         _add_counts(self.level_elements, other.level_elements)
+        for level, sketch in other.sketches.items():
+            own_sketch = self.sketches.setdefault(level, EnergySketch())
+            own_sketch += sketch
         for level, domain in other.domains.items():
             own_domain = self.domains.setdefault(level, LevelDomainCount())
             own_domain += domain
@@ -158,6 +164,7 @@ class Census:
                 _add_counts(self.level_elements, {level: present})
 
             labelled = own & has_energy
+            self.sketches.setdefault(level, EnergySketch()).add(energy[labelled])
             if split != "train" or not labelled.any():
                 continue
             reference = self.references.setdefault(level, ReferenceFit())
@@ -223,6 +230,7 @@ class Census:
             levels[level] = {
                 "structures": structures,
                 "train_elements": elements,
+                "energy_sketch": self.sketches[level].to_list(),
                 **reference.to_dict(main_e0 if level != main_level else None),
             }
             if level in self.domains:

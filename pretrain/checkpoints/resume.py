@@ -199,7 +199,11 @@ def _check_changed_data(
 ) -> None:
     """Raise ResumeError unless the run may go on with other data than it began with."""
     gone = before.missing_in(now)
-    if gone:
+    # a new level may well begin with the structures of an old one
+    renamed = [level for level in now.taken_from(before) if level in before.elements]
+    if renamed:
+        remedy = "convert the data with the names of the run, or start a new run in another folder"
+    elif gone:
         # A level of another name is another level, even where only its name has changed: nobody
         # but the user can know.
         remedy = "name data that have them, or start a new run in another folder"

@@ -10,8 +10,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Self
 
+from ...data_pipelines.census.energy_sketch import common
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.potential.potential import Potential
+
+
+# energies that two levels of theory share by more than an accident
+FEWEST_COMMON = 3
+# A level that keeps so large a share of its own structures, relative to the share of another level's
+# that it has got, has been enlarged rather than exchanged.
+MOST_OF_ITS_OWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,9 @@ class RunData:
     elements: dict[str, list[str]]
     """Level of theory -> elements with training energies, for the levels with training data."""
 
+    sketches: dict[str, list[str]]
+    """Level of theory -> its energy sketch; empty where the data were converted before there was one."""
+
     @classmethod
     def of(cls, data: Collection) -> Self:
         contents = {}
@@ -35,20 +46,43 @@ class RunData:
             name = folder.name if len(data.folders) > 1 else "data"
             contents[name] = _content(info)
         elements = {}
+        sketches = {}
         for level, row in trained_levels(data).items():
             elements[level] = sorted(row["e0"])
-        return cls(contents, data.num_structures("train"), elements)
+            sketches[level] = row.get("energy_sketch", [])
+        return cls(contents, data.num_structures("train"), elements, sketches)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        return cls(saved["contents"], saved["num_structures"], saved["elements"])
+        # runs that began before there were sketches go on without them
+        sketches = saved.get("sketches") or {level: [] for level in saved["elements"]}
+        return cls(saved["contents"], saved["num_structures"], saved["elements"], sketches)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "contents": self.contents,
             "num_structures": self.num_structures,
             "elements": self.elements,
+            "sketches": self.sketches,
         }
+
+    def taken_from(self, before: RunData) -> dict[str, str]:
+        """Levels of theory that hold the structures of another level of the data before.
+
+        Level -> the level that had them. Both names are known from energies that are the same to
+        the last digit. A level that also kept its own structures is not among them.
+        """
+        taken = {}
+        for level, sketch in self.sketches.items():
+            found = {}
+            for old, old_sketch in before.sketches.items():
+                number, judged = common(old_sketch, sketch)
+                if number >= FEWEST_COMMON:
+                    found[old] = number / judged
+            best = max(found, key=found.__getitem__, default=level)
+            if found.get(level, 0.0) < MOST_OF_ITS_OWN * found.get(best, 0.0):
+                taken[level] = best
+        return taken
 
     def missing_in(self, other: RunData) -> list[str]:
         """Levels of theory, and elements of levels, that only this one has, as phrases."""
@@ -71,6 +105,8 @@ class RunData:
         added = self.missing_in(before)
         if added:
             phrases.append(f"they add {' and '.join(added)}")
+        for level, old in self.taken_from(before).items():
+            phrases.append(f"the structures of {old} are at {level} now")
         if len(self.contents) != len(before.contents):
             phrases.append(f"they are {len(self.contents)} sets instead of {len(before.contents)}")
         elif self.contents.keys() != before.contents.keys():

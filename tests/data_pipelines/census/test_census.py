@@ -153,6 +153,7 @@ def test_levels_of_theory_and_splits_do_not_mix():
     census = count(*train, structure("H2", level="forces only", forces=np.ones((2, 3))))
     census.add_table(to_table([structure("H2", energy=-99.0)]), "valid")
     summary = census.to_dict()["levels_of_theory"]
+    assert len(summary["PBE"].pop("energy_sketch")) == 2  # of two different energies
     assert summary["PBE"] == {
         "structures": {"train": 3, "valid": 1},
         "train_elements": {"H": 3},

@@ -98,7 +98,8 @@ def test_level_of_another_name_is_another_level(begun, run_config, levels, tmp_p
     for allowed in (False, True):
         with pytest.raises(
             ResumeError,
-            match="they lack level of theory EMT-scaled; they add level of theory PBE",
+            match="they lack level of theory EMT-scaled; they add level of theory PBE; "
+            "the structures of EMT-scaled are at PBE now",
         ) as told:
             run.pretrain(config, "must", quiet=True, changed_data=allowed)
         assert "--changed-data" not in told.value.remedy
@@ -112,12 +113,17 @@ def shifted(structures: list[Structure], level: str, energy: float) -> list[Stru
     ]
 
 
+def only_at(structures: list[Structure], level: str) -> list[Structure]:
+    return [one for one in structures if one.level_of_theory == level]
+
+
 @pytest.mark.parametrize("zero", [3.0, 17.0])
 def test_swapped_names_of_two_levels_are_refused(run_config, levels, tmp_path, zero):
     first = [*levels["EMT"], *shifted(levels["EMT"], "other", zero)]
     run.pretrain(run_config(data=data_set(first, tmp_path / "first"), max_steps=2), quiet=True)
     names = {"EMT": "other", "other": "EMT"}
-    second = [replace(one, level_of_theory=names[one.level_of_theory]) for one in first]
+    # labelled anew, so that no energy is the same to the last digit
+    second = [one for level in names for one in shifted(only_at(first, level), names[level], 1e-6)]
     config = run_config(data=data_set(second, tmp_path / "second"), max_steps=3)
     with pytest.raises(ResumeError, match=r"levels of theory \w+, \w+ look swapped") as told:
         run.pretrain(config, "must", quiet=True, changed_data=True)
@@ -128,6 +134,31 @@ def test_swapped_names_of_two_levels_are_refused(run_config, levels, tmp_path, z
     third = data_set([*first, *levels["EMT"][:4]], tmp_path / "third")
     again = run_config(data=third, max_steps=3)
     assert run.pretrain(again, "must", quiet=True, changed_data=True) is not None
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_swapped_names_are_known_by_the_energies_themselves(run_config, levels, tmp_path, grown):
+    """Also where levels are so near each other that a short run cannot tell their heads apart."""
+    first = [*levels["EMT"][:14], *shifted(levels["EMT"][6:], "other", 0.01)]
+    run.pretrain(run_config(data=data_set(first, tmp_path / "first"), max_steps=2), quiet=True)
+    names = {"EMT": "other", "other": "EMT"}
+    second = [replace(one, level_of_theory=names[one.level_of_theory]) for one in first]
+    if grown:
+        second += [*shifted(levels["EMT"], "EMT", 0.5), *shifted(levels["EMT"], "other", 0.6)]
+    config = run_config(data=data_set(second, tmp_path / "second"), max_steps=3)
+    with pytest.raises(ResumeError, match="the structures of other are at EMT now") as told:
+        run.pretrain(config, "must", quiet=True, changed_data=True)
+    assert "the structures of EMT are at other now" in told.value.message
+    assert "--changed-data" not in told.value.remedy
+
+
+def test_a_level_that_takes_in_another_one_is_the_same_level(run_config, levels, tmp_path):
+    first = [*levels["EMT"][:14], *shifted(levels["EMT"][6:], "other", 0.01)]
+    run.pretrain(run_config(data=data_set(first, tmp_path / "first"), max_steps=2), quiet=True)
+    # all structures under the first name, and more at the second
+    second = renamed(first, "EMT") + first[14:]
+    config = run_config(data=data_set(second, tmp_path / "second"), max_steps=3)
+    assert run.pretrain(config, "must", quiet=True, changed_data=True) is not None
 
 
 def test_a_level_with_another_zero_is_named(run_config, levels, tmp_path, capsys):
