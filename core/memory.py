@@ -11,11 +11,14 @@ process of its own for each reading would cost more than the reading of most fil
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import thread as thread_pools
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 
@@ -47,8 +50,9 @@ def memory_for_file(num_bytes: int) -> Iterator[None]:
 
     What asks for more gets a MemoryError. The limit counts address space of the whole process, so
     the block must only read. The block runs without a limit on systems that have none, and while
-    other threads run that are not daemons: the limit would hit them too. Daemons, which draw
-    progress bars, are under it.
+    other threads work that are not daemons: the limit would hit them too. Daemons, which draw
+    progress bars, are under it. So are threads of a pool that have nothing to do: torch keeps some
+    for ever once it has compiled a network.
     """
     with _limited(_used(), num_bytes):
         yield
@@ -85,11 +89,29 @@ def _used() -> int | None:
 
 
 def _others_run() -> bool:
-    """Whether this process has other threads than the current one and daemons."""
+    """Whether this process has other threads than the current one, daemons and idle ones."""
     if threading.active_count() == 1:
         return False
     current = threading.current_thread()
-    return any(thread is not current and not thread.daemon for thread in threading.enumerate())
+    others = [one for one in threading.enumerate() if one is not current and not one.daemon]
+    if not others:
+        return False
+    # What every thread is running, by its number. A thread that is just starting is not listed.
+    frames = sys._current_frames()
+    return not all(_is_idle(frames.get(one.ident or 0)) for one in others)
+
+
+def _is_idle(frame: FrameType | None) -> bool:
+    """Whether a thread of an executor waits for work: then its own loop is its innermost frame.
+
+    Only a thread that works could give it some, and that thread would be counted itself.
+    """
+    if frame is None or frame.f_code is not thread_pools._worker.__code__:
+        return False
+    # work that the current thread has just given, and that has not been taken up or begun yet
+    known = frame.f_locals
+    work_queue = known.get("work_queue")
+    return known.get("work_item") is None and work_queue is not None and work_queue.empty()
 
 
 @contextmanager

@@ -65,8 +65,8 @@ def hashes_of(energies: np.ndarray) -> np.ndarray:
 def common(part: Sequence[str], whole: Sequence[str]) -> tuple[int, int]:
     """How many energies of one sketch another data set has too, and of how many that is known.
 
-    part, whole: as `EnergySketch.to_list` gives them. A hash above all of a full sketch of the whole
-    may have been left out there, so nothing is known of it.
+    part, whole: as `EnergySketch.to_list` gives them. A hash above all of a full sketch of the
+    whole may have been left out there, so nothing is known of it.
     """
     judged = set(part)
     if len(whole) >= SIZE:

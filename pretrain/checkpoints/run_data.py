@@ -17,8 +17,8 @@ from ...model_zoo.potential.potential import Potential
 
 # energies that two levels of theory share by more than an accident
 FEWEST_COMMON = 3
-# A level that keeps so large a share of its own structures, relative to the share of another level's
-# that it has got, has been enlarged rather than exchanged.
+# A level that keeps so large a share of its own structures, relative to the share that it has got
+# of another level's, has been enlarged rather than exchanged.
 MOST_OF_ITS_OWN = 0.5
 
 
@@ -36,7 +36,7 @@ class RunData:
     """Level of theory -> elements with training energies, for the levels with training data."""
 
     sketches: dict[str, list[str]]
-    """Level of theory -> its energy sketch; empty where the data were converted before there was one."""
+    """Level of theory -> its energy sketch; empty for data converted before there was one."""
 
     @classmethod
     def of(cls, data: Collection) -> Self:

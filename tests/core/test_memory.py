@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,6 +93,22 @@ def test_a_reader_next_to_a_progress_bar_is_limited():
         np.empty(TOO_LARGE, np.uint8)
     is_done.set()
     bar.join()
+
+
+def test_an_idle_pool_of_threads_takes_no_limit_away():
+    """Such as the one of torch's compiler, which stays for the whole life of a process."""
+    is_done = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(int).result()
+        with pytest.raises(MemoryError), memory_for_file(150):
+            np.empty(TOO_LARGE, np.uint8)
+
+        before = limit()
+        work = pool.submit(is_done.wait, 60)
+        with memory_for_file(1):
+            assert limit() == before
+        is_done.set()
+        assert work.result()
 
 
 def test_two_readings_at_once_leave_the_limit_as_it_was():
