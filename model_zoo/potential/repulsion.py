@@ -7,7 +7,8 @@
 
 u is the envelope of the radial basis. The radius b of an element is learned, one number per head.
 It starts at REACH times the covalent radius, and stays there for elements that the data do not
-contain (docs/decisions/0007).
+contain (docs/decisions/0007). It shrinks to SMALLEST of that at most, where it still ends below
+the bonds: training drove those of nickel and boron to zero, which no distance would undo.
 
 Shapes: E edges. `first` and `second` are the atomic numbers at the two ends of an edge.
 """
@@ -25,6 +26,7 @@ from ..network.radial import polynomial_envelope, polynomial_envelope_slope
 
 
 REACH = 0.9  # times the covalent radius: where b starts
+SMALLEST = 0.6  # times the start: the least that training and fits make of b
 COULOMB = Hartree * Bohr  # k, eV A
 SCREENING = 0.46850  # A
 # c_k and e_k
@@ -49,7 +51,7 @@ class Repulsion(ExactBuffers):
         """b of each element in each head, (heads, 119) in A."""
         start = REACH * self.covalent_radii.to(self.log_factor)
         # the exponential keeps a learned radius positive
-        return start * self.log_factor.exp()
+        return start * self.log_factor.exp().clamp(min=SMALLEST)
 
     def forward(
         self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor

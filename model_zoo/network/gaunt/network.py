@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..embedding import ElementEmbedding
 from ..interface import Network
-from ..radial import BesselBasis, polynomial_envelope
+from ..radial import BesselBasis, CoreSwitch, polynomial_envelope
 from ..tiles import Tiles
 from .algebra import ClebschGordanContraction, EquivariantLinear
 from .config import GauntConfig
@@ -44,6 +44,7 @@ class GauntNetwork(Network):
             list(range(config.l_max + 1)), normalize=True, normalization="component"
         )
         self.bessel = BesselBasis(config.num_basis, config.cutoff)
+        self.core_switch = CoreSwitch()
 
         self.layers = nn.ModuleList()
         for l_in, l_out in layer_degrees(config.num_layers, config.l_hidden):
@@ -94,11 +95,13 @@ class GauntNetwork(Network):
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
         # scaled here, once for all layers: this is the 1/sqrt(nbar) of A
         harmonics = self.harmonics(edge_vectors) * self.norm
+        envelope = polynomial_envelope(distance / self.config.cutoff)
+        core = self.core_switch(distance, atomic_numbers, tiles.sender, tiles.slot_receiver)
         edges = EdgeGeometry(
             tiles=tiles,
             harmonics=harmonics.unflatten(0, (-1, tiles.size)),
             basis=self.bessel(distance),
-            envelope=polynomial_envelope(distance / self.config.cutoff),
+            envelope=envelope * core,
         )
 
         x = self.start(elements).unsqueeze(0)  # (1, N, C)

@@ -23,7 +23,7 @@ from torch_geometric.nn.models.schnet import GaussianSmearing, ShiftedSoftplus
 
 from ..embedding import ElementEmbedding
 from ..interface import Network
-from ..radial import polynomial_envelope
+from ..radial import CoreSwitch, polynomial_envelope
 from ..tiles import Tiles
 from .config import SchNetConfig
 
@@ -81,6 +81,7 @@ class SchNet(Network):
         centres = torch.linspace(0.0, config.cutoff, config.num_gaussians, dtype=torch.float32)
         self.gaussians.offset = centres
         self.gaussians.coeff = -0.5 / float(centres[1] - centres[0]) ** 2
+        self.core_switch = CoreSwitch()
         self.layers = nn.ModuleList(
             SchNetLayer(config.channels, config.num_gaussians) for _ in range(config.num_layers)
         )
@@ -113,9 +114,10 @@ class SchNet(Network):
         edge_index = torch.stack([tiles.sender, tiles.slot_receiver])
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
         envelope = polynomial_envelope(distance / self.config.cutoff) * self.norm
+        core = self.core_switch(distance, atomic_numbers, tiles.sender, tiles.slot_receiver)
         basis = self.gaussians(distance)  # (E, G)
 
         x = self.embedding(atomic_numbers)
         for layer in self.layers:
-            x = layer(x, edge_index, basis, envelope)
+            x = layer(x, edge_index, basis, envelope * core)
         return x

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from evenfield.model_zoo import Potential, PotentialConfig
-from evenfield.model_zoo.potential.repulsion import REACH, Repulsion
+from evenfield.model_zoo.potential.repulsion import REACH, SMALLEST, Repulsion
 from evenfield.testing.structures import batch_of
 
 
@@ -110,6 +110,15 @@ def test_radii_are_learned_and_those_of_absent_elements_stay():
     gradient = potential.repulsion.log_factor.grad
     assert gradient[0, [6, 8]].abs().min() > 0
     assert gradient.count_nonzero() == 2
+
+
+def test_no_radius_is_driven_to_zero():
+    """Where it would be shorter than all distances, and so beyond any gradient's reach."""
+    repulsion = Repulsion(5.0)
+    with torch.no_grad():
+        repulsion.log_factor[0, 28] = -20.0
+    least = SMALLEST * REACH * covalent_radii[28]
+    assert repulsion.radii()[0, 28].item() == pytest.approx(least, rel=1e-6)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
