@@ -134,9 +134,12 @@ def open_target(
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
+        # data that are converted already must be converted again
+        filters = "source.filters" if is_file else "`evenfield data convert` and filters"
         raise EvenfieldError(
             f"mixes levels of theory ({', '.join(levels)})",
-            remedy="fine-tune on one at a time",
+            remedy=f"fine-tune on one at a time, with {filters}={{COLUMN: {levels[0]}}}, where COLUMN "
+            "is the one that states the level of theory",
             file=data,
         )
 

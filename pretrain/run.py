@@ -204,6 +204,7 @@ def _begin_with(
     """Take over what a finished model knows, and say what looks wrong about it."""
     levels = potential.config.levels_of_theory
     notes = start.take_over(potential, config.level_sharing.levels)
+    notes += start.left_behind(RunData.of(data).elements)
     sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
     for note in [*notes, *start.notes_on_levels(potential, sample)]:
         console.print(note)

@@ -6,6 +6,7 @@ belongs to the level's name, so the run may have other levels, in another order,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -127,9 +128,27 @@ class Start:
         if new:
             names = ", ".join(new)
             notes.append(f"levels of theory that are new, with readouts of their own: {names}")
-        left = [level for level in self.levels if level not in levels]
-        if left:
-            notes.append(f"levels of theory that are left behind: {', '.join(left)}")
+        return notes
+
+    def left_behind(self, elements: Mapping[str, Iterable[str]]) -> list[str]:
+        """What the model has learned and the data of the run do not have, as notes.
+
+        elements: level of theory -> symbols with training energies in these data.
+        """
+        notes = []
+        levels = [level for level in self.levels if level not in elements]
+        if levels:
+            notes.append(f"levels of theory that are left behind: {', '.join(levels)}")
+        for level in self.levels:
+            if level not in elements:
+                continue
+            learned = set(self.model.record.trained_symbols(level))
+            symbols = sorted(learned - set(elements[level]), key=atomic_numbers.__getitem__)
+            if symbols:
+                notes.append(
+                    f"elements that are left behind at {level}, since no training structure has "
+                    f"them: {', '.join(symbols)}"
+                )
         return notes
 
     def notes_on_levels(self, potential: Potential, structures: list[Structure]) -> list[str]:

@@ -87,7 +87,20 @@ def test_what_the_model_does_not_know_stays_as_it_was_built(base: LoadedModel) -
     assert torch.equal(potential.readout.weight[1], fresh[1])
     assert not torch.equal(potential.readout.weight[0], fresh[0])
     assert any("new, with readouts of their own: new" in note for note in notes)
-    assert any(f"left behind: {LEVELS[1]}" in note for note in notes)
+
+
+def test_what_is_left_behind_is_named(base: LoadedModel) -> None:
+    level = LEVELS[0]
+    learned = base.record.trained_symbols(level)
+    notes = Start(base).left_behind({level: ["Cu", "Au"], "new": ["H"]})
+    assert notes[0] == f"levels of theory that are left behind: {LEVELS[1]}"
+    symbols = [symbol for symbol in learned if symbol not in ("Cu", "Au")]
+    assert "Ag" in symbols
+    assert f"left behind at {level}" in notes[1]
+    assert sorted(notes[1].rpartition(": ")[2].split(", ")) == sorted(symbols)
+    assert not Start(base).left_behind(
+        {level: base.record.trained_symbols(level) for level in LEVELS}
+    )
 
 
 def test_a_new_level_that_shares_starts_like_one_that_is_known(base: LoadedModel) -> None:
