@@ -138,8 +138,8 @@ def open_target(
         filters = "source.filters" if is_file else "`evenfield data convert` and filters"
         raise EvenfieldError(
             f"mixes levels of theory ({', '.join(levels)})",
-            remedy=f"fine-tune on one at a time, with {filters}={{COLUMN: {levels[0]}}}, where COLUMN "
-            "is the one that states the level of theory",
+            remedy=f"fine-tune on one at a time, with {filters}={{COLUMN: {levels[0]}}}, where "
+            "COLUMN is the one that states the level of theory",
             file=data,
         )
 

@@ -12,10 +12,10 @@ from .exact_buffers import ExactBuffers
 from .interface import MAX_ATOMIC_NUMBER
 
 
-# Distances relative to the sum of both covalent radii. In the data of evenfield-1, 96 elements, one
-# structure has a pair that is nearer than the end of the switch by more than 0.02.
-SILENT_BELOW = 0.25
-WHOLE_FROM = 0.45
+# Distances relative to the sum of both covalent radii. Data hardly reach below the end of the
+# switch (docs/decisions/0024).
+SILENT_BELOW = 0.3
+WHOLE_FROM = 0.5
 
 
 def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
