@@ -26,7 +26,7 @@ from ..model_zoo.commands import zoo_app
 from ..model_zoo.cost.commands import app as model_app
 from ..pretrain.commands import app as pretrain_app
 from ..pretrain.commands import evaluate
-from ..simulation.commands import simulate
+from ..simulation.commands import learn, simulate
 from .commands import quickstart
 from .zoo_build import zoo_build
 
@@ -51,6 +51,7 @@ app.add_typer(model_app, name="model")
 zoo_app.command("build")(zoo_build)
 app.add_typer(zoo_app, name="zoo")
 app.command()(simulate)
+app.command()(learn)
 app.add_typer(check_app, name="check")
 app.command()(report)
 app.command()(quickstart)

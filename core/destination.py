@@ -43,6 +43,7 @@ KINDS = {
     "config.yaml": "a training run",
     ".parts": "an unfinished data set",
     "simulation.json": "a simulation",
+    "learn.json": "a learning loop",
     "report.html": "a report",
     # last, because runs and models have this file too
     "evaluation.json": "an evaluation",
@@ -59,6 +60,7 @@ MARKS = {
     "dataset_info.json": (b'"schema_version"', b'"source"'),
     "config.yaml": (b"max_steps:", b"evaluate_every:"),
     "simulation.json": (b'"model"', b'"settings"'),
+    "learn.json": (b'"model"', b'"structures"', b'"settings"'),
     "report.html": (PAGE_MARK,),
     "evaluation.json": (b'"split"', b'"num_structures"'),
 }

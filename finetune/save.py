@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ def save_finetuned(
     forgetting: Forgetting | None = None,
     *,
     overwrite: bool = False,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the model folder `out`, which loads like that of any other model.
 
     licence: of the new weights; that of the base model when not given. The record of uncertainty of
     the base model is left behind: it holds for its weights only, and the structures that it would
-    be made again with have been learned from in the end.
+    be made again with have been learned from in the end. attachments: further files of the folder,
+    name -> content, such as a new record.
 
     Raises DestinationError when `out` holds something, unless `overwrite`.
     """
@@ -83,12 +85,13 @@ def save_finetuned(
         versions=base.versions,
         base_model=model.reference,
     )
-    attachments = {POSTERIOR_FILE: result.posterior.to_bytes()}
-    attachments |= domain_file(_domains(result, model))
+    files = {POSTERIOR_FILE: result.posterior.to_bytes()}
+    files |= domain_file(_domains(result, model))
     if forgetting is not None:
-        attachments |= forgetting.to_files()
+        files |= forgetting.to_files()
+    files |= attachments or {}
     evaluation = result.final.errors
-    return save_model(out, result.potential, record, evaluation, attachments=attachments)
+    return save_model(out, result.potential, record, evaluation, attachments=files)
 
 
 def _domains(result: FineTuned, model: LoadedModel) -> dict[str, LevelDomain]:

@@ -1,4 +1,4 @@
-"""`evenfield simulate`: relax a structure and run dynamics with a published model."""
+"""`evenfield simulate` runs dynamics with a model; `evenfield learn` learns on the way."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..core.command_line import (
     ModelReference,
     Overrides,
     Overwrite,
+    Recipe,
     settings_option,
 )
 from ..core.errors import EvenfieldError
@@ -92,6 +93,42 @@ def simulate(
         f"drift {result.drift_mev_per_atom_ps:.3f} meV/atom/ps, "
         f"rms {result.rms_mev_per_atom:.3f} meV/atom; {out / TRAJECTORY_FILE}"
     )
+
+
+def learn(
+    model: ModelReference,
+    structures: Annotated[Path, typer.Argument(help="structures to simulate, in any file of ASE")],
+    out: Annotated[Path, typer.Argument(help="folder of the loop: model, data and report.html")],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    folder_hub: FolderHub = None,
+    show_settings: Annotated[bool, settings_option("simulation.learn.config:LearnConfig")] = False,
+) -> None:
+    """Simulate, label what the model does not know, learn it, and go on.
+
+    Guarded dynamics stop where an error may be too large; an oracle labels a choice of what they
+    met, the readout is refitted in closed form, and they go on. It ends when nothing is flagged any
+    more, or the labels are spent. The same command goes on with a loop that was interrupted, or
+    with more labels.
+
+    Example: evenfield learn evenfield-1 melt.extxyz runs/melt oracle=EMT labels=40
+    temperatures=[900,1500] guard.force_radius=1.0
+    """
+    from ..core.settings import load_settings
+    from ..data_pipelines.sources.ase_files import read_frames
+    from ..model_zoo.hub.load import load
+    from .learn.config import LearnConfig
+    from .learn.loop import learn as learn_on_the_way
+
+    config = load_settings(LearnConfig, recipe, overrides)
+    frames = read_frames(structures)
+    read = [name for name in (model, structures, recipe) if name is not None]
+    done = learn_on_the_way(load(model, folder_hub), frames, out, config, inputs=read, say=say)
+    if done.model is None:
+        say(f"{done.ended}, with no label: the model stays as it is; {done.page}")
+        return
+    asked = done.rounds[-1]["labels"]
+    say(f"{done.ended}: {asked} labels; model {done.model}, data {done.data}, page {done.page}")
 
 
 @contextmanager

@@ -56,9 +56,13 @@ MOST_STRAIN = 0.15
 class EnrichConfig(Settings):
     """Which elements get cheap labels, from which oracle, and how their structures are made."""
 
-    oracle: str = Field(description="GFN1-xTB, GFN2-xTB, EMT, or an ASE calculator as module:Class")
+    oracle: str = Field(
+        description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
+    )
     oracle_settings: dict[str, Any] = Field(
-        default={}, description="arguments of a calculator named as module:Class"
+        default={},
+        description="arguments of a calculator named as module:Class; of command, the line of a "
+        "shell with {input} and {output} for the files",
     )
     oracle_licence: str | None = Field(
         default=None,
@@ -458,7 +462,7 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
             rng, parent, host, element, config.rattle, others=others, strain=config.strain
         )
         try:
-            _refuse_bad(candidate)
+            refuse_bad(candidate)
             atoms = label(candidate, _calculator(config), config.largest_force)
         except RejectedStructure as rejected:
             refused.append(rejected.reason)
@@ -481,7 +485,8 @@ def _only_calculator(oracle: str) -> Calculator:
     return new_calculator(settings["oracle"], settings["oracle_settings"])
 
 
-def _refuse_bad(candidate: Atoms) -> None:
+def refuse_bad(candidate: Atoms) -> None:
+    """Raise RejectedStructure for atoms that no oracle should be asked about."""
     if has_close_contact(candidate):
         raise RejectedStructure("atoms_too_close")
     if is_too_dense(candidate):

@@ -1,4 +1,7 @@
-"""Oracles by name: those of the demo data, or any ASE calculator as `module:Class`."""
+"""Oracles by name: those of the demo data, a shell command, any ASE calculator as `module:Class`.
+
+`data enrich` and `learn` (simulation/learn) have them in common.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ from ..demo.oracles import (
     oracle_calculator,
     require_tblite,
 )
+from .command_oracle import CommandOracle
 
 
 BUILT_IN = (*XTB_LEVELS, EMT_LEVEL)
+COMMAND = CommandOracle.name
 
 
 def check_oracle(name: str, settings: Mapping[str, Any]) -> None:
@@ -37,6 +42,13 @@ def check_oracle(name: str, settings: Mapping[str, Any]) -> None:
 
 def new_calculator(name: str, settings: Mapping[str, Any]) -> Calculator:
     """A fresh calculator. Raises OracleError for a name or settings that give none."""
+    if name == COMMAND:
+        if settings.keys() != {"command"}:
+            raise OracleError(
+                "oracle=command takes one setting, the command",
+                remedy='add oracle_settings.command="PROGRAM {input} {output}"',
+            )
+        return CommandOracle(**settings)
     if ":" not in name:
         return oracle_calculator(name)
     remedy = "name a calculator as module:Class, with its arguments in oracle_settings"
@@ -70,7 +82,12 @@ def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RejectedStructure("calculation_failed", reason) from error
 
-    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+    if forces.shape != (len(atoms), 3):
+        raise RejectedStructure("wrong_shape", f"forces of shape {forces.shape}")
+    if not np.array_equal(calculated.numbers, atoms.numbers):
+        raise RejectedStructure("atoms_in_another_order")
+    finite = np.isfinite(energy) and np.isfinite(forces).all()
+    if not finite or (stress is not None and not np.isfinite(stress).all()):
         raise RejectedStructure("not_finite")
     largest = float(np.linalg.norm(forces, axis=1).max())
     if largest > largest_force:
@@ -86,5 +103,8 @@ def _stress(atoms: Atoms) -> np.ndarray | None:
     """The stress (3, 3) of a crystal; None where it is not periodic or the calculator has none."""
     knows_stress = "stress" in getattr(atoms.calc, "implemented_properties", ())
     if not (atoms.pbc.all() and knows_stress):
+        return None
+    if isinstance(atoms.calc, CommandOracle) and "stress" not in atoms.calc.results:
+        # what a program gives shows only when it has run
         return None
     return np.asarray(atoms.get_stress(voigt=False), dtype=float)

@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.formats import filetype
 
+from ...core.errors import EvenfieldError
 from ...core.memory import items_within_memory, memory_for_file
 from ..structure import BadRecordError
 from .config import SourceConfig
@@ -117,6 +118,32 @@ def read_one(path: Path) -> Atoms:
             file=path,
             remedy="name a file in a format that ASE reads",
         ) from None
+
+
+def read_frames(path: Path) -> list[Atoms]:
+    """All structures of a file that ASE reads; SourceError when it cannot read one of them."""
+    require_readable(path)
+    frames: list[Atoms] = []
+    try:
+        for frame in _frames(path):
+            if isinstance(frame, Exception):
+                raise frame
+            frames.append(frame)
+    except EvenfieldError as error:
+        error.file = str(path)
+        error.record = len(frames)
+        raise
+    except Exception as error:
+        # ASE's readers raise all kinds of errors on a broken file
+        raise SourceError(
+            f"cannot be read as structures ({describe(error)})",
+            file=path,
+            record=len(frames),
+            remedy="name a file in a format that ASE reads",
+        ) from None
+    if not frames:
+        raise empty_file(str(path))
+    return frames
 
 
 def record_from_atoms(atoms: Atoms) -> Record:

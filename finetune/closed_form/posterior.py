@@ -22,6 +22,16 @@ class NoPosteriorError(EvenfieldError):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Refits that each leave one part of the structures out, for errors that nobody has learned."""
+
+    parts: list[list[int]]
+    """Places of the structures of each of the K parts, in the order in which they were given."""
+    changes: np.ndarray
+    """(K, P) refits without each part, as differences to the model's weights."""
+
+
+@dataclass(frozen=True)
 class Posterior:
     """Gaussian posterior of the P parameters of one head; its mean are the weights of the model.
 
@@ -43,6 +53,8 @@ class Posterior:
     """Atomic numbers with a fitted E0."""
     noise: dict[str, float]
     """Estimated noise of a typical structure by label: eV/atom, eV/A, eV/A^3."""
+    left_out: LeftOut | None = None
+    """Right after a refit; it is not stored, since it says nothing without the structures."""
 
     @property
     def size(self) -> int:
@@ -54,8 +66,14 @@ class Posterior:
         in_block = np.arange(self.size) < size
         blocks = np.tile(in_block, 1 + len(self.new_elements))
         kept = np.concatenate([blocks, np.ones(len(self.elements), dtype=bool)])
+        left_out = self.left_out
+        if left_out is not None:
+            left_out = replace(left_out, changes=left_out.changes[:, kept])
         return replace(
-            self, covariance=self.covariance[np.ix_(kept, kept)], bootstrap=self.bootstrap[:, kept]
+            self,
+            covariance=self.covariance[np.ix_(kept, kept)],
+            bootstrap=self.bootstrap[:, kept],
+            left_out=left_out,
         )
 
     def energy_variance(self, summed_features: np.ndarray, atomic_numbers: np.ndarray) -> float:

@@ -29,7 +29,7 @@ from ..heads import add_to_head
 from ..target import alike
 from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
 from .noise_and_size import best_of_sizes, with_estimated_noise
-from .posterior import Posterior
+from .posterior import LeftOut, Posterior
 from .prior import ENERGY_LABELS, Fold
 from .reference_energies import reference_precision
 from .ridge import NormalEquations, posterior_covariance, solve_ridge
@@ -130,6 +130,7 @@ def refit_readout(
         new_elements=new_elements,
         elements=elements,
         noise=estimated,
+        left_out=LeftOut(parts, _without_each(fit.folds, total, choice.precision) - change),
     )
     report = RefitReport(
         rows=total.rows,
@@ -206,6 +207,11 @@ def _bootstrap(folds: list[Fold], precision: np.ndarray, number: int, seed: int)
         moment = sum(count * part.moment for count, part in drawn)
         solutions[index] = solve_ridge(matrix, precision, moment)
     return solutions
+
+
+def _without_each(folds: list[Fold], total: NormalEquations, precision: np.ndarray) -> np.ndarray:
+    """Solutions (K, P) that leave one fold out; its prior and noise were chosen with all."""
+    return np.stack([(total - fold.all).solve(precision) for fold in folds])
 
 
 def _relative_gradient(

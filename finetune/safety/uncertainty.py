@@ -8,8 +8,9 @@ the errors. What is left, a test split for example, can judge the result.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from ...model_zoo.uncertainty.distances import ElementGaussians
 from ...model_zoo.uncertainty.estimates import Estimator
 from ...model_zoo.uncertainty.record import INGREDIENTS, LevelUncertainty
 from ..closed_form.committee import Committee, committee_of_readouts
+from ..closed_form.posterior import Posterior
+from ..heads import add_to_head
 
 
 # Members of the committee: bootstrap refits of the readout.
@@ -171,15 +174,96 @@ def make_uncertainty(
         potential, head, _up_to(train, MOST_COMMITTEE), known_e0=known, members=NUM_MEMBERS
     )
     directions, mixing = principal_directions(committee)
-    features, numbers = _features(potential, _up_to(train, MOST_FEATURES))
-    draft = LevelUncertainty(
-        level=level,
+    features, numbers = atom_features(potential, _up_to(train, MOST_FEATURES))
+    draft = _draft(committee, directions, mixing, ElementGaussians.of(features, numbers), split)
+    shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
+    return calibrated(shaped, observe(potential, shaped, scored))
+
+
+@own_modes()
+def uncertainty_of_refit(
+    potential: Potential, structures: Sequence[Structure], posterior: Posterior
+) -> LevelUncertainty:
+    """The uncertainty of a head that was just refitted to all of a few structures.
+
+    None is left to judge by, so that scores are errors of the refits that left a part of the
+    structures out, each on its own part (cross-conformal prediction: Vovk, Annals of Mathematics
+    and Artificial Intelligence 74, 2015). Their scatter is the committee: the delete-one-group
+    jackknife, whose variance is (K - 1) times that of the K refits.
+
+    structures: those of the refit, in their order. posterior: that of the refit.
+
+    The same errors give the form of the spread and its scale. Errors on what was learned would not
+    do for the form: a few structures can be fitted almost exactly. What set the potential up before
+    the refit, such as E0, has seen all structures, and so have the posterior covariance and the
+    prior. Raises TooFewStructuresError without forces.
+    """
+    left_out = posterior.left_out
+    assert left_out is not None
+    keep_freed_memory()
+    level = posterior.level_of_theory
+    head = potential.config.levels_of_theory.index(level)
+    size = posterior.size
+    # own weights of new elements belong to no committee, whose members share all weights
+    kept = np.r_[
+        0:size, len(posterior.covariance) - len(posterior.elements) : len(posterior.covariance)
+    ]
+    changes = left_out.changes
+    scatter = changes - changes.mean(0)
+    committee = Committee(
+        level_of_theory=level,
+        covariance=posterior.covariance[np.ix_(kept, kept)],
+        members=max(len(changes) - 1, 1) ** 0.5 * scatter[:, :size],
+        elements=posterior.elements,
+    )
+    directions, mixing = principal_directions(committee)
+    features, numbers = atom_features(potential, structures)
+    gaussians = ElementGaussians.of(features, numbers)
+    draft = _draft(committee, directions, mixing, gaussians, "structures left out of the refit")
+
+    of_atom = np.repeat(np.arange(len(structures)), [len(structure) for structure in structures])
+    seen = []
+    for part, change in zip(left_out.parts, changes, strict=True):
+        without = copy.deepcopy(potential)
+        add_to_head(without, head, change, posterior.new_elements, posterior.elements)
+        others = ~np.isin(of_atom, part)
+        own = draft
+        if others.any():
+            # among few atoms, one is nearer to a Gaussian that it was part of than a new one is
+            own = replace(draft, gaussians=ElementGaussians.of(features[others], numbers[others]))
+        seen.append(observe(without, own, [structures[place] for place in part]))
+    joined = _joined(seen)
+    return calibrated(with_spread(draft, joined), joined)
+
+
+def _joined(parts: Sequence[Observed]) -> Observed:
+    """What was observed of several lists of structures, as of one."""
+    first = np.cumsum([0] + [len(part.groups) for part in parts[:-1]])
+    indices = [part.structure_index + offset for part, offset in zip(parts, first, strict=True)]
+    joined: dict[str, np.ndarray] = {"structure_index": np.concatenate(indices)}
+    for field in fields(Observed):
+        if field.name not in joined:
+            axis = 1 if field.name == "ingredients" else 0
+            joined[field.name] = np.concatenate([getattr(part, field.name) for part in parts], axis)
+    return Observed(**joined)
+
+
+def _draft(
+    committee: Committee,
+    directions: np.ndarray,
+    mixing: np.ndarray,
+    gaussians: ElementGaussians,
+    split: str,
+) -> LevelUncertainty:
+    """All but the spread and the scales."""
+    return LevelUncertainty(
+        level=committee.level_of_theory,
         calibrated_on=split,
         factor=np.linalg.cholesky(committee.covariance),
         e0_elements=committee.elements,
         directions=directions,
         mixing=mixing,
-        gaussians=ElementGaussians.of(features, numbers),
+        gaussians=gaussians,
         exponents=np.zeros(len(INGREDIENTS)),
         offsets=np.zeros(MAX_ATOMIC_NUMBER + 1),
         floors=np.ones(len(INGREDIENTS)),
@@ -189,8 +273,6 @@ def make_uncertainty(
         energy_scale=1.0,
         alignment=0.0,
     )
-    shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
-    return calibrated(shaped, observe(potential, shaped, scored))
 
 
 def principal_directions(committee: Committee) -> tuple[np.ndarray, np.ndarray]:
@@ -347,7 +429,7 @@ def _up_to(structures: Sequence[Structure], most: int) -> list[Structure]:
 
 
 @own_modes()
-def _features(
+def atom_features(
     potential: Potential, structures: Sequence[Structure]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, d) and atomic numbers (N,) of all atoms."""

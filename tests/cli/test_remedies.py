@@ -23,6 +23,7 @@ from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.few_shot.curve import CurveConfig
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.simulation.dynamics import DynamicsConfig
+from evenfield.simulation.learn.config import LearnConfig
 
 from house import ROOT, files
 
@@ -77,7 +78,7 @@ SETTINGS: dict[str, list[type[Settings]]] = {
     "data_pipelines": [ConvertConfig, CorpusConfig, EnrichConfig, PretrainConfig],
     "pretrain": [PretrainConfig, ConvertConfig],
     "finetune": [FineTuneConfig, CurveConfig, ConvertConfig],
-    "simulation": [DynamicsConfig],
+    "simulation": [DynamicsConfig, LearnConfig],
     "diagnostics": [SanityConfig],
 }
 # what looks like a dotted key and is none

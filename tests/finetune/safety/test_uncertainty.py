@@ -15,15 +15,21 @@ from evenfield.cli import app
 from evenfield.core.destination import DestinationError
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.closed_form.committee import Committee, committee_of_readouts
+from evenfield.finetune.closed_form.prior import Fold
+from evenfield.finetune.closed_form.refit import _without_each, refit_readout
+from evenfield.finetune.closed_form.ridge import NormalEquations
+from evenfield.finetune.heads import add_to_head
 from evenfield.finetune.safety import uncertainty
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.safety.uncertainty import (
     make_uncertainty,
     observe,
     principal_directions,
+    uncertainty_of_refit,
     with_spread,
 )
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.uncertainty.distances import ElementGaussians
 from evenfield.model_zoo.uncertainty.record import UNCERTAINTY, LevelUncertainty
 
 
@@ -200,3 +206,55 @@ def test_only_the_level_of_the_record_answers(folder: Path, data_set: Path) -> N
     ingredients[3, 1] = np.inf
     spread = own.spread(ingredients, np.array([29, 8]))
     assert np.isfinite(spread[0]) and np.isinf(spread[1])
+
+
+def test_radii_of_a_refit_are_those_of_refits_without_each_part(of_emt: list[Structure]) -> None:
+    """Left-out errors by normal equations of the others, and their coverage by counting."""
+    potential = tiny(["EMT"]).eval()
+    structures = of_emt[:14]
+    _, posterior = refit_readout(potential, 0, structures, known=KNOWN, known_e0=KNOWN)
+    left_out = posterior.left_out
+    assert left_out is not None
+    assert sorted(place for part in left_out.parts for place in part) == list(range(14))
+
+    own = uncertainty_of_refit(potential, structures, posterior)
+    assert own.calibrated_on == "structures left out of the refit"
+    of_atom = np.repeat(np.arange(14), [len(structure) for structure in structures])
+    features, numbers = uncertainty.atom_features(potential, structures)
+    seen = []
+    for part, change in zip(left_out.parts, left_out.changes, strict=True):
+        other = tiny(["EMT"]).eval()
+        other.load_state_dict(potential.state_dict())
+        add_to_head(other, 0, change, posterior.new_elements, posterior.elements)
+        others = ~np.isin(of_atom, part)
+        gaussians = ElementGaussians.of(features[others], numbers[others])
+        without = replace(own, gaussians=gaussians)
+        seen.append(observe(other, without, [structures[place] for place in part]))
+    scores = np.concatenate([one.error / own.spread(one.ingredients, one.numbers) for one in seen])
+    place = own.group_of(np.concatenate([one.numbers for one in seen]))
+    # an element of one part alone is unknown to the others, and has no score
+    known = scores > 0
+    for coverage in (0.5, 0.8):
+        covered = scores[known] <= own.force_quantiles(coverage)[place[known]] * (1 + 1e-5)
+        assert coverage <= covered.mean() <= coverage + 0.1
+    # what was left out is less well known than what was learned
+    learned = observe(potential, own, structures)
+    total = np.sqrt(np.mean(np.concatenate([one.error for one in seen]) ** 2))
+    assert total > np.sqrt(np.mean(learned.error**2))
+
+
+def test_leaving_a_fold_out_is_a_fit_to_the_others() -> None:
+    rng = np.random.default_rng(0)
+    folds = []
+    for _ in range(4):
+        fold = Fold.empty(3)
+        fold.equations["forces"].add(rng.normal(size=(9, 3)), rng.normal(size=9))
+        folds.append(fold)
+    precision = np.array([0.1, 0.2, 0.3])
+    total = NormalEquations.total(fold.all for fold in folds)
+    found = _without_each(folds, total, precision)
+    for index, solution in enumerate(found):
+        others = [fold.all for number, fold in enumerate(folds) if number != index]
+        matrix = sum(one.matrix for one in others) + np.diag(precision)
+        expected = np.linalg.solve(matrix, sum(one.moment for one in others))
+        assert np.allclose(solution, expected, rtol=1e-9)

@@ -1,0 +1,152 @@
+"""Four ways to choose labels in `evenfield learn`, at the same number of labels.
+
+    python benchmarks/learning_on_the_way.py WORK [--model evenfield-1] [--seeds 0 1 2] [--out FILE]
+
+The task: an alloy of 8 copper and 8 gold atoms from 600 to 2400 K, with EMT as the oracle, at a
+level of theory that the model has never seen. Each loop may spend 24 labels: 4 rattled copies of
+the crystal to begin with, then rounds of at most 10. The end is judged by errors on 60 structures
+from dynamics that EMT itself drives at the same temperatures, with other velocities.
+
+All ways see the same first labels for a seed. Loops stand in WORK, so that a run that was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.md.langevin import Langevin
+
+from evenfield.core.thermal import set_thermal_momenta
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.safety.uncertainty import observe
+from evenfield.model_zoo import load
+from evenfield.simulation.learn.config import LearnConfig
+from evenfield.simulation.learn.loop import learn
+
+
+WAYS = ("determinant", "random", "farthest", "committee")
+TEMPERATURES = (600.0, 1500.0, 2400.0)
+LEVEL = "EMT-alloy"
+
+
+def crystal() -> Atoms:
+    """8 Cu and 8 Au on the sites of an fcc lattice, at about the volume of the melt."""
+    atoms = bulk("Cu", a=3.95, cubic=True).repeat((2, 2, 1))
+    atoms.symbols[np.random.default_rng(0).choice(16, 8, replace=False)] = "Au"
+    return atoms
+
+
+def test_structures() -> list[Structure]:
+    """What EMT's own dynamics met, each 100 fs."""
+    found = []
+    for number, temperature in enumerate(TEMPERATURES):
+        atoms = crystal()
+        atoms.calc = EMT()
+        set_thermal_momenta(atoms, temperature, 1000 + number)
+        dynamics = Langevin(
+            atoms,
+            2 * units.fs,
+            temperature_K=temperature,
+            friction=0.01 / units.fs,
+            rng=np.random.default_rng(2000 + number),
+            fixcm=False,
+        )
+        for step in range(20):
+            dynamics.run(50)
+            labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+            found.append(
+                Structure.from_atoms(atoms.copy(), LEVEL, f"{temperature:g}-{step}", **labels)
+            )
+    return found
+
+
+def settings(way: str, seed: int) -> LearnConfig:
+    """Those of one loop."""
+    return LearnConfig(
+        oracle="EMT",
+        level_of_theory=LEVEL,
+        labels=24,
+        initial=4,
+        initial_rattle=(0.05, 0.3),
+        batch=10,
+        steps=400,
+        every=5,
+        temperatures=list(TEMPERATURES),
+        guard={"force_radius": 0.5},
+        strategy="wide",
+        choose=way,
+        seed=seed,
+    )
+
+
+def main() -> None:
+    """Print one JSON object, and write it after each loop where asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", default="evenfield-1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    base = load(arguments.model)
+    judged = test_structures()
+    force_rms = np.sqrt(np.mean([np.square(one.forces).mean() for one in judged]))
+    rows = []
+    for seed in arguments.seeds:
+        for way in WAYS:
+            began = time.process_time()
+            out = arguments.work / f"{way}-{seed}"
+            done = learn(base, [crystal()], out, settings(way, seed))
+            learned = load(done.model)
+            own = learned.uncertainties[LEVEL]
+            seen = observe(learned.potential, own, judged)
+            spread = own.spread(seen.ingredients, seen.numbers)
+            radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)] * spread
+            rows.append(
+                {
+                    "way": way,
+                    "seed": seed,
+                    "labels": done.rounds[-1]["labels"],
+                    "ended": done.ended,
+                    "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
+                    "force_mae": float(np.abs(seen.force_error).mean()),
+                    "energy_mae_per_atom": float(np.abs(seen.energy_error).mean() / 16),
+                    "covered_by_90": float((seen.error <= radius).mean()),
+                    "seconds": round(time.process_time() - began, 1),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+            medians = {
+                one: {
+                    key: statistics.median(row[key] for row in rows if row["way"] == one)
+                    for key in ("force_rmse", "force_mae", "energy_mae_per_atom", "covered_by_90")
+                }
+                for one in WAYS
+                if any(row["way"] == one for row in rows)
+            }
+            result = {
+                "model": base.reference,
+                "test_structures": len(judged),
+                "test_force_rms": float(force_rms),
+                "medians": medians,
+                "rows": rows,
+            }
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["medians"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""An oracle that is a shell command: it reads a structure from a file, and writes its labels.
+
+    oracle=command oracle_settings.command="python my_dft.py {input} {output}"
+
+{input} is an extxyz file of one structure. {output} is a file of one structure with energy (eV) and
+forces (eV/A), and the stress of a crystal if it is known, in any format from which ASE reads them.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+from ase.geometry import find_mic
+
+from ..demo.oracles import OracleError
+
+
+INPUT = "{input}"
+OUTPUT = "{output}"
+# A, by which a program may round positions; two atoms that were exchanged are further apart
+MOVED = 0.05
+# of the last line of what a program says about its failure
+MOST_CHARACTERS = 200
+
+
+class CommandOracle(Calculator):
+    """Runs the command for each structure, in a shell, and waits for it."""
+
+    name = "command"
+    # ASE reads a list here
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, command: str) -> None:
+        """Raises OracleError for a command that names no files."""
+        super().__init__()
+        missing = [place for place in (INPUT, OUTPUT) if place not in command]
+        if missing:
+            raise OracleError(
+                f"oracle_settings.command={command!r} does not name {' and '.join(missing)}",
+                remedy=f"write {INPUT} and {OUTPUT} where the names of the files go",
+            )
+        self.command = command
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results`. Raises CalculationFailed with what the program said, or what is wrong."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        with tempfile.TemporaryDirectory(prefix="evenfield-oracle-") as folder:
+            before = Path(folder) / "input.extxyz"
+            after = Path(folder) / "output.extxyz"
+            bare = Atoms(
+                self.atoms.numbers, self.atoms.positions, cell=self.atoms.cell, pbc=self.atoms.pbc
+            )
+            ase.io.write(before, bare)
+            words = self.command.replace(INPUT, shlex.quote(str(before)))
+            words = words.replace(OUTPUT, shlex.quote(str(after)))
+            # a shell, since the user writes a line of one: pipes, variables, modules
+            done = subprocess.run(
+                words, shell=True, capture_output=True, text=True, errors="replace", check=False
+            )
+            if done.returncode:
+                lines = (
+                    done.stderr.strip() or done.stdout.strip() or "it said nothing"
+                ).splitlines()
+                raise CalculationFailed(
+                    f"exit code {done.returncode}: {lines[-1][:MOST_CHARACTERS]}"
+                )
+            if not after.exists():
+                raise CalculationFailed("the command wrote no output file")
+            labelled: Atoms = ase.io.read(after)  # type: ignore[assignment]
+        self.results = self._checked(labelled)
+
+    def _checked(self, labelled: Atoms) -> dict[str, float | np.ndarray]:
+        """The labels, if they belong to the structure that was asked about."""
+        assert self.atoms is not None
+        if len(labelled) != len(self.atoms):
+            raise CalculationFailed(
+                f"the output has {len(labelled)} atoms instead of {len(self.atoms)}"
+            )
+        if not np.array_equal(labelled.numbers, self.atoms.numbers):
+            raise CalculationFailed("the output has the atoms in another order")
+        moved = labelled.positions - self.atoms.positions
+        _, lengths = find_mic(moved, self.atoms.cell, self.atoms.pbc)
+        if not lengths.max(initial=0.0) <= MOVED:
+            worst = int(np.argmax(lengths))
+            raise CalculationFailed(
+                f"the output has the atoms in another order, or moved: atom {worst} is "
+                f"{lengths[worst]:.2f} A from where it was"
+            )
+        found = {} if labelled.calc is None else labelled.calc.results
+        missing = [name for name in ("energy", "forces") if name not in found]
+        if missing:
+            raise CalculationFailed(f"the output has no {' and no '.join(missing)}")
+        return {name: found[name] for name in self.implemented_properties if name in found}

@@ -1,0 +1,10 @@
+"""Learning on the way: explore, choose, label, refit, calibrate, and go on.
+
+In: a model, structures and an oracle. Out: a model that knows what the simulations met, the labels
+as a data set, and a page that tells how it went.
+
+Open `loop.py` first. `explore.py` runs guarded dynamics, `choose.py` picks structures,
+`labelling.py` asks the oracle in a process of its own (`labeller.py`), `fit.py` makes the next
+model, `page.py` the page. `store.py` keeps every step on disk, so that a loop that was killed goes
+on.
+"""

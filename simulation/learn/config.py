@@ -1,0 +1,83 @@
+"""Settings of the loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ...core.settings import Settings
+from ...finetune.closed_form.design_rows import RefitConfig
+from ..guard import GuardConfig
+
+
+class LearnConfig(Settings):
+    """Where simulations go, what stops them, who labels, and what may be spent."""
+
+    oracle: str = Field(
+        description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
+    )
+    oracle_settings: dict[str, Any] = Field(
+        default={},
+        description="arguments of a calculator named as module:Class; of command, the line of a "
+        "shell with {input} and {output} for the files",
+    )
+    level_of_theory: str | None = Field(
+        default=None,
+        description="of the labels; by default the name of the oracle. One that the model has goes "
+        "on from its head",
+    )
+    labels: int = Field(default=40, gt=0, description="most labels that the oracle is asked for")
+    minutes: float | None = Field(
+        default=None, gt=0, description="no round begins after so many minutes of work"
+    )
+    timeout: float = Field(
+        default=3600.0, gt=0, description="s; a label that takes longer is given up"
+    )
+    largest_force: float = Field(
+        default=50.0, gt=0, description="eV/A; labels with a larger force are not learned from"
+    )
+    initial: int = Field(
+        default=8,
+        ge=0,
+        description="labels of rattled and strained copies of the structures, before the first "
+        "simulation; 0 for a level of theory whose uncertainty the model knows",
+    )
+    initial_rattle: tuple[float, float] = Field(
+        default=(0.02, 0.2), description="bounds of the standard deviation of their moves, A"
+    )
+    initial_strain: float = Field(
+        default=0.02, ge=0, le=0.1, description="standard deviation of the strain of their cells"
+    )
+    batch: int = Field(default=8, gt=0, description="labels in a round")
+    choose: Literal["determinant", "farthest", "committee", "random"] = Field(
+        default="determinant",
+        description="how structures are chosen among those that simulations met: by how much they "
+        "add to the determinant of the information matrix of the features, by the distance from "
+        "those that have labels, by the disagreement of the committee, or at random",
+    )
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[300.0, 600.0, 900.0],
+        min_length=1,
+        description="K; each structure is simulated at each of them (Langevin)",
+    )
+    friction: float = Field(default=0.01, gt=0, description="1/fs, of the thermostat")
+    time_step: float = Field(default=2.0, gt=0, description="fs")
+    steps: int = Field(
+        default=500, gt=0, description="steps of each simulation, over all rounds together"
+    )
+    every: int = Field(
+        default=10, gt=0, description="steps between two structures that may be chosen"
+    )
+    guard: GuardConfig = GuardConfig(force_radius=1.0)
+    strategy: Literal["refit", "wide"] = Field(
+        default="refit",
+        description="refit: readout and E0 in closed form; wide: with random features appended",
+    )
+    refit: RefitConfig = RefitConfig()
+    seed: int = Field(default=0, ge=0, description="of every random draw")
+
+    @property
+    def level(self) -> str:
+        """Level of theory of the labels."""
+        return self.level_of_theory or self.oracle.rpartition(":")[2]

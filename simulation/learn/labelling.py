@@ -1,0 +1,228 @@
+"""Ask the oracle for labels, in the process of `labeller.py`, and never twice for the same one.
+
+An answer that is there is read. A labeller that outlived a loop that was killed is waited for. What
+the oracle cannot label is answered by the reason, and is never asked again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from ...core.locks import LockedError, held
+from ...data_pipelines.structure import Structure
+from . import store
+from .config import LearnConfig
+from .labeller import ANSWER, ASKED, LOCK, NOT_WRITTEN, ORACLE, PROCESS, REQUEST
+
+
+# s, between two looks for answers
+PATIENCE = 0.05
+# A structure at which the machine went down so often is not tried again.
+MOST_ASKED = 3
+
+
+class LabellingError(EvenfieldError):
+    """Labels that could not be had, for a reason that is not the structure."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """The answer of the oracle to one structure."""
+
+    atoms: Atoms
+    name: str
+    """Unique in the loop, such as 003-07: the round, and the number in it."""
+    results: dict[str, Any]
+    """energy (eV), forces (eV/A), stress (eV/A^3); empty where it failed."""
+    failure: str | None
+    detail: str
+    seconds: float
+
+    def structure(self, level: str) -> Structure:
+        """For the pipeline."""
+        return Structure.from_atoms(
+            self.atoms, level, self.name, group=self.name, split="train", **self.results
+        )
+
+
+def labels_of(
+    folder: Path,
+    frames: Sequence[Atoms],
+    config: LearnConfig,
+    show: Callable[[int], None] = lambda _: None,
+) -> list[Label]:
+    """The answers for all structures of a round, in their order; `show` is told how many there are.
+
+    Raises LabellingError where the answers cannot be written, FileError for the folder.
+    """
+    oracle = {
+        "oracle": config.oracle,
+        "settings": config.oracle_settings,
+        "largest_force": config.largest_force,
+    }
+    store.write(folder / ORACLE, oracle)
+    places = [folder / f"{number:03d}" for number in range(len(frames))]
+    for place, atoms in zip(places, frames, strict=True):
+        if not (place / REQUEST).exists():
+            store.write(place / REQUEST, {"atoms": store.as_json(atoms)})
+
+    process: subprocess.Popen[str] | None = None
+    try:
+        while missing := [place for place in places if not (place / ANSWER).exists()]:
+            show(len(places) - len(missing))
+            if process is None and not _is_at_work(folder):
+                _give_up_on_those_that_end_it(missing)
+                if all((place / ANSWER).exists() for place in missing):
+                    continue
+                process = _start(folder)
+            _watch(folder, missing, process, config.timeout)
+            if process is not None and process.poll() is not None:
+                _explain_end(missing, process)
+                process = None
+    except KeyboardInterrupt:
+        # who stops the loop by hand does not want its calculations to go on
+        _end(folder, process)
+        raise
+    if process is not None:
+        # it has nothing left to do
+        process.wait()
+    show(len(places))
+    round_name = folder.parent.name
+    return [
+        _label(place, atoms, f"{round_name}-{place.name}")
+        for place, atoms in zip(places, frames, strict=True)
+    ]
+
+
+def _label(place: Path, atoms: Atoms, name: str) -> Label:
+    answer = store.read(place / ANSWER)
+    seconds = answer.pop("seconds")
+    failure = answer.pop("failure", None)
+    detail = answer.pop("detail", "")
+    results: dict[str, Any] = {}
+    for key, value in answer.items():
+        results[key] = float(value) if key == "energy" else np.array(value)
+    return Label(atoms, name, results, failure, detail, seconds)
+
+
+def _start(folder: Path) -> subprocess.Popen[str]:
+    """A labeller that lives on when this process is killed."""
+    environment = os.environ | {
+        # what a user imports here, the oracle must be able to import
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    words = [sys.executable, "-m", f"{__package__}.labeller", str(folder)]
+    # in a file: nobody would empty a pipe after this process was killed
+    with file_errors(folder), (folder / "labeller.log").open("w") as log:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            text=True,
+        )
+
+
+def _is_at_work(folder: Path) -> bool:
+    """Whether a labeller of an earlier loop is still there."""
+    try:
+        with held(folder / LOCK, LockedError("")):
+            return False
+    except LockedError:
+        return True
+
+
+def _watch(
+    folder: Path, missing: list[Path], process: subprocess.Popen[str] | None, timeout: float
+) -> None:
+    """Wait a moment; end a labeller that takes too long, and answer in its place."""
+    time.sleep(PATIENCE)
+    for place in missing:
+        asked = _times_asked(place)
+        if not asked or (place / ANSWER).exists():
+            continue
+        took = time.time() - asked[-1]
+        if took <= timeout:
+            continue
+        at_work = process.poll() is None if process is not None else _is_at_work(folder)
+        if not at_work:
+            continue
+        _end(folder, process)
+        # its last answer may have come while it was ended
+        if not (place / ANSWER).exists():
+            failure = {"failure": "time-out", "detail": f"no label after {timeout:g} s"}
+            store.write(place / ANSWER, failure | {"seconds": round(took, 3)})
+        return
+
+
+def _end(folder: Path, process: subprocess.Popen[str] | None) -> None:
+    """End the labeller, and whatever it has started."""
+    number = process.pid if process is not None else None
+    if number is None:
+        with suppress(OSError, ValueError):
+            number = int((folder / PROCESS).read_text())
+    if number is not None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(number, signal.SIGKILL)
+    if process is not None:
+        process.wait()
+    while _is_at_work(folder):
+        time.sleep(PATIENCE)
+
+
+def _explain_end(missing: list[Path], process: subprocess.Popen[str]) -> None:
+    """What it means that a labeller has ended while answers are missing."""
+    code = process.returncode
+    left = [place for place in missing if not (place / ANSWER).exists()]
+    if code in (0, -signal.SIGKILL) or not left:
+        # killed by us after too long a time, or by a machine without memory: tried again
+        return
+    folder = left[0].parent
+    said = (folder / "labeller.log").read_text(errors="replace").strip().splitlines()
+    last = said[-1] if said else "it said nothing"
+    asked = [place for place in left if _times_asked(place)]
+    if code == NOT_WRITTEN or not asked:
+        raise LabellingError(
+            f"the labels cannot be written, or the oracle cannot be started: {last}",
+            file=folder,
+            remedy="see its log there, and start the command again: no label is lost",
+        )
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    failure = {"failure": "oracle_ended", "detail": f"{how}: {last[:200]}", "seconds": 0.0}
+    store.write(asked[0] / ANSWER, failure)
+
+
+def _give_up_on_those_that_end_it(missing: list[Path]) -> None:
+    """Answer those at which labellers have ended again and again."""
+    for place in missing:
+        times = len(_times_asked(place))
+        if times >= MOST_ASKED:
+            failure = {
+                "failure": "oracle_ended",
+                "detail": f"its process was killed {times} times",
+                "seconds": 0.0,
+            }
+            store.write(place / ANSWER, failure)
+
+
+def _times_asked(place: Path) -> list[float]:
+    with suppress(OSError, ValueError):
+        return [float(line) for line in (place / ASKED).read_text().splitlines()]
+    return []

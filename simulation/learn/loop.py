@@ -1,0 +1,520 @@
+"""The loop from exploring to a model that knows what it met. The story is `learn` below.
+
+Every step writes one file and follows from the files before it, so that the same call goes on after
+any end, and ends with the same model.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from rich.progress import Progress
+
+from ...core.destination import DestinationError, check_destination, contents, replace_folder
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors
+from ...core.locks import LockedError, held
+from ...core.settings import SettingsError
+from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
+from ...data_pipelines.demo.oracles import RejectedStructure
+from ...data_pipelines.enrich.enrich import refuse_bad
+from ...data_pipelines.enrich.label_oracles import check_oracle
+from ...data_pipelines.structure import Structure
+from ...finetune.safety.uncertainty import atom_features, observe
+from ...model_zoo.hub.load import LoadedModel, load
+from . import store
+from .choose import by_determinant, by_distance
+from .config import LearnConfig
+from .explore import Frame, Walk, first_walks, walk_on
+from .fit import fit
+from .labelling import Label, LabellingError, labels_of
+from .page import write_report
+
+
+REQUEST = "learn.json"
+ROUNDS = "rounds"
+ROUND = "round.json"
+# settings by which a loop that is over can be told to go on
+BUDGET = ("labels", "minutes", "timeout")
+# attempts at a rattled copy that is no collapse
+MAX_ATTEMPTS = 20
+
+SPENT = "the labels are spent"
+QUIET = "nothing was flagged any more"
+LATE = "the time is spent"
+STUCK = "no structure was left to label"
+
+
+class LearnError(EvenfieldError):
+    """A loop that cannot begin or go on."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a loop has led to."""
+
+    model: Path | None
+    """None where nothing was learned."""
+    data: Path | None
+    page: Path
+    ended: str
+    """Why it ended, in words."""
+    rounds: list[dict[str, Any]]
+    """The content of each round.json."""
+
+
+def learn(
+    base: LoadedModel,
+    structures: Sequence[Atoms],
+    out: Path,
+    config: LearnConfig,
+    *,
+    inputs: Sequence[Path | str] = (),
+    say: Callable[[str], object] = print,
+) -> Learned:
+    """Explore, choose, label, refit and calibrate, until the budget is spent or all is quiet.
+
+    Writes the folder `out`: `model`, `data` (a data set of all labels), `report.html` and the state
+    of the loop. The same call goes on with what is there, also with a larger budget.
+
+    inputs: what the caller has read, which `out` must not be.
+
+    Raises DestinationError for an `out` that holds something else, SettingsError and LearnError for
+    what cannot work, LabellingError where no label can be had, and LockedError when another process
+    works there.
+    """
+    _check(base, structures, config)
+    check_oracle(config.oracle, config.oracle_settings)
+    request = {
+        "model": base.reference,
+        "structures": store.digest(store.as_json(atoms) for atoms in structures),
+        "settings": config.model_dump(mode="json", exclude=set(BUDGET)),
+    }
+    _check_place(out, request, inputs)
+    refusal = LockedError("another process learns here", file=out)
+    with held(out / ".lock", refusal):
+        if not (out / REQUEST).exists():
+            store.write(out / REQUEST, request)
+        return _Loop(base, list(structures), out, config, say).run()
+
+
+def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) -> None:
+    low, high = config.initial_rattle
+    if not 0 <= low <= high:
+        raise SettingsError(
+            f"initial_rattle={list(config.initial_rattle)}: a lower and an upper bound"
+        )
+    if not config.guard.has_rules:
+        raise SettingsError(
+            "a loop without a rule of the guard never stops a simulation",
+            remedy="set guard.force_radius",
+        )
+    if config.initial:
+        learned = {z for atoms in structures[: config.initial] for z in atoms.numbers.tolist()}
+        asked = {z for atoms in structures for z in atoms.numbers.tolist()}
+        missing = ", ".join(chemical_symbols[z] for z in sorted(asked - learned))
+        if missing:
+            raise SettingsError(
+                f"initial={config.initial}: no first label has {missing}",
+                remedy=f"set initial={len(structures)}, one for each structure",
+            )
+    elif config.level not in base.uncertainties:
+        raise SettingsError(
+            f"initial=0: {base.record.name} does not know how large its errors at {config.level} "
+            "are",
+            remedy="set initial=8, or name a level_of_theory with a record of its uncertainty",
+        )
+
+
+def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str]) -> None:
+    """Refuse a folder that holds something else than this loop."""
+    if not (out / REQUEST).is_file():
+        # a lock may be left by a process that was killed before it wrote anything
+        found = contents(out)
+        if found not in (None, ".lock"):
+            check_destination(out, inputs=inputs)
+        return
+    if store.read(out / REQUEST) != request:
+        raise DestinationError(
+            "holds a loop of another model, other structures or other settings",
+            file=out,
+            remedy=f"choose another OUT, or give the same; {', '.join(BUDGET)} may change",
+        )
+
+
+class _Loop:
+    """One loop, between two rounds."""
+
+    def __init__(
+        self,
+        base: LoadedModel,
+        structures: list[Atoms],
+        out: Path,
+        config: LearnConfig,
+        say: Callable[[str], object],
+    ) -> None:
+        self.base = base
+        self.starts = structures
+        self.out = out
+        self.config = config
+        self.say = say
+        self.model = base
+        """The newest, always as it was read from disk: a loop that goes on has no other."""
+        self.labels: list[Label] = []
+        self.rounds: list[dict[str, Any]] = []
+        self.walks = first_walks(structures, config)
+
+    def run(self) -> Learned:
+        """All rounds that are left, and the results."""
+        while True:
+            number = len(self.rounds)
+            folder = self.out / ROUNDS / f"{number:03d}"
+            is_over = (folder / ROUND).exists()
+            ended = None if is_over else self._why_over()
+            if ended is not None:
+                break
+            self._round(folder, number)
+            if not is_over:
+                self._write_page("under way")
+        return self._finish(ended)
+
+    @property
+    def structures(self) -> list[Structure]:
+        """All that have a label, in the order in which they were asked for."""
+        return [one.structure(self.config.level) for one in self.labels if one.failure is None]
+
+    def _why_over(self) -> str | None:
+        """Why no further round begins; None where one does."""
+        if not self.rounds:
+            return None
+        last = self.rounds[-1]
+        if last["explored"] and not last["stopped"]:
+            return QUIET
+        if last["explored"] and not last["asked"]:
+            return STUCK
+        if len(self.labels) >= self.config.labels:
+            return SPENT
+        spent = sum(one["seconds"] for one in self.rounds)
+        if self.config.minutes is not None and spent >= 60 * self.config.minutes:
+            return LATE
+        return None
+
+    def _round(self, folder: Path, number: int) -> None:
+        """One round, or what is left of it."""
+        began = time.monotonic()
+        is_start = number == 0 and self.config.initial > 0
+        if is_start:
+            chosen = self._first(folder)
+        else:
+            self._explore(folder, number)
+            chosen = self._choose(folder, number)
+        explored = time.monotonic()
+        # what a budget allowed once is not asked for again after it was lowered
+        new = self._label(folder, chosen)
+        labelled = time.monotonic()
+        self.labels += new
+        before = self._errors_before(new) if not is_start else None
+        if any(label.failure is None for label in new):
+            if not self._model_in(folder).exists():
+                digest = store.digest(
+                    {"name": one.name, "atoms": store.as_json(one.atoms)} | _json(one.results)
+                    for one in self.labels
+                    if one.failure is None
+                )
+                # the folder gives the model its name
+                fit(self.base, self.structures, digest, self._model_in(folder), self.config)
+            self.model = load(self._model_in(folder))
+        elif is_start:
+            reasons = Counter(label.failure for label in new)
+            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            raise LabellingError(
+                f"none of the {len(new)} first structures has a label ({listed})",
+                file=folder,
+                remedy="see the answers there, and begin again with another oracle or structures",
+            )
+        if not (folder / ROUND).exists():
+            done = self._summary(number, is_start, new, before)
+            now = time.monotonic()
+            done["seconds"] = round(now - began, 2)
+            done["seconds_exploring"] = round(explored - began, 2)
+            done["seconds_labelling"] = round(labelled - explored, 2)
+            done["seconds_learning"] = round(now - labelled, 2)
+            store.write(folder / ROUND, done)
+            self.say(_in_words(done))
+        self.rounds.append(store.read(folder / ROUND))
+
+    def _summary(
+        self, number: int, is_start: bool, new: list[Label], before: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """What is known after a round."""
+        failures = {label.name: label.failure for label in new if label.failure is not None}
+        details = {label.name: label.detail for label in new if label.failure is not None}
+        stopped = [] if is_start else [walk.stopped for walk in self.walks if walk.stopped]
+        own = self.model.uncertainties.get(self.config.level)
+        quantile = (
+            None if own is None else float(own.force_quantiles(self.config.guard.coverage)[-1])
+        )
+        return {
+            "round": number,
+            "explored": not is_start,
+            "walks": 0 if is_start else len(self.walks),
+            "over": 0 if is_start else sum(walk.is_over(self.config) for walk in self.walks),
+            "stopped": stopped,
+            "picoseconds": sum(walk.steps for walk in self.walks) * self.config.time_step / 1000,
+            "asked": len(new),
+            "labels": len(self.labels),
+            "failures": failures,
+            "details": details,
+            "before": before,
+            # of the scores, so finite only with enough of them
+            "quantile": quantile if quantile is not None and np.isfinite(quantile) else None,
+            "radii": [] if is_start else self._radii(),
+        }
+
+    def _radii(self) -> list[dict[str, Any]]:
+        """The largest radius along each walk of this round."""
+        return [
+            {
+                "temperature": walk.temperature,
+                "ps": [frame.step * self.config.time_step / 1000 for frame in walk.frames],
+                "radius": [frame.radius for frame in walk.frames],
+            }
+            for walk in self.walks
+            if walk.frames
+        ]
+
+    def _model_in(self, folder: Path) -> Path:
+        """Where a round puts its model."""
+        return folder / "model" / self.out.resolve().name
+
+    # --- the steps of a round
+
+    def _first(self, folder: Path) -> list[Atoms]:
+        """Rattled and strained copies of the structures."""
+        path = folder / "chosen.json"
+        if not path.exists():
+            number = min(self.config.initial, self.config.labels)
+            frames = [self._rattled(index) for index in range(number)]
+            store.write(path, {"atoms": [store.as_json(atoms) for atoms in frames]})
+        return [store.from_json(one) for one in store.read(path)["atoms"]]
+
+    def _rattled(self, index: int) -> Atoms:
+        start = self.starts[index % len(self.starts)]
+        low, high = self.config.initial_rattle
+        # from quiet to wild, over all of them
+        share = index / max(self.config.initial - 1, 1)
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.default_rng([self.config.seed, index, attempt])
+            atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
+            if atoms.pbc.all():
+                strain = rng.normal(0, self.config.initial_strain, (3, 3))
+                # the antisymmetric part would turn the crystal, which no model can see
+                deformation = np.eye(3) + (strain + strain.T) / 2
+                atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+            width = low + share * (high - low)
+            atoms.positions += rng.normal(0, width, atoms.positions.shape)
+            if _is_sane(atoms):
+                return atoms
+        raise LearnError(
+            f"structure {index % len(self.starts)} collapses when it is rattled",
+            remedy="lower initial_rattle, or look at the structure",
+        )
+
+    def _explore(self, folder: Path, number: int) -> None:
+        """Let each walk go on that is not over."""
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"round {number}: exploring", total=self.config.steps)
+            for index, walk in enumerate(self.walks):
+                path = folder / f"walk-{index:03d}.json"
+                if not path.exists():
+                    if walk.is_over(self.config):
+                        # nothing is met any more
+                        store.write(path, Walk(**_still(walk)).to_json())
+                    else:
+                        # A new one for each walk: neighbour lists of others could change the
+                        # order of a sum, and so the last digits.
+                        calculator = self.model.calculator(
+                            level_of_theory=self.config.level,
+                            warn_outside=False,
+                            uncertainty=True,
+                            coverage=self.config.guard.coverage,
+                        )
+                        gone = walk_on(
+                            walk,
+                            index,
+                            number,
+                            self.starts[walk.structure],
+                            calculator,
+                            self.config,
+                            lambda steps: bar.update(task, completed=steps),
+                        )
+                        store.write(path, gone.to_json())
+                self.walks[index] = Walk.from_json(store.read(path))
+
+    def _choose(self, folder: Path, number: int) -> list[Atoms]:
+        """The structures to label, of those that the walks met."""
+        path = folder / "chosen.json"
+        if not path.exists():
+            store.write(path, self._choice(number))
+        return [store.from_json(one) for one in store.read(path)["atoms"]]
+
+    def _choice(self, number: int) -> dict[str, Any]:
+        if not any(walk.stopped for walk in self.walks):
+            return {"atoms": [], "scores": []}
+        met: list[Frame] = [
+            frame for walk in self.walks for frame in walk.frames if _is_sane(frame.atoms)
+        ]
+        most = min(self.config.batch, self.config.labels - len(self.labels))
+        how = self.config.choose
+        places: list[int] = []
+        scores: list[float] = []
+        if not met:
+            pass
+        elif how == "random":
+            rng = np.random.default_rng([self.config.seed, number])
+            places = rng.permutation(len(met))[:most].tolist()
+            scores = [0.0] * len(places)
+        elif how == "committee":
+            # what is infinitely unknown comes first
+            scored = [np.inf if one.disagreement is None else one.disagreement for one in met]
+            places = np.argsort(-np.array(scored), kind="stable")[:most].tolist()
+            scores = [met[place].disagreement or 0.0 for place in places]
+        else:
+            candidates = self._features([frame.atoms for frame in met])
+            labelled = self._features([one.atoms for one in self.labels if one.failure is None])
+            if how == "determinant":
+                known = np.concatenate(labelled) if labelled else candidates[0][:0]
+                places, scores = by_determinant(known, candidates, most)
+            else:
+                places, scores = by_distance(labelled, candidates, most)
+        return {"atoms": [store.as_json(met[place].atoms) for place in places], "scores": scores}
+
+    def _features(self, frames: list[Atoms]) -> list[np.ndarray]:
+        """Features (n, d) of the atoms of each structure, by the newest model."""
+        if not frames:
+            return []
+        structures = [
+            Structure.from_atoms(atoms, self.config.level, str(index))
+            for index, atoms in enumerate(frames)
+        ]
+        features, _ = atom_features(self.model.potential, structures)
+        return np.split(features, np.cumsum([len(atoms) for atoms in frames])[:-1])
+
+    def _label(self, folder: Path, chosen: list[Atoms]) -> list[Label]:
+        """The answers of the oracle."""
+        if not chosen:
+            return []
+        with Progress(transient=True) as bar:
+            task = bar.add_task(f"{folder.name}: labelling", total=len(chosen))
+            return labels_of(
+                folder / "labels",
+                chosen,
+                self.config,
+                lambda done: bar.update(task, completed=done),
+            )
+
+    def _errors_before(self, new: list[Label]) -> dict[str, Any] | None:
+        """Errors of the newest model on labels that it has not learned; None without any."""
+        own = self.model.uncertainties.get(self.config.level)
+        structures = [one.structure(self.config.level) for one in new if one.failure is None]
+        if own is None or not structures:
+            return None
+        seen = observe(self.model.potential, own, structures)
+        spread = own.spread(seen.ingredients, seen.numbers)
+        radius = (
+            own.force_quantiles(self.config.guard.coverage)[own.group_of(seen.numbers)] * spread
+        )
+        atoms = np.bincount(seen.structure_index)
+        error = seen.error
+        return {
+            "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
+            "force_mae": float(np.abs(seen.force_error).mean()),
+            "largest_error": float(error.max()),
+            "label_rms": float(np.sqrt(np.square(seen.label_size).mean() / 3)),
+            "energy_mae_per_atom": float((np.abs(seen.energy_error) / atoms).mean()),
+            "covered": float((error <= radius).mean()),
+        }
+
+    # --- the results
+
+    def _finish(self, ended: str) -> Learned:
+        """Put the model and the data set where a user looks for them."""
+        data = self.out / "data"
+        origin = {
+            "file": f"structures on the way, labelled by {self.config.oracle}",
+            "sha256": store.digest(
+                {"atoms": store.as_json(one.atoms)} | _json(one.results) for one in self.labels
+            ),
+        }
+        about = ConvertConfig(
+            description=f"structures that simulations met, labelled by {self.config.oracle}"
+        )
+        page = self._write_page(ended)
+        models = [self._model_in(folder) for folder in (self.out / ROUNDS).iterdir()]
+        models = [model for model in models if model.exists()]
+        if not models:
+            # nothing was flagged at all: the model knew it
+            return Learned(None, None, page, ended, self.rounds)
+        write_data_set(self.structures, data, origin, about, overwrite=True)
+        model = self.out / "model"
+        with replace_folder(model) as new, file_errors(model):
+            shutil.copytree(max(models), new, dirs_exist_ok=True)
+        return Learned(model, data, page, ended, self.rounds)
+
+    def _write_page(self, state: str) -> Path:
+        return write_report(
+            self.out / "report.html", self.out.name, state, self.rounds, self.config
+        )
+
+
+def _is_sane(atoms: Atoms) -> bool:
+    """Whether an oracle should be asked about a structure at all."""
+    try:
+        refuse_bad(atoms)
+    except RejectedStructure:
+        return False
+    return True
+
+
+def _still(walk: Walk) -> dict[str, Any]:
+    """A walk that is over, which meets nothing."""
+    return {
+        "structure": walk.structure,
+        "temperature": walk.temperature,
+        "steps": walk.steps,
+        "state": walk.state,
+        "restarts": walk.restarts,
+    }
+
+
+def _json(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in results.items()}
+
+
+def _in_words(done: dict[str, Any]) -> str:
+    """A round on one line."""
+    parts = []
+    if done["explored"]:
+        parts.append(
+            f"{len(done['stopped'])} of {done['walks']} simulations stopped, {done['over']} over, "
+            f"{done['picoseconds']:.3g} ps in all"
+        )
+    failed = f", {len(done['failures'])} failed" if done["failures"] else ""
+    parts.append(f"{done['asked']} labels{failed}")
+    if done["before"] is not None:
+        before = done["before"]
+        parts.append(
+            f"before they were learned: forces off by {before['force_rmse']:.3f} eV/A (RMS), "
+            f"{before['covered']:.0%} within their radius"
+        )
+    parts.append(f"{done['seconds']:.0f} s")
+    return f"round {done['round']}: {'; '.join(parts)}"

@@ -1,0 +1,166 @@
+"""The page of a loop: labels spent, errors on what was labelled before it was learned, radii."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from ...core.figures.style import COLOURS, STYLE, figure_png, log_if_positive, looks
+from ...core.numbers import FORCE_UNIT, table_cell
+from ...core.pages.page import Block, Figures, Picture, Section, Table, Text, write_page
+from .config import LearnConfig
+
+
+def write_report(
+    path: Path, name: str, state: str, rounds: Sequence[dict[str, Any]], config: LearnConfig
+) -> Path:
+    """Write the page from the contents of round.json, and return its path."""
+    asked = rounds[-1]["labels"] if rounds else 0
+    failed = sum(len(one["failures"]) for one in rounds)
+    blocks: list[Block] = [
+        Figures(
+            [
+                ("labels asked for", f"{asked} of {config.labels}"),
+                ("of these failed", str(failed)),
+                ("rounds", str(len(rounds))),
+                ("simulated", f"{rounds[-1]['picoseconds']:.3g} ps" if rounds else "-"),
+                ("ended", state),
+            ]
+        )
+    ]
+    sections = [
+        Section("", blocks),
+        Section("Errors before learning", _errors(rounds, config)),
+        Section("Radii over time", _radii(rounds, config)),
+        Section("Rounds", [_table(rounds)]),
+    ]
+    reasons = _failures(rounds)
+    if reasons:
+        sections.append(Section("Labels that failed", [reasons]))
+    return write_page(path, f"Learning on the way: {name}", sections, state=state)
+
+
+def _errors(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block]:
+    judged = [one for one in rounds if one["before"] is not None]
+    if not judged:
+        return [Text("No label has been judged yet: the first ones have nothing before them.")]
+    labels = [one["labels"] for one in judged]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for (key, words), (colour, marker) in zip(
+            (
+                ("force_rmse", "error of the forces, RMS"),
+                ("label_rms", "the forces themselves, RMS"),
+            ),
+            looks(),
+            strict=False,
+        ):
+            values = [one["before"][key] for one in judged]
+            axes.plot(labels, values, color=colour, marker=marker, label=words)
+        log_if_positive(axes)
+        axes.set_xlabel("labels asked for")
+        axes.set_ylabel(f"component of a force ({FORCE_UNIT})")
+        axes.legend()
+        png = figure_png(figure)
+    last = judged[-1]["before"]
+    return [
+        Text(
+            "Each point is the error on the labels of a round by the model before it. They were "
+            "chosen because they are new, so that errors elsewhere are smaller."
+        ),
+        Picture(
+            f"error of the forces on new labels over {len(judged)} rounds; in the last "
+            f"{last['force_rmse']:.3f} eV/A",
+            png,
+        ),
+    ]
+
+
+def _radii(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block]:
+    explored = [one for one in rounds if one["radii"]]
+    if not explored:
+        return [Text("No simulation has run yet.")]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for place, one in enumerate(explored):
+            # early rounds are pale
+            shade = 0.25 + 0.75 * (place + 1) / len(explored)
+            for number, walk in enumerate(one["radii"]):
+                radius = [np.nan if value is None else value for value in walk["radius"]]
+                axes.plot(
+                    walk["ps"],
+                    radius,
+                    color=COLOURS[place % len(COLOURS)],
+                    alpha=shade,
+                    marker="." if len(radius) == 1 else None,
+                    label=f"round {one['round']}" if number == 0 else None,
+                )
+        if config.guard.force_radius is not None:
+            axes.axhline(config.guard.force_radius, color="black", linestyle="--", linewidth=1)
+        log_if_positive(axes)
+        axes.set_xlabel("time of the simulation (ps)")
+        axes.set_ylabel(f"largest radius of a force ({FORCE_UNIT})")
+        if len(explored) <= len(COLOURS):
+            axes.legend(fontsize=9, ncols=2)
+        png = figure_png(figure)
+    coverage = f"{config.guard.coverage:.0%}"
+    return [
+        Text(
+            f"The largest {coverage} radius of a structure, along each simulation. It goes on in "
+            "the next round where it was stopped, with the next model. The dashed line is the "
+            "limit of the guard. Radii are those of structures left out of the refit: what they "
+            "promise, they promise for structures like the labelled ones."
+        ),
+        Picture(f"largest radius along the simulations of {len(explored)} rounds", png),
+    ]
+
+
+def _table(rounds: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for one in rounds:
+        before = one["before"] or {}
+        stopped = f"{len(one['stopped'])} of {one['walks']}" if one["explored"] else "-"
+        rows.append(
+            [
+                str(one["round"]),
+                stopped,
+                f"{one['picoseconds']:.3g}",
+                str(one["asked"]),
+                str(len(one["failures"])),
+                table_cell(before.get("force_rmse")),
+                table_cell(before.get("energy_mae_per_atom"), 1000),
+                table_cell(before.get("covered"), 100),
+                f"{one['seconds_exploring']:.0f}, {one['seconds_labelling']:.0f}, "
+                f"{one['seconds_learning']:.0f}",
+            ]
+        )
+    header = [
+        "round",
+        "simulations stopped",
+        "simulated so far (ps)",
+        "labels",
+        "failed",
+        f"force RMSE before ({FORCE_UNIT})",
+        "energy MAE before (meV/atom)",
+        "forces within their radius (%)",
+        "exploring, labelling, learning (s)",
+    ]
+    return Table("What each round did, and the errors on its labels before it", header, rows)
+
+
+def _failures(rounds: Sequence[dict[str, Any]]) -> Table | None:
+    rows = [
+        [name, reason, one["details"].get(name, "")]
+        for one in rounds
+        for name, reason in one["failures"].items()
+    ]
+    if not rows:
+        return None
+    return Table("None of them was learned from", ["label", "reason", "detail"], rows, words=True)

@@ -1,0 +1,83 @@
+"""What the loop keeps on disk, each file whole and with a checksum of itself.
+
+    learn.json                 the model, the structures and the settings
+    rounds/000/walk-000.json   where a simulation went, and where it goes on
+    rounds/000/chosen.json     the structures to label
+    rounds/000/labels/00/      asked, answer.json: one label
+    rounds/000/model/OUT/      the model after the round, named as the loop
+    rounds/000/round.json      what the round did; with it the round is over
+
+A step whose file is there is never done again, and every step follows from the files before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from ...core.errors import EvenfieldError
+from ...core.files import file_errors, write_atomically
+from ...core.seals import SEAL, digest_of, sealed
+
+
+class DamagedStateError(EvenfieldError):
+    """A file of the loop that is not what was written."""
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its seal, whole or not at all."""
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(sealed(content), allow_nan=False))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote. Raises DamagedStateError for anything else."""
+    with file_errors(path):
+        text = path.read_text()
+    content: dict[str, Any] = {}
+    try:
+        content = json.loads(text)
+        is_whole = isinstance(content, dict) and content.pop(SEAL, None) == digest_of(content)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise DamagedStateError(
+            "does not match its checksum: it is damaged, or was edited",
+            file=path,
+            remedy="restore it, or remove the folder of its round and the later ones",
+        )
+    return content
+
+
+def as_json(atoms: Atoms) -> dict[str, Any]:
+    """A structure with its momenta. JSON keeps every bit of a number."""
+    return {
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell.array.tolist(),
+        "pbc": atoms.pbc.tolist(),
+        "momenta": atoms.get_momenta().tolist() if atoms.has("momenta") else None,
+    }
+
+
+def from_json(content: Mapping[str, Any]) -> Atoms:
+    """Inverse of `as_json`."""
+    atoms = Atoms(
+        content["numbers"], content["positions"], cell=content["cell"], pbc=content["pbc"]
+    )
+    if content["momenta"] is not None:
+        atoms.set_momenta(np.array(content["momenta"]))
+    return atoms
+
+
+def digest(contents: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of several JSON objects."""
+    joined = "".join(digest_of(content) for content in contents)
+    return hashlib.sha256(joined.encode()).hexdigest()

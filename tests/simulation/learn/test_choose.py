@@ -1,0 +1,85 @@
+"""Which structures are chosen, compared with determinants that are computed from scratch."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from evenfield.simulation.learn.choose import RIDGE, Information, by_determinant, by_distance
+
+
+@pytest.fixture
+def features() -> list[np.ndarray]:
+    """Ten structures of 3 atoms with 5 features each; two of them are the same."""
+    rng = np.random.default_rng(0)
+    made = [rng.normal(0, rng.uniform(0.1, 2.0), (3, 5)) for _ in range(9)]
+    return [*made, made[4].copy()]
+
+
+def matrix_of(labelled: np.ndarray) -> np.ndarray:
+    ridge = RIDGE * np.square(labelled).mean() * len(labelled)
+    return labelled.T @ labelled + ridge * np.eye(labelled.shape[1])
+
+
+def test_gains_are_those_of_determinants(features: list[np.ndarray]) -> None:
+    labelled = np.concatenate(features[:3])
+    information = Information(labelled)
+    matrix = matrix_of(labelled)
+    assert np.allclose(information.inverse, np.linalg.inv(matrix))
+    for structure in features[3:]:
+        more = matrix + structure.T @ structure
+        expected = np.linalg.slogdet(more)[1] - np.linalg.slogdet(matrix)[1]
+        assert information.gain(structure) == pytest.approx(expected, rel=1e-9)
+        # rank by rank, the inverse stays that of the sum
+        information.add(structure)
+        matrix = more
+        assert np.allclose(information.inverse, np.linalg.inv(matrix), rtol=1e-7)
+
+
+def test_each_choice_is_the_best_of_all_that_are_left(features: list[np.ndarray]) -> None:
+    labelled = np.concatenate(features[:2])
+    candidates = features[2:]
+    chosen, gains = by_determinant(labelled, candidates, 4)
+    matrix = matrix_of(labelled)
+    for place, gain in zip(chosen, gains, strict=True):
+        determinants = [np.linalg.slogdet(matrix + one.T @ one)[1] for one in candidates]
+        before = np.linalg.slogdet(matrix)[1]
+        left = [index for index in range(len(candidates)) if index not in chosen[: len(gains)]]
+        assert determinants[place] >= max(determinants[index] for index in left) - 1e-9
+        assert gain == pytest.approx(determinants[place] - before, rel=1e-9)
+        matrix = matrix + candidates[place].T @ candidates[place]
+    # greedy is at least 1 - 1/e of the best set (the gain is submodular and grows)
+    start = matrix_of(labelled)
+    best = max(
+        np.linalg.slogdet(start + sum(candidates[i].T @ candidates[i] for i in several))[1]
+        for several in itertools.combinations(range(len(candidates)), 4)
+    )
+    assert sum(gains) >= (1 - 1 / np.e) * (best - np.linalg.slogdet(start)[1])
+
+
+def test_a_copy_is_worth_less_than_the_first_one(features: list[np.ndarray]) -> None:
+    labelled = np.concatenate(features[:2])
+    chosen, gains = by_determinant(labelled, features, len(features))
+    assert sorted(chosen) == list(range(len(features)))
+    # on average less than half of what they are worth together
+    of_first, of_copy = (gains[chosen.index(place)] for place in (4, 9))
+    assert of_copy < 0.9 * of_first
+    # without any label, the widest is first
+    first, _ = by_determinant(np.empty((0, 5)), features, 1)
+    sizes = [np.linalg.slogdet(np.eye(3) + 1e6 * one @ one.T)[1] for one in features]
+    assert first[0] in np.argsort(sizes)[-3:]
+
+
+def test_the_farthest_is_far_from_labels_and_from_choices() -> None:
+    """On a line: first the end that is farther from the label, then the other, then the middle."""
+
+    def at(place: float) -> np.ndarray:
+        return np.array([[place, 0.0], [place, 0.0]])
+
+    candidates = [at(place) for place in (0.0, 1.0, 4.0, 9.0, 10.0, -7.0)]
+    chosen, distances = by_distance([at(0.0)], candidates, 4)
+    assert [candidates[place][0, 0] for place in chosen] == [10.0, -7.0, 4.0, 1.0]
+    assert distances == sorted(distances, reverse=True)
+    assert len(by_distance([], candidates, 99)[0]) == len(candidates)
