@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ...core.figures.style import COLOURS, STYLE, figure_png, log_if_positive, looks
 from ...core.numbers import FORCE_UNIT, table_cell
@@ -65,6 +66,8 @@ def _errors(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block
             axes.plot(labels, values, color=colour, marker=marker, label=words)
         log_if_positive(axes)
         axes.set_xlabel("labels asked for")
+        # one round alone would get ticks between two labels
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(f"component of a force ({FORCE_UNIT})")
         axes.legend()
         png = figure_png(figure)
