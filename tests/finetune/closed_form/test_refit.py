@@ -499,7 +499,7 @@ def test_leave_one_out_by_the_formula_equals_refitting_without_each_structure(
     elements = np.unique(np.concatenate([s.atomic_numbers for s in few]))
     layout = Unknowns(12, np.array([], dtype=int), elements)
     precision = layout.pattern(shared=30.0, e0=reference_precision(elements, known))
-    parts, _ = refit._parts(few)
+    parts, _ = refit.parts_of(few)
     assert [len(part) for part in parts] == [1] * 6
     folds = []
     for part in parts:
