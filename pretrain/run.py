@@ -144,15 +144,15 @@ def _run(
         start_record = start.record
     potential = build_potential(config, data, kept)
     share_readouts(potential, config.level_sharing)
+    run_data = RunData.of(data)
     if start:
-        _begin_with(start, config, data, potential, console)
+        _begin_with(start, config, data, run_data, potential, console)
     levels = potential.config.levels_of_theory
     train_module = TrainModule(potential, config.loss, config.compute.precision)
     engine = DeepSpeedEngine(train_module, config.optimizer, config.engine)
     stream = open_stream(config, data, levels, engine.rank, engine.world_size)
 
     # resume before anything is written into the run folder
-    run_data = RunData.of(data)
     loaded = take_up(begun, engine, potential, run_data) if begun else None
     if begun and not begun.same_data:
         sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
@@ -198,13 +198,14 @@ def _begin_with(
     start: Start,
     config: PretrainConfig,
     data: Collection,
+    run_data: RunData,
     potential: Potential,
     console: Console,
 ) -> None:
     """Take over what a finished model knows, and say what looks wrong about it."""
     levels = potential.config.levels_of_theory
     notes = start.take_over(potential, config.level_sharing.levels)
-    notes += start.left_behind(RunData.of(data).elements)
+    notes += start.left_behind(run_data.elements)
     sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
     for note in [*notes, *start.notes_on_levels(potential, sample)]:
         console.print(note)

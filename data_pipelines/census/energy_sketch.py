@@ -8,7 +8,7 @@ Kaplan, PODC 2007). Its size does not grow with the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -25,8 +25,8 @@ SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 class EnergySketch:
     """The SIZE smallest hashes of different energies; two add up with `+=`."""
 
-    def __init__(self, hashes: np.ndarray | None = None) -> None:
-        self.hashes = np.zeros(0, np.uint64) if hashes is None else hashes
+    def __init__(self) -> None:
+        self.hashes = np.zeros(0, np.uint64)
 
     def add(self, energies: np.ndarray) -> None:
         """Count the energies (S,) of some structures, in eV."""
@@ -39,11 +39,6 @@ class EnergySketch:
     def to_list(self) -> list[str]:
         """JSON has no integers of 64 bits, so hashes are written in hexadecimal."""
         return [f"{value:016x}" for value in self.hashes.tolist()]
-
-    @classmethod
-    def from_list(cls, written: Iterable[str]) -> Self:
-        values = [int(value, 16) for value in written]
-        return cls(np.array(sorted(values), np.uint64))
 
     def _keep(self, further: np.ndarray) -> None:
         if len(self.hashes) == SIZE:

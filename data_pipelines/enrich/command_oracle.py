@@ -81,6 +81,8 @@ class CommandOracle(Calculator):
                 raise CalculationFailed("the command wrote no output file")
             labelled: Atoms = ase.io.read(after)  # type: ignore[assignment]
         self.results = self._checked(labelled)
+        # what a program gives shows only when it has run
+        self.implemented_properties = list(self.results)
 
     def _checked(self, labelled: Atoms) -> dict[str, float | np.ndarray]:
         """The labels, if they belong to the structure that was asked about."""

@@ -29,7 +29,6 @@ from rich.progress import track
 
 from ...core.destination import DATA_SETS, check_destination
 from ...core.errors import EvenfieldError
-from ...core.settings import Settings
 from ...core.workers import worker_pool
 from ..census.census import read_census
 from ..convert.convert import ConvertConfig, write_data_set
@@ -41,7 +40,7 @@ from ..store.blocks import iter_structures
 from ..store.folder_files import refuse_files_of_others
 from ..store.shards import read_info
 from ..structure import BadRecordError, Structure, check_structure
-from .label_oracles import check_oracle, label, new_calculator
+from .label_oracles import OracleConfig, check_oracle, label, new_calculator
 from .relatives import relatives
 from .swap import is_too_dense, with_element
 
@@ -53,17 +52,9 @@ STRUCTURES_PER_TASK = 8
 MOST_STRAIN = 0.15
 
 
-class EnrichConfig(Settings):
+class EnrichConfig(OracleConfig):
     """Which elements get cheap labels, from which oracle, and how their structures are made."""
 
-    oracle: str = Field(
-        description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
-    )
-    oracle_settings: dict[str, Any] = Field(
-        default={},
-        description="arguments of a calculator named as module:Class; of command, the line of a "
-        "shell with {input} and {output} for the files",
-    )
     oracle_licence: str | None = Field(
         default=None,
         description="SPDX identifier of the licence of the oracle's weights, which joins that of "
@@ -169,7 +160,7 @@ class EnrichConfig(Settings):
     @property
     def new_level(self) -> str:
         """Level of theory of the labels to come."""
-        return self.level_of_theory or self.oracle.rpartition(":")[2]
+        return self.level_of_theory or self.level_of_oracle
 
 
 class EnrichError(EvenfieldError):

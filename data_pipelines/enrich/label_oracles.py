@@ -13,7 +13,9 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
+from pydantic import Field
 
+from ...core.settings import Settings
 from ..demo.oracles import (
     EMT_LEVEL,
     XTB_LEVELS,
@@ -27,6 +29,24 @@ from .command_oracle import CommandOracle
 
 BUILT_IN = (*XTB_LEVELS, EMT_LEVEL)
 COMMAND = CommandOracle.name
+
+
+class OracleConfig(Settings):
+    """Which oracle labels."""
+
+    oracle: str = Field(
+        description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
+    )
+    oracle_settings: dict[str, Any] = Field(
+        default={},
+        description="arguments of a calculator named as module:Class; of command, the line of a "
+        "shell with {input} and {output} for the files",
+    )
+
+    @property
+    def level_of_oracle(self) -> str:
+        """Level of theory of its labels, unless another name is given."""
+        return self.oracle.rpartition(":")[2]
 
 
 def check_oracle(name: str, settings: Mapping[str, Any]) -> None:
@@ -103,8 +123,5 @@ def _stress(atoms: Atoms) -> np.ndarray | None:
     """The stress (3, 3) of a crystal; None where it is not periodic or the calculator has none."""
     knows_stress = "stress" in getattr(atoms.calc, "implemented_properties", ())
     if not (atoms.pbc.all() and knows_stress):
-        return None
-    if isinstance(atoms.calc, CommandOracle) and "stress" not in atoms.calc.results:
-        # what a program gives shows only when it has run
         return None
     return np.asarray(atoms.get_stress(voigt=False), dtype=float)

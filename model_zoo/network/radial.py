@@ -46,6 +46,11 @@ def polynomial_envelope_slope(x: Tensor, p: int = 6) -> Tensor:
     return factor * x ** (p - 1) * inside**2
 
 
+def table_of_radii() -> Tensor:
+    """Covalent radii (119,) in A by atomic number (Cordero et al. 2008), from ASE."""
+    return torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]).double()
+
+
 class CoreSwitch(ExactBuffers):
     """Switches an edge off where two cores overlap, 0 below and 1 above a short interval:
 
@@ -61,8 +66,7 @@ class CoreSwitch(ExactBuffers):
 
     def __init__(self) -> None:
         super().__init__()
-        radii = torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]).double()
-        self.register_buffer("covalent_radii", radii, persistent=False)  # (119,) A
+        self.register_buffer("covalent_radii", table_of_radii(), persistent=False)  # (119,) A
 
     def forward(
         self, distance: Tensor, atomic_numbers: Tensor, sender: Tensor, receiver: Tensor

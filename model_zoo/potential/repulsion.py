@@ -16,13 +16,12 @@ Shapes: E edges. `first` and `second` are the atomic numbers at the two ends of 
 from __future__ import annotations
 
 import torch
-from ase.data import covalent_radii
 from ase.units import Bohr, Hartree
 from torch import Tensor, nn
 
 from ..network.exact_buffers import ExactBuffers
 from ..network.interface import MAX_ATOMIC_NUMBER
-from ..network.radial import polynomial_envelope, polynomial_envelope_slope
+from ..network.radial import polynomial_envelope, polynomial_envelope_slope, table_of_radii
 
 
 REACH = 0.9  # times the covalent radius: where b starts
@@ -42,8 +41,7 @@ class Repulsion(ExactBuffers):
     def __init__(self, cutoff: float, num_heads: int = 1) -> None:
         super().__init__()
         self.cutoff = cutoff
-        radii = torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]).double()
-        self.register_buffer("covalent_radii", radii, persistent=False)  # (119,) A
+        self.register_buffer("covalent_radii", table_of_radii(), persistent=False)  # (119,) A
         log_factor = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float32)
         self.log_factor = nn.Parameter(log_factor)
 

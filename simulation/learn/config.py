@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ...core.settings import Settings
+from ...data_pipelines.enrich.label_oracles import OracleConfig
 from ...finetune.closed_form.design_rows import RefitConfig
 from ..guard import GuardConfig
 
 
-class LearnConfig(Settings):
+class LearnConfig(OracleConfig):
     """Where simulations go, what stops them, who labels, and what may be spent."""
 
-    oracle: str = Field(
-        description="GFN1-xTB, GFN2-xTB, EMT, command, or an ASE calculator as module:Class"
-    )
-    oracle_settings: dict[str, Any] = Field(
-        default={},
-        description="arguments of a calculator named as module:Class; of command, the line of a "
-        "shell with {input} and {output} for the files",
-    )
     level_of_theory: str | None = Field(
         default=None,
         description="of the labels; by default the name of the oracle. One that the model has goes "
@@ -80,4 +72,4 @@ class LearnConfig(Settings):
     @property
     def level(self) -> str:
         """Level of theory of the labels."""
-        return self.level_of_theory or self.oracle.rpartition(":")[2]
+        return self.level_of_theory or self.level_of_oracle

@@ -7,7 +7,7 @@ in the next round, with the next model, it goes on from the state before that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,8 @@ class Walk:
     """Steps that count, over all rounds."""
     state: Atoms
     """Where it goes on, with momenta."""
-    restarts: int = 0
-    """How often it began again at its structure, since it was stopped at its very first look."""
+    beginnings: int = 0
+    """How often it has begun at its structure: again if it was stopped at its very first look."""
     stopped: dict[str, Any] | None = None
     """What stopped it in this round."""
     frames: list[Frame] = field(default_factory=list)
@@ -77,6 +77,10 @@ class Walk:
         """Whether all its steps are done."""
         return self.steps >= config.steps
 
+    def at_rest(self) -> Walk:
+        """The walk in a round in which it meets nothing."""
+        return replace(self, stopped=None, frames=[])
+
     def to_json(self) -> dict[str, Any]:
         """For its file."""
         return {
@@ -84,7 +88,7 @@ class Walk:
             "temperature": self.temperature,
             "steps": self.steps,
             "state": store.as_json(self.state),
-            "restarts": self.restarts,
+            "beginnings": self.beginnings,
             "stopped": self.stopped,
             "frames": [frame.to_json() for frame in self.frames],
         }
@@ -165,17 +169,13 @@ def walk_on(
         before = None
         lost = dynamics.nsteps
     else:
-        return Walk(
-            walk.structure, walk.temperature, config.steps, atoms, walk.restarts, None, frames
-        )
-    done = Walk(
-        walk.structure,
-        walk.temperature,
-        walk.steps + max(dynamics.nsteps - lost, 0),
-        before or walk.state,
-        walk.restarts,
-        reason,
-        frames,
+        return replace(walk, steps=config.steps, state=atoms, stopped=None, frames=frames)
+    done = replace(
+        walk,
+        steps=walk.steps + max(dynamics.nsteps - lost, 0),
+        state=before or walk.state,
+        stopped=reason,
+        frames=frames,
     )
     # what could not even begin would begin in the same way in the next round
     return done if before is not None else _begin(done, number, start, config)
@@ -184,17 +184,9 @@ def walk_on(
 def _begin(walk: Walk, number: int, start: Atoms, config: LearnConfig) -> Walk:
     """The walk at its structure, with new velocities."""
     atoms = _bare(start)
-    seed = np.random.SeedSequence([config.seed, number, walk.restarts]).generate_state(1)
+    seed = np.random.SeedSequence([config.seed, number, walk.beginnings]).generate_state(1)
     set_thermal_momenta(atoms, walk.temperature, int(seed[0]))
-    return Walk(
-        walk.structure,
-        walk.temperature,
-        walk.steps,
-        atoms,
-        walk.restarts + 1,
-        walk.stopped,
-        walk.frames,
-    )
+    return replace(walk, state=atoms, beginnings=walk.beginnings + 1)
 
 
 def _bare(atoms: Atoms) -> Atoms:

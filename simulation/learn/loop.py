@@ -212,6 +212,8 @@ class _Loop:
         """One round, or what is left of it."""
         began = time.monotonic()
         is_start = number == 0 and self.config.initial > 0
+        # a loop that goes on only reads such a round
+        is_over = (folder / ROUND).exists()
         if is_start:
             chosen = self._first(folder)
         else:
@@ -222,7 +224,7 @@ class _Loop:
         new = self._label(folder, chosen)
         labelled = time.monotonic()
         self.labels += new
-        before = self._errors_before(new) if not is_start else None
+        before = None if is_start or is_over else self._errors_before(new)
         if any(label.failure is None for label in new):
             if not self._model_in(folder).exists():
                 digest = store.digest(
@@ -241,7 +243,7 @@ class _Loop:
                 file=folder,
                 remedy="see the answers there, and begin again with another oracle or structures",
             )
-        if not (folder / ROUND).exists():
+        if not is_over:
             done = self._summary(number, is_start, new, before)
             now = time.monotonic()
             done["seconds"] = round(now - began, 2)
@@ -338,7 +340,7 @@ class _Loop:
                 if not path.exists():
                     if walk.is_over(self.config):
                         # nothing is met any more
-                        store.write(path, Walk(**_still(walk)).to_json())
+                        store.write(path, walk.at_rest().to_json())
                     else:
                         # A new one for each walk: neighbour lists of others could change the
                         # order of a sum, and so the last digits.
@@ -483,17 +485,6 @@ def _is_sane(atoms: Atoms) -> bool:
     except RejectedStructure:
         return False
     return True
-
-
-def _still(walk: Walk) -> dict[str, Any]:
-    """A walk that is over, which meets nothing."""
-    return {
-        "structure": walk.structure,
-        "temperature": walk.temperature,
-        "steps": walk.steps,
-        "state": walk.state,
-        "restarts": walk.restarts,
-    }
 
 
 def _json(results: dict[str, Any]) -> dict[str, Any]:

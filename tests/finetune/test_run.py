@@ -66,7 +66,8 @@ def test_too_many_structures_are_refused_with_the_number_that_there_is(sets, mod
 def test_mixed_levels_of_theory_are_refused(sets, model):
     with pytest.raises(
         EvenfieldError,
-        match=r"mixed: mixes levels of theory \(EMT, EMT-scaled\): fine-tune on one at a",
+        match=r"mixed: mixes levels of theory \(EMT, EMT-scaled\): fine-tune on one at a time, "
+        r"with `evenfield data convert` and filters=\{COLUMN: EMT\}",
     ):
         finetune(model, sets["mixed"], FineTuneConfig())
 

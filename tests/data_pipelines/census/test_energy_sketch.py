@@ -23,7 +23,7 @@ def test_parts_add_up_in_any_order(energies, cut):
     first = sketch_of(values[cut:])
     first += sketch_of(values[:cut])
     assert first.to_list() == whole.to_list()
-    assert EnergySketch.from_list(whole.to_list()).to_list() == whole.to_list()
+    assert len(whole.to_list()) == min(SIZE, len(np.unique(values.view(np.uint64))))
 
 
 def test_different_energies_have_different_hashes_that_fill_the_range():

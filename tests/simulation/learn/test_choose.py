@@ -23,6 +23,10 @@ def matrix_of(labelled: np.ndarray) -> np.ndarray:
     return labelled.T @ labelled + ridge * np.eye(labelled.shape[1])
 
 
+def log_determinant(matrix: np.ndarray) -> float:
+    return float(np.linalg.slogdet(matrix)[1])
+
+
 def test_gains_are_those_of_determinants(features: list[np.ndarray]) -> None:
     labelled = np.concatenate(features[:3])
     information = Information(labelled)
@@ -30,7 +34,7 @@ def test_gains_are_those_of_determinants(features: list[np.ndarray]) -> None:
     assert np.allclose(information.inverse, np.linalg.inv(matrix))
     for structure in features[3:]:
         more = matrix + structure.T @ structure
-        expected = np.linalg.slogdet(more)[1] - np.linalg.slogdet(matrix)[1]
+        expected = log_determinant(more) - log_determinant(matrix)
         assert information.gain(structure) == pytest.approx(expected, rel=1e-9)
         # rank by rank, the inverse stays that of the sum
         information.add(structure)
@@ -42,33 +46,36 @@ def test_each_choice_is_the_best_of_all_that_are_left(features: list[np.ndarray]
     labelled = np.concatenate(features[:2])
     candidates = features[2:]
     chosen, gains = by_determinant(labelled, candidates, 4)
+    products = [one.T @ one for one in candidates]
+
     matrix = matrix_of(labelled)
+    left = set(range(len(candidates)))
     for place, gain in zip(chosen, gains, strict=True):
-        determinants = [np.linalg.slogdet(matrix + one.T @ one)[1] for one in candidates]
-        before = np.linalg.slogdet(matrix)[1]
-        left = [index for index in range(len(candidates)) if index not in chosen[: len(gains)]]
-        assert determinants[place] >= max(determinants[index] for index in left) - 1e-9
-        assert gain == pytest.approx(determinants[place] - before, rel=1e-9)
-        matrix = matrix + candidates[place].T @ candidates[place]
+        before = log_determinant(matrix)
+        of_left = {index: log_determinant(matrix + products[index]) for index in left}
+        assert of_left[place] == pytest.approx(max(of_left.values()), abs=1e-9)
+        assert gain == pytest.approx(of_left[place] - before, rel=1e-9)
+        matrix = matrix + products[place]
+        left.remove(place)
+
     # greedy is at least 1 - 1/e of the best set (the gain is submodular and grows)
     start = matrix_of(labelled)
-    best = max(
-        np.linalg.slogdet(start + sum(candidates[i].T @ candidates[i] for i in several))[1]
-        for several in itertools.combinations(range(len(candidates)), 4)
-    )
-    assert sum(gains) >= (1 - 1 / np.e) * (best - np.linalg.slogdet(start)[1])
+    best = -np.inf
+    for several in itertools.combinations(products, 4):
+        best = max(best, log_determinant(start + sum(several)))
+    assert sum(gains) >= (1 - 1 / np.e) * (best - log_determinant(start))
 
 
 def test_a_copy_is_worth_less_than_the_first_one(features: list[np.ndarray]) -> None:
     labelled = np.concatenate(features[:2])
     chosen, gains = by_determinant(labelled, features, len(features))
     assert sorted(chosen) == list(range(len(features)))
-    # on average less than half of what they are worth together
-    of_first, of_copy = (gains[chosen.index(place)] for place in (4, 9))
-    assert of_copy < 0.9 * of_first
+    gain_of_first = gains[chosen.index(4)]
+    gain_of_copy = gains[chosen.index(9)]
+    assert gain_of_copy < 0.9 * gain_of_first
     # without any label, the widest is first
     first, _ = by_determinant(np.empty((0, 5)), features, 1)
-    sizes = [np.linalg.slogdet(np.eye(3) + 1e6 * one @ one.T)[1] for one in features]
+    sizes = [log_determinant(np.eye(3) + 1e6 * one @ one.T) for one in features]
     assert first[0] in np.argsort(sizes)[-3:]
 
 
