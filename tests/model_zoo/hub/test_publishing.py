@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.registry import _registry as known_classes
 
 from evenfield import cli, model_zoo
 from evenfield.core import storage
@@ -260,6 +261,10 @@ def test_describing_keeps_weights_evaluation_and_attachments(folder: Path) -> No
 
 
 def test_missing_storage_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    fsspec.get_filesystem_class("s3")
+    # fsspec keeps the class of each protocol that was used, whether its package is there or not.
+    monkeypatch.delitem(known_classes, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'evenfield\[s3\]'"):
         model_zoo.publish(folder, "me/copper", "s3://bucket/hub")
