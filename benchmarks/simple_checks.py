@@ -96,7 +96,7 @@ def _shear(calculator: Calculator, name: str) -> str:
     if found is None:
         return "no minimum"
     # by stress, as users take them; `evenfield check elastic` says whether the energy agrees
-    _, constants = found
+    constants = found.by_stress
     tetragonal = (constants.c11 - constants.c12) / 2
     is_positive = tetragonal > 0 and constants.c44 > 0
     return "" if is_positive else f"C' {tetragonal:.1f}, C44 {constants.c44:.1f} GPa"

@@ -192,10 +192,13 @@ class CheckResult:
 class OtherCalculator(CheckedCalculator):
     """A calculator that is not ours, by the name of its class or of a function that makes one."""
 
-    def __init__(self, address: str) -> None:
-        """`address` is module:name. Raises CheckError when nothing can be made of it."""
+    def __init__(self, address: str, option: str = "--calculator ") -> None:
+        """`address` is module:name, and `option` what it was given to, for messages.
+
+        Raises CheckError when nothing can be made of it.
+        """
         self.address = address
-        self._make = _imported(address)
+        self._make = _imported(address, option)
 
     @property
     def name(self) -> str:
@@ -225,19 +228,19 @@ class OtherCalculator(CheckedCalculator):
         return self._make()
 
 
-def _imported(address: str) -> Callable[[], Calculator]:
+def _imported(address: str, option: str) -> Callable[[], Calculator]:
     remedy = (
         "write module:name of a class or function that needs no arguments, for example "
         "ase.calculators.emt:EMT"
     )
     if ":" not in address:
-        raise CheckError(f"--calculator {address}: names no class or function", remedy=remedy)
+        raise CheckError(f"{option}{address}: names no class or function", remedy=remedy)
     try:
         found: Callable[[], Calculator] = pkgutil.resolve_name(address)
         found()
     except Exception as error:
         # whatever a foreign module does wrong when it is imported and called
-        raise CheckError(f"--calculator {address}: {error}", remedy=remedy) from error
+        raise CheckError(f"{option}{address}: {error}", remedy=remedy) from error
     return found
 
 

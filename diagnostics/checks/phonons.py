@@ -19,10 +19,10 @@ from ...core.errors import MissingPackageError
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import ask
 from ..sanity.config import SanityConfig, Suite
-from ..sanity.crystals import crystal, lattice_parameter, minimum
+from ..sanity.crystals import crystal, lattice_parameter
 from ..sanity.plots import curves_png
 from ..sanity.verdicts import failures, with_progress
-from .elastic import CRYSTALS, crystal_symbols, elastic_constants, expected_volume
+from .elastic import CRYSTALS, crystal_symbols, elastic_constants
 
 
 if TYPE_CHECKING:
@@ -137,10 +137,9 @@ def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations
     """Phonons at the model's own volume; None for a crystal without a minimum."""
     structure = CRYSTALS[name]
     constants = elastic_constants(calculator, name, structure)
-    curve = minimum(calculator, name, structure, expected_volume(name, structure))
     if constants is None:
         return None
-    atoms = crystal(name, structure, curve.volume)
+    atoms = crystal(name, structure, constants.volume)
     phonons: Any = force_constants(calculator, atoms, repeats)
 
     phonons.run_mesh([MESH] * 3, is_gamma_center=True)
@@ -150,15 +149,14 @@ def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations
     heat = float(phonons.thermal_properties.heat_capacity[0])
     heat /= len(atoms) * units._Nav * units._k
 
-    path, points = _path(lattice_parameter(structure, curve.volume))
-    by_energy, _ = constants
+    path, points = _path(lattice_parameter(structure, constants.volume))
     return Vibrations(
         name,
         float(frequencies.min()),
         float(frequencies.max()),
         heat,
         sound(phonons, atoms),
-        (by_energy.c11, by_energy.c44),
+        (constants.by_energy.c11, constants.by_energy.c44),
         path,
         frequencies_at(phonons, atoms, points),
     )

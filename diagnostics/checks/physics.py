@@ -16,6 +16,12 @@ BATTERY = (
     "elastic",
     "phonons",
     "defects",
+    "torque",
+    "vibrations",
+    "handedness",
+    "locality",
+    "mixing",
+    "stationary",
 )
 
 

@@ -1,12 +1,13 @@
 """What a calculator says about a structure, with NaN where it fails.
 
-A failed call is a finding, and the check goes on. Many dimers are asked for in one call, far apart
-from each other, where the calculator's energies of single atoms allow that.
+A failed call is a finding, and the check goes on. Many clusters are asked for in one call, far
+apart from each other, where the calculator's energies of single atoms allow that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from ase import Atoms
@@ -26,10 +27,12 @@ FAILURES = (
     ValueError,
 )
 
-# Dimers of one call, and the distance between them, which no cutoff reaches.
+# Clusters of one call, and the distance between them, which no cutoff reaches.
 BLOCK = 2500
 SPACING = 30.0  # A
-# Dimers that are first computed together and alone; and how well both must agree, in eV and eV/A,
+# Whether a calculator may be asked for many at once: found out once for each.
+_LOCAL: WeakKeyDictionary[Calculator, bool] = WeakKeyDictionary()
+# Clusters that are first computed together and alone; and how well both must agree, in eV and eV/A,
 # relative to energy and force. Methods with electrons miss that: their fragments share charges and
 # a Fermi level at any distance, and a large cell would take hours. They work in float64, so that
 # the rounding of a network in float32 cannot be mistaken for it.
@@ -86,47 +89,46 @@ class Dimer:
 
 def dimer_curves(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.ndarray]:
     """Energies (D,) in eV, and forces (D,) in eV/A that push the two atoms apart."""
-    batched = _in_blocks(calculator, dimers)
-    if batched is not None:
-        return batched
-    answers = [ask(calculator, dimer.atoms()) for dimer in dimers]
+    answers = ask_many(calculator, [dimer.atoms() for dimer in dimers])
     energies = np.array([answer.energy for answer in answers])
-    forces = np.array([_apart(answer.forces) for answer in answers])
+    forces = np.array([(answer.forces[1, 0] - answer.forces[0, 0]) / 2 for answer in answers])
     return energies, forces
 
 
-def _apart(forces: np.ndarray) -> np.ndarray:
-    """Half the difference of the forces on two atoms along x; forces is (..., 2, 3)."""
-    found: np.ndarray = (forces[..., 1, 0] - forces[..., 0, 0]) / 2
-    return found
+def ask_many(calculator: Calculator, clusters: list[Atoms]) -> list[Answer]:
+    """Energy and forces of each of many clusters, which are not periodic.
+
+    Where the calculator's energies of single atoms allow it, they are asked for in few calls.
+    """
+    if is_local(calculator, clusters):
+        batched = _in_blocks(calculator, clusters)
+        if batched is not None:
+            return batched
+    return [ask(calculator, cluster) for cluster in clusters]
 
 
-def _in_blocks(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.ndarray] | None:
-    """All dimers in few calls; None if the calculator cannot do that, or answers differently."""
-    if "energies" not in calculator.implemented_properties or not _is_local(calculator, dimers):
-        return None
-    energies = []
-    forces = []
-    for start in range(0, len(dimers), BLOCK):
-        found = _block(calculator, dimers[start : start + BLOCK])
-        if found is None:
-            return None
-        energies.append(found[0])
-        forces.append(found[1])
-    return np.concatenate(energies), np.concatenate(forces)
+def is_local(calculator: Calculator, clusters: list[Atoms]) -> bool:
+    """Whether clusters that are far apart from each other are what they are alone.
+
+    It is tried with some of `clusters`, once for each calculator.
+    """
+    known = _LOCAL.get(calculator)
+    if known is None:
+        known = "energies" in calculator.implemented_properties and _is_local(calculator, clusters)
+        _LOCAL[calculator] = known
+    return known
 
 
-def _is_local(calculator: Calculator, dimers: list[Dimer]) -> bool:
-    """Whether some of the dimers, far apart from each other, are what they are alone."""
-    chosen = np.unique(np.linspace(0, len(dimers) - 1, SAMPLE).astype(int))
-    sample = [dimers[index] for index in chosen]
+def _is_local(calculator: Calculator, clusters: list[Atoms]) -> bool:
+    chosen = np.unique(np.linspace(0, len(clusters) - 1, SAMPLE).astype(int))
+    sample = [clusters[index] for index in chosen]
     together = _block(calculator, sample)
     if together is None:
         return False
-    for dimer, energy, force in zip(sample, *together, strict=True):
-        alone = ask(calculator, dimer.atoms())
+    for cluster, found in zip(sample, together, strict=True):
+        alone = ask(calculator, cluster)
         scale = 1 + np.abs(alone.forces).max() + abs(alone.energy)
-        error = max(abs(energy - alone.energy), abs(force - _apart(alone.forces)))
+        error = max(abs(found.energy - alone.energy), np.abs(found.forces - alone.forces).max())
         agreement = AGREEMENT_SINGLE if alone.forces.dtype == np.float32 else AGREEMENT
         # `not <=` also catches NaN
         if not error <= agreement * scale:
@@ -134,14 +136,28 @@ def _is_local(calculator: Calculator, dimers: list[Dimer]) -> bool:
     return True
 
 
-def _block(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.ndarray] | None:
-    side = int(np.ceil(len(dimers) ** (1 / 3)))
-    corners = np.stack(np.unravel_index(np.arange(len(dimers)), (side, side, side)), 1) * SPACING
-    positions = np.repeat(corners, 2, 0).astype(float)
-    positions[1::2, 0] += [dimer.distance for dimer in dimers]
-    symbols = [symbol for dimer in dimers for symbol in (dimer.first, dimer.second)]
+def _in_blocks(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | None:
+    """All clusters in few calls; None where one of them fails."""
+    answers: list[Answer] = []
+    for start in range(0, len(clusters), BLOCK):
+        found = _block(calculator, clusters[start : start + BLOCK])
+        if found is None:
+            return None
+        answers += found
+    return answers
 
-    atoms = Atoms(symbols, positions)
+
+def _block(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | None:
+    """Clusters at the points of a grid, in one call; None where it fails."""
+    side = int(np.ceil(len(clusters) ** (1 / 3)))
+    widest = max(float(np.ptp(cluster.positions, axis=0).max()) for cluster in clusters)
+    corners = np.stack(np.unravel_index(np.arange(len(clusters)), (side, side, side)), 1)
+    shifted = [
+        cluster.positions - cluster.positions[0] + corner * (SPACING + 2 * widest)
+        for cluster, corner in zip(clusters, corners, strict=True)
+    ]
+    numbers = np.concatenate([cluster.numbers for cluster in clusters])
+    atoms = Atoms(numbers, np.concatenate(shifted))
     atoms.set_initial_magnetic_moments(None)
     try:
         atoms.calc = calculator
@@ -149,6 +165,13 @@ def _block(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.
             energies = np.array(atoms.get_potential_energies())
             forces = np.array(atoms.get_forces())
     except FAILURES:
-        # one bad dimer fails the whole call: each is then asked for alone
+        # one bad cluster fails the whole call: each is then asked for alone
         return None
-    return energies.reshape(-1, 2).sum(1), _apart(forces.reshape(-1, 2, 3))
+
+    answers = []
+    no_stress = np.full((3, 3), np.nan)
+    ends = np.cumsum([len(cluster) for cluster in clusters])
+    for end, cluster in zip(ends, clusters, strict=True):
+        own = slice(end - len(cluster), end)
+        answers.append(Answer(float(energies[own].sum()), forces[own], no_stress))
+    return answers

@@ -43,7 +43,12 @@ class SanityConfig(Settings):
         description="judge whether crystals lie below free atoms; by default only for other "
         "calculators, since reference energies of a regression are no energies of atoms",
     )
-    seed: int = Field(default=0, ge=0, description="of velocities and distortions")
+    oracle: str | None = Field(
+        default=None,
+        description="calculator of ASE to compare with, as module:name, in the checks that can: "
+        "handedness, locality, mixing, stationary and vibrations",
+    )
+    seed: int = Field(default=0, ge=0, description="of velocities, distortions and arrangements")
 
     @field_validator("elements")
     @classmethod
@@ -63,3 +68,10 @@ class SanityConfig(Settings):
         if self.elements is None:
             return symbols
         return [symbol for symbol in symbols if symbol in self.elements]
+
+    def spread(self, symbols: list[str], most: int) -> list[str]:
+        """At most `most`, two or more, of those that are looked at, across the periodic table."""
+        known = self.chosen(symbols)
+        if len(known) <= most:
+            return known
+        return [known[round(index * (len(known) - 1) / (most - 1))] for index in range(most)]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import ClassVar
 
 import numpy as np
 import pytest
-from ase import Atoms, units
+from ase import units
 from ase.build import bulk, fcc100, fcc111
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
-from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from evenfield.core.errors import MissingPackageError
 from evenfield.diagnostics.checks import defects, diatomics, phonons
@@ -33,6 +30,7 @@ from broken_calculators import (
     made,
     values,
 )
+from pair_calculators import Bonds, Pairs, Springs, TwoMinima, morse
 
 
 PNG = b"\x89PNG"
@@ -114,42 +112,6 @@ def test_faults_of_smoothness_are_found(calculator: type[EMT], fault: str) -> No
 # --- two atoms
 
 
-class Pairs(Calculator):
-    """Energies of pairs, phi(r), up to 12 A, with forces, stress and energies of atoms."""
-
-    implemented_properties: ClassVar = ["energy", "free_energy", "energies", "forces", "stress"]
-    reach = 12.0
-
-    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Energy and its slope: Morse, 2 eV deep, at 2.2 A."""
-        return morse(r, 1.6)
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
-        first, r, vectors = neighbor_list("idD", self.atoms, self.reach)
-        energy, slope = self.phi(r)
-        energies = np.bincount(first, energy / 2, len(self.atoms))
-        pulls = (slope / r)[:, None] * vectors
-        forces = np.zeros((len(self.atoms), 3))
-        np.add.at(forces, first, pulls)
-        self.results = {"energy": energies.sum(), "free_energy": energies.sum()}
-        self.results |= {"energies": energies, "forces": forces}
-        if self.atoms.pbc.all():
-            stress = np.einsum("pi,pj->ij", pulls, vectors) / 2 / self.atoms.get_volume()
-            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
-
-
-def morse(r: np.ndarray, a: float) -> tuple[np.ndarray, np.ndarray]:
-    """2 eV deep, at 2.2 A."""
-    decay = np.exp(-a * (r - 2.2))
-    return 2 * (decay**2 - 2 * decay), 4 * a * (decay - decay**2)
-
-
 class NoRepulsion(Pairs):
     """A Gaussian well at zero distance."""
 
@@ -163,15 +125,6 @@ class Oversmoothed(Pairs):
 
     def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return morse(r, 0.5)
-
-
-class TwoMinima(Pairs):
-    """Morse with a second well, at 3.5 A."""
-
-    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        energy, slope = morse(r, 1.6)
-        second = -1.5 * np.exp(-(((r - 3.5) / 0.3) ** 2))
-        return energy + second, slope - 2 * (r - 3.5) / 0.09 * second
 
 
 def test_the_frequency_of_a_well_is_the_closed_form() -> None:
@@ -207,18 +160,6 @@ def test_faults_of_two_atoms_are_found(calculator: type[Calculator], fault: str)
 
 
 # --- phonons
-
-
-class Springs(Pairs):
-    """Nearest neighbours of fcc copper on harmonic springs of 2 eV/A^2."""
-
-    constant = 2.0
-    rest = 3.6 / np.sqrt(2)
-    reach = 1.2 * rest
-
-    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        away = r - self.rest
-        return self.constant * away**2 / 2, self.constant * away
 
 
 def in_terahertz(squared: float, mass: float = 63.546) -> float:
@@ -302,14 +243,6 @@ def test_phonons_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- defects
-
-
-class Bonds(Springs):
-    """The springs, each of which also binds its atoms with 0.3 eV."""
-
-    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        energy, slope = super().phi(r)
-        return energy - 0.3, slope
 
 
 def test_defects_of_bonds_between_neighbours_are_counts_of_bonds() -> None:

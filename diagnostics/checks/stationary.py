@@ -1,0 +1,264 @@
+"""Where do forces vanish, and are those places minima and saddles of the right kind?
+
+Small clusters start from random positions. A minimum is found by relaxation. From it, a search goes
+uphill along the softest mode and downhill along all others, and ends at a saddle. The Morse index
+of a stationary point is the number of negative eigenvalues of its second derivatives: 0 for a
+minimum, 1 for the saddle between two minima.
+
+With an oracle, the search goes on from each point with the oracle's forces. A minimum that the
+oracle leaves, or where it has another index, is false. A minimum of the oracle that the potential
+leaves is missed. Without one, the check counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_numbers, covalent_radii
+from ase.optimize import BFGS
+from scipy.sparse.csgraph import connected_components
+
+from ..check import CheckedCalculator, CheckResult, Figure
+from ..sanity.answers import FAILURES, ask
+from ..sanity.config import SanityConfig, Suite
+from ..sanity.oracle import oracle_of
+from ..sanity.verdicts import failures, with_progress
+from .vibrations import second_derivatives
+
+
+ELEMENTS: dict[Suite, int] = {"quick": 2, "standard": 4, "full": 20}
+SIZES: dict[Suite, tuple[int, ...]] = {"quick": (4,), "standard": (4, 5), "full": (4, 5, 6, 7)}
+STARTS: dict[Suite, int] = {"quick": 2, "standard": 8, "full": 30}
+
+# Atoms of a start fill a sphere of this radius per cube root of their number, in covalent radii.
+SPHERE = 2.2
+CLOSEST = 1.6  # covalent radii between two atoms of a start
+
+LOOSE = 3.2  # covalent radii between neighbours; what is farther away has left the cluster
+
+FMAX = 1e-3  # eV/A
+MAX_STEPS = 300
+SADDLE_STEPS = 40
+LONGEST_STEP = 0.2  # A
+# eV/A^2; eigenvalues of second derivatives nearer to zero than this have no sign.
+FLAT = 0.01
+# Two points are the same if their sorted distances differ by less than this share of the longest.
+SAME = 0.05
+# One that has moved farther than this, by the same measure, is another point.
+LEFT = 0.15
+
+
+def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
+    """Minima and saddles of small clusters with their Morse index; false and missed ones.
+
+    Example: evenfield check stationary --calculator ase.calculators.lj:LennardJones elements=[Ar]
+    """
+    calculator = model.calculator("float64")
+    oracle = oracle_of(settings)
+    symbols = settings.spread(model.symbols, ELEMENTS[settings.suite])
+    formulas = [f"{symbol}{size}" for symbol in symbols for size in SIZES[settings.suite]]
+
+    figures = [Figure("clusters", len(formulas), "", at_least=1)]
+    lines = []
+    false = []
+    missed = []
+    empty = []
+    for formula in with_progress("stationary", formulas):
+        own = stationary_points(calculator, formula, STARTS[settings.suite], settings.seed)
+        if not own:
+            empty.append(formula)
+            continue
+        lines.append(f"{formula}: {_listed(own)}")
+        if oracle is None:
+            continue
+        theirs = stationary_points(oracle, formula, STARTS[settings.suite], settings.seed)
+        lines.append(f"{formula}, oracle: {_listed(theirs)}")
+        false += [f"{formula} {p}" for p in own if p.is_minimum and not confirmed(oracle, p)]
+        missed += [
+            f"{formula} {p}" for p in theirs if p.is_minimum and not confirmed(calculator, p)
+        ]
+
+    if formulas:
+        figure, named = failures("clusters without a minimum", empty)
+        figures.append(figure)
+        lines += named
+    if oracle is not None:
+        for what, names in (("false minima", false), ("missed minima", missed)):
+            figure, named = failures(what, names)
+            figures.append(figure)
+            lines += named
+    return CheckResult(figures, lines)
+
+
+@dataclass(frozen=True)
+class StationaryPoint:
+    """atoms: where they are at rest. energy: eV. index: negative second derivatives."""
+
+    atoms: Atoms
+    energy: float
+    index: int
+
+    @property
+    def is_minimum(self) -> bool:
+        """Whether the energy rises in every direction."""
+        return self.index == 0
+
+    @property
+    def distances(self) -> np.ndarray:
+        """All distances in A, ascending: the same whatever the order and the place of the atoms."""
+        return sorted_distances(self.atoms)
+
+    def __str__(self) -> str:
+        kind = "minimum" if self.is_minimum else f"saddle of index {self.index}"
+        return f"{kind} at {self.energy:.3f} eV"
+
+
+def _listed(points: list[StationaryPoint]) -> str:
+    minima = [point for point in points if point.is_minimum]
+    lowest = min(point.energy for point in points)
+    saddles = [f"{p.energy - lowest:.3f} ({p.index})" for p in points if not p.is_minimum]
+    shown = ", ".join(f"{point.energy - lowest:.3f}" for point in minima)
+    text = f"{len(minima)} minima at {shown} eV"
+    if saddles:
+        text += f"; saddles (index) at {', '.join(saddles)}"
+    return text
+
+
+def sorted_distances(atoms: Atoms) -> np.ndarray:
+    """All distances of a cluster in A, ascending."""
+    rows, columns = np.triu_indices(len(atoms), 1)
+    distances: np.ndarray = np.sort(atoms.get_all_distances()[rows, columns])
+    return distances
+
+
+def stationary_points(
+    calculator: Calculator, formula: str, starts: int, seed: int
+) -> list[StationaryPoint]:
+    """Different minima and the saddles above them, from the lowest energy up."""
+    found: list[StationaryPoint] = []
+    for start in range(starts):
+        # more starts do not change the earlier ones
+        rng = np.random.default_rng([seed, start])
+        minimum = relaxed(calculator, random_cluster(formula, rng))
+        if minimum is None or _is_known(minimum, found):
+            continue
+        found.append(minimum)
+        saddle = _saddle_above(calculator, minimum, rng)
+        if saddle is not None and not _is_known(saddle, found):
+            found.append(saddle)
+    return sorted(found, key=lambda point: point.energy)
+
+
+def random_cluster(formula: str, rng: np.random.Generator) -> Atoms:
+    """Atoms at random in a sphere, none too close to another."""
+    atoms = Atoms(formula)
+    radius = covalent_radii[atomic_numbers[atoms.get_chemical_symbols()[0]]]
+    sphere = SPHERE * radius * len(atoms) ** (1 / 3)
+    placed: list[np.ndarray] = []
+    while len(placed) < len(atoms):
+        point = rng.uniform(-sphere, sphere, 3)
+        is_inside = np.linalg.norm(point) <= sphere
+        is_free = all(np.linalg.norm(point - other) > CLOSEST * radius for other in placed)
+        if is_inside and is_free:
+            placed.append(point)
+    atoms.positions = np.array(placed)
+    return atoms
+
+
+def relaxed(calculator: Calculator, atoms: Atoms) -> StationaryPoint | None:
+    """The point where a relaxation ends; None if it does not end, or the cluster flies apart."""
+    moved = atoms.copy()
+    moved.set_initial_magnetic_moments(None)
+    moved.calc = calculator
+    try:
+        with np.errstate(all="ignore"):
+            optimiser = BFGS(moved, logfile=None)
+            is_done = optimiser.run(fmax=FMAX, steps=MAX_STEPS)
+    except FAILURES:
+        return None
+    moved.calc = None
+    if not is_done or not _holds_together(moved):
+        return None
+    return _point(calculator, moved)
+
+
+def _saddle_above(
+    calculator: Calculator, minimum: StationaryPoint, rng: np.random.Generator
+) -> StationaryPoint | None:
+    """Follow the softest mode uphill. None where the search does not end at a saddle."""
+    atoms = minimum.atoms.copy()
+    size = 0.1 * float(minimum.distances[0])
+    atoms.positions += rng.normal(0, size / np.sqrt(3), atoms.positions.shape)
+    for _ in range(SADDLE_STEPS):
+        forces = ask(calculator, atoms).forces
+        if not np.isfinite(forces).all():
+            return None
+        values, modes = inner_modes(calculator, atoms)
+        if np.abs(forces).max() < FMAX:
+            break
+        # Newton's step, whose sign is turned around for the softest mode: it climbs there
+        along = modes.T @ forces.ravel()
+        stiffness = np.maximum(np.abs(values), FLAT)
+        along[0] = -along[0]
+        step = modes @ (along / stiffness)
+        longest = np.linalg.norm(step.reshape(-1, 3), axis=1).max()
+        atoms.positions += step.reshape(-1, 3) * min(1.0, LONGEST_STEP / longest)
+    else:
+        return None
+    if not _holds_together(atoms):
+        return None
+    point = _point(calculator, atoms)
+    return point if point.index > 0 else None
+
+
+def inner_modes(calculator: Calculator, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (M,) in eV/A^2, ascending, and modes (3N, M) without shifts and turns."""
+    hessian = second_derivatives(calculator, atoms)
+    hessian = (hessian + hessian.T) / 2
+    centred = atoms.positions - atoms.positions.mean(axis=0)
+    free = []
+    for axis in np.eye(3):
+        free.append(np.tile(axis, len(atoms)))
+        free.append(np.cross(axis, centred).ravel())
+    basis, sizes, _ = np.linalg.svd(np.array(free).T)
+    # atoms on a line have one turn less
+    num_free = int((sizes > 1e-6 * sizes[0]).sum())
+    inner = basis[:, num_free:]
+    values, vectors = np.linalg.eigh(inner.T @ np.nan_to_num(hessian) @ inner)
+    return values, inner @ vectors
+
+
+def _point(calculator: Calculator, atoms: Atoms) -> StationaryPoint:
+    values, _ = inner_modes(calculator, atoms)
+    energy = ask(calculator, atoms).energy
+    return StationaryPoint(atoms, energy, int((values < -FLAT).sum()))
+
+
+def _holds_together(atoms: Atoms) -> bool:
+    """Whether a chain of neighbours leads from each atom to every other."""
+    radius = covalent_radii[atoms.numbers].max()
+    near = atoms.get_all_distances() < LOOSE * radius
+    num_parts, _ = connected_components(near)
+    return bool(num_parts == 1)
+
+
+def _is_known(point: StationaryPoint, others: list[StationaryPoint]) -> bool:
+    return any(difference(point.atoms, other.atoms) < SAME for other in others)
+
+
+def difference(first: Atoms, second: Atoms) -> float:
+    """Largest difference of sorted distances over the longest of them."""
+    one = sorted_distances(first)
+    other = sorted_distances(second)
+    return float(np.abs(one - other).max() / one.max())
+
+
+def confirmed(calculator: Calculator, point: StationaryPoint) -> bool:
+    """Whether a minimum is one of another calculator too, near the same place."""
+    there = relaxed(calculator, point.atoms)
+    if there is None:
+        return False
+    return there.is_minimum and difference(there.atoms, point.atoms) < LEFT
