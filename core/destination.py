@@ -196,6 +196,14 @@ def check_destination(
         )
 
 
+def check_changeable(folder: Path | str) -> None:
+    """Refuse a folder that a command is to replace by a changed one. Call it before any work.
+
+    Raises DestinationError where the user may not write next to the folder.
+    """
+    _check_can_be_created(Path(folder), "copy it to a folder of your own, and name that")
+
+
 def _check_folder(
     path: Path,
     found: str | None,

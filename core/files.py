@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,22 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         # it is still there only if something failed
         temporary.unlink(missing_ok=True)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy all files below `source` to `target`, which may exist.
+
+    Raises FileError at the first that cannot be copied; `shutil.copytree` would go on, and raise a
+    list of everything that a full disk has refused.
+    """
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        with file_errors(copy):
+            if path.is_dir():
+                copy.mkdir(parents=True, exist_ok=True)
+            else:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -16,6 +16,20 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, SEAL: digest_of(content)}
 
 
+def unsealed(text: str | bytes) -> dict[str, Any] | None:
+    """The content of a text that `sealed` made, without its seal.
+
+    None for any other text: what is not a JSON object, has no seal, or does not fit it.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(content, dict) or content.pop(SEAL, None) != digest_of(content):
+        return None
+    return content
+
+
 def digest_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of the content without its seal, however its text is indented or ordered."""
     rest = {key: value for key, value in content.items() if key != SEAL}

@@ -24,8 +24,8 @@ from ..demo.oracles import OracleError
 
 INPUT = "{input}"
 OUTPUT = "{output}"
-# A, by which a program may round positions; two atoms that were exchanged are further apart
-MOVED = 0.05
+# A, by which a program may round positions and cell vectors; one step of a relaxation is longer
+MOVED = 1e-3
 # of the last line of what a program says about its failure
 MOST_CHARACTERS = 200
 
@@ -38,8 +38,13 @@ class CommandOracle(Calculator):
     implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
 
     def __init__(self, command: str) -> None:
-        """Raises OracleError for a command that names no files."""
+        """Raises OracleError for a command that is no text, or names no files."""
         super().__init__()
+        if not isinstance(command, str):
+            raise OracleError(
+                f"oracle_settings.command={command!r} is no command",
+                remedy=f"write a line of a shell with {INPUT} and {OUTPUT}",
+            )
         missing = [place for place in (INPUT, OUTPUT) if place not in command]
         if missing:
             raise OracleError(
@@ -93,6 +98,18 @@ class CommandOracle(Calculator):
             )
         if not np.array_equal(labelled.numbers, self.atoms.numbers):
             raise CalculationFailed("the output has the atoms in another order")
+        if not np.array_equal(labelled.pbc, self.atoms.pbc):
+            raise CalculationFailed(
+                f"the output is periodic along {labelled.pbc.tolist()} instead of "
+                f"{self.atoms.pbc.tolist()}"
+            )
+        # along other directions, programs write a box of their own or none
+        periodic = self.atoms.pbc
+        strained = np.abs(labelled.cell.array - self.atoms.cell.array)[periodic]
+        if not strained.max(initial=0.0) <= MOVED:
+            raise CalculationFailed(
+                f"the output has another cell: a vector differs by {strained.max():.3g} A"
+            )
         moved = labelled.positions - self.atoms.positions
         _, lengths = find_mic(moved, self.atoms.cell, self.atoms.pbc)
         if not lengths.max(initial=0.0) <= MOVED:

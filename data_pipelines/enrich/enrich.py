@@ -237,11 +237,12 @@ def enrich(
     }
     plan = _plan(data, train_elements, sources, config)
     kin = _kin(train_elements, config.relatives) if config.swap_all else {}
-    structures, enrichment = _make_all(plan, kin, sources, main_level, config, workers)
+    structures, enrichment, failure = _make_all(plan, kin, sources, main_level, config, workers)
     if not structures:
         reasons = ", ".join(f"{count} {reason}" for reason, count in enrichment.refused.items())
+        last = f"; the last: {failure}" if failure else ""
         raise EnrichError(
-            f"gives no structure that {config.oracle} labels ({reasons})",
+            f"gives no structure that {config.oracle} labels ({reasons}{last})",
             file=data,
             remedy="choose another oracle or other elements",
         )
@@ -371,6 +372,8 @@ class _Made:
     atoms: Atoms | None
     source_id: str
     refused: tuple[str, ...]
+    failure: str = ""
+    """What the oracle said of the last that it failed for."""
 
 
 def _make_all(
@@ -380,7 +383,8 @@ def _make_all(
     main_level: str,
     config: EnrichConfig,
     workers: int | None,
-) -> tuple[list[Structure], Enrichment]:
+) -> tuple[list[Structure], Enrichment, str]:
+    """The structures, what was made, and what was wrong with the last that was refused."""
     tasks = list(_tasks(plan, sources, config))
     make = partial(_make, config, kin)
     if workers == 1:
@@ -393,8 +397,10 @@ def _make_all(
     structures = []
     by_relative: dict[str, Counter[str]] = {}
     refused: Counter[str] = Counter()
+    failure = ""
     for number, one in enumerate(made):
         refused.update(one.refused)
+        failure = one.failure or failure
         if one.atoms is None:
             continue
         guest, host = chemical_symbols[one.element], chemical_symbols[one.host]
@@ -410,9 +416,8 @@ def _make_all(
         )
     totals = {symbol: sum(hosts.values()) for symbol, hosts in by_relative.items()}
     from_relatives = {symbol: dict(hosts) for symbol, hosts in by_relative.items()}
-    return structures, Enrichment(
-        config.new_level, main_level, totals, from_relatives, dict(refused)
-    )
+    enrichment = Enrichment(config.new_level, main_level, totals, from_relatives, dict(refused))
+    return structures, enrichment, failure
 
 
 Task = tuple[int, int, list[tuple[int, Structure]]]
@@ -438,6 +443,7 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
     # another sequence than the one that chose the sources
     rng = np.random.default_rng([config.seed, element, number, 1])
     refused = []
+    failure = ""
     for host, source in chosen:
         parent = Atoms(
             numbers=source.atomic_numbers,
@@ -457,9 +463,10 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
             atoms = label(candidate, _calculator(config), config.largest_force)
         except RejectedStructure as rejected:
             refused.append(rejected.reason)
+            failure = rejected.detail or failure
             continue
-        return _Made(element, host, atoms, source.structure_id, tuple(refused))
-    return _Made(element, chosen[-1][0], None, "", tuple(refused))
+        return _Made(element, host, atoms, source.structure_id, tuple(refused), failure)
+    return _Made(element, chosen[-1][0], None, "", tuple(refused), failure)
 
 
 def _calculator(config: EnrichConfig) -> Calculator:

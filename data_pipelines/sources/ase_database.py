@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ase.db
+import numpy as np
 from ase.calculators.calculator import all_properties
 
 from ...core.addresses import without_query
@@ -141,10 +142,11 @@ def _record_from_row(row: Any) -> Record:
     # a database does not tell values of the structure from those of its atoms
     columns = {**dict(row.data), **row.key_value_pairs}
     return Record(
-        atomic_numbers=row.numbers,
-        positions=row.positions,
-        cell=row.cell,
-        pbc=row.pbc,
+        # a database in JSON may hold plain lists
+        atomic_numbers=np.asarray(row.numbers),
+        positions=np.asarray(row.positions),
+        cell=np.asarray(row.cell),
+        pbc=np.asarray(row.pbc),
         info=columns,
         arrays=columns,
         recognised={key: row[key] for key in all_properties if key in row},

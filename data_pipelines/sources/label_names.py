@@ -40,7 +40,9 @@ LABEL_WORDS = {
     "etot": ("energy", "eV"),
     "force": ("forces", "eV/A"),
     "forces": ("forces", "eV/A"),
+    "feynman": ("forces", "eV/A"),
     # the derivative of the energy, against which the force points
+    "grad": ("forces", "-eV/A"),
     "gradient": ("forces", "-eV/A"),
     "gradients": ("forces", "-eV/A"),
     "stress": ("stress", "eV/A^3"),

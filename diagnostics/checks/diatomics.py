@@ -33,6 +33,10 @@ POINTS: dict[Suite, int] = {"quick": 140, "standard": 200, "full": 400}
 SLOPE_SHARE = 0.02
 SLOPE_FORCE = 0.02
 
+# Points of a curve that are looked at again, with steps of this many A.
+MOST_SUSPICIOUS = 12
+SMALL_STEP = 1e-4
+
 # Curvature times squared length over depth; H2 has 4.
 SOFTEST = 3.0
 # Wells less deep than this, in eV, are those of noble gases and have no verdict on their shape.
@@ -146,8 +150,11 @@ def _judged(
     slopes = CubicSpline(radii, energies)(radii, 1)
     # the ends of a spline are uncertain, and so is its first steep step
     inner = slice(2, -2)
-    allowed = SLOPE_FORCE + SLOPE_SHARE * np.abs(slopes)
-    error = float((np.abs(forces + slopes) / allowed)[inner].max())
+    errors = _slope_errors(forces, slopes)[inner]
+    error = float(errors.max())
+    if error > 1:
+        # where a force changes fast, the spline may be what is wrong
+        error = _error_by_differences(calculator, symbol, radii[inner], errors)
 
     lowest = int(energies.argmin())
     minima = len(deep_minima(energies))
@@ -167,6 +174,25 @@ def _judged(
     return Curve(
         symbol, radii, energies, minima, repels, error, length, depth, frequency, stiffness
     )
+
+
+def _slope_errors(forces: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """Difference of each force from minus the slope, over what is allowed."""
+    allowed = SLOPE_FORCE + SLOPE_SHARE * np.abs(slopes)
+    errors: np.ndarray = np.abs(forces + slopes) / allowed
+    return errors
+
+
+def _error_by_differences(
+    calculator: Calculator, symbol: str, radii: np.ndarray, errors: np.ndarray
+) -> float:
+    """The largest error of the suspicious points, with slopes from small steps."""
+    suspicious = radii[np.argsort(errors)[-MOST_SUSPICIOUS:]]
+    around = suspicious[:, None] + SMALL_STEP * np.array([-1, 0, 1])
+    energies, forces = _ask(calculator, [symbol], around.reshape(1, -1))
+    energies = energies.reshape(around.shape)
+    slopes = (energies[:, 2] - energies[:, 0]) / (2 * SMALL_STEP)
+    return float(_slope_errors(forces.reshape(around.shape)[:, 1], slopes).max())
 
 
 def well(calculator: Calculator, symbol: str, near: float, far: float) -> tuple[float, float]:

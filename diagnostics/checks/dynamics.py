@@ -7,10 +7,9 @@ finished systems are kept, and the one at work is stored every few hundred steps
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -21,7 +20,6 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 
 from ...core.errors import EvenfieldError
-from ...core.files import file_errors, write_atomically
 from ...core.thermal import set_thermal_momenta
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import FAILURES
@@ -124,7 +122,7 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
     # in whole parts, since a part has one kind of dynamics
     warm_steps = max(1, round(THERMOSTAT_SHARE * num_steps / PART)) * PART
 
-    state = _State.read(memory.path(f"state {system.name}"))
+    state = _State.of(memory.read(f"state {system.name}"))
     if state is None:
         # half of the energy becomes potential energy in the first vibrations
         set_thermal_momenta(start, 2 * settings.temperature, settings.seed)
@@ -152,7 +150,7 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
         steps += part
         energies += found
         state = _State(steps, atoms.positions, atoms.get_momenta(), energies)
-        state.write(memory.path(f"state {system.name}"))
+        memory.write(f"state {system.name}", state.content())
 
     drift = np.nan
     if not failure:
@@ -172,12 +170,10 @@ class _State:
     energies: list[float]
 
     @classmethod
-    def read(cls, path: Path | None) -> _State | None:
-        """The stored state; None if there is none."""
-        if path is None or not path.is_file():
+    def of(cls, content: dict[str, Any] | None) -> _State | None:
+        """The state that `content` gave; None for None."""
+        if content is None:
             return None
-        with file_errors(path):
-            content = json.loads(path.read_text())
         return cls(
             content["steps"],
             np.array(content["positions"]),
@@ -185,18 +181,14 @@ class _State:
             content["energies"],
         )
 
-    def write(self, path: Path | None) -> None:
-        """Store it whole; JSON keeps every digit of a float64."""
-        if path is None:
-            return
-        content = {
+    def content(self) -> dict[str, Any]:
+        """For JSON, which keeps every digit of a float64."""
+        return {
             "steps": self.steps,
             "positions": self.positions.tolist(),
             "momenta": self.momenta.tolist(),
             "energies": self.energies,
         }
-        with file_errors(path):
-            write_atomically(path, json.dumps(content))
 
 
 def _part(

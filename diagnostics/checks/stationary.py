@@ -121,7 +121,7 @@ def _listed(points: list[StationaryPoint]) -> str:
     lowest = min(point.energy for point in points)
     saddles = [f"{p.energy - lowest:.3f} ({p.index})" for p in points if not p.is_minimum]
     shown = ", ".join(f"{point.energy - lowest:.3f}" for point in minima)
-    text = f"{len(minima)} minima at {shown} eV"
+    text = f"minima at {shown} eV"
     if saddles:
         text += f"; saddles (index) at {', '.join(saddles)}"
     return text

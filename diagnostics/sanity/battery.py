@@ -23,6 +23,7 @@ from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
 from ...core.pages.page import Table as PageTable
 from ...core.rich_console import Console
+from ...core.seals import sealed
 from ...core.settings import SettingsError
 from ..check import (
     CheckedCalculator,
@@ -76,7 +77,7 @@ class Battery:
         """
         names = _chosen(self, settings)
         if attach:
-            _check_attachable(model, settings)
+            _check_attachable(self, model, settings)
         if out is not None:
             _check_out(self, out)
 
@@ -106,8 +107,11 @@ def _holds_verdict(path: Path) -> bool:
     return isinstance(content, dict) and {"model", "passed", "checks"} <= content.keys()
 
 
-def _check_attachable(model: CheckedCalculator, settings: SanityConfig) -> None:
-    """Only a whole verdict about a model in a folder of its own can be attached."""
+def _check_attachable(battery: Battery, model: CheckedCalculator, settings: SanityConfig) -> None:
+    """Only a whole verdict about a model in a folder that may be changed can be attached."""
+    # the import brings in torch, which the help of the command does not need
+    from ...model_zoo.package.folder import refuse_files_of_others
+
     if not isinstance(model, CheckedModel) or model.folder is None:
         raise CheckError(
             f"--attach: {model.name} is not a model folder",
@@ -118,6 +122,7 @@ def _check_attachable(model: CheckedCalculator, settings: SanityConfig) -> None:
             "--attach: some checks or elements are left out",
             remedy="leave out checks= and elements=, so that the verdict is about the whole model",
         )
+    refuse_files_of_others(model.folder, [battery.file("json")])
 
 
 def _attach(
@@ -323,5 +328,6 @@ def _write_json(
     settings: SanityConfig,
     results: dict[str, CheckResult],
 ) -> None:
+    content = sealed(_content(model, settings, results))
     with file_errors(path):
-        write_atomically(path, json.dumps(_content(model, settings, results), indent=1) + "\n")
+        write_atomically(path, json.dumps(content, indent=1) + "\n")

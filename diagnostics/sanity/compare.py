@@ -23,6 +23,7 @@ from ...core.figures.style import STYLE, figure_png, looks
 from ...core.files import file_errors
 from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Table, Text
+from ...core.seals import unsealed
 from ...core.settings import SettingsError
 from ...model_zoo.package.manifest import MANIFEST
 from ..check import CheckResult, Figure, checked
@@ -293,6 +294,12 @@ def _read(path: Path) -> Side:
         text = path.read_text()
     try:
         content = json.loads(text)
+        if unsealed(text) is None:
+            raise EvenfieldError(
+                "does not match its checksum: it is damaged, or was edited",
+                file=path,
+                remedy="make the checks again with another --out",
+            )
         checks = {
             name: CheckResult.from_dict(result, {}) for name, result in content["checks"].items()
         }

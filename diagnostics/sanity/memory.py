@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import file_errors, write_atomically
+from ...core.seals import sealed, unsealed
+from ...core.terminal import say
 from ..check import CheckedCalculator
 from .config import SanityConfig
 
@@ -44,12 +46,14 @@ class Memory:
         return self.folder / f"{plain}.json"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What was stored, or None."""
+        """What was stored, or None. A damaged file is named, and its work is done again."""
         path = self.path(name)
         if path is None or not path.is_file():
             return None
         with file_errors(path):
-            content: dict[str, Any] = json.loads(path.read_text())
+            content = unsealed(path.read_bytes())
+        if content is None:
+            say(f"warning: {path} does not match its checksum: {name} is made again", err=True)
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -57,4 +61,4 @@ class Memory:
         path = self.path(name)
         if path is not None:
             with file_errors(path):
-                write_atomically(path, json.dumps(content))
+                write_atomically(path, json.dumps(sealed(content)))

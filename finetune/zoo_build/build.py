@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ...core.destination import replace_folder
 from ...core.errors import EvenfieldError
+from ...core.files import copy_folder
 from ...core.terminal import say
 from ...data_pipelines.convert.convert import ConvertConfig, convert
 from ...data_pipelines.corpus.corpus import build_corpus
@@ -135,7 +136,7 @@ def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:
     """A copy of the model next to it, with card, probe set and posterior."""
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
-    shutil.copytree(model, described)
+    copy_folder(model, described)
     attach_trust(described, data)
 
     levels = read_model_folder(model).potential.config.levels_of_theory
@@ -150,6 +151,6 @@ def _moved(described: Path, place: Path) -> Path:
     # a model that was built before stays whole until the new one takes its place
     place.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(place, files_of_model(place)) as new:
-        shutil.copytree(described, new, dirs_exist_ok=True)
+        copy_folder(described, new)
     shutil.rmtree(described)
     return place

@@ -20,6 +20,7 @@ from ase.data import chemical_symbols
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...core.labels import LABELS, Label
+from ...core.seals import sealed, unsealed
 from .predictions import Predictions
 
 
@@ -33,6 +34,8 @@ RMS_KEYS = {
 }
 
 # of the bootstrap over structures
+REMEDY = "write it again with `evenfield evaluate`"
+
 FEWEST_TO_DRAW = 3
 NUM_DRAWS = 400
 INTERVAL = (0.05, 0.95)
@@ -247,17 +250,22 @@ class ErrorSummary(Errors):
         except ValueError as error:
             raise SummaryError(f"not JSON ({error})", file=path) from error
         try:
-            return cls.from_dict(content)
+            summary = cls.from_dict(content)
         except SummaryError as error:
             raise SummaryError(
-                f"not a summary of errors ({error.message})",
-                file=path,
-                remedy="write it again with `evenfield evaluate`",
+                f"not a summary of errors ({error.message})", file=path, remedy=REMEDY
             ) from error
+        if unsealed(text) is None:
+            raise SummaryError(
+                "does not match its checksum: it is damaged, or was edited",
+                file=path,
+                remedy=REMEDY,
+            )
+        return summary
 
     def to_json(self) -> str:
-        """The text of evaluation.json."""
-        return json.dumps(self.to_dict(), indent=1)
+        """The text of evaluation.json, with a checksum: a report would show any digit."""
+        return json.dumps(sealed(self.to_dict()), indent=1)
 
 
 def summarise(

@@ -26,7 +26,12 @@ from ase.data import chemical_symbols
 from pydantic import ValidationError
 
 from ...core.addresses import without_secrets
-from ...core.destination import DestinationError, keep_files_of_others, replace_folder
+from ...core.destination import (
+    DestinationError,
+    check_changeable,
+    keep_files_of_others,
+    replace_folder,
+)
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
 from ...core.torch_modes import own_modes
@@ -192,8 +197,12 @@ def files_of_model(folder: Path) -> Callable[[str], bool]:
 
 
 def refuse_files_of_others(folder: Path | str, names: Iterable[str]) -> None:
-    """Raise DestinationError for a file with one of these names that a user added to a model."""
+    """Raise DestinationError for a file with one of these names that a user added to a model.
+
+    So it does for a model that the user may not change. Call it before any work.
+    """
     folder = Path(folder)
+    check_changeable(folder)
     is_of_model = files_of_model(folder)
     for name in names:
         if os.path.lexists(folder / name) and not is_of_model(name):
@@ -209,6 +218,7 @@ def describe(folder: Path | str, facts: Description) -> None:
 
     Raises EvenfieldError when the facts name a level of theory that the model does not have.
     """
+    check_changeable(folder)
     model = read_model_folder(folder)
     levels = model.potential.config.levels_of_theory
     unknown = [f"level_details.{level}" for level in sorted(set(facts.level_details) - set(levels))]

@@ -6,7 +6,6 @@ any end, and ends with the same model.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,9 +18,15 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from rich.progress import Progress
 
-from ...core.destination import DestinationError, check_destination, contents, replace_folder
+from ...core.destination import (
+    DestinationError,
+    check_changeable,
+    check_destination,
+    contents,
+    replace_folder,
+)
 from ...core.errors import EvenfieldError
-from ...core.files import file_errors
+from ...core.files import copy_folder
 from ...core.locks import LockedError, held
 from ...core.settings import SettingsError
 from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
@@ -140,7 +145,9 @@ def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str
     if not (out / REQUEST).is_file():
         # a lock may be left by a process that was killed before it wrote anything
         found = contents(out)
-        if found not in (None, ".lock"):
+        if found in (None, ".lock"):
+            check_changeable(out)
+        else:
             check_destination(out, inputs=inputs)
         return
     if store.read(out / REQUEST) != request:
@@ -468,8 +475,8 @@ class _Loop:
             return Learned(None, None, page, ended, self.rounds)
         write_data_set(self.structures, data, origin, about, overwrite=True)
         model = self.out / "model"
-        with replace_folder(model) as new, file_errors(model):
-            shutil.copytree(max(models), new, dirs_exist_ok=True)
+        with replace_folder(model) as new:
+            copy_folder(max(models), new)
         return Learned(model, data, page, ended, self.rounds)
 
     def _write_page(self, state: str) -> Path:

@@ -23,7 +23,7 @@ from ase import Atoms
 
 from ...core.errors import EvenfieldError
 from ...core.files import file_errors, write_atomically
-from ...core.seals import SEAL, digest_of, sealed
+from ...core.seals import digest_of, sealed, unsealed
 
 
 class DamagedStateError(EvenfieldError):
@@ -41,13 +41,8 @@ def read(path: Path) -> dict[str, Any]:
     """Read what `write` wrote. Raises DamagedStateError for anything else."""
     with file_errors(path):
         text = path.read_text()
-    content: dict[str, Any] = {}
-    try:
-        content = json.loads(text)
-        is_whole = isinstance(content, dict) and content.pop(SEAL, None) == digest_of(content)
-    except ValueError:
-        is_whole = False
-    if not is_whole:
+    content = unsealed(text)
+    if content is None:
         raise DamagedStateError(
             "does not match its checksum: it is damaged, or was edited",
             file=path,

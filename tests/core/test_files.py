@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from evenfield.core.files import FileError, file_errors, whole_file, write_atomically
+from evenfield.core.files import (
+    FileError,
+    copy_folder,
+    file_errors,
+    whole_file,
+    write_atomically,
+)
 from evenfield.core.locks import LockedError, held
 
 
@@ -65,3 +73,22 @@ def test_a_lock_is_free_again_after_its_block(tmp_path: Path) -> None:
 def test_errors_of_the_operating_system_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="absent: No such file"), file_errors(tmp_path):
         (tmp_path / "absent").read_text()
+
+
+def test_a_folder_is_copied_until_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "inner" / "a").write_text("a")
+    (source / "b").write_text("b")
+    target = tmp_path / "target"
+    copy_folder(source, target)
+    assert (target / "inner" / "a").read_text() == "a" and (target / "b").read_text() == "b"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copy2", full)
+    with pytest.raises(FileError, match="No space left on device: make room on the disk"):
+        copy_folder(source, tmp_path / "another")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
+from evenfield.core.seals import sealed, unsealed
 from evenfield.diagnostics import checks
 from evenfield.diagnostics.check import CheckResult, Figure, OtherCalculator
 from evenfield.diagnostics.sanity.answers import ask
@@ -195,7 +196,10 @@ def test_sanity_writes_a_page_and_goes_on(tmp_path: Path) -> None:
 
     # the stored result is taken: nothing else can give 99 pairs
     (stored,) = out.glob(".sanity/*/repulsion.json")
-    stored.write_text(stored.read_text().replace('"value": 3', '"value": 99'))
+    content = unsealed(stored.read_text())
+    assert content is not None
+    content["figures"][0]["value"] = 99
+    stored.write_text(json.dumps(sealed(content)))
     run(*words)
     assert (
         json.loads((out / "sanity.json").read_text())["checks"]["repulsion"]["figures"][0]["value"]
@@ -223,6 +227,18 @@ def test_sanity_attaches_its_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyP
     describe(folder, Description(description="described"))
     model = read_model_folder(folder)
     assert sanity_record(model.potential, model.attachments) == record
+
+
+def test_a_model_that_may_not_be_changed_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_without_checks(tmp_path / "model")
+    monkeypatch.setattr("evenfield.core.destination.os.access", lambda *_: False)
+    code, text = run("sanity", str(folder), "suite=quick", "--attach")
+    assert code == 1
+    assert "you may not write into" in text and "repulsion" not in text
+    with pytest.raises(EvenfieldError, match="you may not write into"):
+        describe(folder, Description(description="described"))
 
 
 def save_without_checks(folder: Path) -> Path:

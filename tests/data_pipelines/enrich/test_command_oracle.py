@@ -65,6 +65,13 @@ def test_labels_are_those_of_the_program(atoms: Atoms, tmp_path: Path) -> None:
         ("atoms = atoms[::-1]", "", "the output has the atoms in another order"),
         ("atoms = atoms[[0, 2, 1, 3]]", "", "another order, or moved: atom 2 is"),
         ("atoms = atoms[:3]", "", "the output has 3 atoms instead of 4"),
+        (
+            "atoms.set_cell(1.2 * atoms.cell)",
+            "",
+            "the output has another cell: a vector differs by",
+        ),
+        ("atoms.pbc = False", "", "the output is periodic along [False, False, False]"),
+        ("atoms.positions[1, 0] += 0.01", "", "or moved: atom 1 is 0.01 A from where it was"),
         ("", "del results['forces']", "the output has no forces"),
         ("", "raise SystemExit('SCF not converged')", "exit code 1: SCF not converged"),
         ("", "raise SystemExit(0)", "the command wrote no output file"),
@@ -83,6 +90,7 @@ def test_what_is_wrong_is_named(
     ("settings", "message"),
     [
         ({}, "takes one setting"),
+        ({"command": False}, "command=False is no command"),
         ({"command": "run {input}"}, "does not name {output}"),
         ({"command": "run {input} {output}", "more": 1}, "takes one setting"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import pickle
 import sqlite3
@@ -186,6 +187,17 @@ def test_a_database_in_json_says_what_one_in_sqlite_says(alloys, tmp_path):
         np.testing.assert_array_equal(one.forces, other.forces)
     assert {structure.level_of_theory for structure in found["some.json"]} == {"PBE", "SCAN"}
     assert {structure.split for structure in found["some.json"]} == {"train", "test"}
+
+
+def test_plain_lists_in_json_are_read_as_ase_reads_them(tmp_path):
+    row = {"numbers": [29, 29], "positions": [[0.0, 0.0, 0.0], [2.5, 0.0, 0.0]], "energy": -1.0}
+    path = tmp_path / "lists.json"
+    path.write_text(json.dumps({"1": row, "ids": [1], "nextid": 2}))
+    (structure,) = read_structures(path, EMT)
+    (atoms,) = ase.io.read(path, ":")
+    assert structure.atomic_numbers.tolist() == atoms.numbers.tolist()
+    assert structure.positions == pytest.approx(atoms.positions)
+    assert structure.energy == -1.0
 
 
 def test_structures_in_json_need_no_pairs(alloys, tmp_path):

@@ -65,6 +65,8 @@ FORCES = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
         ("energy_meV", "energy", "meV"),
         ("forces_Ha_Bohr", "forces", "Hartree/Bohr"),
         ("gradient_hartree_bohr", "forces", "-Hartree/Bohr"),
+        ("grad", "forces", "-eV/A"),
+        ("hellmann_feynman", "forces", "eV/A"),
         ("forces_kcal_mol", "forces", "kcal/mol/A"),
         ("stress_kbar", "stress", "kbar"),
         ("stress_GPa", "stress", "GPa"),

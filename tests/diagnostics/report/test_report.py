@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evenfield.cli import app
 from evenfield.core.destination import DestinationError
 from evenfield.core.figures.periodic_table import SYMBOLS
+from evenfield.core.seals import sealed
 from evenfield.diagnostics.report.element_plots import reweighting_maps
 from evenfield.diagnostics.report.report import write_report
 from evenfield.diagnostics.report.run_files import ReportError, Run
@@ -108,7 +109,7 @@ def fake_evaluation(path: Path, *, tail: float) -> dict:
         "worst_decile_force_mae": float(np.mean([errors[s] for s in decile])),
         "levels": {LEVELS[0]: level, LEVELS[1]: level | {"force_mae": 0.031}},
     }
-    path.write_text(json.dumps(evaluation))
+    path.write_text(json.dumps(sealed(evaluation)))
     return evaluation
 
 
@@ -318,7 +319,7 @@ def test_unfair_comparison_is_called_unfair(runs, tmp_path, unsaved_pictures):
     fake_predictions(other / "predictions.npz", num_atoms=100)
     evaluation = json.loads((other / "evaluation.json").read_text())
     evaluation |= {"num_structures": 7, "force_mae": 0.5}
-    (other / "evaluation.json").write_text(json.dumps(evaluation))
+    (other / "evaluation.json").write_text(json.dumps(sealed(evaluation)))
 
     both = {"a": runs["uniform"], "b": other}
     text = visible_text(write_report(tmp_path, title="t", runs=both))
@@ -342,7 +343,7 @@ def test_run_without_force_labels(tmp_path, unsaved_pictures):
         "worst_decile_force_mae",
     ):
         evaluation[name] = None
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    (run / "evaluation.json").write_text(json.dumps(sealed(evaluation)))
 
     # NaN marks a label that is missing
     arrays = dict(np.load(run / "predictions.npz"))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
+from evenfield.core.seals import sealed
 from evenfield.core.settings import SettingsError
 from evenfield.diagnostics.check import CheckResult, Figure
 from evenfield.diagnostics.sanity.compare import Comparison, Row, Side, side_of
@@ -114,10 +115,16 @@ def test_the_same_results_are_alike(tmp_path: Path) -> None:
         "passed": True,
         "checks": {"lattice": CheckResult([Figure("error", 1.0, "%", limit=2.0)]).as_dict()},
     }
-    (folder / "sanity.json").write_text(json.dumps(content))
+    text = json.dumps(sealed(content))
+    (folder / "sanity.json").write_text(text)
     result = CliRunner().invoke(app, ["check", "compare", str(folder), str(folder)])
     assert result.exit_code == 0, result.output
     assert "0 figures got worse" in result.output
+
+    # one digit could hide that a figure got worse
+    (folder / "sanity.json").write_text(text.replace('"value": 1.0', '"value": 3.0'))
+    with pytest.raises(EvenfieldError, match=r"sanity\.json: does not match its checksum"):
+        side_of(str(folder), None, SanityConfig())
 
 
 @pytest.mark.parametrize("text", ["{", '{"checks": {"lattice": 3}}', '{"checks": []}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -368,7 +369,9 @@ class Interrupted(EMT):
 
 
 @pytest.mark.usefixtures("short_parts")
-def test_dynamics_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamics_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same figures as without a stop, and only the unfinished part is computed again."""
     check = check_function("dynamics")
     config = SanityConfig(suite="quick", picoseconds=0.36)
@@ -382,12 +385,22 @@ def test_dynamics_goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Interrupted, "calls", 0)
     monkeypatch.setattr(Interrupted, "stop_after", 10**9)
+    damaged = shutil.copytree(tmp_path, tmp_path.with_name("damaged"))
     resumed = check(stopped, config, folder=tmp_path)
     assert 55 < Interrupted.calls < 90
     assert values(resumed) == pytest.approx(values(whole), rel=1e-6)
 
     monkeypatch.setattr(Interrupted, "stop_after", 0)
     assert check(stopped, config, folder=tmp_path).as_dict() == resumed.as_dict()
+
+    # a state with another digit is computed again from its beginning
+    monkeypatch.setattr(Interrupted, "calls", 0)
+    monkeypatch.setattr(Interrupted, "stop_after", 10**9)
+    (state,) = damaged.rglob("state-Cu.json")
+    state.write_text(state.read_text().replace('"steps": 1', '"steps": 9'))
+    assert values(check(stopped, config, folder=damaged)) == pytest.approx(values(whole), rel=1e-6)
+    assert Interrupted.calls > 150
+    assert "does not match its checksum: state Cu is made again" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("short_parts")

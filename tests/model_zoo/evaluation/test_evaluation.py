@@ -382,6 +382,14 @@ def test_stored_summary_of_the_shipped_model_keeps_its_bytes():
     assert ErrorSummary.read(path).to_json() == path.read_text()
 
 
+def test_a_changed_digit_is_noticed(by_hand, tmp_path):
+    path = tmp_path / "evaluation.json"
+    text = summarise(by_hand, "test").to_json()
+    path.write_text(text.replace('"num_structures": ', '"num_structures": 1', 1))
+    with pytest.raises(SummaryError, match="does not match its checksum"):
+        ErrorSummary.read(path)
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
