@@ -20,7 +20,13 @@ from evenfield.model_zoo.potential.derivatives import energies_and_slopes
 
 
 SMALL = PotentialConfig(
-    channels=4, l_max=1, num_layers=2, cutoff=4.0, readout_size=8, radial_hidden=8
+    channels=4,
+    l_max=1,
+    num_layers=1,
+    correlation=2,
+    cutoff=4.0,
+    readout_size=8,
+    radial_hidden=8,
 )
 
 
