@@ -25,6 +25,7 @@ from ..data_pipelines.convert.convert import (
     settings_of,
 )
 from ..data_pipelines.convert.finish import NoLabelsError
+from ..data_pipelines.convert.near_duplicates import fingerprint
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
 from ..data_pipelines.sources.read import source_fingerprint
@@ -71,8 +72,8 @@ class Target:
 
     @cached_property
     def num_different(self) -> int:
-        """Structures to learn from or to choose by, without copies: what there is to learn from."""
-        return len(alike([*self.train, *self.valid]))
+        """Structures to learn from or to choose by, without copies and near copies."""
+        return len(different([*self.train, *self.valid]))
 
     @property
     def setting_prefix(self) -> str:
@@ -193,15 +194,16 @@ def hold_out(
 ) -> tuple[list[Structure], list[Structure]]:
     """Training and held-out structures.
 
-    Copies are never separated, and count as one structure. Groups are not separated either where
-    there are enough of them: a near duplicate in both parts would make the comparison worthless.
+    Copies and near copies are never separated, and count as one structure: one of them in each part
+    would make the comparison worthless. Groups are not separated either where there are enough of
+    them.
     """
-    different = alike(structures)
-    if len(different) < fewest_to_hold_out or share == 0:
+    own = different(structures)
+    if len(own) < fewest_to_hold_out or share == 0:
         return structures, []
-    units = _groups(structures)
+    units = _joined(_groups(structures), own)
     if len(units) < ENOUGH_GROUPS:
-        units = different
+        units = own
     if len(units) < 2:
         return structures, []
 
@@ -249,6 +251,38 @@ def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
         key = numbers.tobytes() + rounded.tobytes()
         groups.setdefault(key, []).append(structure)
     return list(groups.values())
+
+
+def different(structures: Sequence[Structure]) -> list[list[Structure]]:
+    """Structures together with their copies and near copies, in the order of the first of each.
+
+    Near copies are those that a conversion lists as near duplicates.
+    """
+    groups: dict[int, list[Structure]] = {}
+    for copies in alike(structures):
+        groups.setdefault(fingerprint(copies[0]), []).extend(copies)
+    return list(groups.values())
+
+
+def _joined(groups: list[list[Structure]], own: list[list[Structure]]) -> list[list[Structure]]:
+    """Groups that share copies or near copies, the lists of `own`, as one."""
+    group_of = {id(s): place for place, group in enumerate(groups) for s in group}
+    first = list(range(len(groups)))
+
+    def root(place: int) -> int:
+        while first[place] != place:
+            place = first[place]
+        return place
+
+    for copies in own:
+        roots = sorted({root(group_of[id(structure)]) for structure in copies})
+        for other in roots[1:]:
+            first[other] = roots[0]
+
+    joined: dict[int, list[Structure]] = {}
+    for place, group in enumerate(groups):
+        joined.setdefault(root(place), []).extend(group)
+    return list(joined.values())
 
 
 def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:

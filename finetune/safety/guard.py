@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from ...core.labels import LABELS
 from ...data_pipelines.structure import Structure
+from ...model_zoo.evaluation.evaluation import predict
 from ...model_zoo.potential.potential import Potential
-from ..target import alike
+from ..target import different
 from .step0 import step, worse_labels
 
 
@@ -23,8 +27,8 @@ class HeldOut:
 
     def __init__(self, potential: Potential, valid: list[Structure]) -> None:
         self.valid = valid
-        self.num_different = len(alike(valid))
-        """Held-out structures without their copies, which decide nothing more."""
+        self.num_different = len(different(valid))
+        """Held-out structures without copies and near copies, which decide nothing more."""
         self.bound = step("bound", potential, valid)
         self.step0 = self.score(potential)
         """The score at step 0."""
@@ -49,3 +53,26 @@ class HeldOut:
                 total += error / max(bound, 1e-12)
         above = bool(worse_labels(now, self.bound)) or not math.isfinite(total)
         return above, total
+
+    def shares(self, potential: Potential) -> np.ndarray:
+        """(S,) what each held-out structure adds to the score; a sum over structures is the score.
+
+        A structure without a label adds nothing to its part.
+        """
+        predictions = predict(potential, self.valid)
+        shares = np.zeros(len(self.valid))
+        for name, bound in self.bound.mae.items():
+            if bound is None:
+                continue
+            pairs = predictions.comparable[name]
+            labelled = np.isfinite(pairs[..., 0])
+            error = np.where(labelled, np.abs(pairs[..., 1] - pairs[..., 0]), 0.0)
+            # labels of atoms are summed over the atoms of a structure
+            if LABELS[name].per == "atom":
+                place = predictions.structure_index
+            else:
+                place = np.arange(len(self.valid))
+            of_place = error.reshape(len(error), -1).sum(1)
+            total = np.bincount(place, weights=of_place, minlength=len(self.valid))
+            shares += total / labelled.sum() / max(bound, 1e-12)
+        return shares

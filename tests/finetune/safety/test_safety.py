@@ -27,7 +27,6 @@ from evenfield.finetune.safety.step0 import (
     step,
     worse_labels,
 )
-from evenfield.finetune.strategies import choose_strategy
 from evenfield.finetune.target import Target, alike, hold_out
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
@@ -275,12 +274,12 @@ def test_groups_are_held_out_whole_when_there_are_enough(own):
     assert hold_out(own[:7], 0.2, 0) == (own[:7], [])
 
 
-def test_copies_do_not_count_as_structures(own):
+def test_copies_do_not_count_as_structures(model, own):
     """Twelve copies of two structures are two, for `auto` and for what is held out."""
     copies = [replace(own[k % 2], structure_id=str(k)) for k in range(12)]
     few = target(copies)
     assert few.num_different == 2 and not few.valid
-    assert choose_strategy("auto", few.num_different).name == "refit"
+    assert finetune(model, few, FineTuneConfig()).strategy == "refit"
     assert target(own[:12]).num_different == 12
 
 
