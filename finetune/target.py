@@ -207,8 +207,10 @@ def hold_out(
     if len(units) < 2:
         return structures, []
 
-    # An element must stay in training: its E0 would never be learned.
+    # An element must stay in training: its E0 would never be learned. And compositions must still
+    # tell the elements apart: held-out structures would not show an E0 that nothing determines.
     left = Counter(z for unit in units for z in _elements(unit))
+    compositions = _Compositions(structures)
 
     # Take units in random order as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
@@ -217,13 +219,19 @@ def hold_out(
     for index in np.random.default_rng(seed).permutation(len(units)):
         elements = _elements(units[index])
         is_last = any(left[z] == 1 for z in elements)
-        if num_chosen + len(units[index]) <= wanted and not is_last:
+        fits = num_chosen + len(units[index]) <= wanted
+        if fits and not is_last and compositions.can_spare(units[index]):
+            compositions.remove(units[index])
             chosen.add(int(index))
             num_chosen += len(units[index])
             left.subtract(elements)
     if not chosen:
         # every unit is larger than what is wanted, or the only one with one of its elements
-        spare = [k for k, unit in enumerate(units) if all(left[z] > 1 for z in _elements(unit))]
+        spare = [
+            k
+            for k, unit in enumerate(units)
+            if all(left[z] > 1 for z in _elements(unit)) and compositions.can_spare(unit)
+        ]
         if not spare:
             return structures, []
         chosen = {min(spare, key=lambda index: len(units[index]))}
@@ -234,6 +242,35 @@ def hold_out(
         part = held_out if index in chosen else train
         part.extend(unit)
     return train, held_out
+
+
+class _Compositions:
+    """Compositions of the structures that are left in training, and what they determine."""
+
+    def __init__(self, structures: Sequence[Structure]) -> None:
+        self.elements = sorted(_elements(structures))
+        self.left = Counter(self._of(structure) for structure in structures)
+        self.rank = self._rank(self.left)
+
+    def can_spare(self, unit: Sequence[Structure]) -> bool:
+        """Whether as many combinations of E0 are determined without the unit."""
+        without = self.left - Counter(self._of(structure) for structure in unit)
+        # most units leave others of their composition behind
+        return len(without) == len(self.left) or self._rank(without) == self.rank
+
+    def remove(self, unit: Sequence[Structure]) -> None:
+        """The unit is held out."""
+        self.left -= Counter(self._of(structure) for structure in unit)
+
+    def _of(self, structure: Structure) -> tuple[int, ...]:
+        """Atoms of each element."""
+        return tuple(int((structure.atomic_numbers == z).sum()) for z in self.elements)
+
+    @staticmethod
+    def _rank(compositions: Counter[tuple[int, ...]]) -> int:
+        if not compositions:
+            return 0
+        return int(np.linalg.matrix_rank(np.array(list(compositions), dtype=float)))
 
 
 def _elements(structures: Sequence[Structure]) -> set[int]:

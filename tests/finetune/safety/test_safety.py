@@ -294,6 +294,27 @@ def test_an_element_is_never_held_out_entirely(own):
         assert held_out <= {int(z) for s in train for z in s.elements}
 
 
+def test_held_out_structures_never_take_what_tells_elements_apart(own):
+    """Of elements in one ratio a sum of E0 is known, and errors of that ratio hide the rest."""
+    alloy = next(s for s in own if len(s.elements) == 2)
+    first, second = (int(z) for z in alloy.elements)
+    rng = np.random.default_rng(5)
+
+    def moved(numbers):
+        positions = alloy.positions + rng.normal(0, 0.1, alloy.positions.shape)
+        other = replace(alloy, atomic_numbers=np.array(numbers), positions=positions)
+        # near copies would have one energy, and count as one
+        return other.with_labels(energy=rng.normal(), forces=alloy.forces)
+
+    same = [moved(alloy.atomic_numbers) for _ in range(9)]
+    numbers = np.full(len(alloy), first)
+    numbers[0] = second
+    telling = moved(numbers if len(alloy) > 2 else np.full(len(alloy), first))
+    for seed in range(12):
+        train, valid = hold_out([telling, *same], 0.2, seed)
+        assert valid and any(s is telling for s in train)
+
+
 # --- the sign and the unit of the stress
 
 
