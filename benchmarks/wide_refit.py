@@ -57,13 +57,14 @@ def target_of(data: str, strategy: str, seed: int, options: argparse.Namespace) 
         data,
         num_structures=options.structures,
         seed=seed,
-        valid_share=VALID_SHARE,
-        fewest_to_hold_out=fewest_to_hold_out(strategy),
+        # held out below: doing it twice would lose the structures of the first time
+        valid_share=0.0,
     )
     # 16 structures are all there is: what is held out comes from them, and not from a split
     train, valid = hold_out(target.train, VALID_SHARE, seed, fewest_to_hold_out(strategy))
     chosen = np.random.default_rng(99).permutation(len(target.test))[: options.test]
     test = [target.test[place] for place in chosen]
+    assert len(train) + len(valid) == options.structures, "a structure was lost"
     return replace(target, train=train, valid=valid, test=test)
 
 
