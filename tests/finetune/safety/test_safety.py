@@ -18,7 +18,7 @@ from evenfield.finetune import set_up
 from evenfield.finetune.closed_form.reference_energies import refit_reference_energies
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
-from evenfield.finetune.safety.guard import HeldOut
+from evenfield.finetune.safety.guard import LEAST_BOUND, HeldOut
 from evenfield.finetune.safety.step0 import (
     WorseError,
     WrongUnitError,
@@ -313,6 +313,27 @@ def test_held_out_structures_never_take_what_tells_elements_apart(own):
     for seed in range(12):
         train, valid = hold_out([telling, *same], 0.2, seed)
         assert valid and any(s is telling for s in train)
+
+
+def test_forces_that_vanish_by_symmetry_veto_nothing(potential, own):
+    """Float32 predicts them to 1e-6 eV/A: a rise of that refused every fit to crystals at rest."""
+    crystal = next(s for s in own if len(s.elements) == 1 and s.pbc.all())
+    numbers = crystal.atomic_numbers[:1]
+    at_rest = replace(crystal, atomic_numbers=numbers, positions=np.zeros((1, 3)))
+    at_rest = at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 1e-6))
+    held_out = HeldOut(potential, [at_rest])
+    assert held_out.bound.force_mae == LEAST_BOUND["forces"]
+
+    better = copy.deepcopy(potential)
+    head = better.config.levels_of_theory.index("EMT")
+    with torch.no_grad():
+        error = predict(potential, [at_rest]).energy
+        better.e0[head, int(numbers[0])] += float(error[0, 0] - error[0, 1]) / 2
+    noisy = [at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 3e-6))]
+    held_out.valid = noisy
+    assert held_out.score(better) < held_out.step0
+    held_out.valid = [at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 3e-3))]
+    assert held_out.score(better) == math.inf
 
 
 # --- the sign and the unit of the stress
