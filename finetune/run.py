@@ -18,6 +18,7 @@ from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.package.levels import own_levels
 from ..model_zoo.package.weights import refuse_unusable_weights
 from ..model_zoo.potential.potential import Potential
+from .auto.choose import Choice, choose
 from .closed_form.posterior import Posterior
 from .closed_form.reference_energies import ReferenceReport
 from .closed_form.refit import RefitReport
@@ -28,7 +29,7 @@ from .leaks import notes_on_leaks
 from .safety.step0 import Step
 from .set_up import set_up
 from .state import FineTuning, Stage
-from .strategies import choose_strategy, fewest_to_hold_out
+from .strategies import AUTO, STRATEGIES, fewest_to_hold_out
 from .target import Target, open_target
 
 
@@ -57,6 +58,8 @@ class FineTuned:
     gradient: GradientReport | None
     held_out_scores: tuple[float, float] | None
     """Score at step 0 and at the end (safety/guard.py); None when no structures were held out."""
+    choice: Choice | None = None
+    """What `auto` compared; None where the strategy was named."""
 
     @property
     def level_of_theory(self) -> str:
@@ -109,12 +112,18 @@ def finetune(
             say(line)
         for note in notes_on_leaks(target, model.record, config.replay.data):
             say(note)
-    strategy = choose_strategy(config.strategy, target.num_different)
-
     run = FineTuning(model, target, config, quiet=quiet)
     run.judge("pretrained")
     reference, table = set_up(run, trust_units=config.trust_units)
-    fitted = strategy.fit(run)
+    choice = None
+    if config.strategy == AUTO:
+        choice = choose(run, say or (lambda _line: None))
+        strategy = choice.strategy
+        learned = choice.learned
+    else:
+        strategy = STRATEGIES[config.strategy]
+        learned = strategy.learn(run)
+    fitted = strategy.finish(run, learned)
     # A strategy that goes on after its own stage, or learns from held-out structures in the end,
     # has judged itself at the right moment.
     if strategy.name not in run.stages:
@@ -137,6 +146,7 @@ def finetune(
         posterior=fitted.posterior,
         gradient=fitted.gradient,
         held_out_scores=scores,
+        choice=choice,
     )
 
 

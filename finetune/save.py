@@ -112,6 +112,7 @@ def facts(result: FineTuned) -> dict[str, Any]:
     stages = result.stages
     done = {
         "strategy": result.strategy,
+        "auto": None if result.choice is None else result.choice.to_dict(),
         "started_from": result.started_from,
         "step0": [row.to_dict() for row in result.table],
         "e0": asdict(result.reference),

@@ -6,6 +6,7 @@ same few verbs, which are defined here: `score`, `solve`, `refit` and `judge`.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ from ..model_zoo.potential.weights_aside import (
     interpolated,
     put_weights,
 )
+from .auto.config import AutoConfig
 from .closed_form.design_rows import RefitConfig
 from .closed_form.posterior import Posterior
 from .closed_form.refit import RefitReport, refit_readout
@@ -53,9 +55,10 @@ class FitConfig(Settings):
 
     # `FineTuneConfig` narrows this to the registered names. Here it makes the key the first one.
     strategy: str = "auto"
-    start: Literal["refit", "step0"] = Field(
+    start: Literal["step0", "refit", "wide"] = Field(
         default="step0",
-        description="where a gradient strategy starts: after the closed-form refit, or before it",
+        description="where a gradient strategy starts: before any refit in closed form, or after "
+        "the usual or the wide one; auto tries its own starts",
     )
     ensemble: int = Field(
         default=0,
@@ -64,6 +67,7 @@ class FitConfig(Settings):
         description="further heads, refitted to bootstrap samples; their spread is an uncertainty",
     )
     seed: int = Field(default=0, ge=0, description="of every random draw")
+    auto: AutoConfig = AutoConfig()
     refit: RefitConfig = RefitConfig()
     gradient: GradientConfig = GradientConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -128,6 +132,20 @@ class FineTuning:
     def structures(self) -> list[Structure]:
         """All structures that may be learned from in the end, held-out ones included."""
         return [*self.target.train, *self.target.valid]
+
+    def branch(self) -> FineTuning:
+        """A run that goes on from here by itself: what it changes does not change this one."""
+        branch = copy.copy(self)
+        branch.potential = copy.deepcopy(self.potential)
+        branch.stages = dict(self.stages)
+        return branch
+
+    def take_over(self, branch: FineTuning) -> None:
+        """Go on as `branch`, which went on from here before."""
+        self.potential = branch.potential
+        self.step0_weights = branch.step0_weights
+        self.sizes = branch.sizes
+        self.stages = branch.stages
 
     def score(self) -> float:
         """How bad the potential is on held-out structures: less is better, infinite is forbidden.

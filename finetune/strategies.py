@@ -1,6 +1,6 @@
 """The registry of fine-tuning strategies: a new one is a module and a line here.
 
-`auto` is not a strategy but a choice among them by the number of structures.
+`auto` is not a strategy but a choice among them by held-out structures (`auto/choose.py`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,6 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 AUTO = "auto"
-# Below this number of structures the refit alone is better than training all parameters
-# (docs/decisions/0009).
-FEWEST_TO_TRAIN_ALL = 8
-
-
-def choose_strategy(name: str, num_structures: int) -> Strategy:
-    """The strategy `name`; for `auto` the refit for few structures, else all parameters."""
-    if name == AUTO:
-        name = Refit.name if num_structures < FEWEST_TO_TRAIN_ALL else Full.name
-    return STRATEGIES[name]
 
 
 def fewest_to_hold_out(name: str) -> int:
@@ -49,7 +39,9 @@ def fewest_to_hold_out(name: str) -> int:
 def describe_strategies() -> str:
     """All names with what they train, for help texts."""
     own = [f"{name}: {strategy.description}" for name, strategy in STRATEGIES.items()]
-    return "; ".join([f"{AUTO}: refit or full, by the number of structures", *own])
+    return "; ".join(
+        [f"{AUTO}: the best of refit, wide, full and full after wide, by held-out structures", *own]
+    )
 
 
 # The type of a setting that names a strategy. The names are known only when the registry is, which

@@ -25,6 +25,7 @@ from ..data_pipelines.convert.convert import (
     settings_of,
 )
 from ..data_pipelines.convert.finish import NoLabelsError
+from ..data_pipelines.convert.near_duplicates import fingerprint
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
 from ..data_pipelines.sources.read import source_fingerprint
@@ -71,8 +72,8 @@ class Target:
 
     @cached_property
     def num_different(self) -> int:
-        """Structures to learn from or to choose by, without copies: what there is to learn from."""
-        return len(alike([*self.train, *self.valid]))
+        """Structures to learn from or to choose by, without copies and near copies."""
+        return len(different([*self.train, *self.valid]))
 
     @property
     def setting_prefix(self) -> str:
@@ -193,20 +194,23 @@ def hold_out(
 ) -> tuple[list[Structure], list[Structure]]:
     """Training and held-out structures.
 
-    Copies are never separated, and count as one structure. Groups are not separated either where
-    there are enough of them: a near duplicate in both parts would make the comparison worthless.
+    Copies and near copies are never separated, and count as one structure: one of them in each part
+    would make the comparison worthless. Groups are not separated either where there are enough of
+    them.
     """
-    different = alike(structures)
-    if len(different) < fewest_to_hold_out or share == 0:
+    own = different(structures)
+    if len(own) < fewest_to_hold_out or share == 0:
         return structures, []
-    units = _groups(structures)
+    units = _joined(_groups(structures), own)
     if len(units) < ENOUGH_GROUPS:
-        units = different
+        units = own
     if len(units) < 2:
         return structures, []
 
-    # An element must stay in training: its E0 would never be learned.
+    # An element must stay in training: its E0 would never be learned. And compositions must still
+    # tell the elements apart: held-out structures would not show an E0 that nothing determines.
     left = Counter(z for unit in units for z in _elements(unit))
+    compositions = _Compositions(structures)
 
     # Take units in random order as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
@@ -215,13 +219,19 @@ def hold_out(
     for index in np.random.default_rng(seed).permutation(len(units)):
         elements = _elements(units[index])
         is_last = any(left[z] == 1 for z in elements)
-        if num_chosen + len(units[index]) <= wanted and not is_last:
+        fits = num_chosen + len(units[index]) <= wanted
+        if fits and not is_last and compositions.can_spare(units[index]):
+            compositions.remove(units[index])
             chosen.add(int(index))
             num_chosen += len(units[index])
             left.subtract(elements)
     if not chosen:
         # every unit is larger than what is wanted, or the only one with one of its elements
-        spare = [k for k, unit in enumerate(units) if all(left[z] > 1 for z in _elements(unit))]
+        spare = [
+            k
+            for k, unit in enumerate(units)
+            if all(left[z] > 1 for z in _elements(unit)) and compositions.can_spare(unit)
+        ]
         if not spare:
             return structures, []
         chosen = {min(spare, key=lambda index: len(units[index]))}
@@ -232,6 +242,35 @@ def hold_out(
         part = held_out if index in chosen else train
         part.extend(unit)
     return train, held_out
+
+
+class _Compositions:
+    """Compositions of the structures that are left in training, and what they determine."""
+
+    def __init__(self, structures: Sequence[Structure]) -> None:
+        self.elements = sorted(_elements(structures))
+        self.left = Counter(self._of(structure) for structure in structures)
+        self.rank = self._rank(self.left)
+
+    def can_spare(self, unit: Sequence[Structure]) -> bool:
+        """Whether as many combinations of E0 are determined without the unit."""
+        without = self.left - Counter(self._of(structure) for structure in unit)
+        # most units leave others of their composition behind
+        return len(without) == len(self.left) or self._rank(without) == self.rank
+
+    def remove(self, unit: Sequence[Structure]) -> None:
+        """The unit is held out."""
+        self.left -= Counter(self._of(structure) for structure in unit)
+
+    def _of(self, structure: Structure) -> tuple[int, ...]:
+        """Atoms of each element."""
+        return tuple(int((structure.atomic_numbers == z).sum()) for z in self.elements)
+
+    @staticmethod
+    def _rank(compositions: Counter[tuple[int, ...]]) -> int:
+        if not compositions:
+            return 0
+        return int(np.linalg.matrix_rank(np.array(list(compositions), dtype=float)))
 
 
 def _elements(structures: Sequence[Structure]) -> set[int]:
@@ -249,6 +288,38 @@ def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
         key = numbers.tobytes() + rounded.tobytes()
         groups.setdefault(key, []).append(structure)
     return list(groups.values())
+
+
+def different(structures: Sequence[Structure]) -> list[list[Structure]]:
+    """Structures together with their copies and near copies, in the order of the first of each.
+
+    Near copies are those that a conversion lists as near duplicates.
+    """
+    groups: dict[int, list[Structure]] = {}
+    for copies in alike(structures):
+        groups.setdefault(fingerprint(copies[0]), []).extend(copies)
+    return list(groups.values())
+
+
+def _joined(groups: list[list[Structure]], own: list[list[Structure]]) -> list[list[Structure]]:
+    """Groups that share copies or near copies, the lists of `own`, as one."""
+    group_of = {id(s): place for place, group in enumerate(groups) for s in group}
+    first = list(range(len(groups)))
+
+    def root(place: int) -> int:
+        while first[place] != place:
+            place = first[place]
+        return place
+
+    for copies in own:
+        roots = sorted({root(group_of[id(structure)]) for structure in copies})
+        for other in roots[1:]:
+            first[other] = roots[0]
+
+    joined: dict[int, list[Structure]] = {}
+    for place, group in enumerate(groups):
+        joined.setdefault(root(place), []).extend(group)
+    return list(joined.values())
 
 
 def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:

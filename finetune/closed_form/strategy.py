@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ...model_zoo.potential.weights_aside import copied_weights, weights_aside
 from ..state import FineTuning, Refitted
-from ..strategy import Fitted, Strategy
+from ..strategy import Fitted, Learned, Strategy
 from .widen import narrowed, widened
 
 
@@ -19,9 +19,15 @@ class Refit(Strategy):
     # learns from all of them for longer than the gradient strategies do (docs/decisions/0009).
     fewest_to_hold_out = 32
 
-    def fit(self, run: FineTuning) -> Fitted:
-        """Refit; then, if held-out structures confirm it, refit once more with them included."""
+    def learn(self, run: FineTuning) -> Learned:
+        """Refit to the structures that are not held out."""
         refitted = run.refit(run.target.train)
+        return Learned(refitted.share, refitted=refitted)
+
+    def finish(self, run: FineTuning, learned: Learned) -> Fitted:
+        """If held-out structures confirmed the refit, refit once more with them included."""
+        refitted = learned.refitted
+        assert refitted is not None, "a closed-form strategy learns by a refit"
         run.judge(self.name, kept=refitted.share)
         if run.target.valid and refitted.share > 0:
             refitted = self._with_held_out(run, refitted)
@@ -54,24 +60,51 @@ class WideRefit(Refit):
     name = "wide"
     description = "as refit, with random features appended to the readout"
 
-    def fit(self, run: FineTuning) -> Fitted:
-        """Widen, refit, and cut off the features that no weight reads."""
+    def learn(self, run: FineTuning) -> Learned:
+        """Widen and refit; the readout keeps all features until `finish`."""
         most = run.config.refit.random_features
-        if most == 0:
-            return super().fit(run)
-        size = run.potential.config.readout_size
-        run.sizes = tuple(sorted({size + round(share * most) for share in SHARES_OF_RANDOM}))
-        run.potential = widened(run.potential, most, run.config.seed)
-        run.step0_weights = copied_weights(run.potential)
+        if most > 0:
+            size = run.potential.config.readout_size
+            run.sizes = tuple(sorted({size + round(share * most) for share in SHARES_OF_RANDOM}))
+            run.potential = widened(run.potential, most, run.config.seed)
+            run.step0_weights = copied_weights(run.potential)
+        return super().learn(run)
 
-        fitted = super().fit(run)
-        used = fitted.posterior.size
-        if fitted.kept == 0.0:
-            # the change was undone, and with it every weight of a random feature
-            used = size
+    def finish(self, run: FineTuning, learned: Learned) -> Fitted:
+        """Refit with held-out structures included, and cut off features that no weight reads."""
+        fitted = super().finish(run, learned)
+        if not run.sizes:
+            return fitted
+        used = _features_used(run, fitted.posterior.size, fitted.kept)
         run.potential = narrowed(run.potential, used)
         return replace(
             fitted,
             refit=replace(fitted.refit, features=used),
             posterior=fitted.posterior.narrowed(used),
         )
+
+    def learn_to_go_on(self, run: FineTuning) -> Learned:
+        """Learn, and leave a readout that another strategy can go on with."""
+        learned = self.learn(run)
+        if run.sizes:
+            self.narrow(run, learned)
+        return learned
+
+    @staticmethod
+    def narrow(run: FineTuning, learned: Learned) -> None:
+        """Cut off the features that the refit of `learned` does not use.
+
+        A later refit uses those that are left, all of them.
+        """
+        assert learned.refitted is not None, "a closed-form strategy learns by a refit"
+        size = run.sizes[0]
+        used = _features_used(run, learned.refitted.posterior.size, learned.kept)
+        run.potential = narrowed(run.potential, used)
+        # one size to choose from keeps the derivatives by directions, which many features need
+        run.sizes = (used,) if used > size else ()
+
+
+def _features_used(run: FineTuning, size_of_fit: int, kept: float) -> int:
+    """Features that have a weight after a refit to widened ones."""
+    # a change that was undone has left no weight of a random feature
+    return run.sizes[0] if kept == 0.0 else size_of_fit

@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 from ...data_pipelines.structure import Structure
@@ -18,9 +17,10 @@ from ...model_zoo.potential.potential import Potential
 from ...model_zoo.potential.weights_aside import weights_aside
 from ...pretrain.checkpoints.checkpoints import seed_everything
 from ...pretrain.errors import TrainingError
+from ..closed_form.strategy import WideRefit
 from ..safety.guard import HeldOut
 from ..state import FineTuning
-from ..strategy import Fitted, Strategy
+from ..strategy import Fitted, Learned, Strategy
 from .config import GradientConfig
 from .replay import Replay, replay_structures
 from .train import GradientReport, ParameterGroup, train_parameters
@@ -54,20 +54,41 @@ class GradientStrategy(Strategy):
             return config.learning_rate
         return self.learning_rate_with_replay if replay else self.learning_rate
 
-    def fit(self, run: FineTuning) -> Fitted:
-        """Train, keep what held-out structures confirm, then refit the readout in closed form."""
+    def learn(self, run: FineTuning) -> Learned:
+        """Go to where the training starts, and train on the structures that are not held out."""
         if run.config.start == "refit":
             start = run.refit(run.target.train)
             run.judge("refit", kept=start.share)
-        report, kept, learned_from = self._train(run)
+        elif run.config.start == "wide":
+            wide = WideRefit().learn_to_go_on(run)
+            run.judge("wide", kept=wide.kept)
+        return self.go_on(run)
+
+    def go_on(self, run: FineTuning) -> Learned:
+        """Train from the potential as it is now, on the structures that are not held out."""
+        config = run.config.gradient.for_structures(run.target.num_different)
+        report = self._train_in_run(run, run.target.train, run.held_out, config)
+        kept = report.share if report.best_step else 0.0
+        return Learned(kept, gradient=report)
+
+    def finish(self, run: FineTuning, learned: Learned) -> Fitted:
+        """Train on with held-out structures included, then refit the readout in closed form."""
+        report = learned.gradient
+        assert report is not None, "a gradient strategy learns by a training"
+        learned_from = run.target.train
+        if run.target.valid and learned.kept == 1.0 and not report.interrupted:
+            if not run.target.test:
+                # before the structures it is judged by are learned from
+                run.judge(self.name, learned.kept)
+            report, learned_from = self._with_held_out(run, report)
         # now, because the refit below is no part of what the training did
         if self.name not in run.stages:
-            run.judge(self.name, kept)
+            run.judge(self.name, learned.kept)
 
         end = run.refit(learned_from)
         if run.target.test or learned_from is run.target.train:
             run.judge(FINAL_REFIT, end.share)
-        return Fitted(end.report, end.posterior, kept, report)
+        return Fitted(end.report, end.posterior, learned.kept, report)
 
     def train(
         self,
@@ -112,45 +133,49 @@ class GradientStrategy(Strategy):
         potential.to(device).eval()
         return replace(report, seconds=time.perf_counter() - started)
 
-    def _train(self, run: FineTuning) -> tuple[GradientReport, float, list[Structure]]:
-        """Report, how much was kept, and the structures that were learned from.
+    def _with_held_out(
+        self, run: FineTuning, first: GradientReport
+    ) -> tuple[GradientReport, list[Structure]]:
+        """Both trainings as one report, and the structures that were learned from.
 
         Once the held-out structures have confirmed the training, a second and shorter one includes
         them: few structures are too valuable to be used for a comparison alone.
         """
-        config = run.config.gradient.for_structures(run.target.num_different)
-        train = partial(
-            self.train,
-            run.potential,
-            new_elements=run.new_elements,
-            replay=replay_structures(run.model.potential, run.config.replay, run.config.seed),
-            seed=run.config.seed,
-            quiet=run.quiet,
-        )
-
-        report = train(run.target.train, run.held_out, config)
-        kept = report.share if report.best_step else 0.0
-        if not run.target.valid or kept < 1.0 or report.interrupted:
-            return report, kept, run.target.train
-
-        if not run.target.test:
-            run.judge(self.name, kept)  # before the structures it is judged by are learned from
         accepted_score = run.score()
-        steps = max(1, round(SECOND_LENGTH * report.best_step))
-        second_config = config.model_copy(update={"max_steps": steps})
+        steps = max(1, round(SECOND_LENGTH * first.best_step))
+        config = run.config.gradient.model_copy(update={"max_steps": steps})
         with weights_aside(run.potential) as aside:
             try:
-                second = train(run.structures, None, second_config)
+                second = self._train_in_run(run, run.structures, None, config)
             except TrainingError:
                 # the first training has been confirmed, and is whole
-                return report, kept, run.target.train
+                return first, run.target.train
             confirmed = run.score() <= accepted_score
             if confirmed:
                 aside.keep_changes()
 
         report = replace(
-            report,
-            seconds=report.seconds + second.seconds,
+            first,
+            seconds=first.seconds + second.seconds,
             interrupted=second.interrupted,
         )
-        return report, kept, run.structures if confirmed else run.target.train
+        return report, run.structures if confirmed else run.target.train
+
+    def _train_in_run(
+        self,
+        run: FineTuning,
+        structures: list[Structure],
+        held_out: HeldOut | None,
+        config: GradientConfig,
+    ) -> GradientReport:
+        """Train the potential of a run, with its replay and its seed."""
+        return self.train(
+            run.potential,
+            structures,
+            held_out,
+            config,
+            new_elements=run.new_elements,
+            replay=replay_structures(run.model.potential, run.config.replay, run.config.seed),
+            seed=run.config.seed,
+            quiet=run.quiet,
+        )

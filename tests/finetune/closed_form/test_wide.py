@@ -203,7 +203,7 @@ def test_saved_and_loaded_it_predicts_the_same(model, target, tmp_path):
 
 def test_an_undone_change_leaves_a_readout_of_its_old_size(model, target, monkeypatch):
     """Posterior and record too."""
-    monkeypatch.setattr(Refit, "fit", refused)
+    monkeypatch.setattr(Refit, "finish", refused)
     config = FineTuneConfig(strategy="wide", ensemble=2, refit={"random_features": 12})
     result = finetune(model, target, config)
     size = model.potential.config.readout_size
@@ -212,7 +212,7 @@ def test_an_undone_change_leaves_a_readout_of_its_old_size(model, target, monkey
     assert result.posterior.bootstrap.shape == (2, len(result.posterior.covariance))
 
 
-def refused(strategy, run) -> Fitted:
+def refused(strategy, run, learned) -> Fitted:
     """A refit to widened features that held-out structures do not confirm."""
     report, posterior = run.solve(run.target.train)
     put_weights(run.potential, run.step0_weights)

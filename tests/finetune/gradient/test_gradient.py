@@ -401,5 +401,7 @@ def test_a_second_training_that_explodes_leaves_the_result_of_the_first(single, 
         target = Target("EMT", few[:7], few[7:], [], SOURCE)
         run = FineTuning(model, target, FineTuneConfig(strategy="full"), quiet=True)
         run.held_out = HeldOut(run.potential, target.valid)
-        _, kept, learned_from = strategy._train(run)
-    assert len(calls) == 2 and kept == 1.0 and learned_from is target.train
+        learned = strategy.learn(run)
+        report, learned_from = strategy._with_held_out(run, learned.gradient)
+    assert len(calls) == 2 and learned.kept == 1.0
+    assert report is learned.gradient and learned_from is target.train

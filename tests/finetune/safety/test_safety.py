@@ -18,7 +18,7 @@ from evenfield.finetune import set_up
 from evenfield.finetune.closed_form.reference_energies import refit_reference_energies
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.run import finetune
-from evenfield.finetune.safety.guard import HeldOut
+from evenfield.finetune.safety.guard import LEAST_BOUND, HeldOut
 from evenfield.finetune.safety.step0 import (
     WorseError,
     WrongUnitError,
@@ -27,7 +27,6 @@ from evenfield.finetune.safety.step0 import (
     step,
     worse_labels,
 )
-from evenfield.finetune.strategies import choose_strategy
 from evenfield.finetune.target import Target, alike, hold_out
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.evaluation.summary import summarise
@@ -275,12 +274,12 @@ def test_groups_are_held_out_whole_when_there_are_enough(own):
     assert hold_out(own[:7], 0.2, 0) == (own[:7], [])
 
 
-def test_copies_do_not_count_as_structures(own):
+def test_copies_do_not_count_as_structures(model, own):
     """Twelve copies of two structures are two, for `auto` and for what is held out."""
     copies = [replace(own[k % 2], structure_id=str(k)) for k in range(12)]
     few = target(copies)
     assert few.num_different == 2 and not few.valid
-    assert choose_strategy("auto", few.num_different).name == "refit"
+    assert finetune(model, few, FineTuneConfig()).strategy == "refit"
     assert target(own[:12]).num_different == 12
 
 
@@ -293,6 +292,48 @@ def test_an_element_is_never_held_out_entirely(own):
         assert valid and any(79 in s.elements for s in train)
         held_out = {int(z) for s in valid for z in s.elements}
         assert held_out <= {int(z) for s in train for z in s.elements}
+
+
+def test_held_out_structures_never_take_what_tells_elements_apart(own):
+    """Of elements in one ratio a sum of E0 is known, and errors of that ratio hide the rest."""
+    alloy = next(s for s in own if len(s.elements) == 2)
+    first, second = (int(z) for z in alloy.elements)
+    rng = np.random.default_rng(5)
+
+    def moved(numbers):
+        positions = alloy.positions + rng.normal(0, 0.1, alloy.positions.shape)
+        other = replace(alloy, atomic_numbers=np.array(numbers), positions=positions)
+        # near copies would have one energy, and count as one
+        return other.with_labels(energy=rng.normal(), forces=alloy.forces)
+
+    same = [moved(alloy.atomic_numbers) for _ in range(9)]
+    numbers = np.full(len(alloy), first)
+    numbers[0] = second
+    telling = moved(numbers if len(alloy) > 2 else np.full(len(alloy), first))
+    for seed in range(12):
+        train, valid = hold_out([telling, *same], 0.2, seed)
+        assert valid and any(s is telling for s in train)
+
+
+def test_forces_that_vanish_by_symmetry_veto_nothing(potential, own):
+    """Float32 predicts them to 1e-6 eV/A: a rise of that refused every fit to crystals at rest."""
+    crystal = next(s for s in own if len(s.elements) == 1 and s.pbc.all())
+    numbers = crystal.atomic_numbers[:1]
+    at_rest = replace(crystal, atomic_numbers=numbers, positions=np.zeros((1, 3)))
+    at_rest = at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 1e-6))
+    held_out = HeldOut(potential, [at_rest])
+    assert held_out.bound.force_mae == LEAST_BOUND["forces"]
+
+    better = copy.deepcopy(potential)
+    head = better.config.levels_of_theory.index("EMT")
+    with torch.no_grad():
+        error = predict(potential, [at_rest]).energy
+        better.e0[head, int(numbers[0])] += float(error[0, 0] - error[0, 1]) / 2
+    noisy = [at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 3e-6))]
+    held_out.valid = noisy
+    assert held_out.score(better) < held_out.step0
+    held_out.valid = [at_rest.with_labels(energy=5.0, forces=np.full((1, 3), 3e-3))]
+    assert held_out.score(better) == math.inf
 
 
 # --- the sign and the unit of the stress

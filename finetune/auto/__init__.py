@@ -1,0 +1,1 @@
+"""The choice among strategies by held-out structures: `strategy=auto`."""
