@@ -30,10 +30,14 @@ from ..target import hold_out
 # Without held-out structures, the refit alone is better than training all parameters below this
 # number of structures (docs/decisions/0009).
 FEWEST_TO_TRAIN_ALL = 8
-# A dearer candidate has to be better by this part of the score, and by this many standard errors of
-# the paired difference, or else the cheaper one is taken (docs/decisions/0025).
+# Scores that differ by less than this part, or by less than this many standard errors of the paired
+# difference, are equal. Among equals, earlier studies decide: at 8 structures and more, training
+# all parameters was better than any closed form on most sets (docs/decisions/0009, 0018, 0025).
 LEAST_GAIN = 0.05
 STANDARD_ERRORS = 0.5
+FULL_AFTER_WIDE = "full after wide"
+PREFERRED = (FULL_AFTER_WIDE, Full.name, WideRefit.name, Refit.name)
+UNDONE = "undone"
 # Ways to divide the structures that are tried until the choice is clear.
 MOST_DIVISIONS = 3
 # Steps by which the time of a training is estimated.
@@ -193,10 +197,10 @@ def _divided_again(run: FineTuning, division: int) -> FineTuning | None:
 
 
 def best_of(candidates: list[Candidate]) -> int:
-    """The place of the best of candidates, the cheapest of which comes first.
+    """The place of the best of candidates.
 
-    The first whose score is that of the lowest up to LEAST_GAIN, or up to the noise of their
-    difference.
+    Of those whose score is the lowest, up to LEAST_GAIN or up to the noise of their difference, it
+    is the first of PREFERRED that was not undone.
     """
     lowest = min(candidates, key=lambda candidate: candidate.score)
     as_good = []
@@ -207,7 +211,12 @@ def best_of(candidates: list[Candidate]) -> int:
         needed = max(LEAST_GAIN * candidate.score, STANDARD_ERRORS * _noise(candidate, lowest))
         if gain <= needed:
             as_good.append(place)
-    return as_good[0]
+
+    def preference(place: int) -> tuple[bool, int]:
+        one = candidates[place]
+        return one.remark == UNDONE, PREFERRED.index(one.name)
+
+    return min(as_good, key=preference)
 
 
 def _noise(one: Candidate, other: Candidate) -> float:
@@ -258,9 +267,6 @@ def try_all(run: FineTuning, seconds: float) -> tuple[list[Tried], list[Candidat
     return tried, candidates
 
 
-FULL_AFTER_WIDE = "full after wide"
-
-
 def _refitted(strategy: Refit, run: FineTuning) -> Tried:
     started = time.perf_counter()
     branch = run.branch()
@@ -308,7 +314,7 @@ def _tried(
         mae=step(name, run.potential, run.held_out.valid).mae,
         shares=run.held_out.shares(run.potential),
         minutes=minutes,
-        remark="undone" if learned.kept == 0.0 else "",
+        remark=UNDONE if learned.kept == 0.0 else "",
     )
     return Tried(candidate, strategy, run, learned)
 

@@ -46,19 +46,22 @@ def test_the_lowest_score_wins_where_it_is_clear():
     assert best_of(clear[::-1]) == 0
 
 
-def test_within_noise_the_cheaper_one_is_taken():
+def test_within_noise_what_was_better_before_is_taken():
     """The sums are the same in both cases, and only one of them says the same thing thrice."""
-    noisy = [candidate("refit", 0.5, 0.5, 0.5), candidate("full", 0.0, 0.9, 0.42)]
-    same = [candidate("refit", 0.5, 0.5, 0.5), candidate("full", 0.44, 0.44, 0.44)]
-    assert noisy[1].score == pytest.approx(same[1].score)
-    assert best_of(noisy) == 0 and best_of(same) == 1
+    noisy = [candidate("refit", 0.0, 0.9, 0.42), candidate("full", 0.5, 0.5, 0.5)]
+    same = [candidate("refit", 0.44, 0.44, 0.44), candidate("full", 0.5, 0.5, 0.5)]
+    assert noisy[0].score == pytest.approx(same[0].score)
+    assert best_of(noisy) == 1 and best_of(same) == 0
 
 
-def test_a_gain_too_small_to_pay_for_is_not_taken():
+def test_a_gain_too_small_to_count_is_none():
     """Although it is the same in every structure."""
-    cheap = candidate("refit", 0.5, 0.5)
     less = 0.5 * (1 - 0.5 * choosing.LEAST_GAIN)
-    assert best_of([cheap, candidate("full", less, less)]) == 0
+    cheap = candidate("refit", less, less)
+    assert best_of([cheap, candidate("full", 0.5, 0.5)]) == 1
+    # what was undone has nothing to be preferred for
+    undone = replace(candidate("full", 0.5, 0.5), remark=choosing.UNDONE)
+    assert best_of([cheap, undone]) == 0
 
 
 def test_a_candidate_that_was_not_tried_is_never_taken():
@@ -78,7 +81,7 @@ def test_what_several_divisions_say_is_put_together():
 
 
 @pytest.mark.parametrize(
-    ("full", "minutes", "divisions"),
+    ("refit", "minutes", "divisions"),
     [
         ((0.1, 0.1, 0.1), 60, 1),  # clear
         ((0.0, 0.9, 0.42), 60, choosing.MOST_DIVISIONS),  # within noise
@@ -86,13 +89,13 @@ def test_what_several_divisions_say_is_put_together():
     ],
 )
 def test_structures_are_divided_again_while_noise_decides(
-    model, target, monkeypatch, full, minutes, divisions
+    model, target, monkeypatch, refit, minutes, divisions
 ):
     held_out = []
 
     def tried(run, _seconds):
         held_out.append({structure.structure_id for structure in run.target.valid})
-        return [], [candidate("refit", 0.5, 0.5, 0.5), candidate("full", *full)]
+        return [], [candidate("refit", *refit), candidate("full", 0.5, 0.5, 0.5)]
 
     monkeypatch.setattr(choosing, "try_all", tried)
     config = NARROW.model_copy(update={"auto": NARROW.auto.model_copy(update={"minutes": minutes})})
