@@ -74,6 +74,7 @@ def run(
     from .run import finetune
     from .safety.forgetting import forgetting_report, probe_of, stored_probe
     from .save import check_model_place, save_finetuned
+    from .target import place_of_data
 
     config = load_settings(FineTuneConfig, recipe, overrides)
     work = out.with_name(f"{out.name}-data")
@@ -83,12 +84,15 @@ def run(
     check_destination(work, overwrite=True, inputs=read)
 
     loaded = load(model, folder_hub)
-    result = finetune(loaded, data, config, work=work, overwrite=overwrite, quiet=False, say=say)
-
+    # read before the work, so that a probe that cannot be read costs none
     structures = stored_probe(loaded) or probe_of(loaded, probe)
-    forgetting = forgetting_report(loaded.potential, result.potential, structures)
-    _print_result(result, forgetting)
-    saved = save_finetuned(result, loaded, out, licence, forgetting, overwrite=overwrite)
+    with place_of_data(work, replaces_model=overwrite and out.exists()) as place:
+        result = finetune(
+            loaded, data, config, work=place, overwrite=overwrite, quiet=False, say=say
+        )
+        forgetting = forgetting_report(loaded.potential, result.potential, structures)
+        _print_result(result, forgetting)
+        saved = save_finetuned(result, loaded, out, licence, forgetting, overwrite=overwrite)
     say(f"model: {saved}")
     if loaded.uncertainties:
         say(

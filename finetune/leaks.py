@@ -6,7 +6,7 @@ from itertools import permutations
 
 from ..core.addresses import local_path
 from ..data_pipelines.checks.leaks import leaks_between
-from ..model_zoo.package.record import ModelRecord
+from ..model_zoo.package.record import ModelRecord, notes_on_known_sources
 from .target import Target
 
 
@@ -22,10 +22,4 @@ def notes_on_leaks(target: Target, record: ModelRecord, replay: str | None) -> l
         if folder.resolve() != target.folder.resolve():
             notes += leaks_between(permutations([target.folder, folder], 2), remedy=SEPARATE)
 
-    for data in record.training_data:
-        if data.sha256 == target.source.sha256:
-            notes.append(
-                f"the model was trained on this source already ({data.name}): unless it was "
-                "divided in the same way, errors on held-out structures look too good"
-            )
-    return notes
+    return notes + notes_on_known_sources(record, [target.source.sha256])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..core.addresses import local_path
-from ..core.destination import DestinationError, check_destination
+from ..core.destination import DestinationError, check_destination, replace_folder
 from ..core.errors import EvenfieldError
+from ..core.files import copy_folder
 from ..data_pipelines.checks.unit_check import UnitError
 from ..data_pipelines.convert import staging
 from ..data_pipelines.convert.convert import (
@@ -31,8 +34,8 @@ from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_r
 from ..data_pipelines.sources.read import source_fingerprint
 from ..data_pipelines.sources.records import DisagreeingLabelsError
 from ..data_pipelines.store.blocks import iter_structures
-from ..data_pipelines.store.folder_files import PARTS
-from ..data_pipelines.store.shards import BrokenDataSetError, read_info, stated_info
+from ..data_pipelines.store.folder_files import PARTS, files_of_data_set
+from ..data_pipelines.store.shards import INFO, BrokenDataSetError, read_info, stated_info
 from ..data_pipelines.structure import BadRecordError, Structure
 from ..model_zoo.package.record import TrainingData
 
@@ -393,6 +396,31 @@ def _convert_file(
         _say_prefix(error)
         raise
     return work
+
+
+@contextmanager
+def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
+    """Where a fine-tuning converts a file to, whose data set is `work` after the block.
+
+    A model that is replaced keeps its data until the new one is whole: the new data set is made
+    next to `work`, and takes its place when the block succeeds.
+
+    Raises DestinationError when `work` holds a data set that no fine-tuning has made.
+    """
+    if not replaces_model or not (work / INFO).is_file():
+        yield work
+        return
+    if not _is_of_a_fine_tuning(work):
+        check_destination(work, remedy=ANOTHER_OUT)
+    place = work.with_name(f".{work.name}.next")
+    try:
+        yield place
+        # data that had been converted already have not been made there
+        if place.is_dir():
+            with replace_folder(work, files_of_data_set(work)) as new:
+                copy_folder(place, new)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _say_prefix(error: EvenfieldError) -> None:

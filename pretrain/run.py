@@ -24,7 +24,7 @@ from ..model_zoo.evaluation.summary import summarise
 from ..model_zoo.hub.load import load
 from ..model_zoo.package.domain_record import domain_file
 from ..model_zoo.package.folder import save_model
-from ..model_zoo.package.record import ModelRecord, TrainingData
+from ..model_zoo.package.record import ModelRecord, TrainingData, notes_on_known_sources
 from ..model_zoo.package.weights import refuse_unusable_weights
 from ..model_zoo.potential.potential import Potential
 from .callbacks.adaptive import AdaptiveWeights
@@ -145,6 +145,8 @@ def _run(
     potential = build_potential(config, data, kept)
     share_readouts(potential, config.level_sharing)
     run_data = RunData.of(data)
+    if begun:
+        run_data = run_data.after(begun.data_before)
     if start:
         _begin_with(start, config, data, run_data, potential, console)
     levels = potential.config.levels_of_theory
@@ -206,6 +208,8 @@ def _begin_with(
     levels = potential.config.levels_of_theory
     notes = start.take_over(potential, config.level_sharing.levels)
     notes += start.left_behind(run_data.elements)
+    sources = [info["source"]["sha256"] for info in data.infos]
+    notes += notes_on_known_sources(start.model.record, sources)
     sample = spread_structures(data, "train", levels, STRUCTURES_OF_A_LEVEL * len(levels))
     for note in [*notes, *start.notes_on_levels(potential, sample)]:
         console.print(note)

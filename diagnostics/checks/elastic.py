@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
-from ase.optimize import BFGS
 from ase.units import GPa
 
 from ..check import CheckedCalculator, CheckedModel, CheckResult, Figure
-from ..sanity.answers import FAILURES, ask
+from ..sanity.answers import ask, at_rest
 from ..sanity.config import SanityConfig
 from ..sanity.crystals import ATOMS_PER_CUBE, crystal, minimum
 from ..sanity.reference.tables import elemental_phases, lattices
@@ -200,7 +199,9 @@ def _response(
         strained = atoms.copy()
         strained.set_cell(atoms.cell.array @ (np.eye(3) + strain * direction), scale_atoms=True)
         if relaxes:
-            strained = _relaxed(calculator, strained)
+            relaxed = at_rest(calculator, strained, FMAX, MAX_STEPS)
+            # a calculator that fails is asked once more, and the answer is NaN
+            strained = strained if relaxed is None else relaxed[0]
         answer = ask(calculator, strained, stress=True)
         energies.append(answer.energy)
         stresses.append(answer.stress)
@@ -220,16 +221,3 @@ def _response(
         slope = np.polyfit(scaled, entries, 3)[-2] / largest if is_finite else np.nan
         slopes.append(float(slope) / GPa)
     return float(curvature) / GPa, slopes[0], slopes[1]
-
-
-def _relaxed(calculator: Calculator, atoms: Atoms) -> Atoms:
-    """The same cell with its atoms at rest; as it was where the calculator fails."""
-    moved = atoms.copy()
-    moved.set_initial_magnetic_moments(None)
-    moved.calc = calculator
-    try:
-        with np.errstate(all="ignore"):
-            BFGS(moved, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
-    except FAILURES:
-        return atoms
-    return moved

@@ -18,11 +18,10 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
-from ase.optimize import BFGS
 from scipy.sparse.csgraph import connected_components
 
 from ..check import CheckedCalculator, CheckResult, Figure
-from ..sanity.answers import FAILURES, ask
+from ..sanity.answers import ask, at_rest
 from ..sanity.config import SanityConfig, Suite
 from ..sanity.oracle import oracle_of
 from ..sanity.verdicts import failures, with_progress
@@ -170,17 +169,11 @@ def random_cluster(formula: str, rng: np.random.Generator) -> Atoms:
 
 def relaxed(calculator: Calculator, atoms: Atoms) -> StationaryPoint | None:
     """The point where a relaxation ends; None if it does not end, or the cluster flies apart."""
-    moved = atoms.copy()
-    moved.set_initial_magnetic_moments(None)
-    moved.calc = calculator
-    try:
-        with np.errstate(all="ignore"):
-            optimiser = BFGS(moved, logfile=None)
-            is_done = optimiser.run(fmax=FMAX, steps=MAX_STEPS)
-    except FAILURES:
+    found = at_rest(calculator, atoms, FMAX, MAX_STEPS)
+    if found is None:
         return None
-    moved.calc = None
-    if not is_done or not _holds_together(moved):
+    moved, is_at_rest = found
+    if not is_at_rest or not _holds_together(moved):
         return None
     return _point(calculator, moved)
 

@@ -14,10 +14,9 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
-from ase.optimize import BFGS
 
 from ..check import CheckedCalculator, CheckResult, Figure
-from ..sanity.answers import FAILURES, ask_many
+from ..sanity.answers import ask_many, at_rest
 from ..sanity.config import SanityConfig
 from ..sanity.oracle import oracle_of
 from ..sanity.verdicts import failures, with_progress
@@ -145,9 +144,10 @@ class Vibrations:
 def vibrations_of(calculator: Calculator, atoms: Atoms) -> Vibrations:
     """Relax a molecule and differentiate its forces."""
     broken = Vibrations(np.full(1, np.nan), np.nan, np.nan, is_whole=False)
-    relaxed = _relaxed(calculator, atoms)
-    if relaxed is None or not _is_intact(atoms, relaxed):
+    found = at_rest(calculator, atoms, FMAX, MAX_STEPS)
+    if found is None or not _is_intact(atoms, found[0]):
         return broken
+    relaxed, _ = found
     hessian = second_derivatives(calculator, relaxed)
     if not np.isfinite(hessian).all():
         return broken
@@ -185,19 +185,6 @@ def wave_numbers(hessian: np.ndarray, masses: np.ndarray) -> np.ndarray:
     angular = np.sign(squared) * np.sqrt(np.abs(squared))
     waves: np.ndarray = angular * units._hbar / units._e * units.s / units.invcm
     return waves
-
-
-def _relaxed(calculator: Calculator, atoms: Atoms) -> Atoms | None:
-    moved = atoms.copy()
-    moved.set_initial_magnetic_moments(None)
-    moved.calc = calculator
-    try:
-        with np.errstate(all="ignore"):
-            BFGS(moved, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
-    except FAILURES:
-        return None
-    moved.calc = None
-    return moved
 
 
 def _is_intact(before: Atoms, after: Atoms) -> bool:

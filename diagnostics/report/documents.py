@@ -19,7 +19,8 @@ def markdown(path: Path, caption: str = "") -> Document:
     Raises FileError where the file cannot be read.
     """
     with file_errors(path):
-        source = path.read_text()
+        # a byte that is no text shows as such
+        source = path.read_bytes().decode(errors="replace")
 
     # a model card begins with metadata for the hub
     source = re.sub(r"\A---\n.*?\n---\n", "", source, flags=re.DOTALL)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, CalculatorError
+from ase.optimize import BFGS
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from ...core.errors import EvenfieldError
@@ -67,6 +68,25 @@ def ask(calculator: Calculator, atoms: Atoms, *, stress: bool = False) -> Answer
     except FAILURES:
         return Answer(np.nan, np.full((len(atoms), 3), np.nan), tensor)
     return Answer(energy, forces, tensor)
+
+
+def at_rest(
+    calculator: Calculator, atoms: Atoms, fmax: float, steps: int
+) -> tuple[Atoms, bool] | None:
+    """A copy of `atoms` after a relaxation in its cell, and whether forces are below `fmax` (eV/A).
+
+    None where the calculator fails.
+    """
+    moved = atoms.copy()
+    moved.set_initial_magnetic_moments(None)
+    moved.calc = calculator
+    try:
+        with np.errstate(all="ignore"):
+            is_at_rest = BFGS(moved, logfile=None).run(fmax=fmax, steps=steps)
+    except FAILURES:
+        return None
+    moved.calc = None
+    return moved, bool(is_at_rest)
 
 
 def energy_per_atom(calculator: Calculator, atoms: Atoms) -> float:

@@ -291,7 +291,7 @@ def _margin(figure: Figure) -> float:
 def _read(path: Path) -> Side:
     """The results of one battery."""
     with file_errors(path):
-        text = path.read_text()
+        text = path.read_bytes()
     try:
         content = json.loads(text)
         if unsealed(text) is None:

@@ -83,7 +83,7 @@ class FewShotCurve(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read and check a file. Raises FewShotFileError, and FileError without a file."""
         with file_errors(path, remedy="`evenfield finetune curve` writes it"):
-            text = Path(path).read_text()
+            text = Path(path).read_bytes()
         try:
             curve = cls.model_validate_json(text)
         except ValidationError as error:
@@ -194,7 +194,7 @@ def _median_and_range(values: list[float]) -> str:
 def _holds_curve(path: Path) -> bool:
     """Whether it is a curve, also a damaged one: `read` says what is wrong with that."""
     try:
-        FewShotCurve.model_validate_json(path.read_text())
+        FewShotCurve.model_validate_json(path.read_bytes())
     except ValidationError:
         return False
     return True

@@ -184,13 +184,13 @@ def _atoms_with_kind(structure: Structure) -> Atoms:
 
 
 def _structure_with_kind(atoms: Atoms) -> Structure:
-    """Inverse of `_atoms_with_kind`; the probe file contains energies and forces."""
+    """Inverse of `_atoms_with_kind`. A sample has the labels of its training data."""
     results = atoms.calc.results
+    labels = {name: results[name] for name in GUARDED if name in results}
     return Structure.from_atoms(
         atoms,
         level_of_theory=str(atoms.info["level_of_theory"]),
         structure_id=str(atoms.info["structure_id"]),
         group=str(atoms.info["kind"]),
-        energy=results["energy"],
-        forces=results["forces"],
+        **labels,
     )

@@ -244,7 +244,8 @@ class ErrorSummary(Errors):
     def read(cls, path: Path) -> Self:
         """Read an evaluation.json. Raises SummaryError, and FileError without a file."""
         with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
-            text = path.read_text()
+            # bytes: what is no text is no JSON either, and is told below
+            text = path.read_bytes()
         try:
             content = json.loads(text)
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from ase.data import chemical_symbols
@@ -66,6 +66,18 @@ def _source(entry: Mapping[str, Any]) -> DataSource:
             "num_structures": sum(by_split["train"] for by_split in levels.values()),
         }
     )
+
+
+def notes_on_known_sources(record: ModelRecord, sources: Collection[str]) -> list[str]:
+    """A line for each source, by its SHA-256, that a model was trained on already."""
+    notes = []
+    for data in record.training_data:
+        if data.sha256 in sources:
+            notes.append(
+                f"the model was trained on this source already ({data.name}): unless it was "
+                "divided in the same way, errors on held-out structures look too good"
+            )
+    return notes
 
 
 class ModelRecord(Settings):

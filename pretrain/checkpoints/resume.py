@@ -43,6 +43,11 @@ class Continuation:
         return self.found.manifest["step"]
 
     @property
+    def data_before(self) -> RunData:
+        """The data of the run when the checkpoint was written."""
+        return RunData.from_dict(self.found.manifest["data"])
+
+    @property
     def start(self) -> dict[str, Any] | None:
         """What the checkpoint says of the model that the run began with, if it did."""
         return self.found.manifest.get("start")
@@ -100,6 +105,8 @@ def look_for_run(
             "normalisation are those of the run; new heads and elements start from the new data, "
             "and the stream from its beginning",
         )
+        for note in before.known_in(data):
+            console.print(note)
     return Continuation(found, KeptHeads.from_dict(manifest["model"]), same_data)
 
 

@@ -7,10 +7,13 @@ which mean something only with the data that they were counted in. So a checkpoi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
+
 from ...data_pipelines.census.energy_sketch import common
+from ...data_pipelines.store.fingerprints import read_fingerprints
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.potential.potential import Potential
 
@@ -20,6 +23,10 @@ FEWEST_COMMON = 3
 # A level that keeps so large a share of its own structures, relative to the share that it has got
 # of another level's, has been enlarged rather than exchanged.
 MOST_OF_ITS_OWN = 0.5
+# Fingerprints of training structures that are kept. Those of more structures are the smallest ones:
+# a fingerprint is a hash, so they are a random sample, and the same one in any data.
+MOST_LEARNED = 2000
+HELD_OUT = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ class RunData:
     sketches: dict[str, list[str]]
     """Level of theory -> its energy sketch; empty for data converted before there was one."""
 
+    learned: list[int]
+    """The smallest fingerprints of structures that the run has trained on, ascending."""
+
     @classmethod
     def of(cls, data: Collection) -> Self:
         contents = {}
@@ -50,13 +60,43 @@ class RunData:
         for level, row in trained_levels(data).items():
             elements[level] = sorted(row["e0"])
             sketches[level] = row.get("energy_sketch", [])
-        return cls(contents, data.num_structures("train"), elements, sketches)
+        learned = _smallest(_fingerprints(data, "train"))
+        return cls(contents, data.num_structures("train"), elements, sketches, learned)
+
+    def after(self, before: RunData) -> RunData:
+        """These data for a run that has trained on those before, which it does not forget."""
+        learned = _smallest(np.array([*self.learned, *before.learned], np.int64))
+        return replace(self, learned=learned)
+
+    def known_in(self, data: Collection) -> list[str]:
+        """A note for each held-out split that has near copies of what the run has trained on."""
+        notes = []
+        for split in HELD_OUT:
+            judged = _fingerprints(data, split)
+            # of a sample, only those below its largest could have been in it
+            is_sample = len(self.learned) >= MOST_LEARNED
+            comparable = judged[judged <= self.learned[-1]] if is_sample else judged
+            known = int(np.isin(comparable, self.learned).sum())
+            if known:
+                of_a_sample = " that could be compared" if is_sample else ""
+                notes.append(
+                    f"warning: the run has trained on {known} of the {len(comparable)} {split} "
+                    f"structures{of_a_sample}: errors on them look too good. Convert the data so "
+                    "that old structures keep their split, or start a new run in another folder"
+                )
+        return notes
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
         # runs that began before there were sketches go on without them
         sketches = saved.get("sketches") or {level: [] for level in saved["elements"]}
-        return cls(saved["contents"], saved["num_structures"], saved["elements"], sketches)
+        return cls(
+            saved["contents"],
+            saved["num_structures"],
+            saved["elements"],
+            sketches,
+            saved.get("learned", []),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -64,6 +104,7 @@ class RunData:
             "num_structures": self.num_structures,
             "elements": self.elements,
             "sketches": self.sketches,
+            "learned": self.learned,
         }
 
     def taken_from(self, before: RunData) -> dict[str, str]:
@@ -126,6 +167,21 @@ def trained_levels(data: Collection) -> dict[str, Any]:
     """The census rows of the levels of theory that have training structures, the largest first."""
     levels = data.census()["levels_of_theory"]
     return {level: row for level, row in levels.items() if row["structures"].get("train")}
+
+
+def _fingerprints(data: Collection, split: str) -> np.ndarray:
+    """Fingerprints of the structures of a split in all data sets."""
+    found = [
+        read_fingerprints(folder, info)[split]
+        for folder, info in zip(data.folders, data.infos, strict=True)
+    ]
+    return np.concatenate(found)
+
+
+def _smallest(fingerprints: np.ndarray) -> list[int]:
+    """The smallest of them, each once, ascending."""
+    smallest: list[int] = np.unique(fingerprints)[:MOST_LEARNED].tolist()
+    return smallest
 
 
 def _content(info: dict[str, Any]) -> str:

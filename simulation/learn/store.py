@@ -40,7 +40,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Read what `write` wrote. Raises DamagedStateError for anything else."""
     with file_errors(path):
-        text = path.read_text()
+        text = path.read_bytes()
     content = unsealed(text)
     if content is None:
         raise DamagedStateError(

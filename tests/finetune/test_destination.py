@@ -26,6 +26,7 @@ from evenfield.finetune.few_shot.results import FewShotCurve
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.target import open_target, place_of_data
 
 
 @pytest.fixture
@@ -239,3 +240,27 @@ def test_what_a_refused_file_leaves_at_out_data_is_replaced_with_overwrite(model
         finetune(model, data, FineTuneConfig(strategy="refit"), work=work)
     config = FineTuneConfig(strategy="refit")
     assert finetune(model, data, config, work=work, overwrite=True).structures
+
+
+def test_a_model_keeps_its_data_until_the_new_one_is_whole(model, data, tmp_path):
+    work = tmp_path / "tuned-data"
+    finetune(model, data, FineTuneConfig(strategy="refit"), work=work)
+    (work / "notes.txt").write_text("mine")
+    before = contents(work)
+    other = tmp_path / "other.extxyz"
+    ase.io.write(other, ase.io.read(data, ":")[:4])
+
+    with pytest.raises(RuntimeError), place_of_data(work, replaces_model=True) as place:
+        finetune(model, other, FineTuneConfig(strategy="refit"), work=place, overwrite=True)
+        assert contents(work) == before and place != work
+        raise RuntimeError("while the model is written")
+    assert contents(work) == before and not place.exists()
+
+    with place_of_data(work, replaces_model=True) as place:
+        finetune(model, other, FineTuneConfig(strategy="refit"), work=place, overwrite=True)
+    assert not place.exists()
+    assert (work / "notes.txt").read_text() == "mine"
+    assert len(open_target(work).train) == 4
+
+    with place_of_data(work, replaces_model=False) as place:
+        assert place == work

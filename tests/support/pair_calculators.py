@@ -39,6 +39,10 @@ class Pairs(Calculator):
         if self.atoms.pbc.all():
             stress = np.einsum("pi,pj->ij", pulls, vectors) / 2 / self.atoms.get_volume()
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        self.spoil()
+
+    def spoil(self) -> None:
+        """Change `self.results`, which are those of `self.atoms`; a subclass may."""
 
 
 def morse(r: np.ndarray, a: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,13 +96,7 @@ class Nitrogen(Pairs):
 class Twisted(Nitrogen):
     """Forces that also turn all atoms about a diagonal, which no energy accounts for."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         arms = self.atoms.positions - self.atoms.positions.mean(axis=0)
         self.results["forces"] = self.results["forces"] + 6 * np.cross([1, 1, 1], arms)
 
@@ -112,13 +110,7 @@ class Near(Pairs):
 class Held(Nitrogen):
     """Each atom is also held back to the origin, as by a field from outside."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         self.results["forces"] = self.results["forces"] - 0.5 * self.atoms.positions
 
 
@@ -132,13 +124,7 @@ class Nothing(Pairs):
 class Handed(Nitrogen):
     """The energy also has the volume that the first four atoms span, with its sign."""
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         first, *others = self.atoms.positions[:4]
         self.results["energy"] += 0.1 * float(np.linalg.det(np.array(others) - first))
 
@@ -156,13 +142,7 @@ class Alloy(Bonds):
 
     gain = 0.01
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        super().calculate(atoms, properties, system_changes)
+    def spoil(self) -> None:
         first, second = neighbor_list("ij", self.atoms, self.reach)
         numbers = self.atoms.numbers
         unlike = int((numbers[first] != numbers[second]).sum())

@@ -388,6 +388,10 @@ def test_a_changed_digit_is_noticed(by_hand, tmp_path):
     path.write_text(text.replace('"num_structures": ', '"num_structures": 1', 1))
     with pytest.raises(SummaryError, match="does not match its checksum"):
         ErrorSummary.read(path)
+    # the highest bit of a byte: no text any more
+    path.write_bytes(text.encode()[:90] + b"\xe5" + text.encode()[91:])
+    with pytest.raises(SummaryError, match="not JSON"):
+        ErrorSummary.read(path)
 
 
 @pytest.mark.parametrize(

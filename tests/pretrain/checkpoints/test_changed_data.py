@@ -16,6 +16,7 @@ from evenfield.data_pipelines.convert.convert import ConvertConfig, convert, wri
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.hub.load import load
 from evenfield.pretrain import run
+from evenfield.pretrain.checkpoints import run_data
 from evenfield.pretrain.checkpoints.new_heads import filled_up
 from evenfield.pretrain.checkpoints.resume import look_for_run
 from evenfield.pretrain.errors import ResumeError
@@ -270,3 +271,24 @@ def test_sets_of_a_mixture_are_known_by_name(emt_file, run_config, tmp_path, swa
             run.pretrain(moved, "must", quiet=True)
     else:
         assert run.pretrain(moved, "must", quiet=True) is not None
+
+
+def test_held_out_structures_that_were_trained_on_are_named(
+    run_config, levels, tmp_path, capsys, monkeypatch
+):
+    """The splits moved with the data, and errors on the new test split would look too good."""
+
+    def told_of(number: int) -> str:
+        # every fourth structure tests, from another one on
+        data = data_set(levels["EMT"][number:], tmp_path / f"from {number}")
+        config = run_config(data=data, max_steps=2 + number)
+        run.pretrain(config, "auto", changed_data=True)
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "has trained on" not in told_of(0)
+    assert "warning: the run has trained on 5 of the 5 test structures: errors" in told_of(1)
+    # the first data are remembered through the second
+    assert "the run has trained on 5 of the 5 test structures" in told_of(2)
+
+    monkeypatch.setattr(run_data, "MOST_LEARNED", 4)
+    assert "test structures that could be compared: errors" in told_of(3)
