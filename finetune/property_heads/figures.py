@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 
+# relative; below it numbers differ by rounding
+SAME = 1e-9
+
+
 def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Errors of numbers (M,); vectors come component by component.
 
@@ -19,7 +23,8 @@ def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
         "rmse": float(np.sqrt((error**2).mean())),
         "spread": float(labels.std()),
     }
-    if predicted.std() > 0 and labels.std() > 0:
+    # a mean that is repeated varies by its rounding only
+    if min(predicted.std(), labels.std()) > SAME * np.abs(labels).max():
         figures["r"] = float(np.corrcoef(predicted, labels)[0, 1])
     return figures
 

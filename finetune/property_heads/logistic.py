@@ -14,8 +14,11 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 
-PENALTIES = (1e-2, 1e-1, 1.0, 1e1, 1e2)
+# in this order: each solution starts from the one before, which is nearer to zero
+PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
 FOLDS = 5
+# of the gradient per structure; the choice of the penalty needs no more than the first
+CHOOSING = 1e-4
 GRADIENT_TOLERANCE = 1e-7
 
 
@@ -44,22 +47,31 @@ def logistic(
     fold_of = dict(zip(names, folds.tolist(), strict=True))
     fold = np.array([fold_of[group] for group in groups])
 
-    losses = []
-    for penalty in PENALTIES:
-        loss = 0.0
-        for left_out in range(FOLDS):
-            test = fold == left_out
-            # fewer groups than folds leave some of them empty
-            if test.any() and not test.all():
-                fitted = fit(rows[~test], classes[~test], num_classes, penalty)
-                found = fitted.log_probabilities(rows[test])
-                loss -= found[np.arange(test.sum()), classes[test]].sum()
-        losses.append(loss)
+    losses = np.zeros(len(PENALTIES))
+    for left_out in range(FOLDS):
+        test = fold == left_out
+        # fewer groups than folds leave some of them empty
+        if not test.any() or test.all():
+            continue
+        fitted = None
+        for place, penalty in enumerate(PENALTIES):
+            train = (rows[~test], classes[~test], num_classes, penalty)
+            fitted = fit(*train, start=fitted, tolerance=CHOOSING)
+            found = fitted.log_probabilities(rows[test])
+            losses[place] -= found[np.arange(test.sum()), classes[test]].sum()
     return fit(rows, classes, num_classes, PENALTIES[int(np.argmin(losses))])
 
 
-def fit(rows: np.ndarray, classes: np.ndarray, num_classes: int, penalty: float) -> LogisticFit:
-    """The solution for one penalty."""
+def fit(
+    rows: np.ndarray,
+    classes: np.ndarray,
+    num_classes: int,
+    penalty: float,
+    *,
+    start: LogisticFit | None = None,
+    tolerance: float = GRADIENT_TOLERANCE,
+) -> LogisticFit:
+    """The solution for one penalty; `start` is a solution for another."""
     num_columns = rows.shape[1]
     wanted = np.eye(num_classes)[classes]  # (S, K)
 
@@ -73,13 +85,15 @@ def fit(rows: np.ndarray, classes: np.ndarray, num_classes: int, penalty: float)
         # per structure, so that the tolerance means the same for any number of them
         return float(loss) / len(rows), slope.ravel() / len(rows)
 
-    start = np.zeros((num_columns + 1) * num_classes)
+    first = np.zeros((num_columns + 1, num_classes))
+    if start is not None:
+        first = np.vstack([start.weights, start.constants])
     found = minimize(
         objective,
-        start,
+        first.ravel(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10000, "gtol": GRADIENT_TOLERANCE, "ftol": 1e-14},
+        options={"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 1e-14},
     )
     table = found.x.reshape(num_columns + 1, num_classes)
     # a constant added to all classes changes nothing
