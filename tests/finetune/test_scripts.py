@@ -159,9 +159,12 @@ def test_a_head_beats_the_mean_and_a_fine_tuning_leaves_it_behind(
     model_folder, files, sets, tmp_path, monkeypatch, capsys
 ):
     with_head = tmp_path / "with"
+    # an element that the model has not learned is refused
+    known = [a for a in ase.io.read(files / "all.extxyz", ":") if "Pt" not in a.symbols]
+    ase.io.write(tmp_path / "known.extxyz", known)
     words = "head=scalar key=volume unit=A^3 level_of_theory=EMT split=structure"
     command(
-        f"evenfield finetune head {model_folder} {files / 'all.extxyz'} {with_head} {words}",
+        f"evenfield finetune head {model_folder} {tmp_path / 'known.extxyz'} {with_head} {words}",
         monkeypatch,
     )
     about = model_zoo.load(with_head).heads["volume"].description
