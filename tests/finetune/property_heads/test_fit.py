@@ -15,6 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from evenfield import cli, model_zoo
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.settings import SettingsError, load_settings
+from evenfield.finetune.features import structure_features
 from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.finetune.property_heads.fit import fit_head
 from evenfield.finetune.property_heads.logistic import fit
@@ -197,6 +198,14 @@ def test_compositions_and_rare_elements_stay_together(frames) -> None:
         assert 0.05 < mask.mean() < 0.35
     again = held_out(with_rare, configured("head=dipole", "seed=19"), Path("mine"))
     np.testing.assert_array_equal(mask, again)
+
+
+def test_features_of_structures_are_means_of_the_readout(model, frames) -> None:
+    found = structure_features(model, frames[:5])
+    assert found.shape == (5, model.potential.config.readout_size)
+    calculator = model.calculator(warn_outside=False)
+    for row, atoms in zip(found, frames, strict=False):
+        np.testing.assert_allclose(row, calculator.get_features(atoms).mean(axis=0), atol=1e-10)
 
 
 # --- the command
