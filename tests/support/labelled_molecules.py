@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -21,8 +22,9 @@ NAMES = ("H2O", "NH3", "CH4", "CO2", "CH3OH", "HCN", "C2H2", "C2H4", "H2CO", "N2
 SYMBOLS = ["H", "C", "N", "O"]
 
 
-def molecular_model(folder: Path) -> Path:
+def molecular_model(folder: Path, seed: int = 0) -> Path:
     """A float64 model with random weights that says to know H, C, N and O."""
+    torch.manual_seed(seed)
     config = PotentialConfig(
         channels=4,
         l_max=1,
