@@ -1,4 +1,4 @@
-"""Units that a source may state, as factors to the pipeline's own: A, eV, eV/A, eV/A^3."""
+"""Units that a source may state, as factors to the pipeline's own: A, eV, eV/A, eV/A^3, e, e*A."""
 
 from __future__ import annotations
 
@@ -35,3 +35,7 @@ STRESS |= {f"-{name}": -factor for name, factor in STRESS.items()}
 # A virial is minus the derivative of the energy by strain: minus the stress, times the volume. A
 # file with the derivative itself has no minus.
 STRESS_TIMES_VOLUME = {**ENERGY, **{f"-{name}": -factor for name, factor in ENERGY.items()}}
+
+CHARGE = {"e": 1.0}
+
+DIPOLE = {"e*A": 1.0, "Debye": units.Debye, "e*Bohr": units.Bohr}

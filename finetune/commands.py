@@ -1,4 +1,4 @@
-"""The commands `evenfield finetune [run]`, `... curve` and `... attach`."""
+"""The commands `evenfield finetune [run]`, `... curve`, `... attach` and `... head`."""
 
 from __future__ import annotations
 
@@ -99,6 +99,11 @@ def run(
             "without a record of uncertainty: that of the base model holds for its weights only; "
             f"make one from structures that were not learned from with `evenfield finetune attach "
             f"{saved} DATA --level-of-theory {quote(result.level_of_theory)} --calibrate-on test`"
+        )
+    if loaded.heads:
+        say(
+            f"without the heads {', '.join(loaded.heads)}: those of the base model hold for its "
+            f"weights only; fit them again with `evenfield finetune head {saved} DATA {saved}`"
         )
 
 
@@ -202,6 +207,55 @@ def attach(
         say=say,
     )
     say(f"{model}: now with {', '.join(names)}")
+
+
+@app.command()
+def head(
+    model: ModelReference,
+    data: Annotated[Path, typer.Argument(help="labelled structures in any file that ASE reads")],
+    out: Annotated[
+        Path, typer.Argument(help="folder of the model with the head; may be MODEL itself")
+    ],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    folder_hub: FolderHub = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="replace what OUT holds, and a head of the same name"),
+    ] = False,
+    show_settings: Annotated[
+        bool, settings_option("finetune.property_heads.config:HeadConfig")
+    ] = False,
+) -> None:
+    """Fit a head of another property to a frozen model, in closed form; prints held-out errors.
+
+    Charges, a dipole, a number or a class of each structure. The weights of the model stay as they
+    are, bit for bit. Labels are under a key of ASE's results, info or arrays.
+
+    Example: evenfield finetune head evenfield-1 molecules.extxyz runs/dipoles head=dipole
+    """
+    from ..core.settings import load_settings
+    from ..model_zoo.hub.load import load
+    from .property_heads.config import HeadConfig
+    from .property_heads.fit import fit_head
+    from .property_heads.save import check_place_of_head, save_head
+
+    config = load_settings(HeadConfig, recipe, overrides)
+    loaded = load(model, folder_hub)
+    read = [name for name in (data, recipe) if name is not None]
+    name = config.head_name
+    check_place_of_head(loaded, model, out, name, overwrite=overwrite, inputs=read)
+
+    fitted = fit_head(loaded, data, config, say=say)
+    saved = save_head(fitted, loaded, model, out, overwrite=overwrite)
+    about = fitted.description
+    rows = []
+    for figure, value in about.errors.items():
+        rows.append([figure, _number(value, 4), _number(about.guess.get(figure), 4)])
+    say(f"{name} ({about.unit}) of {about.num_held_out} structures that were held out:")
+    _print_table("", ["", "head", "trivial guess"], rows)
+    say(f"it knows {' '.join(about.elements)}, and refuses other elements")
+    say(f"model: {saved}, with the heads {', '.join(loaded.heads | {name: fitted})}")
 
 
 def _picture_of(out: Path, overwrite: bool) -> Path:

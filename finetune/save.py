@@ -44,7 +44,8 @@ def save_finetuned(
 
     licence: of the new weights; that of the base model when not given. The record of uncertainty of
     the base model is left behind: it holds for its weights only, and the structures that it would
-    be made again with have been learned from in the end. attachments: further files of the folder,
+    be made again with have been learned from in the end. Its heads of other properties are left
+    behind too: they belong to features of other weights. attachments: further files of the folder,
     name -> content, such as a new record.
 
     Raises DestinationError when `out` holds something, unless `overwrite`.

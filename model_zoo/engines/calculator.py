@@ -7,7 +7,7 @@ The functions at the end are shared with the other engines.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +24,9 @@ from ...data_pipelines.batch import Batch
 from ...data_pipelines.census.domain import LevelDomain
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
+from ..heads.features import batch_features
+from ..heads.head import Head, net_charge, without_dipole
+from ..heads.results import ResultHeads
 from ..package.folder import DTYPES
 from ..package.levels import level_to_use
 from ..package.record import ModelRecord
@@ -66,6 +69,7 @@ class EvenfieldCalculator(Calculator):
         domains: Mapping[str, LevelDomain] | None = None,
         uncertainties: Mapping[str, LevelUncertainty] | None = None,
         coverage: float = 0.9,
+        heads: Sequence[Head] | None = None,
     ) -> None:
         """Prepare a model for one level of theory; by default the model's own default.
 
@@ -79,9 +83,13 @@ class EvenfieldCalculator(Calculator):
         `max_committee_disagreement` (eV/A), `distance` (N,) and `inside` (N,). The radii cover an
         error with a probability of `coverage`.
 
+        `heads` predict other properties from the features of the same network. Charges (N,) in e
+        and a dipole (3,) in e*A are in `results` under ASE's names, the others under their own.
+
         Raises LevelError for an unknown level of theory and where a model of several has no
         default, EngineError for an unknown dtype, skin or coverage, for a level without a record of
         its uncertainty where one is asked for, and for a compiled network with uncertainties.
+        Raises HeadError for no heads where some are asked for, and for two of the same property.
         """
         super().__init__()
         self._loaded = potential
@@ -95,6 +103,11 @@ class EvenfieldCalculator(Calculator):
                 "compiled=True and uncertainty=True exclude each other",
                 remedy="leave one of them out",
             )
+        self._heads = None if heads is None else ResultHeads(heads)
+        if self._heads is not None:
+            # of this calculator alone: ASE asks it for no other property
+            known = (*type(self).implemented_properties, *self._heads.columns)
+            self.implemented_properties = [name for name in known if name in all_outputs]
         self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
         # ASE writes the parameters into trajectories and databases
         self.parameters["model"] = reference or record.name
@@ -184,8 +197,9 @@ class EvenfieldCalculator(Calculator):
         """Fill `results`; as ASE expects, a stress only if all three directions are periodic.
 
         Raises UnseenElementError, GeometryError for a structure without neighbours to search,
-        EngineError when a result is not finite, and PropertyNotImplementedError when a stress is
-        asked for that does not exist.
+        EngineError when a result is not finite, HeadError for an element that a head was fitted
+        without, and PropertyNotImplementedError when a stress or a dipole is asked for that does
+        not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -212,10 +226,24 @@ class EvenfieldCalculator(Calculator):
         if self._estimator is not None:
             # after the check: a radius is infinite where nothing is known
             self.results |= self._estimator.results(batch, prediction, self._coverage)
+        if self._heads is not None:
+            self.results |= self._results_of_heads(self._heads, batch)
         if "stress" in (properties or []) and "stress" not in self.results:
             raise PropertyNotImplementedError(
                 "stress needs a cell that is periodic in three directions"
             )
+        if "dipole" in (properties or []) and "dipole" not in self.results:
+            raise PropertyNotImplementedError(without_dipole(self.atoms))
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation; with heads, the net charge is looked at too."""
+        changed: list[str] = super().check_state(atoms, tol=tol)
+        if self._heads is None or self.atoms is None:
+            return changed
+        # ASE compares no info, and charges depend on it
+        if net_charge(atoms) != net_charge(self.atoms):
+            changed.append("initial_charges")
+        return changed
 
     def export_properties(self) -> Properties:
         """The results that ASE has a name for; it stops at any other."""
@@ -236,6 +264,14 @@ class EvenfieldCalculator(Calculator):
             vectors, tiles = self.potential.edge_vectors(batch)
             features = self.potential.features(batch.atomic_numbers, vectors, tiles)
         return _numpy(features)
+
+    def _results_of_heads(self, heads: ResultHeads, batch: Batch) -> dict[str, Any]:
+        """What the heads say of the structure that is calculated."""
+        assert self.atoms is not None
+        features = {}
+        for name in heads.features:
+            features[name] = _numpy(batch_features(self.potential, batch, name))
+        return heads.results(features, self.atoms)
 
     def _uncertainty_of(self, level: str) -> LevelUncertainty | None:
         """The uncertainty of a level; None where none is asked for."""

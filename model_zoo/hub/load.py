@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,10 @@ from .remote import HubError
 
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from ..engines.calculator import EvenfieldCalculator
+    from ..heads.head import Answer, Head
     from ..uncertainty.record import LevelUncertainty
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
@@ -73,6 +76,31 @@ class LoadedModel:
         return uncertainties_of(self.potential, self.attachments)
 
     @property
+    def heads(self) -> dict[str, Head]:
+        """Name -> head of another property, for those that hold for these weights."""
+        from ..heads.record import heads_of
+
+        return heads_of(self.potential, self.attachments)
+
+    def predict(self, atoms: Atoms, name: str) -> Answer:
+        """The property that the head `name` predicts, in its unit.
+
+        A number, the probability of each class by its name, charges (N,) in e, or a dipole (3,) in
+        e*A.
+
+        Raises HeadError where the model has no such head, for elements that the head was fitted
+        without, and for the dipole of a periodic or charged structure.
+        """
+        from ..heads.features import atom_features
+        from ..heads.record import head_named
+
+        head = head_named(self.potential, self.attachments, name)
+        # before the network, for which an unknown element would be an index out of range
+        head.places(atoms.numbers)
+        (features,) = atom_features(self.potential, [atoms], head.description.features)
+        return head.predict(features, atoms)
+
+    @property
     def described_levels(self) -> list[str]:
         """A line about each level of theory: its elements, what it is for, how it was computed."""
         levels = self.potential.config.levels_of_theory
@@ -88,6 +116,7 @@ class LoadedModel:
         warn_outside: bool = True,
         uncertainty: bool = False,
         coverage: float = 0.9,
+        heads: bool | Sequence[str] = False,
     ) -> EvenfieldCalculator:
         """An ASE calculator for one level of theory; by default the model's own default.
 
@@ -101,6 +130,10 @@ class LoadedModel:
         with a probability of `coverage`: `energy_std`, `energy_radius`, `forces_std`,
         `forces_radius`, `max_committee_disagreement`, `distance` and `inside`. The model must have
         a record of it.
+
+        `heads` adds what the heads of other properties predict, all of them or those named: charges
+        and dipole under ASE's names, so that `atoms.get_charges()` works, the others under their
+        own. Raises HeadError where the model has none, or not those.
         """
         # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
@@ -117,7 +150,19 @@ class LoadedModel:
             domains=self.domains if warn_outside else None,
             uncertainties=self.uncertainties if uncertainty else None,
             coverage=coverage,
+            heads=self._chosen(heads),
         )
+
+    def _chosen(self, names: bool | Sequence[str]) -> list[Head] | None:
+        """The heads that a calculator is asked for; None where it is asked for none."""
+        from ..heads.record import head_named
+
+        if names is False:
+            return None
+        if names is True:
+            return list(self.heads.values())
+        listed = [names] if isinstance(names, str) else names
+        return [head_named(self.potential, self.attachments, name) for name in listed]
 
 
 def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedModel:

@@ -20,6 +20,7 @@ from ...core.addresses import local_path
 from ...core.files import file_errors
 from ...core.labels import LABELS
 from ...data_pipelines.corpus.licences import refusal
+from ..heads.record import heads_of
 from ..package.folder import ModelFolder, folder_revision, read_model_folder
 from ..package.levels import default_level
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
@@ -246,6 +247,17 @@ def _advice_on_levels(record: ModelRecord, levels: list[str]) -> Iterator[str]:
             yield f"level_details of {level}: code, functional, basis, dispersion, spin"
 
 
+def _advice_on_heads(content: ModelFolder) -> Iterator[str]:
+    for name, head in heads_of(content.potential, content.attachments).items():
+        licence = head.description.licence
+        if licence is None:
+            yield f"licence of the labels of the head {name}"
+            continue
+        problem = refusal(licence)
+        if problem is not None:
+            yield f"permission of whoever owns the labels of the head {name}: {problem}"
+
+
 def _advice(content: ModelFolder) -> Iterator[str]:
     """What would make the card better, one line each."""
     record = content.record
@@ -263,6 +275,7 @@ def _advice(content: ModelFolder) -> Iterator[str]:
             if problem is not None:
                 yield f"permission of whoever owns the data set {data.name}: {problem}"
 
+    yield from _advice_on_heads(content)
     if evaluation is None:
         yield "errors on held-out structures"
     else:

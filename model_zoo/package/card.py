@@ -23,6 +23,8 @@ from ...core.numbers import interval_cell, table_cell
 from ..evaluation.evenness import Evenness, evenness
 from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
+from ..heads.description import KINDS
+from ..heads.record import heads_of
 from ..potential.potential import Potential
 from .domain_record import domains_of, summary_of
 from .levels import default_level
@@ -86,6 +88,7 @@ def model_card(
         forgetting=_forgetting(attachments),
         sanity_table=_verdict_table(potential, attachments, SANITY),
         physics_table=_verdict_table(potential, attachments, PHYSICS),
+        head_table=_head_table(potential, attachments),
         dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
         domains={level: summary_of(own) for level, own in domains_of(attachments).items()},
@@ -96,7 +99,8 @@ def model_card(
         compute=_compute(record.training),
         cell=table_cell,
     )
-    metadata = _metadata(record, potential, evaluation).to_yaml()
+    other_outputs = list(heads_of(potential, attachments))
+    metadata = _metadata(record, potential, evaluation, other_outputs).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{page}"))
 
 
@@ -140,7 +144,10 @@ def card_pictures(
 
 
 def _metadata(
-    record: ModelRecord, potential: Potential, evaluation: ErrorSummary | None
+    record: ModelRecord,
+    potential: Potential,
+    evaluation: ErrorSummary | None,
+    other_outputs: list[str],
 ) -> ModelCardData:
     """What the hub indexes. `mlip` is our own block, for searches among potentials."""
     training_data = []
@@ -168,7 +175,7 @@ def _metadata(
             "default_level": default_level(record, potential.config.levels_of_theory),
             "num_elements": len(record.symbols),
             "elements": record.elements,
-            "outputs": [*LABELS, "energies", "features"],
+            "outputs": [*LABELS, "energies", "features", *other_outputs],
             "conservative_forces": True,
             "training_data": training_data,
         },
@@ -350,6 +357,47 @@ def _verdict_table(potential: Potential, attachments: dict[str, bytes], file: st
             failed = "; ".join(check.failed)
             rows.append([level, verdict.suite, name, shown, failed, str(check.skipped)])
     return Table(["head", "suite", "check", "verdict", "what failed", "skipped"], rows)
+
+
+def _head_table(potential: Potential, attachments: dict[str, bytes]) -> Table | None:
+    """A row for each head of another property; None for a model without any."""
+    rows = []
+    for name, head in heads_of(potential, attachments).items():
+        about = head.description
+        what = "; ".join([KINDS[about.kind].meaning, *about.classes])
+        how = f" ({'sum' if about.extensive else 'mean'} over the atoms)"
+        labels = [about.level_of_theory, about.data, about.licence or "licence not stated"]
+        rows.append(
+            [
+                f"`{name}`",
+                what + how * (about.kind == "scalar"),
+                about.unit,
+                ", ".join(labels),
+                f"{about.num_structures} + {about.num_held_out}",
+                " ".join(about.elements),
+                _figures(about.errors),
+                _figures(about.guess),
+            ]
+        )
+    if not rows:
+        return None
+    titles = [
+        "head",
+        "predicts",
+        "unit",
+        "labels",
+        "structures (fit + held out)",
+        "elements",
+        "held out",
+        "trivial guess",
+    ]
+    # the texts come from whoever fitted the heads
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return Table(titles, escaped)
+
+
+def _figures(errors: dict[str, float]) -> str:
+    return ", ".join(f"{name} {table_cell(value)}" for name, value in errors.items())
 
 
 def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:

@@ -6,6 +6,7 @@ evaluation.json        errors on held-out structures, overall and per element
 README.md              the model card, generated from config and evaluation, with its pictures
 probe.extxyz           optional: structures that show what a later fine-tuning forgets
 posterior.safetensors  optional: from which uncertainties of the predictions are computed
+heads.safetensors      optional: heads of other properties, such as charges
 manifest.json          sha256 and size of every other file
 
 Reading a folder runs nothing that it contains.

@@ -21,6 +21,7 @@ from evenfield.diagnostics.check import check_names
 from evenfield.diagnostics.sanity.config import SanityConfig
 from evenfield.finetune.config import FineTuneConfig
 from evenfield.finetune.few_shot.curve import CurveConfig
+from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.simulation.dynamics import DynamicsConfig
 from evenfield.simulation.learn.config import LearnConfig
@@ -42,6 +43,7 @@ PRINTED_BY = {
         "evaluate",
         "finetune run",
         "finetune curve",
+        "finetune head",
         "hub elements",
         "hub export-metatomic",
         "report",
@@ -57,6 +59,7 @@ PRINTED_BY = {
     "diagnostics/checks/scaling.py": ["check scaling"],
     "diagnostics/checks/trust.py": ["check trust"],
     "finetune/few_shot/curve.py": ["finetune curve"],
+    "finetune/property_heads/save.py": ["finetune head"],
     "finetune/safety/trust.py": ["finetune attach"],
     "finetune/target.py": ["finetune run"],
     "finetune/zoo_build/build.py": ["zoo build"],
@@ -77,7 +80,7 @@ OTHERWISE = {
 SETTINGS: dict[str, list[type[Settings]]] = {
     "data_pipelines": [ConvertConfig, CorpusConfig, EnrichConfig, PretrainConfig],
     "pretrain": [PretrainConfig, ConvertConfig],
-    "finetune": [FineTuneConfig, CurveConfig, ConvertConfig],
+    "finetune": [FineTuneConfig, CurveConfig, HeadConfig, ConvertConfig],
     "simulation": [DynamicsConfig, LearnConfig],
     "diagnostics": [SanityConfig],
 }

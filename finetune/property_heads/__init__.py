@@ -1,0 +1,5 @@
+"""Heads of other properties: fitted in closed form to the frozen features of a model.
+
+In: a model, and a file of structures with the property. Out: a model folder with the same weights
+and one head more. Open `fit.py` first.
+"""

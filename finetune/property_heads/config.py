@@ -1,0 +1,104 @@
+"""The settings of `evenfield finetune head`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ...core.settings import Settings
+from ...model_zoo.heads.description import KINDS, NAME, Features, Kind, check_name
+
+
+class HeadConfig(Settings):
+    """Which property is learned, how it is labelled, and what is held out."""
+
+    head: Kind = Field(description="what is predicted")
+    key: str | None = Field(
+        default=None,
+        description="label in the file: a key of the results, info or arrays of ASE; charges and "
+        "dipole are found by themselves",
+    )
+    name: str | None = Field(
+        default=None, description="how the head is asked for; the key when not given"
+    )
+    unit: str | None = Field(
+        default=None,
+        description="unit of the labels: e; e*A, Debye or e*Bohr; of a scalar, any text. Needed "
+        "where the key is not ASE's own",
+    )
+    extensive: bool = Field(
+        default=False, description="the scalar is a sum over atoms, and not their mean"
+    )
+    level_of_theory: str | None = Field(
+        default=None,
+        description="how the labels were made; by default what the info of all structures says",
+    )
+    licence: str | None = Field(default=None, description="licence of the labels, for the card")
+    held_out: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the structures that errors are measured on"
+    )
+    split: Literal["composition", "structure"] = Field(
+        default="composition", description="what is never on both sides of the split"
+    )
+    seed: int = Field(default=0, ge=0, description="draws the structures that are held out")
+    features: Features = Field(
+        default="network",
+        description="all invariants of the network, or those of the readout of energies",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        own = KINDS[self.head].columns
+        if self.key is None and not own:
+            raise ValueError(f"key: name the label that head={self.head} learns, as in key=gap")
+        if not re.fullmatch(NAME, self.head_name):
+            raise ValueError(
+                f"name: {self.head_name!r} is no name of letters, digits and underscores: give "
+                "another one with name="
+            )
+        check_name(self.head_name, self.head)
+        if self.extensive and self.head != "scalar":
+            raise ValueError(f"extensive: head={self.head} has no such choice: leave it out")
+        self._check_unit()
+        return self
+
+    def _check_unit(self) -> None:
+        units = KINDS[self.head].units
+        if self.head == "class":
+            if self.unit is not None:
+                raise ValueError("unit: classes have none: leave it out")
+            return
+        if self.unit is None:
+            if self.label_key not in KINDS[self.head].columns[:1]:
+                example = "eV" if units is None else " or ".join(units)
+                raise ValueError(f"unit: state that of {self.label_key!r}, as in unit={example}")
+            return
+        if units is not None and self.unit not in units:
+            raise ValueError(f"unit: {self.unit!r} is not known: choose {', '.join(units)}")
+
+    @property
+    def label_key(self) -> str:
+        """Where the label is found."""
+        return self.key or KINDS[self.head].columns[0]
+
+    @property
+    def head_name(self) -> str:
+        """How the head will be asked for."""
+        return self.name or self.label_key
+
+    @property
+    def factor(self) -> float:
+        """From the unit of the labels to that of the head."""
+        units = KINDS[self.head].units
+        return 1.0 if units is None or self.unit is None else units[self.unit]
+
+    @property
+    def head_unit(self) -> str:
+        """Unit of the predictions."""
+        units = KINDS[self.head].units
+        if units is None:
+            assert self.unit is not None
+            return self.unit
+        return next(iter(units))

@@ -1,0 +1,50 @@
+"""Errors of a head on structures that it was not fitted to, and those of a trivial guess."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+# relative; below it numbers differ by rounding
+SAME = 1e-9
+
+
+def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Errors of numbers (M,); vectors come component by component.
+
+    `mae`, `rmse`, `spread` of the labels (their standard deviation), and Pearson's `r` where both
+    vary.
+    """
+    error = predicted - labels
+    figures = {
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "spread": float(labels.std()),
+    }
+    # a mean that is repeated varies by its rounding only
+    if min(predicted.std(), labels.std()) > SAME * np.abs(labels).max():
+        figures["r"] = float(np.corrcoef(predicted, labels)[0, 1])
+    return figures
+
+
+def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Figures of probabilities (S, K) for structures of the classes (S,).
+
+    `accuracy`; `balanced`, the mean over the classes of the share that was found; and `log_loss`,
+    the mean of minus the logarithm of the probability of the class.
+    """
+    right = probabilities.argmax(axis=1) == classes
+    found = [right[classes == own].mean() for own in np.unique(classes)]
+    of_label = probabilities[np.arange(len(classes)), classes]
+    return {
+        "accuracy": float(right.mean()),
+        "balanced": float(np.mean(found)),
+        "log_loss": float(-np.log(np.maximum(of_label, np.finfo(float).tiny)).mean()),
+    }
+
+
+def flat(values: list[Any]) -> np.ndarray:
+    """Labels or predictions of all structures end to end."""
+    return np.concatenate([np.atleast_1d(value) for value in values])

@@ -1,0 +1,60 @@
+"""Which structures are held out: whole compositions, so that no rattled copy gives the answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from .config import HeadConfig
+from .labels import LabelError
+
+
+def groups_of(frames: Sequence[Atoms], config: HeadConfig) -> list[str]:
+    """What must stay together, for each structure."""
+    if config.split == "structure":
+        return [str(index) for index in range(len(frames))]
+    return [atoms.get_chemical_formula(empirical=True) for atoms in frames]
+
+
+def held_out(frames: Sequence[Atoms], config: HeadConfig, path: Path) -> np.ndarray:
+    """A mask (S,) of about the share `config.held_out` of the structures, drawn by its seed.
+
+    A group is held out only if all its elements are in groups that are not: a head refuses elements
+    that it was fitted without.
+
+    Raises LabelError where no group can be held out.
+    """
+    groups = groups_of(frames, config)
+    elements = {group: set(atoms.numbers) for group, atoms in zip(groups, frames, strict=True)}
+    sizes = Counter(groups)
+    # groups that still learn, by element
+    learning = Counter(z for own in elements.values() for z in own)
+
+    names = sorted(sizes)
+    order = np.random.default_rng(config.seed).permutation(len(names))
+    chosen: set[str] = set()
+    wanted = config.held_out * len(frames)
+    num_chosen = 0
+    for index in order:
+        name = names[index]
+        # one more must not overshoot by more than it was short before
+        too_many = num_chosen + sizes[name] / 2 > wanted
+        if too_many or any(learning[z] < 2 for z in elements[name]):
+            continue
+        chosen.add(name)
+        num_chosen += sizes[name]
+        learning.subtract(elements[name])
+    if not chosen:
+        remedy = "add structures with the same elements"
+        if config.split == "composition":
+            remedy = "add compositions of the same elements, or set split=structure"
+        raise LabelError(
+            f"has {len(names)} groups by {config.split}, and none can be held out",
+            remedy=remedy,
+            file=path,
+        )
+    return np.array([group in chosen for group in groups])

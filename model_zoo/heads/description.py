@@ -1,0 +1,161 @@
+"""What a head predicts, how that transforms, and what the head was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from ase.data import chemical_symbols
+from ase.outputs import all_outputs
+from pydantic import Field, field_validator, model_validator
+
+from ...core.errors import EvenfieldError
+from ...core.settings import Settings
+from ...core.units import CHARGE, DIPOLE
+
+
+Kind = Literal["charges", "dipole", "scalar", "class"]
+# of the network: invariants of all its layers; of the readout: its hidden layer, in which the
+# energy is linear
+Features = Literal["network", "readout"]
+
+# a name becomes a key of `results`, where these mean something already
+RESERVED = frozenset(all_outputs) | {
+    "committee_disagreement",
+    "distance",
+    "energy_radius",
+    "energy_std",
+    "forces_radius",
+    "forces_std",
+    "inside",
+    "max_committee_disagreement",
+}
+NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
+
+
+class HeadError(EvenfieldError):
+    """A head that a model does not have, or a structure that a head cannot answer for."""
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """What all heads of a kind have in common."""
+
+    meaning: str
+    per: Literal["structure", "atom"]
+    rank: int
+    """0 scalar, 1 vector."""
+    parity: Literal[1, -1]
+    """Sign that an inversion of space gives it."""
+    units: Mapping[str, float] | None
+    """Units of labels, as factors to the first of them; None where the user names the unit."""
+    columns: tuple[str, ...]
+    """Entries of ASE's `results` that a head of this kind can fill; empty for its own name."""
+
+
+KINDS: dict[Kind, HeadKind] = {
+    "charges": HeadKind(
+        meaning="charge of each atom; they add up to the net charge",
+        per="atom",
+        rank=0,
+        parity=1,
+        units=CHARGE,
+        columns=("charges",),
+    ),
+    "dipole": HeadKind(
+        meaning="dipole moment of charges that are fitted to it",
+        per="structure",
+        rank=1,
+        parity=-1,
+        units=DIPOLE,
+        columns=("dipole", "charges"),
+    ),
+    "scalar": HeadKind(
+        meaning="a number of the structure",
+        per="structure",
+        rank=0,
+        parity=1,
+        units=None,
+        columns=(),
+    ),
+    "class": HeadKind(
+        meaning="probabilities of named classes",
+        per="structure",
+        rank=0,
+        parity=1,
+        units={"probability": 1.0},
+        columns=(),
+    ),
+}
+
+
+class HeadDescription(Settings):
+    """Everything about a head but its weights."""
+
+    name: str = Field(pattern=rf"^{NAME}$", description="how the head is asked for")
+    kind: Kind = Field(description="what it predicts")
+    unit: str = Field(max_length=40, description="unit of its predictions")
+    extensive: bool = Field(
+        default=False, description="a sum over the atoms instead of their mean; of scalars only"
+    )
+    classes: list[str] = Field(default=[], description="names of the classes, in order")
+    features: Features = Field(description="what the prediction is linear in")
+    level_of_theory: str = Field(description="how the labels were computed or measured")
+    data: str = Field(description="name of the file of labels")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the file of labels")
+    licence: str | None = Field(default=None, description="licence of the labels")
+    num_structures: int = Field(ge=1, description="structures that the weights were fitted to")
+    num_held_out: int = Field(ge=1, description="structures that the errors were measured on")
+    split: Literal["composition", "structure"] = Field(
+        description="what was never on both sides of the split"
+    )
+    elements: list[str] = Field(min_length=1, description="symbols that the fit has seen")
+    regularisation: float = Field(ge=0, description="penalty that the fit chose")
+    errors: dict[str, float] = Field(description="figure -> its value on held-out structures")
+    guess: dict[str, float] = Field(
+        description="the same figures of a trivial guess: the mean, or the frequencies"
+    )
+
+    @field_validator("elements")
+    @classmethod
+    def _are_symbols(cls, elements: list[str]) -> list[str]:
+        unknown = sorted(set(elements) - set(chemical_symbols[1:]))
+        if unknown:
+            raise ValueError(f"{unknown[0]} is no element")
+        return elements
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_name(self.name, self.kind)
+        if self.extensive and self.kind != "scalar":
+            raise ValueError("extensive: only a scalar can be")
+        if (self.kind == "class") != (len(self.classes) >= 2):
+            raise ValueError("classes: a class head has two or more, the others none")
+        return self
+
+    @property
+    def per(self) -> str:
+        """Whether it belongs to a structure or to an atom."""
+        return KINDS[self.kind].per
+
+    @property
+    def rank(self) -> int:
+        """0 for a scalar, 1 for a vector."""
+        return KINDS[self.kind].rank
+
+    @property
+    def parity(self) -> int:
+        """Sign that an inversion of space gives it."""
+        return KINDS[self.kind].parity
+
+    @property
+    def num_outputs(self) -> int:
+        """K, the numbers that the weights give for an atom."""
+        return max(len(self.classes), 1)
+
+
+def check_name(name: str, kind: Kind) -> None:
+    """Raise ValueError for a name that `results` has another meaning for."""
+    if name in RESERVED and name not in KINDS[kind].columns:
+        raise ValueError(f"name: {name!r} has another meaning in results: choose another name=")

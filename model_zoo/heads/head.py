@@ -1,0 +1,119 @@
+"""A head: linear weights on the features of atoms, and how a property follows from them.
+
+    y_i = weight . phi_i + bias[z_i]
+
+    charges   q_i = y_i - mean(y) + Q / N        they add up to the net charge Q
+    dipole    sum_i q_i (r_i - mean(r))          of a neutral structure, so any origin is the same
+    scalar    mean_i y_i, or sum_i y_i where it is extensive
+    class     softmax of mean_i y_i              one row of weights for each class
+
+The features are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
+
+Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, chemical_symbols
+from scipy.special import softmax
+
+from .description import HeadDescription, HeadError
+
+
+# e; a net charge that a file states with fewer digits is still none
+NEUTRAL = 1e-6
+LARGEST_ATOMIC_NUMBER = 118
+
+Answer = float | np.ndarray | dict[str, float]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One property of a model: what it is, and its weights."""
+
+    description: HeadDescription
+    weight: np.ndarray
+    """(K, F) in units of the head per unit of a feature."""
+    bias: np.ndarray
+    """(K, Z) of each element, in the order of `description.elements`."""
+
+    def predict(self, features: np.ndarray, atoms: Atoms) -> Answer:
+        """Features (N, F) of `atoms` -> the property of the head, in its unit.
+
+        charges (N,), a dipole (3,), a number, or the probability of each class by its name.
+
+        Raises HeadError for elements that the fit has not seen, and for the dipole of a structure
+        that is periodic or charged.
+        """
+        kind = self.description.kind
+        if kind == "charges":
+            return self.charges(features, atoms)
+        if kind == "dipole":
+            return self.dipole(features, atoms)
+
+        values = self.atom_values(features, atoms.numbers)
+        if kind == "scalar":
+            total = values.sum() if self.description.extensive else values.mean()
+            return float(total)
+        probabilities = softmax(values.mean(axis=0))
+        return dict(zip(self.description.classes, probabilities.tolist(), strict=True))
+
+    def atom_values(self, features: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Features (N, F), atomic numbers (N,) -> y (N, K)."""
+        places = self.places(numbers)
+        return features @ self.weight.T + self.bias.T[places]
+
+    def charges(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
+        """Charges (N,) in e of a charge or dipole head; they add up to `net_charge(atoms)`."""
+        raw = self.atom_values(features, atoms.numbers)[:, 0]
+        return raw - raw.mean() + net_charge(atoms) / len(atoms)
+
+    def dipole(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
+        """Dipole (3,) in e*A of the charges of this head."""
+        reason = without_dipole(atoms)
+        if reason is not None:
+            raise HeadError(f"{self.description.name}: {reason}", remedy="ask for charges only")
+        arms = atoms.positions - atoms.positions.mean(axis=0)
+        return self.charges(features, atoms) @ arms
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """Places (N,) of atomic numbers among the elements of the fit; HeadError for others."""
+        place = np.full(LARGEST_ATOMIC_NUMBER + 1, -1)
+        known = [atomic_numbers[symbol] for symbol in self.description.elements]
+        place[known] = np.arange(len(known))
+        found = place[numbers]
+        if (found < 0).any():
+            unseen = sorted({chemical_symbols[z] for z in numbers[found < 0]})
+            raise HeadError(
+                f"{self.description.name} was fitted without {', '.join(unseen)}",
+                remedy=f"it knows {', '.join(self.description.elements)}",
+            )
+        return found
+
+
+def net_charge(atoms: Atoms) -> float:
+    """Net charge of a structure in e: `info["charge"]`, and 0 where nothing is stated."""
+    stated = atoms.info.get("charge", 0.0)
+    try:
+        charge = float(stated)
+    except (TypeError, ValueError):
+        charge = np.nan
+    if not np.isfinite(charge):
+        raise HeadError(
+            f"has the net charge info['charge'] = {str(stated)[:40]!r}", remedy="give a number in e"
+        )
+    return charge
+
+
+def without_dipole(atoms: Atoms) -> str | None:
+    """Why a structure has no dipole moment of its own; None if it has one."""
+    if atoms.pbc.any():
+        return "a periodic structure has no dipole moment of its own: it depends on the cell"
+    charge = net_charge(atoms)
+    if abs(charge) > NEUTRAL:
+        return f"the dipole moment of a net charge of {charge:g} e depends on the origin"
+    return None

@@ -1,0 +1,108 @@
+"""How heads are stored: an attachment of a model folder.
+
+    heads.safetensors   `weight` (K, F) and `bias` (K, Z) of each head, named INDEX/NAME with INDEX
+                        counted from 0; the metadata hold the format, the digest of the potential,
+                        and the descriptions
+
+They hold for exactly these weights of the network, whose features they multiply: the metadata name
+their digest, and heads of others count as none. A head with 128 features takes 1 kB and 8 bytes for
+each element; a class head as much for each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ...core.settings import Settings
+from ..package.sanity_record import potential_digest
+from ..package.weights import metadata
+from ..potential.potential import Potential
+from .description import HeadDescription, HeadError
+from .head import Head
+
+
+HEADS = "heads.safetensors"
+REMEDY = "fit one with `evenfield finetune head MODEL DATA OUT`"
+
+
+class _RecordFacts(Settings):
+    """What the metadata hold."""
+
+    format: int = Field(ge=1, le=1, description="format of the file")
+    potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
+    heads: list[HeadDescription] = Field(description="one entry for each head")
+
+
+def heads_file(potential: Potential, heads: Mapping[str, Head]) -> bytes:
+    """The content of the attachment, for these weights."""
+    tensors: dict[str, np.ndarray] = {}
+    descriptions = []
+    for index, head in enumerate(heads.values()):
+        tensors[f"{index}/weight"] = head.weight
+        tensors[f"{index}/bias"] = head.bias
+        descriptions.append(head.description)
+    about = _RecordFacts(format=1, potential=potential_digest(potential), heads=descriptions)
+    return save(tensors, metadata={"evenfield": about.model_dump_json()})
+
+
+def heads_of(potential: Potential, attachments: Mapping[str, bytes]) -> dict[str, Head]:
+    """Name -> head, for the heads of a model.
+
+    Attachments are free in form: whatever is not such a record of these weights is none.
+    """
+    content = attachments.get(HEADS)
+    if content is None:
+        return {}
+    try:
+        about = _RecordFacts.model_validate(metadata(content))
+        if about.potential != potential_digest(potential):
+            return {}
+        return _heads(potential, about.heads, load(content))
+    except (ValidationError, SafetensorError, KeyError, ValueError):
+        return {}
+
+
+def head_named(potential: Potential, attachments: Mapping[str, bytes], name: str) -> Head:
+    """The head of this name. Raises HeadError where the model has none with its weights."""
+    heads = heads_of(potential, attachments)
+    if name in heads:
+        return heads[name]
+    if heads:
+        raise HeadError(f"{name}: the model has no such head", remedy=f"it has {', '.join(heads)}")
+    if HEADS in attachments:
+        raise HeadError(
+            f"{name}: {HEADS} is damaged or belongs to other weights than those of the model",
+            remedy=REMEDY,
+        )
+    raise HeadError(f"{name}: the model has no heads", remedy=REMEDY)
+
+
+def _heads(
+    potential: Potential, descriptions: list[HeadDescription], tensors: dict[str, np.ndarray]
+) -> dict[str, Head]:
+    """Heads from their arrays. Raises KeyError and ValueError for arrays that do not fit."""
+    sizes = {
+        "network": potential.backbone.num_features,
+        "readout": potential.config.readout_size,
+    }
+    heads = {}
+    for index, description in enumerate(descriptions):
+        weight = tensors[f"{index}/weight"]
+        bias = tensors[f"{index}/bias"]
+        num_outputs = description.num_outputs
+        expected = {
+            "weight": (weight, (num_outputs, sizes[description.features])),
+            "bias": (bias, (num_outputs, len(description.elements))),
+        }
+        for name, (array, shape) in expected.items():
+            if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
+                raise ValueError(f"{name} is no array of {shape} finite numbers")
+        heads[description.name] = Head(description, weight, bias)
+    if len(heads) != len(descriptions) or len(tensors) != 2 * len(heads):
+        raise ValueError("two heads have one name, or an array belongs to none")
+    return heads

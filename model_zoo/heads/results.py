@@ -1,0 +1,69 @@
+"""What heads add to the results of an ASE calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from ase import Atoms
+
+from .description import KINDS, Features, HeadError
+from .head import Head, without_dipole
+from .record import REMEDY
+
+
+class ResultHeads:
+    """Heads, each with the entries of `results` that it fills.
+
+    A charge head fills ASE's `charges`. A dipole head fills `dipole`, and `charges` where there is
+    no charge head: charges that were fitted to charges come first. All others fill their own name.
+    """
+
+    def __init__(self, heads: Iterable[Head]) -> None:
+        """Raises HeadError where two heads would fill the same entry, and without any head."""
+        self.columns: dict[str, Head] = {}
+        chosen = list(heads)
+        if not chosen:
+            raise HeadError("the model has no heads with its weights", remedy=REMEDY)
+        for head in chosen:
+            main = (KINDS[head.description.kind].columns or (head.description.name,))[0]
+            self._claim(main, head)
+        for head in chosen:
+            for column in KINDS[head.description.kind].columns[1:]:
+                self.columns.setdefault(column, head)
+
+    def _claim(self, column: str, head: Head) -> None:
+        other = self.columns.get(column)
+        if other is not None:
+            names = f"{other.description.name} and {head.description.name}"
+            raise HeadError(
+                f"the heads {names} both give {column}",
+                remedy=f'name those to use, as in heads=["{head.description.name}"]',
+            )
+        self.columns[column] = head
+
+    @property
+    def features(self) -> set[Features]:
+        """The features that the heads need."""
+        return {head.description.features for head in self.columns.values()}
+
+    def results(self, features: Mapping[Features, np.ndarray], atoms: Atoms) -> dict[str, object]:
+        """The entries for `atoms`, from the features (N, F) of its atoms.
+
+        Classes are an array (K,) of probabilities. The dipole is left out where there is none.
+
+        Raises HeadError for elements that a head was fitted without.
+        """
+        found: dict[str, object] = {}
+        for column, head in self.columns.items():
+            own = features[head.description.features]
+            if column == "charges":
+                found[column] = head.charges(own, atoms)
+            elif column != "dipole":
+                answer = head.predict(own, atoms)
+                if isinstance(answer, dict):
+                    answer = np.array(list(answer.values()))
+                found[column] = answer
+            elif without_dipole(atoms) is None:
+                found[column] = head.dipole(own, atoms)
+        return found

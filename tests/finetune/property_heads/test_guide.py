@@ -1,0 +1,39 @@
+"""docs/heads.md: its commands and examples run in order, and heads beat their trivial guess."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from evenfield import cli, model_zoo
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "heads.md"
+
+
+def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "bash", "python"]
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text, {})
+            continue
+        for line in text.splitlines():
+            monkeypatch.setattr(sys, "argv", shlex.split(line))
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+            assert not end.value.code, capsys.readouterr().err
+
+    heads = model_zoo.load("heads").heads
+    kinds = {"charges": "mae", "dipole": "mae", "energy_per_atom": "mae", "config_type": "log_loss"}
+    assert list(heads) == list(kinds)
+    for name, figure in kinds.items():
+        about = heads[name].description
+        assert about.errors[figure] < 0.9 * about.guess[figure], name
+    printed = capsys.readouterr().out
+    assert "energy_per_atom" in printed and "'molecule'" in printed

@@ -1,0 +1,91 @@
+"""Small molecules whose charges are known, and a model that was never trained to give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from evenfield import model_zoo
+from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.heads.description import HeadDescription
+from evenfield.model_zoo.heads.head import Head
+from evenfield.model_zoo.package.record import TrainingData
+
+
+NAMES = ("H2O", "NH3", "CH4", "CO2", "CH3OH", "HCN", "C2H2", "C2H4", "H2CO", "N2", "CO", "H2O2")
+SYMBOLS = ["H", "C", "N", "O"]
+
+
+def molecular_model(folder: Path, seed: int = 0) -> Path:
+    """A float64 model with random weights that says to know H, C, N and O."""
+    torch.manual_seed(seed)
+    config = PotentialConfig(
+        channels=4,
+        l_max=1,
+        num_layers=1,
+        radial_hidden=8,
+        cutoff=3.0,
+        readout_size=8,
+        levels_of_theory=["PBE"],
+    )
+    data = TrainingData(name="organic", sha256="0" * 64, licence="CC0-1.0", num_structures=1)
+    record = ModelRecord(
+        name="molecules", licence="CC0-1.0", elements={"PBE": SYMBOLS}, training_data=[data]
+    )
+    return model_zoo.save_model(folder, Potential(config).double(), record)
+
+
+def molecules(copies: int = 4, seed: int = 0) -> list[Atoms]:
+    """Each of `NAMES` some times, rattled by 0.05 A and turned at random."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for name in NAMES:
+        for _ in range(copies):
+            known = molecule(name)
+            atoms = Atoms(known.symbols, known.positions + rng.normal(0, 0.05, (len(known), 3)))
+            atoms.rotate(rng.uniform(0, 360), rng.normal(size=3))
+            atoms.info["level_of_theory"] = "planted"
+            frames.append(atoms)
+    return frames
+
+
+def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object) -> Head:
+    """A head with random weights, as a fit would give it."""
+    rng = np.random.default_rng(seed)
+    num_outputs = max(len(facts.get("classes", [])), 1)  # type: ignore[arg-type]
+    facts = {"unit": "e*A" if kind == "dipole" else "e", "features": "network"} | facts
+    about = HeadDescription(
+        name=facts.pop("name", kind),
+        kind=kind,
+        level_of_theory="planted",
+        data="mine.extxyz",
+        sha256="0" * 64,
+        num_structures=10,
+        num_held_out=2,
+        split="composition",
+        elements=SYMBOLS,
+        regularisation=0.0,
+        errors={"mae": 0.25},
+        guess={"mae": 0.5},
+        **facts,
+    )
+    weight = rng.normal(size=(num_outputs, num_features))
+    bias = rng.normal(size=(num_outputs, len(SYMBOLS)))
+    return Head(about, weight, bias - bias.mean(axis=1, keepdims=True))
+
+
+def write_labelled(path: Path, frames: list[Atoms], labels: list[dict[str, object]]) -> Path:
+    """Write structures with entries of their calculator's results, or of their info."""
+    for atoms, own in zip(frames, labels, strict=True):
+        results = {name: own[name] for name in ("charges", "dipole") if name in own}
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info |= {name: value for name, value in own.items() if name not in results}
+    ase.io.write(path, frames)
+    return path
