@@ -298,7 +298,7 @@ def _read(path: Path) -> Side:
             raise EvenfieldError(
                 "does not match its checksum: it is damaged, or was edited",
                 file=path,
-                remedy="make the checks again with another --out",
+                remedy="make the checks again in another folder",
             )
         checks = {
             name: CheckResult.from_dict(result, {}) for name, result in content["checks"].items()
