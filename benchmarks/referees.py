@@ -133,7 +133,7 @@ def main() -> None:
             except Exception as error:
                 # a crystal that falls apart is a result
                 row["failed"] = f"{type(error).__name__}: {error}"[:200]
-            if title in ("EMT",) or title.startswith("evenfield"):
+            if title == "EMT" or title.startswith("evenfield"):
                 row["own_check"] = of_our_check(calculator, name)
             rows.append(row)
             print(json.dumps(row))

@@ -212,7 +212,9 @@ def attach(
 @app.command()
 def head(
     model: ModelReference,
-    data: Annotated[Path, typer.Argument(help="labelled structures in any file that ASE reads")],
+    data: Annotated[
+        Path, typer.Argument(help="labelled structures in a file that ASE reads, no database")
+    ],
     out: Annotated[
         Path, typer.Argument(help="folder of the model with the head; may be MODEL itself")
     ],

@@ -6,7 +6,7 @@ parameters by gradients: derive those from `gradient.strategy.GradientStrategy`,
 the choice of the parameters to them.
 
 A strategy learns first, and finishes then: between the two, held-out structures have not been
-learned from, and several strategies can be compared on them (`auto.py`).
+learned from, and several strategies can be compared on them (`auto/choose.py`).
 """
 
 from __future__ import annotations

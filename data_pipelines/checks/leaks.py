@@ -36,7 +36,7 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
         others = fingerprints_of(judged)
         known = np.sort(own["train"])
         for split in HELD_OUT:
-            rows = _rows_in(known, others[split])
+            rows = rows_in(known, others[split])
             if not len(rows):
                 continue
             example = structure_id_at(judged, info_of(judged), split, int(rows[0]))
@@ -48,7 +48,7 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
     return notes
 
 
-def _rows_in(known: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
+def rows_in(known: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
     """Places of the fingerprints that are among those that are known, which ascend."""
     if not len(known):
         return np.zeros(0, np.int64)

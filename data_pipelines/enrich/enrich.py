@@ -384,7 +384,7 @@ def _make_all(
     config: EnrichConfig,
     workers: int | None,
 ) -> tuple[list[Structure], Enrichment, str]:
-    """The structures, what was made, and what was wrong with the last that was refused."""
+    """The structures, what was made, and what the oracle said of the last that it failed for."""
     tasks = list(_tasks(plan, sources, config))
     make = partial(_make, config, kin)
     if workers == 1:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from ...data_pipelines.census.energy_sketch import common
+from ...data_pipelines.checks.leaks import HELD_OUT, rows_in
 from ...data_pipelines.store.fingerprints import read_fingerprints
 from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.potential.potential import Potential
@@ -26,7 +27,6 @@ MOST_OF_ITS_OWN = 0.5
 # Fingerprints of training structures that are kept. Those of more structures are the smallest ones:
 # a fingerprint is a hash, so they are a random sample, and the same one in any data.
 MOST_LEARNED = 2000
-HELD_OUT = ("valid", "test")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RunData:
             # of a sample, only those below its largest could have been in it
             is_sample = len(self.learned) >= MOST_LEARNED
             comparable = judged[judged <= self.learned[-1]] if is_sample else judged
-            known = int(np.isin(comparable, self.learned).sum())
+            known = len(rows_in(np.array(self.learned, np.int64), comparable))
             if known:
                 of_a_sample = " that could be compared" if is_sample else ""
                 notes.append(
@@ -180,7 +180,11 @@ def _fingerprints(data: Collection, split: str) -> np.ndarray:
 
 def _smallest(fingerprints: np.ndarray) -> list[int]:
     """The smallest of them, each once, ascending."""
-    smallest: list[int] = np.unique(fingerprints)[:MOST_LEARNED].tolist()
+    # not numpy's unique(), which takes fifty times as long as a sort
+    ordered = np.sort(fingerprints)
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    smallest: list[int] = ordered[is_first][:MOST_LEARNED].tolist()
     return smallest
 
 
