@@ -137,7 +137,7 @@ PAGES = FileKind("a page of evenfield", _is_page)
 def check_destination(
     path: Path | str,
     *,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
     kinds: Collection[str] = (),
     file_kind: FileKind | None = None,
     inputs: Iterable[Path | str] = (),
@@ -148,7 +148,8 @@ def check_destination(
 
     Args:
         path: where the result goes. An absent path and an empty folder are free.
-        overwrite: the user allows that a result of evenfield at `path` is replaced.
+        overwrite: the user allows that a result of evenfield at `path` is replaced; None for a
+            command without --overwrite, which replaces nothing.
         kinds: values of `KINDS`. What is replaced must be one of them: a mistyped OUT of one
             command must not delete the result of another. Empty for any kind.
         file_kind: of a command that writes a file. Only an earlier file of the kind is replaced.
@@ -156,14 +157,16 @@ def check_destination(
         inputs: files and folders that the command reads. They are refused even with `overwrite`.
             Names that are not paths on this machine are ignored.
         elsewhere: how the user names another place.
-        remedy: what to do about a place that can be replaced; by default `elsewhere` or
-            --overwrite.
+        remedy: what to do about a place that can be replaced; by default `elsewhere`, or
+            --overwrite where the command has it.
 
     Raises DestinationError.
     """
     path = Path(path)
     if remedy is None:
-        remedy = f"{elsewhere}, or replace it with --overwrite"
+        remedy = elsewhere
+        if overwrite is not None:
+            remedy += ", or replace it with --overwrite"
     _refuse_circle(path, elsewhere)
     special = special_kind(path)
     if special is not None:
@@ -180,7 +183,7 @@ def check_destination(
                 file=path,
                 remedy=f"{elsewhere}, which must be a file",
             )
-        _check_folder(path, found, overwrite, kinds, elsewhere, remedy)
+        _check_folder(path, found, bool(overwrite), kinds, elsewhere, remedy)
         return
 
     if found is None:

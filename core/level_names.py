@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .errors import EvenfieldError
 
@@ -65,6 +65,32 @@ def refuse_two_spellings(
             file=file,
             remedy=remedy,
         )
+
+
+def refuse_other_spelling(
+    names: Iterable[str],
+    known: Iterable[str],
+    kind: type[EvenfieldError],
+    *,
+    owner: str,
+    file: str | None,
+    remedy: Callable[[str], str],
+) -> None:
+    """Raise an error of this kind for a name that is new and another spelling of a known one.
+
+    owner: what has the known names, such as "the model".
+    remedy: what to do about it, by the known name.
+    """
+    known = list(known)
+    for name in names:
+        other = spelt_alike(name, known)
+        if other is not None and name not in known:
+            raise kind(
+                f"level of theory {name!r} is spelt almost like {other!r} of {owner}, and would "
+                "get a head of its own",
+                file=file,
+                remedy=remedy(other),
+            )
 
 
 def likely_meant(name: str, known: Iterable[str]) -> str | None:

@@ -25,6 +25,8 @@ from .yaml_text import YamlTextError, read_yaml_text
 MOST_PROBLEMS = 20
 # Ratio of matching characters (difflib), above which a wrong key is taken for a mistyped one.
 SIMILAR = 0.7
+# letters of a wrong value in a message
+MOST_SHOWN = 200
 
 # of 64 bits
 SMALLEST = -(2**63)
@@ -233,7 +235,13 @@ def _explain(problem: Mapping[str, Any], cls: type[Settings]) -> str:
         # raised by a validator of ours, whose text says what to do
         text = str(problem["ctx"]["error"])
         return _with_full_keys(text, cls, problem["loc"], key) if key else text
-    return f"{key or cls.__name__}: {problem['msg']} (got {problem['input']!r})"
+    return f"{key or cls.__name__}: {problem['msg']} (got {_short(problem['input'])})"
+
+
+def _short(value: Any) -> str:
+    """A value in a message, which is one line."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _with_full_keys(

@@ -17,7 +17,7 @@ from ase.data import chemical_symbols
 from pydantic import Field
 
 from ..core.errors import EvenfieldError
-from ..core.level_names import spelt_alike
+from ..core.level_names import refuse_other_spelling
 from ..core.settings import Settings
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict
@@ -259,16 +259,16 @@ def _experienced(model: LoadedModel, levels: list[str], sample: list[Structure])
 
 def _refuse_other_spelling(target: Target, levels: list[str]) -> None:
     """Raise EvenfieldError for a level of theory of the model, spelt in another way."""
-    level = target.level_of_theory
-    other = spelt_alike(level, levels)
-    if level in levels or other is None:
-        return
-    setting = f"{target.setting_prefix}level_of_theory"
-    raise EvenfieldError(
-        f"level of theory {level!r} is spelt almost like {other!r} of the model, and would get a "
-        "head of its own",
-        remedy=f"{target.how_to_read_again} {setting}={other!r} if it is the same, or else a name "
-        "that differs more",
+    setting = f"{target.how_to_read_again} {target.setting_prefix}level_of_theory"
+    refuse_other_spelling(
+        [target.level_of_theory],
+        levels,
+        EvenfieldError,
+        owner="the model",
+        file=None,
+        remedy=lambda other: (
+            f"{setting}={other!r} if it is the same, or else a name that differs more"
+        ),
     )
 
 

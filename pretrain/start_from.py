@@ -14,6 +14,7 @@ import torch
 from ase.data import atomic_numbers
 
 from ..core.errors import EvenfieldError
+from ..core.level_names import refuse_other_spelling
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.level_fit import misfits
 from ..model_zoo.hub.load import LoadedModel
@@ -74,6 +75,20 @@ class Start:
                 file=f"start_from={self.model.reference}",
                 remedy=f"set {set_these}, or leave start_from out",
             )
+
+    def check_levels(self, levels: Iterable[str], data: str) -> None:
+        """Raise EvenfieldError for a level of the data that the model has in another spelling.
+
+        It would be taken for a new one, and the head that the model has learned would be lost.
+        """
+        refuse_other_spelling(
+            levels,
+            self.levels,
+            EvenfieldError,
+            owner=f"start_from={self.model.reference}",
+            file=data,
+            remedy=how_to_rename,
+        )
 
     @property
     def record(self) -> StartRecord:
@@ -160,6 +175,14 @@ class Start:
         }
         found = misfits(potential, structures, elements)
         return [f"warning: {misfit}; is this the level of theory of the model?" for misfit in found]
+
+
+def how_to_rename(level: str) -> str:
+    """The remedy for data whose level of theory is another spelling of `level`."""
+    return (
+        f"convert the data again with level_of_theory={level!r} if it is the same, or else with a "
+        "name that differs more"
+    )
 
 
 def _start_like(potential: Potential, head: int, like: int) -> None:

@@ -464,13 +464,13 @@ def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
         return
     info = _stated(out)
     if info is not None and info["source"] != origin:
-        check_destination(out)
+        check_destination(out, overwrite=overwrite)
 
     # Those of the same source are no obstacle: with the same settings they are used, and with
     # others they stay where they are until the end.
     for other in origins(out):
         if other is None or other["sha256"] != origin["sha256"]:
-            check_destination(out)
+            check_destination(out, overwrite=overwrite)
 
 
 def _is_unfinished(out: Path) -> bool:

@@ -13,6 +13,7 @@ from ase.io.formats import filetype
 from ...core.errors import EvenfieldError
 from ...core.memory import items_within_memory, memory_for_file
 from ..structure import BadRecordError
+from .cif import cif_frames
 from .config import SourceConfig
 from .locations import SourceError, local_file, require_readable
 from .records import Record
@@ -59,7 +60,8 @@ def _frames(path: Path) -> Iterator[Atoms | Exception]:
     if kind == "extxyz":
         yield from xyz_frames(path)
         return
-    for atoms in items_within_memory(ase.io.iread(path, ":"), path.stat().st_size):
+    frames = cif_frames(path) if kind == "cif" else ase.io.iread(path, ":")
+    for atoms in items_within_memory(frames, path.stat().st_size):
         problem = partial_occupancy(atoms)
         yield BadRecordError(problem, remedy=WHOLE_ATOMS) if problem else atoms
 
@@ -94,10 +96,10 @@ def read_one(path: Path) -> Atoms:
     require_readable(path)
     frame: Atoms | Exception | None = None
     try:
-        if filetype(str(path)) != "extxyz":
+        kind = filetype(str(path))
+        if kind != "extxyz":
             with memory_for_file(path.stat().st_size):
-                # no index was given, so it is one structure
-                atoms: Atoms = ase.io.read(path)  # type: ignore[assignment]
+                atoms = _last(path, kind)
             problem = partial_occupancy(atoms)
             if problem:
                 raise SourceError(problem, remedy=WHOLE_ATOMS)
@@ -118,6 +120,19 @@ def read_one(path: Path) -> Atoms:
             file=path,
             remedy="name a file in a format that ASE reads",
         ) from None
+
+
+def _last(path: Path, kind: str) -> Atoms:
+    """The last structure of a file of a kind that ASE has found out. It has to be read whole."""
+    if kind != "cif":
+        # no index was given, so it is one structure
+        return ase.io.read(path)  # type: ignore[return-value]
+    last: Atoms | None = None
+    for atoms in cif_frames(path):
+        last = atoms
+    if last is None:
+        raise empty_file(str(path))
+    return last
 
 
 def read_frames(path: Path) -> list[Atoms]:

@@ -181,28 +181,33 @@ def _stated_unit(column: str, label: str, usual: str) -> str:
 
 
 def numbers_of(
-    value: Any, seen: LookAlike, num_atoms: int, per: str | None
+    value: Any, seen: LookAlike, num_atoms: int, *, of_atoms: bool
 ) -> tuple[LookAlike, np.ndarray] | None:
     """What a column states and its numbers; None for one that its shape shows to be no such label.
 
-    per: only a label of the structure, or of its atoms.
+    of_atoms: it has a row for each atom. A value of the structure may hold one too, as a list.
     """
     label = LABELS[seen.label]
     if value is None:
         return None
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        # rows of different lengths
+        return None
     # not texts, flags and lists of them
     if array.dtype.kind not in "fiu":
         return None
 
-    of_atoms = tuple(num_atoms * size for size in label.sizes(1))
+    sizes_of_atoms = tuple(num_atoms * size for size in label.sizes(1))
     if seen.form == "component":
         sizes: tuple[int, ...] = (num_atoms if label.per == "atom" else 1,)
     else:
         sizes = label.sizes(num_atoms)
-    if per in (None, label.per) and array.size in sizes:
+    is_possible = label.per == "atom" or not of_atoms
+    if is_possible and array.size in sizes:
         return seen, array
-    if per != "structure" and label.per == "structure" and array.size in of_atoms:
+    if label.per == "structure" and array.size in sizes_of_atoms:
         # of each atom, whatever the name says
         name = seen.column if seen.form == "per atom" else PER_ATOM.format(seen.column)
         return LookAlike(name, seen.label, seen.unit, False, "per atom"), array

@@ -14,7 +14,7 @@ from ...core.labels import LABELS
 from ..structure import Structure
 from .config import SourceConfig
 from .label_names import INSTEAD, LookAlike, look_alike
-from .records import Record, Unread, stated_text
+from .records import Record, Unread, raw_label, stated_text
 
 
 Counts = dict[str, int]
@@ -126,14 +126,10 @@ def _named_columns(config: SourceConfig) -> dict[str, dict[str, str]]:
 
 def has_label(record: Record, config: SourceConfig, name: str) -> bool:
     """Whether a record has a value for a label, in a column that the config reads."""
-    own = record.arrays if LABELS[name].per == "atom" else record.info
-    for column in config.label_columns[name]:
-        value = record.recognised.get(column.name)
-        if column.is_named:
-            value = own.get(column.name, value)
-        if value is not None:
-            return True
-    return False
+    label = LABELS[name]
+    return any(
+        raw_label(record, label, column) is not None for column in config.label_columns[name]
+    )
 
 
 def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
@@ -224,7 +220,11 @@ def how_to_read_labels(tally: LabelTally, prefix: str = "") -> str:
             return f"join {names} to {INSTEAD[form]}"
         return f"add {INSTEAD[form]} to {names}"
     if not unread:
-        return f"{remedy}, as in {prefix}columns.energy=E {prefix}units.energy=eV"
+        examples = [
+            f"{prefix}columns.energy=E {prefix}units.energy=eV",
+            f"{prefix}columns.forces=F {prefix}units.forces=eV/A",
+        ]
+        return f"{remedy}, as in {' '.join(examples)}"
     # two columns of one label would be two settings of one key
     by_label = {column.label: column for column in reversed(unread)}
     settings = [setting_to_read(tally, column, prefix) for column in by_label.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,14 @@ from ..structure import (
     full_stress,
 )
 from .config import LabelColumn, SourceConfig
-from .label_names import REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
+from .label_names import INSTEAD, REFERENCE_LEVEL, LookAlike, look_alike, numbers_of
 from .naming import SPLIT_WORDS
 
 
 # letters of a level of theory, which stands in tables, pictures and messages
 LONGEST_NAME = 200
+# of a value that is no number, in a message
+MOST_SHOWN = 40
 TRUE = ("true", "t", "1", "1.0")
 
 # columns that look like labels, with their numbers where the reader has them at hand
@@ -158,15 +161,14 @@ def _split(record: Record, config: SourceConfig, file_split: str | None) -> str 
 
 def _label(record: Record, config: SourceConfig, name: str) -> Any:
     """A label in the pipeline's unit and shape, or None; those per atom keep the source's shape."""
-    mask = config.masks.get(name)
-    if mask is not None and _is_true(record.info.get(mask)):
+    if _is_masked(record, config, name):
         return None
 
     label = LABELS[name]
     found = None
     found_in = ""
     for column in config.label_columns[name]:
-        raw = _raw(record, label, column)
+        raw = raw_label(record, label, column)
         if raw is None:
             continue
         value = _in_own_unit(raw, record, config, label, column)
@@ -178,13 +180,38 @@ def _label(record: Record, config: SourceConfig, name: str) -> Any:
     return found
 
 
-def _raw(record: Record, label: Label, column: LabelColumn) -> Any:
-    """The value of a column as the source has it; None where the record has none."""
+def _is_masked(record: Record, config: SourceConfig, name: str) -> bool:
+    """Whether the record's mask removes a label; BadRecordError for a mask of several values."""
+    column = config.masks.get(name)
+    if column is None:
+        return False
+    value = record.info.get(column, record.arrays.get(column))
+    if np.size(value) != 1:
+        # the label of some atoms alone is none
+        raise BadRecordError(
+            f"has {np.size(value)} values of '{column}' (masks.{name})",
+            remedy="give one for the whole structure",
+        )
+    return _is_true(np.asarray(value).item() if np.ndim(value) else value)
+
+
+def raw_label(record: Record, label: Label, column: LabelColumn) -> Any:
+    """The value of a column as the source has it; None where the record has none.
+
+    A column that the config names is read wherever it lies: programs also keep the forces of all
+    atoms among the values of the structure.
+    """
     if not column.is_named:
         return record.recognised.get(column.name)
-    own = record.arrays if label.per == "atom" else record.info
+    own, other = record.info, record.arrays
+    if label.per == "atom":
+        own, other = other, own
     # ASE moves a column with a name that it knows from there to its calculator
-    return own.get(column.name, record.recognised.get(column.name))
+    for values in (own, record.recognised, other):
+        value = values.get(column.name)
+        if value is not None:
+            return value
+    return None
 
 
 def _in_own_unit(
@@ -194,18 +221,26 @@ def _in_own_unit(
     numbers = _as_numbers(raw)
     if numbers is None:
         raise BadRecordError(
-            f"has {label.name} {raw!r}, which is not a number", remedy="correct or remove it"
+            f"has {label.name} {str(raw)[:MOST_SHOWN]!r}, which is not a number",
+            remedy="correct or remove it",
         )
     array = numbers * column.factor
 
     num_atoms = len(record.atomic_numbers)
     if label.per == "atom":
-        # One atom is often written flat. Three numbers for it have one meaning only; for more
-        # atoms, check_structure compares the shape.
-        if num_atoms == 1 and array.shape == label.tensor_shape:
-            return array.reshape(label.shape(1))
+        # One list of all numbers, atom after atom, has one meaning only, and one atom is often
+        # written so. Of anything else, check_structure compares the shape.
+        shape = label.shape(num_atoms)
+        if array.ndim == 1 and array.size == math.prod(shape):
+            return array.reshape(shape)
         return array
 
+    if num_atoms > 1 and _is_of_atoms(record, column.name, raw):
+        # six atoms with a number each are not the six numbers of a stress
+        raise BadRecordError(
+            f"has {label.name} of shape {array.shape}, of each of its atoms, in '{column.name}'",
+            remedy=f"name {INSTEAD['per atom']}",
+        )
     sizes = label.sizes(num_atoms)
     if array.size not in sizes:
         expected = " or ".join(map(str, sizes))
@@ -222,6 +257,11 @@ def _in_own_unit(
     if label.rank == 0:
         return float(array.item())
     return array.reshape(label.tensor_shape)
+
+
+def _is_of_atoms(record: Record, column: str, raw: Any) -> bool:
+    """Whether a value was found among those of atoms alone."""
+    return column not in record.info and raw is record.arrays.get(column)
 
 
 def _as_numbers(raw: Any) -> np.ndarray | None:
@@ -256,20 +296,21 @@ def unread_columns(record: Record, config: SourceConfig) -> Unread:
     named = config.named_label_columns
     # a label of the format itself is read under its own name, unless the config names another one
     own_names = config.own_label_names
-    found: Unread = []
-    for values, per, read in (
-        (record.info, "structure", named),
-        (record.arrays, "atom", named),
-        (record.recognised, None, own_names),
+    # a database has the same columns in two places
+    found: dict[str, tuple[LookAlike, np.ndarray | None]] = {}
+    for values, of_atoms, read in (
+        (record.info, False, named),
+        (record.arrays, True, named),
+        (record.recognised, False, own_names),
     ):
         for column, value in values.items():
             # most names are those of no label, and this is asked for every one of every record
             seen = look_alike(column)
             if seen is not None and column not in read:
-                stated = numbers_of(value, seen, num_atoms, per)
+                stated = numbers_of(value, seen, num_atoms, of_atoms=of_atoms)
                 if stated is not None:
-                    found.append(stated)
-    return found
+                    found.setdefault(stated[0].column, stated)
+    return list(found.values())
 
 
 def _refuse_other_values(

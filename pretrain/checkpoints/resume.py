@@ -9,6 +9,7 @@ from typing import Any
 
 from ase.data import atomic_numbers
 
+from ...core.level_names import refuse_other_spelling
 from ...core.rich_console import Console
 from ...data_pipelines.stream.collection import Collection
 from ...data_pipelines.structure import Structure
@@ -18,6 +19,7 @@ from ..config import RESUME_RULES, PretrainConfig, resume_rules
 from ..errors import NoCheckpointError, ResumeError
 from ..loop.engine import Engine
 from ..loop.schedule import Schedule
+from ..start_from import how_to_rename
 from .checkpoints import Found, Loaded, find_checkpoint, load_found
 from .new_heads import WithNewHeads
 from .run_data import KeptHeads, RunData
@@ -205,6 +207,14 @@ def _check_changed_data(
     before: RunData, now: RunData, data: Collection, folder: Path, *, allowed: bool
 ) -> None:
     """Raise ResumeError unless the run may go on with other data than it began with."""
+    refuse_other_spelling(
+        now.elements,
+        before.elements,
+        ResumeError,
+        owner="the run",
+        file=str(data),
+        remedy=how_to_rename,
+    )
     gone = before.missing_in(now)
     # a new level may well begin with the structures of an old one
     renamed = [level for level in now.taken_from(before) if level in before.elements]

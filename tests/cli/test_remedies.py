@@ -69,6 +69,21 @@ PRINTED_BY = {
     "pretrain/checkpoints/resume.py": ["pretrain run"],
     "pretrain/checkpoints/run_folder.py": ["pretrain run"],
 }
+# File -> the commands for which it checks a place without a remedy of its own. `check_destination`
+# then advises --overwrite.
+WRITES = {
+    "cli/zoo_build.py": ["zoo build"],
+    "data_pipelines/convert/convert.py": ["data convert", "data corpus"],
+    "data_pipelines/demo/generate.py": ["data generate"],
+    "data_pipelines/enrich/enrich.py": ["data enrich"],
+    "diagnostics/check.py": CHECKS,
+    "diagnostics/commands.py": ["check compare", "report"],
+    "finetune/commands.py": ["finetune run", "finetune curve"],
+    "finetune/save.py": ["finetune run", "finetune head"],
+    "model_zoo/commands.py": ["hub elements", "hub export-metatomic"],
+    "pretrain/commands.py": ["evaluate"],
+    "simulation/commands.py": ["simulate"],
+}
 # of another command, which the remedy names, or of a check of a model alone
 OTHERWISE = {
     # `check sanity` is named in the same remedy
@@ -146,6 +161,31 @@ def test_options_in_remedies_belong_to_the_command_that_prints_them() -> None:
             if lacking:
                 wrong.append(f"{file}: {text!r} names {option}, which {lacking} lack")
     assert not wrong, "\n".join(wrong)
+
+
+def test_who_advises_to_overwrite_has_the_option() -> None:
+    """`learn` advised it, and has no --overwrite."""
+    rooms = ("core", "data_pipelines", "model_zoo", "pretrain", "finetune")
+    found = set()
+    for path in files(*rooms, "simulation", "diagnostics", "cli"):
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or ast.unparse(node.func) != "check_destination":
+                continue
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            # whose earlier results are always replaced, or never
+            is_asked = given.get("overwrite", "True") not in ("True", "None")
+            if is_asked and "remedy" not in given:
+                found.add(name)
+    unknown = found - set(WRITES)
+    assert not unknown, f"which commands write with {unknown}? Name them in WRITES"
+    lacking = [
+        command
+        for name in found
+        for command in WRITES[name]
+        if "--overwrite" not in options()[command]
+    ]
+    assert not lacking
 
 
 def test_commands_in_remedies_exist() -> None:

@@ -43,6 +43,15 @@ def test_an_occupied_folder_is_refused_with_what_it_holds(model: Path) -> None:
     check_destination(model, overwrite=True)
 
 
+def test_a_command_without_overwrite_does_not_advise_it(model: Path) -> None:
+    """`evenfield learn` did."""
+    with pytest.raises(DestinationError, match="holds a model") as caught:
+        check_destination(model)
+    assert caught.value.remedy == "choose another OUT"
+    with pytest.raises(DestinationError, match="or replace it with --overwrite"):
+        check_destination(model, overwrite=False)
+
+
 def test_overwrite_spares_what_evenfield_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(DestinationError, match=r"thesis\.tex"):
@@ -92,7 +101,7 @@ def test_a_file_of_the_same_kind_is_replaced_when_asked_for(tmp_path: Path) -> N
     path = tmp_path / "verdict.json"
     path.write_text('{"figures": [], "check": "phases"}')
     with pytest.raises(DestinationError, match=r"holds figures of a check: .* --overwrite"):
-        check_destination(path, file_kind=VERDICT)
+        check_destination(path, overwrite=False, file_kind=VERDICT)
     check_destination(path, overwrite=True, file_kind=VERDICT)
 
 

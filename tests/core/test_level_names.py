@@ -8,6 +8,7 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.core.level_names import (
     likely_meant,
     plain_name,
+    refuse_other_spelling,
     refuse_two_spellings,
     spelt_alike,
     two_spellings,
@@ -49,6 +50,25 @@ def test_two_spellings_are_found(one, other):
 def test_different_names_stay_apart(one, other):
     assert spelt_alike(one, [one, other]) is None
     assert two_spellings([one, other, one]) is None
+
+
+def test_only_a_new_name_is_another_spelling_of_a_known_one():
+    def check(*names):
+        refuse_other_spelling(
+            names,
+            ["MP PBE", "HF"],
+            EvenfieldError,
+            owner="the model",
+            file="data",
+            remedy=lambda other: f"name it {other}",
+        )
+
+    check("HF", "MP PBE", "r2SCAN")
+    with pytest.raises(
+        EvenfieldError, match=r"data: .*'mp_pbe' is .* 'MP PBE' of the model"
+    ) as told:
+        check("HF", "mp_pbe")
+    assert told.value.remedy == "name it MP PBE"
 
 
 def test_likely_meant_prefers_another_spelling():

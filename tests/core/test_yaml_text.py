@@ -50,6 +50,8 @@ def test_as_many_levels_as_a_person_would_write_are_read():
         "max_steps: 1\nmore:\n  " + "- " * 2000 + "1",
         "max_steps: 2020-99-99",
         f"max_steps: {'9' * 5000}",
+        "max_steps: !!int 1" + ":1" * 100_000,
+        "max_steps: !!float 1" + ":1" * 100_000 + ".0",
         "max_steps: [",
         # characters that YAML does not allow, as a flipped bit makes them
         "max_steps: 1\0",
@@ -69,6 +71,25 @@ def test_every_fault_is_one_error_within_seconds(text, tmp_path):
     with pytest.raises(SettingsError, match="the value is not valid YAML"):
         load_settings(Steps, None, [text.replace(": ", "=", 1)])
     assert time.process_time() - before < 5
+
+
+@pytest.mark.parametrize("text", ["1:30", "-190:20:30", "1:30.5", "190:20:30.15"])
+def test_digits_between_colons_are_a_text(text):
+    """They were a number of base 60, as nobody writes one: 1:30 was 90."""
+    assert read_yaml_text(f"a: {text}") == {"a": text}
+    assert read_yaml_text(f"{text}: a") == {text: "a"}
+
+
+@pytest.mark.parametrize("ending", ["", ".0"])
+def test_a_long_number_of_base_60_takes_no_time(ending, tmp_path):
+    """200 kB took nine seconds, and twice as much four times as long."""
+    before = time.process_time()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_steps: 1" + ":1" * 100_000 + ending)
+    with pytest.raises(SettingsError, match="max_steps") as caught:
+        load_settings(Steps, recipe)
+    assert time.process_time() - before < 2
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

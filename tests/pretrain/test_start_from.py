@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from ase.data import atomic_numbers
 
 from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.model_zoo.evaluation.evaluation import predict
 from evenfield.model_zoo.hub.load import LoadedModel, load
 from evenfield.model_zoo.package.record import TrainingData
 from evenfield.model_zoo.potential.potential import Potential
+from evenfield.pretrain.checkpoints.run_folder import Resume
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.errors import ResumeError
 from evenfield.pretrain.run import pretrain
@@ -140,6 +143,30 @@ def test_a_model_of_another_size_is_refused_before_anything_is_written(
     size = load(finished).potential.config.readout_size
     assert f"set model.readout_size={size}, or leave start_from out" in str(caught.value.remedy)
     assert not Path(config.out).exists()
+
+
+@pytest.mark.parametrize("resume", ["no", "auto"])
+def test_a_level_of_the_model_in_another_spelling_is_refused(
+    run_config: Build, finished: Path, train_structures, tmp_path: Path, resume: Resume
+) -> None:
+    """It was taken for a new level, and the head that the model had learned was forgotten."""
+    level = LEVELS[0]
+    renamed = [
+        replace(one, level_of_theory=f"{level.lower()} ")
+        for one in train_structures
+        if one.level_of_theory == level
+    ]
+    data = tmp_path / "renamed"
+    parts = [
+        replace(one, split="test" if place < 4 else "train") for place, one in enumerate(renamed)
+    ]
+    write_data_set(parts, data, {"file": "x", "sha256": "x"}, ConvertConfig())
+    config = run_config(data=str(data), start_from=str(finished))
+    problem = rf"'{level.lower()} ' is spelt almost like '{level}' of start_from="
+    with pytest.raises(EvenfieldError, match=problem) as caught:
+        pretrain(config, resume=resume, quiet=True)
+    assert f"level_of_theory={level!r} if it is the same" in str(caught.value.remedy)
+    assert not list(Path(config.out).glob("model"))
 
 
 def test_a_resumed_run_keeps_its_own_weights(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import zlib
 from contextlib import closing
 
 import ase.db
+import ase.io
 import lmdb
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,10 @@ from ase.io.ulm import Writer
 
 from evenfield.core import memory
 from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.sources.ase_files import read_frames, read_one
+from evenfield.data_pipelines.sources.cif import cif_frames
 from evenfield.data_pipelines.sources.config import SourceConfig
+from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import read_structures
 from evenfield.data_pipelines.store.blocks import BlockReader
 from evenfield.data_pipelines.store.shards import (
@@ -108,6 +113,81 @@ def test_a_small_file_gets_no_gigabyte(tmp_path, name, make):
     assert path.stat().st_size < 1 << 20
     with pytest.raises(EvenfieldError, match="far more memory than a file of its size"):
         list(read_structures(path, SETTINGS))
+
+
+CIF_CELL = "".join(
+    f"_cell_length_{axis} 40\n_cell_angle_{angle} 90\n"
+    for axis, angle in (("a", "alpha"), ("b", "beta"), ("c", "gamma"))
+)
+
+
+def cif(num_sites: int, group: int = 1, operations: int = 0, occupancy: str = "") -> str:
+    """Atoms at random places, in a space group by its number, with listed operations or none."""
+    places = np.random.default_rng(0).random((num_sites, 3))
+    text = f"data_one\n{CIF_CELL}_space_group_IT_number {group}\n"
+    if operations:
+        text += "loop_\n_space_group_symop_operation_xyz\n" + "'x, y, z'\n" * operations
+    text += "loop_\n_atom_site_label\n"
+    text += "".join(f"_atom_site_fract_{axis}\n" for axis in "xyz")
+    text += "_atom_site_occupancy\n" if occupancy else ""
+    for x, y, z in places:
+        text += f"Cu {x:.5f} {y:.5f} {z:.5f} {occupancy}\n"
+    return text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (cif(3000, 227), "has 3000 sites with 192 operations; up to 2000 sites, and 200,000"),
+        (cif(1500, 227), "has 1500 sites with 192 operations"),
+        (cif(2500, 2), "has 2500 sites with 2 operations"),
+        (cif(10, 1, operations=9000), "lists 9000 symmetry operations; a space group has at most"),
+        (cif(2500).replace("\nCu", "\nCu 0 0 0\nCu", 2), "2502 sites with several sites at one"),
+    ],
+)
+def test_a_cif_of_many_sites_and_operations_is_refused(tmp_path, text, problem):
+    """3000 sites in a group of 192 operations, 98 kB, took ASE many minutes."""
+    path = tmp_path / "mine.cif"
+    path.write_text(text)
+    before = time.process_time()
+    remedy = "write the structure with all its atoms, as extended xyz or without symmetry"
+    for reading in (read_one, read_frames, lambda path: list(read_structures(path, SETTINGS))):
+        with pytest.raises(SourceError, match=f"{problem}.*{remedy}") as caught:
+            reading(path)
+        assert str(caught.value).startswith(str(path))
+    assert time.process_time() - before < 10
+
+
+def test_a_cif_of_many_atoms_without_symmetry_is_read(tmp_path):
+    """ASE took a minute for 3000 of them."""
+    path = tmp_path / "mine.cif"
+    path.write_text(cif(6000))
+    before = time.process_time()
+    assert len(read_one(path)) == 6000
+    assert time.process_time() - before < 5
+
+
+@pytest.mark.parametrize("occupancy", ["", "1.0", "0.5"])
+@pytest.mark.parametrize("group", [1, 62, 225])
+def test_a_cif_is_what_ase_makes_of_it(tmp_path, group, occupancy):
+    path = tmp_path / "mine.cif"
+    # places outside of the cell, and on its border
+    text = cif(20, group, occupancy=occupancy)
+    path.write_text(text.replace("Cu 0.6", "Cu -1.6", 1) + f"Au 0 0 0 {occupancy}\n")
+    expected = ase.io.read(path)
+    found = next(iter(cif_frames(path)))
+    assert found.symbols.get_chemical_formula("all") == expected.symbols.get_chemical_formula("all")
+    assert found.positions == pytest.approx(expected.positions, abs=1e-9)
+    assert found.cell.array == pytest.approx(expected.cell.array)
+    assert found.pbc.all()
+    assert found.info.get("occupancy") == expected.info.get("occupancy")
+
+
+def test_the_last_structure_of_a_cif_is_read_as_one(tmp_path):
+    path = tmp_path / "mine.cif"
+    path.write_text(cif(3) + cif(4))
+    assert len(read_one(path)) == 4
+    assert [len(atoms) for atoms in read_frames(path)] == [3, 4]
 
 
 def test_an_lmdb_file_has_as_many_rows_as_entries(tmp_path):

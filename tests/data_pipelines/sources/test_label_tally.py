@@ -152,6 +152,56 @@ def test_what_is_nearly_a_label_is_named_with_what_would_be_read(
     assert line.endswith(f"which 1 of them lack; {INSTEAD[form]} would be read")
 
 
+@pytest.mark.parametrize("ending", ["extxyz", "traj", "db"])
+def test_forces_among_the_values_of_the_structure_are_named(ending, tmp_path):
+    """They were dropped without a word, and naming them read nothing."""
+    frames = [crystal(index, energy=float(index)) for index in range(3)]
+    path = tmp_path / f"mine.{ending}"
+    if ending == "db":
+        with ase.db.connect(path) as database:
+            for frame in frames:
+                database.write(frame, data={"dft_forces": FORCES})
+    else:
+        for frame in frames:
+            frame.info["dft_forces"] = FORCES.tolist()
+        ase.io.write(path, frames)
+    info = converted(path, tmp_path / "out")
+    (line,) = [line for line in label_report(from_json(info["labels"])) if "not read" in line]
+    setting = "columns.forces=dft_forces units.forces=eV/A"
+    assert line == (
+        f"not read: 'dft_forces' of 3 structures looks like forces, which 3 of them lack; {setting}"
+        " would read it, if that is its unit"
+    )
+
+    settings = load_settings(ConvertConfig, None, setting.split())
+    named = converted(path, tmp_path / "named", columns=settings.columns, units=settings.units)
+    assert from_json(named["labels"]).kept["EMT"] == {"energy": 3, "forces": 3}
+
+
+def test_lists_that_are_no_labels_are_not_named(tmp_path):
+    frame = crystal(energy=1.0)
+    frame.info |= {"scf_energies": [[1.0], [1.0, 2.0]], "force_constants": [1.0, 2.0]}
+    ase.io.write(tmp_path / "mine.traj", frame)
+    info = converted(tmp_path / "mine.traj", tmp_path / "out")
+    assert from_json(info["labels"]).unread == {}
+
+
+def test_forces_alone_are_in_the_remedy_of_a_source_without_labels(tmp_path):
+    """The remedy spoke of energies only, with forces at hand."""
+    frame = crystal()
+    frame.info["dft_forces"] = FORCES.tolist()
+    ase.io.write(tmp_path / "mine.extxyz", frame)
+    problem = r"perhaps columns\.forces=dft_forces units\.forces=eV/A$"
+    with pytest.raises(ConversionError, match=problem):
+        converted(tmp_path / "mine.extxyz", tmp_path / "out")
+
+
+def test_a_source_where_nothing_looks_like_a_label_gets_an_example_of_each_usual_one(tmp_path):
+    ase.io.write(tmp_path / "mine.extxyz", crystal())
+    with pytest.raises(ConversionError, match=r"columns\.energy=E .*columns\.forces=F units"):
+        converted(tmp_path / "mine.extxyz", tmp_path / "out")
+
+
 def test_energies_of_atoms_next_to_the_total_energy_are_no_news(tmp_path):
     atoms = crystal(energy=-7.1, forces=FORCES)
     atoms.info["energy_per_atom"] = -3.55

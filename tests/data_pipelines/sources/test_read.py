@@ -6,6 +6,7 @@ import gzip
 import time
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -271,6 +272,34 @@ def test_six_numbers_in_the_keys_that_ase_reads_as_nine(tmp_path, key):
     assert structure.energy == 1
 
 
+IN_INFO = {"columns": {"forces": "dft_forces"}, "units": {"forces": "eV/A"}}
+
+
+@pytest.mark.parametrize("ending", ["extxyz", "traj", "json", "db"])
+@pytest.mark.parametrize("form", ["array", "list", "flat"])
+def test_forces_that_lie_among_the_values_of_the_structure_are_read(tmp_path, ending, form):
+    """They were dropped without a word: forces were looked for among the values of atoms only."""
+    forces = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
+    stated = {"array": forces, "list": forces.tolist(), "flat": forces.ravel()}[form]
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1]], info={"energy": 1.0, "dft_forces": stated})
+    path = tmp_path / f"mine.{ending}"
+    if ending in ("json", "db"):
+        with ase.db.connect(path) as database:
+            database.write(atoms, data=atoms.info)
+    else:
+        ase.io.write(path, atoms)
+    (structure,) = read(path, **IN_INFO)
+    assert structure.forces.tolist() == forces.tolist()
+
+
+def test_the_values_of_atoms_come_before_those_of_the_structure(tmp_path):
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1]], info={"dft_forces": [[9.0] * 3] * 2})
+    atoms.arrays["dft_forces"] = np.ones((2, 3))
+    ase.io.write(tmp_path / "mine.extxyz", atoms)
+    (structure,) = read(tmp_path / "mine.extxyz", **IN_INFO)
+    assert structure.forces.tolist() == np.ones((2, 3)).tolist()
+
+
 def test_forces_of_one_atom_may_be_flat(tmp_path):
     atoms = Atoms("Cu", pbc=True, cell=[3, 3, 3])
     atoms.calc = SinglePointCalculator(atoms, energy=1.0)
@@ -464,6 +493,44 @@ def test_forces_of_the_wrong_shape_are_named(tmp_path):
         match=r"record 0 has forces of shape \(1,\) for 1 atoms: give shape \(1, 3\)",
     ):
         read(path, columns={"forces": "F"}, units={"forces": "eV/A"})
+
+
+@pytest.mark.parametrize(
+    ("forces", "problem"),
+    [
+        ([[1.0, 2.0, 3.0]], r"of shape \(1, 3\) for 2 atoms: give shape \(2, 3\)"),
+        ([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], r"of shape \(3, 2\) for 2 atoms"),
+        ([1.0, 2.0], r"of shape \(2,\) for 2 atoms"),
+        ([[1.0, 2.0, 3.0], [4.0]], r"'\[\[1.0, 2.0, 3.0\], \[4.0\]\]', which is not a number"),
+        ("x" * 1000, "'x{40}', which is not a number"),
+    ],
+)
+def test_forces_in_info_of_the_wrong_shape_are_named(tmp_path, forces, problem):
+    """They were dropped without a word, whatever their shape."""
+    atoms = Atoms("H2", [[0, 0, 0], [0, 0, 1]], info={"energy": 1.0, "dft_forces": forces})
+    ase.io.write(tmp_path / "mine.traj", atoms)
+    with pytest.raises(BadRecordError, match=f"record 0 has forces {problem}"):
+        read(tmp_path / "mine.traj", **IN_INFO)
+
+
+def test_a_label_of_the_structure_that_each_atom_has_is_named(tmp_path):
+    """It was dropped without a word. Six atoms have as many numbers as a stress."""
+    atoms = Atoms("H6", np.arange(18).reshape(6, 3), cell=[30, 30, 30], pbc=True)
+    atoms.arrays["S"] = np.arange(6.0)
+    ase.io.write(tmp_path / "mine.extxyz", atoms)
+    problem = r"has stress of shape \(6,\), of each of its atoms, in 'S': name a column for the"
+    with pytest.raises(BadRecordError, match=problem):
+        read(tmp_path / "mine.extxyz", columns={"stress": "S"}, units={"stress": "eV/A^3"})
+
+
+def test_a_mask_that_each_atom_has_is_named(tmp_path):
+    """The label was kept without a word."""
+    path = write(
+        tmp_path,
+        frame(["H 0 0 0 T", "H 0 0 1 T"], "species:S:1:pos:R:3:bad:L:1", info="energy=1"),
+    )
+    with pytest.raises(BadRecordError, match=r"has 2 values of 'bad' \(masks.energy\): give one"):
+        read(path, masks={"energy": "bad"})
 
 
 UNPARSABLE = {

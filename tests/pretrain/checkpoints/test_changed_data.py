@@ -106,6 +106,17 @@ def test_level_of_another_name_is_another_level(begun, run_config, levels, tmp_p
         assert "--changed-data" not in told.value.remedy
 
 
+def test_a_level_in_another_spelling_is_named(begun, run_config, levels, tmp_path):
+    """It was said to be missing, and the new spelling to be added."""
+    settings, _ = begun()
+    structures = [*levels["EMT"], *renamed(levels["EMT-scaled"], "emt_scaled")]
+    config = run_config(data=data_set(structures, tmp_path / "second"), **settings)
+    problem = "'emt_scaled' is spelt almost like 'EMT-scaled' of the run"
+    with pytest.raises(ResumeError, match=problem) as told:
+        run.pretrain(config, "must", quiet=True, changed_data=True)
+    assert "level_of_theory='EMT-scaled' if it is the same" in told.value.remedy
+
+
 def shifted(structures: list[Structure], level: str, energy: float) -> list[Structure]:
     """At another level of theory, whose energies are higher by `energy` eV/atom."""
     return [

@@ -105,6 +105,16 @@ def test_what_a_loop_does_and_leaves(with_pictures, tmp_path: Path) -> None:
         quietly(tmp_path / "out", settings(log, seed=1))
 
 
+def test_a_folder_of_another_result_is_refused_with_a_remedy_that_exists(quietly, tmp_path) -> None:
+    """The remedy was --overwrite, which the command does not have."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "dataset_info.json").write_text('{"schema_version": 1, "source": {}}')
+    with pytest.raises(DestinationError, match="already exists and holds a data set") as caught:
+        quietly(out, settings(tmp_path / "log"))
+    assert caught.value.remedy == "choose another OUT"
+
+
 def test_nothing_is_asked_where_nothing_is_flagged(quietly, tmp_path: Path) -> None:
     log = tmp_path / "log"
     done = quietly(tmp_path / "out", settings(log, guard={"force_radius": 1e6}))
