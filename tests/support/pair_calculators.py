@@ -93,6 +93,31 @@ class Nitrogen(Pairs):
         return energy, 2 * self.depth * self.exponent * (decay - decay**2)
 
 
+class SoftNitrogen(Nitrogen):
+    """The same pair with a wider well, whose vibration is slower."""
+
+    exponent = 1.5
+
+
+class Charges(Pairs):
+    """Equal charges that repel each other, 1 eV at 1 A; their sum is cut off at `reach`."""
+
+    reach = 8.0
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return 1 / r, -1 / r**2
+
+
+class ScreenedCharges(Charges):
+    """The same charges in a medium that screens them."""
+
+    length = 1.0
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        screening = np.exp(-r / self.length)
+        return screening / r, -screening * (1 / r**2 + 1 / (self.length * r))
+
+
 class Twisted(Nitrogen):
     """Forces that also turn all atoms about a diagonal, which no energy accounts for."""
 
