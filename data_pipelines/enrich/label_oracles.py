@@ -65,9 +65,10 @@ def new_calculator(name: str, settings: Mapping[str, Any], setting: str = "oracl
     """A fresh calculator. Raises OracleError for a name or settings that give none."""
     if name == COMMAND:
         if settings.keys() != {"command"}:
+            key = f"{setting}_settings.command"
             raise OracleError(
                 f"{setting}=command takes one setting, the command",
-                remedy=f'add {setting}_settings.command="PROGRAM {{input}} {{output}}"',
+                remedy=f'add {key}="PROGRAM {{input}} {{output}}"',
             )
         return CommandOracle(**settings)
     if ":" not in name:
