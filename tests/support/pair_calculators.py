@@ -178,3 +178,28 @@ class Parting(Alloy):
     """Bonds between unlike atoms are weaker."""
 
     gain = -0.01
+
+
+class Filled(Near):
+    """Morse pairs with a pit where four atoms lie in a flat rhombus, a saddle of the others."""
+
+    depth = 3.0
+    width = 0.5
+
+    def spoil(self) -> None:
+        if len(self.atoms) != 4:
+            return
+        first, second = np.triu_indices(4, 1)
+        vectors = self.atoms.positions[first] - self.atoms.positions[second]
+        distances = np.linalg.norm(vectors, axis=1)
+        order = np.argsort(distances)
+        away = np.empty(6)
+        # five sides, and a diagonal that is longer than they allow, so that the rhombus stays flat
+        away[order] = distances[order] - np.array([2.2, 2.2, 2.2, 2.2, 2.2, 4.2])
+        pit = self.depth * np.exp(-np.square(away).sum() / (2 * self.width**2))
+        self.results["energy"] -= pit
+        self.results["energies"] = self.results["energies"] - pit / 4
+        slopes = pit * away / self.width**2
+        pulls = (slopes / distances)[:, None] * vectors
+        np.subtract.at(self.results["forces"], first, pulls)
+        np.add.at(self.results["forces"], second, pulls)

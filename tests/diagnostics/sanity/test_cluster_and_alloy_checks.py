@@ -33,6 +33,7 @@ from pair_calculators import (
     Alloy,
     Bonds,
     Charges,
+    Filled,
     Handed,
     Held,
     Near,
@@ -404,6 +405,22 @@ def test_false_and_missed_minima_are_found() -> None:
     assert failed(made("stationary", Pairs, ["Cu"], oracle=false)) == ["missed minima"]
     assert failed(made("stationary", Nothing, ["Cu"])) == []
     assert failed(made("stationary", Upside, ["Cu"])) == ["clusters without a minimum"]
+
+
+def test_a_saddle_that_became_a_minimum_is_lost() -> None:
+    points = stationary.stationary_points(Near(), "Cu4", starts=4, seed=0)
+    (saddle,) = [point for point in points if point.index == 1]
+    assert not stationary.is_lost(Near(), saddle)
+    assert stationary.is_lost(Filled(), saddle)
+    # the search ends at the same saddle from nearby, without climbing or falling
+    displaced = saddle.atoms.copy()
+    displaced.rattle(0.05, seed=1)
+    again = stationary.nearest(Near(), displaced)
+    assert again is not None and again.index == 1
+    assert again.energy == pytest.approx(saddle.energy, abs=1e-5)
+
+    result = made("stationary", Filled, ["Cu"], oracle="pair_calculators:Near")
+    assert "lost saddles" in failed(result)
 
 
 def test_bonds_hold_clusters_together() -> None:
