@@ -19,14 +19,16 @@ from .check import CheckGroup
 
 
 check_app = typer.Typer(
-    cls=CheckGroup, no_args_is_help=True, help="Checks of a model; all but `trust` need no labels."
+    cls=CheckGroup,
+    no_args_is_help=True,
+    help="Checks of a model; all but `trust` and `baselines` need no labels.",
 )
 
 
 # typer takes a group for one command if it has neither a second command nor a callback
 @check_app.callback()
 def check() -> None:
-    """Checks of a model; all but `trust` need no labels."""
+    """Checks of a model; all but `trust` and `baselines` need no labels."""
 
 
 @check_app.command("compare")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engines.calculator import EvenfieldCalculator
     from .engines.metatomic_export import export_metatomic
-    from .hub.load import LoadedModel, load
+    from .hub.load import LoadedModel, load, load_calculator
     from .hub.publish import publish
     from .hub.remote import HubError
     from .package.folder import load_model, save_model
@@ -41,6 +41,7 @@ __all__ = [
     "PotentialConfig",
     "export_metatomic",
     "load",
+    "load_calculator",
     "load_model",
     "publish",
     "save_model",
@@ -57,6 +58,7 @@ _HOME = {
     "PotentialConfig": "potential.config",
     "export_metatomic": "engines.metatomic_export",
     "load": "hub.load",
+    "load_calculator": "hub.load",
     "load_model": "package.folder",
     "publish": "hub.publish",
     "save_model": "package.folder",

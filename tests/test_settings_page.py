@@ -37,7 +37,7 @@ def test_every_command_that_takes_settings_lists_them(script: ModuleType) -> Non
         if any("key=value" in text for text in helps):
             takes_settings.add(words)
     assert listed == takes_settings
-    assert len(listed) == 38
+    assert len(listed) == 39
 
 
 def test_every_setting_has_a_description(script: ModuleType) -> None:

@@ -42,6 +42,7 @@ from ..store.shards import read_info
 from ..structure import BadRecordError, Structure, check_structure
 from .label_oracles import OracleConfig, check_oracle, label, new_calculator
 from .relatives import relatives
+from .relaxation import RelaxationConfig, relaxed
 from .swap import is_too_dense, with_element
 
 
@@ -111,6 +112,10 @@ class EnrichConfig(OracleConfig):
     )
     largest_force: float = Field(
         default=15.0, gt=0, description="structures with a larger force are refused, eV/A"
+    )
+    relaxation: RelaxationConfig = Field(
+        default=RelaxationConfig(),
+        description="a potential that relaxes the structures before they are labelled",
     )
     seed: int = Field(default=0, ge=0, description="every structure follows from it")
 
@@ -217,6 +222,12 @@ def enrich(
             remedy="name another folder",
         )
     check_oracle(config.oracle, config.oracle_settings)
+    if config.relaxation.calculator is not None:
+        check_oracle(
+            config.relaxation.calculator,
+            config.relaxation.calculator_settings,
+            "relaxation.calculator",
+        )
 
     info = read_info(data)
     levels = read_census(data)["levels_of_theory"]
@@ -460,6 +471,9 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
         )
         try:
             refuse_bad(candidate)
+            if config.relaxation.calculator is not None:
+                candidate = relaxed(rng, candidate, _relaxing(config), config.relaxation)
+                refuse_bad(candidate)
             atoms = label(candidate, _calculator(config), config.largest_force)
         except RejectedStructure as rejected:
             refused.append(rejected.reason)
@@ -470,17 +484,28 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
 
 
 def _calculator(config: EnrichConfig) -> Calculator:
+    return _made_calculator(config, config.oracle, config.oracle_settings)
+
+
+def _relaxing(config: EnrichConfig) -> Calculator:
+    """The calculator that relaxes structures before they are labelled."""
+    assert config.relaxation.calculator is not None
+    return _made_calculator(
+        config, config.relaxation.calculator, config.relaxation.calculator_settings
+    )
+
+
+def _made_calculator(config: EnrichConfig, name: str, settings: dict[str, Any]) -> Calculator:
     if config.reuse_calculator:
-        return _only_calculator(config.model_dump_json(include={"oracle", "oracle_settings"}))
+        return _only_calculator(name, json.dumps(settings))
     # calculators keep their state: a structure must not depend on those labelled before
-    return new_calculator(config.oracle, config.oracle_settings)
+    return new_calculator(name, settings)
 
 
 @cache
-def _only_calculator(oracle: str) -> Calculator:
-    """The calculator of this process, for the JSON text of oracle and oracle_settings."""
-    settings = json.loads(oracle)
-    return new_calculator(settings["oracle"], settings["oracle_settings"])
+def _only_calculator(name: str, settings: str) -> Calculator:
+    """The calculator of this process, for a name and the JSON text of its settings."""
+    return new_calculator(name, json.loads(settings))
 
 
 def refuse_bad(candidate: Atoms) -> None:

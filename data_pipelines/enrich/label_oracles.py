@@ -49,40 +49,44 @@ class OracleConfig(Settings):
         return self.oracle.rpartition(":")[2]
 
 
-def check_oracle(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise EvenfieldError for an oracle that cannot label anything."""
+def check_oracle(name: str, settings: Mapping[str, Any], setting: str = "oracle") -> None:
+    """Raise EvenfieldError, which names `setting`, for an oracle that cannot label anything."""
     if name in XTB_LEVELS:
         require_tblite()
     if name in BUILT_IN and settings:
         raise OracleError(
-            f"{name} takes no oracle_settings", remedy="name a calculator as module:Class"
+            f"{setting}={name} takes no {setting}_settings",
+            remedy="name a calculator as module:Class",
         )
-    new_calculator(name, settings)
+    new_calculator(name, settings, setting)
 
 
-def new_calculator(name: str, settings: Mapping[str, Any]) -> Calculator:
+def new_calculator(name: str, settings: Mapping[str, Any], setting: str = "oracle") -> Calculator:
     """A fresh calculator. Raises OracleError for a name or settings that give none."""
     if name == COMMAND:
         if settings.keys() != {"command"}:
+            key = f"{setting}_settings.command"
             raise OracleError(
-                "oracle=command takes one setting, the command",
-                remedy='add oracle_settings.command="PROGRAM {input} {output}"',
+                f"{setting}=command takes one setting, the command",
+                remedy=f'add {key}="PROGRAM {{input}} {{output}}"',
             )
         return CommandOracle(**settings)
     if ":" not in name:
         return oracle_calculator(name)
-    remedy = "name a calculator as module:Class, with its arguments in oracle_settings"
+    remedy = f"name a calculator as module:Class, with its arguments in {setting}_settings"
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OracleError(f"oracle={name} cannot be imported ({error})", remedy=remedy) from error
+        raise OracleError(
+            f"{setting}={name} cannot be imported ({error})", remedy=remedy
+        ) from error
     try:
         calculator = found(**settings)
     except Exception as error:
         # somebody else's class may raise anything
-        raise OracleError(f"oracle={name} cannot be made ({error})", remedy=remedy) from error
+        raise OracleError(f"{setting}={name} cannot be made ({error})", remedy=remedy) from error
     if not callable(getattr(calculator, "get_potential_energy", None)):
-        raise OracleError(f"oracle={name} is no ASE calculator", remedy=remedy)
+        raise OracleError(f"{setting}={name} is no ASE calculator", remedy=remedy)
     return calculator
 
 

@@ -7,6 +7,11 @@ One atom of a crystal is moved, and the forces on all others change:
 A potential with a cutoff answers nothing beyond its receptive field, whatever nature does there. An
 oracle shows what is missing: in metals the response dies within two shells, in salts it falls off
 slowly. The responses to one atom sum to zero, because a push on all atoms at once changes nothing.
+
+How it falls off decides what a larger cutoff buys. Bare charges answer as r^-3, so that the error
+of a potential that ends at r falls as r^-1.5 if atoms move independently of each other: the root of
+the integral of r^-6 over the volume outside. Screened charges answer as exp(-r / length), and a
+cutoff of a few lengths is enough.
 """
 
 from __future__ import annotations
@@ -46,6 +51,14 @@ SUM = 1e-4
 NEGLIGIBLE = 0.01
 # Largest share of the oracle's response, summed over atoms, that lies where the potential has none.
 MISSED = 0.1
+# Radii at which a potential might end, A.
+CUTOFFS = (4.0, 5.0, 6.0, 8.0)
+# Shells that the law of the decay is fitted to, if there are so many. Nearest neighbours touch, and
+# atoms from half the edge of the cell on, of which the corner of a cube is 1.73 times as far away,
+# answer to several images.
+FITTED_FROM = 2.6  # A
+FITTED_SHARE = 0.56
+FEWEST_SHELLS = 4
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
@@ -74,6 +87,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
         if not own.sum <= SUM:
             unbalanced.append(name)
         lines.append(f"{name}: {own}; beyond {own.reach:.1f} A nothing above 1 % of its own")
+        lines += _of_truncation(name, own)
         if oracle is None:
             continue
 
@@ -81,6 +95,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
         curves[f"{name}, oracle"] = (theirs.distances[1:], theirs.responses[1:])
         missed = theirs.share_beyond(own.extent)
         lines.append(f"{name}, oracle: {theirs}; {100 * missed:.1f} % beyond {own.extent:.1f} A")
+        lines += _of_truncation(f"{name}, oracle", theirs)
         figures.append(Figure(f"{name}: response that cannot be felt", missed, "", limit=MISSED))
 
     if judged:
@@ -95,6 +110,33 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
             logarithmic=True,
         )
     return CheckResult(figures, lines, skipped, pictures)
+
+
+def _of_truncation(name: str, response: Response) -> list[str]:
+    """What a potential that ends at a radius would miss, and how that falls with the radius."""
+    shares = [
+        f"{100 * response.truncation_error(radius):.2g} % at {radius:g} A"
+        for radius in CUTOFFS
+        if radius < response.distances[-1]
+    ]
+    law = response.decay()
+    falls = "" if law is None else f"; the response falls as {law}"
+    return [f"{name}: a cutoff misses {', '.join(shares)} of forces{falls}"]
+
+
+@dataclass(frozen=True)
+class Decay:
+    """The law by which a response falls with the distance r: r^-exponent, or exp(-r / length).
+
+    length: A. is_power: whether the power fits better.
+    """
+
+    exponent: float
+    length: float
+    is_power: bool
+
+    def __str__(self) -> str:
+        return f"r^-{self.exponent:.1f}" if self.is_power else f"exp(-r / {self.length:.2g} A)"
 
 
 @dataclass(frozen=True)
@@ -126,6 +168,28 @@ class Response:
         others = self.responses[1:]
         return float(others[self.distances[1:] > distance + 0.01].sum() / others.sum())
 
+    def truncation_error(self, radius: float) -> float:
+        """Share of the fluctuation of a force that comes from beyond a radius in A.
+
+        The other atoms move at random and independently of each other, so squares add up.
+        """
+        squares = self.responses[1:] ** 2
+        return float(np.sqrt(squares[self.distances[1:] > radius].sum() / squares.sum()))
+
+    def decay(self) -> Decay | None:
+        """The law that fits best; None where the response ends after a few shells."""
+        shells, place = np.unique(self.distances.round(2), return_inverse=True)
+        strongest = np.zeros(len(shells))
+        np.maximum.at(strongest, place, self.responses)
+        inside = (shells >= FITTED_FROM) & (shells <= FITTED_SHARE * shells[-1])
+        fitted = inside & (strongest > 1e-5 * self.responses[0])
+        if fitted.sum() < FEWEST_SHELLS:
+            return None
+        logarithm = np.log(strongest[fitted])
+        power, of_power = _line(np.log(shells[fitted]), logarithm)
+        rate, of_rate = _line(shells[fitted], logarithm)
+        return Decay(-power, -1 / rate, is_power=of_power <= of_rate)
+
     def __str__(self) -> str:
         parts = []
         for low, high in pairwise(SHELLS):
@@ -134,6 +198,12 @@ class Response:
                 largest = self.responses[inside].max()
                 parts.append(f"{largest:.2g} up to {high:g} A")
         return f"{self.responses[0]:.2g} eV/A^2 of its own, " + ", ".join(parts)
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the straight line through points, and the sum of the squares that it leaves."""
+    slope, height = np.polyfit(x, y, 1)
+    return float(slope), float(np.square(y - slope * x - height).sum())
 
 
 def response_of(calculator: Calculator, atoms: Atoms) -> Response:

@@ -18,11 +18,14 @@ BATTERY = (
     "defects",
     "torque",
     "vibrations",
+    "beads",
     "handedness",
     "locality",
     "mixing",
     "stationary",
 )
+# What the quick suite leaves out. Beads say little that vibrations do not say.
+SLOW = ("beads",)
 
 
 def check(
@@ -39,4 +42,4 @@ def check(
     evenfield check physics evenfield-s suite=quick --level-of-theory EMT
     evenfield check physics --calculator ase.calculators.emt:EMT elements=[Cu,Al] --out runs/emt
     """
-    return Battery("physics", BATTERY).run(model, settings, out, attach)
+    return Battery("physics", BATTERY, SLOW).run(model, settings, out, attach)

@@ -1,6 +1,7 @@
 """How the time of a call grows with the number of atoms, and where one potential beats another.
 
-The law is t(N) = fixed + factor * N^exponent.
+The law is t(N) = fixed + factor * N^exponent. A speed means something only with the error that it
+is bought with, so that of the model against each other potential is shown beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,24 @@ from ase.calculators.calculator import Calculator, CalculatorError
 from scipy.optimize import brentq, nnls
 
 from ...data_pipelines.demo.oracles import GFN1_LEVEL, oracle_calculator
-from ..check import CheckedModel, CheckError, CheckResult, Figure, structure_argument
+from ..check import (
+    CheckedModel,
+    CheckError,
+    CheckResult,
+    Figure,
+    OtherCalculator,
+    structure_argument,
+)
+from ..sanity.answers import ask
 
 
 OURS = "this model"
 MOST_ATOMS = 1e9  # a break-even beyond this number does not count
 EXPONENTS = np.arange(0.5, 4.001, 0.01)
 DISPLACEMENT = 0.02  # A, between calls
+# Displacements at which forces are compared, A: those of atoms at room temperature; and how many.
+COMPARED_AT = 0.1
+COMPARED = 5
 
 
 def check(
@@ -35,11 +47,16 @@ def check(
     xtb: Annotated[
         bool, typer.Option("--xtb", help="compare with GFN1-xTB, on clusters (extra `demo`)")
     ] = False,
+    oracle: Annotated[
+        str | None,
+        typer.Option("--oracle", help="compare with a calculator of ASE, as module:name"),
+    ] = None,
 ) -> CheckResult:
     """How the time of a call grows with the number of atoms, in processor seconds.
 
     One thread of torch. Calls are as in dynamics, where neighbours are searched only now and then.
-    With --xtb: from how many atoms on the model is cheaper than GFN1-xTB.
+    With --xtb or --oracle: from how many atoms on the model is cheaper, and how far its forces are
+    from those of the other on the smallest cell.
 
     Example: evenfield check scaling evenfield-s copper.cif --doublings 8 --level-of-theory EMT
     """
@@ -53,6 +70,9 @@ def check(
 
     cells = doubled(structure, doublings)
     calculators = {OURS: model.calculator()}
+    if oracle is not None:
+        other = OtherCalculator(oracle, option="--oracle ")
+        calculators[other.level] = other.calculator()
     if xtb:
         calculators[GFN1_LEVEL] = oracle_calculator(GFN1_LEVEL)
         for cell in cells:
@@ -97,17 +117,43 @@ def _compare(calculators: dict[str, Calculator], cells: list[Atoms], doublings: 
             f"{1e6 * law.factor:.1f} us x atoms^{law.exponent:.2f}"
         )
 
-    if GFN1_LEVEL in laws:
-        atoms_needed = break_even(laws[OURS], laws[GFN1_LEVEL])
+    for name, calculator in calculators.items():
+        if name == OURS:
+            continue
+        atoms_needed = break_even(laws[OURS], laws[name])
         if atoms_needed is None:
             verdict = "never"
         else:
-            figures.append(Figure(f"break-even with {GFN1_LEVEL}", atoms_needed, "atoms"))
+            figures.append(Figure(f"break-even with {name}", atoms_needed, "atoms"))
             verdict = f"from {atoms_needed:.0f} atoms on"
             if atoms_needed > sizes[-1]:
                 verdict += f", more than were timed: raise --doublings above {doublings} to see it"
-        lines.append(f"cheaper than {GFN1_LEVEL}: {verdict}")
+        lines.append(f"cheaper than {name}: {verdict}")
+
+        mean_error, typical = force_error(calculators[OURS], calculator, cells[0])
+        figures.append(Figure(f"force MAE against {name}", mean_error, "eV/A"))
+        lines.append(
+            f"force MAE against {name}: {mean_error:.3f} eV/A, of forces of {typical:.3f} eV/A "
+            f"(RMS), with atoms displaced by {COMPARED_AT:g} A"
+        )
     return CheckResult(figures, lines)
+
+
+def force_error(own: Calculator, other: Calculator, cell: Atoms) -> tuple[float, float]:
+    """MAE of the force components against another calculator, and the RMS of its own, in eV/A.
+
+    Over structures with random displacements; NaN where one of the two fails.
+    """
+    rng = np.random.default_rng(1)
+    errors = []
+    squares = []
+    for _ in range(COMPARED):
+        moved = cell.copy()
+        moved.positions += rng.normal(0, COMPARED_AT, cell.positions.shape)
+        theirs = ask(other, moved).forces
+        errors.append(np.abs(ask(own, moved).forces - theirs).mean())
+        squares.append(np.square(theirs).mean())
+    return float(np.mean(errors)), float(np.sqrt(np.mean(squares)))
 
 
 def doubled(atoms: Atoms, doublings: int) -> list[Atoms]:

@@ -24,7 +24,7 @@ from ..sanity.verdicts import failures, with_progress
 
 
 # Elements that are looked at.
-MOST_ELEMENTS: dict[Suite, int] = {"quick": 12, "standard": 40, "full": 118}
+MOST_ELEMENTS: dict[Suite, int] = {"quick": 8, "standard": 40, "full": 118}
 
 # Distances of a dimer: from this share of touching atoms, in A.
 NEAREST = 0.8

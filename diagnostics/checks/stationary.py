@@ -7,7 +7,9 @@ minimum, 1 for the saddle between two minima.
 
 With an oracle, the search goes on from each point with the oracle's forces. A minimum that the
 oracle leaves, or where it has another index, is false. A minimum of the oracle that the potential
-leaves is missed. Without one, the check counts.
+leaves is missed. A saddle of the oracle where the potential has a minimum is lost: too smooth a
+potential, as after too strong a weight decay, has no barrier there. Without an oracle, the check
+counts.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     lines = []
     false = []
     missed = []
+    lost = []
     empty = []
     for formula in with_progress("stationary", formulas):
         own = stationary_points(calculator, formula, STARTS[settings.suite], settings.seed)
@@ -79,13 +82,15 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
         missed += [
             f"{formula} {p}" for p in theirs if p.is_minimum and not confirmed(calculator, p)
         ]
+        lost += [f"{formula} {p}" for p in theirs if p.index == 1 and is_lost(calculator, p)]
 
     if formulas:
         figure, named = failures("clusters without a minimum", empty)
         figures.append(figure)
         lines += named
     if oracle is not None:
-        for what, names in (("false minima", false), ("missed minima", missed)):
+        verdicts = {"false minima": false, "missed minima": missed, "lost saddles": lost}
+        for what, names in verdicts.items():
             figure, named = failures(what, names)
             figures.append(figure)
             lines += named
@@ -255,3 +260,28 @@ def confirmed(calculator: Calculator, point: StationaryPoint) -> bool:
     if there is None:
         return False
     return there.is_minimum and difference(there.atoms, point.atoms) < LEFT
+
+
+def is_lost(calculator: Calculator, saddle: StationaryPoint) -> bool:
+    """Whether a saddle of another calculator is a minimum of this one, near the same place."""
+    there = nearest(calculator, saddle.atoms)
+    if there is None:
+        return False
+    return there.is_minimum and difference(there.atoms, saddle.atoms) < LEFT
+
+
+def nearest(calculator: Calculator, start: Atoms) -> StationaryPoint | None:
+    """The stationary point to which Newton's steps lead, of whatever index; None if to none."""
+    atoms = start.copy()
+    for _ in range(SADDLE_STEPS):
+        forces = ask(calculator, atoms).forces
+        if not np.isfinite(forces).all():
+            return None
+        if np.abs(forces).max() < FMAX:
+            return _point(calculator, atoms)
+        values, modes = inner_modes(calculator, atoms)
+        stiffness = np.where(np.abs(values) > FLAT, values, FLAT)
+        step = modes @ ((modes.T @ forces.ravel()) / stiffness)
+        longest = np.linalg.norm(step.reshape(-1, 3), axis=1).max()
+        atoms.positions += step.reshape(-1, 3) * min(1.0, LONGEST_STEP / longest)
+    return None

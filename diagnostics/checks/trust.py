@@ -83,7 +83,7 @@ def check(
             remedy="judge them on another split with --split",
         )
     potential = model.loaded.potential
-    seen = observe(potential, own, _structures(data, split, level))
+    seen = observe(potential, own, structures_of(data, split, level))
     figures, lines = judged(own, seen)
     for folder in outside or []:
         others = observe(potential, own, all_as_level(folder, level))
@@ -269,7 +269,7 @@ def _names(own: LevelUncertainty) -> list[str]:
     return [*symbols, "all others" if symbols else "all elements"]
 
 
-def _structures(data: Path, split: str, level: str) -> list[Structure]:
+def structures_of(data: Path, split: str, level: str) -> list[Structure]:
     from ...data_pipelines.store.blocks import iter_structures
 
     chosen = [one for one in iter_structures(data, split) if one.level_of_theory == level]

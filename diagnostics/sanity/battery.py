@@ -55,10 +55,14 @@ VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
 
 @dataclass(frozen=True)
 class Battery:
-    """name: of the command and of the files it writes. checks: in the order they are made."""
+    """name: of the command and of the files it writes. checks: in the order they are made.
+
+    slow: those of them that the quick suite leaves out, unless `checks=` names them.
+    """
 
     name: str
     checks: tuple[str, ...]
+    slow: tuple[str, ...] = ()
 
     def file(self, ending: str) -> str:
         """The file of the results in JSON or HTML."""
@@ -163,7 +167,10 @@ def _chosen(battery: Battery, settings: SanityConfig) -> list[str]:
             f"checks: there is no {unknown[0]!r}",
             remedy=f"choose among {', '.join(battery.checks)}",
         )
-    return [name for name in battery.checks if settings.checks is None or name in settings.checks]
+    if settings.checks is not None:
+        return [name for name in battery.checks if name in settings.checks]
+    left_out = battery.slow if settings.suite == "quick" else ()
+    return [name for name in battery.checks if name not in left_out]
 
 
 def _check_out(battery: Battery, out: Path) -> None:

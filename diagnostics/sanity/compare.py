@@ -32,7 +32,7 @@ from .battery import VERDICTS, Battery, threshold_text, value_text
 from .config import SanityConfig
 
 
-BATTERIES = (Battery("sanity", sanity.BATTERY), Battery("physics", physics.BATTERY))
+BATTERIES = (Battery("sanity", sanity.BATTERY), Battery("physics", physics.BATTERY, physics.SLOW))
 
 # such as ase.calculators.emt:EMT
 CALCULATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -37,7 +37,9 @@ class SanityConfig(Settings):
     picoseconds: float | None = Field(
         default=None, gt=0, le=1000, description="length of the dynamics, by default the suite's"
     )
-    temperature: float = Field(default=300.0, gt=0, le=3000, description="of the dynamics, K")
+    temperature: float = Field(
+        default=300.0, gt=0, le=3000, description="of the dynamics and of the path integrals, K"
+    )
     free_atoms: bool | None = Field(
         default=None,
         description="judge whether crystals lie below free atoms; by default only for other "
@@ -46,7 +48,7 @@ class SanityConfig(Settings):
     oracle: str | None = Field(
         default=None,
         description="calculator of ASE to compare with, as module:name, in the checks that can: "
-        "handedness, locality, mixing, stationary and vibrations",
+        "beads, handedness, locality, mixing, stationary and vibrations",
     )
     seed: int = Field(default=0, ge=0, description="of velocities, distortions and arrangements")
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.addresses import local_path, looks_like_path, similar_names
 from ...core.files import file_errors, special_kind
@@ -186,6 +186,15 @@ def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedM
         evaluation=model.evaluation,
         attachments=model.attachments,
     )
+
+
+def load_calculator(model: str | Path, **settings: Any) -> EvenfieldCalculator:
+    """The ASE calculator of a model, with the settings of `LoadedModel.calculator`.
+
+    Commands and programs that take a calculator as `module:name` take
+    `evenfield.model_zoo:load_calculator` with `model` among its arguments.
+    """
+    return load(model).calculator(**settings)
 
 
 def resolve(

@@ -137,6 +137,12 @@ def test_scaling(crystal: str) -> None:
     code, text = run("scaling", "evenfield-s", crystal, *EMT_HEAD)
     assert code == 0 and "a call +" in text and "64 atoms" in text
 
+    emt = ["--oracle", "ase.calculators.emt:EMT", "--doublings", "2"]
+    code, text = run("scaling", "evenfield-s", crystal, *EMT_HEAD, *emt)
+    assert code == 0 and "cheaper than EMT:" in text
+    error, size = re.search(r"against EMT: ([0-9.]+) eV/A, of forces of ([0-9.]+)", text).groups()
+    assert 0 < float(error) < float(size)
+
 
 def test_scaling_against_tight_binding(tmp_path: Path) -> None:
     """Methane, one molecule in a cell, has an answer. Tight binding fails on a salt."""

@@ -93,6 +93,31 @@ class Nitrogen(Pairs):
         return energy, 2 * self.depth * self.exponent * (decay - decay**2)
 
 
+class SoftNitrogen(Nitrogen):
+    """The same pair with a wider well, whose vibration is slower."""
+
+    exponent = 1.5
+
+
+class Charges(Pairs):
+    """Equal charges that repel each other, 1 eV at 1 A; their sum is cut off at `reach`."""
+
+    reach = 8.0
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return 1 / r, -1 / r**2
+
+
+class ScreenedCharges(Charges):
+    """The same charges in a medium that screens them."""
+
+    length = 1.0
+
+    def phi(self, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        screening = np.exp(-r / self.length)
+        return screening / r, -screening * (1 / r**2 + 1 / (self.length * r))
+
+
 class Twisted(Nitrogen):
     """Forces that also turn all atoms about a diagonal, which no energy accounts for."""
 
@@ -153,3 +178,28 @@ class Parting(Alloy):
     """Bonds between unlike atoms are weaker."""
 
     gain = -0.01
+
+
+class Filled(Near):
+    """Morse pairs with a pit where four atoms lie in a flat rhombus, a saddle of the others."""
+
+    depth = 3.0
+    width = 0.5
+
+    def spoil(self) -> None:
+        if len(self.atoms) != 4:
+            return
+        first, second = np.triu_indices(4, 1)
+        vectors = self.atoms.positions[first] - self.atoms.positions[second]
+        distances = np.linalg.norm(vectors, axis=1)
+        order = np.argsort(distances)
+        away = np.empty(6)
+        # five sides, and a diagonal that is longer than they allow, so that the rhombus stays flat
+        away[order] = distances[order] - np.array([2.2, 2.2, 2.2, 2.2, 2.2, 4.2])
+        pit = self.depth * np.exp(-np.square(away).sum() / (2 * self.width**2))
+        self.results["energy"] -= pit
+        self.results["energies"] = self.results["energies"] - pit / 4
+        slopes = pit * away / self.width**2
+        pulls = (slopes / distances)[:, None] * vectors
+        np.subtract.at(self.results["forces"], first, pulls)
+        np.add.at(self.results["forces"], second, pulls)

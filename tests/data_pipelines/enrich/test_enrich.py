@@ -20,6 +20,7 @@ from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_s
 from evenfield.data_pipelines.demo.oracles import OracleError
 from evenfield.data_pipelines.enrich.enrich import EnrichConfig, EnrichError, enrich
 from evenfield.data_pipelines.enrich.relatives import place_in_table, relatives
+from evenfield.data_pipelines.enrich.relaxation import RelaxationConfig
 from evenfield.data_pipelines.enrich.swap import is_too_dense, with_element
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.store.shards import read_info
@@ -366,3 +367,57 @@ def test_excluded_elements_are_in_no_structure(metals: Path, tmp_path: Path) -> 
 def test_an_element_is_not_asked_for_and_excluded() -> None:
     with pytest.raises(SettingsError, match="elements and excluded both name Pd"):
         load_settings(EnrichConfig, overrides=["oracle=EMT", "elements=[Pd]", "excluded=[Pd, Au]"])
+
+
+class Silent(Calculator):
+    """A potential that gives no forces at all after its second call."""
+
+    implemented_properties = ("energy", "forces")
+    calls = 0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        type(self).calls += 1
+        if type(self).calls > 2:
+            raise RuntimeError("nothing to say")
+        self.results["energy"] = 0.0
+        self.results["forces"] = np.ones((len(atoms), 3))
+
+
+def test_a_potential_relaxes_structures_before_they_are_labelled(
+    metals: Path, tmp_path: Path
+) -> None:
+    start = config_of(oracle="EMT", level_of_theory="cheap", elements=["Pd"], rattle=(0.1, 0.1))
+    settings = {"calculator": "EMT", "most_steps": 120, "until_force": 0.01}
+    relaxing = start.model_copy(
+        update={"relaxation": RelaxationConfig(**settings), "structures_per_element": 5}
+    )
+    enrich(metals, tmp_path / "start", start, workers=1)
+    enrich(metals, tmp_path / "relaxed", relaxing, workers=1)
+
+    def largest_forces(folder: Path) -> list[float]:
+        structures = iter_structures(folder, "train")
+        return [float(np.linalg.norm(one.forces, axis=1).max()) for one in structures]
+
+    assert min(largest_forces(tmp_path / "start")) > 0.5
+    forces = largest_forces(tmp_path / "relaxed")
+    # half of them come to rest within 120 steps, and their cells too; some are left on their way
+    assert np.median(forces) < 0.02
+    assert len({round(force, 3) for force in forces}) > 1
+    for one in iter_structures(tmp_path / "relaxed", "train"):
+        if np.linalg.norm(one.forces, axis=1).max() < 0.01:
+            assert np.abs(one.stress).max() < 0.01
+
+
+def test_what_a_potential_cannot_relax_is_counted(metals: Path, tmp_path: Path) -> None:
+    relaxation = RelaxationConfig(calculator=f"{MODULE}:Silent")
+    with pytest.raises(EnrichError, match=r"relaxation_failed.*the last: nothing to say"):
+        enrich(metals, tmp_path / "cheap", config_of(relaxation=relaxation), workers=1)
+
+
+def test_a_relaxing_calculator_that_is_none_is_named_by_its_setting(
+    metals: Path, tmp_path: Path
+) -> None:
+    relaxation = RelaxationConfig(calculator="nothing:Here")
+    with pytest.raises(OracleError, match=r"relaxation\.calculator=nothing:Here cannot"):
+        enrich(metals, tmp_path / "cheap", config_of(relaxation=relaxation), workers=1)

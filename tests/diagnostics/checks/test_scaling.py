@@ -12,7 +12,13 @@ from ase.calculators.emt import EMT
 
 from evenfield import model_zoo
 from evenfield.diagnostics.check import CheckError
-from evenfield.diagnostics.checks.scaling import CostLaw, break_even, fit_cost, time_calls
+from evenfield.diagnostics.checks.scaling import (
+    CostLaw,
+    break_even,
+    fit_cost,
+    force_error,
+    time_calls,
+)
 
 
 SIZES = [32, 64, 128, 512, 2048]
@@ -73,3 +79,17 @@ def test_our_own_model_can_be_timed() -> None:
     calculator = model_zoo.load("evenfield-s").calculator(level_of_theory="EMT")
     (seconds,) = time_calls(calculator, [bulk("Cu", cubic=True) * 2], rounds=2)
     assert seconds > 0
+
+
+def test_the_error_beside_a_speed_is_that_of_the_forces() -> None:
+    class Half(EMT):
+        def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
+            super().calculate(atoms, properties, system_changes)
+            self.results["forces"] = self.results["forces"] / 2
+
+    cell = bulk("Cu", cubic=True)
+    error, size = force_error(Half(), EMT(), cell)
+    assert size > 0.1
+    # half of the mean of the absolute values, which is at most half of the RMS
+    assert 0.25 * size < error < 0.5 * size
+    assert force_error(EMT(), EMT(), cell)[0] == 0

@@ -16,6 +16,7 @@ from ase.neighborlist import neighbor_list
 
 from evenfield.diagnostics.check import CheckError
 from evenfield.diagnostics.checks import (
+    beads,
     handedness,
     locality,
     mixing,
@@ -31,6 +32,8 @@ from broken_calculators import METALS, Checked, Drift, StrongForces, failed, mad
 from pair_calculators import (
     Alloy,
     Bonds,
+    Charges,
+    Filled,
     Handed,
     Held,
     Near,
@@ -38,6 +41,8 @@ from pair_calculators import (
     Nothing,
     Pairs,
     Parting,
+    ScreenedCharges,
+    SoftNitrogen,
     Springs,
     Twisted,
     TwoMinima,
@@ -157,12 +162,10 @@ def test_faults_of_vibrations_are_found() -> None:
     # two atoms of Pairs rest at 2.2 A
     assert failed(made("vibrations", Pairs, ["N"])) == ["molecules that fall apart"]
 
-    class Soft(Nitrogen):
-        exponent = 1.5
-
-    assert failed(made("vibrations", Soft, ["N"])) == ["median error against experiment"]
+    soft = made("vibrations", SoftNitrogen, ["N"])
+    assert failed(soft) == ["median error against experiment"]
     oracle = "pair_calculators:Nitrogen"
-    assert failed(made("vibrations", Soft, ["N"], oracle=oracle)) == [
+    assert failed(made("vibrations", SoftNitrogen, ["N"], oracle=oracle)) == [
         "median error against the oracle"
     ]
 
@@ -170,6 +173,53 @@ def test_faults_of_vibrations_are_found() -> None:
 def test_an_oracle_that_cannot_be_made_is_named() -> None:
     with pytest.raises(CheckError, match="oracle=pair_calculators:Missing"):
         made("vibrations", Nitrogen, ["N"], oracle="pair_calculators:Missing")
+
+
+# --- beads
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 16])
+def test_beads_of_a_harmonic_mode_are_those_of_the_matrix_of_the_ring(number: int) -> None:
+    """The mean energy from the inverse of the matrix of all springs, at P times the temperature.
+
+    By the virial theorem it is twice the potential energy, averaged over the beads.
+    """
+    wave_number, temperature = 1500.0, 300.0
+    frequency = wave_number * units.invcm / (units._hbar / units._e * units.s)
+    thermal = units.kB * temperature
+    stiffness = (number * thermal / (units._hbar / units._e * units.s)) ** 2
+    ring = 2 * np.eye(number) - np.roll(np.eye(number), 1, 0) - np.roll(np.eye(number), -1, 0)
+    matrix = frequency**2 * np.eye(number) + stiffness * ring
+    variances = number * thermal * np.diag(np.linalg.inv(matrix))
+    expected = frequency**2 * variances.mean()
+    assert beads.bead_energy([wave_number], temperature, number) == pytest.approx(expected)
+
+
+def test_many_beads_are_a_quantum_oscillator() -> None:
+    exact = beads.quantum_energy([500.0, 3000.0], 300.0)
+    half_quanta = 3500 / 2 * units.invcm
+    # the first of the modes is excited a little
+    assert 1.0 < exact / half_quanta < 1.1
+    assert beads.bead_energy([500.0, 3000.0], 300.0, 512) == pytest.approx(exact, rel=1e-3)
+    assert beads.bead_energy([500.0, 3000.0], 300.0, 1) == pytest.approx(2 * units.kB * 300)
+    # a classical particle at a high temperature
+    assert beads.beads_needed([500.0], 5000.0) == 1
+    assert beads.beads_needed([3000.0], 300.0) > beads.beads_needed([3000.0], 1000.0)
+
+
+def test_the_error_of_curvature_is_told_from_that_of_beads() -> None:
+    result = made("beads", Nitrogen, ["N"])
+    assert result.passed, result.lines
+    assert result.pictures["beads.png"].startswith(PNG)
+    soft = made("beads", SoftNitrogen, ["N"], oracle="pair_calculators:Nitrogen")
+    name = "median error by curvature, against the oracle"
+    assert failed(soft) == [name]
+    # two atoms have one mode, deep in its ground state: energy goes as the root of the curvature
+    expected = 1 - SoftNitrogen.exponent / Nitrogen.exponent
+    assert values(soft)[name] == pytest.approx(expected, rel=0.01)
+    # slower modes need fewer beads
+    assert values(soft)["beads for all molecules"] < values(result)["beads for all molecules"]
+    assert failed(made("beads", Pairs, ["N"])) == ["molecules without real modes"]
 
 
 # --- hands
@@ -248,6 +298,31 @@ def test_locality_of_copper_and_its_faults(monkeypatch: pytest.MonkeyPatch) -> N
     assert failed(result) == ["Cu: response that cannot be felt"]
     same = made("locality", Near, ["Cu"], oracle="pair_calculators:Near")
     assert values(same)["Cu: response that cannot be felt"] == 0
+
+
+def test_bare_charges_reach_far_and_screened_ones_do_not() -> None:
+    atoms = bulk("Cu", a=3.61, cubic=True) * 4
+    bare = locality.response_of(Charges(), atoms)
+    law = bare.decay()
+    assert law is not None and law.is_power
+    assert law.exponent == pytest.approx(3, abs=0.3)
+    assert str(law).startswith("r^-")
+    # the error of a cutoff falls as the root of the integral of r^-6 outside, cut off by the cell
+    ratio = bare.truncation_error(6) / bare.truncation_error(3)
+    assert 2**-2.2 < ratio < 2**-1.3
+
+    screened = locality.response_of(ScreenedCharges(), atoms)
+    law = screened.decay()
+    assert law is not None and not law.is_power
+    # the second derivative of exp(-r / l) / r falls a little faster than exp(-r / l)
+    assert 0.7 * ScreenedCharges.length < law.length < ScreenedCharges.length
+    assert screened.truncation_error(6) < 0.1 * bare.truncation_error(6)
+
+
+def test_what_ends_after_a_few_shells_has_no_law() -> None:
+    found = locality.response_of(Neighbours(), bulk("Cu", a=3.61, cubic=True) * 3)
+    assert found.decay() is None
+    assert found.truncation_error(3) < 1e-6
 
 
 # --- mixing
@@ -330,6 +405,22 @@ def test_false_and_missed_minima_are_found() -> None:
     assert failed(made("stationary", Pairs, ["Cu"], oracle=false)) == ["missed minima"]
     assert failed(made("stationary", Nothing, ["Cu"])) == []
     assert failed(made("stationary", Upside, ["Cu"])) == ["clusters without a minimum"]
+
+
+def test_a_saddle_that_became_a_minimum_is_lost() -> None:
+    points = stationary.stationary_points(Near(), "Cu4", starts=4, seed=0)
+    (saddle,) = [point for point in points if point.index == 1]
+    assert not stationary.is_lost(Near(), saddle)
+    assert stationary.is_lost(Filled(), saddle)
+    # the search ends at the same saddle from nearby, without climbing or falling
+    displaced = saddle.atoms.copy()
+    displaced.rattle(0.05, seed=1)
+    again = stationary.nearest(Near(), displaced)
+    assert again is not None and again.index == 1
+    assert again.energy == pytest.approx(saddle.energy, abs=1e-5)
+
+    result = made("stationary", Filled, ["Cu"], oracle="pair_calculators:Near")
+    assert "lost saddles" in failed(result)
 
 
 def test_bonds_hold_clusters_together() -> None:

@@ -1,0 +1,217 @@
+"""Is the network worth it? Simple regressions on the same structures, beside the model.
+
+From some training structures of a data set, the energies of others are predicted by
+
+- composition: a number for each element;
+- linear: that, and a number for each feature of the model, summed over the atoms;
+- kernel: that of composition, and a Gaussian process on the mean feature vector of a structure.
+
+A model that was trained on the level of theory must beat all three. Where the linear or the kernel
+regression wins, the features know more than the head makes of them, and a fine-tuning pays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+from ase import Atoms
+from rich.progress import track
+from scipy.linalg import cho_factor, cho_solve
+from scipy.spatial.distance import cdist
+
+from ..check import CheckedModel, CheckError, CheckResult, Figure
+from .trust import structures_of
+
+
+if TYPE_CHECKING:
+    from ...data_pipelines.structure import Structure
+    from ...model_zoo.engines.calculator import EvenfieldCalculator
+
+
+# Penalties and noises that are tried, relative to the mean square of the columns.
+STRENGTHS = np.logspace(-8, 2, 21)
+FEWEST = 10
+
+
+def check(
+    model: CheckedModel,
+    data: Annotated[Path, typer.Argument(help="folder of a converted data set with energies")],
+    split: Annotated[
+        Literal["valid", "test"], typer.Option(help="structures that are predicted")
+    ] = "test",
+    most: Annotated[
+        int, typer.Option(min=FEWEST, help="training structures that the regressions learn from")
+    ] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="chooses them")] = 0,
+) -> CheckResult:
+    """Energies of the model beside regressions on composition and on its own features.
+
+    Judged on structures that no training has seen; the regressions learn from the training split.
+
+    Example: evenfield check baselines runs/mine/model runs/data
+    """
+    level = model.level
+    calculator = model.loaded.calculator(level_of_theory=level, warn_outside=False)
+    rng = np.random.default_rng(seed)
+    learned = _with_energies(structures_of(data, "train", level), calculator)
+    if len(learned) < FEWEST:
+        raise CheckError(
+            f"has {len(learned)} training structures with energies at {level}",
+            file=data,
+            remedy=f"name data with {FEWEST} or more",
+        )
+    chosen = rng.permutation(len(learned))[:most]
+    train = described([learned[index] for index in chosen], calculator, "training structures")
+    judged = _with_energies(structures_of(data, split, level), calculator)
+    if not judged:
+        raise CheckError(
+            f"has no {split} structure with an energy and known elements at {level}",
+            file=data,
+            remedy="name other data, or another split with --split",
+        )
+    test = described(judged, calculator, f"{split} structures")
+
+    errors = {"this model": test.model - test.energy} | {
+        name: predicted - test.energy for name, predicted in regressions(train, test).items()
+    }
+    means = {name: 1000 * float(np.abs(error).mean()) for name, error in errors.items()}
+    figures = [Figure(f"energy MAE, {name}", mean, "meV/atom") for name, mean in means.items()]
+    own = means.pop("this model")
+    best = min(means, key=lambda name: means[name])
+    figures.append(
+        Figure("energy MAE over that of the best regression", own / means[best], "", limit=1.0)
+    )
+    lines = [
+        f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from",
+        f"this model: {own:.1f} meV/atom",
+        *(f"{name}: {mean:.1f} meV/atom" for name, mean in means.items()),
+    ]
+    return CheckResult(figures, lines)
+
+
+def _with_energies(structures: list[Structure], calculator: EvenfieldCalculator) -> list[Structure]:
+    """Those with an energy whose elements the head knows."""
+    known = list(calculator.elements)
+    return [
+        one
+        for one in structures
+        if one.energy is not None and np.isin(one.atomic_numbers, known).all()
+    ]
+
+
+@dataclass(frozen=True)
+class Described:
+    """Structures as rows of numbers, all per atom.
+
+    counts: (S, 119) shares of the elements. features: (S, d) means over the atoms.
+    energy, model: (S,) eV/atom, the label and what the model predicts.
+    """
+
+    counts: np.ndarray
+    features: np.ndarray
+    energy: np.ndarray
+    model: np.ndarray
+
+
+def described(structures: list[Structure], calculator: EvenfieldCalculator, what: str) -> Described:
+    """Composition, features and energies of structures, with progress."""
+    counts = []
+    features = []
+    energies = []
+    predicted = []
+    for one in track(structures, what, transient=True):
+        atoms = Atoms(one.atomic_numbers, one.positions, cell=one.cell, pbc=one.pbc)
+        atoms.calc = calculator
+        counts.append(np.bincount(one.atomic_numbers, minlength=119) / len(atoms))
+        features.append(calculator.get_features(atoms).mean(axis=0))
+        assert one.energy is not None
+        energies.append(one.energy / len(atoms))
+        predicted.append(atoms.get_potential_energy() / len(atoms))
+    return Described(
+        np.array(counts), np.array(features, float), np.array(energies), np.array(predicted)
+    )
+
+
+def regressions(train: Described, test: Described) -> dict[str, np.ndarray]:
+    """Name -> predictions (T,) in eV/atom for the test structures."""
+    # the mean first: energies of thousands of eV must not lean on a penalised column
+    mean = train.energy.mean()
+    target = train.energy - mean
+    composition = ridge(train.counts, target)
+    rest = target - train.counts @ composition
+    of_composition = test.counts @ composition
+
+    both = np.hstack([train.counts, standardised(train.features, train.features)])
+    linear = ridge(both, target)
+    of_linear = np.hstack([test.counts, standardised(test.features, train.features)]) @ linear
+    of_kernel = of_composition + gaussian_process(train.features, rest, test.features)
+    return {
+        "composition": mean + of_composition,
+        "linear in its features": mean + of_linear,
+        "kernel of its features": mean + of_kernel,
+    }
+
+
+def standardised(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Columns shifted and scaled to the mean and deviation that those of `like` have."""
+    deviation = like.std(axis=0)
+    # a feature that never changes says nothing
+    scale = np.where(deviation > 0, deviation, 1.0)
+    return (values - like.mean(axis=0)) / scale
+
+
+def ridge(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights of the ridge regression with the least leave-one-out error.
+
+        w = (X^T X + a I)^-1 X^T y,   residual left out = (y - X w)_i / (1 - h_ii)
+
+    (Allen, Technometrics 16, 125, 1974). h are the leverages.
+    """
+    left, sizes, right = np.linalg.svd(columns, full_matrices=False)
+    along = left.T @ target
+    scale = np.square(sizes).mean()
+    least = np.inf
+    best = np.zeros(columns.shape[1])
+    for strength in STRENGTHS * scale:
+        shrinkage = sizes**2 / (sizes**2 + strength)
+        residual = target - left @ (shrinkage * along)
+        leverage = np.square(left) @ shrinkage
+        error = float(np.square(residual / np.maximum(1 - leverage, 1e-9)).mean())
+        if error < least:
+            least = error
+            best = right.T @ (sizes / (sizes**2 + strength) * along)
+    return best
+
+
+def gaussian_process(points: np.ndarray, target: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Means of a Gaussian process at `asked`, with a squared-exponential kernel.
+
+    Columns are standardised. The length is the median distance of the points, or a half, a double
+    or a quadruple of it; length and noise are those of the largest evidence (Rasmussen and
+    Williams, Gaussian Processes for Machine Learning, 2006, equation 5.8).
+    """
+    own = standardised(points, points)
+    distances = cdist(own, own)
+    others = cdist(standardised(asked, points), own)
+    median = np.median(distances[np.triu_indices(len(own), 1)]) or 1.0
+    variance = target.var() or 1.0
+
+    least = np.inf
+    best = np.zeros(len(asked))
+    for factor in (0.5, 1.0, 2.0, 4.0):
+        kernel = variance * np.exp(-0.5 * (distances / (factor * median)) ** 2)
+        for noise in np.logspace(-6, 0, 7):
+            noisy = kernel + noise * variance * np.eye(len(own))
+            factorised = cho_factor(noisy, lower=True)
+            weights = cho_solve(factorised, target)
+            # minus twice the logarithm of the evidence, up to a constant
+            missing = target @ weights + 2 * np.log(np.diag(factorised[0])).sum()
+            if missing < least:
+                least = missing
+                covariance = variance * np.exp(-0.5 * (others / (factor * median)) ** 2)
+                best = covariance @ weights
+    return best
