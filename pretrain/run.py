@@ -90,7 +90,7 @@ def pretrain(
     # everything that can be refused, before anything is computed or written
     data = config.open_data()
     check_data(config, data)
-    start = _start_of(config) if resume == "no" else None
+    start = _start_of(config, data) if resume == "no" else None
     refuse_occupied(config, data, resume, overwrite=overwrite)
 
     stop = stop or StopRequest()
@@ -106,12 +106,12 @@ def pretrain(
         return _run(config, data, start, resume, console, stop, changed_data)
 
 
-def _start_of(config: PretrainConfig) -> Start | None:
+def _start_of(config: PretrainConfig, data: Collection) -> Start | None:
     """The finished model that a new run begins with, which must be built as the run asks."""
     if config.start_from is None:
         return None
     start = Start(load(config.start_from))
-    start.check(config.model)
+    start.check(config.model, data)
     return start
 
 
@@ -138,7 +138,7 @@ def _run(
         kept = begun.kept
         start_record = StartRecord.from_dict(begun.start) if begun.start else None
     else:
-        start = start or _start_of(config)
+        start = start or _start_of(config, data)
     if start:
         kept = start.kept
         start_record = start.record
