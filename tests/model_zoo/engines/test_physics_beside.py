@@ -17,14 +17,19 @@ from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.physics.config import PhysicsConfig
 from evenfield.data_pipelines.physics.errors import PhysicsError
+from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.config import FineTuneConfig
+from evenfield.finetune.gradient.replay import ReplayConfig, replay_structures
 from evenfield.finetune.run import finetune
 from evenfield.finetune.save import save_finetuned
+from evenfield.finetune.target import open_target
 from evenfield.model_zoo.engines.errors import EngineError
 from evenfield.model_zoo.hub.load import LoadedModel, load
 from evenfield.model_zoo.package.folder import save_model
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
+from evenfield.simulation.learn.config import LearnConfig
+from evenfield.simulation.learn.fit import fit
 
 from physics_beside import LEVEL, SALT, label_salt, physics_of_atoms, salt, write_salts
 
@@ -193,7 +198,7 @@ def test_a_run_cannot_go_on_with_other_physics(place: Path) -> None:
 
 def test_fine_tuning_subtracts_by_itself(place: Path, model: LoadedModel, tmp_path: Path) -> None:
     """From a file, from labels of the whole and from those of the rest, it learns the same."""
-    raw = write_salts(tmp_path / "raw.extxyz", 12, PHYSICS, first=200)
+    raw = write_salts(tmp_path / "raw.extxyz", 6, PHYSICS, first=200)
     settings = FineTuneConfig.model_validate(
         {
             "strategy": "refit",
@@ -213,12 +218,56 @@ def test_fine_tuning_subtracts_by_itself(place: Path, model: LoadedModel, tmp_pa
     # if the labels had not been subtracted from, the physics would be counted twice
     assert error < 0.5 * np.abs(physics_of_atoms(PHYSICS, atoms).forces).mean()
 
+    targets = [
+        open_target(place / name, valid_share=0.0, physics=PHYSICS)
+        for name in ("residual", "plain")
+    ]
+    for one, other in zip(targets[0].train, targets[1].train, strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-4)
+        np.testing.assert_allclose(one.forces, other.forces, atol=1e-4)
     plain = FineTuneConfig.model_validate({"strategy": "refit", "valid_share": 0.0})
-    ends = [finetune(model, place / name, plain) for name in ("residual", "plain")]
-    errors = [end.final.errors for end in ends]
-    assert errors[0].force_mae == pytest.approx(errors[1].force_mae, rel=1e-3)
     with pytest.raises(PhysicsError, match="other: has labels minus fixed charges"):
         finetune(model, place / "other", plain)
+
+
+def test_replayed_structures_have_labels_of_the_rest(place: Path, model: LoadedModel) -> None:
+    replayed = []
+    for name in ("residual", "plain"):
+        config = ReplayConfig(data=str(place / name), own_labels=False)
+        replay = replay_structures(model.potential, config, 0)
+        assert replay is not None
+        replayed.append(replay.structures)
+    assert len(replayed[0]) == len(replayed[1]) > 0
+    for one, other in zip(*replayed, strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-4)
+        np.testing.assert_allclose(one.forces, other.forces, atol=1e-4)
+    with pytest.raises(PhysicsError, match="other: has labels minus fixed charges"):
+        replay_structures(model.potential, ReplayConfig(data=str(place / "other")), 0)
+
+
+def test_a_loop_of_learning_subtracts_by_itself(
+    place: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    """Oracles label the whole."""
+    frames = [label_salt(salt(seed), PHYSICS) for seed in range(300, 306)]
+    structures = [
+        Structure.from_atoms(
+            frame,
+            LEVEL,
+            str(index),
+            energy=frame.get_potential_energy(),
+            forces=frame.get_forces(),
+        )
+        for index, frame in enumerate(frames)
+    ]
+    config = LearnConfig.model_validate(
+        {"oracle": "EMT", "level_of_theory": LEVEL, "strategy": "refit"}
+    )
+    fit(model, structures, "0" * 64, tmp_path / "model", config)
+    atoms = salt(106)
+    truth = label_salt(atoms, PHYSICS).get_forces()
+    error = np.abs(whole(load(tmp_path / "model"), atoms)[1] - truth).mean()
+    assert error < 0.5 * np.abs(physics_of_atoms(PHYSICS, atoms).forces).mean()
 
 
 def test_a_model_without_physics_refuses_its_data(place: Path, tmp_path: Path) -> None:
