@@ -101,9 +101,13 @@ def finetune(
     Every change is kept only as far as no error on held-out structures rises above that of step 0.
 
     Raises WorseError when the set-up made the model worse, WrongUnitError for labels that look
-    like another unit, and the errors of the conversion.
+    like another unit, PhysicsError for labels minus other physics than the model's, and the errors
+    of the conversion.
     """
-    target = data if isinstance(data, Target) else _open(data, config, work, overwrite)
+    if isinstance(data, Target):
+        target = data
+    else:
+        target = _open(model, data, config, work, overwrite)
     if say is not None:
         # before the learning, while there is time to name a column that was not read
         for line in label_report(target.labels, target.setting_prefix):
@@ -163,7 +167,13 @@ def _doubts_about_level(model: LoadedModel, target: Target) -> list[str]:
     ]
 
 
-def _open(data: Path | str, config: FineTuneConfig, work: Path | None, overwrite: bool) -> Target:
+def _open(
+    model: LoadedModel,
+    data: Path | str,
+    config: FineTuneConfig,
+    work: Path | None,
+    overwrite: bool,
+) -> Target:
     return open_target(
         data,
         num_structures=config.num_structures,
@@ -173,4 +183,5 @@ def _open(data: Path | str, config: FineTuneConfig, work: Path | None, overwrite
         source=config.source,
         work=work,
         overwrite=overwrite,
+        physics=model.potential.config.physics,
     )

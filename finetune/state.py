@@ -19,6 +19,7 @@ from pydantic import Field
 from ..core.errors import EvenfieldError
 from ..core.level_names import refuse_other_spelling
 from ..core.settings import Settings
+from ..data_pipelines.physics.residual import refuse_other_physics
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.evaluation import predict
 from ..model_zoo.evaluation.summary import ErrorSummary, summarise
@@ -104,6 +105,10 @@ class FineTuning:
         self.config = config
         self.quiet = quiet
 
+        # whoever made the target: a model would learn other labels than it is asked for
+        refuse_other_physics(
+            target.physics, model.potential.config.physics, target.folder or target.source.name
+        )
         level = target.level_of_theory
         self.source_level = _level_to_start_from(model, target)
         """The level of theory whose head the new head is a copy of."""

@@ -29,6 +29,8 @@ from ..data_pipelines.convert.convert import (
 )
 from ..data_pipelines.convert.finish import NoLabelsError
 from ..data_pipelines.convert.near_duplicates import fingerprint
+from ..data_pipelines.physics.config import PhysicsConfig
+from ..data_pipelines.physics.residual import as_learned
 from ..data_pipelines.sources.config import SourceConfig
 from ..data_pipelines.sources.label_tally import LabelTally, from_json, how_to_read_labels
 from ..data_pipelines.sources.read import source_fingerprint
@@ -70,6 +72,8 @@ class Target:
     """Field -> column, as the conversion was told."""
     folder: Path | None = None
     """The converted data set; None for structures that were given as they are."""
+    physics: PhysicsConfig | None = None
+    """What was subtracted from the labels; None for labels as they are."""
     is_file: bool = False
     """The data were converted by the fine-tuning itself, so that its settings can correct them."""
 
@@ -122,19 +126,22 @@ def open_target(
     source: SourceConfig | None = None,
     work: Path | None = None,
     overwrite: bool = False,
+    physics: PhysicsConfig | None = None,
 ) -> Target:
     """The target in a converted data set, or in a file, which is converted into the folder `work`.
 
     When the data have no validation split, `valid_share` of the training structures is held out,
     provided that there are `fewest_to_hold_out` of them. Another data set in `work` is refused, or
-    replaced with `overwrite`.
+    replaced with `overwrite`. `physics` is that of the model, and is subtracted from labels of the
+    whole.
 
-    Raises EvenfieldError when the data mix levels of theory or have too few structures.
+    Raises EvenfieldError when the data mix levels of theory or have too few structures, and
+    PhysicsError for labels minus other physics.
     """
     folder = local_path(data)
     is_file = not (folder / "dataset_info.json").is_file()
     if is_file:
-        folder = _convert_file(data, source, work, overwrite)
+        folder = _convert_file(data, source, work, overwrite, physics)
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
@@ -150,9 +157,10 @@ def open_target(
     others: dict[str, list[Structure]] = {}
     for split in OTHER_SPLITS:
         present = info["num_structures"][split] > 0
-        others[split] = list(iter_structures(folder, split)) if present else []
+        found = iter_structures(folder, split) if present else iter(())
+        others[split] = list(as_learned(found, folder, physics))
 
-    drawn = draw(folder, num_structures, seed)
+    drawn = list(as_learned(draw(folder, num_structures, seed), folder, physics))
     train = drawn
     valid = others["valid"]
     if not valid:
@@ -168,6 +176,7 @@ def open_target(
         labels=from_json(info.get("labels", {})),
         columns=info["source"].get("config", {}).get("columns", {}),
         folder=folder,
+        physics=physics,
         is_file=is_file,
     )
 
@@ -334,7 +343,11 @@ def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
 
 
 def _convert_file(
-    data: Path | str, source: SourceConfig | None, work: Path | None, overwrite: bool
+    data: Path | str,
+    source: SourceConfig | None,
+    work: Path | None,
+    overwrite: bool,
+    physics: PhysicsConfig | None,
 ) -> Path:
     """Convert a file or another source into `work`; labels in REF_* columns are recognised.
 
@@ -352,7 +365,7 @@ def _convert_file(
     # A level of its own is never wrong: it gets a head of its own, with free E0.
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
-    config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0)
+    config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0, physics=physics)
     if overwrite and not _is_of_a_fine_tuning(work):
         # the user has named OUT, and not what happens to lie next to it
         check_destination(work, remedy=ANOTHER_OUT)

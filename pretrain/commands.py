@@ -127,6 +127,7 @@ def evaluate(
     """
     from ..core.destination import check_destination, replace_folder
     from ..core.files import file_errors, write_atomically
+    from ..data_pipelines.physics.residual import as_learned
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.coverage import Coverage
     from ..model_zoo.evaluation.evaluation import NothingToEvaluateError, predict
@@ -144,6 +145,8 @@ def evaluate(
     loaded = load(model, folder_hub=folder_hub)
     coverage = Coverage(loaded.record.learned)
     structures = coverage.answerable(collection.structures(split))
+    # a model answers for what its physics leaves
+    structures = as_learned(structures, data, loaded.potential.config.physics)
     try:
         predictions = predict(loaded.potential, structures, progress=True)
     except NothingToEvaluateError:

@@ -156,6 +156,7 @@ def build_potential(
             **config.model.model_dump(),
             levels_of_theory=levels,
             num_neighbours=num_neighbours,
+            physics=data.physics,
         )
     )
 

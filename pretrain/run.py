@@ -111,7 +111,7 @@ def _start_of(config: PretrainConfig, data: Collection) -> Start | None:
     if config.start_from is None:
         return None
     start = Start(load(config.start_from))
-    start.check(config.model)
+    start.check(config.model, data)
     start.check_levels(trained_levels(data), str(data))
     return start
 

@@ -15,6 +15,8 @@ from ase.data import atomic_numbers
 
 from ..core.errors import EvenfieldError
 from ..core.level_names import refuse_other_spelling
+from ..data_pipelines.physics.residual import refuse_other_physics
+from ..data_pipelines.stream.collection import Collection
 from ..data_pipelines.structure import Structure
 from ..model_zoo.evaluation.level_fit import misfits
 from ..model_zoo.hub.load import LoadedModel
@@ -61,8 +63,12 @@ class Start:
         """Levels of theory of the model."""
         return self.model.potential.config.levels_of_theory
 
-    def check(self, config: ModelConfig) -> None:
-        """Raise EvenfieldError for a model that was built with other settings than the run's."""
+    def check(self, config: ModelConfig, data: Collection) -> None:
+        """Raise EvenfieldError for a model that was built with other settings than the run's.
+
+        Raises PhysicsError for one with other physics than the labels of the data.
+        """
+        refuse_other_physics(data.physics, self.model.potential.config.physics, str(data))
         own = _settings(self.model.potential.config)
         asked = _settings(config)
         different = [key for key in own | asked if own.get(key) != asked.get(key)]
@@ -198,5 +204,5 @@ def _settings(config: ModelConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in config.model_dump(mode="json").items()
-        if key not in ("levels_of_theory", "num_neighbours")
+        if key not in ("levels_of_theory", "num_neighbours", "physics")
     }

@@ -38,6 +38,11 @@ from ...core.settings import SettingsError
 from ...core.terminal import say
 from ...core.workers import worker_pool
 from ..checks.unit_check import refuse_suspicious_units
+from ..neighbours import GeometryError
+from ..physics.config import PhysicsConfig
+from ..physics.errors import PhysicsError
+from ..physics.physics import Physics
+from ..physics.residual import PHYSICS, other_charge, to_state, without_physics
 from ..sources.label_tally import LabelTally, to_json
 from ..sources.read import (
     RECORDS_PER_PART,
@@ -86,6 +91,11 @@ class ConvertConfig(SplitConfig):
     )
     skip_bad: bool = Field(
         default=False, description="list bad records in rejected.jsonl and continue"
+    )
+    physics: PhysicsConfig | None = Field(
+        default=None,
+        description="physics that is subtracted from the labels, and added by models that are "
+        "trained on them",
     )
 
     @field_validator("with_elements", "without_elements")
@@ -182,6 +192,7 @@ def convert_sources(
         )
 
     # first what takes seconds: misspelt columns, a finished conversion, wrong units
+    about = {**about, **_stated_physics(sources)}
     hashes = []
     for source in sources:
         with source.named_in_errors():
@@ -236,6 +247,26 @@ def convert_sources(
         return _finish(out, job, parts, {**described, "source": origin}, run, card)
 
 
+def _stated_physics(sources: Sequence[NamedSource]) -> dict[str, Any]:
+    """What dataset_info.json says of the physics of all sources; empty where there is none.
+
+    Raises PhysicsError where they differ, and MissingPackageError.
+    """
+    physics = sources[0].config.physics
+    for source in sources:
+        if source.config.physics != physics:
+            raise PhysicsError(
+                f"source {source.name} has other settings of physics than {sources[0].name}, and "
+                "one model could not add both",
+                remedy="give all sources the same",
+            )
+    if physics is None:
+        return {}
+    # its packages must be there
+    Physics(physics)
+    return {PHYSICS: to_state(physics)}
+
+
 def _of_all(hashes: list[str]) -> str:
     """The hash of one source, or one over those of several."""
     if len(hashes) == 1:
@@ -254,6 +285,7 @@ def write_data_set(
     """Write structures as a data set, in the way in which `convert` writes a source.
 
     The shapes of their labels are checked. What else `convert` refuses is for the caller to check.
+    With `config.physics`, their labels are those of the whole, as in a source.
 
     origin: what dataset_info.json says about the source; `file` and `sha256` are required.
     overwrite: as of `convert`.
@@ -262,8 +294,11 @@ def write_data_set(
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
     refuse_files_of_others(out)
-    job = _Job(out, conversion_key(origin, []), (NamedSource(origin["file"], config),))
+    source = NamedSource(origin["file"], config)
+    physics = _stated_physics([source])
+    job = _Job(out, conversion_key({**origin, **physics}, []), (source,))
     about = {"licence": config.licence, "description": config.description, "source": origin}
+    about |= physics
     remaining = map(_with_checked_labels, structures)
     parts: list[SourcePart] = []
     with _interruptions(out, job.folder), job.staging(origin):
@@ -337,6 +372,11 @@ class _Job:
         def count(record: Record, structure: Structure, unread: Unread, pairs: Pairs) -> None:
             if _has_wanted_elements(structure, source.config):
                 tally.add(record, structure, unread, source.config)
+                fault = other_charge(record.info.get("charge"), source.config.physics)
+                if fault is not None:
+                    raise BadRecordError(
+                        fault, remedy="give structures of each net charge a data set of their own"
+                    )
                 # here, where the neighbours are known; of the structure that is staged next
                 seen.clear()
                 seen[id(structure)] = Surroundings(fingerprint(structure, pairs), pairs)
@@ -351,12 +391,14 @@ class _Job:
         records: Iterable[tuple[int, Structure | BadRecordError | None]],
         part: SourcePart,
         tally: LabelTally | None = None,
-        seen: Mapping[int, Surroundings] | None = None,
+        seen: dict[int, Surroundings] | None = None,
     ) -> None:
         """Stage numbered records; `seen` has the surroundings in the latest one, if known."""
         if seen is None:
             seen = {}
         source = self.sources[part.source]
+        if source.config.physics is not None:
+            records = _minus_physics(records, source.config, part.part.name, seen)
         staged = StagedPart(self.key, part.part.name)
         if tally is not None:
             # filled while the records are read, and written after the last of them
@@ -400,6 +442,37 @@ class _Job:
             pairs=around.pairs,
             material=material,
         )
+
+
+def _minus_physics(
+    records: Iterable[tuple[int, Structure | BadRecordError | None]],
+    config: ConvertConfig,
+    file: str,
+    seen: dict[int, Surroundings],
+) -> Iterator[tuple[int, Structure | BadRecordError | None]]:
+    """The numbered records with labels minus physics; what it does not fit is a bad record.
+
+    The surroundings in `seen` go over to the new structure.
+    """
+    assert config.physics is not None
+    physics = Physics(config.physics)
+    for number, found in records:
+        # what is left out anyway may have elements that the physics does not know
+        if not isinstance(found, Structure) or not _has_wanted_elements(found, config):
+            yield number, found
+            continue
+        try:
+            left = without_physics(found, physics)
+        except (PhysicsError, GeometryError) as error:
+            yield (
+                number,
+                BadRecordError(error.message, remedy=error.remedy, file=file, record=number),
+            )
+            continue
+        around = seen.pop(id(found), None)
+        if around is not None:
+            seen[id(left)] = around
+        yield number, left
 
 
 def _read(
@@ -495,7 +568,11 @@ def name_of_source(source: str) -> str:
 
 def settings_of(config: ConvertConfig) -> dict[str, Any]:
     """The settings of a conversion, as dataset_info.json states them."""
-    return config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
+    # data sets that were made before there was physics are still those of the same settings
+    if config.physics is None:
+        del settings["physics"]
+    return settings
 
 
 def _stated(out: Path) -> dict[str, Any] | None:

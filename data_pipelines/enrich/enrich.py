@@ -36,6 +36,7 @@ from ..convert.splits import check_symbols
 from ..corpus.licences import normalised, together
 from ..demo.geometry import has_close_contact
 from ..demo.oracles import XTB_LEVELS, RejectedStructure
+from ..physics.residual import physics_of
 from ..store.blocks import iter_structures
 from ..store.folder_files import refuse_files_of_others
 from ..store.shards import read_info
@@ -270,6 +271,8 @@ def enrich(
         licence=licence,
         description=f"elements swapped into structures of another data set, labelled by "
         f"{config.oracle}",
+        # the two are trained on together
+        physics=physics_of(info, data),
     )
     write_data_set(structures, out, origin, about, overwrite=overwrite)
     return enrichment

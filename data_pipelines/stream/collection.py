@@ -15,6 +15,7 @@ from ...core.addresses import local_path
 from ...core.level_names import spelt_alike
 from ..census.census import count_shards, read_census
 from ..census.domain import LevelDomain
+from ..physics.residual import common_physics
 from ..store.blocks import BlockReader, iter_structures
 from ..store.shards import read_info
 from ..structure import Structure
@@ -36,7 +37,7 @@ class Collection:
 
     Raises BrokenDataSetError for a folder that is not a converted data set, and StreamError without
     any folder, and where two data sets spell a level of theory in two ways or disagree about its
-    zero.
+    zero. Raises PhysicsError where their labels are minus different physics.
     """
 
     def __init__(self, folders: list[str]) -> None:
@@ -46,6 +47,8 @@ class Collection:
             )
         self.folders = [local_path(folder) for folder in folders]
         self.infos = [read_info(folder) for folder in self.folders]
+        self.physics = common_physics(self.folders, self.infos)
+        """What was subtracted from the labels of all of them; None for labels as they are."""
         if len(self.folders) > 1:
             _check_spellings(self.folders, self.infos)
             _check_zeros(self.folders)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
-from ase import Atoms
+from ase.data import atomic_numbers
 from rich.progress import track
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
@@ -29,7 +29,7 @@ from .trust import structures_of
 
 if TYPE_CHECKING:
     from ...data_pipelines.structure import Structure
-    from ...model_zoo.engines.calculator import EvenfieldCalculator
+    from ...model_zoo.potential.potential import Potential
 
 
 # Penalties and noises that are tried, relative to the mean square of the columns.
@@ -55,9 +55,8 @@ def check(
     Example: evenfield check baselines runs/mine/model runs/data
     """
     level = model.level
-    calculator = model.loaded.calculator(level_of_theory=level, warn_outside=False)
     rng = np.random.default_rng(seed)
-    learned = _with_energies(structures_of(data, "train", level), calculator)
+    learned = _learnable(data, "train", model)
     if len(learned) < FEWEST:
         raise CheckError(
             f"has {len(learned)} training structures with energies at {level}",
@@ -65,15 +64,16 @@ def check(
             remedy=f"name data with {FEWEST} or more",
         )
     chosen = rng.permutation(len(learned))[:most]
-    train = described([learned[index] for index in chosen], calculator, "training structures")
-    judged = _with_energies(structures_of(data, split, level), calculator)
+    potential = model.loaded.potential
+    train = described([learned[index] for index in chosen], potential, "training structures")
+    judged = _learnable(data, split, model)
     if not judged:
         raise CheckError(
             f"has no {split} structure with an energy and known elements at {level}",
             file=data,
             remedy="name other data, or another split with --split",
         )
-    test = described(judged, calculator, f"{split} structures")
+    test = described(judged, potential, f"{split} structures")
 
     errors = {"this model": test.model - test.energy} | {
         name: predicted - test.energy for name, predicted in regressions(train, test).items()
@@ -93,12 +93,16 @@ def check(
     return CheckResult(figures, lines)
 
 
-def _with_energies(structures: list[Structure], calculator: EvenfieldCalculator) -> list[Structure]:
-    """Those with an energy whose elements the head knows."""
-    known = list(calculator.elements)
+def _learnable(data: Path, split: str, model: CheckedModel) -> list[Structure]:
+    """Structures of a split with an energy, less the model's physics, whose elements it knows."""
+    from ...data_pipelines.physics.residual import as_learned
+
+    known = [atomic_numbers[symbol] for symbol in model.symbols]
+    chosen = structures_of(data, split, model.level)
+    physics = model.loaded.potential.config.physics
     return [
         one
-        for one in structures
+        for one in as_learned(chosen, data, physics)
         if one.energy is not None and np.isin(one.atomic_numbers, known).all()
     ]
 
@@ -117,23 +121,31 @@ class Described:
     model: np.ndarray
 
 
-def described(structures: list[Structure], calculator: EvenfieldCalculator, what: str) -> Described:
+def described(structures: list[Structure], potential: Potential, what: str) -> Described:
     """Composition, features and energies of structures, with progress."""
+    import torch
+
+    from ...data_pipelines.batch import Batch
+
+    config = potential.config
+    dtype = potential.readout.weight.dtype
     counts = []
     features = []
     energies = []
     predicted = []
     for one in track(structures, what, transient=True):
-        atoms = Atoms(one.atomic_numbers, one.positions, cell=one.cell, pbc=one.pbc)
-        atoms.calc = calculator
-        counts.append(np.bincount(one.atomic_numbers, minlength=119) / len(atoms))
-        features.append(calculator.get_features(atoms).mean(axis=0))
+        number = len(one.atomic_numbers)
+        batch = Batch.from_structure(one, config.cutoff, config.levels_of_theory, dtype)
+        with torch.no_grad():
+            vectors, tiles = potential.edge_vectors(batch)
+            of_atoms = potential.features(batch.atomic_numbers, vectors, tiles)
+            energy = float(potential(batch).energy)
+        counts.append(np.bincount(one.atomic_numbers, minlength=119) / number)
+        features.append(of_atoms.mean(dim=0).double().numpy())
         assert one.energy is not None
-        energies.append(one.energy / len(atoms))
-        predicted.append(atoms.get_potential_energy() / len(atoms))
-    return Described(
-        np.array(counts), np.array(features, float), np.array(energies), np.array(predicted)
-    )
+        energies.append(one.energy / number)
+        predicted.append(energy / number)
+    return Described(np.array(counts), np.array(features), np.array(energies), np.array(predicted))
 
 
 def regressions(train: Described, test: Described) -> dict[str, np.ndarray]:

@@ -67,6 +67,7 @@ def check(
     Example: evenfield check trust runs/mine/model runs/data --pictures runs/trust
     """
     from ...core.files import file_errors, write_atomically
+    from ...data_pipelines.physics.residual import as_learned
     from ...finetune.safety.uncertainty import observe
     from ...model_zoo.uncertainty.record import REMEDY
 
@@ -83,10 +84,13 @@ def check(
             remedy="judge them on another split with --split",
         )
     potential = model.loaded.potential
-    seen = observe(potential, own, structures_of(data, split, level))
+    physics = potential.config.physics
+    chosen = as_learned(structures_of(data, split, level), data, physics)
+    seen = observe(potential, own, list(chosen))
     figures, lines = judged(own, seen)
     for folder in outside or []:
-        others = observe(potential, own, all_as_level(folder, level))
+        foreign = as_learned(all_as_level(folder, level), folder, physics)
+        others = observe(potential, own, list(foreign))
         more_figures, more_lines = told_apart(own, seen, others, folder.name)
         figures += more_figures
         lines += more_lines

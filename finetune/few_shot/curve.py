@@ -186,6 +186,7 @@ def _compute(
         seed=cell.seed,
         valid_share=settings.valid_share,
         fewest_to_hold_out=fewest_to_hold_out(cell.strategy),
+        physics=model.potential.config.physics,
     )
     target = replace(target, test=spread(target.test, config.test_structures))
 

@@ -15,6 +15,7 @@ from ...core.errors import EvenfieldError
 from ...core.labels import LABELS, present
 from ...core.level_names import spelt_alike
 from ...core.settings import Settings
+from ...data_pipelines.physics.residual import as_learned
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import predict, with_a_head
@@ -65,7 +66,8 @@ def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) ->
         return None
     drawn = draw_for_replay(config.data, config.num_structures, seed)
     _refuse_other_spelling(pretrained, drawn, config.data)
-    structures = list(with_a_head(pretrained, drawn))
+    known = with_a_head(pretrained, drawn)
+    structures = list(as_learned(known, config.data, pretrained.config.physics))
     if not structures:
         levels = ", ".join(pretrained.config.levels_of_theory)
         raise EvenfieldError(

@@ -21,6 +21,7 @@ from ase.build import bulk
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii, reference_states
 
 from ...core.labels import LABELS
+from ...data_pipelines.physics.residual import as_learned
 from ...data_pipelines.sources.xyz_frames import frames_of_text
 from ...data_pipelines.structure import Structure
 from ...model_zoo.evaluation.evaluation import predict
@@ -125,7 +126,8 @@ def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structu
     samples = []
     if data is not None:
         known = [one for one in draw_probe(data) if one.level_of_theory in levels]
-        samples = [_sample(structure) for structure in known]
+        learned = as_learned(known, data, model.potential.config.physics)
+        samples = [_sample(structure) for structure in learned]
     return samples + labelled_by(model.potential, own)
 
 

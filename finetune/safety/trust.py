@@ -21,6 +21,7 @@ from ...core.destination import DestinationError
 from ...core.errors import EvenfieldError
 from ...core.torch_modes import own_modes
 from ...data_pipelines.census.domain import LevelDomain, domain_of
+from ...data_pipelines.physics.residual import as_learned
 from ...data_pipelines.store.blocks import iter_structures
 from ...data_pipelines.store.shards import read_info
 from ...data_pipelines.structure import Structure
@@ -126,6 +127,7 @@ def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
         raise _no_structure(data, level)
     known = {atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)}
     chosen = _every_element_first(structures)[:NUM_STRUCTURES]
+    chosen = list(as_learned(chosen, data, model.potential.config.physics))
     refitted = copy.deepcopy(model.potential)
     head = levels.index(level)
     _, posterior = refit_readout(refitted, head, chosen, known=known, known_e0=known)
@@ -166,11 +168,12 @@ def _uncertainty_file(
     held_out = [one for one in all_held_out if one.level_of_theory == level]
     # in random order, so that a part of them is like all
     order = np.random.default_rng(0).permutation(len(held_out))
+    physics = model.potential.config.physics
     own = make_uncertainty(
         model.potential,
         level,
-        _every_element_first(train),
-        [held_out[index] for index in order],
+        list(as_learned(_every_element_first(train), data, physics)),
+        list(as_learned([held_out[index] for index in order], data, physics)),
         known={atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)},
         split=split,
     )

@@ -22,6 +22,9 @@ from torch import Tensor
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.census.domain import LevelDomain
+from ...data_pipelines.physics.errors import PhysicsError
+from ...data_pipelines.physics.physics import Physics
+from ...data_pipelines.physics.residual import other_charge
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
 from ..heads.features import batch_features
@@ -41,7 +44,9 @@ from .verlet_list import VerletList
 class EvenfieldCalculator(Calculator):
     """Use a model wherever ASE takes a calculator: dynamics, relaxation, phonons.
 
-    On request, `results` also holds how large the errors are: see `model_zoo/uncertainty`.
+    On request, `results` also holds how large the errors are: see `model_zoo/uncertainty`. A model
+    that was trained on labels minus physics has the physics added here, and its charges, if it has
+    any, are in `results` too.
 
     Elements that the level of theory never saw in training are refused, because their energies
     would be guesses. What ASE writes about the calculator into trajectories and databases names
@@ -90,6 +95,7 @@ class EvenfieldCalculator(Calculator):
         default, EngineError for an unknown dtype, skin or coverage, for a level without a record of
         its uncertainty where one is asked for, and for a compiled network with uncertainties.
         Raises HeadError for no heads where some are asked for, and for two of the same property.
+        Raises MissingPackageError for physics whose package is not installed.
         """
         super().__init__()
         self._loaded = potential
@@ -103,10 +109,14 @@ class EvenfieldCalculator(Calculator):
                 "compiled=True and uncertainty=True exclude each other",
                 remedy="leave one of them out",
             )
+        physics = potential.config.physics
+        self._physics = None if physics is None else Physics(physics)
+        if physics is not None and physics.coulomb is not None:
+            self.implemented_properties = [*type(self).implemented_properties, "charges"]
         self._heads = None if heads is None else ResultHeads(heads)
         if self._heads is not None:
             # of this calculator alone: ASE asks it for no other property
-            known = (*type(self).implemented_properties, *self._heads.columns)
+            known = dict.fromkeys([*self.implemented_properties, *self._heads.columns])
             self.implemented_properties = [name for name in known if name in all_outputs]
         self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
         # ASE writes the parameters into trajectories and databases
@@ -198,8 +208,8 @@ class EvenfieldCalculator(Calculator):
 
         Raises UnseenElementError, GeometryError for a structure without neighbours to search,
         EngineError when a result is not finite, HeadError for an element that a head was fitted
-        without, and PropertyNotImplementedError when a stress or a dipole is asked for that does
-        not exist.
+        without, PhysicsError for a structure that the model's physics does not fit, and
+        PropertyNotImplementedError when a stress or a dipole is asked for that does not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -219,6 +229,8 @@ class EvenfieldCalculator(Calculator):
         if self.atoms.pbc.all():
             stress = _numpy(prediction.stress)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
+        if self._physics is not None:
+            self._add_physics(self._physics, self.atoms)
 
         if not all(np.isfinite(value).all() for value in self.results.values()):
             self.results = {}
@@ -235,13 +247,38 @@ class EvenfieldCalculator(Calculator):
         if "dipole" in (properties or []) and "dipole" not in self.results:
             raise PropertyNotImplementedError(without_dipole(self.atoms))
 
+    def _add_physics(self, physics: Physics, atoms: Atoms) -> None:
+        """Make the results those of the whole: the network has learned what physics leaves."""
+        # nothing of the network alone may look like a result
+        learned = self.results
+        self.results = {}
+        fault = other_charge(atoms.info.get("charge"), physics.config)
+        if fault is not None:
+            raise PhysicsError(fault, remedy="load a model for this net charge")
+        known = physics.of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        energy = learned["energy"] + known.energy
+        results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": learned["energies"] + known.atom_energies,
+            "forces": learned["forces"] + known.forces,
+        }
+        if known.stress is not None:
+            results["stress"] = learned["stress"] + full_3x3_to_voigt_6_stress(known.stress)
+        if known.charges is not None:
+            results["charges"] = known.charges
+        self.results = results
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation; with heads, the net charge is looked at too."""
+        """What changed since the last calculation, the net charge too where something uses it."""
         changed: list[str] = super().check_state(atoms, tol=tol)
-        if self._heads is None or self.atoms is None:
+        if self.atoms is None:
             return changed
         # ASE compares no info, and charges depend on it
-        if net_charge(atoms) != net_charge(self.atoms):
+        of_heads = self._heads is not None and net_charge(atoms) != net_charge(self.atoms)
+        stated = atoms.info.get("charge")
+        of_physics = self._physics is not None and stated != self.atoms.info.get("charge")
+        if of_heads or of_physics:
             changed.append("initial_charges")
         return changed
 
@@ -341,6 +378,16 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 # --- shared with the other engines
+
+
+def refuse_physics(potential: Potential, where: str) -> None:
+    """Raise EngineError for a model with physics, which `where` would leave out."""
+    physics = potential.config.physics
+    if physics is not None:
+        raise EngineError(
+            f"the model adds {physics.described} to its network, which {where} cannot do",
+            remedy="use the calculator of ASE",
+        )
 
 
 def refuse_results(batch: Batch) -> NoReturn:

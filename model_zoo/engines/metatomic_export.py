@@ -19,7 +19,7 @@ from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
 from ...core.torch_modes import own_modes
 from ..hub.load import LoadedModel
-from .calculator import checked_dtype
+from .calculator import checked_dtype, refuse_physics
 from .errors import EngineError
 
 
@@ -57,9 +57,9 @@ def export_metatomic(
     Without `level_of_theory` it is the default of the model.
 
     Raises EngineError for a path that does not end in .pt, an unknown dtype, or a level that was
-    trained on no element; LevelError for an unknown level of theory, and where a model of several
-    has no default; MissingPackageError without metatomic; FileError when
-    the file cannot be written.
+    trained on no element, and for a model with physics; LevelError for an unknown level of theory,
+    and where a model of several has no default; MissingPackageError without metatomic; FileError
+    when the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".pt":
@@ -70,6 +70,7 @@ def export_metatomic(
         )
     # everything is checked before the import, which takes seconds, and before a folder is made
     checked_dtype(dtype)
+    refuse_physics(model.potential, "a file of metatomic")
     level = model.level_to_use(level_of_theory)
     if not model.record.trained_symbols(level):
         raise EngineError(

@@ -19,7 +19,7 @@ from ...core.errors import MissingPackageError
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..hub.load import LoadedModel
-from .calculator import check_elements, moved, refuse_results, trained_elements
+from .calculator import check_elements, moved, refuse_physics, refuse_results, trained_elements
 from .domain_watch import DomainWatch, StructureWatch
 from .verlet_list import VerletList
 
@@ -56,9 +56,10 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
         the Verlet lists in A. Raises LevelError for an unknown level of theory and where a model
-        of several has no default, EngineError for an unknown dtype.
+        of several has no default, EngineError for an unknown dtype and a model with physics.
         """
         super().__init__()
+        refuse_physics(model.potential, "torch-sim")
         self.potential = moved(model.potential, device, dtype)
         self.level_of_theory = model.level_to_use(level_of_theory)
         self.head = model.potential.config.levels_of_theory.index(self.level_of_theory)

@@ -62,6 +62,7 @@ def model_card(
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string(TEMPLATE.read_text())
 
+    physics = potential.config.physics
     # architecture and cutoff have rows of their own
     network = potential.config.network
     network_settings = network.model_dump(exclude={"architecture", "cutoff"})
@@ -76,6 +77,7 @@ def model_card(
         network=network,
         network_settings=shown_settings,
         receptive_field=potential.backbone.receptive_field,
+        physics=None if physics is None else physics.described,
         snippet_level=_snippet_level(record, potential.config.levels_of_theory),
         snippet_symbol=_snippet_symbol(record, potential.config.levels_of_theory),
         default_level=default_level(record, potential.config.levels_of_theory),

@@ -15,12 +15,14 @@ from pydantic import (
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
 from ...core.settings import Settings
+from ...data_pipelines.physics.config import PhysicsConfig
 from ..network.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, config_class
 from ..network.interface import MAX_ATOMIC_NUMBER, NetworkConfig
 
@@ -77,6 +79,9 @@ class ModelConfig(Settings):
         """All keys on one level, as they are read."""
         own = serialize(self)
         of_network = own.pop("network", {})
+        # models without physics are stored as they were before there was any
+        if own.get("physics", "") is None:
+            del own["physics"]
         return of_network | own
 
     @classmethod
@@ -106,6 +111,21 @@ class PotentialConfig(ModelConfig):
     num_neighbours: float = Field(
         default=16.0, gt=0, description="mean number of neighbours in the data"
     )
+    physics: PhysicsConfig | None = Field(
+        default=None,
+        description="what was subtracted from the labels, and is added to predictions",
+    )
+
+    @classmethod
+    def known_keys(cls) -> dict[str, FieldInfo]:
+        """Without physics, which only data sets set."""
+        return {key: field for key, field in super().known_keys().items() if key != "physics"}
+
+    @field_validator("physics", mode="before")
+    @classmethod
+    def _read_physics(cls, given: Any) -> Any:
+        """Read settings as they are stored; pydantic's strict mode wants an object."""
+        return PhysicsConfig.model_validate(given) if isinstance(given, dict) else given
 
     @property
     def num_weights(self) -> int:

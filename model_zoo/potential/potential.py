@@ -55,6 +55,9 @@ class Potential(ExactBuffers):
         E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + repulsion
         F = -dE/dr,  stress = dE/dstrain / V
 
+    A model with `config.physics` has learned labels minus that physics, and so are its predictions
+    here. `evenfield.model_zoo.engines` and `evaluate` give those of the whole.
+
     phi are the features of the readout, w and v its weights. `e0` (heads, 119) in eV and `scale`
     (heads,) in eV are buffers that the data fixed. E0 is summed in float64, so that rounding of a
     large total energy does not hide the energies that forces come from.

@@ -29,6 +29,8 @@ def elastic_tensor(potential: Potential, batch: Batch) -> Tensor:
     The memory grows with the square of the number of atoms: meant for small cells.
     """
     assert batch.num_structures == 1
+    # they would be those of the network alone
+    assert potential.config.physics is None
     vectors, tiles = potential.edge_vectors(batch)
     straight = vectors.detach()
     receiver = tiles.slot_receiver

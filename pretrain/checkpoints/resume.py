@@ -90,6 +90,13 @@ def look_for_run(
     before = RunData.from_dict(manifest["data"])
     now = RunData.of(data)
     same_data = now.contents == before.contents
+    if now.physics != before.physics:
+        raise ResumeError(
+            f"data={data} has labels minus other physics than the data that the run began with",
+            remedy="convert the source with the settings of physics of the run, or start a new run "
+            "in another folder",
+            file=folder,
+        )
     if not same_data:
         _check_changed_data(before, now, data, folder, allowed=changed_data)
 

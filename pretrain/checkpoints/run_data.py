@@ -45,6 +45,9 @@ class RunData:
     sketches: dict[str, list[str]]
     """Level of theory -> its energy sketch; empty for data converted before there was one."""
 
+    physics: str | None
+    """Hash of the physics that was subtracted from the labels; None for labels as they are."""
+
     learned: list[int]
     """The smallest fingerprints of structures that the run has trained on, ascending."""
 
@@ -61,7 +64,8 @@ class RunData:
             elements[level] = sorted(row["e0"])
             sketches[level] = row.get("energy_sketch", [])
         learned = _smallest(_fingerprints(data, "train"))
-        return cls(contents, data.num_structures("train"), elements, sketches, learned)
+        physics = None if data.physics is None else data.physics.sha256
+        return cls(contents, data.num_structures("train"), elements, sketches, physics, learned)
 
     def after(self, before: RunData) -> RunData:
         """These data for a run that has trained on those before, which it does not forget."""
@@ -95,6 +99,7 @@ class RunData:
             saved["num_structures"],
             saved["elements"],
             sketches,
+            saved.get("physics"),
             saved.get("learned", []),
         )
 
@@ -104,6 +109,7 @@ class RunData:
             "num_structures": self.num_structures,
             "elements": self.elements,
             "sketches": self.sketches,
+            "physics": self.physics,
             "learned": self.learned,
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...data_pipelines.physics.residual import each_without_physics
 from ...data_pipelines.structure import Structure
 from ...finetune.config import FineTuneConfig
 from ...finetune.run import finetune
@@ -37,7 +38,10 @@ def fit(
         description="structures that simulations met on the way",
         num_structures=len(structures),
     )
-    target = Target(config.level, list(structures), [], [], source)
+    # oracles label the whole, and a model with physics learns the rest
+    physics = base.potential.config.physics
+    left = list(each_without_physics(structures, physics))
+    target = Target(config.level, left, [], [], source, physics=physics)
     settings = FineTuneConfig(
         strategy=config.strategy, refit=config.refit, seed=config.seed, trust_units=True
     )

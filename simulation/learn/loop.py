@@ -33,6 +33,7 @@ from ...data_pipelines.convert.convert import ConvertConfig, write_data_set
 from ...data_pipelines.demo.oracles import RejectedStructure
 from ...data_pipelines.enrich.enrich import refuse_bad
 from ...data_pipelines.enrich.label_oracles import check_oracle
+from ...data_pipelines.physics.residual import each_without_physics
 from ...data_pipelines.structure import Structure
 from ...finetune.safety.uncertainty import atom_features, observe
 from ...model_zoo.hub.load import LoadedModel, load
@@ -437,7 +438,8 @@ class _Loop:
         structures = [one.structure(self.config.level) for one in new if one.failure is None]
         if own is None or not structures:
             return None
-        seen = observe(self.model.potential, own, structures)
+        physics = self.model.potential.config.physics
+        seen = observe(self.model.potential, own, list(each_without_physics(structures, physics)))
         spread = own.spread(seen.ingredients, seen.numbers)
         radius = (
             own.force_quantiles(self.config.guard.coverage)[own.group_of(seen.numbers)] * spread
@@ -465,7 +467,8 @@ class _Loop:
             ),
         }
         about = ConvertConfig(
-            description=f"structures that simulations met, labelled by {self.config.oracle}"
+            description=f"structures that simulations met, labelled by {self.config.oracle}",
+            physics=self.base.potential.config.physics,
         )
         page = self._write_page(ended)
         models = [self._model_in(folder) for folder in (self.out / ROUNDS).iterdir()]
