@@ -7,7 +7,9 @@ From some training structures of a data set, the energies of others are predicte
 - kernel: that of composition, and a Gaussian process on the mean feature vector of a structure.
 
 A model that was trained on the level of theory must beat all three. Where the linear or the kernel
-regression wins, the features know more than the head makes of them, and a fine-tuning pays.
+regression wins, the features know more than the head makes of them, and a fine-tuning pays. The
+Gaussian process also says how sure it is: the rank correlation of its spread with the errors, its
+own and the model's, is what a record of uncertainty has to beat (`check trust`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ase.data import atomic_numbers
 from rich.progress import track
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
+from scipy.stats import spearmanr
 
 from ..check import CheckedModel, CheckError, CheckResult, Figure
 from .trust import structures_of
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 # Penalties and noises that are tried, relative to the mean square of the columns.
 STRENGTHS = np.logspace(-8, 2, 21)
 FEWEST = 10
+KERNEL = "kernel of its features"
 
 
 def check(
@@ -75,8 +79,9 @@ def check(
         )
     test = described(judged, potential, f"{split} structures")
 
+    predictions, spread = regressions(train, test)
     errors = {"this model": test.model - test.energy} | {
-        name: predicted - test.energy for name, predicted in regressions(train, test).items()
+        name: predicted - test.energy for name, predicted in predictions.items()
     }
     means = {name: 1000 * float(np.abs(error).mean()) for name, error in errors.items()}
     figures = [Figure(f"energy MAE, {name}", mean, "meV/atom") for name, mean in means.items()]
@@ -85,10 +90,16 @@ def check(
     figures.append(
         Figure("energy MAE over that of the best regression", own / means[best], "", limit=1.0)
     )
+    orders = {}
+    for name in ("this model", KERNEL):
+        orders[name] = float(spearmanr(spread, np.abs(errors[name])).statistic)
+        figures.append(Figure(f"rank correlation of the spread, {name}", orders[name], ""))
     lines = [
         f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from",
         f"this model: {own:.1f} meV/atom",
         *(f"{name}: {mean:.1f} meV/atom" for name, mean in means.items()),
+        f"the spread of the Gaussian process orders its own errors with a rank correlation of "
+        f"{orders[KERNEL]:.2f}, and those of this model with {orders['this model']:.2f}",
     ]
     return CheckResult(figures, lines)
 
@@ -148,8 +159,11 @@ def described(structures: list[Structure], potential: Potential, what: str) -> D
     return Described(np.array(counts), np.array(features), np.array(energies), np.array(predicted))
 
 
-def regressions(train: Described, test: Described) -> dict[str, np.ndarray]:
-    """Name -> predictions (T,) in eV/atom for the test structures."""
+def regressions(train: Described, test: Described) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Name -> predictions (T,) for the test structures, and the spread (T,) of the kernel's.
+
+    All in eV/atom.
+    """
     # the mean first: energies of thousands of eV must not lean on a penalised column
     mean = train.energy.mean()
     target = train.energy - mean
@@ -160,12 +174,13 @@ def regressions(train: Described, test: Described) -> dict[str, np.ndarray]:
     both = np.hstack([train.counts, standardised(train.features, train.features)])
     linear = ridge(both, target)
     of_linear = np.hstack([test.counts, standardised(test.features, train.features)]) @ linear
-    of_kernel = of_composition + gaussian_process(train.features, rest, test.features)
-    return {
+    of_kernel, spread = gaussian_process(train.features, rest, test.features)
+    predictions = {
         "composition": mean + of_composition,
         "linear in its features": mean + of_linear,
-        "kernel of its features": mean + of_kernel,
+        KERNEL: mean + of_composition + of_kernel,
     }
+    return predictions, spread
 
 
 def standardised(values: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -199,8 +214,12 @@ def ridge(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
     return best
 
 
-def gaussian_process(points: np.ndarray, target: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Means of a Gaussian process at `asked`, with a squared-exponential kernel.
+def gaussian_process(
+    points: np.ndarray, target: np.ndarray, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means and standard deviations of a Gaussian process at `asked`.
+
+    The kernel is a squared exponential; the deviation includes the noise of the targets.
 
     Columns are standardised. The length is the median distance of the points, or a half, a double
     or a quadruple of it; length and noise are those of the largest evidence (Rasmussen and
@@ -213,7 +232,7 @@ def gaussian_process(points: np.ndarray, target: np.ndarray, asked: np.ndarray) 
     variance = target.var() or 1.0
 
     least = np.inf
-    best = np.zeros(len(asked))
+    best = np.zeros(len(asked)), np.full(len(asked), variance**0.5)
     for factor in (0.5, 1.0, 2.0, 4.0):
         kernel = variance * np.exp(-0.5 * (distances / (factor * median)) ** 2)
         for noise in np.logspace(-6, 0, 7):
@@ -225,5 +244,8 @@ def gaussian_process(points: np.ndarray, target: np.ndarray, asked: np.ndarray) 
             if missing < least:
                 least = missing
                 covariance = variance * np.exp(-0.5 * (others / (factor * median)) ** 2)
-                best = covariance @ weights
+                explained = (covariance * cho_solve(factorised, covariance.T).T).sum(axis=1)
+                # rounding may explain more than there is
+                left = np.maximum(variance - explained, 0.0) + noise * variance
+                best = covariance @ weights, np.sqrt(left)
     return best
