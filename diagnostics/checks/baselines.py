@@ -94,8 +94,10 @@ def check(
     for name in ("this model", KERNEL):
         orders[name] = float(spearmanr(spread, np.abs(errors[name])).statistic)
         figures.append(Figure(f"rank correlation of the spread, {name}", orders[name], ""))
+    left_out = len(structures_of(data, split, level)) - len(test.energy)
     lines = [
-        f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from",
+        f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from; "
+        f"left out, without an energy or with elements that were not learned: {left_out}",
         f"this model: {own:.1f} meV/atom",
         *(f"{name}: {mean:.1f} meV/atom" for name, mean in means.items()),
         f"the spread of the Gaussian process orders its own errors with a rank correlation of "

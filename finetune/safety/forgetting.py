@@ -125,10 +125,21 @@ def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structu
 
     samples = []
     if data is not None:
-        known = [one for one in draw_probe(data) if one.level_of_theory in levels]
+        known = [
+            one
+            for one in draw_probe(data)
+            if one.level_of_theory in levels and not unlearned(one, model)
+        ]
         learned = as_learned(known, data, model.potential.config.physics)
         samples = [_sample(structure) for structure in learned]
     return samples + labelled_by(model.potential, own)
+
+
+def unlearned(structure: Structure, model: LoadedModel) -> list[str]:
+    """Symbols of the elements that its level of theory, one of the model's, has not learned."""
+    learned = model.record.trained_symbols(structure.level_of_theory)
+    symbols = [chemical_symbols[number] for number in structure.elements]
+    return [symbol for symbol in symbols if symbol not in learned]
 
 
 def _errors(potential: Potential, structures: Sequence[Structure]) -> dict[str, float]:

@@ -10,7 +10,7 @@ collected. None of them changes the weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +34,7 @@ from ...model_zoo.uncertainty.record import UNCERTAINTY, uncertainties_of, uncer
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
 from ..closed_form.posterior import Posterior
 from ..closed_form.refit import refit_readout
-from .forgetting import PROBE_FILE, probe_file, probe_of
+from .forgetting import PROBE_FILE, probe_file, probe_of, unlearned
 from .uncertainty import TooFewStructuresError, make_uncertainty
 
 
@@ -59,8 +59,10 @@ def attach_trust(
     The domain is written for a model that has none and was trained on these data alone. The
     uncertainty is that of `level_of_theory`, by default the level of the posterior, and stands next
     to those of other levels; its quantiles are those of the split `calibrate_on`, from which the
-    model must not have learned. With a level, only the uncertainty is written. `say` is told why
-    there is none, where the split has too few structures.
+    model must not have learned. With a level, only the uncertainty is written. Structures with
+    elements that their level has not learned are left out. `say` is told of them, of data that are
+    not those of the training, and why there is no uncertainty, where the split has too few
+    structures.
 
     Returns their names. Raises DestinationError when the model has one of them, unless
     `overwrite`, and when a user has put a file with such a name there, even then. Raises
@@ -68,6 +70,9 @@ def attach_trust(
     first when it has no default.
     """
     model = load(Path(folder))
+    if say is not None:
+        for line in _notes(model, data):
+            say(line)
     if level_of_theory is not None:
         return _attach_level(folder, model, data, level_of_theory, calibrate_on, overwrite)
     present = sorted({PROBE_FILE, POSTERIOR_FILE} & model.attachments.keys())
@@ -100,6 +105,41 @@ def attach_trust(
     return sorted(files)
 
 
+def _notes(model: LoadedModel, data: Path | str) -> list[str]:
+    """What a user should know of data that are not those, or not only those, of the training."""
+    lines = []
+    stated = model.record.training_data
+    # a model without a record of its data may have been trained on these
+    if stated and _training_data(data).sha256 not in {one.sha256 for one in stated}:
+        names = ", ".join(one.name for one in stated)
+        lines.append(
+            f"warning: {data} is not what {model.record.name} says that it was trained on "
+            f"({names}); what is attached is about these data"
+        )
+    left_out: dict[str, set[str]] = {}
+    numbers: dict[str, int] = {}
+    for structure in _training_structures(data, model):
+        level = structure.level_of_theory
+        unseen = unlearned(structure, model)
+        if unseen:
+            left_out.setdefault(level, set()).update(unseen)
+            numbers[level] = numbers.get(level, 0) + 1
+    for level, symbols in left_out.items():
+        lines.append(
+            f"left out: {numbers[level]} training structures at {level!r} with "
+            f"{', '.join(sorted(symbols))}, not learned at this level"
+        )
+    return lines
+
+
+def _training_structures(data: Path | str, model: LoadedModel) -> Iterator[Structure]:
+    """Those at levels of theory of the model."""
+    levels = model.potential.config.levels_of_theory
+    for structure in iter_structures(data, "train"):
+        if structure.level_of_theory in levels:
+            yield structure
+
+
 def _training_data(data: Path | str) -> TrainingData:
     """What the record of a model says that was trained on a data set."""
     info = read_info(data)
@@ -122,7 +162,11 @@ def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
     """
     levels = model.potential.config.levels_of_theory
     level = default_level(model.record, levels) or levels[0]
-    structures = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
+    structures = [
+        one
+        for one in iter_structures(data, "train")
+        if one.level_of_theory == level and not unlearned(one, model)
+    ]
     if not structures:
         raise _no_structure(data, level)
     known = {atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)}
@@ -159,13 +203,19 @@ def _uncertainty_file(
     model: LoadedModel, level: str, data: Path | str, split: Split
 ) -> dict[str, bytes]:
     """The attachment with one level, and the levels that it had before."""
-    train = [one for one in iter_structures(data, "train") if one.level_of_theory == level]
+    train = [
+        one
+        for one in iter_structures(data, "train")
+        if one.level_of_theory == level and not unlearned(one, model)
+    ]
     if not train:
         raise _no_structure(data, level)
     # a data set need not have such a split, and reading one that is not there is an error
     is_there = read_info(data)["num_structures"][split] > 0
     all_held_out = iter_structures(data, split) if is_there else iter(())
-    held_out = [one for one in all_held_out if one.level_of_theory == level]
+    held_out = [
+        one for one in all_held_out if one.level_of_theory == level and not unlearned(one, model)
+    ]
     # in random order, so that a part of them is like all
     order = np.random.default_rng(0).permutation(len(held_out))
     physics = model.potential.config.physics
@@ -183,7 +233,7 @@ def _uncertainty_file(
 
 def _no_structure(data: Path | str, level: str) -> EvenfieldError:
     return EvenfieldError(
-        f"has no training structure at {level}, a level of theory of the model",
+        f"has no training structure at {level} with elements that the model has learned there",
         remedy="name the data that the model was trained on",
         file=data,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from evenfield import model_zoo
 from evenfield.core.destination import DestinationError
@@ -134,3 +134,39 @@ def test_data_without_the_level_are_refused(folder: Path, data_set: Path) -> Non
     with pytest.raises(EvenfieldError, match="has no training structure at PBE"):
         attach_trust(folder, data_set)
     assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_elements_that_were_not_learned_are_left_out_and_named(
+    tmp_path: Path, data_set: Path
+) -> None:
+    config = PotentialConfig(
+        channels=4,
+        l_max=1,
+        cutoff=4.0,
+        readout_size=8,
+        radial_hidden=8,
+        levels_of_theory=["EMT", "EMT-scaled"],
+    )
+    learned = {"EMT": ["Al", "Ni", "Cu", "Pd", "Ag", "Pt"], "EMT-scaled": ["Ni", "Cu", "Pd"]}
+    data = TrainingData(name="others", sha256="0" * 64, licence="CC0-1.0", num_structures=9)
+    record = ModelRecord(name="metals", elements=learned, training_data=[data])
+    folder = model_zoo.save_model(tmp_path / "model", Potential(config), record)
+
+    told: list[str] = []
+    attach_trust(folder, data_set, say=told.append)
+    assert told[0].startswith(f"warning: {data_set} is not what metals says")
+    assert "others" in told[0]
+    without_gold = [line for line in told if line.startswith("left out:") and "'EMT'" in line]
+    assert without_gold[0].endswith("with Au, not learned at this level")
+
+    model = model_zoo.load(folder)
+    for structure in stored_probe(model):
+        known = set(learned[structure.level_of_theory])
+        assert {chemical_symbols[number] for number in structure.elements} <= known
+    assert atomic_numbers["Au"] not in load_posterior(folder).elements
+
+
+def test_the_data_of_the_training_need_no_note(folder: Path, data_set: Path) -> None:
+    told: list[str] = []
+    attach_trust(folder, data_set, say=told.append)
+    assert not told
