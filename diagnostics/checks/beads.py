@@ -98,6 +98,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
             curves,
             limit=CONVERGED,
             logarithmic=True,
+            doubling=True,
         )
     return CheckResult(figures, lines, skipped, pictures)
 

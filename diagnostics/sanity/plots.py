@@ -25,11 +25,13 @@ def curves_png(
     limit: float | None = None,
     y_range: tuple[float, float] | None = None,
     logarithmic: bool = False,
+    doubling: bool = False,
     markers: bool = True,
     legend: bool = True,
 ) -> bytes:
     """A PNG of curves by name, each as its x and y. A dashed line shows `limit`.
 
+    doubling: x goes up by factors of two, and so does its axis.
     legend: whether the names mean something to a reader.
     """
     from matplotlib import rc_context
@@ -46,6 +48,9 @@ def curves_png(
         if logarithmic:
             axes.set_yscale("log")
             plain_log_ticks(axes.yaxis)
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         if y_range is not None:
             axes.set_ylim(*y_range)
         axes.set_title(title)

@@ -23,20 +23,22 @@ from evenfield.model_zoo.package.domain_record import DOMAIN
 from evenfield.model_zoo.package.record import TrainingData
 
 
+SMALL = PotentialConfig(
+    channels=4,
+    l_max=1,
+    cutoff=4.0,
+    readout_size=8,
+    radial_hidden=8,
+    levels_of_theory=["EMT", "EMT-scaled"],
+)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, data_set: Path) -> Path:
     """An untrained model of the data's levels and elements."""
-    config = PotentialConfig(
-        channels=4,
-        l_max=1,
-        cutoff=4.0,
-        readout_size=8,
-        radial_hidden=8,
-        levels_of_theory=["EMT", "EMT-scaled"],
-    )
     metals = ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
     record = ModelRecord(name="metals", elements={"EMT": metals, "EMT-scaled": metals})
-    return model_zoo.save_model(tmp_path / "model", Potential(config), record)
+    return model_zoo.save_model(tmp_path / "model", Potential(SMALL), record)
 
 
 def test_both_stand_beside_the_same_weights(folder: Path, data_set: Path) -> None:
@@ -139,18 +141,10 @@ def test_data_without_the_level_are_refused(folder: Path, data_set: Path) -> Non
 def test_elements_that_were_not_learned_are_left_out_and_named(
     tmp_path: Path, data_set: Path
 ) -> None:
-    config = PotentialConfig(
-        channels=4,
-        l_max=1,
-        cutoff=4.0,
-        readout_size=8,
-        radial_hidden=8,
-        levels_of_theory=["EMT", "EMT-scaled"],
-    )
     learned = {"EMT": ["Al", "Ni", "Cu", "Pd", "Ag", "Pt"], "EMT-scaled": ["Ni", "Cu", "Pd"]}
     data = TrainingData(name="others", sha256="0" * 64, licence="CC0-1.0", num_structures=9)
     record = ModelRecord(name="metals", elements=learned, training_data=[data])
-    folder = model_zoo.save_model(tmp_path / "model", Potential(config), record)
+    folder = model_zoo.save_model(tmp_path / "model", Potential(SMALL), record)
 
     told: list[str] = []
     attach_trust(folder, data_set, say=told.append)
