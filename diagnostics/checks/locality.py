@@ -174,7 +174,9 @@ class Response:
         The other atoms move at random and independently of each other, so squares add up.
         """
         squares = self.responses[1:] ** 2
-        return float(np.sqrt(squares[self.distances[1:] > radius].sum() / squares.sum()))
+        outside = squares[self.distances[1:] > radius].sum()
+        # where no atom answers at all, nothing is missed
+        return float(np.sqrt(outside / squares.sum())) if squares.any() else 0.0
 
     def decay(self) -> Decay | None:
         """The law that fits best; None where the response ends after a few shells."""

@@ -323,6 +323,9 @@ def test_what_ends_after_a_few_shells_has_no_law() -> None:
     found = locality.response_of(Neighbours(), bulk("Cu", a=3.61, cubic=True) * 3)
     assert found.decay() is None
     assert found.truncation_error(3) < 1e-6
+    # and what never answers misses nothing
+    silent = locality.response_of(Nothing(), bulk("Cu", a=3.61, cubic=True))
+    assert silent.decay() is None and silent.truncation_error(3) == 0
 
 
 # --- mixing
