@@ -39,6 +39,7 @@ DATA_ORDER = (
 
 # Import name of a distribution whose name differs by more than hyphens.
 IMPORT_NAMES = {
+    "torch-pme": "torchpme",
     "markdown_it_py": "markdown_it",
     "metatensor_torch": "metatensor",
     "metatomic_torch": "metatomic",
