@@ -39,11 +39,11 @@ DATA_ORDER = (
 
 # Import name of a distribution whose name differs by more than hyphens.
 IMPORT_NAMES = {
-    "torch-pme": "torchpme",
     "markdown_it_py": "markdown_it",
     "metatensor_torch": "metatensor",
     "metatomic_torch": "metatomic",
     "pyyaml": "yaml",
+    "torch_pme": "torchpme",
     "torch_sim_atomistic": "torch_sim",
 }
 
