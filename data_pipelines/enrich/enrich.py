@@ -387,7 +387,7 @@ class _Made:
     source_id: str
     refused: tuple[str, ...]
     failure: str = ""
-    """What the oracle said of the last that it failed for."""
+    """What the oracle, or the one that relaxes, said of the last that it failed for."""
 
 
 def _make_all(
@@ -398,7 +398,7 @@ def _make_all(
     config: EnrichConfig,
     workers: int | None,
 ) -> tuple[list[Structure], Enrichment, str]:
-    """The structures, what was made, and what the oracle said of the last that it failed for."""
+    """The structures, what was made, and what a calculator said of the last that it failed for."""
     tasks = list(_tasks(plan, sources, config))
     make = partial(_make, config, kin)
     if workers == 1:

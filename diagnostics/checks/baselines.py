@@ -60,7 +60,7 @@ def check(
     """
     level = model.level
     rng = np.random.default_rng(seed)
-    learned = _learnable(data, "train", model)
+    learned, _ = _learnable(data, "train", model)
     if len(learned) < FEWEST:
         raise CheckError(
             f"has {len(learned)} training structures with energies at {level}",
@@ -70,7 +70,7 @@ def check(
     chosen = rng.permutation(len(learned))[:most]
     potential = model.loaded.potential
     train = described([learned[index] for index in chosen], potential, "training structures")
-    judged = _learnable(data, split, model)
+    judged, left_out = _learnable(data, split, model)
     if not judged:
         raise CheckError(
             f"has no {split} structure with an energy and known elements at {level}",
@@ -94,7 +94,6 @@ def check(
     for name in ("this model", KERNEL):
         orders[name] = float(spearmanr(spread, np.abs(errors[name])).statistic)
         figures.append(Figure(f"rank correlation of the spread, {name}", orders[name], ""))
-    left_out = len(structures_of(data, split, level)) - len(test.energy)
     lines = [
         f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from; "
         f"left out, without an energy or with elements that were not learned: {left_out}",
@@ -106,18 +105,22 @@ def check(
     return CheckResult(figures, lines)
 
 
-def _learnable(data: Path, split: str, model: CheckedModel) -> list[Structure]:
-    """Structures of a split with an energy, less the model's physics, whose elements it knows."""
+def _learnable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], int]:
+    """Structures of a split with an energy, less the model's physics, whose elements it knows.
+
+    The second result is the number of the others.
+    """
     from ...data_pipelines.physics.residual import as_learned
 
     known = [atomic_numbers[symbol] for symbol in model.symbols]
     chosen = structures_of(data, split, model.level)
     physics = model.loaded.potential.config.physics
-    return [
+    usable = [
         one
         for one in as_learned(chosen, data, physics)
         if one.energy is not None and np.isin(one.atomic_numbers, known).all()
     ]
+    return usable, len(chosen) - len(usable)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,25 +191,10 @@ def _saddle_above(
     atoms = minimum.atoms.copy()
     size = 0.1 * float(minimum.distances[0])
     atoms.positions += rng.normal(0, size / np.sqrt(3), atoms.positions.shape)
-    for _ in range(SADDLE_STEPS):
-        forces = ask(calculator, atoms).forces
-        if not np.isfinite(forces).all():
-            return None
-        values, modes = inner_modes(calculator, atoms)
-        if np.abs(forces).max() < FMAX:
-            break
-        # Newton's step, whose sign is turned around for the softest mode: it climbs there
-        along = modes.T @ forces.ravel()
-        stiffness = np.maximum(np.abs(values), FLAT)
-        along[0] = -along[0]
-        step = modes @ (along / stiffness)
-        longest = np.linalg.norm(step.reshape(-1, 3), axis=1).max()
-        atoms.positions += step.reshape(-1, 3) * min(1.0, LONGEST_STEP / longest)
-    else:
+    found = _newton(calculator, atoms, _uphill_along_the_softest)
+    if found is None or not _holds_together(found):
         return None
-    if not _holds_together(atoms):
-        return None
-    point = _point(calculator, atoms)
+    point = _point(calculator, found)
     return point if point.index > 0 else None
 
 
@@ -272,16 +258,38 @@ def is_lost(calculator: Calculator, saddle: StationaryPoint) -> bool:
 
 def nearest(calculator: Calculator, start: Atoms) -> StationaryPoint | None:
     """The stationary point to which Newton's steps lead, of whatever index; None if to none."""
+    found = _newton(calculator, start, _as_it_is)
+    return None if found is None else _point(calculator, found)
+
+
+def _newton(
+    calculator: Calculator, start: Atoms, stiffness_of: Callable[[np.ndarray], np.ndarray]
+) -> Atoms | None:
+    """Newton's steps until no force is left; None if they do not end.
+
+    stiffness_of: eigenvalues (M,) -> what the forces along the modes are divided by, eV/A^2.
+    """
     atoms = start.copy()
     for _ in range(SADDLE_STEPS):
         forces = ask(calculator, atoms).forces
         if not np.isfinite(forces).all():
             return None
         if np.abs(forces).max() < FMAX:
-            return _point(calculator, atoms)
+            return atoms
         values, modes = inner_modes(calculator, atoms)
-        stiffness = np.where(np.abs(values) > FLAT, values, FLAT)
-        step = modes @ ((modes.T @ forces.ravel()) / stiffness)
+        step = modes @ ((modes.T @ forces.ravel()) / stiffness_of(values))
         longest = np.linalg.norm(step.reshape(-1, 3), axis=1).max()
         atoms.positions += step.reshape(-1, 3) * min(1.0, LONGEST_STEP / longest)
     return None
+
+
+def _uphill_along_the_softest(values: np.ndarray) -> np.ndarray:
+    """Down along all modes but the first, whose sign is turned around: the step climbs there."""
+    stiffness = np.maximum(np.abs(values), FLAT)
+    stiffness[0] = -stiffness[0]
+    return stiffness
+
+
+def _as_it_is(values: np.ndarray) -> np.ndarray:
+    """Eigenvalues with their sign, none too near to zero: the step goes to the nearest point."""
+    return np.where(np.abs(values) > FLAT, values, FLAT)

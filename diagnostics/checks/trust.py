@@ -274,6 +274,7 @@ def _names(own: LevelUncertainty) -> list[str]:
 
 
 def structures_of(data: Path, split: str, level: str) -> list[Structure]:
+    """All structures of a split at a level of theory. Raises CheckError where there is none."""
     from ...data_pipelines.store.blocks import iter_structures
 
     chosen = [one for one in iter_structures(data, split) if one.level_of_theory == level]
