@@ -24,6 +24,7 @@ from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
 from evenfield.data_pipelines.store import shards
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo.package import card
 
 
 torch.set_num_threads(1)
@@ -45,6 +46,15 @@ def seed() -> None:
     """The same random numbers in every test, in whatever order they run."""
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - for libraries that use the global generator
+
+
+@pytest.fixture(autouse=True)
+def cards_without_pictures(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three pictures take most of the time of saving a tiny model, and few tests look at them."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(card, "card_pictures", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

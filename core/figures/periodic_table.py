@@ -166,7 +166,9 @@ def draw_periodic_table(
 
 
 def _centred_text(axes: Axes, column: float, row: float, text: str, **look: object) -> None:
-    axes.text(column, row, text, ha="center", va="center", **look)  # type: ignore[arg-type]
+    written = axes.text(column, row, text, ha="center", va="center", **look)  # type: ignore[arg-type]
+    # Texts lie inside the frame. The layout would measure each of some two hundred, several times.
+    written.set_in_layout(False)
 
 
 def _draw_frame(axes: Axes, title: str) -> None:
