@@ -51,7 +51,11 @@ def run(
         typer.Option(help="licence of the new weights; that of the base model when not given"),
     ] = None,
     probe: Annotated[
-        str | None, typer.Option(help="converted pretraining data, for the forgetting report")
+        str | None,
+        typer.Option(
+            help="converted pretraining data, for the forgetting report, instead of the probe set "
+            "that the model carries"
+        ),
     ] = None,
     overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("finetune.config:FineTuneConfig")] = False,
@@ -72,7 +76,7 @@ def run(
     from ..model_zoo.hub.load import load
     from .config import FineTuneConfig
     from .run import finetune
-    from .safety.forgetting import forgetting_report, probe_of, stored_probe
+    from .safety.forgetting import chosen_probe, forgetting_report
     from .save import check_model_place, save_finetuned
     from .target import place_of_data
 
@@ -85,7 +89,7 @@ def run(
 
     loaded = load(model, folder_hub)
     # read before the work, so that a probe that cannot be read costs none
-    structures = stored_probe(loaded) or probe_of(loaded, probe)
+    structures = chosen_probe(loaded, probe)
     with place_of_data(work, replaces_model=overwrite and out.exists()) as place:
         result = finetune(
             loaded, data, config, work=place, overwrite=overwrite, quiet=False, say=say

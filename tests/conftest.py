@@ -49,9 +49,7 @@ def seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def cards_without_pictures(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def cards_without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three pictures take most of the time of saving a tiny model, and few tests look at them."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(card, "card_pictures", lambda *_: {})

@@ -16,6 +16,7 @@ from ..structure import BadRecordError
 from .cif import cif_frames
 from .config import SourceConfig
 from .locations import SourceError, local_file, require_readable
+from .magres import refuse_open_blocks
 from .records import Record
 from .source_format import Part, SourceFormat
 from .xyz_frames import xyz_frames
@@ -60,6 +61,8 @@ def _frames(path: Path) -> Iterator[Atoms | Exception]:
     if kind == "extxyz":
         yield from xyz_frames(path)
         return
+    if kind == "magres":
+        refuse_open_blocks(path)
     frames = cif_frames(path) if kind == "cif" else ase.io.iread(path, ":")
     for atoms in items_within_memory(frames, path.stat().st_size):
         problem = partial_occupancy(atoms)
@@ -124,6 +127,8 @@ def read_one(path: Path) -> Atoms:
 
 def _last(path: Path, kind: str) -> Atoms:
     """The last structure of a file of a kind that ASE has found out. It has to be read whole."""
+    if kind == "magres":
+        refuse_open_blocks(path)
     if kind != "cif":
         # no index was given, so it is one structure
         return ase.io.read(path)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ for Lennard-Jones. A potential that has smeared out its well has a smaller one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import units
@@ -27,7 +27,7 @@ from .bound import deep_minima
 # Distances relative to touching atoms; the check `repulsion` goes on below the nearest one.
 NEAREST = 0.6
 FARTHEST = 3.5
-POINTS: dict[Suite, int] = {"quick": 140, "standard": 200, "full": 400}
+POINTS: dict[Suite, int] = {"quick": 80, "standard": 200, "full": 400}
 
 # How far the force may be from the slope: relative, and in eV/A.
 SLOPE_SHARE = 0.02
@@ -41,6 +41,10 @@ SMALL_STEP = 1e-4
 SOFTEST = 3.0
 # Wells less deep than this, in eV, are those of noble gases and have no verdict on their shape.
 SHALLOW = 0.1
+
+# A minimum is looked for among so many points, and between the two around it again.
+DIVISIONS = 12
+ROUNDS = 3
 
 # Step of the second derivative, in A, and the weights of its five points.
 STEP = 0.005
@@ -105,6 +109,17 @@ class Curve:
         """Whether all energies and forces are finite."""
         return bool(np.isfinite(self.energies).all() and np.isfinite(self.error))
 
+    @property
+    def fall(self) -> float:
+        """From the largest distance to the lowest point, in eV."""
+        return float(self.energies[-1] - self.energies.min())
+
+    @property
+    def has_well(self) -> bool:
+        """Whether a curve that repels has a minimum that is deep enough to be judged."""
+        is_inside = 0 < int(self.energies.argmin()) < len(self.radii) - 1
+        return self.is_finite and self.repels and is_inside and self.fall > SHALLOW
+
     def __str__(self) -> str:
         return (
             f"{self.symbol:2} {self.length:6.3f} A, {self.depth:6.2f} eV, "
@@ -124,7 +139,7 @@ def pair_curves(calculator: Calculator, symbols: list[str], points: int) -> list
             curves.append(Curve(symbol, own_radii, energy, 0, False, np.nan))
             continue
         curves.append(_judged(calculator, symbol, own_radii, energy, force))
-    return curves
+    return _with_wells(calculator, curves)
 
 
 def _ask(
@@ -157,23 +172,38 @@ def _judged(
         error = _error_by_differences(calculator, symbol, radii[inner], errors)
 
     lowest = int(energies.argmin())
-    minima = len(deep_minima(energies))
-    is_well = 0 < lowest < len(radii) - 1
     # without a well the energy falls all the way out
     repels = lowest > 0 and bool((np.diff(energies[: lowest + 1]) < 0).all())
-    depth = float(energies[-1] - energies[lowest])
-    if not (is_well and repels and depth > SHALLOW):
-        return Curve(symbol, radii, energies, minima, repels, error)
+    return Curve(symbol, radii, energies, len(deep_minima(energies)), repels, error)
 
-    length, curvature = well(calculator, symbol, radii[lowest - 1], radii[lowest + 1])
-    reduced_mass = atomic_masses[atomic_numbers[symbol]] / 2
-    # ASE's unit of time is A sqrt(u / eV)
-    angular = np.sqrt(max(curvature, 0.0) / reduced_mass)
-    frequency = float(angular * units._hbar / units._e * units.s / units.invcm)
-    stiffness = curvature * length**2 / depth
-    return Curve(
-        symbol, radii, energies, minima, repels, error, length, depth, frequency, stiffness
-    )
+
+def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
+    """The curves, with length, depth, frequency and stiffness where there is a well."""
+    deep = [place for place, curve in enumerate(curves) if curve.has_well]
+    if not deep:
+        return curves
+    symbols = [curves[place].symbol for place in deep]
+    brackets = []
+    for place in deep:
+        lowest = int(curves[place].energies.argmin())
+        brackets.append((curves[place].radii[lowest - 1], curves[place].radii[lowest + 1]))
+    # all elements at once, since a call for a few pairs takes as long as one for hundreds
+    lengths, curvatures = wells(calculator, symbols, np.array(brackets))
+
+    completed = list(curves)
+    for place, length, curvature in zip(deep, lengths, curvatures, strict=True):
+        curve = curves[place]
+        reduced_mass = atomic_masses[atomic_numbers[curve.symbol]] / 2
+        # ASE's unit of time is A sqrt(u / eV)
+        angular = np.sqrt(max(curvature, 0.0) / reduced_mass)
+        completed[place] = replace(
+            curve,
+            length=float(length),
+            depth=curve.fall,
+            frequency=float(angular * units._hbar / units._e * units.s / units.invcm),
+            stiffness=float(curvature * length**2 / curve.fall),
+        )
+    return completed
 
 
 def _slope_errors(forces: np.ndarray, slopes: np.ndarray) -> np.ndarray:
@@ -195,24 +225,29 @@ def _error_by_differences(
     return float(_slope_errors(forces.reshape(around.shape)[:, 1], slopes).max())
 
 
-def well(calculator: Calculator, symbol: str, near: float, far: float) -> tuple[float, float]:
-    """Length in A and curvature in eV/A^2 of the minimum between two distances.
+def wells(
+    calculator: Calculator, symbols: list[str], brackets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths in A and curvatures in eV/A^2 (S,) of the minima within brackets (S, 2) in A.
 
     The force is zero there, and its slope over five points is the curvature.
     """
-    # regula falsi on the force needs a bracket; where there is none, the middle must do
-    for _ in range(6):
-        between = np.linspace(near, far, 12)
-        _, forces = _ask(calculator, [symbol], between[None])
-        crossing = np.flatnonzero((forces[0, :-1] > 0) & (forces[0, 1:] <= 0))
-        if not len(crossing):
-            break
-        near, far = between[crossing[0]], between[crossing[0] + 1]
-    length = (near + far) / 2
-    points = length + STEP * np.arange(-2, 3)
-    _, forces = _ask(calculator, [symbol], points[None])
-    curvature = -float(WEIGHTS @ forces[0]) / STEP
-    return float(length), curvature
+    brackets = brackets.copy()
+    lengths = brackets.mean(axis=1)
+    for _ in range(ROUNDS):
+        between = np.linspace(brackets[:, 0], brackets[:, 1], DIVISIONS, axis=1)
+        _, forces = _ask(calculator, symbols, between)
+        for row, (radii, force) in enumerate(zip(between, forces, strict=True)):
+            # forces that are no slopes may have no zero; then the middle must do
+            crossing = np.flatnonzero((force[:-1] > 0) & (force[1:] <= 0))
+            if len(crossing):
+                before = int(crossing[0])
+                ends = slice(before, before + 2)
+                brackets[row] = radii[ends]
+                lengths[row] = np.interp(0.0, -force[ends], radii[ends])
+    points = lengths[:, None] + STEP * np.arange(-2, 3)
+    _, forces = _ask(calculator, symbols, points)
+    return lengths, -(forces @ WEIGHTS) / STEP
 
 
 def _picture(curves: list[Curve]) -> bytes:

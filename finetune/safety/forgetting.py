@@ -99,6 +99,13 @@ def forgetting_report(before: Potential, after: Potential, probe: list[Structure
     return Forgetting(list(probe), rows)
 
 
+def chosen_probe(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:
+    """The probe set of a fine-tuning: from `data` if they are named, else the model's own."""
+    if data is not None:
+        return probe_of(model, data)
+    return stored_probe(model) or probe_of(model)
+
+
 def stored_probe(model: LoadedModel) -> list[Structure]:
     """The probe set that is part of the model; empty without one.
 

@@ -73,10 +73,16 @@ class RunData:
         return replace(self, learned=learned)
 
     def known_in(self, data: Collection) -> list[str]:
-        """A note for each held-out split that has near copies of what the run has trained on."""
+        """A note for each held-out split that has near copies of what the run has trained on.
+
+        Copies in the training split of the data themselves are not counted: their conversion has
+        told of them, and the run is not what spoils those errors.
+        """
         notes = []
+        own = np.sort(_fingerprints(data, "train"))
         for split in HELD_OUT:
             judged = _fingerprints(data, split)
+            judged = np.delete(judged, rows_in(own, judged))
             # of a sample, only those below its largest could have been in it
             is_sample = len(self.learned) >= MOST_LEARNED
             comparable = judged[judged <= self.learned[-1]] if is_sample else judged

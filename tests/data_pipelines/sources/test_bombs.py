@@ -190,6 +190,40 @@ def test_the_last_structure_of_a_cif_is_read_as_one(tmp_path):
     assert [len(atoms) for atoms in read_frames(path)] == [3, 4]
 
 
+MAGRES = "#$magres-abinitio-v1.0\n"
+ATOMS = "[atoms]\nunits lattice Angstrom\nlattice 4 0 0 0 4 0 0 0 4\n"
+ATOMS += "units atom Angstrom\natom Si Si 1 0 0 0\n[/atoms]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[atoms]\n" * 25_000, r"line 3: '\[atoms\]' where block 'atoms' has not ended"),
+        ("<a>" * 60_000, "line 2: '<a>' where block 'a' has not ended"),
+        ("[/atoms]\n" * 25_000, "where no block has begun"),
+        ("[atoms]\n[/magres]\n" * 10_000, "where block 'atoms' has not ended"),
+        (ATOMS + "[magres]\nunits ms ppm\n", "block 'magres' does not end"),
+    ],
+)
+def test_a_magres_file_of_open_blocks_is_refused(tmp_path, text, problem):
+    """ASE searched the rest of the file for each of them: 8 kB took it more than half a minute."""
+    path = tmp_path / "mine.magres"
+    path.write_text(MAGRES + text)
+    before = time.process_time()
+    for reading in (read_one, read_frames, lambda path: list(read_structures(path, SETTINGS))):
+        with pytest.raises(SourceError, match=problem) as caught:
+            reading(path)
+        assert str(caught.value).startswith(str(path))
+    assert time.process_time() - before < 5
+
+
+def test_a_magres_file_is_read(tmp_path):
+    path = tmp_path / "mine.magres"
+    path.write_text(MAGRES + "<calculation>\ncalc_code CASTEP\n</calculation>\n" + ATOMS)
+    assert read_one(path).get_chemical_formula() == "Si"
+    assert len(read_frames(path)) == 1
+
+
 def test_an_lmdb_file_has_as_many_rows_as_entries(tmp_path):
     path = tmp_path / "a.aselmdb"
     change_lmdb(path, b"nextid", b"100000")

@@ -1,0 +1,37 @@
+"""A limit for magres files, whose blocks ASE looks for with one regular expression.
+
+For each opening tag without an end it searches the rest of the file, for every name that the tag
+could have: 1,000 tags of 8 bytes kept it busy for more than half a minute.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ase.io.formats import open_with_compression
+
+from .locations import SourceError
+
+
+# <atoms> and </atoms>, or with square brackets
+TAG = re.compile(r"[\[<](/?)([^\[\]<>]*)[\]>]")
+
+
+def refuse_open_blocks(path: Path) -> None:
+    """Raise SourceError unless each block of the file ends before the next one begins."""
+    with open_with_compression(str(path), "rt") as file:
+        text = file.read()
+    begun = None
+    for tag in TAG.finditer(text):
+        is_end = tag[1] == "/"
+        if is_end == (begun is None) or (is_end and tag[2] != begun):
+            line = text.count("\n", 0, tag.start()) + 1
+            raise SourceError(
+                f"line {line}: {tag[0]!r} where "
+                + ("no block has begun" if begun is None else f"block {begun!r} has not ended"),
+                remedy="write the file again: its blocks follow each other",
+            )
+        begun = None if is_end else tag[2]
+    if begun is not None:
+        raise SourceError(f"block {begun!r} does not end", remedy="fetch or write the file again")
