@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from evenfield.diagnostics.check import check_names
+
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,3 +95,15 @@ def test_every_system_is_listed_once() -> None:
     rows = re.findall(r"^\| (\d+) \|", served, re.MULTILINE)
     rows += re.findall(r"(?:\| |, )(\d+) ", not_yet)
     assert sorted(map(int, rows)) == list(range(1, 94))
+
+
+def test_every_check_has_a_page_that_says_what_to_do() -> None:
+    listed = (ROOT / "docs/index.md").read_text()
+    names = set(check_names()) - {"physics", "sanity"}
+    assert names == {path.stem for path in (ROOT / "docs/checks").glob("*.md")}
+    for name in names:
+        page = (ROOT / f"docs/checks/{name}.md").read_text()
+        assert f"evenfield check {name}" in page
+        for question in ("What it means.", "What a bad value does.", "What to do."):
+            assert f"**{question}** " in page, (name, question)
+        assert f"checks/{name}\n" in listed
