@@ -4,10 +4,12 @@
       <pes> custom </pes>
       <pes_path> PATH </pes_path>
       <parameters> {template: start.extxyz, model: evenfield-s, level_of_theory: EMT} </parameters>
+      <batch_size> 32 </batch_size>
     </ffdirect>
 
-PATH is `evenfield.model_zoo.engines.i_pi_driver.__file__`. i-PI's own driver for ASE cannot be
-used, because it stops at results that ASE does not know.
+PATH is `evenfield.model_zoo.engines.i_pi_driver.__file__`. With `batch_size` equal to the number of
+beads, all of them are computed in one call, which takes a fraction of the time for small systems.
+i-PI's own driver for ASE cannot be used, because it stops at results that ASE does not know.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.units import Bohr, Hartree
 
 # by full names: i-PI loads this file outside of its package, where relative imports fail
+from evenfield.core.torch_modes import own_modes
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.ase_files import read_one
+from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.engines.errors import EngineError
 from evenfield.model_zoo.hub.load import load
 
@@ -67,9 +73,7 @@ class EvenfieldDriver:
         self, cell: np.ndarray, positions: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray, str]:
         """Energy (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree), no extras."""
-        # i-PI has cell vectors in columns, ASE in rows
-        self.atoms.set_cell(cell.T * Bohr)
-        self.atoms.positions[:] = positions.reshape(-1, 3) * Bohr
+        self._move(cell, positions)
         energy = self.atoms.get_potential_energy()
         forces = self.atoms.get_forces()
         try:
@@ -79,9 +83,60 @@ class EvenfieldDriver:
             virial = np.zeros((3, 3))
         return energy / Hartree, forces * Bohr / Hartree, virial / Hartree, ""
 
+    def compute_structures(
+        self, cells: list[np.ndarray], positions: list[np.ndarray]
+    ) -> list[tuple[float, np.ndarray, np.ndarray, str]]:
+        """The same for several, such as the beads of a path integral."""
+        calculator = self.atoms.calc
+        # the calculator looks at elements and domain, and adds the physics beside a network
+        results = [self.compute_structure(cells[0], positions[0])]
+        if len(cells) > 1 and calculator.potential.config.physics is None:
+            return results + self._in_one_call(cells[1:], positions[1:])
+        rest = zip(cells[1:], positions[1:], strict=True)
+        return results + [self.compute_structure(cell, own) for cell, own in rest]
+
+    @own_modes()
+    def _in_one_call(
+        self, cells: list[np.ndarray], positions: list[np.ndarray]
+    ) -> list[tuple[float, np.ndarray, np.ndarray, str]]:
+        calculator = self.atoms.calc
+        potential = calculator.potential
+        parameter = next(potential.parameters())
+        graphs = []
+        for cell, own in zip(cells, positions, strict=True):
+            self._move(cell, own)
+            structure = Structure.from_atoms(self.atoms, calculator.level_of_theory, "", "")
+            levels = potential.config.levels_of_theory
+            graphs.append(
+                Batch.from_structure(structure, potential.config.cutoff, levels, parameter.dtype)
+            )
+        batch = Batch.join(graphs).to(parameter.device)
+        with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+            prediction = potential(batch)
+        energies = prediction.energy.double().cpu().numpy()
+        forces = prediction.forces.double().cpu().numpy().reshape(len(cells), -1, 3)
+        if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
+            # one after the other, where the calculator names what is wrong
+            pairs = zip(cells, positions, strict=True)
+            return [self.compute_structure(cell, own) for cell, own in pairs]
+
+        virials = np.zeros((len(cells), 3, 3))
+        if self.atoms.pbc.all():
+            volumes = np.array([abs(np.linalg.det(cell)) for cell in cells]) * Bohr**3
+            stress = prediction.stress.double().cpu().numpy()
+            virials = -stress * volumes[:, None, None]
+        return [
+            (float(energy) / Hartree, force * Bohr / Hartree, virial / Hartree, "")
+            for energy, force, virial in zip(energies, forces, virials, strict=True)
+        ]
+
+    def _move(self, cell: np.ndarray, positions: np.ndarray) -> None:
+        # i-PI has cell vectors in columns, ASE in rows
+        self.atoms.set_cell(cell.T * Bohr)
+        self.atoms.positions[:] = positions.reshape(-1, 3) * Bohr
+
     def __call__(self, cell: Any, positions: Any) -> Any:
         """Results of one structure, or a list of them for lists of cells and positions."""
         if isinstance(cell, list):
-            pairs = zip(cell, positions, strict=True)
-            return [self.compute_structure(own_cell, own) for own_cell, own in pairs]
+            return self.compute_structures(cell, positions)
         return self.compute_structure(cell, positions)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.units import Bohr, Hartree
 
 from evenfield import model_zoo
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.census.domain import domain_of
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
@@ -155,6 +157,45 @@ def test_i_pi_driver_refuses_a_misspelt_parameter(tmp_path: Path) -> None:
         EvenfieldDriver(str(tmp_path / "start.extxyz"), "evenfield-s", level="EMT", verbosity=1)
 
 
+@pytest.mark.parametrize("periodic", [True, False])
+def test_beads_in_one_call_are_what_they_are_one_after_the_other(
+    model: model_zoo.LoadedModel, tmp_path: Path, periodic: bool
+) -> None:
+    from evenfield.model_zoo.engines.i_pi_driver import EvenfieldDriver
+
+    atoms = structures()[0] * (2, 1, 1)
+    atoms.pbc = periodic
+    ase.io.write(tmp_path / "start.extxyz", atoms)
+    folder = model_zoo.save_model(tmp_path / "model", model.potential, model.record)
+    driver = EvenfieldDriver(str(tmp_path / "start.extxyz"), str(folder), level_of_theory="EMT")
+    rng = np.random.default_rng(0)
+    positions = [atoms.positions / Bohr + rng.normal(0, 0.1, (len(atoms), 3)) for _ in range(5)]
+    # columns are cell vectors, and no two cells are the same
+    cells = [atoms.cell.array.T / Bohr * (1 + 0.01 * bead) for bead in range(5)]
+
+    found = driver(cells, positions)
+    for cell, own, (energy, forces, virial, _) in zip(cells, positions, found, strict=True):
+        alone = driver(cell, own)
+        assert energy == pytest.approx(alone[0], abs=1e-10)
+        assert forces == pytest.approx(alone[1], abs=1e-10)
+        assert virial == pytest.approx(alone[2], abs=1e-10)
+        assert virial.any() == periodic
+
+
+def test_a_bead_without_neighbours_to_search_is_named(
+    model: model_zoo.LoadedModel, tmp_path: Path
+) -> None:
+    from evenfield.model_zoo.engines.i_pi_driver import EvenfieldDriver
+
+    atoms = structures()[0]
+    ase.io.write(tmp_path / "start.extxyz", atoms)
+    folder = model_zoo.save_model(tmp_path / "model", model.potential, model.record)
+    driver = EvenfieldDriver(str(tmp_path / "start.extxyz"), str(folder), level_of_theory="EMT")
+    cells = [atoms.cell.array.T / Bohr] * 2
+    with pytest.raises(EvenfieldError, match="position of atom 0 is .nan"):
+        driver(cells, [atoms.positions / Bohr, np.full((len(atoms), 3), np.nan)])
+
+
 # i-PI uses names that Python deprecates, and leaves files open until they are collected
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -165,7 +206,6 @@ def test_i_pi_runs_dynamics(
 ) -> None:
     """Classical dynamics and a path integral end with the calculator's energy and forces."""
     pytest.importorskip("ipi", reason="comes with the extra `engines`")
-    from ase.units import Bohr, Hartree
     from ipi.utils.scripting import InteractiveSimulation
 
     from evenfield.model_zoo.engines import i_pi_driver
