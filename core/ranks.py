@@ -85,8 +85,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: a CPU step allocates the same tensors again and again.
 
     Otherwise every tensor above 128 kB is a fresh mapping whose pages the kernel has to zero. A
-    training step was measured to be 1.1 to 1.3 times as fast with it. Other C libraries are left
-    alone.
+    training step was measured to be 1.1 to 1.3 times as fast with it, and a call for 8,000 atoms
+    1.5 times. It holds for the whole process. Other C libraries are left alone.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

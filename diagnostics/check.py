@@ -349,6 +349,10 @@ def _as_command(name: str) -> Callable[..., None]:
         if settings_class is not None:
             settings["settings"] = load_settings(settings_class, None, words)
         looked_at = checked(model, calculator, level_of_theory, folder_hub)
+        # after the refusals, since the import brings in torch
+        from ..core.ranks import keep_freed_memory
+
+        keep_freed_memory()
         result = check(looked_at, **settings)
         for line in result.lines:
             say(line)

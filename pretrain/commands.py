@@ -127,6 +127,7 @@ def evaluate(
     """
     from ..core.destination import check_destination, replace_folder
     from ..core.files import file_errors, write_atomically
+    from ..core.ranks import keep_freed_memory
     from ..data_pipelines.physics.residual import as_learned
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.coverage import Coverage
@@ -143,6 +144,7 @@ def evaluate(
             remedy="name another with --split",
         )
     loaded = load(model, folder_hub=folder_hub)
+    keep_freed_memory()
     coverage = Coverage(loaded.record.learned)
     structures = coverage.answerable(collection.structures(split))
     # a model answers for what its physics leaves

@@ -49,6 +49,7 @@ def simulate(
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
     from ..core.destination import check_destination
+    from ..core.ranks import keep_freed_memory
     from ..core.settings import load_settings
     from ..data_pipelines.sources.ase_files import read_one
     from ..model_zoo.hub.load import load
@@ -62,6 +63,7 @@ def simulate(
         check_destination(failed, overwrite=True, kinds=kinds, inputs=[structure, model])
     atoms = read_one(structure)
     loaded = load(model, folder_hub)
+    keep_freed_memory()
     guard = config.guard
     # with looks at every step, one pass gives both; else only the looks pay for uncertainties
     apart = guard.needs_uncertainty and guard.every > 1
