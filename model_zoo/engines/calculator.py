@@ -307,7 +307,7 @@ class EvenfieldCalculator(Calculator):
         assert self.atoms is not None
         features = {}
         for name in heads.features:
-            features[name] = _numpy(batch_features(self.potential, batch, name))
+            features[name] = batch_features(self.potential, batch, name)
         return heads.results(features, self.atoms)
 
     def _uncertainty_of(self, level: str) -> LevelUncertainty | None:

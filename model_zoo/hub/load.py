@@ -85,19 +85,19 @@ class LoadedModel:
     def predict(self, atoms: Atoms, name: str) -> Answer:
         """The property that the head `name` predicts, in its unit.
 
-        A number, the probability of each class by its name, charges (N,) in e, or a dipole (3,) in
-        e*A.
+        A number, the probability of each class by its name, charges (N,) in e, a dipole (3,) in
+        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V.
 
         Raises HeadError where the model has no such head, for elements that the head was fitted
         without, and for the dipole of a periodic or charged structure.
         """
-        from ..heads.features import atom_features
+        from ..heads.features import carried_features
         from ..heads.record import head_named
 
         head = head_named(self.potential, self.attachments, name)
         # before the network, for which an unknown element would be an index out of range
         head.places(atoms.numbers)
-        (features,) = atom_features(self.potential, [atoms], head.description.features)
+        (features,) = carried_features(self.potential, [atoms], head.description.features)
         return head.predict(features, atoms)
 
     @property
