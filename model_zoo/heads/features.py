@@ -74,13 +74,18 @@ def carried_features(
 def _of_one_batch(
     potential: Potential, frames: list[Atoms], features: Features
 ) -> Iterator[CarriedFeatures]:
+    found = batch_features(potential, batch_of(potential, frames), features)
+    sizes = [len(atoms) for atoms in frames]
+    parts = [part.cpu().split(sizes) for part in (found.invariants, found.vectors, found.tensors)]
+    for invariants, vectors, tensors in zip(*parts, strict=True):
+        yield CarriedFeatures(invariants, vectors, tensors)
+
+
+def batch_of(potential: Potential, frames: list[Atoms]) -> Batch:
+    """Structures as one batch for the features of a potential."""
     parameter = next(potential.parameters())
     # features are the same for all levels, and a batch must have one
     levels = potential.config.levels_of_theory
     structures = [Structure.from_atoms(atoms, levels[0], "features") for atoms in frames]
     batch = Batch.from_structures(structures, potential.cutoff, levels, parameter.dtype)
-    found = batch_features(potential, batch.to(parameter.device), features)
-    sizes = [len(atoms) for atoms in frames]
-    parts = [part.cpu().split(sizes) for part in (found.invariants, found.vectors, found.tensors)]
-    for invariants, vectors, tensors in zip(*parts, strict=True):
-        yield CarriedFeatures(invariants, vectors, tensors)
+    return batch.to(parameter.device)
