@@ -1,15 +1,17 @@
 """Random functions of what a network carries, next to which a head stays linear.
 
     g_i = silu(A s_i + a[z_i])                                 one gate for each of R functions
-    u_i = B_1 v_i, u'_i = B_2 v_i, u''_i = B_3 v_i             mixtures of the vectors of an atom
+    u_i = B_1 v_i, u'_i = B_2 v_i, u''_i = B_3 v_i             mixtures of the vectors of an atom,
+                                                               of a length below 1
 
     vectors         g_i u_i
     tensors         g_i (u_i u'_i + u'_i u_i - 2/3 (u_i . u'_i) 1) / 2
     pseudoscalars   g_i u_i . (u'_i x u''_i)                   change sign under inversion
 
-The matrices are drawn once, from a seed and the spread of the features over the atoms of the fit,
-and stored with the head. Random features with linear weights approximate a kernel: Rahimi and
-Recht, NIPS 2007.
+Mixtures are bounded, d -> d / sqrt(1 + d^2): products of three have tails that a fit to other atoms
+does not see. The matrices are drawn once, from a seed and the spread of the features over the atoms
+of the fit, and stored with the head. Random features with linear weights approximate a kernel:
+Rahimi and Recht, NIPS 2007.
 
 Shapes: N atoms, F invariants, V vectors, R random functions, Z elements of the fit.
 """
@@ -51,7 +53,12 @@ class Expansion:
 
     def mixed(self, vectors: Tensor) -> list[Tensor]:
         """Vectors (N, 3, V) -> u, u' and u'', as many as there are, each (N, 3, R)."""
-        return [vectors @ vectors.new_tensor(mixture).T for mixture in self.mixtures]
+        return [_bounded(vectors @ vectors.new_tensor(mixture).T) for mixture in self.mixtures]
+
+
+def _bounded(mixed: Tensor) -> Tensor:
+    """Vectors (N, 3, R) with their lengths d mapped to d / sqrt(1 + d^2)."""
+    return mixed * torch.rsqrt(1.0 + (mixed * mixed).sum(1, keepdim=True))
 
 
 def drawn_expansion(

@@ -7,8 +7,8 @@
 
 They hold for exactly these weights of the network, whose features they multiply: the metadata name
 their digest, and heads of others count as none. A head with 128 features takes 1 kB and 8 bytes for
-each element; a class head as much for each class. With 256 random functions of 128 invariants and
-192 vectors a head takes 0.7 to 1.5 MB.
+each element; a class head as much for each class. With 1,024 random functions of 128 invariants
+and 192 vectors a head takes 3 to 6 MB.
 """
 
 from __future__ import annotations
