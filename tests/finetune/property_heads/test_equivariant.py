@@ -85,7 +85,7 @@ def test_planted_weights_are_found_to_1e_8(model, frames, tmp_path, kind) -> Non
     np.testing.assert_allclose(head.weight, truth.weight, atol=1e-8)
     np.testing.assert_allclose(head.bias, truth.bias, atol=1e-8)
     about = head.description
-    assert about.errors["mae"] < 1e-8 < 1e-3 < about.guess["mae"]
+    assert about.errors["mae"] < 1e-8 < 1e-4 < about.guess["mae"]
     assert about.num_functions == 3 and about.features == "equivariant"
 
 
