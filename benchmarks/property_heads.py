@@ -125,7 +125,7 @@ def charge_figures(model: LoadedModel, path: Path, frames: Frames, words: list[s
     config = configured(*words)
     head = fit_head(model, path, config, say=quiet)
     test = [atoms for atoms, out in zip(frames, held_out(frames, config, path), strict=True) if out]
-    features = atom_features(model.potential, test, config.features)
+    features = atom_features(model.potential, test, config.head_features)
     charges = [head.charges(own, atoms) for own, atoms in zip(features, test, strict=True)]
     of_charges = number_figures(flat(charges), flat([a.calc.results["charges"] for a in test]))
 

@@ -23,6 +23,7 @@ PROTOCOLS = {
     # caught by `file_errors` in the same module, which makes it an error for users
     "core/destination.py _exchange OSError",
     "model_zoo/heads/description.py check_name ValueError",
+    "model_zoo/heads/description.py check_choices ValueError",
     "finetune/property_heads/config.py HeadConfig._check_unit ValueError",
     # caught by its caller in the same module: what is not such a record counts as none
     "model_zoo/heads/record.py _heads ValueError",

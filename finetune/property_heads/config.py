@@ -5,10 +5,22 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
+from ase.outputs import all_outputs
 from pydantic import Field, model_validator
 
 from ...core.settings import Settings
-from ...model_zoo.heads.description import KINDS, NAME, Features, Kind, check_name
+from ...model_zoo.heads.description import (
+    KINDS,
+    NAME,
+    Features,
+    Kind,
+    check_choices,
+    check_name,
+)
+
+
+# of a pseudoscalar; on molecules of unseen compositions 256 got fewer signs right
+DEFAULT_FUNCTIONS = 1024
 
 
 class HeadConfig(Settings):
@@ -25,11 +37,12 @@ class HeadConfig(Settings):
     )
     unit: str | None = Field(
         default=None,
-        description="unit of the labels: e; e*A, Debye or e*Bohr; of a scalar, any text. Needed "
-        "where the key is not ASE's own",
+        description="unit of the labels: e; e*A, Debye or e*Bohr; of a polarizability e*A^2/V, A^3 "
+        "or Bohr^3; else any text. Needed where the key is not ASE's own",
     )
     extensive: bool = Field(
-        default=False, description="the scalar is a sum over atoms, and not their mean"
+        default=False,
+        description="the scalar or pseudoscalar is a sum over atoms, and not their mean",
     )
     level_of_theory: str | None = Field(
         default=None,
@@ -43,9 +56,19 @@ class HeadConfig(Settings):
         default="composition", description="what is never on both sides of the split"
     )
     seed: int = Field(default=0, ge=0, description="draws the structures that are held out")
-    features: Features = Field(
-        default="network",
-        description="all invariants of the network, or those of the readout of energies",
+    features: Features | None = Field(
+        default=None,
+        description="network: all invariants; readout: those of the readout of energies; "
+        "equivariant: those of the network, its vectors and tensors, and random functions of them. "
+        "By default network, and equivariant where nothing else can be",
+    )
+    num_functions: int | None = Field(
+        default=None,
+        ge=0,
+        le=8192,
+        description="random functions among equivariant features; by default 1024 for a "
+        "pseudoscalar, which is made of them, and none for others, where they help only with "
+        "thousands of structures",
     )
 
     @model_validator(mode="after")
@@ -59,8 +82,11 @@ class HeadConfig(Settings):
                 "another one with name="
             )
         check_name(self.head_name, self.head)
-        if self.extensive and self.head != "scalar":
-            raise ValueError(f"extensive: head={self.head} has no such choice: leave it out")
+        check_choices(self.head, self.head_features, extensive=self.extensive)
+        if self.num_functions and self.head_features != "equivariant":
+            raise ValueError("num_functions: set features=equivariant, which has them")
+        if self.head == "pseudoscalar" and self.num_functions == 0:
+            raise ValueError("num_functions: a pseudoscalar is made of them: give 1 or more")
         self._check_unit()
         return self
 
@@ -71,7 +97,8 @@ class HeadConfig(Settings):
                 raise ValueError("unit: classes have none: leave it out")
             return
         if self.unit is None:
-            if self.label_key not in KINDS[self.head].columns[:1]:
+            is_of_ase = self.label_key in all_outputs
+            if not is_of_ase or self.label_key not in KINDS[self.head].columns[:1]:
                 example = "eV" if units is None else " or ".join(units)
                 raise ValueError(f"unit: state that of {self.label_key!r}, as in unit={example}")
             return
@@ -87,6 +114,18 @@ class HeadConfig(Settings):
     def head_name(self) -> str:
         """How the head will be asked for."""
         return self.name or self.label_key
+
+    @property
+    def head_features(self) -> Features:
+        """What the head will be linear in."""
+        return self.features or KINDS[self.head].features[0]
+
+    @property
+    def head_functions(self) -> int:
+        """Random functions that the head will have."""
+        if self.num_functions is not None:
+            return self.num_functions
+        return DEFAULT_FUNCTIONS if self.head == "pseudoscalar" else 0
 
     @property
     def factor(self) -> float:

@@ -29,6 +29,31 @@ def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
     return figures
 
 
+def relative_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Errors of tensors (S, 3, 3): `relative`, the mean over the structures of |error| / |label|.
+
+    The norms are those of Frobenius. Structures whose label is zero are left out.
+    """
+    error = np.linalg.norm(predicted - labels, axis=(1, 2))
+    size = np.linalg.norm(labels, axis=(1, 2))
+    has_size = size > 0
+    if not has_size.any():
+        return {}
+    return {"relative": float((error[has_size] / size[has_size]).mean())}
+
+
+def sign_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`sign`, the share of numbers (S,) with the sign of their label; labels of zero are left out.
+
+    A sign that is not predicted is right in half of the cases.
+    """
+    has_sign = labels != 0
+    if not has_sign.any():
+        return {}
+    right = 0.5 * (1 + np.sign(predicted) * np.sign(labels))
+    return {"sign": float(right[has_sign].mean())}
+
+
 def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, float]:
     """Figures of probabilities (S, K) for structures of the classes (S,).
 
@@ -47,4 +72,4 @@ def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, f
 
 def flat(values: list[Any]) -> np.ndarray:
     """Labels or predictions of all structures end to end."""
-    return np.concatenate([np.atleast_1d(value) for value in values])
+    return np.concatenate([np.ravel(value) for value in values])

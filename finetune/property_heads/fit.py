@@ -2,7 +2,8 @@
 
     1  read the structures, each with its label
     2  hold out some of them, by composition
-    3  features of all atoms from the frozen network, to which a one-hot element is appended
+    3  features of all atoms from the frozen network, to which a one-hot element is appended;
+       equivariant features are joined by random functions
     4  rows: one for each number that a label states, linear in the weights
     5  closed form: ridge regression; for classes a convex fit
     6  errors on what was held out, next to those of a trivial guess
@@ -11,14 +12,16 @@ A charge row is phi_i - mean(phi), so that charges add up to the net charge what
 are. A dipole row is sum_i (r_i - mean(r)) phi_i for each direction, which is the same with the mean
 taken off phi: charges that were never labelled follow from dipoles by the same linear fit.
 
+Equivariant features have rows of their own: `equivariant.py`.
+
 Shapes: S structures, N atoms of one, F features, Z elements, P = F + Z columns, K classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +29,26 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ...core.files import file_errors
-from ...model_zoo.heads.description import Features, HeadDescription
-from ...model_zoo.heads.features import atom_features
+from ...model_zoo.heads.description import KINDS, Features, HeadDescription, HeadError
+from ...model_zoo.heads.features import carried_features
 from ...model_zoo.heads.head import Answer, Head, net_charge
 from ...model_zoo.hub.load import LoadedModel
+from ...model_zoo.network.interface import CarriedFeatures
 from ...model_zoo.potential.potential import Potential
 from .config import HeadConfig
-from .figures import class_figures, flat, number_figures
+from .equivariant import fit_equivariant
+from .figures import (
+    class_figures,
+    flat,
+    number_figures,
+    relative_figures,
+    sign_figures,
+)
 from .labels import LabelledFrames, read_labelled
 from .logistic import logistic
 from .ridge import ridge
 from .split import groups_of, held_out
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a fit found, in the order of a `Head`."""
-
-    weight: np.ndarray
-    """(K, F)"""
-    bias: np.ndarray
-    """(K, Z)"""
-    penalty: float
+from .weights import Weights
 
 
 def fit_head(
@@ -58,16 +59,18 @@ def fit_head(
     The weights are those of the structures that were not held out: its errors belong to exactly
     this head.
 
-    Raises SourceError and LabelError for what cannot be learned from; see `read_labelled`.
+    Raises SourceError and LabelError for what cannot be learned from; see `read_labelled`. Raises
+    HeadError for a head that rotates where the network has no vectors.
     """
     data = Path(data)
+    _check_carried(model.potential, config)
     labelled = read_labelled(data, config, model.record.symbols)
     is_test = held_out(labelled.frames, config, data)
     with file_errors(data):
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
     say(f"{len(is_test)} structures, of which {is_test.sum()} are held out by {config.split}")
 
-    features = features_of(model.potential, labelled, config.features)
+    features = features_of(model.potential, labelled, config.head_features)
     train = np.flatnonzero(~is_test)
     test = np.flatnonzero(is_test)
     elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in train]))
@@ -79,7 +82,8 @@ def fit_head(
         unit=config.head_unit,
         extensive=config.extensive,
         classes=labelled.classes,
-        features=config.features,
+        features=config.head_features,
+        num_functions=config.head_functions,
         level_of_theory=labelled.level_of_theory,
         data=data.name,
         sha256=digest,
@@ -92,38 +96,54 @@ def fit_head(
         errors={},
         guess={},
     )
-    head = Head(about, weights.weight, weights.bias)
+    head = Head(about, weights.weight, weights.bias, weights.expansion)
     predictions = [head.predict(features[s], labelled.frames[s]) for s in test]
     guesses = trivial_guesses(labelled, train, test, config)
     labels = [labelled.labels[s] for s in test]
     errors = figures_of(predictions, labels, config)
     guess = figures_of(guesses, labels, config)
-    return Head(about.model_copy(update={"errors": errors, "guess": guess}), head.weight, head.bias)
+    about = about.model_copy(update={"errors": errors, "guess": guess})
+    return dataclasses.replace(head, description=about)
+
+
+def _check_carried(potential: Potential, config: HeadConfig) -> None:
+    """Raise HeadError for equivariant features of a network that has no vectors."""
+    num_vectors, _ = potential.backbone.num_carried
+    if config.head_features == "equivariant" and num_vectors == 0:
+        network = potential.config.network.architecture
+        raise HeadError(
+            f"head={config.head} needs vectors of each atom, and a {network} network of these "
+            "settings has none",
+            remedy="take a model with the network gaunt and l_max of 1 or more",
+        )
 
 
 def features_of(
     potential: Potential, labelled: LabelledFrames, features: Features
-) -> list[np.ndarray]:
-    """Features (N, F) of each structure."""
-    return list(atom_features(potential, labelled.frames, features))
+) -> list[CarriedFeatures]:
+    """Features of each structure."""
+    return list(carried_features(potential, labelled.frames, features))
 
 
 def fit_weights(
     labelled: LabelledFrames,
-    features: list[np.ndarray],
+    features: list[CarriedFeatures],
     train: np.ndarray,
     elements: np.ndarray,
     config: HeadConfig,
 ) -> Weights:
     """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,)."""
-    stacked = np.concatenate([features[s] for s in train])
+    if config.head_features == "equivariant":
+        return fit_equivariant(labelled, features, train, elements, config)
+    invariants = {s: features[s].invariants.double().numpy() for s in train}
+    stacked = np.concatenate([invariants[s] for s in train])
     # rows are small differences of features, whose common part would only cost digits
     centre = stacked.mean(axis=0)
     rows = []
     for s in train:
         numbers = labelled.frames[s].numbers
         one_hot = (numbers[:, None] == elements[None, :]).astype(float)
-        atom_rows = np.hstack([features[s] - centre, one_hot])  # (N, P)
+        atom_rows = np.hstack([invariants[s] - centre, one_hot])  # (N, P)
         rows.append(_rows_of(atom_rows, labelled.frames[s].positions, config))
     matrix = np.concatenate(rows)
 
@@ -187,8 +207,9 @@ def trivial_guesses(
 ) -> list[Answer]:
     """What one would say without a model, for each structure at the places `test`.
 
-    The mean charge of the element, shifted to the net charge; no dipole; the mean of a scalar, for
-    an extensive one that of an atom; the frequencies of the classes.
+    The mean charge of the element, shifted to the net charge; no dipole, vector or pseudoscalar;
+    the mean of a scalar, for an extensive one that of an atom; for a tensor the mean trace of an
+    atom; the frequencies of the classes.
     """
     frames = labelled.frames
     labels = labelled.labels
@@ -199,8 +220,14 @@ def trivial_guesses(
             raw = np.array([mean[z] for z in frames[s].numbers])
             guesses.append(raw - raw.mean() + net_charge(frames[s]) / len(raw))
         return guesses
-    if config.head == "dipole":
+    if KINDS[config.head].rank == 1:
         return [np.zeros(3) for _ in test]
+    if config.head == "pseudoscalar":
+        return [0.0 for _ in test]
+    if KINDS[config.head].rank == 2:
+        num_atoms = sum(len(frames[s]) for s in train)
+        third = sum(np.trace(labels[s]) for s in train) / num_atoms / 3
+        return [third * len(frames[s]) * np.eye(3) for s in test]
     if config.head == "class":
         counts = np.bincount([labels[s] for s in train], minlength=len(labelled.classes))
         shares = counts / counts.sum()
@@ -225,4 +252,9 @@ def figures_of(answers: list[Any], labels: list[Any], config: HeadConfig) -> dic
     if config.head == "class":
         probabilities = np.array([list(answer.values()) for answer in answers])
         return class_figures(probabilities, np.array(labels))
-    return number_figures(flat(answers), flat(labels))
+    figures = number_figures(flat(answers), flat(labels))
+    if KINDS[config.head].rank == 2:
+        figures |= relative_figures(np.array(answers), np.array(labels))
+    if config.head == "pseudoscalar":
+        figures |= sign_figures(np.array(answers), np.array(labels))
+    return figures

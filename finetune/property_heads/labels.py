@@ -13,6 +13,7 @@ from ase import Atoms
 from ...core.errors import EvenfieldError
 from ...data_pipelines.sources.ase_files import read_frames
 from ...data_pipelines.structure import BadRecordError, Structure, check_structure
+from ...model_zoo.heads.description import KINDS
 from ...model_zoo.heads.head import net_charge, without_dipole
 from .config import HeadConfig
 
@@ -20,6 +21,8 @@ from .config import HeadConfig
 MOST_CLASSES = 100
 # e for each atom; files round charges to three digits or more
 ROUNDING_OF_CHARGES = 2e-3
+# relative to the largest entry; finite differences are symmetric to a few digits
+ROUNDING_OF_TENSORS = 1e-3
 
 
 class LabelError(EvenfieldError):
@@ -32,7 +35,7 @@ class LabelledFrames:
 
     frames: list[Atoms]
     labels: list[Any]
-    """Charges (N,), a dipole (3,), a number, or the place of a class among `classes`."""
+    """Charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the place of a class."""
     classes: list[str]
     level_of_theory: str
 
@@ -86,9 +89,12 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
     if config.head == "class":
         return _class_name(value, config.label_key)
 
-    shape = {"charges": (len(atoms),), "dipole": (3,), "scalar": ()}[config.head]
+    shape = (len(atoms),) if config.head == "charges" else (3,) * KINDS[config.head].rank
     try:
         numbers = np.asarray(value, dtype=np.float64)
+        if len(shape) == 2 and numbers.shape == (9,):
+            # as extended XYZ can hold a matrix
+            numbers = numbers.reshape(shape)
     except (TypeError, ValueError):
         raise LabelError(
             f"has {config.label_key!r} = {str(value)[:40]!r}, which is no number",
@@ -101,6 +107,8 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
         )
     if not np.isfinite(numbers).all():
         raise LabelError(f"has {config.label_key!r} that is not finite", remedy="remove the record")
+    if len(shape) == 2:
+        _check_symmetric(numbers, config.label_key)
     numbers = numbers * config.factor
     if config.head == "charges":
         _check_net_charge(numbers, atoms)
@@ -109,6 +117,15 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
         if reason is not None:
             raise LabelError(f"cannot be used: {reason}", remedy="remove the record")
     return numbers if shape else float(numbers)
+
+
+def _check_symmetric(tensor: np.ndarray, key: str) -> None:
+    skew = float(np.abs(tensor - tensor.T).max())
+    if skew > ROUNDING_OF_TENSORS * float(np.abs(tensor).max()):
+        raise LabelError(
+            f"has {key!r} that is not symmetric, by {skew:.2g}",
+            remedy="give the symmetric part, (a + a.T) / 2",
+        )
 
 
 def _stated(atoms: Atoms, key: str) -> Any:

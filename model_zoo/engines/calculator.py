@@ -27,7 +27,9 @@ from ...data_pipelines.physics.physics import Physics
 from ...data_pipelines.physics.residual import other_charge
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
+from ..heads.description import HeadError
 from ..heads.features import batch_features
+from ..heads.field import FieldHeads
 from ..heads.head import Head, net_charge, without_dipole
 from ..heads.results import ResultHeads
 from ..package.folder import DTYPES
@@ -58,7 +60,7 @@ class EvenfieldCalculator(Calculator):
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     # what `set` can change; ASE accepts any key, and would only note it
-    settable = ("level_of_theory", "dtype", "device", "skin")
+    settable = ("level_of_theory", "dtype", "device", "skin", "field")
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class EvenfieldCalculator(Calculator):
         uncertainties: Mapping[str, LevelUncertainty] | None = None,
         coverage: float = 0.9,
         heads: Sequence[Head] | None = None,
+        field: Sequence[float] | None = None,
+        field_heads: FieldHeads | None = None,
     ) -> None:
         """Prepare a model for one level of theory; by default the model's own default.
 
@@ -91,10 +95,15 @@ class EvenfieldCalculator(Calculator):
         `heads` predict other properties from the features of the same network. Charges (N,) in e
         and a dipole (3,) in e*A are in `results` under ASE's names, the others under their own.
 
+        `field` is a uniform electric field in V/A that acts on molecules through `field_heads`.
+        Energy and forces are then those in the field, `dipole` has the part that it induces, and
+        `energies` of atoms are left out, since a field gives none to an atom.
+
         Raises LevelError for an unknown level of theory and where a model of several has no
         default, EngineError for an unknown dtype, skin or coverage, for a level without a record of
         its uncertainty where one is asked for, and for a compiled network with uncertainties.
-        Raises HeadError for no heads where some are asked for, and for two of the same property.
+        Raises HeadError for no heads where some are asked for, for two of the same property, and
+        for a field without heads that it acts through.
         Raises MissingPackageError for physics whose package is not installed.
         """
         super().__init__()
@@ -118,12 +127,16 @@ class EvenfieldCalculator(Calculator):
             # of this calculator alone: ASE asks it for no other property
             known = dict.fromkeys([*self.implemented_properties, *self._heads.columns])
             self.implemented_properties = [name for name in known if name in all_outputs]
-        self._configure(device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin)
+        self._field_heads = field_heads
+        self._without_field = list(self.implemented_properties)
+        self._configure(
+            device=device, dtype=dtype, level_of_theory=level_of_theory, skin=skin, field=field
+        )
         # ASE writes the parameters into trajectories and databases
         self.parameters["model"] = reference or record.name
 
     def set(self, **changes: Any) -> dict[str, Any]:
-        """Change the level of theory, dtype, device or skin; returns the parameters that changed.
+        """Change the level of theory, dtype, device, skin or field; returns what changed.
 
         Values are those of the constructor. Results for the settings before are forgotten.
         Raises EngineError for any other key, and for a value that the model lacks.
@@ -144,6 +157,7 @@ class EvenfieldCalculator(Calculator):
             "dtype": _dtype_name(self.potential),
             "level_of_theory": self.level_of_theory,
             "skin": self.verlet_list.skin,
+            "field": self.parameters["field"],
         }
         before = dict(self.parameters)
         self._configure(**(now | changes))
@@ -168,6 +182,7 @@ class EvenfieldCalculator(Calculator):
         dtype: str | None,
         level_of_theory: str | None,
         skin: float,
+        field: Sequence[float] | None,
     ) -> None:
         """Everything that follows from the settings."""
         # first all that can be refused, so that a refusal changes nothing
@@ -175,6 +190,7 @@ class EvenfieldCalculator(Calculator):
         level = level_to_use(self._record, levels, level_of_theory, self._domains)
         verlet_list = VerletList(self._loaded.config.cutoff, skin)
         own_uncertainty = self._uncertainty_of(level)
+        own_field = _checked_field(field, self._field_heads)
         potential = moved(self._loaded, device, dtype)
         if self._is_compiled:
             # a copy: the model may drive other calculators, which did not ask for it
@@ -194,7 +210,17 @@ class EvenfieldCalculator(Calculator):
         # the batch of the last structure, and the atomic numbers that it was made for
         self._batch: Batch | None = None
         self._numbers = np.empty(0, int)
-        self.parameters.update(level_of_theory=level, dtype=_dtype_name(potential))
+        self._field = own_field
+        self.implemented_properties = list(self._without_field)
+        if own_field is not None:
+            self.implemented_properties.remove("energies")
+            if "dipole" not in self.implemented_properties:
+                self.implemented_properties.append("dipole")
+        self.parameters.update(
+            level_of_theory=level,
+            dtype=_dtype_name(potential),
+            field=None if own_field is None else own_field.tolist(),
+        )
 
     # Forces are derivatives: they need autograd, in full precision, whatever mode the caller is in.
     @own_modes()
@@ -208,8 +234,9 @@ class EvenfieldCalculator(Calculator):
 
         Raises UnseenElementError, GeometryError for a structure without neighbours to search,
         EngineError when a result is not finite, HeadError for an element that a head was fitted
-        without, PhysicsError for a structure that the model's physics does not fit, and
-        PropertyNotImplementedError when a stress or a dipole is asked for that does not exist.
+        without and for a periodic or charged structure in a field, PhysicsError for a structure
+        that the model's physics does not fit, and PropertyNotImplementedError when a stress or a
+        dipole is asked for that does not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -232,6 +259,8 @@ class EvenfieldCalculator(Calculator):
         if self._physics is not None:
             self._add_physics(self._physics, self.atoms)
 
+        field_results = self._add_field(batch, self.atoms)
+
         if not all(np.isfinite(value).all() for value in self.results.values()):
             self.results = {}
             refuse_results(batch)
@@ -240,6 +269,8 @@ class EvenfieldCalculator(Calculator):
             self.results |= self._estimator.results(batch, prediction, self._coverage)
         if self._heads is not None:
             self.results |= self._results_of_heads(self._heads, batch)
+        # last: the dipole in the field, and not that of the head alone
+        self.results |= field_results
         if "stress" in (properties or []) and "stress" not in self.results:
             raise PropertyNotImplementedError(
                 "stress needs a cell that is periodic in three directions"
@@ -269,13 +300,36 @@ class EvenfieldCalculator(Calculator):
             results["charges"] = known.charges
         self.results = results
 
+    def _add_field(self, batch: Batch, atoms: Atoms) -> dict[str, Any]:
+        """Add the field to energy and forces; what else it gives, by its name in `results`."""
+        if self._field is None:
+            return {}
+        assert self._field_heads is not None
+        # nothing without the field may look like a result
+        without = self.results
+        self.results = {}
+        terms = self._field_heads.terms(self.potential, batch, atoms, self._field)
+        energy = without["energy"] + terms.energy
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": without["forces"] + terms.forces,
+        }
+        if "charges" in without:
+            self.results["charges"] = without["charges"]
+        found: dict[str, Any] = {"dipole": terms.dipole}
+        if terms.polarizability is not None:
+            found["polarizability"] = terms.polarizability
+        return found
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What changed since the last calculation, the net charge too where something uses it."""
         changed: list[str] = super().check_state(atoms, tol=tol)
         if self.atoms is None:
             return changed
         # ASE compares no info, and charges depend on it
-        of_heads = self._heads is not None and net_charge(atoms) != net_charge(self.atoms)
+        asks_charge = self._heads is not None or self._field is not None
+        of_heads = asks_charge and net_charge(atoms) != net_charge(self.atoms)
         stated = atoms.info.get("charge")
         of_physics = self._physics is not None and stated != self.atoms.info.get("charge")
         if of_heads or of_physics:
@@ -307,7 +361,7 @@ class EvenfieldCalculator(Calculator):
         assert self.atoms is not None
         features = {}
         for name in heads.features:
-            features[name] = _numpy(batch_features(self.potential, batch, name))
+            features[name] = batch_features(self.potential, batch, name)
         return heads.results(features, self.atoms)
 
     def _uncertainty_of(self, level: str) -> LevelUncertainty | None:
@@ -365,6 +419,24 @@ def _checked_coverage(coverage: float) -> float:
     if not 0 < coverage < 1:
         raise EngineError(f"coverage={coverage}", remedy="give a number between 0 and 1")
     return coverage
+
+
+def _checked_field(field: Sequence[float] | None, heads: FieldHeads | None) -> np.ndarray | None:
+    """A field (3,) in V/A, or None for none; EngineError and HeadError for what cannot be."""
+    if field is None:
+        return None
+    try:
+        found = np.array(field, dtype=float)
+    except (TypeError, ValueError):
+        found = np.full(1, np.nan)
+    if found.shape != (3,) or not np.isfinite(found).all():
+        raise EngineError(f"field={field!r}", remedy="give three numbers in V/A")
+    if heads is None:
+        raise HeadError(
+            "the calculator was made without a field, and has no heads for one",
+            remedy="make it with field=(0, 0, 0)",
+        )
+    return found
 
 
 def _dtype_name(potential: Potential) -> str:

@@ -12,13 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from ...core.errors import EvenfieldError
 from ...core.settings import Settings
-from ...core.units import CHARGE, DIPOLE
+from ...core.units import CHARGE, DIPOLE, POLARIZABILITY
 
 
-Kind = Literal["charges", "dipole", "scalar", "class"]
+Kind = Literal[
+    "charges", "dipole", "scalar", "class", "vector", "tensor", "polarizability", "pseudoscalar"
+]
 # of the network: invariants of all its layers; of the readout: its hidden layer, in which the
-# energy is linear
-Features = Literal["network", "readout"]
+# energy is linear; equivariant: those of the network, its vectors and tensors, and random
+# functions of them
+Features = Literal["network", "readout", "equivariant"]
 
 # a name becomes a key of `results`, where these mean something already
 RESERVED = frozenset(all_outputs) | {
@@ -45,13 +48,17 @@ class HeadKind:
     meaning: str
     per: Literal["structure", "atom"]
     rank: int
-    """0 scalar, 1 vector."""
+    """0 scalar, 1 vector, 2 symmetric tensor."""
     parity: Literal[1, -1]
     """Sign that an inversion of space gives it."""
     units: Mapping[str, float] | None
     """Units of labels, as factors to the first of them; None where the user names the unit."""
     columns: tuple[str, ...]
     """Entries of ASE's `results` that a head of this kind can fill; empty for its own name."""
+    features: tuple[Features, ...] = ("network", "readout")
+    """What it can be linear in; the first by default."""
+    can_be_mean: bool = False
+    """Whether it may be a mean over the atoms as well as a sum."""
 
 
 KINDS: dict[Kind, HeadKind] = {
@@ -70,6 +77,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=-1,
         units=DIPOLE,
         columns=("dipole", "charges"),
+        features=("network", "readout", "equivariant"),
     ),
     "scalar": HeadKind(
         meaning="a number of the structure",
@@ -78,6 +86,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units=None,
         columns=(),
+        can_be_mean=True,
     ),
     "class": HeadKind(
         meaning="probabilities of named classes",
@@ -86,6 +95,43 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units={"probability": 1.0},
         columns=(),
+    ),
+    "vector": HeadKind(
+        meaning="a polar vector of the structure, summed over its atoms",
+        per="structure",
+        rank=1,
+        parity=-1,
+        units=None,
+        columns=(),
+        features=("equivariant",),
+    ),
+    "tensor": HeadKind(
+        meaning="a symmetric tensor of the structure, summed over its atoms",
+        per="structure",
+        rank=2,
+        parity=1,
+        units=None,
+        columns=(),
+        features=("equivariant",),
+    ),
+    "polarizability": HeadKind(
+        meaning="dipole moment that a field induces, by the field",
+        per="structure",
+        rank=2,
+        parity=1,
+        units=POLARIZABILITY,
+        columns=("polarizability",),
+        features=("equivariant",),
+    ),
+    "pseudoscalar": HeadKind(
+        meaning="a number that changes sign in the mirror",
+        per="structure",
+        rank=0,
+        parity=-1,
+        units=None,
+        columns=(),
+        features=("equivariant",),
+        can_be_mean=True,
     ),
 }
 
@@ -97,10 +143,14 @@ class HeadDescription(Settings):
     kind: Kind = Field(description="what it predicts")
     unit: str = Field(max_length=40, description="unit of its predictions")
     extensive: bool = Field(
-        default=False, description="a sum over the atoms instead of their mean; of scalars only"
+        default=False,
+        description="a sum over the atoms instead of their mean; of scalars and pseudoscalars only",
     )
     classes: list[str] = Field(default=[], description="names of the classes, in order")
     features: Features = Field(description="what the prediction is linear in")
+    num_functions: int = Field(
+        default=0, ge=0, le=8192, description="random functions among equivariant features"
+    )
     level_of_theory: str = Field(description="how the labels were computed or measured")
     data: str = Field(description="name of the file of labels")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the file of labels")
@@ -128,8 +178,9 @@ class HeadDescription(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_name(self.name, self.kind)
-        if self.extensive and self.kind != "scalar":
-            raise ValueError("extensive: only a scalar can be")
+        check_choices(self.kind, self.features, extensive=self.extensive)
+        if self.num_functions and self.features != "equivariant":
+            raise ValueError("num_functions: only equivariant features have some")
         if (self.kind == "class") != (len(self.classes) >= 2):
             raise ValueError("classes: a class head has two or more, the others none")
         return self
@@ -141,7 +192,7 @@ class HeadDescription(Settings):
 
     @property
     def rank(self) -> int:
-        """0 for a scalar, 1 for a vector."""
+        """0 for a scalar, 1 for a vector, 2 for a symmetric tensor."""
         return KINDS[self.kind].rank
 
     @property
@@ -159,3 +210,12 @@ def check_name(name: str, kind: Kind) -> None:
     """Raise ValueError for a name that `results` has another meaning for."""
     if name in RESERVED and name not in KINDS[kind].columns:
         raise ValueError(f"name: {name!r} has another meaning in results: choose another name=")
+
+
+def check_choices(kind: Kind, features: Features, *, extensive: bool) -> None:
+    """Raise ValueError for features that a kind is not linear in, and for a sum it cannot be."""
+    about = KINDS[kind]
+    if features not in about.features:
+        raise ValueError(f"features: {kind} can have {', '.join(about.features)}, not {features}")
+    if extensive and not about.can_be_mean:
+        raise ValueError(f"extensive: {kind} has no such choice: leave it out")

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.structure import Structure
+from ..network.interface import CarriedFeatures
+from ..network.tiles import Tiles
 from ..potential.potential import Potential
 from .description import Features
 
@@ -21,24 +23,41 @@ ATOMS_PER_BATCH = 512
 
 
 @own_modes()
-def batch_features(potential: Potential, batch: Batch, features: Features) -> Tensor:
-    """Features (N, F) of the atoms of a batch, in the precision of the potential.
+def batch_features(potential: Potential, batch: Batch, features: Features) -> CarriedFeatures:
+    """Features of the atoms of a batch, in the precision of the potential.
 
-    They are invariant under rotation, inversion and translation, and independent of the level of
-    theory.
+    They are independent of the level of theory. Those of the network and of the readout are
+    invariant under rotation, inversion and translation, and have neither vectors nor tensors.
     """
     with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
         vectors, tiles = potential.edge_vectors(batch)
-        if features == "readout":
-            return potential.features(batch.atomic_numbers, vectors, tiles)
-        found: Tensor = potential.backbone(batch.atomic_numbers, vectors, tiles)
-        return found
+        return edge_features(potential, batch.atomic_numbers, vectors, tiles, features)
+
+
+def edge_features(
+    potential: Potential, numbers: Tensor, vectors: Tensor, tiles: Tiles, features: Features
+) -> CarriedFeatures:
+    """The same from atomic numbers (N,) and edge vectors (E, 3) in A, differentiable by these."""
+    backbone = potential.backbone
+    if features == "equivariant":
+        return backbone.carried(numbers, vectors, tiles)
+    if features == "readout":
+        return CarriedFeatures.of_invariants(potential.features(numbers, vectors, tiles))
+    return CarriedFeatures.of_invariants(backbone(numbers, vectors, tiles))
 
 
 def atom_features(
     potential: Potential, frames: Iterable[Atoms], features: Features = "network"
 ) -> Iterator[np.ndarray]:
-    """Features (N, F) in float64 of each structure, in order."""
+    """Invariants (N, F) in float64 of each structure, in order."""
+    for own in carried_features(potential, frames, features):
+        yield own.invariants.double().numpy()
+
+
+def carried_features(
+    potential: Potential, frames: Iterable[Atoms], features: Features = "equivariant"
+) -> Iterator[CarriedFeatures]:
+    """Features of each structure, in order, in the precision of the potential and on the CPU."""
     waiting: list[Atoms] = []
     num_waiting = 0
     for atoms in frames:
@@ -54,12 +73,19 @@ def atom_features(
 
 def _of_one_batch(
     potential: Potential, frames: list[Atoms], features: Features
-) -> Iterator[np.ndarray]:
+) -> Iterator[CarriedFeatures]:
+    found = batch_features(potential, batch_of(potential, frames), features)
+    sizes = [len(atoms) for atoms in frames]
+    parts = [part.cpu().split(sizes) for part in (found.invariants, found.vectors, found.tensors)]
+    for invariants, vectors, tensors in zip(*parts, strict=True):
+        yield CarriedFeatures(invariants, vectors, tensors)
+
+
+def batch_of(potential: Potential, frames: list[Atoms]) -> Batch:
+    """Structures as one batch for the features of a potential."""
     parameter = next(potential.parameters())
     # features are the same for all levels, and a batch must have one
     levels = potential.config.levels_of_theory
     structures = [Structure.from_atoms(atoms, levels[0], "features") for atoms in frames]
     batch = Batch.from_structures(structures, potential.cutoff, levels, parameter.dtype)
-    found = batch_features(potential, batch.to(parameter.device), features)
-    for part in found.cpu().double().split([len(atoms) for atoms in frames]):
-        yield part.numpy()
+    return batch.to(parameter.device)

@@ -8,8 +8,11 @@
     class     softmax of mean_i y_i              one row of weights for each class
 
 The features are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
+Vectors, tensors, pseudoscalars and dipoles with a part at each atom are linear in the rows of
+`rows.py`, whose columns turn with the atoms themselves.
 
-Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit.
+Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit, P weights: F where
+the features are invariant.
 """
 
 from __future__ import annotations
@@ -17,11 +20,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from scipy.special import softmax
+from torch import Tensor
 
+from ..network.interface import CarriedFeatures
 from .description import HeadDescription, HeadError
+from .expansion import Expansion
+from .rows import rows_of
 
 
 # e; a net charge that a file states with fewer digits is still none
@@ -37,48 +45,80 @@ class Head:
 
     description: HeadDescription
     weight: np.ndarray
-    """(K, F) in units of the head per unit of a feature."""
+    """(K, P) in units of the head per unit of a feature."""
     bias: np.ndarray
     """(K, Z) of each element, in the order of `description.elements`."""
+    expansion: Expansion | None = None
+    """The random functions among equivariant features; None for others."""
 
-    def predict(self, features: np.ndarray, atoms: Atoms) -> Answer:
-        """Features (N, F) of `atoms` -> the property of the head, in its unit.
+    def predict(self, features: CarriedFeatures, atoms: Atoms) -> Answer:
+        """Features of `atoms` -> the property of the head, in its unit.
 
-        charges (N,), a dipole (3,), a number, or the probability of each class by its name.
+        charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the probability of each
+        class by its name.
 
         Raises HeadError for elements that the fit has not seen, and for the dipole of a structure
         that is periodic or charged.
         """
         kind = self.description.kind
+        features = features.cpu()
+        invariants = features.invariants.double().numpy()
         if kind == "charges":
-            return self.charges(features, atoms)
+            return self.charges(invariants, atoms)
         if kind == "dipole":
-            return self.dipole(features, atoms)
+            self.refuse_without_dipole(atoms)
+        if kind == "dipole" or self.expansion is not None:
+            places = torch.as_tensor(self.places(atoms.numbers))
+            positions = torch.as_tensor(atoms.positions)
+            answer: np.ndarray = self.response(features, places, positions).numpy()
+            return answer if answer.ndim else float(answer)
 
-        values = self.atom_values(features, atoms.numbers)
+        values = self.atom_values(invariants, atoms.numbers)
         if kind == "scalar":
             total = values.sum() if self.description.extensive else values.mean()
             return float(total)
         probabilities = softmax(values.mean(axis=0))
         return dict(zip(self.description.classes, probabilities.tolist(), strict=True))
 
+    def response(self, features: CarriedFeatures, places: Tensor, positions: Tensor) -> Tensor:
+        """A dipole (3,), vector (3,), tensor (3, 3) or pseudoscalar (), differentiable.
+
+        places (N,) are those of the elements in the fit, positions (N, 3) in A are in float64, all
+        on one device. The answer is in float64.
+        """
+        about = self.description
+        rows = rows_of(
+            about.kind,
+            features,
+            self.expansion,
+            places,
+            positions,
+            len(about.elements),
+            extensive=about.extensive or about.rank > 0,
+        )
+        return rows @ rows.new_tensor(np.concatenate([self.weight[0], self.bias[0]]))
+
     def atom_values(self, features: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Features (N, F), atomic numbers (N,) -> y (N, K)."""
         places = self.places(numbers)
         return features @ self.weight.T + self.bias.T[places]
 
+    @property
+    def has_charges(self) -> bool:
+        """Whether the property is made of charges alone, which then have a meaning of their own."""
+        return self.description.kind in ("charges", "dipole") and self.expansion is None
+
     def charges(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
-        """Charges (N,) in e of a charge or dipole head; they add up to `net_charge(atoms)`."""
+        """Charges (N,) in e from invariants (N, F); they add up to `net_charge(atoms)`."""
         raw = self.atom_values(features, atoms.numbers)[:, 0]
         return raw - raw.mean() + net_charge(atoms) / len(atoms)
 
-    def dipole(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
-        """Dipole (3,) in e*A of the charges of this head."""
+    def refuse_without_dipole(self, atoms: Atoms) -> None:
+        """Raise HeadError for a structure that has no dipole moment of its own."""
         reason = without_dipole(atoms)
         if reason is not None:
-            raise HeadError(f"{self.description.name}: {reason}", remedy="ask for charges only")
-        arms = atoms.positions - atoms.positions.mean(axis=0)
-        return self.charges(features, atoms) @ arms
+            remedy = "ask for charges only" if self.has_charges else "take a neutral molecule"
+            raise HeadError(f"{self.description.name}: {reason}", remedy=remedy)
 
     def places(self, numbers: np.ndarray) -> np.ndarray:
         """Places (N,) of atomic numbers among the elements of the fit; HeadError for others."""

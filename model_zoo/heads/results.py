@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from ase import Atoms
 
+from ..network.interface import CarriedFeatures
 from .description import KINDS, Features, HeadError
 from .head import Head, without_dipole
 from .record import REMEDY
@@ -16,7 +17,9 @@ class ResultHeads:
     """Heads, each with the entries of `results` that it fills.
 
     A charge head fills ASE's `charges`. A dipole head fills `dipole`, and `charges` where there is
-    no charge head: charges that were fitted to charges come first. All others fill their own name.
+    no charge head: charges that were fitted to charges come first. Those of a dipole head with
+    dipoles at the atoms are not the whole, and fill nothing. A polarizability is in
+    `polarizability`. All others fill their own name.
     """
 
     def __init__(self, heads: Iterable[Head]) -> None:
@@ -30,7 +33,8 @@ class ResultHeads:
             self._claim(main, head)
         for head in chosen:
             for column in KINDS[head.description.kind].columns[1:]:
-                self.columns.setdefault(column, head)
+                if head.has_charges:
+                    self.columns.setdefault(column, head)
 
     def _claim(self, column: str, head: Head) -> None:
         other = self.columns.get(column)
@@ -47,8 +51,10 @@ class ResultHeads:
         """The features that the heads need."""
         return {head.description.features for head in self.columns.values()}
 
-    def results(self, features: Mapping[Features, np.ndarray], atoms: Atoms) -> dict[str, object]:
-        """The entries for `atoms`, from the features (N, F) of its atoms.
+    def results(
+        self, features: Mapping[Features, CarriedFeatures], atoms: Atoms
+    ) -> dict[str, object]:
+        """The entries for `atoms`, from the features of its atoms.
 
         Classes are an array (K,) of probabilities. The dipole is left out where there is none.
 
@@ -58,12 +64,13 @@ class ResultHeads:
         for column, head in self.columns.items():
             own = features[head.description.features]
             if column == "charges":
-                found[column] = head.charges(own, atoms)
-            elif column != "dipole":
-                answer = head.predict(own, atoms)
-                if isinstance(answer, dict):
-                    answer = np.array(list(answer.values()))
-                found[column] = answer
-            elif without_dipole(atoms) is None:
-                found[column] = head.dipole(own, atoms)
+                invariants = own.invariants.double().cpu().numpy()
+                found[column] = head.charges(invariants, atoms)
+                continue
+            if column == "dipole" and without_dipole(atoms) is not None:
+                continue
+            answer = head.predict(own, atoms)
+            if isinstance(answer, dict):
+                answer = np.array(list(answer.values()))
+            found[column] = answer
         return found

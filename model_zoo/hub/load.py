@@ -31,9 +31,11 @@ from .remote import HubError
 
 
 if TYPE_CHECKING:
+    import numpy as np
     from ase import Atoms
 
     from ..engines.calculator import EvenfieldCalculator
+    from ..heads.field import FieldHeads
     from ..heads.head import Answer, Head
     from ..uncertainty.record import LevelUncertainty
 
@@ -85,19 +87,19 @@ class LoadedModel:
     def predict(self, atoms: Atoms, name: str) -> Answer:
         """The property that the head `name` predicts, in its unit.
 
-        A number, the probability of each class by its name, charges (N,) in e, or a dipole (3,) in
-        e*A.
+        A number, the probability of each class by its name, charges (N,) in e, a dipole (3,) in
+        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V.
 
         Raises HeadError where the model has no such head, for elements that the head was fitted
         without, and for the dipole of a periodic or charged structure.
         """
-        from ..heads.features import atom_features
+        from ..heads.features import carried_features
         from ..heads.record import head_named
 
         head = head_named(self.potential, self.attachments, name)
         # before the network, for which an unknown element would be an index out of range
         head.places(atoms.numbers)
-        (features,) = atom_features(self.potential, [atoms], head.description.features)
+        (features,) = carried_features(self.potential, [atoms], head.description.features)
         return head.predict(features, atoms)
 
     @property
@@ -117,6 +119,7 @@ class LoadedModel:
         uncertainty: bool = False,
         coverage: float = 0.9,
         heads: bool | Sequence[str] = False,
+        field: Sequence[float] | None = None,
     ) -> EvenfieldCalculator:
         """An ASE calculator for one level of theory; by default the model's own default.
 
@@ -134,6 +137,10 @@ class LoadedModel:
         `heads` adds what the heads of other properties predict, all of them or those named: charges
         and dipole under ASE's names, so that `atoms.get_charges()` works, the others under their
         own. Raises HeadError where the model has none, or not those.
+
+        `field`, in V/A, puts molecules into a uniform electric field: see `heads/field.py`. It acts
+        through the dipole head of the model, and its polarizability head if there is one: those
+        among `heads` where some are named. Raises HeadError without a dipole head.
         """
         # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
@@ -151,7 +158,29 @@ class LoadedModel:
             uncertainties=self.uncertainties if uncertainty else None,
             coverage=coverage,
             heads=self._chosen(heads),
+            field=field,
+            field_heads=None if field is None else self._field_heads(heads),
         )
+
+    def polar_tensors(self, atoms: Atoms, name: str = "dipole") -> np.ndarray:
+        """d mu_a / d r_ib of a molecule in e, as (N, 3, 3), by the dipole head `name`.
+
+        Raises HeadError where the model has no such head, for elements that it was fitted without,
+        and for a periodic or charged structure.
+        """
+        from ..heads.features import batch_of
+        from ..heads.field import polar_tensors
+        from ..heads.record import head_named
+
+        head = head_named(self.potential, self.attachments, name)
+        head.places(atoms.numbers)
+        return polar_tensors(self.potential, batch_of(self.potential, [atoms]), atoms, head)
+
+    def _field_heads(self, names: bool | Sequence[str]) -> FieldHeads:
+        """The heads that a field acts through."""
+        from ..heads.field import FieldHeads
+
+        return FieldHeads.among(self._chosen(True if names is False else names) or [])
 
     def _chosen(self, names: bool | Sequence[str]) -> list[Head] | None:
         """The heads that a calculator is asked for; None where it is asked for none."""

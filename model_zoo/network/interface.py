@@ -14,6 +14,7 @@ Shapes: N atoms, E edge slots, F features, D length of an element vector.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -51,6 +52,34 @@ class NetworkConfig(Settings):
         A model folder whose settings ask for more weights than its files hold is refused before any
         memory is taken. A test of the package compares the count with the network that is built.
         """
+
+
+@dataclass(frozen=True)
+class CarriedFeatures:
+    """What a network knows of each atom; V vectors and T tensors, of which there may be none.
+
+    `invariants` (N, F) are what `forward` gives. `vectors` (N, 3, V) are polar: they turn with the
+    structure, and change sign under inversion. `tensors` (N, 3, 3, T) are symmetric and traceless,
+    turn on both sides, and stay the same under inversion.
+    """
+
+    invariants: Tensor
+    vectors: Tensor
+    tensors: Tensor
+
+    @classmethod
+    def of_invariants(cls, invariants: Tensor) -> CarriedFeatures:
+        """Invariants (N, F) without any vectors and tensors."""
+        num_atoms = len(invariants)
+        return cls(
+            invariants=invariants,
+            vectors=invariants.new_zeros(num_atoms, 3, 0),
+            tensors=invariants.new_zeros(num_atoms, 3, 3, 0),
+        )
+
+    def cpu(self) -> CarriedFeatures:
+        """The same in the memory of the processor."""
+        return CarriedFeatures(self.invariants.cpu(), self.vectors.cpu(), self.tensors.cpu())
 
 
 class Network(nn.Module, ABC):
@@ -106,3 +135,17 @@ class Network(nn.Module, ABC):
         The edge vector of a slot points from its receiver to its sender. Padded slots have vectors
         longer than the cutoff, and must contribute exactly zero.
         """
+
+    @property
+    def num_carried(self) -> tuple[int, int]:
+        """V and T, the numbers of vectors and tensors of an atom; none by default."""
+        return 0, 0
+
+    def carried(
+        self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles
+    ) -> CarriedFeatures:
+        """The features of `forward`, and the vectors and tensors that the network has of each atom.
+
+        Heads that rotate are linear in them. A network on distances alone has none.
+        """
+        return CarriedFeatures.of_invariants(self(atomic_numbers, edge_vectors, tiles))

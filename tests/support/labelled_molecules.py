@@ -14,7 +14,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.heads.description import HeadDescription
+from evenfield.model_zoo.heads.expansion import drawn_expansion
+from evenfield.model_zoo.heads.features import carried_features
 from evenfield.model_zoo.heads.head import Head
+from evenfield.model_zoo.heads.rows import has_charges_or_trace, num_columns, num_mixtures
 from evenfield.model_zoo.package.record import TrainingData
 
 
@@ -22,18 +25,15 @@ NAMES = ("H2O", "NH3", "CH4", "CO2", "CH3OH", "HCN", "C2H2", "C2H4", "H2CO", "N2
 SYMBOLS = ["H", "C", "N", "O"]
 
 
-def molecular_model(folder: Path, seed: int = 0) -> Path:
+# two layers and degrees up to 2, so that there are vectors of all sorts, and tensors
+ROTATING = {"l_max": 2, "num_layers": 2}
+
+
+def molecular_model(folder: Path, seed: int = 0, **network: object) -> Path:
     """A float64 model with random weights that says to know H, C, N and O."""
     torch.manual_seed(seed)
-    config = PotentialConfig(
-        channels=4,
-        l_max=1,
-        num_layers=1,
-        radial_hidden=8,
-        cutoff=3.0,
-        readout_size=8,
-        levels_of_theory=["PBE"],
-    )
+    sizes = {"channels": 4, "l_max": 1, "num_layers": 1, "radial_hidden": 8} | network
+    config = PotentialConfig(cutoff=3.0, readout_size=8, levels_of_theory=["PBE"], **sizes)
     data = TrainingData(name="organic", sha256="0" * 64, licence="CC0-1.0", num_structures=1)
     record = ModelRecord(
         name="molecules", licence="CC0-1.0", elements={"PBE": SYMBOLS}, training_data=[data]
@@ -75,9 +75,45 @@ def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object
         guess={"mae": 0.5},
         **facts,
     )
+    if about.features == "equivariant":
+        raise ValueError("use rotating_head")
     weight = rng.normal(size=(num_outputs, num_features))
     bias = rng.normal(size=(num_outputs, len(SYMBOLS)))
     return Head(about, weight, bias - bias.mean(axis=1, keepdims=True))
+
+
+def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: object) -> Head:
+    """A head of equivariant features with random weights and four random functions."""
+    rng = np.random.default_rng(seed)
+    about = HeadDescription(
+        name=facts.pop("name", kind),
+        kind=kind,
+        unit=facts.pop("unit", "D"),
+        features="equivariant",
+        num_functions=4,
+        level_of_theory="planted",
+        data="mine.extxyz",
+        sha256="0" * 64,
+        num_structures=10,
+        num_held_out=2,
+        split="composition",
+        elements=SYMBOLS,
+        regularisation=0.0,
+        errors={"mae": 0.25},
+        guess={"mae": 0.5},
+        **facts,
+    )
+    expansion = drawn_expansion(
+        list(carried_features(potential, molecules(copies=1))),
+        num_elements=len(SYMBOLS),
+        num_functions=about.num_functions,
+        num_mixtures=num_mixtures(kind),
+        seed=seed,
+    )
+    sizes = (potential.backbone.num_features, *potential.backbone.num_carried)
+    weight = rng.normal(size=(1, sum(num_columns(kind, sizes, about.num_functions))))
+    bias = rng.normal(size=(1, len(SYMBOLS))) * has_charges_or_trace(kind)
+    return Head(about, weight, bias - bias.mean() * (kind == "dipole"), expansion)
 
 
 def write_labelled(path: Path, frames: list[Atoms], labels: list[dict[str, object]]) -> Path:

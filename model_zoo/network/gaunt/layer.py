@@ -79,9 +79,12 @@ class InteractionLayer(nn.Module):
 
     def forward(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
         """x (K1, N, C), elements (N, D) -> (K_out, N, C)."""
+        return self.update(x, self.message(x, elements, edges), elements)
+
+    def message(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
+        """What an atom receives from its neighbours, (K3, N, C)."""
         aggregated = self.aggregate(x, elements, edges)
-        message = soft_norm(self.paths(aggregated))  # (K3, N, C)
-        return self.update(x, message, elements)
+        return soft_norm(self.paths(aggregated))
 
     def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> list[Tensor]:
         """A by l1, each (K2 * (2 l1 + 1), N, C).

@@ -22,7 +22,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ..embedding import ElementEmbedding
-from ..interface import Network
+from ..interface import CarriedFeatures, Network
 from ..radial import BesselBasis, CoreSwitch, polynomial_envelope
 from ..tiles import Tiles
 from .algebra import ClebschGordanContraction, EquivariantLinear
@@ -92,21 +92,65 @@ class GauntNetwork(Network):
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
         """The scalars of all layers, (N, num_features)."""
         elements = self.embedding(atomic_numbers)
-        distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
-        # scaled here, once for all layers: this is the 1/sqrt(nbar) of A
-        harmonics = self.harmonics(edge_vectors) * self.norm
-        envelope = polynomial_envelope(distance / self.config.cutoff)
-        core = self.core_switch(distance, atomic_numbers, tiles.sender, tiles.slot_receiver)
-        edges = EdgeGeometry(
-            tiles=tiles,
-            harmonics=harmonics.unflatten(0, (-1, tiles.size)),
-            basis=self.bessel(distance),
-            envelope=envelope * core,
-        )
-
+        edges = self._edges(atomic_numbers, edge_vectors, tiles)
         x = self.start(elements).unsqueeze(0)  # (1, N, C)
         scalars = []
         for layer in self.layers:
             x = layer(x, elements, edges)
             scalars.append(x[0])
         return torch.cat(scalars, dim=1)
+
+    @property
+    def num_carried(self) -> tuple[int, int]:
+        """Vectors of all messages and between layers, and tensors of all messages."""
+        config = self.config
+        num_hidden = config.num_layers - 1 if config.l_hidden >= 1 else 0
+        num_messages = config.num_layers
+        vectors = (num_messages + num_hidden) * config.channels if config.l_max >= 1 else 0
+        tensors = num_messages * config.channels if config.l_max >= 2 else 0
+        return vectors, tensors
+
+    def carried(
+        self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles
+    ) -> CarriedFeatures:
+        """Also the parts of degrees 1 and 2 of the messages, and what layers pass on of degree 1.
+
+        All paths have natural parity, so a part of degree l has the parity (-1)^l: vectors are
+        polar, and tensors stay the same under inversion. They cost no more than `forward`.
+        """
+        elements = self.embedding(atomic_numbers)
+        edges = self._edges(atomic_numbers, edge_vectors, tiles)
+        x = self.start(elements).unsqueeze(0)
+        scalars = []
+        vectors = [x.new_zeros(3, len(elements), 0)]
+        tensors = [x.new_zeros(5, len(elements), 0)]
+        for layer in self.layers:
+            assert isinstance(layer, InteractionLayer)
+            message = layer.message(x, elements, edges)
+            x = layer.update(x, message, elements)
+            scalars.append(x[0])
+            vectors += [part[1:4] for part in (message, x) if len(part) > 1]
+            tensors += [message[4:9]] if len(message) > 4 else []
+
+        of_degree_2 = torch.cat(tensors, dim=2)
+        # symmetric traceless matrices of the five components, in the Cartesian order of degree 1
+        basis = o3.wigner_3j(1, 1, 2, dtype=x.dtype, device=x.device)
+        return CarriedFeatures(
+            invariants=torch.cat(scalars, dim=1),
+            vectors=torch.cat(vectors, dim=2).transpose(0, 1),
+            tensors=torch.einsum("abm,mnc->nabc", basis, of_degree_2),
+        )
+
+    def _edges(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> EdgeGeometry:
+        """What all layers need of the edges."""
+        distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
+        # scaled here, once for all layers: this is the 1/sqrt(nbar) of A
+        harmonics = self.harmonics(edge_vectors) * self.norm
+        envelope = polynomial_envelope(distance / self.config.cutoff)
+        core = self.core_switch(distance, atomic_numbers, tiles.sender, tiles.slot_receiver)
+        return EdgeGeometry(
+            tiles=tiles,
+            harmonics=harmonics.unflatten(0, (-1, tiles.size)),
+            basis=self.bessel(distance),
+            envelope=envelope * core,
+        )

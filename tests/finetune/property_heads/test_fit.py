@@ -21,7 +21,7 @@ from evenfield.finetune.property_heads.fit import fit_head
 from evenfield.finetune.property_heads.logistic import fit
 from evenfield.finetune.property_heads.ridge import ridge
 from evenfield.finetune.property_heads.split import held_out
-from evenfield.model_zoo.heads.features import atom_features
+from evenfield.model_zoo.heads.features import atom_features, carried_features
 from evenfield.model_zoo.hub.load import LoadedModel
 
 from labelled_molecules import molecular_model, molecules, planted_head, write_labelled
@@ -60,7 +60,7 @@ def planted_file(path: Path, model: LoadedModel, frames: list[Atoms], kind: str)
     if kind in ("scalar", "class"):
         facts["name"] = "planted"
     head = planted_head(kind, model.potential.backbone.num_features, **facts)
-    features = atom_features(model.potential, frames)
+    features = carried_features(model.potential, frames, "network")
     answers = [head.predict(own, atoms) for own, atoms in zip(features, frames, strict=True)]
     if kind == "class":
         shiny = np.array([answer["shiny"] for answer in answers])
@@ -358,7 +358,7 @@ def test_files_that_cannot_be_used(model, tmp_path) -> None:
         (["head=class", "key=kind", "unit=eV"], "unit: classes have none"),
         (["head=scalar", "key=energy", "unit=eV"], "'energy' has another meaning in results"),
         (["head=scalar", "key=band gap", "unit=eV"], "'band gap' is no name"),
-        (["head=dipole", "extensive=true"], "extensive: head=dipole has no such choice"),
+        (["head=dipole", "extensive=true"], "extensive: dipole has no such choice"),
         (["head=dipole", "held_out=1"], "held_out"),
         (["head=dipole", "colour=red"], "unknown key 'colour'"),
     ],

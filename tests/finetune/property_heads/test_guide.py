@@ -18,7 +18,7 @@ GUIDE = Path(__file__).parents[3] / "docs" / "heads.md"
 def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|bash)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "bash", "python"]
+    assert [kind for kind, _ in blocks] == ["python", "bash", "python"] * 2
     for kind, text in blocks:
         if kind == "python":
             exec(text, {})
@@ -30,7 +30,16 @@ def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
             assert not end.value.code, capsys.readouterr().err
 
     heads = model_zoo.load("heads").heads
-    kinds = {"charges": "mae", "dipole": "mae", "energy_per_atom": "mae", "config_type": "log_loss"}
+    kinds = {
+        "charges": "mae",
+        "dipole": "mae",
+        "energy_per_atom": "mae",
+        "config_type": "log_loss",
+        "towards_heavier": "rmse",
+        "bonds": "mae",
+        "alpha": "mae",
+        "hand": "rmse",
+    }
     assert list(heads) == list(kinds)
     for name, figure in kinds.items():
         about = heads[name].description

@@ -1,0 +1,138 @@
+"""Ridge regression on features that turn with the atoms: vectors, tensors and pseudoscalars.
+
+The rows are those of `model_zoo/heads/rows.py`, which the prediction uses too: three for a vector,
+six for a symmetric tensor, one for a pseudoscalar.
+
+Shapes: S structures, N atoms, F invariants, R random functions, P columns of weights, Z elements.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...core.torch_modes import own_modes
+from ...model_zoo.heads.description import KINDS
+from ...model_zoo.heads.expansion import Expansion, drawn_expansion
+from ...model_zoo.heads.rows import has_charges_or_trace, num_mixtures, rows_of
+from ...model_zoo.network.interface import CarriedFeatures
+from .config import HeadConfig
+from .labels import LabelledFrames
+from .ridge import ridge
+from .weights import Weights
+
+
+# Added to the size of a label, as a share of the median, by rank. A dipole may vanish by symmetry
+# without being easy to predict; a polarizability is small only where the molecule is.
+SHARE_OF_MEDIAN = {1: 1.0, 2: 0.05}
+
+
+@own_modes()
+def fit_equivariant(
+    labelled: LabelledFrames,
+    features: list[CarriedFeatures],
+    train: np.ndarray,
+    elements: np.ndarray,
+    config: HeadConfig,
+) -> Weights:
+    """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,)."""
+    num_elements = len(elements)
+    frames = [labelled.frames[s] for s in train]
+    carried = [features[s] for s in train]
+    places = [np.searchsorted(elements, atoms.numbers) for atoms in frames]
+    expansion = drawn_expansion(
+        carried,
+        num_elements=num_elements,
+        num_functions=config.head_functions,
+        num_mixtures=num_mixtures(config.head),
+        seed=config.seed,
+    )
+
+    is_sum = KINDS[config.head].rank > 0 or config.extensive
+    matrix_parts = []
+    target_parts = []
+    column_parts = []
+    shares = _shares(labelled, train, config)
+    for s, own, atoms, place, share in zip(train, carried, frames, places, shares, strict=True):
+        found = rows_of(
+            config.head,
+            own,
+            expansion,
+            torch.as_tensor(place),
+            torch.as_tensor(atoms.positions),
+            num_elements,
+            extensive=is_sum,
+        )
+        matrix_parts.append(share * _independent(found.numpy()))
+        label = np.asarray(labelled.labels[s])
+        target_parts.append(share * _independent(label[..., None])[:, 0])
+        if KINDS[config.head].rank == 2:
+            # all atoms alike
+            alike = len(atoms) * np.eye(3)[..., None]
+            column_parts.append(share * _independent(alike)[:, 0])
+    matrix = np.concatenate(matrix_parts)
+    column = np.concatenate(column_parts) if column_parts else None
+
+    # the invariants less their mean over the atoms, which the biases take up
+    num_columns = matrix.shape[1] - num_elements
+    num_invariant = 0
+    centre = np.zeros(0)
+    if has_charges_or_trace(config.head):
+        num_invariant = carried[0].invariants.shape[1] + config.head_functions
+        centre = _mean_invariants(carried, places, expansion)
+        atoms_of_row = matrix[:, num_columns:].sum(axis=1)
+        matrix[:, :num_invariant] -= np.outer(atoms_of_row, centre)
+    size = np.sqrt((matrix[:, :num_columns] ** 2).mean(axis=0))
+    size[size <= 1e-12 * size.max(initial=0.0)] = 1.0
+    matrix[:, :num_columns] /= size
+
+    solution = ridge(matrix, np.concatenate(target_parts), column)
+    weight = solution.weights[:num_columns] / size
+    bias = solution.weights[num_columns:] + solution.constant
+    if config.head == "dipole":
+        bias = bias - bias.mean()
+    else:
+        bias = bias - weight[:num_invariant] @ centre
+    if not num_invariant:
+        bias = np.zeros(num_elements)
+    return Weights(weight[None], bias[None], solution.penalty, expansion)
+
+
+def _shares(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:
+    """What the rows of each structure are multiplied by, (S,)."""
+    if KINDS[config.head].rank > 0:
+        # Errors grow with what is predicted. With rows of equal weight the few largest answers
+        # decide: polarizabilities of molecules are then worse by half, dipoles by a tenth.
+        size = np.array([np.linalg.norm(labelled.labels[s]) for s in train])
+        floor = SHARE_OF_MEDIAN[KINDS[config.head].rank] * float(np.median(size))
+        size = size + max(floor, np.finfo(float).tiny)
+        return float(size.mean()) / size
+    if config.head == "pseudoscalar" and config.extensive:
+        # the error of a sum grows like the root of the number of its terms
+        return np.array([len(labelled.frames[s]) ** -0.5 for s in train])
+    return np.ones(len(train))
+
+
+def _mean_invariants(
+    carried: list[CarriedFeatures], places: list[np.ndarray], expansion: Expansion
+) -> np.ndarray:
+    """Mean over all atoms of the invariants and gates (F + R,)."""
+    invariants = torch.cat([own.invariants for own in carried]).double()
+    gates = expansion.gate(invariants, torch.as_tensor(np.concatenate(places)))
+    mean: np.ndarray = torch.cat([invariants, gates], 1).mean(0).numpy()
+    return mean
+
+
+def _independent(answer: np.ndarray) -> np.ndarray:
+    """Independent entries of an answer (..., P) of one structure, as rows (D, P).
+
+    Of a symmetric tensor six, scaled so that the sum of their squares is that of all nine: a turned
+    structure has the same sum.
+    """
+    if answer.ndim < 3:
+        return answer.reshape(-1, answer.shape[-1])
+    first = [0, 1, 2, 1, 0, 0]
+    second = [0, 1, 2, 2, 2, 1]
+    scale = np.sqrt([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+    entries: np.ndarray = answer[first, second] * scale[:, None]
+    return entries

@@ -1,0 +1,103 @@
+"""What a head is linear in: a row for each number of its answer, from what the network carries.
+
+    dipole            sum_i (r_i - mean(r)) [s_i, g_i]     + sum_i [v_i, g_i u_i]
+    vector            sum_i [v_i, g_i u_i]
+    tensor            1 sum_i [s_i, g_i, one-hot(z_i)]     + sum_i [t_i, products of vectors]
+    pseudoscalar      mean_i, or sum_i, of triple products
+
+s, v, t are the invariants, vectors and tensors of `CarriedFeatures`; g, u and the products those of
+`expansion.py`. The first part of a dipole has a column for each element too: it is that of charges,
+the second that of atomic dipoles. A dipole of charges alone has no expansion, and no second part.
+A polarizability is a tensor.
+
+The fit and the prediction share these rows, and forces are their derivatives.
+
+Shapes: N atoms, P columns of weights, Z columns of biases.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..network.interface import CarriedFeatures
+from .description import KINDS, Kind
+from .expansion import Expansion
+
+
+# of random functions, by the rank and parity of what they make
+MIXTURES = {(1, -1): 1, (2, 1): 2, (0, -1): 3}
+
+
+def num_mixtures(kind: Kind) -> int:
+    """J, how many mixtures of vectors the random functions of a kind multiply."""
+    about = KINDS[kind]
+    return MIXTURES[about.rank, about.parity]
+
+
+def num_columns(kind: Kind, sizes: tuple[int, int, int], num_functions: int) -> tuple[int, int]:
+    """Columns of weights that belong to invariants, and those that rotate or change sign.
+
+    sizes: F, V and T of the network.
+    """
+    num_invariants, num_vectors, num_tensors = sizes
+    own = {"vector": num_vectors, "dipole": num_vectors, "pseudoscalar": 0}
+    turning = own.get(kind, num_tensors) + num_functions
+    return (num_invariants + num_functions if has_charges_or_trace(kind) else 0), turning
+
+
+def has_charges_or_trace(kind: Kind) -> bool:
+    """Whether a part of the answer comes from invariants and the elements."""
+    return kind in ("dipole", "tensor", "polarizability")
+
+
+def rows_of(
+    kind: Kind,
+    carried: CarriedFeatures,
+    expansion: Expansion | None,
+    places: Tensor,
+    positions: Tensor,
+    num_elements: int,
+    *,
+    extensive: bool = True,
+) -> Tensor:
+    """The rows of one structure, in float64: (..., P + Z) with the shape of the answer in front.
+
+    places (N,) are those of the elements among the Z of the head, positions (N, 3) in A.
+    """
+    invariants = carried.invariants.double()
+    one_hot = torch.nn.functional.one_hot(places, num_elements).to(invariants)
+    if expansion is None:
+        arms = positions - positions.mean(0)
+        return arms.T @ torch.cat([invariants, one_hot], 1)
+
+    vectors = carried.vectors.double()
+    gate = expansion.gate(invariants, places)
+    mixed = expansion.mixed(vectors)
+    of_atoms = torch.cat([invariants, gate], 1)  # (N, F + R)
+    if kind == "pseudoscalar":
+        first, second, third = mixed
+        products = (gate * (first * torch.linalg.cross(second, third, dim=1)).sum(1)).sum(0)
+        products = products if extensive else products / len(places)
+        return torch.cat([products, products.new_zeros(num_elements)])
+
+    if kind in ("vector", "dipole"):
+        turning = torch.cat([vectors.sum(0), (gate.unsqueeze(1) * mixed[0]).sum(0)], 1)
+        if kind == "vector":
+            return torch.cat([turning, turning.new_zeros(3, num_elements)], 1)
+        arms = positions - positions.mean(0)
+        return torch.cat([arms.T @ of_atoms, turning, arms.T @ one_hot], 1)
+
+    identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
+    products = _traceless(mixed[0], mixed[1], gate)
+    turning = torch.cat([carried.tensors.double().sum(0), products], 2)  # (3, 3, T + R)
+    return torch.cat([identity * of_atoms.sum(0), turning, identity * one_hot.sum(0)], 2)
+
+
+def _traceless(first: Tensor, second: Tensor, gate: Tensor) -> Tensor:
+    """Sum over the atoms of the symmetric traceless products of two vectors, (3, 3, R)."""
+    outer = torch.einsum("nr,nar,nbr->abr", gate, first, second)
+    symmetric = 0.5 * (outer + outer.transpose(0, 1))
+    trace = symmetric.diagonal().sum(1)  # (R,)
+    identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
+    return symmetric - identity * trace / 3
