@@ -279,8 +279,10 @@ def structures_of(data: Path, split: str, level: str) -> list[Structure]:
 
     chosen = [one for one in iter_structures(data, split) if one.level_of_theory == level]
     if not chosen:
+        levels = sorted({one.level_of_theory for one in iter_structures(data, split)})
+        there = f", only at {', '.join(levels)}" if levels else ""
         raise CheckError(
-            f"has no structure of the {split} split at {level}",
+            f"has no structure of the {split} split at {level}{there}",
             file=data,
             remedy="name other data, or another split with --split",
         )

@@ -93,5 +93,7 @@ def test_a_model_that_learned_nothing_loses(data_set: Path) -> None:
 
 def test_data_without_its_level_are_named(data_set: Path) -> None:
     model = CheckedModel(model_zoo.load("evenfield-s"), "GFN1-xTB")
-    with pytest.raises(CheckError, match="has no structure of the train split at GFN1-xTB"):
+    with pytest.raises(
+        CheckError, match="of the train split at GFN1-xTB, only at EMT, EMT-scaled:"
+    ):
         check(model, data_set)
