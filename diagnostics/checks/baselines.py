@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
-from ase.data import atomic_numbers
 from rich.progress import track
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from ..check import CheckedModel, CheckError, CheckResult, Figure
-from .trust import structures_of
+from .trust import answerable
 
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def check(
     judged, left_out = _learnable(data, split, model)
     if not judged:
         raise CheckError(
-            f"has no {split} structure with an energy and known elements at {level}",
+            f"has no {split} structure with an energy at {level}",
             file=data,
             remedy="name other data, or another split with --split",
         )
@@ -95,8 +94,8 @@ def check(
         orders[name] = float(spearmanr(spread, np.abs(errors[name])).statistic)
         figures.append(Figure(f"rank correlation of the spread, {name}", orders[name], ""))
     lines = [
-        f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from; "
-        f"left out, without an energy or with elements that were not learned: {left_out}",
+        *left_out,
+        f"{len(test.energy)} structures of the {split} split, {len(train.energy)} to learn from",
         f"this model: {own:.1f} meV/atom",
         *(f"{name}: {mean:.1f} meV/atom" for name, mean in means.items()),
         f"the spread of the Gaussian process orders its own errors with a rank correlation of "
@@ -105,22 +104,19 @@ def check(
     return CheckResult(figures, lines)
 
 
-def _learnable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], int]:
-    """Structures of a split with an energy, less the model's physics, whose elements it knows.
+def _learnable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], list[str]]:
+    """Structures of a split with an energy, less the model's physics, that the model answers for.
 
-    The second result is the number of the others.
+    The second result has a line for each kind of the others.
     """
     from ...data_pipelines.physics.residual import as_learned
 
-    known = [atomic_numbers[symbol] for symbol in model.symbols]
-    chosen = structures_of(data, split, model.level)
+    chosen, left_out = answerable(data, split, model)
     physics = model.loaded.potential.config.physics
-    usable = [
-        one
-        for one in as_learned(chosen, data, physics)
-        if one.energy is not None and np.isin(one.atomic_numbers, known).all()
-    ]
-    return usable, len(chosen) - len(usable)
+    usable = [one for one in as_learned(chosen, data, physics) if one.energy is not None]
+    if len(usable) < len(chosen):
+        left_out.append(f"left out: {len(chosen) - len(usable)} without an energy")
+    return usable, left_out
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,10 @@ def check(
         )
     potential = model.loaded.potential
     physics = potential.config.physics
-    chosen = as_learned(structures_of(data, split, level), data, physics)
-    seen = observe(potential, own, list(chosen))
+    structures, left_out = answerable(data, split, model)
+    seen = observe(potential, own, list(as_learned(structures, data, physics)))
     figures, lines = judged(own, seen)
+    lines = [*left_out, *lines]
     for folder in outside or []:
         foreign = as_learned(all_as_level(folder, level), folder, physics)
         others = observe(potential, own, list(foreign))
@@ -287,6 +288,27 @@ def structures_of(data: Path, split: str, level: str) -> list[Structure]:
             remedy="name other data, or another split with --split",
         )
     return chosen
+
+
+def answerable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], list[str]]:
+    """Structures of a split that the model answers for, and a line for each kind of the others.
+
+    Raises CheckError where there is none. Elements that the level has not learned are refused by
+    the calculator: their radii are infinite, and cover everything.
+    """
+    from ...model_zoo.evaluation.coverage import Coverage
+
+    coverage = Coverage({model.level: model.symbols})
+    found = list(coverage.answerable(structures_of(data, split, model.level)))
+    left_out = [f"left out: {sentence}" for sentence in coverage.left_out]
+    if not found:
+        raise CheckError(
+            f"has no structure of the {split} split that the model answers for "
+            f"({'; '.join(coverage.left_out)})",
+            file=data,
+            remedy="name data of the elements that the level of theory has learned",
+        )
+    return found, left_out
 
 
 def all_as_level(data: Path, level: str) -> list[Structure]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
-from evenfield.diagnostics.check import Figure
+from evenfield.diagnostics.check import CheckedModel, CheckError, Figure
 from evenfield.diagnostics.checks import trust
 from evenfield.finetune.safety import uncertainty
 from evenfield.finetune.safety.trust import attach_trust
@@ -25,6 +25,9 @@ from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.uncertainty.conformal import Scores
 from evenfield.model_zoo.uncertainty.distances import ElementGaussians
 from evenfield.model_zoo.uncertainty.record import LevelUncertainty
+
+
+METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
 
 
 def made_up() -> LevelUncertainty:
@@ -145,8 +148,7 @@ def folder(tmp_path: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch) -> P
     config = PotentialConfig(
         channels=4, l_max=1, cutoff=4.0, readout_size=8, radial_hidden=8, levels_of_theory=["EMT"]
     )
-    metals = ["Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au"]
-    record = ModelRecord(name="metals", elements={"EMT": metals})
+    record = ModelRecord(name="metals", elements={"EMT": list(METALS)})
     place = model_zoo.save_model(tmp_path / "model", Potential(config), record)
     attach_trust(place, data_set, level_of_theory="EMT")
     return place
@@ -176,3 +178,21 @@ def test_what_cannot_be_judged_is_refused(folder: Path, data_set: Path) -> None:
     assert code == 1 and "calibrated on the valid split" in text
     code, text = check("evenfield-s", data_set, "--level-of-theory", "EMT")
     assert code == 1 and "no record of the uncertainty of EMT" in text
+
+
+def test_elements_that_were_not_learned_are_left_out_and_named(data_set: Path) -> None:
+    """Their radii are infinite, and made the coverage look better."""
+
+    def model_of(*symbols: str) -> CheckedModel:
+        config = PotentialConfig(channels=4, l_max=1, cutoff=4.0, levels_of_theory=["EMT"])
+        record = ModelRecord(name="metals", elements={"EMT": list(symbols)})
+        return CheckedModel(model_zoo.LoadedModel(Potential(config), record, "metals@1"))
+
+    found, lines = trust.answerable(data_set, "test", model_of("Al", "Ni", "Cu", "Pd", "Pt", "Au"))
+    assert found and not any(47 in one.atomic_numbers for one in found)
+    (line,) = lines
+    assert line.startswith("left out: ") and line.endswith("with Ag, not learned at this level")
+    assert trust.answerable(data_set, "test", model_of(*METALS))[1] == []
+
+    with pytest.raises(CheckError, match="no structure of the test split that the model answers"):
+        trust.answerable(data_set, "test", model_of("H"))
