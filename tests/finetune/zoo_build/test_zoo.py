@@ -165,6 +165,7 @@ def test_damaged_data_are_converted_again(
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_a_model_is_made_described_and_not_made_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
