@@ -90,11 +90,11 @@ def check(
     figures, lines = judged(own, seen)
     lines = [*left_out, *lines]
     for folder in outside or []:
-        foreign = as_learned(all_as_level(folder, level), folder, physics)
-        others = observe(potential, own, list(foreign))
+        foreign, left_out = _learned(all_as_level(folder, level), model, folder)
+        others = observe(potential, own, list(as_learned(foreign, folder, physics)))
         more_figures, more_lines = told_apart(own, seen, others, folder.name)
         figures += more_figures
-        lines += more_lines
+        lines += [*(f"{folder.name}: {line}" for line in left_out), *more_lines]
 
     drawn = {
         "trust-reliability.png": _reliability(own, seen),
@@ -293,22 +293,30 @@ def structures_of(data: Path, split: str, level: str) -> list[Structure]:
 def answerable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], list[str]]:
     """Structures of a split that the model answers for, and a line for each kind of the others.
 
-    Raises CheckError where there is none. Elements that the level has not learned are refused by
-    the calculator: their radii are infinite, and cover everything.
+    Raises CheckError where there is none.
+    """
+    return _learned(structures_of(data, split, model.level), model, data)
+
+
+def _learned(
+    structures: list[Structure], model: CheckedModel, data: Path
+) -> tuple[list[Structure], list[str]]:
+    """The same of structures of the level of theory that is judged.
+
+    The calculator refuses elements that the level has not learned. Their radii are infinite and
+    cover everything, and to tell them apart is trivial.
     """
     from ...model_zoo.evaluation.coverage import Coverage
 
     coverage = Coverage({model.level: model.symbols})
-    found = list(coverage.answerable(structures_of(data, split, model.level)))
-    left_out = [f"left out: {sentence}" for sentence in coverage.left_out]
+    found = list(coverage.answerable(structures))
     if not found:
         raise CheckError(
-            f"has no structure of the {split} split that the model answers for "
-            f"({'; '.join(coverage.left_out)})",
+            f"has no structure that the model answers for ({'; '.join(coverage.left_out)})",
             file=data,
             remedy="name data of the elements that the level of theory has learned",
         )
-    return found, left_out
+    return found, [f"left out: {sentence}" for sentence in coverage.left_out]
 
 
 def all_as_level(data: Path, level: str) -> list[Structure]:

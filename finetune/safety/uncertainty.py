@@ -333,6 +333,11 @@ def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty
             f"no held-out structure at {own.level} has forces",
             remedy="hold out structures with forces",
         )
+    if not np.isfinite(held_out.energy_error).any():
+        raise TooFewStructuresError(
+            f"no held-out structure at {own.level} has an energy",
+            remedy="hold out structures with energies",
+        )
     spread = own.spread(held_out.ingredients, held_out.numbers)
     scores = held_out.error[labelled] / spread[labelled]
     # one deviation covers what it covers of Gaussian errors; tails make the RMS useless

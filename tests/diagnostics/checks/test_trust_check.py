@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from PIL import Image
 from scipy.stats import norm
 from typer.testing import CliRunner
@@ -16,6 +17,9 @@ from typer.testing import CliRunner
 from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.core.errors import EvenfieldError
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.data_pipelines.structure import Structure
 from evenfield.diagnostics.check import CheckedModel, CheckError, Figure
 from evenfield.diagnostics.checks import trust
 from evenfield.finetune.safety import uncertainty
@@ -194,5 +198,23 @@ def test_elements_that_were_not_learned_are_left_out_and_named(data_set: Path) -
     assert line.startswith("left out: ") and line.endswith("with Ag, not learned at this level")
     assert trust.answerable(data_set, "test", model_of(*METALS))[1] == []
 
-    with pytest.raises(CheckError, match="no structure of the test split that the model answers"):
+    with pytest.raises(CheckError, match=r"that the model answers for \(.* with"):
         trust.answerable(data_set, "test", model_of("H"))
+
+
+def test_another_chemistry_of_unlearned_elements_is_not_judged(
+    folder: Path, data_set: Path, tmp_path: Path
+) -> None:
+    """Infinite radii covered all of it."""
+    titanium = Structure.from_atoms(
+        bulk("Ti"), "EMT", "titanium", "titanium", energy=0.0, forces=np.zeros((2, 3))
+    )
+    metals = [*iter_structures(data_set, "test")][:3]
+    for name, structures in (("foreign", [titanium]), ("mixed", [titanium, *metals])):
+        parts = [replace(one, split="train") for one in structures]
+        write_data_set(parts, tmp_path / name, {"file": name, "sha256": name}, ConvertConfig())
+    code, text = check(folder, data_set, "--outside", tmp_path / "foreign")
+    assert code == 1 and "answers for (1 at 'EMT' with Ti, not learned" in text
+    _, text = check(folder, data_set, "--outside", tmp_path / "mixed")
+    assert "mixed: left out: 1 at 'EMT' with Ti, not learned" in text
+    assert f"of {sum(map(len, metals))} atoms are inside" in text

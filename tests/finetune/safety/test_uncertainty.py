@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.core.destination import DestinationError
+from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
+from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.closed_form.committee import Committee, committee_of_readouts
 from evenfield.finetune.closed_form.prior import Fold
@@ -184,6 +186,25 @@ def test_data_without_a_validation_split_give_the_other_files(
         "probe.extxyz",
     ]
     assert len(told) == 1 and "0 held-out structures at EMT are too few" in told[0]
+
+
+@pytest.mark.parametrize(("name", "missing"), [("energy", "an energy"), ("forces", "forces")])
+def test_held_out_structures_that_lack_a_label_give_the_other_files(
+    folder: Path, data_set: Path, tmp_path: Path, name: str, missing: str
+) -> None:
+    """Without energies, a quantile of nothing ended the command as a bug."""
+    parts = []
+    for split in ("train", "valid"):
+        for structure in iter_structures(data_set, split):
+            labels = dict(structure.labels)
+            if split == "valid":
+                labels.pop(name, None)
+            parts.append(replace(structure, split=split, labels=labels))
+    write_data_set(parts, tmp_path / "bare", {"file": "bare", "sha256": "bare"}, ConvertConfig())
+    told: list[str] = []
+    written = attach_trust(folder, tmp_path / "bare", say=told.append)
+    assert "posterior.safetensors" in written and UNCERTAINTY not in written
+    assert f"no held-out structure at EMT has {missing}" in " ".join(told)
 
 
 def test_a_fine_tuning_leaves_the_record_behind_and_says_so(

@@ -135,6 +135,7 @@ def test_pictures_are_listed_shown_and_drawn(evaluated: Path, name: str) -> None
     assert (evaluated / name).stat().st_size < 150_000
 
 
+@pytest.mark.pictures
 def test_the_same_records_give_the_same_card(
     evaluated: Path, predictions: Predictions, tmp_path: Path
 ) -> None:
