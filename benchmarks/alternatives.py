@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenfield.core.ranks import keep_freed_memory
+from evenfield.core.freed_memory import keep_freed_memory
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.network.radial import polynomial_envelope
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ase.build import bulk
 
-from evenfield.core.ranks import keep_freed_memory
+from evenfield.core.freed_memory import keep_freed_memory
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig

@@ -40,9 +40,10 @@ CHARGE = {"e": 1.0}
 
 DIPOLE = {"e*A": 1.0, "Debye": units.Debye, "e*Bohr": units.Bohr}
 
+COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV*A
+
 # Of a field in V/A: e*A/(V/A), which is e^2*A^2/eV, the unit of ASE. A volume is that of Gaussian
 # units, and Bohr^3 is the atomic unit.
-COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV*A
 POLARIZABILITY = {
     "e*A^2/V": 1.0,
     "A^3": 1.0 / COULOMB,

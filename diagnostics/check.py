@@ -329,6 +329,7 @@ def _as_command(name: str) -> Callable[..., None]:
         **settings: Any,
     ) -> None:
         from ..core.destination import check_destination, json_kind
+        from ..core.freed_memory import keep_freed_memory
         from ..core.settings import load_settings
 
         words = settings.pop("overrides", None) or []
@@ -349,9 +350,6 @@ def _as_command(name: str) -> Callable[..., None]:
         if settings_class is not None:
             settings["settings"] = load_settings(settings_class, None, words)
         looked_at = checked(model, calculator, level_of_theory, folder_hub)
-        # after the refusals, since the import brings in torch
-        from ..core.ranks import keep_freed_memory
-
         keep_freed_memory()
         result = check(looked_at, **settings)
         for line in result.lines:

@@ -127,7 +127,7 @@ def evaluate(
     """
     from ..core.destination import check_destination, replace_folder
     from ..core.files import file_errors, write_atomically
-    from ..core.ranks import keep_freed_memory
+    from ..core.freed_memory import keep_freed_memory
     from ..data_pipelines.physics.residual import as_learned
     from ..data_pipelines.stream.collection import Collection
     from ..model_zoo.evaluation.coverage import Coverage

@@ -49,7 +49,7 @@ def simulate(
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
     from ..core.destination import check_destination
-    from ..core.ranks import keep_freed_memory
+    from ..core.freed_memory import keep_freed_memory
     from ..core.settings import load_settings
     from ..data_pipelines.sources.ase_files import read_one
     from ..model_zoo.hub.load import load

@@ -22,16 +22,15 @@ from types import ModuleType
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from ase.units import Bohr, Hartree
 from torch import Tensor
 
 from ...core.errors import MissingPackageError
+from ...core.units import COULOMB
 from ..neighbours import neighbour_list
 from .config import CoulombConfig
 from .errors import PhysicsError
 
 
-COULOMB = Hartree * Bohr  # k, eV A
 # e; a cell with more than this much net charge is not neutral
 NEUTRAL = 1e-6
 # The Gaussian that divides the Ewald sum is the cutoff over SHARPNESS, and the shortest wave has

@@ -25,13 +25,18 @@ def refuse_open_blocks(path: Path) -> None:
     begun = None
     for tag in TAG.finditer(text):
         is_end = tag[1] == "/"
-        if is_end == (begun is None) or (is_end and tag[2] != begun):
-            line = text.count("\n", 0, tag.start()) + 1
-            raise SourceError(
-                f"line {line}: {tag[0]!r} where "
-                + ("no block has begun" if begun is None else f"block {begun!r} has not ended"),
-                remedy="write the file again: its blocks follow each other",
-            )
+        if begun is None and is_end:
+            raise _wrong_tag(text, tag, "no block has begun")
+        if begun is not None and not (is_end and tag[2] == begun):
+            raise _wrong_tag(text, tag, f"block {begun!r} has not ended")
         begun = None if is_end else tag[2]
     if begun is not None:
         raise SourceError(f"block {begun!r} does not end", remedy="fetch or write the file again")
+
+
+def _wrong_tag(text: str, tag: re.Match[str], reason: str) -> SourceError:
+    line = text.count("\n", 0, tag.start()) + 1
+    return SourceError(
+        f"line {line}: {tag[0]!r} where {reason}",
+        remedy="write the file again: its blocks follow each other",
+    )

@@ -187,7 +187,7 @@ def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
     for place in deep:
         lowest = int(curves[place].energies.argmin())
         brackets.append((curves[place].radii[lowest - 1], curves[place].radii[lowest + 1]))
-    # all elements at once, since a call for a few pairs takes as long as one for hundreds
+    # all elements at once, since every call has a price of its own
     lengths, curvatures = wells(calculator, symbols, np.array(brackets))
 
     completed = list(curves)

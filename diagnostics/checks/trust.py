@@ -90,7 +90,7 @@ def check(
     figures, lines = judged(own, seen)
     lines = [*left_out, *lines]
     for folder in outside or []:
-        foreign, left_out = _learned(all_as_level(folder, level), model, folder)
+        foreign, left_out = _of_learned_elements(all_as_level(folder, level), model, folder)
         others = observe(potential, own, list(as_learned(foreign, folder, physics)))
         more_figures, more_lines = told_apart(own, seen, others, folder.name)
         figures += more_figures
@@ -295,16 +295,16 @@ def answerable(data: Path, split: str, model: CheckedModel) -> tuple[list[Struct
 
     Raises CheckError where there is none.
     """
-    return _learned(structures_of(data, split, model.level), model, data)
+    return _of_learned_elements(structures_of(data, split, model.level), model, data)
 
 
-def _learned(
+def _of_learned_elements(
     structures: list[Structure], model: CheckedModel, data: Path
 ) -> tuple[list[Structure], list[str]]:
-    """The same of structures of the level of theory that is judged.
+    """The structures whose elements the level of theory has learned, and a line on the others.
 
-    The calculator refuses elements that the level has not learned. Their radii are infinite and
-    cover everything, and to tell them apart is trivial.
+    Radii of other elements are infinite and cover everything, and to tell them apart is trivial.
+    Raises CheckError where no structure is left.
     """
     from ...model_zoo.evaluation.coverage import Coverage
 

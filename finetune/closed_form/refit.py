@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core.errors import EvenfieldError
-from ...core.ranks import keep_freed_memory
+from ...core.freed_memory import keep_freed_memory
 from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head

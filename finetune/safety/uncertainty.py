@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import lsq_linear
 
 from ...core.errors import EvenfieldError
-from ...core.ranks import keep_freed_memory
+from ...core.freed_memory import keep_freed_memory
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ...data_pipelines.stream.packing import pack

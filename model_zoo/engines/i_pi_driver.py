@@ -99,18 +99,18 @@ class EvenfieldDriver:
     def _in_one_call(
         self, cells: list[np.ndarray], positions: list[np.ndarray]
     ) -> list[tuple[float, np.ndarray, np.ndarray, str]]:
-        calculator = self.atoms.calc
-        potential = calculator.potential
+        level = self.atoms.calc.level_of_theory
+        potential = self.atoms.calc.potential
+        config = potential.config
         parameter = next(potential.parameters())
-        graphs = []
+        structures = []
         for cell, own in zip(cells, positions, strict=True):
             self._move(cell, own)
-            structure = Structure.from_atoms(self.atoms, calculator.level_of_theory, "", "")
-            levels = potential.config.levels_of_theory
-            graphs.append(
-                Batch.from_structure(structure, potential.config.cutoff, levels, parameter.dtype)
-            )
-        batch = Batch.join(graphs).to(parameter.device)
+            # a copy, because a structure shares its positions with the atoms it was made of
+            structures.append(Structure.from_atoms(self.atoms.copy(), level, "bead"))
+        batch = Batch.from_structures(
+            structures, config.cutoff, config.levels_of_theory, parameter.dtype
+        ).to(parameter.device)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             prediction = potential(batch)
         energies = prediction.energy.double().cpu().numpy()

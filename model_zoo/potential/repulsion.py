@@ -1,7 +1,7 @@
 """Core repulsion: the universal screened Coulomb potential, switched off smoothly.
 
     E_ij = k z_i z_j / r * phi(r / a) * u(r / (b_i + b_j)),   a = 0.46850 A / (z_i^0.23 + z_j^0.23)
-    k = e^2 / (4 pi eps0),   phi(x) = sum_k c_k exp(-e_k x)
+    k = COULOMB = e^2 / (4 pi eps0),   phi(x) = sum_k c_k exp(-e_k x)
 
 (Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids, 1985)
 
@@ -16,9 +16,9 @@ Shapes: E edges. `first` and `second` are the atomic numbers at the two ends of 
 from __future__ import annotations
 
 import torch
-from ase.units import Bohr, Hartree
 from torch import Tensor, nn
 
+from ...core.units import COULOMB
 from ..network.exact_buffers import ExactBuffers
 from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.radial import polynomial_envelope, polynomial_envelope_slope, table_of_radii
@@ -26,7 +26,6 @@ from ..network.radial import polynomial_envelope, polynomial_envelope_slope, tab
 
 REACH = 0.9  # times the covalent radius: where b starts
 SMALLEST = 0.6  # times the start: the least that training and fits make of b
-COULOMB = Hartree * Bohr  # k, eV A
 SCREENING = 0.46850  # A
 # c_k and e_k
 COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -55,6 +56,21 @@ def molecules(copies: int = 4, seed: int = 0) -> list[Atoms]:
     return frames
 
 
+# of a head that no fit has made
+FACTS: dict[str, Any] = {
+    "level_of_theory": "planted",
+    "data": "mine.extxyz",
+    "sha256": "0" * 64,
+    "num_structures": 10,
+    "num_held_out": 2,
+    "split": "composition",
+    "elements": SYMBOLS,
+    "regularisation": 0.0,
+    "errors": {"mae": 0.25},
+    "guess": {"mae": 0.5},
+}
+
+
 def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object) -> Head:
     """A head with random weights, as a fit would give it."""
     rng = np.random.default_rng(seed)
@@ -63,16 +79,7 @@ def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object
     about = HeadDescription(
         name=facts.pop("name", kind),
         kind=kind,
-        level_of_theory="planted",
-        data="mine.extxyz",
-        sha256="0" * 64,
-        num_structures=10,
-        num_held_out=2,
-        split="composition",
-        elements=SYMBOLS,
-        regularisation=0.0,
-        errors={"mae": 0.25},
-        guess={"mae": 0.5},
+        **FACTS,
         **facts,
     )
     if about.features == "equivariant":
@@ -91,16 +98,7 @@ def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: ob
         unit=facts.pop("unit", "D"),
         features="equivariant",
         num_functions=4,
-        level_of_theory="planted",
-        data="mine.extxyz",
-        sha256="0" * 64,
-        num_structures=10,
-        num_held_out=2,
-        split="composition",
-        elements=SYMBOLS,
-        regularisation=0.0,
-        errors={"mae": 0.25},
-        guess={"mae": 0.5},
+        **FACTS,
         **facts,
     )
     expansion = drawn_expansion(

@@ -9,8 +9,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
+from evenfield.core.units import COULOMB
 from evenfield.data_pipelines.physics.config import PhysicsConfig
-from evenfield.data_pipelines.physics.coulomb import COULOMB
 from evenfield.data_pipelines.physics.errors import PhysicsError
 
 from physics_beside import difference_of_forces, difference_of_stress, physics_of_atoms

@@ -12,7 +12,6 @@ from ase.build import bulk
 from evenfield import model_zoo
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
 from evenfield.model_zoo.hub.load import LoadedModel
-from evenfield.model_zoo.package import card
 from evenfield.simulation.learn import page
 
 
@@ -49,7 +48,6 @@ def starts() -> list[Atoms]:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards and pages without pictures, which take most of the time of a tiny loop."""
-    monkeypatch.setattr(card, "card_pictures", lambda *_: {})
+    """Pages without pictures, which take most of the time of a tiny loop."""
     monkeypatch.setattr(page, "_errors", lambda *_: [])
     monkeypatch.setattr(page, "_radii", lambda *_: [])
