@@ -39,6 +39,7 @@ from ..core.command_line import (
 )
 from ..core.errors import EvenfieldError
 from ..core.files import file_errors, write_atomically
+from ..core.numbers import short_number
 from ..core.terminal import say
 from . import checks
 
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 
 # Atomic numbers that a calculator of somebody else is asked for.
 HEAVIEST = 103
+VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
+# Names of what was skipped that one line shows.
+MOST_NAMES = 10
 
 
 class CheckError(EvenfieldError):
@@ -151,6 +155,27 @@ class Figure:
         is_small = self.limit is None or self.value <= self.limit
         is_large = self.at_least is None or self.value >= self.at_least
         return is_small and is_large
+
+    @property
+    def shown_value(self) -> str:
+        """The value with its unit."""
+        return f"{short_number(self.value)} {self.unit}".strip()
+
+    @property
+    def shown_threshold(self) -> str:
+        """The bounds, for a reader; empty without any."""
+        parts = []
+        if self.at_least is not None:
+            parts.append(f"at least {short_number(self.at_least)}")
+        if self.limit is not None:
+            parts.append(f"at most {short_number(self.limit)}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.shown_value}"
+        if self.is_judged:
+            text += f" ({self.shown_threshold}): {VERDICTS[self.passed]}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -305,6 +330,7 @@ class CheckGroup(TyperGroup):
 def _as_command(name: str) -> Callable[..., None]:
     """The function of a check with the parameters of a command around its own."""
     check = check_function(name)
+    module = importlib.import_module(check.__module__)
     own_model, *own = inspect.signature(check, eval_str=True).parameters.values()
     assert own_model.name == "model", f"{name}: the first parameter of a check is the model"
     settings_class = _settings_class(own)
@@ -331,6 +357,7 @@ def _as_command(name: str) -> Callable[..., None]:
         from ..core.destination import check_destination, json_kind
         from ..core.freed_memory import keep_freed_memory
         from ..core.settings import load_settings
+        from .sanity.config import SanityConfig
 
         words = settings.pop("overrides", None) or []
         settings.pop("show_settings", None)
@@ -348,12 +375,20 @@ def _as_command(name: str) -> Callable[..., None]:
                 elsewhere="name another file for --json",
             )
         if settings_class is not None:
-            settings["settings"] = load_settings(settings_class, None, words)
+            loaded = load_settings(settings_class, None, words)
+            if isinstance(loaded, SanityConfig):
+                # `sanity` and `physics` are made of others
+                made = getattr(module, "BATTERY", ())
+                loaded.refuse_unread([name, *(loaded.checks or made)])
+            settings["settings"] = loaded
         looked_at = checked(model, calculator, level_of_theory, folder_hub)
         keep_freed_memory()
         result = check(looked_at, **settings)
         for line in result.lines:
             say(line)
+        # the others have tables of their own among the lines
+        if settings_class is SanityConfig and not hasattr(module, "BATTERY"):
+            _say_figures(name, result)
         if json_file is not None:
             _write_json(json_file, name, model or looked_at.name, result)
         if result.passed is False:
@@ -423,6 +458,17 @@ def checked(
     loaded = load(model, folder_hub)
     path = local_path(model)
     return CheckedModel(loaded, level_of_theory, path if path.is_dir() else None)
+
+
+def _say_figures(name: str, result: CheckResult) -> None:
+    """What a check made alone has found, and its verdict."""
+    for figure in result.figures:
+        say(str(figure))
+    if result.skipped:
+        shown = ", ".join(result.skipped[:MOST_NAMES])
+        more = len(result.skipped) - MOST_NAMES
+        say(f"skipped, elements not known: {shown}{f' and {more} more' if more > 0 else ''}")
+    say(f"{name}: {VERDICTS[result.passed]}")
 
 
 def _write_json(path: Path, name: str, model: str, result: CheckResult) -> None:

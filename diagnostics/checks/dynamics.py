@@ -23,9 +23,10 @@ from ...core.errors import EvenfieldError
 from ...core.thermal import set_thermal_momenta
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import FAILURES
+from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig
 from ..sanity.memory import Memory
-from ..sanity.systems import PairDistances, System, chosen_systems
+from ..sanity.systems import PairDistances, System
 from ..sanity.verdicts import failures, progress_bar
 
 

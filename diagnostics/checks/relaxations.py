@@ -12,8 +12,9 @@ from ase.optimize import FIRE
 
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import FAILURES
+from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig
-from ..sanity.systems import PairDistances, System, chosen_systems
+from ..sanity.systems import PairDistances, System
 from ..sanity.verdicts import failures, with_progress
 
 

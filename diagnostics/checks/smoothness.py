@@ -17,6 +17,7 @@ from ase.data import atomic_numbers, covalent_radii
 
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import Dimer, ask, dimer_curves
+from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig, Suite
 from ..sanity.plots import curves_png
 from ..sanity.systems import SYSTEMS, System
@@ -81,11 +82,9 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     for what, names in (("forces that jump", force), ("forces whose slope jumps", slope)):
         lines += failures(what, names)[1]
 
-    wanted = [system for system in SYSTEMS if system.is_quick]
     # elements are thinned out for the dimers only
-    known = set(settings.chosen(model.symbols))
-    judged = [system for system in wanted if set(system.atoms().symbols) <= known]
-    skipped = [system.name for system in wanted if system not in judged]
+    quick = [system for system in SYSTEMS if system.is_quick]
+    judged, skipped = chosen_systems(settings, model.symbols, built_in=quick)
     # in the precision that a simulation would have
     calculator = model.calculator()
     walks = [_walk(calculator, system) for system in with_progress("smoothness", judged)]

@@ -18,6 +18,7 @@ from ase.md.verlet import VelocityVerlet
 from ...core.thermal import set_thermal_momenta
 from ..check import CheckedCalculator, CheckResult, Figure
 from ..sanity.answers import FAILURES
+from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig, Suite
 from ..sanity.plots import curves_png
 from ..sanity.systems import SYSTEMS, PairDistances, System
@@ -46,14 +47,9 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     Example: evenfield check timestep evenfield-s elements=[Cu] suite=quick --level-of-theory EMT
     """
     calculator = model.calculator()
-    known = set(settings.chosen(model.symbols))
-    wanted = [
-        system
-        for system in SYSTEMS
-        if (system.name in QUICK if settings.suite == "quick" else system.is_quick)
-    ]
-    judged = [system for system in wanted if set(system.atoms().symbols) <= known]
-    skipped = [system.name for system in wanted if system not in judged]
+    is_quick = settings.suite == "quick"
+    built_in = [each for each in SYSTEMS if (each.name in QUICK if is_quick else each.is_quick)]
+    judged, skipped = chosen_systems(settings, model.symbols, built_in)
 
     scans = [_scan(calculator, system, settings) for system in with_progress("timestep", judged)]
     figures = [Figure("systems", len(scans), "")]

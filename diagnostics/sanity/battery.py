@@ -19,22 +19,22 @@ from rich.table import Table
 from ...core.destination import FileKind, check_destination
 from ...core.errors import MissingPackageError
 from ...core.files import file_errors, write_atomically
-from ...core.numbers import short_number
 from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
 from ...core.pages.page import Table as PageTable
 from ...core.rich_console import Console
 from ...core.seals import sealed
 from ...core.settings import SettingsError
 from ..check import (
+    VERDICTS,
     CheckedCalculator,
     CheckedModel,
     CheckError,
     CheckResult,
-    Figure,
     check_function,
 )
 from .config import SanityConfig
 from .memory import Memory
+from .own_structures import digest_of_file, systems_of_file
 
 
 ANOTHER_OUT = "choose another --out"
@@ -50,7 +50,8 @@ OutFolder = Annotated[
 Attach = Annotated[
     bool, typer.Option("--attach", help="put the verdict into the model's folder and its card")
 ]
-VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
+# Beside the settings in the results: the file of `structures=` may change.
+STRUCTURES_DIGEST = "structures_sha256"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Battery:
         Raises CheckError or DestinationError before any check is made.
         """
         names = _chosen(self, settings)
+        if settings.structures is not None:
+            systems_of_file(settings.structures)
         if attach:
             _check_attachable(self, model, settings)
         if out is not None:
@@ -125,6 +128,11 @@ def _check_attachable(battery: Battery, model: CheckedCalculator, settings: Sani
         raise CheckError(
             "--attach: some checks or elements are left out",
             remedy="leave out checks= and elements=, so that the verdict is about the whole model",
+        )
+    if settings.structures is not None:
+        raise CheckError(
+            "--attach: the verdict would be about structures of yours",
+            remedy="leave out structures=, or --attach",
         )
     refuse_files_of_others(model.folder, [battery.file("json")])
 
@@ -239,21 +247,6 @@ def _joined(results: dict[str, CheckResult]) -> CheckResult:
 # --- what a reader sees
 
 
-def threshold_text(figure: Figure) -> str:
-    """The bounds of a figure, for a reader; empty without any."""
-    parts = []
-    if figure.at_least is not None:
-        parts.append(f"at least {short_number(figure.at_least)}")
-    if figure.limit is not None:
-        parts.append(f"at most {short_number(figure.limit)}")
-    return ", ".join(parts)
-
-
-def value_text(figure: Figure) -> str:
-    """A figure with its unit."""
-    return f"{short_number(figure.value)} {figure.unit}".strip()
-
-
 def _print_verdict(name: str, result: CheckResult) -> None:
     console = Console(soft_wrap=True)
     colour = {True: "green", False: "red", None: ""}[result.passed]
@@ -273,7 +266,7 @@ def _print_table(title: str, results: dict[str, CheckResult]) -> None:
             if figure.is_judged:
                 verdict = VERDICTS[figure.passed]
                 table.add_row(
-                    shown, figure.name, value_text(figure), threshold_text(figure), verdict
+                    shown, figure.name, figure.shown_value, figure.shown_threshold, verdict
                 )
                 shown = ""
         if shown:
@@ -302,7 +295,7 @@ def _blocks(result: CheckResult) -> list[Block]:
     rows = []
     for figure in result.figures:
         verdict = VERDICTS[figure.passed] if figure.is_judged else ""
-        rows.append([figure.name, value_text(figure), threshold_text(figure), verdict])
+        rows.append([figure.name, figure.shown_value, figure.shown_threshold, verdict])
     blocks: list[Block] = [PageTable("", ["figure", "value", "threshold", "verdict"], rows)]
     if result.lines:
         blocks.append(Bullets(result.lines))
@@ -319,11 +312,14 @@ def _blocks(result: CheckResult) -> list[Block]:
 def _content(
     model: CheckedCalculator, settings: SanityConfig, results: dict[str, CheckResult]
 ) -> dict[str, Any]:
+    written = settings.model_dump(mode="json")
+    if settings.structures is not None:
+        written[STRUCTURES_DIGEST] = digest_of_file(settings.structures)
     return {
         "model": model.name,
         "level_of_theory": model.level,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings.model_dump(mode="json"),
+        "settings": written,
         "passed": _verdict(results),
         "checks": {name: result.as_dict() for name, result in results.items()},
     }

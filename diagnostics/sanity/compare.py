@@ -26,9 +26,9 @@ from ...core.pages.page import Block, Bullets, Picture, Section, Table, Text
 from ...core.seals import unsealed
 from ...core.settings import SettingsError
 from ...model_zoo.package.manifest import MANIFEST
-from ..check import CheckResult, Figure, checked
+from ..check import VERDICTS, CheckResult, Figure, checked
 from ..checks import physics, sanity
-from .battery import VERDICTS, Battery, threshold_text, value_text
+from .battery import STRUCTURES_DIGEST, Battery
 from .config import SanityConfig
 
 
@@ -108,7 +108,7 @@ class Row:
     def change(self) -> str:
         """Both values as text."""
         values = [
-            "not made" if figure is None else value_text(figure)
+            "not made" if figure is None else figure.shown_value
             for figure in (self.before, self.after)
         ]
         return f"{values[0]} -> {values[1]}"
@@ -128,7 +128,8 @@ class Comparison:
                 f"no check was made of both {self.before.name} and {self.after.name}",
                 remedy="make the same checks of both",
             )
-        for key in ("suite", "elements", "reference", "temperature", "picoseconds"):
+        keys = ("suite", "elements", "reference", "temperature", "picoseconds", STRUCTURES_DIGEST)
+        for key in keys:
             values = [side.settings.get(key) for side in (self.before, self.after)]
             if values[0] != values[1]:
                 raise EvenfieldError(
@@ -155,7 +156,7 @@ class Comparison:
     def lines(self, verdict: Verdict) -> list[str]:
         """The figures that went this way, a text for each."""
         return [
-            f"{row.check}: {row.name}: {row.change} ({threshold_text(row.after)})"
+            f"{row.check}: {row.name}: {row.change} ({row.after.shown_threshold})"
             for row in self.rows
             if row.verdict == verdict and row.after is not None
         ]
@@ -173,9 +174,9 @@ class Comparison:
         figures = []
         for row in self.rows:
             both = [
-                "" if figure is None else value_text(figure) for figure in (row.before, row.after)
+                "" if figure is None else figure.shown_value for figure in (row.before, row.after)
             ]
-            threshold = "" if row.after is None else threshold_text(row.after)
+            threshold = "" if row.after is None else row.after.shown_threshold
             figures.append([f"{row.check}: {row.name}", *both, threshold, row.verdict or ""])
 
         blocks: list[Block] = []
@@ -248,8 +249,11 @@ def side_of(
         level_of_theory=level,
         folder_hub=folder_hub,
     )
+    plan = _plan(settings)
+    made = [name for names in plan.values() for name in names]
+    settings.refuse_unread(["physics", "sanity", *made])
     with TemporaryDirectory() as folder:
-        for battery, names in _plan(settings).items():
+        for battery, names in plan.items():
             battery.run(model, settings.model_copy(update={"checks": names}), Path(folder))
         return Side.from_folder(Path(folder))
 

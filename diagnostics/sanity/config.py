@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
 from ase.data import atomic_numbers
 from pydantic import Field, field_validator
 
-from ...core.settings import Settings
+from ...core.settings import Settings, SettingsError
 
 
 Suite = Literal["quick", "standard", "full"]
 
 # Picoseconds of dynamics by suite.
 PICOSECONDS: dict[Suite, float] = {"quick": 1.0, "standard": 2.0, "full": 10.0}
+
+# Settings that some checks read and others have no use for. `suite`, `elements` and `seed` are for
+# all: a check that needs no random numbers is the same for every seed.
+READ_BY = {
+    "checks": ("physics", "sanity"),
+    "reference": ("crystals", "lattice"),
+    "picoseconds": ("dynamics", "timestep"),
+    "temperature": ("beads", "dynamics", "timestep"),
+    "free_atoms": ("bound",),
+    "structures": ("dynamics", "relaxations", "smoothness", "timestep"),
+    "oracle": ("beads", "handedness", "locality", "mixing", "stationary", "vibrations"),
+}
 
 
 class SanityConfig(Settings):
@@ -45,6 +59,12 @@ class SanityConfig(Settings):
         description="judge whether crystals lie below free atoms; by default only for other "
         "calculators, since reference energies of a regression are no energies of atoms",
     )
+    structures: Path | None = Field(
+        default=None,
+        description="file of structures of yours, in any format of ASE, in place of the built-in "
+        "ones in the checks that simulate any structure: dynamics, relaxations, smoothness and "
+        "timestep",
+    )
     oracle: str | None = Field(
         default=None,
         description="calculator of ASE to compare with, as module:name, in the checks that can: "
@@ -59,6 +79,15 @@ class SanityConfig(Settings):
             if atomic_numbers.get(symbol, 0) == 0:
                 raise ValueError(f"{symbol!r} is not the symbol of an element")
         return elements
+
+    def refuse_unread(self, checks: Collection[str]) -> None:
+        """Raise SettingsError for a setting that none of `checks` would read."""
+        for key, readers in READ_BY.items():
+            if key in self.model_fields_set and not set(readers) & set(checks):
+                raise SettingsError(
+                    f"{key}={getattr(self, key)}: nothing here reads it",
+                    remedy=f"leave it out, or make one of the checks {', '.join(readers)}",
+                )
 
     @property
     def length(self) -> float:

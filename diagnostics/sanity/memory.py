@@ -16,6 +16,7 @@ from ...core.seals import sealed, unsealed
 from ...core.terminal import say
 from ..check import CheckedCalculator
 from .config import SanityConfig
+from .own_structures import digest_of_file
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Memory:
         if folder is None:
             return cls(None)
         # which checks are made does not change what one of them finds
-        chosen = settings.model_dump(mode="json", exclude={"checks"})
+        chosen = settings.model_dump(mode="json", exclude={"checks", "structures"})
+        if settings.structures is not None:
+            # the file may hold others by the next call
+            chosen["structures"] = digest_of_file(settings.structures)
         key = json.dumps([model.name, model.level, chosen], sort_keys=True)
         inner = folder / ".sanity" / hashlib.sha256(key.encode()).hexdigest()[:16]
         with file_errors(inner):

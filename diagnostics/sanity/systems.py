@@ -16,8 +16,6 @@ from ase.cluster import Icosahedron
 from ase.data import covalent_radii
 from ase.spacegroup import crystal
 
-from .config import SanityConfig
-
 
 # Longest stable time steps in fs: with hydrogen, with other light molecules, else.
 HYDROGEN_STEP = 0.5
@@ -225,15 +223,6 @@ SYSTEMS = (
     System("Cu13", _copper_cluster, is_crystal=False),
     System("(NaCl)4", _salt_cluster, is_crystal=False),
 )
-
-
-def chosen_systems(settings: SanityConfig, symbols: list[str]) -> tuple[list[System], list[str]]:
-    """The systems of a suite, and the names of those with an element that is not in `symbols`."""
-    known = set(settings.chosen(symbols))
-    wanted = [each for each in SYSTEMS if each.is_quick or settings.suite != "quick"]
-    judged = [each for each in wanted if set(each.atoms().symbols) <= known]
-    skipped = [each.name for each in wanted if each not in judged]
-    return judged, skipped
 
 
 class PairDistances:

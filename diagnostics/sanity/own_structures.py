@@ -1,0 +1,103 @@
+"""A user's own structures in place of the built-in systems (`structures=` of the checks)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from ...core.files import file_errors
+from ...data_pipelines.sources.ase_files import read_frames
+from ..check import CheckError
+from .systems import HYDROGEN_STEP, MOLECULE_STEP, STEP, System
+
+
+# Every structure is simulated several times, and pairs of atoms are looked at one by one.
+MOST_STRUCTURES = 50
+MOST_ATOMS = 1000
+
+# A crystal is repeated until it has about as many atoms as the built-in ones: the temperature of a
+# few atoms fluctuates as much as that of an explosion.
+FEWEST_ATOMS = 24
+SAME_PLACE = 0.01  # A
+# Dynamics needs a distance to compare with.
+FEWEST_OF_MOLECULE = 2
+
+
+def systems_of_file(path: Path) -> list[System]:
+    """The structures of a file of ASE as systems; crystals are repeated to some thirty atoms.
+
+    Raises CheckError, with file and record, for structures that cannot be simulated, and
+    SourceError for a file that cannot be read.
+    """
+    frames = read_frames(path)
+    if len(frames) > MOST_STRUCTURES:
+        raise CheckError(
+            f"holds {len(frames)} structures, more than the {MOST_STRUCTURES} that are simulated",
+            file=path,
+            remedy="write those that matter into a file of their own",
+        )
+    systems = []
+    for number, frame in enumerate(frames):
+        _check_frame(frame, path, number)
+        atoms = _repeated(_plain(frame))
+        name = f"{path.stem} {number}, {frame.get_chemical_formula(empirical=True)}"
+        systems.append(
+            System(name, atoms.copy, _time_step(atoms), is_crystal=bool(atoms.pbc.all()))
+        )
+    return systems
+
+
+def digest_of_file(path: Path) -> str:
+    """What tells one content of a file from another."""
+    with file_errors(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_frame(frame: Atoms, path: Path, number: int) -> None:
+    problem = None
+    if not np.isfinite(frame.positions).all() or not np.isfinite(frame.cell.array).all():
+        problem = "positions or cell are not finite"
+    elif frame.pbc.any() and frame.cell.rank < 3:
+        problem = "is periodic, and its cell has no volume"
+    elif not frame.pbc.any() and len(frame) < FEWEST_OF_MOLECULE:
+        problem = "is a single atom, which does not move by itself"
+    elif len(frame) > MOST_ATOMS:
+        problem = f"has {len(frame)} atoms, more than {MOST_ATOMS}"
+    elif _smallest_distance(frame) < SAME_PLACE:
+        problem = "has two atoms in one place"
+    if problem is not None:
+        raise CheckError(
+            problem, file=path, record=number, remedy="mend the structure, or leave it out"
+        )
+
+
+def _smallest_distance(frame: Atoms) -> float:
+    """Of two atoms, in A; infinite for one atom, whose images are as far as its cell is large."""
+    distances: np.ndarray = frame.get_all_distances(mic=True)
+    np.fill_diagonal(distances, np.inf)
+    return float(distances.min())
+
+
+def _plain(frame: Atoms) -> Atoms:
+    """The atoms without results, momenta, constraints and notes."""
+    return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+
+
+def _repeated(atoms: Atoms) -> Atoms:
+    """A crystal of enough atoms, repeated along its shortest edge again and again."""
+    if not atoms.pbc.all():
+        return atoms
+    repeats = np.ones(3, int)
+    while len(atoms) * repeats.prod() < FEWEST_ATOMS:
+        repeats[np.argmin(atoms.cell.lengths() * repeats)] += 1
+    return atoms * repeats
+
+
+def _time_step(atoms: Atoms) -> float:
+    """The usual step in fs: hydrogen is the lightest, and bonds of molecules are stiff."""
+    if "H" in atoms.symbols:
+        return HYDROGEN_STEP
+    return STEP if atoms.pbc.any() else MOLECULE_STEP
