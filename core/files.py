@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .errors import EvenfieldError
@@ -117,3 +117,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
     with whole_file(path) as temporary, temporary.open("xb") as file:
         file.write(content)
+
+
+def write_together(files: Mapping[Path, bytes | str]) -> None:
+    """Write files that belong together: all of them, or none where a disk is full.
+
+    Only a crash between two renames can separate them.
+    """
+    with ExitStack() as stack:
+        for path, data in files.items():
+            temporary = stack.enter_context(whole_file(path))
+            content = data.encode() if isinstance(data, str) else data
+            with file_errors(path), temporary.open("xb") as file:
+                file.write(content)

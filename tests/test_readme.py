@@ -100,7 +100,7 @@ def test_quickstart(
     settings = [
         "num_structures=120",
         "max_steps=6",
-        "target=O",
+        "num_molecules=40",
         "sizes=[4]",
         "seeds=[0]",
         "scratch_steps=3",
@@ -109,6 +109,7 @@ def test_quickstart(
     assert run(monkeypatch, "quickstart", out, *settings) == 0
     page = (out / "report" / "report.html").read_text()
     assert "Before and after reweighting" in page
+    assert "few-shot, eV/A: refit to 4 molecules" in capsys.readouterr().out.replace("\n", " ")
 
     # as if the curve had been interrupted before its last row
     curve = out / "fewshot.json"
@@ -118,7 +119,7 @@ def test_quickstart(
     capsys.readouterr()
     assert run(monkeypatch, "quickstart", out, *settings) == 0
     assert len(json.loads(curve.read_text())["rows"]) == len(content["rows"])
-    assert capsys.readouterr().out.count("kept") == 9
+    assert capsys.readouterr().out.count("kept") == 10
 
     assert run(monkeypatch, "quickstart", out, "max_steps=7") == 1
     assert "made with other settings" in capsys.readouterr().err

@@ -130,12 +130,36 @@ def write_page(
     browser_title: str = "",
     reload_seconds: float | None = None,
 ) -> Path:
-    """Write a page whole or not at all, and return its path.
+    """Write a page whole or not at all, and return its path; arguments as for `page_html`.
+
+    Raises FileError where the page cannot be written.
+    """
+    html = page_html(
+        title,
+        sections,
+        state=state,
+        browser_title=browser_title,
+        reload_seconds=reload_seconds,
+    )
+    with file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, html)
+    return path
+
+
+def page_html(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    state: str = "",
+    browser_title: str = "",
+    reload_seconds: float | None = None,
+) -> str:
+    """The text of a page.
 
     state: a word or two next to the title.
     browser_title: name of the browser's tab, by default the title.
     reload_seconds: the browser reads the page again after this time; None for a page that is final.
-    Raises FileError where the page cannot be written.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -148,7 +172,7 @@ def write_page(
     )
     # inside the page, since a page that is sent by mail has no folder next to it
     stylesheet = (TEMPLATES / "page.css").read_text()
-    html = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title,
         state=state,
         browser_title=browser_title or title,
@@ -157,7 +181,3 @@ def write_page(
         headed=[section for section in sections if section.heading],
         stylesheet=Markup(stylesheet),
     )
-    with file_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, html)
-    return path

@@ -48,6 +48,8 @@ GROUPS = [
     _symbols("F Cl Br I At"),
 ]
 PARENTS = [name for name in g2.names if len(g2[name]) > 1]
+# those of organic chemistry, without the smallest
+ORGANIC = [name for name in PARENTS if set(g2[name].symbols) <= set("HCNO") and len(g2[name]) >= 4]
 
 
 def cluster(rng: np.random.Generator) -> Atoms:
@@ -125,6 +127,14 @@ def molecule(rng: np.random.Generator) -> Atoms:
     child.positions = stretched(parent, child)
     rattle = rng.uniform(0.0, 0.05)
     return finished(rng, child, "molecule", rattle=rattle)
+
+
+def organic_molecule(rng: np.random.Generator) -> Atoms:
+    """One of the 61 molecules of the g2 set with four or more atoms of H, C, N and O, rattled."""
+    chosen = rng.integers(len(ORGANIC))
+    parent = g2_molecule(ORGANIC[chosen])
+    rattle = rng.uniform(0.03, 0.12)
+    return finished(rng, Atoms(parent.symbols, parent.positions), "organic", rattle=rattle)
 
 
 def _zipf(rng: np.random.Generator, items: list[str], exponent: float) -> str:

@@ -1,6 +1,7 @@
 """The demo data: structures made by a seeded generator and labelled by real calculators.
 
-60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE).
+60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE). On
+request all are of one kind, for example molecules of organic chemistry.
 
 Structure `index` takes all its random numbers from `default_rng([seed, index])`. Neither the
 number of structures nor the number of processes therefore changes it. Another kind of processor
@@ -46,7 +47,7 @@ from ...core.files import FileError, file_errors, write_atomically
 from ...core.rich_console import Console
 from ...core.settings import Settings
 from ...core.workers import MOST_WORKERS, worker_pool
-from .labelled_structure import Failure, labelled_structure
+from .labelled_structure import Failure, FamilyName, labelled_structure
 from .oracles import require_tblite
 
 
@@ -57,7 +58,7 @@ STRUCTURES_PER_TASK = 8
 
 # the number of atoms, and the comment, of the first frame that is written
 BYTES_OF_FIRST_FRAME = 4096
-FIRST_NAME = re.compile(rb" level_of_theory=\S+ structure_id=embedded-\d+-\d+ group=")
+FIRST_NAME = re.compile(rb" level_of_theory=\S+ structure_id=embedded-(?:[a-z]+-)?\d+-\d+ group=")
 
 RARE = 5  # an element in at most so many structures
 
@@ -68,6 +69,11 @@ class GeneratorConfig(Settings):
     num_structures: int = Field(default=2000, ge=1, description="structures to make")
     seed: int = Field(
         default=0, ge=0, description="every structure follows from the seed and its index"
+    )
+    only: FamilyName | None = Field(
+        default=None,
+        description="one kind of structures: cluster, molecule, metal, or organic, molecules of H, "
+        "C, N and O; default: the first three, 60, 20 and 20 percent",
     )
     workers: int | None = Field(
         default=None, ge=1, le=MOST_WORKERS, description="processes; default: one per core"
@@ -159,7 +165,7 @@ def _make_all(config: GeneratorConfig, console: Console) -> tuple[list[Atoms], l
     """All structures, and all candidates that got no label, in the order of their indices."""
     frames: list[Atoms] = []
     failures: list[Failure] = []
-    make = partial(labelled_structure, config.seed)
+    make = partial(labelled_structure, config.seed, only=config.only)
     with (
         worker_pool(config.workers) as executor,
         _progress(console, config.num_structures) as advance,
@@ -210,6 +216,7 @@ def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:
     head = {
         "num_structures": config.num_structures,
         "seed": config.seed,
+        "only": config.only,
         "num_failures": len(failures),
         "failures_by_reason": _count(failure.reason for failure in failures),
     }

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
 
-from .clusters import cluster, molecule
+from .clusters import cluster, molecule, organic_molecule
 from .geometry import has_close_contact
 from .metals import metal
 from .oracles import EMT_LEVEL, GFN1_LEVEL, RejectedStructure, label
@@ -29,13 +30,16 @@ class Family:
     level_of_theory: str
 
     share: float
-    """Of the data set."""
+    """Of the data set, where several families are made; 0 for one that is made on request."""
 
 
-FAMILIES = {
+FamilyName = Literal["cluster", "molecule", "metal", "organic"]
+
+FAMILIES: dict[FamilyName, Family] = {
     "cluster": Family(cluster, GFN1_LEVEL, 0.6),
     "molecule": Family(molecule, GFN1_LEVEL, 0.2),
     "metal": Family(metal, EMT_LEVEL, 0.2),
+    "organic": Family(organic_molecule, GFN1_LEVEL, 0.0),
 }
 
 
@@ -51,14 +55,19 @@ class Failure:
     detail: str
 
 
-def labelled_structure(seed: int, index: int) -> tuple[Atoms | None, list[Failure]]:
+def labelled_structure(
+    seed: int, index: int, only: FamilyName | None = None
+) -> tuple[Atoms | None, list[Failure]]:
     """Structure `index` of the data set of `seed`, and the candidates that failed before it.
 
-    None after MAX_ATTEMPTS failures.
+    only: the family to make, by default each by its share. None after MAX_ATTEMPTS failures.
     """
     rng = np.random.default_rng([seed, index])
-    shares = [family.share for family in FAMILIES.values()]
-    name = str(rng.choice(list(FAMILIES), p=shares))
+    name = only
+    if name is None:
+        shared = {each: family.share for each, family in FAMILIES.items() if family.share}
+        drawn = rng.choice(len(shared), p=list(shared.values()))
+        name = list(shared)[drawn]
     family = FAMILIES[name]
 
     failures = []
@@ -77,6 +86,7 @@ def labelled_structure(seed: int, index: int) -> tuple[Atoms | None, list[Failur
 
         # near duplicates share type and composition: a split by group keeps them on one side
         group = f"{atoms.info['config_type']}:{atoms.get_chemical_formula(empirical=True)}"
-        atoms.info |= {"structure_id": f"embedded-{seed}-{index}", "group": group}
+        source = "embedded" if only is None else f"embedded-{only}"
+        atoms.info |= {"structure_id": f"{source}-{seed}-{index}", "group": group}
         return atoms, failures
     return None, failures

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from ...core.destination import FileKind, check_destination
 from ...core.errors import MissingPackageError
-from ...core.files import file_errors, write_atomically
-from ...core.pages.page import Block, Bullets, Picture, Section, Text, write_page
+from ...core.files import file_errors, write_atomically, write_together
+from ...core.pages.page import Block, Bullets, Picture, Section, Text, page_html
 from ...core.pages.page import Table as PageTable
 from ...core.rich_console import Console
 from ...core.seals import sealed
@@ -96,12 +96,18 @@ class Battery:
 
         _print_table(f"{model.name}, {model.level}, suite {settings.suite}", results)
         if out is not None:
-            _write_json(out / self.file("json"), model, settings, results)
-            write_page(
-                out / self.file("html"),
+            page = page_html(
                 f"{self.name.capitalize()} of {model.name}, {model.level}",
                 _sections(settings, results),
                 state=VERDICTS[_verdict(results)],
+            )
+            content = sealed(_content(model, settings, results))
+            # a full disk must not leave the page of one model beside the figures of another
+            write_together(
+                {
+                    out / self.file("json"): json.dumps(content, indent=1) + "\n",
+                    out / self.file("html"): page,
+                }
             )
         if attach:
             assert isinstance(model, CheckedModel)
@@ -323,14 +329,3 @@ def _content(
         "passed": _verdict(results),
         "checks": {name: result.as_dict() for name, result in results.items()},
     }
-
-
-def _write_json(
-    path: Path,
-    model: CheckedCalculator,
-    settings: SanityConfig,
-    results: dict[str, CheckResult],
-) -> None:
-    content = sealed(_content(model, settings, results))
-    with file_errors(path):
-        write_atomically(path, json.dumps(content, indent=1) + "\n")

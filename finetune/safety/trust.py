@@ -98,7 +98,8 @@ def attach_trust(
         files |= _uncertainty_file(model, posterior.level_of_theory, data, calibrate_on)
     except TooFewStructuresError as error:
         if say is not None:
-            say(f"without {UNCERTAINTY}: {error.message}")
+            what = "keeps its" if UNCERTAINTY in model.attachments else "without"
+            say(f"{what} {UNCERTAINTY}: {error.message}")
     if writes_domain:
         files |= domain_file(_domains_of(data))
     attach(folder, files)

@@ -438,7 +438,8 @@ class FolderHub:
 
     def _not_found(self, repo: str, name: str | None) -> HubError:
         """The error for a missing model or revision; it lists the revisions that exist."""
-        known = self._known_revisions(repo)
+        # a name whose files are gone is listed too, and is no remedy
+        known = [revision for revision in self._known_revisions(repo) if revision != name]
         if name is not None and known:
             return HubError(
                 f"no revision {name} in the folder hub {self.root}",

@@ -26,6 +26,9 @@ from ..network.radial import polynomial_envelope, polynomial_envelope_slope, tab
 
 REACH = 0.9  # times the covalent radius: where b starts
 SMALLEST = 0.6  # times the start: the least that training and fits make of b
+# Times the start, as a logarithm. Every such b is beyond any cutoff, where it makes no difference;
+# without a bound, a gradient step that went astray made infinite radii, and NaN of all gradients.
+MOST_LOG_FACTOR = 10.0
 SCREENING = 0.46850  # A
 # c_k and e_k
 COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
@@ -48,7 +51,8 @@ class Repulsion(ExactBuffers):
         """b of each element in each head, (heads, 119) in A."""
         start = REACH * self.covalent_radii.to(self.log_factor)
         # the exponential keeps a learned radius positive
-        return start * self.log_factor.exp().clamp(min=SMALLEST)
+        factor = self.log_factor.clamp(max=MOST_LOG_FACTOR).exp()
+        return start * factor.clamp(min=SMALLEST)
 
     def forward(
         self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor

@@ -15,6 +15,7 @@ from evenfield.core.files import (
     file_errors,
     whole_file,
     write_atomically,
+    write_together,
 )
 from evenfield.core.locks import LockedError, held
 
@@ -92,3 +93,14 @@ def test_a_folder_is_copied_until_the_disk_is_full(
     monkeypatch.setattr("shutil.copy2", full)
     with pytest.raises(FileError, match="No space left on device: make room on the disk"):
         copy_folder(source, tmp_path / "another")
+
+
+def test_files_that_belong_together(tmp_path: Path) -> None:
+    """None takes its place where another cannot be written."""
+    first, second = tmp_path / "a.json", tmp_path / "b.html"
+    write_together({first: "1", second: b"2"})
+    assert (first.read_text(), second.read_text()) == ("1", "2")
+    with pytest.raises(FileError, match="absent"):
+        write_together({first: "3", tmp_path / "absent" / "b.html": "4"})
+    assert first.read_text() == "1"
+    assert sorted(tmp_path.iterdir()) == [first, second]

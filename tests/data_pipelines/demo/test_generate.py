@@ -73,6 +73,20 @@ def test_a_structure_depends_on_seed_and_index_only(generated):
     assert len(other) != len(atoms) or not np.allclose(other.positions, atoms.positions)
 
 
+def test_one_kind_of_structures(tmp_path):
+    """Organic molecules on request, and none otherwise."""
+    config = GeneratorConfig(num_structures=12, only="organic", workers=1)
+    report = generate.generate(config, tmp_path / "organic.extxyz")
+    assert report.structures_by_config_type == {"organic": 12}
+    assert set(report.structures_by_element) <= {"H", "C", "N", "O"}
+    frames = ase.io.read(report.path, ":")
+    assert frames[3].info["structure_id"] == "embedded-organic-0-3"
+    assert {atoms.info["level_of_theory"] for atoms in frames} == {"GFN1-xTB"}
+    assert min(len(atoms) for atoms in frames) >= 4
+    # the file is known as a generated one, and may be replaced
+    generate.generate(config, report.path, overwrite=True)
+
+
 def test_report_and_failures_file_agree_with_the_frames(generated):
     report, folder = generated
     frames = ase.io.read(report.path, ":")
@@ -234,7 +248,7 @@ def test_every_builder_gives_a_bare_structure(seed, family):
     assert 1 <= len(atoms) <= 32
     assert np.isfinite(atoms.positions).all()
     assert set(atoms.arrays) == {"numbers", "positions"}
-    assert atoms.info["config_type"] in CONFIG_TYPES
+    assert atoms.info["config_type"] in CONFIG_TYPES | {"organic"}
     assert np.array_equal(atoms.positions, atoms.positions.round(6))
     if family == "metal":
         assert 8 < atoms.get_volume() / len(atoms) < 70  # A^3; the upper end are slabs

@@ -121,6 +121,20 @@ def test_no_radius_is_driven_to_zero():
     assert repulsion.radii()[0, 28].item() == pytest.approx(least, rel=1e-6)
 
 
+def test_a_radius_beyond_all_bounds_leaves_gradients_finite():
+    """float32 has no exp(90): the gradient of every radius was NaN, in every step from there on."""
+    torch.manual_seed(0)
+    potential = Potential(PotentialConfig(channels=8)).train()
+    batch = batch_of([Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])], 5.0, torch.float32)
+    with torch.no_grad():
+        potential.repulsion.log_factor[0, 28] = 90.0
+        potential.repulsion.log_factor[0, 8] = 90.0
+    potential(batch).forces.square().sum().backward()
+    assert potential.repulsion.radii().isfinite().all()
+    for name, parameter in potential.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
 @pytest.mark.parametrize("pair", PAIRS)
 def test_dimers_pressed_to_a_fifth_of_an_angstrom_push_back_harder_all_the_way(pair):
     torch.manual_seed(0)
