@@ -35,7 +35,7 @@ from ..core.rich_console import Console, PlainColumn
 from ..core.settings import Settings, SettingsError
 from ..data_pipelines.store.shards import INFO
 from ..data_pipelines.store.whole import damage_of
-from ..finetune.few_shot.results import BASELINE, FewShotCurve
+from ..finetune.few_shot.results import BASELINE, ErrorName, FewShotCurve
 from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
 
@@ -432,10 +432,11 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
 
 def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
     """What a refit to the fewest molecules does, and training from scratch on the most."""
-    for error, unit, factor in (
+    shown: list[tuple[ErrorName, str, int]] = [
         ("force_mae", "eV/A", 1),
         ("energy_mae_per_atom", "meV/atom", 1000),
-    ):
+    ]
+    for error, unit, factor in shown:
         refit = curve.medians("refit", error)
         scratch = curve.medians(BASELINE, error)
         if not refit or not scratch:
@@ -444,8 +445,8 @@ def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
         times = curve.times_fewer("refit", error)
         verdict = "does not reach that" if times is None else f"needs {times:.0f} times fewer"
         console.print(
-            f"few-shot, {unit}: refit to {few} molecules {factor * refit[few]:.3g}, from scratch on "
-            f"{many} {factor * scratch[many]:.3g}; the refit {verdict}"
+            f"few-shot, {unit}: refit to {few} molecules {factor * refit[few]:.3g}, "
+            f"from scratch on {many} {factor * scratch[many]:.3g}; the refit {verdict}"
         )
 
 
