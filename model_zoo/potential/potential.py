@@ -159,9 +159,11 @@ class Potential(ExactBuffers):
                 roles[name] = "table"
             elif (
                 parameter.ndim < 2
-                or name == "readout.weight"
+                or name in ("readout.weight", "repulsion.log_factor")
                 or parameter is self.backbone.element_vectors
             ):
+                # Also tables of which each number stands for itself. As a matrix, the radii of all
+                # heads and elements were mixed in every step (docs/decisions/0007).
                 roles[name] = "vector"
             else:
                 roles[name] = "matrix"
