@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.pretrain.loop import soap
-from evenfield.pretrain.loop.soap import Soap
+from evenfield.pretrain.loop.optimizer import OptimizerConfig, new_optimizer, parameter_groups
+from evenfield.pretrain.loop.soap import REFRESH, Soap
 
 
 SHAPES = (
@@ -131,3 +133,27 @@ def test_it_descends_a_skew_bowl_that_adamw_does_not(learning_rate):
             optimizer.step()
         last[name] = float(loss.detach())
     assert last["soap"] < 0.1 * last["adamw"]
+
+
+def test_radii_of_elements_that_a_level_lacks_stay_where_they_are():
+    """Stepped as one matrix of levels and elements, they moved with those of other levels.
+
+    Some reached e^90 times their start, which made every later gradient NaN.
+    """
+    potential = Potential(PotentialConfig(channels=4, levels_of_theory=["first", "second"]))
+    config = OptimizerConfig()
+    optimizer = new_optimizer(parameter_groups(potential, config), config)
+    radii = potential.repulsion.log_factor
+    generator = torch.Generator().manual_seed(0)
+    known = torch.zeros_like(radii, dtype=torch.bool)
+    known[0, [1, 8]] = True
+    known[1, [8, 79]] = True
+
+    for parameter in potential.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+    for _ in range(3 * REFRESH):
+        radii.grad = torch.where(known, torch.randn(radii.shape, generator=generator), 0.0)
+        optimizer.step()
+    assert (radii[known] != 0).all()
+    assert (radii[~known] == 0).all()
