@@ -59,13 +59,17 @@ def publish(
     evenfield hub publish runs/uniform/model me/uniform --dry-run
     evenfield hub publish runs/uniform/model me/uniform --folder-hub runs/hub --tag v1
     """
-    from .hub.publish import plan_publication
+    from ..core.addresses import local_path
+    from .hub.publish import BATTERY, lacks_battery, plan_publication
     from .hub.publish import publish as run
+    from .package.folder import read_model_folder
 
     if dry_run:
         _print_plan(plan_publication(model, repo, tag=tag, allow_failed=allow_failed))
         return
     pinned = run(model, repo, folder_hub, private=private, tag=tag, allow_failed=allow_failed)
+    if lacks_battery(read_model_folder(local_path(model))):
+        say(f"the card would be better with {BATTERY}", err=True)
     say(pinned)
 
 

@@ -25,8 +25,8 @@ from ..package.folder import ModelFolder, folder_revision, read_model_folder
 from ..package.levels import default_level
 from ..package.manifest import MANIFEST, BadModelError, Manifest, read_manifest
 from ..package.record import ModelRecord
+from ..package.sanity_record import PHYSICS, sanity_record, unsound
 from ..package.sanity_record import REMEDY as SANITY_REMEDY
-from ..package.sanity_record import unsound
 from ..potential.invariance import check_invariance
 from . import hugging_face
 from .folder_hub import FolderHub
@@ -64,6 +64,7 @@ REMEDIES = {
         "train without the sources that the card marks as not publishable"
     ),
 }
+BATTERY = "verdicts about simulations (`evenfield check physics MODEL --attach`)"
 UNSTATED_LICENCES = ("", "unknown", "not stated")
 
 
@@ -284,12 +285,23 @@ def _advice(content: ModelFolder) -> Iterator[str]:
                 if errors.mae.get(name) is None:
                     yield f"{label.title} errors at {level}"
 
+    if "seconds" not in record.training:
+        yield "the time that the training took"
+    yield from _advice_on_attachments(content)
+
+
+def _advice_on_attachments(content: ModelFolder) -> Iterator[str]:
     if "probe.extxyz" not in content.attachments:
         yield "probe set (probe.extxyz)"
     if "posterior.safetensors" not in content.attachments:
         yield "posterior (posterior.safetensors)"
-    if "seconds" not in record.training:
-        yield "the time that the training took"
+    if lacks_battery(content):
+        yield BATTERY
+
+
+def lacks_battery(content: ModelFolder) -> bool:
+    """Whether the card says nothing of what simulations with the model are like."""
+    return sanity_record(content.potential, content.attachments, PHYSICS) is None
 
 
 # --- what must not be seen

@@ -216,6 +216,7 @@ def test_dry_run_shows_everything_and_sends_nothing(
         "the model would be refused",
         "better with: level_details of EMT",
         "better with: probe set (probe.extxyz)",
+        "better with: verdicts about simulations (`evenfield check physics MODEL --attach`)",
     ):
         assert text in shown
     assert "refused, it shows" not in shown
@@ -233,7 +234,12 @@ def test_dry_run_shows_everything_and_sends_nothing(
     assert "effective medium theory" in (folder / "README.md").read_text()
     assert not (tmp_path / "hub").exists()
 
+    capsys.readouterr()
     assert run(monkeypatch, "hub", "publish", folder, "me/copper", *hub, "--tag", "v1") == 0
+    output = capsys.readouterr()
+    assert "better with verdicts about simulations" in output.err
+    # alone, for scripts
+    assert output.out.startswith("me/copper@")
     assert run(monkeypatch, "hub", "pull", "me/copper@v1", *hub) == 0
     assert "complete and verified: me/copper@" in capsys.readouterr().out
     # the model has no such level of theory
