@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -173,9 +174,19 @@ def _at_least_one(files: list[str], source: str, suffixes: Sequence[str]) -> lis
         raise SourceError(
             f"contains no file that ends in {', '.join(suffixes)}",
             file=source,
-            remedy="name another folder, pattern or file",
+            remedy=f"name another folder, pattern or file{_other_files(source, suffixes)}",
         )
     return files
+
+
+def _other_files(source: str, suffixes: Sequence[str]) -> str:
+    """How to name the files of another format that a folder holds; empty for none."""
+    left_out = files_left_out(source, suffixes)
+    if not left_out:
+        return ""
+    # run folders hold files of one name
+    name, _ = Counter(Path(file).name for file in left_out).most_common(1)[0]
+    return f"; for files of another format name a pattern: '{source.rstrip('/')}/**/{name}'"
 
 
 def _no_such_file(name: Path | str) -> SourceError:

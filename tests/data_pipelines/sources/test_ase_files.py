@@ -322,6 +322,16 @@ def test_folder_without_data_is_named(tmp_path, name):
         list_parts(str(tmp_path / name), EMT)
 
 
+def test_a_folder_of_runs_says_the_pattern_that_reads_them(tmp_path, alloys):
+    """Outputs of other programs have one name in every run."""
+    for number in range(2):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        ase.io.write(tmp_path / "runs" / str(number) / "POSCAR", alloys[number], format="vasp")
+    with pytest.raises(SourceError, match=r"name a pattern: '.*runs/\*\*/POSCAR'"):
+        list_parts(str(tmp_path / "runs"), EMT)
+    assert len(list_parts(f"{tmp_path}/runs/**/POSCAR", EMT)) == 2
+
+
 @contextmanager
 def nobody():
     """As a user without rights: the superuser may read everything."""
