@@ -130,3 +130,6 @@ def write_together(files: Mapping[Path, bytes | str]) -> None:
             content = data.encode() if isinstance(data, str) else data
             with file_errors(path), temporary.open("xb") as file:
                 file.write(content)
+                # a full disk may show only here, and must do so before the first rename
+                file.flush()
+                os.fsync(file.fileno())
