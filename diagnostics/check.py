@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..core.code_identity import code_identity
 from ..core.command_line import (
     FolderHub,
     LevelOfTheory,
@@ -70,6 +71,11 @@ class CheckedCalculator(ABC):
     @abstractmethod
     def name(self) -> str:
         """What the results are about, pinned to a revision where there is one."""
+
+    @property
+    def identity(self) -> str:
+        """What results that are kept belong to: the name, if it stands for one thing only."""
+        return self.name
 
     @property
     @abstractmethod
@@ -229,6 +235,11 @@ class OtherCalculator(CheckedCalculator):
     def name(self) -> str:
         """The address."""
         return self.address
+
+    @property
+    def identity(self) -> str:
+        """The address, and a digest of the code behind it."""
+        return f"{self.address} {code_identity(self.address)}"
 
     @property
     def level(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.code_identity import code_identity
 from ...core.files import file_errors, write_atomically
 from ...core.seals import sealed, unsealed
 from ...core.terminal import say
@@ -35,7 +36,9 @@ class Memory:
         if settings.structures is not None:
             # the file may hold others by the next call
             chosen["structures"] = digest_of_file(settings.structures)
-        key = json.dumps([model.name, model.level, chosen], sort_keys=True)
+        if settings.oracle is not None:
+            chosen["oracle"] = f"{settings.oracle} {code_identity(settings.oracle)}"
+        key = json.dumps([model.identity, model.level, chosen], sort_keys=True)
         inner = folder / ".sanity" / hashlib.sha256(key.encode()).hexdigest()[:16]
         with file_errors(inner):
             inner.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from rich.progress import Progress
 
+from ...core.code_identity import code_identity
 from ...core.destination import (
     DestinationError,
     check_changeable,
@@ -104,6 +105,8 @@ def learn(
         "model": base.reference,
         "structures": store.digest(store.as_json(atoms) for atoms in structures),
         "settings": config.model_dump(mode="json", exclude=set(BUDGET)),
+        # a calculator of the same name may be another by now, and its labels of another level
+        "oracle_code": code_identity(config.oracle, config.oracle_settings),
     }
     _check_place(out, request, inputs)
     refusal = LockedError("another process learns here", file=out)
@@ -151,7 +154,15 @@ def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str
         else:
             check_destination(out, inputs=inputs)
         return
-    if store.read(out / REQUEST) != request:
+    before = store.read(out / REQUEST)
+    if before != request and before | {"oracle_code": request["oracle_code"]} == request:
+        raise DestinationError(
+            "holds labels of another version of the oracle: its code has changed, or a script or "
+            "weights that oracle_settings name",
+            file=out,
+            remedy="choose another OUT, or go back to that version",
+        )
+    if before != request:
         raise DestinationError(
             "holds a loop of another model, other structures or other settings",
             file=out,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +203,35 @@ def test_the_table_of_readers_is_true() -> None:
         assert names == sorted(READ_BY[key]), key
     with pytest.raises(SettingsError, match="temperature"):
         SanityConfig(temperature=400).refuse_unread(["lattice"])
+
+
+CALCULATOR = """
+from ase.calculators.emt import EMT
+
+
+class Calc(EMT):
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        self.results["forces"] = {factor} * self.results["forces"]
+"""
+
+
+def test_results_of_another_version_of_a_calculator_are_not_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command said `passed` after the calculator had been broken."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(dynamics, "PART", 20)
+    path = written(tmp_path / "mine.extxyz", bulk("Cu"))
+    module = tmp_path / "calculator_of_a_test.py"
+    words = ["--calculator", "calculator_of_a_test:Calc", "elements=[Cu]", f"structures={path}"]
+    words += ["checks=[dynamics]", "picoseconds=0.2", "--out", str(tmp_path / "out")]
+
+    module.write_text(CALCULATOR.format(factor=1))
+    code, text = run("sanity", *words)
+    assert code == 0, text
+    module.write_text(CALCULATOR.format(factor=-3))
+    monkeypatch.delitem(sys.modules, "calculator_of_a_test")
+    code, text = run("sanity", *words)
+    assert code == 1, text
+    assert "dynamics: FAILED" in text

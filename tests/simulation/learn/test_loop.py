@@ -73,7 +73,9 @@ def quietly(with_pictures: Callable[..., Learned], no_pictures: None) -> Callabl
     return with_pictures
 
 
-def test_what_a_loop_does_and_leaves(with_pictures, tmp_path: Path) -> None:
+def test_what_a_loop_does_and_leaves(
+    with_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quietly = with_pictures
     log = tmp_path / "log"
     config = settings(log)
@@ -103,6 +105,12 @@ def test_what_a_loop_does_and_leaves(with_pictures, tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == 11
     with pytest.raises(DestinationError, match="another model, other structures or other"):
         quietly(tmp_path / "out", settings(log, seed=1))
+
+    # labels of two oracles would be one level of theory
+    monkeypatch.setattr(loop, "code_identity", lambda *_: "0" * 64)
+    with pytest.raises(DestinationError, match="another version of the oracle"):
+        quietly(tmp_path / "out", settings(log, labels=sum(asked) + 4))
+    assert len(log.read_text().splitlines()) == 11
 
 
 def test_a_folder_of_another_result_is_refused_with_a_remedy_that_exists(quietly, tmp_path) -> None:

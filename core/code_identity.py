@@ -1,0 +1,97 @@
+"""What stands behind a name: the code of a calculator, and the weights that its settings name.
+
+Results that are kept under the name of a calculator belong to its code. A digest of the code tells
+whether they still do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+# Files that a calculator reads and does not write. Others that settings name may be its own output.
+ENDINGS = (
+    *(".py", ".sh", ".yaml", ".yml", ".toml"),
+    *(".pt", ".pth", ".ckpt", ".model", ".safetensors", ".pb"),
+)
+MODEL_MANIFEST = "manifest.json"
+
+
+def code_identity(name: str, settings: Mapping[str, Any] | None = None) -> str:
+    """A digest that changes with the code of `module:name`, or with weights that settings name.
+
+    The code is that of the module's file, and the version of the package that it belongs to. A
+    setting may be the path of a script, of weights or of a model folder, or a line of a shell with
+    such a path in it. What these read in turn is not followed. A name without a module has only its
+    settings.
+    """
+    digest = hashlib.sha256()
+    module, colon, _ = name.partition(":")
+    if colon:
+        for part in _code_of(module):
+            digest.update(part.encode())
+    for text in _texts(settings or {}):
+        for word in sorted(_words(text)):
+            for part in _content_of(Path(word)):
+                digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _code_of(module: str) -> Iterator[str]:
+    """The digest of a module's file, and the version of its package."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        # whoever imports it says what is wrong
+        return
+    if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+        yield _file_digest(Path(spec.origin))
+    # what a package is called where it is imported is nearly always its name
+    with suppress(importlib.metadata.PackageNotFoundError):
+        yield importlib.metadata.version(module.partition(".")[0])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _words(text: str) -> set[str]:
+    """A text as a path by itself, and the words of it as a line of a shell."""
+    try:
+        return {text, *shlex.split(text)}
+    except ValueError:
+        # a quotation mark without its pair is no line of a shell
+        return {text}
+
+
+def _content_of(path: Path) -> Iterator[str]:
+    """The digest of a script, of weights or of a model folder; none for other texts."""
+    try:
+        if path.is_file() and path.name.endswith(ENDINGS):
+            yield _file_digest(path)
+        # lists the digests of all other files
+        elif (path / MODEL_MANIFEST).is_file():
+            yield _file_digest(path / MODEL_MANIFEST)
+    except (OSError, ValueError):
+        # a text that is no path, or a place that may not be read: whoever uses it says so
+        return
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
