@@ -73,10 +73,10 @@ class QuickstartConfig(Settings):
         default=400, gt=0, description="organic molecules to make; 35 percent of them test"
     )
     sizes: list[Annotated[int, Field(gt=0)]] = Field(
-        default=[8, 16, 40, 160], description="numbers of molecules of the few-shot curve"
+        default=[8, 16, 160], description="numbers of molecules of the few-shot curve"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[0], description="one draw of the molecules for each seed"
+        default=[0, 1], description="one draw of the molecules for each seed"
     )
     scratch_steps: int = Field(
         default=1000, ge=0, description="steps of training from scratch, for comparison; 0 for none"
