@@ -9,28 +9,45 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
 
-# Files that a calculator reads and does not write. Others that settings name may be its own output.
+# Files that a calculator reads and does not write: scripts, weights, parameters. Others that settings
+# name may be its own output, such as a log in .txt.
 ENDINGS = (
-    *(".py", ".sh", ".yaml", ".yml", ".toml"),
-    *(".pt", ".pth", ".ckpt", ".model", ".safetensors", ".pb"),
+    *(".py", ".sh", ".yaml", ".yml", ".toml", ".json"),
+    *(
+        ".pt",
+        ".pth",
+        ".pt2",
+        ".ckpt",
+        ".model",
+        ".safetensors",
+        ".pb",
+        ".npz",
+        ".zip",
+        ".h5",
+        ".hdf5",
+    ),
+    *(".alloy", ".fs", ".eam", ".tersoff", ".sw", ".meam", ".reaxff", ".snap", ".snapcoeff"),
 )
+INSTALLED = ("site-packages", "dist-packages")
 MODEL_MANIFEST = "manifest.json"
 
 
 def code_identity(name: str, settings: Mapping[str, Any] | None = None) -> str:
     """A digest that changes with the code of `module:name`, or with weights that settings name.
 
-    The code is that of the module's file, and the version of the package that it belongs to. A
-    setting may be the path of a script, of weights or of a model folder, or a line of a shell with
-    such a path in it. What these read in turn is not followed. A name without a module has only its
-    settings.
+    The code is that of the module and of all modules beside it that it imports. Of an installed
+    package it is that of the module and the version. A setting may be the path of a script, of
+    weights or of a model folder, or a line of a shell with such a path in it. What these read in
+    turn is not followed. A name without a module has only its settings.
     """
     digest = hashlib.sha256()
     module, colon, _ = name.partition(":")
@@ -45,17 +62,39 @@ def code_identity(name: str, settings: Mapping[str, Any] | None = None) -> str:
 
 
 def _code_of(module: str) -> Iterator[str]:
-    """The digest of a module's file, and the version of its package."""
+    """Digests of the files of a module and of those that it imports, and its package's version."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
         # whoever imports it says what is wrong
         return
-    if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-        yield _file_digest(Path(spec.origin))
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return
+    origin = Path(spec.origin)
+    yield _file_digest(origin)
+
+    # the folder that Python finds the module in
+    depth = module.count(".") + (origin.name == "__init__.py")
+    root = origin.parents[depth]
+    is_ours_to_follow = not set(INSTALLED) & set(root.parts) and root != Path(os.__file__).parent
+    if is_ours_to_follow:
+        for path in _imported_files(module, root):
+            yield f"{path.relative_to(root)} {_file_digest(path)}"
     # what a package is called where it is imported is nearly always its name
     with suppress(importlib.metadata.PackageNotFoundError):
         yield importlib.metadata.version(module.partition(".")[0])
+
+
+def _imported_files(module: str, root: Path) -> list[Path]:
+    """The files below `root` that importing a module reads, by what their code says."""
+    # modules elsewhere are not found, and so not followed
+    finder = ModuleFinder(path=[str(root)])
+    try:
+        finder.import_hook(module)
+    except (ImportError, SyntaxError, OSError):
+        return []
+    files = [found.__file__ for found in finder.modules.values() if found.__file__]
+    return sorted(Path(file) for file in files)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,34 @@ def test_code_behind_a_name(module: Path) -> None:
     assert code_identity("no_such_module.at_all:Calc") == code_identity("EMT")
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "run.sh", "model/manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["packaged:Calc", "packaged.calc:Calc", "plain:Calc", "plain:make"]
+)
+def test_code_that_it_imports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class is often written in another file than the one that its name leads to."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "packaged").mkdir()
+    (tmp_path / "packaged" / "__init__.py").write_text("from .calc import Calc\n")
+    (tmp_path / "packaged" / "calc.py").write_text("from .deep import Base as Calc\nimport numpy\n")
+    (tmp_path / "packaged" / "deep.py").write_text("from helper_of_a_test import Base\n")
+    plain = "def make():\n    from helper_of_a_test import Base\n    return Base()\nCalc = make\n"
+    (tmp_path / "plain.py").write_text(plain)
+    helper = tmp_path / "helper_of_a_test.py"
+    helper.write_text("class Base: factor = 1\n")
+    before = code_identity(name)
+    assert code_identity(name) == before
+    helper.write_text("class Base: factor = -1\n")
+    assert code_identity(name) != before
+
+
+def test_installed_code_is_not_followed() -> None:
+    """Digests of all of a package would take seconds; its version stands for it."""
+    started = time.perf_counter()
+    assert code_identity("ase.calculators.emt:EMT") != code_identity("ase.calculators.lj:EMT")
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "Cu.eam.alloy", "run.sh", "model/manifest.json"])
 def test_what_settings_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
