@@ -18,25 +18,12 @@ from pathlib import Path
 from typing import Any
 
 
-# Files that a calculator reads and does not write: scripts, weights, parameters. Others that settings
-# name may be its own output, such as a log in .txt.
-ENDINGS = (
-    *(".py", ".sh", ".yaml", ".yml", ".toml", ".json"),
-    *(
-        ".pt",
-        ".pth",
-        ".pt2",
-        ".ckpt",
-        ".model",
-        ".safetensors",
-        ".pb",
-        ".npz",
-        ".zip",
-        ".h5",
-        ".hdf5",
-    ),
-    *(".alloy", ".fs", ".eam", ".tersoff", ".sw", ".meam", ".reaxff", ".snap", ".snapcoeff"),
-)
+# Files that a calculator reads and does not write: scripts, weights, parameters. Others that
+# settings name may be its own output, such as a log in .txt.
+SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".json")
+WEIGHTS = (".pt", ".pth", ".pt2", ".ckpt", ".model", ".safetensors", ".pb", ".npz", ".zip", ".h5")
+PARAMETERS = (".alloy", ".fs", ".eam", ".tersoff", ".sw", ".meam", ".reaxff", ".snap", ".snapcoeff")
+ENDINGS = (*SCRIPTS, *WEIGHTS, *PARAMETERS)
 INSTALLED = ("site-packages", "dist-packages")
 MODEL_MANIFEST = "manifest.json"
 
@@ -93,8 +80,8 @@ def _imported_files(module: str, root: Path) -> list[Path]:
         finder.import_hook(module)
     except (ImportError, SyntaxError, OSError):
         return []
-    files = [found.__file__ for found in finder.modules.values() if found.__file__]
-    return sorted(Path(file) for file in files)
+    files = [getattr(found, "__file__", None) for found in finder.modules.values()]
+    return sorted(Path(file) for file in files if file)
 
 
 def _texts(value: Any) -> Iterator[str]:

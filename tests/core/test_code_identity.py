@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def test_code_that_it_imports(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert code_identity(name) == before
     helper.write_text("class Base: factor = -1\n")
     assert code_identity(name) != before
+    # looking for a module in a package imports the package
+    for imported in ("packaged", "packaged.calc", "packaged.deep", helper.stem):
+        sys.modules.pop(imported, None)
 
 
 def test_installed_code_is_not_followed() -> None:
