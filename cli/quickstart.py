@@ -76,7 +76,7 @@ class QuickstartConfig(Settings):
         default=[8, 16, 160], description="numbers of molecules of the few-shot curve"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[0, 1], description="one draw of the molecules for each seed"
+        default=[0], description="one draw of the molecules for each seed"
     )
     scratch_steps: int = Field(
         default=1000, ge=0, description="steps of training from scratch, for comparison; 0 for none"

@@ -130,8 +130,7 @@ def _complete(
 ) -> FewShotCurve:
     cells = _cells(config)
     if task is not None:
-        number, num_tasks = task  # the number counts from one
-        cells = cells[number - 1 :: num_tasks]
+        cells = _share(cells, *task)
     draw(data, max(config.sizes), seed=0)  # refuse sizes that are too large before any computation
 
     origin = {
@@ -167,10 +166,19 @@ def _cells(config: CurveConfig) -> list[Cell]:
             "strategies=[] and scratch_steps=0 leave nothing to compute",
             remedy="name a strategy or set scratch_steps",
         )
-    # Seeds come last: with an even number of them, two tasks then have equal work.
     return [
         Cell(size, seed, name) for size in config.sizes for name in names for seed in config.seeds
     ]
+
+
+def _share(cells: list[Cell], number: int, num_tasks: int) -> list[Cell]:
+    """Every `num_tasks`-th cell, beginning with the `number`-th of 1..`num_tasks`.
+
+    Training from scratch takes longest, and is dealt out first, so that no task gets all of it.
+    """
+    dealt = sorted(cells, key=lambda cell: cell.strategy != BASELINE)
+    own = set(dealt[number - 1 :: num_tasks])
+    return [cell for cell in cells if cell in own]
 
 
 def _compute(

@@ -14,7 +14,7 @@ from evenfield.core.locks import LockedError, held
 from evenfield.core.seals import sealed
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.finetune.few_shot import curve as curves
-from evenfield.finetune.few_shot.curve import CurveConfig, few_shot_curve
+from evenfield.finetune.few_shot.curve import Cell, CurveConfig, _share, few_shot_curve
 from evenfield.finetune.few_shot.results import FewShotFileError
 from evenfield.finetune.run import finetune
 from evenfield.finetune.safety.step0 import WrongUnitError
@@ -171,6 +171,16 @@ def test_from_scratch_is_trained_on_the_drawn_structures_with_the_models_own_rec
     assert not config.compute.compiled and not config.level_sharing.levels
     assert config.start_from is None
     assert config.stream.edge_budget == 1500 and not Path(config.out).exists()
+
+
+def test_no_task_gets_all_trainings_from_scratch():
+    """They take longest; one of two tasks had them all, with one strategy and one seed."""
+    cells = [Cell(size, 0, name) for size in (8, 16, 40, 160) for name in ("refit", "scratch")]
+    shares = [_share(cells, number, 2) for number in (1, 2)]
+    assert sorted(shares[0] + shares[1]) == sorted(cells)
+    for share in shares:
+        assert [cell.strategy for cell in share].count("scratch") == 2
+        assert share == sorted(share, key=cells.index)
 
 
 def test_tasks_of_an_array_compute_each_cell_once(model, sets, tmp_path, monkeypatch):
