@@ -6,6 +6,7 @@ whether they still do.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -13,7 +14,6 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +65,51 @@ def _code_of(module: str) -> Iterator[str]:
     root = origin.parents[depth]
     is_ours_to_follow = not set(INSTALLED) & set(root.parts) and root != Path(os.__file__).parent
     if is_ours_to_follow:
-        for path in _imported_files(module, root):
+        for path in _imported_files(origin, root):
             yield f"{path.relative_to(root)} {_file_digest(path)}"
     # what a package is called where it is imported is nearly always its name
     with suppress(importlib.metadata.PackageNotFoundError):
         yield importlib.metadata.version(module.partition(".")[0])
 
 
-def _imported_files(module: str, root: Path) -> list[Path]:
-    """The files below `root` that importing a module reads, by what their code says."""
-    # modules elsewhere are not found, and so not followed
-    finder = ModuleFinder(path=[str(root)])
-    try:
-        finder.import_hook(module)
-    except (ImportError, SyntaxError, OSError):
+def _imported_files(origin: Path, root: Path) -> list[Path]:
+    """`origin`, and the files below `root` that it imports, by what their code says."""
+    found: set[Path] = set()
+    waiting = [origin]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            # whoever imports it says what is wrong
+            continue
+        for node in ast.walk(tree):
+            waiting += _files_of_import(node, path, root)
+    return sorted(found)
+
+
+def _files_of_import(node: ast.AST, path: Path, root: Path) -> list[Path]:
+    """The files below `root` that an import in the file `path` reads; none for other code."""
+    if isinstance(node, ast.Import):
+        folder = root
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        # each dot is a folder further up
+        folder = path.parents[node.level - 1] if node.level else root
+        names = [f"{node.module or ''}.{alias.name}".lstrip(".") for alias in node.names]
+    else:
         return []
-    files = [getattr(found, "__file__", None) for found in finder.modules.values()]
-    return sorted(Path(file) for file in files if file)
+
+    files = []
+    for name in names:
+        inner = folder
+        for part in name.split("."):
+            files += [inner / f"{part}.py", inner / part / "__init__.py"]
+            inner /= part
+    return [file for file in files if file.is_file()]
 
 
 def _texts(value: Any) -> Iterator[str]:

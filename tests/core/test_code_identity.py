@@ -30,7 +30,7 @@ def test_code_behind_a_name(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["packaged:Calc", "packaged.calc:Calc", "plain:Calc", "plain:make"]
+    "name", ["packaged:Calc", "packaged.calc:Calc", "plain:Calc", "plain:make", "spaced:Calc"]
 )
 def test_code_that_it_imports(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A class is often written in another file than the one that its name leads to."""
@@ -41,6 +41,10 @@ def test_code_that_it_imports(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "packaged" / "deep.py").write_text("from helper_of_a_test import Base\n")
     plain = "def make():\n    from helper_of_a_test import Base\n    return Base()\nCalc = make\n"
     (tmp_path / "plain.py").write_text(plain)
+    # a folder without __init__.py is a package too
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "inner.py").write_text("from helper_of_a_test import Base as Calc\n")
+    (tmp_path / "spaced.py").write_text("from space.inner import Calc\nfrom . import nothing\n")
     helper = tmp_path / "helper_of_a_test.py"
     helper.write_text("class Base: factor = 1\n")
     before = code_identity(name)
