@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .files import file_sha256
+
 
 # Files that a calculator reads and does not write: scripts, weights, parameters. Others that
 # settings name may be its own output, such as a log in .txt.
@@ -58,15 +60,14 @@ def _code_of(module: str) -> Iterator[str]:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return
     origin = Path(spec.origin)
-    yield _file_digest(origin)
 
     # the folder that Python finds the module in
     depth = module.count(".") + (origin.name == "__init__.py")
     root = origin.parents[depth]
-    is_ours_to_follow = not set(INSTALLED) & set(root.parts) and root != Path(os.__file__).parent
-    if is_ours_to_follow:
-        for path in _imported_files(origin, root):
-            yield f"{path.relative_to(root)} {_file_digest(path)}"
+    is_installed = set(INSTALLED) & set(root.parts) or root == Path(os.__file__).parent
+    files = [origin] if is_installed else _imported_files(origin, root)
+    for path in files:
+        yield f"{path.relative_to(root)} {file_sha256(path)}"
     # what a package is called where it is imported is nearly always its name
     with suppress(importlib.metadata.PackageNotFoundError):
         yield importlib.metadata.version(module.partition(".")[0])
@@ -137,15 +138,10 @@ def _content_of(path: Path) -> Iterator[str]:
     """The digest of a script, of weights or of a model folder; none for other texts."""
     try:
         if path.is_file() and path.name.endswith(ENDINGS):
-            yield _file_digest(path)
+            yield file_sha256(path)
         # lists the digests of all other files
         elif (path / MODEL_MANIFEST).is_file():
-            yield _file_digest(path / MODEL_MANIFEST)
+            yield file_sha256(path / MODEL_MANIFEST)
     except (OSError, ValueError):
         # a text that is no path, or a place that may not be read: whoever uses it says so
         return
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..core.code_identity import code_identity
 from ..core.command_line import (
     FolderHub,
     LevelOfTheory,
@@ -239,6 +238,9 @@ class OtherCalculator(CheckedCalculator):
     @property
     def identity(self) -> str:
         """The address, and a digest of the code behind it."""
+        # this module is imported at every start of evenfield
+        from ..core.code_identity import code_identity
+
         return f"{self.address} {code_identity(self.address)}"
 
     @property

@@ -28,7 +28,7 @@ from ...core.addresses import (
     without_secrets,
 )
 from ...core.errors import EvenfieldError
-from ...core.files import NAME_A_FILE, special_kind
+from ...core.files import NAME_A_FILE, file_sha256, special_kind
 from ...core.hub_client import limited_patience
 from ...core.storage import (
     SMALL_FILE_SECONDS,
@@ -435,8 +435,7 @@ def fingerprint(files: list[str]) -> str:
 
 def _sha256(path: Path) -> str:
     require_readable(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _remote_state(name: str) -> str:

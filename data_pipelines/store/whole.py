@@ -6,11 +6,10 @@ asks before it calls a folder finished.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from ...core.files import special_kind
+from ...core.files import file_sha256, special_kind
 from .fingerprints import FINGERPRINTS, SHA256
 from .shards import CONVERT_AGAIN, BrokenDataSetError, lacks_sums, stated_info
 
@@ -41,7 +40,7 @@ def damage_of(folder: Path) -> BrokenDataSetError | None:
 
 def sums_of_lists(folder: Path) -> dict[str, str]:
     """SHA-256 of the lists that are in a folder."""
-    return {name: _sha256(folder / name) for name in LISTS if (folder / name).is_file()}
+    return {name: file_sha256(folder / name) for name in LISTS if (folder / name).is_file()}
 
 
 def _stated_sums(folder: Path, info: dict[str, Any]) -> dict[str, str]:
@@ -61,7 +60,7 @@ def _check(path: Path, sha256: str) -> None:
     if special_kind(path) is not None or not path.is_file():
         raise BrokenDataSetError("is missing", file=path, remedy=CONVERT_AGAIN)
     try:
-        found = _sha256(path)
+        found = file_sha256(path)
     except OSError as error:
         raise BrokenDataSetError(
             f"cannot be read ({error.strerror})", file=path, remedy=CONVERT_AGAIN
@@ -72,8 +71,3 @@ def _check(path: Path, sha256: str) -> None:
             file=path,
             remedy=CONVERT_AGAIN,
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

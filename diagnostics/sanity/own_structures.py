@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
-from ...core.files import file_errors
+from ...core.files import file_errors, file_sha256
 from ...data_pipelines.sources.ase_files import read_frames
 from ..check import CheckError
 from .systems import HYDROGEN_STEP, MOLECULE_STEP, STEP, System
@@ -53,7 +52,7 @@ def systems_of_file(path: Path) -> list[System]:
 def digest_of_file(path: Path) -> str:
     """What tells one content of a file from another."""
     with file_errors(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
 
 
 def _check_frame(frame: Atoms, path: Path, number: int) -> None:

@@ -159,10 +159,10 @@ class Potential(ExactBuffers):
                 roles[name] = "table"
             elif (
                 parameter.ndim < 2
-                or name in ("readout.weight", "repulsion.log_factor")
+                or name in TENSORS_OF_HEADS
                 or parameter is self.backbone.element_vectors
             ):
-                # Also tables of which each number stands for itself. As a matrix, the radii of all
+                # Rows of heads have nothing to do with each other. As a matrix, the radii of all
                 # heads and elements were mixed in every step (docs/decisions/0007).
                 roles[name] = "vector"
             else:
