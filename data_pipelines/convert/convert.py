@@ -520,7 +520,7 @@ def _check_place(
     """What can be said of `out` without reading the sources, which may take minutes."""
     if out.is_file():
         raise FileError("is a file", file=out, remedy="name a folder for the data set")
-    may_continue = _is_unfinished(out)
+    may_continue = is_unfinished(out)
     info = _stated(out)
     if info is not None:
         stated = info["source"]
@@ -546,7 +546,7 @@ def _check_content(out: Path, origin: dict[str, Any], overwrite: bool) -> None:
             check_destination(out, overwrite=overwrite)
 
 
-def _is_unfinished(out: Path) -> bool:
+def is_unfinished(out: Path) -> bool:
     """Whether a folder holds staged parts, and besides them only files of ours."""
     parts = out / PARTS
     if parts.is_symlink():

@@ -27,11 +27,13 @@ from ase.data import atomic_numbers, chemical_symbols
 from pydantic import Field, field_validator, model_validator
 from rich.progress import track
 
+from ...core.code_identity import code_identity
 from ...core.destination import DATA_SETS, check_destination
 from ...core.errors import EvenfieldError
+from ...core.files import file_errors, file_sha256
 from ...core.workers import worker_pool
 from ..census.census import read_census
-from ..convert.convert import ConvertConfig, write_data_set
+from ..convert.convert import ConvertConfig, is_unfinished, write_data_set
 from ..convert.splits import check_symbols
 from ..corpus.licences import normalised, together
 from ..demo.geometry import has_close_contact
@@ -41,6 +43,7 @@ from ..store.blocks import iter_structures
 from ..store.folder_files import refuse_files_of_others
 from ..store.shards import read_info
 from ..structure import BadRecordError, Structure, check_structure
+from .kept import KeptLabels, Labels, Made
 from .label_oracles import OracleConfig, check_oracle, label, new_calculator
 from .relatives import relatives
 from .relaxation import RelaxationConfig, relaxed
@@ -208,13 +211,20 @@ def enrich(
     """Write a data set of cheap labels for elements of the converted set `data`.
 
     Processes are spawned: call this from a module or under `if __name__ == "__main__":`.
+    Labels are kept beside `out` until it is whole: repeated after a stop, with the same data,
+    settings and oracle, it goes on.
 
     Raises DestinationError for an occupied `out`, EvenfieldError for an oracle that cannot be used
     and EnrichError where no element, no relative or no label is found. Nothing is written then.
     """
     data = Path(data)
     out = Path(out)
-    check_destination(out, overwrite=overwrite, kinds=DATA_SETS, inputs=[data])
+    kept = KeptLabels(out)
+    belonging = _belonging(data, config)
+    # a stop while the labels were written leaves a part of a data set
+    is_own_part = is_unfinished(out) and kept.belongs(belonging)
+    may_replace = overwrite or is_own_part
+    check_destination(out, overwrite=may_replace, kinds=DATA_SETS, inputs=[data])
     refuse_files_of_others(out)
     if out.resolve().name == data.resolve().name:
         raise EnrichError(
@@ -249,8 +259,12 @@ def enrich(
     }
     plan = _plan(data, train_elements, sources, config)
     kin = _kin(train_elements, config.relatives) if config.swap_all else {}
-    structures, enrichment, failure = _make_all(plan, kin, sources, main_level, config, workers)
+    with kept.open(belonging, overwrite=overwrite) as labels:
+        structures, enrichment, failure = _make_all(
+            plan, kin, sources, main_level, config, workers, labels
+        )
     if not structures:
+        kept.remove()
         reasons = ", ".join(f"{count} {reason}" for reason, count in enrichment.refused.items())
         last = f"; the last: {failure}" if failure else ""
         raise EnrichError(
@@ -274,8 +288,23 @@ def enrich(
         # the two are trained on together
         physics=physics_of(info, data),
     )
-    write_data_set(structures, out, origin, about, overwrite=overwrite)
+    write_data_set(structures, out, origin, about, overwrite=may_replace)
+    kept.remove()
     return enrichment
+
+
+def _belonging(data: Path, config: EnrichConfig) -> dict[str, Any]:
+    """What makes an enrichment the same as one before; JSON-ready."""
+    with file_errors(data):
+        digest = file_sha256(data / "dataset_info.json")
+    return {
+        "data": digest,
+        "settings": config.model_dump(mode="json"),
+        "oracle": code_identity(config.oracle, config.oracle_settings),
+        "relaxation": code_identity(
+            config.relaxation.calculator or "", config.relaxation.calculator_settings
+        ),
+    }
 
 
 def _main_level(data: Path, levels: dict[str, Any], config: EnrichConfig) -> str:
@@ -377,19 +406,6 @@ def _kin(train_elements: dict[str, int], number: int) -> dict[int, list[int]]:
     return kin
 
 
-@dataclass(frozen=True)
-class _Made:
-    """One structure, or None, and why candidates before it were refused."""
-
-    element: int
-    host: int
-    atoms: Atoms | None
-    source_id: str
-    refused: tuple[str, ...]
-    failure: str = ""
-    """What the oracle, or the one that relaxes, said of the last that it failed for."""
-
-
 def _make_all(
     plan: dict[int, dict[int, list[int]]],
     kin: dict[int, list[int]],
@@ -397,16 +413,26 @@ def _make_all(
     main_level: str,
     config: EnrichConfig,
     workers: int | None,
+    labels: Labels,
 ) -> tuple[list[Structure], Enrichment, str]:
-    """The structures, what was made, and what a calculator said of the last that it failed for."""
+    """The structures, what was made, and what a calculator said of the last that it failed for.
+
+    labels: outcomes of tasks that were made before; the others are added to them.
+    """
     tasks = list(_tasks(plan, sources, config))
+    missing = [number for number in range(len(tasks)) if number not in labels.made]
     make = partial(_make, config, kin)
-    if workers == 1:
-        made = list(track(map(make, tasks), "labelling", total=len(tasks), transient=True))
-    else:
-        with worker_pool(workers) as executor:
-            results = executor.map(make, tasks, chunksize=STRUCTURES_PER_TASK)
-            made = list(track(results, "labelling", total=len(tasks), transient=True))
+    remaining = [tasks[number] for number in missing]
+    try:
+        if workers == 1:
+            _keep(labels, missing, map(make, remaining))
+        elif remaining:
+            with worker_pool(workers) as executor:
+                results = executor.map(make, remaining, chunksize=STRUCTURES_PER_TASK)
+                _keep(labels, missing, results)
+    finally:
+        labels.flush()
+    made = [labels.made[number] for number in range(len(tasks))]
 
     structures = []
     by_relative: dict[str, Counter[str]] = {}
@@ -434,6 +460,13 @@ def _make_all(
     return structures, enrichment, failure
 
 
+def _keep(labels: Labels, numbers: list[int], results: Iterator[Made]) -> None:
+    """Add results to the labels as they come."""
+    shown = track(results, "labelling", total=len(numbers), transient=True)
+    for number, made in zip(numbers, shown, strict=True):
+        labels.add(number, made)
+
+
 Task = tuple[int, int, list[tuple[int, Structure]]]
 """An element, its number among those of the element, and what it may be swapped into, in order."""
 
@@ -451,7 +484,7 @@ def _tasks(
             yield element, number, chosen
 
 
-def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
+def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> Made:
     """The first candidate of a task that is neither refused nor fails. Runs in workers."""
     element, number, chosen = task
     # another sequence than the one that chose the sources
@@ -482,8 +515,8 @@ def _make(config: EnrichConfig, kin: dict[int, list[int]], task: Task) -> _Made:
             refused.append(rejected.reason)
             failure = rejected.detail or failure
             continue
-        return _Made(element, host, atoms, source.structure_id, tuple(refused), failure)
-    return _Made(element, chosen[-1][0], None, "", tuple(refused), failure)
+        return Made(element, host, atoms, source.structure_id, tuple(refused), failure)
+    return Made(element, chosen[-1][0], None, "", tuple(refused), failure)
 
 
 def _calculator(config: EnrichConfig) -> Calculator:

@@ -27,7 +27,7 @@ from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig
 from ..sanity.memory import Memory
 from ..sanity.systems import PairDistances, System
-from ..sanity.verdicts import failures, progress_bar
+from ..sanity.verdicts import failures, progress_bar, refusal_of_energy
 
 
 DRIFT = 10.0  # meV/atom/ps, of the total energy
@@ -55,6 +55,9 @@ def check(
     Example: evenfield check dynamics evenfield-s elements=[Cu] suite=quick --level-of-theory EMT
     """
     calculator = model.calculator()
+    refusal = refusal_of_energy(calculator)
+    if refusal is not None:
+        return refusal
     systems, skipped = chosen_systems(settings, model.symbols)
     memory = Memory.of(folder, model, settings)
 

@@ -22,7 +22,7 @@ from ..sanity.choice import chosen_systems
 from ..sanity.config import SanityConfig, Suite
 from ..sanity.plots import curves_png
 from ..sanity.systems import SYSTEMS, PairDistances, System
-from ..sanity.verdicts import failures, with_progress
+from ..sanity.verdicts import failures, refusal_of_energy, with_progress
 
 
 # Steps relative to the usual one of a system, 2 fs for a metal, 0.5 fs with hydrogen.
@@ -47,6 +47,9 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     Example: evenfield check timestep evenfield-s elements=[Cu] suite=quick --level-of-theory EMT
     """
     calculator = model.calculator()
+    refusal = refusal_of_energy(calculator)
+    if refusal is not None:
+        return refusal
     is_quick = settings.suite == "quick"
     built_in = [each for each in SYSTEMS if (each.name in QUICK if is_quick else each.is_quick)]
     judged, skipped = chosen_systems(settings, model.symbols, built_in)

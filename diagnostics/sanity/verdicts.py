@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from ase.calculators.calculator import Calculator
 from rich.progress import Progress
 
 from ...core.rich_console import Console
-from ..check import Figure
+from ..check import CheckResult, Figure
 
 
 # names of failed systems in a line of text
@@ -44,3 +45,15 @@ def with_progress(what: str, items: list[Item]) -> Iterator[Item]:
         for item in items:
             yield item
             bar.advance(task)
+
+
+def refusal_of_energy(calculator: Calculator) -> CheckResult | None:
+    """The verdict on a calculator that says itself that it does not conserve energy; else None.
+
+    No dynamics is needed to know it, and a short one might not show it.
+    """
+    if getattr(calculator, "conserves_energy", True):
+        return None
+    figure = Figure("forces that are derivatives of the energy", 0, "", at_least=1.0)
+    line = f"{calculator.name}: its forces are not derivatives of its energy, so NVE is no use"
+    return CheckResult([figure], [line])

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ...core.errors import EvenfieldError
+from ...model_zoo.package.arrays import arrays_file
 from ...model_zoo.package.folder import read_attachment
 from ...model_zoo.package.manifest import MANIFEST
 
@@ -88,7 +89,7 @@ class Posterior:
     def to_bytes(self) -> bytes:
         """The content of posterior.safetensors. Raises EvenfieldError where it is not finite."""
         names = ("covariance", "bootstrap", "new_elements", "elements")
-        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        tensors: dict[str, np.ndarray] = {name: getattr(self, name) for name in names}
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise EvenfieldError(
@@ -96,7 +97,7 @@ class Posterior:
                     remedy="look at the labels: some may be far too large",
                 )
         about = {"level_of_theory": self.level_of_theory, "noise": self.noise}
-        return save(tensors, metadata={"evenfield": json.dumps(about, sort_keys=True)})
+        return arrays_file(tensors, json.dumps(about, sort_keys=True))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Posterior:

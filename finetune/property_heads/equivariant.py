@@ -1,7 +1,8 @@
 """Ridge regression on features that turn with the atoms: vectors, tensors and pseudoscalars.
 
 The rows are those of `model_zoo/heads/rows.py`, which the prediction uses too: three for a vector,
-six for a symmetric tensor, one for a pseudoscalar.
+six for a symmetric tensor, one for a pseudoscalar. Atoms without a label have none. Direct forces
+have three more for the net torque on each molecule.
 
 Shapes: S structures, N atoms, F invariants, R random functions, P columns of weights, Z elements.
 """
@@ -48,7 +49,9 @@ def fit_equivariant(
         seed=config.seed,
     )
 
-    is_sum = KINDS[config.head].rank > 0 or config.extensive
+    about = KINDS[config.head]
+    rank = about.rank
+    is_sum = rank > 0 or config.extensive
     matrix_parts = []
     target_parts = []
     column_parts = []
@@ -63,13 +66,21 @@ def fit_equivariant(
             num_elements,
             extensive=is_sum,
         )
-        matrix_parts.append(share * _independent(found.numpy()))
+        own_rows = _independent(found.numpy(), rank)
         label = np.asarray(labelled.labels[s])
-        target_parts.append(share * _independent(label[..., None])[:, 0])
-        if KINDS[config.head].rank == 2:
+        own_targets = _independent(label[..., None], rank)[:, 0]
+        has_label = np.isfinite(own_targets)
+        matrix_parts.append(share * own_rows[has_label])
+        target_parts.append(share * own_targets[has_label])
+        if rank == 2:
             # all atoms alike
-            alike = len(atoms) * np.eye(3)[..., None]
-            column_parts.append(share * _independent(alike)[:, 0])
+            num_alike = 1 if about.per == "atom" else len(atoms)
+            alike = np.broadcast_to(num_alike * np.eye(3), label.shape)
+            column_parts.append(share * _independent(alike[..., None], rank)[has_label, 0])
+        if config.head == "forces" and not atoms.pbc.any():
+            torque = _torque_rows(found.numpy(), atoms.positions)
+            matrix_parts.append(config.torque_weight * torque)
+            target_parts.append(np.zeros(3))
     matrix = np.concatenate(matrix_parts)
     column = np.concatenate(column_parts) if column_parts else None
 
@@ -100,11 +111,12 @@ def fit_equivariant(
 
 def _shares(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:
     """What the rows of each structure are multiplied by, (S,)."""
-    if KINDS[config.head].rank > 0:
+    about = KINDS[config.head]
+    if about.per == "structure" and about.rank > 0:
         # Errors grow with what is predicted. With rows of equal weight the few largest answers
         # decide: polarizabilities of molecules are then worse by half, dipoles by a tenth.
         size = np.array([np.linalg.norm(labelled.labels[s]) for s in train])
-        floor = SHARE_OF_MEDIAN[KINDS[config.head].rank] * float(np.median(size))
+        floor = SHARE_OF_MEDIAN[about.rank] * float(np.median(size))
         size = size + max(floor, np.finfo(float).tiny)
         return float(size.mean()) / size
     if config.head == "pseudoscalar" and config.extensive:
@@ -123,16 +135,27 @@ def _mean_invariants(
     return mean
 
 
-def _independent(answer: np.ndarray) -> np.ndarray:
-    """Independent entries of an answer (..., P) of one structure, as rows (D, P).
+def _independent(answers: np.ndarray, rank: int) -> np.ndarray:
+    """Independent entries of answers (..., P) of one structure or its atoms, as rows (D, P).
 
     Of a symmetric tensor six, scaled so that the sum of their squares is that of all nine: a turned
     structure has the same sum.
     """
-    if answer.ndim < 3:
-        return answer.reshape(-1, answer.shape[-1])
+    if rank < 2:
+        return answers.reshape(-1, answers.shape[-1])
     first = [0, 1, 2, 1, 0, 0]
     second = [0, 1, 2, 2, 2, 1]
     scale = np.sqrt([1.0, 1.0, 1.0, 2.0, 2.0, 2.0])
-    entries: np.ndarray = answer[first, second] * scale[:, None]
-    return entries
+    entries: np.ndarray = answers[..., first, second, :] * scale[:, None]
+    return entries.reshape(-1, answers.shape[-1])
+
+
+def _torque_rows(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Net torque (3, P) of forces (N, 3, P), over the root of the sum of squared arms.
+
+    Its error is then about as large as that of a component of a force.
+    """
+    arms = positions - positions.mean(axis=0)
+    torque: np.ndarray = np.cross(arms[:, :, None], rows, axis=1).sum(axis=0)
+    length = np.sqrt((arms**2).sum())
+    return torque / length if length > 0 else torque

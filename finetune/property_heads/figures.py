@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 
 # relative; below it numbers differ by rounding
@@ -52,6 +53,29 @@ def sign_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {}
     right = 0.5 * (1 + np.sign(predicted) * np.sign(labels))
     return {"sign": float(right[has_sign].mean())}
+
+
+def spread_figures(errors: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
+    """Figures of the spreads (M,) that a head gave for errors (M,), NaN where there is no label.
+
+    `within_spread`, the share of errors below their spread, 0.68 for errors of a normal
+    distribution; `spread_rank`, the rank correlation of both; `gain_by_spread`, how much larger the
+    mean logarithm of the density of the errors is with these spreads than with one for all, chosen
+    with the errors in view.
+    """
+    is_known = np.isfinite(errors) & np.isfinite(spreads)
+    errors = errors[is_known]
+    spreads = spreads[is_known]
+    standard = errors / spreads
+    one_for_all = max(float(np.sqrt((errors**2).mean())), np.finfo(float).tiny)
+    gain = np.log(one_for_all / spreads) + 0.5 * (1.0 - standard**2)
+    figures = {
+        "within_spread": float((np.abs(standard) < 1).mean()),
+        "gain_by_spread": float(gain.mean()),
+    }
+    if min(spreads.std(), np.abs(errors).std()) > SAME * spreads.max():
+        figures["spread_rank"] = float(spearmanr(np.abs(errors), spreads).statistic)
+    return figures
 
 
 def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,8 @@ A charge row is phi_i - mean(phi), so that charges add up to the net charge what
 are. A dipole row is sum_i (r_i - mean(r)) phi_i for each direction, which is the same with the mean
 taken off phi: charges that were never labelled follow from dipoles by the same linear fit.
 
-Equivariant features have rows of their own: `equivariant.py`.
+Equivariant features have rows of their own: `equivariant.py`. Where a spread is asked for, the size
+of the errors on left-out structures is learned in the same way: `spread.py`.
 
 Shapes: S structures, N atoms of one, F features, Z elements, P = F + Z columns, K classes.
 """
@@ -43,11 +44,14 @@ from .figures import (
     number_figures,
     relative_figures,
     sign_figures,
+    spread_figures,
 )
 from .labels import LabelledFrames, read_labelled
 from .logistic import logistic
 from .ridge import ridge
 from .split import groups_of, held_out
+from .spread import fit_spread
+from .states import fit_states
 from .weights import Weights
 
 
@@ -69,10 +73,16 @@ def fit_head(
     with file_errors(data):
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
     say(f"{len(is_test)} structures, of which {is_test.sum()} are held out by {config.split}")
+    if labelled.skipped:
+        say(f"left out: {labelled.skipped} structures without {config.label_key!r}")
 
-    features = features_of(model.potential, labelled, config.head_features)
     train = np.flatnonzero(~is_test)
     test = np.flatnonzero(is_test)
+    untested = _untested_classes(labelled, test)
+    if untested:
+        say(f"no structure of {', '.join(untested)} is held out, so the errors are without it")
+
+    features = features_of(model.potential, labelled, config.head_features)
     elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in train]))
     weights = fit_weights(labelled, features, train, elements, config)
 
@@ -82,6 +92,7 @@ def fit_head(
         unit=config.head_unit,
         extensive=config.extensive,
         classes=labelled.classes,
+        num_states=len(labelled.labels[0]) if config.head == "states" else 0,
         features=config.head_features,
         num_functions=config.head_functions,
         level_of_theory=labelled.level_of_theory,
@@ -92,16 +103,28 @@ def fit_head(
         num_held_out=len(test),
         split=config.split,
         elements=[chemical_symbols[z] for z in elements],
+        silent_elements=_silent_elements(labelled, train, elements, config),
+        spread=config.spread,
         regularisation=weights.penalty,
         errors={},
         guess={},
     )
-    head = Head(about, weights.weight, weights.bias, weights.expansion)
+    head = Head(
+        about,
+        weights.weight,
+        weights.bias,
+        weights.expansion,
+        weights.spread_weight,
+        weights.spread_bias,
+    )
     predictions = [head.predict(features[s], labelled.frames[s]) for s in test]
     guesses = trivial_guesses(labelled, train, test, config)
     labels = [labelled.labels[s] for s in test]
     errors = figures_of(predictions, labels, config)
     guess = figures_of(guesses, labels, config)
+    if config.spread:
+        spreads = [head.predict_spread(features[s], labelled.frames[s]) for s in test]
+        errors |= spread_figures(flat(predictions) - flat(labels), flat(spreads))
     about = about.model_copy(update={"errors": errors, "guess": guess})
     return dataclasses.replace(head, description=about)
 
@@ -116,6 +139,29 @@ def _check_carried(potential: Potential, config: HeadConfig) -> None:
             "settings has none",
             remedy="take a model with the network gaunt and l_max of 1 or more",
         )
+
+
+def _untested_classes(labelled: LabelledFrames, test: np.ndarray) -> list[str]:
+    """Names of the classes that no structure at the places `test` has."""
+    tested = {labelled.labels[s] for s in test} if labelled.classes else set()
+    return [name for place, name in enumerate(labelled.classes) if place not in tested]
+
+
+def _silent_elements(
+    labelled: LabelledFrames, train: np.ndarray, elements: np.ndarray, config: HeadConfig
+) -> list[str]:
+    """Symbols of the elements of which no atom has a label."""
+    if not KINDS[config.head].can_be_partial:
+        return []
+    numbers = np.concatenate([labelled.frames[s].numbers for s in train])
+    has_label = np.concatenate([_has_label(labelled.labels[s]) for s in train])
+    return [chemical_symbols[z] for z in elements if not has_label[numbers == z].any()]
+
+
+def _has_label(labels: np.ndarray) -> np.ndarray:
+    """Which atoms (N,) of labels (N, ...) have one."""
+    found: np.ndarray = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+    return found
 
 
 def features_of(
@@ -144,7 +190,10 @@ def fit_weights(
         numbers = labelled.frames[s].numbers
         one_hot = (numbers[:, None] == elements[None, :]).astype(float)
         atom_rows = np.hstack([invariants[s] - centre, one_hot])  # (N, P)
-        rows.append(_rows_of(atom_rows, labelled.frames[s].positions, config))
+        own_rows = _rows_of(atom_rows, labelled.frames[s].positions, config)
+        if config.head == "atom_scalar":
+            own_rows = own_rows[np.isfinite(labelled.labels[s])]
+        rows.append(own_rows)
     matrix = np.concatenate(rows)
 
     # features of very different size would be penalised differently
@@ -162,6 +211,9 @@ def fit_weights(
         bias = found.weights[num_features:].T + found.constants[:, None]
         return Weights(weight, bias - (weight @ centre)[:, None], found.penalty)
 
+    if config.head == "states":
+        return _states_weights(labelled, train, matrix, size, centre, config)
+
     targets, column = _targets(labelled, train, config)
     solution = ridge(matrix, targets, column)
     weight = solution.weights[None, :num_features] / size
@@ -169,7 +221,45 @@ def fit_weights(
     if config.head in ("charges", "dipole"):
         # a constant added to all charges is taken off again, so the mean bias can be anything
         return Weights(weight, bias - bias.mean(), solution.penalty)
-    return Weights(weight, bias - weight @ centre, solution.penalty)
+    weights = Weights(weight, bias - weight @ centre, solution.penalty)
+    if not config.spread:
+        return weights
+
+    assert column is not None, "scalars have one"
+    all_groups = groups_of(labelled.frames, config)
+    groups = [all_groups[s] for s, own in zip(train, rows, strict=True) for _ in own]
+    of_errors = fit_spread(matrix, targets, column, groups, config.seed)
+    spread_weight = of_errors.weights[:num_features] / size
+    spread_bias = of_errors.weights[num_features:] + of_errors.constant
+    return dataclasses.replace(
+        weights,
+        spread_weight=spread_weight,
+        spread_bias=spread_bias - spread_weight @ centre,
+    )
+
+
+def _states_weights(
+    labelled: LabelledFrames,
+    train: np.ndarray,
+    matrix: np.ndarray,
+    size: np.ndarray,
+    centre: np.ndarray,
+    config: HeadConfig,
+) -> Weights:
+    """Weights of the matrix of states, from rows (S, F + Z) whose features are less `centre`."""
+    num_features = len(centre)
+    energies = np.array([labelled.labels[s] for s in train])  # (S, K)
+    # what the elements explain of the mean is far larger than what the states differ by
+    counts = matrix[:, num_features:]
+    of_elements = np.linalg.lstsq(counts, energies.mean(axis=1), rcond=None)[0]
+    all_groups = groups_of(labelled.frames, config)
+    groups = [all_groups[s] for s in train]
+    found = fit_states(matrix, energies - (counts @ of_elements)[:, None], groups, config.seed)
+
+    row, column = np.triu_indices(energies.shape[1])
+    weight = found.weights[:num_features].T / size  # (M, F)
+    bias = found.weights[num_features:].T + np.outer(row == column, of_elements)
+    return Weights(weight, bias - (weight @ centre)[:, None], found.penalty)
 
 
 def _rows_of(atom_rows: np.ndarray, positions: np.ndarray, config: HeadConfig) -> np.ndarray:
@@ -179,6 +269,10 @@ def _rows_of(atom_rows: np.ndarray, positions: np.ndarray, config: HeadConfig) -
     if config.head == "dipole":
         arms = positions - positions.mean(axis=0)
         return arms.T @ atom_rows
+    if config.head == "atom_scalar":
+        return atom_rows
+    if config.head == "states":
+        return atom_rows.sum(axis=0, keepdims=True)
     if config.extensive:
         # the error of a sum grows like the root of the number of its terms
         return atom_rows.sum(axis=0, keepdims=True) / np.sqrt(len(atom_rows))
@@ -195,6 +289,10 @@ def _targets(
         return flat([charges - charges.mean() for charges in labels]), None
     if config.head == "dipole":
         return flat(labels), None
+    if config.head == "atom_scalar":
+        of_atoms = flat(labels)
+        of_atoms = of_atoms[np.isfinite(of_atoms)]
+        return of_atoms, np.ones(len(of_atoms))
     numbers = np.array(labels)
     if config.extensive:
         roots = np.sqrt([len(labelled.frames[s]) for s in train])
@@ -209,10 +307,13 @@ def trivial_guesses(
 
     The mean charge of the element, shifted to the net charge; no dipole, vector or pseudoscalar;
     the mean of a scalar, for an extensive one that of an atom; for a tensor the mean trace of an
-    atom; the frequencies of the classes.
+    atom; the frequencies of the classes; for states what the composition explains; for an atom the
+    mean number, or trace, of its element.
     """
     frames = labelled.frames
     labels = labelled.labels
+    if KINDS[config.head].per == "atom" and config.head != "charges":
+        return _guesses_for_atoms(labelled, train, test)
     if config.head == "charges":
         mean = _mean_charges(labelled, train)
         guesses: list[Answer] = []
@@ -232,12 +333,48 @@ def trivial_guesses(
         counts = np.bincount([labels[s] for s in train], minlength=len(labelled.classes))
         shares = counts / counts.sum()
         return [dict(zip(labelled.classes, shares.tolist(), strict=True)) for _ in test]
+    if config.head == "states":
+        return _guesses_for_states(labelled, train, test)
     if config.extensive:
         num_atoms = sum(len(frames[s]) for s in train)
         of_an_atom = sum(labels[s] for s in train) / num_atoms
         return [of_an_atom * len(frames[s]) for s in test]
     mean_label = float(np.mean([labels[s] for s in train]))
     return [mean_label for _ in test]
+
+
+def _guesses_for_atoms(
+    labelled: LabelledFrames, train: np.ndarray, test: np.ndarray
+) -> list[Answer]:
+    """Mean of the numbers of an element, no vector, the mean trace of the tensors of an element."""
+    numbers = np.concatenate([labelled.frames[s].numbers for s in train])
+    labels = np.concatenate([labelled.labels[s] for s in train])  # (N, ...)
+    has_label = _has_label(labels)
+    guesses: list[Answer] = []
+    for s in test:
+        guess = np.zeros_like(labelled.labels[s])
+        for place, z in enumerate(labelled.frames[s].numbers):
+            of_element = labels[has_label & (numbers == z)]
+            if not len(of_element):
+                guess[place] = np.nan
+            elif labels.ndim == 1:
+                guess[place] = of_element.mean()
+            elif labels.ndim == 3:
+                guess[place] = np.trace(of_element.mean(axis=0)) / 3 * np.eye(3)
+        guesses.append(guess)
+    return guesses
+
+
+def _guesses_for_states(
+    labelled: LabelledFrames, train: np.ndarray, test: np.ndarray
+) -> list[Answer]:
+    """Energies of each state that follow from composition alone."""
+    frames = labelled.frames
+    elements = np.unique(np.concatenate([frames[s].numbers for s in train]))
+    counts = np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in frames])
+    energies = np.array([labelled.labels[s] for s in train])
+    of_elements = np.linalg.lstsq(counts[train].astype(float), energies, rcond=None)[0]
+    return list(counts[test] @ of_elements)
 
 
 def _mean_charges(labelled: LabelledFrames, train: np.ndarray) -> dict[int, float]:
@@ -252,9 +389,17 @@ def figures_of(answers: list[Any], labels: list[Any], config: HeadConfig) -> dic
     if config.head == "class":
         probabilities = np.array([list(answer.values()) for answer in answers])
         return class_figures(probabilities, np.array(labels))
-    figures = number_figures(flat(answers), flat(labels))
-    if KINDS[config.head].rank == 2:
-        figures |= relative_figures(np.array(answers), np.array(labels))
+    about = KINDS[config.head]
+    predicted = flat(answers)
+    wanted = flat(labels)
+    # atoms without a label, and those of elements that had none in the fit
+    is_known = np.isfinite(predicted) & np.isfinite(wanted)
+    figures = number_figures(predicted[is_known], wanted[is_known])
+    if about.rank == 2:
+        tensors = is_known.reshape(-1, 9).all(axis=1)
+        figures |= relative_figures(
+            predicted.reshape(-1, 3, 3)[tensors], wanted.reshape(-1, 3, 3)[tensors]
+        )
     if config.head == "pseudoscalar":
         figures |= sign_figures(np.array(answers), np.array(labels))
     return figures

@@ -13,7 +13,7 @@ from ase import Atoms
 from ...core.errors import EvenfieldError
 from ...data_pipelines.sources.ase_files import read_frames
 from ...data_pipelines.structure import BadRecordError, Structure, check_structure
-from ...model_zoo.heads.description import KINDS
+from ...model_zoo.heads.description import KINDS, MOST_STATES
 from ...model_zoo.heads.head import net_charge, without_dipole
 from .config import HeadConfig
 
@@ -23,10 +23,15 @@ MOST_CLASSES = 100
 ROUNDING_OF_CHARGES = 2e-3
 # relative to the largest entry; finite differences are symmetric to a few digits
 ROUNDING_OF_TENSORS = 1e-3
+SKIP = "leave out structures without a label, with skip_unlabelled=true"
 
 
 class LabelError(EvenfieldError):
     """A file whose labels a head cannot be fitted to."""
+
+
+class NoLabelError(LabelError):
+    """A structure without the label."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,13 @@ class LabelledFrames:
 
     frames: list[Atoms]
     labels: list[Any]
-    """Charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the place of a class."""
+    """Charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the place of a class; of
+    the atoms numbers (N,), vectors or forces (N, 3), or tensors (N, 3, 3), NaN where an atom has
+    none; of states their energies (K,)."""
     classes: list[str]
     level_of_theory: str
+    skipped: int = 0
+    """Structures of the file without a label."""
 
 
 def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> LabelledFrames:
@@ -49,19 +58,32 @@ def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> Lab
     structure that has no such label, one of another shape, one that is not finite, an element that
     the model has not learned, or none of what the kind of head needs.
     """
-    frames = read_frames(path)
+    frames = []
     labels = []
-    for record, atoms in enumerate(frames):
+    skipped = 0
+    for record, atoms in enumerate(read_frames(path)):
         try:
+            label = _label_of(atoms, config)
             _check_atoms(atoms, known)
-            labels.append(_label_of(atoms, config))
         except EvenfieldError as error:
+            if config.skip_unlabelled and isinstance(error, NoLabelError):
+                skipped += 1
+                continue
             raise LabelError(
                 error.message, remedy=error.remedy, file=path, record=record
             ) from error
+        frames.append(atoms)
+        labels.append(label)
+    if not frames:
+        raise LabelError(
+            f"has no structure with {config.label_key!r}", remedy="check key=", file=path
+        )
+
     level = config.level_of_theory or _stated_level(frames, path)
+    if config.head == "states":
+        _check_numbers_of_states(labels, path)
     if config.head != "class":
-        return LabelledFrames(frames, labels, [], level)
+        return LabelledFrames(frames, labels, [], level, skipped)
 
     classes = sorted(set(labels))
     if not 2 <= len(classes) <= MOST_CLASSES:
@@ -71,7 +93,17 @@ def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> Lab
             file=path,
         )
     places = [classes.index(label) for label in labels]
-    return LabelledFrames(frames, places, classes, level)
+    return LabelledFrames(frames, places, classes, level, skipped)
+
+
+def _check_numbers_of_states(labels: list[np.ndarray], path: Path) -> None:
+    numbers = sorted({len(energies) for energies in labels})
+    if len(numbers) > 1:
+        raise LabelError(
+            f"has structures with {numbers[0]} and with {numbers[-1]} states",
+            remedy="give all structures the same number of energies",
+            file=path,
+        )
 
 
 def _check_atoms(atoms: Atoms, known: Collection[str]) -> None:
@@ -89,10 +121,15 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
     if config.head == "class":
         return _class_name(value, config.label_key)
 
-    shape = (len(atoms),) if config.head == "charges" else (3,) * KINDS[config.head].rank
+    about = KINDS[config.head]
+    shape = (3,) * about.rank
+    if about.per == "atom":
+        shape = (len(atoms), *shape)
+    elif config.head == "states":
+        shape = (np.size(value),)
     try:
         numbers = np.asarray(value, dtype=np.float64)
-        if len(shape) == 2 and numbers.shape == (9,):
+        if about.rank == 2 and numbers.shape == (*shape[:-2], 9):
             # as extended XYZ can hold a matrix
             numbers = numbers.reshape(shape)
     except (TypeError, ValueError):
@@ -105,10 +142,14 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
             f"has {config.label_key!r} of shape {numbers.shape}, not {shape}",
             remedy=f"head={config.head} needs that shape",
         )
-    if not np.isfinite(numbers).all():
+    if about.can_be_partial:
+        numbers = _with_whole_atoms(numbers, config.label_key)
+    elif not np.isfinite(numbers).all():
         raise LabelError(f"has {config.label_key!r} that is not finite", remedy="remove the record")
-    if len(shape) == 2:
+    if about.rank == 2:
         _check_symmetric(numbers, config.label_key)
+    if config.head == "states":
+        _check_states(numbers, config.label_key)
     numbers = numbers * config.factor
     if config.head == "charges":
         _check_net_charge(numbers, atoms)
@@ -119,9 +160,38 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
     return numbers if shape else float(numbers)
 
 
-def _check_symmetric(tensor: np.ndarray, key: str) -> None:
-    skew = float(np.abs(tensor - tensor.T).max())
-    if skew > ROUNDING_OF_TENSORS * float(np.abs(tensor).max()):
+def _with_whole_atoms(numbers: np.ndarray, key: str) -> np.ndarray:
+    """Labels (N, ...) of atoms, where an atom has all its numbers or NaN alone.
+
+    Raises NoLabelError where no atom has a label.
+    """
+    if np.isinf(numbers).any():
+        raise LabelError(f"has {key!r} that is infinite", remedy="state NaN for atoms without one")
+    has_label = np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
+    if not has_label.any():
+        raise NoLabelError(f"has no atom with {key!r}", remedy=SKIP)
+    whole = numbers.copy()
+    whole[~has_label] = np.nan
+    return whole
+
+
+def _check_states(energies: np.ndarray, key: str) -> None:
+    if not 2 <= len(energies) <= MOST_STATES:
+        raise LabelError(
+            f"has {key!r} of {len(energies)} energies",
+            remedy=f"give those of 2 to {MOST_STATES} states",
+        )
+    if (np.diff(energies) < 0).any():
+        raise LabelError(
+            f"has {key!r} that do not rise",
+            remedy="give the energies of the lowest states in order",
+        )
+
+
+def _check_symmetric(tensors: np.ndarray, key: str) -> None:
+    """Raise LabelError for tensors (..., 3, 3) that are not symmetric."""
+    skew = float(np.nanmax(np.abs(tensors - np.swapaxes(tensors, -1, -2))))
+    if skew > ROUNDING_OF_TENSORS * float(np.nanmax(np.abs(tensors))):
         raise LabelError(
             f"has {key!r} that is not symmetric, by {skew:.2g}",
             remedy="give the symmetric part, (a + a.T) / 2",
@@ -137,7 +207,9 @@ def _stated(atoms: Atoms, key: str) -> Any:
     # positions and numbers are no labels
     found = sorted({name for place in places for name in place} - {"numbers", "positions"})
     has = ", ".join(found) or "nothing"
-    raise LabelError(f"has no {key!r}", remedy=f"set key= to one of what it has: {has}")
+    raise NoLabelError(
+        f"has no {key!r}", remedy=f"set key= to one of what it has: {has}; or {SKIP}"
+    )
 
 
 def _class_name(value: Any, key: str) -> str:

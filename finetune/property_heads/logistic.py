@@ -13,10 +13,11 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from .split import FOLDS, folds
+
 
 # in this order: each solution starts from the one before, which is nearer to zero
 PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
-FOLDS = 5
 # of the gradient per structure; the choice of the penalty needs no more than the first
 CHOOSING = 1e-4
 GRADIENT_TOLERANCE = 1e-7
@@ -42,11 +43,7 @@ def logistic(
     rows: np.ndarray, classes: np.ndarray, num_classes: int, groups: list[str], seed: int
 ) -> LogisticFit:
     """Rows (S, P), the class of each (S,), and the group of each, which is left out whole."""
-    names = sorted(set(groups))
-    folds = np.random.default_rng(seed).permutation(len(names)) % FOLDS
-    fold_of = dict(zip(names, folds.tolist(), strict=True))
-    fold = np.array([fold_of[group] for group in groups])
-
+    fold = folds(groups, seed)
     losses = np.zeros(len(PENALTIES))
     for left_out in range(FOLDS):
         test = fold == left_out

@@ -13,6 +13,17 @@ from .config import HeadConfig
 from .labels import LabelError
 
 
+FOLDS = 5
+
+
+def folds(groups: Sequence[str], seed: int) -> np.ndarray:
+    """Fold (S,) of each structure, below FOLDS; structures of a group share one."""
+    names = sorted(set(groups))
+    drawn = np.random.default_rng(seed).permutation(len(names)) % FOLDS
+    fold_of = dict(zip(names, drawn.tolist(), strict=True))
+    return np.array([fold_of[group] for group in groups])
+
+
 def groups_of(frames: Sequence[Atoms], config: HeadConfig) -> list[str]:
     """What must stay together, for each structure."""
     if config.split == "structure":

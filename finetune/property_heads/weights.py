@@ -20,3 +20,7 @@ class Weights:
     penalty: float
     expansion: Expansion | None = None
     """Of equivariant features."""
+    spread_weight: np.ndarray | None = None
+    """(F,), where the size of errors is learned"""
+    spread_bias: np.ndarray | None = None
+    """(Z,)"""

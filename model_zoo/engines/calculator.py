@@ -60,7 +60,7 @@ class EvenfieldCalculator(Calculator):
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
     # what `set` can change; ASE accepts any key, and would only note it
-    settable = ("level_of_theory", "dtype", "device", "skin", "field")
+    settable: tuple[str, ...] = ("level_of_theory", "dtype", "device", "skin", "field")
 
     def __init__(
         self,

@@ -12,11 +12,23 @@ from pydantic import Field, field_validator, model_validator
 
 from ...core.errors import EvenfieldError
 from ...core.settings import Settings
-from ...core.units import CHARGE, DIPOLE, POLARIZABILITY
+from ...core.units import CHARGE, DIPOLE, ENERGY, FORCES, POLARIZABILITY
 
 
 Kind = Literal[
-    "charges", "dipole", "scalar", "class", "vector", "tensor", "polarizability", "pseudoscalar"
+    "charges",
+    "dipole",
+    "scalar",
+    "class",
+    "vector",
+    "tensor",
+    "polarizability",
+    "pseudoscalar",
+    "atom_scalar",
+    "atom_vector",
+    "atom_tensor",
+    "forces",
+    "states",
 ]
 # of the network: invariants of all its layers; of the readout: its hidden layer, in which the
 # energy is linear; equivariant: those of the network, its vectors and tensors, and random
@@ -26,6 +38,7 @@ Features = Literal["network", "readout", "equivariant"]
 # a name becomes a key of `results`, where these mean something already
 RESERVED = frozenset(all_outputs) | {
     "committee_disagreement",
+    "direct_forces",
     "distance",
     "energy_radius",
     "energy_std",
@@ -53,12 +66,18 @@ class HeadKind:
     """Sign that an inversion of space gives it."""
     units: Mapping[str, float] | None
     """Units of labels, as factors to the first of them; None where the user names the unit."""
-    columns: tuple[str, ...]
-    """Entries of ASE's `results` that a head of this kind can fill; empty for its own name."""
+    columns: tuple[str, ...] = ()
+    """Entries of `results` that a head of this kind can fill; empty for its own name."""
+    label: str | None = None
+    """Where ASE keeps labels of this kind; None where the user names the key."""
     features: tuple[Features, ...] = ("network", "readout")
     """What it can be linear in; the first by default."""
     can_be_mean: bool = False
     """Whether it may be a mean over the atoms as well as a sum."""
+    can_be_partial: bool = False
+    """Whether some atoms of a structure may be without a label."""
+    can_have_spread: bool = False
+    """Whether the size of its errors can be learned as well."""
 
 
 KINDS: dict[Kind, HeadKind] = {
@@ -69,6 +88,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units=CHARGE,
         columns=("charges",),
+        label="charges",
     ),
     "dipole": HeadKind(
         meaning="dipole moment of charges that are fitted to it",
@@ -77,6 +97,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=-1,
         units=DIPOLE,
         columns=("dipole", "charges"),
+        label="dipole",
         features=("network", "readout", "equivariant"),
     ),
     "scalar": HeadKind(
@@ -85,8 +106,8 @@ KINDS: dict[Kind, HeadKind] = {
         rank=0,
         parity=1,
         units=None,
-        columns=(),
         can_be_mean=True,
+        can_have_spread=True,
     ),
     "class": HeadKind(
         meaning="probabilities of named classes",
@@ -94,7 +115,6 @@ KINDS: dict[Kind, HeadKind] = {
         rank=0,
         parity=1,
         units={"probability": 1.0},
-        columns=(),
     ),
     "vector": HeadKind(
         meaning="a polar vector of the structure, summed over its atoms",
@@ -102,7 +122,6 @@ KINDS: dict[Kind, HeadKind] = {
         rank=1,
         parity=-1,
         units=None,
-        columns=(),
         features=("equivariant",),
     ),
     "tensor": HeadKind(
@@ -111,7 +130,6 @@ KINDS: dict[Kind, HeadKind] = {
         rank=2,
         parity=1,
         units=None,
-        columns=(),
         features=("equivariant",),
     ),
     "polarizability": HeadKind(
@@ -121,6 +139,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units=POLARIZABILITY,
         columns=("polarizability",),
+        label="polarizability",
         features=("equivariant",),
     ),
     "pseudoscalar": HeadKind(
@@ -129,11 +148,56 @@ KINDS: dict[Kind, HeadKind] = {
         rank=0,
         parity=-1,
         units=None,
-        columns=(),
         features=("equivariant",),
         can_be_mean=True,
     ),
+    "atom_scalar": HeadKind(
+        meaning="a number of each atom",
+        per="atom",
+        rank=0,
+        parity=1,
+        units=None,
+        can_be_partial=True,
+        can_have_spread=True,
+    ),
+    "atom_vector": HeadKind(
+        meaning="a polar vector of each atom",
+        per="atom",
+        rank=1,
+        parity=-1,
+        units=None,
+        features=("equivariant",),
+        can_be_partial=True,
+    ),
+    "atom_tensor": HeadKind(
+        meaning="a symmetric tensor of each atom",
+        per="atom",
+        rank=2,
+        parity=1,
+        units=None,
+        features=("equivariant",),
+        can_be_partial=True,
+    ),
+    "forces": HeadKind(
+        meaning="forces that are derivatives of no energy: they do not conserve it",
+        per="atom",
+        rank=1,
+        parity=-1,
+        units=FORCES,
+        columns=("direct_forces",),
+        label="forces",
+        features=("equivariant",),
+    ),
+    "states": HeadKind(
+        meaning="energies of coupled electronic states, eigenvalues of a small matrix",
+        per="structure",
+        rank=0,
+        parity=1,
+        units=ENERGY,
+    ),
 }
+
+MOST_STATES = 8
 
 
 class HeadDescription(Settings):
@@ -147,9 +211,13 @@ class HeadDescription(Settings):
         description="a sum over the atoms instead of their mean; of scalars and pseudoscalars only",
     )
     classes: list[str] = Field(default=[], description="names of the classes, in order")
+    num_states: int = Field(default=0, ge=0, le=MOST_STATES, description="states that are coupled")
     features: Features = Field(description="what the prediction is linear in")
     num_functions: int = Field(
         default=0, ge=0, le=8192, description="random functions among equivariant features"
+    )
+    spread: bool = Field(
+        default=False, description="says how large its errors are, with weights for that"
     )
     level_of_theory: str = Field(description="how the labels were computed or measured")
     data: str = Field(description="name of the file of labels")
@@ -161,13 +229,16 @@ class HeadDescription(Settings):
         description="what was never on both sides of the split"
     )
     elements: list[str] = Field(min_length=1, description="symbols that the fit has seen")
+    silent_elements: list[str] = Field(
+        default=[], description="those of which no atom had a label: they get NaN"
+    )
     regularisation: float = Field(ge=0, description="penalty that the fit chose")
     errors: dict[str, float] = Field(description="figure -> its value on held-out structures")
     guess: dict[str, float] = Field(
         description="the same figures of a trivial guess: the mean, or the frequencies"
     )
 
-    @field_validator("elements")
+    @field_validator("elements", "silent_elements")
     @classmethod
     def _are_symbols(cls, elements: list[str]) -> list[str]:
         unknown = sorted(set(elements) - set(chemical_symbols[1:]))
@@ -178,11 +249,17 @@ class HeadDescription(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_name(self.name, self.kind)
-        check_choices(self.kind, self.features, extensive=self.extensive)
+        check_choices(self.kind, self.features, extensive=self.extensive, spread=self.spread)
         if self.num_functions and self.features != "equivariant":
             raise ValueError("num_functions: only equivariant features have some")
+        if not set(self.silent_elements) < set(self.elements):
+            raise ValueError("silent_elements: some of the elements, and not all")
+        if self.silent_elements and not KINDS[self.kind].can_be_partial:
+            raise ValueError(f"silent_elements: each atom of a {self.kind} head has an answer")
         if (self.kind == "class") != (len(self.classes) >= 2):
             raise ValueError("classes: a class head has two or more, the others none")
+        if (self.kind == "states") != (self.num_states >= 2):
+            raise ValueError("num_states: a head of states has two or more, the others none")
         return self
 
     @property
@@ -203,6 +280,8 @@ class HeadDescription(Settings):
     @property
     def num_outputs(self) -> int:
         """K, the numbers that the weights give for an atom."""
+        if self.kind == "states":
+            return self.num_states * (self.num_states + 1) // 2
         return max(len(self.classes), 1)
 
 
@@ -212,10 +291,12 @@ def check_name(name: str, kind: Kind) -> None:
         raise ValueError(f"name: {name!r} has another meaning in results: choose another name=")
 
 
-def check_choices(kind: Kind, features: Features, *, extensive: bool) -> None:
-    """Raise ValueError for features that a kind is not linear in, and for a sum it cannot be."""
+def check_choices(kind: Kind, features: Features, *, extensive: bool, spread: bool) -> None:
+    """Raise ValueError for features, a sum or a spread that a kind cannot have."""
     about = KINDS[kind]
     if features not in about.features:
         raise ValueError(f"features: {kind} can have {', '.join(about.features)}, not {features}")
     if extensive and not about.can_be_mean:
         raise ValueError(f"extensive: {kind} has no such choice: leave it out")
+    if spread and not about.can_have_spread:
+        raise ValueError(f"spread: {kind} cannot have one: leave it out")

@@ -20,17 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase import Atoms
-from torch import Tensor
 
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
-from ..network.interface import CarriedFeatures
-from ..network.tiles import Tiles
 from ..potential.potential import Potential
-from .description import Features, HeadError, Kind
-from .features import edge_features
+from .description import HeadError, Kind
 from .head import Head, without_dipole
 from .record import REMEDY
+from .slopes import Place
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class FieldHeads:
         """
         refuse_in_field(atoms)
         heads = [self.dipole] if self.polarizability is None else [self.dipole, self.polarizability]
-        place = _Place(potential, batch)
+        place = Place(potential, batch)
         answers = [place.answer(head, atoms) for head in heads]
         strength = torch.as_tensor(field, dtype=torch.float64, device=batch.positions.device)
         moment, *tensors = answers
@@ -93,7 +90,6 @@ class FieldHeads:
         )
 
 
-@own_modes()
 def polar_tensors(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
     """d mu_a / d r_ib of one molecule as (N, 3, 3): atom i, component a, direction b, in e.
 
@@ -102,11 +98,27 @@ def polar_tensors(potential: Potential, batch: Batch, atoms: Atoms, head: Head) 
 
     Raises what `FieldHeads.terms` raises.
     """
+    return _slopes(potential, batch, atoms, head)
+
+
+def raman_tensors(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
+    """d alpha_ab / d r_ic of one molecule as (N, 3, 3, 3): atom, components, direction, in e*A/V.
+
+    They are minus third derivatives of the energy, twice by the field and once by a position, and
+    say how strongly a vibration scatters light (Placzek, Handbuch der Radiologie 6, 205, 1934).
+
+    Raises what `FieldHeads.terms` raises.
+    """
+    return _slopes(potential, batch, atoms, head)
+
+
+@own_modes()
+def _slopes(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
+    """Derivatives of the answer of a head by the positions, (N, ..., 3)."""
     refuse_in_field(atoms)
-    place = _Place(potential, batch)
-    moment = place.answer(head, atoms)
-    rows = [place.gradient(component) for component in moment]
-    found: np.ndarray = torch.stack(rows, dim=1).cpu().numpy()
+    place = Place(potential, batch)
+    slopes = place.gradients(place.answer(head, atoms))
+    found: np.ndarray = slopes.movedim(-2, 0).cpu().numpy()
     return found
 
 
@@ -128,46 +140,3 @@ def _only(heads: list[Head], kind: Kind) -> Head | None:
             remedy=f'name those to use, as in heads=["{example}"]',
         )
     return found[0] if found else None
-
-
-class _Place:
-    """One molecule, whose positions and edge vectors answers can be differentiated by."""
-
-    def __init__(self, potential: Potential, batch: Batch) -> None:
-        self.potential = potential
-        self.numbers = batch.atomic_numbers
-        self.positions = batch.positions.detach().requires_grad_()
-        self.vectors: Tensor
-        self.tiles: Tiles
-        self.vectors, self.tiles = potential.edge_vectors(batch)
-        self.features: dict[Features, CarriedFeatures] = {}
-
-    def answer(self, head: Head, atoms: Atoms) -> Tensor:
-        """What a head says, in float64, differentiable."""
-        device = self.positions.device
-        places = torch.as_tensor(head.places(atoms.numbers), device=device)
-        name = head.description.features
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            if name not in self.features:
-                self.features[name] = edge_features(
-                    self.potential, self.numbers, self.vectors, self.tiles, name
-                )
-            return head.response(self.features[name], places, self.positions)
-
-    def gradient(self, answer: Tensor) -> Tensor:
-        """Derivatives (N, 3) of a number by the positions, in float64.
-
-        An edge vector is r_sender - r_receiver. Charges also feel their positions themselves.
-        """
-        if not answer.requires_grad:
-            return torch.zeros_like(self.positions)
-        own, slopes = torch.autograd.grad(
-            answer, [self.positions, self.vectors], retain_graph=True, allow_unused=True
-        )
-        gradient = torch.zeros_like(self.positions) if own is None else own
-        if slopes is None:
-            return gradient
-        slopes = slopes.double()
-        tiles = self.tiles
-        gradient = gradient.index_add(0, tiles.sender, slopes)
-        return gradient.index_add(0, tiles.slot_receiver, -slopes)

@@ -6,10 +6,19 @@
     dipole    sum_i q_i (r_i - mean(r))          of a neutral structure, so any origin is the same
     scalar    mean_i y_i, or sum_i y_i where it is extensive
     class     softmax of mean_i y_i              one row of weights for each class
+    atom_scalar   y_i
+    states    eigenvalues of a matrix of sum_i y_i         one row for each entry: `states.py`
 
 The features are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
-Vectors, tensors, pseudoscalars and dipoles with a part at each atom are linear in the rows of
-`rows.py`, whose columns turn with the atoms themselves.
+Vectors, tensors, pseudoscalars, direct forces and dipoles with a part at each atom are linear in
+the rows of `rows.py`, whose columns turn with the atoms themselves.
+
+A scalar may come with a spread, the standard deviation of its error. Its logarithm is a mean over
+the atoms with weights of its own (Nix and Weigend, ICNN 1994):
+
+    u_i = weight' . phi_i + bias'[z_i]
+    scalar        exp(mean_i u_i / 2), sqrt(N) times that where it is extensive
+    atom_scalar   exp(u_i / 2)
 
 Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit, P weights: F where
 the features are invariant.
@@ -30,6 +39,7 @@ from ..network.interface import CarriedFeatures
 from .description import HeadDescription, HeadError
 from .expansion import Expansion
 from .rows import rows_of
+from .symmetric import symmetric
 
 
 # e; a net charge that a file states with fewer digits is still none
@@ -50,12 +60,17 @@ class Head:
     """(K, Z) of each element, in the order of `description.elements`."""
     expansion: Expansion | None = None
     """The random functions among equivariant features; None for others."""
+    spread_weight: np.ndarray | None = None
+    """(F,), and None where the description has no spread."""
+    spread_bias: np.ndarray | None = None
+    """(Z,)"""
 
     def predict(self, features: CarriedFeatures, atoms: Atoms) -> Answer:
         """Features of `atoms` -> the property of the head, in its unit.
 
         charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the probability of each
-        class by its name.
+        class by its name; of the atoms numbers (N,), vectors or direct forces (N, 3), or tensors
+        (N, 3, 3), NaN for elements without a labelled atom in the fit.
 
         Raises HeadError for elements that the fit has not seen, and for the dipole of a structure
         that is periodic or charged.
@@ -71,17 +86,61 @@ class Head:
             places = torch.as_tensor(self.places(atoms.numbers))
             positions = torch.as_tensor(atoms.positions)
             answer: np.ndarray = self.response(features, places, positions).numpy()
-            return answer if answer.ndim else float(answer)
+            return self._spoken(answer, atoms) if answer.ndim else float(answer)
+
+        if kind == "states":
+            places = torch.as_tensor(self.places(atoms.numbers))
+            matrix = symmetric(self.matrix_entries(features.invariants, places))
+            energies: np.ndarray = torch.linalg.eigvalsh(matrix).numpy()
+            return energies
 
         values = self.atom_values(invariants, atoms.numbers)
+        if kind == "atom_scalar":
+            return self._spoken(values[:, 0], atoms)
         if kind == "scalar":
             total = values.sum() if self.description.extensive else values.mean()
             return float(total)
         probabilities = softmax(values.mean(axis=0))
         return dict(zip(self.description.classes, probabilities.tolist(), strict=True))
 
+    def matrix_entries(self, invariants: Tensor, places: Tensor) -> Tensor:
+        """Entries (M,) of the matrix of states in eV, in float64, differentiable.
+
+        invariants (N, F), places (N,) of the elements in the fit.
+        """
+        features = invariants.double()
+        of_atoms = features @ features.new_tensor(self.weight).T
+        return (of_atoms + features.new_tensor(self.bias).T[places]).sum(0)
+
+    def predict_spread(self, features: CarriedFeatures, atoms: Atoms) -> float | np.ndarray:
+        """The standard deviation of the error of `predict`, a number or (N,), in the same unit.
+
+        Raises HeadError for a head without one, and for elements that the fit has not seen.
+        """
+        if self.spread_weight is None or self.spread_bias is None:
+            raise HeadError(
+                f"{self.description.name} does not say how large its errors are",
+                remedy="fit it again with spread=true",
+            )
+        invariants = features.cpu().invariants.double().numpy()
+        log_variance = invariants @ self.spread_weight
+        log_variance += self.spread_bias[self.places(atoms.numbers)]
+        if self.description.per == "atom":
+            return self._spoken(np.exp(0.5 * log_variance), atoms)
+        spread = float(np.exp(0.5 * log_variance.mean()))
+        return spread * len(atoms) ** 0.5 if self.description.extensive else spread
+
+    def _spoken(self, answer: np.ndarray, atoms: Atoms) -> np.ndarray:
+        """An answer, with NaN for the atoms of which the fit had no label."""
+        silent = self.description.silent_elements
+        if silent:
+            answer[np.isin(atoms.numbers, [atomic_numbers[symbol] for symbol in silent])] = np.nan
+        return answer
+
     def response(self, features: CarriedFeatures, places: Tensor, positions: Tensor) -> Tensor:
         """A dipole (3,), vector (3,), tensor (3, 3) or pseudoscalar (), differentiable.
+
+        Of the atoms vectors (N, 3) and tensors (N, 3, 3).
 
         places (N,) are those of the elements in the fit, positions (N, 3) in A are in float64, all
         on one device. The answer is in float64.

@@ -1,9 +1,9 @@
 """How heads are stored: an attachment of a model folder.
 
     heads.safetensors   `weight` (K, P) and `bias` (K, Z) of each head, named INDEX/NAME with INDEX
-                        counted from 0, and `gates`, `gate_biases` and `mixtures` of those with
-                        random functions; the metadata hold the format, the digest of the potential,
-                        and the descriptions
+                        counted from 0, `gates`, `gate_biases` and `mixtures` of those with random
+                        functions, `spread_weight` and `spread_bias` of those with a spread; the
+                        metadata hold the format, the digest of the potential, and the descriptions
 
 They hold for exactly these weights of the network, whose features they multiply: the metadata name
 their digest, and heads of others count as none. A head with 128 features takes 1 kB and 8 bytes for
@@ -18,9 +18,10 @@ from collections.abc import Mapping
 import numpy as np
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ...core.settings import Settings
+from ..package.arrays import arrays_file
 from ..package.sanity_record import potential_digest
 from ..package.weights import metadata
 from ..potential.potential import Potential
@@ -32,6 +33,7 @@ from .rows import num_columns, num_mixtures
 
 HEADS = "heads.safetensors"
 EXPANSION = ("gates", "gate_biases", "mixtures")
+SPREAD = ("spread_weight", "spread_bias")
 REMEDY = "fit one with `evenfield finetune head MODEL DATA OUT`"
 
 
@@ -53,9 +55,12 @@ def heads_file(potential: Potential, heads: Mapping[str, Head]) -> bytes:
         if head.expansion is not None:
             for name in EXPANSION:
                 tensors[f"{index}/{name}"] = getattr(head.expansion, name)
+        if head.description.spread:
+            for name in SPREAD:
+                tensors[f"{index}/{name}"] = getattr(head, name)
         descriptions.append(head.description)
     about = _RecordFacts(format=1, potential=potential_digest(potential), heads=descriptions)
-    return save(tensors, metadata={"evenfield": about.model_dump_json()})
+    return arrays_file(tensors, about.model_dump_json())
 
 
 def heads_of(potential: Potential, attachments: Mapping[str, bytes]) -> dict[str, Head]:
@@ -106,8 +111,9 @@ def _heads(
         num_arrays += len(arrays)
         weight = arrays.pop("weight")
         bias = arrays.pop("bias")
+        spread = {name: arrays.pop(name) for name in SPREAD if name in arrays}
         expansion = Expansion(**arrays) if arrays else None
-        heads[description.name] = Head(description, weight, bias, expansion)
+        heads[description.name] = Head(description, weight, bias, expansion, **spread)
     if len(heads) != len(descriptions) or len(tensors) != num_arrays:
         raise ValueError("two heads have one name, or an array belongs to none")
     return heads
@@ -119,7 +125,12 @@ def _shapes(potential: Potential, about: HeadDescription) -> dict[str, tuple[int
     num_invariants = potential.backbone.num_features
     if about.features != "equivariant":
         size = potential.config.readout_size if about.features == "readout" else num_invariants
-        return {"weight": (about.num_outputs, size), "bias": (about.num_outputs, num_elements)}
+        of_spread = {"spread_weight": (size,), "spread_bias": (num_elements,)}
+        return {
+            "weight": (about.num_outputs, size),
+            "bias": (about.num_outputs, num_elements),
+            **(of_spread if about.spread else {}),
+        }
 
     num_functions = about.num_functions
     num_vectors, num_tensors = potential.backbone.num_carried

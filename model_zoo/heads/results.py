@@ -19,7 +19,8 @@ class ResultHeads:
     A charge head fills ASE's `charges`. A dipole head fills `dipole`, and `charges` where there is
     no charge head: charges that were fitted to charges come first. Those of a dipole head with
     dipoles at the atoms are not the whole, and fill nothing. A polarizability is in
-    `polarizability`. All others fill their own name.
+    `polarizability`, forces that are no derivatives in `direct_forces`. All others fill their own
+    name. A head with a spread also fills its name with `_std` appended.
     """
 
     def __init__(self, heads: Iterable[Head]) -> None:
@@ -35,6 +36,9 @@ class ResultHeads:
             for column in KINDS[head.description.kind].columns[1:]:
                 if head.has_charges:
                     self.columns.setdefault(column, head)
+        for column, head in list(self.columns.items()):
+            if head.description.spread and f"{column}_std" in self.columns:
+                self._claim(f"{column}_std", head)
 
     def _claim(self, column: str, head: Head) -> None:
         other = self.columns.get(column)
@@ -73,4 +77,6 @@ class ResultHeads:
             if isinstance(answer, dict):
                 answer = np.array(list(answer.values()))
             found[column] = answer
+            if head.description.spread:
+                found[f"{column}_std"] = head.predict_spread(own, atoms)
         return found

@@ -4,6 +4,8 @@
     vector            sum_i [v_i, g_i u_i]
     tensor            1 sum_i [s_i, g_i, one-hot(z_i)]     + sum_i [t_i, products of vectors]
     pseudoscalar      mean_i, or sum_i, of triple products
+    atom_vector, atom_tensor                               the terms of these sums
+    forces            as atom_vector, less the mean over the atoms: there is no net force
 
 s, v, t are the invariants, vectors and tensors of `CarriedFeatures`; g, u and the products those of
 `expansion.py`. The first part of a dipole has a column for each element too: it is that of charges,
@@ -41,14 +43,19 @@ def num_columns(kind: Kind, sizes: tuple[int, int, int], num_functions: int) -> 
     sizes: F, V and T of the network.
     """
     num_invariants, num_vectors, num_tensors = sizes
-    own = {"vector": num_vectors, "dipole": num_vectors, "pseudoscalar": 0}
-    turning = own.get(kind, num_tensors) + num_functions
+    own = {"pseudoscalar": 0, "vector": num_vectors, "tensor": num_tensors}
+    turning = own[_form(kind)] + num_functions
     return (num_invariants + num_functions if has_charges_or_trace(kind) else 0), turning
 
 
 def has_charges_or_trace(kind: Kind) -> bool:
     """Whether a part of the answer comes from invariants and the elements."""
-    return kind in ("dipole", "tensor", "polarizability")
+    return kind == "dipole" or KINDS[kind].rank == 2
+
+
+def _form(kind: Kind) -> str:
+    """What the part of an answer that turns is made of."""
+    return {0: "pseudoscalar", 1: "vector", 2: "tensor"}[KINDS[kind].rank]
 
 
 def rows_of(
@@ -63,6 +70,8 @@ def rows_of(
 ) -> Tensor:
     """The rows of one structure, in float64: (..., P + Z) with the shape of the answer in front.
 
+    That of an answer for each atom begins with N.
+
     places (N,) are those of the elements among the Z of the head, positions (N, 3) in A.
     """
     invariants = carried.invariants.double()
@@ -74,30 +83,35 @@ def rows_of(
     vectors = carried.vectors.double()
     gate = expansion.gate(invariants, places)
     mixed = expansion.mixed(vectors)
-    of_atoms = torch.cat([invariants, gate], 1)  # (N, F + R)
     if kind == "pseudoscalar":
         first, second, third = mixed
         products = (gate * (first * torch.linalg.cross(second, third, dim=1)).sum(1)).sum(0)
         products = products if extensive else products / len(places)
         return torch.cat([products, products.new_zeros(num_elements)])
 
-    if kind in ("vector", "dipole"):
-        turning = torch.cat([vectors.sum(0), (gate.unsqueeze(1) * mixed[0]).sum(0)], 1)
-        if kind == "vector":
-            return torch.cat([turning, turning.new_zeros(3, num_elements)], 1)
-        arms = positions - positions.mean(0)
-        return torch.cat([arms.T @ of_atoms, turning, arms.T @ one_hot], 1)
-
-    identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
-    products = _traceless(mixed[0], mixed[1], gate)
-    turning = torch.cat([carried.tensors.double().sum(0), products], 2)  # (3, 3, T + R)
-    return torch.cat([identity * of_atoms.sum(0), turning, identity * one_hot.sum(0)], 2)
+    of_atoms = torch.cat([invariants, gate], 1)  # (N, F + R)
+    if _form(kind) == "vector":
+        turning = torch.cat([vectors, gate.unsqueeze(1) * mixed[0]], 2)  # (N, 3, V + R)
+        if kind == "dipole":
+            arms = positions - positions.mean(0)
+            return torch.cat([arms.T @ of_atoms, turning.sum(0), arms.T @ one_hot], 1)
+        if kind == "forces":
+            turning = turning - turning.mean(0)
+        no_bias = turning.new_zeros(*turning.shape[:2], num_elements)
+        rows = torch.cat([turning, no_bias], 2)
+    else:
+        identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
+        products = _traceless(mixed[0], mixed[1], gate)
+        turning = torch.cat([carried.tensors.double(), products], 3)  # (N, 3, 3, T + R)
+        invariant = identity * of_atoms[:, None, None]
+        rows = torch.cat([invariant, turning, identity * one_hot[:, None, None]], 3)
+    return rows if KINDS[kind].per == "atom" else rows.sum(0)
 
 
 def _traceless(first: Tensor, second: Tensor, gate: Tensor) -> Tensor:
-    """Sum over the atoms of the symmetric traceless products of two vectors, (3, 3, R)."""
-    outer = torch.einsum("nr,nar,nbr->abr", gate, first, second)
-    symmetric = 0.5 * (outer + outer.transpose(0, 1))
-    trace = symmetric.diagonal().sum(1)  # (R,)
+    """Symmetric traceless products of two vectors of each atom, (N, 3, 3, R)."""
+    outer = first.unsqueeze(2) * second.unsqueeze(1)
+    symmetric = 0.5 * (outer + outer.transpose(1, 2))
+    third = symmetric.diagonal(dim1=1, dim2=2).sum(2) / 3  # (N, R)
     identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
-    return symmetric - identity * trace / 3
+    return gate[:, None, None] * (symmetric - identity * third[:, None, None])

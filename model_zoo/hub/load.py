@@ -34,9 +34,15 @@ if TYPE_CHECKING:
     import numpy as np
     from ase import Atoms
 
+    from ...data_pipelines.batch import Batch
     from ..engines.calculator import EvenfieldCalculator
+    from ..engines.direct_forces import DirectForceCalculator
+    from ..engines.state_calculator import StateCalculator
+    from ..heads.description import Kind
     from ..heads.field import FieldHeads
     from ..heads.head import Answer, Head
+    from ..heads.states import States
+    from ..network.interface import CarriedFeatures
     from ..uncertainty.record import LevelUncertainty
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
@@ -88,11 +94,25 @@ class LoadedModel:
         """The property that the head `name` predicts, in its unit.
 
         A number, the probability of each class by its name, charges (N,) in e, a dipole (3,) in
-        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V.
+        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V. Of the atoms
+        numbers (N,), vectors or forces (N, 3), or tensors (N, 3, 3).
 
         Raises HeadError where the model has no such head, for elements that the head was fitted
         without, and for the dipole of a periodic or charged structure.
         """
+        head, features = self._head_on(atoms, name)
+        return head.predict(features, atoms)
+
+    def predict_spread(self, atoms: Atoms, name: str) -> float | np.ndarray:
+        """The standard deviation of the error of `predict`, in the same unit; (N,) of the atoms.
+
+        Raises what `predict` raises, and HeadError for a head that was fitted without a spread.
+        """
+        head, features = self._head_on(atoms, name)
+        return head.predict_spread(features, atoms)
+
+    def _head_on(self, atoms: Atoms, name: str) -> tuple[Head, CarriedFeatures]:
+        """A head, and the features of a structure that it reads."""
         from ..heads.features import carried_features
         from ..heads.record import head_named
 
@@ -100,7 +120,7 @@ class LoadedModel:
         # before the network, for which an unknown element would be an index out of range
         head.places(atoms.numbers)
         (features,) = carried_features(self.potential, [atoms], head.description.features)
-        return head.predict(features, atoms)
+        return head, features
 
     @property
     def described_levels(self) -> list[str]:
@@ -162,19 +182,99 @@ class LoadedModel:
             field_heads=None if field is None else self._field_heads(heads),
         )
 
+    def direct_force_calculator(
+        self,
+        head: str = "direct_forces",
+        device: str = "cpu",
+        level_of_theory: str | None = None,
+        dtype: str | None = None,
+        skin: float = 0.5,
+        warn_outside: bool = True,
+    ) -> DirectForceCalculator:
+        """An ASE calculator with the forces of a head, in place of derivatives of the energy.
+
+        One pass through the network instead of two, and no energy conservation: see
+        `engines/direct_forces.py`. Settings are as in `calculator`. Warns with
+        NotConservativeWarning.
+
+        Raises HeadError where the model has no such head, and EngineError for a model with physics.
+        """
+        from ..engines.direct_forces import DirectForceCalculator
+        from ..heads.record import head_named
+
+        return DirectForceCalculator(
+            self.potential,
+            self.record,
+            head_named(self.potential, self.attachments, head),
+            device=device,
+            level_of_theory=level_of_theory,
+            dtype=dtype,
+            skin=skin,
+            reference=self.reference,
+            domains=self.domains if warn_outside else None,
+        )
+
     def polar_tensors(self, atoms: Atoms, name: str = "dipole") -> np.ndarray:
         """d mu_a / d r_ib of a molecule in e, as (N, 3, 3), by the dipole head `name`.
 
         Raises HeadError where the model has no such head, for elements that it was fitted without,
         and for a periodic or charged structure.
         """
-        from ..heads.features import batch_of
         from ..heads.field import polar_tensors
+
+        return polar_tensors(*self._in_field(atoms, name, "dipole"))
+
+    def raman_tensors(self, atoms: Atoms, name: str = "polarizability") -> np.ndarray:
+        """d alpha_ab / d r_ic of a molecule in e*A/V, as (N, 3, 3, 3), by a polarizability head.
+
+        Raises what `polar_tensors` raises.
+        """
+        from ..heads.field import raman_tensors
+
+        return raman_tensors(*self._in_field(atoms, name, "polarizability"))
+
+    def states(self, atoms: Atoms, name: str = "states") -> States:
+        """Energies, forces and couplings of the electronic states of a structure.
+
+        Raises HeadError where the model has no such head, and for elements that it was fitted
+        without.
+        """
+        from ..heads.features import batch_of
         from ..heads.record import head_named
+        from ..heads.states import states_of
 
         head = head_named(self.potential, self.attachments, name)
         head.places(atoms.numbers)
-        return polar_tensors(self.potential, batch_of(self.potential, [atoms]), atoms, head)
+        return states_of(self.potential, batch_of(self.potential, [atoms]), atoms, head)
+
+    def state_calculator(self, state: int = 0, name: str = "states") -> StateCalculator:
+        """An ASE calculator of one electronic state, counted from 0, by a head of states.
+
+        Raises HeadError where the model has no such head, and EngineError for a state that it has
+        not.
+        """
+        from ..engines.state_calculator import StateCalculator
+        from ..heads.record import head_named
+
+        head = head_named(self.potential, self.attachments, name)
+        return StateCalculator(self.potential, self.record, head, state)
+
+    def _in_field(
+        self, atoms: Atoms, name: str, kind: Kind
+    ) -> tuple[Potential, Batch, Atoms, Head]:
+        """What the derivatives of a head of a kind are made of."""
+        from ..heads.description import HeadError
+        from ..heads.features import batch_of
+        from ..heads.record import head_named
+
+        head = head_named(self.potential, self.attachments, name)
+        if head.description.kind != kind:
+            raise HeadError(
+                f"{name} predicts a {head.description.kind}, and no {kind}",
+                remedy=f"name a head of the kind {kind}",
+            )
+        head.places(atoms.numbers)
+        return self.potential, batch_of(self.potential, [atoms]), atoms, head
 
     def _field_heads(self, names: bool | Sequence[str]) -> FieldHeads:
         """The heads that a field acts through."""
@@ -217,13 +317,20 @@ def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedM
     )
 
 
-def load_calculator(model: str | Path, **settings: Any) -> EvenfieldCalculator:
+def load_calculator(
+    model: str | Path, *, direct_forces: str | None = None, **settings: Any
+) -> EvenfieldCalculator:
     """The ASE calculator of a model, with the settings of `LoadedModel.calculator`.
+
+    `direct_forces` names a head whose forces take the place of derivatives of the energy.
 
     Commands and programs that take a calculator as `module:name` take
     `evenfield.model_zoo:load_calculator` with `model` among its arguments.
     """
-    return load(model).calculator(**settings)
+    loaded = load(model)
+    if direct_forces is not None:
+        return loaded.direct_force_calculator(direct_forces, **settings)
+    return loaded.calculator(**settings)
 
 
 def resolve(

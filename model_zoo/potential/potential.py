@@ -139,7 +139,29 @@ class Potential(ExactBuffers):
 
         The second result is the output of the readout's hidden layer, (N, d).
         """
-        hidden = self.readout.hidden(self.backbone(atomic_numbers, vectors, tiles))
+        features = self.backbone(atomic_numbers, vectors, tiles)
+        return self._learned_energies(features, atomic_numbers, head)
+
+    def energies_without_forces(
+        self, batch: Batch, features: Tensor, vectors: Tensor, tiles: Tiles
+    ) -> Tensor:
+        """Energies (N,) float64 in eV of the atoms, from the features (N, F) of the network.
+
+        For callers that have the features for another purpose and need no derivatives.
+        """
+        atom_head = batch.head[batch.structure_index]
+        learned, _ = self._learned_energies(features, batch.atomic_numbers, atom_head)
+        energies = self.e0[atom_head, batch.atomic_numbers] + learned.double()
+        if self.config.repulsion:
+            core_energies, _ = self.core_repulsion(batch, vectors, tiles)
+            energies = energies + core_energies
+        return energies
+
+    def _learned_energies(
+        self, features: Tensor, atomic_numbers: Tensor, head: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `interaction` gives, from the features of the network."""
+        hidden = self.readout.hidden(features)
         phi = self.readout.activation(hidden)
         energies = self.readout(phi, head, atomic_numbers)
         # under autocast phi is of lower precision than the weights

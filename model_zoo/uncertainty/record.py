@@ -18,10 +18,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ...core.settings import Settings
 from ..network.interface import MAX_ATOMIC_NUMBER
+from ..package.arrays import arrays_file
 from ..package.sanity_record import potential_digest
 from ..package.weights import metadata
 from ..potential.potential import Potential
@@ -128,7 +129,7 @@ def uncertainty_file(potential: Potential, levels: Mapping[str, LevelUncertainty
         for name, array in arrays.items():
             # six digits are more than any estimate of an error has
             kind = np.float32 if array.dtype.kind == "f" else np.int32
-            tensors[f"{index}/{name}"] = np.ascontiguousarray(array, dtype=kind)
+            tensors[f"{index}/{name}"] = array.astype(kind)
         facts.append(
             _LevelFacts(
                 level=own.level,
@@ -141,7 +142,7 @@ def uncertainty_file(potential: Potential, levels: Mapping[str, LevelUncertainty
             )
         )
     about = _RecordFacts(format=1, potential=potential_digest(potential), levels=facts)
-    return save(tensors, metadata={"evenfield": about.model_dump_json()})
+    return arrays_file(tensors, about.model_dump_json())
 
 
 _ARRAYS = (

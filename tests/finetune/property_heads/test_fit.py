@@ -20,6 +20,7 @@ from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.finetune.property_heads.fit import fit_head
 from evenfield.finetune.property_heads.logistic import fit
 from evenfield.finetune.property_heads.ridge import ridge
+from evenfield.finetune.property_heads.save import save_head
 from evenfield.finetune.property_heads.split import held_out
 from evenfield.model_zoo.heads.features import atom_features, carried_features
 from evenfield.model_zoo.hub.load import LoadedModel
@@ -90,6 +91,22 @@ def test_planted_weights_are_found_to_1e_8(model, frames, tmp_path, kind, words)
     np.testing.assert_allclose(head.bias, planted.bias, atol=1e-8)
     assert head.description.errors["mae"] < 1e-8
     assert head.description.guess["mae"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["charges", "dipole", "scalar", "class"])
+def test_a_loaded_head_says_what_the_fitted_one_said(model, frames, tmp_path, kind) -> None:
+    words = {"scalar": ["key=planted", "unit=eV"], "class": ["key=planted"]}.get(kind, [])
+    path = planted_file(tmp_path / "mine.traj", model, frames, kind)
+    head = fit_head(model, path, configured(f"head={kind}", *words), say=quiet)
+    loaded = model_zoo.load(save_head(head, model, "model", tmp_path / "out"))
+    (features,) = carried_features(model.potential, [frames[0]], "network")
+    said = head.predict(features, frames[0])
+    again = loaded.predict(frames[0], head.description.name)
+    if kind == "class":
+        assert again == pytest.approx(said)
+        assert 1e-6 < said["shiny"] < 1 - 1e-6
+    else:
+        np.testing.assert_allclose(again, said, rtol=1e-12)
 
 
 def test_charges_that_were_never_labelled_follow_from_dipoles(model, frames, tmp_path) -> None:

@@ -200,3 +200,51 @@ def test_heads_that_a_field_needs(model) -> None:
 def test_fields_that_are_none(model, field) -> None:
     with pytest.raises(EvenfieldError, match=r"field=.*give three numbers in V/A"):
         model.calculator(field=field)
+
+
+def test_raman_tensors_are_differences_of_polarizabilities(model, atoms) -> None:
+    found = model.raman_tensors(atoms)
+    assert found.shape == (len(atoms), 3, 3, 3)
+    np.testing.assert_allclose(found, np.swapaxes(found, 1, 2), atol=1e-12)
+    # a molecule can be moved
+    np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-10)
+    for atom, axis in ((0, 0), (1, 2), (3, 1)):
+        ends = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += sign * STEP
+            ends.append(model.predict(moved, "polarizability"))
+        expected = (ends[0] - ends[1]) / (2 * STEP)
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(found[atom, ..., axis], expected, atol=1e-6)
+
+
+def test_raman_tensors_are_second_derivatives_of_forces_by_the_field(model, atoms) -> None:
+    def forces(field: np.ndarray) -> np.ndarray:
+        return model.calculator(field=field, warn_outside=False).get_forces(atoms)
+
+    # exact differences: the forces are quadratic in the field
+    first, second = 0.1 * np.eye(3)[:2]
+    mixed = forces(first + second) - forces(first) - forces(second) + forces(np.zeros(3))
+    np.testing.assert_allclose(model.raman_tensors(atoms)[:, 0, 1], mixed / 0.01, atol=1e-9)
+
+
+def test_a_strained_molecule_has_the_dipole_that_polar_tensors_say(model, atoms) -> None:
+    # d mu_a / d strain_bc = sum_i Z_i,ab r_ic, which is what piezoelectricity is in a molecule
+    by_strain = np.einsum("iab,ic->abc", model.polar_tensors(atoms), atoms.positions)
+    for row, column in ((0, 0), (0, 1), (2, 1)):
+        ends = []
+        for sign in (1, -1):
+            strained = atoms.copy()
+            strained.positions[:, row] += sign * STEP * atoms.positions[:, column]
+            ends.append(model.predict(strained, "dipole"))
+        np.testing.assert_allclose(
+            by_strain[:, row, column], (ends[0] - ends[1]) / (2 * STEP), atol=1e-6
+        )
+
+
+def test_derivatives_of_another_kind_are_refused(model, atoms) -> None:
+    with pytest.raises(HeadError, match="dipole predicts a dipole, and no polarizability"):
+        model.raman_tensors(atoms, "dipole")
+    with pytest.raises(HeadError, match="polarizability predicts a polarizability, and no dipole"):
+        model.polar_tensors(atoms, "polarizability")

@@ -25,7 +25,16 @@ from evenfield.model_zoo.package.weights import metadata
 from labelled_molecules import ROTATING, molecular_model, molecules, rotating_head
 
 
-KINDS_THAT_ROTATE = ("dipole", "vector", "tensor", "polarizability", "pseudoscalar")
+KINDS_THAT_ROTATE = (
+    "dipole",
+    "vector",
+    "tensor",
+    "polarizability",
+    "pseudoscalar",
+    "atom_vector",
+    "atom_tensor",
+    "forces",
+)
 # largest error of an answer of about 1, by precision of the network
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
 
@@ -34,7 +43,11 @@ TOLERANCE = {"float32": 2e-4, "float64": 1e-11}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = molecular_model(tmp_path_factory.mktemp("rotating") / "model", **ROTATING)
     potential = model_zoo.load(path).potential
-    heads = {kind: rotating_head(kind, potential) for kind in KINDS_THAT_ROTATE}
+    names = {"forces": "direct_forces"}
+    heads = {}
+    for kind in KINDS_THAT_ROTATE:
+        name = names.get(kind, kind)
+        heads[name] = rotating_head(kind, potential, name=name)
     heads["handed"] = rotating_head("pseudoscalar", potential, name="handed", extensive=True)
     attach(path, {HEADS: heads_file(potential, heads)})
     return path
@@ -64,12 +77,12 @@ def answers(model: LoadedModel, atoms: Atoms, dtype: str) -> dict[str, np.ndarra
     return {name: np.asarray(head.predict(features, atoms)) for name, head in model.heads.items()}
 
 
-def moved_by(matrix: np.ndarray, answer: np.ndarray, parity: int) -> np.ndarray:
-    """An answer in a structure that was moved by an orthogonal matrix."""
+def moved_by(matrix: np.ndarray, answer: np.ndarray, rank: int, parity: int) -> np.ndarray:
+    """An answer of the structure, or one for each atom, that was moved by an orthogonal matrix."""
     sign = np.linalg.det(matrix)
-    if answer.ndim == 0:
+    if rank == 0:
         return answer * (1.0 if parity == 1 else sign)
-    return matrix @ answer if answer.ndim == 1 else matrix @ answer @ matrix.T
+    return answer @ matrix.T if rank == 1 else matrix @ answer @ matrix.T
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -81,7 +94,7 @@ def test_every_kind_moves_with_the_structure(model, atoms, dtype, inverted) -> N
     for name, head in model.heads.items():
         size = np.abs(before[name]).max()
         assert size > 1e-3, name
-        expected = moved_by(matrix, before[name], head.description.parity)
+        expected = moved_by(matrix, before[name], head.description.rank, head.description.parity)
         error = np.abs(after[name] - expected).max() / size
         assert error < TOLERANCE[dtype], (name, error)
         assert np.abs(after[name] - before[name]).max() > 1e-3 * size or (
@@ -138,6 +151,25 @@ def test_calculator_gives_them_under_their_names(model, atoms) -> None:
     # its charges are only a part of such a dipole
     with pytest.raises(PropertyNotImplementedError):
         atoms.get_charges()
+
+
+def test_tensors_of_atoms_are_symmetric_and_their_own(model, atoms) -> None:
+    far = atoms.copy()
+    far.positions += [30.0, 0.0, 0.0]
+    for name in ("atom_vector", "atom_tensor"):
+        alone = model.predict(atoms, name)
+        np.testing.assert_allclose(model.predict(atoms + far, name)[: len(atoms)], alone, rtol=1e-9)
+    np.testing.assert_allclose(alone, np.swapaxes(alone, 1, 2), atol=1e-13)
+    # the terms of a sum
+    summed = rotating_head("tensor", model.potential)
+    (features,) = carried_features(model.potential, [atoms])
+    np.testing.assert_allclose(alone.sum(axis=0), summed.predict(features, atoms), rtol=1e-10)
+
+
+def test_direct_forces_have_no_sum(model, atoms) -> None:
+    forces = model.predict(atoms, "direct_forces")
+    assert np.abs(forces).max() > 1e-3
+    np.testing.assert_allclose(forces.sum(axis=0), 0.0, atol=1e-12)
 
 
 def test_two_polarizabilities_have_to_be_chosen(model) -> None:
@@ -198,6 +230,11 @@ def test_damaged_random_functions_are_no_head(model, damage) -> None:
         ("tensor", {"extensive": True}),
         ("vector", {"name": "dipole"}),
         ("pseudoscalar", {"name": "energy"}),
+        ("forces", {"name": "forces"}),
+        ("forces", {"name": "direct_forces", "silent_elements": ["H"]}),
+        ("atom_vector", {"silent_elements": ["H", "C", "N", "O"]}),
+        ("atom_vector", {"silent_elements": ["He"]}),
+        ("atom_vector", {"spread": True}),
     ],
 )
 def test_descriptions_that_contradict_themselves(model, kind, facts) -> None:
@@ -209,7 +246,8 @@ def test_kinds_know_how_they_transform(model) -> None:
     known = {name: (kind.rank, kind.parity) for name, kind in KINDS.items()}
     assert known["pseudoscalar"] == (0, -1) and known["scalar"] == (0, 1)
     assert known["vector"] == known["dipole"] == (1, -1)
-    assert known["tensor"] == known["polarizability"] == (2, 1)
+    assert known["tensor"] == known["polarizability"] == known["atom_tensor"] == (2, 1)
+    assert known["forces"] == known["atom_vector"] == (1, -1)
 
 
 # --- what networks carry

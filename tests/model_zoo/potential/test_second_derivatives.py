@@ -13,6 +13,7 @@ from ase.optimize import BFGS
 from evenfield import model_zoo
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.structure import Structure
+from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.engines.calculator import moved
 from evenfield.model_zoo.potential.second_derivatives import elastic_tensor
 
@@ -64,3 +65,44 @@ def test_elastic_constants_are_those_of_strained_crystals(
     shear = np.array([[0, 0, 0], [0, 0, 0.5], [0, 0.5, 0]])
     assert curvature(calculator, atoms, along) == pytest.approx(float(tensor[0, 0]), rel=1e-3)
     assert curvature(calculator, atoms, shear) == pytest.approx(float(tensor[3, 3]), rel=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["gaunt", "schnet"])
+def test_third_derivatives_exist_and_do_not_depend_on_their_order(architecture) -> None:
+    torch.manual_seed(0)
+    config = PotentialConfig(levels_of_theory=["PBE"], architecture=architecture, cutoff=4.0)
+    potential = Potential(config).double()
+    atoms = bulk("Si", "diamond", a=5.3, cubic=True)
+    atoms.rattle(0.1, seed=0)
+    structure = Structure.from_atoms(atoms, "PBE", "crystal")
+    batch = Batch.from_structure(structure, config.cutoff, ["PBE"], torch.float64)
+    vectors, tiles = potential.edge_vectors(batch)
+    straight = vectors.detach()
+    head = batch.head[batch.structure_index]
+
+    def gradient(shifts: torch.Tensor) -> torch.Tensor:
+        between = straight + shifts[tiles.sender] - shifts[tiles.slot_receiver]
+        energies, _ = potential.interaction(batch.atomic_numbers, head, between, tiles)
+        (found,) = torch.autograd.grad(energies.sum(), shifts, create_graph=True)
+        return found
+
+    def second(shifts: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
+        slope = (gradient(shifts) * along).sum()
+        (found,) = torch.autograd.grad(slope, shifts, create_graph=True)
+        return found
+
+    def third(first: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        shifts = torch.zeros(len(atoms), 3, dtype=torch.float64, requires_grad=True)
+        (found,) = torch.autograd.grad((second(shifts, first) * other).sum(), shifts)
+        return found
+
+    u, v, w = torch.randn(3, len(atoms), 3, dtype=torch.float64)
+    value = float((third(u, v) * w).sum())
+    assert abs(value) > 1e-3
+    assert value == pytest.approx(float((third(w, u) * v).sum()), rel=1e-8)
+
+    ends = []
+    for sign in (1, -1):
+        shifts = (sign * STEP * w).requires_grad_()
+        ends.append(float((second(shifts, u).detach() * v).sum()))
+    assert value == pytest.approx((ends[0] - ends[1]) / (2 * STEP), rel=1e-3)

@@ -1,0 +1,106 @@
+"""An ASE calculator whose forces come from a head, and not from the energy: fast, and not NVE.
+
+Forces as derivatives take a second pass through the network, backwards. A head of the kind `forces`
+reads them from what the network carries in the first. They are about right, and do work on a closed
+path: a simulation without a thermostat heats up or cools down. Good for a first relaxation or a
+search; finish with the derivatives. Bigi, Langer and Ceriotti, arXiv 2412.11569, show what goes
+wrong otherwise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from ...core.torch_modes import own_modes
+from ..heads.description import HeadError
+from ..heads.features import edge_features
+from ..heads.head import Head
+from ..package.record import ModelRecord
+from ..potential.potential import Potential
+from .calculator import EvenfieldCalculator, refuse_physics, refuse_results
+
+
+class NotConservativeWarning(UserWarning):
+    """Forces that are not the derivatives of an energy."""
+
+
+class DirectForceCalculator(EvenfieldCalculator):
+    """Energy of a model, and forces of one of its heads.
+
+    There is no stress, and no uncertainty. `conserves_energy` is False, and checks of energy
+    conservation refuse it.
+    """
+
+    name = "evenfield_direct_forces"
+    implemented_properties = ["energy", "free_energy", "energies", "forces"]  # noqa: RUF012
+    settable = ("level_of_theory", "dtype", "device", "skin")
+    conserves_energy = False
+
+    def __init__(
+        self, potential: Potential, record: ModelRecord, head: Head, **settings: Any
+    ) -> None:
+        """`settings` are those of EvenfieldCalculator, without heads, fields and uncertainty.
+
+        Warns with NotConservativeWarning. Raises HeadError for a head of another kind, and
+        EngineError for a model with physics beside the network.
+        """
+        if head.description.kind != "forces":
+            raise HeadError(
+                f"{head.description.name} predicts a {head.description.kind}, and no forces",
+                remedy="fit a head with head=forces",
+            )
+        refuse_physics(potential, "direct forces")
+        self._force_head = head
+        super().__init__(potential, record, **settings)
+        self.parameters["direct_forces"] = head.description.name
+        warnings.warn(
+            f"{head.description.name}: forces of a head are not the derivatives of the energy; use "
+            "them with a thermostat or for a first relaxation only",
+            NotConservativeWarning,
+            stacklevel=3,
+        )
+
+    @own_modes()
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results` with the energy and the forces of the head.
+
+        Raises UnseenElementError, GeometryError for a structure without neighbours to search,
+        HeadError for an element that the head was fitted without, and EngineError when a result is
+        not finite.
+        """
+        # not that of EvenfieldCalculator, which would differentiate the energy
+        Calculator.calculate(self, atoms, properties, system_changes)
+        assert self.atoms is not None
+        places = torch.as_tensor(self._force_head.places(self.atoms.numbers))
+        batch = self._batch_of(self.atoms)
+        with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
+            vectors, tiles = self.potential.edge_vectors(batch)
+            carried = edge_features(
+                self.potential, batch.atomic_numbers, vectors, tiles, "equivariant"
+            )
+            energies = self.potential.energies_without_forces(
+                batch, carried.invariants, vectors, tiles
+            )
+            forces = self._force_head.response(carried, places.to(energies.device), batch.positions)
+
+        energy = float(energies.sum())
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": energies.cpu().numpy(),
+            "forces": forces.cpu().numpy(),
+        }
+        if not all(np.isfinite(value).all() for value in self.results.values()):
+            self.results = {}
+            refuse_results(batch)

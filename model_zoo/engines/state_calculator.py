@@ -1,0 +1,86 @@
+"""An ASE calculator of one electronic state, from a head of coupled states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from ..heads.description import HeadError
+from ..heads.features import batch_of
+from ..heads.head import Head
+from ..heads.states import states_of
+from ..package.record import ModelRecord
+from ..potential.potential import Potential
+from .errors import EngineError
+
+
+class StateCalculator(Calculator):
+    """Energy and forces of a state; `results` also holds the energies of all, and their couplings.
+
+    All of the energy is that of the head: the energies of the levels of theory take no part in it.
+    `results["states"]` are the energies (K,) in eV, `results["couplings"]` the vectors h of
+    `heads/states.py`, (K, K, N, 3) in eV/A.
+    """
+
+    name = "evenfield_states"
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
+
+    def __init__(self, potential: Potential, record: ModelRecord, head: Head, state: int = 0):
+        """`state` counts from 0, the lowest.
+
+        Raises HeadError for a head of another kind, and EngineError for a state that it has not.
+        """
+        if head.description.kind != "states":
+            raise HeadError(
+                f"{head.description.name} predicts a {head.description.kind}, and no states",
+                remedy="fit a head with head=states",
+            )
+        super().__init__()
+        self.potential = potential
+        self.head = head
+        self.set(state=state, model=record.name)
+
+    def set(self, **changes: Any) -> dict[str, Any]:
+        """Change the state; returns what changed. Raises EngineError for one that there is not."""
+        num_states = self.head.description.num_states if changes else 0
+        state = changes.get("state", 0)
+        if changes and not 0 <= state < num_states:
+            raise EngineError(
+                f"state={state}: {self.head.description.name} has {num_states} states",
+                remedy=f"choose 0 to {num_states - 1}",
+            )
+        changed: dict[str, Any] = super().set(**changes)
+        if changed:
+            self.reset()
+        return changed
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results`.
+
+        Raises HeadError for an element that the head was fitted without, and EngineError when a
+        result is not finite.
+        """
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        self.head.places(self.atoms.numbers)
+        batch = batch_of(self.potential, [self.atoms])
+        found = states_of(self.potential, batch, self.atoms, self.head)
+        if not np.isfinite(found.couplings).all():
+            raise EngineError("an energy or a force of this structure is not finite")
+        state = self.parameters["state"]
+        energy = float(found.energies[state])
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": found.forces[state],
+            "states": found.energies,
+            "couplings": found.couplings,
+        }

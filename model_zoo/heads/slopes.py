@@ -1,0 +1,68 @@
+"""One structure, whose positions the answers of heads can be differentiated by.
+
+Shapes: N atoms, E edge slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from ...data_pipelines.batch import Batch
+from ..network.interface import CarriedFeatures
+from ..network.tiles import Tiles
+from ..potential.potential import Potential
+from .description import Features
+from .features import edge_features
+from .head import Head
+
+
+class Place:
+    """A structure, the features of its atoms, and derivatives through them."""
+
+    def __init__(self, potential: Potential, batch: Batch) -> None:
+        self.potential = potential
+        self.numbers = batch.atomic_numbers
+        self.positions = batch.positions.detach().requires_grad_()
+        self.vectors: Tensor
+        self.tiles: Tiles
+        self.vectors, self.tiles = potential.edge_vectors(batch)
+        self.features: dict[Features, CarriedFeatures] = {}
+
+    def answer(self, head: Head, atoms: Atoms) -> Tensor:
+        """What a head says, in float64, differentiable; of states the entries of their matrix."""
+        device = self.positions.device
+        places = torch.as_tensor(head.places(atoms.numbers), device=device)
+        name = head.description.features
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            if name not in self.features:
+                self.features[name] = edge_features(
+                    self.potential, self.numbers, self.vectors, self.tiles, name
+                )
+            if head.description.kind == "states":
+                return head.matrix_entries(self.features[name].invariants, places)
+            return head.response(self.features[name], places, self.positions)
+
+    def gradient(self, answer: Tensor) -> Tensor:
+        """Derivatives (N, 3) of a number by the positions, in float64.
+
+        An edge vector is r_sender - r_receiver. Charges also feel their positions themselves.
+        """
+        if not answer.requires_grad:
+            return torch.zeros_like(self.positions)
+        own, slopes = torch.autograd.grad(
+            answer, [self.positions, self.vectors], retain_graph=True, allow_unused=True
+        )
+        gradient = torch.zeros_like(self.positions) if own is None else own
+        if slopes is None:
+            return gradient
+        slopes = slopes.double()
+        tiles = self.tiles
+        gradient = gradient.index_add(0, tiles.sender, slopes)
+        return gradient.index_add(0, tiles.slot_receiver, -slopes)
+
+    def gradients(self, answer: Tensor) -> Tensor:
+        """Derivatives (..., N, 3) of all numbers of an answer (...)."""
+        rows = [self.gradient(component) for component in answer.reshape(-1)]
+        return torch.stack(rows).reshape(*answer.shape, *self.positions.shape)
