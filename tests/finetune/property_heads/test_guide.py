@@ -21,7 +21,7 @@ def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|bash)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     kinds_of_blocks = [kind for kind, _ in blocks]
-    assert (kinds_of_blocks.count("python"), kinds_of_blocks.count("bash")) == (7, 5)
+    assert (kinds_of_blocks.count("python"), kinds_of_blocks.count("bash")) == (8, 5)
     for kind, text in blocks:
         if kind == "python":
             with warnings.catch_warnings():
