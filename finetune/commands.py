@@ -261,6 +261,8 @@ def head(
     say(f"{name} ({about.unit}) of {about.num_held_out} structures that were held out:")
     _print_table("", ["", "head", "trivial guess"], rows)
     say(f"it knows {' '.join(about.elements)}, and refuses other elements")
+    if about.silent_elements:
+        say(f"atoms of {' '.join(about.silent_elements)} had no label, and get NaN")
     say(f"model: {saved}, with the heads {', '.join(loaded.heads | {name: fitted})}")
 
 

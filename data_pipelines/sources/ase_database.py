@@ -19,7 +19,7 @@ from ..structure import BadRecordError
 from .ase_files import describe, require_content, unreadable
 from .config import SourceConfig
 from .locations import SourceError, is_url, local_file, plain_path
-from .records import Record
+from .records import Record, flat_columns
 from .source_format import Part, SourceFormat, cut_into_parts
 
 
@@ -147,7 +147,7 @@ def _record_from_row(row: Any) -> Record:
         positions=np.asarray(row.positions),
         cell=np.asarray(row.cell),
         pbc=np.asarray(row.pbc),
-        info=columns,
+        info=flat_columns(columns),
         arrays=columns,
         recognised={key: row[key] for key in all_properties if key in row},
     )

@@ -17,7 +17,7 @@ from .cif import cif_frames
 from .config import SourceConfig
 from .locations import SourceError, local_file, require_readable
 from .magres import refuse_open_blocks
-from .records import Record
+from .records import Record, flat_columns
 from .source_format import Part, SourceFormat
 from .xyz_frames import xyz_frames
 
@@ -174,7 +174,7 @@ def record_from_atoms(atoms: Atoms) -> Record:
         positions=atoms.positions,
         cell=atoms.cell.array,
         pbc=atoms.pbc,
-        info=atoms.info,
+        info=flat_columns(atoms.info),
         arrays=atoms.arrays,
         recognised=results,
     )

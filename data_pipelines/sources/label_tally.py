@@ -29,6 +29,8 @@ class LabelTally:
 
     structures: Counts = field(default_factory=dict)
     """Level of theory -> structures."""
+    unlabelled: Counts = field(default_factory=dict)
+    """Level of theory -> structures without any label that was read."""
     kept: dict[str, Counts] = field(default_factory=dict)
     """Level of theory -> label -> structures that have it."""
     masked: dict[str, Counts] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class LabelTally:
             stated = stated_text(record, config, "level_of_theory")
             if stated is not None and stated != level:
                 _count(self.replaced_levels, stated)
+        if not labels:
+            _count(self.unlabelled, level)
         for name in labels:
             _count(self.kept.setdefault(level, {}), name)
             if LABELS[name].periodic_only and not structure.pbc.all():
@@ -78,6 +82,7 @@ class LabelTally:
     def __iadd__(self, other: LabelTally) -> LabelTally:
         for own, more in (
             (self.structures, other.structures),
+            (self.unlabelled, other.unlabelled),
             (self.unread, other.unread),
             (self.unread_only, other.unread_only),
             (self.replaced_levels, other.replaced_levels),
@@ -150,7 +155,9 @@ def label_report(tally: LabelTally, prefix: str = "") -> list[str]:
             if unused.get(name):
                 text += f" ({unused[name]} of them not periodic in three directions, unused)"
             texts.append(text)
-        lines.append(f"labels of {total} structures at {level}: {', '.join(texts)}")
+        line = f"labels of {total} structures at {level}: {', '.join(texts)}"
+        without = tally.unlabelled.get(level, 0)
+        lines.append(f"{line}; {without} have none of them" if without else line)
 
     if tally.replaced_levels:
         total = sum(tally.replaced_levels.values())

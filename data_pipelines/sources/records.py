@@ -30,6 +30,8 @@ LONGEST_NAME = 200
 # of a value that is no number, in a message
 MOST_SHOWN = 40
 TRUE = ("true", "t", "1", "1.0")
+# levels of mappings in a mapping that are looked into
+MOST_NESTED = 3
 
 # columns that look like labels, with their numbers where the reader has them at hand
 Unread = list[tuple[LookAlike, np.ndarray | None]]
@@ -285,6 +287,27 @@ def _volume(record: Record, config: SourceConfig, column: LabelColumn) -> float:
             remedy="give the cell, or leave the column out of columns.stress",
         )
     return volume
+
+
+def flat_columns(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with what nested mappings hold as well, under names with dots: dft.forces.
+
+    JSON and databases of ASE can hold such mappings. Deeper ones than a file of labels has are left
+    alone.
+    """
+    if not any(isinstance(value, dict) for value in info.values()):
+        return info
+    flat = dict(info)
+    inner = info
+    for _ in range(MOST_NESTED):
+        inner = {
+            f"{outer}.{name}": value
+            for outer, values in inner.items()
+            if isinstance(values, dict)
+            for name, value in values.items()
+        }
+        flat |= inner
+    return flat
 
 
 def unread_columns(record: Record, config: SourceConfig) -> Unread:

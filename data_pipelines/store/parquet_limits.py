@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 # Real structures pack to a fifth or so, because positions hardly repeat. Beyond this share of the
 # packed size, plus some for small row groups, a file was made to fill the memory.
 MOST_UNPACKED = 200
-ALLOWANCE = 256 << 20
+ALLOWANCE = 64 << 20
 BYTES_PER_VALUE = 8
 # letters of an identifier, a group or a level of theory
 MOST_LETTERS = 100_000
@@ -37,7 +37,13 @@ def excess_of(
             packed += leaf.total_compressed_size
             # a run of equal values is one entry of its page, and an array in memory
             num_values = max(leaf.num_values, row_group.num_rows)
-            unpacked += max(BYTES_PER_VALUE * num_values, leaf.total_uncompressed_size)
+            size = leaf.total_uncompressed_size
+            unpacked += max(BYTES_PER_VALUE * num_values, size)
+            if leaf.physical_type == "BYTE_ARRAY" and size > MOST_LETTERS * max(num_values, 1):
+                return (
+                    f"row group {group} has texts of {size:,} bytes in {num_values} values of "
+                    f"{leaf.path_in_schema}"
+                )
         limit = ALLOWANCE + MOST_UNPACKED * max(packed, 0)
         if unpacked > limit:
             return f"row group {group} unpacks to {unpacked:,} bytes from {packed:,}"

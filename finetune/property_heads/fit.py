@@ -69,7 +69,8 @@ def fit_head(
     data = Path(data)
     _check_carried(model.potential, config)
     labelled = read_labelled(data, config, model.record.symbols)
-    is_test = held_out(labelled.frames, config, data)
+    classes = labelled.labels if labelled.classes else None
+    is_test = held_out(labelled.frames, config, data, classes)
     with file_errors(data):
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
     say(f"{len(is_test)} structures, of which {is_test.sum()} are held out by {config.split}")

@@ -31,19 +31,25 @@ def groups_of(frames: Sequence[Atoms], config: HeadConfig) -> list[str]:
     return [atoms.get_chemical_formula(empirical=True) for atoms in frames]
 
 
-def held_out(frames: Sequence[Atoms], config: HeadConfig, path: Path) -> np.ndarray:
+def held_out(
+    frames: Sequence[Atoms], config: HeadConfig, path: Path, classes: Sequence[int] | None = None
+) -> np.ndarray:
     """A mask (S,) of about the share `config.held_out` of the structures, drawn by its seed.
 
     A group is held out only if all its elements are in groups that are not: a head refuses elements
-    that it was fitted without.
+    that it was fitted without. So with the classes (S,) of its structures, where there are some.
 
     Raises LabelError where no group can be held out.
     """
     groups = groups_of(frames, config)
-    elements = {group: set(atoms.numbers) for group, atoms in zip(groups, frames, strict=True)}
+    contents: dict[str, set[tuple[str, int]]] = {group: set() for group in groups}
+    for place, (group, atoms) in enumerate(zip(groups, frames, strict=True)):
+        contents[group] |= {("element", z) for z in atoms.numbers.tolist()}
+        if classes is not None:
+            contents[group].add(("class", classes[place]))
     sizes = Counter(groups)
-    # groups that still learn, by element
-    learning = Counter(z for own in elements.values() for z in own)
+    # groups that still learn, by element and class
+    learning = Counter(one for own in contents.values() for one in own)
 
     names = sorted(sizes)
     order = np.random.default_rng(config.seed).permutation(len(names))
@@ -54,11 +60,11 @@ def held_out(frames: Sequence[Atoms], config: HeadConfig, path: Path) -> np.ndar
         name = names[index]
         # one more must not overshoot by more than it was short before
         too_many = num_chosen + sizes[name] / 2 > wanted
-        if too_many or any(learning[z] < 2 for z in elements[name]):
+        if too_many or any(learning[one] < 2 for one in contents[name]):
             continue
         chosen.add(name)
         num_chosen += sizes[name]
-        learning.subtract(elements[name])
+        learning.subtract(contents[name])
     if not chosen:
         remedy = "add structures with the same elements"
         if config.split == "composition":

@@ -138,7 +138,7 @@ def cif(num_sites: int, group: int = 1, operations: int = 0, occupancy: str = ""
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (cif(3000, 227), "has 3000 sites with 192 operations; up to 2000 sites, and 200,000"),
+        (cif(3000, 227), "has 3000 sites with 192 operations; up to 1000 sites, and 100,000"),
         (cif(1500, 227), "has 1500 sites with 192 operations"),
         (cif(2500, 2), "has 2500 sites with 2 operations"),
         (cif(10, 1, operations=9000), "lists 9000 symmetry operations; a space group has at most"),
@@ -336,3 +336,17 @@ def test_a_block_of_equal_values_is_refused(tmp_path, monkeypatch):
     )
     with pytest.raises(BrokenDataSetError, match="unpacks to"):
         BlockReader(tmp_path, "train")
+
+
+@pytest.mark.parametrize("column", ["structure_id", "group"])
+def test_a_shard_with_one_endless_text_is_refused(tmp_path, column):
+    # of equal letters, so that the file has some kB
+    long = {"structure_id": "a", "group": "g"} | {column: "x" * 30_000_000}
+    atoms = bulk("Cu")
+    first = Structure.from_atoms(atoms, "made", long["structure_id"], long["group"], energy=-3.0)
+    others = [Structure.from_atoms(atoms, "made", f"b{i}", "g", energy=-3.0) for i in range(50)]
+    path = tmp_path / "train-00000.parquet"
+    pq.write_table(to_table([first, *others]), path, compression="zstd")
+    assert path.stat().st_size < 50_000
+    with pytest.raises(BrokenDataSetError, match=f"has texts of .* of {column}"):
+        list(scan_shard(path))

@@ -295,7 +295,8 @@ def test_labels_that_only_later_frames_have_are_counted_and_named(tmp_path):
     assert tally.unread == tally.unread_only == {"TotEnergy": 1, "force": 2, "virial": 2}
 
     report = label_report(tally, "source.")
-    assert report[0] == "labels of 5 structures at EMT: energy 4, forces 0, stress 0"
+    expected = "labels of 5 structures at EMT: energy 4, forces 0, stress 0; 1 have none of them"
+    assert report[0] == expected
     settings = [
         "source.columns.energy=[energy,TotEnergy] source.units.energy=eV",
         "source.columns.forces=force source.units.forces=eV/A",
@@ -303,6 +304,35 @@ def test_labels_that_only_later_frames_have_are_counted_and_named(tmp_path):
     ]
     for setting in settings:
         assert any(setting in line for line in report[1:])
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.db"])
+def test_labels_in_nested_mappings_are_named_and_read(tmp_path, name):
+    with ase.db.connect(tmp_path / name) as database:
+        for index in range(5):
+            atoms = crystal(index, energy=1.0)
+            database.write(atoms, data={"dft": {"forces": FORCES, "note": {"by": "hand"}}})
+    info = converted(tmp_path / name, tmp_path / "before")
+    tally = from_json(info["labels"])
+    assert tally.unread == {"dft.forces": 5}
+    setting = "columns.forces=dft.forces units.forces=eV/A"
+    assert any(setting in line for line in label_report(tally))
+
+    changed = {"columns": {"forces": "dft.forces"}, "units": {"forces": "eV/A"}}
+    after = from_json(converted(tmp_path / name, tmp_path / "after", **changed)["labels"])
+    assert after.kept == {"EMT": {"energy": 5, "forces": 5}}
+
+
+def test_structures_without_any_label_are_counted(tmp_path):
+    frames = [crystal(index, energy=1.0) for index in range(5)]
+    for frame in frames[3:]:
+        # a name that says nothing
+        frame.info["e_dft"] = 1.0
+        frame.calc = None
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    tally = from_json(converted(tmp_path / "mine.extxyz", tmp_path / "out")["labels"])
+    assert tally.unlabelled == {"EMT": 2}
+    assert label_report(tally)[0].endswith("energy 3, forces 0, stress 0; 2 have none of them")
 
 
 def test_settings_of_the_report_read_what_it_names(tmp_path):

@@ -17,7 +17,9 @@ from evenfield.core.settings import SettingsError, load_settings
 from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.finetune.property_heads.figures import spread_figures
 from evenfield.finetune.property_heads.fit import fit_head
+from evenfield.finetune.property_heads.labels import read_labelled
 from evenfield.finetune.property_heads.save import save_head
+from evenfield.finetune.property_heads.split import held_out
 from evenfield.finetune.property_heads.spread import fit_spread, left_out_errors
 from evenfield.model_zoo.heads.features import carried_features
 from evenfield.model_zoo.heads.head import Head
@@ -156,6 +158,21 @@ def test_classes_that_nothing_tests_are_named(model, frames, tmp_path) -> None:
     config = configured("head=class", "key=kind", "split=structure", "seed=1")
     fit_head(model, tmp_path / "mine.extxyz", config, say=said.append)
     assert said[1] == "no structure of rare is held out, so the errors are without it"
+
+
+def test_a_class_keeps_structures_to_learn_from(model, frames, tmp_path) -> None:
+    # whichever structure is the only one of its class, it is learned from
+    for only in range(0, 40, 5):
+        mine = [atoms.copy() for atoms in frames]
+        for place, atoms in enumerate(mine):
+            atoms.info["kind"] = "rare" if place == only else ("dull", "shiny")[place % 2]
+        path = tmp_path / "mine.extxyz"
+        ase.io.write(path, mine)
+        config = configured("head=class", "key=kind", "split=structure")
+        labelled = read_labelled(path, config, ["H", "C", "N", "O"])
+        mask = held_out(labelled.frames, config, path, labelled.labels)
+        assert not mask[only]
+        assert 10 < mask.sum() < 30
 
 
 # --- forces
