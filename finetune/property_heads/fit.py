@@ -351,19 +351,16 @@ def _guesses_for_atoms(
     numbers = np.concatenate([labelled.frames[s].numbers for s in train])
     labels = np.concatenate([labelled.labels[s] for s in train])  # (N, ...)
     has_label = _has_label(labels)
-    guesses: list[Answer] = []
-    for s in test:
-        guess = np.zeros_like(labelled.labels[s])
-        for place, z in enumerate(labelled.frames[s].numbers):
-            of_element = labels[has_label & (numbers == z)]
-            if not len(of_element):
-                guess[place] = np.nan
-            elif labels.ndim == 1:
-                guess[place] = of_element.mean()
-            elif labels.ndim == 3:
-                guess[place] = np.trace(of_element.mean(axis=0)) / 3 * np.eye(3)
-        guesses.append(guess)
-    return guesses
+    of_element: dict[int, np.ndarray] = {}
+    for z in np.unique(numbers):
+        own = labels[has_label & (numbers == z)]
+        if labels.ndim == 2 or not len(own):
+            # no direction is special; an element without labels has no guess
+            of_element[z] = np.full(labels.shape[1:], 0.0 if len(own) else np.nan)
+            continue
+        mean = own.mean(axis=0)
+        of_element[z] = mean if labels.ndim == 1 else np.trace(mean) / 3 * np.eye(3)
+    return [np.array([of_element[z] for z in labelled.frames[s].numbers]) for s in test]
 
 
 def _guesses_for_states(

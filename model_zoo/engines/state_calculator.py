@@ -41,18 +41,29 @@ class StateCalculator(Calculator):
         super().__init__()
         self.potential = potential
         self.head = head
-        self.set(state=state, model=record.name)
+        self.set(state=state)
+        # ASE writes the parameters into trajectories and databases
+        self.parameters["model"] = record.name
 
     def set(self, **changes: Any) -> dict[str, Any]:
-        """Change the state; returns what changed. Raises EngineError for one that there is not."""
-        num_states = self.head.description.num_states if changes else 0
-        state = changes.get("state", 0)
-        if changes and not 0 <= state < num_states:
+        """Change the state; returns what changed.
+
+        Raises EngineError for any other key, and for a state that there is not.
+        """
+        # ASE's constructor calls this without anything to set
+        if not changes:
+            return {}
+        others = sorted(set(changes) - {"state"})
+        if others:
+            raise EngineError(f"{', '.join(others)}: cannot be set", remedy="set state")
+        state = changes["state"]
+        num_states = self.head.description.num_states
+        if state not in range(num_states):
             raise EngineError(
                 f"state={state}: {self.head.description.name} has {num_states} states",
                 remedy=f"choose 0 to {num_states - 1}",
             )
-        changed: dict[str, Any] = super().set(**changes)
+        changed: dict[str, Any] = super().set(state=int(state))
         if changed:
             self.reset()
         return changed

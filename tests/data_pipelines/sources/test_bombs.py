@@ -138,7 +138,7 @@ def cif(num_sites: int, group: int = 1, operations: int = 0, occupancy: str = ""
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (cif(3000, 227), "has 3000 sites with 192 operations; up to 1000 sites, and 100,000"),
+        (cif(3000, 227), "has 3000 sites with 192 operations; up to 700 sites, and 60,000"),
         (cif(1500, 227), "has 1500 sites with 192 operations"),
         (cif(2500, 2), "has 2500 sites with 2 operations"),
         (cif(10, 1, operations=9000), "lists 9000 symmetry operations; a space group has at most"),

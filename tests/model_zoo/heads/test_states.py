@@ -132,6 +132,10 @@ def test_a_calculator_of_one_state(model, atoms) -> None:
     assert atoms.get_potential_energy() == pytest.approx(states.energies[0])
     with pytest.raises(EngineError, match="state=3: states has 3 states"):
         atoms.calc.set(state=3)
+    with pytest.raises(EngineError, match="dtype: cannot be set"):
+        atoms.calc.set(dtype="float32")
+    with pytest.raises(EngineError, match=r"state=0\.5"):
+        atoms.calc.set(state=0.5)
     with pytest.raises(EngineError, match="state=-1"):
         model.state_calculator(state=-1)
 
