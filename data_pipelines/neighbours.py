@@ -18,9 +18,9 @@ MAX_BOXES = 20_000
 MIN_VOLUME_PER_ATOM = 0.1  # A^3
 MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
 MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
-# A search may find this many pairs in any structure, a quarter of a gigabyte. Beyond, its atoms may
-# have as many neighbours as hydrogen under 500 GPa, on average.
-MAX_FREE_PAIRS = 5_000_000
+# A search may find as many pairs as if each atom had those of hydrogen under 500 GPa, and this many
+# more, some hundred megabytes at most while they are found and sorted.
+MAX_FREE_PAIRS = 1_000_000
 LEAST_MEAN_VOLUME = 1.0  # A^3 for each atom
 SPHERE = 4 / 3 * np.pi
 
@@ -204,7 +204,7 @@ def _check_number_of_pairs(
     # most structures end here: even one that has nearly collapsed has no more pairs
     if num_atoms * SPHERE * search**3 <= MAX_FREE_PAIRS * MIN_VOLUME_PER_ATOM:
         return
-    most_pairs = max(MAX_FREE_PAIRS, num_atoms * SPHERE * cutoff**3 / LEAST_MEAN_VOLUME)
+    most_pairs = MAX_FREE_PAIRS + num_atoms * SPHERE * cutoff**3 / LEAST_MEAN_VOLUME
     # as if the atoms were spread evenly, which counts the images of a small cell
     volume = _volume(positions, cell, pbc, search)
     num_pairs = num_atoms**2 * SPHERE * search**3 / volume

@@ -138,6 +138,16 @@ def test_atoms_that_are_all_neighbours_are_refused(
         search(clump(radius, box, periodic))
 
 
+@pytest.mark.parametrize("number", [7_000, 14_500])
+def test_crowded_atoms_are_refused_at_any_radius(number: int) -> None:
+    """Before, up to five million pairs were found first, which took 600 MB."""
+    positions = np.random.default_rng(0).uniform(0, 9, (number, 3))
+    open_cell = (np.zeros((3, 3)), np.zeros(3, dtype=bool))
+    for cutoff in (3.0, CUTOFF):
+        with pytest.raises(GeometryError, match="so close together"):
+            neighbour_list(positions, *open_cell, cutoff)
+
+
 def test_a_dense_structure_of_many_atoms_is_searched() -> None:
     """Copper at twelve times its density, whose pairs are many but no more than there are."""
     atoms = bulk("Cu", cubic=True).repeat(13)
