@@ -208,7 +208,7 @@ def _check_number_of_pairs(
     # as if the atoms were spread evenly, which counts the images of a small cell
     volume = _volume(positions, cell, pbc, search)
     num_pairs = num_atoms**2 * SPHERE * search**3 / volume
-    if num_pairs <= most_pairs and num_atoms**2 > MAX_FREE_PAIRS:
+    if num_pairs <= most_pairs < num_atoms**2:
         num_pairs = max(num_pairs, _pairs_in_boxes(positions, cell, pbc, search))
     if num_pairs <= most_pairs:
         return
