@@ -363,6 +363,8 @@ def _print_forgetting(forgetting: Forgetting) -> None:
 
 
 def _print_notes(result: FineTuned) -> None:
+    from ase.data import chemical_symbols
+
     reference = result.reference
     if reference.narrowed:
         say(
@@ -377,6 +379,14 @@ def _print_notes(result: FineTuned) -> None:
     if reference.undetermined:
         names = ", ".join(reference.undetermined)
         say(f"E0 not determined by these structures, kept near the pretrained: {names}")
+
+    silent = result.elements_without_energy
+    if silent:
+        names = ", ".join(chemical_symbols[z] for z in sorted(silent))
+        say(
+            f"no structure with {names} has an energy, so that the energies of "
+            f"{result.level_of_theory} do not hold for them"
+        )
 
     refit = result.refit
     if refit.duplicates:

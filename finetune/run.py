@@ -67,6 +67,22 @@ class FineTuned:
         return self.target.level_of_theory
 
     @property
+    def learned_elements(self) -> set[int]:
+        """Atomic numbers whose reference energies the new structures show.
+
+        An element that is only held out may have been judged by, and not learned. Forces alone do
+        not show where its energies begin.
+        """
+        labelled = [own for own in self.target.train if own.energy is not None]
+        return {int(z) for own in labelled for z in own.elements}
+
+    @property
+    def elements_without_energy(self) -> set[int]:
+        """Atomic numbers in the new structures, of which none with an energy has one."""
+        present = {int(z) for own in self.target.train for z in own.elements}
+        return present - self.learned_elements
+
+    @property
     def structures(self) -> list[Structure]:
         """All structures that were learned from or chosen by."""
         return [*self.target.train, *self.target.valid]

@@ -53,14 +53,12 @@ def save_finetuned(
     check_model_place(out, overwrite=overwrite)
     base = model.record
     level = result.level_of_theory
-    seen: set[str] = set()
-    # An element that is only held out may have been judged by, and not learned.
-    for structure in result.target.train:
-        seen.update(chemical_symbols[z] for z in structure.elements)
-
-    # Members of an ensemble learned from the same elements as their head.
+    seen = {chemical_symbols[z] for z in result.learned_elements}
     elements = dict(base.elements)
-    elements[level] = sorted({*elements.get(level, []), *seen})
+    # With another zero of energy, what the level knew of other elements holds no more.
+    known = [] if result.reference.another_zero else elements.get(level, [])
+    elements[level] = sorted({*known, *seen})
+    # Members of an ensemble learned from the same elements as their head.
     for member in member_levels(level, len(result.posterior.bootstrap)):
         elements[member] = elements[level]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.data import chemical_symbols as symbols
 
 from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.census.domain import domain_of
@@ -268,6 +269,32 @@ def test_heads_that_have_hardly_seen_an_element_are_left_out(model, sets):
     loaded = replace(model, potential=potential, record=record)
     run = FineTuning(loaded, Target("mine", structures, [], [], SOURCE), REFIT, quiet=True)
     assert run.source_level == "EMT"
+
+
+@pytest.mark.parametrize("level", ["EMT", "new"])
+def test_elements_without_an_energy_are_not_learned(model, sets, tmp_path, level):
+    """Forces of platinum, and energies of other metals alone: its E0 is nowhere."""
+    own = list(iter_structures(sets["base"], "train"))[:6]
+    bare = [without_energy(one) for one in iter_structures(sets["platinum"], "train")][:6]
+    structures = [replace(one, level_of_theory=level) for one in [*own, *bare]]
+    target = Target(level, structures, [], [], SOURCE)
+    result = finetune(model, target, REFIT)
+    assert 78 in result.elements_without_energy
+    tuned = load(save_finetuned(result, model, tmp_path / "tuned"))
+    learned = tuned.record.trained_symbols(level)
+    assert NEW not in learned
+    assert {symbol for one in own for symbol in symbols_of(one)} <= set(learned)
+    with pytest.raises(UnseenElementError, match=NEW):
+        tuned.calculator(level_of_theory=level).get_potential_energy(bulk(NEW))
+
+
+def without_energy(structure: Structure) -> Structure:
+    labels = {name: value for name, value in structure.labels.items() if name != "energy"}
+    return replace(structure, labels=labels)
+
+
+def symbols_of(structure: Structure) -> set[str]:
+    return {symbols[z] for z in structure.elements}
 
 
 def test_a_level_whose_energies_fit_another_head_is_named(model, sets):
