@@ -114,8 +114,7 @@ class KeptLabels:
                     )
                 for file in self.folder.glob(FILES):
                     file.unlink()
-            digest = digest_of(belonging)
-            write_atomically(about, json.dumps(sealed({**belonging, "digest": digest})))
+            write_atomically(about, json.dumps(sealed(belonging)))
             yield Labels(self.folder)
 
     def belongs(self, belonging: Mapping[str, Any]) -> bool:
@@ -125,7 +124,7 @@ class KeptLabels:
             return False
         with file_errors(about):
             content = unsealed(about.read_bytes())
-        return content is not None and content["digest"] == digest_of(belonging)
+        return content is not None and digest_of(content) == digest_of(belonging)
 
     def remove(self) -> None:
         """Remove the folder."""

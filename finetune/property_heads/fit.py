@@ -203,17 +203,17 @@ def fit_weights(
     size[size <= 1e-12 * size.max(initial=0.0)] = 1.0
     matrix[:, :num_features] /= size
 
+    all_groups = groups_of(labelled.frames, config)
+    groups = [all_groups[s] for s in train]
     if config.head == "class":
         classes = np.array([labelled.labels[s] for s in train])
-        all_groups = groups_of(labelled.frames, config)
-        groups = [all_groups[s] for s in train]
         found = logistic(matrix, classes, len(labelled.classes), groups, config.seed)
         weight = found.weights[:num_features].T / size
         bias = found.weights[num_features:].T + found.constants[:, None]
         return Weights(weight, bias - (weight @ centre)[:, None], found.penalty)
 
     if config.head == "states":
-        return _states_weights(labelled, train, matrix, size, centre, config)
+        return _states_weights(labelled, train, groups, matrix, size, centre, config)
 
     targets, column = _targets(labelled, train, config)
     solution = ridge(matrix, targets, column)
@@ -227,9 +227,8 @@ def fit_weights(
         return weights
 
     assert column is not None, "scalars have one"
-    all_groups = groups_of(labelled.frames, config)
-    groups = [all_groups[s] for s, own in zip(train, rows, strict=True) for _ in own]
-    of_errors = fit_spread(matrix, targets, column, groups, config.seed)
+    group_of_row = [group for group, own in zip(groups, rows, strict=True) for _ in own]
+    of_errors = fit_spread(matrix, targets, column, group_of_row, config.seed)
     spread_weight = of_errors.weights[:num_features] / size
     spread_bias = of_errors.weights[num_features:] + of_errors.constant
     return dataclasses.replace(
@@ -242,6 +241,7 @@ def fit_weights(
 def _states_weights(
     labelled: LabelledFrames,
     train: np.ndarray,
+    groups: list[str],
     matrix: np.ndarray,
     size: np.ndarray,
     centre: np.ndarray,
@@ -253,8 +253,6 @@ def _states_weights(
     # what the elements explain of the mean is far larger than what the states differ by
     counts = matrix[:, num_features:]
     of_elements = np.linalg.lstsq(counts, energies.mean(axis=1), rcond=None)[0]
-    all_groups = groups_of(labelled.frames, config)
-    groups = [all_groups[s] for s in train]
     found = fit_states(matrix, energies - (counts @ of_elements)[:, None], groups, config.seed)
 
     row, column = np.triu_indices(energies.shape[1])

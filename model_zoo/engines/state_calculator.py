@@ -81,7 +81,6 @@ class StateCalculator(Calculator):
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        self.head.places(self.atoms.numbers)
         batch = batch_of(self.potential, [self.atoms])
         found = states_of(self.potential, batch, self.atoms, self.head)
         if not np.isfinite(found.couplings).all():

@@ -244,7 +244,6 @@ class LoadedModel:
         from ..heads.states import states_of
 
         head = head_named(self.potential, self.attachments, name)
-        head.places(atoms.numbers)
         return states_of(self.potential, batch_of(self.potential, [atoms]), atoms, head)
 
     def state_calculator(self, state: int = 0, name: str = "states") -> StateCalculator:
