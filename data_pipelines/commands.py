@@ -197,7 +197,10 @@ def corpus(
 
 
 def _about_sources(out: Path, info: dict[str, Any]) -> list[str]:
-    """What came of each source, and of materials that several of them have."""
+    """What came of each source and its labels, and of materials that several of them have."""
+    from .convert.finish import prefix_of
+    from .sources.label_tally import from_json, label_report
+
     lines = []
     for source in info["sources"]:
         counts = [
@@ -205,6 +208,8 @@ def _about_sources(out: Path, info: dict[str, Any]) -> list[str]:
             for level, by_split in source["levels_of_theory"].items()
         ]
         lines.append(f"{source['name']} ({source['licence']}): {', '.join(counts)}")
+        tally = from_json(source["labels"])
+        lines += [f"  {line}" for line in label_report(tally, prefix_of(source))]
     shared = info["splits"].get("between_sources")
     if shared is not None:
         lines.append(

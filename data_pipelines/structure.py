@@ -188,6 +188,7 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
     Returns the pairs within `radius` (A), which must be found anyway.
     """
     check_elements(structure.atomic_numbers)
+    _check_shapes(structure)
     for name, value in _arrays(structure).items():
         if not np.isfinite(value).all():
             raise BadRecordError(
@@ -198,6 +199,21 @@ def check_structure(structure: Structure, radius: float = SEARCH_RADIUS) -> Pair
     _check_sizes(structure)
     _check_cell(structure)
     return _check_distances(structure, radius)
+
+
+def _check_shapes(structure: Structure) -> None:
+    """Raise BadRecordError for a geometry of another shape than its atoms need."""
+    num_atoms = len(structure.atomic_numbers)
+    if structure.positions.shape != (num_atoms, 3):
+        raise BadRecordError(
+            f"has positions of shape {structure.positions.shape} for {num_atoms} atoms",
+            remedy=f"give shape ({num_atoms}, 3)",
+        )
+    if structure.cell.shape != (3, 3) or structure.pbc.shape != (3,):
+        raise BadRecordError(
+            f"has a cell of shape {structure.cell.shape} and pbc of shape {structure.pbc.shape}",
+            remedy="give three lattice vectors and three flags",
+        )
 
 
 def check_labels(structure: Structure) -> None:
@@ -215,8 +231,13 @@ def check_labels(structure: Structure) -> None:
 
 def check_elements(atomic_numbers: np.ndarray) -> None:
     """Raise BadRecordError for no atoms at all, a dummy atom or an unknown element."""
-    if len(atomic_numbers) == 0:
+    if atomic_numbers.ndim == 1 and len(atomic_numbers) == 0:
         raise BadRecordError("has no atoms", remedy="remove it from the file")
+    if atomic_numbers.ndim != 1 or atomic_numbers.dtype.kind not in "iuf":
+        raise BadRecordError(
+            f"has atomic numbers of shape {atomic_numbers.shape} and type {atomic_numbers.dtype}",
+            remedy="give one number for each atom",
+        )
     bad = atomic_numbers[(atomic_numbers < 1) | (atomic_numbers > MAX_ATOMIC_NUMBER)]
     if len(bad):
         raise BadRecordError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,12 +186,18 @@ def _tally(parts: Parts, about: dict[str, Any]) -> LabelTally:
         own = [part.footer for part in parts if part.source == number]
         tally = added(from_json(footer.labels) for footer in own)
         file = own[0].source if "sources" in about else about["source"]["file"]
-        _refuse_without_labels(tally, file)
+        prefix = prefix_of(about["sources"][number]) if "sources" in about else ""
+        _refuse_without_labels(tally, file, prefix)
         total += tally
     return total
 
 
-def _refuse_without_labels(tally: LabelTally, file: str) -> None:
+def prefix_of(source: Mapping[str, Any]) -> str:
+    """What stands before the settings of one source among several, in a recipe's overrides."""
+    return f"sources.{source['name']}."
+
+
+def _refuse_without_labels(tally: LabelTally, file: str, prefix: str) -> None:
     """Raise ConversionError when structures were read, and not one label."""
     if tally.num_labels or not tally.structures:
         return
@@ -199,7 +205,7 @@ def _refuse_without_labels(tally: LabelTally, file: str) -> None:
     raise NoLabelsError(
         f"none of its {total} structures has a label that was read",
         file=file,
-        remedy=how_to_read_labels(tally),
+        remedy=how_to_read_labels(tally, prefix),
         tally=tally,
     )
 
@@ -381,7 +387,7 @@ def _leaks(parts: Parts, index: _Index, rows: np.ndarray) -> list[BadRecordError
 def _with_counts(
     sources: list[dict[str, Any]], parts: Parts, index: _Index
 ) -> list[dict[str, Any]]:
-    """The entries of the sources, each with the structures of its levels of theory by split."""
+    """The entries of the sources, with structures by level of theory and split, and labels."""
     counted = []
     for number, about in enumerate(sources):
         own = np.flatnonzero(index.keep & (index.source == number))
@@ -392,7 +398,11 @@ def _with_counts(
             levels[name] = {
                 split: int((index.split[rows] == code).sum()) for code, split in enumerate(SPLITS)
             }
-        counted.append({**about, "levels_of_theory": dict(sorted(levels.items()))})
+        footers = [part.footer for part in parts if part.source == number]
+        labels = to_json(added(from_json(footer.labels) for footer in footers))
+        counted.append(
+            {**about, "levels_of_theory": dict(sorted(levels.items())), "labels": labels}
+        )
     return counted
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..convert.finish import prefix_of
+from ..sources.label_tally import from_json, label_report
 from ..structure import SPLITS
 
 
@@ -23,6 +25,7 @@ def data_card(info: dict[str, Any]) -> str:
 
     blocks += ["## Levels of theory", _levels(info)]
     blocks += ["## Sources", _sources(info)]
+    blocks += ["## Labels", _labels(info)]
     faults = [
         f"- {source['name']}: {source['known_faults']}"
         for source in info["sources"]
@@ -79,6 +82,15 @@ def _sources(info: dict[str, Any]) -> str:
         licence = source["licence"]
         rows.append([name, str(total), levels, licence, source["citation"] or "none stated"])
     return table_of(["source", "structures", "levels of theory", "licence", "citation"], rows)
+
+
+def _labels(info: dict[str, Any]) -> str:
+    """What was read of each source, and what looks like a label and was not."""
+    lines = []
+    for source in info["sources"]:
+        for line in label_report(from_json(source["labels"]), prefix_of(source)):
+            lines.append(f"- {source['name']}: {line}")
+    return "\n".join(lines)
 
 
 def _splits(info: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import ase.db
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import all_properties
 
 from ...core.addresses import without_query
@@ -99,6 +100,20 @@ class AseJson(AseDatabase):
         database = ase.db.connect(path, type="json", use_lock_file=False)
         rows = {row.id: row for row in database.select()}
         return sorted(rows), rows.__getitem__
+
+
+def last_structure(path: Path, kind: str) -> Atoms:
+    """The structure of the last row of a database, `db` or `json`.
+
+    Raises SourceError for one without rows, and for a file that computes its content.
+    """
+    source = AseDatabase() if kind == "db" else AseJson()
+    with ExitStack() as stack:
+        ids, get_row = source.open(path, stack)
+        if not ids:
+            raise SourceError("is a database without rows", file=path)
+        atoms: Atoms = get_row(ids[-1]).toatoms()
+    return atoms
 
 
 def _rows(

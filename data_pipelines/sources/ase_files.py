@@ -129,6 +129,11 @@ def _last(path: Path, kind: str) -> Atoms:
     """The last structure of a file of a kind that ASE has found out. It has to be read whole."""
     if kind == "magres":
         refuse_open_blocks(path)
+    if kind in DATABASES:
+        # which builds on this module
+        from .ase_database import last_structure
+
+        return last_structure(path, kind)
     if kind != "cif":
         # no index was given, so it is one structure
         return ase.io.read(path)  # type: ignore[return-value]

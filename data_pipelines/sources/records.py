@@ -117,8 +117,8 @@ def structure_from_record(
     length = LENGTH[config.length_unit]
     return Structure(
         atomic_numbers=record.atomic_numbers.astype(np.int64),
-        positions=np.asarray(record.positions, dtype=np.float64) * length,
-        cell=np.asarray(record.cell, dtype=np.float64) * length,
+        positions=_geometry(record.positions, "positions") * length,
+        cell=_geometry(record.cell, "cell") * length,
         pbc=np.asarray(record.pbc, dtype=bool),
         level_of_theory=level,
         structure_id=_text(record, config, "structure_id") or default_id,
@@ -126,6 +126,16 @@ def structure_from_record(
         labels=present(found),
         split=_split(record, config, file_split),
     )
+
+
+def _geometry(values: Any, name: str) -> np.ndarray:
+    """Positions or a cell in float64; BadRecordError for what is no array of numbers."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BadRecordError(
+            f"has {name} that are no numbers", remedy="correct or remove the record"
+        ) from None
 
 
 def _level(record: Record, config: SourceConfig) -> str | None:

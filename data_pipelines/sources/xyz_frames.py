@@ -31,6 +31,9 @@ WRITE_AGAIN = "write it again"
 # No electronic-structure method labels a larger cell, and a text of ten million equal lines packs
 # to some hundred kB.
 MAX_ATOMS = 1_000_000
+# A frame without atoms is a bad record like others, but takes three letters: a packed file of 60 kB
+# would have millions.
+MAX_EMPTY = 1000
 # ASE reads these keys as nine numbers only
 TENSOR_KEYS = ("stress", "virial")
 TENSOR_KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
@@ -72,6 +75,7 @@ def _record_starts(path: str, *state: int) -> list[int] | None:
     """See `record_starts`; `state` is what changes when the file does."""
     starts = []
     offset = 0
+    num_empty = 0
     try:
         with _open(path) as file:
             while line := file.readline():
@@ -80,6 +84,13 @@ def _record_starts(path: str, *state: int) -> list[int] | None:
                 if num_atoms > MAX_ATOMS:
                     raise BadRecordError(
                         _too_many(num_atoms), file=path, record=len(starts) - 1, remedy=WRITE_AGAIN
+                    )
+                num_empty += num_atoms == 0
+                if num_empty > MAX_EMPTY:
+                    raise SourceError(
+                        f"has more than {MAX_EMPTY:,} records without atoms",
+                        file=path,
+                        remedy=WRITE_AGAIN,
                     )
                 # the comment line and one line per atom
                 rows = list(islice(file, num_atoms + 1))

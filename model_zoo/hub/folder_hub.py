@@ -102,6 +102,7 @@ class FolderHub:
 
     def publish(self, folder: Path, manifest: Manifest, repo: str, tag: str | None) -> str:
         """Upload the files of a verified model folder; returns the revision. A tag never moves."""
+        self._refuse_links(repo)
         revision = folder_revision(folder)
         if tag is not None:
             # before the upload, which may take long
@@ -189,6 +190,7 @@ class FolderHub:
 
         When the hub cannot be reached, it is the revision that the name had the last time.
         """
+        self._refuse_links(repo)
         wanted = name or "main"
         if REVISION.fullmatch(wanted):
             # never a tag, which could name another revision
@@ -231,6 +233,7 @@ class FolderHub:
         Raises BadModelError when the snapshot is not the one that the revision names.
         """
         if self.on_disk:
+            self._refuse_links(repo)
             return self._checked_snapshot(repo, revision)
         cached = self._cache(repo) / "snapshots" / revision
         if not force and self._is_cached(repo, revision) and not self._is_damaged(cached):
@@ -371,6 +374,26 @@ class FolderHub:
                 raise too_large(where, name, f"more than {limit:,}", limit) from error
 
     # --- files of the hub
+
+    def _refuse_links(self, repo: str) -> None:
+        """Raise HubError for a folder of a model that leads out of a hub on a disk.
+
+        The root may be a link: it is what a user names.
+        """
+        if not self.on_disk:
+            return
+        folder = Path(self.path)
+        folders = []
+        for part in repo.split("/"):
+            folder = folder / part
+            folders.append(folder)
+        for own in [*folders, folder / "refs", folder / "snapshots"]:
+            if own.is_symlink():
+                raise HubError(
+                    "is a link, and a hub reads and writes only what is in its own folder",
+                    file=own,
+                    remedy="put the folder itself there",
+                )
 
     def _snapshot(self, repo: str, revision: str) -> str:
         return f"{self.path}/{repo}/snapshots/{revision}"
@@ -513,8 +536,8 @@ class FolderHub:
 
 def _check_ref(path: Path, publish_again: str) -> None:
     """Raise HubError for a name on a disk that is neither absent nor a file."""
-    if path.is_symlink() and not path.exists():
-        raise DamagedRefError("is a link that leads nowhere", file=path, remedy=publish_again)
+    if path.is_symlink():
+        raise DamagedRefError("is a link, and not a file", file=path, remedy=publish_again)
     if path.is_dir():
         # nobody knows what is in it, so publishing does not remove it
         raise HubError(

@@ -19,6 +19,7 @@ from evenfield.cli import app
 from evenfield.core.destination import DestinationError
 from evenfield.core.settings import SettingsError, load_settings, recipes_of
 from evenfield.data_pipelines.convert import convert as conversion
+from evenfield.data_pipelines.convert.finish import ConversionError
 from evenfield.data_pipelines.convert.splits import split_of
 from evenfield.data_pipelines.corpus.config import CorpusConfig
 from evenfield.data_pipelines.corpus.corpus import build_corpus
@@ -136,6 +137,42 @@ def test_two_sources_become_one_data_set(folder, tmp_path):
         in card
     )
     assert "- first: A et al., 2020 (MIT AND CC-BY-4.0, https://example.org/one)" in card
+
+
+def test_labels_that_were_not_read_are_named_by_source(folder, tmp_path):
+    """Without a word, a model would be trained on energies alone."""
+    frames = ase.io.read(folder / "two.extxyz", ":")
+    for atoms in frames:
+        atoms.arrays["gradient"] = atoms.arrays.pop("REF_forces")
+    ase.io.write(folder / "two.extxyz", frames)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe()))
+    words = ["data", "corpus", str(file), str(tmp_path / "out"), "--sources", str(folder)]
+    said = CliRunner().invoke(app, words).output
+    assert "labels of 20 structures at PBE: energy 20, forces 20, stress 0" in said
+    assert "labels of 12 structures at PBEsol: energy 12, forces 0, stress 0" in said
+    assert "not read: 'gradient' of 12 structures looks like forces" in said
+    assert "sources.second.columns.forces=gradient" in said
+    card = (tmp_path / "out" / "data_card.md").read_text()
+    assert "- second: not read: 'gradient' of 12 structures looks like forces" in card
+
+    # the setting that it names does read them
+    words[3] = str(tmp_path / "again")
+    words += ["sources.second.columns.forces=gradient", "sources.second.units.forces=eV/A"]
+    said = CliRunner().invoke(app, words).output
+    assert "not read" not in said
+    assert "labels of 12 structures at PBEsol: energy 12, forces 12" in said
+
+
+def test_a_source_without_labels_names_its_setting(folder, tmp_path):
+    frames = ase.io.read(folder / "two.extxyz", ":")
+    for atoms in frames:
+        atoms.arrays["gradient"] = atoms.arrays.pop("REF_forces")
+        atoms.info.pop("REF_energy")
+    ase.io.write(folder / "two.extxyz", frames)
+    with pytest.raises(ConversionError, match="none of its 12 structures has a label") as told:
+        build(folder, tmp_path / "out")
+    assert "sources.second.columns.forces=gradient" in str(told.value)
 
 
 def test_a_model_carries_the_sources_into_its_record(folder, tmp_path):

@@ -267,6 +267,14 @@ def test_alternative_places_of_a_protein_are_refused(tmp_path):
         read_one(tmp_path / "b.pdb")
 
 
+def test_the_last_row_of_a_database_is_read_as_one_structure(tmp_path):
+    for name in ("rows.db", "rows.json"):
+        with ase.db.connect(tmp_path / name) as database:
+            database.write(bulk("Cu"))
+            database.write(bulk("Au", cubic=True))
+        assert str(read_one(tmp_path / name).symbols) == "Au4"
+
+
 # --- several files
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import sqlite3
 import time
 import zlib
@@ -24,7 +26,7 @@ from evenfield.data_pipelines.sources.ase_files import read_frames, read_one
 from evenfield.data_pipelines.sources.cif import cif_frames
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError
-from evenfield.data_pipelines.sources.read import read_structures
+from evenfield.data_pipelines.sources.read import list_parts, read_part, read_structures
 from evenfield.data_pipelines.store.blocks import BlockReader
 from evenfield.data_pipelines.store.shards import (
     ARROW_SCHEMA,
@@ -32,7 +34,7 @@ from evenfield.data_pipelines.store.shards import (
     scan_shard,
     to_table,
 )
-from evenfield.data_pipelines.structure import Structure
+from evenfield.data_pipelines.structure import BadRecordError, Structure
 
 
 aselmdb = pytest.importorskip("ase_db_backends.aselmdb")
@@ -235,6 +237,55 @@ def one_long_structure():
     """A table of one structure with a hundred million equal atoms."""
     atoms = pa.array(np.ones(100_000_000, np.uint8))
     return pa.ListArray.from_arrays(pa.array([0, len(atoms)], pa.int32()), atoms)
+
+
+def test_a_view_of_endless_rows_is_refused_as_one_structure_too(tmp_path):
+    """Commands that take one structure do not go through a conversion."""
+    path = tmp_path / "view.db"
+    with ase.db.connect(path) as database:
+        database.write(bulk("Cu"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE systems RENAME TO stored")
+        connection.execute(
+            "CREATE VIEW systems AS WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r)"
+            " SELECT stored.* FROM stored, r"
+        )
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="has a view 'systems' that computes what it shows"):
+        read_one(path)
+    assert time.monotonic() - began < 5
+
+
+def test_millions_of_frames_without_atoms_are_refused_at_the_first_thousand(tmp_path):
+    path = tmp_path / "empty.extxyz.gz"
+    path.write_bytes(gzip.compress(b"0\n\n" * 5_000_000))
+    assert path.stat().st_size < 20_000
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="has more than 1,000 records without atoms"):
+        list(read_structures(path, SETTINGS))
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"numbers": [29], "positions": []}, r"has positions of shape \(0,\) for 1 atoms"),
+        ({"numbers": [29], "positions": [[0, 0]]}, r"has positions of shape \(1, 2\) for 1 atoms"),
+        ({"numbers": [[29]], "positions": [[0, 0, 0]]}, r"has atomic numbers of shape \(1, 1\)"),
+        ({"numbers": ["Cu"], "positions": [[0, 0, 0]]}, "has atomic numbers of .* type <U2"),
+        ({"numbers": [29], "positions": [["a", 0, 0]]}, "has positions that are no numbers"),
+        ({"numbers": [29], "positions": [[0, 0, 0]], "cell": [1, 2]}, "has a cell of shape"),
+    ],
+)
+def test_a_row_of_another_shape_is_one_bad_record(tmp_path, row, message):
+    path = tmp_path / "rows.json"
+    good = {"numbers": [29], "positions": [[0, 0, 0]]}
+    path.write_text(json.dumps({"1": row, "2": good, "ids": [1, 2], "nextid": 3}))
+    (part,) = list_parts(str(path), SETTINGS)
+    bad, found = read_part(part, SETTINGS)
+    assert isinstance(bad, BadRecordError)
+    assert re.search(message, str(bad))
+    assert isinstance(found, Structure)
 
 
 def test_a_table_of_equal_values_is_refused_by_its_footer(tmp_path):

@@ -262,7 +262,7 @@ def test_a_damaged_name_is_repaired_as_its_error_says(
     else:
         ref.unlink()
         ref.symlink_to(ref)
-    with pytest.raises(HubError, match=r"is damaged|leads nowhere") as told:
+    with pytest.raises(HubError, match=r"is damaged|is a link, and not a file") as told:
         model_zoo.load(f"me/m@{name}", hub)
     wanted = "publish the model again" + ("" if tag is None else f" with --tag {tag}")
     assert told.value.remedy == wanted
@@ -295,6 +295,42 @@ def test_a_link_to_the_right_model_is_not_followed_either(folder: Path, tmp_path
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BadModelError, match="is a link to another folder"):
         model_zoo.load(pinned, root)
+
+
+@pytest.mark.parametrize("link", ["me", "me/m", "me/m/refs", "me/m/snapshots"])
+def test_folders_that_lead_out_of_a_hub_are_neither_read_nor_written(
+    folder: Path, tmp_path: Path, link: str
+) -> None:
+    hub = tmp_path / "hub"
+    pinned = model_zoo.publish(folder, "me/m", hub, allow_failed=True)
+    outside = tmp_path / "outside"
+    (hub / link).rename(outside)
+    (hub / link).symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    for attempt in (
+        lambda: model_zoo.load("me/m", hub),
+        lambda: model_zoo.load(pinned, hub),
+        lambda: model_zoo.publish(folder, "me/m", hub, tag="v2", allow_failed=True),
+    ):
+        with pytest.raises(HubError, match="is a link, and a hub reads and writes only"):
+            attempt()
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_name_that_is_a_link_is_not_followed_and_the_root_may_be_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    hub = tmp_path / "hub"
+    pinned = model_zoo.publish(folder, "me/m", hub, tag="v1", allow_failed=True)
+    other = tmp_path / "other"
+    other.symlink_to(hub)
+    assert model_zoo.load("me/m@v1", other).reference == pinned
+
+    outside = tmp_path / "ref"
+    (hub / "me/m/refs/v1").rename(outside)
+    (hub / "me/m/refs/v1").symlink_to(outside)
+    with pytest.raises(HubError, match="is a link, and not a file"):
+        model_zoo.load("me/m@v1", hub)
 
 
 def test_another_model_in_the_cache_is_replaced_by_the_right_one(
