@@ -12,6 +12,8 @@ and 78 random distances between 1.35 and 4.6 A: beyond, the atoms leave the cuto
 - Energies: largest and mean absolute error of both states on the path.
 - Couplings: derivative couplings of the head against finite differences of its own states, and
   against those of PySCF (`pyscf.nac.sacasscf`) on every fourth distance.
+- Couplings as labels: a second head learns the couplings of PySCF at every second distance as well,
+  and is judged in the same way.
 - Control: two heads of the kind `scalar`, one for each energy.
 
 Minutes. Writes results/coupled_states.json.
@@ -91,32 +93,39 @@ class Casscf:
         """(2,) in eV"""
         return np.array(self(distance).e_states) * units.Hartree
 
-    def coupling(self, distance: float) -> float:
-        """|<0|d/dR 1>| of the fluorine atom along z in 1/A, without the term of electron motion."""
+    def coupling(self, distance: float) -> np.ndarray:
+        """<0|d/dR 1> (2, 3) in 1/A, without the term of electron motion."""
         nac = self(distance).nac_method()
-        found = nac.kernel(state=(0, 1), use_etfs=True)
-        return float(abs(found[1, 2])) / units.Bohr
+        found: np.ndarray = nac.kernel(state=(0, 1), use_etfs=True) / units.Bohr
+        return found
 
 
 def labelled(distances: np.ndarray) -> list[Atoms]:
-    """Structures with the energies of both states."""
+    """Structures with the energies of both states, and every second one with their coupling."""
     casscf = Casscf()
     frames = []
-    for distance in np.sort(distances):
+    for place, distance in enumerate(np.sort(distances)):
         atoms = molecule(float(distance))
         atoms.info["states"] = casscf.energies(float(distance))
+        if place % 2:
+            atoms.arrays["nac"] = casscf.coupling(float(distance))
         frames.append(atoms)
     return frames
 
 
-def fitted(model: LoadedModel, frames: list[Atoms], folder: Path, seed: int) -> LoadedModel:
-    """The model with a head of states."""
+def fitted(
+    model: LoadedModel, frames: list[Atoms], folder: Path, seed: int, *, couplings: bool
+) -> LoadedModel:
+    """The model with a head of states, which learns couplings too or energies alone."""
     path = folder / f"states{seed}.extxyz"
     ase.io.write(path, frames)
     words = ["head=states", "key=states", "unit=eV", "split=structure", "held_out=0.1"]
     words += ["level_of_theory=SA-CASSCF(2,2)/6-31G*", f"seed={seed}"]
+    if couplings:
+        words += ["couplings=nac", "couplings_unit=1/A"]
     head = fit_head(model, path, load_settings(HeadConfig, None, words), say=quiet)
-    return model_zoo.load(save_head(head, model, "model", folder / f"model{seed}"))
+    out = folder / f"model{seed}{'-couplings' if couplings else ''}"
+    return model_zoo.load(save_head(head, model, "model", out))
 
 
 def control(model: LoadedModel, frames: list[Atoms], folder: Path) -> list[LoadedModel]:
@@ -148,6 +157,12 @@ def coupling_by_differences(model: LoadedModel, distance: float) -> tuple[float,
     return float(closed), float(differences)
 
 
+def in_mev(errors: list[Any]) -> dict[str, float]:
+    """Largest and mean absolute error of energies in eV."""
+    sizes = 1000 * np.abs(errors)
+    return {"largest error, meV": float(sizes.max()), "mean error, meV": float(sizes.mean())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="evenfield-1")
@@ -166,7 +181,7 @@ def main() -> None:
         "crossing": {"distance": float(path[int(np.argmin(gaps))]), "gap": float(min(gaps))},
     }
     reference = Casscf()
-    couplings = {float(distance): reference.coupling(float(distance)) for distance in path[::4]}
+    of_pyscf = np.array([abs(reference.coupling(float(d))[1, 2]) for d in path[::4]])
 
     for seed in arguments.seeds:
         rng = np.random.default_rng(seed)
@@ -175,30 +190,29 @@ def main() -> None:
         frames = labelled(learned)
         apart = [np.abs(learned - distance).min() > TOO_CLOSE for distance in path]
         test = [atoms for atoms, own in zip(judged, apart, strict=True) if own]
+        rows: dict[str, Any] = {"distances": len(test), "coupling of PySCF": float(of_pyscf.mean())}
         with TemporaryDirectory() as name:
-            own = fitted(model, frames, Path(name), seed)
-            errors = [own.states(a).energies - a.info["states"] for a in test]
             scalars = control(model, frames, Path(name))
             of_control = [
                 [one.predict(a, "one") - a.info["states"][k] for k, one in enumerate(scalars)]
                 for a in test
             ]
-            pairs = [coupling_by_differences(own, distance) for distance in path[::4]]
-            closed = np.array([abs(pair[0]) for pair in pairs])
-            of_pyscf = np.array(list(couplings.values()))
-        found[f"seed {seed}"] = {
-            "distances": len(test),
-            "largest error, meV": float(1000 * np.abs(errors).max()),
-            "mean error, meV": float(1000 * np.abs(errors).mean()),
-            "control: largest error, meV": float(1000 * np.abs(of_control).max()),
-            "control: mean error, meV": float(1000 * np.abs(of_control).mean()),
-            "couplings: largest deviation from differences, 1/A": float(
-                max(abs(first - second) for first, second in pairs)
-            ),
-            "couplings: mean deviation from PySCF, 1/A": float(np.abs(closed - of_pyscf).mean()),
-            "couplings: mean of PySCF, 1/A": float(of_pyscf.mean()),
-        }
-        print(seed, json.dumps(found[f"seed {seed}"], indent=1), flush=True)
+            rows["two scalar heads"] = in_mev(of_control)
+            for arm in ("energies alone", "with couplings"):
+                own = fitted(model, frames, Path(name), seed, couplings=arm == "with couplings")
+                errors = [own.states(a).energies - a.info["states"] for a in test]
+                pairs = [coupling_by_differences(own, distance) for distance in path[::4]]
+                closed = np.array([abs(pair[0]) for pair in pairs])
+                rows[arm] = in_mev(errors) | {
+                    "coupling: largest deviation from differences, 1/A": float(
+                        max(abs(first - second) for first, second in pairs)
+                    ),
+                    "coupling: mean deviation from PySCF, 1/A": float(
+                        np.abs(closed - of_pyscf).mean()
+                    ),
+                }
+        found[f"seed {seed}"] = rows
+        print(seed, json.dumps(rows, indent=1), flush=True)
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
 
 

@@ -7,7 +7,9 @@ strained, rattled, and with a long polar wave, in which cations and anions move 
 Labels are those of a Born-Mayer repulsion that ends at 5 A, and of charges of 0.1 A width that have
 no end. One network with a cutoff of 5 A is trained twice: on the labels as they are, and on what
 the block leaves of them (charges of the stated size, but 0.5 A wide: the network has to learn the
-difference). Errors are those of the calculator on structures that were held out.
+difference). A third training has labels as they are and charges that nobody states: the network
+learns them through their Coulomb energy (model.charges). Errors are those of the calculator on
+structures that were held out.
 
 The metal: random copper-gold alloys labelled by EMT, which knows no charges. The block is a charge
 equilibration that has no part in the labels, so the network has to learn its opposite.
@@ -135,10 +137,16 @@ def errors_of(
     physics: dict[str, Any] | None,
     options: argparse.Namespace,
     folder: Path,
-) -> dict[str, float]:
-    """Train on most of the frames with this block; errors of the calculator on the others."""
+    *,
+    learned: bool = False,
+) -> dict[str, Any]:
+    """Train on most of the frames with this block; errors of the calculator on the others.
+
+    learned: with charges that the network learns.
+    """
     number = int(TRAIN_SHARE * len(frames))
-    own = folder / (f"{name}-{'with' if physics else 'without'}")
+    arm = "learned" if learned else "with" if physics else "without"
+    own = folder / f"{name}-{arm}"
     own.mkdir()
     ase.io.write(own / "frames.extxyz", frames[:number])
     settings = {
@@ -161,6 +169,7 @@ def errors_of(
             "num_layers": options.layers,
             "cutoff": REACH,
             "l_max": 2,
+            "charges": learned,
         },
         "stream": {"edge_budget": 12000},
     }
@@ -179,7 +188,12 @@ def errors_of(
         per_atom.append(abs(error) / len(frame))
         sizes.append(frame.get_forces().ravel())
     difference = np.concatenate(differences)
-    found = {
+    charges: dict[str, list[float]] = {}
+    if learned:
+        for frame in frames[number:]:
+            for symbol, charge in zip(frame.symbols, calculator.get_charges(frame), strict=True):
+                charges.setdefault(symbol, []).append(float(charge))
+    found: dict[str, Any] = {
         "force_mae": float(np.abs(difference).mean()),
         "force_rmse": float(np.sqrt(np.square(difference).mean())),
         "energy_mae_per_atom": float(np.mean(per_atom)),
@@ -188,7 +202,10 @@ def errors_of(
         "seconds_training": round(trained - converted, 1),
         "seconds_of_a_call": round((time.perf_counter() - trained) / len(sizes), 3),
     }
-    print(name, "with" if physics else "without", json.dumps(found), flush=True)
+    if learned:
+        found["mean_charges"] = {key: float(np.mean(own)) for key, own in charges.items()}
+        found["spread_of_charges"] = {key: float(np.std(own)) for key, own in charges.items()}
+    print(name, arm, json.dumps(found), flush=True)
     return found
 
 
@@ -213,17 +230,21 @@ def main() -> None:
         ):
             without = errors_of(name, frames, None, options, Path(folder))
             beside = errors_of(name, frames, physics, options, Path(folder))
+            learned = errors_of(name, frames, None, options, Path(folder), learned=True)
             rows[name] = {
                 "without": without,
                 "with": beside,
+                "learned": learned,
                 "force_mae_without_over_with": without["force_mae"] / beside["force_mae"],
+                "force_mae_without_over_learned": without["force_mae"] / learned["force_mae"],
             }
     command = f"python benchmarks/physics_blocks.py --steps {options.steps}"
     command += f" --channels {options.channels} --layers {options.layers}"
     command += f" --structures {options.structures} --seed {options.seed}"
     content = {"command": command, "rows": rows}
     options.out.write_text(json.dumps(content, indent=1) + "\n")
-    print(json.dumps({name: row["force_mae_without_over_with"] for name, row in rows.items()}))
+    for name, row in rows.items():
+        print(name, {key: value for key, value in row.items() if "over" in key})
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
             f"default_level={config.default_level}: no training structure has this level of theory",
             remedy=f"{question}choose one of {', '.join(levels)}",
         )
+    physics = data.physics
+    if config.model.charges and physics is not None and physics.coulomb is not None:
+        raise EvenfieldError(
+            "has labels minus the energy of charges, and model.charges=true would learn it again",
+            remedy="leave model.charges out, or convert the data without physics.coulomb",
+            file=str(data),
+        )
     unknown = [level for level in config.level_sharing.levels if level not in levels]
     if unknown:
         raise EvenfieldError(

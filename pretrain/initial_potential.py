@@ -1,7 +1,8 @@
 """What a fresh potential takes from its training data before the first step.
 
 These are levels of theory, number of neighbours, radii of the core repulsion, and reference
-energies E0 and energy scale of what the repulsion leaves of the labels.
+energies E0 and energy scale of what the repulsion leaves of the labels. Of a potential with charges
+all of it is fitted to what the charges that training starts with leave.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..data_pipelines.census.census import ReferenceFit, compositions
 from ..data_pipelines.neighbours import neighbour_list
 from ..data_pipelines.stream.collection import Collection
 from ..data_pipelines.structure import Structure
-from ..model_zoo.potential.config import PotentialConfig
+from ..model_zoo.potential.charges import energy_at_start, refuse_partly_periodic
+from ..model_zoo.potential.config import ModelConfig, PotentialConfig
 from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.repulsion import Repulsion, bare_repulsion, switched
 from .callbacks.validation import spread_structures
@@ -55,10 +57,17 @@ class Sample:
     receiver: Tensor  # (P,)
     vectors: Tensor  # (P, 3) A, from receiver to sender
     num_edges: int  # within the cutoff
+    charge_energy: np.ndarray  # (S,) eV, of charges as training starts with them; else zero
 
     @classmethod
-    def of(cls, structures: list[Structure], cutoff: float) -> Self:
-        """Look at structures; their edges within `cutoff` (A) are counted."""
+    def of(
+        cls, structures: list[Structure], cutoff: float, charge_width: float | None = None
+    ) -> Self:
+        """Look at structures; their edges within `cutoff` (A) are counted.
+
+        charge_width: in A, of charges as training starts with them; None for none. Their forces
+        are taken off the labels, and their energies are kept apart.
+        """
         levels = []
         sizes = []
         numbers = []
@@ -67,6 +76,7 @@ class Sample:
         senders = []
         receivers = []
         vectors = []
+        charge_energies = []
         num_edges = 0
         num_atoms = 0
         for structure in structures:
@@ -75,10 +85,15 @@ class Sample:
             sizes.append(size)
             numbers.append(structure.atomic_numbers)
             energies.append(np.nan if structure.energy is None else structure.energy)
-            if structure.forces is None:
-                forces.append(np.full((size, 3), np.nan))
-            else:
-                forces.append(structure.forces)
+            own_forces = structure.forces
+            if own_forces is None:
+                own_forces = np.full((size, 3), np.nan)
+            charge_energy = 0.0
+            if charge_width is not None:
+                charge_energy, charge_forces = energy_at_start(structure, charge_width)
+                own_forces = own_forces - charge_forces
+            charge_energies.append(charge_energy)
+            forces.append(own_forces)
 
             sender, receiver, edge_vectors = _edges(structure, cutoff)
             near = _is_near(structure, sender, receiver, edge_vectors)
@@ -99,6 +114,7 @@ class Sample:
             receiver=_joined(receivers),
             vectors=_joined(vectors),
             num_edges=num_edges,
+            charge_energy=np.array(charge_energies),
         )
 
     def repulsion(self, repulsion: Repulsion, bare: Bare | None = None) -> tuple[Tensor, Tensor]:
@@ -142,9 +158,14 @@ def build_potential(
 
     kept: of a checkpoint that will be loaded into it. Heads then have the places that they had,
     and levels of theory that are new follow them.
+
+    Raises PhysicsError for learned charges where a structure looked at is a slab or a wire.
     """
     census = data.census()
-    sample = Sample.of(data.sample("train", SAMPLE), config.model.cutoff)
+    structures = data.sample("train", SAMPLE)
+    if config.model.charges:
+        refuse_partly_periodic(structures, str(data))
+    sample = Sample.of(structures, config.model.cutoff, _charge_width(config.model))
     levels = list(trained_levels(data))
     num_neighbours = max(1.0, sample.num_edges / len(sample.atomic_numbers))
     if kept is not None:
@@ -177,11 +198,11 @@ def build_potential(
 
 @dataclass(frozen=True)
 class Remainder:
-    """What the core repulsion explains of a sample, and the forces that it leaves over."""
+    """What core repulsion and charges explain of a sample, and the forces that they leave over."""
 
     sample: Sample
-    energy: np.ndarray  # (S,) eV, of the repulsion
-    forces: Tensor  # (N, 3) eV/A, of the labels minus those of the repulsion
+    energy: np.ndarray  # (S,) eV, of both
+    forces: Tensor  # (N, 3) eV/A, of the labels minus those of both
 
     @classmethod
     def of(cls, sample: Sample, potential: Potential) -> Self:
@@ -194,10 +215,11 @@ class Remainder:
             energies = atom_energies.numpy()
             forces = sample.forces - own_forces
         first_atoms = np.cumsum(sample.sizes) - sample.sizes
-        return cls(sample, np.add.reduceat(energies, first_atoms), forces)
+        summed = np.add.reduceat(energies, first_atoms)
+        return cls(sample, summed + sample.charge_energy, forces)
 
     def references(self, level: str) -> dict[int, float]:
-        """The repulsion's energies at a level of theory, as a sum over atoms; see `_references`."""
+        """These energies at a level of theory, as a sum over atoms; see `_references`."""
         chosen = (self.sample.levels == level) & np.isfinite(self.sample.energy)  # (S,)
         return _references(self.sample, self.energy, chosen)
 
@@ -220,7 +242,14 @@ def _more_of_rare_levels(
     structures = spread_structures(data, "train", missed, SAMPLE_OF_A_LEVEL * len(missed))
     if not structures:
         return None
-    return Remainder.of(Sample.of(structures, potential.config.cutoff), potential)
+    config = potential.config
+    if config.charges:
+        refuse_partly_periodic(structures, str(data))
+    return Remainder.of(Sample.of(structures, config.cutoff, _charge_width(config)), potential)
+
+
+def _charge_width(config: ModelConfig) -> float | None:
+    return config.charge_width if config.charges else None
 
 
 def _fit_repulsion(potential: Potential, sample: Sample) -> None:

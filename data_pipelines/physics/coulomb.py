@@ -47,7 +47,7 @@ class Coulomb:
 
     def __init__(self, config: CoulombConfig) -> None:
         self.config = config
-        self._pme = _torch_pme()
+        torch_pme()
         self._division = config.cutoff / SHARPNESS  # A, of the Gaussian that divides the sum
 
     def __call__(
@@ -120,21 +120,7 @@ class Coulomb:
 
     def _reciprocal(self, charges: Tensor, cell: Tensor, positions: Tensor) -> Tensor:
         """Half the potentials (N, C) in e/A of the smooth part of charges (N, C)."""
-        potential = self._pme.CoulombPotential(smearing=self._division).to(torch.float64)
-        if self.config.mesh_spacing is None:
-            # torch-pme takes waves down to twice the length that it is told
-            wavelength = math.pi * self._division / WAVES
-            calculator = self._pme.EwaldCalculator(potential, lr_wavelength=wavelength)
-        else:
-            calculator = self._pme.PMECalculator(
-                potential, mesh_spacing=self.config.mesh_spacing, interpolation_nodes=7
-            )
-        calculator = calculator.to(torch.float64)
-        # without pairs, torch-pme leaves real space to us
-        no_pairs = torch.zeros((0, 2), dtype=torch.int64)
-        no_distances = positions.new_zeros(0)
-        waves: Tensor = calculator(charges, cell, positions, no_pairs, no_distances)
-        return waves
+        return reciprocal(charges, cell, positions, self._division, self.config.mesh_spacing)
 
     @torch.no_grad()
     def _equilibrated(
@@ -192,8 +178,58 @@ class _Pairs:
         return cls(receiver, sender, vectors.square().sum(1))
 
 
+def reciprocal(
+    charges: Tensor,
+    cell: Tensor,
+    positions: Tensor,
+    deviation: float,
+    mesh_spacing: float | None = None,
+) -> Tensor:
+    """Half the potentials (N, C) in e/A that charges (N, C) of a crystal exert on each other.
+
+    Pairs interact by erf(r / (sqrt(2) deviation)) / r, with `deviation` in A, and a charge with its
+    own images, but not with itself. It is a sum over waves, or one on a mesh of this spacing in A.
+    cell (3, 3) and positions (N, 3) in A. All are float64.
+    """
+    package = torch_pme()
+    potential = package.CoulombPotential(smearing=deviation).to(torch.float64)
+    if mesh_spacing is None:
+        # torch-pme takes waves down to twice the length that it is told
+        wavelength = math.pi * deviation / WAVES
+        calculator = package.EwaldCalculator(potential, lr_wavelength=wavelength)
+    else:
+        calculator = package.PMECalculator(
+            potential, mesh_spacing=mesh_spacing, interpolation_nodes=7
+        )
+    calculator = calculator.to(device=charges.device, dtype=torch.float64)
+    # without pairs, torch-pme leaves real space to us
+    no_pairs = torch.zeros((0, 2), dtype=torch.int64, device=charges.device)
+    waves: Tensor = calculator(charges, cell, positions, no_pairs, positions.new_zeros(0))
+    return waves
+
+
+def smooth_energies(
+    charges: Tensor, positions: Tensor, cell: Tensor, width: float, *, is_periodic: bool
+) -> Tensor:
+    """Energies (N,) in eV of Gaussian charges (N,) in e that all have one width in A.
+
+    They are smooth enough for waves alone: no pair is searched in a crystal, and all pairs are
+    taken in a molecule. Differentiable by charges, positions (N, 3) and cell (3, 3) in A.
+    """
+    if is_periodic:
+        halves = reciprocal(charges.unsqueeze(1), cell, positions, math.sqrt(2) * width)
+        return COULOMB * charges * halves.squeeze(1)
+    squares = (positions.unsqueeze(0) - positions.unsqueeze(1)).square().sum(2)  # (N, N)
+    kernel = erf_over_distance(squares, squares.new_tensor(1 / (2 * width)))
+    kernel = kernel - torch.diag(kernel.diagonal())
+    return 0.5 * COULOMB * charges * (kernel @ charges)
+
+
 def erf_over_distance(squares: Tensor, inverse: Tensor) -> Tensor:
-    """erf(a r) / r of squared distances r^2 (E,) and a (E,) in 1/A; smooth down to r = 0."""
+    """erf(a r) / r of squared distances r^2 and a in 1/A, of shapes that broadcast.
+
+    It is smooth down to r = 0.
+    """
     x_squared = squares * inverse**2
     is_small = x_squared < SMALL**2
     # what `where` leaves out must be finite too, or its gradient would be NaN
@@ -213,14 +249,15 @@ def _refuse_net_charge(charge: float) -> None:
         )
 
 
-def _torch_pme() -> ModuleType:
+def torch_pme() -> ModuleType:
+    """The package; MissingPackageError without it."""
     try:
         import torchpme
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torchpme":
             raise
         raise MissingPackageError(
-            "torch-pme", needed_for="physics.coulomb", extra="physics"
+            "torch-pme", needed_for="charges with an Ewald sum", extra="physics"
         ) from error
     module: ModuleType = torchpme
     return module

@@ -137,7 +137,8 @@ def _has_second_derivatives(model: CheckedModel | CheckedCalculator) -> TypeGuar
     """Whether there is a network that is the whole energy."""
     if not isinstance(model, CheckedModel):
         return False
-    return model.loaded.potential.config.physics is None
+    config = model.loaded.potential.config
+    return config.physics is None and not config.charges
 
 
 def crystal_symbols(name: str) -> list[str]:

@@ -53,6 +53,15 @@ class HeadConfig(Settings):
     skip_unlabelled: bool = Field(
         default=False, description="leave out structures that have no such label, and count them"
     )
+    couplings: str | None = Field(
+        default=None,
+        description="of states: key of derivative couplings <k|d/dr l> in the arrays, three "
+        "numbers of an atom for each pair of states, in the order 01, 02, 12, 03 and so on; "
+        "structures may lack them",
+    )
+    couplings_unit: Literal["1/A", "1/Bohr"] | None = Field(
+        default=None, description="unit of the couplings"
+    )
     torque: float | None = Field(
         default=None,
         ge=0,
@@ -100,6 +109,10 @@ class HeadConfig(Settings):
         check_choices(self.head, self.head_features, extensive=self.extensive, spread=self.spread)
         if self.torque is not None and self.head != "forces":
             raise ValueError("torque: only head=forces has one: leave it out")
+        if self.couplings is not None and self.head != "states":
+            raise ValueError("couplings: only head=states has them: leave it out")
+        if (self.couplings is None) != (self.couplings_unit is None):
+            raise ValueError("couplings_unit: state it with couplings, as in couplings_unit=1/Bohr")
         if self.num_functions and self.head_features != "equivariant":
             raise ValueError("num_functions: set features=equivariant, which has them")
         if self.head == "pseudoscalar" and self.num_functions == 0:

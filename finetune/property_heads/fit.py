@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from ase.data import chemical_symbols
 
 from ...core.files import file_errors
 from ...model_zoo.heads.description import KINDS, Features, HeadDescription, HeadError
-from ...model_zoo.heads.features import carried_features
+from ...model_zoo.heads.features import batch_of, carried_features
 from ...model_zoo.heads.head import Answer, Head, net_charge
+from ...model_zoo.heads.states import states_of
 from ...model_zoo.hub.load import LoadedModel
 from ...model_zoo.network.interface import CarriedFeatures
 from ...model_zoo.potential.potential import Potential
 from .config import HeadConfig
+from .couplings import CouplingRows, coupling_figures, coupling_rows
 from .equivariant import fit_equivariant
 from .figures import (
     class_figures,
@@ -85,7 +87,7 @@ def fit_head(
 
     features = features_of(model.potential, labelled, config.head_features)
     elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in train]))
-    weights = fit_weights(labelled, features, train, elements, config)
+    weights = fit_weights(labelled, features, train, elements, config, model.potential)
 
     about = HeadDescription(
         name=config.head_name,
@@ -126,8 +128,26 @@ def fit_head(
     if config.spread:
         spreads = [head.predict_spread(features[s], labelled.frames[s]) for s in test]
         errors |= spread_figures(flat(predictions) - flat(labels), flat(spreads))
+    judged = [int(s) for s in test if labelled.couplings and labelled.couplings[s] is not None]
+    if judged:
+        errors |= _coupling_errors(model.potential, head, labelled, judged)
     about = about.model_copy(update={"errors": errors, "guess": guess})
     return dataclasses.replace(head, description=about)
+
+
+def _coupling_errors(
+    potential: Potential, head: Head, labelled: LabelledFrames, places: Sequence[int]
+) -> dict[str, float]:
+    """Errors of the couplings of structures that have labels of them."""
+    states = []
+    labels = []
+    for s in places:
+        atoms = labelled.frames[s]
+        states.append(states_of(potential, batch_of(potential, [atoms]), atoms, head))
+        wanted = labelled.couplings[s]
+        assert wanted is not None
+        labels.append(wanted)
+    return coupling_figures(states, labels)
 
 
 def _check_carried(potential: Potential, config: HeadConfig) -> None:
@@ -178,8 +198,12 @@ def fit_weights(
     train: np.ndarray,
     elements: np.ndarray,
     config: HeadConfig,
+    potential: Potential,
 ) -> Weights:
-    """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,)."""
+    """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,).
+
+    potential: what features have derivatives by, where couplings of states are labels.
+    """
     if config.head_features == "equivariant":
         return fit_equivariant(labelled, features, train, elements, config)
     invariants = {s: features[s].invariants.double().numpy() for s in train}
@@ -213,7 +237,17 @@ def fit_weights(
         return Weights(weight, bias - (weight @ centre)[:, None], found.penalty)
 
     if config.head == "states":
-        return _states_weights(labelled, train, groups, matrix, size, centre, config)
+        couplings = None
+        if labelled.couplings:
+            couplings = coupling_rows(
+                potential,
+                [labelled.frames[s] for s in train],
+                [labelled.couplings[s] for s in train],
+                config.head_features,
+                size,
+                len(elements),
+            )
+        return _states_weights(labelled, train, groups, matrix, size, centre, config, couplings)
 
     targets, column = _targets(labelled, train, config)
     solution = ridge(matrix, targets, column)
@@ -246,6 +280,7 @@ def _states_weights(
     size: np.ndarray,
     centre: np.ndarray,
     config: HeadConfig,
+    couplings: CouplingRows | None,
 ) -> Weights:
     """Weights of the matrix of states, from rows (S, F + Z) whose features are less `centre`."""
     num_features = len(centre)
@@ -253,7 +288,8 @@ def _states_weights(
     # what the elements explain of the mean is far larger than what the states differ by
     counts = matrix[:, num_features:]
     of_elements = np.linalg.lstsq(counts, energies.mean(axis=1), rcond=None)[0]
-    found = fit_states(matrix, energies - (counts @ of_elements)[:, None], groups, config.seed)
+    left = energies - (counts @ of_elements)[:, None]
+    found = fit_states(matrix, left, groups, config.seed, couplings)
 
     row, column = np.triu_indices(energies.shape[1])
     weight = found.weights[:num_features].T / size  # (M, F)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 
 from ...core.errors import EvenfieldError
 from ...data_pipelines.sources.ase_files import read_frames
@@ -16,9 +16,12 @@ from ...data_pipelines.structure import BadRecordError, Structure, check_structu
 from ...model_zoo.heads.description import KINDS, MOST_STATES
 from ...model_zoo.heads.head import net_charge, without_dipole
 from .config import HeadConfig
+from .couplings import pairs_of_states
 
 
 MOST_CLASSES = 100
+# units of derivative couplings, in 1/A
+PER_A = {"1/A": 1.0, "1/Bohr": 1 / units.Bohr}
 # e for each atom; files round charges to three digits or more
 ROUNDING_OF_CHARGES = 2e-3
 # relative to the largest entry; finite differences are symmetric to a few digits
@@ -47,6 +50,9 @@ class LabelledFrames:
     level_of_theory: str
     skipped: int = 0
     """Structures of the file without a label."""
+    couplings: list[np.ndarray | None] = field(default_factory=list)
+    """Of states h (C, N, 3) in eV/A, see `couplings.py`, or None where a structure has none; empty
+    where none are learned."""
 
 
 def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> LabelledFrames:
@@ -60,11 +66,13 @@ def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> Lab
     """
     frames = []
     labels = []
+    couplings = []
     skipped = 0
     for record, atoms in enumerate(read_frames(path)):
         try:
             label = _label_of(atoms, config)
             _check_atoms(atoms, known)
+            coupling = None if config.couplings is None else _couplings_of(atoms, label, config)
         except EvenfieldError as error:
             if config.skip_unlabelled and isinstance(error, NoLabelError):
                 skipped += 1
@@ -74,6 +82,7 @@ def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> Lab
             ) from error
         frames.append(atoms)
         labels.append(label)
+        couplings.append(coupling)
     if not frames:
         raise LabelError(
             f"has no structure with {config.label_key!r}", remedy="check key=", file=path
@@ -82,6 +91,13 @@ def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> Lab
     level = config.level_of_theory or _stated_level(frames, path)
     if config.head == "states":
         _check_numbers_of_states(labels, path)
+        if config.couplings is None:
+            couplings = []
+        elif all(own is None for own in couplings):
+            raise LabelError(
+                f"has no structure with {config.couplings!r}", remedy="check couplings=", file=path
+            )
+        return LabelledFrames(frames, labels, [], level, skipped, couplings)
     if config.head != "class":
         return LabelledFrames(frames, labels, [], level, skipped)
 
@@ -158,6 +174,34 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
         if reason is not None:
             raise LabelError(f"cannot be used: {reason}", remedy="remove the record")
     return numbers if shape else float(numbers)
+
+
+def _couplings_of(atoms: Atoms, energies: np.ndarray, config: HeadConfig) -> np.ndarray | None:
+    """h (C, N, 3) in eV/A of a structure; None where it has no couplings."""
+    assert config.couplings is not None
+    assert config.couplings_unit is not None
+    key = config.couplings
+    stated = atoms.arrays.get(key)
+    if stated is None:
+        return None
+    first, second = pairs_of_states(len(energies))
+    shape = (len(atoms), 3 * len(first))
+    numbers = np.asarray(stated)
+    if numbers.shape != shape or numbers.dtype.kind not in "fiu":
+        raise LabelError(
+            f"has {key!r} of shape {numbers.shape}, not numbers of shape {shape}",
+            remedy="give three numbers of each atom for each pair of states",
+        )
+    if not np.isfinite(numbers).all():
+        raise LabelError(
+            f"has {key!r} that is not finite", remedy="leave it out where two energies are equal"
+        )
+    derivative = (
+        numbers.reshape(len(atoms), len(first), 3).swapaxes(0, 1) * PER_A[config.couplings_unit]
+    )
+    gaps = energies[second] - energies[first]
+    found: np.ndarray = derivative * gaps[:, None, None]
+    return found
 
 
 def _with_whole_atoms(numbers: np.ndarray, key: str) -> np.ndarray:

@@ -120,7 +120,8 @@ class EvenfieldCalculator(Calculator):
             )
         physics = potential.config.physics
         self._physics = None if physics is None else Physics(physics)
-        if physics is not None and physics.coulomb is not None:
+        has_charges = physics is not None and physics.coulomb is not None
+        if has_charges or potential.config.charges:
             self.implemented_properties = [*type(self).implemented_properties, "charges"]
         self._heads = None if heads is None else ResultHeads(heads)
         if self._heads is not None:
@@ -235,11 +236,12 @@ class EvenfieldCalculator(Calculator):
         Raises UnseenElementError, GeometryError for a structure without neighbours to search,
         EngineError when a result is not finite, HeadError for an element that a head was fitted
         without and for a periodic or charged structure in a field, PhysicsError for a structure
-        that the model's physics does not fit, and PropertyNotImplementedError when a stress or a
-        dipole is asked for that does not exist.
+        that the model's physics or learned charges do not fit, and PropertyNotImplementedError when
+        a stress or a dipole is asked for that does not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
+        self._refuse_net_charge(self.atoms)
         batch = self._batch_of(self.atoms)
         with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
             prediction = self.potential(batch)
@@ -253,6 +255,8 @@ class EvenfieldCalculator(Calculator):
             "forces": _numpy(prediction.forces),
         }
 
+        if prediction.charges is not None:
+            self.results["charges"] = _numpy(prediction.charges)
         if self.atoms.pbc.all():
             stress = _numpy(prediction.stress)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress[0])
@@ -278,6 +282,15 @@ class EvenfieldCalculator(Calculator):
         if "dipole" in (properties or []) and "dipole" not in self.results:
             raise PropertyNotImplementedError(without_dipole(self.atoms))
 
+    def _refuse_net_charge(self, atoms: Atoms) -> None:
+        """Raise PhysicsError for a net charge, which learned charges do not have."""
+        if self._loaded.config.charges and net_charge(atoms):
+            raise PhysicsError(
+                f"has the net charge {net_charge(atoms):g}, and the charges of the model add up "
+                "to zero",
+                remedy="use a model without learned charges",
+            )
+
     def _add_physics(self, physics: Physics, atoms: Atoms) -> None:
         """Make the results those of the whole: the network has learned what physics leaves."""
         # nothing of the network alone may look like a result
@@ -296,8 +309,11 @@ class EvenfieldCalculator(Calculator):
         }
         if known.stress is not None:
             results["stress"] = learned["stress"] + full_3x3_to_voigt_6_stress(known.stress)
+        # charges are learned or of the physics, never both
         if known.charges is not None:
             results["charges"] = known.charges
+        elif "charges" in learned:
+            results["charges"] = learned["charges"]
         self.results = results
 
     def _add_field(self, batch: Batch, atoms: Atoms) -> dict[str, Any]:
@@ -331,7 +347,8 @@ class EvenfieldCalculator(Calculator):
         asks_charge = self._heads is not None or self._field is not None
         of_heads = asks_charge and net_charge(atoms) != net_charge(self.atoms)
         stated = atoms.info.get("charge")
-        of_physics = self._physics is not None and stated != self.atoms.info.get("charge")
+        has_charges = self._physics is not None or self._loaded.config.charges
+        of_physics = has_charges and stated != self.atoms.info.get("charge")
         if of_heads or of_physics:
             changed.append("initial_charges")
         return changed
@@ -459,6 +476,15 @@ def refuse_physics(potential: Potential, where: str) -> None:
         raise EngineError(
             f"the model adds {physics.described} to its network, which {where} cannot do",
             remedy="use the calculator of ASE",
+        )
+
+
+def refuse_charges(potential: Potential, where: str) -> None:
+    """Raise EngineError for a model with learned charges, whose energy `where` cannot add."""
+    if potential.config.charges:
+        raise EngineError(
+            f"the model has charges whose interaction has no cutoff, which {where} cannot compute",
+            remedy="use the calculator of ASE, torch-sim or i-PI",
         )
 
 

@@ -19,7 +19,7 @@ from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
 from ...core.torch_modes import own_modes
 from ..hub.load import LoadedModel
-from .calculator import checked_dtype, refuse_physics
+from .calculator import checked_dtype, refuse_charges, refuse_physics
 from .errors import EngineError
 
 
@@ -71,6 +71,7 @@ def export_metatomic(
     # everything is checked before the import, which takes seconds, and before a folder is made
     checked_dtype(dtype)
     refuse_physics(model.potential, "a file of metatomic")
+    refuse_charges(model.potential, "a file of metatomic")
     level = model.level_to_use(level_of_theory)
     if not model.record.trained_symbols(level):
         raise EngineError(

@@ -34,15 +34,20 @@ class Place:
         """What a head says, in float64, differentiable; of states the entries of their matrix."""
         device = self.positions.device
         places = torch.as_tensor(head.places(atoms.numbers), device=device)
-        name = head.description.features
+        carried = self.carried(head.description.features)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            if name not in self.features:
+            if head.description.kind == "states":
+                return head.matrix_entries(carried.invariants, places)
+            return head.response(carried, places, self.positions)
+
+    def carried(self, name: Features) -> CarriedFeatures:
+        """Features of the atoms, differentiable, computed once."""
+        if name not in self.features:
+            with torch.enable_grad(), torch.autocast(self.positions.device.type, enabled=False):
                 self.features[name] = edge_features(
                     self.potential, self.numbers, self.vectors, self.tiles, name
                 )
-            if head.description.kind == "states":
-                return head.matrix_entries(self.features[name].invariants, places)
-            return head.response(self.features[name], places, self.positions)
+        return self.features[name]
 
     def gradient(self, answer: Tensor) -> Tensor:
         """Derivatives (N, 3) of a number by the positions, in float64.

@@ -68,6 +68,11 @@ def slater_charge(z: int) -> float:
     return z - screening * same - 0.85 * below - 1.0 * deep
 
 
+def electronegativity(z: int) -> float:
+    """Of an element, by the fit of Allred and Rochow (1958), on the scale of Pauling."""
+    return 0.359 * slater_charge(z) / float(covalent_radii[z]) ** 2 + 0.744
+
+
 def element_descriptors() -> np.ndarray:
     """Standardised descriptors of every element, (119, 9); row 0 is zero.
 
@@ -99,8 +104,6 @@ def _descriptors(z: int) -> list[float]:
 
     radius = covalent_radii[z]
     charge = slater_charge(z)
-    # Allred and Rochow's fit, radius in A
-    electronegativity = 0.359 * charge / radius**2 + 0.744
 
     # the capacity of the valence shell: d and s hold 12 electrons, p and s hold 8
     if d_electrons:
@@ -109,7 +112,7 @@ def _descriptors(z: int) -> list[float]:
         filling = (p_electrons + s_electrons) / 8
 
     valence = [s_electrons, p_electrons, d_electrons, f_electrons]
-    return [period, radius, charge, electronegativity, filling, *valence]
+    return [period, radius, charge, electronegativity(z), filling, *valence]
 
 
 class ElementEmbedding(nn.Module):

@@ -25,6 +25,7 @@ from ...core.settings import Settings
 from ...data_pipelines.physics.config import PhysicsConfig
 from ..network.architectures import ARCHITECTURES, DEFAULT_ARCHITECTURE, config_class
 from ..network.interface import MAX_ATOMIC_NUMBER, NetworkConfig
+from .charges import HIDDEN_SIZE
 
 
 class ModelConfig(Settings):
@@ -39,6 +40,13 @@ class ModelConfig(Settings):
         default=64, gt=0, le=8192, description="features that the energy is linear in"
     )
     repulsion: bool = Field(default=True, description="ZBL repulsion of cores at short distance")
+    charges: bool = Field(
+        default=False,
+        description="charges that follow the surroundings, learned through their Coulomb energy",
+    )
+    charge_width: float = Field(
+        default=1.0, ge=0.3, le=5, description="standard deviation of the Gaussian charges, A"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +80,12 @@ class ModelConfig(Settings):
         own["network"] = network_config.model_validate(of_network, strict=strict)
         return own
 
+    @model_validator(mode="after")
+    def _check_charges(self) -> Self:
+        if "charge_width" in self.model_fields_set and not self.charges:
+            raise ValueError("charge_width belongs to charges: set charges=true too")
+        return self
+
     @model_serializer(mode="wrap")
     def _write_network(
         self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo
@@ -82,6 +96,9 @@ class ModelConfig(Settings):
         # models without physics are stored as they were before there was any
         if own.get("physics", "") is None:
             del own["physics"]
+        if own.get("charges", "") is False:
+            del own["charges"]
+            own.pop("charge_width", None)
         return of_network | own
 
     @classmethod
@@ -127,6 +144,15 @@ class PotentialConfig(ModelConfig):
         """Read settings as they are stored; pydantic's strict mode wants an object."""
         return PhysicsConfig.model_validate(given) if isinstance(given, dict) else given
 
+    @model_validator(mode="after")
+    def _has_charges_once(self) -> Self:
+        if self.charges and self.physics is not None and self.physics.coulomb is not None:
+            raise ValueError(
+                "charges: the labels of the data set are minus the energy of charges already; "
+                "leave charges out, or convert the data without physics.coulomb"
+            )
+        return self
+
     @property
     def num_weights(self) -> int:
         """Numbers in the state of a potential, counted without building it."""
@@ -137,7 +163,9 @@ class PotentialConfig(ModelConfig):
         weights = num_heads * (num_rows + 1) * self.readout_size
         # E0 and radius of each element, and the scale
         constants = num_heads * (2 * num_rows + 1)
-        return self.network.num_weights + hidden + weights + constants
+        # a hidden layer of their own, its weights, and a charge of each element
+        charges = (self.network.num_features + 2) * HIDDEN_SIZE + num_rows if self.charges else 0
+        return self.network.num_weights + hidden + weights + constants + charges
 
     @classmethod
     def from_stored(cls, content: dict[str, Any]) -> Self:

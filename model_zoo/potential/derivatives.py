@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...data_pipelines.batch import Batch
 from ..network.tiles import Tiles
+from .charges import CoulombTerm
 
 
 # What a potential is called for: predictions under `torch.no_grad`, or steps of training.
@@ -72,7 +73,11 @@ def energies_and_slopes(
 
 
 def forces_and_stress(
-    slopes: Tensor, vectors: Tensor, tiles: Tiles, batch: Batch
+    slopes: Tensor,
+    vectors: Tensor,
+    tiles: Tiles,
+    batch: Batch,
+    coulomb: CoulombTerm | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forces (N, 3) in eV/A and stress (S, 3, 3) in eV/A^3 from the slopes dE/dv.
 
@@ -80,8 +85,8 @@ def forces_and_stress(
 
         F_j = -dE/dv,  F_i = +dE/dv,  stress = sum_v (dE/dv) v^T / V
 
-    The net force is zero by construction. The stress of a structure that is not periodic in all
-    three directions is NaN.
+    `coulomb` adds what a Coulomb energy gives at fixed charges. The net force is zero by
+    construction. The stress of a structure that is not periodic in all three directions is NaN.
     """
     num_atoms = batch.num_atoms
     receiver = tiles.slot_receiver
@@ -91,6 +96,9 @@ def forces_and_stress(
     outer = (slopes.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1)  # (E, 9)
     virial = outer.new_zeros(num_atoms, 9).index_add(0, receiver, outer)
     virial = batch.sum_over_atoms(virial).view(-1, 3, 3)
+    if coulomb is not None:
+        forces = forces - coulomb.by_positions.to(forces.dtype)
+        virial = virial + coulomb.by_strain.to(virial.dtype)
 
     # NaN is put in after the division: inside it, it would reach the gradients of structures that
     # have no stress label.

@@ -1,7 +1,8 @@
 """The potential: network, readout and core repulsion give the energy, and its derivatives.
 
 Read `forward` first. `derivatives.py` has the way from energies to forces and stress, `readout.py`
-the way from features to energies, `repulsion.py` the core repulsion, `config.py` the settings.
+the way from features to energies, `repulsion.py` the core repulsion, `charges.py` charges that are
+learned through their Coulomb energy, `config.py` the settings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..network.architectures import build_network
 from ..network.exact_buffers import ExactBuffers
 from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.tiles import Tiles, tile_edges
+from .charges import Charges, CoulombTerm, coulomb_energies, coulomb_term
 from .config import PotentialConfig
 from .derivatives import (
     EdgeSlopes,
@@ -53,6 +55,7 @@ class Potential(ExactBuffers):
     """The energy of structures, and by differentiation their forces and stress.
 
         E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + repulsion
+            + Coulomb energy of learned charges, with config.charges
         F = -dE/dr,  stress = dE/dstrain / V
 
     A model with `config.physics` has learned labels minus that physics, and so are its predictions
@@ -78,6 +81,8 @@ class Potential(ExactBuffers):
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
         self.repulsion = Repulsion(config.cutoff, num_heads)
         self.repulsion.requires_grad_(config.repulsion)
+        # drawn last, so that the other weights are those of a potential without charges
+        self.charges = Charges(self.backbone.num_features) if config.charges else None
         e0 = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
         self.register_buffer("e0", e0)
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
@@ -104,20 +109,27 @@ class Potential(ExactBuffers):
         vectors, tiles = self.edge_vectors(batch)
         atom_head = batch.head[batch.structure_index]  # (N,)
 
-        found = self._energies_and_slopes(batch.atomic_numbers, atom_head, vectors, tiles)
+        coulomb = None
+        if self.charges is None:
+            found = self._energies_and_slopes(batch.atomic_numbers, atom_head, vectors, tiles)
+        else:
+            found, coulomb = self._with_charges(self.charges, batch, atom_head, vectors, tiles)
         energies = self.e0[atom_head, batch.atomic_numbers] + found.energies.double()
         slopes = found.slopes
         if self.config.repulsion:
             core_energies, core_slopes = self.core_repulsion(batch, vectors, tiles)
             energies = energies + core_energies
             slopes = slopes + core_slopes
+        if coulomb is not None:
+            energies = energies + coulomb.energies
 
         energy = batch.sum_over_atoms(energies)
-        forces, stress = forces_and_stress(slopes, vectors.detach(), tiles, batch)
+        forces, stress = forces_and_stress(slopes, vectors.detach(), tiles, batch, coulomb)
         return Prediction(
             labels={"energy": energy, "forces": forces, "stress": stress},
             atom_energies=energies,
             hidden=None if found.hidden is None else found.hidden.detach(),
+            charges=None if coulomb is None else coulomb.charges.detach(),
         )
 
     def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
@@ -135,7 +147,9 @@ class Potential(ExactBuffers):
     def interaction(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> tuple[Tensor, Tensor]:
-        """Energies (N,) in eV that the network gives to the atoms, without E0 and repulsion.
+        """Energies (N,) in eV that the network gives to the atoms.
+
+        They are without E0, repulsion, and the Coulomb energy of charges.
 
         The second result is the output of the readout's hidden layer, (N, d).
         """
@@ -155,6 +169,9 @@ class Potential(ExactBuffers):
         if self.config.repulsion:
             core_energies, _ = self.core_repulsion(batch, vectors, tiles)
             energies = energies + core_energies
+        if self.charges is not None:
+            charges = self.charges(features, batch)
+            energies = energies + coulomb_energies(charges, batch, self.config.charge_width)
         return energies
 
     def _learned_energies(
@@ -209,6 +226,37 @@ class Potential(ExactBuffers):
         return energies_and_slopes(
             self, atomic_numbers, head, vectors, tiles, keep_graph=self.training
         )
+
+    def _with_charges(
+        self, charges_of: Charges, batch: Batch, head: Tensor, vectors: Tensor, tiles: Tiles
+    ) -> tuple[EdgeSlopes, CoulombTerm]:
+        """What `_energies_and_slopes` gives, and the Coulomb energy of learned charges.
+
+        The slopes contain how the charges follow the edge vectors, times dE/dq.
+        """
+        keep_graph = self.training
+        function = self._slope_function()
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_()
+            features = self.backbone(batch.atomic_numbers, vectors, tiles)
+            charges = charges_of(features, batch)
+            coulomb = coulomb_term(charges, batch, self.config.charge_width, keep_graph=keep_graph)
+            if function is None:
+                energies, hidden = self._learned_energies(features, batch.atomic_numbers, head)
+                (slopes,) = torch.autograd.grad(
+                    [energies, charges],
+                    vectors,
+                    [torch.ones_like(energies), coulomb.by_charges],
+                    create_graph=keep_graph,
+                )
+                return EdgeSlopes(energies, slopes, hidden), coulomb
+            (slopes,) = torch.autograd.grad(
+                charges, vectors, coulomb.by_charges, create_graph=keep_graph
+            )
+
+        # a replacement knows the learned energies alone, and passes through the network again
+        found = function(batch.atomic_numbers, head, vectors, tiles)
+        return found._replace(slopes=found.slopes + slopes), coulomb
 
     def _slope_function(self) -> SlopeFunction | None:
         """The replacement for a call of this kind, if there is one."""

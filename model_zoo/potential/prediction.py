@@ -20,6 +20,9 @@ class Prediction:
     hidden: Tensor | None = None
     """(N, d), detached: outputs of the readout's hidden layer, which show whether it is alive"""
 
+    charges: Tensor | None = None
+    """(N,) float64, e, detached; None for a potential without charges"""
+
     @property
     def energy(self) -> Tensor:
         """(S,) float64 in eV."""

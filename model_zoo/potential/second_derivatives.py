@@ -31,6 +31,7 @@ def elastic_tensor(potential: Potential, batch: Batch) -> Tensor:
     assert batch.num_structures == 1
     # they would be those of the network alone
     assert potential.config.physics is None
+    assert not potential.config.charges
     vectors, tiles = potential.edge_vectors(batch)
     straight = vectors.detach()
     receiver = tiles.slot_receiver

@@ -24,12 +24,15 @@ class Full(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """Readout, layers from the first to the last, then element vectors and core radii."""
+        """Readout and charges, layers from first to last, then element vectors and core radii."""
         bottom, *layers = potential.backbone.depth_groups()
         depth = len(layers)
         decay = config.layer_decay
 
-        groups = [ParameterGroup(list(potential.readout.parameters()))]
+        top = list(potential.readout.parameters())
+        if potential.charges is not None:
+            top += potential.charges.parameters()
+        groups = [ParameterGroup(top)]
         for index, layer in enumerate(layers):
             groups.append(ParameterGroup(layer, decay ** (depth - index)))
 

@@ -22,7 +22,8 @@ def test_the_guide_runs(
     pytest.importorskip("torch_dftd")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|bash)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "bash", "python", "python", "python"]
+    kinds = [kind for kind, _ in blocks]
+    assert kinds == ["python", "bash", "python", "python", "python", "bash", "python"]
     names: dict[str, object] = {}
     for kind, text in blocks:
         if kind == "python":

@@ -1,0 +1,192 @@
+"""Charges that follow the surroundings of the atoms, and the energy of their Coulomb interaction.
+
+    q_i = UNIT (w . silu(W s_i + b) + c[z_i]) - mean over the structure
+    E = 1/2 sum_ij k q_i q_j erf(r_ij / 2a) / r_ij
+
+for the features s_i of the network and Gaussians of width a. The sum has no cutoff; in a crystal it
+is an Ewald sum with conducting surroundings. Nobody labels the charges: they are what makes
+energies and forces right (Cheng, npj Comput. Mater. 11, 80 (2025); Ko et al., Nat. Commun. 12, 398
+(2021)).
+
+The energy depends on positions directly and through the charges:
+
+    dE/dr = (dE/dr at fixed charges) + sum_i (dE/dq_i) (dq_i/dr)
+
+`CoulombTerm` has the first part and dE/dq; the second part runs through the network, together with
+the slopes of the learned energies.
+
+Shapes: N atoms, S structures, F features of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...core.torch_modes import own_modes
+from ...data_pipelines.batch import Batch
+from ...data_pipelines.physics.coulomb import smooth_energies, torch_pme
+from ...data_pipelines.physics.errors import PhysicsError
+from ...data_pipelines.structure import Structure
+from ..network.embedding import electronegativity
+from ..network.interface import MAX_ATOMIC_NUMBER
+
+
+HIDDEN_SIZE = 32  # outputs of the hidden layer
+# e for each unit of electronegativity, where training starts: sodium and chlorine have 0.46 e
+START = 0.5
+# e; what is learned is the charge in this unit. Optimizers move every number by about the learning
+# rate in a step, and with 1 e salts stayed further from their charges (docs/decisions/0030).
+UNIT = 2.0
+# Electronegativities that are not those of the formula: it gives hydrogen, whose bonds are short,
+# 4.5, and noble gases up to 8.5.
+HYDROGEN = 2.2
+LARGEST = 4.0
+
+
+@dataclass(frozen=True)
+class CoulombTerm:
+    """The Coulomb energy of charges, and its derivatives; all float64."""
+
+    charges: Tensor
+    """(N,) e"""
+    energies: Tensor
+    """(N,) eV"""
+    by_positions: Tensor
+    """(N, 3) eV/A, at fixed charges"""
+    by_strain: Tensor
+    """(S, 3, 3) eV, at fixed charges"""
+    by_charges: Tensor
+    """(N,) eV/e"""
+
+
+class Charges(nn.Module):
+    """Features of the atoms -> charges that add up to zero in every structure.
+
+    One set of weights serves all levels of theory: charges belong to the atoms, and levels of
+    theory differ little about them.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        """Raises MissingPackageError without torch-pme."""
+        super().__init__()
+        # told before a training, and not at its first crystal
+        torch_pme()
+        self.hidden = nn.Linear(num_features, HIDDEN_SIZE, dtype=torch.float32)
+        self.weight = nn.Parameter(torch.zeros(HIDDEN_SIZE, dtype=torch.float32))
+        # not from zero, where the energy has no slope by the charges
+        self.element_charge = nn.Parameter(torch.from_numpy(_start() / UNIT).float())
+
+    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+        """Features (N, F) -> charges (N,) in e, float64."""
+        followed = nn.functional.silu(self.hidden(features)) @ self.weight
+        charges = UNIT * (followed + self.element_charge[batch.atomic_numbers]).double()
+        mean = batch.sum_over_atoms(charges) / batch.atoms_per_structure
+        return charges - mean[batch.structure_index]
+
+
+@cache
+def _start() -> np.ndarray:
+    """Charges (119,) of the elements in e, where training starts.
+
+    The more electronegative an element is, the more negative its charge.
+    """
+    pull = [electronegativity(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
+    pull[0] = HYDROGEN
+    bounded = np.minimum(pull, LARGEST)
+    # row 0 is no element
+    return np.concatenate([[0.0], START * (bounded.mean() - bounded)])
+
+
+@own_modes()
+def energy_at_start(structure: Structure, width: float) -> tuple[float, np.ndarray]:
+    """Coulomb energy in eV and forces (N, 3) in eV/A of charges as training starts with them.
+
+    `width` in A. The structure is a molecule or periodic in three directions.
+    """
+    charges = torch.from_numpy(_start()[structure.atomic_numbers])
+    cell = torch.tensor(structure.cell, dtype=torch.float64)
+    with torch.enable_grad():
+        positions = torch.tensor(structure.positions, dtype=torch.float64, requires_grad=True)
+        energy = smooth_energies(
+            charges - charges.mean(), positions, cell, width, is_periodic=bool(structure.pbc.all())
+        ).sum()
+        (slope,) = torch.autograd.grad(energy, positions)
+    return float(energy.detach()), -slope.numpy()
+
+
+def coulomb_energies(charges: Tensor, batch: Batch, width: float) -> Tensor:
+    """Energies (N,) float64 in eV of charges (N,) in e; `width` in A.
+
+    Raises PhysicsError for a structure that is periodic in one or two directions.
+    """
+    return _energies(charges, batch.positions, batch.cell, batch, width)
+
+
+def coulomb_term(charges: Tensor, batch: Batch, width: float, *, keep_graph: bool) -> CoulombTerm:
+    """Energy and derivatives of charges (N,) in e; `width` in A.
+
+    With `keep_graph` all of it can be differentiated in turn, as training needs. Raises
+    PhysicsError for a structure that is periodic in one or two directions.
+    """
+    with torch.enable_grad():
+        if not charges.requires_grad:
+            charges = charges.detach().requires_grad_()
+        positions = batch.positions.detach().requires_grad_()
+        strain = positions.new_zeros(batch.num_structures, 3, 3).requires_grad_()
+        deformation = torch.eye(3).to(strain) + strain  # (S, 3, 3)
+        strained = torch.einsum("na,nab->nb", positions, deformation[batch.structure_index])
+        energies = _energies(charges, strained, batch.cell @ deformation, batch, width)
+        by_positions, by_strain, by_charges = torch.autograd.grad(
+            energies.sum(),
+            [positions, strain, charges],
+            create_graph=keep_graph,
+            # the charges of the caller stay part of its graph
+            retain_graph=True,
+        )
+    if not keep_graph:
+        # or the memory of the graph would live as long as the prediction
+        energies = energies.detach()
+    return CoulombTerm(charges, energies, by_positions, by_strain, by_charges)
+
+
+def refuse_partly_periodic(structures: Iterable[Structure], data: str) -> None:
+    """Raise PhysicsError that names the first slab or wire of a data set, before hours of work."""
+    for structure in structures:
+        if structure.pbc.any() and not structure.pbc.all():
+            raise _partly_periodic(structure.structure_id, file=data)
+
+
+def _partly_periodic(structure_id: str | None, file: str | None = None) -> PhysicsError:
+    return PhysicsError(
+        "is periodic in some directions only, where charges have no energy without a convention "
+        "for the others",
+        file=file,
+        record=structure_id,
+        remedy="set pbc to T T T with enough vacuum, or to F F F, or use a model without charges",
+    )
+
+
+def _energies(
+    charges: Tensor, positions: Tensor, cell: Tensor, batch: Batch, width: float
+) -> Tensor:
+    periodic = batch.pbc.all(1).tolist()
+    partly = (batch.pbc.any(1) & ~batch.pbc.all(1)).tolist()
+    # Structures come end to end. One after the other: each has waves of its own.
+    sizes = batch.atoms_per_structure.tolist()
+    found = []
+    parts = zip(charges.split(sizes), positions.split(sizes), cell, strict=True)
+    for place, (own_charges, own_positions, own_cell) in enumerate(parts):
+        if partly[place]:
+            raise _partly_periodic(batch.structure_ids[place] if batch.structure_ids else None)
+        found.append(
+            smooth_energies(
+                own_charges, own_positions, own_cell, width, is_periodic=periodic[place]
+            )
+        )
+    return torch.cat(found)
