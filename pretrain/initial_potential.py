@@ -19,7 +19,7 @@ from ..data_pipelines.census.census import ReferenceFit, compositions
 from ..data_pipelines.neighbours import neighbour_list
 from ..data_pipelines.stream.collection import Collection
 from ..data_pipelines.structure import Structure
-from ..model_zoo.potential.charges import energy_at_start, refuse_partly_periodic
+from ..model_zoo.potential.charges import energy_at_start, refuse_wires
 from ..model_zoo.potential.config import ModelConfig, PotentialConfig
 from ..model_zoo.potential.potential import Potential
 from ..model_zoo.potential.repulsion import Repulsion, bare_repulsion, switched
@@ -159,12 +159,12 @@ def build_potential(
     kept: of a checkpoint that will be loaded into it. Heads then have the places that they had,
     and levels of theory that are new follow them.
 
-    Raises PhysicsError for learned charges where a structure looked at is a slab or a wire.
+    Raises PhysicsError for learned charges where a structure looked at is a wire.
     """
     census = data.census()
     structures = data.sample("train", SAMPLE)
     if config.model.charges:
-        refuse_partly_periodic(structures, str(data))
+        refuse_wires(structures, str(data))
     sample = Sample.of(structures, config.model.cutoff, _charge_width(config.model))
     levels = list(trained_levels(data))
     num_neighbours = max(1.0, sample.num_edges / len(sample.atomic_numbers))
@@ -244,7 +244,7 @@ def _more_of_rare_levels(
         return None
     config = potential.config
     if config.charges:
-        refuse_partly_periodic(structures, str(data))
+        refuse_wires(structures, str(data))
     return Remainder.of(Sample.of(structures, config.cutoff, _charge_width(config)), potential)
 
 

@@ -17,6 +17,7 @@ Shapes: N atoms, E ordered pairs. Everything is in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -37,6 +38,8 @@ NEUTRAL = 1e-6
 # WAVES radians in it: both parts end at 1e-12 of a bare pair.
 SHARPNESS = 7.0
 WAVES = 7.3
+# between the images of a slab, in units of its longer lattice vector: 1e-11 of a wave is left
+GAP = 4.0
 # below this argument erf(x) / x is summed as a series, whose eight terms are exact to 1e-16
 SMALL = 0.25
 NUM_TERMS = 8
@@ -209,20 +212,43 @@ def reciprocal(
 
 
 def smooth_energies(
-    charges: Tensor, positions: Tensor, cell: Tensor, width: float, *, is_periodic: bool
+    charges: Tensor, positions: Tensor, cell: Tensor, pbc: Sequence[bool], width: float
 ) -> Tensor:
     """Energies (N,) in eV of Gaussian charges (N,) in e that all have one width in A.
 
-    They are smooth enough for waves alone: no pair is searched in a crystal, and all pairs are
-    taken in a molecule. Differentiable by charges, positions (N, 3) and cell (3, 3) in A.
+    They are smooth enough for waves alone: no pair is searched in a crystal or a slab, and all
+    pairs are taken in a molecule. Differentiable by charges, positions (N, 3) and, for a crystal,
+    cell (3, 3) in A. The charges add up to zero, and not exactly one direction is periodic.
     """
-    if is_periodic:
-        halves = reciprocal(charges.unsqueeze(1), cell, positions, math.sqrt(2) * width)
-        return COULOMB * charges * halves.squeeze(1)
-    squares = (positions.unsqueeze(0) - positions.unsqueeze(1)).square().sum(2)  # (N, N)
-    kernel = erf_over_distance(squares, squares.new_tensor(1 / (2 * width)))
-    kernel = kernel - torch.diag(kernel.diagonal())
-    return 0.5 * COULOMB * charges * (kernel @ charges)
+    num_periodic = sum(pbc)
+    assert num_periodic != 1, "wires are refused before"
+    if num_periodic == 0:
+        squares = (positions.unsqueeze(0) - positions.unsqueeze(1)).square().sum(2)  # (N, N)
+        kernel = erf_over_distance(squares, squares.new_tensor(1 / (2 * width)))
+        kernel = kernel - torch.diag(kernel.diagonal())
+        return 0.5 * COULOMB * charges * (kernel @ charges)
+
+    if num_periodic == 2:
+        cell, heights = _around_a_slab(positions, cell, pbc)
+    halves = reciprocal(charges.unsqueeze(1), cell, positions, math.sqrt(2) * width).squeeze(1)
+    if num_periodic == 2:
+        # Yeh and Berkowitz, J. Chem. Phys. 111, 3155 (1999): the field between the images
+        volume = torch.linalg.det(cell).abs()
+        halves = halves + 2 * math.pi / volume * heights * (charges @ heights)
+    return COULOMB * charges * halves
+
+
+def _around_a_slab(positions: Tensor, cell: Tensor, pbc: Sequence[bool]) -> tuple[Tensor, Tensor]:
+    """A cell (3, 3) that keeps images of a slab apart, and the heights (N,) of its atoms, in A."""
+    first, second = cell[torch.tensor(pbc, device=cell.device)].detach()
+    normal = torch.linalg.cross(first, second)
+    normal = normal / normal.norm()
+    heights = positions @ normal
+    heights = heights - heights.mean()
+    # What slabs feel of each other's waves falls by exp(2 pi) for each of these lengths.
+    longest = torch.maximum(first.norm(), second.norm())
+    thickness = (heights.max() - heights.min()).detach()
+    return torch.stack([first, second, (thickness + GAP * longest) * normal]), heights
 
 
 def erf_over_distance(squares: Tensor, inverse: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
     E = 1/2 sum_ij k q_i q_j erf(r_ij / 2a) / r_ij
 
 for the features s_i of the network and Gaussians of width a. The sum has no cutoff; in a crystal it
-is an Ewald sum with conducting surroundings. Nobody labels the charges: they are what makes
-energies and forces right (Cheng, npj Comput. Mater. 11, 80 (2025); Ko et al., Nat. Commun. 12, 398
-(2021)).
+is an Ewald sum with conducting surroundings, and a slab is alone in vacuum. Nobody labels the
+charges: they are what makes energies and forces right (Cheng, npj Comput. Mater. 11, 80 (2025); Ko
+et al., Nat. Commun. 12, 398 (2021)).
 
 The energy depends on positions directly and through the charges:
 
@@ -107,14 +107,14 @@ def _start() -> np.ndarray:
 def energy_at_start(structure: Structure, width: float) -> tuple[float, np.ndarray]:
     """Coulomb energy in eV and forces (N, 3) in eV/A of charges as training starts with them.
 
-    `width` in A. The structure is a molecule or periodic in three directions.
+    `width` in A. The structure is no wire.
     """
     charges = torch.from_numpy(_start()[structure.atomic_numbers])
     cell = torch.tensor(structure.cell, dtype=torch.float64)
     with torch.enable_grad():
         positions = torch.tensor(structure.positions, dtype=torch.float64, requires_grad=True)
         energy = smooth_energies(
-            charges - charges.mean(), positions, cell, width, is_periodic=bool(structure.pbc.all())
+            charges - charges.mean(), positions, cell, structure.pbc.tolist(), width
         ).sum()
         (slope,) = torch.autograd.grad(energy, positions)
     return float(energy.detach()), -slope.numpy()
@@ -123,7 +123,7 @@ def energy_at_start(structure: Structure, width: float) -> tuple[float, np.ndarr
 def coulomb_energies(charges: Tensor, batch: Batch, width: float) -> Tensor:
     """Energies (N,) float64 in eV of charges (N,) in e; `width` in A.
 
-    Raises PhysicsError for a structure that is periodic in one or two directions.
+    Raises PhysicsError for a wire.
     """
     return _energies(charges, batch.positions, batch.cell, batch, width)
 
@@ -132,7 +132,7 @@ def coulomb_term(charges: Tensor, batch: Batch, width: float, *, keep_graph: boo
     """Energy and derivatives of charges (N,) in e; `width` in A.
 
     With `keep_graph` all of it can be differentiated in turn, as training needs. Raises
-    PhysicsError for a structure that is periodic in one or two directions.
+    PhysicsError for a wire.
     """
     with torch.enable_grad():
         if not charges.requires_grad:
@@ -155,17 +155,16 @@ def coulomb_term(charges: Tensor, batch: Batch, width: float, *, keep_graph: boo
     return CoulombTerm(charges, energies, by_positions, by_strain, by_charges)
 
 
-def refuse_partly_periodic(structures: Iterable[Structure], data: str) -> None:
-    """Raise PhysicsError that names the first slab or wire of a data set, before hours of work."""
+def refuse_wires(structures: Iterable[Structure], data: str) -> None:
+    """Raise PhysicsError that names the first wire of a data set, before hours of work."""
     for structure in structures:
-        if structure.pbc.any() and not structure.pbc.all():
-            raise _partly_periodic(structure.structure_id, file=data)
+        if structure.pbc.sum() == 1:
+            raise _wire(structure.structure_id, file=data)
 
 
-def _partly_periodic(structure_id: str | None, file: str | None = None) -> PhysicsError:
+def _wire(structure_id: str | None, file: str | None = None) -> PhysicsError:
     return PhysicsError(
-        "is periodic in some directions only, where charges have no energy without a convention "
-        "for the others",
+        "is periodic in one direction only, for which there is no sum of charges here",
         file=file,
         record=structure_id,
         remedy="set pbc to T T T with enough vacuum, or to F F F, or use a model without charges",
@@ -175,18 +174,12 @@ def _partly_periodic(structure_id: str | None, file: str | None = None) -> Physi
 def _energies(
     charges: Tensor, positions: Tensor, cell: Tensor, batch: Batch, width: float
 ) -> Tensor:
-    periodic = batch.pbc.all(1).tolist()
-    partly = (batch.pbc.any(1) & ~batch.pbc.all(1)).tolist()
     # Structures come end to end. One after the other: each has waves of its own.
     sizes = batch.atoms_per_structure.tolist()
+    parts = zip(charges.split(sizes), positions.split(sizes), cell, batch.pbc.tolist(), strict=True)
     found = []
-    parts = zip(charges.split(sizes), positions.split(sizes), cell, strict=True)
-    for place, (own_charges, own_positions, own_cell) in enumerate(parts):
-        if partly[place]:
-            raise _partly_periodic(batch.structure_ids[place] if batch.structure_ids else None)
-        found.append(
-            smooth_energies(
-                own_charges, own_positions, own_cell, width, is_periodic=periodic[place]
-            )
-        )
+    for place, (own_charges, own_positions, own_cell, pbc) in enumerate(parts):
+        if sum(pbc) == 1:
+            raise _wire(batch.structure_ids[place] if batch.structure_ids else None)
+        found.append(smooth_energies(own_charges, own_positions, own_cell, pbc, width))
     return torch.cat(found)

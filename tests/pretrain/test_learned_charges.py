@@ -136,13 +136,13 @@ def test_labels_without_charges_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_slab_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_wire_is_refused_before_the_first_step(tmp_path: Path) -> None:
     frames = []
     for seed in range(12):
         atoms = labelled_by_the_start(seed)
         if seed == 5:
-            atoms.pbc = (True, True, False)
+            atoms.pbc = (True, False, False)
         frames.append(atoms)
     data = converted(frames, tmp_path)
-    with pytest.raises(PhysicsError, match="is periodic in some directions only"):
+    with pytest.raises(PhysicsError, match="is periodic in one direction only"):
         pretrain(recipe(data, tmp_path / "run"), quiet=True)

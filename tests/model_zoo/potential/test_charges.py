@@ -9,6 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from scipy.special import erf
 
 from evenfield.data_pipelines.physics.config import PhysicsConfig
 from evenfield.data_pipelines.physics.errors import PhysicsError
@@ -225,11 +226,59 @@ def test_settings_that_cannot_be_are_refused() -> None:
         PotentialConfig(charges=True, physics=physics)
 
 
-def test_a_slab_is_refused_by_its_name() -> None:
-    slab = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
-    slab.pbc = (True, True, False)
-    with pytest.raises(PhysicsError, match="is periodic in some directions only"):
-        predicted(with_charges().double().eval(), slab)
+def test_a_wire_is_refused_by_its_name() -> None:
+    wire = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    wire.pbc = (True, False, False)
+    with pytest.raises(PhysicsError, match="is periodic in one direction only"):
+        predicted(with_charges().double().eval(), wire)
+
+
+def polar_sheet() -> Atoms:
+    """A plane of sodium over one of chlorine, in a cell that is not rectangular."""
+    atoms = Atoms("NaCl", [[0, 0, 0.3], [1.1, 0.4, 2.4]], pbc=(True, True, False))
+    atoms.cell = [[3.9, 0, 0], [0.7, 3.5, 0], [0, 0, 0]]
+    return atoms
+
+
+def test_a_slab_is_the_sum_over_its_images_in_two_directions() -> None:
+    """Pair by pair over neutral cells up to a radius R, and dipoles (p, q, r) beyond it.
+
+    On cells of the area A these have pi (r^2 - (p^2 + q^2) / 2) / (A R), in the mean over a circle.
+    """
+    sheet = polar_sheet()
+    radius = 300.0
+    reach = int(radius / 3.2) + 1
+    first, second = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
+    shifts = np.stack([first.ravel(), second.ravel()], 1) @ sheet.cell.array[:2]
+    shifts = shifts[np.linalg.norm(shifts, axis=1) < radius]
+    charges = np.array([CHARGE, -CHARGE])
+    energy = 0.0
+    for i in range(2):
+        for j in range(2):
+            vectors = sheet.positions[j] + shifts - sheet.positions[i]
+            lengths = np.linalg.norm(vectors, axis=1)
+            lengths = lengths[lengths > 0]
+            energy += 0.5 * charges[i] * charges[j] * (erf(lengths / 2) / lengths).sum()
+    dipole = CHARGE * (sheet.positions[0] - sheet.positions[1])
+    area = 3.9 * 3.5
+    energy += np.pi * dipole**2 @ [-0.5, -0.5, 1.0] / (area * radius)
+    found = float(predicted(fixed_charges(), sheet).energy.detach())
+    assert found == pytest.approx(COULOMB * energy, rel=2e-5)
+
+
+def test_forces_on_a_slab_are_the_slopes_of_its_energy() -> None:
+    potential = with_charges().double().eval()
+    sheet = polar_sheet().repeat((2, 2, 1))
+    sheet.rattle(0.1, seed=4)
+    forces = predicted(potential, sheet).forces.detach().numpy()
+    assert np.abs(forces.sum(0)).max() < 1e-10
+    for atom, axis in ((0, 2), (3, 0), (5, 2)):
+        ends = []
+        for sign in (1, -1):
+            moved = sheet.copy()
+            moved.positions[atom, axis] += sign * 1e-4
+            ends.append(float(predicted(potential, moved).energy.detach()))
+        assert forces[atom, axis] == pytest.approx(-(ends[0] - ends[1]) / 2e-4, abs=1e-6)
 
 
 @pytest.fixture
