@@ -18,7 +18,6 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from ...core.torch_modes import own_modes
-from ..heads.description import HeadError
 from ..heads.features import edge_features
 from ..heads.head import Head
 from ..package.record import ModelRecord
@@ -50,11 +49,7 @@ class DirectForceCalculator(EvenfieldCalculator):
         Warns with NotConservativeWarning. Raises HeadError for a head of another kind, and
         EngineError for a model with physics beside the network.
         """
-        if head.description.kind != "forces":
-            raise HeadError(
-                f"{head.description.name} predicts a {head.description.kind}, and no forces",
-                remedy="fit a head with head=forces",
-            )
+        head.require_kind("forces")
         refuse_physics(potential, "direct forces")
         self._force_head = head
         super().__init__(potential, record, **settings)

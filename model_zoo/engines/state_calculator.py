@@ -8,7 +8,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from ..heads.description import HeadError
 from ..heads.features import batch_of
 from ..heads.head import Head
 from ..heads.states import states_of
@@ -33,11 +32,7 @@ class StateCalculator(Calculator):
 
         Raises HeadError for a head of another kind, and EngineError for a state that it has not.
         """
-        if head.description.kind != "states":
-            raise HeadError(
-                f"{head.description.name} predicts a {head.description.kind}, and no states",
-                remedy="fit a head with head=states",
-            )
+        head.require_kind("states")
         super().__init__()
         self.potential = potential
         self.head = head

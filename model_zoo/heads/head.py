@@ -65,6 +65,14 @@ class Head:
     spread_bias: np.ndarray | None = None
     """(Z,)"""
 
+    def require_kind(self, kind: str) -> None:
+        """Raise HeadError unless the head predicts this kind of property."""
+        if self.description.kind != kind:
+            raise HeadError(
+                f"{self.description.name} predicts a {self.description.kind}, and no {kind}",
+                remedy=f"name a head of the kind {kind}, or fit one with head={kind}",
+            )
+
     def predict(self, features: CarriedFeatures, atoms: Atoms) -> Answer:
         """Features of `atoms` -> the property of the head, in its unit.
 

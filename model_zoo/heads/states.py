@@ -28,7 +28,6 @@ from ase import Atoms
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..potential.potential import Potential
-from .description import HeadError
 from .head import Head
 from .slopes import Place
 from .symmetric import symmetric
@@ -64,11 +63,7 @@ def states_of(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> S
 
     Raises HeadError for a head of another kind, and for elements that it was fitted without.
     """
-    if head.description.kind != "states":
-        raise HeadError(
-            f"{head.description.name} predicts a {head.description.kind}, and no states",
-            remedy="fit a head with head=states",
-        )
+    head.require_kind("states")
     place = Place(potential, batch)
     entries = place.answer(head, atoms)
     matrix = symmetric(entries.detach())

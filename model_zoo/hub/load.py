@@ -262,16 +262,11 @@ class LoadedModel:
         self, atoms: Atoms, name: str, kind: Kind
     ) -> tuple[Potential, Batch, Atoms, Head]:
         """What the derivatives of a head of a kind are made of."""
-        from ..heads.description import HeadError
         from ..heads.features import batch_of
         from ..heads.record import head_named
 
         head = head_named(self.potential, self.attachments, name)
-        if head.description.kind != kind:
-            raise HeadError(
-                f"{name} predicts a {head.description.kind}, and no {kind}",
-                remedy=f"name a head of the kind {kind}",
-            )
+        head.require_kind(kind)
         head.places(atoms.numbers)
         return self.potential, batch_of(self.potential, [atoms]), atoms, head
 
