@@ -21,7 +21,13 @@ from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.diagnostics.check import Figure
 from evenfield.diagnostics.checks.trust import all_as_level, judged, told_apart
-from evenfield.finetune.safety.uncertainty import Observed, calibrated, observe
+from evenfield.finetune.safety.uncertainty import (
+    TRANSPOSED,
+    Observed,
+    calibrated,
+    joined,
+    observe,
+)
 from evenfield.model_zoo import load
 
 
@@ -56,7 +62,7 @@ def main() -> None:
         result[f"outside: {folder.name}"] = numbers(figures)
         result["lines"] += lines
 
-    both = joined(seen["valid"], seen["test"])
+    both = joined([seen["valid"], seen["test"]])
     # the record's own scale must not be multiplied twice
     bare = replace(both, energy_deviation=both.energy_deviation / own.energy_scale)
     plain = replace(own, energy_scale=1.0)
@@ -72,6 +78,14 @@ def main() -> None:
 
 
 SPLITS = ("valid", "test")
+# fields of `Observed` with one entry for each structure
+OF_STRUCTURES = (
+    "groups",
+    "energy_error",
+    "energy_deviation",
+    "stress_error",
+    "stress_ingredients",
+)
 
 
 def observed(potential, own, data: Path, split: str) -> Observed:
@@ -82,29 +96,14 @@ def observed(potential, own, data: Path, split: str) -> Observed:
     return observe(potential, own, structures)
 
 
-def joined(one: Observed, other: Observed) -> Observed:
-    """Both end to end."""
-    content = {}
-    for name, value in vars(one).items():
-        more = getattr(other, name)
-        if name == "structure_index":
-            more = more + len(one.groups)
-        content[name] = np.concatenate([value, more], axis=1 if name == "ingredients" else 0)
-    return Observed(**content)
-
-
 def part(whole: Observed, structures: np.ndarray) -> Observed:
     """The structures (S,) that are chosen."""
     atoms = structures[whole.structure_index]
     place = np.cumsum(structures) - 1
     content = {}
     for name, value in vars(whole).items():
-        if name == "ingredients":
-            content[name] = value[:, atoms]
-        elif name in ("groups", "energy_error", "energy_deviation"):
-            content[name] = value[structures]
-        else:
-            content[name] = value[atoms]
+        chosen = structures if name in OF_STRUCTURES else atoms
+        content[name] = value[:, chosen] if name in TRANSPOSED else value[chosen]
     content["structure_index"] = place[content["structure_index"]]
     return Observed(**content)
 

@@ -26,7 +26,12 @@ from ...model_zoo.potential.potential import Potential
 from ...model_zoo.uncertainty.conformal import Scores
 from ...model_zoo.uncertainty.distances import ElementGaussians
 from ...model_zoo.uncertainty.estimates import Estimator
-from ...model_zoo.uncertainty.record import INGREDIENTS, LevelUncertainty
+from ...model_zoo.uncertainty.record import (
+    INGREDIENTS,
+    STRESS_INGREDIENTS,
+    LevelUncertainty,
+    StressUncertainty,
+)
 from ..closed_form.committee import Committee, committee_of_readouts
 from ..closed_form.posterior import Posterior
 from ..heads import add_to_head
@@ -57,6 +62,8 @@ ONE_SIGMA = 0.683
 ONE_SIGMA_LENGTH = 1.084
 # Errors of forces below this are not told apart (eV/A); the logarithm of zero would be infinite.
 FORCE_FLOOR = 1e-3
+# The same of the stress (eV/A^3), 16 MPa.
+STRESS_FLOOR = 1e-4
 # Ridge of the offsets of elements, in atoms: few atoms hardly move them from that of all.
 OFFSET_RIDGE = 20.0
 # Coverage of the thresholds of the distance.
@@ -93,6 +100,10 @@ class Observed:
     """(S,) eV, NaN without a label"""
     energy_deviation: np.ndarray
     """(S,) eV"""
+    stress_error: np.ndarray
+    """(S,) Frobenius norm of the error of the stress, eV/A^3, NaN without a label"""
+    stress_ingredients: np.ndarray
+    """(4, S)"""
 
     @property
     def error(self) -> np.ndarray:
@@ -103,6 +114,10 @@ class Observed:
     def atom_groups(self) -> np.ndarray:
         """The group that each atom belongs to (N,)."""
         return self.groups[self.structure_index]
+
+
+# fields of `Observed` whose last dimension counts atoms or structures
+TRANSPOSED = ("ingredients", "stress_ingredients")
 
 
 @own_modes()
@@ -119,6 +134,7 @@ def observe(
             prediction = estimator.potential(batch)
         measures = estimator.measures(batch, prediction)
         forces_label = batch.labels["forces"].double()
+        stress_error = prediction.stress.double() - batch.labels["stress"].double()
         squares = np.square(measures.forces).sum(0)
         total = squares.sum(1, keepdims=True)
         values = {
@@ -132,14 +148,17 @@ def observe(
             "inside": measures.inside,
             "energy_error": (prediction.energy - batch.labels["energy"]).cpu().numpy(),
             "energy_deviation": estimator.energy_deviations(batch),
+            "stress_error": stress_error.flatten(1).norm(dim=1).cpu().numpy(),
+            "stress_ingredients": measures.stress_ingredients.T,
         }
         first += batch.num_structures
         for name, value in values.items():
             found.setdefault(name, []).append(value)
-    joined = {name: np.concatenate(parts) for name, parts in found.items()}
-    joined["ingredients"] = joined["ingredients"].T
+    content = {name: np.concatenate(parts) for name, parts in found.items()}
+    for name in TRANSPOSED:
+        content[name] = content[name].T
     groups = [structure.group or structure.structure_id for structure in structures]
-    return Observed(groups=np.array(groups), **joined)
+    return Observed(groups=np.array(groups), **content)
 
 
 @own_modes()
@@ -232,20 +251,21 @@ def uncertainty_of_refit(
             # among few atoms, one is nearer to a Gaussian that it was part of than a new one is
             own = replace(draft, gaussians=ElementGaussians.of(features[others], numbers[others]))
         seen.append(observe(without, own, [structures[place] for place in part]))
-    joined = _joined(seen)
-    return calibrated(with_spread(draft, joined), joined)
+    left_out_errors = joined(seen)
+    return calibrated(with_spread(draft, left_out_errors), left_out_errors)
 
 
-def _joined(parts: Sequence[Observed]) -> Observed:
+def joined(parts: Sequence[Observed]) -> Observed:
     """What was observed of several lists of structures, as of one."""
     first = np.cumsum([0] + [len(part.groups) for part in parts[:-1]])
     indices = [part.structure_index + offset for part, offset in zip(parts, first, strict=True)]
-    joined: dict[str, np.ndarray] = {"structure_index": np.concatenate(indices)}
+    content: dict[str, np.ndarray] = {"structure_index": np.concatenate(indices)}
     for field in fields(Observed):
-        if field.name not in joined:
-            axis = 1 if field.name == "ingredients" else 0
-            joined[field.name] = np.concatenate([getattr(part, field.name) for part in parts], axis)
-    return Observed(**joined)
+        if field.name not in content:
+            axis = 1 if field.name in TRANSPOSED else 0
+            values = [getattr(part, field.name) for part in parts]
+            content[field.name] = np.concatenate(values, axis)
+    return Observed(**content)
 
 
 def _draft(
@@ -298,8 +318,7 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
     ingredients = seen.ingredients[:, labelled]
     target = np.log(seen.error[labelled] + FORCE_FLOOR)
 
-    # a hundredth of the median: below it an ingredient says nothing
-    floors = np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
+    floors = _floors(ingredients)
     floors[INGREDIENTS.index("force")] = 0.02  # eV/A
     logarithms = np.log(ingredients + floors[:, None])
     elements, place = np.unique(numbers, return_inverse=True)
@@ -320,7 +339,51 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
 
     offsets = np.full(MAX_ATOMIC_NUMBER + 1, solution[num_powers])
     offsets[elements] += solution[num_powers + 1 :]
-    return replace(draft, exponents=solution[:num_powers], offsets=offsets, floors=floors)
+    return replace(
+        draft,
+        exponents=solution[:num_powers],
+        offsets=offsets,
+        floors=floors,
+        stress=_stress_without_scores(seen),
+    )
+
+
+def _floors(ingredients: np.ndarray) -> np.ndarray:
+    """A hundredth of the median of each ingredient (4, N): below it, it says nothing."""
+    return np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
+
+
+def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
+    """The form of the spread of the stress, fitted as that of the forces is.
+
+    None with fewer labelled stresses than quantiles need: four powers want as many.
+    """
+    labelled = np.isfinite(seen.stress_error) & np.isfinite(seen.stress_ingredients).all(0)
+    if labelled.sum() < FEWEST_STRUCTURES:
+        return None
+    ingredients = seen.stress_ingredients[:, labelled]
+    floors = _floors(ingredients)
+    logarithms = np.log(ingredients + floors[:, None])
+    rows = np.vstack([logarithms, np.ones(labelled.sum())]).T
+    target = np.log(seen.stress_error[labelled] + STRESS_FLOOR)
+    lower = np.append(np.zeros(len(STRESS_INGREDIENTS)), -np.inf)
+    *exponents, offset = lsq_linear(rows, target, bounds=(lower, np.inf)).x
+    return StressUncertainty(np.array(exponents), floors, float(offset), Scores.of(np.empty(0), 0))
+
+
+def _calibrated_stress(
+    shaped: StressUncertainty | None, held_out: Observed
+) -> StressUncertainty | None:
+    """The same with scores of structures that were held out; None where too few have a stress."""
+    if shaped is None:
+        return None
+    spread = shaped.spread(held_out.stress_ingredients)
+    labelled = np.isfinite(held_out.stress_error) & np.isfinite(spread)
+    if labelled.sum() < FEWEST_STRUCTURES:
+        return None
+    scores = held_out.stress_error[labelled] / spread[labelled]
+    groups = len(np.unique(held_out.groups[labelled]))
+    return replace(shaped, scores=Scores.of(scores, groups))
 
 
 def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty:
@@ -370,6 +433,7 @@ def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty
         ),
         energy_scale=energy_scale,
         alignment=_alignment(held_out, labelled),
+        stress=_calibrated_stress(own.stress, held_out),
     )
 
 

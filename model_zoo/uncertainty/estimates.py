@@ -19,18 +19,19 @@ from torch import Tensor
 from ...data_pipelines.batch import Batch
 from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.tiles import Tiles
-from ..potential.derivatives import EdgeSlopes
+from ..potential.derivatives import EdgeSlopes, forces_and_stress
 from ..potential.potential import Potential
 from ..potential.prediction import Prediction
 from .record import LevelUncertainty
 
 
-# what the calculator adds to its results
+# what the calculator adds to its results, `stress_radius` only where there is a stress and a radius
 ADDED = (
     "energy_std",
     "energy_radius",
     "forces_std",
     "forces_radius",
+    "stress_radius",
     "committee_disagreement",
     "max_committee_disagreement",
     "distance",
@@ -49,15 +50,15 @@ class CommitteeSlopes:
         self._directions = directions
         self.phi = torch.empty(0)
         """(N, d) features of the last call."""
-        self.forces = torch.empty(0)
-        """(K, N, 3) forces along each direction, in eV/A, of the last call."""
+        self._slopes: list[Tensor] = []
+        self._vectors = torch.empty(0)
+        self._tiles: Tiles | None = None
 
     def __call__(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> EdgeSlopes:
         """Atomic numbers (N,), heads (N,) and vectors (E, 3) in A -> energies and slopes."""
-        receiver = tiles.slot_receiver
-        found = [vectors.new_zeros(0, len(atomic_numbers), 3)]
+        self._slopes = []
         left = len(self._directions)
         with torch.enable_grad():
             vectors = vectors.detach().requires_grad_()
@@ -70,17 +71,31 @@ class CommitteeSlopes:
                 (along,) = torch.autograd.grad(
                     phi, vectors, direction.expand_as(phi), retain_graph=left > 0
                 )
-                forces = along.new_zeros(len(atomic_numbers), 3)
-                forces = forces.index_add(0, receiver, along).index_add(0, tiles.sender, -along)
-                found.append(forces.unsqueeze(0))
+                self._slopes.append(along)
         self.phi = phi.detach()
-        self.forces = torch.cat(found)
+        self._vectors = vectors.detach()
+        self._tiles = tiles
         return EdgeSlopes(energies, slopes, hidden)
+
+    def forces_and_stress(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What each direction adds to forces (K, N, 3) in eV/A and stress (K, S, 3, 3) in eV/A^3.
+
+        The batch is that of the last call. The stress of a structure that is not periodic in three
+        directions is NaN.
+        """
+        assert self._tiles is not None
+        forces = [self._vectors.new_zeros(0, batch.num_atoms, 3)]
+        stress = [self._vectors.new_zeros(0, batch.num_structures, 3, 3)]
+        for slopes in self._slopes:
+            of_atoms, of_structures = forces_and_stress(slopes, self._vectors, self._tiles, batch)
+            forces.append(of_atoms.unsqueeze(0))
+            stress.append(of_structures.unsqueeze(0))
+        return torch.cat(forces), torch.cat(stress)
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What one pass of the network says about N atoms, before it is combined."""
+    """What one pass of the network says about N atoms of S structures, before it is combined."""
 
     forces: np.ndarray
     """(K, N, 3) differences of the force along each direction of the committee, eV/A."""
@@ -90,6 +105,9 @@ class Measures:
     """(N,) whether the distance is below the threshold of the element."""
     ingredients: np.ndarray
     """(4, N) what the spread is made of, as `INGREDIENTS` lists them."""
+    stress_ingredients: np.ndarray
+    """(4, S) the same of the stress, as `STRESS_INGREDIENTS` lists them; NaN where a structure is
+    not periodic in three directions."""
 
     def disagreements(self, mixing: np.ndarray) -> np.ndarray:
         """Largest difference (N,), in eV/A, of the forces of two members on each atom.
@@ -147,14 +165,47 @@ class Estimator:
         """What the last prediction, which was that of the batch, says about its atoms."""
         distance, inside = self._distance(self.phi, batch.atomic_numbers)
         energy = (self.phi @ self._weight_factor).norm(dim=1)
-        forces = _array(self._slopes.forces)
+        along_forces, along_stress = self._slopes.forces_and_stress(batch)
+        forces = _array(along_forces)
         ingredients = [
             _array(prediction.forces.norm(dim=1)),
             np.sqrt(np.square(forces).sum((0, 2))),
             _array(energy),
             _array(distance),
         ]
-        return Measures(forces, _array(distance), inside.cpu().numpy(), np.stack(ingredients))
+        return Measures(
+            forces=forces,
+            distance=_array(distance),
+            inside=inside.cpu().numpy(),
+            ingredients=np.stack(ingredients),
+            stress_ingredients=self._stress_ingredients(batch, prediction, along_stress, distance),
+        )
+
+    def _stress_ingredients(
+        self, batch: Batch, prediction: Prediction, along: Tensor, distance: Tensor
+    ) -> np.ndarray:
+        """What the spread of the stress is made of, (4, S).
+
+        The stress is linear in the weights too, but its deviation by the posterior would take one
+        more backward pass for each feature. These take none. along: stress (K, S, 3, 3) along the
+        directions of the committee. distance: (N,) of the atoms.
+        """
+        volume = _array(torch.linalg.det(batch.cell).abs())
+        # of the weights alone: strain does not change E0
+        summed = batch.sum_over_atoms(self.phi.double())
+        energy = _array((summed @ self._weight_factor.double()).norm(dim=1))
+        atoms = np.bincount(batch.structure_index.cpu().numpy(), minlength=batch.num_structures)
+        total_distance = _array(batch.sum_over_atoms(distance.double()))
+        periodic = batch.pbc.all(1).cpu().numpy()
+        per_volume = np.divide(energy, volume, out=np.full(len(volume), np.nan), where=periodic)
+        return np.stack(
+            [
+                np.sqrt(np.square(_array(prediction.stress)).sum((1, 2))),
+                np.sqrt(np.square(_array(along)).sum((0, 2, 3))),
+                per_volume,
+                total_distance / atoms,
+            ]
+        )
 
     def energy_deviations(self, batch: Batch) -> np.ndarray:
         """Deviation (S,) in eV of the energy of each structure of the last prediction."""
@@ -180,6 +231,10 @@ class Estimator:
         radius = own.force_quantiles(coverage)[own.group_of(numbers)] * spread
         deviation = float(self.energy_deviations(batch)[0])
         disagreement = measures.disagreements(own.mixing)
+        of_stress = {}
+        if own.stress is not None and bool(batch.pbc.all()):
+            size = float(own.stress.spread(measures.stress_ingredients)[0])
+            of_stress["stress_radius"] = own.stress.scores.quantile(coverage) * size
         return {
             "energy_std": deviation,
             "energy_radius": own.energy_scores.quantile(coverage) * deviation,
@@ -189,7 +244,7 @@ class Estimator:
             "max_committee_disagreement": float(disagreement.max(initial=0.0)),
             "distance": measures.distance,
             "inside": measures.inside,
-        }
+        } | of_stress
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -7,11 +7,13 @@
 It holds for exactly these weights: the metadata name their digest, and a record of others counts as
 none. With 64 features a level takes 2.3 kB for each element, up to 8 kB for each group of elements
 with radii of its own, and 4 (64 + E)^2 bytes for the covariance of weights and E0 of E elements:
-0.34 MB for mp_pbe of evenfield-1 with 85 elements.
+0.34 MB for mp_pbe of evenfield-1 with 85 elements. The stress adds at most 8 kB. All about it is in
+arrays that older records lack, and that older versions of this file do not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -35,6 +37,8 @@ REMEDY = "make it with `evenfield finetune attach MODEL DATA`"
 
 # what the predicted spread of the force on an atom is made of; see `LevelUncertainty.spread`
 INGREDIENTS = ("force", "committee", "energy", "distance")
+# the same of the stress; see `StressUncertainty`
+STRESS_INGREDIENTS = ("stress", "committee", "energy", "distance")
 
 
 class _LevelFacts(Settings):
@@ -55,6 +59,34 @@ class _RecordFacts(Settings):
     format: int = Field(ge=1, le=1, description="format of the file")
     potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
     levels: list[_LevelFacts] = Field(description="one entry for each level of theory")
+
+
+@dataclass(frozen=True)
+class StressUncertainty:
+    """Radii of the stress of structures that are periodic in three directions.
+
+    An error is the Frobenius norm of the difference of two symmetric tensors: a ball in the six
+    independent components, with the off-diagonal ones counted twice. Unlike the largest component,
+    it does not change when the cell is turned. No component is off by more than the radius R, and
+    the pressure by no more than R / sqrt(3).
+    """
+
+    exponents: np.ndarray
+    """(4,) of the `STRESS_INGREDIENTS`, none negative."""
+    floors: np.ndarray
+    """(4,) added to the ingredients: eV/A^3 for the first three, and without a unit."""
+    offset: float
+    """Logarithm of the spread where ingredients and floors add up to 1."""
+    scores: Scores
+
+    def spread(self, ingredients: np.ndarray) -> np.ndarray:
+        """Predicted size of the error of the stress of each structure (S,), in eV/A^3.
+
+        ingredients (4, S): size of the stress; deviation of the committee; deviation of the energy
+        by the posterior over the volume, all in eV/A^3; and mean distance of the atoms.
+        """
+        offsets = np.full(ingredients.shape[1], self.offset)
+        return _product_of_powers(ingredients, self.floors, self.exponents, offsets)
 
 
 @dataclass(frozen=True)
@@ -89,6 +121,8 @@ class LevelUncertainty:
     """By which the deviation of the posterior is multiplied, so that it covers 68 % of errors."""
     alignment: float
     """Share of the variance of a force that lies where the committee differs."""
+    stress: StressUncertainty | None = None
+    """None where too few structures with a stress were held out, and in older records."""
 
     def spread(self, ingredients: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
         """Predicted size of the error of the force on each atom (N,), in eV/A.
@@ -97,11 +131,8 @@ class LevelUncertainty:
         of the energy of the atom by the posterior in eV, and distance. The spread is a product of
         powers, so that none of them can lower it.
         """
-        # an element that was never seen is infinitely far
-        known = np.isfinite(ingredients).all(0)
-        logarithms = np.log(np.where(known, ingredients, 1.0) + self.floors[:, None])
-        exponent = self.offsets[atomic_numbers] + self.exponents @ logarithms
-        return np.where(known, np.exp(exponent), np.inf)
+        offsets = self.offsets[atomic_numbers]
+        return _product_of_powers(ingredients, self.floors, self.exponents, offsets)
 
     def group_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
         """The place of the group of each atom (N,)."""
@@ -115,32 +146,34 @@ class LevelUncertainty:
         return np.array([scores.quantile(coverage) for scores in self.force_scores])
 
 
+def _product_of_powers(
+    ingredients: np.ndarray, floors: np.ndarray, exponents: np.ndarray, offsets: np.ndarray
+) -> np.ndarray:
+    """exp(offset) times the powers of the ingredients (4, N); infinite where one of them is not
+    finite."""
+    # an element that was never seen is infinitely far
+    known = np.isfinite(ingredients).all(0)
+    logarithms = np.log(np.where(known, ingredients, 1.0) + floors[:, None])
+    return np.where(known, np.exp(offsets + exponents @ logarithms), np.inf)
+
+
+def level_digest(own: LevelUncertainty) -> str:
+    """sha256 of all that is stored of a level: other radii have another digest."""
+    digest = hashlib.sha256(_facts_of(own).model_dump_json().encode())
+    for name, array in sorted(_stored_arrays(own).items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def uncertainty_file(potential: Potential, levels: Mapping[str, LevelUncertainty]) -> bytes:
     """The content of the attachment, for these weights."""
     tensors: dict[str, np.ndarray] = {}
     facts = []
     for index, own in enumerate(levels.values()):
-        arrays = {name: getattr(own, name) for name in _ARRAYS}
-        arrays |= {name: getattr(own.gaussians, name) for name in _GAUSSIAN_ARRAYS}
-        all_scores = [*own.force_scores, own.energy_scores]
-        for group, scores in enumerate(all_scores):
-            arrays[f"scores.{group}"] = scores.values
-            arrays[f"ranks.{group}"] = scores.ranks
-        for name, array in arrays.items():
-            # six digits are more than any estimate of an error has
-            kind = np.float32 if array.dtype.kind == "f" else np.int32
-            tensors[f"{index}/{name}"] = array.astype(kind)
-        facts.append(
-            _LevelFacts(
-                level=own.level,
-                calibrated_on=own.calibrated_on,
-                energy_scale=own.energy_scale,
-                alignment=own.alignment,
-                groups=[elements.tolist() for elements in own.groups],
-                numbers=[scores.number for scores in all_scores],
-                structures=[scores.structures for scores in all_scores],
-            )
-        )
+        for name, array in _stored_arrays(own).items():
+            tensors[f"{index}/{name}"] = array
+        facts.append(_facts_of(own))
     about = _RecordFacts(format=1, potential=potential_digest(potential), levels=facts)
     return arrays_file(tensors, about.model_dump_json())
 
@@ -155,6 +188,45 @@ _ARRAYS = (
     "floors",
 )
 _GAUSSIAN_ARRAYS = tuple(field.name for field in fields(ElementGaussians))
+_STRESS_ARRAYS = ("exponents", "floors", "offset", "scores", "ranks", "counts")
+
+
+def _facts_of(own: LevelUncertainty) -> _LevelFacts:
+    """What the metadata say of one level."""
+    all_scores = [*own.force_scores, own.energy_scores]
+    return _LevelFacts(
+        level=own.level,
+        calibrated_on=own.calibrated_on,
+        energy_scale=own.energy_scale,
+        alignment=own.alignment,
+        groups=[elements.tolist() for elements in own.groups],
+        numbers=[scores.number for scores in all_scores],
+        structures=[scores.structures for scores in all_scores],
+    )
+
+
+def _stored_arrays(own: LevelUncertainty) -> dict[str, np.ndarray]:
+    """Name -> array of one level, as they are stored."""
+    arrays = {name: getattr(own, name) for name in _ARRAYS}
+    arrays |= {name: getattr(own.gaussians, name) for name in _GAUSSIAN_ARRAYS}
+    for group, scores in enumerate([*own.force_scores, own.energy_scores]):
+        arrays[f"scores.{group}"] = scores.values
+        arrays[f"ranks.{group}"] = scores.ranks
+    if own.stress is not None:
+        scores = own.stress.scores
+        arrays |= {
+            "stress.exponents": own.stress.exponents,
+            "stress.floors": own.stress.floors,
+            "stress.offset": np.array([own.stress.offset]),
+            "stress.scores": scores.values,
+            "stress.ranks": scores.ranks,
+            "stress.counts": np.array([scores.number, scores.structures]),
+        }
+    # six digits are more than any estimate of an error has
+    return {
+        name: array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+        for name, array in arrays.items()
+    }
 
 
 def uncertainties_of(
@@ -208,6 +280,7 @@ def _level(facts: _LevelFacts, tensors: dict[str, np.ndarray], size: int) -> Lev
         groups=[np.array(elements, dtype=int) for elements in facts.groups],
         force_scores=scores[:-1],
         energy_scores=scores[-1],
+        stress=_stress(wide),
         **{name: wide[name] for name in _ARRAYS},
     )
     num_directions = len(own.directions)
@@ -236,3 +309,27 @@ def _level(facts: _LevelFacts, tensors: dict[str, np.ndarray], size: int) -> Lev
     ):
         raise ValueError("groups and scores, or elements, do not fit")
     return own
+
+
+def _stress(wide: dict[str, np.ndarray]) -> StressUncertainty | None:
+    """The part about the stress; None where there is none. Raises KeyError and ValueError."""
+    if not any(name.startswith("stress.") for name in wide):
+        return None
+    found = {name: wide[f"stress.{name}"] for name in _STRESS_ARRAYS}
+    expected = {
+        "exponents": (len(STRESS_INGREDIENTS),),
+        "floors": (len(STRESS_INGREDIENTS),),
+        "offset": (1,),
+        "scores": found["ranks"].shape,
+        "counts": (2,),
+    }
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise ValueError(f"stress.{name} has the shape {found[name].shape} instead of {shape}")
+    number, structures = found["counts"].tolist()
+    return StressUncertainty(
+        exponents=found["exponents"],
+        floors=found["floors"],
+        offset=float(found["offset"][0]),
+        scores=Scores(found["scores"], found["ranks"], number, structures),
+    )

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.data import atomic_numbers
 from typer.testing import CliRunner
 
 from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.core.destination import DestinationError
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
@@ -24,6 +26,7 @@ from evenfield.finetune.heads import add_to_head
 from evenfield.finetune.safety import uncertainty
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.safety.uncertainty import (
+    calibrated,
     make_uncertainty,
     observe,
     principal_directions,
@@ -89,6 +92,80 @@ def test_record_covers_what_it_was_calibrated_on(of_emt: list[Structure]) -> Non
         0.683, abs=0.1
     )
     assert 0.9 < seen.inside.mean() < 1.0 or seen.inside.all()
+    assert own.stress is not None
+    size = own.stress.spread(seen.stress_ingredients)
+    number = own.stress.scores.number
+    # those that are not periodic have none
+    has_stress = np.isfinite(seen.stress_error)
+    assert number == has_stress.sum() < len(held_out)
+    for coverage in (0.5, 0.8):
+        radius = own.stress.scores.quantile(coverage) * size * (1 + 1e-6)
+        share = (seen.stress_error <= radius)[has_stress].mean()
+        assert coverage <= share <= coverage + 2 / number
+
+
+def test_error_of_the_stress_is_that_of_its_tensor(of_emt: list[Structure]) -> None:
+    """Off-diagonal components count twice; a structure without the label has no error."""
+    potential = tiny(["EMT"]).eval()
+    own = make_uncertainty(potential, "EMT", of_emt[::2], of_emt[1::2], known=KNOWN, split="valid")
+    one = of_emt[0]
+    bare = replace(one, labels={k: v for k, v in one.labels.items() if k != "stress"})
+    seen = observe(potential, own, [one, bare])
+    batch = Batch.from_structure(one, 4.0, ["EMT"], torch.float32)
+    with torch.no_grad():
+        predicted = potential(batch).stress[0].double().numpy()
+    difference = predicted - batch.labels["stress"][0].double().numpy()
+    expected = np.sqrt(np.trace(difference @ difference.T))
+    assert seen.stress_error[0] == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(seen.stress_error[1]) and np.isfinite(seen.stress_ingredients).all()
+
+
+def test_powers_of_the_stress_are_found_and_few_labels_give_none(
+    of_emt: list[Structure],
+) -> None:
+    potential = tiny(["EMT"]).eval()
+    own = make_uncertainty(potential, "EMT", of_emt[::2], of_emt[1::2], known=KNOWN, split="valid")
+    seen = observe(potential, own, of_emt)
+    rng = np.random.default_rng(0)
+    number = 3000
+    ingredients = rng.lognormal(-3, 1.0, (4, number))
+    error = ingredients[0] ** 0.6 * ingredients[1] ** 0.3 * rng.lognormal(0, 0.3, number)
+    made = replace(
+        seen,
+        stress_error=error,
+        stress_ingredients=ingredients,
+        groups=np.arange(number).astype(str),
+        energy_error=np.ones(number),
+        energy_deviation=np.ones(number),
+    )
+    shaped = with_spread(own, made)
+    assert shaped.stress is not None
+    assert shaped.stress.exponents == pytest.approx([0.6, 0.3, 0.0, 0.0], abs=0.05)
+    # quantiles of the noise that was put in: exp(0.3 * 1.2816) at 90 % against the median
+    scores = calibrated(shaped, made).stress
+    assert scores is not None
+    ratio = scores.scores.quantile(0.9) / scores.scores.quantile(0.5)
+    assert ratio == pytest.approx(np.exp(0.3 * 1.2816), rel=0.05)
+
+    few = np.where(np.arange(number) < 2, error, np.nan)
+    assert calibrated(shaped, replace(made, stress_error=few)).stress is None
+    assert with_spread(own, replace(made, stress_error=few)).stress is None
+
+
+def test_held_out_structures_without_a_stress_give_the_other_radii(
+    folder: Path, data_set: Path, tmp_path: Path
+) -> None:
+    parts = []
+    for split in ("train", "valid"):
+        for structure in iter_structures(data_set, split):
+            labels = dict(structure.labels)
+            if split == "valid":
+                labels.pop("stress", None)
+            parts.append(replace(structure, split=split, labels=labels))
+    write_data_set(parts, tmp_path / "bare", {"file": "bare", "sha256": "bare"}, ConvertConfig())
+    assert UNCERTAINTY in attach_trust(folder, tmp_path / "bare")
+    own = model_zoo.load(folder).uncertainties["EMT"]
+    assert own.stress is None and np.isfinite(own.force_quantiles(0.5)).all()
 
 
 def test_spread_finds_powers_that_made_the_errors(of_emt: list[Structure]) -> None:
@@ -258,6 +335,9 @@ def test_radii_of_a_refit_are_those_of_refits_without_each_part(of_emt: list[Str
     for coverage in (0.5, 0.8):
         covered = scores[known] <= own.force_quantiles(coverage)[place[known]] * (1 + 1e-5)
         assert coverage <= covered.mean() <= coverage + 0.1
+    # the stress of refits is scored in the same way
+    periodic = sum(bool(structure.pbc.all()) for structure in structures)
+    assert own.stress is not None and own.stress.scores.number == periodic
     # what was left out is less well known than what was learned
     learned = observe(potential, own, structures)
     total = np.sqrt(np.mean(np.concatenate([one.error for one in seen]) ** 2))

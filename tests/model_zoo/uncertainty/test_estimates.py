@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import ase.db
@@ -13,6 +15,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io.trajectory import Trajectory
 from ase.optimize import BFGS
+from ase.stress import voigt_6_to_full_3x3_stress
+from safetensors.numpy import load as safetensors_load
 
 from evenfield import model_zoo
 from evenfield.data_pipelines.batch import Batch
@@ -20,12 +24,15 @@ from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential
 from evenfield.model_zoo.engines.errors import EngineError
 from evenfield.model_zoo.package.folder import attach
+from evenfield.model_zoo.package.sanity_record import SanityWarning
 from evenfield.model_zoo.uncertainty.conformal import Scores
 from evenfield.model_zoo.uncertainty.distances import ElementGaussians
 from evenfield.model_zoo.uncertainty.estimates import ADDED, Estimator
 from evenfield.model_zoo.uncertainty.record import (
     UNCERTAINTY,
     LevelUncertainty,
+    StressUncertainty,
+    level_digest,
     uncertainties_of,
     uncertainty_file,
 )
@@ -58,6 +65,12 @@ def made_up(num_directions: int = 1) -> LevelUncertainty:
         energy_scores=Scores.of(rng.exponential(size=40), 40),
         energy_scale=1.7,
         alignment=0.4,
+        stress=StressUncertainty(
+            exponents=np.array([0.2, 0.5, 0.3, 0.1]),
+            floors=np.array([1e-4, 1e-5, 1e-5, 0.01]),
+            offset=-1.3,
+            scores=Scores.of(rng.exponential(size=60), 25),
+        ),
     )
 
 
@@ -105,12 +118,86 @@ def test_committee_is_the_model_with_other_weights(
             members.append(other(batch).forces.numpy())
     assert torch.equal(prediction.forces, plain.forces)
     assert torch.equal(prediction.energy, plain.energy)
+    assert torch.equal(prediction.stress, plain.stress)
 
     differences = np.array(members) - plain.forces.numpy()
     expected = np.einsum("mk,kna->mna", own.mixing, measures.forces)
     assert np.allclose(differences, expected, rtol=0, atol=1e-10)
     between = np.linalg.norm(differences[:, None] - differences[None], axis=3)  # (M, M, N)
     assert np.allclose(measures.disagreements(own.mixing), between.max((0, 1)), atol=1e-10)
+
+    # stress is linear in the weights too: along one direction after the other
+    of_directions = []
+    with torch.no_grad():
+        for direction in own.directions:
+            other = Potential(potential.config).double().eval()
+            other.load_state_dict(potential.state_dict())
+            other.readout.weight[head] += torch.tensor(direction)
+            of_directions.append(other(batch).stress.numpy() - plain.stress.numpy())
+    deviation = np.sqrt(np.square(of_directions).sum((0, 2, 3)))
+    assert deviation.min() > 1e-6
+    assert np.allclose(measures.stress_ingredients[1], deviation, rtol=1e-8, atol=0)
+
+
+def test_stress_radius_is_made_of_four_measures(with_record: Path, atoms: Atoms) -> None:
+    """Size, committee, energy per volume by the posterior, and distance, put together by hand."""
+    model = model_zoo.load(with_record)
+    calculator = model.calculator(level_of_theory="EMT", dtype="float64", uncertainty=True)
+    calculator.calculate(atoms)
+    own = model.uncertainties["EMT"]
+    stress = own.stress
+    assert stress is not None
+    potential = model_zoo.load(with_record).potential.double().eval()
+    estimator = Estimator(own, potential, potential.config.levels_of_theory.index("EMT"))
+    batch = batch_of(atoms, potential)
+    with torch.no_grad():
+        found = estimator.measures(batch, estimator.potential(batch)).stress_ingredients[:, 0]
+
+    tensor = voigt_6_to_full_3x3_stress(calculator.results["stress"])
+    assert found[0] == pytest.approx(np.linalg.norm(tensor), rel=1e-9)
+    features = float(potential.scale[1]) * calculator.get_features(atoms).sum(0)
+    variance = features @ (own.factor @ own.factor.T)[:SIZE, :SIZE] @ features
+    assert found[2] == pytest.approx(variance**0.5 / atoms.get_volume(), rel=1e-6)
+    assert found[3] == pytest.approx(calculator.results["distance"].mean(), rel=1e-6)
+    powers = np.prod((found + stress.floors) ** stress.exponents) * np.exp(stress.offset)
+    expected = stress.scores.quantile(0.9) * powers
+    assert calculator.results["stress_radius"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_there_is_no_radius_of_a_stress_that_does_not_exist(folder: Path, atoms: Atoms) -> None:
+    """Of slabs and molecules; and of records without one, as older ones are."""
+    model = model_zoo.load(folder)
+    attach(folder, {UNCERTAINTY: uncertainty_file(model.potential, {"EMT": made_up()})})
+    calculator = model_zoo.load(folder).calculator(level_of_theory="EMT", uncertainty=True)
+    for pbc in ([True, True, False], [False, False, False]):
+        atoms.pbc = pbc
+        calculator.calculate(atoms)
+        assert not {"stress", "stress_radius"} & set(calculator.results)
+    atoms.pbc = True
+    calculator.calculate(atoms)
+    assert calculator.results["stress_radius"] > 0
+
+    older = replace(made_up(), stress=None)
+    content = uncertainty_file(model.potential, {"EMT": older})
+    assert not any("stress" in name for name in safetensors_load(content))
+    attach(folder, {UNCERTAINTY: content})
+    calculator = model_zoo.load(folder).calculator(level_of_theory="EMT", uncertainty=True)
+    calculator.calculate(atoms)
+    assert "stress" in calculator.results
+    assert set(ADDED) - set(calculator.results) == {"stress_radius"}
+
+
+def test_the_shipped_record_of_an_older_version_is_read() -> None:
+    """evenfield-1 was released with a record without the stress."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SanityWarning)
+        model = model_zoo.load("evenfield-1")
+    own = model.uncertainties["mp_pbe"]
+    assert own.stress is None and own.energy_scores.number == 595
+    calculator = model.calculator(uncertainty=True, warn_outside=False)
+    calculator.calculate(bulk("NaCl", "rocksalt", a=5.64))
+    assert np.isfinite(calculator.results["forces_radius"]).all()
+    assert "stress_radius" not in calculator.results
 
 
 def test_energy_deviation_is_that_of_the_posterior(with_record: Path, atoms: Atoms) -> None:
@@ -212,6 +299,18 @@ def test_record_is_read_back_and_holds_for_its_weights_only(folder: Path) -> Non
     assert np.allclose(found.force_quantiles(0.9), own.force_quantiles(0.9))
     assert [scores.structures for scores in found.force_scores] == [30, 9]
     assert (found.energy_scale, found.alignment, found.calibrated_on) == (1.7, 0.4, "valid")
+    assert found.stress is not None and own.stress is not None
+    assert np.allclose(found.stress.exponents, own.stress.exponents, rtol=1e-6)
+    assert np.allclose(found.stress.floors, own.stress.floors, rtol=1e-6)
+    assert found.stress.offset == pytest.approx(-1.3, rel=1e-6)
+    assert (found.stress.scores.number, found.stress.scores.structures) == (60, 25)
+    quantile = own.stress.scores.quantile(0.9)
+    assert found.stress.scores.quantile(0.9) == pytest.approx(quantile, rel=1e-6)
+    # what is read has the digest of what was written; other radii have another
+    assert level_digest(found) == level_digest(own)
+    assert level_digest(replace(own, stress=None)) != level_digest(own)
+    wider = replace(own, energy_scale=1.8)
+    assert level_digest(wider) != level_digest(own)
 
     with torch.no_grad():
         potential.readout.weight[0, 0] += 1e-6
