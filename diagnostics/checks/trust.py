@@ -9,6 +9,7 @@ chemistry that the level of theory was not trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +24,7 @@ from ..check import CheckedModel, CheckError, CheckResult, Figure
 if TYPE_CHECKING:
     from ...data_pipelines.structure import Structure
     from ...finetune.safety.uncertainty import Observed
+    from ...model_zoo.uncertainty.coverage import CoverageRow
     from ...model_zoo.uncertainty.record import LevelUncertainty
 
 
@@ -59,6 +61,10 @@ def check(
     pictures: Annotated[
         Path | None, typer.Option(help="folder for trust-reliability.png and trust-spread.png")
     ] = None,
+    attach: Annotated[
+        bool,
+        typer.Option("--attach", help="put what was counted into the model's folder and its card"),
+    ] = False,
 ) -> CheckResult:
     """Do radii cover what they state, and do large errors have large spreads?
 
@@ -83,12 +89,17 @@ def check(
             f"the radii of {level} were calibrated on the {split} split",
             remedy="judge them on another split with --split",
         )
+    if attach:
+        _check_attachable(model, split)
     potential = model.loaded.potential
     physics = potential.config.physics
     structures, left_out = answerable(data, split, model)
     seen = observe(potential, own, list(as_learned(structures, data, physics)))
     figures, lines = judged(own, seen)
     lines = [*left_out, *lines]
+    if attach:
+        _attach(model, own, seen, data, left_out)
+        lines.append(f"attached to {model.folder}")
     for folder in outside or []:
         foreign, left_out = _of_learned_elements(all_as_level(folder, level), model, folder)
         others = observe(potential, own, list(as_learned(foreign, folder, physics)))
@@ -112,62 +123,25 @@ def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[st
     """Coverage, sharpness and order of the errors of labelled structures."""
     from scipy.stats import spearmanr
 
+    from ...model_zoo.uncertainty.coverage import UNITS
+
     labelled = np.isfinite(seen.error)
     if not labelled.any():
         raise CheckError("no structure has forces", remedy="name data with forces")
     error = seen.error[labelled]
-    numbers = seen.numbers[labelled]
     names = seen.atom_groups[labelled]
-    ingredients = seen.ingredients[:, labelled]
     inside = seen.inside[labelled]
-    spread = own.spread(ingredients, numbers)
-    place = own.group_of(numbers)
-    sizes = seen.label_size[labelled]
 
+    rows = coverage_rows(own, seen)
     lines = [
         f"{len(error)} atoms of {len(np.unique(names))} groups of structures; radii calibrated on "
         f"the {own.calibrated_on} split; {100 * inside.mean():.1f} % of the atoms are inside"
     ]
     figures = [Figure("atoms", len(error), "", at_least=1)]
-    for coverage in COVERAGES:
-        radius = own.force_quantiles(coverage)[place] * spread
-        covered = error <= radius
-        percent = f"{100 * coverage:g} %"
-        worst = 0.0
-        for index, name in enumerate(_names(own)):
-            chosen = place == index
-            if not chosen.any():
-                continue
-            share = float(covered[chosen].mean())
-            deviation = _standard_error(covered[chosen], names[chosen])
-            # the radii themselves come from a finite number of structures
-            judges = len(np.unique(names[chosen]))
-            deviation *= (1 + judges / max(own.force_scores[index].structures, 1)) ** 0.5
-            lines.append(
-                f"{percent} ball, {name}: covers {100 * share:.2f} +- {100 * deviation:.2f} % of "
-                f"{chosen.sum()} atoms, median radius {np.median(radius[chosen]):.3f} eV/A"
-            )
-            if chosen.sum() >= ENOUGH_ATOMS:
-                excess = abs(share - coverage) - max(TOLERANCE, DEVIATIONS * deviation)
-                worst = max(worst, excess)
-                figures.append(Figure(f"coverage of {percent}, {name}", 100 * share, "%"))
-        figures += [
-            Figure(f"coverage of {percent}, all atoms", 100 * float(covered.mean()), "%"),
-            Figure(f"median radius of {percent}", float(np.median(radius)), "eV/A"),
-            Figure(
-                f"coverage of {percent} further from it than tolerance, worst group",
-                100 * worst,
-                "%",
-                limit=0.0,
-            ),
-        ]
-        for low, high in pairwise(SIZES):
-            chosen = (sizes >= low) & (sizes < high)
-            if chosen.any():
-                lines.append(
-                    f"{percent} ball, labels of {low:g} to {high:g} eV/A: covers "
-                    f"{100 * covered[chosen].mean():.2f} % of {chosen.sum()} atoms"
-                )
+    for index, coverage in enumerate(COVERAGES):
+        more_figures, more_lines = _of_coverage(own, rows, index, coverage)
+        figures += more_figures
+        lines += more_lines
 
     is_worst = error >= np.quantile(error, 1 - WORST)
     for name, values in measures(own, seen, labelled).items():
@@ -184,26 +158,222 @@ def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[st
             Figure(f"AUROC of {name} for the worst {100 * WORST:g} %", auroc, ""),
         ]
 
-    per_atom = np.bincount(seen.structure_index)
-    energy_error = np.abs(seen.energy_error)
-    has_energy = np.isfinite(energy_error)
-    if has_energy.any():
-        for coverage in COVERAGES:
-            radius = own.energy_scores.quantile(coverage) * seen.energy_deviation
-            covered = energy_error[has_energy] <= radius[has_energy]
-            median = 1000 * np.median((radius / per_atom)[has_energy])
+    for row in rows:
+        if row.what == "forces":
+            continue
+        for ball in row.balls:
+            if ball.share is None or ball.median_radius is None:
+                continue
+            unit = UNITS[row.what]
             lines.append(
-                f"{100 * coverage:g} % of energies: covers {100 * covered.mean():.1f} % of "
-                f"{has_energy.sum()} structures, median radius {median:.1f} meV/atom"
+                f"{100 * ball.coverage:g} % of {row.what}: covers {100 * ball.share:.1f} % of "
+                f"{ball.number} structures, median radius {ball.median_radius:.4g} {unit}"
             )
-            figures.append(
-                Figure(
-                    f"coverage of {100 * coverage:g} % of energies",
-                    100 * float(covered.mean()),
-                    "%",
-                )
+            name = f"coverage of {100 * ball.coverage:g} % of {row.what}"
+            figures.append(Figure(name, 100 * ball.share, "%"))
+    more_figures, more_lines = _order_of_stress(own, seen)
+    return figures + more_figures, lines + more_lines
+
+
+def _order_of_stress(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[str]]:
+    """How what is known before a label goes with the error of the stress."""
+    from scipy.stats import spearmanr
+
+    from ...model_zoo.uncertainty.record import STRESS_INGREDIENTS
+
+    if own.stress is None:
+        return [], []
+    spread = own.stress.spread(seen.stress_ingredients)
+    labelled = np.isfinite(seen.stress_error) & np.isfinite(spread)
+    if labelled.sum() < 2:
+        return [], []
+    found = {"spread": spread[labelled]}
+    found |= dict(zip(STRESS_INGREDIENTS, seen.stress_ingredients[:, labelled], strict=True))
+    error = seen.stress_error[labelled]
+    order = {name: float(spearmanr(values, error).statistic) for name, values in found.items()}
+    figures = [
+        Figure(f"rank correlation of {name}, stress", value, "") for name, value in order.items()
+    ]
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in order.items())
+    return figures, [f"rank correlations with the error of the stress: {listed}"]
+
+
+def _of_coverage(
+    own: LevelUncertainty, rows: list[CoverageRow], index: int, coverage: float
+) -> tuple[list[Figure], list[str]]:
+    """Figures and lines about the forces, for the ball at `index` of each row."""
+    figures = []
+    lines = []
+    percent = f"{100 * coverage:g} %"
+    places = {name: place for place, name in enumerate(_names(own))}
+    worst = 0.0
+    of_forces = [row for row in rows if row.what == "forces"]
+    for row in of_forces:
+        ball = row.balls[index]
+        if ball.share is None or ball.median_radius is None:
+            lines.append(f"{percent} ball, {row.name}: too few scores for a radius")
+        elif row.by == "element":
+            deviation = np.nan if ball.deviation is None else ball.deviation
+            # the radii themselves come from a finite number of structures
+            calibrated_on = own.force_scores[places[row.name]].structures
+            deviation *= (1 + row.groups / max(calibrated_on, 1)) ** 0.5
+            lines.append(
+                f"{percent} ball, {row.name}: covers {100 * ball.share:.2f} +- "
+                f"{100 * deviation:.2f} % of {ball.number} atoms, median radius "
+                f"{ball.median_radius:.3f} eV/A"
             )
+            if ball.number >= ENOUGH_ATOMS:
+                excess = abs(ball.share - coverage) - max(TOLERANCE, DEVIATIONS * deviation)
+                worst = max(worst, excess)
+                figures.append(Figure(f"coverage of {percent}, {row.name}", 100 * ball.share, "%"))
+        elif row.by == "size":
+            lines.append(
+                f"{percent} ball, labels of {row.name} eV/A: covers {100 * ball.share:.2f} % of "
+                f"{ball.number} atoms"
+            )
+        else:
+            figures += [
+                Figure(f"coverage of {percent}, all atoms", 100 * ball.share, "%"),
+                Figure(f"median radius of {percent}", ball.median_radius, "eV/A"),
+            ]
+    figures.append(
+        Figure(
+            f"coverage of {percent} further from it than tolerance, worst group",
+            100 * worst,
+            "%",
+            limit=0.0,
+        )
+    )
     return figures, lines
+
+
+def coverage_rows(own: LevelUncertainty, seen: Observed) -> list[CoverageRow]:
+    """What the radii cover: forces by element group and by size of the label, energies, stress."""
+    labelled = np.isfinite(seen.error)
+    error = seen.error[labelled]
+    names = seen.atom_groups[labelled]
+    numbers = seen.numbers[labelled]
+    sizes = seen.label_size[labelled]
+    place = own.group_of(numbers)
+    spread = own.spread(seen.ingredients[:, labelled], numbers)
+    radii = [own.force_quantiles(coverage)[place] * spread for coverage in COVERAGES]
+
+    chosen: list[tuple[Literal["all", "element", "size"], str, np.ndarray]] = [
+        ("all", "all atoms", np.ones(len(error), bool))
+    ]
+    for index, name in enumerate(_names(own)):
+        chosen.append(("element", name, place == index))
+    for low, high in pairwise(SIZES):
+        chosen.append(("size", f"{low:g} to {high:g}", (sizes >= low) & (sizes < high)))
+    rows = [
+        _row("forces", by, name, error[which], [radius[which] for radius in radii], names[which])
+        for by, name, which in chosen
+        if which.any()
+    ]
+
+    # per atom, as errors of energies are stated everywhere
+    per_atom = np.bincount(seen.structure_index, minlength=len(seen.groups))
+    of_structures: list[tuple[Literal["energies", "stress"], np.ndarray, list[np.ndarray]]] = [
+        (
+            "energies",
+            np.abs(seen.energy_error) / per_atom,
+            [
+                own.energy_scores.quantile(coverage) * seen.energy_deviation / per_atom
+                for coverage in COVERAGES
+            ],
+        )
+    ]
+    if own.stress is not None:
+        size = own.stress.spread(seen.stress_ingredients)
+        quantiles = [own.stress.scores.quantile(coverage) for coverage in COVERAGES]
+        of_structures.append(("stress", seen.stress_error, [one * size for one in quantiles]))
+    for what, errors, radii in of_structures:
+        which = np.isfinite(errors)
+        if which.any():
+            own_radii = [radius[which] for radius in radii]
+            name = "all structures"
+            rows.append(_row(what, "all", name, errors[which], own_radii, seen.groups[which]))
+    return rows
+
+
+def _row(
+    what: Literal["forces", "energies", "stress"],
+    by: Literal["all", "element", "size"],
+    name: str,
+    error: np.ndarray,
+    radii: list[np.ndarray],
+    names: np.ndarray,
+) -> CoverageRow:
+    """Errors (n,) counted against the radii (n,) of each of `COVERAGES`; names (n,) of groups."""
+    from ...model_zoo.uncertainty.coverage import BallCounts, CoverageRow
+
+    balls = []
+    for coverage, radius in zip(COVERAGES, radii, strict=True):
+        # an infinite radius covers everything and says nothing
+        finite = np.isfinite(radius)
+        covered = error[finite] <= radius[finite]
+        deviation = _standard_error(covered, names[finite]) if finite.any() else np.nan
+        balls.append(
+            BallCounts(
+                coverage=coverage,
+                number=int(finite.sum()),
+                covered=int(covered.sum()),
+                deviation=deviation if np.isfinite(deviation) else None,
+                median_radius=float(np.median(radius[finite])) if finite.any() else None,
+            )
+        )
+    return CoverageRow(
+        what=what,
+        by=by,
+        name=name,
+        number=len(error),
+        groups=len(np.unique(names)),
+        balls=balls,
+    )
+
+
+def _check_attachable(model: CheckedModel, split: str) -> None:
+    """Only counts of a test split, about a model in a folder that may be changed."""
+    from ...model_zoo.package.folder import refuse_files_of_others
+    from ...model_zoo.uncertainty.coverage import TRUST
+
+    if model.folder is None:
+        raise CheckError(
+            f"--attach: {model.name} is not a model folder",
+            remedy="name the folder of the model, or leave out --attach",
+        )
+    if split != "test":
+        raise CheckError(
+            f"--attach: the {split} split is not apart from the training",
+            remedy="judge the test split, or leave out --attach",
+        )
+    refuse_files_of_others(model.folder, [TRUST])
+
+
+def _attach(
+    model: CheckedModel, own: LevelUncertainty, seen: Observed, data: Path, left_out: list[str]
+) -> None:
+    """Put what was counted into the folder of the model."""
+    from ...data_pipelines.store.shards import read_info
+    from ...model_zoo.package.folder import attach, read_model_folder
+    from ...model_zoo.uncertainty.coverage import LevelCoverage, with_coverage
+    from ...model_zoo.uncertainty.record import level_digest
+
+    assert model.folder is not None
+    source = read_info(data)["source"]
+    counted = LevelCoverage(
+        radii=level_digest(own),
+        data=source["file"],
+        sha256=source["sha256"],
+        split="test",
+        calibrated_on=own.calibrated_on,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        left_out=left_out,
+        rows=coverage_rows(own, seen),
+    )
+    # of the weights that were checked: the folder may hold others by now, and then has no record
+    folder = read_model_folder(model.folder)
+    attach(model.folder, with_coverage(model.loaded.potential, folder.attachments, own, counted))
 
 
 def measures(own: LevelUncertainty, seen: Observed, chosen: np.ndarray) -> Mapping[str, np.ndarray]:

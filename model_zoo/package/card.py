@@ -26,6 +26,7 @@ from ..evaluation.summary import ElementErrors, Errors, ErrorSummary
 from ..heads.description import KINDS
 from ..heads.record import heads_of
 from ..potential.potential import Potential
+from ..uncertainty.coverage import UNITS, BallCounts, LevelCoverage, coverages_of
 from .domain_record import domains_of, summary_of
 from .levels import default_level
 from .record import ModelRecord
@@ -91,6 +92,10 @@ def model_card(
         sanity_table=_verdict_table(potential, attachments, SANITY),
         physics_table=_verdict_table(potential, attachments, PHYSICS),
         head_table=_head_table(potential, attachments),
+        coverages=[
+            (level, counted, _coverage_table(counted))
+            for level, counted in coverages_of(potential, attachments).items()
+        ],
         dtype=str(dtype).removeprefix("torch."),
         symbols=record.symbols,
         domains={level: summary_of(own) for level, own in domains_of(attachments).items()},
@@ -359,6 +364,35 @@ def _verdict_table(potential: Potential, attachments: dict[str, bytes], file: st
             failed = "; ".join(check.failed)
             rows.append([level, verdict.suite, name, shown, failed, str(check.skipped)])
     return Table(["head", "suite", "check", "verdict", "what failed", "skipped"], rows)
+
+
+def _coverage_table(counted: LevelCoverage) -> Table:
+    """A row for each group of errors, with two columns for each stated coverage."""
+    titles = ["errors of", "labels", "groups of structures"]
+    for ball in counted.rows[0].balls if counted.rows else []:
+        titles += [f"{100 * ball.coverage:g} % radius covers (%)", "median radius"]
+    rows = []
+    for row in counted.rows:
+        where = f"{row.what}, {row.name}"
+        if row.by == "size":
+            where = f"{row.what}, labels of {row.name} {UNITS[row.what]}"
+        cells = [where, f"{row.number:,}", str(row.groups)]
+        for ball in row.balls:
+            cells += _ball_cells(ball, row.number, UNITS[row.what])
+        rows.append(cells)
+    return Table(titles, rows)
+
+
+def _ball_cells(ball: BallCounts, number: int, unit: str) -> list[str]:
+    """The share that was covered, with its standard error, and the median radius."""
+    if ball.share is None or ball.median_radius is None:
+        return ["too few scores", "-"]
+    share = f"{100 * ball.share:.1f}"
+    if ball.deviation is not None:
+        share += f" +- {100 * ball.deviation:.1f}"
+    if ball.number < number:
+        share += f" of {ball.number:,}"
+    return [share, f"{ball.median_radius:.3g} {unit}"]
 
 
 def _head_table(potential: Potential, attachments: dict[str, bytes]) -> Table | None:

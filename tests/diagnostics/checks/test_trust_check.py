@@ -26,9 +26,11 @@ from evenfield.finetune.safety import uncertainty
 from evenfield.finetune.safety.trust import attach_trust
 from evenfield.finetune.safety.uncertainty import Observed, calibrated
 from evenfield.model_zoo import ModelRecord, Potential, PotentialConfig
+from evenfield.model_zoo.package.folder import attach
 from evenfield.model_zoo.uncertainty.conformal import Scores
+from evenfield.model_zoo.uncertainty.coverage import TRUST, coverages_of
 from evenfield.model_zoo.uncertainty.distances import ElementGaussians
-from evenfield.model_zoo.uncertainty.record import LevelUncertainty
+from evenfield.model_zoo.uncertainty.record import LevelUncertainty, StressUncertainty
 
 
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
@@ -53,6 +55,12 @@ def made_up() -> LevelUncertainty:
         energy_scores=Scores.of(np.empty(0), 0),
         energy_scale=1.0,
         alignment=0.0,
+        stress=StressUncertainty(
+            exponents=np.array([0.0, 1.0, 0.0, 0.0]),
+            floors=np.full(4, 1e-9),
+            offset=0.0,
+            scores=Scores.of(np.empty(0), 0),
+        ),
     )
 
 
@@ -66,6 +74,9 @@ def drawn(seed: int, *, wrong: float = 1.0, num_structures: int = 400) -> Observ
     ingredients[1] = deviation * 3**0.5
     factor = np.where(numbers == 79, wrong, 1.0)
     error = rng.normal(size=(len(numbers), 3)) * (deviation * factor)[:, None]
+    # of their own, so that the numbers above stay what they are
+    of_stress = np.random.default_rng([seed, 1])
+    stress_ingredients = of_stress.lognormal(-4, 1, (4, num_structures))
     return Observed(
         numbers=numbers,
         structure_index=structure_index,
@@ -78,6 +89,8 @@ def drawn(seed: int, *, wrong: float = 1.0, num_structures: int = 400) -> Observ
         inside=np.ones(len(numbers), bool),
         energy_error=rng.normal(size=num_structures),
         energy_deviation=np.ones(num_structures),
+        stress_error=np.abs(of_stress.normal(size=num_structures)) * stress_ingredients[1],
+        stress_ingredients=stress_ingredients,
     )
 
 
@@ -96,6 +109,13 @@ def test_errors_as_predicted_pass_and_larger_ones_of_one_element_do_not() -> Non
     # |error|^2 / deviation^2 has three degrees of freedom: 6.25 at 90 %
     quantile = own.force_quantiles(0.9)[0] * np.exp(own.offsets[29])
     assert quantile == pytest.approx((6.25 / 3) ** 0.5, rel=0.03)
+
+    # the errors of the stress are half-normal: 1.645 deviations at 90 %
+    assert own.stress is not None
+    assert own.stress.scores.quantile(0.9) == pytest.approx(1.645, rel=0.05)
+    assert good["coverage of 90 % of stress"].value == pytest.approx(90, abs=4)
+    assert good["rank correlation of spread, stress"].value > 0.6
+    assert abs(good["rank correlation of distance, stress"].value) < 0.15
 
     bad = by_name(trust.judged(own, drawn(1, wrong=1.5))[0])
     worst = "coverage of 90 % further from it than tolerance, worst group"
@@ -175,6 +195,87 @@ def test_command_writes_figures_and_pictures(folder: Path, data_set: Path, tmp_p
         assert Image.open(io.BytesIO(path.read_bytes())).size[0] > 400
     names = {figure["name"] for figure in json.loads(verdict.read_text())["figures"]}
     assert {"rank correlation of spread, inside", "median radius of 90 %"} <= names
+
+
+def test_rows_count_errors_within_their_radii() -> None:
+    """Against a count by hand; a radius that is infinite covers nothing."""
+    own = calibrated(made_up(), drawn(0, num_structures=1500))
+    seen = drawn(1)
+    rows = {(row.what, row.name): row for row in trust.coverage_rows(own, seen)}
+    spread = own.spread(seen.ingredients, seen.numbers)
+    of_gold = seen.numbers == 79
+    ball = rows["forces", "Au"].balls[0]
+    radius = own.force_quantiles(0.9)[1] * spread[of_gold]
+    assert ball.number == of_gold.sum() and ball.covered == (seen.error[of_gold] <= radius).sum()
+    assert ball.median_radius == pytest.approx(np.median(radius))
+    sizes = [row for (what, _), row in rows.items() if what == "forces" and row.by == "size"]
+    assert sum(row.number for row in sizes) == len(seen.numbers)
+    assert (
+        sum(row.balls[1].covered for row in sizes) == rows["forces", "all atoms"].balls[1].covered
+    )
+    assert rows["stress", "all structures"].number == 400
+
+    few = replace(
+        own, force_scores=[own.force_scores[0], Scores.of(np.arange(9.0), 9), *own.force_scores[2:]]
+    )
+    rows = {(row.what, row.name): row for row in trust.coverage_rows(few, seen)}
+    without = rows["forces", "Au"].balls[1]
+    assert (without.number, without.share, without.median_radius) == (0, None, None)
+    assert rows["forces", "all atoms"].balls[1].number == (~of_gold).sum()
+    assert any("Au: too few scores for a radius" in line for line in trust.judged(few, seen)[1])
+
+
+def test_attached_counts_are_on_the_card_while_the_radii_are_the_same(
+    folder: Path, data_set: Path
+) -> None:
+    _, text = check(folder, data_set, "--attach")
+    assert f"attached to {folder}" in text
+    card = (folder / "README.md").read_text()
+    assert "## Coverage of the radii" in card
+    model = model_zoo.load(folder)
+    (counted,) = coverages_of(model.potential, model.attachments).values()
+    assert (counted.split, counted.calibrated_on) == ("test", "valid")
+    row = next(row for row in counted.rows if row.what == "forces" and row.by == "all")
+    test_atoms = sum(
+        len(one) for one in iter_structures(data_set, "test") if one.level_of_theory == "EMT"
+    )
+    assert row.number == test_atoms
+    ball = row.balls[0]
+    assert ball.share is not None and ball.deviation is not None
+    cells = f"| forces, all atoms | {row.number:,} | {row.groups} | {100 * ball.share:.1f} +- "
+    assert cells in card
+    assert "| stress, all structures | " in card
+
+    # nothing else about the model changes, and a second time is the same
+    before = dict(model.attachments)
+    check(folder, data_set, "--attach")
+    after = model_zoo.load(folder).attachments
+    assert {name for name in before if before[name] != after[name]} <= {TRUST}
+
+    # other radii for the same weights: what was counted of the old ones is gone from the card
+    attach_trust(folder, data_set, level_of_theory="EMT", calibrate_on="test", overwrite=True)
+    model = model_zoo.load(folder)
+    assert TRUST in model.attachments
+    assert coverages_of(model.potential, model.attachments) == {}
+    assert "Coverage of the radii" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("content", [b"no json", b"[]", b'{"format": 1}'])
+def test_a_file_of_that_name_with_other_content_is_none(folder: Path, content: bytes) -> None:
+    attach(folder, {TRUST: content})
+    model = model_zoo.load(folder)
+    assert coverages_of(model.potential, model.attachments) == {}
+    assert "Coverage of the radii" not in (folder / "README.md").read_text()
+
+
+def test_counts_that_would_not_be_about_held_out_structures_are_not_attached(
+    folder: Path, data_set: Path
+) -> None:
+    code, text = check(folder, data_set, "--split", "train", "--attach")
+    assert code == 1 and "the train split is not apart from the training" in text
+    code, text = check("evenfield-1", data_set, "--attach", "--level-of-theory", "mp_pbe")
+    assert code == 1 and "is not a model folder" in text
+    assert TRUST not in model_zoo.load(folder).attachments
 
 
 def test_what_cannot_be_judged_is_refused(folder: Path, data_set: Path) -> None:
