@@ -192,17 +192,30 @@ def attach(
         Literal["valid", "test"],
         typer.Option(help="split that the model has not learned from, for radii of errors"),
     ] = "valid",
+    recalibrate: Annotated[
+        bool,
+        typer.Option(
+            "--recalibrate",
+            help="only renew the scales of radii, from DATA that the model was not trained on",
+        ),
+    ] = False,
 ) -> None:
     """Add probe set, posterior and uncertainty to the folder of a model, from its training data.
 
     A model that does not know which structures it was trained on learns that too. The weights do
-    not change.
+    not change. With --recalibrate, radii become those of structures of yours.
 
     Example: evenfield finetune attach runs/mine/model runs/data
     """
-    from .safety.trust import attach_trust
+    from .safety import trust
 
-    names = attach_trust(
+    if recalibrate:
+        names = trust.recalibrate(
+            model, data, level_of_theory=level_of_theory, calibrate_on=calibrate_on
+        )
+        say(f"{model}: now with {', '.join(names)} for data like {data}")
+        return
+    names = trust.attach_trust(
         model,
         data,
         overwrite=overwrite,

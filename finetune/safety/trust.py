@@ -30,18 +30,56 @@ from ...model_zoo.package.domain_record import DOMAIN, domain_file
 from ...model_zoo.package.folder import attach, refuse_files_of_others
 from ...model_zoo.package.levels import default_level
 from ...model_zoo.package.record import TrainingData
-from ...model_zoo.uncertainty.record import UNCERTAINTY, uncertainties_of, uncertainty_file
+from ...model_zoo.uncertainty.record import (
+    REMEDY,
+    UNCERTAINTY,
+    uncertainties_of,
+    uncertainty_file,
+)
 from ..closed_form.posterior import FILE as POSTERIOR_FILE
 from ..closed_form.posterior import Posterior
 from ..closed_form.refit import refit_readout
 from .forgetting import PROBE_FILE, probe_file, probe_of, unlearned
-from .uncertainty import TooFewStructuresError, make_uncertainty
+from .uncertainty import TooFewStructuresError, make_uncertainty, recalibrated
 
 
 Split = Literal["valid", "test"]
 
 # Structures that the posterior is computed from.
 NUM_STRUCTURES = 300
+
+
+@own_modes()
+def recalibrate(
+    folder: Path | str,
+    data: Path | str,
+    *,
+    level_of_theory: str | None = None,
+    calibrate_on: Split = "valid",
+) -> list[str]:
+    """Renew the scales of the uncertainty that a model has, from structures of another kind.
+
+    Committee, distances and the form of the spread stay, since they are about the training data.
+    Scales and quantiles become those of the errors on the split `calibrate_on` of `data`, from none
+    of which the model has learned.
+
+    Returns the names of the files that changed. Raises EvenfieldError for a model without a record
+    of the level, by default its own, and TooFewStructuresError.
+    """
+    model = load(Path(folder))
+    level = model.level_to_use(level_of_theory)
+    levels = uncertainties_of(model.potential, model.attachments)
+    if level not in levels:
+        raise EvenfieldError(
+            f"has no record of the uncertainty of {level} with these weights",
+            file=folder,
+            remedy=REMEDY,
+        )
+    refuse_files_of_others(folder, [UNCERTAINTY])
+    held_out = _held_out(data, calibrate_on, level, model)
+    own = recalibrated(model.potential, levels[level], held_out, split=calibrate_on)
+    attach(folder, {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: own})})
+    return [UNCERTAINTY]
 
 
 @own_modes()
@@ -204,32 +242,39 @@ def _uncertainty_file(
     model: LoadedModel, level: str, data: Path | str, split: Split
 ) -> dict[str, bytes]:
     """The attachment with one level, and the levels that it had before."""
-    train = [
-        one
-        for one in iter_structures(data, "train")
-        if one.level_of_theory == level and not unlearned(one, model)
-    ]
+    levels = uncertainties_of(model.potential, model.attachments)
+    train = _answered(data, "train", level, model)
     if not train:
         raise _no_structure(data, level)
-    # a data set need not have such a split, and reading one that is not there is an error
-    is_there = read_info(data)["num_structures"][split] > 0
-    all_held_out = iter_structures(data, split) if is_there else iter(())
-    held_out = [
-        one for one in all_held_out if one.level_of_theory == level and not unlearned(one, model)
-    ]
-    # in random order, so that a part of them is like all
-    order = np.random.default_rng(0).permutation(len(held_out))
     physics = model.potential.config.physics
     own = make_uncertainty(
         model.potential,
         level,
         list(as_learned(_every_element_first(train), data, physics)),
-        list(as_learned([held_out[index] for index in order], data, physics)),
+        _held_out(data, split, level, model),
         known={atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)},
         split=split,
     )
-    levels = uncertainties_of(model.potential, model.attachments)
     return {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: own})}
+
+
+def _held_out(data: Path | str, split: Split, level: str, model: LoadedModel) -> list[Structure]:
+    """Structures of a split for the scores, in random order, so that a part of them is like all."""
+    found = _answered(data, split, level, model)
+    order = np.random.default_rng(0).permutation(len(found))
+    return list(as_learned([found[k] for k in order], data, model.potential.config.physics))
+
+
+def _answered(data: Path | str, split: str, level: str, model: LoadedModel) -> list[Structure]:
+    """Structures of a split at a level of theory, of elements that the model has learned there."""
+    # a data set need not have such a split, and reading one that is not there is an error
+    if not read_info(data)["num_structures"][split]:
+        return []
+    return [
+        one
+        for one in iter_structures(data, split)
+        if one.level_of_theory == level and not unlearned(one, model)
+    ]
 
 
 def _no_structure(data: Path | str, level: str) -> EvenfieldError:

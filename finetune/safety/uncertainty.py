@@ -179,13 +179,7 @@ def make_uncertainty(
 
     Raises TooFewStructuresError.
     """
-    scored = _up_to(held_out, MOST_SCORED)
-    if len(scored) < FEWEST_STRUCTURES:
-        raise TooFewStructuresError(
-            f"{len(scored)} held-out structures at {level} are too few for quantiles of errors",
-            remedy=f"hold out {FEWEST_STRUCTURES} or more: valid_share=0.1 of `evenfield data "
-            "convert`",
-        )
+    scored = _scored(held_out, level)
     head = potential.config.levels_of_theory.index(level)
     # the gradients of all features take the same memory again and again
     keep_freed_memory()
@@ -197,6 +191,33 @@ def make_uncertainty(
     draft = _draft(committee, directions, mixing, ElementGaussians.of(features, numbers), split)
     shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
     return calibrated(shaped, observe(potential, shaped, scored))
+
+
+@own_modes()
+def recalibrated(
+    potential: Potential, own: LevelUncertainty, held_out: Sequence[Structure], *, split: str
+) -> LevelUncertainty:
+    """A record with all scales from other structures, which need not be like those of before.
+
+    Committee, Gaussians and the form of the spread stay: they come from the training structures.
+    held_out: those of `split`. Raises TooFewStructuresError.
+    """
+    scored = _scored(held_out, own.level)
+    # without its own scale, which would be counted twice
+    bare = replace(own, energy_scale=1.0, calibrated_on=split)
+    return calibrated(bare, observe(potential, bare, scored))
+
+
+def _scored(held_out: Sequence[Structure], level: str) -> list[Structure]:
+    """The structures that give the scores. Raises TooFewStructuresError."""
+    scored = _up_to(held_out, MOST_SCORED)
+    if len(scored) < FEWEST_STRUCTURES:
+        raise TooFewStructuresError(
+            f"{len(scored)} held-out structures at {level} are too few for quantiles of errors",
+            remedy=f"hold out {FEWEST_STRUCTURES} or more: valid_share=0.1 of `evenfield data "
+            "convert`",
+        )
+    return scored
 
 
 @own_modes()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from evenfield import model_zoo
 from evenfield.cli import app
 from evenfield.core.destination import DestinationError
+from evenfield.core.errors import EvenfieldError
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -24,8 +25,9 @@ from evenfield.finetune.closed_form.refit import _without_each, refit_readout
 from evenfield.finetune.closed_form.ridge import NormalEquations
 from evenfield.finetune.heads import add_to_head
 from evenfield.finetune.safety import uncertainty
-from evenfield.finetune.safety.trust import attach_trust
+from evenfield.finetune.safety.trust import attach_trust, recalibrate
 from evenfield.finetune.safety.uncertainty import (
+    TooFewStructuresError,
     calibrated,
     make_uncertainty,
     observe,
@@ -243,6 +245,56 @@ def test_attach_writes_it_and_more_levels_stand_next_to_it(folder: Path, data_se
     attachments = dict(model_zoo.load(folder).attachments)
     model_zoo.save_model(folder, potential, record, attachments=attachments)
     assert model_zoo.load(folder).uncertainties == {}
+
+
+def test_scales_alone_are_renewed_from_structures_of_another_kind(
+    folder: Path, data_set: Path, tmp_path: Path
+) -> None:
+    """Structures of another kind: errors five times as large want radii five times as large."""
+    attach_trust(folder, data_set)
+    model = model_zoo.load(folder)
+    before = model.uncertainties["EMT"]
+    held_out = [one for one in iter_structures(data_set, "test") if one.level_of_theory == "EMT"]
+    seen = observe(model.potential, before, held_out)
+    moved = []
+    first = 0
+    for one in held_out:
+        atoms = slice(first, first + len(one))
+        first += len(one)
+        labels = one.labels | {"forces": one.forces + 4 * -seen.force_error[atoms]}
+        moved.append(replace(one, labels=labels, split="test"))
+    # a data set has a structure to train on, which has no part in this
+    other = next(one for one in iter_structures(data_set, "train") if one.level_of_theory == "EMT")
+    for name, structures in (("same", held_out), ("moved", moved)):
+        parts = [replace(other, split="train"), *(replace(one, split="test") for one in structures)]
+        write_data_set(parts, tmp_path / name, {"file": name, "sha256": name}, ConvertConfig())
+
+    found = {}
+    for name in ("same", "moved"):
+        words = ["finetune", "attach", str(folder), str(tmp_path / name), "--level-of-theory"]
+        options = ["EMT", "--calibrate-on", "test", "--recalibrate"]
+        done = CliRunner().invoke(app, [*words, *options])
+        assert done.exit_code == 0, done.output
+        found[name] = model_zoo.load(folder).uncertainties["EMT"]
+        assert found[name].calibrated_on == "test"
+        for kept in ("directions", "factor", "exponents", "floors"):
+            assert np.array_equal(getattr(found[name], kept), getattr(before, kept)), kept
+        assert np.array_equal(found[name].gaussians.means, before.gaussians.means)
+        if name == "moved":
+            seen = replace(seen, force_error=5 * seen.force_error)
+        spread = found[name].spread(seen.ingredients, seen.numbers)
+        place = found[name].group_of(seen.numbers)
+        covered = seen.error <= found[name].force_quantiles(0.8)[place] * spread * (1 + 1e-5)
+        assert 0.8 <= covered.mean() <= 0.9
+    ratio = np.exp(found["moved"].offsets - found["same"].offsets)
+    assert ratio == pytest.approx(np.full(119, 5.0), rel=1e-4)
+    # no scale is counted twice
+    assert found["moved"].energy_scale == pytest.approx(found["same"].energy_scale, rel=1e-5)
+
+    with pytest.raises(EvenfieldError, match="no record of the uncertainty of EMT-scaled"):
+        recalibrate(folder, tmp_path / "same", level_of_theory="EMT-scaled")
+    with pytest.raises(TooFewStructuresError, match="0 held-out structures at EMT"):
+        recalibrate(folder, tmp_path / "same")
 
 
 def test_too_few_held_out_structures_are_told(
