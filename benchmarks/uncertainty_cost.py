@@ -1,9 +1,10 @@
 """What uncertainties cost: calls of the calculator with and without, interleaved.
 
-    python benchmarks/uncertainty_cost.py MODEL [--calls 9] [--out FILE.json]
+    python benchmarks/uncertainty_cost.py MODEL [--calls 9] [--keep-freed-memory] [--out FILE.json]
 
 MODEL has a record of its uncertainty. Rocksalt of 64 and 512 atoms moves by 0.01 A a call, as in
-dynamics. Processor seconds of one thread; the ratio is the median of those of pairs of calls.
+dynamics. Processor seconds of one thread; the ratio is the median of those of pairs of calls. With
+--keep-freed-memory, memory is kept as `evenfield simulate` keeps it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from ase.build import bulk
 
+from evenfield.core.freed_memory import keep_freed_memory
 from evenfield.model_zoo import load
 
 
@@ -28,11 +30,18 @@ def main() -> None:
     )
     parser.add_argument("model", help="folder or name of a model")
     parser.add_argument("--calls", type=int, default=9)
+    parser.add_argument("--keep-freed-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="file for the result")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.keep_freed_memory:
+        keep_freed_memory()
     model = load(arguments.model)
-    result: dict[str, object] = {"model": model.reference, "calls": arguments.calls}
+    result: dict[str, object] = {
+        "model": model.reference,
+        "calls": arguments.calls,
+        "keep_freed_memory": arguments.keep_freed_memory,
+    }
     for repeats in (2, 4):
         atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (repeats, repeats, repeats)
         plain = model.calculator(warn_outside=False)

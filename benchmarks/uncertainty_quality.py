@@ -5,22 +5,29 @@
 
 MODEL has a record that was calibrated on the validation split of DATA, a converted data set. The
 test split judges it. For the seeds, groups of structures of both splits are dealt out again, half
-of them to calibrate and half to judge. Structures of --outside are of another chemistry.
+of them to calibrate and half to judge. Structures of --outside are of another chemistry. Where
+the record has radii of the stress, their spread is compared with the deviation of the stress by the
+posterior itself, which takes one backward pass for each feature: on every second test structure of
+up to 24 atoms.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
+from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.diagnostics.check import Figure
 from evenfield.diagnostics.checks.trust import all_as_level, judged, told_apart
+from evenfield.finetune.closed_form.design_rows import feature_jacobian
 from evenfield.finetune.safety.uncertainty import (
     TRANSPOSED,
     Observed,
@@ -62,6 +69,9 @@ def main() -> None:
         result[f"outside: {folder.name}"] = numbers(figures)
         result["lines"] += lines
 
+    if own.stress is not None:
+        result["exact posterior of the stress"] = exact_stress(model.potential, own, arguments.data)
+
     both = joined([seen["valid"], seen["test"]])
     # the record's own scale must not be multiplied twice
     bare = replace(both, energy_deviation=both.energy_deviation / own.energy_scale)
@@ -94,6 +104,48 @@ def observed(potential, own, data: Path, split: str) -> Observed:
         one for one in iter_structures(data, split) if one.level_of_theory == own.level
     ]
     return observe(potential, own, structures)
+
+
+def exact_stress(potential, own, data: Path) -> dict[str, float]:
+    """Rank correlations with the error of the stress: of its posterior deviation, and the spread.
+
+    The deviation is that of the readout weights: the stress is linear in them.
+    """
+    structures = [
+        one
+        for one in iter_structures(data, "test")
+        if one.level_of_theory == own.level and "stress" in one.labels and len(one) <= 24
+    ][::2]
+    head = potential.config.levels_of_theory.index(own.level)
+    size = potential.readout.weight.shape[1]
+    factor = float(potential.scale[head]) * own.factor[:size]
+
+    started = time.process_time()
+    deviations = []
+    for one in structures:
+        levels = potential.config.levels_of_theory
+        dtype = potential.readout.weight.dtype
+        batch = Batch.from_structure(one, potential.config.cutoff, levels, dtype)
+        _, _, slopes = feature_jacobian(potential, batch, [])  # (d, 1, 3, 3)
+        along = np.tensordot(factor.T, slopes[:, 0].double().numpy(), axes=1)
+        deviations.append(np.linalg.norm(along))
+    seconds = time.process_time() - started
+
+    started = time.process_time()
+    seen = observe(potential, own, structures)
+    seconds_of_spread = time.process_time() - started
+    known = np.isfinite(seen.stress_error)
+    exact = np.array(deviations)[known]
+    spread = own.stress.spread(seen.stress_ingredients)[known]
+    error = seen.stress_error[known]
+    return {
+        "structures": int(known.sum()),
+        "posterior and error": round(float(spearmanr(exact, error).statistic), 4),
+        "spread and error": round(float(spearmanr(spread, error).statistic), 4),
+        "spread and posterior": round(float(spearmanr(spread, exact).statistic), 4),
+        "seconds of the posterior": round(seconds, 1),
+        "seconds of all predictions with their spread": round(seconds_of_spread, 1),
+    }
 
 
 def part(whole: Observed, structures: np.ndarray) -> Observed:
