@@ -1,7 +1,7 @@
 """A sparse Gaussian process on the frozen features of a model, beside the model's own posterior.
 
     python benchmarks/sparse_gaussian_process.py MODEL DATA --out FILE.json [--inducing 300]
-        [--steps 150] [--seed 0]
+        [--steps 500] [--seed 0]
 
 Needs gpytorch (`pip install gpytorch==1.15.2`), which evenfield itself does not. The process is
 that of Titsias (AISTATS 2009): squared exponential with a length for each feature, on the mean
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("model", help="folder or name of a model")
     parser.add_argument("data", type=Path, help="folder of a converted data set")
     parser.add_argument("--inducing", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
