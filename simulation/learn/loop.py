@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from ...model_zoo.hub.load import LoadedModel, load
 from . import store
 from .choose import by_determinant, by_distance
 from .config import LearnConfig
-from .explore import Frame, Walk, first_walks, walk_on
+from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
 from .labelling import Label, LabellingError, labels_of
 from .page import write_report
@@ -52,6 +52,8 @@ ROUNDS = "rounds"
 ROUND = "round.json"
 # settings by which a loop that is over can be told to go on
 BUDGET = ("labels", "minutes", "timeout")
+# conditions of stopped simulations that a line names
+MOST_NAMED = 4
 # attempts at a rattled copy that is no collapse
 MAX_ATTEMPTS = 20
 
@@ -126,6 +128,15 @@ def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) 
         raise SettingsError(
             "a loop without a rule of the guard never stops a simulation",
             remedy="set guard.force_radius",
+        )
+    if config.pressures:
+        # before any label is asked for
+        barostat()
+    if config.pressures and not any(atoms.pbc.all() for atoms in structures):
+        raise SettingsError(
+            f"pressures={config.pressures}: no structure is periodic in all three directions, so "
+            "that none has a volume",
+            remedy="leave pressures out",
         )
     if config.initial:
         learned = {z for atoms in structures[: config.initial] for z in atoms.numbers.tolist()}
@@ -290,6 +301,7 @@ class _Loop:
             "walks": 0 if is_start else len(self.walks),
             "over": 0 if is_start else sum(walk.is_over(self.config) for walk in self.walks),
             "stopped": stopped,
+            "simulations": [] if is_start else [self._in_short(walk) for walk in self.walks],
             "picoseconds": sum(walk.steps for walk in self.walks) * self.config.time_step / 1000,
             "asked": len(new),
             "labels": len(self.labels),
@@ -301,11 +313,23 @@ class _Loop:
             "radii": [] if is_start else self._radii(),
         }
 
+    def _in_short(self, walk: Walk) -> dict[str, Any]:
+        """Where a walk is, for the page."""
+        atoms = walk.state
+        return {
+            "structure": walk.structure,
+            "formula": atoms.get_chemical_formula(),
+            "conditions": walk.conditions,
+            "picoseconds": walk.steps * self.config.time_step / 1000,
+            "volume_per_atom": atoms.get_volume() / len(atoms) if atoms.pbc.all() else None,
+            "stopped": None if walk.stopped is None else walk.stopped["text"],
+        }
+
     def _radii(self) -> list[dict[str, Any]]:
         """The largest radius along each walk of this round."""
         return [
             {
-                "temperature": walk.temperature,
+                "conditions": walk.conditions,
                 "ps": [frame.step * self.config.time_step / 1000 for frame in walk.frames],
                 "radius": [frame.radius for frame in walk.frames],
             }
@@ -517,7 +541,8 @@ def _in_words(done: dict[str, Any]) -> str:
     parts = []
     if done["explored"]:
         parts.append(
-            f"{len(done['stopped'])} of {done['walks']} simulations stopped, {done['over']} over, "
+            f"{len(done['stopped'])} of {done['walks']} simulations stopped"
+            f"{_where_stopped(done['simulations'])}, {done['over']} over, "
             f"{done['picoseconds']:.3g} ps in all"
         )
     failed = f", {len(done['failures'])} failed" if done["failures"] else ""
@@ -530,3 +555,12 @@ def _in_words(done: dict[str, Any]) -> str:
         )
     parts.append(f"{done['seconds']:.0f} s")
     return f"round {done['round']}: {'; '.join(parts)}"
+
+
+def _where_stopped(simulations: Sequence[Mapping[str, Any]]) -> str:
+    """The conditions at which simulations were stopped, in brackets, the most frequent first."""
+    found = Counter(one["conditions"] for one in simulations if one["stopped"] is not None)
+    named = [f"{count} at {conditions}" for conditions, count in found.most_common(MOST_NAMED)]
+    if len(found) > MOST_NAMED:
+        named.append("others elsewhere")
+    return f" ({'; '.join(named)})" if named else ""

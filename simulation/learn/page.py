@@ -40,6 +40,9 @@ def write_report(
         Section("Radii over time", _radii(rounds, config)),
         Section("Rounds", [_table(rounds)]),
     ]
+    simulations = _simulations(rounds)
+    if simulations:
+        sections.append(Section("Simulations", [simulations]))
     reasons = _failures(rounds)
     if reasons:
         sections.append(Section("Labels that failed", [reasons]))
@@ -156,6 +159,35 @@ def _table(rounds: Sequence[dict[str, Any]]) -> Table:
         "exploring, labelling, learning (s)",
     ]
     return Table("What each round did, and the errors on its labels before it", header, rows)
+
+
+def _simulations(rounds: Sequence[dict[str, Any]]) -> Table | None:
+    """Where each simulation is after the last round."""
+    explored = [one for one in rounds if one["explored"]]
+    if not explored:
+        return None
+    rows = []
+    for number, one in enumerate(explored[-1]["simulations"]):
+        rows.append(
+            [
+                str(number),
+                f"{one['structure']} ({one['formula']})",
+                one["conditions"],
+                f"{one['picoseconds']:.3g}",
+                table_cell(one["volume_per_atom"]),
+                one["stopped"] or "-",
+            ]
+        )
+    header = [
+        "simulation",
+        "structure",
+        "at",
+        "simulated (ps)",
+        "volume now (A^3/atom)",
+        "stopped in the last round, because",
+    ]
+    caption = "Where each simulation is; without a pressure the cell is constant"
+    return Table(caption, header, rows, words=True)
 
 
 def _failures(rounds: Sequence[dict[str, Any]]) -> Table | None:

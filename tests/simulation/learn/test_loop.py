@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from pydantic import ValidationError
 
 from evenfield import model_zoo
 from evenfield.core.destination import DestinationError
@@ -171,13 +172,23 @@ def test_an_oracle_that_labels_nothing_ends_the_loop(quietly, tmp_path: Path) ->
         ({"initial": 0}, "does not know how large its errors at EMT are"),
         ({"guard": {}}, "never stops a simulation"),
         ({"initial_rattle": (0.2, 0.1)}, "a lower and an upper bound"),
+        ({"pressures": [float("nan")]}, "finite number"),
     ],
 )
 def test_what_cannot_work_is_refused(
     changes: dict[str, Any], message: str, quietly, tmp_path: Path
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises((SettingsError, ValidationError), match=message):
         quietly(tmp_path / "out", settings(tmp_path / "log", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pressure_needs_a_volume(model: LoadedModel, starts: list[Atoms], tmp_path: Path) -> None:
+    slab = starts[1].copy()
+    slab.pbc = (True, True, False)
+    config = settings(tmp_path / "log", pressures=[1.0])
+    with pytest.raises(SettingsError, match="no structure is periodic in all three directions"):
+        learn(model, [slab], tmp_path / "out", config, say=lambda _: None)
     assert not (tmp_path / "out").exists()
 
 
