@@ -144,8 +144,8 @@ def refit_readout(
     return report, posterior
 
 
-def parts_of(structures: list[Structure]) -> tuple[list[list[int]], int]:
-    """Places of structures in at most MAX_FOLDS parts, and how many of them are copies.
+def parts_of(structures: list[Structure], most: int = MAX_FOLDS) -> tuple[list[list[int]], int]:
+    """Places of structures in at most `most` parts, and how many of them are copies.
 
     Copies belong to one part: a left-out structure must not have been fitted as its copy.
     """
@@ -155,7 +155,7 @@ def parts_of(structures: list[Structure]) -> tuple[list[list[int]], int]:
     for place, structure in enumerate(structures):
         places.setdefault(id(structure), []).append(place)
 
-    num_parts = min(MAX_FOLDS, len(groups))
+    num_parts = min(most, len(groups))
     parts = []
     for first in range(num_parts):
         # dealt out in turn, so that a part is no stretch of one trajectory

@@ -66,6 +66,8 @@ FORCE_FLOOR = 1e-3
 STRESS_FLOOR = 1e-4
 # Ridge of the offsets of elements, in atoms: few atoms hardly move them from that of all.
 OFFSET_RIDGE = 20.0
+# Logarithms of an ingredient that lie closer together than this say nothing about its power.
+LEAST_RANGE = 0.01
 # Coverage of the thresholds of the distance.
 INSIDE = 0.99
 
@@ -241,29 +243,14 @@ def uncertainty_of_refit(
     left_out = posterior.left_out
     assert left_out is not None
     keep_freed_memory()
-    level = posterior.level_of_theory
-    head = potential.config.levels_of_theory.index(level)
-    size = posterior.size
-    # own weights of new elements belong to no committee, whose members share all weights
-    kept = np.r_[
-        0:size, len(posterior.covariance) - len(posterior.elements) : len(posterior.covariance)
-    ]
-    changes = left_out.changes
-    scatter = changes - changes.mean(0)
-    committee = Committee(
-        level_of_theory=level,
-        covariance=posterior.covariance[np.ix_(kept, kept)],
-        members=max(len(changes) - 1, 1) ** 0.5 * scatter[:, :size],
-        elements=posterior.elements,
-    )
-    directions, mixing = principal_directions(committee)
+    head = potential.config.levels_of_theory.index(posterior.level_of_theory)
     features, numbers = atom_features(potential, structures)
     gaussians = ElementGaussians.of(features, numbers)
-    draft = _draft(committee, directions, mixing, gaussians, "structures left out of the refit")
+    draft = _draft_of_refit(posterior, gaussians, "structures left out of the refit")
 
     of_atom = np.repeat(np.arange(len(structures)), [len(structure) for structure in structures])
     seen = []
-    for part, change in zip(left_out.parts, changes, strict=True):
+    for part, change in zip(left_out.parts, left_out.changes, strict=True):
         without = copy.deepcopy(potential)
         add_to_head(without, head, change, posterior.new_elements, posterior.elements)
         others = ~np.isin(of_atom, part)
@@ -274,6 +261,72 @@ def uncertainty_of_refit(
         seen.append(observe(without, own, [structures[place] for place in part]))
     left_out_errors = joined(seen)
     return calibrated(with_spread(draft, left_out_errors), left_out_errors)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A model that has not learned from some structures, and what it says about them."""
+
+    potential: Potential
+    posterior: Posterior
+    """Of the closed-form refit that it ended with."""
+    learned: Sequence[Structure]
+    left_out: Sequence[Structure]
+
+
+@own_modes()
+def uncertainty_of_folds(
+    potential: Potential,
+    structures: Sequence[Structure],
+    posterior: Posterior,
+    folds: Sequence[Fold],
+) -> LevelUncertainty:
+    """The uncertainty of a head whose network was trained on all of a few structures.
+
+    A refit that leaves structures out would not do here: the features below it have seen them. So
+    whole trainings are repeated without each part, and the scores are their errors on it, over the
+    spread that each of them predicts by itself (cross-conformal prediction, as in
+    `uncertainty_of_refit`). Nothing of a fold has seen its structures but the settings.
+
+    structures: those that `potential` has learned from. posterior: that of its last refit.
+
+    Raises TooFewStructuresError without forces.
+    """
+    keep_freed_memory()
+    split = "structures left out of the training"
+
+    seen = []
+    for fold in folds:
+        gaussians = ElementGaussians.of(*atom_features(fold.potential, fold.learned))
+        own = _draft_of_refit(fold.posterior, gaussians, split)
+        seen.append(observe(fold.potential, own, fold.left_out))
+    left_out_errors = joined(seen)
+    gaussians = ElementGaussians.of(*atom_features(potential, structures))
+    draft = _draft_of_refit(posterior, gaussians, split)
+    return calibrated(with_spread(draft, left_out_errors), left_out_errors)
+
+
+def _draft_of_refit(
+    posterior: Posterior, gaussians: ElementGaussians, split: str
+) -> LevelUncertainty:
+    """All but the spread and the scales; the committee are the refits that left a part out."""
+    left_out = posterior.left_out
+    assert left_out is not None
+    size = posterior.size
+    # own weights of new elements belong to no committee, whose members share all weights
+    kept = np.r_[
+        0:size, len(posterior.covariance) - len(posterior.elements) : len(posterior.covariance)
+    ]
+    changes = left_out.changes
+    scatter = changes - changes.mean(0)
+    committee = Committee(
+        level_of_theory=posterior.level_of_theory,
+        covariance=posterior.covariance[np.ix_(kept, kept)],
+        members=max(len(changes) - 1, 1) ** 0.5 * scatter[:, :size],
+        elements=posterior.elements,
+    )
+    directions, mixing = principal_directions(committee)
+    return _draft(committee, directions, mixing, gaussians, split)
 
 
 def joined(parts: Sequence[Observed]) -> Observed:
@@ -342,11 +395,13 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
     floors = _floors(ingredients)
     floors[INGREDIENTS.index("force")] = 0.02  # eV/A
     logarithms = np.log(ingredients + floors[:, None])
+    # one that is the same for all atoms, such as zero, would get any power that rounding asks for
+    telling = np.ptp(logarithms, axis=1) > LEAST_RANGE
     elements, place = np.unique(numbers, return_inverse=True)
     num_powers = len(INGREDIENTS)
 
     rows = np.zeros((len(target) + len(elements), num_powers + 1 + len(elements)))
-    rows[: len(target), :num_powers] = logarithms.T
+    rows[: len(target), :num_powers] = np.where(telling[:, None], logarithms, 0.0).T
     rows[: len(target), num_powers] = 1.0
     rows[np.arange(len(target)), num_powers + 1 + place] = 1.0
     # one row of the ridge for the offset of each element
@@ -360,51 +415,8 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
 
     offsets = np.full(MAX_ATOMIC_NUMBER + 1, solution[num_powers])
     offsets[elements] += solution[num_powers + 1 :]
-    return replace(
-        draft,
-        exponents=solution[:num_powers],
-        offsets=offsets,
-        floors=floors,
-        stress=_stress_without_scores(seen),
-    )
-
-
-def _floors(ingredients: np.ndarray) -> np.ndarray:
-    """A hundredth of the median of each ingredient (4, N): below it, it says nothing."""
-    return np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
-
-
-def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
-    """The form of the spread of the stress, fitted as that of the forces is.
-
-    None with fewer labelled stresses than quantiles need: four powers want as many.
-    """
-    labelled = np.isfinite(seen.stress_error) & np.isfinite(seen.stress_ingredients).all(0)
-    if labelled.sum() < FEWEST_STRUCTURES:
-        return None
-    ingredients = seen.stress_ingredients[:, labelled]
-    floors = _floors(ingredients)
-    logarithms = np.log(ingredients + floors[:, None])
-    rows = np.vstack([logarithms, np.ones(labelled.sum())]).T
-    target = np.log(seen.stress_error[labelled] + STRESS_FLOOR)
-    lower = np.append(np.zeros(len(STRESS_INGREDIENTS)), -np.inf)
-    *exponents, offset = lsq_linear(rows, target, bounds=(lower, np.inf)).x
-    return StressUncertainty(np.array(exponents), floors, float(offset), Scores.of(np.empty(0), 0))
-
-
-def _calibrated_stress(
-    shaped: StressUncertainty | None, held_out: Observed
-) -> StressUncertainty | None:
-    """The same with scores of structures that were held out; None where too few have a stress."""
-    if shaped is None:
-        return None
-    spread = shaped.spread(held_out.stress_ingredients)
-    labelled = np.isfinite(held_out.stress_error) & np.isfinite(spread)
-    if labelled.sum() < FEWEST_STRUCTURES:
-        return None
-    scores = held_out.stress_error[labelled] / spread[labelled]
-    groups = len(np.unique(held_out.groups[labelled]))
-    return replace(shaped, scores=Scores.of(scores, groups))
+    exponents = np.where(telling, solution[:num_powers], 0.0)
+    return replace(draft, exponents=exponents, offsets=offsets, floors=floors)
 
 
 def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ...data_pipelines.enrich.label_oracles import OracleConfig
 from ...finetune.closed_form.design_rows import RefitConfig
+from ...finetune.gradient.config import GradientConfig
 from ..guard import GuardConfig
 
 
@@ -73,6 +74,21 @@ class LearnConfig(OracleConfig):
         description="refit: readout and E0 in closed form; wide: with random features appended",
     )
     refit: RefitConfig = RefitConfig()
+    when_stalled: Literal["none", "full", "lora"] = Field(
+        default="none",
+        description="strategy that a model is trained with, from the model that was given and on "
+        "all labels, when the refit has stalled; it is taken where it is better on labels that it "
+        "has not learned. full: all parameters; lora: low-rank adapters and the readout; none: the "
+        "refit goes on",
+    )
+    stall_rounds: int = Field(
+        default=3,
+        gt=0,
+        description="the refit has stalled when in so many rounds, one after the other, the error "
+        "of the forces (RMS) on new labels before they were learned was not below the lowest of "
+        "the rounds before them",
+    )
+    gradient: GradientConfig = GradientConfig()
     seed: int = Field(default=0, ge=0, description="of every random draw")
 
     @property

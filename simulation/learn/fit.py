@@ -1,13 +1,13 @@
-"""The model after a round: refitted in closed form to all labels so far, with radii of its own."""
+"""The model after a round: all labels so far are learned, and it gets radii of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ...data_pipelines.physics.residual import each_without_physics
 from ...data_pipelines.structure import Structure
-from ...finetune.config import FineTuneConfig
 from ...finetune.run import finetune
 from ...finetune.safety.uncertainty import uncertainty_of_refit
 from ...finetune.save import save_finetuned
@@ -15,7 +15,9 @@ from ...finetune.target import Target
 from ...model_zoo.hub.load import LoadedModel
 from ...model_zoo.package.record import TrainingData
 from ...model_zoo.uncertainty.record import UNCERTAINTY, uncertainty_file
+from . import store
 from .config import LearnConfig
+from .stall import refit_settings, train
 
 
 def fit(
@@ -24,12 +26,18 @@ def fit(
     digest: str,
     out: Path,
     config: LearnConfig,
+    facts: Path,
+    stall: str | None = None,
 ) -> None:
-    """Write the model folder `out`: `base` refitted to all `structures`.
+    """Write the model folder `out`: `base` after learning all `structures`.
 
     It always begins with the base model, so that it follows from the labels alone, whatever rounds
-    they came in. No structure is held out: the few that there are are all needed, and the refit
-    chooses its prior by those that it leaves out. digest: of the labels.
+    they came in. For a refit no structure is held out: the few that there are are all needed, and
+    the refit chooses its prior by those that it leaves out.
+
+    digest: of the labels. facts: a file that says which strategy was used, and why. stall: why a
+    gradient strategy is compared with the refit; None where it is not. Raises KeyboardInterrupt
+    where a signal has ended a training.
     """
     source = TrainingData(
         name=f"labels by {config.oracle}",
@@ -42,11 +50,18 @@ def fit(
     physics = base.potential.config.physics
     left = list(each_without_physics(structures, physics))
     target = Target(config.level, left, [], [], source, physics=physics)
-    settings = FineTuneConfig(
-        strategy=config.strategy, refit=config.refit, seed=config.seed, trust_units=True
-    )
-    result = finetune(base, target, settings)
-    own = uncertainty_of_refit(result.potential, target.train, result.posterior)
+    trained = None
+    compared: dict[str, Any] | None = None
+    if stall is not None:
+        trained, compared = train(base, target, config)
+    if trained is None:
+        result = finetune(base, target, refit_settings(config))
+        own = uncertainty_of_refit(result.potential, target.train, result.posterior)
+    else:
+        result = trained.result
+        own = trained.uncertainty
 
+    # before the model: with it, nothing is learned again
+    store.write(facts, {"strategy": result.strategy, "why": stall, "compared": compared})
     record = uncertainty_file(result.potential, {config.level: own})
     save_finetuned(result, base, out, attachments={UNCERTAINTY: record})

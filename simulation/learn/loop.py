@@ -44,12 +44,14 @@ from .config import LearnConfig
 from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
 from .labelling import Label, LabellingError, labels_of
-from .page import write_report
+from .page import strategy_in_words, write_report
+from .stall import stall_of
 
 
 REQUEST = "learn.json"
 ROUNDS = "rounds"
 ROUND = "round.json"
+LEARNED = "learned.json"
 # settings by which a loop that is over can be told to go on
 BUDGET = ("labels", "minutes", "timeout")
 # conditions of stopped simulations that a line names
@@ -254,7 +256,10 @@ class _Loop:
         new = self._label(folder, chosen)
         labelled = time.monotonic()
         self.labels += new
-        before = None if is_start or is_over else self._errors_before(new)
+        if is_over:
+            before = store.read(folder / ROUND)["before"]
+        else:
+            before = None if is_start else self._errors_before(new)
         if any(label.failure is None for label in new):
             if not self._model_in(folder).exists():
                 digest = store.digest(
@@ -262,8 +267,20 @@ class _Loop:
                     for one in self.labels
                     if one.failure is None
                 )
-                # the folder gives the model its name
-                fit(self.base, self.structures, digest, self._model_in(folder), self.config)
+                stall = stall_of(self.rounds, before, self.config)
+                if stall is not None:
+                    # it takes minutes
+                    self.say(f"round {number}: trains {self.config.when_stalled}, because {stall}")
+                fit(
+                    self.base,
+                    self.structures,
+                    digest,
+                    # the folder gives the model its name
+                    self._model_in(folder),
+                    self.config,
+                    folder / LEARNED,
+                    stall,
+                )
             self.model = load(self._model_in(folder))
         elif is_start:
             reasons = Counter(label.failure for label in new)
@@ -275,6 +292,8 @@ class _Loop:
             )
         if not is_over:
             done = self._summary(number, is_start, new, before)
+            facts = folder / LEARNED
+            done["learned"] = store.read(facts) if facts.exists() else None
             now = time.monotonic()
             done["seconds"] = round(now - began, 2)
             done["seconds_exploring"] = round(explored - began, 2)
@@ -553,6 +572,9 @@ def _in_words(done: dict[str, Any]) -> str:
             f"before they were learned: forces off by {before['force_rmse']:.3f} eV/A (RMS), "
             f"{before['covered']:.0%} within their radius"
         )
+    learned = done["learned"]
+    if learned is not None and learned["why"] is not None:
+        parts.append(strategy_in_words(learned))
     parts.append(f"{done['seconds']:.0f} s")
     return f"round {done['round']}: {'; '.join(parts)}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...core.figures.style import COLOURS, STYLE, figure_png, log_if_positive, looks
 from ...core.numbers import FORCE_UNIT, table_cell
-from ...core.pages.page import Block, Figures, Picture, Section, Table, Text, write_page
+from ...core.pages.page import Block, Bullets, Figures, Picture, Section, Table, Text, write_page
 from .config import LearnConfig
 
 
@@ -38,7 +38,7 @@ def write_report(
         Section("", blocks),
         Section("Errors before learning", _errors(rounds, config)),
         Section("Radii over time", _radii(rounds, config)),
-        Section("Rounds", [_table(rounds)]),
+        Section("Rounds", [_table(rounds), *_strategies(rounds)]),
     ]
     simulations = _simulations(rounds)
     if simulations:
@@ -143,6 +143,7 @@ def _table(rounds: Sequence[dict[str, Any]]) -> Table:
                 table_cell(before.get("force_rmse")),
                 table_cell(before.get("energy_mae_per_atom"), 1000),
                 table_cell(before.get("covered"), 100),
+                one["learned"]["strategy"] if one["learned"] is not None else "-",
                 f"{one['seconds_exploring']:.0f}, {one['seconds_labelling']:.0f}, "
                 f"{one['seconds_learning']:.0f}",
             ]
@@ -156,9 +157,41 @@ def _table(rounds: Sequence[dict[str, Any]]) -> Table:
         f"force RMSE before ({FORCE_UNIT})",
         "energy MAE before (meV/atom)",
         "forces within their radius (%)",
+        "learned by",
         "exploring, labelling, learning (s)",
     ]
     return Table("What each round did, and the errors on its labels before it", header, rows)
+
+
+def strategy_in_words(learned: Mapping[str, Any]) -> str:
+    """Which strategy a round has learned by, and why; `learned` is the content of learned.json."""
+    strategy = learned["strategy"]
+    if learned["why"] is None:
+        return f"learned by {strategy}"
+    compared = learned["compared"]
+    parts = [f"learned by {strategy}, after a comparison because {learned['why']}"]
+    errors = [
+        f"{name} {1000 * own['force_mae']:.0f} meV/A and "
+        f"{1000 * own['energy_mae_per_atom']:.1f} meV/atom"
+        for name, own in compared.get("errors", {}).items()
+    ]
+    if errors:
+        parts.append(f"on {compared['parts']} parts left out, {', '.join(errors)}")
+    if "failed" in compared:
+        parts.append(compared["failed"])
+    return ": ".join(parts)
+
+
+def _strategies(rounds: Sequence[dict[str, Any]]) -> list[Block]:
+    """A line for each round whose strategy was a question."""
+    texts = [
+        f"Round {one['round']}: {strategy_in_words(one['learned'])}."
+        for one in rounds
+        if one["learned"] is not None and one["learned"]["why"] is not None
+    ]
+    if not texts:
+        return []
+    return [Text("The refit had stalled, and was compared with a training:"), Bullets(texts)]
 
 
 def _simulations(rounds: Sequence[dict[str, Any]]) -> Table | None:

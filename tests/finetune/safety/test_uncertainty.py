@@ -194,6 +194,13 @@ def test_spread_finds_powers_that_made_the_errors(of_emt: list[Structure]) -> No
     against = with_spread(draft, replace(made, ingredients=1 / ingredients))
     assert (against.exponents >= 0).all() and against.exponents.max() < 0.05
 
+    # a committee that agrees up to rounding had a power of 1e11, and infinite radii
+    rounding = ingredients.copy()
+    rounding[1] = 1e-14 * ingredients[0]
+    agreeing = with_spread(draft, replace(made, ingredients=rounding))
+    assert agreeing.exponents == pytest.approx([0.7, 0.0, 0.0, 0.4], abs=0.05)
+    assert agreeing.exponents[1] == 0.0
+
 
 def test_directions_hold_the_largest_part_of_the_committee() -> None:
     rng = np.random.default_rng(0)

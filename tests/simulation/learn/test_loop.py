@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.simulation.guard import GuardConfig
-from evenfield.simulation.learn import fit, labelling, loop, store
+from evenfield.simulation.learn import fit, labelling, loop, stall, store
 from evenfield.simulation.learn.config import LearnConfig
 from evenfield.simulation.learn.explore import first_walks, walk_on
 from evenfield.simulation.learn.labelling import LabellingError
@@ -219,37 +220,60 @@ class Killed(BaseException):
 
 
 def test_after_any_end_it_goes_on_with_the_same_model(
-    quietly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel,
+    starts: list[Atoms],
+    no_pictures: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ended before and after each of its writes, while it fits, and while it is told of labels."""
+    """Ended before and after each of its writes, while it fits, and while it is told of labels.
+
+    The walks are under pressure where ASE can, and the last model is one of a gradient strategy.
+    """
+    has_barostat = importlib.util.find_spec("ase.md.langevinbaoab") is not None
     log = tmp_path / "log"
-    config = settings(log, labels=7)
-    expected = content_of(quietly(tmp_path / "whole", config))
+    config = settings(
+        log,
+        labels=8,
+        batch=2,
+        pressures=[5.0] if has_barostat else [],
+        when_stalled="full",
+        stall_rounds=1,
+        gradient={"max_steps": 2},
+        # with which the second error is not below the first
+        seed=1,
+    )
+    # whatever two steps have led to is taken
+    monkeypatch.setattr(stall, "LEAST_GAIN", -np.inf)
+    monkeypatch.setattr(stall, "NUM_PARTS", 2)
+    said: list[str] = []
+
+    def quietly(out: Path, config: LearnConfig) -> Learned:
+        return learn(model, starts, out, config, say=said.append)
+
+    whole = quietly(tmp_path / "whole", config)
+    assert [one["learned"]["strategy"] for one in whole.rounds] == ["refit", "refit", "full"]
+    assert "trains full, because for 1 round the error on new labels was not below" in said[-2]
+    if has_barostat:
+        assert whole.rounds[-1]["simulations"][0]["conditions"] == "600 K, 5 GPa"
+        assert "at 600 K, 5 GPa)" in said[-1]
+    expected = content_of(whole)
     asked = log.read_text()
     log.unlink()
 
-    number = 0
-    ends = 0
-    doomed = -1
-    write, save, data_set, start = (
-        store.write,
-        fit.save_finetuned,
-        loop.write_data_set,
-        labelling._start,
-    )
+    out = tmp_path / "out"
     started = []
+    start = labelling._start
 
-    def ending(work: Callable[..., Any], *, before: bool) -> Callable[..., Any]:
+    def ending(
+        work: Callable[..., Any], place_of_path: int, landmark: Path, *, before: bool
+    ) -> Callable[..., Any]:
         def ends_here(*what: Any, **how: Any) -> Any:
-            nonlocal number, ends
-            number += 1
-            is_last = number == doomed
+            is_last = what[place_of_path] == landmark
             if is_last and before:
-                ends += 1
                 raise Killed
             result = work(*what, **how)
             if is_last:
-                ends += 1
                 raise Killed
             return result
 
@@ -260,20 +284,34 @@ def test_after_any_end_it_goes_on_with_the_same_model(
         return started[-1]
 
     monkeypatch.setattr(labelling, "_start", remember)
-    # each attempt ends at a later place, all with one folder; then it is let go to its end
-    for doomed in range(1, 40, 3):
-        number = 0
-        before = doomed % 2 == 0
-        monkeypatch.setattr(store, "write", ending(write, before=before))
-        monkeypatch.setattr(fit, "save_finetuned", ending(save, before=before))
-        monkeypatch.setattr(loop, "write_data_set", ending(data_set, before=before))
-        try:
-            quietly(tmp_path / "out", config)
-        except Killed:
-            continue
-        break
-    assert ends >= 4
-    done = quietly(tmp_path / "out", config)
+    # each attempt ends at a later place, all with one folder
+    ends = [
+        ("learn.json", "after"),
+        ("rounds/000/labels/001/request.json", "after"),
+        ("rounds/000/model/out", "after"),
+        ("rounds/001/walk-001.json", "before"),
+        ("rounds/001/chosen.json", "after"),
+        ("rounds/001/round.json", "before"),
+        ("rounds/002/walk-000.json", "after"),
+        # the training is done once more, to the same weights
+        ("rounds/002/learned.json", "after"),
+        ("rounds/002/model/out", "after"),
+        ("data", "after"),
+    ]
+    for landmark, moment in ends:
+        with monkeypatch.context() as patch:
+            before = moment == "before"
+            for owner, name, place_of_path in (
+                (store, "write", 0),
+                (fit, "save_finetuned", 2),
+                (loop, "write_data_set", 1),
+            ):
+                work = getattr(owner, name)
+                ends_here = ending(work, place_of_path, out / landmark, before=before)
+                patch.setattr(owner, name, ends_here)
+            with pytest.raises(Killed):
+                quietly(out, config)
+    done = quietly(out, config)
     assert content_of(done) == expected
     assert log.read_text() == asked
     for process in started:
