@@ -45,6 +45,7 @@ from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
 from .labelling import Label, LabellingError, labels_of
 from .page import strategy_in_words, write_report
+from .pictures import Surprise
 from .stall import stall_of
 
 
@@ -246,12 +247,12 @@ class _Loop:
         is_start = number == 0 and self.config.initial > 0
         # a loop that goes on only reads such a round
         is_over = (folder / ROUND).exists()
-        if is_start:
-            chosen = self._first(folder)
-        else:
+        interrupted = folder.exists()
+        if not is_start:
             self._explore(folder, number)
-            chosen = self._choose(folder, number)
         explored = time.monotonic()
+        chosen = self._first(folder) if is_start else self._choose(folder, number)
+        had_chosen = time.monotonic()
         # what a budget allowed once is not asked for again after it was lowered
         new = self._label(folder, chosen)
         labelled = time.monotonic()
@@ -297,8 +298,14 @@ class _Loop:
             now = time.monotonic()
             done["seconds"] = round(now - began, 2)
             done["seconds_exploring"] = round(explored - began, 2)
-            done["seconds_labelling"] = round(labelled - explored, 2)
+            done["seconds_choosing"] = round(had_chosen - explored, 2)
+            done["seconds_labelling"] = round(labelled - had_chosen, 2)
             done["seconds_learning"] = round(now - labelled, 2)
+            # the time that a simulation stands still: from its trigger to where it can go on
+            has_learned = done["learned"] is not None
+            done["seconds_to_next_model"] = round(now - explored, 2) if has_learned else None
+            # then all times are those since it was started again
+            done["interrupted"] = interrupted
             store.write(folder / ROUND, done)
             self.say(_in_words(done))
         self.rounds.append(store.read(folder / ROUND))
@@ -507,6 +514,7 @@ class _Loop:
             "label_rms": float(np.sqrt(np.square(seen.label_size).mean() / 3)),
             "energy_mae_per_atom": float((np.abs(seen.energy_error) / atoms).mean()),
             "covered": float((error <= radius).mean()),
+            "worst": _worst([one.structure_id for one in structures], seen.structure_index, error),
         }
 
     # --- the results
@@ -538,8 +546,23 @@ class _Loop:
 
     def _write_page(self, state: str) -> Path:
         return write_report(
-            self.out / "report.html", self.out.name, state, self.rounds, self.config
+            self.out / "report.html",
+            self.out.name,
+            state,
+            self.rounds,
+            self.config,
+            self._surprises(),
         )
+
+    def _surprises(self) -> list[Surprise]:
+        """The labelled structures that had an error before they were learned."""
+        atoms = {label.name: label.atoms for label in self.labels}
+        return [
+            Surprise(name, atoms[name], worst["error"], worst["atom"])
+            for one in self.rounds
+            if one["before"] is not None
+            for name, worst in one["before"]["worst"].items()
+        ]
 
 
 def _is_sane(atoms: Atoms) -> bool:
@@ -549,6 +572,17 @@ def _is_sane(atoms: Atoms) -> bool:
     except RejectedStructure:
         return False
     return True
+
+
+def _worst(
+    names: Sequence[str], structure_index: np.ndarray, error: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """The largest error (eV/A) of a force in each structure, and its atom; both arrays are (N,)."""
+    found = {}
+    for place, name in enumerate(names):
+        own = error[structure_index == place]
+        found[name] = {"error": float(own.max()), "atom": int(own.argmax())}
+    return found
 
 
 def _json(results: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,21 @@ from ...core.figures.style import COLOURS, STYLE, figure_png, log_if_positive, l
 from ...core.numbers import FORCE_UNIT, table_cell
 from ...core.pages.page import Block, Bullets, Figures, Picture, Section, Table, Text, write_page
 from .config import LearnConfig
+from .pictures import Surprise, pictures
 
 
 def write_report(
-    path: Path, name: str, state: str, rounds: Sequence[dict[str, Any]], config: LearnConfig
+    path: Path,
+    name: str,
+    state: str,
+    rounds: Sequence[dict[str, Any]],
+    config: LearnConfig,
+    surprises: Sequence[Surprise] = (),
 ) -> Path:
-    """Write the page from the contents of round.json, and return its path."""
+    """Write the page from the contents of round.json, and return its path.
+
+    surprises: the labelled structures that had an error before they were learned.
+    """
     asked = rounds[-1]["labels"] if rounds else 0
     failed = sum(len(one["failures"]) for one in rounds)
     blocks: list[Block] = [
@@ -30,6 +39,7 @@ def write_report(
                 ("of these failed", str(failed)),
                 ("rounds", str(len(rounds))),
                 ("simulated", f"{rounds[-1]['picoseconds']:.3g} ps" if rounds else "-"),
+                ("from trigger to going on", _typical_wait(rounds)),
                 ("ended", state),
             ]
         )
@@ -37,6 +47,7 @@ def write_report(
     sections = [
         Section("", blocks),
         Section("Errors before learning", _errors(rounds, config)),
+        Section("The largest surprises", pictures(surprises)),
         Section("Radii over time", _radii(rounds, config)),
         Section("Rounds", [_table(rounds), *_strategies(rounds)]),
     ]
@@ -144,8 +155,8 @@ def _table(rounds: Sequence[dict[str, Any]]) -> Table:
                 table_cell(before.get("energy_mae_per_atom"), 1000),
                 table_cell(before.get("covered"), 100),
                 one["learned"]["strategy"] if one["learned"] is not None else "-",
-                f"{one['seconds_exploring']:.0f}, {one['seconds_labelling']:.0f}, "
-                f"{one['seconds_learning']:.0f}",
+                _seconds(one),
+                _wait(one),
             ]
         )
     header = [
@@ -158,9 +169,35 @@ def _table(rounds: Sequence[dict[str, Any]]) -> Table:
         "energy MAE before (meV/atom)",
         "forces within their radius (%)",
         "learned by",
-        "exploring, labelling, learning (s)",
+        "exploring, choosing, labelling, learning (s)",
+        "from trigger to going on (s)",
     ]
     return Table("What each round did, and the errors on its labels before it", header, rows)
+
+
+def _seconds(one: Mapping[str, Any]) -> str:
+    """How long the steps of a round took."""
+    steps = ("exploring", "choosing", "labelling", "learning")
+    return ", ".join(f"{one[f'seconds_{step}']:.3g}" for step in steps)
+
+
+def _wait(one: Mapping[str, Any]) -> str:
+    """From the end of exploring to the next model; a dash where there is none."""
+    seconds = one["seconds_to_next_model"]
+    if seconds is None:
+        return "-"
+    # nobody knows how long the computer was off
+    return f"{seconds:.3g}{', after an interruption' if one['interrupted'] else ''}"
+
+
+def _typical_wait(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """The median over the rounds that began with a trigger and were not interrupted."""
+    waits = [
+        one["seconds_to_next_model"]
+        for one in rounds
+        if one["explored"] and one["seconds_to_next_model"] is not None and not one["interrupted"]
+    ]
+    return f"{np.median(waits):.3g} s (median)" if waits else "-"
 
 
 def strategy_in_words(learned: Mapping[str, Any]) -> str:

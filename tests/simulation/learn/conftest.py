@@ -51,3 +51,4 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without pictures, which take most of the time of a tiny loop."""
     monkeypatch.setattr(page, "_errors", lambda *_: [])
     monkeypatch.setattr(page, "_radii", lambda *_: [])
+    monkeypatch.setattr(page, "pictures", lambda *_: [])

@@ -99,7 +99,16 @@ def test_what_a_loop_does_and_leaves(
     assert own.calibrated_on == "structures left out of the refit"
     assert own.force_scores[-1].structures == 9
     page = done.page.read_text()
-    assert "9 of 9" in page and page.count("data:image/png") == 2
+    assert "9 of 9" in page and page.count("data:image/png") == 3
+
+    # each new label has its own error, and a simulation stands still from its trigger to the model
+    worst = second["before"]["worst"]
+    assert list(worst) == [f"001-{number:03d}" for number in range(second["asked"])]
+    assert max(one["error"] for one in worst.values()) == second["before"]["largest_error"]
+    steps = ("choosing", "labelling", "learning")
+    waited = sum(second[f"seconds_{step}"] for step in steps)
+    assert second["seconds_to_next_model"] == pytest.approx(waited, abs=0.03)
+    assert not second["interrupted"]
 
     # more labels: it goes on, and asks only for those
     more = quietly(tmp_path / "out", settings(log, labels=sum(asked) + 2))
@@ -314,6 +323,9 @@ def test_after_any_end_it_goes_on_with_the_same_model(
     done = quietly(out, config)
     assert content_of(done) == expected
     assert log.read_text() == asked
+    # times are those of the last start
+    assert [one["interrupted"] for one in done.rounds] == [True, True, True]
+    assert "after an interruption" in done.page.read_text()
     for process in started:
         process.wait()
 
