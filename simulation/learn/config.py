@@ -27,6 +27,12 @@ class LearnConfig(OracleConfig):
     timeout: float = Field(
         default=3600.0, gt=0, description="s; a label that takes longer is given up"
     )
+    slurm: list[str] | None = Field(
+        default=None,
+        description="options of sbatch, such as [--partition=cpu, --time=04:00:00]; the labels of "
+        "a round are then the tasks of a job array, and [] takes the defaults of the cluster. When "
+        "not given, they are computed here, one after the other",
+    )
     largest_force: float = Field(
         default=50.0, gt=0, description="eV/A; labels with a larger force are not learned from"
     )

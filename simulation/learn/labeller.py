@@ -4,8 +4,9 @@ It is a process of its own, in a session of its own. So a label that takes too l
 an oracle that ends its process does not end the loop, and a loop that is killed does not take down
 a calculation that has run for hours: its answer is there when the loop goes on.
 
-    python -m evenfield.simulation.learn.labeller FOLDER
+    python -m evenfield.simulation.learn.labeller FOLDER [NUMBER]
 
+With a number it is a task of a job array, which answers this request alone (`array_job.py`).
 FOLDER holds oracle.json and a folder with request.json for each label, see `labelling.py`.
 """
 
@@ -14,11 +15,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...core.errors import EvenfieldError
 from ...core.files import FileError
 from ...core.locks import LockedError, held
 from ...data_pipelines.demo.oracles import RejectedStructure
@@ -37,13 +40,20 @@ PROCESS = ".labeller"
 NOT_WRITTEN = 74
 
 
-def main(folder: Path) -> int:
-    """Answer all requests that have no answer; the exit code."""
+class LabellingError(EvenfieldError):
+    """Labels that could not be had, for a reason that is not the structure."""
+
+
+def main(folder: Path, number: int | None = None) -> int:
+    """Answer all requests that have no answer, or the one with this number; the exit code."""
+    own = "*" if number is None else place_name(number)
+    # tasks of an array work beside each other
+    shared = folder if number is None else folder / own
     try:
-        with held(folder / LOCK, LockedError("another process labels these", file=folder)):
-            (folder / PROCESS).write_text(str(os.getpid()))
+        with held(shared / LOCK, LockedError("another process labels these", file=folder)):
+            (shared / PROCESS).write_text(str(os.getpid()))
             oracle = store.read(folder / ORACLE)
-            for request in sorted(folder.glob(f"*/{REQUEST}")):
+            for request in sorted(folder.glob(f"{own}/{REQUEST}")):
                 if not (request.parent / ANSWER).exists():
                     _answer(request, oracle)
     except LockedError:
@@ -74,5 +84,22 @@ def _answer(request: Path, oracle: dict[str, Any]) -> None:
     store.write(request.parent / ANSWER, answer)
 
 
+def place_name(number: int) -> str:
+    """The name of the folder of a label."""
+    return f"{number:03d}"
+
+
+def times_asked(place: Path) -> list[float]:
+    """When the oracle was asked about a structure, each time."""
+    with suppress(OSError, ValueError):
+        return [float(line) for line in (place / ASKED).read_text().splitlines()]
+    return []
+
+
+def python_path() -> str:
+    """PYTHONPATH with which a labeller can import what this process can."""
+    return os.pathsep.join(path for path in sys.path if path)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None))

@@ -1,5 +1,7 @@
 """Ask the oracle for labels, in the process of `labeller.py`, and never twice for the same one.
 
+With `slurm`, the tasks of a job array are these processes (`array_job.py`).
+
 An answer that is there is read. A labeller that outlived a loop that was killed is waited for. What
 the oracle cannot label is answered by the reason, and is never asked again.
 """
@@ -20,23 +22,29 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from ...core.errors import EvenfieldError
 from ...core.files import file_errors
 from ...core.locks import LockedError, held
 from ...data_pipelines.structure import Structure
-from . import store
+from . import array_job, store
 from .config import LearnConfig
-from .labeller import ANSWER, ASKED, LOCK, NOT_WRITTEN, ORACLE, PROCESS, REQUEST
+from .labeller import (
+    ANSWER,
+    LOCK,
+    NOT_WRITTEN,
+    ORACLE,
+    PROCESS,
+    REQUEST,
+    LabellingError,
+    place_name,
+    python_path,
+    times_asked,
+)
 
 
 # s, between two looks for answers
 PATIENCE = 0.05
 # A structure at which the machine went down so often is not tried again.
 MOST_ASKED = 3
-
-
-class LabellingError(EvenfieldError):
-    """Labels that could not be had, for a reason that is not the structure."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,17 @@ def labels_of(
         "largest_force": config.largest_force,
     }
     store.write(folder / ORACLE, oracle)
-    places = [folder / f"{number:03d}" for number in range(len(frames))]
+    places = [folder / place_name(number) for number in range(len(frames))]
     for place, atoms in zip(places, frames, strict=True):
         if not (place / REQUEST).exists():
             store.write(place / REQUEST, {"atoms": store.as_json(atoms)})
 
+    # a job that was submitted is waited for, also where the rest is labelled here
+    if config.slurm is not None or (folder / array_job.JOB).exists():
+        while _is_at_work(folder):
+            # of a loop that had no cluster yet
+            _watch(folder, places, None, config.timeout)
+        array_job.await_answers(folder, places, config.slurm, config.timeout, show)
     process: subprocess.Popen[str] | None = None
     try:
         while missing := [place for place in places if not (place / ANSWER).exists()]:
@@ -123,7 +137,7 @@ def _start(folder: Path) -> subprocess.Popen[str]:
     """A labeller that lives on when this process is killed."""
     environment = os.environ | {
         # what a user imports here, the oracle must be able to import
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     words = [sys.executable, "-m", f"{__package__}.labeller", str(folder)]
@@ -155,7 +169,7 @@ def _watch(
     """Wait a moment; end a labeller that takes too long, and answer in its place."""
     time.sleep(PATIENCE)
     for place in missing:
-        asked = _times_asked(place)
+        asked = times_asked(place)
         if not asked or (place / ANSWER).exists():
             continue
         took = time.time() - asked[-1]
@@ -197,7 +211,7 @@ def _explain_end(missing: list[Path], process: subprocess.Popen[str]) -> None:
     folder = left[0].parent
     said = (folder / "labeller.log").read_text(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
-    asked = [place for place in left if _times_asked(place)]
+    asked = [place for place in left if times_asked(place)]
     if code == NOT_WRITTEN or not asked:
         raise LabellingError(
             f"the labels cannot be written, or the oracle cannot be started: {last}",
@@ -212,7 +226,7 @@ def _explain_end(missing: list[Path], process: subprocess.Popen[str]) -> None:
 def _give_up_on_those_that_end_it(missing: list[Path]) -> None:
     """Answer those at which labellers have ended again and again."""
     for place in missing:
-        times = len(_times_asked(place))
+        times = len(times_asked(place))
         if times >= MOST_ASKED:
             failure = {
                 "failure": "oracle_ended",
@@ -220,9 +234,3 @@ def _give_up_on_those_that_end_it(missing: list[Path]) -> None:
                 "seconds": 0.0,
             }
             store.write(place / ANSWER, failure)
-
-
-def _times_asked(place: Path) -> list[float]:
-    with suppress(OSError, ValueError):
-        return [float(line) for line in (place / ASKED).read_text().splitlines()]
-    return []

@@ -39,11 +39,13 @@ from ...data_pipelines.structure import Structure
 from ...finetune.safety.uncertainty import atom_features, observe
 from ...model_zoo.hub.load import LoadedModel, load
 from . import store
+from .array_job import check_options
 from .choose import by_determinant, by_distance
 from .config import LearnConfig
 from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
-from .labelling import Label, LabellingError, labels_of
+from .labeller import LabellingError
+from .labelling import Label, labels_of
 from .page import strategy_in_words, write_report
 from .pictures import Surprise
 from .stall import stall_of
@@ -53,8 +55,8 @@ REQUEST = "learn.json"
 ROUNDS = "rounds"
 ROUND = "round.json"
 LEARNED = "learned.json"
-# settings by which a loop that is over can be told to go on
-BUDGET = ("labels", "minutes", "timeout")
+# settings by which a loop that is over can be told to go on, or its labels to come another way
+BUDGET = ("labels", "minutes", "timeout", "slurm")
 # conditions of stopped simulations that a line names
 MOST_NAMED = 4
 # attempts at a rattled copy that is no collapse
@@ -132,6 +134,8 @@ def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) 
             "a loop without a rule of the guard never stops a simulation",
             remedy="set guard.force_radius",
         )
+    if config.slurm is not None:
+        check_options(config.slurm)
     if config.pressures:
         # before any label is asked for
         barostat()

@@ -55,7 +55,13 @@ def pictures(surprises: Sequence[Surprise]) -> list[Block]:
             colours[one.atom] = to_rgb(MARK)
             has_cell = atoms.cell.rank == 3
             plot_atoms(
-                atoms, axes, rotation=VIEW, colors=colours, show_unit_cell=2 if has_cell else 0
+                atoms,
+                axes,
+                rotation=VIEW,
+                # smaller than they are, to see those behind
+                radii=0.7,
+                colors=colours,
+                show_unit_cell=2 if has_cell else 0,
             )
             place = f"{one.error:.2f} eV/A on atom {one.atom} ({atoms.symbols[one.atom]})"
             axes.set_title(f"{one.name}  {short_formula(atoms)}\n{place}", fontsize=9)

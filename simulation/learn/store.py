@@ -3,6 +3,7 @@
     learn.json                 the model, the structures and the settings
     rounds/000/walk-000.json   where a simulation went, and where it goes on
     rounds/000/chosen.json     the structures to label
+    rounds/000/labels/job.json the name of the job whose tasks label, with labels.sbatch
     rounds/000/labels/000/     request.json, asked, answer.json: one label
     rounds/000/learned.json    the strategy by which its model learns, and why
     rounds/000/model/OUT/      the model after the round, named as the loop

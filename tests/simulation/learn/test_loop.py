@@ -183,6 +183,7 @@ def test_an_oracle_that_labels_nothing_ends_the_loop(quietly, tmp_path: Path) ->
         ({"guard": {}}, "never stops a simulation"),
         ({"initial_rattle": (0.2, 0.1)}, "a lower and an upper bound"),
         ({"pressures": [float("nan")]}, "finite number"),
+        ({"slurm": ["cpu"]}, "is no option of sbatch"),
     ],
 )
 def test_what_cannot_work_is_refused(
