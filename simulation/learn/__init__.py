@@ -4,7 +4,8 @@ In: a model, structures and an oracle. Out: a model that knows what the simulati
 as a data set, and a page that tells how it went.
 
 Open `loop.py` first. `explore.py` runs guarded dynamics, `choose.py` picks structures,
-`labelling.py` asks the oracle in a process of its own (`labeller.py`), `fit.py` makes the next
-model, `page.py` the page. `store.py` keeps every step on disk, so that a loop that was killed goes
-on.
+`labelling.py` asks the oracle in a process of its own (`labeller.py`) or by a job array
+(`array_job.py`), `fit.py` makes the next model, and `stall.py` a trained one where the refit no
+longer helps. `page.py` makes the page, with `pictures.py`. `store.py` keeps every step on disk, so
+that a loop that was killed goes on.
 """
