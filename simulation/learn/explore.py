@@ -165,7 +165,7 @@ def dynamics_of(
             rng=rng,
             fixcm=False,
         )
-    dynamics = barostat()(
+    dynamics: Any = barostat()(
         atoms,
         time_step,
         temperature_K=walk.temperature,
@@ -178,7 +178,8 @@ def dynamics_of(
     )
     # all else follows from atoms and settings
     dynamics.p_eps = walk.piston
-    return dynamics
+    found: MolecularDynamics = dynamics
+    return found
 
 
 def barostat() -> type[MolecularDynamics]:

@@ -127,8 +127,8 @@ def train(
         return None, {"failed": error.message}
     if whole.gradient is None or whole.gradient.best_step == 0:
         return None, compared | {"failed": "the training on all labels was undone"}
-    own = uncertainty_of_folds(whole.potential, whole.structures, whole.posterior, folds)
-    return Trained(whole, own), compared
+    radii = uncertainty_of_folds(whole.potential, whole.structures, whole.posterior, folds)
+    return Trained(whole, radii), compared
 
 
 def refit_settings(config: LearnConfig) -> FineTuneConfig:
