@@ -60,11 +60,11 @@ class LearnConfig(OracleConfig):
         min_length=1,
         description="K; each structure is simulated at each of them (Langevin)",
     )
-    pressures: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(
+    pressures: list[Annotated[float, Field(ge=-100, le=1000)]] = Field(
         default=[],
         description="GPa; each structure is simulated at each of them, in a cell that changes its "
         "volume and keeps its shape. At constant cell without any, and where a structure is not "
-        "periodic in all directions",
+        "periodic in all directions. Negative ones pull",
     )
     friction: float = Field(default=0.01, gt=0, description="1/fs, of the thermostat")
     time_step: float = Field(default=2.0, gt=0, description="fs")

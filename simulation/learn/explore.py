@@ -265,9 +265,15 @@ def walk_on(
         lost = config.guard.every
     except (GuardError, UnseenElementError, BarostatError):
         raise
-    except EvenfieldError as error:
-        # atoms that have fused or flown away: no guard looked in time
-        reason = {"text": error.message, "step": walk.steps + steps_done()}
+    except (EvenfieldError, ValueError) as error:
+        # atoms that have fused or flown away, a cell that has collapsed: no guard looked in time
+        if isinstance(error, EvenfieldError):
+            text = error.message
+        elif _has_volume(atoms):
+            raise
+        else:
+            text = "the cell has no volume any more"
+        reason = {"text": text, "step": walk.steps + steps_done()}
         before = None
         lost = steps_done()
     else:
@@ -289,6 +295,12 @@ def walk_on(
     )
     # what could not even begin would begin in the same way in the next round
     return done if before is not None else _begin(done, number, start, config)
+
+
+def _has_volume(atoms: Atoms) -> bool:
+    # where it is zero, ASE refuses to compute it
+    volume = abs(np.linalg.det(atoms.cell.array))
+    return bool(np.isfinite(volume) and volume > 0)
 
 
 def _momentum_of_piston(dynamics: MolecularDynamics | None) -> float:

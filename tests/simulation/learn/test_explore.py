@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from scipy.optimize import brentq
 
@@ -132,6 +133,31 @@ def test_a_stopped_walk_keeps_cell_and_piston_of_the_state_before() -> None:
     assert np.array_equal(part.state.cell.array, atoms.cell.array)
     assert np.array_equal(part.state.get_momenta(), atoms.get_momenta())
     assert part.state.get_volume() != start.get_volume()
+
+
+class Nothing(Calculator):
+    """No force, and nothing that would hold a cell."""
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def calculate(self, *what: Any, **how: Any) -> None:
+        super().calculate(*what, **how)
+        zeros = np.zeros((len(self.atoms), 3))
+        self.results = {"energy": 0.0, "forces": zeros, "stress": np.zeros(6)}
+        self.results |= {"forces_radius": zeros[:, 0], "max_committee_disagreement": 0.0}
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_cell_that_collapses_stops_its_walk() -> None:
+    """It begins again, as with atoms that have fused."""
+    config = settings(pressures=[0.0], steps=12, guard={"force_radius": 1e6})
+    start = bulk("Cu", a=3.6, cubic=True)
+    walk = replace(first_walks([start], config)[0], pressure=1e9)
+    gone = walk_on(walk, 0, 1, start, Nothing(), config, lambda _: None)
+    assert gone.stopped is not None and gone.stopped["text"] == "the cell has no volume any more"
+    assert gone.beginnings == 2 and gone.piston == 0.0 and gone.steps == 0
+    assert np.array_equal(gone.state.cell.array, start.cell.array)
 
 
 def test_without_a_barostat_nothing_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:

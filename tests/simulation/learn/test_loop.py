@@ -182,7 +182,8 @@ def test_an_oracle_that_labels_nothing_ends_the_loop(quietly, tmp_path: Path) ->
         ({"initial": 0}, "does not know how large its errors at EMT are"),
         ({"guard": {}}, "never stops a simulation"),
         ({"initial_rattle": (0.2, 0.1)}, "a lower and an upper bound"),
-        ({"pressures": [float("nan")]}, "finite number"),
+        ({"pressures": [-200.0]}, "greater than or equal to -100"),
+        ({"pressures": [2e3]}, "less than or equal to 1000"),
         ({"slurm": ["cpu"]}, "is no option of sbatch"),
     ],
 )
@@ -296,11 +297,9 @@ def test_after_any_end_it_goes_on_with_the_same_model(
     monkeypatch.setattr(labelling, "_start", remember)
     # each attempt ends at a later place, all with one folder
     ends = [
-        ("learn.json", "after"),
         ("rounds/000/labels/001/request.json", "after"),
         ("rounds/000/model/out", "after"),
         ("rounds/001/walk-001.json", "before"),
-        ("rounds/001/chosen.json", "after"),
         ("rounds/001/round.json", "before"),
         ("rounds/002/walk-000.json", "after"),
         # the training is done once more, to the same weights
