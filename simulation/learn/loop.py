@@ -274,8 +274,8 @@ class _Loop:
                 )
                 stall = stall_of(self.rounds, before, self.config)
                 if stall is not None:
-                    # it takes minutes
-                    self.say(f"round {number}: trains {self.config.when_stalled}, because {stall}")
+                    # it takes longer than any other step of the loop's own
+                    self.say(f"round {number}: tries {self.config.when_stalled}, because {stall}")
                 fit(
                     self.base,
                     self.structures,

@@ -206,6 +206,8 @@ def strategy_in_words(learned: Mapping[str, Any]) -> str:
     if learned["why"] is None:
         return f"learned by {strategy}"
     compared = learned["compared"]
+    if compared is None:
+        return f"learned by {strategy}, since the labels are too few for a training"
     parts = [f"learned by {strategy}, after a comparison because {learned['why']}"]
     errors = [
         f"{name} {1000 * own['force_mae']:.0f} meV/A and "

@@ -26,7 +26,9 @@ from ...finetune.safety.step0 import WorseError, step
 from ...finetune.safety.uncertainty import Fold, uncertainty_of_folds
 from ...finetune.strategies import fewest_to_hold_out
 from ...finetune.target import Target, different, hold_out
+from ...model_zoo.evaluation.summary import InfiniteErrorsError
 from ...model_zoo.hub.load import LoadedModel
+from ...model_zoo.package.weights import UnusableWeightsError
 from ...model_zoo.potential.potential import Potential
 from ...model_zoo.uncertainty.record import LevelUncertainty
 from ...pretrain.errors import TrainingError
@@ -40,6 +42,9 @@ NUM_PARTS = 4
 FEWEST_LABELS = 8
 # Of what is learned from, the part that decides when a training stops, as in a fine-tuning.
 VALID_SHARE = 0.2
+# What a training may lead to, from these labels each time: the refit is taken. Any other error may
+# be of the machine.
+FAILURES = (TrainingError, WorseError, UnusableWeightsError, InfiniteErrorsError)
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,17 @@ def stall_of(
 
 def train(
     base: LoadedModel, target: Target, config: LearnConfig
-) -> tuple[Trained | None, dict[str, Any]]:
+) -> tuple[Trained | None, dict[str, Any] | None]:
     """The model by `when_stalled`, if it is better than the refit; and what was compared.
 
-    target: all labels, in `train`. Raises KeyboardInterrupt where a signal has ended a training,
-    because its weights would not follow from the labels.
+    target: all labels, in `train`. With too few of them nothing is compared.
+
+    Raises KeyboardInterrupt where a signal has ended a training, because its weights would not
+    follow from the labels.
     """
     structures = target.train
-    number = len(different(structures))
-    if number < FEWEST_LABELS:
-        return None, {"failed": f"{number} different labels are fewer than {FEWEST_LABELS}"}
+    if len(different(structures)) < FEWEST_LABELS:
+        return None, None
     parts, _ = parts_of(structures, NUM_PARTS)
     folds: list[Fold] = []
     errors: dict[str, list[dict[str, float]]] = {config.strategy: [], config.when_stalled: []}
@@ -123,7 +129,7 @@ def train(
         if not ratios or not np.mean(ratios) <= 1 - LEAST_GAIN:
             return None, compared
         whole = _by_gradients(base, target, config)
-    except (TrainingError, WorseError) as error:
+    except FAILURES as error:
         return None, {"failed": error.message}
     if whole.gradient is None or whole.gradient.best_step == 0:
         return None, compared | {"failed": "the training on all labels was undone"}

@@ -264,7 +264,7 @@ def test_after_any_end_it_goes_on_with_the_same_model(
 
     whole = quietly(tmp_path / "whole", config)
     assert [one["learned"]["strategy"] for one in whole.rounds] == ["refit", "refit", "full"]
-    assert "trains full, because for 1 round the error on new labels was not below" in said[-2]
+    assert "tries full, because for 1 round the error on new labels was not below" in said[-2]
     if has_barostat:
         assert whole.rounds[-1]["simulations"][0]["conditions"] == "600 K, 5 GPa"
         assert "at 600 K, 5 GPa)" in said[-1]

@@ -169,8 +169,7 @@ def test_without_a_gain_the_refit_stays(
     weights = [load(tmp_path / name).potential.state_dict() for name in ("stalled", "plain")]
     assert all(bool((one == weights[1][name]).all()) for name, one in weights[0].items())
 
-    trained, compared = train(model, target_of(labelled[:7]), config)
-    assert trained is None and compared["failed"] == "7 different labels are fewer than 8"
+    assert train(model, target_of(labelled[:7]), config) == (None, None)
 
     def fails(*_: Any) -> Any:
         raise TrainingError("the loss is not finite")
@@ -178,7 +177,7 @@ def test_without_a_gain_the_refit_stays(
     with monkeypatch.context() as patch:
         patch.setattr(stall, "_by_gradients", fails)
         trained, compared = train(model, target_of(labelled), config)
-    assert trained is None and compared["failed"] == "the loss is not finite"
+    assert trained is None and compared == {"failed": "the loss is not finite"}
 
     # Ctrl-C leaves a training whose weights depend on the moment
     whole = stall.finetune
