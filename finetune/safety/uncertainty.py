@@ -416,7 +416,54 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
     offsets = np.full(MAX_ATOMIC_NUMBER + 1, solution[num_powers])
     offsets[elements] += solution[num_powers + 1 :]
     exponents = np.where(telling, solution[:num_powers], 0.0)
-    return replace(draft, exponents=exponents, offsets=offsets, floors=floors)
+    return replace(
+        draft,
+        exponents=exponents,
+        offsets=offsets,
+        floors=floors,
+        stress=_stress_without_scores(seen),
+    )
+
+
+def _floors(ingredients: np.ndarray) -> np.ndarray:
+    """A hundredth of the median of each ingredient (4, N): below it, it says nothing."""
+    return np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
+
+
+def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
+    """The form of the spread of the stress, fitted as that of the forces is.
+
+    None with fewer labelled stresses than quantiles need: four powers want as many.
+    """
+    labelled = np.isfinite(seen.stress_error) & np.isfinite(seen.stress_ingredients).all(0)
+    if labelled.sum() < FEWEST_STRUCTURES:
+        return None
+    ingredients = seen.stress_ingredients[:, labelled]
+    floors = _floors(ingredients)
+    logarithms = np.log(ingredients + floors[:, None])
+    telling = np.ptp(logarithms, axis=1) > LEAST_RANGE
+    powers = np.where(telling[:, None], logarithms, 0.0)
+    rows = np.vstack([powers, np.ones(labelled.sum())]).T
+    target = np.log(seen.stress_error[labelled] + STRESS_FLOOR)
+    lower = np.append(np.zeros(len(STRESS_INGREDIENTS)), -np.inf)
+    solution = lsq_linear(rows, target, bounds=(lower, np.inf)).x
+    exponents = np.where(telling, solution[:-1], 0.0)
+    return StressUncertainty(exponents, floors, float(solution[-1]), Scores.of(np.empty(0), 0))
+
+
+def _calibrated_stress(
+    shaped: StressUncertainty | None, held_out: Observed
+) -> StressUncertainty | None:
+    """The same with scores of structures that were held out; None where too few have a stress."""
+    if shaped is None:
+        return None
+    spread = shaped.spread(held_out.stress_ingredients)
+    labelled = np.isfinite(held_out.stress_error) & np.isfinite(spread)
+    if labelled.sum() < FEWEST_STRUCTURES:
+        return None
+    scores = held_out.stress_error[labelled] / spread[labelled]
+    groups = len(np.unique(held_out.groups[labelled]))
+    return replace(shaped, scores=Scores.of(scores, groups))
 
 
 def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty:
