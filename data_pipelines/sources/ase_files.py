@@ -203,7 +203,9 @@ def records_of_frames(
                 yield index, record_from_atoms(frame)
     except SourceError as error:
         error.file = part.name
-        error.record = index
+        # what looks ahead knows the record better
+        if error.record is None:
+            error.record = index
         raise
     except BadRecordError as error:
         # the reader cannot tell where the next record begins

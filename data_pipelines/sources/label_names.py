@@ -49,6 +49,10 @@ LABEL_WORDS = {
     "stresses": ("stress", "eV/A^3"),
     "virial": ("stress", "-eV"),
     "virials": ("stress", "-eV"),
+    "vir": ("stress", "-eV"),
+    "frc": ("forces", "eV/A"),
+    "frcs": ("forces", "eV/A"),
+    "sigma": ("stress", "eV/A^3"),
 }
 # Names that are too short to have words: (label, unit). U0 is QM9's.
 ABBREVIATIONS = {
@@ -78,6 +82,18 @@ PER_ATOM_WORDS = frozenset(["atom", "atoms", "atomic", "peratom"])
 # be the prediction of a model
 _SAME_WORDS = "ref reference dft qm tot total true target label"
 SAME_WORDS = frozenset(_SAME_WORDS.split())
+
+# programs whose results a column may be
+_PROGRAM_WORDS = (
+    "abinit aims castep cp2k dftb emt espresso gaussian gpaw orca psi4 pyscf qe quantumespresso "
+    "siesta vasp xtb"
+)
+_AROUND = "|".join(sorted([*SAME_WORDS, *_PROGRAM_WORDS.split()], key=len, reverse=True))
+# E_dft, dft_F, Fvasp: a letter, and words that say whose it is
+LETTER = re.compile(
+    rf"(?:(?:{_AROUND})[_-]?)*(?P<letter>[efs])(?:[_-]?(?:{_AROUND}))*", re.IGNORECASE
+)
+LABEL_LETTERS = {"e": "energy", "f": "forces", "s": "stress"}
 
 # energy_Ha, forces_kcal_mol and stress_kbar say their units, in words between other characters
 NOT_LETTERS = re.compile("[^a-z]+")
@@ -135,6 +151,10 @@ def look_alike(column: str) -> LookAlike | None:
     if COMPONENT.fullmatch(column):
         label = "forces" if column[0] in "fF" else "stress"
         return LookAlike(column, label, LABELS[label].unit, False, "component")
+    lettered = LETTER.fullmatch(column)
+    if lettered:
+        label = LABEL_LETTERS[lettered["letter"].lower()]
+        return LookAlike(column, label, _stated_unit(column, label, LABELS[label].unit), False)
     words = [word.lower() for word in WORD.findall(column)]
     if OTHER_WORDS.intersection(words):
         return None

@@ -46,6 +46,8 @@ from ...core.storage import (
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 HUB_SCHEME = "hf://"
 DOWNLOAD_CHUNK = 1 << 20  # bytes
+# A server that does not say how long its file is may send without an end.
+MOST_UNSTATED = 4 << 30  # bytes
 GLOB = re.compile(r"[*?\[]")
 
 # what the stores behind fsspec call the state of a file
@@ -397,11 +399,20 @@ def _copy_from_web(filesystem: Any, remote_path: str, copy: Path, name: str) -> 
     """Download a file. A server need not state its size, and may send without an end."""
     # some room is left for everything else that is at work on this machine
     limit = int(0.9 * shutil.disk_usage(copy.parent).free)
+    most = limit
     try:
         with opened(filesystem, remote_path) as remote, copy.open("wb") as local:
-            for chunk in chunks(remote, limit, math.inf, DOWNLOAD_CHUNK):
+            if getattr(remote, "size", None) is None:
+                most = min(limit, MOST_UNSTATED)
+            for chunk in chunks(remote, most, math.inf, DOWNLOAD_CHUNK):
                 local.write(chunk)
     except TooLargeError:
+        if most < limit:
+            raise SourceError(
+                f"has more than {most:,} bytes, and its server does not say how many",
+                file=name,
+                remedy="download the file yourself",
+            ) from None
         raise SourceError(
             f"has more than {limit:,} bytes, for which {copy.parent.parent} has no room",
             file=name,

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -45,7 +46,22 @@ TRUTH_VALUES = {
 # What is inside is no key. Quotes without an end take the rest of the line, and a key starts where
 # a word does, which keeps the searches linear in the length of the line.
 QUOTED = re.compile(
-    r""""(?:[^"\\]|\\.)*(?:"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)|\{[^{}]*\}|\[[^\[\]]*\]""", re.DOTALL
+    r""""(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)"""
+    r"""|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z)"""
+    r"|\{[^{}]*\}|\[[^\[\]]*\]",
+    re.DOTALL,
+)
+KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
+PLAIN_PAIR = re.compile(r"""([^\s"'{}\[\]\\=]+)=(?:"([^"\\]+)"|([^\s"'{}\[\]\\=]+))(?:\s+|$)""")
+TRUTH_VALUES = {
+    **dict.fromkeys(("T", "true", "True", "TRUE"), True),
+    **dict.fromkeys(("F", "false", "False", "FALSE"), False),
+}
+# What is inside is no key. Quotes without an end take the rest of the line, and a key starts where
+# a word does, which keeps the searches linear in the length of the line.
+QUOTED = re.compile(
+    r""""(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z)|\{[^{}]*\}|\[[^\[\]]*\]""",
+    re.DOTALL,
 )
 KEY = re.compile(r"(?<![^\s=])([^\s=]+)\s*=")
 # Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
@@ -53,6 +69,19 @@ KEY = re.compile(r"(?<![^\s=])([^\s=]+)\s*=")
 MAX_UNPACKED = 200
 UNPACKED_ALLOWANCE = 16_000_000
 UNPACKED_AT_ONCE = 1 << 20
+# Bytes of a text that is no plain sequence of records, such as one whose end is missing. ASE may
+# look for itself what is wrong, which takes six times as much memory.
+MOST_UNKNOWN = 16 << 20
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Where the records of a text begin, as far as it is a plain sequence of whole records."""
+
+    starts: list[int]
+    """Byte offsets in the uncompressed text."""
+    problem: str | None
+    """What is wrong after these records; None for a text that is plain to its end."""
 
 
 def record_starts(path: str) -> list[int] | None:
@@ -61,29 +90,41 @@ def record_starts(path: str) -> list[int] | None:
     None when the file is not a plain sequence of whole records. ASE then reads it from the
     beginning and finds out what is wrong.
     """
+    scan = _scan(path)
+    return None if scan is None or scan.problem is not None else scan.starts
+
+
+def _scan(path: str) -> _Scan | None:
+    """What a look at the lines that count atoms says; None for a file that cannot be looked at."""
     try:
         state = Path(path).stat()
     except OSError:
         return None
     # Part of the key: a file that was written anew has other records, under the same name.
-    return _record_starts(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    return _scanned(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 # asked for when a file is cut, and again by each process that reads a part of it
 @lru_cache(maxsize=2)
-def _record_starts(path: str, *state: int) -> list[int] | None:
-    """See `record_starts`; `state` is what changes when the file does."""
-    starts = []
+def _scanned(path: str, *state: int) -> _Scan | None:
+    """See `_scan`; `state` is what changes when the file does."""
+    starts: list[int] = []
     offset = 0
     num_empty = 0
     try:
         with _open(path) as file:
-            while line := file.readline():
-                starts.append(offset)
-                num_atoms = int(line)
+            # a line without an end is no number
+            while line := file.readline(UNPACKED_AT_ONCE):
+                if not line.strip() and _is_blank(file):
+                    # blank lines at the end belong to no record
+                    break
+                try:
+                    num_atoms = int(line)
+                except ValueError:
+                    return _Scan(starts, "does not begin with a number of atoms")
                 if num_atoms > MAX_ATOMS:
                     raise BadRecordError(
-                        _too_many(num_atoms), file=path, record=len(starts) - 1, remedy=WRITE_AGAIN
+                        _too_many(num_atoms), file=path, record=len(starts), remedy=WRITE_AGAIN
                     )
                 num_empty += num_atoms == 0
                 if num_empty > MAX_EMPTY:
@@ -92,14 +133,23 @@ def _record_starts(path: str, *state: int) -> list[int] | None:
                         file=path,
                         remedy=WRITE_AGAIN,
                     )
-                # the comment line and one line per atom
-                rows = list(islice(file, num_atoms + 1))
-                if len(rows) <= num_atoms:
-                    return None
-                offset += len(line) + sum(map(len, rows))
-    except (ValueError, OSError, EOFError, zlib.error):
+                # of the comment line and of one line per atom
+                lengths = list(map(len, islice(file, num_atoms + 1)))
+                if len(lengths) <= num_atoms:
+                    return _Scan(starts, f"ends before its {num_atoms} atoms do")
+                starts.append(offset)
+                offset += len(line) + sum(lengths)
+    except (OSError, EOFError, zlib.error):
         return None
-    return starts
+    return _Scan(starts, None)
+
+
+def _is_blank(file: IO[bytes]) -> bool:
+    """Whether nothing but white space follows."""
+    while chunk := file.read(UNPACKED_AT_ONCE):
+        if chunk.strip():
+            return False
+    return True
 
 
 def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[Atoms | Exception]:
@@ -111,6 +161,8 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
     starts = record_starts(str(path))
     text = _text(path, starts, first, last)
     if starts is None:
+        if len(text) > MOST_UNKNOWN:
+            raise _not_plain(path)
         _refuse_impossible_counts(text)
     # how many frames were yielded before ASE failed
     num_parsed = 0
@@ -135,6 +187,20 @@ def xyz_frames(path: Path, first: int = 0, last: int | None = None) -> Iterator[
             yield from _parsed(text[start:stop])
         except Exception as error:
             yield error
+
+
+def _not_plain(path: Path) -> SourceError:
+    """The error for a long text that is no sequence of records: it is not read to find out why."""
+    scan = _scan(str(path))
+    problem = "cannot be unpacked, or is cut off"
+    if scan is not None and scan.problem is not None:
+        problem = scan.problem
+    return SourceError(
+        problem,
+        file=path,
+        record=0 if scan is None else len(scan.starts),
+        remedy="write or fetch the file again",
+    )
 
 
 def frames_of_text(content: bytes) -> Iterator[Atoms]:
@@ -314,6 +380,9 @@ def _text(path: Path, starts: list[int] | None, first: int, last: int | None) ->
 
     with _open(path) as file:
         file.seek(start)
+        if starts is None:
+            # enough to see that it is too long for ASE
+            return file.read(MOST_UNKNOWN + 1)
         return file.read(-1 if stop is None else stop - start)
 
 

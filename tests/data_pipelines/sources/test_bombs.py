@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 import time
+import tracemalloc
 import zlib
 from contextlib import closing
 
@@ -27,6 +28,7 @@ from evenfield.data_pipelines.sources.cif import cif_frames
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError
 from evenfield.data_pipelines.sources.read import list_parts, read_part, read_structures
+from evenfield.data_pipelines.sources.xyz_frames import doubled_keys
 from evenfield.data_pipelines.store.blocks import BlockReader
 from evenfield.data_pipelines.store.shards import (
     ARROW_SCHEMA,
@@ -264,6 +266,39 @@ def test_millions_of_frames_without_atoms_are_refused_at_the_first_thousand(tmp_
     with pytest.raises(SourceError, match="has more than 1,000 records without atoms"):
         list(read_structures(path, SETTINGS))
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("kind", ["no text of frames", "frames and then something else", "cut off"])
+def test_a_long_text_that_is_no_sequence_of_frames_is_not_read_to_its_end(tmp_path, kind):
+    """ASE took six times its size of memory to say what the first strange line says."""
+    good = b"1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n"
+    junk = (b"x" * 1023 + b"\n") * 1020 * 40
+    text = {
+        "no text of frames": junk,
+        "frames and then something else": good * 3 + junk,
+        "cut off": good * 3 + b"900000\n" + junk,
+    }[kind]
+    path = tmp_path / "long.extxyz"
+    path.write_bytes(text)
+    tracemalloc.start()
+    with pytest.raises(SourceError, match=r"record [03] (does not begin|ends before)"):
+        list(read_structures(path, SETTINGS))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.6 * len(text)
+
+
+def test_blank_lines_at_the_end_of_a_long_text_are_nothing(tmp_path):
+    path = tmp_path / "blank.extxyz"
+    path.write_text("1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n" * 3 + " \n\n" * 9_000_000)
+    assert len(read_frames(path)) == 3
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_comment_of_escaped_quotes_takes_no_time(tmp_path, quote):
+    began = time.monotonic()
+    assert doubled_keys("x=" + f"{quote}\\" * 200_000) == []
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,17 @@ FORCES = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
         ("stress_kbar", "stress", "kbar"),
         ("stress_GPa", "stress", "GPa"),
         ("virial_Ry", "stress", "-Ry"),
+        ("E_dft", "energy", "eV"),
+        ("dft_E", "energy", "eV"),
+        ("E_vasp", "energy", "eV"),
+        ("F_dft", "forces", "eV/A"),
+        ("F_ref", "forces", "eV/A"),
+        ("Fdft", "forces", "eV/A"),
+        ("f", "forces", "eV/A"),
+        ("frcs", "forces", "eV/A"),
+        ("S_dft", "stress", "eV/A^3"),
+        ("sigma", "stress", "eV/A^3"),
+        ("vir", "stress", "-eV"),
     ],
 )
 def test_names_that_look_like_a_label(column, label, unit):
@@ -80,7 +91,7 @@ def test_names_that_look_like_a_label(column, label, unit):
 
 @pytest.mark.parametrize(
     "column",
-    ["e_above_hull", "energy_error", "band_energy", "forces_weight", "config_type", "Fe"],
+    ["e_above_hull", "energy_error", "band_energy", "forces_weight", "config_type", "Fe", "ref"],
 )
 def test_names_that_do_not(column):
     assert look_alike(column) is None
@@ -176,6 +187,21 @@ def test_forces_among_the_values_of_the_structure_are_named(ending, tmp_path):
     settings = load_settings(ConvertConfig, None, setting.split())
     named = converted(path, tmp_path / "named", columns=settings.columns, units=settings.units)
     assert from_json(named["labels"]).kept["EMT"] == {"energy": 3, "forces": 3}
+
+
+def test_a_letter_is_a_label_by_its_shape_alone(tmp_path):
+    frames = [crystal(index, energy=1.0) for index in range(3)]
+    for atoms in frames:
+        atoms.arrays["F_dft"] = FORCES
+        # a width, a spin and flags
+        atoms.info |= {"sigma": 0.05, "S": 1.5}
+        atoms.arrays["f"] = np.array([1.0, 0.0])
+    ase.io.write(tmp_path / "frames.extxyz", frames)
+    info = converted(tmp_path / "frames.extxyz", tmp_path / "out", trust_units=True)
+    lines = label_report(from_json(info["labels"]))
+    named = [line for line in lines if "not read" in line]
+    assert len(named) == 1
+    assert "'F_dft' of 3 structures looks like forces, which 3 of them lack" in named[0]
 
 
 def test_lists_that_are_no_labels_are_not_named(tmp_path):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from evenfield.core import storage
 from evenfield.data_pipelines.commands import app
 from evenfield.data_pipelines.convert.convert import ConvertConfig, convert
+from evenfield.data_pipelines.sources import locations
 from evenfield.data_pipelines.sources.config import SourceConfig
 from evenfield.data_pipelines.sources.locations import SourceError, list_files
 from evenfield.data_pipelines.sources.read import list_parts, read_structures, source_fingerprint
@@ -96,6 +97,14 @@ def test_a_file_without_an_end_does_not_fill_the_disk(server, tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10 << 20))
     server.endless = "set.extxyz"
     with pytest.raises(SourceError, match=r"has more than 9,437,184 bytes, for which"):
+        list(read_structures(f"{server.address}/set.extxyz", CONFIG))
+    assert server.endless_bytes < 60 << 20
+
+
+def test_a_file_of_no_stated_size_has_a_limit_whatever_room_there_is(server, monkeypatch):
+    monkeypatch.setattr(locations, "MOST_UNSTATED", 10 << 20)
+    server.endless = "set.extxyz"
+    with pytest.raises(SourceError, match="its server does not say how many: download the file"):
         list(read_structures(f"{server.address}/set.extxyz", CONFIG))
     assert server.endless_bytes < 60 << 20
 
