@@ -10,11 +10,18 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+
+from .errors import EvenfieldError
 
 
 # Beyond any machine; the queue of a pool cannot count as far as a user can type.
 MOST_WORKERS = 1024
+
+
+class WorkerEndedError(EvenfieldError):
+    """A worker process that ended before its work was done."""
 
 
 @contextmanager
@@ -22,6 +29,8 @@ def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
     """A pool of `num_workers` fresh processes (None: one per core), each with one thread.
 
     Leaving the context drops the tasks that have not started and waits for those that have.
+
+    Raises WorkerEndedError where a process ends by itself: killed, or by what it computes.
     """
     # Libraries read the variable when they are loaded. The workers inherit it, because a worker
     # that set it itself might do so too late.
@@ -35,6 +44,12 @@ def worker_pool(num_workers: int | None) -> Iterator[ProcessPoolExecutor]:
     )
     try:
         yield executor
+    except BrokenProcessPool:
+        raise WorkerEndedError(
+            "a worker process was killed, perhaps because the memory was full, or was ended by "
+            "what it computed",
+            remedy="run the same command again, with fewer workers if the memory was full",
+        ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
         del os.environ["OMP_NUM_THREADS"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +35,7 @@ from ...core.errors import EvenfieldError
 from ...core.files import FileError, write_atomically
 from ...core.settings import SettingsError
 from ...core.terminal import say
-from ...core.workers import worker_pool
+from ...core.workers import WorkerEndedError, worker_pool
 from ..checks.unit_check import refuse_suspicious_units
 from ..neighbours import GeometryError
 from ..physics.config import PhysicsConfig
@@ -491,7 +490,7 @@ def _interruptions(out: Path, folder: Path) -> Iterator[None]:
     """What stops a conversion from outside, with a remedy; `folder` has its staged parts."""
     try:
         yield
-    except BrokenProcessPool:
+    except WorkerEndedError:
         raise ConversionError(
             "a worker process was killed, perhaps because the memory was full",
             file=out,

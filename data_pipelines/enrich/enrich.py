@@ -221,6 +221,12 @@ def enrich(
     out = Path(out)
     kept = KeptLabels(out)
     belonging = _belonging(data, config)
+    if not overwrite and kept.belongs(belonging):
+        finished = _finished(out, config)
+        if finished is not None:
+            # a stop after the data set took its place, and before the labels beside it went
+            kept.remove()
+            return finished
     # a stop while the labels were written leaves a part of a data set
     is_own_part = is_unfinished(out) and kept.belongs(belonging)
     may_replace = overwrite or is_own_part
@@ -291,6 +297,16 @@ def enrich(
     write_data_set(structures, out, origin, about, overwrite=may_replace)
     kept.remove()
     return enrichment
+
+
+def _finished(out: Path, config: EnrichConfig) -> Enrichment | None:
+    """What a whole data set of these settings says of itself; None for anything else."""
+    if is_unfinished(out) or not (out / "dataset_info.json").is_file():
+        return None
+    about = read_info(out)["source"].get("enrichment")
+    if about is None or about["settings"] != config.model_dump(mode="json"):
+        return None
+    return Enrichment(**{name: about[name] for name in Enrichment.__dataclass_fields__})
 
 
 def _belonging(data: Path, config: EnrichConfig) -> dict[str, Any]:

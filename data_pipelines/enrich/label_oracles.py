@@ -101,8 +101,9 @@ def label(atoms: Atoms, calculator: Calculator, largest_force: float) -> Atoms:
         energy = float(calculated.get_potential_energy())
         forces = np.asarray(calculated.get_forces(), dtype=float)
         stress = _stress(calculated)
-    except Exception as error:
-        # a calculator that does not know an element raises KeyError, NotImplementedError, ...
+    except (Exception, SystemExit) as error:
+        # A calculator that does not know an element raises KeyError, NotImplementedError, ...
+        # Programs that it wraps may call sys.exit.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RejectedStructure("calculation_failed", reason) from error
 

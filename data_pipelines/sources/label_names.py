@@ -53,6 +53,7 @@ LABEL_WORDS = {
     "frc": ("forces", "eV/A"),
     "frcs": ("forces", "eV/A"),
     "sigma": ("stress", "eV/A^3"),
+    "pressure": ("stress", "-eV/A^3"),
 }
 # Names that are too short to have words: (label, unit). U0 is QM9's.
 ABBREVIATIONS = {

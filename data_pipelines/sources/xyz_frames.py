@@ -122,6 +122,8 @@ def _scanned(path: str, *state: int) -> _Scan | None:
                     num_atoms = int(line)
                 except ValueError:
                     return _Scan(starts, "does not begin with a number of atoms")
+                if num_atoms < 0:
+                    return _Scan(starts, "does not begin with a number of atoms")
                 if num_atoms > MAX_ATOMS:
                     raise BadRecordError(
                         _too_many(num_atoms), file=path, record=len(starts), remedy=WRITE_AGAIN
@@ -240,6 +242,8 @@ def _refuse_impossible_counts(content: bytes) -> None:
                 count = int(line)
             if count > MAX_ATOMS:
                 raise BadRecordError(_too_many(count), remedy=WRITE_AGAIN)
+            if count < 0:
+                raise BadRecordError(f"announces {count} atoms", remedy=WRITE_AGAIN)
             # each atom has a line, which has an end
             if count > len(text):
                 raise BadRecordError(

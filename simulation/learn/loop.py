@@ -172,7 +172,7 @@ def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str
         else:
             check_destination(out, inputs=inputs)
         return
-    before = store.read(out / REQUEST)
+    before = store.read(out / REQUEST, "restore it, or begin again in another OUT")
     if before != request and before | {"oracle_code": request["oracle_code"]} == request:
         raise DestinationError(
             "holds labels of another version of the oracle: its code has changed, or a script or "

@@ -28,6 +28,10 @@ from ...core.files import file_errors, write_atomically
 from ...core.seals import digest_of, sealed, unsealed
 
 
+# what helps where a file of a round is damaged
+OF_A_ROUND = "restore it, or remove the folder of its round and the later ones"
+
+
 class DamagedStateError(EvenfieldError):
     """A file of the loop that is not what was written."""
 
@@ -39,8 +43,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         write_atomically(path, json.dumps(sealed(content), allow_nan=False))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote. Raises DamagedStateError for anything else."""
+def read(path: Path, remedy: str = OF_A_ROUND) -> dict[str, Any]:
+    """Read what `write` wrote. Raises DamagedStateError, with the remedy, for anything else."""
     with file_errors(path):
         text = path.read_bytes()
     content = unsealed(text)
@@ -48,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
         raise DamagedStateError(
             "does not match its checksum: it is damaged, or was edited",
             file=path,
-            remedy="restore it, or remove the folder of its round and the later ones",
+            remedy=remedy,
         )
     return content
 

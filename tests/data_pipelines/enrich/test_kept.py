@@ -11,11 +11,13 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from evenfield.core.destination import DestinationError
 from evenfield.core.errors import EvenfieldError
 from evenfield.core.files import file_sha256
+from evenfield.core.workers import WorkerEndedError
 from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_set
 from evenfield.data_pipelines.enrich import kept
-from evenfield.data_pipelines.enrich.enrich import EnrichConfig, enrich
+from evenfield.data_pipelines.enrich.enrich import EnrichConfig, EnrichError, enrich
 from evenfield.data_pipelines.enrich.kept import KeptLabels, Made
 from evenfield.data_pipelines.structure import Structure
 
@@ -161,3 +163,40 @@ def test_outcomes_come_back_to_the_last_bit() -> None:
     assert again.atoms.calc.results["energy"] == 1 / 3
     nothing = Made(29, 47, None, "", ("dense",))
     assert Made.from_dict(nothing.to_dict()) == nothing
+
+
+def test_a_stop_after_the_data_set_took_its_place_is_over_at_the_next_call(
+    metals: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(KeptLabels, "remove", lambda _: None)
+    first = enrich(metals, out, config_of(), workers=1)
+    before = shards(out)
+    assert (tmp_path / "out.unfinished").exists()
+    monkeypatch.undo()
+
+    # and nothing is labelled again
+    monkeypatch.setitem(CALLS, "until", CALLS["made"])
+    assert enrich(metals, out, config_of(), workers=1) == first
+    assert shards(out) == before
+    assert not (tmp_path / "out.unfinished").exists()
+    with pytest.raises(DestinationError, match="already exists"):
+        enrich(metals, out, config_of(), workers=1)
+
+
+@pytest.mark.parametrize("fault", ["die", "leave"])
+def test_an_oracle_that_ends_its_process_is_named(metals: Path, tmp_path: Path, fault: str) -> None:
+    out = tmp_path / "out"
+    settings = {"log": str(tmp_path / "log"), "faults": dict.fromkeys(range(200), fault)}
+    odd = config_of(
+        oracle="odd_oracle:OddOracle", oracle_settings=settings, structures_per_element=1
+    )
+    wanted = {
+        "die": (WorkerEndedError, "was ended by what it computed"),
+        # as any other failure of a calculation
+        "leave": (EnrichError, "gives no structure that odd_oracle:OddOracle labels"),
+    }
+    error, message = wanted[fault]
+    with pytest.raises(error, match=message):
+        enrich(metals, out, odd, workers=2)
+    assert not out.exists()

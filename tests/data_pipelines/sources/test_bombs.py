@@ -288,6 +288,14 @@ def test_a_long_text_that_is_no_sequence_of_frames_is_not_read_to_its_end(tmp_pa
     assert peak < 0.6 * len(text)
 
 
+def test_a_negative_number_of_atoms_is_named(tmp_path):
+    path = tmp_path / "negative.extxyz"
+    good = "1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n"
+    path.write_text(good + "-5\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n")
+    with pytest.raises(SourceError, match="announces -5 atoms"):
+        list(read_structures(path, SETTINGS))
+
+
 def test_blank_lines_at_the_end_of_a_long_text_are_nothing(tmp_path):
     path = tmp_path / "blank.extxyz"
     path.write_text("1\nProperties=species:S:1:pos:R:3\nCu 0 0 0\n" * 3 + " \n\n" * 9_000_000)

@@ -82,6 +82,7 @@ FORCES = np.array([[0.1, 0.2, 0.3], [-0.1, -0.2, -0.3]])
         ("S_dft", "stress", "eV/A^3"),
         ("sigma", "stress", "eV/A^3"),
         ("vir", "stress", "-eV"),
+        ("pressure_tensor", "stress", "-eV/A^3"),
     ],
 )
 def test_names_that_look_like_a_label(column, label, unit):
