@@ -145,7 +145,7 @@ def test_conversion_into_a_file(refusal, tmp_path):
 def test_recipe_with_an_unknown_key(refusal, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: {chanels: 8}\ndata: a\nout: b\n")
     line = refusal("pretrain", "--recipe", tmp_path / "recipe.yaml")
-    known = "angular_factors, architecture, channels, correlation, cutoff"
+    known = "angular_factors, architecture, channels, charge_width, charges, correlation, cutoff"
     assert f"{tmp_path}/recipe.yaml: unknown key 'model.chanels' (known here: {known}" in line
 
 

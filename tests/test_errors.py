@@ -28,12 +28,14 @@ PROTOCOLS = {
     # caught by its caller in the same module: what is not such a record counts as none
     "model_zoo/heads/record.py _heads ValueError",
     "model_zoo/uncertainty/record.py _level ValueError",
+    "model_zoo/uncertainty/record.py _stress ValueError",
     # module attributes
     "model_zoo/__init__.py __getattr__ AttributeError",
     "model_zoo/network/architectures.py config_class ValueError",
     # Ctrl-C is passed on
     "pretrain/loop/signals.py listening.ask KeyboardInterrupt",
     "finetune/few_shot/curve.py _from_scratch KeyboardInterrupt",
+    "simulation/learn/stall.py _by_gradients KeyboardInterrupt",
     # what a user of the suite has to override
     "testing/conformance.py PotentialConformance.potential NotImplementedError",
     # caught in the same module, which knows file and record and adds them

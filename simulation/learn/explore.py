@@ -189,7 +189,7 @@ def barostat() -> type[MolecularDynamics]:
     except ImportError as error:
         raise BarostatError(
             "pressures need a newer ASE than the installed one, which has no LangevinBAOAB",
-            remedy="pip install --upgrade ase, or leave pressures out",
+            remedy="run `pip install --upgrade ase`, or leave pressures out",
         ) from error
     found: type[MolecularDynamics] = LangevinBAOAB
     return found

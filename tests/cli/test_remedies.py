@@ -51,6 +51,7 @@ PRINTED_BY = {
         "zoo build",
         *CHECKS,
     ],
+    "core/workers.py": ["data convert", "data corpus", "data enrich", "data generate"],
     "data_pipelines/convert/convert.py": ["data convert", "data corpus"],
     "diagnostics/check.py": CHECKS,
     "diagnostics/checks/sanity.py": ["check sanity"],
@@ -91,6 +92,13 @@ OTHERWISE = {
     ("model_zoo/hub/publish.py", "--level-of-theory"),
     # raised where --calculator can be given
     ("diagnostics/check.py", "--calculator"),
+    # `check baselines` has the same functions, and no such option
+    ("diagnostics/checks/trust.py", "--attach"),
+}
+# of sbatch, in a setting
+OF_OTHER_PROGRAMS = {
+    ("simulation/learn/array_job.py", "--partition"),
+    ("simulation/learn/array_job.py", "--time"),
 }
 # Room -> the settings whose keys its remedies may name.
 SETTINGS: dict[str, list[type[Settings]]] = {
@@ -153,6 +161,8 @@ def test_options_in_remedies_belong_to_the_command_that_prints_them() -> None:
     for file, text in remedies():
         # a command between backticks has options of its own, see below
         for option in re.findall(r"--[a-z][a-z-]+", re.sub(r"`[^`]*`", "", text)):
+            if (file, option) in OF_OTHER_PROGRAMS:
+                continue
             if file.endswith("commands.py") or (file, option) in OTHERWISE:
                 commands = [name for name in options() if option in options()[name]] or ["none"]
                 commands = commands[:1]

@@ -384,15 +384,23 @@ class Argon(LennardJones):
 CLUSTERS = {4: [-6.0], 5: [-9.103852], 6: [-12.712062, -12.302928]}
 
 
-# starts that find all of them
-SEEDS = {4: 1, 5: 1, 6: 3}
+# A basin may be small, and which start falls into it depends on the rounding of the machine.
+MOST_SEEDS = 40
 
 
 @pytest.mark.parametrize("size", CLUSTERS)
 def test_stationary_points_of_lennard_jones_clusters(size: int) -> None:
-    points = stationary.stationary_points(Argon(), f"Ar{size}", starts=8, seed=SEEDS[size])
-    minima = [point.energy for point in points if point.is_minimum]
-    assert minima == pytest.approx(CLUSTERS[size], abs=1e-5)
+    found: set[int] = set()
+    for seed in range(MOST_SEEDS):
+        points = stationary.stationary_points(Argon(), f"Ar{size}", starts=8, seed=seed)
+        for point in points:
+            if point.is_minimum:
+                known = [abs(point.energy - energy) < 1e-5 for energy in CLUSTERS[size]]
+                assert sum(known) == 1, point.energy
+                found.add(known.index(True))
+        if len(found) == len(CLUSTERS[size]):
+            break
+    assert len(found) == len(CLUSTERS[size])
     saddles = [point for point in points if point.index == 1]
     assert saddles
     for saddle in saddles:

@@ -263,7 +263,7 @@ def test_a_loop_of_learning_subtracts_by_itself(
     config = LearnConfig.model_validate(
         {"oracle": "EMT", "level_of_theory": LEVEL, "strategy": "refit"}
     )
-    fit(model, structures, "0" * 64, tmp_path / "model", config)
+    fit(model, structures, "0" * 64, tmp_path / "model", config, tmp_path / "learned.json")
     atoms = salt(106)
     truth = label_salt(atoms, PHYSICS).get_forces()
     error = np.abs(whole(load(tmp_path / "model"), atoms)[1] - truth).mean()

@@ -187,17 +187,23 @@ def test_there_is_no_radius_of_a_stress_that_does_not_exist(folder: Path, atoms:
     assert set(ADDED) - set(calculator.results) == {"stress_radius"}
 
 
-def test_the_shipped_record_of_an_older_version_is_read() -> None:
-    """evenfield-1 was released with a record without the stress."""
+def test_a_record_of_an_older_version_has_no_stress_and_is_read() -> None:
+    """Those before 2026-12 have no arrays about it; all else is the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SanityWarning)
         model = model_zoo.load("evenfield-1")
-    own = model.uncertainties["mp_pbe"]
-    assert own.stress is None and own.energy_scores.number == 595
-    calculator = model.calculator(uncertainty=True, warn_outside=False)
-    calculator.calculate(bulk("NaCl", "rocksalt", a=5.64))
-    assert np.isfinite(calculator.results["forces_radius"]).all()
-    assert "stress_radius" not in calculator.results
+        own = model.uncertainties["mp_pbe"]
+        older = uncertainty_file(model.potential, {"mp_pbe": replace(own, stress=None)})
+        assert len(older) < len(model.attachments[UNCERTAINTY])
+        before = replace(model, attachments=model.attachments | {UNCERTAINTY: older})
+    results = []
+    for one in (model, before):
+        calculator = one.calculator(uncertainty=True, warn_outside=False)
+        calculator.calculate(bulk("NaCl", "rocksalt", a=5.64))
+        results.append(calculator.results)
+    assert 0 < results[0]["stress_radius"] < 1
+    assert "stress_radius" not in results[1]
+    np.testing.assert_array_equal(results[0]["forces_radius"], results[1]["forces_radius"])
 
 
 def test_energy_deviation_is_that_of_the_posterior(with_record: Path, atoms: Atoms) -> None:
