@@ -61,7 +61,7 @@ def relaxed(
     moved = FrechetCellFilter(atoms) if has_stress and atoms.pbc.all() else atoms
     try:
         FIRE(moved, logfile=None, maxstep=LONGEST_STEP).run(fmax=config.until_force, steps=steps)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # somebody else's calculator may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RejectedStructure("relaxation_failed", reason) from error

@@ -51,18 +51,6 @@ QUOTED = re.compile(
     r"|\{[^{}]*\}|\[[^\[\]]*\]",
     re.DOTALL,
 )
-KEY = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
-PLAIN_PAIR = re.compile(r"""([^\s"'{}\[\]\\=]+)=(?:"([^"\\]+)"|([^\s"'{}\[\]\\=]+))(?:\s+|$)""")
-TRUTH_VALUES = {
-    **dict.fromkeys(("T", "true", "True", "TRUE"), True),
-    **dict.fromkeys(("F", "false", "False", "FALSE"), False),
-}
-# What is inside is no key. Quotes without an end take the rest of the line, and a key starts where
-# a word does, which keeps the searches linear in the length of the line.
-QUOTED = re.compile(
-    r""""(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z)|'(?:[^'\\]|\\(?:.|\Z))*(?:'|\Z)|\{[^{}]*\}|\[[^\[\]]*\]""",
-    re.DOTALL,
-)
 KEY = re.compile(r"(?<![^\s=])([^\s=]+)\s*=")
 # Text packs to a tenth or so, and a thousand equal frames to a hundredth. Beyond this share of
 # the packed size, plus some for small files, a file was made to fill the memory.

@@ -200,3 +200,13 @@ def test_an_oracle_that_ends_its_process_is_named(metals: Path, tmp_path: Path, 
     with pytest.raises(error, match=message):
         enrich(metals, out, odd, workers=2)
     assert not out.exists()
+
+
+def test_a_calculator_that_leaves_while_it_relaxes_counts_as_failed(
+    metals: Path, tmp_path: Path
+) -> None:
+    settings = {"log": str(tmp_path / "log"), "faults": dict.fromkeys(range(200), "leave")}
+    relaxation = {"calculator": "odd_oracle:OddOracle", "calculator_settings": settings}
+    odd = config_of(relaxation=relaxation, structures_per_element=1)
+    with pytest.raises(EnrichError, match="gives no structure"):
+        enrich(metals, tmp_path / "out", odd, workers=1)
