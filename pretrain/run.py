@@ -96,7 +96,9 @@ def pretrain(
     stop = stop or StopRequest()
     with listening(stop), ExitStack() as held:
         start_distributed()
-        # other ranks have made the same checks before they came here
+        # What rank 0 writes from here on must not be there yet when another rank makes the checks
+        # above. Only the first start of a process waits for the others.
+        dist.barrier()
         rank = dist.get_rank()
         console = Console(quiet=quiet or rank != 0, soft_wrap=True)
         if rank == 0:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -13,6 +17,7 @@ import torch.distributed as dist
 from evenfield.core.ranks import start_distributed
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.model_zoo.hub.load import load
+from evenfield.pretrain.checkpoints import run_folder
 from evenfield.pretrain.checkpoints.checkpoints import load_checkpoint
 from evenfield.pretrain.loop.schedule import Schedule
 from evenfield.pretrain.loop.trainer import Trainer
@@ -89,10 +94,29 @@ def bad_step(data: Path, zero_stage: int) -> dict:
     raise AssertionError
 
 
+@contextmanager
+def slow_look_at_run_folder(rank: int) -> Iterator[None]:
+    """Rank 1 looks at the run folder first, and has not ended when rank 0 could write there."""
+    look = run_folder._holds_nothing
+
+    def slow_look(out: Path) -> bool:
+        if rank == 0:
+            time.sleep(0.3)
+        found = look(out)
+        if rank == 1:
+            time.sleep(0.6)
+        return found
+
+    with patch.object(run_folder, "_holds_nothing", slow_look):
+        yield
+
+
 def resume(data: Path, out: Path, rank: int) -> dict:
     """A whole run, and again from a checkpoint at which rank 1 alone had begun the next epoch."""
     config = small_config(data, out)
-    whole = load(pretrain(config, quiet=True)).potential.state_dict()
+    with slow_look_at_run_folder(rank):
+        model = pretrain(config, quiet=True)
+    whole = load(model).potential.state_dict()
     checkpoints = sorted((out / "checkpoints").glob("step-*"))
     manifests = [json.loads((path / "manifest.json").read_text()) for path in checkpoints]
     ahead = next(
