@@ -265,7 +265,7 @@ def head(
     name = config.head_name
     check_place_of_head(loaded, model, out, name, overwrite=overwrite, inputs=read)
 
-    fitted = fit_head(loaded, data, config, say=say)
+    fitted = fit_head(loaded, data, config, say=say, quiet=False)
     saved = save_head(fitted, loaded, model, out, overwrite=overwrite)
     about = fitted.description
     rows = []

@@ -24,6 +24,20 @@ from ...model_zoo.heads.description import (
 DEFAULT_FUNCTIONS: dict[Kind, int] = {"pseudoscalar": 1024, "forces": 256}
 
 
+class NetworkTraining(Settings):
+    """How long and how fast a network of its own is trained, for network=trained."""
+
+    max_steps: int = Field(default=4000, gt=0, description="optimizer steps")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak, reached after the warm-up")
+    structures: int = Field(default=16, gt=0, description="structures of a step")
+    left_out: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the structures to learn from that the best step is chosen by",
+    )
+
+
 class HeadConfig(Settings):
     """Which property is learned, how it is labelled, and what is held out."""
 
@@ -95,6 +109,13 @@ class HeadConfig(Settings):
         "pseudoscalar, which is made of them, 256 for forces, which have many labels, and none for "
         "others, where they help only with thousands of structures",
     )
+    network: Literal["frozen", "trained"] = Field(
+        default="frozen",
+        description="trained: a copy of the network is trained on the labels, for this head alone; "
+        "minutes instead of seconds, and a second pass in a prediction. It needs about a thousand "
+        "structures",
+    )
+    training: NetworkTraining = NetworkTraining()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -107,6 +128,12 @@ class HeadConfig(Settings):
             )
         check_name(self.head_name, self.head)
         check_choices(self.head, self.head_features, extensive=self.extensive, spread=self.spread)
+        if self.network == "trained" and not KINDS[self.head].is_linear:
+            raise ValueError(f"network: head={self.head} has no network of its own: leave it out")
+        if self.network == "trained" and self.head_features == "readout":
+            raise ValueError("features: network=trained trains no readout: leave features out")
+        if self.network == "frozen" and self.training != NetworkTraining():
+            raise ValueError("training: set network=trained, which it belongs to")
         if self.torque is not None and self.head != "forces":
             raise ValueError("torque: only head=forces has one: leave it out")
         if self.couplings is not None and self.head != "states":

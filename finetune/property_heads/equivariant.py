@@ -55,7 +55,7 @@ def fit_equivariant(
     matrix_parts = []
     target_parts = []
     column_parts = []
-    shares = _shares(labelled, train, config)
+    shares = shares_of(labelled, train, config)
     for s, own, atoms, place, share in zip(train, carried, frames, places, shares, strict=True):
         found = rows_of(
             config.head,
@@ -109,8 +109,8 @@ def fit_equivariant(
     return Weights(weight[None], bias[None], solution.penalty, expansion)
 
 
-def _shares(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:
-    """What the rows of each structure are multiplied by, (S,)."""
+def shares_of(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:
+    """What the rows of each structure at the places `train` are multiplied by, (S,)."""
     about = KINDS[config.head]
     if about.per == "structure" and about.rank > 0:
         # Errors grow with what is predicted. With rows of equal weight the few largest answers

@@ -3,7 +3,8 @@
     1  read the structures, each with its label
     2  hold out some of them, by composition
     3  features of all atoms from the frozen network, to which a one-hot element is appended;
-       equivariant features are joined by random functions
+       equivariant features are joined by random functions; with network=trained they are those
+       of a copy of the network that was trained on the labels before: `network.py`
     4  rows: one for each number that a label states, linear in the weights
     5  closed form: ridge regression; for classes a convex fit
     6  errors on what was held out, next to those of a trivial guess
@@ -50,6 +51,7 @@ from .figures import (
 )
 from .labels import LabelledFrames, read_labelled
 from .logistic import logistic
+from .network import Trained, train_network
 from .ridge import ridge
 from .split import groups_of, held_out
 from .spread import fit_spread
@@ -58,12 +60,17 @@ from .weights import Weights
 
 
 def fit_head(
-    model: LoadedModel, data: Path | str, config: HeadConfig, say: Callable[[str], None] = print
+    model: LoadedModel,
+    data: Path | str,
+    config: HeadConfig,
+    say: Callable[[str], None] = print,
+    *,
+    quiet: bool = True,
 ) -> Head:
     """A head of the property that `config` names, fitted to a file that ASE reads.
 
     The weights are those of the structures that were not held out: its errors belong to exactly
-    this head.
+    this head. With `quiet` a training of a network shows no progress.
 
     Raises SourceError and LabelError for what cannot be learned from; see `read_labelled`. Raises
     HeadError for a head that rotates where the network has no vectors.
@@ -85,9 +92,13 @@ def fit_head(
     if untested:
         say(f"no structure of {', '.join(untested)} is held out, so the errors are without it")
 
-    features = features_of(model.potential, labelled, config.head_features)
+    trained = None
+    if config.network == "trained":
+        trained = _trained(model.potential, labelled, train, config, data, say, quiet=quiet)
+    potential = model.potential if trained is None else trained.potential
+    features = features_of(potential, labelled, config.head_features)
     elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in train]))
-    weights = fit_weights(labelled, features, train, elements, config, model.potential)
+    weights = fit_weights(labelled, features, train, elements, config, potential)
 
     about = HeadDescription(
         name=config.head_name,
@@ -98,6 +109,7 @@ def fit_head(
         num_states=len(labelled.labels[0]) if config.head == "states" else 0,
         features=config.head_features,
         num_functions=config.head_functions,
+        trained_steps=0 if trained is None else trained.best_step,
         level_of_theory=labelled.level_of_theory,
         data=data.name,
         sha256=digest,
@@ -119,6 +131,7 @@ def fit_head(
         weights.expansion,
         weights.spread_weight,
         weights.spread_bias,
+        None if trained is None else trained.potential,
     )
     predictions = [head.predict(features[s], labelled.frames[s]) for s in test]
     guesses = trivial_guesses(labelled, train, test, config)
@@ -133,6 +146,42 @@ def fit_head(
         errors |= _coupling_errors(model.potential, head, labelled, judged)
     about = about.model_copy(update={"errors": errors, "guess": guess})
     return dataclasses.replace(head, description=about)
+
+
+def _trained(
+    potential: Potential,
+    labelled: LabelledFrames,
+    train: np.ndarray,
+    config: HeadConfig,
+    data: Path,
+    say: Callable[[str], None],
+    *,
+    quiet: bool,
+) -> Trained | None:
+    """A network of its own, from the structures at the places `train`; None where none is better.
+
+    Some of them are left out, by the same rule as those that errors are measured on.
+    """
+    frames = [labelled.frames[s] for s in train]
+    rule = config.model_copy(update={"held_out": config.training.left_out})
+    is_left_out = held_out(frames, rule, data)
+    learned = train[~is_left_out]
+    left_out = train[is_left_out]
+    elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in learned]))
+
+    features = features_of(potential, labelled, config.head_features)
+    start = fit_weights(labelled, features, learned, elements, config, potential)
+    say(f"training a network of its own: {len(learned)} structures, {len(left_out)} left out")
+    trained = train_network(
+        potential, labelled, start, learned, left_out, elements, config, quiet=quiet
+    )
+    before = trained.losses[0][1]
+    if trained.best_step == 0:
+        say(f"no step was better than the frozen network (loss {before:.3g}), which stays")
+        return None
+    best = min(loss for _, loss in trained.losses)
+    say(f"loss on what was left out: {before:.3g} before, {best:.3g} at step {trained.best_step}")
+    return trained
 
 
 def _coupling_errors(

@@ -28,7 +28,7 @@ from ...data_pipelines.physics.residual import other_charge
 from ...data_pipelines.structure import Structure
 from ..compile.compiled import compile_for_inference
 from ..heads.description import HeadError
-from ..heads.features import batch_features
+from ..heads.features import BatchFeatures
 from ..heads.field import FieldHeads
 from ..heads.head import Head, net_charge, without_dipole
 from ..heads.results import ResultHeads
@@ -376,10 +376,7 @@ class EvenfieldCalculator(Calculator):
     def _results_of_heads(self, heads: ResultHeads, batch: Batch) -> dict[str, Any]:
         """What the heads say of the structure that is calculated."""
         assert self.atoms is not None
-        features = {}
-        for name in heads.features:
-            features[name] = batch_features(self.potential, batch, name)
-        return heads.results(features, self.atoms)
+        return heads.results(BatchFeatures(self.potential, batch), self.atoms)
 
     def _uncertainty_of(self, level: str) -> LevelUncertainty | None:
         """The uncertainty of a level; None where none is asked for."""

@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from ...core.torch_modes import own_modes
-from ..heads.features import edge_features
+from ..heads.features import edge_features, in_place_of
 from ..heads.head import Head
 from ..package.record import ModelRecord
 from ..potential.potential import Potential
@@ -84,10 +84,16 @@ class DirectForceCalculator(EvenfieldCalculator):
             carried = edge_features(
                 self.potential, batch.atomic_numbers, vectors, tiles, "equivariant"
             )
+            of_forces = carried
+            if self._force_head.own is not None:
+                own = in_place_of(self.potential, self._force_head.own)
+                of_forces = edge_features(own, batch.atomic_numbers, vectors, tiles, "equivariant")
             energies = self.potential.energies_without_forces(
                 batch, carried.invariants, vectors, tiles
             )
-            forces = self._force_head.response(carried, places.to(energies.device), batch.positions)
+            forces = self._force_head.response(
+                of_forces, places.to(energies.device), batch.positions
+            )
 
         energy = float(energies.sum())
         self.results = {

@@ -78,6 +78,8 @@ class HeadKind:
     """Whether some atoms of a structure may be without a label."""
     can_have_spread: bool = False
     """Whether the size of its errors can be learned as well."""
+    is_linear: bool = True
+    """Whether its labels are linear in the weights, which can then be trained with a network."""
 
 
 KINDS: dict[Kind, HeadKind] = {
@@ -115,6 +117,7 @@ KINDS: dict[Kind, HeadKind] = {
         rank=0,
         parity=1,
         units={"probability": 1.0},
+        is_linear=False,
     ),
     "vector": HeadKind(
         meaning="a polar vector of the structure, summed over its atoms",
@@ -194,6 +197,7 @@ KINDS: dict[Kind, HeadKind] = {
         rank=0,
         parity=1,
         units=ENERGY,
+        is_linear=False,
     ),
 }
 
@@ -215,6 +219,11 @@ class HeadDescription(Settings):
     features: Features = Field(description="what the prediction is linear in")
     num_functions: int = Field(
         default=0, ge=0, le=8192, description="random functions among equivariant features"
+    )
+    trained_steps: int = Field(
+        default=0,
+        ge=0,
+        description="steps by which a network of its own was trained; 0 for that of the model",
     )
     spread: bool = Field(
         default=False, description="says how large its errors are, with weights for that"
@@ -252,6 +261,8 @@ class HeadDescription(Settings):
         check_choices(self.kind, self.features, extensive=self.extensive, spread=self.spread)
         if self.num_functions and self.features != "equivariant":
             raise ValueError("num_functions: only equivariant features have some")
+        if self.trained_steps and not KINDS[self.kind].is_linear:
+            raise ValueError(f"trained_steps: a {self.kind} head has no network of its own")
         if not set(self.silent_elements) < set(self.elements):
             raise ValueError("silent_elements: some of the elements, and not all")
         if self.silent_elements and not KINDS[self.kind].can_be_partial:

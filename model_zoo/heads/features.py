@@ -16,10 +16,37 @@ from ..network.interface import CarriedFeatures
 from ..network.tiles import Tiles
 from ..potential.potential import Potential
 from .description import Features
+from .head import Head
 
 
 # of a batch, so that memory is bounded; a larger structure is a batch of its own
 ATOMS_PER_BATCH = 512
+
+
+class BatchFeatures:
+    """Features of the atoms of one batch, as heads ask for them; each is computed once."""
+
+    def __init__(self, potential: Potential, batch: Batch) -> None:
+        self._potential = potential
+        self._batch = batch
+        self._known: dict[tuple[Features, int], CarriedFeatures] = {}
+
+    def of(self, head: Head) -> CarriedFeatures:
+        """Those that a head reads."""
+        name = head.description.features
+        key = (name, id(head.own))
+        if key not in self._known:
+            potential = in_place_of(self._potential, head.own)
+            self._known[key] = batch_features(potential, self._batch, name)
+        return self._known[key]
+
+
+def in_place_of(potential: Potential, own: Potential | None) -> Potential:
+    """Whose features a head reads: its own copy, or the potential of the model.
+
+    The copy comes to the device of the potential, and to its precision.
+    """
+    return potential if own is None else own.to(next(potential.parameters()))
 
 
 @own_modes()

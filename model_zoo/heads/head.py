@@ -9,7 +9,8 @@
     atom_scalar   y_i
     states    eigenvalues of a matrix of sum_i y_i         one row for each entry: `states.py`
 
-The features are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
+phi_i are features of the network of the model, or of a copy that was trained on the labels of the
+head. They are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
 Vectors, tensors, pseudoscalars, direct forces and dipoles with a part at each atom are linear in
 the rows of `rows.py`, whose columns turn with the atoms themselves.
 
@@ -36,6 +37,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from ..network.interface import CarriedFeatures
+from ..potential.potential import Potential
 from .description import HeadDescription, HeadError
 from .expansion import Expansion
 from .rows import rows_of
@@ -64,6 +66,8 @@ class Head:
     """(F,), and None where the description has no spread."""
     spread_bias: np.ndarray | None = None
     """(Z,)"""
+    own: Potential | None = None
+    """A copy of the potential of the model, with a network that was trained for this head."""
 
     def require_kind(self, kind: str) -> None:
         """Raise HeadError unless the head predicts this kind of property."""

@@ -2,20 +2,23 @@
 
     heads.safetensors   `weight` (K, P) and `bias` (K, Z) of each head, named INDEX/NAME with INDEX
                         counted from 0, `gates`, `gate_biases` and `mixtures` of those with random
-                        functions, `spread_weight` and `spread_bias` of those with a spread; the
+                        functions, `spread_weight` and `spread_bias` of those with a spread,
+                        `network/...` of those with a network of their own, in float32; the
                         metadata hold the format, the digest of the potential, and the descriptions
 
 They hold for exactly these weights of the network, whose features they multiply: the metadata name
 their digest, and heads of others count as none. A head with 128 features takes 1 kB and 8 bytes for
 each element; a class head as much for each class. With 1,024 random functions of 128 invariants
-and 192 vectors a head takes 3 to 6 MB.
+and 192 vectors a head takes 3 to 6 MB, and a network as much as that of the model.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
@@ -34,6 +37,8 @@ from .rows import num_columns, num_mixtures
 HEADS = "heads.safetensors"
 EXPANSION = ("gates", "gate_biases", "mixtures")
 SPREAD = ("spread_weight", "spread_bias")
+# what the names of the weights of a network of its own begin with
+NETWORK = "network/"
 REMEDY = "fit one with `evenfield finetune head MODEL DATA OUT`"
 
 
@@ -58,6 +63,9 @@ def heads_file(potential: Potential, heads: Mapping[str, Head]) -> bytes:
         if head.description.spread:
             for name in SPREAD:
                 tensors[f"{index}/{name}"] = getattr(head, name)
+        if head.own is not None:
+            for name, weight in head.own.backbone.state_dict().items():
+                tensors[f"{index}/{NETWORK}{name}"] = weight.float().cpu().numpy()
         descriptions.append(head.description)
     about = _RecordFacts(format=1, potential=potential_digest(potential), heads=descriptions)
     return arrays_file(tensors, about.model_dump_json())
@@ -108,15 +116,40 @@ def _heads(
             if array.shape != shape or array.dtype != np.float64 or not np.isfinite(array).all():
                 raise ValueError(f"{name} is no array of {shape} finite numbers")
             arrays[name] = array
+        own = None
+        if description.trained_steps:
+            weights = _network_weights(potential, index, tensors)
+            num_arrays += len(weights)
+            own = with_network(potential, weights)
         num_arrays += len(arrays)
         weight = arrays.pop("weight")
         bias = arrays.pop("bias")
         spread = {name: arrays.pop(name) for name in SPREAD if name in arrays}
         expansion = Expansion(**arrays) if arrays else None
-        heads[description.name] = Head(description, weight, bias, expansion, **spread)
+        heads[description.name] = Head(description, weight, bias, expansion, own=own, **spread)
     if len(heads) != len(descriptions) or len(tensors) != num_arrays:
         raise ValueError("two heads have one name, or an array belongs to none")
     return heads
+
+
+def with_network(potential: Potential, weights: Mapping[str, torch.Tensor]) -> Potential:
+    """A copy of a potential whose network has other weights."""
+    own = copy.deepcopy(potential)
+    own.backbone.load_state_dict(weights)
+    return own.eval()
+
+
+def _network_weights(
+    potential: Potential, index: int, tensors: dict[str, np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """The weights of the network of head `index`. Raises KeyError and ValueError for others."""
+    found = {}
+    for name, weight in potential.backbone.state_dict().items():
+        array = tensors[f"{index}/{NETWORK}{name}"]
+        if array.shape != weight.shape or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ValueError(f"{name} is no array of {tuple(weight.shape)} finite numbers")
+        found[name] = torch.from_numpy(array)
+    return found
 
 
 def _shapes(potential: Potential, about: HeadDescription) -> dict[str, tuple[int, ...]]:

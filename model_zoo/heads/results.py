@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from ase import Atoms
 
-from ..network.interface import CarriedFeatures
-from .description import KINDS, Features, HeadError
+from .description import KINDS, HeadError
+from .features import BatchFeatures
 from .head import Head, without_dipole
 from .record import REMEDY
 
@@ -50,14 +50,7 @@ class ResultHeads:
             )
         self.columns[column] = head
 
-    @property
-    def features(self) -> set[Features]:
-        """The features that the heads need."""
-        return {head.description.features for head in self.columns.values()}
-
-    def results(
-        self, features: Mapping[Features, CarriedFeatures], atoms: Atoms
-    ) -> dict[str, object]:
+    def results(self, features: BatchFeatures, atoms: Atoms) -> dict[str, object]:
         """The entries for `atoms`, from the features of its atoms.
 
         Classes are an array (K,) of probabilities. The dipole is left out where there is none.
@@ -66,7 +59,7 @@ class ResultHeads:
         """
         found: dict[str, object] = {}
         for column, head in self.columns.items():
-            own = features[head.description.features]
+            own = features.of(head)
             if column == "charges":
                 invariants = own.invariants.double().cpu().numpy()
                 found[column] = head.charges(invariants, atoms)

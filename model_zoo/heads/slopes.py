@@ -14,7 +14,7 @@ from ..network.interface import CarriedFeatures
 from ..network.tiles import Tiles
 from ..potential.potential import Potential
 from .description import Features
-from .features import edge_features
+from .features import edge_features, in_place_of
 from .head import Head
 
 
@@ -28,26 +28,28 @@ class Place:
         self.vectors: Tensor
         self.tiles: Tiles
         self.vectors, self.tiles = potential.edge_vectors(batch)
-        self.features: dict[Features, CarriedFeatures] = {}
+        self.features: dict[tuple[Features, int], CarriedFeatures] = {}
 
     def answer(self, head: Head, atoms: Atoms) -> Tensor:
         """What a head says, in float64, differentiable; of states the entries of their matrix."""
         device = self.positions.device
         places = torch.as_tensor(head.places(atoms.numbers), device=device)
-        carried = self.carried(head.description.features)
+        carried = self.carried(head.description.features, head.own)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             if head.description.kind == "states":
                 return head.matrix_entries(carried.invariants, places)
             return head.response(carried, places, self.positions)
 
-    def carried(self, name: Features) -> CarriedFeatures:
-        """Features of the atoms, differentiable, computed once."""
-        if name not in self.features:
+    def carried(self, name: Features, own: Potential | None = None) -> CarriedFeatures:
+        """Features of the atoms, differentiable, computed once; `own` as that of a head."""
+        key = (name, id(own))
+        if key not in self.features:
+            potential = in_place_of(self.potential, own)
             with torch.enable_grad(), torch.autocast(self.positions.device.type, enabled=False):
-                self.features[name] = edge_features(
-                    self.potential, self.numbers, self.vectors, self.tiles, name
+                self.features[key] = edge_features(
+                    potential, self.numbers, self.vectors, self.tiles, name
                 )
-        return self.features[name]
+        return self.features[key]
 
     def gradient(self, answer: Tensor) -> Tensor:
         """Derivatives (N, 3) of a number by the positions, in float64.

@@ -113,13 +113,14 @@ class LoadedModel:
 
     def _head_on(self, atoms: Atoms, name: str) -> tuple[Head, CarriedFeatures]:
         """A head, and the features of a structure that it reads."""
-        from ..heads.features import carried_features
+        from ..heads.features import carried_features, in_place_of
         from ..heads.record import head_named
 
         head = head_named(self.potential, self.attachments, name)
         # before the network, for which an unknown element would be an index out of range
         head.places(atoms.numbers)
-        (features,) = carried_features(self.potential, [atoms], head.description.features)
+        potential = in_place_of(self.potential, head.own)
+        (features,) = carried_features(potential, [atoms], head.description.features)
         return head, features
 
     @property

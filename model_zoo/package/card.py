@@ -402,11 +402,12 @@ def _head_table(potential: Potential, attachments: dict[str, bytes]) -> Table | 
         about = head.description
         what = "; ".join([KINDS[about.kind].meaning, *about.classes])
         how = f" ({'sum' if about.extensive else 'mean'} over the atoms)"
+        own = ", by a network of its own"
         labels = [about.level_of_theory, about.data, about.licence or "licence not stated"]
         rows.append(
             [
                 f"`{name}`",
-                what + how * (about.kind == "scalar"),
+                what + how * (about.kind == "scalar") + own * (about.trained_steps > 0),
                 about.unit,
                 ", ".join(labels),
                 f"{about.num_structures} + {about.num_held_out}",
