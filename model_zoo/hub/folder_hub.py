@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +76,8 @@ EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 
 # a ref holds a revision and perhaps a line end
 MAX_REF_BYTES = 1000
+# after which nobody writes a temporary file any more
+LEFTOVER_SECONDS = 3600.0
 
 Advance = Callable[[int], None]  # takes the number of bytes that have arrived
 
@@ -136,6 +140,8 @@ class FolderHub:
         with file_errors(folder / MANIFEST):
             content = (folder / MANIFEST).read_bytes()
         self._upload(repo, f"{snapshot}/{MANIFEST}", content)
+        if self.on_disk:
+            _remove_leftovers(Path(snapshot))
 
     def _holds(self, snapshot: str, name: str, entry: FileEntry) -> bool:
         """Whether a disk hub has the right file. Elsewhere it is cheaper to send than to look."""
@@ -560,6 +566,20 @@ def _read_remembered(path: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return revision if REVISION.fullmatch(revision) else None
+
+
+def _remove_leftovers(snapshot: Path) -> None:
+    """Remove the temporary files of a publication that was killed long ago.
+
+    Those of another publisher, who is writing the same model now, are younger.
+    """
+    for leftover in snapshot.glob(".*.tmp"):
+        is_temporary = re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", leftover.name)
+        # what cannot be looked at or removed does no harm
+        with suppress(OSError):
+            age = time.time() - leftover.lstat().st_mtime
+            if is_temporary and age > LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 def _create_file(path: Path, data: bytes) -> None:

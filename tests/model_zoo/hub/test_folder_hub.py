@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import warnings
 from collections.abc import Iterator
@@ -246,6 +247,20 @@ def test_a_file_in_place_of_a_revision_is_repaired(folder: Path, tmp_path: Path)
     assert "publish it again" in told.value.remedy
     model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
     assert model_zoo.load(pinned, tmp_path / "hub").reference == pinned
+
+
+def test_the_next_publication_removes_what_a_killed_one_left(folder: Path, tmp_path: Path) -> None:
+    """It may be as large as the weights. A young one can be of another publisher at work."""
+    pinned = model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
+    snapshot = snapshot_of(tmp_path / "hub", pinned)
+    hour_ago = time.time() - 3700
+    for name in (".domain.json.42beaf04.tmp", ".model.safetensors.0123abcd.tmp", ".mine.tmp"):
+        (snapshot / name).write_text("half")
+        os.utime(snapshot / name, (hour_ago, hour_ago))
+    (snapshot / ".config.json.89abcdef.tmp").write_text("half")
+    model_zoo.publish(folder, "me/m", tmp_path / "hub", allow_failed=True)
+    left = {path.name for path in snapshot.glob(".*")}
+    assert left == {".mine.tmp", ".config.json.89abcdef.tmp"}
 
 
 @pytest.mark.parametrize("kind", ["garbage", "a loop of links"])
