@@ -21,7 +21,7 @@ def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|bash)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     kinds_of_blocks = [kind for kind, _ in blocks]
-    assert (kinds_of_blocks.count("python"), kinds_of_blocks.count("bash")) == (8, 5)
+    assert (kinds_of_blocks.count("python"), kinds_of_blocks.count("bash")) == (8, 6)
     for kind, text in blocks:
         if kind == "python":
             with warnings.catch_warnings():
@@ -52,5 +52,7 @@ def test_the_guide_runs(tmp_path, monkeypatch, capsys) -> None:
     for name, figure in kinds.items():
         about = heads[name].description
         assert about.errors[figure] < 0.9 * about.guess[figure], name
+    assert list(model_zoo.load("own-network").heads) == ["dipole"]
     printed = capsys.readouterr().out
+    assert "training a network of its own" in printed
     assert "energy_per_atom" in printed and "'molecule'" in printed
