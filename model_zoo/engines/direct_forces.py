@@ -87,7 +87,13 @@ class DirectForceCalculator(EvenfieldCalculator):
             energies = self.potential.energies_without_forces(
                 batch, carried.invariants, vectors, tiles
             )
-            forces = self._force_head.response(carried, places.to(energies.device), batch.positions)
+            forces = self._force_head.answers(
+                carried,
+                places.to(energies.device),
+                batch.positions,
+                batch.structure_index,
+                batch.positions.new_zeros(1),
+            )
 
         energy = float(energies.sum())
         self.results = {

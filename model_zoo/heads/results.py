@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
+import torch
 from ase import Atoms
+from torch import Tensor
 
 from ..network.interface import CarriedFeatures
 from .description import KINDS, Features, HeadError
-from .head import Head, without_dipole
+from .head import Head, net_charge, without_dipole
 from .record import REMEDY
 
 
@@ -64,19 +65,58 @@ class ResultHeads:
 
         Raises HeadError for elements that a head was fitted without.
         """
+        numbers = torch.as_tensor(atoms.numbers)
+        charge = net_charge(atoms) if self.charged_columns else 0.0
+        answers = self.answers(
+            features,
+            numbers,
+            torch.tensor(atoms.positions),
+            torch.zeros_like(numbers),
+            torch.tensor([charge]).double(),
+        )
+        left_out = "dipole" if "dipole" in answers and without_dipole(atoms) is not None else None
         found: dict[str, object] = {}
+        for column, answer in answers.items():
+            if column == left_out:
+                continue
+            own = answer if self.is_of_atoms(column) else answer[0]
+            found[column] = own.cpu().numpy() if own.ndim else float(own)
+        return found
+
+    @property
+    def charged_columns(self) -> set[str]:
+        """Entries that depend on the net charge of a structure."""
+        return {"charges", "dipole"} & set(self.columns)
+
+    def is_of_atoms(self, column: str) -> bool:
+        """Whether an entry has a row for each atom, and not one for each structure."""
+        head = self.columns.get(column) or self.columns[column.removesuffix("_std")]
+        return column == "charges" or head.description.per == "atom"
+
+    def answers(
+        self,
+        features: Mapping[Features, CarriedFeatures],
+        atomic_numbers: Tensor,
+        positions: Tensor,
+        structure_index: Tensor,
+        net_charges: Tensor,
+    ) -> dict[str, Tensor]:
+        """The entries of S structures at once: (S, ...), or (N, ...) of their atoms.
+
+        atomic_numbers (N,), positions (N, 3) in A, structure_index (N,) and net_charges (S,) in e,
+        which alone decide where the answers lie. A dipole is there for every structure.
+
+        Raises HeadError for elements that a head was fitted without.
+        """
+        place = positions.device
+        known = atomic_numbers.cpu().numpy()
+        found: dict[str, Tensor] = {}
         for column, head in self.columns.items():
-            own = features[head.description.features]
-            if column == "charges":
-                invariants = own.invariants.double().cpu().numpy()
-                found[column] = head.charges(invariants, atoms)
-                continue
-            if column == "dipole" and without_dipole(atoms) is not None:
-                continue
-            answer = head.predict(own, atoms)
-            if isinstance(answer, dict):
-                answer = np.array(list(answer.values()))
-            found[column] = answer
-            if head.description.spread:
-                found[f"{column}_std"] = head.predict_spread(own, atoms)
+            places = torch.as_tensor(head.places(known), device=place)
+            own = features[head.description.features].to(place)
+            answers = head.charge_answers if column == "charges" else head.answers
+            found[column] = answers(own, places, positions, structure_index, net_charges)
+            if column != "charges" and head.description.spread:
+                spreads = head.spreads(own, places, structure_index, len(net_charges))
+                found[f"{column}_std"] = spreads
         return found

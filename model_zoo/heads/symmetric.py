@@ -11,7 +11,8 @@ def symmetric(entries: Tensor) -> Tensor:
 
     M is K (K + 1) / 2.
     """
-    size = round((2 * entries.shape[-1] + 0.25) ** 0.5 - 0.5)
+    # int, because round of TorchScript gives no whole number
+    size = int(round((2 * entries.shape[-1] + 0.25) ** 0.5 - 0.5))  # noqa: RUF046
     place = torch.zeros(size, size, dtype=torch.long, device=entries.device)
     row, column = torch.triu_indices(size, size, device=entries.device)
     order = torch.arange(entries.shape[-1], device=entries.device)

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -79,7 +80,12 @@ class CarriedFeatures:
 
     def cpu(self) -> CarriedFeatures:
         """The same in the memory of the processor."""
-        return CarriedFeatures(self.invariants.cpu(), self.vectors.cpu(), self.tensors.cpu())
+        return self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> CarriedFeatures:
+        """The same in the memory of a device."""
+        parts = (self.invariants, self.vectors, self.tensors)
+        return CarriedFeatures(*(part.to(device) for part in parts))
 
 
 class Network(nn.Module, ABC):
