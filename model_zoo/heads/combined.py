@@ -57,7 +57,7 @@ def combined(
         return turning - means[structure_index]
     if kind == "vector":
         return _sums(turning, structure_index, num_structures)
-    if kind == "tensor" or kind == "polarizability":  # noqa: PLR1714  # TorchScript
+    if kind == "tensor" or kind == "polarizability":
         return _sums(turning + _spherical(numbers), structure_index, num_structures)
     if kind == "pseudoscalar":
         total = _sums(turning, structure_index, num_structures)
@@ -97,7 +97,7 @@ def combined_spread(
 
 def _sums(of_atoms: Tensor, structure_index: Tensor, num_structures: int) -> Tensor:
     """Sums (S, ...) over the atoms of each structure, from (N, ...)."""
-    shape = [num_structures] + list(of_atoms.shape[1:])  # noqa: RUF005  # TorchScript
+    shape = [num_structures] + list(of_atoms.shape[1:])  # noqa: RUF005
     return of_atoms.new_zeros(shape).index_add(0, structure_index, of_atoms)
 
 

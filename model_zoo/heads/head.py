@@ -128,7 +128,11 @@ class Head:
         return numbers, turning @ weight[0, num_invariant:]
 
     def spreads(
-        self, features: CarriedFeatures, places: Tensor, structure_index: Tensor, num_structures: int
+        self,
+        features: CarriedFeatures,
+        places: Tensor,
+        structure_index: Tensor,
+        num_structures: int,
     ) -> Tensor:
         """What `predict_spread` says, of several structures: (S,), or (N,) of their atoms.
 
@@ -208,9 +212,7 @@ class Head:
     ) -> Tensor:
         """The charges (N,) of several structures, by a head that `has_charges`."""
         numbers, turning = self.terms(features, places)
-        return combined(
-            "charges", False, numbers, turning, positions, structure_index, net_charges
-        )
+        return combined("charges", False, numbers, turning, positions, structure_index, net_charges)
 
     def refuse_without_dipole(self, atoms: Atoms) -> None:
         """Raise HeadError for a structure that has no dipole moment of its own."""

@@ -84,6 +84,16 @@ class ResultHeads:
         return found
 
     @property
+    def names(self) -> list[str]:
+        """All entries, with those of spreads."""
+        found = []
+        for column, head in self.columns.items():
+            found.append(column)
+            if head.description.spread:
+                found.append(f"{column}_std")
+        return found
+
+    @property
     def charged_columns(self) -> set[str]:
         """Entries that depend on the net charge of a structure."""
         return {"charges", "dipole"} & set(self.columns)
@@ -116,7 +126,7 @@ class ResultHeads:
             own = features[head.description.features].to(place)
             answers = head.charge_answers if column == "charges" else head.answers
             found[column] = answers(own, places, positions, structure_index, net_charges)
-            if column != "charges" and head.description.spread:
+            if head.description.spread:
                 spreads = head.spreads(own, places, structure_index, len(net_charges))
                 found[f"{column}_std"] = spreads
         return found
