@@ -49,8 +49,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
     """torch-sim's model interface, for one level of theory of a loaded model.
 
     Results have the dtype of the network. The stress of a system that is not periodic in three
-    directions is NaN, and so is the dipole of one that is periodic. Each system keeps a Verlet list, as long as torch-sim keeps the system at its
-    place in the batch.
+    directions is NaN, and so is the dipole of one that is periodic. Each system keeps a Verlet
+    list, as long as torch-sim keeps the system at its place in the batch.
     """
 
     def __init__(

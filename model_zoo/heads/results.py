@@ -100,8 +100,11 @@ class ResultHeads:
 
     def is_of_atoms(self, column: str) -> bool:
         """Whether an entry has a row for each atom, and not one for each structure."""
-        head = self.columns.get(column) or self.columns[column.removesuffix("_std")]
-        return column == "charges" or head.description.per == "atom"
+        return column == "charges" or self.head_of(column).description.per == "atom"
+
+    def head_of(self, column: str) -> Head:
+        """The head that fills an entry."""
+        return self.columns.get(column) or self.columns[column.removesuffix("_std")]
 
     def answers(
         self,

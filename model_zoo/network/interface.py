@@ -71,7 +71,8 @@ class CarriedFeatures:
     @classmethod
     def of_invariants(cls, invariants: Tensor) -> CarriedFeatures:
         """Invariants (N, F) without any vectors and tensors."""
-        num_atoms = len(invariants)
+        # not a length, which would be a constant of a traced graph
+        num_atoms = invariants.shape[0]
         return cls(
             invariants=invariants,
             vectors=invariants.new_zeros(num_atoms, 3, 0),

@@ -184,3 +184,186 @@ def test_torch_sims_own_check_with_heads(tmp_path: Path) -> None:
     )
     wrapped = EvenfieldTorchSimModel(model_zoo.load(saved), dtype="float64", heads=True)
     validate_model_outputs(wrapped, torch.device("cpu"), torch.float64)
+
+
+# --- metatomic
+
+
+@pytest.fixture(scope="module")
+def exported(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("metatomic", reason="comes with the extra `metatomic`")
+    path = tmp_path_factory.mktemp("file") / "heads.pt"
+    return model_zoo.export_metatomic(model, path, heads=True)
+
+
+def metatomic_values(
+    path: Path, frames: list[Atoms], *, selected: list[list[int]] | None = None, **units: str
+) -> dict[str, Any]:
+    """All outputs of a file, or those named in `units`, as metatomic's maps."""
+    import metatomic.torch as mta
+    import vesin.metatomic
+    from metatensor.torch import Labels
+
+    loaded = mta.load_atomistic_model(path)
+    dtype = getattr(torch, loaded.capabilities().dtype)
+    systems = mta.systems_to_torch(frames, dtype=dtype)
+    for neighbours in vesin.metatomic.neighbor_lists_for_model("angstrom", loaded):
+        for system in systems:
+            neighbours.add_neighbor_list(system)
+    declared = {
+        name: output
+        for name, output in loaded.capabilities().outputs.items()
+        if name not in ("charges", "non_conservative_forces")
+    }
+    outputs = {}
+    for name in units or declared:
+        about = declared[name]
+        unit = units.get(name) or about.unit
+        outputs[name] = mta.ModelOutput(unit=unit, sample_kind=about.sample_kind)
+    labels = None
+    if selected is not None:
+        labels = Labels(["system", "atom"], torch.tensor(selected, dtype=torch.int32))
+    options = mta.ModelEvaluationOptions("angstrom", outputs, labels)
+    return loaded(systems, options, check_consistency=True)
+
+
+def column_of(name: str) -> str:
+    """Where ASE's calculator has an output."""
+    standard = {
+        "energy": "energies",
+        "charge": "charges",
+        "non_conservative_force": "direct_forces",
+    }
+    return standard.get(name, name.removeprefix("evenfield::"))
+
+
+def test_a_metatomic_file_says_what_the_calculator_says(model: LoadedModel, exported: Path) -> None:
+    """All outputs at once, in unlike structures; metatomic checks the labels of each."""
+    frames = unlike()
+    found = metatomic_values(exported, frames)
+    expected = calculated(model, frames)
+    names = {column_of(name) for name in found}
+    assert names == {"energies", *model.heads, "gap_std", "volume_std", "moment_std"}
+    for name, tensor_map in found.items():
+        block = tensor_map.block()
+        own = [np.atleast_1d(results[column_of(name)]) for results in expected]
+        is_of_atoms = block.samples.names == ["system", "atom"]
+        reference = np.concatenate(own) if is_of_atoms else np.stack(own)
+        values = block.values.numpy().reshape(reference.shape)
+        scale = max(1.0, np.nanmax(np.abs(reference)))
+        np.testing.assert_allclose(values, reference, atol=1e-6 * scale, err_msg=name)
+    components = {name: found[name].block().components for name in found}
+    assert components["evenfield::dipole"][0].names == ["xyz"]
+    assert [own.names for own in components["evenfield::atom_tensor"]] == [["xyz_1"], ["xyz_2"]]
+    assert found["evenfield::phase"].block().properties.names == ["class"]
+
+
+def test_a_metatomic_file_knows_no_dipole_of_a_crystal(model: LoadedModel, exported: Path) -> None:
+    frames = unlike(periodic=True)
+    names = ["charge", "evenfield::tensor", "evenfield::levels", "evenfield::hand"]
+    found = metatomic_values(exported, frames, **dict.fromkeys(names, ""))
+    for name in names:
+        own = [np.atleast_1d(results[column_of(name)]) for results in calculated(model, frames)]
+        reference = np.concatenate(own) if name == "charge" else np.stack(own)
+        values = found[name].block().values.numpy().reshape(reference.shape)
+        np.testing.assert_allclose(values, reference, atol=1e-6, err_msg=name)
+    with pytest.raises(Exception, match="a periodic structure has no dipole moment of its own"):
+        metatomic_values(exported, frames, **{"evenfield::dipole": ""})
+
+
+def test_selected_atoms_of_a_metatomic_file(model: LoadedModel, exported: Path) -> None:
+    """Sums and atoms are those that count; what needs the whole structure is refused."""
+    frames = unlike()[:2]
+    assert len(frames[0]) == 3
+    selected = [[0, 0], [0, 2], [1, 1]]
+    # the second and all atoms of the first, whose sums add up to that of all atoms
+    rest = [[0, 1], *[[1, atom] for atom in range(len(frames[1])) if atom != 1]]
+    names = dict.fromkeys(["evenfield::atom_vector", "evenfield::tensor", "evenfield::volume"], "")
+    first = metatomic_values(exported, frames, selected=selected, **names)
+    second = metatomic_values(exported, frames, selected=rest, **names)
+    expected = calculated(model, frames)
+    own = first["evenfield::atom_vector"].block().values.squeeze(-1).numpy()
+    reference = [expected[system]["atom_vector"][atom] for system, atom in selected]
+    np.testing.assert_allclose(own, reference, atol=1e-9)
+    for name in ("evenfield::tensor", "evenfield::volume"):
+        total = first[name].block().values + second[name].block().values
+        reference = np.stack([results[column_of(name)] for results in expected])
+        values = total.numpy().reshape(reference.shape)
+        np.testing.assert_allclose(values, reference, atol=1e-9, err_msg=name)
+
+    # all of them in another order is no part
+    whole = [[system, atom] for system in (1, 0) for atom in range(len(frames[system]))]
+    charges = metatomic_values(exported, frames, selected=whole, charge="")["charge"].block()
+    for (system, atom), value in zip(charges.samples.values.tolist(), charges.values, strict=True):
+        assert float(value) == pytest.approx(expected[system]["charges"][atom], abs=1e-9)
+    for name in ("charge", "evenfield::gap", "evenfield::phase", "non_conservative_force"):
+        with pytest.raises(Exception, match=f"{name} depends on all atoms of a structure"):
+            metatomic_values(exported, frames, selected=selected, **{name: ""})
+
+
+def test_units_of_heads_are_those_of_metatomic(model: LoadedModel, exported: Path) -> None:
+    import metatomic.torch as mta
+
+    outputs = mta.load_atomistic_model(exported).capabilities().outputs
+    assert outputs["charge"].unit == "e"
+    assert outputs["non_conservative_force"].unit == "eV/A"
+    # it has no volt, and no atoms to divide by
+    assert outputs["evenfield::polarizability"].unit == "e^2*A^2/eV"
+    assert outputs["evenfield::gap"].unit == ""
+    assert "in eV/atom" in outputs["evenfield::gap"].description
+    assert "solid, liquid, gas" in outputs["evenfield::phase"].description
+
+    frames = unlike()[:1]
+    debye = metatomic_values(exported, frames, **{"evenfield::dipole": "Debye"})
+    (expected,) = calculated(model, frames)
+    found = debye["evenfield::dipole"].block().values.numpy().ravel()
+    np.testing.assert_allclose(found, expected["dipole"] * 4.803204712570264, rtol=1e-6)
+
+
+def test_derivatives_of_a_head_through_metatomic(model: LoadedModel, exported: Path) -> None:
+    """A program that differentiates the dipole gets the charges of Born."""
+    import metatomic.torch as mta
+    import vesin.metatomic
+
+    loaded = mta.load_atomistic_model(exported)
+    (atoms,) = unlike()[4:5]
+    system = mta.systems_to_torch(atoms, dtype=torch.float64, positions_requires_grad=True)
+    for neighbours in vesin.metatomic.neighbor_lists_for_model("angstrom", loaded):
+        neighbours.add_neighbor_list(system)
+    outputs = {"evenfield::dipole": mta.ModelOutput(unit="e*A", sample_kind="system")}
+    options = mta.ModelEvaluationOptions("angstrom", outputs, None)
+    dipole = loaded([system], options, True)["evenfield::dipole"].block().values.squeeze()
+    rows = [torch.autograd.grad(own, system.positions, retain_graph=True)[0] for own in dipole]
+    expected = model.polar_tensors(atoms)
+    np.testing.assert_allclose(torch.stack(rows, 1).numpy(), expected, atol=1e-9)
+
+
+def test_a_metatomic_file_of_one_head_refuses_what_the_head_has_not_learned(
+    model: LoadedModel, tmp_path: Path
+) -> None:
+    """The file has this head alone, knows the other elements, and refuses them for it."""
+    pytest.importorskip("metatomic", reason="comes with the extra `metatomic`")
+    head = model.heads["volume"]
+    organic = head.description.model_copy(update={"elements": ["H", "C", "O"]})
+    head = type(head)(
+        organic, head.weight, head.bias[:, :3], None, head.spread_weight, head.spread_bias[:3]
+    )
+    file = {HEADS: heads_file(model.potential, {"volume": head, "gap": model.heads["gap"]})}
+    saved = model_zoo.save_model(
+        tmp_path / "model", model.potential, model.record, attachments=file
+    )
+    few = model_zoo.load(saved)
+    path = model_zoo.export_metatomic(few, tmp_path / "one.pt", heads=["volume"], dtype="float32")
+    water, ammonia = unlike()[:2]
+    found = metatomic_values(path, [water])
+    assert set(found) == {"energy", "evenfield::volume", "evenfield::volume_std"}
+    (expected,) = calculated(few, [water], heads=["volume"])
+    value = float(found["evenfield::volume"].block().values)
+    assert value == pytest.approx(expected["volume"], rel=1e-4)
+    assert set(metatomic_values(path, [ammonia], energy="eV")) == {"energy"}
+    with pytest.raises(Exception, match="volume was fitted to H, C, O only"):
+        metatomic_values(path, [ammonia])
+
+    with pytest.raises(HeadError, match="mass: the model has no such head"):
+        model_zoo.export_metatomic(few, tmp_path / "two.pt", heads=["mass"])
+    assert not (tmp_path / "two.pt").exists()
