@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.units import Bohr
 
 from evenfield import model_zoo
 from evenfield.model_zoo.engines.errors import EngineError
@@ -18,6 +24,7 @@ from evenfield.model_zoo.heads.record import HEADS, heads_file
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.model_zoo.package.folder import attach
 
+from i_pi_input import dynamics_input
 from labelled_molecules import (
     ROTATING,
     heads_of_all_kinds,
@@ -196,6 +203,13 @@ def exported(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return model_zoo.export_metatomic(model, path, heads=True)
 
 
+@cache
+def loaded_file(path: Path) -> Any:
+    import metatomic.torch as mta
+
+    return mta.load_atomistic_model(path)
+
+
 def metatomic_values(
     path: Path, frames: list[Atoms], *, selected: list[list[int]] | None = None, **units: str
 ) -> dict[str, Any]:
@@ -204,7 +218,7 @@ def metatomic_values(
     import vesin.metatomic
     from metatensor.torch import Labels
 
-    loaded = mta.load_atomistic_model(path)
+    loaded = loaded_file(path)
     dtype = getattr(torch, loaded.capabilities().dtype)
     systems = mta.systems_to_torch(frames, dtype=dtype)
     for neighbours in vesin.metatomic.neighbor_lists_for_model("angstrom", loaded):
@@ -325,7 +339,7 @@ def test_derivatives_of_a_head_through_metatomic(model: LoadedModel, exported: P
     import metatomic.torch as mta
     import vesin.metatomic
 
-    loaded = mta.load_atomistic_model(exported)
+    loaded = loaded_file(exported)
     (atoms,) = unlike()[4:5]
     system = mta.systems_to_torch(atoms, dtype=torch.float64, positions_requires_grad=True)
     for neighbours in vesin.metatomic.neighbor_lists_for_model("angstrom", loaded):
@@ -339,20 +353,20 @@ def test_derivatives_of_a_head_through_metatomic(model: LoadedModel, exported: P
 
 
 def test_a_metatomic_file_of_one_head_refuses_what_the_head_has_not_learned(
-    model: LoadedModel, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     """The file has this head alone, knows the other elements, and refuses them for it."""
     pytest.importorskip("metatomic", reason="comes with the extra `metatomic`")
-    head = model.heads["volume"]
-    organic = head.description.model_copy(update={"elements": ["H", "C", "O"]})
-    head = type(head)(
-        organic, head.weight, head.bias[:, :3], None, head.spread_weight, head.spread_bias[:3]
-    )
-    file = {HEADS: heads_file(model.potential, {"volume": head, "gap": model.heads["gap"]})}
-    saved = model_zoo.save_model(
-        tmp_path / "model", model.potential, model.record, attachments=file
-    )
-    few = model_zoo.load(saved)
+    path = molecular_model(tmp_path / "model")
+    potential = model_zoo.load(path).potential
+    heads = {}
+    for name in ("volume", "gap"):
+        head = planted_head("scalar", 8, name=name, unit="A^3", features="readout", spread=True)
+        organic = head.description.model_copy(update={"elements": ["H", "C", "O"]})
+        of_spread = (head.spread_weight, head.spread_bias[:3])
+        heads[name] = type(head)(organic, head.weight, head.bias[:, :3], None, *of_spread)
+    attach(path, {HEADS: heads_file(potential, heads)})
+    few = model_zoo.load(path)
     path = model_zoo.export_metatomic(few, tmp_path / "one.pt", heads=["volume"], dtype="float32")
     water, ammonia = unlike()[:2]
     found = metatomic_values(path, [water])
@@ -367,3 +381,103 @@ def test_a_metatomic_file_of_one_head_refuses_what_the_head_has_not_learned(
     with pytest.raises(HeadError, match="mass: the model has no such head"):
         model_zoo.export_metatomic(few, tmp_path / "two.pt", heads=["mass"])
     assert not (tmp_path / "two.pt").exists()
+
+
+# --- i-PI
+
+
+def written(folder: Path, name: str, bead: int) -> np.ndarray:
+    """What i-PI wrote of an entry at each step, (steps, numbers)."""
+    (file,) = folder.glob(f"run.{name}_{bead}")
+    steps = re.split(r" #EXTRAS.*\n", file.read_text())[1:]
+    return np.array([[float(number) for number in step.split()] for step in steps])
+
+
+# i-PI uses names that Python deprecates, and leaves files open until they are collected
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_i_pi_writes_what_heads_say(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path integral of a molecule: each entry of each bead in a file of its own."""
+    pytest.importorskip("ipi", reason="comes with the extra `engines`")
+    from ipi.utils.scripting import InteractiveSimulation
+
+    from evenfield.model_zoo.engines import i_pi_driver
+
+    monkeypatch.chdir(tmp_path)
+    (atoms,) = unlike()[4:5]
+    # i-PI wants a cell, and the molecule is not periodic all the same
+    atoms.set_cell([20, 20, 20])
+    ase.io.write("start.extxyz", atoms)
+    names = [*model.heads, "gap_std", "moment_std"]
+    outputs = "".join(
+        f"<trajectory filename='{name}' stride='1' extra_type='{name}'>extras</trajectory>"
+        for name in names
+    )
+    path = i_pi_driver.__file__
+    program_input = dynamics_input("custom", 2, path, outputs, model=folder, heads="all")
+    run = InteractiveSimulation(program_input)
+    run.run(2)
+    (system,) = run.syslist
+    for bead in range(2):
+        atoms.positions[:] = system.beads.q[bead].reshape(-1, 3) * Bohr
+        (expected,) = calculated(model, [atoms])
+        expected["dipole"] = expected["dipole"] / Bohr
+        for name in names:
+            found = written(tmp_path, name, bead)
+            assert len(found) == 3
+            reference = np.ravel(expected[name])
+            scale = max(1.0, np.nanmax(np.abs(reference)))
+            np.testing.assert_allclose(found[-1], reference, atol=1e-6 * scale, err_msg=name)
+        first, *_, last = written(tmp_path, "dipole", bead)
+        assert np.abs(last - first).max() > 1e-4
+
+    # collected here, not in another test
+    del run, system
+    gc.collect()
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_i_pi_driver_gives_the_same_for_beads_in_one_call(
+    folder: Path, tmp_path: Path, periodic: bool
+) -> None:
+    from evenfield.model_zoo.engines.i_pi_driver import EvenfieldDriver
+
+    atoms = unlike(periodic=periodic)[0]
+    atoms.set_cell(atoms.cell.array if periodic else 20 * np.eye(3))
+    ase.io.write(tmp_path / "start.extxyz", atoms)
+    driver = EvenfieldDriver(str(tmp_path / "start.extxyz"), str(folder), heads="all")
+    rng = np.random.default_rng(0)
+    positions = [atoms.positions / Bohr + rng.normal(0, 0.05, (len(atoms), 3)) for _ in range(3)]
+    cells = [atoms.cell.array.T / Bohr] * 3
+    found = [json.loads(extras) for *_, extras in driver(cells, positions)]
+    for own, extras in zip(positions, found, strict=True):
+        alone = json.loads(driver(cells[0], own)[3])
+        assert list(alone) == list(extras)
+        assert ("dipole" in alone) != periodic
+        assert np.shape(extras["atom_tensor"]) == (len(atoms), 9)
+        for name, value in alone.items():
+            np.testing.assert_allclose(extras[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert found[0]["gap"] != found[1]["gap"]
+
+    # chosen by name, and none without
+    few = EvenfieldDriver(str(tmp_path / "start.extxyz"), str(folder), heads="gap phase")
+    assert list(json.loads(few(cells[0], positions[0])[3])) == ["gap", "gap_std", "phase"]
+    none = EvenfieldDriver(str(tmp_path / "start.extxyz"), str(folder))
+    assert none(cells[0], positions[0])[3] == ""
+
+
+def test_i_pi_driver_refuses_names_that_i_pi_reads(tmp_path: Path) -> None:
+    from evenfield.model_zoo.engines.i_pi_driver import EvenfieldDriver
+
+    path = molecular_model(tmp_path / "model")
+    potential = model_zoo.load(path).potential
+    size = potential.backbone.num_features
+    heads = {name: planted_head("scalar", size, name=name, unit="eV") for name in ("raw", "gap")}
+    attach(path, {HEADS: heads_file(potential, heads)})
+    ase.io.write(tmp_path / "start.extxyz", unlike()[0])
+    with pytest.raises(EngineError, match="raw: i-PI has another meaning"):
+        EvenfieldDriver(str(tmp_path / "start.extxyz"), str(path), heads="all")
+    EvenfieldDriver(str(tmp_path / "start.extxyz"), str(path), heads="gap")
