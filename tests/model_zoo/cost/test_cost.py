@@ -97,7 +97,7 @@ def test_cost_with_charges_is_that_of_a_run(training):
     for name in ("flops", "traffic", "memory"):
         of_atom = getattr(atom, name) + getattr(charge, name)
         expected = len(atoms) * of_atom + num_slots * getattr(edge, name)
-        assert expected == pytest.approx(getattr(counter, name), rel=0.1), name
+        assert expected == pytest.approx(getattr(counter, name), rel=0.15), name
 
 
 def test_cost_of_charges_grows_with_the_crystal_and_not_without_charges():
