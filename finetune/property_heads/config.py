@@ -48,7 +48,8 @@ class HeadConfig(Settings):
     )
     spread: bool = Field(
         default=False,
-        description="of a scalar or atom_scalar: learn as well how large its errors are",
+        description="learn as well how large the errors are; not of charges, a class, states or "
+        "forces",
     )
     skip_unlabelled: bool = Field(
         default=False, description="leave out structures that have no such label, and count them"

@@ -16,8 +16,8 @@ properties say, and i-PI writes it by name:
 
     <trajectory filename='gap' stride='10' extra_type='gap'> extras </trajectory>
 
-Units are those of the head, except for `dipole`: i-PI reads this name itself, in e*Bohr. Tensors of
-atoms are rows of nine numbers, because i-PI writes no more than two dimensions.
+Units are those of the head, except for `dipole`, which i-PI reads itself, in e*Bohr, and the spread
+of it. Tensors of atoms are rows of nine numbers, because i-PI writes no more than two dimensions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.engines.errors import EngineError
 from evenfield.model_zoo.heads.features import batch_features
 from evenfield.model_zoo.heads.head import net_charge, without_dipole
-from evenfield.model_zoo.heads.results import ResultHeads
+from evenfield.model_zoo.heads.results import OF_MOLECULES, ResultHeads
 from evenfield.model_zoo.hub.load import load
 
 
@@ -189,7 +189,8 @@ class EvenfieldDriver:
                 torch.full_like(batch.cell[:, 0, 0], charge),
             )
         if without_dipole(self.atoms) is not None:
-            answers.pop("dipole", None)
+            for name in OF_MOLECULES:
+                answers.pop(name, None)
         found: list[dict[str, np.ndarray]] = [{} for _ in range(num_structures)]
         for name, answer in answers.items():
             # beads have the same atoms
@@ -208,7 +209,7 @@ class EvenfieldDriver:
                 # the dipole of a periodic or charged structure
                 continue
             value = np.asarray(results[name], dtype=float)
-            if name == "dipole":
+            if name in OF_MOLECULES:
                 value = value / Bohr
             if value.ndim > 2:
                 value = value.reshape(len(value), -1)

@@ -38,7 +38,7 @@ from ..compile.tracing import scripted, trace
 from ..heads.combined import combined, combined_spread
 from ..heads.description import KINDS, HeadDescription
 from ..heads.head import LARGEST_ATOMIC_NUMBER, Head
-from ..heads.results import ResultHeads
+from ..heads.results import ResultHeads, has_spread
 from ..hub.load import LoadedModel
 from ..network.interface import CarriedFeatures
 from ..network.tiles import Tiles, cheapest_size, lay_tiles
@@ -75,13 +75,13 @@ def map_of(values: Tensor, samples: Labels, rank: int, property_name: str) -> Te
 class HeadOutput(nn.Module):
     """One output of a head; TorchScript compiles it."""
 
-    def __init__(self, head: Head, column: str, index: int) -> None:
+    def __init__(self, head: Head, column: str, index: int, *, is_spread: bool = False) -> None:
         """`column` is that of `results`, `index` the place of the numbers among the terms."""
         super().__init__()
         about = head.description
         self.column = column
         self.name = STANDARD_NAMES.get(column, f"evenfield::{column}")
-        self.is_spread = column == f"{about.name}_std"
+        self.is_spread = is_spread
         self.kind = "charges" if column == "charges" else str(about.kind)
         self.is_sum = head.is_sum
         self.is_of_atoms = column == "charges" or about.per == "atom"
@@ -89,7 +89,7 @@ class HeadOutput(nn.Module):
         self.needs_whole = is_mean or self.kind in OF_THE_WHOLE
         self.needs_whole = self.needs_whole or (self.is_spread and not self.is_of_atoms)
         self.index = index
-        self.rank = 1 if self.kind == "forces" else about.rank * (self.kind != "charges")
+        self.rank = 0 if is_spread or self.kind == "charges" else about.rank
         self.property_name = {"class": "class", "states": "state"}.get(
             self.kind, self.name.removeprefix("evenfield::")
         )
@@ -315,8 +315,9 @@ def _head_graph(
             chosen.append(head)
             num_terms += 3 if head.description.spread else 2
         outputs.append(HeadOutput(head, column, first[name]))
-        if head.description.spread:
-            outputs.append(HeadOutput(head, f"{column}_std", first[name] + 2))
+        if has_spread(column, head):
+            of_spread = first[name] + 2
+            outputs.append(HeadOutput(head, f"{column}_std", of_spread, is_spread=True))
     # an element that a head has not learned is refused before its terms are used
     tables = [_place_table(head).to(potential.readout.weight.device) for head in chosen]
 

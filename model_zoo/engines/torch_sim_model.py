@@ -26,7 +26,7 @@ from ...core.errors import MissingPackageError
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
 from ..heads.features import batch_features
-from ..heads.results import ResultHeads
+from ..heads.results import OF_MOLECULES, ResultHeads
 from ..hub.load import LoadedModel
 from .calculator import check_elements, moved, refuse_physics, refuse_results, trained_elements
 from .domain_watch import DomainWatch, StructureWatch
@@ -201,8 +201,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
             found = heads.answers(
                 features, batch.atomic_numbers, batch.positions, batch.structure_index, neutral
             )
-        if "dipole" in found:
-            found["dipole"][batch.pbc.any(1)] = torch.nan
+        for name in OF_MOLECULES & set(found):
+            found[name][batch.pbc.any(1)] = torch.nan
         return {name: value.to(self._dtype) for name, value in found.items()}
 
     def _whole(self, state: SimState | dict[str, Any]) -> SimState:

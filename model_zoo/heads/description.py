@@ -99,6 +99,7 @@ KINDS: dict[Kind, HeadKind] = {
         columns=("dipole", "charges"),
         label="dipole",
         features=("network", "readout", "equivariant"),
+        can_have_spread=True,
     ),
     "scalar": HeadKind(
         meaning="a number of the structure",
@@ -123,6 +124,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=-1,
         units=None,
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "tensor": HeadKind(
         meaning="a symmetric tensor of the structure, summed over its atoms",
@@ -131,6 +133,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units=None,
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "polarizability": HeadKind(
         meaning="dipole moment that a field induces, by the field",
@@ -141,6 +144,7 @@ KINDS: dict[Kind, HeadKind] = {
         columns=("polarizability",),
         label="polarizability",
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "pseudoscalar": HeadKind(
         meaning="a number that changes sign in the mirror",
@@ -150,6 +154,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_mean=True,
+        can_have_spread=True,
     ),
     "atom_scalar": HeadKind(
         meaning="a number of each atom",
@@ -168,6 +173,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_partial=True,
+        can_have_spread=True,
     ),
     "atom_tensor": HeadKind(
         meaning="a symmetric tensor of each atom",
@@ -177,6 +183,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_partial=True,
+        can_have_spread=True,
     ),
     "forces": HeadKind(
         meaning="forces that are derivatives of no energy: they do not conserve it",

@@ -13,12 +13,13 @@ The features are invariant, so charges, scalars and classes are, and a dipole tu
 Vectors, tensors, pseudoscalars, direct forces and dipoles with a part at each atom are linear in
 the rows of `rows.py`, whose columns turn with the atoms themselves.
 
-A scalar may come with a spread, the standard deviation of its error. Its logarithm is a mean over
-the atoms with weights of its own (Nix and Weigend, ICNN 1994):
+An answer may come with a spread, the standard deviation of its error, or of each component of that
+alike: then it turns with nothing. Its logarithm is a mean over the atoms with weights of its own on
+the invariants (Nix and Weigend, ICNN 1994):
 
     u_i = weight' . phi_i + bias'[z_i]
-    scalar        exp(mean_i u_i / 2), sqrt(N) times that where it is extensive
-    atom_scalar   exp(u_i / 2)
+    of structures   exp(mean_i u_i / 2), sqrt(N) times that where the answer is a sum
+    of atoms        exp(u_i / 2)
 
 Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit, P weights: F where
 the features are invariant.
@@ -164,8 +165,11 @@ class Head:
     def predict_spread(self, features: CarriedFeatures, atoms: Atoms) -> float | np.ndarray:
         """The standard deviation of the error of `predict`, a number or (N,), in the same unit.
 
-        Raises HeadError for a head without one, and for elements that the fit has not seen.
+        Of vectors and tensors it is that of each component. Raises HeadError for a head without
+        one, for elements that the fit has not seen, and where `predict` has no dipole.
         """
+        if self.description.kind == "dipole":
+            self.refuse_without_dipole(atoms)
         places, _, structure_index = self._alone(atoms)
         found = self.spreads(features.cpu(), places, structure_index, 1)
         return found.numpy() if self.description.per == "atom" else float(found[0])

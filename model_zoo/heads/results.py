@@ -14,6 +14,16 @@ from .head import Head, net_charge, without_dipole
 from .record import REMEDY
 
 
+# entries that no periodic and no charged structure has
+OF_MOLECULES = {"dipole", "dipole_std"}
+
+
+def has_spread(column: str, head: Head) -> bool:
+    """Whether an entry that a head fills has one beside it, the size of its errors."""
+    # that of a dipole head is not that of the charges which it gives too
+    return head.description.spread and column != "charges"
+
+
 class ResultHeads:
     """Heads, each with the entries of `results` that it fills.
 
@@ -38,7 +48,7 @@ class ResultHeads:
                 if head.has_charges:
                     self.columns.setdefault(column, head)
         for column, head in list(self.columns.items()):
-            if head.description.spread and f"{column}_std" in self.columns:
+            if has_spread(column, head) and f"{column}_std" in self.columns:
                 self._claim(f"{column}_std", head)
 
     def _claim(self, column: str, head: Head) -> None:
@@ -74,10 +84,10 @@ class ResultHeads:
             torch.zeros_like(numbers),
             torch.tensor([charge]).double(),
         )
-        left_out = "dipole" if "dipole" in answers and without_dipole(atoms) is not None else None
+        has_dipole = not OF_MOLECULES & set(answers) or without_dipole(atoms) is None
         found: dict[str, object] = {}
         for column, answer in answers.items():
-            if column == left_out:
+            if column in OF_MOLECULES and not has_dipole:
                 continue
             own = answer if self.is_of_atoms(column) else answer[0]
             found[column] = own.cpu().numpy() if own.ndim else float(own)
@@ -89,7 +99,7 @@ class ResultHeads:
         found = []
         for column, head in self.columns.items():
             found.append(column)
-            if head.description.spread:
+            if has_spread(column, head):
                 found.append(f"{column}_std")
         return found
 
@@ -129,7 +139,7 @@ class ResultHeads:
             own = features[head.description.features].to(place)
             answers = head.charge_answers if column == "charges" else head.answers
             found[column] = answers(own, places, positions, structure_index, net_charges)
-            if head.description.spread:
+            if has_spread(column, head):
                 spreads = head.spreads(own, places, structure_index, len(net_charges))
                 found[f"{column}_std"] = spreads
         return found

@@ -114,7 +114,11 @@ def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: ob
     sizes = (potential.backbone.num_features, *potential.backbone.num_carried)
     weight = rng.normal(size=(1, sum(num_columns(kind, sizes, about.num_functions))))
     bias = rng.normal(size=(1, len(SYMBOLS))) * has_charges_or_trace(kind)
-    return Head(about, weight, bias - bias.mean() * (kind == "dipole"), expansion)
+    bias = bias - bias.mean() * (kind == "dipole")
+    if not about.spread:
+        return Head(about, weight, bias, expansion)
+    of_spread = (rng.normal(size=sizes[0]), rng.normal(size=len(SYMBOLS)))
+    return Head(about, weight, bias, expansion, *of_spread)
 
 
 def heads_of_all_kinds(potential: Potential) -> dict[str, Head]:
@@ -165,7 +169,9 @@ def heads_of_all_kinds(potential: Potential) -> dict[str, Head]:
         "forces",
     ):
         name = "direct_forces" if kind == "forces" else kind
-        heads.append(rotating_head(kind, potential, name=name, unit=units.get(kind, "A")))
+        has_spread = kind in ("dipole", "atom_tensor")
+        unit = units.get(kind, "A")
+        heads.append(rotating_head(kind, potential, name=name, unit=unit, spread=has_spread))
     heads.append(
         rotating_head("pseudoscalar", potential, seed=7, name="hand", unit="sign", extensive=True)
     )

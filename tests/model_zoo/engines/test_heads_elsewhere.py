@@ -34,6 +34,10 @@ from labelled_molecules import (
 )
 
 
+# heads that say how large their errors are
+SPREADS = ("gap_std", "volume_std", "moment_std", "dipole_std", "atom_tensor_std")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = molecular_model(tmp_path_factory.mktemp("elsewhere") / "model", **ROTATING)
@@ -90,7 +94,7 @@ def test_torch_sim_says_what_the_calculator_says(
     found = wrapped(state)
     assert list(found) == wrapped.implemented_properties
     expected = calculated(model, frames, dtype=dtype)
-    names = {*model.heads, "gap_std", "volume_std", "moment_std"}
+    names = {*model.heads, *SPREADS}
     assert names <= set(found)
     for system, own in enumerate(expected):
         rows = state.system_idx == system
@@ -98,7 +102,7 @@ def test_torch_sim_says_what_the_calculator_says(
         for name in names:
             per_atom = found[name].shape[0] == len(rows)
             value = found[name][rows] if per_atom else found[name][system]
-            if name == "dipole" and periodic:
+            if name in ("dipole", "dipole_std") and periodic:
                 assert value.isnan().all()
                 continue
             reference = own[name]
@@ -163,7 +167,9 @@ def test_torch_sim_computes_properties_of_one_look_once(model: LoadedModel) -> N
     state.positions[0] -= 0.1
     np.testing.assert_allclose(calculators["dipole"](state), first["dipole"], atol=1e-12)
 
-    with pytest.raises(EngineError, match=r"phase: no head .* choose from dipole, gap"):
+    with pytest.raises(
+        EngineError, match=r"phase: no head .* choose from dipole, dipole_std, gap, gap_std"
+    ):
         wrapped.property_calculators(["phase"])
     without = EvenfieldTorchSimModel(model, dtype="float64")
     with pytest.raises(EngineError, match="make it with heads=True"):
@@ -257,7 +263,7 @@ def test_a_metatomic_file_says_what_the_calculator_says(model: LoadedModel, expo
     found = metatomic_values(exported, frames)
     expected = calculated(model, frames)
     names = {column_of(name) for name in found}
-    assert names == {"energies", *model.heads, "gap_std", "volume_std", "moment_std"}
+    assert names == {"energies", *model.heads, *SPREADS}
     for name, tensor_map in found.items():
         block = tensor_map.block()
         own = [np.atleast_1d(results[column_of(name)]) for results in expected]
@@ -411,7 +417,7 @@ def test_i_pi_writes_what_heads_say(
     # i-PI wants a cell, and the molecule is not periodic all the same
     atoms.set_cell([20, 20, 20])
     ase.io.write("start.extxyz", atoms)
-    names = [*model.heads, "gap_std", "moment_std"]
+    names = [*model.heads, *SPREADS]
     outputs = "".join(
         f"<trajectory filename='{name}' stride='1' extra_type='{name}'>extras</trajectory>"
         for name in names
@@ -424,7 +430,8 @@ def test_i_pi_writes_what_heads_say(
     for bead in range(2):
         atoms.positions[:] = system.beads.q[bead].reshape(-1, 3) * Bohr
         (expected,) = calculated(model, [atoms])
-        expected["dipole"] = expected["dipole"] / Bohr
+        for name in ("dipole", "dipole_std"):
+            expected[name] = expected[name] / Bohr
         for name in names:
             found = written(tmp_path, name, bead)
             assert len(found) == 3
