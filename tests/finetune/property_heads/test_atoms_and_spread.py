@@ -310,7 +310,7 @@ def test_a_spread_of_answers_that_turn(model, tmp_path, kind) -> None:
     figures = head.description.errors
     assert figures["gain_by_spread"] > 0.2
     assert 0.55 < figures["within_spread"] < 0.85
-    assert figures["spread_rank"] > 0.4
+    assert figures["spread_rank"] > 0.3
 
     # stored, loaded, and beside the answer in the results
     saved = model_zoo.load(save_head(head, model, "model", tmp_path / "out"))
