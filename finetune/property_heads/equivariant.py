@@ -118,21 +118,24 @@ def fit_equivariant(
         return weights
 
     all_groups = groups_of(labelled.frames, config)
+    groups = [all_groups[s] for s in train]
     group_of_row = []
-    for s, own_rows in zip(train, matrix_parts, strict=True):
-        group_of_row += [all_groups[s]] * len(own_rows)
+    for group, own_rows in zip(groups, matrix_parts, strict=True):
+        group_of_row += [group] * len(own_rows)
     targets = np.concatenate(target_parts)
     errors = left_out_errors(matrix, targets, column, group_of_row, config.seed)
     # six entries of a tensor stand for nine components, and have the sum of their squares
     squares = (errors**2).reshape(-1, NUM_INDEPENDENT[rank]).sum(axis=1) / 3**rank
     invariants = [own.invariants.double().numpy() for own in carried]
     if about.per == "atom":
-        return with_spread(weights, squares, invariants, frames, elements, labelled_atoms)
+        return with_spread(
+            weights, squares, invariants, frames, elements, groups, config.seed, labelled_atoms
+        )
     # from errors of rows to those of answers, and of sums to those of what they add up
     squares = squares / shares**2
     if is_sum:
         squares = squares / np.array([len(atoms) for atoms in frames])
-    return with_spread(weights, squares, invariants, frames, elements)
+    return with_spread(weights, squares, invariants, frames, elements, groups, config.seed)
 
 
 def _shares(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:

@@ -270,12 +270,11 @@ def fit_weights(
         sizes = np.array([len(labelled.frames[s]) for s in train])
         squares = (errors**2).reshape(-1, 3).mean(axis=1) / sizes
         of_atoms = [invariants[s] for s in train]
-        return with_spread(
-            weights, squares, of_atoms, [labelled.frames[s] for s in train], elements
-        )
+        own_frames = [labelled.frames[s] for s in train]
+        return with_spread(weights, squares, of_atoms, own_frames, elements, groups, config.seed)
     assert column is not None, "scalars have one"
     # a row of a sum is that of a mean, times the root of the number of atoms
-    of_errors = fit_spread(errors**2, matrix / column[:, None])
+    of_errors = fit_spread(errors**2, matrix / column[:, None], group_of_row, config.seed)
     spread_weight = of_errors.weights[:num_features] / size
     spread_bias = of_errors.weights[num_features:] + of_errors.constant
     return dataclasses.replace(

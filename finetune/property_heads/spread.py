@@ -5,6 +5,10 @@
     u_s    row_s . weights + constant, by ridge regression on log(r_s^2)
     spread exp(u / 2), with the constant shifted until the mean of r_s^2 / exp(u_s) is 1
 
+The structures of one composition are alike, and the ridge regression, which takes them for
+independent, would find more than holds for others. So what u varies by is multiplied by the share
+that holds for groups that were left out, down to none.
+
 The logarithm of the square of one error is a poor measure of its variance, but an unbiased one up
 to a constant, which the shift takes up; so one linear solve replaces the iterations of Nix and
 Weigend (ICNN 1994), and each error counts alike.
@@ -27,20 +31,47 @@ from .weights import Weights
 
 # relative to the RMS error; errors below it are all the same
 SMALLEST = 1e-3
+# of the deviations of log-variances from their mean
+SHARES = np.linspace(0.0, 1.0, 21)
+LARGEST_DEVIATION = 50.0
 
 
-def fit_spread(squares: np.ndarray, rows: np.ndarray) -> RidgeFit:
+def fit_spread(squares: np.ndarray, rows: np.ndarray, groups: Sequence[str], seed: int) -> RidgeFit:
     """Weights (P,) and constant of u, from squared errors (U,) of fits that left them out.
 
     U is the number of structures or atoms. Errors are those of an intensive quantity, and of a
-    vector or tensor the mean square of the components; rows (U, P) are means over atoms.
+    vector or tensor the mean square of the components; rows (U, P) are means over atoms, groups
+    (U,) what each belongs to.
     """
     floor = SMALLEST * float(np.sqrt(squares.mean()))
     squares = squares + max(floor**2, np.finfo(float).tiny)
-    found = ridge(rows, np.log(squares), np.ones(len(rows)))
-    log_variance = rows @ found.weights + found.constant
-    shift = float(np.log((squares / np.exp(log_variance)).mean()))
-    return RidgeFit(found.weights, found.constant + shift, found.penalty)
+    logarithms = np.log(squares)
+    found = ridge(rows, logarithms, np.ones(len(rows)))
+    weights = found.weights * _share_to_keep(squares, rows, groups, seed)
+    shift = float(np.log((squares / np.exp(rows @ weights)).mean()))
+    return RidgeFit(weights, shift, found.penalty)
+
+
+def _share_to_keep(
+    squares: np.ndarray, rows: np.ndarray, groups: Sequence[str], seed: int
+) -> float:
+    """What of log-variances holds for groups that a fit has not seen: 0, one spread for all, to 1.
+
+    It is the share with which the density of these errors is largest.
+    """
+    fold = folds(groups, seed)
+    deviations = np.empty(len(rows))
+    for left_out in np.unique(fold):
+        test = fold == left_out
+        fit = ridge(rows[~test], np.log(squares[~test]), np.ones(int((~test).sum())))
+        deviations[test] = (rows[test] - rows[~test].mean(axis=0)) @ fit.weights
+    # shares that make infinities are none
+    deviations = np.clip(deviations, -LARGEST_DEVIATION, LARGEST_DEVIATION)
+    scores = []
+    for share in SHARES:
+        logarithm = share * deviations
+        scores.append(np.log((squares / np.exp(logarithm)).mean()) + logarithm.mean())
+    return float(SHARES[int(np.argmin(scores))])
 
 
 def left_out_errors(
@@ -71,12 +102,14 @@ def with_spread(
     invariants: list[np.ndarray],
     frames: list[Atoms],
     elements: np.ndarray,
+    groups: Sequence[str],
+    seed: int,
     labelled: list[np.ndarray] | None = None,
 ) -> Weights:
     """Weights with those of a spread, from squared errors (U,) of an intensive quantity.
 
-    invariants: (N, F) of each structure; elements (Z,). U are the structures, or the atoms that
-    `labelled` (N,) bool of each structure names.
+    invariants: (N, F) of each structure; elements (Z,); groups: what each structure belongs to. U
+    are the structures, or the atoms that `labelled` (N,) bool of each structure names.
     """
     stacked = np.concatenate(invariants)
     centre = stacked.mean(axis=0)
@@ -89,13 +122,14 @@ def with_spread(
         else:
             rows.append(of_atoms[labelled[place]])
     matrix = np.concatenate(rows)
+    group_of_row = [group for group, own in zip(groups, rows, strict=True) for _ in own]
     # features of very different size would be penalised differently
     num_features = len(centre)
     size = np.sqrt((matrix[:, :num_features] ** 2).mean(axis=0))
     size[size <= 1e-12 * size.max(initial=0.0)] = 1.0
     matrix[:, :num_features] /= size
 
-    found = fit_spread(squares, matrix)
+    found = fit_spread(squares, matrix, group_of_row, seed)
     weight = found.weights[:num_features] / size
     bias = found.weights[num_features:] + found.constant - weight @ centre
     return dataclasses.replace(weights, spread_weight=weight, spread_bias=bias)

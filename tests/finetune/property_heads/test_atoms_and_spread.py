@@ -18,6 +18,7 @@ from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.finetune.property_heads.figures import spread_figures
 from evenfield.finetune.property_heads.fit import fit_head
 from evenfield.finetune.property_heads.labels import read_labelled
+from evenfield.finetune.property_heads.ridge import ridge
 from evenfield.finetune.property_heads.save import save_head
 from evenfield.finetune.property_heads.split import held_out
 from evenfield.finetune.property_heads.spread import fit_spread, left_out_errors
@@ -351,9 +352,22 @@ def test_variances_that_rows_explain_are_found() -> None:
     targets = rows @ [1.0, 2.0] + np.exp(0.5 * log_variance) * rng.normal(size=4000)
     groups = [str(index) for index in range(4000)]
     errors = left_out_errors(rows, targets, np.ones(4000), groups, seed=0)
-    fit = fit_spread(errors**2, rows)
+    fit = fit_spread(errors**2, rows, groups, seed=0)
     np.testing.assert_allclose(fit.weights, [1.5, 0.0], atol=0.1)
     assert fit.constant == pytest.approx(-1.0, abs=0.1)
+
+
+def test_variances_that_hold_for_no_other_group_are_nearly_one_for_all() -> None:
+    # the size of the errors is that of the group, and the features name the group
+    rng = np.random.default_rng(5)
+    group_index = np.repeat(np.arange(20), 30)
+    size = np.exp(rng.normal(size=20))[group_index]
+    features = rng.normal(size=(20, 15))[group_index]
+    squares = (size * rng.normal(size=600)) ** 2
+    fit = fit_spread(squares, features, [str(index) for index in group_index], seed=0)
+    plain = ridge(features, np.log(squares), np.ones(600))
+    assert (features @ fit.weights).std() < 0.2 * (features @ plain.weights).std()
+    assert fit.constant == pytest.approx(np.log(squares.mean()), abs=0.3)
 
 
 def test_errors_are_those_of_fits_without_the_group() -> None:
