@@ -162,11 +162,11 @@ def of_charges(
     num_features = Potential(config).backbone.num_features
     head = Charges(num_features).to(dtype)
     hidden = [_count_hidden(head, n, training=training) for n in (NUM_ATOMS, 2 * NUM_ATOMS)]
-    own = _difference(*hidden, NUM_ATOMS)
+    own = _difference(hidden[0], hidden[1], NUM_ATOMS)
 
     width = config.charge_width
     counts = [_count_waves(width, n, training=training) for n in (FEW_ATOMS, 2 * FEW_ATOMS)]
-    of_few = _difference(*counts, FEW_ATOMS)
+    of_few = _difference(counts[0], counts[1], FEW_ATOMS)
     num_waves = num_atoms * volume / resolution(smooth_deviation(width)) ** 3
     share = num_waves / WAVES_ALONG**3
     pairs = zip(astuple(own), astuple(of_few), strict=True)

@@ -177,8 +177,8 @@ class EvenfieldDriver:
         if self.heads is None:
             return [""] * num_structures
         features = {}
-        for name in self.heads.features:
-            features[name] = batch_features(self.atoms.calc.potential, batch, name)
+        for kind in self.heads.features:
+            features[kind] = batch_features(self.atoms.calc.potential, batch, kind)
         charge = net_charge(self.atoms)
         with torch.no_grad():
             answers = self.heads.answers(

@@ -99,6 +99,32 @@ class HeadOutput(nn.Module):
         self.register_buffer("is_silent", silent)
 
     @torch.jit.export
+    def add_to(
+        self,
+        results: dict[str, TensorMap],
+        outputs: dict[str, ModelOutput],
+        systems: list[System],
+        terms: list[Tensor],
+        atomic_numbers: Tensor,
+        positions: Tensor,
+        of_atoms: Labels,
+        of_systems: Labels,
+    ) -> None:
+        """Add this output to the results, if it is among those that are asked for.
+
+        terms, atomic_numbers and positions are those of the atoms that count, as `of_atoms` has
+        them. Raises what `check` and `forward` raise.
+        """
+        if self.name in outputs:
+            self.check(outputs[self.name].sample_kind, systems, len(atomic_numbers))
+            structure_index = of_atoms.column("system").long()
+            values = self.forward(terms, atomic_numbers, positions, structure_index, len(systems))
+            # sums are in float64; the program expects the dtype of its systems
+            values = values.to(systems[0].positions.dtype)
+            samples = of_atoms if self.is_of_atoms else of_systems
+            results[self.name] = map_of(values, samples, self.rank, self.property_name)
+
+    @torch.jit.export
     def check(self, sample_kind: str, systems: list[System], num_chosen: int) -> None:
         """Raise ValueError for what this output cannot be asked for."""
         kind = "atom" if self.is_of_atoms else "system"
@@ -129,7 +155,8 @@ class HeadOutput(nn.Module):
 
         Raises ValueError for an element that the head was fitted without.
         """
-        if not bool(self.is_known[atomic_numbers].all()):
+        # mypy knows no types of buffers, and TorchScript cannot read annotations of them
+        if not bool(self.is_known[atomic_numbers].all()):  # type: ignore[index]
             raise ValueError(f"{self.name} was fitted to {self.known} only")
         numbers = terms[self.index]
         if self.is_spread:
@@ -148,7 +175,7 @@ class HeadOutput(nn.Module):
                 positions.new_zeros(num_structures),
             )
         if self.is_of_atoms:
-            silent = self.is_silent[atomic_numbers]
+            silent = self.is_silent[atomic_numbers]  # type: ignore[index]
             if bool(silent.any()):
                 values = values.clone()
                 values[silent] = float("nan")
@@ -228,16 +255,12 @@ class MetatomicPotential(nn.Module):
         for term in self.head_terms(atomic_numbers, head, vectors, sender, receiver):
             terms.append(term[chosen])
         positions = torch.cat([system.positions for system in systems]).double()[chosen]
+        numbers = atomic_numbers[chosen]
+        # mypy takes them for any modules, and TorchScript reads no more in such a line
         for output in self.head_outputs:
-            if output.name in outputs:
-                output.check(outputs[output.name].sample_kind, systems, len(chosen))
-                values = output(
-                    terms, atomic_numbers[chosen], positions, structure_index, len(systems)
-                )
-                own = samples if output.is_of_atoms else of_systems
-                results[output.name] = map_of(
-                    values.to(dtype), own, output.rank, output.property_name
-                )
+            output.add_to(  # type: ignore[operator]
+                results, outputs, systems, terms, numbers, positions, samples, of_systems
+            )
         return results
 
     def graph_of(self, systems: list[System]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -407,6 +430,7 @@ def write(
     outputs = {"energy": energy}
     if heads is not None:
         for output in plain.head_outputs:
+            assert isinstance(output, HeadOutput)
             own = heads.head_of(output.column)
             outputs[output.name] = _described(output, own.description)
     capabilities = ModelCapabilities(

@@ -194,8 +194,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
 
     def _of_heads(self, heads: ResultHeads, batch: Batch) -> dict[str, Tensor]:
         features = {}
-        for name in heads.features:
-            features[name] = batch_features(self.potential, batch, name)
+        for kind in heads.features:
+            features[kind] = batch_features(self.potential, batch, kind)
         neutral = batch.positions.new_zeros(len(batch.cell))
         with torch.no_grad():
             found = heads.answers(
