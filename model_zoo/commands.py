@@ -135,6 +135,10 @@ def metatomic(
     dtype: Annotated[
         str, typer.Option(help="float64; or float32: faster, total energies to seven digits")
     ] = "float64",
+    heads: Annotated[
+        str | None,
+        typer.Option(help="heads of other properties: all, or names with commas between them"),
+    ] = None,
     folder_hub: FolderHub = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -142,7 +146,9 @@ def metatomic(
 
     Needs the extra `metatomic`.
 
-    Example: evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
+    Examples:
+    evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
+    evenfield hub export-metatomic heads runs/heads.pt --heads dipole,gap
     """
     from ..core.destination import check_destination
     from .engines.metatomic_export import METATOMIC_FILE, export_metatomic
@@ -151,7 +157,8 @@ def metatomic(
     check_destination(out, overwrite=overwrite, file_kind=METATOMIC_FILE, inputs=[reference])
 
     model = load(reference, folder_hub)
-    path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype)
+    chosen = False if heads is None else heads == "all" or heads.split(",")
+    path = export_metatomic(model, out, level_of_theory=level_of_theory, dtype=dtype, heads=chosen)
     say(f"{path}: written")
 
 

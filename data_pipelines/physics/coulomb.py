@@ -197,9 +197,7 @@ def reciprocal(
     package = torch_pme()
     potential = package.CoulombPotential(smearing=deviation).to(torch.float64)
     if mesh_spacing is None:
-        # torch-pme takes waves down to twice the length that it is told
-        wavelength = math.pi * deviation / WAVES
-        calculator = package.EwaldCalculator(potential, lr_wavelength=wavelength)
+        calculator = package.EwaldCalculator(potential, lr_wavelength=resolution(deviation))
     else:
         calculator = package.PMECalculator(
             potential, mesh_spacing=mesh_spacing, interpolation_nodes=7
@@ -209,6 +207,14 @@ def reciprocal(
     no_pairs = torch.zeros((0, 2), dtype=torch.int64, device=charges.device)
     waves: Tensor = calculator(charges, cell, positions, no_pairs, positions.new_zeros(0))
     return waves
+
+
+def resolution(deviation: float) -> float:
+    """Half the length of the shortest wave in A: one wave for each such cube of a cell is summed.
+
+    `deviation` as in `reciprocal`. torch-pme takes waves down to twice the length that it is told.
+    """
+    return math.pi * deviation / WAVES
 
 
 def smooth_energies(
@@ -230,12 +236,18 @@ def smooth_energies(
 
     if num_periodic == 2:
         cell, heights = _around_a_slab(positions, cell, pbc)
-    halves = reciprocal(charges.unsqueeze(1), cell, positions, math.sqrt(2) * width).squeeze(1)
+    deviation = smooth_deviation(width)
+    halves = reciprocal(charges.unsqueeze(1), cell, positions, deviation).squeeze(1)
     if num_periodic == 2:
         # Yeh and Berkowitz, J. Chem. Phys. 111, 3155 (1999): the field between the images
         volume = torch.linalg.det(cell).abs()
         halves = halves + 2 * math.pi / volume * heights * (charges @ heights)
     return COULOMB * charges * halves
+
+
+def smooth_deviation(width: float) -> float:
+    """Of the waves of `smooth_energies`, in A: that of two Gaussians of a width in A."""
+    return math.sqrt(2) * width
 
 
 def _around_a_slab(positions: Tensor, cell: Tensor, pbc: Sequence[bool]) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ class HeadConfig(Settings):
     )
     spread: bool = Field(
         default=False,
-        description="of a scalar or atom_scalar: learn as well how large its errors are",
+        description="learn as well how large the errors are; not of charges, a class, states or "
+        "forces",
     )
     skip_unlabelled: bool = Field(
         default=False, description="leave out structures that have no such label, and count them"
@@ -132,6 +133,12 @@ class HeadConfig(Settings):
             raise ValueError(f"network: head={self.head} has no network of its own: leave it out")
         if self.network == "trained" and self.head_features == "readout":
             raise ValueError("features: network=trained trains no readout: leave features out")
+        if self.network == "trained" and self.spread:
+            # it is learned from errors on structures that a fit has left out
+            raise ValueError(
+                "spread: network=trained has seen all structures, so that it would be too small: "
+                "leave one of them out"
+            )
         if self.network == "frozen" and self.training != NetworkTraining():
             raise ValueError("training: set network=trained, which it belongs to")
         if self.torque is not None and self.head != "forces":

@@ -20,8 +20,13 @@ from ...model_zoo.network.interface import CarriedFeatures
 from .config import HeadConfig
 from .labels import LabelledFrames
 from .ridge import ridge
+from .split import groups_of
+from .spread import left_out_errors, with_spread
 from .weights import Weights
 
+
+# independent entries of an answer, by rank
+NUM_INDEPENDENT = {0: 1, 1: 3, 2: 6}
 
 # Added to the size of a label, as a share of the median, by rank. A dipole may vanish by symmetry
 # without being easy to predict; a polarizability is small only where the molecule is.
@@ -54,6 +59,7 @@ def fit_equivariant(
     is_sum = rank > 0 or config.extensive
     matrix_parts = []
     target_parts = []
+    labelled_atoms = []
     column_parts = []
     shares = shares_of(labelled, train, config)
     for s, own, atoms, place, share in zip(train, carried, frames, places, shares, strict=True):
@@ -70,6 +76,7 @@ def fit_equivariant(
         label = np.asarray(labelled.labels[s])
         own_targets = _independent(label[..., None], rank)[:, 0]
         has_label = np.isfinite(own_targets)
+        labelled_atoms.append(has_label.reshape(-1, NUM_INDEPENDENT[rank]).all(axis=1))
         matrix_parts.append(share * own_rows[has_label])
         target_parts.append(share * own_targets[has_label])
         if rank == 2:
@@ -106,7 +113,29 @@ def fit_equivariant(
         bias = bias - weight[:num_invariant] @ centre
     if not num_invariant:
         bias = np.zeros(num_elements)
-    return Weights(weight[None], bias[None], solution.penalty, expansion)
+    weights = Weights(weight[None], bias[None], solution.penalty, expansion)
+    if not config.spread:
+        return weights
+
+    all_groups = groups_of(labelled.frames, config)
+    groups = [all_groups[s] for s in train]
+    group_of_row = []
+    for group, own_rows in zip(groups, matrix_parts, strict=True):
+        group_of_row += [group] * len(own_rows)
+    targets = np.concatenate(target_parts)
+    errors = left_out_errors(matrix, targets, column, group_of_row, config.seed)
+    # six entries of a tensor stand for nine components, and have the sum of their squares
+    squares = (errors**2).reshape(-1, NUM_INDEPENDENT[rank]).sum(axis=1) / 3**rank
+    invariants = [own.invariants.double().numpy() for own in carried]
+    if about.per == "atom":
+        return with_spread(
+            weights, squares, invariants, frames, elements, groups, config.seed, labelled_atoms
+        )
+    # from errors of rows to those of answers, and of sums to those of what they add up
+    squares = squares / shares**2
+    if is_sum:
+        squares = squares / np.array([len(atoms) for atoms in frames])
+    return with_spread(weights, squares, invariants, frames, elements, groups, config.seed)
 
 
 def shares_of(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:

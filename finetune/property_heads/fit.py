@@ -54,7 +54,7 @@ from .logistic import logistic
 from .network import Trained, train_network
 from .ridge import ridge
 from .split import groups_of, held_out
-from .spread import fit_spread
+from .spread import fit_spread, left_out_errors, with_spread
 from .states import fit_states
 from .weights import Weights
 
@@ -140,7 +140,10 @@ def fit_head(
     guess = figures_of(guesses, labels, config)
     if config.spread:
         spreads = [head.predict_spread(features[s], labelled.frames[s]) for s in test]
-        errors |= spread_figures(flat(predictions) - flat(labels), flat(spreads))
+        # each component of a vector or tensor has that of the whole
+        repeats = 3 ** KINDS[config.head].rank
+        spread = np.repeat(flat(spreads), repeats)
+        errors |= spread_figures(flat(predictions) - flat(labels), spread)
     judged = [int(s) for s in test if labelled.couplings and labelled.couplings[s] is not None]
     if judged:
         errors |= _coupling_errors(model.potential, head, labelled, judged)
@@ -304,14 +307,23 @@ def fit_weights(
     bias = solution.weights[None, num_features:] + solution.constant
     if config.head in ("charges", "dipole"):
         # a constant added to all charges is taken off again, so the mean bias can be anything
-        return Weights(weight, bias - bias.mean(), solution.penalty)
-    weights = Weights(weight, bias - weight @ centre, solution.penalty)
+        weights = Weights(weight, bias - bias.mean(), solution.penalty)
+    else:
+        weights = Weights(weight, bias - weight @ centre, solution.penalty)
     if not config.spread:
         return weights
 
-    assert column is not None, "scalars have one"
     group_of_row = [group for group, own in zip(groups, rows, strict=True) for _ in own]
-    of_errors = fit_spread(matrix, targets, column, group_of_row, config.seed)
+    errors = left_out_errors(matrix, targets, column, group_of_row, config.seed)
+    if config.head == "dipole":
+        sizes = np.array([len(labelled.frames[s]) for s in train])
+        squares = (errors**2).reshape(-1, 3).mean(axis=1) / sizes
+        of_atoms = [invariants[s] for s in train]
+        own_frames = [labelled.frames[s] for s in train]
+        return with_spread(weights, squares, of_atoms, own_frames, elements, groups, config.seed)
+    assert column is not None, "scalars have one"
+    # a row of a sum is that of a mean, times the root of the number of atoms
+    of_errors = fit_spread(errors**2, matrix / column[:, None], group_of_row, config.seed)
     spread_weight = of_errors.weights[:num_features] / size
     spread_bias = of_errors.weights[num_features:] + of_errors.constant
     return dataclasses.replace(

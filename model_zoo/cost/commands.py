@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -37,6 +38,9 @@ def cost(
     neighbours: Annotated[
         float, typer.Option(help="neighbours of an atom within the cutoff")
     ] = 40.0,
+    atoms: Annotated[
+        int, typer.Option(min=1, help="atoms of a crystal; learned charges alone depend on it")
+    ] = 64,
     memory: Annotated[
         float | None, typer.Option(help="GB of the device; default: this machine's")
     ] = None,
@@ -49,10 +53,13 @@ def cost(
 ) -> None:
     """Parameters, FLOPs, bytes and memory per atom and edge, and the largest batch for a device.
 
-    Nothing is computed but the count: the network runs on tensors without data.
+    Nothing is computed but the count: the network runs on tensors without data. With learned
+    charges, an atom also meets all waves of its structure, which fill the volume that `neighbours`
+    implies: say how large your crystals are.
 
     Examples:
     evenfield model cost
+    evenfield model cost charges=true --atoms 256
     evenfield model cost channels=128 l_max=2 --memory 80 --measure
     """
     import os
@@ -63,7 +70,7 @@ def cost(
     from ...core.settings import load_settings
     from ..potential.config import PotentialConfig
     from ..potential.potential import Potential
-    from .cost import per_atom_and_edge
+    from .cost import of_charges, per_atom_and_edge
 
     config = load_settings(PotentialConfig, None, overrides)
     torch_dtype = getattr(torch, dtype)
@@ -71,9 +78,16 @@ def cost(
         "inference": per_atom_and_edge(config, torch_dtype, training=False),
         "training": per_atom_and_edge(config, torch_dtype, training=True),
     }
+    # of an atom, where a sphere of the cutoff has so many
+    volume = 4 / 3 * math.pi * config.cutoff**3 / neighbours
+    charges = {
+        name: of_charges(config, torch_dtype, atoms, volume, training=name == "training")
+        for name in costs
+        if config.charges
+    }
     num_parameters = sum(parameter.numel() for parameter in Potential(config).parameters())
     console = Console()
-    console.print(_table(costs, neighbours))
+    console.print(_table(costs, neighbours, charges, atoms))
 
     bytes_per_number = torch.finfo(torch_dtype).bits // 8
     # weights, gradients, and the six tensors that SOAP keeps for a square matrix
@@ -87,7 +101,8 @@ def cost(
     if memory:
         total_bytes = 1e9 * memory
     atom, edge = costs["training"]
-    edges = (total_bytes - fixed_bytes) / (edge.memory + atom.memory / neighbours)
+    of_atom = atom.memory + (charges["training"].memory if charges else 0.0)
+    edges = (total_bytes - fixed_bytes) / (edge.memory + of_atom / neighbours)
     console.print(
         f"a training step in {total_bytes / 1e9:.0f} GB takes at most {edges:,.0f} edges at once,"
     )
@@ -95,21 +110,33 @@ def cost(
 
     if measure:
         for name, (atom, edge) in costs.items():
-            console.print(f"{name}: {_roofline(atom, edge, neighbours, torch_dtype)}")
+            whole = _whole(atom, edge, neighbours, charges.get(name))
+            console.print(f"{name}: {_roofline(whole, torch_dtype)}")
 
 
-def _table(costs: dict[str, tuple[Cost, Cost]], neighbours: float) -> Table:
+def _whole(atom: Cost, edge: Cost, neighbours: float, charges: Cost | None) -> Cost:
+    """An atom with its edges and its charge."""
+    from .cost import Cost
+
+    of_charges = (0.0, 0.0, 0.0) if charges is None else astuple(charges)
+    parts = zip(astuple(atom), astuple(edge), of_charges, strict=True)
+    return Cost(*(own + neighbours * of_edge + charge for own, of_edge, charge in parts))
+
+
+def _table(
+    costs: dict[str, tuple[Cost, Cost]], neighbours: float, charges: dict[str, Cost], atoms: int
+) -> Table:
     from rich.table import Table
 
     table = Table("", "MFLOP", "MB moved", "kB at the peak", "FLOP per byte")
     for name, (atom, edge) in costs.items():
-        pairs = zip(astuple(atom), astuple(edge), strict=True)
-        whole = tuple(of_atom + neighbours * of_edge for of_atom, of_edge in pairs)
-        rows = {
-            "an atom without its edges": astuple(atom),
-            "an edge": astuple(edge),
-            f"an atom with {neighbours:g} edges": whole,
-        }
+        own = charges.get(name)
+        rows = {"an atom without its edges": astuple(atom), "an edge": astuple(edge)}
+        if own is not None:
+            rows[f"the charge of an atom among {atoms}"] = astuple(own)
+        with_charge = " and its charge" if own is not None else ""
+        whole = astuple(_whole(atom, edge, neighbours, own))
+        rows[f"an atom with {neighbours:g} edges{with_charge}"] = whole
         for what, (flops, traffic, memory) in rows.items():
             table.add_row(
                 f"{name}: {what}",
@@ -121,11 +148,11 @@ def _table(costs: dict[str, tuple[Cost, Cost]], neighbours: float) -> Table:
     return table
 
 
-def _roofline(atom: Cost, edge: Cost, neighbours: float, dtype: torch.dtype) -> str:
+def _roofline(whole: Cost, dtype: torch.dtype) -> str:
     """Whether matrix products or memory bound the model on this machine, with one thread each."""
     product_rate, memory_rate = machine_rates(dtype)
-    product_seconds = (atom.flops + neighbours * edge.flops) / product_rate
-    memory_seconds = (atom.traffic + neighbours * edge.traffic) / memory_rate
+    product_seconds = whole.flops / product_rate
+    memory_seconds = whole.traffic / memory_rate
     bound = "memory, unless a cache holds the batch"
     if product_seconds > memory_seconds:
         bound = "the matrix products"

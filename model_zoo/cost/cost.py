@@ -3,6 +3,10 @@
 The network is run on fake tensors, which have sizes but no data. The count therefore follows the
 code of any network, and models of every size can be counted on any machine. Costs are linear in
 atoms and edge slots; `per_atom_and_edge` finds the two coefficients.
+
+Learned charges have a cost of their own, `of_charges`: in a crystal each atom meets all waves of
+its structure, and these are as many as the volume has room for. So the cost of an atom grows with
+the structure, and that of the structure as its square.
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ...core.torch_modes import own_modes
+from ...data_pipelines.batch import Batch
+from ...data_pipelines.physics.coulomb import resolution, smooth_deviation
 from ..network.tiles import Tiles
+from ..potential.charges import Charges, coulomb_term
 from ..potential.config import PotentialConfig
 from ..potential.derivatives import energies_and_slopes
 from ..potential.potential import Potential
@@ -30,6 +38,10 @@ TILE_SIZE = 16
 # Atoms and tiles of the calls that are compared: so many that fixed costs do not show.
 NUM_ATOMS = 500
 NUM_TILES = 2000
+
+# Atoms of the two crystals whose waves are counted, and the waves along an edge of their cell.
+FEW_ATOMS = 16
+WAVES_ALONG = 12
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,80 @@ def per_atom_and_edge(
     atom = _difference(base, more_atoms, NUM_ATOMS)
     edge = _difference(base, more_tiles, NUM_TILES * TILE_SIZE)
     return atom, edge
+
+
+def of_charges(
+    config: PotentialConfig,
+    dtype: torch.dtype,
+    num_atoms: int,
+    volume: float,
+    *,
+    training: bool,
+) -> Cost:
+    """Cost of the learned charges of one atom in a crystal of so many, `volume` A^3 for each.
+
+    It comes on top of `per_atom_and_edge`. Nothing for a model without charges. Waves are in
+    float64, and are counted on a small crystal whose energies are computed. Molecules, which sum
+    over pairs instead of waves, cost less.
+    """
+    if not config.charges:
+        return Cost(0.0, 0.0, 0.0)
+    num_features = Potential(config).backbone.num_features
+    head = Charges(num_features).to(dtype)
+    hidden = [_count_hidden(head, n, training=training) for n in (NUM_ATOMS, 2 * NUM_ATOMS)]
+    own = _difference(hidden[0], hidden[1], NUM_ATOMS)
+
+    width = config.charge_width
+    counts = [_count_waves(width, n, training=training) for n in (FEW_ATOMS, 2 * FEW_ATOMS)]
+    of_few = _difference(counts[0], counts[1], FEW_ATOMS)
+    num_waves = num_atoms * volume / resolution(smooth_deviation(width)) ** 3
+    share = num_waves / WAVES_ALONG**3
+    pairs = zip(astuple(own), astuple(of_few), strict=True)
+    return Cost(*(of_atom + share * of_waves for of_atom, of_waves in pairs))
+
+
+def _count_hidden(head: Charges, num_atoms: int, *, training: bool) -> Cost:
+    """Cost of the charges of atoms from their features, and of the slopes by these."""
+    size = head.hidden.in_features
+    dtype = head.weight.dtype
+    with FakeTensorMode(allow_non_fake_inputs=True), CostCounter() as counter, torch.enable_grad():
+        features = torch.ones(num_atoms, size, dtype=dtype, requires_grad=True)
+        charges = torch.nn.functional.silu(head.hidden(features)) @ head.weight
+        slopes = torch.autograd.grad(charges.sum(), features, create_graph=training)
+        if training:
+            loss = charges.sum() + slopes[0].square().sum()
+            torch.autograd.grad(loss, [features, *head.parameters()], allow_unused=True)
+    return Cost(counter.flops, counter.traffic, counter.memory)
+
+
+@own_modes()
+def _count_waves(width: float, num_atoms: int, *, training: bool) -> Cost:
+    """Cost of the Coulomb energy of a cubic crystal, and of its derivatives.
+
+    The number of waves follows from the cell, which a tensor without data does not have.
+    """
+    length = (WAVES_ALONG - 0.5) * resolution(smooth_deviation(width))
+    generator = torch.Generator().manual_seed(0)
+    fractions = torch.rand(num_atoms, 3, dtype=torch.float64, generator=generator)
+    nothing = torch.zeros(num_atoms, dtype=torch.long)
+    batch = Batch(
+        atomic_numbers=nothing + 1,
+        positions=length * fractions,
+        cell=length * torch.eye(3, dtype=torch.float64)[None],
+        pbc=torch.ones(1, 3, dtype=torch.bool),
+        edge_index=torch.zeros(2, 0, dtype=torch.long),
+        cell_shifts=torch.zeros(0, 3, dtype=torch.float64),
+        structure_index=nothing,
+        head=torch.zeros(1, dtype=torch.long),
+    )
+    charges = torch.linspace(-1, 1, num_atoms, dtype=torch.float64, requires_grad=True)
+    with CostCounter() as counter, torch.enable_grad():
+        term = coulomb_term(charges, batch, width, keep_graph=training)
+        if training:
+            parts = (term.energies, term.by_positions, term.by_strain, term.by_charges)
+            loss = torch.stack([part.square().sum() for part in parts]).sum()
+            torch.autograd.grad(loss, charges)
+    return Cost(counter.flops, counter.traffic, counter.memory)
 
 
 def _difference(base: Cost, larger: Cost, steps: int) -> Cost:

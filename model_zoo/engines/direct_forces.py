@@ -91,8 +91,12 @@ class DirectForceCalculator(EvenfieldCalculator):
             energies = self.potential.energies_without_forces(
                 batch, carried.invariants, vectors, tiles
             )
-            forces = self._force_head.response(
-                of_forces, places.to(energies.device), batch.positions
+            forces = self._force_head.answers(
+                of_forces,
+                places.to(energies.device),
+                batch.positions,
+                batch.structure_index,
+                batch.positions.new_zeros(1),
             )
 
         energy = float(energies.sum())

@@ -10,10 +10,20 @@
 PATH is `evenfield.model_zoo.engines.i_pi_driver.__file__`. With `batch_size` equal to the number of
 beads, all of them are computed in one call, which takes a fraction of the time for small systems.
 i-PI's own driver for ASE cannot be used, because it stops at results that ASE does not know.
+
+With `heads: all`, or names such as `heads: dipole gap`, each step has what heads of other
+properties say, and i-PI writes it by name:
+
+    <trajectory filename='gap' stride='10' extra_type='gap'> extras </trajectory>
+
+Units are those of the head, except for `dipole`, which i-PI reads itself, in e*Bohr, and the spread
+of it. Tensors of atoms are rows of nine numbers, because i-PI writes no more than two dimensions.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +38,9 @@ from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.ase_files import read_one
 from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo.engines.errors import EngineError
+from evenfield.model_zoo.heads.features import BatchFeatures
+from evenfield.model_zoo.heads.head import net_charge, without_dipole
+from evenfield.model_zoo.heads.results import OF_MOLECULES, ResultHeads
 from evenfield.model_zoo.hub.load import load
 
 
@@ -36,6 +49,18 @@ __DRIVER_CLASS__ = "EvenfieldDriver"
 
 # what i-PI adds to the parameters of its input file
 I_PIS_OWN = {"verbosity", "verbose"}
+
+# extras that i-PI itself reads, as something else than a property of a head
+MEANINGS = {
+    "BEC",
+    "baseline_extras",
+    "committee_force",
+    "committee_pot",
+    "committee_virial",
+    "dipole_derivative",
+    "friction",
+    "raw",
+}
 
 
 class EvenfieldDriver:
@@ -50,29 +75,43 @@ class EvenfieldDriver:
         device: str = "cpu",
         dtype: str = "float64",
         folder_hub: str | None = None,
+        heads: str | None = None,
         **others: Any,
     ) -> None:
         """Read the atoms, in i-PI's order, from the file `template`, and load a model by reference.
 
-        Raises EngineError for a parameter that is neither ours nor i-PI's.
+        `heads` is `all`, or names of heads of other properties with blanks between them.
+
+        Raises EngineError for a parameter that is neither ours nor i-PI's and for a head whose name
+        i-PI has another meaning for, and HeadError where the model has no heads, or not those.
         """
         # a misspelt parameter would leave its default in place
         unknown = sorted(set(others) - I_PIS_OWN)
         if unknown:
             raise EngineError(
                 f"{', '.join(unknown)}: no such parameter",
-                remedy="the parameters are template, model, level_of_theory, device, dtype and "
-                "folder_hub",
+                remedy="the parameters are template, model, level_of_theory, device, dtype, "
+                "folder_hub and heads",
             )
         self.atoms = read_one(Path(template))
-        self.atoms.calc = load(model, folder_hub).calculator(
-            device=device, level_of_theory=level_of_theory, dtype=dtype
+        loaded = load(model, folder_hub)
+        names = False if heads is None else heads == "all" or heads.split()
+        chosen = loaded.chosen_heads(names)
+        self.heads = None if chosen is None else ResultHeads(chosen)
+        taken = set() if self.heads is None else MEANINGS & set(self.heads.names)
+        if taken:
+            raise EngineError(
+                f"{', '.join(sorted(taken))}: i-PI has another meaning for such a name",
+                remedy="name the other heads, or fit this one again with another name=",
+            )
+        self.atoms.calc = loaded.calculator(
+            device=device, level_of_theory=level_of_theory, dtype=dtype, heads=names
         )
 
     def compute_structure(
         self, cell: np.ndarray, positions: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray, str]:
-        """Energy (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree), no extras."""
+        """Energy (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree), JSON."""
         self._move(cell, positions)
         energy = self.atoms.get_potential_energy()
         forces = self.atoms.get_forces()
@@ -81,7 +120,8 @@ class EvenfieldDriver:
         except PropertyNotImplementedError:
             # without three periodic directions there is none, but i-PI asks for it all the same
             virial = np.zeros((3, 3))
-        return energy / Hartree, forces * Bohr / Hartree, virial / Hartree, ""
+        extras = self._extras(self.atoms.calc.results)
+        return energy / Hartree, forces * Bohr / Hartree, virial / Hartree, extras
 
     def compute_structures(
         self, cells: list[np.ndarray], positions: list[np.ndarray]
@@ -120,15 +160,59 @@ class EvenfieldDriver:
             pairs = zip(cells, positions, strict=True)
             return [self.compute_structure(cell, own) for cell, own in pairs]
 
+        extras = self._extras_of_batch(batch)
         virials = np.zeros((len(cells), 3, 3))
         if self.atoms.pbc.all():
             volumes = np.array([abs(np.linalg.det(cell)) for cell in cells]) * Bohr**3
             stress = prediction.stress.double().cpu().numpy()
             virials = -stress * volumes[:, None, None]
         return [
-            (float(energy) / Hartree, force * Bohr / Hartree, virial / Hartree, "")
-            for energy, force, virial in zip(energies, forces, virials, strict=True)
+            (float(energy) / Hartree, force * Bohr / Hartree, virial / Hartree, own)
+            for energy, force, virial, own in zip(energies, forces, virials, extras, strict=True)
         ]
+
+    def _extras_of_batch(self, batch: Batch) -> list[str]:
+        """What heads say of each structure of a batch."""
+        num_structures = len(batch.cell)
+        if self.heads is None:
+            return [""] * num_structures
+        features = BatchFeatures(self.atoms.calc.potential, batch)
+        charge = net_charge(self.atoms)
+        with torch.no_grad():
+            answers = self.heads.answers(
+                features,
+                batch.atomic_numbers,
+                batch.positions,
+                batch.structure_index,
+                torch.full_like(batch.cell[:, 0, 0], charge),
+            )
+        if without_dipole(self.atoms) is not None:
+            for name in OF_MOLECULES:
+                answers.pop(name, None)
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(num_structures)]
+        for name, answer in answers.items():
+            # beads have the same atoms
+            parts = answer.cpu().numpy().reshape(num_structures, -1, *answer.shape[1:])
+            for own, part in zip(found, parts, strict=True):
+                own[name] = part if self.heads.is_of_atoms(name) else part[0]
+        return [self._extras(own) for own in found]
+
+    def _extras(self, results: Mapping[str, Any]) -> str:
+        """Results of heads as i-PI takes them; nothing without heads."""
+        if self.heads is None:
+            return ""
+        written = {}
+        for name in self.heads.names:
+            if name not in results:
+                # the dipole of a periodic or charged structure
+                continue
+            value = np.asarray(results[name], dtype=float)
+            if name in OF_MOLECULES:
+                value = value / Bohr
+            if value.ndim > 2:
+                value = value.reshape(len(value), -1)
+            written[name] = value.tolist()
+        return json.dumps(written)
 
     def _move(self, cell: np.ndarray, positions: np.ndarray) -> None:
         # i-PI has cell vectors in columns, ASE in rows

@@ -8,7 +8,7 @@ code that it contains, so it is written for other programs and never read here.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ...core.destination import FileKind
 from ...core.errors import MissingPackageError
 from ...core.files import file_errors, whole_file
 from ...core.torch_modes import own_modes
+from ..heads.results import ResultHeads
 from ..hub.load import LoadedModel
 from .calculator import checked_dtype, refuse_charges, refuse_physics
 from .errors import EngineError
@@ -48,16 +49,20 @@ def export_metatomic(
     *,
     level_of_theory: str | None = None,
     dtype: str = "float64",
+    heads: bool | Sequence[str] = False,
 ) -> Path:
     """Write one level of theory of a model as a metatomic file; returns `path`.
 
     `dtype` is that of the network, and of everything that the file and the program exchange.
     float32 is faster, but leaves seven digits to the total energy, which includes E0.
 
-    Without `level_of_theory` it is the default of the model.
+    Without `level_of_theory` it is the default of the model. `heads` adds the heads of other
+    properties as outputs, all of them or those named. Charges are `charge`, direct forces
+    `non_conservative_force`, all others `evenfield::NAME`.
 
     Raises EngineError for a path that does not end in .pt, an unknown dtype, or a level that was
-    trained on no element, and for a model with physics; LevelError for an unknown level of theory,
+    trained on no element, and for a model with physics or learned charges; HeadError where the
+    model has no heads, or not those; LevelError for an unknown level of theory,
     and where a model of several has no default; MissingPackageError without metatomic; FileError
     when the file cannot be written.
     """
@@ -80,6 +85,9 @@ def export_metatomic(
             remedy="choose another level of theory",
         )
 
+    chosen = model.chosen_heads(heads)
+    outputs = None if chosen is None else ResultHeads(chosen)
+
     with _index_select_of_torch():
         try:
             from .metatomic_model import write
@@ -94,7 +102,7 @@ def export_metatomic(
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as unfinished:
-            write(model, level, dtype, unfinished)
+            write(model, level, dtype, unfinished, outputs)
     return path
 
 

@@ -7,6 +7,10 @@ derivative of the energy itself.
 Energies, reference energies and core repulsion are those of the calculator. A file has one level of
 theory, and metatomic refuses elements that this level never saw in training.
 
+Heads of other properties are further outputs, from a graph of their own that runs only where one of
+them is asked for. Charges and direct forces have metatomic's names, `charge` and
+`non_conservative_force`, all others are `evenfield::NAME`.
+
 Shapes: N atoms of all systems together. metatomic says "system" for what is a structure elsewhere.
 """
 
@@ -17,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from ase.data import chemical_symbols
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import (
     AtomisticModel,
@@ -25,20 +30,173 @@ from metatomic.torch import (
     ModelOutput,
     NeighborListOptions,
     System,
+    unit_conversion_factor,
 )
 from torch import Tensor, nn
 
 from ..compile.tracing import scripted, trace
+from ..heads.combined import combined, combined_spread
+from ..heads.description import KINDS, HeadDescription
+from ..heads.features import in_place_of
+from ..heads.head import LARGEST_ATOMIC_NUMBER, Head
+from ..heads.results import ResultHeads, has_spread
 from ..hub.load import LoadedModel
+from ..network.interface import CarriedFeatures, Network
 from ..network.tiles import Tiles, cheapest_size, lay_tiles
 from ..potential.potential import Potential
 from .calculator import moved, trained_elements
 
 
-class MetatomicPotential(nn.Module):
-    """metatomic's interface around the energies of the atoms; TorchScript compiles all of it."""
+# columns of `results` that metatomic has a name for
+STANDARD_NAMES = {"charges": "charge", "direct_forces": "non_conservative_force"}
 
-    def __init__(self, potential: Potential, head: int) -> None:
+# answers that depend on all atoms of a structure, and not only through a sum of terms of the atoms
+OF_THE_WHOLE = ("charges", "dipole", "class", "states", "forces")
+
+# units that metatomic reads, for those of ours that it cannot; a volt is an eV for a charge of 1 e
+UNITS = {"e*A^2/V": "e^2*A^2/eV", "probability": ""}
+
+
+def map_of(values: Tensor, samples: Labels, rank: int, property_name: str) -> TensorMap:
+    """Values (samples, ...) of a rank, with the labels that metatomic demands."""
+    xyz = torch.arange(3, device=values.device).unsqueeze(1)
+    components: list[Labels] = []
+    if rank == 1:
+        components = [Labels(["xyz"], xyz)]
+    if rank == 2:
+        components = [Labels(["xyz_1"], xyz), Labels(["xyz_2"], xyz)]
+    if values.dim() == rank + 1:
+        values = values.unsqueeze(-1)
+    entries = torch.arange(values.shape[-1], device=values.device).unsqueeze(1)
+    block = TensorBlock(values, samples, components, Labels([property_name], entries))
+    single = torch.zeros((1, 1), dtype=torch.int32, device=values.device)
+    return TensorMap(Labels(["_"], single), [block])
+
+
+class HeadOutput(nn.Module):
+    """One output of a head; TorchScript compiles it."""
+
+    def __init__(self, head: Head, column: str, index: int, *, is_spread: bool = False) -> None:
+        """`column` is that of `results`, `index` the place of the numbers among the terms."""
+        super().__init__()
+        about = head.description
+        self.column = column
+        self.name = STANDARD_NAMES.get(column, f"evenfield::{column}")
+        self.is_spread = is_spread
+        self.kind = "charges" if column == "charges" else str(about.kind)
+        self.is_sum = head.is_sum
+        self.is_of_atoms = column == "charges" or about.per == "atom"
+        is_mean = about.per == "structure" and not self.is_sum
+        self.needs_whole = is_mean or self.kind in OF_THE_WHOLE
+        self.needs_whole = self.needs_whole or (self.is_spread and not self.is_of_atoms)
+        self.index = index
+        self.rank = 0 if is_spread or self.kind == "charges" else about.rank
+        self.property_name = {"class": "class", "states": "state"}.get(
+            self.kind, self.name.removeprefix("evenfield::")
+        )
+        self.known = ", ".join(about.elements)
+        known, silent = _element_tables(head)
+        self.register_buffer("is_known", known)
+        self.register_buffer("is_silent", silent)
+
+    @torch.jit.export
+    def add_to(
+        self,
+        results: dict[str, TensorMap],
+        outputs: dict[str, ModelOutput],
+        systems: list[System],
+        terms: list[Tensor],
+        atomic_numbers: Tensor,
+        positions: Tensor,
+        of_atoms: Labels,
+        of_systems: Labels,
+    ) -> None:
+        """Add this output to the results, if it is among those that are asked for.
+
+        terms, atomic_numbers and positions are those of the atoms that count, as `of_atoms` has
+        them. Raises what `check` and `forward` raise.
+        """
+        if self.name in outputs:
+            self.check(outputs[self.name].sample_kind, systems, len(atomic_numbers))
+            structure_index = of_atoms.column("system").long()
+            values = self.forward(terms, atomic_numbers, positions, structure_index, len(systems))
+            # sums are in float64; the program expects the dtype of its systems
+            values = values.to(systems[0].positions.dtype)
+            samples = of_atoms if self.is_of_atoms else of_systems
+            results[self.name] = map_of(values, samples, self.rank, self.property_name)
+
+    @torch.jit.export
+    def check(self, sample_kind: str, systems: list[System], num_chosen: int) -> None:
+        """Raise ValueError for what this output cannot be asked for."""
+        kind = "atom" if self.is_of_atoms else "system"
+        if sample_kind != kind:
+            raise ValueError(f"{self.name} is one of each {kind}: ask for it so")
+        num_atoms = 0
+        for system in systems:
+            num_atoms += len(system)
+            if self.kind == "dipole" and bool(system.pbc.any()):
+                raise ValueError(
+                    "a periodic structure has no dipole moment of its own: it depends on the cell"
+                )
+        if self.needs_whole and num_chosen != num_atoms:
+            raise ValueError(
+                f"{self.name} depends on all atoms of a structure, and only some are selected: "
+                "ask for it without domains, or use a file that was written without this head"
+            )
+
+    def forward(
+        self,
+        terms: list[Tensor],
+        atomic_numbers: Tensor,
+        positions: Tensor,
+        structure_index: Tensor,
+        num_structures: int,
+    ) -> Tensor:
+        """Values in float64 from the terms of all heads, for all atoms or those that count.
+
+        Raises ValueError for an element that the head was fitted without.
+        """
+        # mypy knows no types of buffers, and TorchScript cannot read annotations of them
+        if not bool(self.is_known[atomic_numbers].all()):  # type: ignore[index]
+            raise ValueError(f"{self.name} was fitted to {self.known} only")
+        numbers = terms[self.index]
+        if self.is_spread:
+            values = combined_spread(
+                self.is_of_atoms, self.is_sum, numbers, structure_index, num_structures
+            )
+        else:
+            values = combined(
+                self.kind,
+                self.is_sum,
+                numbers,
+                terms[self.index + 1],
+                positions,
+                structure_index,
+                # metatomic hands on no net charge unless all programs must state one
+                positions.new_zeros(num_structures),
+            )
+        if self.is_of_atoms:
+            silent = self.is_silent[atomic_numbers]  # type: ignore[index]
+            if bool(silent.any()):
+                values = values.clone()
+                values[silent] = float("nan")
+        return values
+
+
+class NoHeads(nn.Module):
+    """The terms of no head, where a file has none: TorchScript needs a module all the same."""
+
+    def forward(
+        self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, tile: Tensor
+    ) -> list[Tensor]:
+        """An empty list."""
+        return [vectors][:0]
+
+
+class MetatomicPotential(nn.Module):
+    """metatomic's interface around energies and heads; TorchScript compiles all of it."""
+
+    def __init__(self, potential: Potential, head: int, heads: ResultHeads | None = None) -> None:
         super().__init__()
         self.cutoff = potential.config.cutoff
         self.head = head
@@ -46,6 +204,11 @@ class MetatomicPotential(nn.Module):
         typical_degree = torch.tensor([round(potential.config.num_neighbours)])
         self.tile_size = cheapest_size(typical_degree)
         self.network = scripted(_energy_graph(potential, self.tile_size))
+        outputs, terms = (
+            ([], NoHeads()) if heads is None else _head_graph(potential, heads, self.tile_size)
+        )
+        self.head_outputs = nn.ModuleList(outputs)
+        self.head_terms = terms
         # strict: pairs beyond the cutoff would only cost time, their envelope is zero
         self.neighbours = NeighborListOptions(cutoff=self.cutoff, full_list=True, strict=True)
 
@@ -57,34 +220,52 @@ class MetatomicPotential(nn.Module):
     def forward(
         self, systems: list[System], outputs: dict[str, ModelOutput], selected_atoms: Labels | None
     ) -> dict[str, TensorMap]:
-        """The energy in eV of each system or each atom; of the selected atoms only, if given."""
-        results: dict[str, TensorMap] = {}
-        if "energy" not in outputs:
-            return results
+        """Energies in eV of systems or atoms, and what heads say of them.
 
-        atoms, energies = self.energies(systems)
+        Where atoms are selected, sums and outputs of atoms are those of these atoms only. Raises
+        ValueError for an output that needs the whole of a structure of which a part is selected,
+        for one of systems that is asked for by atom, and the dipole of a periodic structure.
+        """
+        results: dict[str, TensorMap] = {}
+        if len(outputs) == 0:
+            return results
+        atoms, atomic_numbers, vectors, sender, receiver = self.graph_of(systems)
         samples = Labels(["system", "atom"], atoms)
+        chosen = torch.arange(len(atoms), device=atoms.device)
         if selected_atoms is not None:
             chosen = samples.select(selected_atoms)
-            atoms = atoms[chosen]
-            energies = energies[chosen]
-            samples = Labels(["system", "atom"], atoms)
+            samples = Labels(["system", "atom"], atoms[chosen])
+        structure_index = atoms[chosen, 0].long()
+        index = torch.arange(len(systems), device=atoms.device)
+        of_systems = Labels(["system"], index.unsqueeze(1))
+        # sums are in float64; the program expects the dtype of its systems
+        dtype = systems[0].positions.dtype
+        head = torch.full_like(atomic_numbers, self.head)
 
-        if outputs["energy"].sample_kind != "atom":
-            index = torch.arange(len(systems), device=atoms.device)
-            energies = energies.new_zeros(len(systems)).index_add(0, atoms[:, 0].long(), energies)
-            samples = Labels(["system"], index.unsqueeze(1))
+        if "energy" in outputs:
+            energies = self.network(atomic_numbers, head, vectors, sender, receiver)[chosen]
+            own = samples
+            if outputs["energy"].sample_kind != "atom":
+                energies = energies.new_zeros(len(systems)).index_add(0, structure_index, energies)
+                own = of_systems
+            results["energy"] = map_of(energies.to(dtype), own, 0, "energy")
+            if len(outputs) == 1:
+                return results
 
-        # the sum is in float64; the program expects the dtype of its systems
-        values = energies.to(systems[0].positions.dtype).unsqueeze(1)
-        single = torch.zeros((1, 1), dtype=torch.int32, device=atoms.device)
-        no_components: list[Labels] = []
-        block = TensorBlock(values, samples, no_components, Labels(["energy"], single))
-        results["energy"] = TensorMap(Labels(["_"], single), [block])
+        terms: list[Tensor] = []
+        for term in self.head_terms(atomic_numbers, head, vectors, sender, receiver):
+            terms.append(term[chosen])
+        positions = torch.cat([system.positions for system in systems]).double()[chosen]
+        numbers = atomic_numbers[chosen]
+        # mypy takes them for any modules, and TorchScript reads no more in such a line
+        for output in self.head_outputs:
+            output.add_to(  # type: ignore[operator]
+                results, outputs, systems, terms, numbers, positions, samples, of_systems
+            )
         return results
 
-    def energies(self, systems: list[System]) -> tuple[Tensor, Tensor]:
-        """Indices (system, atom) of all atoms, (N, 2), and their energies in eV, (N,) float64."""
+    def graph_of(self, systems: list[System]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Indices (system, atom) of all atoms, (N, 2), their numbers, and edges laid in tiles."""
         atoms: list[Tensor] = []
         types: list[Tensor] = []
         senders: list[Tensor] = []
@@ -103,7 +284,6 @@ class MetatomicPotential(nn.Module):
             first += len(system)
 
         # all systems as one graph, as in a batch
-        atomic_numbers = torch.cat(types)
         sender, receiver, tiled_vectors = lay_tiles(
             torch.cat(senders),
             torch.cat(receivers),
@@ -112,9 +292,7 @@ class MetatomicPotential(nn.Module):
             self.cutoff,
             self.tile_size,
         )
-        head = torch.full_like(atomic_numbers, self.head)
-        energies = self.network(atomic_numbers, head, tiled_vectors, sender, receiver)
-        return torch.cat(atoms), energies
+        return torch.cat(atoms), torch.cat(types), tiled_vectors, sender, receiver
 
 
 def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
@@ -143,19 +321,131 @@ def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
     return trace(function, potential.readout.weight, tile_size)
 
 
-def write(model: LoadedModel, level_of_theory: str, dtype: str, path: Path) -> None:
+def _head_graph(
+    potential: Potential, heads: ResultHeads, tile_size: int
+) -> tuple[list[HeadOutput], torch.jit.ScriptModule]:
+    """The outputs of heads, and the graph that gives the terms that they are made of.
+
+    The terms are a list: y and t of each head (`heads/combined.py`), and u of its spread.
+    """
+    outputs: list[HeadOutput] = []
+    chosen: list[Head] = []
+    num_terms = 0
+    first: dict[str, int] = {}
+    for column, head in heads.columns.items():
+        name = head.description.name
+        if name not in first:
+            first[name] = num_terms
+            chosen.append(head)
+            num_terms += 3 if head.description.spread else 2
+        outputs.append(HeadOutput(head, column, first[name]))
+        if has_spread(column, head):
+            of_spread = first[name] + 2
+            outputs.append(HeadOutput(head, f"{column}_std", of_spread, is_spread=True))
+    # an element that a head has not learned is refused before its terms are used
+    tables = [_place_table(head).to(potential.readout.weight.device) for head in chosen]
+    turns = any(head.description.features == "equivariant" for head in chosen)
+
+    def function(
+        atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
+    ) -> list[Tensor]:
+        tiles = Tiles(sender, receiver, vectors, tile_size)
+        carried: dict[int, CarriedFeatures] = {}
+        terms: list[Tensor] = []
+        for own, table in zip(chosen, tables, strict=True):
+            # one pass through each network, that of the model and those of heads of their own
+            backbone = in_place_of(potential, own.own).backbone
+            if id(backbone) not in carried:
+                carried[id(backbone)] = _carried(backbone, atomic_numbers, vectors, tiles, turns)
+            features = carried[id(backbone)]
+            if own.description.features == "readout":
+                hidden = potential.readout.hidden(features.invariants)
+                phi = potential.readout.activation(hidden)
+                features = CarriedFeatures.of_invariants(phi)
+            places = table[atomic_numbers]
+            terms.extend(own.terms(features, places))
+            if own.description.spread:
+                terms.append(own.log_variances(features, places))
+        return terms
+
+    return outputs, scripted(trace(function, potential.readout.weight, tile_size))
+
+
+def _carried(
+    backbone: Network, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles, turns: bool
+) -> CarriedFeatures:
+    """Features of the atoms, with vectors and tensors where a head needs them."""
+    if turns:
+        return backbone.carried(atomic_numbers, vectors, tiles)
+    return CarriedFeatures.of_invariants(backbone(atomic_numbers, vectors, tiles))
+
+
+def _place_table(head: Head) -> Tensor:
+    """Atomic number -> place among the elements of a head, (119,); 0 for others."""
+    known, _ = _element_tables(head)
+    table = torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.long)
+    numbers = torch.nonzero(known)[:, 0]
+    table[numbers] = torch.as_tensor(head.places(numbers.numpy()))
+    return table
+
+
+def _element_tables(head: Head) -> tuple[Tensor, Tensor]:
+    """Whether a head has learned an element, and whether it got no label of it, (119,) each."""
+    about = head.description
+    known = torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.bool)
+    silent = known.clone()
+    known[[chemical_symbols.index(symbol) for symbol in about.elements]] = True
+    if about.silent_elements:
+        silent[[chemical_symbols.index(symbol) for symbol in about.silent_elements]] = True
+    return known, silent
+
+
+def _described(output: HeadOutput, about: HeadDescription) -> ModelOutput:
+    """What the file says of an output of a head."""
+    unit = "e" if output.kind == "charges" else UNITS.get(about.unit, about.unit)
+    try:
+        unit_conversion_factor(unit, unit)
+    except ValueError:
+        # metatomic cannot convert it: the description says it
+        unit = ""
+    meaning = KINDS[about.kind].meaning if output.kind != "charges" else KINDS["charges"].meaning
+    spoken = f"{about.name}: {meaning}, at {about.level_of_theory}, in {about.unit}"
+    if output.kind == "charges":
+        spoken = f"{about.name}: {meaning}, which is zero here, at {about.level_of_theory}, in e"
+    if output.is_spread:
+        spoken = f"standard deviation of the error of {spoken}"
+    if about.classes:
+        spoken = f"{spoken}; {', '.join(about.classes)}"
+    kind = "atom" if output.is_of_atoms else "system"
+    return ModelOutput(unit=unit, sample_kind=kind, description=spoken)
+
+
+def write(
+    model: LoadedModel,
+    level_of_theory: str,
+    dtype: str,
+    path: Path,
+    heads: ResultHeads | None = None,
+) -> None:
     """Compile a model for one level of theory, describe it, and write it to `path`."""
     # traced on the CPU; the program moves the file to its own device
     potential = moved(model.potential, "cpu", dtype)
     config = potential.config
     head = config.levels_of_theory.index(level_of_theory)
-    module = torch.jit.script(MetatomicPotential(potential, head).eval())
+    plain = MetatomicPotential(potential, head, heads).eval()
+    module = torch.jit.script(plain)
 
     energy = ModelOutput(
         unit="eV", sample_kind="atom", description=f"total energy at {level_of_theory}"
     )
+    outputs = {"energy": energy}
+    if heads is not None:
+        for output in plain.head_outputs:
+            assert isinstance(output, HeadOutput)
+            own = heads.head_of(output.column)
+            outputs[output.name] = _described(output, own.description)
     capabilities = ModelCapabilities(
-        outputs={"energy": energy},
+        outputs=outputs,
         atomic_types=sorted(trained_elements(model.record, level_of_theory)),
         interaction_range=potential.backbone.receptive_field,
         length_unit="angstrom",

@@ -5,11 +5,18 @@
     model = EvenfieldTorchSimModel(model_zoo.load("evenfield-s"), level_of_theory="EMT")
     torch_sim.integrate(system=[...], model=model, ...)
 
+Heads of other properties are in its outputs, and in trajectories:
+
+    model = EvenfieldTorchSimModel(model_zoo.load("heads"), heads=True)
+    reporter = {"filenames": [...], "prop_calculators": {10: model.property_calculators()}}
+    torch_sim.integrate(system=[...], model=model, trajectory_reporter=reporter, ...)
+
 torch-sim says "system" for what is a structure elsewhere in this package.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +25,12 @@ from torch import Tensor
 from ...core.errors import MissingPackageError
 from ...core.torch_modes import own_modes
 from ...data_pipelines.batch import Batch
+from ..heads.features import BatchFeatures
+from ..heads.results import OF_MOLECULES, ResultHeads
 from ..hub.load import LoadedModel
 from .calculator import check_elements, moved, refuse_physics, refuse_results, trained_elements
 from .domain_watch import DomainWatch, StructureWatch
+from .errors import EngineError
 from .verlet_list import VerletList
 
 
@@ -39,8 +49,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
     """torch-sim's model interface, for one level of theory of a loaded model.
 
     Results have the dtype of the network. The stress of a system that is not periodic in three
-    directions is NaN. Each system keeps a Verlet list, as long as torch-sim keeps the system at its
-    place in the batch.
+    directions is NaN, and so is the dipole of one that is periodic. Each system keeps a Verlet
+    list, as long as torch-sim keeps the system at its place in the batch.
     """
 
     def __init__(
@@ -51,12 +61,18 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         level_of_theory: str | None = None,
         dtype: str | None = None,
         skin: float = 0.5,
+        heads: bool | Sequence[str] = False,
     ) -> None:
         """Prepare a model for one level of theory; by default the model's own default.
 
         `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
-        the Verlet lists in A. Raises LevelError for an unknown level of theory and where a model
-        of several has no default, EngineError for an unknown dtype and a model with physics.
+        the Verlet lists in A. `heads` adds what the heads of other properties predict, all of them
+        or those named, as in `LoadedModel.calculator`. torch-sim knows no net charges: all systems
+        are neutral.
+
+        Raises LevelError for an unknown level of theory and where a model of several has no
+        default, EngineError for an unknown dtype and a model with physics, and HeadError where the
+        model has no heads, or not those.
         """
         super().__init__()
         refuse_physics(model.potential, "torch-sim")
@@ -72,6 +88,11 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         )
         self._watches: list[StructureWatch] = []
 
+        chosen = model.chosen_heads(heads)
+        self.heads = None if chosen is None else ResultHeads(chosen)
+        # the last systems that heads were asked about, and what they said
+        self._asked: tuple[list[Tensor], dict[str, Tensor]] | None = None
+
         # torch-sim's interface reads these
         parameter = next(self.potential.parameters())
         self._device = parameter.device
@@ -84,15 +105,15 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
     # Forces are derivatives: they need autograd, whatever mode the caller is in.
     @own_modes()
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
-        """energy (S,) in eV, forces (N, 3) in eV/A, tensile-positive stress (S, 3, 3) in eV/A^3."""
-        if not isinstance(state, SimState):
-            # a dictionary of torch-sim may lack masses, which no prediction needs
-            masses = torch.ones_like(state["positions"][:, 0])
-            state = SimState(**{"masses": masses, **state})
+        """energy (S,) in eV, forces (N, 3) in eV/A, tensile-positive stress (S, 3, 3) in eV/A^3.
 
-        atomic_numbers = state.atomic_numbers.cpu().numpy()
-        check_elements(atomic_numbers, self.elements, self.level_of_theory)
-        batch = self._batch(state)
+        Charges (N,) in e where the model has learned some. Of heads, properties of systems are
+        (S, ...), classes as probabilities (S, K), and those of atoms (N, ...), under the names that
+        they have in the results of the calculator.
+        """
+        state = self._whole(state)
+        self._keep_lists(state)
+        batch = self._batch(state, self._verlet_lists, self._watches)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             prediction = self.potential(batch)
 
@@ -105,13 +126,109 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         results = {}
         for name, value in prediction.labels.items():
             results[name] = value.detach().to(self._dtype)
+        if prediction.charges is not None:
+            results["charges"] = prediction.charges.to(self._dtype)
+        if self.heads is not None:
+            # last, as in the calculator: charges that were fitted to charges
+            results |= self._of_heads(self.heads, batch)
         return results
 
-    def _batch(self, state: SimState) -> Batch:
+    @property
+    def implemented_properties(self) -> list[str]:
+        """The names of all outputs."""
+        names = ["energy", "forces", "stress"]
+        if self.potential.config.charges:
+            names.append("charges")
+        return list(dict.fromkeys([*names, *self._names_of_heads()]))
+
+    def property_calculators(
+        self, names: Sequence[str] | None = None
+    ) -> dict[str, Callable[[SimState], Tensor]]:
+        """What heads give, for `prop_calculators` of torch-sim's reporter; all by default.
+
+        Each calculator takes one system, as the reporter gives them. Those of one look share a pass
+        through the network. Raises EngineError for a name that no head fills.
+        """
+        known = self._names_of_heads()
+        chosen = known if names is None else list(names)
+        unknown = sorted(set(chosen) - set(known))
+        if unknown or not chosen:
+            raise EngineError(
+                f"{', '.join(unknown) or 'no property'}: no head of this model gives it",
+                remedy=f"choose from {', '.join(known)}" if known else "make the model with heads=",
+            )
+        return {name: self._calculator_of(name) for name in chosen}
+
+    def _calculator_of(self, name: str) -> Callable[[SimState], Tensor]:
+        assert self.heads is not None
+        is_of_atoms = self.heads.is_of_atoms(name)
+
+        def calculate(state: SimState) -> Tensor:
+            found = self.properties_of(state)[name]
+            return found if is_of_atoms else found[0]
+
+        return calculate
+
+    def _names_of_heads(self) -> list[str]:
+        return [] if self.heads is None else self.heads.names
+
+    @own_modes()
+    def properties_of(self, state: SimState | dict[str, Any]) -> dict[str, Tensor]:
+        """What the heads say, as `forward` has it, without energy and forces.
+
+        Raises EngineError for a model that was made without heads.
+        """
+        if self.heads is None:
+            raise EngineError("the model was made without heads", remedy="make it with heads=True")
+        state = self._whole(state)
+        asked = [state.positions, state.cell, state.atomic_numbers, state.system_idx]
+        asked.append(torch.as_tensor(state.pbc, device=state.device))
+        if self._asked is not None and all(map(_are_equal, asked, self._asked[0])):
+            return self._asked[1]
+
+        # a reporter gives systems one by one; the lists of the dynamics are for all of them
+        lists = [VerletList(self.potential.config.cutoff, 0.0) for _ in range(state.n_systems)]
+        found = self._of_heads(self.heads, self._batch(state, lists, []))
+        self._asked = ([tensor.clone() for tensor in asked], found)
+        return found
+
+    def _of_heads(self, heads: ResultHeads, batch: Batch) -> dict[str, Tensor]:
+        features = BatchFeatures(self.potential, batch)
+        neutral = batch.positions.new_zeros(len(batch.cell))
+        with torch.no_grad():
+            found = heads.answers(
+                features, batch.atomic_numbers, batch.positions, batch.structure_index, neutral
+            )
+        for name in OF_MOLECULES & set(found):
+            found[name][batch.pbc.any(1)] = torch.nan
+        return {name: value.to(self._dtype) for name, value in found.items()}
+
+    def _whole(self, state: SimState | dict[str, Any]) -> SimState:
+        """A state of torch-sim whose elements are known."""
+        if not isinstance(state, SimState):
+            # a dictionary of torch-sim may lack masses, which no prediction needs
+            masses = torch.ones_like(state["positions"][:, 0])
+            state = SimState(**{"masses": masses, **state})
+        check_elements(state.atomic_numbers.cpu().numpy(), self.elements, self.level_of_theory)
+        return state
+
+    def _keep_lists(self, state: SimState) -> None:
+        """As many Verlet lists as there are systems."""
+        # torch-sim adds and removes systems; a list that meets another system just searches again
+        if len(self._verlet_lists) != state.n_systems:
+            cutoff = self.potential.config.cutoff
+            self._verlet_lists = [VerletList(cutoff, self.skin) for _ in range(state.n_systems)]
+            watch = self._domain_watch
+            self._watches = [StructureWatch(watch, own) for own in self._verlet_lists if watch]
+
+    def _batch(
+        self, state: SimState, lists: list[VerletList], watches: list[StructureWatch]
+    ) -> Batch:
+        """The systems with their edges; watches are those of the lists, or none."""
         sizes = torch.bincount(state.system_idx, minlength=state.n_systems)
         cells = state.row_vector_cell.detach().double()
         pbc = torch.as_tensor(state.pbc, device=state.device).expand(3)
-        edge_index, cell_shifts = self._edges(state, sizes, cells, pbc)
+        edge_index, cell_shifts = self._edges(state, sizes, cells, pbc, lists, watches)
         batch = Batch(
             atomic_numbers=state.atomic_numbers.long(),
             positions=state.positions.detach().double(),
@@ -125,17 +242,16 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         # tensors of a caller in inference mode cannot be differentiated; their copies can
         return batch.clone() if state.positions.is_inference() else batch
 
+    @staticmethod
     def _edges(
-        self, state: SimState, sizes: Tensor, cells: Tensor, pbc: Tensor
+        state: SimState,
+        sizes: Tensor,
+        cells: Tensor,
+        pbc: Tensor,
+        lists: list[VerletList],
+        watches: list[StructureWatch],
     ) -> tuple[Tensor, Tensor]:
         """edge_index (2, E) and cell_shifts (E, 3) of all systems; the search runs on the CPU."""
-        # torch-sim adds and removes systems; a list that meets another system just searches again
-        if len(self._verlet_lists) != state.n_systems:
-            cutoff = self.potential.config.cutoff
-            self._verlet_lists = [VerletList(cutoff, self.skin) for _ in range(state.n_systems)]
-            watch = self._domain_watch
-            self._watches = [StructureWatch(watch, own) for own in self._verlet_lists if watch]
-
         positions = state.positions.detach().double().cpu().numpy()
         row_cells = cells.cpu().numpy()
         periodic = pbc.cpu().numpy()
@@ -145,14 +261,17 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         cell_shifts = []
         start = 0
         for system, size in enumerate(sizes.tolist()):
-            verlet_list = self._verlet_lists[system]
             own_positions = positions[start : start + size]
             # the list numbers atoms from 0 in each system, the batch through all systems
-            index, shifts = verlet_list.edges(own_positions, row_cells[system], periodic)
-            if self._watches:
+            index, shifts = lists[system].edges(own_positions, row_cells[system], periodic)
+            if watches:
                 numbers = atomic_numbers[start : start + size]
-                self._watches[system].look(numbers, own_positions, row_cells[system], periodic)
+                watches[system].look(numbers, own_positions, row_cells[system], periodic)
             edge_indices.append(torch.as_tensor(index + start))
             cell_shifts.append(torch.as_tensor(shifts))
             start += size
         return torch.cat(edge_indices, 1), torch.cat(cell_shifts)
+
+
+def _are_equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)

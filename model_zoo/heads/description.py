@@ -101,6 +101,7 @@ KINDS: dict[Kind, HeadKind] = {
         columns=("dipole", "charges"),
         label="dipole",
         features=("network", "readout", "equivariant"),
+        can_have_spread=True,
     ),
     "scalar": HeadKind(
         meaning="a number of the structure",
@@ -126,6 +127,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=-1,
         units=None,
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "tensor": HeadKind(
         meaning="a symmetric tensor of the structure, summed over its atoms",
@@ -134,6 +136,7 @@ KINDS: dict[Kind, HeadKind] = {
         parity=1,
         units=None,
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "polarizability": HeadKind(
         meaning="dipole moment that a field induces, by the field",
@@ -144,6 +147,7 @@ KINDS: dict[Kind, HeadKind] = {
         columns=("polarizability",),
         label="polarizability",
         features=("equivariant",),
+        can_have_spread=True,
     ),
     "pseudoscalar": HeadKind(
         meaning="a number that changes sign in the mirror",
@@ -153,6 +157,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_mean=True,
+        can_have_spread=True,
     ),
     "atom_scalar": HeadKind(
         meaning="a number of each atom",
@@ -171,6 +176,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_partial=True,
+        can_have_spread=True,
     ),
     "atom_tensor": HeadKind(
         meaning="a symmetric tensor of each atom",
@@ -180,6 +186,7 @@ KINDS: dict[Kind, HeadKind] = {
         units=None,
         features=("equivariant",),
         can_be_partial=True,
+        can_have_spread=True,
     ),
     "forces": HeadKind(
         meaning="forces that are derivatives of no energy: they do not conserve it",

@@ -14,12 +14,13 @@ head. They are invariant, so charges, scalars and classes are, and a dipole turn
 Vectors, tensors, pseudoscalars, direct forces and dipoles with a part at each atom are linear in
 the rows of `rows.py`, whose columns turn with the atoms themselves.
 
-A scalar may come with a spread, the standard deviation of its error. Its logarithm is a mean over
-the atoms with weights of its own (Nix and Weigend, ICNN 1994):
+An answer may come with a spread, the standard deviation of its error, or of each component of that
+alike: then it turns with nothing. Its logarithm is a mean over the atoms with weights of its own on
+the invariants (Nix and Weigend, ICNN 1994):
 
     u_i = weight' . phi_i + bias'[z_i]
-    scalar        exp(mean_i u_i / 2), sqrt(N) times that where it is extensive
-    atom_scalar   exp(u_i / 2)
+    of structures   exp(mean_i u_i / 2), sqrt(N) times that where the answer is a sum
+    of atoms        exp(u_i / 2)
 
 Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit, P weights: F where
 the features are invariant.
@@ -33,15 +34,14 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
-from scipy.special import softmax
 from torch import Tensor
 
 from ..network.interface import CarriedFeatures
 from ..potential.potential import Potential
+from .combined import combined, combined_spread
 from .description import HeadDescription, HeadError
 from .expansion import Expansion
-from .rows import rows_of
-from .symmetric import symmetric
+from .rows import parts_of_atoms
 
 
 # e; a net charge that a file states with fewer digits is still none
@@ -87,92 +87,116 @@ class Head:
         Raises HeadError for elements that the fit has not seen, and for the dipole of a structure
         that is periodic or charged.
         """
-        kind = self.description.kind
-        features = features.cpu()
-        invariants = features.invariants.double().numpy()
-        if kind == "charges":
-            return self.charges(invariants, atoms)
-        if kind == "dipole":
+        about = self.description
+        if about.kind == "dipole":
             self.refuse_without_dipole(atoms)
-        if kind == "dipole" or self.expansion is not None:
-            places = torch.as_tensor(self.places(atoms.numbers))
-            positions = torch.as_tensor(atoms.positions)
-            answer: np.ndarray = self.response(features, places, positions).numpy()
-            return self._spoken(answer, atoms) if answer.ndim else float(answer)
+        charge = net_charge(atoms) if about.kind == "charges" else 0.0
+        answers = self.answers(features.cpu(), *self._alone(atoms), torch.tensor([charge]).double())
+        answer = answers if about.per == "atom" else answers[0]
+        if about.kind == "class":
+            return dict(zip(about.classes, answer.tolist(), strict=True))
+        found: np.ndarray = answer.numpy()
+        return found if found.ndim else float(found)
 
-        if kind == "states":
-            places = torch.as_tensor(self.places(atoms.numbers))
-            matrix = symmetric(self.matrix_entries(features.invariants, places))
-            energies: np.ndarray = torch.linalg.eigvalsh(matrix).numpy()
-            return energies
+    def answers(
+        self,
+        features: CarriedFeatures,
+        places: Tensor,
+        positions: Tensor,
+        structure_index: Tensor,
+        net_charges: Tensor,
+    ) -> Tensor:
+        """What `predict` says, of several structures: (S, ...), or (N, ...) of their atoms.
 
-        values = self.atom_values(invariants, atoms.numbers)
-        if kind == "atom_scalar":
-            return self._spoken(values[:, 0], atoms)
-        if kind == "scalar":
-            total = values.sum() if self.description.extensive else values.mean()
-            return float(total)
-        probabilities = softmax(values.mean(axis=0))
-        return dict(zip(self.description.classes, probabilities.tolist(), strict=True))
-
-    def matrix_entries(self, invariants: Tensor, places: Tensor) -> Tensor:
-        """Entries (M,) of the matrix of states in eV, in float64, differentiable.
-
-        invariants (N, F), places (N,) of the elements in the fit.
+        Classes are their probabilities (S, K), and states their energies (S, K). places (N,) are
+        those of the elements in the fit, positions (N, 3) in A and net_charges (S,) in e are in
+        float64, all on one device. The answer is in float64 and differentiable.
         """
-        features = invariants.double()
-        of_atoms = features @ features.new_tensor(self.weight).T
-        return (of_atoms + features.new_tensor(self.bias).T[places]).sum(0)
+        about = self.description
+        numbers, turning = self.terms(features, places)
+        found = combined(
+            about.kind, self.is_sum, numbers, turning, positions, structure_index, net_charges
+        )
+        return self._spoken(found, places)
 
-    def predict_spread(self, features: CarriedFeatures, atoms: Atoms) -> float | np.ndarray:
-        """The standard deviation of the error of `predict`, a number or (N,), in the same unit.
+    def terms(self, features: CarriedFeatures, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers (N, K) of the atoms and what turns, (N,), (N, 3) or (N, 3, 3), for `combined`.
 
-        Raises HeadError for a head without one, and for elements that the fit has not seen.
+        In float64 and differentiable; positions play no part.
         """
+        about = self.description
+        of_atoms, turning = parts_of_atoms(about.kind, features, self.expansion, places)
+        num_invariant = of_atoms.shape[1]
+        weight = of_atoms.new_tensor(self.weight)
+        bias = of_atoms.new_tensor(self.bias)
+        numbers = of_atoms @ weight[:, :num_invariant].T + bias.T[places]
+        return numbers, turning @ weight[0, num_invariant:]
+
+    def spreads(
+        self,
+        features: CarriedFeatures,
+        places: Tensor,
+        structure_index: Tensor,
+        num_structures: int,
+    ) -> Tensor:
+        """What `predict_spread` says, of several structures: (S,), or (N,) of their atoms.
+
+        Raises HeadError for a head without a spread.
+        """
+        log_variances = self.log_variances(features, places)
+        is_of_atoms = self.description.per == "atom"
+        found = combined_spread(
+            is_of_atoms, self.is_sum, log_variances, structure_index, num_structures
+        )
+        return self._spoken(found, places)
+
+    def log_variances(self, features: CarriedFeatures, places: Tensor) -> Tensor:
+        """u (N,) of the atoms in float64. Raises HeadError for a head without a spread."""
         if self.spread_weight is None or self.spread_bias is None:
             raise HeadError(
                 f"{self.description.name} does not say how large its errors are",
                 remedy="fit it again with spread=true",
             )
-        invariants = features.cpu().invariants.double().numpy()
-        log_variance = invariants @ self.spread_weight
-        log_variance += self.spread_bias[self.places(atoms.numbers)]
-        if self.description.per == "atom":
-            return self._spoken(np.exp(0.5 * log_variance), atoms)
-        spread = float(np.exp(0.5 * log_variance.mean()))
-        return spread * len(atoms) ** 0.5 if self.description.extensive else spread
+        invariants = features.invariants.double()
+        weight = invariants.new_tensor(self.spread_weight)
+        return invariants @ weight + invariants.new_tensor(self.spread_bias)[places]
 
-    def _spoken(self, answer: np.ndarray, atoms: Atoms) -> np.ndarray:
-        """An answer, with NaN for the atoms of which the fit had no label."""
-        silent = self.description.silent_elements
-        if silent:
-            answer[np.isin(atoms.numbers, [atomic_numbers[symbol] for symbol in silent])] = np.nan
-        return answer
+    @property
+    def is_sum(self) -> bool:
+        """Whether the answer of a structure is a sum over its atoms, and not their mean."""
+        return self.description.extensive or self.description.rank > 0
 
-    def response(self, features: CarriedFeatures, places: Tensor, positions: Tensor) -> Tensor:
-        """A dipole (3,), vector (3,), tensor (3, 3) or pseudoscalar (), differentiable.
+    def predict_spread(self, features: CarriedFeatures, atoms: Atoms) -> float | np.ndarray:
+        """The standard deviation of the error of `predict`, a number or (N,), in the same unit.
 
-        Of the atoms vectors (N, 3) and tensors (N, 3, 3).
-
-        places (N,) are those of the elements in the fit, positions (N, 3) in A are in float64, all
-        on one device. The answer is in float64.
+        Of vectors and tensors it is that of each component. Raises HeadError for a head without
+        one, for elements that the fit has not seen, and where `predict` has no dipole.
         """
-        about = self.description
-        rows = rows_of(
-            about.kind,
-            features,
-            self.expansion,
-            places,
-            positions,
-            len(about.elements),
-            extensive=about.extensive or about.rank > 0,
-        )
-        return rows @ rows.new_tensor(np.concatenate([self.weight[0], self.bias[0]]))
+        if self.description.kind == "dipole":
+            self.refuse_without_dipole(atoms)
+        places, _, structure_index = self._alone(atoms)
+        found = self.spreads(features.cpu(), places, structure_index, 1)
+        return found.numpy() if self.description.per == "atom" else float(found[0])
 
-    def atom_values(self, features: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Features (N, F), atomic numbers (N,) -> y (N, K)."""
-        places = self.places(numbers)
-        return features @ self.weight.T + self.bias.T[places]
+    def _alone(self, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
+        """Places, positions and structure_index of one structure."""
+        places = torch.as_tensor(self.places(atoms.numbers))
+        return places, torch.tensor(atoms.positions), torch.zeros_like(places)
+
+    def _spoken(self, answer: Tensor, places: Tensor) -> Tensor:
+        """An answer, with NaN for the atoms of which the fit had no label."""
+        silent = self.silent_places
+        if not silent:
+            return answer
+        is_silent = torch.isin(places, places.new_tensor(silent))
+        is_silent = is_silent.reshape(-1, *[1] * (answer.ndim - 1))
+        return answer.masked_fill(is_silent, torch.nan)
+
+    @property
+    def silent_places(self) -> list[int]:
+        """Places among the elements of the fit of those without a label."""
+        about = self.description
+        return [about.elements.index(symbol) for symbol in about.silent_elements]
 
     @property
     def has_charges(self) -> bool:
@@ -181,8 +205,22 @@ class Head:
 
     def charges(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
         """Charges (N,) in e from invariants (N, F); they add up to `net_charge(atoms)`."""
-        raw = self.atom_values(features, atoms.numbers)[:, 0]
-        return raw - raw.mean() + net_charge(atoms) / len(atoms)
+        own = CarriedFeatures.of_invariants(torch.as_tensor(features))
+        charge = torch.tensor([net_charge(atoms)]).double()
+        found: np.ndarray = self.charge_answers(own, *self._alone(atoms), charge).numpy()
+        return found
+
+    def charge_answers(
+        self,
+        features: CarriedFeatures,
+        places: Tensor,
+        positions: Tensor,
+        structure_index: Tensor,
+        net_charges: Tensor,
+    ) -> Tensor:
+        """The charges (N,) of several structures, by a head that `has_charges`."""
+        numbers, turning = self.terms(features, places)
+        return combined("charges", False, numbers, turning, positions, structure_index, net_charges)
 
     def refuse_without_dipole(self, atoms: Atoms) -> None:
         """Raise HeadError for a structure that has no dipole moment of its own."""

@@ -158,11 +158,10 @@ def _shapes(potential: Potential, about: HeadDescription) -> dict[str, tuple[int
     num_invariants = potential.backbone.num_features
     if about.features != "equivariant":
         size = potential.config.readout_size if about.features == "readout" else num_invariants
-        of_spread = {"spread_weight": (size,), "spread_bias": (num_elements,)}
         return {
             "weight": (about.num_outputs, size),
             "bias": (about.num_outputs, num_elements),
-            **(of_spread if about.spread else {}),
+            **_shapes_of_spread(about, size),
         }
 
     num_functions = about.num_functions
@@ -174,4 +173,11 @@ def _shapes(potential: Potential, about: HeadDescription) -> dict[str, tuple[int
         "gates": (num_functions, num_invariants),
         "gate_biases": (num_functions, num_elements),
         "mixtures": (num_mixtures(about.kind), num_functions, num_vectors),
+        **_shapes_of_spread(about, num_invariants),
     }
+
+
+def _shapes_of_spread(about: HeadDescription, num_invariants: int) -> dict[str, tuple[int, ...]]:
+    if not about.spread:
+        return {}
+    return {"spread_weight": (num_invariants,), "spread_bias": (len(about.elements),)}

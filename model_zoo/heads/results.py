@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
+import torch
 from ase import Atoms
+from torch import Tensor
 
 from .description import KINDS, HeadError
 from .features import BatchFeatures
-from .head import Head, without_dipole
+from .head import Head, net_charge, without_dipole
 from .record import REMEDY
+
+
+# entries that no periodic and no charged structure has
+OF_MOLECULES = {"dipole", "dipole_std"}
+
+
+def has_spread(column: str, head: Head) -> bool:
+    """Whether an entry that a head fills has one beside it, the size of its errors."""
+    # that of a dipole head is not that of the charges which it gives too
+    return head.description.spread and column != "charges"
 
 
 class ResultHeads:
@@ -37,7 +48,7 @@ class ResultHeads:
                 if head.has_charges:
                     self.columns.setdefault(column, head)
         for column, head in list(self.columns.items()):
-            if head.description.spread and f"{column}_std" in self.columns:
+            if has_spread(column, head) and f"{column}_std" in self.columns:
                 self._claim(f"{column}_std", head)
 
     def _claim(self, column: str, head: Head) -> None:
@@ -57,19 +68,71 @@ class ResultHeads:
 
         Raises HeadError for elements that a head was fitted without.
         """
+        numbers = torch.as_tensor(atoms.numbers)
+        charge = net_charge(atoms) if self.charged_columns else 0.0
+        answers = self.answers(
+            features,
+            numbers,
+            torch.tensor(atoms.positions),
+            torch.zeros_like(numbers),
+            torch.tensor([charge]).double(),
+        )
+        has_dipole = not OF_MOLECULES & set(answers) or without_dipole(atoms) is None
         found: dict[str, object] = {}
+        for column, answer in answers.items():
+            if column in OF_MOLECULES and not has_dipole:
+                continue
+            own = answer if self.is_of_atoms(column) else answer[0]
+            found[column] = own.cpu().numpy() if own.ndim else float(own)
+        return found
+
+    @property
+    def names(self) -> list[str]:
+        """All entries, with those of spreads."""
+        found = []
         for column, head in self.columns.items():
-            own = features.of(head)
-            if column == "charges":
-                invariants = own.invariants.double().cpu().numpy()
-                found[column] = head.charges(invariants, atoms)
-                continue
-            if column == "dipole" and without_dipole(atoms) is not None:
-                continue
-            answer = head.predict(own, atoms)
-            if isinstance(answer, dict):
-                answer = np.array(list(answer.values()))
-            found[column] = answer
-            if head.description.spread:
-                found[f"{column}_std"] = head.predict_spread(own, atoms)
+            found.append(column)
+            if has_spread(column, head):
+                found.append(f"{column}_std")
+        return found
+
+    @property
+    def charged_columns(self) -> set[str]:
+        """Entries that depend on the net charge of a structure."""
+        return {"charges", "dipole"} & set(self.columns)
+
+    def is_of_atoms(self, column: str) -> bool:
+        """Whether an entry has a row for each atom, and not one for each structure."""
+        return column == "charges" or self.head_of(column).description.per == "atom"
+
+    def head_of(self, column: str) -> Head:
+        """The head that fills an entry."""
+        return self.columns.get(column) or self.columns[column.removesuffix("_std")]
+
+    def answers(
+        self,
+        features: BatchFeatures,
+        atomic_numbers: Tensor,
+        positions: Tensor,
+        structure_index: Tensor,
+        net_charges: Tensor,
+    ) -> dict[str, Tensor]:
+        """The entries of S structures at once: (S, ...), or (N, ...) of their atoms.
+
+        atomic_numbers (N,), positions (N, 3) in A, structure_index (N,) and net_charges (S,) in e,
+        which alone decide where the answers lie. A dipole is there for every structure.
+
+        Raises HeadError for elements that a head was fitted without.
+        """
+        place = positions.device
+        known = atomic_numbers.cpu().numpy()
+        found: dict[str, Tensor] = {}
+        for column, head in self.columns.items():
+            places = torch.as_tensor(head.places(known), device=place)
+            own = features.of(head).to(place)
+            answers = head.charge_answers if column == "charges" else head.answers
+            found[column] = answers(own, places, positions, structure_index, net_charges)
+            if has_spread(column, head):
+                spreads = head.spreads(own, places, structure_index, len(net_charges))
+                found[f"{column}_std"] = spreads
         return found

@@ -12,7 +12,8 @@ s, v, t are the invariants, vectors and tensors of `CarriedFeatures`; g, u and t
 the second that of atomic dipoles. A dipole of charges alone has no expansion, and no second part.
 A polarizability is a tensor.
 
-The fit and the prediction share these rows, and forces are their derivatives.
+The fit has a matrix of these rows. A prediction multiplies the parts of each atom by the weights
+first, and adds up then (`combined.py`), so that a large structure needs no matrix.
 
 Shapes: N atoms, P columns of weights, Z columns of biases.
 """
@@ -74,38 +75,53 @@ def rows_of(
 
     places (N,) are those of the elements among the Z of the head, positions (N, 3) in A.
     """
-    invariants = carried.invariants.double()
-    one_hot = torch.nn.functional.one_hot(places, num_elements).to(invariants)
-    if expansion is None:
+    of_atoms, turning = parts_of_atoms(kind, carried, expansion, places)
+    one_hot = torch.nn.functional.one_hot(places, num_elements).to(turning)
+    if kind == "dipole":
         arms = positions - positions.mean(0)
-        return arms.T @ torch.cat([invariants, one_hot], 1)
-
-    vectors = carried.vectors.double()
-    gate = expansion.gate(invariants, places)
-    mixed = expansion.mixed(vectors)
+        return torch.cat([arms.T @ of_atoms, turning.sum(0), arms.T @ one_hot], 1)
     if kind == "pseudoscalar":
-        first, second, third = mixed
-        products = (gate * (first * torch.linalg.cross(second, third, dim=1)).sum(1)).sum(0)
+        products = turning.sum(0)
         products = products if extensive else products / len(places)
         return torch.cat([products, products.new_zeros(num_elements)])
 
-    of_atoms = torch.cat([invariants, gate], 1)  # (N, F + R)
     if _form(kind) == "vector":
-        turning = torch.cat([vectors, gate.unsqueeze(1) * mixed[0]], 2)  # (N, 3, V + R)
-        if kind == "dipole":
-            arms = positions - positions.mean(0)
-            return torch.cat([arms.T @ of_atoms, turning.sum(0), arms.T @ one_hot], 1)
         if kind == "forces":
             turning = turning - turning.mean(0)
         no_bias = turning.new_zeros(*turning.shape[:2], num_elements)
         rows = torch.cat([turning, no_bias], 2)
     else:
-        identity = torch.eye(3, dtype=gate.dtype, device=gate.device).unsqueeze(2)
-        products = _traceless(mixed[0], mixed[1], gate)
-        turning = torch.cat([carried.tensors.double(), products], 3)  # (N, 3, 3, T + R)
+        identity = torch.eye(3, dtype=turning.dtype, device=turning.device).unsqueeze(2)
         invariant = identity * of_atoms[:, None, None]
         rows = torch.cat([invariant, turning, identity * one_hot[:, None, None]], 3)
     return rows if KINDS[kind].per == "atom" else rows.sum(0)
+
+
+def parts_of_atoms(
+    kind: Kind, carried: CarriedFeatures, expansion: Expansion | None, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What each atom has in the rows, in float64, whatever its position: two parts of the columns.
+
+    Invariants (N, F + R), without columns where the kind has neither charges nor a trace, and what
+    turns or changes sign: (N, R), (N, 3, V + R) or (N, 3, 3, T + R).
+    """
+    invariants = carried.invariants.double()
+    vectors = carried.vectors.double()
+    if expansion is None:
+        return invariants, vectors[:, :, :0]
+
+    gate = expansion.gate(invariants, places)
+    mixed = expansion.mixed(vectors)
+    nothing = invariants[:, :0]
+    if kind == "pseudoscalar":
+        first, second, third = mixed
+        return nothing, gate * (first * torch.linalg.cross(second, third, dim=1)).sum(1)
+    of_atoms = torch.cat([invariants, gate], 1)
+    if _form(kind) == "vector":
+        turning = torch.cat([vectors, gate.unsqueeze(1) * mixed[0]], 2)
+        return (of_atoms if kind == "dipole" else nothing), turning
+    products = _traceless(mixed[0], mixed[1], gate)
+    return of_atoms, torch.cat([carried.tensors.double(), products], 3)
 
 
 def _traceless(first: Tensor, second: Tensor, gate: Tensor) -> Tensor:

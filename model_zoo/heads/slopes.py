@@ -37,8 +37,12 @@ class Place:
         carried = self.carried(head.description.features, head.own)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             if head.description.kind == "states":
-                return head.matrix_entries(carried.invariants, places)
-            return head.response(carried, places, self.positions)
+                numbers, _ = head.terms(carried, places)
+                return numbers.sum(0)
+            alone = torch.zeros_like(places)
+            neutral = self.positions.new_zeros(1)
+            answers = head.answers(carried, places, self.positions, alone, neutral)
+            return answers[0] if head.description.per == "structure" else answers
 
     def carried(self, name: Features, own: Potential | None = None) -> CarriedFeatures:
         """Features of the atoms, differentiable, computed once; `own` as that of a head."""

@@ -11,10 +11,12 @@ def symmetric(entries: Tensor) -> Tensor:
 
     M is K (K + 1) / 2.
     """
-    size = round((2 * entries.shape[-1] + 0.25) ** 0.5 - 0.5)
+    # TorchScript compiles this for other programs, and so it is written in what that knows
+    size = int(round((2 * entries.shape[-1] + 0.25) ** 0.5 - 0.5))  # noqa: RUF046
     place = torch.zeros(size, size, dtype=torch.long, device=entries.device)
-    row, column = torch.triu_indices(size, size, device=entries.device)
+    upper = torch.triu_indices(size, size, device=entries.device)
     order = torch.arange(entries.shape[-1], device=entries.device)
-    place[row, column] = order
-    place[column, row] = order
-    return entries[..., place]
+    place[upper[0], upper[1]] = order
+    place[upper[1], upper[0]] = order
+    shape = list(entries.shape[:-1]) + [size, size]  # noqa: RUF005
+    return entries.index_select(-1, place.reshape(-1)).reshape(shape)

@@ -178,7 +178,7 @@ class LoadedModel:
             domains=self.domains if warn_outside else None,
             uncertainties=self.uncertainties if uncertainty else None,
             coverage=coverage,
-            heads=self._chosen(heads),
+            heads=self.chosen_heads(heads),
             field=field,
             field_heads=None if field is None else self._field_heads(heads),
         )
@@ -275,10 +275,13 @@ class LoadedModel:
         """The heads that a field acts through."""
         from ..heads.field import FieldHeads
 
-        return FieldHeads.among(self._chosen(True if names is False else names) or [])
+        return FieldHeads.among(self.chosen_heads(True if names is False else names) or [])
 
-    def _chosen(self, names: bool | Sequence[str]) -> list[Head] | None:
-        """The heads that a calculator is asked for; None where it is asked for none."""
+    def chosen_heads(self, names: bool | Sequence[str]) -> list[Head] | None:
+        """All heads for True, those of some names, and None for False.
+
+        Raises HeadError for a name that the model does not have.
+        """
         from ..heads.record import head_named
 
         if names is False:

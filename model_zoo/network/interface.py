@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -70,7 +71,8 @@ class CarriedFeatures:
     @classmethod
     def of_invariants(cls, invariants: Tensor) -> CarriedFeatures:
         """Invariants (N, F) without any vectors and tensors."""
-        num_atoms = len(invariants)
+        # not a length, which would be a constant of a traced graph
+        num_atoms = invariants.shape[0]
         return cls(
             invariants=invariants,
             vectors=invariants.new_zeros(num_atoms, 3, 0),
@@ -79,7 +81,12 @@ class CarriedFeatures:
 
     def cpu(self) -> CarriedFeatures:
         """The same in the memory of the processor."""
-        return CarriedFeatures(self.invariants.cpu(), self.vectors.cpu(), self.tensors.cpu())
+        return self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> CarriedFeatures:
+        """The same in the memory of a device."""
+        parts = (self.invariants, self.vectors, self.tensors)
+        return CarriedFeatures(*(part.to(device) for part in parts))
 
 
 class Network(nn.Module, ABC):

@@ -74,7 +74,6 @@ FACTS: dict[str, Any] = {
 def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object) -> Head:
     """A head with random weights, as a fit would give it."""
     rng = np.random.default_rng(seed)
-    num_outputs = max(len(facts.get("classes", [])), 1)  # type: ignore[arg-type]
     facts = {"unit": "e*A" if kind == "dipole" else "e", "features": "network"} | facts
     about = HeadDescription(
         name=facts.pop("name", kind),
@@ -84,9 +83,13 @@ def planted_head(kind: str, num_features: int, *, seed: int = 1, **facts: object
     )
     if about.features == "equivariant":
         raise ValueError("use rotating_head")
-    weight = rng.normal(size=(num_outputs, num_features))
-    bias = rng.normal(size=(num_outputs, len(SYMBOLS)))
-    return Head(about, weight, bias - bias.mean(axis=1, keepdims=True))
+    weight = rng.normal(size=(about.num_outputs, num_features))
+    bias = rng.normal(size=(about.num_outputs, len(SYMBOLS)))
+    spread: dict[str, np.ndarray] = {}
+    if about.spread:
+        spread["spread_weight"] = rng.normal(size=num_features)
+        spread["spread_bias"] = rng.normal(size=len(SYMBOLS))
+    return Head(about, weight, bias - bias.mean(axis=1, keepdims=True), **spread)
 
 
 def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: object) -> Head:
@@ -111,7 +114,68 @@ def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: ob
     sizes = (potential.backbone.num_features, *potential.backbone.num_carried)
     weight = rng.normal(size=(1, sum(num_columns(kind, sizes, about.num_functions))))
     bias = rng.normal(size=(1, len(SYMBOLS))) * has_charges_or_trace(kind)
-    return Head(about, weight, bias - bias.mean() * (kind == "dipole"), expansion)
+    bias = bias - bias.mean() * (kind == "dipole")
+    if not about.spread:
+        return Head(about, weight, bias, expansion)
+    of_spread = (rng.normal(size=sizes[0]), rng.normal(size=len(SYMBOLS)))
+    return Head(about, weight, bias, expansion, *of_spread)
+
+
+def heads_of_all_kinds(potential: Potential) -> dict[str, Head]:
+    """A head of each kind with random weights, and some with a sum, a spread or silent elements."""
+    size = potential.backbone.num_features
+    energies = {"unit": "eV/atom", "spread": True}
+    heads = [
+        planted_head("charges", size, name="charges"),
+        planted_head("scalar", size, seed=2, name="gap", **energies),
+        planted_head(
+            "scalar",
+            8,
+            seed=3,
+            name="volume",
+            unit="A^3",
+            extensive=True,
+            features="readout",
+            spread=True,
+        ),
+        planted_head(
+            "class",
+            size,
+            seed=4,
+            name="phase",
+            unit="probability",
+            classes=["solid", "liquid", "gas"],
+        ),
+        planted_head(
+            "atom_scalar",
+            size,
+            seed=5,
+            name="moment",
+            unit="muB",
+            spread=True,
+            silent_elements=["C", "O"],
+        ),
+        planted_head("states", size, seed=6, name="levels", unit="eV", num_states=3),
+    ]
+    units = {"dipole": "e*A", "polarizability": "e*A^2/V", "forces": "eV/A"}
+    for kind in (
+        "dipole",
+        "vector",
+        "tensor",
+        "polarizability",
+        "pseudoscalar",
+        "atom_vector",
+        "atom_tensor",
+        "forces",
+    ):
+        name = "direct_forces" if kind == "forces" else kind
+        has_spread = kind in ("dipole", "atom_tensor")
+        unit = units.get(kind, "A")
+        heads.append(rotating_head(kind, potential, name=name, unit=unit, spread=has_spread))
+    heads.append(
+        rotating_head("pseudoscalar", potential, seed=7, name="hand", unit="sign", extensive=True)
+    )
+    return {head.description.name: head for head in heads}
 
 
 def write_labelled(path: Path, frames: list[Atoms], labels: list[dict[str, object]]) -> Path:

@@ -122,8 +122,9 @@ class GauntNetwork(Network):
         edges = self._edges(atomic_numbers, edge_vectors, tiles)
         x = self.start(elements).unsqueeze(0)
         scalars = []
-        vectors = [x.new_zeros(3, len(elements), 0)]
-        tensors = [x.new_zeros(5, len(elements), 0)]
+        # by shape: a length would be a constant of a traced graph
+        vectors = [x.new_zeros(3, elements.shape[0], 0)]
+        tensors = [x.new_zeros(5, elements.shape[0], 0)]
         for layer in self.layers:
             assert isinstance(layer, InteractionLayer)
             message = layer.message(x, elements, edges)

@@ -18,6 +18,7 @@ from evenfield.finetune.property_heads.config import HeadConfig
 from evenfield.finetune.property_heads.figures import spread_figures
 from evenfield.finetune.property_heads.fit import fit_head
 from evenfield.finetune.property_heads.labels import read_labelled
+from evenfield.finetune.property_heads.ridge import ridge
 from evenfield.finetune.property_heads.save import save_head
 from evenfield.finetune.property_heads.split import held_out
 from evenfield.finetune.property_heads.spread import fit_spread, left_out_errors
@@ -209,6 +210,7 @@ def test_forces_come_from_the_calculator_and_have_no_torque(model, tmp_path) -> 
         (["head=forces", "name=forces"], "'forces' has another meaning in results"),
         (["head=atom_scalar", "key=a", "unit=B", "torque=1"], "torque: only head=forces"),
         (["head=charges", "spread=true"], "spread: charges cannot have one"),
+        (["head=forces", "spread=true"], "spread: forces cannot have one"),
         (["head=atom_vector", "key=a", "unit=B", "features=readout"], "can have equivariant"),
     ],
 )
@@ -267,6 +269,73 @@ def test_a_spread_of_atoms(model, frames, tmp_path) -> None:
     assert spread[is_hydrogen].max() < 0.3 < 0.5 < spread[~is_hydrogen].min()
 
 
+TURNING = {
+    "dipole": ["head=dipole"],
+    "vector": ["head=vector", "key=noisy", "unit=A"],
+    "polarizability": ["head=polarizability", "key=noisy", "unit=e*A^2/V"],
+    "pseudoscalar": ["head=pseudoscalar", "key=noisy", "unit=A^3", "num_functions=8"],
+    "hand": ["head=pseudoscalar", "key=noisy", "unit=A^3", "num_functions=8", "extensive=true"],
+    "atom_tensor": ["head=atom_tensor", "key=noisy", "unit=A^2"],
+}
+SHAPES = {"dipole": (3,), "vector": (3,), "pseudoscalar": (), "hand": ()}
+
+
+@pytest.mark.parametrize("kind", TURNING)
+def test_a_spread_of_answers_that_turn(model, tmp_path, kind) -> None:
+    """Noise of known size without direction: the spread is that size, and the same when turned."""
+    rng = np.random.default_rng(0)
+    frames = molecules(copies=25)
+    size = {True: 1.0, False: 0.1}
+    shape = SHAPES.get(kind, (3, 3))
+    is_of_atoms = kind == "atom_tensor"
+    for atoms in frames:
+        noise = rng.normal(size=(len(atoms) if is_of_atoms else 1, *shape))
+        if shape == (3, 3):
+            noise = (noise + noise.swapaxes(1, 2)) / 2
+        if is_of_atoms:
+            noise *= np.where(atoms.symbols == "O", 1.0, 0.1)[:, None, None]
+            atoms.arrays["noisy"] = noise.reshape(len(atoms), 9)
+            continue
+        noise *= size["O" in atoms.symbols]
+        # a mean over atoms has no more noise with more of them
+        noise *= 1.0 if kind == "pseudoscalar" else len(atoms) ** 0.5
+        label = float(noise[0]) if kind in ("pseudoscalar", "hand") else noise[0]
+        if kind == "dipole":
+            atoms.calc = SinglePointCalculator(atoms, dipole=label)
+        else:
+            atoms.info["noisy"] = label
+    ase.io.write(tmp_path / "mine.extxyz", frames)
+    words = [*TURNING[kind], "name=dipole" if kind == "dipole" else "name=noise"]
+    config = configured(*words, "spread=true", "split=structure")
+    head = fit_head(model, tmp_path / "mine.extxyz", config, say=quiet)
+    figures = head.description.errors
+    assert figures["gain_by_spread"] > 0.2
+    assert 0.55 < figures["within_spread"] < 0.85
+    assert figures["spread_rank"] > 0.3
+
+    # stored, loaded, and beside the answer in the results
+    saved = model_zoo.load(save_head(head, model, "model", tmp_path / "out"))
+    # of a symmetric matrix of unit noise, the root mean square of its entries
+    unit = (2 / 3) ** 0.5 if shape == (3, 3) else 1.0
+    for formula, own_noise in (("H2O", 1.0), ("CH4", 0.1)):
+        (atoms, *_) = (own for own in frames if own.get_chemical_formula() == formula)
+        atoms.calc = saved.calculator(heads=True, warn_outside=False)
+        atoms.get_potential_energy()
+        column = {"dipole": "dipole", "polarizability": "polarizability"}.get(kind, "noise")
+        spread = atoms.calc.results[f"{column}_std"]
+        np.testing.assert_allclose(spread, saved.predict_spread(atoms, words[-1][5:]))
+        assert "charges_std" not in atoms.calc.results
+        is_sum = kind not in ("pseudoscalar", "atom_tensor")
+        noise = np.where(atoms.symbols == "O", 1.0, 0.1) if is_of_atoms else own_noise
+        truth = noise * unit * (len(atoms) ** 0.5 if is_sum else 1.0)
+        assert np.all((spread > truth / 2) & (spread < 2.5 * truth)), (formula, spread, truth)
+
+        turned = atoms.copy()
+        turned.rotate(40, (1, 2, 3))
+        again = saved.predict_spread(turned, words[-1][5:])
+        np.testing.assert_allclose(again, spread, rtol=1e-4)
+
+
 def test_a_head_without_a_spread_says_so(model, frames, tmp_path) -> None:
     path = of_atoms(tmp_path / "mine.extxyz", frames, [np.ones(len(atoms)) for atoms in frames])
     config = configured("head=atom_scalar", "key=planted", "unit=B")
@@ -282,9 +351,23 @@ def test_variances_that_rows_explain_are_found() -> None:
     log_variance = 1.5 * rows[:, 0] - 1.0
     targets = rows @ [1.0, 2.0] + np.exp(0.5 * log_variance) * rng.normal(size=4000)
     groups = [str(index) for index in range(4000)]
-    fit = fit_spread(rows, targets, np.ones(4000), groups, seed=0)
+    errors = left_out_errors(rows, targets, np.ones(4000), groups, seed=0)
+    fit = fit_spread(errors**2, rows, groups, seed=0)
     np.testing.assert_allclose(fit.weights, [1.5, 0.0], atol=0.1)
     assert fit.constant == pytest.approx(-1.0, abs=0.1)
+
+
+def test_variances_that_hold_for_no_other_group_are_nearly_one_for_all() -> None:
+    # the size of the errors is that of the group, and the features name the group
+    rng = np.random.default_rng(5)
+    group_index = np.repeat(np.arange(20), 30)
+    size = np.exp(rng.normal(size=20))[group_index]
+    features = rng.normal(size=(20, 15))[group_index]
+    squares = (size * rng.normal(size=600)) ** 2
+    fit = fit_spread(squares, features, [str(index) for index in group_index], seed=0)
+    plain = ridge(features, np.log(squares), np.ones(600))
+    assert (features @ fit.weights).std() < 0.2 * (features @ plain.weights).std()
+    assert fit.constant == pytest.approx(np.log(squares.mean()), abs=0.3)
 
 
 def test_errors_are_those_of_fits_without_the_group() -> None:

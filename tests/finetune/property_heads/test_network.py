@@ -236,6 +236,7 @@ def metadata_as_text(content: bytes) -> dict[str, str]:
         (["head=class", "key=a", "network=trained"], "head=class has no network of its own"),
         (["head=dipole", "features=readout", "network=trained"], "trains no readout"),
         (["head=dipole", "training.max_steps=5"], "training: set network=trained"),
+        (["head=dipole", "spread=true", "network=trained"], "spread: network=trained has seen all"),
     ],
 )
 def test_settings_that_cannot_be_used(words, message) -> None:

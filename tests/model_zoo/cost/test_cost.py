@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
 from evenfield.cli import app
+from evenfield.data_pipelines.batch import Batch
+from evenfield.data_pipelines.structure import Structure
 from evenfield.model_zoo import Potential, PotentialConfig
 from evenfield.model_zoo.cost.commands import machine_rates
-from evenfield.model_zoo.cost.cost import TILE_SIZE, count, per_atom_and_edge
+from evenfield.model_zoo.cost.cost import (
+    TILE_SIZE,
+    CostCounter,
+    count,
+    of_charges,
+    per_atom_and_edge,
+)
 from evenfield.model_zoo.network.tiles import Tiles
 from evenfield.model_zoo.potential.derivatives import energies_and_slopes
 
@@ -59,6 +71,53 @@ def test_command_prints_the_table_and_names_a_wrong_key():
     assert "parameters" in result.output and "in 1 GB" in result.output
     wrong = CliRunner().invoke(app, ["model", "cost", "chanels=4"])
     assert "unknown key 'chanels'" in str(wrong.exception)
+
+
+CHARGED = PotentialConfig(channels=4, readout_size=8, radial_hidden=8, charges=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_cost_with_charges_is_that_of_a_run(training):
+    """Energies, forces and gradients of 64 ions, counted while they are computed."""
+    pytest.importorskip("torchpme", reason="comes with the extra `physics`")
+    atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 2, 2)
+    atoms.rattle(0.05, seed=0)
+    batch = Batch.from_structure(Structure.from_atoms(atoms, "PBE", "salt"), CHARGED.cutoff)
+    potential = Potential(CHARGED).train(training)
+    num_slots = len(potential.edge_vectors(batch)[1].sender)
+    with CostCounter() as counter, torch.set_grad_enabled(training):
+        out = potential(batch)
+        if training:
+            loss = out.energy.sum() + out.forces.square().sum()
+            torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
+
+    atom, edge = per_atom_and_edge(CHARGED, torch.float32, training=training)
+    volume = atoms.get_volume() / len(atoms)
+    charge = of_charges(CHARGED, torch.float32, len(atoms), volume, training=training)
+    for name in ("flops", "traffic", "memory"):
+        of_atom = getattr(atom, name) + getattr(charge, name)
+        expected = len(atoms) * of_atom + num_slots * getattr(edge, name)
+        assert expected == pytest.approx(getattr(counter, name), rel=0.15), name
+
+
+def test_cost_of_charges_grows_with_the_crystal_and_not_without_charges():
+    pytest.importorskip("torchpme", reason="comes with the extra `physics`")
+    settings = {"training": True, "volume": 14.0}
+    small = of_charges(CHARGED, torch.float32, 100, **settings)
+    large = of_charges(CHARGED, torch.float32, 200, **settings)
+    assert large.memory == pytest.approx(2 * small.memory, rel=0.02)
+    assert of_charges(CONFIG, torch.float32, 100, **settings).memory == 0
+
+    words = ["model", "cost", "channels=4", "--memory", "1", "charges=true", "--atoms", "100"]
+    found = CliRunner().invoke(app, words).output
+    assert "the charge of" in found
+    # the charges of so large a crystal take most of the memory
+    neighbours = 40
+    volume = 4 / 3 * np.pi * 5.0**3 / neighbours
+    config = PotentialConfig(channels=4, charges=True)
+    of_atom = of_charges(config, torch.float32, 100, volume, training=True).memory
+    (edges,) = re.findall(r"at most ([\d,]+) edges", found)
+    assert 0.5 < int(edges.replace(",", "")) * of_atom / neighbours / 1e9 < 1.0
 
 
 def test_command_places_the_model_under_this_machines_roofline(monkeypatch: pytest.MonkeyPatch):

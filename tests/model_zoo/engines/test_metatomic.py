@@ -379,7 +379,10 @@ def test_command(
 ) -> None:
     from evenfield.model_zoo.engines import metatomic_model
 
-    def write(model: model_zoo.LoadedModel, level: str, dtype: str, path: Path) -> None:
+    def write(
+        model: model_zoo.LoadedModel, level: str, dtype: str, path: Path, heads: object
+    ) -> None:
+        assert heads is None
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("emt/code/__torch__/evenfield/model.py", f"{level} {dtype}")
 

@@ -234,7 +234,7 @@ def test_damaged_random_functions_are_no_head(model, damage) -> None:
         ("forces", {"name": "direct_forces", "silent_elements": ["H"]}),
         ("atom_vector", {"silent_elements": ["H", "C", "N", "O"]}),
         ("atom_vector", {"silent_elements": ["He"]}),
-        ("atom_vector", {"spread": True}),
+        ("forces", {"name": "direct_forces", "spread": True}),
     ],
 )
 def test_descriptions_that_contradict_themselves(model, kind, facts) -> None:

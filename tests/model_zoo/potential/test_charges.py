@@ -329,3 +329,5 @@ def test_torch_sim_has_the_whole_energy_and_metatomic_refuses(model, tmp_path) -
     salt.calc = model.calculator(dtype="float64")
     assert float(found["energy"][0]) == pytest.approx(salt.get_potential_energy(), rel=1e-10)
     np.testing.assert_allclose(found["forces"].numpy(), salt.get_forces(), atol=1e-9)
+    np.testing.assert_allclose(found["charges"].numpy(), salt.get_charges(), atol=1e-9)
+    assert list(found) == engine.implemented_properties
