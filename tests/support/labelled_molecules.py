@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from evenfield.model_zoo.heads.description import HeadDescription
 from evenfield.model_zoo.heads.expansion import drawn_expansion
 from evenfield.model_zoo.heads.features import carried_features
 from evenfield.model_zoo.heads.head import Head
+from evenfield.model_zoo.heads.record import with_network
 from evenfield.model_zoo.heads.rows import has_charges_or_trace, num_columns, num_mixtures
 from evenfield.model_zoo.package.record import TrainingData
 
@@ -121,8 +123,23 @@ def rotating_head(kind: str, potential: Potential, *, seed: int = 1, **facts: ob
     return Head(about, weight, bias, expansion, *of_spread)
 
 
+def of_its_own_network(head: Head, potential: Potential) -> Head:
+    """The head with another network, as a training would give it one."""
+    torch.manual_seed(11)
+    weights = {}
+    for name, weight in potential.backbone.state_dict().items():
+        weights[name] = weight
+        if weight.is_floating_point():
+            weights[name] = (weight + 0.02 * torch.randn_like(weight)).float()
+    about = head.description.model_copy(update={"trained_steps": 5})
+    return dataclasses.replace(head, description=about, own=with_network(potential, weights))
+
+
 def heads_of_all_kinds(potential: Potential) -> dict[str, Head]:
-    """A head of each kind with random weights, and some with a sum, a spread or silent elements."""
+    """A head of each kind with random weights, and some with a sum, a spread or silent elements.
+
+    Two of them have a network of their own.
+    """
     size = potential.backbone.num_features
     energies = {"unit": "eV/atom", "spread": True}
     heads = [
@@ -171,7 +188,10 @@ def heads_of_all_kinds(potential: Potential) -> dict[str, Head]:
         name = "direct_forces" if kind == "forces" else kind
         has_spread = kind in ("dipole", "atom_tensor")
         unit = units.get(kind, "A")
-        heads.append(rotating_head(kind, potential, name=name, unit=unit, spread=has_spread))
+        head = rotating_head(kind, potential, name=name, unit=unit, spread=has_spread)
+        if kind in ("tensor", "forces"):
+            head = of_its_own_network(head, potential)
+        heads.append(head)
     heads.append(
         rotating_head("pseudoscalar", potential, seed=7, name="hand", unit="sign", extensive=True)
     )
