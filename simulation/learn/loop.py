@@ -46,7 +46,7 @@ from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
 from .labeller import LabellingError
 from .labelling import Label, labels_of
-from .page import strategy_in_words, write_report
+from .page import heads_in_words, strategy_in_words, write_report
 from .pictures import Surprise
 from .stall import stall_of
 
@@ -542,6 +542,9 @@ class _Loop:
         if not models:
             # nothing was flagged at all: the model knew it
             return Learned(None, None, page, ended, self.rounds)
+        left = self._heads_left()
+        if left:
+            self.say(heads_in_words(left))
         write_data_set(self.structures, data, origin, about, overwrite=True)
         model = self.out / "model"
         with replace_folder(model) as new:
@@ -556,7 +559,13 @@ class _Loop:
             self.rounds,
             self.config,
             self._surprises(),
+            self._heads_left(),
         )
+
+    def _heads_left(self) -> list[str]:
+        """Heads of other properties that the newest model does not have any more."""
+        kept = self.model.heads
+        return [name for name in self.base.heads if name not in kept]
 
     def _surprises(self) -> list[Surprise]:
         """The labelled structures that had an error before they were learned."""

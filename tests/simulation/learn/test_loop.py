@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from evenfield import model_zoo
 from evenfield.core.destination import DestinationError
 from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.model_zoo.heads.record import HEADS, heads_file
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.simulation.guard import GuardConfig
 from evenfield.simulation.learn import fit, labelling, loop, stall, store
@@ -27,6 +29,8 @@ from evenfield.simulation.learn.config import LearnConfig
 from evenfield.simulation.learn.explore import first_walks, walk_on
 from evenfield.simulation.learn.labelling import LabellingError
 from evenfield.simulation.learn.loop import Learned, learn
+
+from labelled_molecules import planted_head
 
 
 def settings(log: Path, **changes: Any) -> LearnConfig:
@@ -122,6 +126,37 @@ def test_what_a_loop_does_and_leaves(
     with pytest.raises(DestinationError, match="another version of the oracle"):
         quietly(tmp_path / "out", settings(log, labels=sum(asked) + 4))
     assert len(log.read_text().splitlines()) == 11
+
+
+def test_heads_of_other_properties_stay_where_only_the_readout_was_refitted(
+    model_folder: Path, starts: list[Atoms], no_pictures: None, tmp_path: Path
+) -> None:
+    base = with_heads(model_folder, tmp_path / "with")
+    said: list[str] = []
+    config = settings(tmp_path / "log", labels=4, strategy="wide")
+    done = learn(base, starts, tmp_path / "refitted", config, say=said.append)
+    kept = model_zoo.load(done.model)
+    for name in base.heads:
+        assert kept.predict(starts[1], name) == pytest.approx(base.predict(starts[1], name))
+    assert not any("heads" in line for line in said)
+    assert "heads" not in done.page.read_text()
+
+
+def with_heads(folder: Path, out: Path) -> LoadedModel:
+    """The model with two heads with random weights, of the network's and the readout's features."""
+    model = model_zoo.load(folder)
+    heads = {}
+    for name, features, size in (
+        ("volume", "network", model.potential.backbone.num_features),
+        ("moment", "readout", model.potential.config.readout_size),
+    ):
+        head = planted_head("scalar", size, name=name, unit="A^3", features=features)
+        about = head.description.model_copy(update={"elements": ["Au", "Cu"]})
+        heads[name] = dataclasses.replace(head, description=about, bias=head.bias[:, :2])
+    file = {HEADS: heads_file(model.potential, heads)}
+    return model_zoo.load(
+        model_zoo.save_model(out, model.potential, model.record, attachments=file)
+    )
 
 
 def test_a_folder_of_another_result_is_refused_with_a_remedy_that_exists(quietly, tmp_path) -> None:
@@ -231,7 +266,7 @@ class Killed(BaseException):
 
 
 def test_after_any_end_it_goes_on_with_the_same_model(
-    model: LoadedModel,
+    model_folder: Path,
     starts: list[Atoms],
     no_pictures: None,
     tmp_path: Path,
@@ -239,8 +274,10 @@ def test_after_any_end_it_goes_on_with_the_same_model(
 ) -> None:
     """Ended before and after each of its writes, while it fits, and while it is told of labels.
 
-    The walks are under pressure where ASE can, and the last model is one of a gradient strategy.
+    The walks are under pressure where ASE can, and the last model is one of a gradient strategy,
+    which the heads of other properties do not survive.
     """
+    model = with_heads(model_folder, tmp_path / "with")
     has_barostat = importlib.util.find_spec("ase.md.langevinbaoab") is not None
     log = tmp_path / "log"
     config = settings(
@@ -264,10 +301,13 @@ def test_after_any_end_it_goes_on_with_the_same_model(
 
     whole = quietly(tmp_path / "whole", config)
     assert [one["learned"]["strategy"] for one in whole.rounds] == ["refit", "refit", "full"]
-    assert "tries full, because for 1 round the error on new labels was not below" in said[-2]
+    assert "tries full, because for 1 round the error on new labels was not below" in said[-3]
+    words = "without the heads volume, moment: the network was trained"
+    assert words in said[-1] and words in whole.page.read_text()
+    assert not model_zoo.load(whole.model).heads
     if has_barostat:
         assert whole.rounds[-1]["simulations"][0]["conditions"] == "600 K, 5 GPa"
-        assert "at 600 K, 5 GPa)" in said[-1]
+        assert "at 600 K, 5 GPa)" in said[-2]
     expected = content_of(whole)
     asked = log.read_text()
     log.unlink()
