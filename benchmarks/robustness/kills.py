@@ -66,9 +66,8 @@ from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
 from evenfield.pretrain.checkpoints.checkpoints import choose_checkpoint
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
-from evenfield.simulation.learn import stall
+from evenfield.simulation.learn import loop, stall
 from evenfield.simulation.learn.config import LearnConfig
-from evenfield.simulation.learn.loop import learn
 
 
 RESUMED_STEPS = 40  # of a run that is killed and resumed
@@ -388,7 +387,7 @@ def resume_often(
 
 
 def loop_config(log: Path) -> LearnConfig:
-    """A small loop whose refit stalls, so that the last model is one of a training."""
+    """A small loop whose last model is one of a training."""
     return LearnConfig.model_validate(
         {
             "oracle": "counting_oracle:CountingEMT",
@@ -401,11 +400,9 @@ def loop_config(log: Path) -> LearnConfig:
             "every": 3,
             "temperatures": [600.0],
             "pressures": [5.0],
-            "guard": {"force_radius": 0.02},
+            "guard": {"force_radius": 0.15},
             "when_stalled": "full",
-            "stall_rounds": 1,
             "gradient": {"max_steps": 2},
-            # with it the refit stalls, and the training is better than it
             "seed": 3,
         }
     )
@@ -420,10 +417,14 @@ def start_loop(model: Path, out: Path, log: Path) -> int:
         copper = bulk("Cu", cubic=True)
         alloy = bulk("Cu", a=3.83, cubic=True)
         alloy.symbols[:2] = "Au"
+        for seed, atoms in enumerate((copper, alloy)):
+            atoms.rattle(0.05, seed=seed)
+        # so few rounds do not always stall by themselves
+        loop.stall_of = lambda rounds, *_: "it was time" if rounds else None
         # two trainings instead of four
         stall.NUM_PARTS = 2
         base = model_zoo.load(model)
-        learn(base, [copper, alloy], out, loop_config(log), say=lambda _: None)
+        loop.learn(base, [copper, alloy], out, loop_config(log), say=lambda _: None)
         os._exit(0)
     except BaseException as error:
         print(repr(error), flush=True)

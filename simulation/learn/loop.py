@@ -445,9 +445,7 @@ class _Loop:
     def _choice(self, number: int) -> dict[str, Any]:
         if not any(walk.stopped for walk in self.walks):
             return {"atoms": [], "scores": []}
-        met: list[Frame] = [
-            frame for walk in self.walks for frame in walk.frames if _is_sane(frame.atoms)
-        ]
+        met = self._worth_asking()
         most = min(self.config.batch, self.config.labels - len(self.labels))
         how = self.config.choose
         places: list[int] = []
@@ -472,6 +470,20 @@ class _Loop:
             else:
                 places, scores = by_distance(labelled, candidates, most)
         return {"atoms": [store.as_json(met[place].atoms) for place in places], "scores": scores}
+
+    def _worth_asking(self) -> list[Frame]:
+        """What the walks met in this round, each structure once and without those asked for before.
+
+        A walk begins a round at the state before its stop, which may have a label by then.
+        """
+        asked = {_identity(label.atoms) for label in self.labels}
+        met: list[Frame] = []
+        for frame in (frame for walk in self.walks for frame in walk.frames):
+            own = _identity(frame.atoms)
+            if own not in asked and _is_sane(frame.atoms):
+                asked.add(own)
+                met.append(frame)
+        return met
 
     def _features(self, frames: list[Atoms]) -> list[np.ndarray]:
         """Features (n, d) of the atoms of each structure, by the newest model."""
@@ -585,6 +597,11 @@ def _is_sane(atoms: Atoms) -> bool:
     except RejectedStructure:
         return False
     return True
+
+
+def _identity(atoms: Atoms) -> str:
+    """Equal for the same atoms at the same places, whatever their velocities."""
+    return store.digest([store.as_json(atoms) | {"momenta": None}])
 
 
 def _worst(

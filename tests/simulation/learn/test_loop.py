@@ -26,8 +26,8 @@ from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.simulation.guard import GuardConfig
 from evenfield.simulation.learn import fit, labelling, loop, stall, store
 from evenfield.simulation.learn.config import LearnConfig
-from evenfield.simulation.learn.explore import first_walks, walk_on
-from evenfield.simulation.learn.labelling import LabellingError
+from evenfield.simulation.learn.explore import Frame, first_walks, walk_on
+from evenfield.simulation.learn.labelling import Label, LabellingError
 from evenfield.simulation.learn.loop import Learned, learn
 
 from labelled_molecules import planted_head
@@ -90,6 +90,9 @@ def test_what_a_loop_does_and_leaves(
     asked = [one["asked"] for one in done.rounds]
     assert asked[0] == 4 and sum(asked) == 9 and max(asked[1:]) <= 3
     assert len(log.read_text().splitlines()) == 9
+    # a walk that stands still meets the same state again, which is not asked for again
+    labelled = [one.positions.tobytes() for one in iter_structures(done.data, "train")]
+    assert len(set(labelled)) == 9
     first, second = done.rounds[:2]
     assert not first["explored"] and first["before"] is None
     assert second["before"]["force_rmse"] > 0 and second["stopped"][0]["rule"] == "force_radius"
@@ -183,6 +186,28 @@ def test_nothing_is_asked_where_nothing_is_flagged(quietly, tmp_path: Path) -> N
     again = learn(learned, starts, tmp_path / "again", config, say=lambda _: None)
     assert again.model is None and again.ended == loop.QUIET
     assert len(log.read_text().splitlines()) == 4
+
+
+def test_no_structure_is_asked_for_twice(
+    model: LoadedModel, starts: list[Atoms], tmp_path: Path
+) -> None:
+    """Whatever its velocities: a walk goes on at a state that may have a label, or a failure."""
+    own = loop._Loop(model, starts, tmp_path, settings(tmp_path, choose="random"), print)
+    own.labels = [Label(starts[0], "000-000", {}, "not_finite", "", 0.0)]
+    moving = starts[0].copy()
+    moving.set_momenta(np.ones((4, 3)))
+    new = starts[1].copy()
+    new.rattle(0.01, seed=0)
+    frames = [Frame(one, 0, 1.0, 1.0) for one in (moving, starts[1], new, new.copy(), starts[1])]
+    stopped = {"text": "too far"}
+    first, second = own.walks
+    own.walks = [
+        dataclasses.replace(first, frames=frames[:3], stopped=stopped),
+        dataclasses.replace(second, frames=frames[3:], stopped=stopped),
+    ]
+    asked = own._choice(1)["atoms"]
+    expected = [starts[1].positions.tolist(), new.positions.tolist()]
+    assert sorted(one["positions"] for one in asked) == sorted(expected)
 
 
 @pytest.mark.parametrize("how", ["farthest", "committee", "random"])
