@@ -3,13 +3,15 @@
     python benchmarks/learning_from_a_pool.py POOL WORK [--model evenfield-1] [--seeds 0 1 2]
         [--out FILE]
 
-POOL is a file of extended xyz with REF_energy, REF_forces and a `group` of each structure, such as
-fitsnap_wbe: tungsten, beryllium and their alloys by PBE, which no level of evenfield-1 has seen. A
-fourth of the groups, in the order of their names, is held out and judges; 600 structures of the
-others are the pool. Each run begins with the same 8 random structures of its seed, and takes
-batches of 8 up to 64; models of 8, 16, 32 and 64 labels are judged. There is no dynamics: the
-labels are those of the file, and the models are made by the loop's refit, which leaves features as
-they are.
+POOL is a file of extended xyz with REF_energy, REF_forces and a `group` of each structure. Every
+fourth group, in the order of their names, is held out and judges; up to 600 structures of the
+others are the pool. Where all structures are of one group, those of a composition are one instead.
+Each run begins with the same 8 random structures of its seed, and takes batches of 8 up to 64;
+models of 8, 16, 32 and 64 labels are judged. There is no dynamics: the labels are those of the
+file, and the models are made by the loop's refit, which leaves features as they are.
+
+Measured with zr_h (hydrides of zirconium, DFT) and fitsnap_wbe (tungsten, beryllium and their
+alloys, PBE), neither of which any level of evenfield-1 has seen.
 
 Models stand in WORK, so that a run that was interrupted goes on. With --out, a picture of the same
 name is drawn as well.
@@ -75,7 +77,13 @@ def read(path: Path) -> list[Atoms]:
 def split(frames: list[Atoms]) -> tuple[list[Structure], list[Structure], list[str]]:
     """The pool, the structures that judge, and the names of their groups."""
     rng = np.random.default_rng(0)
-    groups = sorted({atoms.info["group"] for atoms in frames})[::EVERY]
+    names = {atoms.info["group"] for atoms in frames}
+    if len(names) == 1:
+        for atoms in frames:
+            formula, _ = atoms.symbols.formula.reduce()
+            atoms.info["group"] = formula.format("hill")
+        names = {atoms.info["group"] for atoms in frames}
+    groups = sorted(names)[::EVERY]
     labelled = [_structure(atoms, number) for number, atoms in enumerate(frames)]
     test = [own for own in labelled if own.group in groups]
     pool = [own for own in labelled if own.group not in groups]
