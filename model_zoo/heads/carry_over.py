@@ -75,7 +75,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _padded(head: Head, more: int) -> Head:
     """The head with weights of zero for so many further features."""
-    wider = {"weight": np.pad(head.weight, ((0, 0), (0, more)))}
-    if head.spread_weight is not None:
-        wider["spread_weight"] = np.pad(head.spread_weight, (0, more))
-    return replace(head, **wider)
+    spread = head.spread_weight
+    return replace(
+        head,
+        weight=np.pad(head.weight, ((0, 0), (0, more))),
+        spread_weight=None if spread is None else np.pad(spread, (0, more)),
+    )
