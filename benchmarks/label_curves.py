@@ -43,10 +43,10 @@ def labels_to_reach(curve: Sequence[dict[str, float]], key: str, error: float) -
 
 
 def beside(rows: Sequence[dict[str, Any]], other: str, key: str) -> dict[str, Any]:
-    """What each way needs for the error with which `other` ends, over what `other` needs for it.
+    """What each way needs for the lowest error of `other`, over what `other` needs for it.
 
-    One ratio a seed; None where the way never comes to that error, which counts as infinite in the
-    median. The error is that of `other` with the labels that both have.
+    Curves go up as well as down, so that the lowest error is taken, and not the last. One ratio a
+    seed; None where the way never comes to that error, which counts as infinite in the median.
     """
     of_seed = {row["seed"]: row["curve"] for row in rows if row["way"] == other}
     found: dict[str, Any] = {}
@@ -55,12 +55,9 @@ def beside(rows: Sequence[dict[str, Any]], other: str, key: str) -> dict[str, An
         for row in rows:
             if row["way"] != way or way == other or row["seed"] not in of_seed:
                 continue
-            most = min(row["curve"][-1]["labels"], of_seed[row["seed"]][-1]["labels"])
-            others = [point for point in of_seed[row["seed"]] if point["labels"] <= most]
-            error = others[-1][key]
-            own = labels_to_reach(row["curve"], key, error)
-            base = labels_to_reach(others, key, error)
-            ratios.append(None if own is None or base is None else own / base)
+            best = min(of_seed[row["seed"]], key=lambda point: (point[key], point["labels"]))
+            own = labels_to_reach(row["curve"], key, best[key])
+            ratios.append(None if own is None else own / best["labels"])
         if ratios:
             middle = statistics.median(np.inf if one is None else one for one in ratios)
             found[way] = {
