@@ -77,7 +77,7 @@ def run(
     from .config import FineTuneConfig
     from .run import finetune
     from .safety.forgetting import chosen_probe, forgetting_report
-    from .save import check_model_place, save_finetuned
+    from .save import check_model_place, heads_left_behind, save_finetuned
     from .target import place_of_data
 
     config = load_settings(FineTuneConfig, recipe, overrides)
@@ -104,10 +104,11 @@ def run(
             f"make one from structures that were not learned from with `evenfield finetune attach "
             f"{saved} DATA --level-of-theory {quote(result.level_of_theory)} --calibrate-on test`"
         )
-    if loaded.heads:
+    left = heads_left_behind(loaded, result.potential)
+    if left:
         say(
-            f"without the heads {', '.join(loaded.heads)}: those of the base model hold for its "
-            f"weights only; fit them again with `evenfield finetune head {saved} DATA {saved}`"
+            f"without the heads {', '.join(left)}: {result.strategy} has changed the features that "
+            f"they read; fit them again with `evenfield finetune head {saved} DATA {saved}`"
         )
 
 

@@ -12,10 +12,13 @@ from ase.data import chemical_symbols
 
 from ..core.destination import check_destination
 from ..data_pipelines.census.domain import LevelDomain, domain_of
+from ..model_zoo.heads.carry_over import heads_carried_over
+from ..model_zoo.heads.record import HEADS, heads_file
 from ..model_zoo.hub.load import LoadedModel
 from ..model_zoo.package.domain_record import domain_file
 from ..model_zoo.package.folder import save_model
 from ..model_zoo.package.record import ModelRecord
+from ..model_zoo.potential.potential import Potential
 from .closed_form.posterior import FILE as POSTERIOR_FILE
 from .heads import member_levels
 from .run import FineTuned
@@ -44,9 +47,10 @@ def save_finetuned(
 
     licence: of the new weights; that of the base model when not given. The record of uncertainty of
     the base model is left behind: it holds for its weights only, and the structures that it would
-    be made again with have been learned from in the end. Its heads of other properties are left
-    behind too: they belong to features of other weights. attachments: further files of the folder,
-    name -> content, such as a new record.
+    be made again with have been learned from in the end. Its heads of other properties are kept
+    where their features did not change, as after a refit, and left behind where they did; see
+    `heads_left_behind`. attachments: further files of the folder, name -> content, such as a new
+    record.
 
     Raises DestinationError when `out` holds something, unless `overwrite`.
     """
@@ -88,9 +92,18 @@ def save_finetuned(
     files |= domain_file(_domains(result, model))
     if forgetting is not None:
         files |= forgetting.to_files()
+    heads = heads_carried_over(model.heads, model.potential, result.potential)
+    if heads:
+        files[HEADS] = heads_file(result.potential, heads)
     files |= attachments or {}
     evaluation = result.final.errors
     return save_model(out, result.potential, record, evaluation, attachments=files)
+
+
+def heads_left_behind(model: LoadedModel, potential: Potential) -> list[str]:
+    """Names of the heads of `model` that `potential`, which came from it, has no features for."""
+    kept = heads_carried_over(model.heads, model.potential, potential)
+    return [name for name in model.heads if name not in kept]
 
 
 def _domains(result: FineTuned, model: LoadedModel) -> dict[str, LevelDomain]:

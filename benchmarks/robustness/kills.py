@@ -3,7 +3,7 @@
     # TMPDIR=/dev/shm puts the files into memory; otherwise each save waits for fsync
     python benchmarks/robustness/kills.py [--kills 200] [--seed 0] [--only COMMAND ...]
 
-Two kinds of promises are tested.
+Three kinds of promises are tested.
 
 1. A command that replaces a result (convert, pretrain, finetune, describe, attach, publish and zoo
    build, each over an older result) is killed. Afterwards the old or the new result must be there,
@@ -14,6 +14,13 @@ Two kinds of promises are tested.
    each run: are the weights those of a run that nobody killed, bit for bit, and has every step one
    row in its metrics, with the loss that it had there? That holds only if no structure was left out
    or seen twice.
+3. `learn`: a loop of `evenfield learn` under pressure, whose refit stalls and is replaced by a
+   training, is killed and started again, a quarter of the times inside a save. At the end of each
+   loop: are the weights those of a loop that nobody killed, bit for bit, and was the oracle asked
+   for the same labels, each of them once?
+
+    python benchmarks/robustness/kills.py --only learn --kills 20 \
+        --result benchmarks/results/kills_learn.json
 
 Writes results/kills.json. Every command is a fork of one process that has imported everything, so a
 start costs little.
@@ -35,6 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ase.build import bulk
 from flips import read_data
 from world import (
     EVERY,
@@ -58,6 +66,8 @@ from evenfield.finetune.zoo_build.build import ZooRecipe, build_zoo_model
 from evenfield.pretrain.checkpoints.checkpoints import choose_checkpoint
 from evenfield.pretrain.config import PretrainConfig
 from evenfield.pretrain.run import pretrain
+from evenfield.simulation.learn import loop, stall
+from evenfield.simulation.learn.config import LearnConfig
 
 
 RESUMED_STEPS = 40  # of a run that is killed and resumed
@@ -373,7 +383,136 @@ def resume_often(
     return {"seconds of an untouched run": round(lifetime, 2), "steps of a run": steps, **tally}
 
 
-# --- both
+# --- loops of `evenfield learn` that are killed and go on
+
+
+def loop_config(log: Path) -> LearnConfig:
+    """A small loop whose last model is one of a training."""
+    return LearnConfig.model_validate(
+        {
+            "oracle": "counting_oracle:CountingEMT",
+            "oracle_settings": {"log": str(log)},
+            "level_of_theory": "loop",
+            "labels": 12,
+            "initial": 8,
+            "batch": 2,
+            "steps": 12,
+            "every": 3,
+            "temperatures": [600.0],
+            "pressures": [5.0],
+            "guard": {"force_radius": 0.15},
+            "when_stalled": "full",
+            "gradient": {"max_steps": 2},
+            "seed": 3,
+        }
+    )
+
+
+def start_loop(model: Path, out: Path, log: Path) -> int:
+    """Learn in a fork, from what is there; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        copper = bulk("Cu", cubic=True)
+        alloy = bulk("Cu", a=3.83, cubic=True)
+        alloy.symbols[:2] = "Au"
+        for seed, atoms in enumerate((copper, alloy)):
+            atoms.rattle(0.05, seed=seed)
+        # so few rounds do not always stall by themselves
+        loop.stall_of = lambda rounds, *_: "it was time" if rounds else None
+        # two trainings instead of four
+        stall.NUM_PARTS = 2
+        base = model_zoo.load(model)
+        loop.learn(base, [copper, alloy], out, loop_config(log), say=lambda _: None)
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+
+
+def saves_of(out: Path) -> set[Path]:
+    """Temporary files and folders of saves of the loop itself, also those that a kill has left."""
+    found = set()
+    for pattern in (".*.tmp", ".*.new"):
+        # the labeller, which writes answers, is not killed
+        found |= {path for path in out.rglob(pattern) if not path.name.startswith(".answer")}
+    return found
+
+
+def await_a_new_save(out: Path, pid: int) -> None:
+    """Return when a save has begun or the process has ended."""
+    before = saves_of(out)
+    while not saves_of(out) - before:
+        if has_ended(pid):
+            return
+        time.sleep(0.0005)
+
+
+def end_of_loop(out: Path, log: Path) -> dict[str, Any]:
+    """What must not depend on kills: weights, what was asked for, and by what was learned."""
+    rounds = sorted((out / "rounds").glob("*/round.json"))
+    learned = [json.loads(path.read_text())["learned"] for path in rounds]
+    return {
+        "weights": digest(weights_of(out) or b""),
+        "asked": log.read_text().split(),
+        "strategies": [one["strategy"] for one in learned if one is not None],
+    }
+
+
+def learn_often(model: Path, folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Start loops until `kills` were killed; each loop ends and is compared before the next."""
+    # of the same name, which is that of the model
+    untouched = folder / "untouched" / "loop"
+    log = folder / "untouched" / "log"
+    untouched.parent.mkdir(parents=True)
+    started = time.monotonic()
+    pid = start_loop(model, untouched, log)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    lifetime = time.monotonic() - started
+    expected = end_of_loop(untouched, log)
+    assert "full" in expected["strategies"], expected["strategies"]
+    assert len(set(expected["asked"])) == len(expected["asked"])
+
+    tally: Counter[str] = Counter()
+    while tally["kills"] < kills:
+        place = folder / f"loop-{tally['loops ended']}"
+        place.mkdir()
+        out = place / "loop"
+        has_finished = False
+        while not has_finished:
+            pid = start_loop(model, out, place / "log")
+            if tally["kills"] < kills:
+                time.sleep(rng.uniform(0.0, lifetime))
+                left = saves_of(out)
+                # until there are enough of them, every second kill waits for a save
+                if tally["kills inside a save"] < kills / 4 and rng.random() < 0.5:
+                    await_a_new_save(out, pid)
+                os.kill(pid, signal.SIGKILL)
+
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if code == -signal.SIGKILL:
+                tally["kills"] += 1
+                tally["kills inside a save"] += bool(saves_of(out) - left)
+            else:
+                tally["loops that failed to go on"] += code != 0
+                has_finished = True
+        tally["loops ended"] += 1
+        found = end_of_loop(out, place / "log")
+        tally["loops with other weights"] += found["weights"] != expected["weights"]
+        tally["loops that asked for other labels"] += found["asked"] != expected["asked"]
+        again = len(found["asked"]) - len(set(found["asked"]))
+        tally["labels asked for twice"] += again
+        shutil.rmtree(place)
+    return {
+        "seconds of an untouched loop": round(lifetime, 2),
+        "labels of a loop": len(expected["asked"]),
+        "learned by": expected["strategies"],
+        **tally,
+    }
+
+
+# --- all of them
 
 
 def kill_commands(
@@ -407,7 +546,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = [*COMMANDS, "resume"]
+    every = [*COMMANDS, "resume", "learn"]
     parser.add_argument("--kills", type=int, default=200, help="over all commands")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=RESUMED_STEPS, help="of a resumed run")
@@ -416,7 +555,7 @@ def main() -> None:
     options = parser.parse_args()
     prepare()
 
-    names = [name for name in options.only if name != "resume"]
+    names = [name for name in options.only if name in COMMANDS]
     kills_each = -(-options.kills // len(options.only))
     only = "" if options.only == every else f"--only {' '.join(options.only)} "
     content: dict[str, Any] = {
@@ -437,6 +576,11 @@ def main() -> None:
             tally = resume_often(data, folder, kills_each, options.steps, rng)
             content["resume"] = {"steps between checkpoints": EVERY, **tally}
             print(json.dumps(content["resume"], indent=1))
+        if "learn" in options.only:
+            model = world / "run" / "model"
+            rng = random.Random(f"{options.seed} learn")
+            content["learn"] = learn_often(model, work.parent / "loops", kills_each, rng)
+            print(json.dumps(content["learn"], indent=1))
     write_result("kills", content, options.result)
 
 

@@ -46,7 +46,7 @@ from .explore import Frame, Walk, barostat, first_walks, walk_on
 from .fit import fit
 from .labeller import LabellingError
 from .labelling import Label, labels_of
-from .page import strategy_in_words, write_report
+from .page import heads_in_words, strategy_in_words, write_report
 from .pictures import Surprise
 from .stall import stall_of
 
@@ -445,9 +445,7 @@ class _Loop:
     def _choice(self, number: int) -> dict[str, Any]:
         if not any(walk.stopped for walk in self.walks):
             return {"atoms": [], "scores": []}
-        met: list[Frame] = [
-            frame for walk in self.walks for frame in walk.frames if _is_sane(frame.atoms)
-        ]
+        met = self._worth_asking()
         most = min(self.config.batch, self.config.labels - len(self.labels))
         how = self.config.choose
         places: list[int] = []
@@ -472,6 +470,20 @@ class _Loop:
             else:
                 places, scores = by_distance(labelled, candidates, most)
         return {"atoms": [store.as_json(met[place].atoms) for place in places], "scores": scores}
+
+    def _worth_asking(self) -> list[Frame]:
+        """What the walks met in this round, each structure once and without those asked for before.
+
+        A walk begins a round at the state before its stop, which may have a label by then.
+        """
+        asked = {_identity(label.atoms) for label in self.labels}
+        met: list[Frame] = []
+        for frame in (frame for walk in self.walks for frame in walk.frames):
+            own = _identity(frame.atoms)
+            if own not in asked and _is_sane(frame.atoms):
+                asked.add(own)
+                met.append(frame)
+        return met
 
     def _features(self, frames: list[Atoms]) -> list[np.ndarray]:
         """Features (n, d) of the atoms of each structure, by the newest model."""
@@ -542,6 +554,9 @@ class _Loop:
         if not models:
             # nothing was flagged at all: the model knew it
             return Learned(None, None, page, ended, self.rounds)
+        left = self._heads_left()
+        if left:
+            self.say(heads_in_words(left))
         write_data_set(self.structures, data, origin, about, overwrite=True)
         model = self.out / "model"
         with replace_folder(model) as new:
@@ -556,7 +571,13 @@ class _Loop:
             self.rounds,
             self.config,
             self._surprises(),
+            self._heads_left(),
         )
+
+    def _heads_left(self) -> list[str]:
+        """Heads of other properties that the newest model does not have any more."""
+        kept = self.model.heads
+        return [name for name in self.base.heads if name not in kept]
 
     def _surprises(self) -> list[Surprise]:
         """The labelled structures that had an error before they were learned."""
@@ -576,6 +597,11 @@ def _is_sane(atoms: Atoms) -> bool:
     except RejectedStructure:
         return False
     return True
+
+
+def _identity(atoms: Atoms) -> str:
+    """Equal for the same atoms at the same places, whatever their velocities."""
+    return store.digest([store.as_json(atoms) | {"momenta": None}])
 
 
 def _worst(

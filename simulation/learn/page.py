@@ -25,10 +25,12 @@ def write_report(
     rounds: Sequence[dict[str, Any]],
     config: LearnConfig,
     surprises: Sequence[Surprise] = (),
+    heads_left: Sequence[str] = (),
 ) -> Path:
     """Write the page from the contents of round.json, and return its path.
 
-    surprises: the labelled structures that had an error before they were learned.
+    surprises: the labelled structures that had an error before they were learned. heads_left: heads
+    of other properties that the newest model lacks.
     """
     asked = rounds[-1]["labels"] if rounds else 0
     failed = sum(len(one["failures"]) for one in rounds)
@@ -49,7 +51,7 @@ def write_report(
         Section("Errors before learning", _errors(rounds, config)),
         Section("The largest surprises", pictures(surprises)),
         Section("Radii over time", _radii(rounds, config)),
-        Section("Rounds", [_table(rounds), *_strategies(rounds)]),
+        Section("Rounds", [_table(rounds), *_strategies(rounds), *_heads(heads_left)]),
     ]
     simulations = _simulations(rounds)
     if simulations:
@@ -231,6 +233,18 @@ def _strategies(rounds: Sequence[dict[str, Any]]) -> list[Block]:
     if not texts:
         return []
     return [Text("The refit had stalled, and was compared with a training:"), Bullets(texts)]
+
+
+def heads_in_words(left: Sequence[str]) -> str:
+    """Which heads the model lacks, and why."""
+    return (
+        f"without the heads {', '.join(left)}: the network was trained, and with it the features "
+        "that they read have changed; fit them again with `evenfield finetune head`"
+    )
+
+
+def _heads(left: Sequence[str]) -> list[Block]:
+    return [Text(f"The model is {heads_in_words(left)}.")] if left else []
 
 
 def _simulations(rounds: Sequence[dict[str, Any]]) -> Table | None:

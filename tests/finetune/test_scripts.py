@@ -14,6 +14,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 
 from evenfield import cli, model_zoo
 from evenfield.finetune.closed_form.posterior import load_posterior
@@ -155,7 +156,7 @@ def test_tutorial(model_folder, files, tmp_path, monkeypatch, capsys):
     assert {row["kind"] for row in rows} == {"pairs", "stretched crystals"}
 
 
-def test_a_head_beats_the_mean_and_a_fine_tuning_leaves_it_behind(
+def test_a_head_beats_the_mean_and_stays_only_where_its_features_do(
     model_folder, files, sets, tmp_path, monkeypatch, capsys
 ):
     with_head = tmp_path / "with"
@@ -171,13 +172,18 @@ def test_a_head_beats_the_mean_and_a_fine_tuning_leaves_it_behind(
     assert about.errors["mae"] < 0.6 * about.guess["mae"]
     capsys.readouterr()
 
-    tuned = tmp_path / "tuned"
-    command(
-        f"evenfield finetune {with_head} {sets['platinum']} {tuned} num_structures=4", monkeypatch
-    )
+    words = f"evenfield finetune {with_head} {sets['platinum']} {tmp_path}"
+    full = "strategy=full gradient.max_steps=2"
+    command(f"{words}/refitted num_structures=4 strategy=refit", monkeypatch)
+    assert "heads" not in capsys.readouterr().out
+    copper = bulk("Cu", cubic=True)
+    kept = model_zoo.load(tmp_path / "refitted").predict(copper, "volume")
+    assert kept == model_zoo.load(with_head).predict(copper, "volume")
+
+    command(f"{words}/trained num_structures=4 {full}", monkeypatch)
     text = " ".join(capsys.readouterr().out.split())
-    assert "without the heads volume: those of the base model hold for its weights only" in text
-    assert "heads.safetensors" not in model_zoo.load(tuned).attachments
+    assert "without the heads volume: full has changed the features that they read" in text
+    assert "heads.safetensors" not in model_zoo.load(tmp_path / "trained").attachments
 
 
 @pytest.mark.slow

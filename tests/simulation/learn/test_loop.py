@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,13 +21,16 @@ from evenfield import model_zoo
 from evenfield.core.destination import DestinationError
 from evenfield.core.settings import SettingsError
 from evenfield.data_pipelines.store.blocks import iter_structures
+from evenfield.model_zoo.heads.record import HEADS, heads_file
 from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.simulation.guard import GuardConfig
 from evenfield.simulation.learn import fit, labelling, loop, stall, store
 from evenfield.simulation.learn.config import LearnConfig
-from evenfield.simulation.learn.explore import first_walks, walk_on
-from evenfield.simulation.learn.labelling import LabellingError
+from evenfield.simulation.learn.explore import Frame, first_walks, walk_on
+from evenfield.simulation.learn.labelling import Label, LabellingError
 from evenfield.simulation.learn.loop import Learned, learn
+
+from labelled_molecules import planted_head
 
 
 def settings(log: Path, **changes: Any) -> LearnConfig:
@@ -86,6 +90,9 @@ def test_what_a_loop_does_and_leaves(
     asked = [one["asked"] for one in done.rounds]
     assert asked[0] == 4 and sum(asked) == 9 and max(asked[1:]) <= 3
     assert len(log.read_text().splitlines()) == 9
+    # a walk that stands still meets the same state again, which is not asked for again
+    labelled = [one.positions.tobytes() for one in iter_structures(done.data, "train")]
+    assert len(set(labelled)) == 9
     first, second = done.rounds[:2]
     assert not first["explored"] and first["before"] is None
     assert second["before"]["force_rmse"] > 0 and second["stopped"][0]["rule"] == "force_radius"
@@ -124,6 +131,37 @@ def test_what_a_loop_does_and_leaves(
     assert len(log.read_text().splitlines()) == 11
 
 
+def test_heads_of_other_properties_stay_where_only_the_readout_was_refitted(
+    model_folder: Path, starts: list[Atoms], no_pictures: None, tmp_path: Path
+) -> None:
+    base = with_heads(model_folder, tmp_path / "with")
+    said: list[str] = []
+    config = settings(tmp_path / "log", labels=4, strategy="wide")
+    done = learn(base, starts, tmp_path / "refitted", config, say=said.append)
+    kept = model_zoo.load(done.model)
+    for name in base.heads:
+        assert kept.predict(starts[1], name) == pytest.approx(base.predict(starts[1], name))
+    assert not any("heads" in line for line in said)
+    assert "heads" not in done.page.read_text()
+
+
+def with_heads(folder: Path, out: Path) -> LoadedModel:
+    """The model with two heads with random weights, of the network's and the readout's features."""
+    model = model_zoo.load(folder)
+    heads = {}
+    for name, features, size in (
+        ("volume", "network", model.potential.backbone.num_features),
+        ("moment", "readout", model.potential.config.readout_size),
+    ):
+        head = planted_head("scalar", size, name=name, unit="A^3", features=features)
+        about = head.description.model_copy(update={"elements": ["Au", "Cu"]})
+        heads[name] = dataclasses.replace(head, description=about, bias=head.bias[:, :2])
+    file = {HEADS: heads_file(model.potential, heads)}
+    return model_zoo.load(
+        model_zoo.save_model(out, model.potential, model.record, attachments=file)
+    )
+
+
 def test_a_folder_of_another_result_is_refused_with_a_remedy_that_exists(quietly, tmp_path) -> None:
     """The remedy was --overwrite, which the command does not have."""
     out = tmp_path / "out"
@@ -148,6 +186,28 @@ def test_nothing_is_asked_where_nothing_is_flagged(quietly, tmp_path: Path) -> N
     again = learn(learned, starts, tmp_path / "again", config, say=lambda _: None)
     assert again.model is None and again.ended == loop.QUIET
     assert len(log.read_text().splitlines()) == 4
+
+
+def test_no_structure_is_asked_for_twice(
+    model: LoadedModel, starts: list[Atoms], tmp_path: Path
+) -> None:
+    """Whatever its velocities: a walk goes on at a state that may have a label, or a failure."""
+    own = loop._Loop(model, starts, tmp_path, settings(tmp_path, choose="random"), print)
+    own.labels = [Label(starts[0], "000-000", {}, "not_finite", "", 0.0)]
+    moving = starts[0].copy()
+    moving.set_momenta(np.ones((4, 3)))
+    new = starts[1].copy()
+    new.rattle(0.01, seed=0)
+    frames = [Frame(one, 0, 1.0, 1.0) for one in (moving, starts[1], new, new.copy(), starts[1])]
+    stopped = {"text": "too far"}
+    first, second = own.walks
+    own.walks = [
+        dataclasses.replace(first, frames=frames[:3], stopped=stopped),
+        dataclasses.replace(second, frames=frames[3:], stopped=stopped),
+    ]
+    asked = own._choice(1)["atoms"]
+    expected = [starts[1].positions.tolist(), new.positions.tolist()]
+    assert sorted(one["positions"] for one in asked) == sorted(expected)
 
 
 @pytest.mark.parametrize("how", ["farthest", "committee", "random"])
@@ -231,7 +291,7 @@ class Killed(BaseException):
 
 
 def test_after_any_end_it_goes_on_with_the_same_model(
-    model: LoadedModel,
+    model_folder: Path,
     starts: list[Atoms],
     no_pictures: None,
     tmp_path: Path,
@@ -239,8 +299,10 @@ def test_after_any_end_it_goes_on_with_the_same_model(
 ) -> None:
     """Ended before and after each of its writes, while it fits, and while it is told of labels.
 
-    The walks are under pressure where ASE can, and the last model is one of a gradient strategy.
+    The walks are under pressure where ASE can, and the last model is one of a gradient strategy,
+    which the heads of other properties do not survive.
     """
+    model = with_heads(model_folder, tmp_path / "with")
     has_barostat = importlib.util.find_spec("ase.md.langevinbaoab") is not None
     log = tmp_path / "log"
     config = settings(
@@ -264,10 +326,13 @@ def test_after_any_end_it_goes_on_with_the_same_model(
 
     whole = quietly(tmp_path / "whole", config)
     assert [one["learned"]["strategy"] for one in whole.rounds] == ["refit", "refit", "full"]
-    assert "tries full, because for 1 round the error on new labels was not below" in said[-2]
+    assert "tries full, because for 1 round the error on new labels was not below" in said[-3]
+    words = "without the heads volume, moment: the network was trained"
+    assert words in said[-1] and words in whole.page.read_text()
+    assert not model_zoo.load(whole.model).heads
     if has_barostat:
         assert whole.rounds[-1]["simulations"][0]["conditions"] == "600 K, 5 GPa"
-        assert "at 600 K, 5 GPa)" in said[-1]
+        assert "at 600 K, 5 GPa)" in said[-2]
     expected = content_of(whole)
     asked = log.read_text()
     log.unlink()

@@ -1,0 +1,110 @@
+"""Errors against labels: what several ways to choose labels need for the same error, and a picture.
+
+A row is one run: its way, its seed, and its curve, a list of points with the number of labels and
+the errors of the model that has learned them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from evenfield.core.figures.style import STYLE, figure_png, looks
+
+
+FORCE = "force_rmse"
+ENERGY = "energy_mae_per_atom"
+NAMES = {FORCE: "force RMSE (eV/A)", ENERGY: "energy MAE (meV/atom)"}
+FACTORS = {FORCE: 1.0, ENERGY: 1000.0}
+
+
+def labels_to_reach(curve: Sequence[dict[str, float]], key: str, error: float) -> float | None:
+    """Labels with which a curve first is at `error` or below; None where it never is.
+
+    Between two points the logarithms of error and labels follow a straight line.
+    """
+    for place, point in enumerate(curve):
+        if point[key] > error:
+            continue
+        if place == 0:
+            return float(point["labels"])
+        before = curve[place - 1]
+        span = np.log(before[key] / point[key])
+        share = np.log(before[key] / error) / span if span > 0 else 1.0
+        ratio = point["labels"] / before["labels"]
+        return float(before["labels"] * ratio ** min(share, 1.0))
+    return None
+
+
+def beside(rows: Sequence[dict[str, Any]], other: str, key: str) -> dict[str, Any]:
+    """What each way needs for the lowest error of `other`, over what `other` needs for it.
+
+    Curves go up as well as down, so that the lowest error is taken, and not the last. One ratio a
+    seed; None where the way never comes to that error, which counts as infinite in the median.
+    """
+    of_seed = {row["seed"]: row["curve"] for row in rows if row["way"] == other}
+    found: dict[str, Any] = {}
+    for way in dict.fromkeys(row["way"] for row in rows):
+        ratios: list[float | None] = []
+        for row in rows:
+            if row["way"] != way or way == other or row["seed"] not in of_seed:
+                continue
+            best = min(of_seed[row["seed"]], key=lambda point: (point[key], point["labels"]))
+            own = labels_to_reach(row["curve"], key, best[key])
+            ratios.append(None if own is None else own / best["labels"])
+        if ratios:
+            middle = statistics.median(np.inf if one is None else one for one in ratios)
+            found[way] = {
+                "ratios": ratios,
+                "median": middle if np.isfinite(middle) else None,
+            }
+    return found
+
+
+def medians(rows: Sequence[dict[str, Any]], way: str, key: str) -> list[list[float]]:
+    """[labels, median, least, largest] over seeds, where all seeds of a way have a point."""
+    curves = [row["curve"] for row in rows if row["way"] == way]
+    table = [{point["labels"]: point[key] for point in curve} for curve in curves]
+    common = sorted(set.intersection(*(set(one) for one in table)))
+    found = []
+    for labels in common:
+        values = [one[labels] for one in table]
+        found.append([labels, statistics.median(values), min(values), max(values)])
+    return found
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of each way, and the labels that each needs beside each other."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    return {
+        "points": "[labels, median, least, largest over seeds]",
+        "medians": {way: {key: medians(rows, way, key) for key in NAMES} for way in ways},
+        "labels over those of": {
+            other: {key: beside(rows, other, key) for key in NAMES} for other in ways
+        },
+    }
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Medians as lines and the range over seeds as bands, one panel for forces and energies."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        for axes, (key, name) in zip(figure.subplots(1, 2), NAMES.items(), strict=True):
+            for way, (colour, marker) in zip(ways, looks(), strict=False):
+                found = np.array(medians(rows, way, key))
+                labels = found[:, 0]
+                middle, low, high = found[:, 1:].T * FACTORS[key]
+                axes.plot(labels, middle, color=colour, marker=marker, label=way)
+                axes.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.set_yscale("log")
+            axes.set_xlabel("labels")
+            axes.set_ylabel(name)
+        axes.legend()
+        path.write_bytes(figure_png(figure))

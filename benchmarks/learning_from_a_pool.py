@@ -1,0 +1,235 @@
+"""The ways to choose labels of `evenfield learn`, on a pool of structures that DFT has labelled.
+
+    python benchmarks/learning_from_a_pool.py POOL WORK [--model evenfield-1] [--seeds 0 1 2]
+        [--out FILE]
+
+POOL is a file of extended xyz with REF_energy, REF_forces and a `group` of each structure. Every
+fourth group, in the order of their names, is held out and judges; up to 600 structures of the
+others are the pool. Where all structures are of one group, those of a composition are one instead.
+Each run begins with the same 8 random structures of its seed, and takes batches of 8 up to 64;
+models of 8, 16, 32 and 64 labels are judged. There is no dynamics: the labels are those of the
+file, and the models are made by the loop's refit, which leaves features as they are.
+
+Measured with zr_h (hydrides of zirconium, DFT) and fitsnap_wbe (tungsten, beryllium and their
+alloys, PBE), neither of which any level of evenfield-1 has seen.
+
+Models stand in WORK, so that a run that was interrupted goes on. With --out, a picture of the same
+name is drawn as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from label_curves import draw, summary
+
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.safety.uncertainty import atom_features, observe
+from evenfield.model_zoo import load
+from evenfield.model_zoo.hub.load import LoadedModel
+from evenfield.simulation.learn import store
+from evenfield.simulation.learn.choose import by_determinant, by_distance
+from evenfield.simulation.learn.config import LearnConfig
+from evenfield.simulation.learn.fit import fit
+
+
+WAYS = ("determinant", "random", "farthest", "committee")
+LEVEL = "pool"
+BATCH = 8
+MOST = 64
+# where a model is judged
+JUDGED = (8, 16, 32, 64)
+EVERY = 4
+# so that a run takes minutes
+MOST_ATOMS = 54
+MOST_POOL = 600
+MOST_TEST = 200
+# eV/A; a label with more is not learned from, as in the loop
+LARGEST_FORCE = 50.0
+
+
+def read(path: Path) -> list[Atoms]:
+    """All structures of the file that a run can afford."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        # at once, because ASE seeks backwards
+        content = gzip.decompress(content)
+    frames = ase.io.read(io.StringIO(content.decode()), ":", format="extxyz")
+    return [
+        atoms
+        for atoms in frames
+        if len(atoms) <= MOST_ATOMS
+        and np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max() <= LARGEST_FORCE
+    ]
+
+
+def split(frames: list[Atoms]) -> tuple[list[Structure], list[Structure], list[str]]:
+    """The pool, the structures that judge, and the names of their groups."""
+    rng = np.random.default_rng(0)
+    names = {atoms.info["group"] for atoms in frames}
+    if len(names) == 1:
+        for atoms in frames:
+            formula, _ = atoms.symbols.formula.reduce()
+            atoms.info["group"] = formula.format("hill")
+        names = {atoms.info["group"] for atoms in frames}
+    groups = sorted(names)[::EVERY]
+    labelled = [_structure(atoms, number) for number, atoms in enumerate(frames)]
+    test = [own for own in labelled if own.group in groups]
+    pool = [own for own in labelled if own.group not in groups]
+    return _drawn(pool, MOST_POOL, rng), _drawn(test, MOST_TEST, rng), groups
+
+
+def _structure(atoms: Atoms, number: int) -> Structure:
+    labels: dict[str, Any] = {"forces": atoms.arrays["REF_forces"]}
+    labels["energy"] = float(atoms.info["REF_energy"])
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    group = atoms.info["group"]
+    return Structure.from_atoms(bare, LEVEL, f"{number}", group=group, split="train", **labels)
+
+
+def _drawn(structures: list[Structure], most: int, rng: np.random.Generator) -> list[Structure]:
+    places = rng.permutation(len(structures))[:most]
+    return [structures[place] for place in sorted(places)]
+
+
+def chosen(
+    way: str,
+    model: LoadedModel | None,
+    pool: list[Structure],
+    of_each: list[np.ndarray],
+    known: list[int],
+    seed: int,
+) -> list[int]:
+    """Places of the next batch in the pool, whose features are `of_each`.
+
+    model: the newest, for the committee.
+    """
+    left = [place for place in range(len(pool)) if place not in set(known)]
+    if way == "random":
+        rng = np.random.default_rng([seed, len(known)])
+        return [left[place] for place in rng.permutation(len(left))[:BATCH]]
+    if model is not None:
+        candidates = [pool[place] for place in left]
+        seen = observe(model.potential, model.uncertainties[LEVEL], candidates)
+        largest = np.zeros(len(left))
+        np.maximum.at(largest, seen.structure_index, seen.disagreement)
+        return [left[place] for place in np.argsort(-largest, kind="stable")[:BATCH]]
+    candidates = [of_each[place] for place in left]
+    labelled = [of_each[place] for place in known]
+    if way == "determinant":
+        places, _ = by_determinant(np.concatenate(labelled), candidates, BATCH)
+    else:
+        places, _ = by_distance(labelled, candidates, BATCH)
+    return [left[place] for place in places]
+
+
+def errors(model: LoadedModel, test: list[Structure]) -> dict[str, float]:
+    """Of one model on the held-out groups."""
+    own = model.uncertainties[LEVEL]
+    seen = observe(model.potential, own, test)
+    atoms = np.array([len(one) for one in test])
+    radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)]
+    radius = radius * own.spread(seen.ingredients, seen.numbers)
+    return {
+        "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
+        "force_mae": float(np.abs(seen.force_error).mean()),
+        "energy_mae_per_atom": float((np.abs(seen.energy_error) / atoms).mean()),
+        "covered_by_90": float((seen.error <= radius).mean()),
+    }
+
+
+def run(
+    base: LoadedModel,
+    pool: list[Structure],
+    of_each: list[np.ndarray],
+    test: list[Structure],
+    work: Path,
+    way: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The curve of one way and seed."""
+    config = LearnConfig(oracle="EMT", level_of_theory=LEVEL, seed=seed)
+    known = np.random.default_rng([seed]).permutation(len(pool))[:BATCH].tolist()
+    points: list[dict[str, Any]] = []
+    while True:
+        number = len(known)
+        # all ways begin with the same model
+        shared = work / f"first-{seed}" / f"{number:03d}"
+        folder = shared if number == BATCH else work / f"{way}-{seed}" / f"{number:03d}"
+        out = folder / "model"
+        # only the committee asks a model what to label
+        if (number in JUDGED or way == "committee") and not out.exists():
+            learned = [pool[place] for place in known]
+            fit(base, learned, "0" * 64, out, config, folder / "learned.json")
+        if number in JUDGED:
+            if not (folder / "point.json").exists():
+                store.write(folder / "point.json", {"labels": number} | errors(load(out), test))
+            points.append(store.read(folder / "point.json"))
+        if number >= MOST:
+            return points
+        chosen_by_way = folder / f"next-{way}.json"
+        if not chosen_by_way.exists():
+            model = load(out) if way == "committee" else None
+            places = chosen(way, model, pool, of_each, known, seed)
+            store.write(chosen_by_way, {"places": places})
+        known += store.read(chosen_by_way)["places"]
+
+
+def main() -> None:
+    """Print a JSON object for each run, and write all of them where asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", default="evenfield-1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    base = load(arguments.model)
+    pool, test, groups = split(read(arguments.pool))
+    # features are the same for all levels, and the base model does not have this one
+    level = base.record.default_level
+    known = [replace(own, level_of_theory=level) for own in pool]
+    features, _ = atom_features(base.potential, known)
+    of_each = np.split(features, np.cumsum([len(own) for own in pool])[:-1])
+    rows: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        for way in WAYS:
+            began = time.process_time()
+            curve = run(base, pool, of_each, test, arguments.work, way, seed)
+            seconds = round(time.process_time() - began, 1)
+            rows.append({"way": way, "seed": seed, "seconds": seconds, "curve": curve})
+            print(json.dumps(rows[-1]), flush=True)
+            result = {
+                "model": base.reference,
+                "pool": arguments.pool.name,
+                "pool_structures": len(pool),
+                "test_structures": len(test),
+                "test_groups": groups,
+                "test_force_rms": float(
+                    np.sqrt(np.mean(np.concatenate([np.square(one.forces) for one in test])))
+                ),
+                **summary(rows),
+                "rows": rows,
+            }
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+                draw(rows, arguments.out.with_suffix(".png"))
+    print(json.dumps(result["labels over those of"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
