@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from evenfield.core.figures.style import STYLE, figure_png, looks
+from evenfield.core.figures.style import STYLE, figure_png, looks, plain_log_ticks
 
 
 FORCE = "force_rmse"
@@ -104,6 +104,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.plot(labels, middle, color=colour, marker=marker, label=way)
                 axes.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
             axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
             axes.set_xlabel("labels")
             axes.set_ylabel(name)
         axes.legend()

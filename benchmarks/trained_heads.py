@@ -42,7 +42,14 @@ from evenfield.model_zoo.hub.load import LoadedModel
 
 
 RESULT = Path(__file__).parent / "results" / "trained_heads.json"
-CASES = ("dipole-1200", "dipole-6000", "dipole-24000", "charges-6000", "polarizability-6000")
+CASES = (
+    "dipole-1200",
+    "dipole-6000",
+    "dipole-24000",
+    "charges-6000",
+    "charges-24000",
+    "polarizability-6000",
+)
 # molecules between two lines of progress
 CHUNK = 2000
 WORDS = {
