@@ -18,6 +18,8 @@ MAX_BOXES = 20_000
 MIN_VOLUME_PER_ATOM = 0.1  # A^3
 MAX_IMAGES = 10_000  # of the cell along one axis, within the cutoff
 MAX_LENGTH = 1e5  # A, of a cell along a periodic axis
+MAX_VECTOR = 1e15  # A, of any component; its cube is a number still
+MAX_COORDINATE = 1e10  # A; float64 tells places there apart by 2e-6 A
 # A search may find as many pairs as if each atom had those of hydrogen under 500 GPa, and this many
 # more, some hundred megabytes at most while they are found and sorted.
 MAX_FREE_PAIRS = 1_000_000
@@ -98,6 +100,13 @@ def _check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
             f"the position of atom {atom} is {positions[atom].tolist()}",
             remedy="go back to the last structure with finite positions, and take shorter steps",
         )
+    if np.abs(positions).max() > MAX_COORDINATE:
+        atom = int(np.abs(positions).max(axis=1).argmax())
+        raise GeometryError(
+            f"the position of atom {atom} is {positions[atom].tolist()}, too far out for its "
+            "distances to have digits",
+            remedy="go back to the last structure before it burst, or move it to the origin",
+        )
     if not np.isfinite(cell).all():
         raise GeometryError(
             f"the cell {cell.tolist()} is not finite",
@@ -115,6 +124,13 @@ def _check_vectors(cell: np.ndarray, pbc: np.ndarray) -> None:
             )
 
 
+def _too_large(length: float) -> GeometryError:
+    return GeometryError(
+        f"the cell is {length:.3g} A large, more than {MAX_LENGTH:g} A",
+        remedy="go back to the last structure before it burst",
+    )
+
+
 def _check_extents(
     largest: float, volume: float, num_atoms: int, lowest: float, cutoff: float
 ) -> None:
@@ -125,10 +141,7 @@ def _check_extents(
     """
     # plain comparisons: this runs in every search
     if largest > MAX_LENGTH:
-        raise GeometryError(
-            f"the cell is {largest:.3g} A large, more than {MAX_LENGTH:g} A",
-            remedy="go back to the last structure before it burst",
-        )
+        raise _too_large(largest)
     if volume < MIN_VOLUME_PER_ATOM * num_atoms or lowest == 0.0:
         raise GeometryError(
             f"the cell has collapsed: {volume / num_atoms:.3g} A^3 for each atom",
@@ -163,6 +176,10 @@ def _search_radius(
     """
     extents = np.ptp(positions, axis=0)
     if np.any(pbc):
+        # products of such lengths overflow, and then no comparison below holds
+        longest = float(np.abs(cell).max())
+        if longest > MAX_VECTOR:
+            raise _too_large(longest)
         # along the other axes the search grid spans the positions, whose diagonal bounds it
         heights = cell_heights(cell)
         extents = np.where(pbc, heights, np.linalg.norm(extents))
@@ -288,6 +305,8 @@ def _opened(
         gaps = np.diff(order, append=order[0] + 1)
         widest = int(np.argmax(gaps))
         if gaps[widest] * heights[axis] <= cutoff:
+            # it stays periodic; atoms that have wandered far along it come back into the cell
+            wraps[:, axis] = whole
             continue
         # the first atom behind the empty room is the first of all
         first = order[(widest + 1) % len(order)]

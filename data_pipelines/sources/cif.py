@@ -6,6 +6,7 @@ ASE compares the images of each site with those of all others, one pair after th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,38 @@ def _atoms_of(block: CIFBlock) -> Atoms:
             f"{MOST_IMAGES:,} images of them, are read",
             remedy=WITHOUT_SYMMETRY,
         )
-    return block.get_atoms()
+    return _with_symmetry(block)
+
+
+def _with_symmetry(block: CIFBlock) -> Atoms:
+    """What ASE makes of a block. Raises SourceError where two elements are at one place.
+
+    ASE keeps one of them. Sites that are occupied in part share places rightly; readers refuse
+    them by their occupancies, which ASE keeps.
+    """
+    with warnings.catch_warnings():
+        # names neither the file nor the elements
+        warnings.filterwarnings("ignore", "scaled_positions .* are equivalent")
+        atoms = block.get_atoms()
+    sites = block.get_unsymmetrized_structure()
+    occupancies = block.get("_atom_site_occupancy") or [1.0] * len(sites)
+    # a small negative number becomes 1 first
+    places = cKDTree(atoms.get_scaled_positions() % 1.0 % 1.0, boxsize=1.0)
+    distances, found = places.query(sites.get_scaled_positions() % 1.0 % 1.0, p=np.inf)
+    for site, (distance, atom) in enumerate(zip(distances, found, strict=True)):
+        one = sites.symbols[site]
+        other = atoms.symbols[atom]
+        is_whole = _number_of(occupancies[site]) >= 1.0
+        if distance < SAME_PLACE and one != other and is_whole:
+            raise SourceError(
+                f"has {one} and {other} at one place", remedy="give each place one element"
+            )
+    return atoms
+
+
+def _number_of(occupancy: object) -> float:
+    """An occupancy as ASE reads it; 1 where it is no number, such as `?`."""
+    return float(occupancy) if isinstance(occupancy, int | float) else 1.0
 
 
 def _without_symmetry(block: CIFBlock) -> Atoms | None:

@@ -49,7 +49,7 @@ from .figures import (
     sign_figures,
     spread_figures,
 )
-from .labels import LabelledFrames, read_labelled
+from .labels import LabelError, LabelledFrames, read_labelled
 from .logistic import logistic
 from .network import Trained, train_network
 from .ridge import ridge
@@ -167,7 +167,11 @@ def _trained(
     """
     frames = [labelled.frames[s] for s in train]
     rule = config.model_copy(update={"held_out": config.training.left_out})
-    is_left_out = held_out(frames, rule, data)
+    try:
+        is_left_out = held_out(frames, rule, data)
+    except LabelError as error:
+        error.remedy = f"{error.remedy}, or set network=frozen, which leaves out no more"
+        raise
     learned = train[~is_left_out]
     left_out = train[is_left_out]
     elements = np.unique(np.concatenate([labelled.frames[s].numbers for s in learned]))

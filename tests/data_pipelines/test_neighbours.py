@@ -71,6 +71,12 @@ def slab(height: float) -> Atoms:
         (lambda: scaled(0.02), "has collapsed"),
         (lambda: Atoms("Cu", cell=[0.01, 0.01, 0], pbc=[True, True, False]), "has collapsed"),
         (lambda: scaled(1e9), "is 3.61e.09 A large"),
+        # the volume overflows, and then nothing is larger than anything
+        (lambda: Atoms("Cu", cell=[1e110] * 3, pbc=True), "is 1e.110 A large"),
+        (lambda: Atoms("Cu", cell=[1e300] * 3, pbc=True), "is 1e.300 A large"),
+        (lambda: with_cell_entry(1e308), "is 1e.308 A large"),
+        (lambda: with_position(1e20), "position of atom 2 is .* too far out"),
+        (lambda: with_position(-1e308), "position of atom 2 is .* too far out"),
         (lambda: sheared(1e6), "too oblique"),
     ],
 )
@@ -116,6 +122,19 @@ def test_fragments_that_fly_apart_keep_their_neighbours(
     expected = np.concatenate([alone, alone + num_atoms], axis=1)
     assert set(map(tuple, together.T)) == set(map(tuple, expected.T))
     assert together.shape == expected.shape
+
+
+@pytest.mark.parametrize("cells", [0, 30, 10**5, 10**7])
+def test_atoms_that_wandered_along_a_periodic_axis_have_the_same_neighbours(cells: int) -> None:
+    """In a wire the search grid grew with the way along the wire: minutes for 1e5 cells."""
+    wire = Atoms("Cu2", [[0, 0, 0], [1.3, 0.5, 0]], cell=[2.5, 0, 0], pbc=[True, False, False])
+    expected, _ = search(wire)
+    wire.positions[1] += cells * wire.cell[0]
+    edge_index, shifts = search(wire)
+    assert sorted(map(tuple, edge_index.T)) == sorted(map(tuple, expected.T))
+    sender, receiver = edge_index
+    vectors = wire.positions[sender] - wire.positions[receiver] + shifts @ wire.cell.array
+    assert np.linalg.norm(vectors, axis=1).max() <= CUTOFF
 
 
 def clump(radius: float, box: float, periodic: bool) -> Atoms:

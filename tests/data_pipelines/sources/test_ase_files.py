@@ -250,6 +250,20 @@ def test_sites_that_are_occupied_in_part_are_refused(sites, shares, tmp_path):
         list(read_structures(path, EMT))
 
 
+@pytest.mark.parametrize("share", ["", " 1.0"])
+@pytest.mark.parametrize("place", ["0 0 0", "0.5 0.5 0"])
+def test_two_elements_at_one_place_are_refused(share, place, tmp_path):
+    """ASE keeps one of them; the second place is an image of the first."""
+    path = tmp_path / "alloy.cif"
+    head = CIF if share else CIF.replace("_atom_site_occupancy\n", "")
+    path.write_text(f"{head}Cu1 Cu 0 0 0{share}\nAu1 Au {place}{share}\n")
+    match = "has (Au and Cu|Cu and Au) at one place"
+    with pytest.raises(SourceError, match=rf"alloy\.cif.*{match}"):
+        read_one(path)
+    with pytest.raises(SourceError, match=match):
+        list(read_structures(path, EMT))
+
+
 def test_sites_that_are_full_are_read(tmp_path):
     path = tmp_path / "copper.cif"
     path.write_text(CIF + "Cu1 Cu 0 0 0 1.0\n")
