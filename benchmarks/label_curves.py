@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from evenfield.core.figures.style import STYLE, figure_png, looks, plain_log_ticks
+from evenfield.core.figures.style import STYLE, figure_png, log_if_positive, looks
 
 
 FORCE = "force_rmse"
@@ -103,9 +103,13 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 middle, low, high = found[:, 1:].T * FACTORS[key]
                 axes.plot(labels, middle, color=colour, marker=marker, label=way)
                 axes.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.set_yscale("log")
-            plain_log_ticks(axes.yaxis)
+            axes.set_xscale("log")
+            # counts of labels that were judged, and no powers of ten
+            axes.set_xticks(labels, [f"{number:g}" for number in labels])
+            axes.minorticks_off()
+            log_if_positive(axes)
             axes.set_xlabel("labels")
             axes.set_ylabel(name)
-        axes.legend()
+        handles = axes.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(ways))
         path.write_bytes(figure_png(figure))

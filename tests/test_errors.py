@@ -27,6 +27,7 @@ PROTOCOLS = {
     "finetune/property_heads/config.py HeadConfig._check_unit ValueError",
     # caught by its caller in the same module: what is not such a record counts as none
     "model_zoo/heads/record.py _heads ValueError",
+    "model_zoo/heads/record.py _network_weights ValueError",
     "model_zoo/uncertainty/record.py _level ValueError",
     "model_zoo/uncertainty/record.py _stress ValueError",
     # compiled into a file that knows nothing of this package
