@@ -148,7 +148,7 @@ def shares_of(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -
         floor = SHARE_OF_MEDIAN[about.rank] * float(np.median(size))
         size = size + max(floor, np.finfo(float).tiny)
         return float(size.mean()) / size
-    if config.head == "pseudoscalar" and config.extensive:
+    if config.extensive:
         # the error of a sum grows like the root of the number of its terms
         return np.array([len(labelled.frames[s]) ** -0.5 for s in train])
     return np.ones(len(train))

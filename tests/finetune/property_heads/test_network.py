@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -201,6 +202,26 @@ def test_no_network_where_none_is_better(model, frames, tmp_path) -> None:
     fitted = fit_head(model, path, configured(*words, *more), say=said.append)
     assert fitted.own is None and fitted.description.trained_steps == 0
     assert any("no step was better than the frozen network" in line for line in said)
+
+
+def test_atoms_without_a_label_do_not_count(model, teacher, frames, tmp_path) -> None:
+    """NaN in a label must not become NaN in a loss, which would skip every step."""
+    answers = answers_of(teacher, "atom_scalar", frames)
+    for place, own in enumerate(answers):
+        own[: 1 if place % 5 else len(own)] = np.nan
+    labelled = [atoms.copy() for atoms in frames]
+    for atoms, own in zip(labelled, answers, strict=True):
+        atoms.arrays["moment"] = own
+    path = tmp_path / "mine.extxyz"
+    ase.io.write(path, labelled)
+    words = ["head=atom_scalar", "key=moment", "unit=muB", "split=structure", "network=trained"]
+    fitted = fit_head(
+        model,
+        path,
+        configured(*words, "skip_unlabelled=true", "training.max_steps=40"),
+        say=quiet,
+    )
+    assert fitted.description.trained_steps > 0
 
 
 def test_a_damaged_network_is_none(taught, tmp_path) -> None:
