@@ -6,6 +6,7 @@ the errors of the model that has learned them.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,30 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from evenfield.core.figures.style import STYLE, figure_png, log_if_positive, looks
+from evenfield.data_pipelines.structure import Structure
+from evenfield.finetune.safety.uncertainty import observe
+from evenfield.model_zoo.hub.load import LoadedModel
 
 
 FORCE = "force_rmse"
 ENERGY = "energy_mae_per_atom"
 NAMES = {FORCE: "force RMSE (eV/A)", ENERGY: "energy MAE (meV/atom)"}
 FACTORS = {FORCE: 1.0, ENERGY: 1000.0}
+
+
+def errors(model: LoadedModel, level: str, judged: list[Structure]) -> dict[str, float]:
+    """Of one model on the structures that judge, and how many forces lie within their radius."""
+    own = model.uncertainties[level]
+    seen = observe(model.potential, own, judged)
+    num_atoms = np.array([len(one) for one in judged])
+    radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)]
+    radius = radius * own.spread(seen.ingredients, seen.numbers)
+    return {
+        FORCE: float(np.sqrt(np.square(seen.force_error).mean())),
+        "force_mae": float(np.abs(seen.force_error).mean()),
+        ENERGY: float((np.abs(seen.energy_error) / num_atoms).mean()),
+        "covered_by_90": float((seen.error <= radius).mean()),
+    }
 
 
 def labels_to_reach(curve: Sequence[dict[str, float]], key: str, error: float) -> float | None:
@@ -89,6 +108,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             other: {key: beside(rows, other, key) for key in NAMES} for other in ways
         },
     }
+
+
+def keep(about: dict[str, Any], rows: Sequence[dict[str, Any]], out: Path | None) -> dict[str, Any]:
+    """What a task is about, with the summary of its runs; written and drawn where asked to."""
+    result = {**about, **summary(rows), "rows": rows}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        draw(rows, out.with_suffix(".png"))
+    return result
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -32,7 +32,7 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from label_curves import draw, summary
+from label_curves import errors, keep
 
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.safety.uncertainty import atom_features, observe
@@ -134,21 +134,6 @@ def chosen(
     return [left[place] for place in places]
 
 
-def errors(model: LoadedModel, test: list[Structure]) -> dict[str, float]:
-    """Of one model on the held-out groups."""
-    own = model.uncertainties[LEVEL]
-    seen = observe(model.potential, own, test)
-    atoms = np.array([len(one) for one in test])
-    radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)]
-    radius = radius * own.spread(seen.ingredients, seen.numbers)
-    return {
-        "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
-        "force_mae": float(np.abs(seen.force_error).mean()),
-        "energy_mae_per_atom": float((np.abs(seen.energy_error) / atoms).mean()),
-        "covered_by_90": float((seen.error <= radius).mean()),
-    }
-
-
 def run(
     base: LoadedModel,
     pool: list[Structure],
@@ -174,7 +159,9 @@ def run(
             fit(base, learned, "0" * 64, out, config, folder / "learned.json")
         if number in JUDGED:
             if not (folder / "point.json").exists():
-                store.write(folder / "point.json", {"labels": number} | errors(load(out), test))
+                store.write(
+                    folder / "point.json", {"labels": number} | errors(load(out), LEVEL, test)
+                )
             points.append(store.read(folder / "point.json"))
         if number >= MOST:
             return points
@@ -205,6 +192,15 @@ def main() -> None:
     known = [replace(own, level_of_theory=level) for own in pool]
     features, _ = atom_features(base.potential, known)
     of_each = np.split(features, np.cumsum([len(own) for own in pool])[:-1])
+    squares = np.concatenate([np.square(one.forces) for one in test])
+    about = {
+        "model": base.reference,
+        "pool": arguments.pool.name,
+        "pool_structures": len(pool),
+        "test_structures": len(test),
+        "test_groups": groups,
+        "test_force_rms": float(np.sqrt(squares.mean())),
+    }
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for way in WAYS:
@@ -213,21 +209,7 @@ def main() -> None:
             seconds = round(time.process_time() - began, 1)
             rows.append({"way": way, "seed": seed, "seconds": seconds, "curve": curve})
             print(json.dumps(rows[-1]), flush=True)
-            result = {
-                "model": base.reference,
-                "pool": arguments.pool.name,
-                "pool_structures": len(pool),
-                "test_structures": len(test),
-                "test_groups": groups,
-                "test_force_rms": float(
-                    np.sqrt(np.mean(np.concatenate([np.square(one.forces) for one in test])))
-                ),
-                **summary(rows),
-                "rows": rows,
-            }
-            if arguments.out is not None:
-                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-                draw(rows, arguments.out.with_suffix(".png"))
+            result = keep(about, rows, arguments.out)
     print(json.dumps(result["labels over those of"], indent=1))
 
 

@@ -30,13 +30,11 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
-from label_curves import draw, summary
+from label_curves import errors, keep
 
 from evenfield.core.thermal import set_thermal_momenta
 from evenfield.data_pipelines.structure import Structure
-from evenfield.finetune.safety.uncertainty import observe
 from evenfield.model_zoo import load
-from evenfield.model_zoo.hub.load import LoadedModel
 from evenfield.simulation.learn.config import LearnConfig
 from evenfield.simulation.learn.loop import learn
 
@@ -104,27 +102,13 @@ def settings(way: str, seed: int) -> LearnConfig:
     )
 
 
-def errors(model: LoadedModel, judged: list[Structure]) -> dict[str, float]:
-    """Of one model on the structures that judge, and how many forces lie within their radius."""
-    own = model.uncertainties[LEVEL]
-    seen = observe(model.potential, own, judged)
-    spread = own.spread(seen.ingredients, seen.numbers)
-    radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)] * spread
-    return {
-        "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
-        "force_mae": float(np.abs(seen.force_error).mean()),
-        "energy_mae_per_atom": float(np.abs(seen.energy_error).mean() / 16),
-        "covered_by_90": float((seen.error <= radius).mean()),
-    }
-
-
 def curve(out: Path, rounds: list[dict[str, Any]], judged: list[Structure]) -> list[dict[str, Any]]:
     """The errors after each round that has led to a model."""
     points = []
     for number, done in enumerate(rounds):
         folder = out / "rounds" / f"{number:03d}" / "model" / out.name
         if folder.exists():
-            points.append({"labels": done["labels"]} | errors(load(folder), judged))
+            points.append({"labels": done["labels"]} | errors(load(folder), LEVEL, judged))
     return points
 
 
@@ -142,6 +126,12 @@ def main() -> None:
     base = load(arguments.model)
     judged = test_structures()
     force_rms = np.sqrt(np.mean([np.square(one.forces).mean() for one in judged]))
+    about = {
+        "model": base.reference,
+        "test_structures": len(judged),
+        "test_force_rms": float(force_rms),
+        "settings": settings(WAYS[0], 0).model_dump(mode="json", include=TOLD),
+    }
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for way in WAYS:
@@ -160,17 +150,7 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
-            result = {
-                "model": base.reference,
-                "test_structures": len(judged),
-                "test_force_rms": float(force_rms),
-                "settings": settings(WAYS[0], 0).model_dump(mode="json", include=TOLD),
-                **summary(rows),
-                "rows": rows,
-            }
-            if arguments.out is not None:
-                arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-                draw(rows, arguments.out.with_suffix(".png"))
+            result = keep(about, rows, arguments.out)
     print(json.dumps(result["labels over those of"], indent=1))
 
 

@@ -1,8 +1,11 @@
 """Is a fine-tuning ever worse than its start? Counts over few-shot curves.
 
-    evenfield finetune curve MODEL TARGET TARGET.json sizes=[4,16,64] seeds=[0,1,2,3] \\
-        strategies=[auto] finetune.auto.minutes=0 scratch_steps=0
+    evenfield finetune curve evenfield-1 TARGET TARGET.json sizes=[4,8,16,32] seeds=[0,1,2,3] \\
+        strategies=[refit] scratch_steps=0
     python benchmarks/never_worse.py TARGET.json ...
+
+TARGET is a converted data set; that of results/never_worse.json is fitsnap_ta, converted with
+`--recipe ref_labels split_by=structure test_share=0.5 valid_share=0.0`.
 
 Each fine-tuning is compared with step 0 on the same draw: the pretrained model with reference
 energies refitted, on test structures that no draw contains. Prints, for each file and strategy, how
