@@ -277,7 +277,42 @@ TURNING = {
     "hand": ["head=pseudoscalar", "key=noisy", "unit=A^3", "num_functions=8", "extensive=true"],
     "atom_tensor": ["head=atom_tensor", "key=noisy", "unit=A^2"],
 }
-SHAPES = {"dipole": (3,), "vector": (3,), "pseudoscalar": (), "hand": ()}
+
+
+# noise of structures with oxygen, of oxygen atoms, and of all others
+WITH_OXYGEN = 1.0
+OTHERS = 0.1
+
+
+def give_noise(atoms: Atoms, kind: str, rng: np.random.Generator) -> None:
+    """Label a molecule, or its atoms, with noise that has no direction."""
+    if kind == "atom_tensor":
+        noise = symmetric_noise(rng, len(atoms)) * noise_of_atoms(atoms)[:, None, None]
+        atoms.arrays["noisy"] = noise.reshape(len(atoms), 9)
+        return
+
+    size = WITH_OXYGEN if "O" in atoms.symbols else OTHERS
+    if kind != "pseudoscalar":
+        # a sum has more noise with more atoms, a mean has not
+        size *= len(atoms) ** 0.5
+    if kind == "dipole":
+        atoms.calc = SinglePointCalculator(atoms, dipole=size * rng.normal(size=3))
+    elif kind == "vector":
+        atoms.info["noisy"] = size * rng.normal(size=3)
+    elif kind == "polarizability":
+        atoms.info["noisy"] = size * symmetric_noise(rng, 1)[0]
+    else:
+        atoms.info["noisy"] = size * float(rng.normal())
+
+
+def symmetric_noise(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Symmetric matrices (count, 3, 3), of which the diagonal entries have unit variance."""
+    noise = rng.normal(size=(count, 3, 3))
+    return (noise + noise.swapaxes(1, 2)) / 2
+
+
+def noise_of_atoms(atoms: Atoms) -> np.ndarray:
+    return np.where(atoms.symbols == "O", WITH_OXYGEN, OTHERS)
 
 
 @pytest.mark.parametrize("kind", TURNING)
@@ -285,25 +320,8 @@ def test_a_spread_of_answers_that_turn(model, tmp_path, kind) -> None:
     """Noise of known size without direction: the spread is that size, and the same when turned."""
     rng = np.random.default_rng(0)
     frames = molecules(copies=25)
-    size = {True: 1.0, False: 0.1}
-    shape = SHAPES.get(kind, (3, 3))
-    is_of_atoms = kind == "atom_tensor"
     for atoms in frames:
-        noise = rng.normal(size=(len(atoms) if is_of_atoms else 1, *shape))
-        if shape == (3, 3):
-            noise = (noise + noise.swapaxes(1, 2)) / 2
-        if is_of_atoms:
-            noise *= np.where(atoms.symbols == "O", 1.0, 0.1)[:, None, None]
-            atoms.arrays["noisy"] = noise.reshape(len(atoms), 9)
-            continue
-        noise *= size["O" in atoms.symbols]
-        # a mean over atoms has no more noise with more of them
-        noise *= 1.0 if kind == "pseudoscalar" else len(atoms) ** 0.5
-        label = float(noise[0]) if kind in ("pseudoscalar", "hand") else noise[0]
-        if kind == "dipole":
-            atoms.calc = SinglePointCalculator(atoms, dipole=label)
-        else:
-            atoms.info["noisy"] = label
+        give_noise(atoms, kind, rng)
     ase.io.write(tmp_path / "mine.extxyz", frames)
     words = [*TURNING[kind], "name=dipole" if kind == "dipole" else "name=noise"]
     config = configured(*words, "spread=true", "split=structure")
@@ -316,8 +334,8 @@ def test_a_spread_of_answers_that_turn(model, tmp_path, kind) -> None:
     # stored, loaded, and beside the answer in the results
     saved = model_zoo.load(save_head(head, model, "model", tmp_path / "out"))
     # of a symmetric matrix of unit noise, the root mean square of its entries
-    unit = (2 / 3) ** 0.5 if shape == (3, 3) else 1.0
-    for formula, own_noise in (("H2O", 1.0), ("CH4", 0.1)):
+    unit = (2 / 3) ** 0.5 if kind in ("polarizability", "atom_tensor") else 1.0
+    for formula, own_noise in (("H2O", WITH_OXYGEN), ("CH4", OTHERS)):
         (atoms, *_) = (own for own in frames if own.get_chemical_formula() == formula)
         atoms.calc = saved.calculator(heads=True, warn_outside=False)
         atoms.get_potential_energy()
@@ -326,7 +344,7 @@ def test_a_spread_of_answers_that_turn(model, tmp_path, kind) -> None:
         np.testing.assert_allclose(spread, saved.predict_spread(atoms, words[-1][5:]))
         assert "charges_std" not in atoms.calc.results
         is_sum = kind not in ("pseudoscalar", "atom_tensor")
-        noise = np.where(atoms.symbols == "O", 1.0, 0.1) if is_of_atoms else own_noise
+        noise = noise_of_atoms(atoms) if kind == "atom_tensor" else own_noise
         truth = noise * unit * (len(atoms) ** 0.5 if is_sum else 1.0)
         assert np.all((spread > truth / 2) & (spread < 2.5 * truth)), (formula, spread, truth)
 
