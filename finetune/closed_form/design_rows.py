@@ -132,6 +132,10 @@ class DesignRows:
     rows: dict[str, Rows]
     noise: dict[str, np.ndarray]
     """(S,) assumed noise of each structure; NaN without the label."""
+    units: dict[str, np.ndarray]
+    """(R,) times an error of a row, this is a weighted error in the unit of the label."""
+    weights: dict[str, np.ndarray]
+    """(R,) of each row."""
 
 
 def design_rows(
@@ -188,10 +192,13 @@ def _weighted(
         "stress": np.repeat(of_structure, len(VOIGT)),
     }
     rows = {}
+    units = {}
     for name, (matrix, targets) in unweighted.rows.items():
         root = np.sqrt(weights[name])
         rows[name] = (matrix * root[:, None], targets * root)
-    return DesignRows(rows, unweighted.noise)
+        # the rows have one root already
+        units[name] = unweighted.units[name] * root
+    return DesignRows(rows, unweighted.noise, units, weights)
 
 
 def _rows_of_batch(
@@ -245,6 +252,7 @@ def _rows_of_batch(
 
     noise_of_force_rows = np.repeat(force_noise[structure_index], 3)
     noise_of_stress_rows = np.repeat(stress_noise, len(VOIGT))
+    units = {"energy": energy_noise, "forces": noise_of_force_rows, "stress": noise_of_stress_rows}
     return DesignRows(
         rows={
             "energy": (energy_rows, energy_error / energy_noise),
@@ -252,6 +260,8 @@ def _rows_of_batch(
             "stress": _without_e0(stress_rows, stress_error, noise_of_stress_rows, unknowns),
         },
         noise={"energy": energy_noise, "forces": force_noise, "stress": stress_noise},
+        units=units,
+        weights={name: np.ones(len(unit)) for name, unit in units.items()},
     )
 
 

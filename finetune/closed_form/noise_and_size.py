@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .design_rows import Unknowns
-from .prior import ENERGY_LABELS, Fold, PriorChoice, choose_prior
-from .ridge import NormalEquations
+from .folds import ENERGY_LABELS, Fold
+from .prior import PriorChoice, choose_prior
 
 
 # Bounds of the estimated noise over the assumed one. The assumed noise contains the errors before
@@ -23,8 +23,24 @@ NOISE_BOUNDS = (0.03, 1.0)
 # Noise of the energies over the estimated one. A structure has one energy and many forces, so that
 # the forces decide alone where features cannot explain both.
 ENERGY_FACTORS = (1.0, 0.3, 0.1)
-# What a further feature or another weight of the energies has to gain, as a part of the error.
+# What a further feature or another weight of the energies has to gain, as a part of the error, and
+# in which share of the draws of the folds. That is one standard error of a normal distribution.
 LEAST_GAIN = 0.01
+CONFIRMED = 0.84
+
+
+@dataclass(frozen=True)
+class LeastPrecision:
+    """What a refit expects of the unknowns before it has seen any label."""
+
+    weights: float
+    """Precision of each weight."""
+    e0: np.ndarray
+    """(Z,) precision of the E0 of each element, 1/eV^2."""
+
+    def of(self, unknowns: Unknowns) -> np.ndarray:
+        """The same for all unknowns (P,)."""
+        return unknowns.pattern(shared=self.weights, own=self.weights, e0=self.e0)
 
 
 @dataclass(frozen=True)
@@ -38,47 +54,40 @@ class FitChoice:
     factor: dict[str, float]
     """Estimated over assumed noise by label."""
 
-    @property
-    def error(self) -> float:
-        """Geometric mean of the errors of energies and forces that were left out.
-
-        In units of the assumed noise, which is the same for all that are compared.
-        """
-        logarithms = []
-        for name in ("energy", "forces"):
-            if name in self.choice.held_out:
-                error = self.choice.held_out[name] * self.factor[name]
-                logarithms.append(np.log(max(error, 1e-300)))
-        return float(np.exp(np.mean(logarithms))) if logarithms else 1.0
+    def is_better_than(self, other: FitChoice) -> bool:
+        """Whether left-out structures confirm it: nearly all draws of them, and by enough."""
+        gain = other.choice.scores() - self.choice.scores()  # (D,)
+        often_enough = (gain > 0).mean() >= CONFIRMED
+        return bool(often_enough and gain.mean() > LEAST_GAIN)
 
 
-def with_estimated_noise(folds: list[Fold], unknowns: Unknowns, reference: np.ndarray) -> FitChoice:
-    """The fit with the noise that its left-out structures show; `reference` is E0's precision."""
-    first = _choose_prior(folds, unknowns, reference)
+def with_estimated_noise(folds: list[Fold], unknowns: Unknowns, least: LeastPrecision) -> FitChoice:
+    """The fit with the noise that its left-out structures show."""
+    first = _choose_prior(folds, unknowns, least)
 
     # Errors are in units of the assumed noise. Where they are smaller, so is the noise.
     factor = {}
     for name in ENERGY_LABELS:
         error = first.held_out.get(name, 1.0)
         factor[name] = float(np.clip(error, *NOISE_BOUNDS))
-    return _with_noise(folds, unknowns, reference, factor)
+    return _with_noise(folds, unknowns, least, factor)
 
 
 def best_of_sizes(
-    folds: list[Fold], unknowns: Unknowns, reference: np.ndarray, sizes: Sequence[int]
+    folds: list[Fold], unknowns: Unknowns, least: LeastPrecision, sizes: Sequence[int]
 ) -> FitChoice:
     """The number of features with the smallest error on left-out structures, and its fit.
 
-    `sizes` are in growing order. A larger one has to be better by LEAST_GAIN. For the chosen one,
-    energies may count more than their noise says, if that lowers the error as well.
+    `sizes` are in growing order. A larger one has to be confirmed as better. For the chosen one,
+    energies may count more than their noise says, if that is better as well.
     """
     best = None
     unscaled = folds
     for size in sizes:
         own = replace(unknowns, size=size)
         own_folds = _first_features(folds, unknowns, size)
-        found = with_estimated_noise(own_folds, own, reference)
-        if best is None or found.error < (1 - LEAST_GAIN) * best.error:
+        found = with_estimated_noise(own_folds, own, least)
+        if best is None or found.is_better_than(best):
             best = found
             unscaled = own_folds
     assert best is not None, "no size to choose from"
@@ -88,26 +97,26 @@ def best_of_sizes(
     estimated = best.factor
     for energy_factor in ENERGY_FACTORS[1:]:
         factor = estimated | {"energy": energy_factor * estimated["energy"]}
-        found = _with_noise(unscaled, best.unknowns, reference, factor)
-        if found.error < (1 - LEAST_GAIN) * best.error:
+        found = _with_noise(unscaled, best.unknowns, least, factor)
+        if found.is_better_than(best):
             best = found
     return best
 
 
-def _choose_prior(folds: list[Fold], unknowns: Unknowns, reference: np.ndarray) -> PriorChoice:
+def _choose_prior(folds: list[Fold], unknowns: Unknowns, least: LeastPrecision) -> PriorChoice:
     return choose_prior(
         folds,
         unknowns.pattern(shared=1.0),
         unknowns.pattern(own=1.0),
-        unknowns.pattern(e0=reference),
+        least.of(unknowns),
     )
 
 
 def _with_noise(
-    folds: list[Fold], unknowns: Unknowns, reference: np.ndarray, factor: dict[str, float]
+    folds: list[Fold], unknowns: Unknowns, least: LeastPrecision, factor: dict[str, float]
 ) -> FitChoice:
     divided = [fold.divided_by_noise(factor) for fold in folds]
-    return FitChoice(unknowns, divided, _choose_prior(divided, unknowns, reference), factor)
+    return FitChoice(unknowns, divided, _choose_prior(divided, unknowns, least), factor)
 
 
 def _first_features(folds: list[Fold], unknowns: Unknowns, size: int) -> list[Fold]:
@@ -119,15 +128,4 @@ def _first_features(folds: list[Fold], unknowns: Unknowns, size: int) -> list[Fo
     of_e0 = np.ones(len(unknowns.elements), dtype=bool)
     kept = np.concatenate([np.tile(in_block, blocks), of_e0])
 
-    smaller = []
-    for fold in folds:
-        equations = {}
-        for name, whole in fold.equations.items():
-            equations[name] = NormalEquations(
-                matrix=whole.matrix[np.ix_(kept, kept)],
-                moment=whole.moment[kept],
-                square=whole.square,
-                rows=whole.rows,
-            )
-        smaller.append(Fold(equations))
-    return smaller
+    return [fold.of_unknowns(kept) for fold in folds]

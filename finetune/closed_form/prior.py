@@ -5,26 +5,33 @@ one structure for independent measurements, and was measured to overfit here (do
 Leaving out whole structures is exact, and costs only solves: the equations of all folds but one
 are a difference of sums.
 
-Shapes: P parameters, F folds, K candidate precisions.
+Few structures cannot tell which precision is best: it would be another one for other structures.
+So none is chosen. The folds are drawn with replacement many times (the Bayesian bootstrap of Rubin
+1981), each draw votes for the precision with the lowest error, and the solutions are averaged with
+the shares of the votes (pseudo-BMA+, Yao et al. 2018). One of the candidates leaves everything
+unchanged, so that the average is cautious where the folds disagree (docs/decisions/0033).
+
+Shapes: P parameters, F folds, K candidate precisions, D draws of the folds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
-from .ridge import NormalEquations
+from .folds import ENERGY_LABELS, Fold
+from .ridge import NormalEquations, posterior_covariance
 
 
-# The labels that are linear in the weights of the energy readout.
-ENERGY_LABELS = ("energy", "forces", "stress")
-# The label whose held-out error is compared: the first of these that the data have. Energies do not
-# come first, because they also test the E0 of elements that no other structure may contain.
-SCORED_FIRST = ("forces", "energy", "stress")
-# Labels whose held-out error must not rise.
-GUARDED = ("energy", "stress")
+# Labels whose held-out errors are compared, by their geometric mean. Others are, where the data
+# have none of these.
+SCORED = ("energy", "forces")
+# Forces are scored as well, so that only energies can be given up for them.
+GUARDED = "energy"
+# eV/atom, eV/A, eV/A^3. Errors far below these are all the same.
+LEAST_ERROR = {"energy": 1e-4, "forces": 1e-4, "stress": 1e-6}
 
 # Strengths that are tried, in units of the mean diagonal of the matrix.
 STRENGTHS = np.logspace(-8, 4, 25)
@@ -33,107 +40,128 @@ SHARED_RATIOS = (1.0, 10.0, 1e3, 1e12)
 # A precision that leaves the weights as they are.
 UNCHANGED = 1e20
 
-# Standard errors by which a guarded error may rise before a precision is refused.
-VETO = 2.0
-# The part of a normal distribution below plus one standard error. For few folds Student's t tells
-# how wide that is.
-ONE_STANDARD_ERROR = 0.8413
+# Draws of the folds that vote.
+DRAWS = 200
+# Scores that differ by less, relatively, are equal.
+ROUNDING = 1e-9
 
 
-@dataclass
-class Fold:
-    """Normal equations of some structures, one for each label: each label has its own noise."""
+@dataclass(frozen=True)
+class FoldErrors:
+    """Absolute errors of one label in folds that fits have not seen."""
 
-    equations: dict[str, NormalEquations]
+    errors: np.ndarray
+    """(K, F) weighted sums over the labels of each fold, for K fits."""
+    weights: np.ndarray
+    """(F,) sums of the weights of the labels."""
 
-    @classmethod
-    def empty(cls, size: int) -> Fold:
-        """No rows yet, for `size` parameters."""
-        return cls({name: NormalEquations.empty(size) for name in ENERGY_LABELS})
+    def of_draws(self) -> np.ndarray:
+        """Mean absolute errors (D, K) of the draws of the folds."""
+        generator = np.random.default_rng(0)
+        draws = generator.dirichlet(np.ones(len(self.weights)), DRAWS)
+        return (draws @ self.errors.T) / (draws @ self.weights)[:, None]
 
-    @property
-    def all(self) -> NormalEquations:
-        """All labels together."""
-        return NormalEquations.total(self.equations.values())
 
-    def divided_by_noise(self, noise: dict[str, float]) -> Fold:
-        """Each label divided by its noise."""
-        divided = {}
-        for name, equations in self.equations.items():
-            divided[name] = equations.divided_by_noise(noise[name])
-        return Fold(divided)
+@dataclass(frozen=True)
+class Mixture:
+    """Ridge solutions of several precisions, averaged; what is missing to 1 is no change at all."""
+
+    precisions: np.ndarray
+    """(K, P)"""
+    shares: np.ndarray
+    """(K,) positive; their sum is at most 1."""
+    at_rest: np.ndarray
+    """(P,) the precision that stands for no change."""
+
+    def solve(self, equations: NormalEquations) -> np.ndarray:
+        """The mean (P,) of the solutions."""
+        mean = np.zeros(len(self.at_rest))
+        for precision, share in zip(self.precisions, self.shares, strict=True):
+            mean += share * equations.solve(precision)
+        return mean
+
+    def covariance(self, equations: NormalEquations) -> np.ndarray:
+        """The covariance (P, P) of the mixture of posteriors.
+
+        It is the mean of their covariances and the scatter of their means.
+        """
+        mean = self.solve(equations)
+        left = 1 - self.shares.sum()
+        total = left * np.outer(mean, mean)
+        if left > 0:
+            total += left * posterior_covariance(equations.matrix, self.at_rest)
+        for precision, share in zip(self.precisions, self.shares, strict=True):
+            off = equations.solve(precision) - mean
+            total += share * np.outer(off, off)
+            total += share * posterior_covariance(equations.matrix, precision)
+        return total
 
 
 @dataclass(frozen=True)
 class PriorChoice:
-    """The chosen precision, and what it does on structures that the fit has not seen."""
+    """What the folds have chosen, and what it does on structures that the fit has not seen."""
 
-    precision: np.ndarray
-    """(P,)"""
+    mixture: Mixture
     error_before: float
-    """RMS error of the scored label without a change, in units of its noise."""
+    """RMS error of the first scored label without a change, in units of its noise."""
     error_after: float
-    """The same with the chosen precision."""
+    """The same with the mixture."""
     held_out: dict[str, float]
-    """RMS error with the chosen precision by label, for those that the data have."""
+    """RMS error with the mixture by label, in units of the noise, for those that the data have."""
+    errors: dict[str, FoldErrors]
+    """Absolute errors with the mixture by label, in eV/atom, eV/A and eV/A^3."""
+
+    def scores(self) -> np.ndarray:
+        """(D,) of the draws of the folds: logarithms of the geometric mean of errors; see `_votes`.
+
+        Draws are the same for the same number of folds, so that choices can be compared in pairs.
+        """
+        scored = _scored(self.errors)
+        logarithms = [self.errors[name].of_draws()[:, 0] + LEAST_ERROR[name] for name in scored]
+        return np.mean(np.log(logarithms), axis=0)
 
 
 def choose_prior(
     folds: list[Fold], shared: np.ndarray, own: np.ndarray, fixed: np.ndarray
 ) -> PriorChoice:
-    """The strongest prior toward the pretrained weights that is as good as any on left-out folds.
+    """The mixture of priors that left-out folds vote for.
 
     `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single
-    elements; `fixed` (P,) is added as it is.
+    elements; `fixed` (P,) is added to every candidate.
 
-    As good as any: the paired difference of errors to the best candidate, summed over the folds, is
-    within one standard error (the one-standard-error rule of Breiman et al. 1984), and no guarded
-    error is above that of unchanged weights by more than VETO standard errors.
+    A draw of the folds votes for the candidate with the lowest geometric mean of the mean absolute
+    errors of energies and forces, among those whose energies are not worse than without a change;
+    and among equals for the strongest.
     """
     total = NormalEquations.total(fold.all for fold in folds)
     candidates = _candidates(total.matrix, shared, own, fixed)
-    unchanged = len(candidates) - 1
-    errors = _held_out_errors(folds, total, candidates)
+    solutions = _solutions_without_each(folds, total, candidates)
+    votes = _votes(folds, solutions, strengths=candidates[:, shared + own > 0].sum(1))
 
-    rows = {}
-    for name in ENERGY_LABELS:
-        rows[name] = sum(fold.equations[name].rows for fold in folds)
-    present = [name for name in SCORED_FIRST if rows[name]]
-    scored = present[0] if present else SCORED_FIRST[0]
+    # the last one leaves everything unchanged
+    elected = np.flatnonzero(votes[:-1] > 0)
+    mixture = Mixture(candidates[elected], votes[elected], candidates[-1])
+    mean_solutions = np.tensordot(votes, solutions, axes=1)  # (F, P)
 
-    harmless = np.ones(len(candidates), dtype=bool)
-    for name in GUARDED:
-        rise = _excess(errors[name], errors[name][unchanged], VETO)
-        harmless &= rise <= 0
+    rows = {name: sum(fold.equations[name].rows for fold in folds) for name in ENERGY_LABELS}
+    present = [name for name in ENERGY_LABELS if rows[name]]
+    before = _rms(folds, np.zeros_like(mean_solutions), rows)
+    after = _rms(folds, mean_solutions, rows)
+    first = "forces" if rows["forces"] else (present[0] if present else "forces")
 
-    # `unchanged` is always harmless, so there is a best one
-    score = errors[scored]
-    score_of_harmless = score[harmless]
-    best = np.argmin(score_of_harmless.sum(1))
-    as_good = _excess(score, score_of_harmless[best]) <= 0
-    allowed = np.flatnonzero(harmless & as_good)
-
-    # Of precisions that the folds cannot tell apart, the strongest changes the model least.
-    weights = shared + own > 0
-    chosen = max(allowed, key=lambda index: candidates[index][weights].sum())
-
-    rms = {}
-    for name in ENERGY_LABELS:
-        # expanding a square can leave a sum that is negative by rounding
-        squares = np.maximum(errors[name].sum(1), 0.0)
-        rms[name] = np.sqrt(squares / max(1, rows[name]))
     return PriorChoice(
-        precision=candidates[chosen],
-        error_before=float(rms[scored][unchanged]),
-        error_after=float(rms[scored][chosen]),
-        held_out={name: float(rms[name][chosen]) for name in ENERGY_LABELS if rows[name]},
+        mixture=mixture,
+        error_before=before[first],
+        error_after=after[first],
+        held_out={name: after[name] for name in present},
+        errors=_absolute_errors(folds, mean_solutions[None]),
     )
 
 
 def _candidates(
     matrix: np.ndarray, shared: np.ndarray, own: np.ndarray, fixed: np.ndarray
-) -> list[np.ndarray]:
-    """The precisions (P,) that are tried; the last leaves all weights unchanged."""
+) -> np.ndarray:
+    """The precisions (K, P) that are tried; the last leaves all weights unchanged."""
     weights = shared + own > 0
     matrix_of_weights = matrix[weights][:, weights]
     mean_diagonal = np.trace(matrix_of_weights) / max(1, weights.sum())
@@ -148,37 +176,67 @@ def _candidates(
         for strength in STRENGTHS:
             candidates.append(unit * strength * (own + ratio * shared) + fixed)
     candidates.append(UNCHANGED * unit * (own + shared) + fixed)
-    return candidates
+    return np.array(candidates)
 
 
-def _held_out_errors(
-    folds: list[Fold], total: NormalEquations, candidates: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Squared errors (K, F) of each label, summed over every fold, by a fit to all other folds."""
-    errors = {name: np.empty((len(candidates), len(folds))) for name in ENERGY_LABELS}
-    for row, precision in enumerate(candidates):
+def _solutions_without_each(
+    folds: list[Fold], total: NormalEquations, candidates: np.ndarray
+) -> np.ndarray:
+    """Solutions (K, F, P) by fits to all folds but one; zero for the last candidate."""
+    num_candidates, num_unknowns = candidates.shape
+    solutions = np.zeros((num_candidates, len(folds), num_unknowns))
+    for column, fold in enumerate(folds):
+        all_other_folds = total - fold.all
+        for row, precision in enumerate(candidates[:-1]):
+            solutions[row, column] = all_other_folds.solve(precision)
+    return solutions
+
+
+def _votes(folds: Sequence[Fold], solutions: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """The share (K,) of the draws of the folds that find each candidate best."""
+    errors = _absolute_errors(folds, solutions)
+    score = np.zeros((DRAWS, len(solutions)))
+    worse = np.zeros_like(score, dtype=bool)
+    for name in _scored(errors):
+        mean = errors[name].of_draws()
+        score += np.log(mean + LEAST_ERROR[name])
+        if name == GUARDED:
+            worse = mean > mean[:, -1:] * (1 + ROUNDING)
+
+    # no change is never worse, so that each draw has something to vote for
+    score[worse] = np.inf
+    best = score.min(1, keepdims=True)
+    equal = score <= best + ROUNDING
+    chosen = np.where(equal, strengths, -np.inf).argmax(1)
+    return np.bincount(chosen, minlength=len(solutions)) / DRAWS
+
+
+def _scored(errors: dict[str, FoldErrors]) -> list[str]:
+    """The labels that are compared."""
+    return [name for name in SCORED if name in errors] or list(errors)
+
+
+def _absolute_errors(folds: Sequence[Fold], solutions: np.ndarray) -> dict[str, FoldErrors]:
+    """By label, of fits (K, F, P) without each fold; none for labels that are absent."""
+    found = {}
+    for name in ENERGY_LABELS:
+        weights = np.array([fold.judging[name].weights.sum() for fold in folds])
+        if not weights.any():
+            continue
+        errors = np.empty((len(solutions), len(folds)))
         for column, fold in enumerate(folds):
-            all_other_folds = total - fold.all
-            solution = all_other_folds.solve(precision)
-            for name, equations in fold.equations.items():
-                errors[name][row, column] = equations.squared_error(solution)
-    return errors
+            errors[:, column] = fold.judging[name].absolute_error(solutions[:, column])
+        found[name] = FoldErrors(errors, weights)
+    return found
 
 
-def _excess(errors: np.ndarray, reference: np.ndarray, standard_errors: float = 1.0) -> np.ndarray:
-    """How far sums over folds of `errors` (K, F) are above that of `reference` (F,), as (K,).
-
-    `standard_errors` of the paired difference are subtracted. With few folds a standard error is
-    itself uncertain: Student's t makes it as wide as necessary.
-    """
-    difference = errors - reference
-    num_folds = errors.shape[1]
-    if num_folds < 2:
-        # a single fold has no spread
-        return difference.sum(1)
-
-    quantile = student.ppf(ONE_STANDARD_ERROR, num_folds - 1)
-    spread = difference.std(axis=1, ddof=1)
-    # the standard error of a sum over folds grows with their root
-    width = quantile * spread * np.sqrt(num_folds)
-    return difference.sum(1) - standard_errors * width
+def _rms(folds: Sequence[Fold], solutions: np.ndarray, rows: dict[str, int]) -> dict[str, float]:
+    """RMS errors over the noise by label, for the solutions (F, P) without each fold."""
+    found = {}
+    for name in ENERGY_LABELS:
+        square = 0.0
+        for fold, solution in zip(folds, solutions, strict=True):
+            square += fold.equations[name].squared_error(solution)
+        # expanding a square can leave a sum that is negative by rounding
+        found[name] = float(np.sqrt(max(square, 0.0) / max(1, rows[name])))
+    return found

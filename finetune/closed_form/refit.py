@@ -6,8 +6,8 @@ minimum of
     sum over labels of |prediction - label|^2 / noise^2 + sum_p precision_p change_p^2
 
 is one linear solve: a ridge regression toward the pretrained weights (ridge.py). Own weights are
-refitted for elements that the head never saw; E0 has the prior of reference_energies.py. The prior
-precision of the weights is chosen on folds that are left out (prior.py).
+refitted for elements that the head never saw; E0 has the prior of reference_energies.py. How strong
+the prior of the weights is, folds decide that are left out (prior.py), down to a least precision.
 
 How much one label counts compared with another is estimated as well: the noise that is assumed for
 it is multiplied by its RMS error on left-out structures, and the fit is made again.
@@ -28,14 +28,21 @@ from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head
 from ..target import alike
 from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
-from .noise_and_size import best_of_sizes, with_estimated_noise
+from .folds import ENERGY_LABELS, Fold
+from .noise_and_size import LeastPrecision, best_of_sizes, with_estimated_noise
 from .posterior import LeftOut, Posterior
-from .prior import ENERGY_LABELS, Fold
+from .prior import Mixture
 from .reference_energies import reference_precision
-from .ridge import NormalEquations, posterior_covariance, solve_ridge
+from .ridge import NormalEquations
 
 
 MAX_FOLDS = 16
+# Labels of a kind, in all folds, that a choice is judged by; more say nothing new.
+MOST_JUDGING = 10_000
+# How far a refit may move a weight before the labels say anything, over the RMS of the pretrained
+# weights. Without that bound, few structures move the readout so far that it fails on structures
+# unlike them (docs/decisions/0033).
+WIDTH = 5.0
 
 
 class NothingToFitError(EvenfieldError):
@@ -53,7 +60,10 @@ class RefitReport:
     error_after: float
     """The same after the refit."""
     relative_gradient: float
-    """|gradient| / |moment| of the objective at the solution: 0 up to rounding."""
+    """|gradient| / |moment| of the objective at the solution of a precision: 0 up to rounding.
+
+    The largest of those that are averaged.
+    """
     noise: dict[str, float]
     """Estimated noise of a typical structure by label: eV/atom, eV/A, eV/A^3."""
     duplicates: int
@@ -110,33 +120,36 @@ def refit_readout(
             "no structure has an energy, forces or stress, so there is nothing to fit"
         )
 
-    reference = reference_precision(elements, known_e0)
+    least = LeastPrecision(
+        weights=_width_of_weights(potential, head) ** -2.0,
+        e0=reference_precision(elements, known_e0),
+    )
     if sizes:
-        fit = best_of_sizes(folds, unknowns, reference, sizes)
+        fit = best_of_sizes(folds, unknowns, least, sizes)
     else:
-        fit = with_estimated_noise(folds, unknowns, reference)
+        fit = with_estimated_noise(folds, unknowns, least)
     choice = fit.choice
     total = NormalEquations.total(fold.all for fold in fit.folds)
-    change = total.solve(choice.precision)
+    change = choice.mixture.solve(total)
     add_to_head(potential, head, change, new_elements, elements)
 
     # The noise differs from structure to structure; the report shows that of a typical one.
     estimated = {name: fit.factor[name] * _median(assumed[name]) for name in choice.held_out}
-    drawn = _bootstrap(fit.folds, choice.precision, bootstrap, seed)
+    drawn = _bootstrap(fit.folds, choice.mixture, bootstrap, seed)
     posterior = Posterior(
         level_of_theory=potential.config.levels_of_theory[head],
-        covariance=posterior_covariance(total.matrix, choice.precision),
+        covariance=choice.mixture.covariance(total),
         bootstrap=drawn - change,
         new_elements=new_elements,
         elements=elements,
         noise=estimated,
-        left_out=LeftOut(parts, _without_each(fit.folds, total, choice.precision) - change),
+        left_out=LeftOut(parts, _without_each(fit.folds, total, choice.mixture) - change),
     )
     report = RefitReport(
         rows=total.rows,
         error_before=choice.error_before,
         error_after=choice.error_after,
-        relative_gradient=_relative_gradient(total, choice.precision, change),
+        relative_gradient=_relative_gradient(total, choice.mixture),
         noise=estimated,
         duplicates=duplicates,
         features=fit.unknowns.size if sizes else None,
@@ -178,6 +191,8 @@ def folds_of(
     """The equations of each part, and the assumed noise of all structures (S,) by label."""
     folds = []
     noise: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in ENERGY_LABELS}
+    num_components = 3 * sum(len(structure) for structure in structures)
+    share_kept = MOST_JUDGING / max(MOST_JUDGING, num_components)
     for part in parts:
         fold = Fold.empty(unknowns.num)
         own = [structures[place] for place in part]
@@ -185,19 +200,31 @@ def folds_of(
         for batch in design_rows(
             potential, head, own, unknowns, config, own_weights, by_directions=by_directions
         ):
+            fold.add(batch, share_kept)
             for name in ENERGY_LABELS:
-                fold.equations[name].add(*batch.rows[name])
                 noise[name].append(batch.noise[name])
         folds.append(fold)
     return folds, {name: np.concatenate(values) for name, values in noise.items()}
 
 
-def _bootstrap(folds: list[Fold], precision: np.ndarray, number: int, seed: int) -> np.ndarray:
+def _width_of_weights(potential: Potential, head: int) -> float:
+    """The prior width of a change of a weight, in the unit of the weights of `head`.
+
+    Heads differ in their scale and in how much is left for the readout. All of them together tell
+    how large weights are.
+    """
+    weights = potential.readout.weight.detach().double()  # (heads, d)
+    energies = potential.scale.double()[:, None] * weights
+    of_all_heads = float(energies.square().mean().sqrt())
+    return WIDTH * of_all_heads / float(potential.scale[head])
+
+
+def _bootstrap(folds: list[Fold], mixture: Mixture, number: int, seed: int) -> np.ndarray:
     """Solutions (number, P) for folds drawn with replacement."""
     generator = np.random.default_rng(seed)
     parts = [fold.all for fold in folds]
     equal_chances = np.full(len(parts), 1 / len(parts))
-    solutions = np.empty((number, len(precision)))
+    solutions = np.empty((number, len(mixture.at_rest)))
 
     # Folds are drawn and not structures: their equations are all that is left of the structures.
     for index in range(number):
@@ -205,22 +232,24 @@ def _bootstrap(folds: list[Fold], precision: np.ndarray, number: int, seed: int)
         drawn = list(zip(counts, parts, strict=True))
         matrix = sum(count * part.matrix for count, part in drawn)
         moment = sum(count * part.moment for count, part in drawn)
-        solutions[index] = solve_ridge(matrix, precision, moment)
+        solutions[index] = mixture.solve(NormalEquations(np.asarray(matrix), np.asarray(moment)))
     return solutions
 
 
-def _without_each(folds: list[Fold], total: NormalEquations, precision: np.ndarray) -> np.ndarray:
-    """Solutions (K, P) that leave one fold out; its prior and noise were chosen with all."""
-    return np.stack([(total - fold.all).solve(precision) for fold in folds])
+def _without_each(folds: list[Fold], total: NormalEquations, mixture: Mixture) -> np.ndarray:
+    """Solutions (K, P) that leave one fold out; their prior and noise were chosen with all."""
+    return np.stack([mixture.solve(total - fold.all) for fold in folds])
 
 
-def _relative_gradient(
-    equations: NormalEquations, precision: np.ndarray, solution: np.ndarray
-) -> float:
-    """How far a solution is from the minimum, over the gradient at zero."""
-    gradient = equations.matrix @ solution + precision * solution - equations.moment
+def _relative_gradient(equations: NormalEquations, mixture: Mixture) -> float:
+    """How far solutions are from the minimum, over the gradient at zero: the largest of all."""
     scale = max(float(np.linalg.norm(equations.moment)), 1e-300)
-    return float(np.linalg.norm(gradient) / scale)
+    largest = 0.0
+    for precision in mixture.precisions:
+        solution = equations.solve(precision)
+        gradient = equations.matrix @ solution + precision * solution - equations.moment
+        largest = max(largest, float(np.linalg.norm(gradient)) / scale)
+    return largest
 
 
 def _median(noise: np.ndarray) -> float:

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
+from evenfield.finetune.closed_form.design_rows import DesignRows
+from evenfield.finetune.closed_form.folds import Fold
 from evenfield.finetune.closed_form.prior import (
+    DRAWS,
+    LEAST_ERROR,
     SHARED_RATIOS,
     STRENGTHS,
-    UNCHANGED,
-    Fold,
+    Mixture,
     choose_prior,
 )
 from evenfield.finetune.closed_form.ridge import (
@@ -77,12 +79,18 @@ def make_folds(
         energy = random_rows(rng, truth, energies, noise)
         force = random_rows(rng, truth, forces, noise, forces=True)
 
-        fold = Fold.empty(NUM)
-        fold.equations["energy"].add(*energy)
-        fold.equations["forces"].add(*force)
-        folds.append(fold)
+        folds.append(fold_of(energy, force))
         dense.append(DenseFold(*energy, *force))
     return folds, dense, truth
+
+
+def fold_of(energy: tuple[np.ndarray, np.ndarray], force: tuple[np.ndarray, np.ndarray]) -> Fold:
+    """Of labels whose noise was one, so that rows are in the units of the labels."""
+    rows = {"energy": energy, "forces": force, "stress": (np.empty((0, NUM)), np.empty(0))}
+    ones = {name: np.ones(len(targets)) for name, (_, targets) in rows.items()}
+    fold = Fold.empty(NUM)
+    fold.add(DesignRows(rows, noise=ones, units=ones, weights=ones))
+    return fold
 
 
 def dense_ridge(rows: np.ndarray, target: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -149,112 +157,136 @@ def test_sums_and_differences_are_those_of_the_rows():
 # --- the choice of the precision
 
 
-def left_out_errors(
-    dense: list[DenseFold], precision: np.ndarray, *, forces: bool = True
-) -> np.ndarray:
-    """Sum of squares over each fold's forces (or energies) when the fit has not seen that fold."""
-    errors = []
-    for index, fold in enumerate(dense):
-        others = dense[:index] + dense[index + 1 :]
-        rows = np.vstack([other.rows for other in others])
-        targets = np.concatenate([other.targets for other in others])
-        x = dense_ridge(rows, targets, precision)
-
-        if forces:
-            error = fold.force_rows @ x - fold.forces
-        else:
-            error = fold.energy_rows @ x - fold.energies
-        errors.append((error**2).sum())
-    return np.array(errors)
-
-
-@pytest.mark.parametrize("noise", [0.01, 0.5])
-def test_cross_validated_error_equals_refitting_without_each_fold(noise):
-    folds, dense, _ = make_folds(noise=noise)
-    choice = choose_prior(folds, SHARED, OWN, FIXED)
-    num_forces = sum(len(fold.forces) for fold in dense)
-
-    after = left_out_errors(dense, choice.precision).sum()
-    assert choice.error_after == pytest.approx(np.sqrt(after / num_forces), rel=1e-6)
-    before = sum((fold.forces**2).sum() for fold in dense)
-    assert choice.error_before == pytest.approx(np.sqrt(before / num_forces))
-
-
 def all_candidates(dense: list[DenseFold]) -> list[np.ndarray]:
-    """The precisions that `choose_prior` tries, written down a second time."""
+    """The precisions that `choose_prior` tries, written down a second time, without the last."""
     rows = np.vstack([fold.rows for fold in dense])
     unit = (rows[:, WEIGHTS] ** 2).sum() / 7
     candidates = []
     for ratio in SHARED_RATIOS:
         for strength in STRENGTHS:
             candidates.append(unit * strength * (OWN + ratio * SHARED) + FIXED)
-    candidates.append(unit * UNCHANGED * (OWN + SHARED) + FIXED)
     return candidates
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.3, 0.5])
-def test_choice_is_the_strongest_pull_within_one_standard_error_of_the_best(noise):
-    """Breiman, Friedman, Olshen and Stone 1984, by brute force."""
-    folds, dense, _ = make_folds(noise=noise)
+def left_out_solutions(dense: list[DenseFold], precision: np.ndarray) -> list[np.ndarray]:
+    """Fits to the rows of all folds but one."""
+    solutions = []
+    for index in range(len(dense)):
+        others = dense[:index] + dense[index + 1 :]
+        rows = np.vstack([other.rows for other in others])
+        targets = np.concatenate([other.targets for other in others])
+        solutions.append(dense_ridge(rows, targets, precision))
+    return solutions
+
+
+def left_out_errors(dense: list[DenseFold], solutions: list[np.ndarray]) -> np.ndarray:
+    """Sums (F, 2) of the absolute errors of the energies and of the forces of each fold."""
+    errors = []
+    for fold, x in zip(dense, solutions, strict=True):
+        of_energies = np.abs(fold.energy_rows @ x - fold.energies).sum()
+        of_forces = np.abs(fold.force_rows @ x - fold.forces).sum()
+        errors.append([of_energies, of_forces])
+    return np.array(errors)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_shares_are_those_of_the_draws_that_find_a_precision_best(noise):
+    """The Bayesian bootstrap of the folds, by brute force and one draw after the other."""
+    folds, dense, _ = make_folds(noise=noise, energies=3)
     choice = choose_prior(folds, SHARED, OWN, FIXED)
 
     candidates = all_candidates(dense)
-    errors = np.array([left_out_errors(dense, precision) for precision in candidates])
-    best = errors.sum(1).argmin()
-    excess = errors - errors[best]
-    # 0.8413 is the normal distribution below one standard error
-    quantile = student.ppf(0.8413, len(folds) - 1)
-    as_good = []
-    for index, difference in enumerate(excess):
-        standard_error = difference.std(ddof=1) / np.sqrt(len(difference))
-        if difference.sum() <= quantile * len(difference) * standard_error:
-            as_good.append(index)
+    solutions = [left_out_solutions(dense, precision) for precision in candidates]
+    solutions.append([np.zeros(NUM)] * len(folds))
+    errors = [left_out_errors(dense, one) for one in solutions]
+    numbers = np.array([[len(fold.energies), len(fold.forces)] for fold in dense])
+    least = np.array([LEAST_ERROR["energy"], LEAST_ERROR["forces"]])
 
-    strongest = max(as_good, key=lambda index: candidates[index].sum())
-    assert np.allclose(choice.precision, candidates[strongest], rtol=1e-9)
+    votes = np.zeros(len(candidates) + 1)
+    for weight in np.random.default_rng(0).dirichlet(np.ones(len(folds)), DRAWS):
+        means = np.array([weight @ one / (weight @ numbers) for one in errors])
+        scores = np.log(means + least).sum(1)
+        # energies must not be worse than without any change
+        scores[means[:, 0] > means[-1, 0]] = np.inf
+        votes[scores.argmin()] += 1 / DRAWS
+
+    elected = np.flatnonzero(votes[:-1])
+    assert np.allclose(choice.mixture.shares, votes[elected])
+    assert np.allclose(choice.mixture.precisions, [candidates[k] for k in elected], rtol=1e-9)
     # otherwise there was nothing to choose
-    assert len(as_good) < 0.9 * len(candidates)
+    assert 1 < len(elected) < len(candidates)
 
 
-def solution(folds: list[Fold], precision: np.ndarray) -> np.ndarray:
-    total = NormalEquations.total(fold.all for fold in folds)
-    return total.solve(precision)
+@pytest.mark.parametrize("noise", [0.01, 0.5])
+def test_errors_are_those_of_fits_without_each_fold(noise):
+    folds, dense, _ = make_folds(noise=noise)
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
+
+    mean = [np.zeros(NUM)] * len(folds)
+    for precision, share in zip(choice.mixture.precisions, choice.mixture.shares, strict=True):
+        own = left_out_solutions(dense, precision)
+        mean = [before + share * more for before, more in zip(mean, own, strict=True)]
+
+    left = np.concatenate(
+        [fold.force_rows @ x - fold.forces for fold, x in zip(dense, mean, strict=True)]
+    )
+    forces = np.concatenate([fold.forces for fold in dense])
+    assert choice.error_after == pytest.approx(np.sqrt((left**2).mean()), rel=1e-6)
+    assert choice.error_before == pytest.approx(np.sqrt((forces**2).mean()))
+    found = choice.errors["forces"]
+    assert found.errors.sum() / found.weights.sum() == pytest.approx(np.abs(left).mean(), rel=1e-6)
 
 
 def test_exact_labels_are_followed_and_empty_ones_are_not():
-    """Little precision when labels determine everything; much when they are only noise."""
+    """All of the change when labels determine everything; little when they are only noise."""
     exact, _, truth = make_folds(noise=1e-6)
     choice = choose_prior(exact, SHARED, OWN, 1e-9 * FIXED)
-    assert choice.error_after < 1e-5 < choice.error_before
-    assert np.allclose(solution(exact, choice.precision), truth, atol=1e-5)
+    total = NormalEquations.total(fold.all for fold in exact)
+    assert choice.error_after < 1e-4 < choice.error_before
+    assert np.allclose(choice.mixture.solve(total), truth, atol=1e-4)
 
     empty, _, _ = make_folds(noise=1.0, forces=400, truth=np.zeros(NUM))
     choice = choose_prior(empty, SHARED, OWN, FIXED)
-    assert choice.error_after <= choice.error_before
-    chosen_change = np.abs(solution(empty, choice.precision)[WEIGHTS]).max()
-    free_change = np.abs(solution(empty, FIXED)[WEIGHTS]).max()
-    assert chosen_change < 0.5 * free_change
+    total = NormalEquations.total(fold.all for fold in empty)
+    assert choice.error_after < 1.01 * choice.error_before
+    change = np.abs(choice.mixture.solve(total)[WEIGHTS]).max()
+    free_change = np.abs(total.solve(FIXED)[WEIGHTS]).max()
+    assert change < 0.8 * free_change
 
 
-def test_forces_are_scored_when_there_are_any_else_energies():
-    folds, dense, _ = make_folds(forces=0, energies=6)
+def test_energies_are_scored_alone_where_there_are_no_forces():
+    folds, _, _ = make_folds(forces=0, energies=6)
     choice = choose_prior(folds, SHARED, OWN, FIXED)
-
-    num_energies = sum(len(fold.energies) for fold in dense)
-    after = left_out_errors(dense, choice.precision, forces=False).sum()
-    assert choice.error_after == pytest.approx(np.sqrt(after / num_energies), rel=1e-6)
+    assert set(choice.errors) == set(choice.held_out) == {"energy"}
+    assert choice.error_after < choice.error_before
 
 
-def test_what_is_fixed_stays_as_it_is():
+def test_energies_are_not_given_up_for_forces():
+    """Energies are right from the start, and forces want a change that would spoil them."""
+    rng = np.random.default_rng(5)
+    folds = []
+    for _ in range(6):
+        energy_rows = rng.normal(size=(3, NUM))
+        force_rows = rng.normal(size=(12, NUM))
+        force_rows[:, -1] = 0.0
+        forces = force_rows @ np.ones(NUM)
+        folds.append(fold_of((energy_rows, np.zeros(3)), (force_rows, forces)))
+    choice = choose_prior(folds, SHARED, OWN, FIXED)
+    assert choice.mixture.shares.sum() == 0
+    assert not choice.mixture.solve(NormalEquations.total(fold.all for fold in folds)).any()
+
+
+def test_what_is_fixed_is_part_of_every_precision():
     folds, _, _ = make_folds()
     choice = choose_prior(folds, SHARED, OWN, FIXED)
-    shared = choice.precision[:4]
-    own = choice.precision[4:7]
-    assert choice.precision[7] == 0.5
-    assert len(set(shared)) == len(set(own)) == 1
+    for precision in choice.mixture.precisions:
+        shared = precision[:4]
+        own = precision[4:7]
+        assert precision[7] == 0.5
+        assert len(set(shared)) == len(set(own)) == 1
 
-    ratio = shared[0] / own[0]
-    assert np.isclose(SHARED_RATIOS, ratio).any()
+        ratio = shared[0] / own[0]
+        assert np.isclose(SHARED_RATIOS, ratio).any()
 
 
 def test_one_fold_alone_changes_nothing():
@@ -262,6 +294,61 @@ def test_one_fold_alone_changes_nothing():
     folds, _, _ = make_folds(1)
     choice = choose_prior(folds, SHARED, OWN, FIXED)
     assert choice.error_after == pytest.approx(choice.error_before)
+
+
+def test_rows_are_kept_in_the_units_of_the_labels():
+    """Equations are over the noise; what fits are judged by is not."""
+    rng = np.random.default_rng(6)
+    rows, errors = random_rows(rng, rng.normal(size=NUM), 20, 0.3)
+    noise = rng.uniform(0.1, 2.0, 20)
+    weights = rng.uniform(0.0, 3.0, 20)
+    root = np.sqrt(weights)
+    nothing = (np.empty((0, NUM)), np.empty(0))
+    batch = DesignRows(
+        rows={
+            "energy": (rows * (root / noise)[:, None], errors * root / noise),
+            "forces": nothing,
+            "stress": nothing,
+        },
+        noise={},
+        units={"energy": noise * root, "forces": np.empty(0), "stress": np.empty(0)},
+        weights={"energy": weights, "forces": np.empty(0), "stress": np.empty(0)},
+    )
+    fold = Fold.empty(NUM)
+    fold.add(batch)
+    solutions = rng.normal(size=(3, NUM))
+    expected = [weights @ np.abs(errors - rows @ x) for x in solutions]
+    assert fold.judging["energy"].absolute_error(solutions) == pytest.approx(expected)
+    divided = fold.divided_by_noise({"energy": 0.2, "forces": 1.0, "stress": 1.0})
+    assert divided.judging["energy"].absolute_error(solutions) == pytest.approx(expected)
+
+    some = Fold.empty(NUM)
+    some.add(batch, share_kept=0.5)
+    assert 0 < len(some.judging["energy"].targets) < 20
+    assert some.equations["energy"].rows == 20
+
+
+# --- the mixture
+
+
+def test_mean_and_covariance_of_a_mixture_are_those_of_its_samples():
+    """By drawing a posterior, then a solution of it."""
+    folds, _, _ = make_folds()
+    total = NormalEquations.total(fold.all for fold in folds)
+    precisions = np.array([pattern(shared=1, own=1, fixed=1), pattern(shared=30, own=9, fixed=1)])
+    mixture = Mixture(precisions, np.array([0.5, 0.3]), 1e20 * np.ones(NUM))
+
+    rng = np.random.default_rng(0)
+    samples = []
+    for precision, number in zip(precisions, (50_000, 30_000), strict=True):
+        covariance = np.linalg.inv(total.matrix + np.diag(precision))
+        mean = covariance @ total.moment
+        samples.append(rng.multivariate_normal(mean, covariance, number))
+    samples.append(np.zeros((20_000, NUM)))
+    drawn = np.concatenate(samples)
+    assert mixture.solve(total) == pytest.approx(drawn.mean(0), abs=0.01)
+    scale = np.abs(np.cov(drawn.T)).max()
+    assert mixture.covariance(total) == pytest.approx(np.cov(drawn.T), abs=0.03 * scale)
 
 
 # --- precisions below the rounding of the matrix

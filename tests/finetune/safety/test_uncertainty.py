@@ -20,7 +20,8 @@ from evenfield.data_pipelines.convert.convert import ConvertConfig, write_data_s
 from evenfield.data_pipelines.store.blocks import iter_structures
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.closed_form.committee import Committee, committee_of_readouts
-from evenfield.finetune.closed_form.prior import Fold
+from evenfield.finetune.closed_form.folds import Fold
+from evenfield.finetune.closed_form.prior import Mixture
 from evenfield.finetune.closed_form.refit import _without_each, refit_readout
 from evenfield.finetune.closed_form.ridge import NormalEquations
 from evenfield.finetune.heads import add_to_head
@@ -412,7 +413,7 @@ def test_leaving_a_fold_out_is_a_fit_to_the_others() -> None:
         folds.append(fold)
     precision = np.array([0.1, 0.2, 0.3])
     total = NormalEquations.total(fold.all for fold in folds)
-    found = _without_each(folds, total, precision)
+    found = _without_each(folds, total, Mixture(precision[None], np.ones(1), precision))
     for index, solution in enumerate(found):
         others = [fold.all for number, fold in enumerate(folds) if number != index]
         matrix = sum(one.matrix for one in others) + np.diag(precision)

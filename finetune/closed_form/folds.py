@@ -1,0 +1,116 @@
+"""Parts of the data that a refit leaves out in turn: their equations, and rows to judge fits by.
+
+Equations are sums, so they have the same size however many structures there are. They tell the sum
+of squares of errors over their noise. A fit is judged by absolute errors in the units of the labels
+instead, as it is when it is evaluated; for that rows are needed, and each fold keeps some of them.
+
+Shapes: P unknowns, R rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .design_rows import DesignRows
+from .ridge import NormalEquations
+
+
+# The labels that are linear in the weights of the energy readout.
+ENERGY_LABELS = ("energy", "forces", "stress")
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows of one label that fits are judged by."""
+
+    rows: np.ndarray
+    """(R, P) as in the equations, over their noise and times the roots of their weights."""
+    targets: np.ndarray
+    """(R,) the same of the errors before the fit."""
+    units: np.ndarray
+    """(R,) an error of these rows times this is a weighted one in the unit of the label."""
+    weights: np.ndarray
+    """(R,) how much each label counts."""
+
+    @classmethod
+    def empty(cls, size: int) -> KeptRows:
+        """No rows yet, for `size` unknowns."""
+        nothing = np.empty(0)
+        return cls(np.empty((0, size)), nothing, nothing, nothing)
+
+    def joined(self, other: KeptRows) -> KeptRows:
+        """The rows of both."""
+        return KeptRows(
+            rows=np.concatenate([self.rows, other.rows]),
+            targets=np.concatenate([self.targets, other.targets]),
+            units=np.concatenate([self.units, other.units]),
+            weights=np.concatenate([self.weights, other.weights]),
+        )
+
+    def some(self, kept: np.ndarray) -> KeptRows:
+        """The rows where `kept` (R,) is true."""
+        return KeptRows(self.rows[kept], self.targets[kept], self.units[kept], self.weights[kept])
+
+    def of_unknowns(self, kept: np.ndarray) -> KeptRows:
+        """The rows of the unknowns where `kept` (P,) is true."""
+        return KeptRows(self.rows[:, kept], self.targets, self.units, self.weights)
+
+    def absolute_error(self, solutions: np.ndarray) -> np.ndarray:
+        """Weighted sums (K,) of absolute errors for solutions (K, P), in the unit of the label."""
+        left = np.abs(self.targets[:, None] - self.rows @ solutions.T)
+        return self.units @ left
+
+
+@dataclass
+class Fold:
+    """Normal equations of some structures, and rows to judge by; each label has its own noise."""
+
+    equations: dict[str, NormalEquations]
+    judging: dict[str, KeptRows]
+
+    @classmethod
+    def empty(cls, size: int) -> Fold:
+        """Without rows, for `size` unknowns."""
+        return cls(
+            {name: NormalEquations.empty(size) for name in ENERGY_LABELS},
+            {name: KeptRows.empty(size) for name in ENERGY_LABELS},
+        )
+
+    def add(self, batch: DesignRows, share_kept: float = 1.0) -> None:
+        """Add the labels of a batch; a share of its rows, drawn at random, is kept to judge by."""
+        for name in ENERGY_LABELS:
+            rows, targets = batch.rows[name]
+            self.equations[name].add(rows, targets)
+
+            kept = np.isfinite(targets)
+            if share_kept < 1:
+                kept &= np.random.default_rng(len(targets)).random(len(targets)) < share_kept
+            own = KeptRows(rows, targets, batch.units[name], batch.weights[name]).some(kept)
+            self.judging[name] = self.judging[name].joined(own)
+
+    @property
+    def all(self) -> NormalEquations:
+        """All labels together."""
+        return NormalEquations.total(self.equations.values())
+
+    def divided_by_noise(self, noise: dict[str, float]) -> Fold:
+        """Each label divided by its noise. What fits are judged by stays as it is."""
+        divided = {}
+        for name, equations in self.equations.items():
+            divided[name] = equations.divided_by_noise(noise[name])
+        return Fold(divided, self.judging)
+
+    def of_unknowns(self, kept: np.ndarray) -> Fold:
+        """The equations and rows of the unknowns where `kept` (P,) is true."""
+        equations = {}
+        for name, whole in self.equations.items():
+            equations[name] = NormalEquations(
+                matrix=whole.matrix[np.ix_(kept, kept)],
+                moment=whole.moment[kept],
+                square=whole.square,
+                rows=whole.rows,
+            )
+        judging = {name: rows.of_unknowns(kept) for name, rows in self.judging.items()}
+        return Fold(equations, judging)
