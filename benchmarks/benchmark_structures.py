@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
@@ -26,6 +27,17 @@ def copper(cells: int = 1) -> list[Atoms]:
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
         structures.append(atoms)
     return structures
+
+
+def rock_salt(formula: str, distance: float, shape: tuple[int, int, int]) -> Atoms:
+    """A block of ions on the sites of rock salt, without a cell, such as "NaCl".
+
+    distance: between neighbours (A). shape: sites along each axis; the first kind is at the origin.
+    """
+    sites = np.array(list(np.ndindex(*shape)))
+    one, other = Atoms(formula).get_chemical_symbols()
+    symbols = [other if site.sum() % 2 else one for site in sites]
+    return Atoms(symbols, sites * distance)
 
 
 def from_file(

@@ -26,6 +26,7 @@ import torch
 from ase import Atoms, units
 from ase.data import covalent_radii
 from ase.md.langevin import Langevin
+from benchmark_structures import rock_salt
 from scipy.sparse.csgraph import connected_components
 
 from evenfield.core.errors import EvenfieldError
@@ -53,10 +54,7 @@ JUDGED = 20
 
 def block(name: str) -> Atoms:
     """24 ions on the sites of rock salt, without a cell."""
-    sites = np.array(list(np.ndindex(*SHAPE)))
-    one, other = Atoms(name).get_chemical_symbols()
-    symbols = [other if site.sum() % 2 else one for site in sites]
-    return Atoms(symbols, sites * DISTANCES[name])
+    return rock_salt(name, DISTANCES[name], SHAPE)
 
 
 def unguarded(model: LoadedModel, name: str, temperature: float, picoseconds: float) -> Any:
