@@ -25,10 +25,10 @@ from .folds import ENERGY_LABELS, Fold
 from .ridge import NormalEquations, posterior_covariance
 
 
-# Labels whose held-out errors are compared, by their geometric mean. Others are, where the data
-# have none of these.
+# Labels whose held-out errors are compared, by their geometric mean. Data with neither are compared
+# by the stress.
 SCORED = ("energy", "forces")
-# Forces are scored as well, so that only energies can be given up for them.
+# A structure has one energy and many forces, so that a fit may give up its energy for them.
 GUARDED = "energy"
 # eV/atom, eV/A, eV/A^3. Errors far below these are all the same.
 LEAST_ERROR = {"energy": 1e-4, "forces": 1e-4, "stress": 1e-6}
