@@ -2,7 +2,7 @@
 
 Two pretrainings of equal length, with and without importance weights, run side by side. The model
 without weights is published, and used for molecular dynamics. The shipped model, which deserves
-more trust than one of a few minutes, is refitted to a few molecules at a level of theory that it
+more trust than one of a few minutes, is fine-tuned to a few molecules at a level of theory that it
 does not know, and compared with training from scratch on more of them. A report shows it all.
 
 `run_quickstart` runs the plan, `_plan` lists the commands.
@@ -10,6 +10,7 @@ does not know, and compared with training from scratch on more of them. A report
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ from ..core.settings import Settings, SettingsError
 from ..data_pipelines.store.shards import INFO
 from ..data_pipelines.store.whole import damage_of
 from ..finetune.few_shot.results import BASELINE, ErrorName, FewShotCurve
+from ..finetune.strategies import StrategyName
 from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
 
@@ -67,13 +69,19 @@ class QuickstartConfig(Settings):
         description="strength of the importance weights of the second pretraining",
     )
     pretrained: str = Field(
-        default="evenfield-1", description="model that is refitted to molecules of another level"
+        default="evenfield-1", description="model that learns from molecules at another level"
     )
     num_molecules: int = Field(
         default=400, gt=0, description="organic molecules to make; 35 percent of them test"
     )
     sizes: list[Annotated[int, Field(gt=0)]] = Field(
-        default=[8, 16, 160], description="numbers of molecules of the few-shot curve"
+        default=[8, 16], description="numbers of molecules that the pretrained model learns from"
+    )
+    strategies: list[StrategyName] = Field(
+        default=["refit", "full"], description="ways in which it learns from them"
+    )
+    scratch_sizes: list[Annotated[int, Field(gt=0)]] = Field(
+        default=[16, 160], description="numbers of molecules of training from scratch"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default=[0], description="one draw of the molecules for each seed"
@@ -246,6 +254,8 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
         str(out / "molecules"),
         str(out / "fewshot.json"),
         f"sizes={config.sizes}",
+        f"strategies=[{','.join(config.strategies)}]",
+        f"scratch_sizes={config.scratch_sizes}",
         f"seeds={config.seeds}",
         f"scratch_steps={config.scratch_steps}",
     ]
@@ -253,9 +263,10 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     # files of the shares exist after their first rows.
     output = "fewshot.png"
 
-    # each cell is fine-tuned, and trained from scratch if that is wanted
-    trainings = 2 if config.scratch_steps else 1
-    num_cells = len(config.sizes) * len(config.seeds) * trainings
+    num_of_seed = len(config.sizes) * len(config.strategies)
+    if config.scratch_steps:
+        num_of_seed += len(config.scratch_sizes)
+    num_cells = num_of_seed * len(config.seeds)
 
     shares = []
     for share in range(1, NUM_SHARES + 1):
@@ -431,22 +442,23 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
 
 
 def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
-    """What a refit to the fewest molecules does, and training from scratch on the most."""
+    """What each strategy does with the most molecules that it saw, and training from scratch."""
     shown: list[tuple[ErrorName, str, int]] = [
         ("force_mae", "eV/A", 1),
         ("energy_mae_per_atom", "meV/atom", 1000),
     ]
-    for error, unit, factor in shown:
-        refit = curve.medians("refit", error)
+    strategies = [name for name in curve.strategies if name not in (*NOT_TRAINED, BASELINE)]
+    for (error, unit, factor), strategy in itertools.product(shown, strategies):
+        tuned = curve.medians(strategy, error)
         scratch = curve.medians(BASELINE, error)
-        if not refit or not scratch:
+        if not tuned or not scratch:
             continue
-        few, many = min(refit), max(scratch)
-        times = curve.times_fewer("refit", error)
+        few, many = max(tuned), max(scratch)
+        times = curve.times_fewer(strategy, error)
         verdict = "does not reach that" if times is None else f"needs {times:.0f} times fewer"
         console.print(
-            f"few-shot, {unit}: refit to {few} molecules {factor * refit[few]:.3g}, "
-            f"from scratch on {many} {factor * scratch[many]:.3g}; the refit {verdict}"
+            f"few-shot, {unit}: {strategy} with {few} molecules {factor * tuned[few]:.3g}, "
+            f"from scratch with {many} {factor * scratch[many]:.3g}; {strategy} {verdict}"
         )
 
 

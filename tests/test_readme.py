@@ -102,6 +102,8 @@ def test_quickstart(
         "max_steps=6",
         "num_molecules=40",
         "sizes=[4]",
+        "strategies=[refit]",
+        "scratch_sizes=[6]",
         "seeds=[0]",
         "scratch_steps=3",
         "md_steps=10",
@@ -109,7 +111,9 @@ def test_quickstart(
     assert run(monkeypatch, "quickstart", out, *settings) == 0
     page = (out / "report" / "report.html").read_text()
     assert "Before and after reweighting" in page
-    assert "few-shot, eV/A: refit to 4 molecules" in capsys.readouterr().out.replace("\n", " ")
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "few-shot, eV/A: refit with 4 molecules" in printed
+    assert "from scratch with 6" in printed
 
     # as if the curve had been interrupted before its last row
     curve = out / "fewshot.json"

@@ -41,7 +41,7 @@ from .results import BASELINE, CURVE_FILE, FewShotCurve, FewShotRow
 
 
 # Settings that add cells to a curve. All others change every cell, and so make another curve.
-LADDER = {"sizes", "seeds", "strategies"}
+LADDER = {"sizes", "seeds", "strategies", "scratch_sizes"}
 # A training from scratch warms up for at most one in so many of its steps.
 LONGEST_WARMUP = 8
 
@@ -61,6 +61,11 @@ class CurveConfig(Settings):
     )
     scratch_steps: int = Field(
         default=400, ge=0, description="optimizer steps from scratch; 0 for no such training"
+    )
+    scratch_sizes: list[Annotated[int, Field(gt=0)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="numbers of structures of training from scratch; by default those of sizes",
     )
     test_structures: int = Field(
         default=200, gt=0, description="most structures of the test split that are evaluated"
@@ -129,9 +134,10 @@ def _complete(
     say: Callable[[str], None],
 ) -> FewShotCurve:
     cells = _cells(config)
+    largest = max(cell.num_structures for cell in cells)
     if task is not None:
         cells = _share(cells, *task)
-    draw(data, max(config.sizes), seed=0)  # refuse sizes that are too large before any computation
+    draw(data, largest, seed=0)  # refuse sizes that are too large before any computation
 
     origin = {
         "model": model.reference,
@@ -158,17 +164,23 @@ def _complete(
 
 
 def _cells(config: CurveConfig) -> list[Cell]:
-    names = list(config.strategies)
-    if config.scratch_steps:
-        names.append(BASELINE)
-    if not names:
+    if not config.strategies and not config.scratch_steps:
         raise SettingsError(
             "strategies=[] and scratch_steps=0 leave nothing to compute",
             remedy="name a strategy or set scratch_steps",
         )
-    return [
-        Cell(size, seed, name) for size in config.sizes for name in names for seed in config.seeds
-    ]
+    scratch_sizes = config.scratch_sizes or config.sizes
+    if not config.scratch_steps:
+        scratch_sizes = []
+
+    cells = []
+    # from small to large, so that the first figures come soon
+    for size in sorted({*config.sizes, *scratch_sizes}):
+        names = [*config.strategies] if size in config.sizes else []
+        if size in scratch_sizes:
+            names.append(BASELINE)
+        cells += [Cell(size, seed, name) for name in names for seed in config.seeds]
+    return cells
 
 
 def _share(cells: list[Cell], number: int, num_tasks: int) -> list[Cell]:

@@ -209,6 +209,25 @@ def test_remedies_name_the_settings_of_a_curve(model, sets, tmp_path, monkeypatc
     assert caught.value.remedy.endswith("settings of the fine-tuning begin with finetune. here")
 
 
+def test_training_from_scratch_has_sizes_of_its_own():
+    """A strategy of few structures is compared with a training on many."""
+    config = CurveConfig(sizes=[4, 2], seeds=[0], scratch_sizes=[2, 6], scratch_steps=5)
+    assert curves._cells(config) == [
+        (2, 0, "refit"),
+        (2, 0, "scratch"),
+        (4, 0, "refit"),
+        (6, 0, "scratch"),
+    ]
+    none = CurveConfig(sizes=[4], seeds=[0], scratch_sizes=[2], scratch_steps=0)
+    assert curves._cells(none) == [(4, 0, "refit")]
+
+
+def test_more_structures_from_scratch_than_there_are_are_refused(model, sets, tmp_path):
+    config = CurveConfig(sizes=[2], seeds=[0], scratch_sizes=[1000], scratch_steps=5)
+    with pytest.raises(EvenfieldError, match="1000 were asked for"):
+        curve(model, sets, tmp_path / "fewshot.json", config)
+
+
 def test_a_training_from_scratch_that_explodes_gives_no_row(model, sets, tmp_path):
     recipe = model.record.training["config"]
     hot = {**recipe, "optimizer": {**recipe["optimizer"], "learning_rate": 1e30}}
