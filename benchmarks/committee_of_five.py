@@ -324,7 +324,7 @@ def figures_of_order(inside: Judged, valid: Judged, num_draws: int) -> dict[str,
 def of_several_elements(seen: Observed) -> np.ndarray:
     """Whether each atom (N,) is in a structure of several elements.
 
-    More than half of the atoms of these data are in crystals of one element, whose errors are small.
+    More than half of the atoms of these data are in crystals of one element, with small errors.
     """
     place = seen.structure_index
     several = [len(set(seen.numbers[place == index])) > 1 for index in range(place[-1] + 1)]
@@ -508,12 +508,13 @@ def picture(all_judged: dict[str, Judged]) -> bytes:
         bins = np.array_split(np.argsort(inside.said[measure]), 20)
         middle = [np.median(inside.said[measure][chosen]) for chosen in bins]
         typical = [np.median(inside.errors[whose][chosen]) for chosen in bins]
-        axes.plot(middle, typical, color="black", marker="o", label="median of a bin, inside")
+        label_of_line = "median of a twentieth of the atoms inside"
+        axes.plot(middle, typical, color="black", marker="o", markersize=4, label=label_of_line)
         axes.set(xscale="log", yscale="log", xlabel=label, xlim=(1e-3, 20), ylim=(1e-3, 20))
         plain_log_ticks(axes.xaxis)
         plain_log_ticks(axes.yaxis)
         axes.set_ylabel(f"error of the force {whose} (eV/A)")
-        axes.legend(fontsize=9, loc="lower right", markerscale=3)
+        axes.legend(fontsize=9, loc="lower right", markerscale=2)
     return figure_png(drawing)
 
 
