@@ -313,11 +313,23 @@ def figures_of_order(inside: Judged, valid: Judged, num_draws: int) -> dict[str,
             found.append(ours - rank_correlation(values, inside.errors[OF_MEAN][atoms]))
     return {
         "groups of structures": len(np.unique(inside.seen.groups)),
-        "atoms in structures of several elements": int(of_mixed.sum()),
+        "structures of several elements": facts_of_atoms(inside, of_mixed),
+        "structures of one element": facts_of_atoms(inside, ~of_mixed),
         "rows": rows,
         "rank correlation of the spread minus that of five, each with its own error": {
             measure: range_of(found) for measure, found in differences.items()
         },
+    }
+
+
+def facts_of_atoms(inside: Judged, chosen: np.ndarray) -> dict[str, float]:
+    """How large labels and errors of some of the atoms are."""
+    label = inside.seen.label_size[chosen]
+    error = inside.errors[OF_FIRST][chosen]
+    return {
+        "atoms": int(chosen.sum()),
+        "median size of the labels (eV/A)": round(float(np.median(label)), 4),
+        "median error of the first model (eV/A)": round(float(np.median(error)), 4),
     }
 
 
