@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -197,7 +198,8 @@ def trained(data: Path, work: Path, seed: int, steps: int) -> Path:
             f"model.channels={CHANNELS}",
             "compute.compiled=true",
         ]
-        pretrain(load_settings(PretrainConfig, None, words), resume="auto")
+        if pretrain(load_settings(PretrainConfig, None, words), resume="auto") is None:
+            sys.exit("stopped: the same command goes on")
     return folder / "model"
 
 
