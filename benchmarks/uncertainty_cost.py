@@ -14,6 +14,8 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,21 +54,19 @@ def main() -> None:
         plain = model.calculator(warn_outside=False)
         judged = model.calculator(warn_outside=False, uncertainty=True)
         rng = np.random.default_rng(0)
-        ratios = []
-        seconds = []
-        for call in range(arguments.calls + 1):
+
+        def move(atoms: Atoms = atoms, rng: np.random.Generator = rng) -> None:
             atoms.positions += rng.normal(0, 0.01, atoms.positions.shape)
-            spent = {}
-            # in turn, so that a machine that slows down slows both down
-            order = (plain, judged) if call % 2 else (judged, plain)
-            for calculator in order:
-                started = time.process_time()
-                calculator.calculate(atoms)
-                spent[calculator] = time.process_time() - started
-            # the first call searches neighbours and fills caches
-            if call:
-                ratios.append(spent[judged] / spent[plain])
-                seconds.append(spent[plain])
+
+        ways = {
+            "plain": partial(plain.calculate, atoms),
+            "judged": partial(judged.calculate, atoms),
+        }
+        spent = seconds_in_turn(ways, arguments.calls, move)
+        seconds = spent["plain"]
+        ratios = [
+            with_it / without for with_it, without in zip(spent["judged"], seconds, strict=True)
+        ]
         result[f"{len(atoms)} atoms"] = {
             "ratio": round(statistics.median(ratios), 3),
             "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
@@ -77,6 +77,26 @@ def main() -> None:
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n")
+
+
+def seconds_in_turn(
+    ways: Mapping[str, Callable[[], object]], calls: int, move: Callable[[], None] | None = None
+) -> dict[str, list[float]]:
+    """Way -> processor seconds of each of its calls; `move` goes before each turn of all ways."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for call in range(calls + 1):
+        if move is not None:
+            move()
+        # there and back, so that a machine that slows down slows all ways down
+        order = list(ways) if call % 2 else list(ways)[::-1]
+        for name in order:
+            started = time.process_time()
+            ways[name]()
+            seconds = time.process_time() - started
+            # the first call searches neighbours and fills caches
+            if call:
+                spent[name].append(seconds)
+    return spent
 
 
 def ways_of_two_passes(model: LoadedModel, atoms: Atoms, calls: int) -> dict[str, float]:
@@ -120,16 +140,10 @@ def ways_of_two_passes(model: LoadedModel, atoms: Atoms, calls: int) -> dict[str
     for expected, found in zip(in_turn(), batched(), strict=True):
         torch.testing.assert_close(found, expected)
     ways = {"one pass": one, "two in turn": in_turn, "two in a batch": batched}
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    for call in range(calls + 1):
-        order = list(ways) if call % 2 else list(ways)[::-1]
-        for name in order:
-            started = time.process_time()
-            ways[name]()
-            spent[name].append(time.process_time() - started)
+    spent = seconds_in_turn(ways, calls)
     ratios = {}
     for name in ("two in turn", "two in a batch"):
-        pairs = zip(spent[name][1:], spent["one pass"][1:], strict=True)
+        pairs = zip(spent[name], spent["one pass"], strict=True)
         ratios[name] = round(statistics.median(two / one for two, one in pairs), 3)
     return ratios
 
