@@ -42,7 +42,7 @@ MOST_JUDGING = 10_000
 # How far a refit may move a weight before the labels say anything, over the RMS of the pretrained
 # weights. Without that bound, few structures move the readout so far that it fails on structures
 # unlike them (docs/decisions/0033).
-WIDTH = 3.0
+WIDTH = 10.0
 
 
 class NothingToFitError(EvenfieldError):
