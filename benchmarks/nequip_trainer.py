@@ -23,11 +23,12 @@ ANSWER = Answer()  # Lightning prints
 
 import lightning
 import torch
-from nequip.data.datamodule import ASEDataModule
+from hydra.utils import instantiate
 from nequip.integrations.ase import NequIPCalculator
 from nequip.scripts.compile import main as compile_checkpoint
 from nequip.train import EMALightningModule
-from nequip.utils.global_state import set_global_state
+from nequip.utils import get_current_code_versions
+from nequip.utils.global_state import get_latest_global_state, set_global_state
 
 
 LEARNING_RATE = 0.01
@@ -59,7 +60,7 @@ class Schedule(lightning.Callback):
         self.clock.go_on()
 
 
-def data_module(settings: dict[str, Any]) -> ASEDataModule:
+def data_config(settings: dict[str, Any]) -> dict[str, Any]:
     """Train, validation and test files with energies and forces in REF_ columns."""
     transforms = [
         {
@@ -70,18 +71,31 @@ def data_module(settings: dict[str, Any]) -> ASEDataModule:
         {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": settings["cutoff"]},
     ]
     loader = {"_target_": "torch.utils.data.DataLoader", "num_workers": 0}
-    return ASEDataModule(
-        seed=settings["seed"],
-        train_file_path=settings["train"],
-        val_file_path=settings["valid"],
-        test_file_path=settings["test"],
-        transforms=transforms,
-        include_keys=["REF_energy", "REF_forces"],
-        key_mapping={"REF_energy": "total_energy", "REF_forces": "forces"},
-        train_dataloader=loader | {"batch_size": BATCH_SIZE, "shuffle": True},
-        val_dataloader=loader | {"batch_size": 10},
-        test_dataloader=loader | {"batch_size": 10},
-    )
+    return {
+        "_target_": "nequip.data.datamodule.ASEDataModule",
+        "seed": settings["seed"],
+        "train_file_path": settings["train"],
+        "val_file_path": settings["valid"],
+        "test_file_path": settings["test"],
+        "transforms": transforms,
+        "include_keys": ["REF_energy", "REF_forces"],
+        "key_mapping": {"REF_energy": "total_energy", "REF_forces": "forces"},
+        "train_dataloader": loader | {"batch_size": BATCH_SIZE, "shuffle": True},
+        "val_dataloader": loader | {"batch_size": 10},
+        "test_dataloader": loader | {"batch_size": 10},
+    }
+
+
+def record_for_compiling(settings: dict[str, Any]) -> dict[str, Any]:
+    """What nequip-compile reads from a checkpoint beside the weights, as nequip-train keeps it."""
+    return {
+        "versions": get_current_code_versions(verbose=False),
+        "data": data_config(settings),
+        "trainer": {},
+        "global_options": get_latest_global_state(),
+        "runs": ["train"],
+        "training_module": {"_target_": "nequip.train.EMALightningModule"},
+    }
 
 
 def module_of(settings: dict[str, Any], num_datasets: dict[str, int]) -> EMALightningModule:
@@ -101,6 +115,7 @@ def module_of(settings: dict[str, Any], num_datasets: dict[str, int]) -> EMALigh
         test_metrics=metrics,
         optimizer={"_target_": "torch.optim.Adam", "lr": LEARNING_RATE},
         num_datasets=num_datasets,
+        info_dict=record_for_compiling(settings),
         model={
             "_target_": "nequip.model.NequIPGNNModel",
             "seed": settings["seed"],
@@ -128,7 +143,7 @@ def module_of(settings: dict[str, Any], num_datasets: dict[str, int]) -> EMALigh
 
 def trained(settings: dict[str, Any], clock: Clock, folder: Path) -> NequIPCalculator:
     """A calculator with the averaged weights, compiled for structures of any size."""
-    data = data_module(settings)
+    data = instantiate(data_config(settings), _recursive_=False)
     module = module_of(settings, data.num_datasets)
     checkpoint = folder / "trained.ckpt"
     trainer = lightning.Trainer(
