@@ -1,14 +1,34 @@
-"""Test errors after equal processor seconds of training, for evenfield, MACE and NequIP.
+"""Test errors after equal processor seconds of training, and the cost of inference, beside peers.
 
-    python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON
+    python benchmarks/equal_seconds.py OUT DATA [--mace PYTHON] [--nequip PYTHON]
+        [--sevennet PYTHON] [--tensornet PYTHON] [--pet PYTHON] [--grace PYTHON]
         [--budgets 120 360 1080] [--seeds 0] [--channels 32] [--nequip-layers 4] [--nequip-l-max 1]
+        [--mace-channels 32] [--nequip-channels 32] [--sevennet-channels 16 32]
+        [--tensornet-channels 32 64] [--pet-channels 64 128] [--grace-channels small medium]
         [--ours KEY=VALUE ...] [--only MODEL ...]
 
-DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments. Every
-budget is a run with a schedule of its own. Counted is the processor time of the training loop: not
-imports, neighbour lists that are made before, compiling, validation or the test. MACE lowers its
-rate from epoch to epoch, so its epochs are made short: a twentieth of a run. The peers validate on
-at most 100 structures and are told the energies of free atoms that ours takes from the census.
+DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments, and a
+peer takes part when its own is given. Every size and budget is a run with a schedule of its own.
+Counted is the processor time of the training loop: not imports, neighbour lists that are made
+before, compiling, validation or the test. MACE lowers its rate from epoch to epoch, so its epochs
+are made short: a twentieth of a run.
+
+Equal for all: the structures, their energies and forces (nobody is given stress), the energies of
+free atoms that ours takes from the census, the cutoff, one thread, and the code that tests. The
+peers validate on at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion.
+"MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch,
+which sees more steps than MACE as its documentation has it. The sizes of GRACE are those of its
+presets.
+
+A row also holds the microseconds per atom for energy and forces on one thread, neighbour list
+included, at 64 and 512 atoms (trainer_protocol.py); error_against_cost.py draws one over the other:
+
+    python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON --sevennet PYTHON \\
+        --tensornet PYTHON --pet PYTHON --grace PYTHON --channels 8 16 32 64 128 \\
+        --mace-channels 16 32 --nequip-channels 16 32 --nequip-layers 2 --nequip-l-max 2 \\
+        --budgets 300 --ours compute.compiled=true
+    python benchmarks/error_against_cost.py PICTURE.png OUT.json
+
 Writes OUT.json, which is taken up when it is there, and OUT.png.
 """
 
@@ -21,18 +41,23 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
+from ase import Atoms
 from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
-from mace_finetune import MODEL, Mace, write
+from mace_finetune import KEYS, MODEL, Mace, write
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.progress import track
+from trainer_protocol import SIZES
 
-from evenfield.core.figures.style import STYLE, looks, plain_log_ticks
+from evenfield.core.figures.style import COLOURS, MARKERS, STYLE, plain_log_ticks
 from evenfield.core.settings import load_settings
 from evenfield.data_pipelines.census.census import read_census
 from evenfield.data_pipelines.store.blocks import iter_structures
@@ -43,8 +68,29 @@ from evenfield.pretrain.config import PretrainConfig
 HERE = Path(__file__).resolve().parent
 CUTOFF = 5.0
 EPOCHS = 20  # of a run of MACE
-BATCH_SIZE = 5  # structures, of MACE
-MODELS = ("evenfield", "MACE", "NequIP")
+LABELS = {"energy": KEYS["energy"], "forces": KEYS["forces"]}  # of the peers
+# What MACE is given beside its sizes, and structures a batch. The second sees more steps.
+MACE = {
+    "MACE": ({}, 5),
+    "MACE-light": ({"max_L": 0, "max_ell": 2, "correlation": 2, "pair_repulsion": True}, 2),
+}
+# The presets of GRACE.
+GRACE = {
+    "GRACE-1L": "GRACE_1LAYER_latest",
+    "GRACE-2L": "GRACE_2LAYER_latest",
+    "GRACE-FS": "FS",
+}
+# Model -> the option that its environment and sizes come from, and the trainer, one run a process.
+PEERS = {
+    "MACE": ("mace", ""),
+    "MACE-light": ("mace", ""),
+    "NequIP": ("nequip", "nequip_trainer.py"),
+    "SevenNet": ("sevennet", "sevennet_trainer.py"),
+    "TensorNet": ("tensornet", "tensornet_trainer.py"),
+    "PET": ("pet", "pet_trainer.py"),
+    **dict.fromkeys(GRACE, ("grace", "grace_trainer.py")),
+}
+MODELS = ("evenfield", *PEERS)
 FIGURES = {
     "force_mae": ("force MAE (eV/A)", 1.0),
     "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0),
@@ -78,8 +124,43 @@ def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return content["rows"]
 
 
+def inference_structures(structures: list[Atoms]) -> list[Atoms]:
+    """One periodic structure, repeated until it has 64 and 512 atoms, or as near as it comes.
+
+    It is the one that comes nearest to 64; of several that do, the largest, then the first. Empty
+    where nothing is periodic.
+    """
+
+    def nearness(atoms: Atoms) -> tuple[float, int]:
+        copies = max(1, round(SIZES[0] / len(atoms)))
+        return abs(copies * len(atoms) - SIZES[0]), -len(atoms)
+
+    periodic = [atoms for atoms in structures if atoms.pbc.all()]
+    if not periodic:
+        return []
+    drawn = min(periodic, key=nearness)
+    bare = Atoms(drawn.numbers, drawn.positions, cell=drawn.cell, pbc=True)
+    return [repeated(bare, max(1, round(size / len(bare)))) for size in SIZES]
+
+
+def repeated(atoms: Atoms, copies: int) -> Atoms:
+    """So many copies, with the cell as near to a cube as the factors allow."""
+    factors = []
+    rest = copies
+    for factor in range(2, copies + 1):
+        while rest % factor == 0:
+            factors.append(factor)
+            rest //= factor
+    # the largest first, each along the axis that is shortest by then
+    for factor in reversed(factors):
+        repeats = [1, 1, 1]
+        repeats[int(np.argmin(atoms.cell.lengths()))] = factor
+        atoms = atoms.repeat(repeats)
+    return atoms
+
+
 class Runs:
-    """The three trainers on one data set."""
+    """The trainers on one data set."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
@@ -96,7 +177,11 @@ class Runs:
 
         self.files = {}
         for split, structures in self.parts.items():
-            self.files[split] = str(write(structures, folder / f"{split}.xyz"))
+            self.files[split] = str(write(structures, folder / f"{split}.xyz", LABELS))
+        timed = inference_structures([s.to_atoms() for s in self.parts["test"]])
+        path = folder / "inference.xyz"
+        ase.io.write(path, timed, format="extxyz")
+        self.measured = {"test": self.files["test"], "inference": str(path)}
 
         census = read_census(options.data)
         levels = census["levels_of_theory"]
@@ -106,71 +191,92 @@ class Runs:
             )
         (level,) = levels.values()
         self.e0 = {name: level["e0"][name] for name in census["per_element"]}  # eV
-        self._mace: tuple[Mace, float] | None = None
+        self._maces: dict[tuple[str, int], tuple[Mace, float]] = {}
 
-    def evenfield(self, seconds: float, seed: int) -> dict[str, Any]:
+    def run(self, model: str, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
+        """The row of one model of a size."""
+        if model == "evenfield":
+            return self._evenfield(channels, seconds, seed)
+        if model in MACE:
+            return self._mace(model, int(channels), seconds, seed)
+        option, script = PEERS[model]
+        settings = self._peer_settings | {"channels": channels, "seconds": seconds, "seed": seed}
+        if model == "NequIP":
+            settings |= {"layers": self.options.nequip_layers, "l_max": self.options.nequip_l_max}
+        if model in GRACE:
+            settings |= {"preset": GRACE[model], "size": channels}
+        return ask(getattr(self.options, option), script, settings)
+
+    def _evenfield(self, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
         words = [
             f"data={self.options.data}",
             "out=none",
             f"seed={seed}",
-            f"model.channels={self.options.channels}",
+            f"model.channels={channels}",
+            "loss.stress=0",
         ]
         config = load_settings(PretrainConfig, overrides=[*words, *self.options.ours])
-        settings = {"seconds": seconds, "config": config.model_dump(mode="json")}
+        settings = {"seconds": seconds, "config": config.model_dump(mode="json")} | self.measured
         return ask(sys.executable, "evenfield_trainer.py", settings)
 
-    def nequip(self, seconds: float, seed: int) -> dict[str, Any]:
+    @cached_property
+    def _peer_settings(self) -> dict[str, Any]:
+        """What every peer is told, except MACE."""
         labelled = [s.forces for s in self.parts["train"] if s.forces is not None]
         forces = np.concatenate(labelled)
-        settings = {
+        return {
             **self.files,
+            **self.measured,
             "elements": list(self.e0),
             "e0": self.e0,
             "cutoff": CUTOFF,
             "force_rms": float(np.sqrt((forces**2).mean())),
             "num_neighbours": self._neighbours(),
-            "channels": self.options.channels,
-            "layers": self.options.nequip_layers,
-            "l_max": self.options.nequip_l_max,
-            "seconds": seconds,
-            "seed": seed,
         }
-        return ask(self.options.nequip, "nequip_trainer.py", settings)
 
-    def mace(self, seconds: float, seed: int) -> dict[str, Any]:
-        mace, per_structure = self._mace_rate()
+    def _mace(self, model: str, channels: int, seconds: float, seed: int) -> dict[str, Any]:
+        mace, per_structure = self._mace_rate(model, channels)
+        batch_size = MACE[model][1]
         # its loop counts epochs, not seconds: as many batches as fit into the budget
-        seconds_per_batch = per_structure * BATCH_SIZE
-        batches = max(1, round(seconds / seconds_per_batch / EPOCHS))
-        name = f"run-{seconds:.0f}-{seed}"
-        row = mace.train(name, EPOCHS, batches, **self._mace_settings(), seed=seed)
+        batches = max(1, round(seconds / per_structure / batch_size / EPOCHS))
+        settings = self._mace_settings(model, channels) | {"seed": seed}
+        name = f"run-{model}-{channels}-{seconds:.0f}-{seed}"
+        row = mace.train(name, EPOCHS, batches, self.measured, **settings)
         steps = batches * EPOCHS
-        return row | {"steps": steps, "structures": steps * BATCH_SIZE}
+        return row | {"steps": steps, "structures": steps * batch_size}
 
-    def _mace_rate(self) -> tuple[Mace, float]:
+    def _mace_rate(self, model: str, channels: int) -> tuple[Mace, float]:
         """MACE's trainer and its processor seconds per structure, from runs of 1 and 3 epochs."""
-        if self._mace is None:
-            mace = Mace(self.options.mace, self.folder)
+        key = model, channels
+        if key not in self._maces:
+            known = [mace for mace, _ in self._maces.values()]
+            mace = known[0] if known else Mace(self.options.mace, self.folder)
             batches = 20
             # The errors of this probe are not read, so the smaller file serves as its test.
-            probe = self._mace_settings() | {"test_file": self.files["valid"]}
+            probe = self._mace_settings(model, channels) | {"test_file": self.files["valid"]}
             one = mace.train("probe", 1, batches, **probe)["seconds"]
             three = mace.train("probe", 3, batches, **probe)["seconds"]
             # the difference of both is free of what a start costs
             per_epoch = (three - one) / 2
-            self._mace = mace, per_epoch / batches / BATCH_SIZE
-        return self._mace
+            self._maces[key] = mace, per_epoch / batches / MACE[model][1]
+        return self._maces[key]
 
-    def _mace_settings(self) -> dict[str, Any]:
+    def _mace_settings(self, model: str, channels: int) -> dict[str, Any]:
         e0 = {atomic_numbers[name]: energy for name, energy in self.e0.items()}
-        return MODEL | {
-            "num_channels": self.options.channels,
-            "E0s": str(e0),
-            "atomic_numbers": str(sorted(e0)),
-            "batch_size": BATCH_SIZE,
-            "eval_interval": 1,  # it saves only a state that it validated
-            **{f"{split}_file": path for split, path in self.files.items()},
-        }
+        sizes, batch_size = MACE[model]
+        return (
+            MODEL
+            | sizes
+            | {
+                "num_channels": channels,
+                "E0s": str(e0),
+                "atomic_numbers": str(sorted(e0)),
+                "batch_size": batch_size,
+                "stress_weight": 0,
+                "eval_interval": 1,  # it saves only a state that it validated
+                **{f"{split}_file": path for split, path in self.files.items()},
+            }
+        )
 
     def _neighbours(self) -> float:
         """Mean number of neighbours, of 200 structures."""
@@ -185,46 +291,82 @@ class Runs:
         return num_edges / num_atoms
 
 
+def model_looks() -> Iterator[tuple[str, str]]:
+    """Colour and marker of one series after the other: 49 pairs before one comes again."""
+    for shift in itertools.count():
+        for index, colour in enumerate(COLOURS):
+            yield colour, MARKERS[(index + shift) % len(MARKERS)]
+
+
 @rc_context(STYLE)
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Errors over processor seconds."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
+    series = sorted({(MODELS.index(row["model"]), row["channels"]) for row in rows}, key=str)
     for axes, (key, (label, factor)) in zip(panels, FIGURES.items(), strict=True):
-        for model, (colour, marker) in zip(MODELS, looks(), strict=False):
-            own = [row for row in rows if row["model"] == model]
-            if not own:
-                continue
+        for (index, channels), (colour, marker) in zip(series, model_looks(), strict=False):
+            model = MODELS[index]
+            own = [r for r in rows if (r["model"], r["channels"]) == (model, channels)]
             own.sort(key=lambda row: row["seconds"])
             seconds = [row["seconds"] for row in own]
             errors = [factor * row[key] for row in own]
-            axes.plot(seconds, errors, f"{marker}-", color=colour, label=model)
+            axes.plot(seconds, errors, f"{marker}-", color=colour, label=f"{model}, {channels}")
         axes.set(xscale="log", yscale="log", xlabel="processor seconds of training", ylabel=label)
         plain_log_ticks(axes.xaxis)
         plain_log_ticks(axes.yaxis)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(MODELS))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--mace", help="python of MACE's environment")
-    parser.add_argument("--nequip", help="python of NequIP's environment")
     parser.add_argument(
         "--budgets", type=float, nargs="+", default=[120, 360, 1080], help="processor seconds"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--channels", type=int, nargs="+", default=[32], help="of evenfield")
+    sizes = {
+        "mace": [32],
+        "nequip": [32],
+        "sevennet": [16, 32],
+        "tensornet": [32, 64],
+        "pet": [64, 128],
+    }
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", metavar="PYTHON", help="of the environment of this peer")
+        parser.add_argument(f"--{name}-channels", type=int, nargs="+", default=default)
+    parser.add_argument("--grace", metavar="PYTHON", help="of the environment of this peer")
+    parser.add_argument(
+        "--grace-channels",
+        nargs="+",
+        choices=("small", "medium", "large"),
+        default=["small", "medium"],
+        help="the sizes of its presets",
+    )
     parser.add_argument("--nequip-layers", type=int, default=4)
     parser.add_argument("--nequip-l-max", type=int, default=1)
     parser.add_argument(
         "--ours", nargs="*", default=[], metavar="KEY=VALUE", help="settings of our pretraining"
     )
-    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, help="of the three")
-    return parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=MODELS, help="of the models")
+    return parser.parse_args(words)
+
+
+def sizes_of(options: argparse.Namespace) -> list[tuple[str, int | str]]:
+    """Model and size of all that take part: ours, and the peers whose environments are given."""
+    found: list[tuple[str, int | str]] = []
+    for model in options.only:
+        if model == "evenfield":
+            found += [(model, channels) for channels in options.channels]
+            continue
+        option, _ = PEERS[model]
+        if getattr(options, option):
+            found += [(model, size) for size in getattr(options, f"{option}_channels")]
+    return found
 
 
 def main() -> None:
@@ -232,29 +374,26 @@ def main() -> None:
     path = Path(f"{options.out}.json")
     settings = {
         "data": options.data.name,
-        "channels": options.channels,
         "nequip_layers": options.nequip_layers,
         "nequip_l_max": options.nequip_l_max,
         "ours": options.ours,
     }
     rows = taken_up(path, settings)
-    done = {(row["model"], row["budget"], row["seed"]) for row in rows}
-
-    # a peer takes part when its environment is given
-    pythons = {"evenfield": sys.executable, "MACE": options.mace, "NequIP": options.nequip}
-    names = [name for name in options.only if pythons[name]]
+    done = {(row["model"], row["channels"], row["budget"], row["seed"]) for row in rows}
 
     # models innermost: a comparison that is stopped early has whole rows
     todo = []
-    for seed, budget, model in itertools.product(options.seeds, options.budgets, names):
-        if (model, budget, seed) not in done:
-            todo.append((model, budget, seed))
+    turns = itertools.product(options.seeds, options.budgets, sizes_of(options))
+    for seed, budget, (model, channels) in turns:
+        if (model, channels, budget, seed) not in done:
+            todo.append((model, channels, budget, seed))
 
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(options, Path(folder))
-        for model, budget, seed in track(todo, "runs"):
-            row = getattr(runs, model.lower())(budget, seed)
-            rows.append({"model": model, "budget": budget, "seed": seed} | row)
+        for model, channels, budget, seed in track(todo, "runs"):
+            row = runs.run(model, channels, budget, seed)
+            name = {"model": model, "channels": channels, "budget": budget, "seed": seed}
+            rows.append(name | row)
             print(rows[-1], flush=True)
             path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     draw(rows, options.data.name, Path(f"{options.out}.png"))

@@ -3,7 +3,8 @@
     python evenfield_trainer.py SETTINGS.json
 
 SETTINGS has `seconds` and a pretraining config. The end of the schedule follows from the processor
-time of the steps so far and is put right every so often. Prints one line of JSON, as
+time of the steps so far and is put right every so often. With the files `test` and `inference`, the
+model is tested and timed as trainer_protocol.py does with all packages. Prints one line of JSON, as
 nequip_trainer.py does.
 """
 
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainer_protocol import measure, versions
 
+from evenfield.model_zoo import load
 from evenfield.pretrain import run
 from evenfield.pretrain.callbacks.callback import Callback, Loop, StepReport
 from evenfield.pretrain.config import PretrainConfig
@@ -65,7 +68,10 @@ class Clock(Callback):
 def train(
     settings: dict[str, Any], *, steps: int | None = None, seconds: float | None = None
 ) -> dict[str, Any]:
-    """One run of so many steps or processor seconds: test errors, steps, structures, seconds."""
+    """One run of so many steps or processor seconds: test errors, steps, structures, seconds.
+
+    Where the settings name a file `inference`, also the time of inference.
+    """
     clock = Clock(seconds)
     fit = Trainer.fit
     most = steps or MOST_STEPS
@@ -90,7 +96,14 @@ def train(
                 "ask for more"
             )
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
-    kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
+        kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
+        if "inference" in settings:
+            # without a margin its list of neighbours is made anew in every call, as the peers' are
+            calculator = load(Path(config.out) / "model").calculator(
+                skin=0.0, compiled=config.compute.compiled, warn_outside=False
+            )
+            kept |= measure(calculator, settings)
+            kept["versions"] = versions("evenfield", "torch")
     return kept | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}
 
 

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -52,14 +53,14 @@ LAST_RATE = 0.05  # of the first, reached by an exponential schedule
 FREEZE = {"frozen": 6, "full": 0}
 
 
-def write(structures: list[Structure], path: Path) -> Path:
-    """An extended XYZ file with labels in MACE's columns."""
+def write(structures: list[Structure], path: Path, keys: dict[str, str] = KEYS) -> Path:
+    """An extended XYZ file with labels in MACE's columns, those that `keys` names."""
     frames = []
     for structure in structures:
         atoms = structure.to_atoms()
         labels = atoms.calc.results
         atoms.calc = None
-        for name, key in KEYS.items():
+        for name, key in keys.items():
             if name in labels:
                 (atoms.arrays if name == "forces" else atoms.info)[key] = np.asarray(labels[name])
         frames.append(atoms)
@@ -79,9 +80,18 @@ class Mace:
         )
 
     def train(
-        self, name: str, epochs: int, batches: int | None = None, **options: object
-    ) -> dict[str, float]:
-        """Test errors (eV/A, eV/atom) and processor seconds; an epoch has `batches` or all data."""
+        self,
+        name: str,
+        epochs: int,
+        batches: int | None = None,
+        measured: dict[str, str] | None = None,
+        **options: object,
+    ) -> dict[str, Any]:
+        """Test errors (eV/A, eV/atom) and processor seconds; an epoch has `batches` or all data.
+
+        `measured` names the files of `test` and `inference` that the saved model is tested and
+        timed with.
+        """
         assert self.process.stdin and self.process.stdout
         folder = self.out / name
         shutil.rmtree(folder, ignore_errors=True)  # MACE would go on from there
@@ -103,8 +113,13 @@ class Mace:
             **{f"{k}_key": v for k, v in KEYS.items()},
             **options,
         }
-        flags = [f"--{key}={value}" for key, value in settings.items()]
+        # a flag that is on has no value
+        flags = [
+            f"--{key}" if value is True else f"--{key}={value}" for key, value in settings.items()
+        ]
         request = {"flags": [*flags, "--ema", "--amsgrad", "--save_cpu"], "batches": batches}
+        if measured:
+            request["measure"] = measured | {"model": str(folder / f"{name}.model")}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:

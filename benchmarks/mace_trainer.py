@@ -3,7 +3,8 @@
 A line is JSON: `flags` of mace_run_train and, if an epoch shall be shorter than a pass over the
 data, `batches`. One process serves many runs, so that imports are paid once. `seconds` is the
 processor time of the epochs, without validation; errors are those of MACE's own table, 0.1 meV/atom
-and meV/A.
+and meV/A. With `measure`, the model that MACE saved is tested and timed as trainer_protocol.py does
+with all packages.
 """
 
 # ruff: noqa: I001, E402
@@ -23,8 +24,10 @@ os.dup2(2, 1)  # MACE prints, when it is imported and later
 
 import torch
 from mace import tools
+from mace.calculators import MACECalculator
 from mace.cli import run_train
 from mace.tools import build_default_arg_parser
+from trainer_protocol import keep_freed_memory, measure, versions
 
 
 TEST_ROW = re.compile(r"\|\s*(?:test\S*|\S*_test|Default\S*)\s*\|\s*([\d.]+)\s*\|\s*([\d.]+)\s*\|")
@@ -125,9 +128,17 @@ def train(flags: list[str], batches: int | None = None) -> dict[str, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     run_train.create_error_table = test_table(run_train.create_error_table)
     for line in sys.stdin:
-        print(json.dumps(train(**json.loads(line))), file=ANSWERS, flush=True)
+        request = json.loads(line)
+        files = request.pop("measure", None)
+        row: dict[str, Any] = train(**request)
+        if files:
+            calculator = MACECalculator(files["model"], device="cpu", default_dtype="float32")
+            row |= measure(calculator, files)
+            row["versions"] = versions("mace-torch", "torch")
+        print(json.dumps(row), file=ANSWERS, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""Test errors over the cost of inference, from results of equal_seconds.py: one picture, one table.
+
+    python benchmarks/error_against_cost.py PICTURE.png RESULT.json [RESULT.json ...]
+        [--atoms 512] [--budget SECONDS]
+
+Every package and size is one marker, the sizes of a package joined by a line: microseconds per atom
+for energy and forces on one thread, neighbour list included, and the errors on the test structures
+after the same processor seconds of training. Left and low is better. Rows of several seeds give the
+mean of their logarithms. Prints the same as a table in Markdown, errors of forces first. Without
+--budget, the longest that all models of the results were trained for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from equal_seconds import FIGURES, MODELS, model_looks
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from evenfield.core.figures.style import STYLE, plain_log_ticks
+
+
+Key = tuple[str, int | str]  # model and size
+
+
+def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
+    """Rows of results that are of one data set; exits with one line where they are of several."""
+    rows = []
+    data = {}
+    for path in paths:
+        content = json.loads(path.read_text())
+        data[content["settings"]["data"]] = path
+        rows += content["rows"]
+    if len(data) > 1:
+        files = ", ".join(f"{path} of {name}" for name, path in data.items())
+        sys.exit(f"these results are of several data sets: {files}")
+    return rows
+
+
+def common_budget(rows: list[dict[str, Any]]) -> float:
+    """The longest budget that every model and size has; exits with one line if there is none."""
+    budgets: dict[Key, set[float]] = defaultdict(set)
+    for row in rows:
+        budgets[row["model"], row["channels"]].add(row["budget"])
+    common = set.intersection(*budgets.values())
+    if not common:
+        sys.exit(f"no budget is common to all of {[*budgets]}: name one with --budget")
+    return max(common)
+
+
+def points(rows: list[dict[str, Any]], budget: float, atoms: int) -> dict[Key, dict[str, float]]:
+    """Cost (microseconds per atom) and errors of every model and size, by model and cost.
+
+    Exits with one line where no row has both.
+    """
+    samples: dict[Key, list[list[float]]] = defaultdict(list)
+    for row in rows:
+        cost = row.get("microseconds_per_atom", {}).get(str(atoms))
+        if row["budget"] == budget and cost is not None:
+            values = [cost, *(row[name] for name in FIGURES)]
+            samples[row["model"], row["channels"]].append(values)
+    if not samples:
+        sys.exit(f"no row has a budget of {budget:g} s and the time of inference at {atoms} atoms")
+    names = ("microseconds_per_atom", *FIGURES)
+    found = {}
+    for key, values in samples.items():
+        means = np.exp(np.log(values).mean(axis=0))
+        found[key] = dict(zip(names, map(float, means), strict=True)) | {"seeds": len(values)}
+    return dict(
+        sorted(
+            found.items(),
+            key=lambda item: (MODELS.index(item[0][0]), item[1]["microseconds_per_atom"]),
+        )
+    )
+
+
+def is_beaten(key: Key, found: dict[Key, dict[str, float]]) -> bool:
+    """Whether another is no slower and has smaller errors of both kinds."""
+    own = found[key]
+    for other_key, other in found.items():
+        cheaper = other["microseconds_per_atom"] <= own["microseconds_per_atom"]
+        if other_key != key and cheaper and all(other[name] < own[name] for name in FIGURES):
+            return True
+    return False
+
+
+def table(found: dict[Key, dict[str, float]]) -> str:
+    """Markdown, by force error; who is not beaten in everything by another is in bold."""
+    heads = ["model", "size", "us/atom", *(label for label, _ in FIGURES.values()), "seeds"]
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    for key in sorted(found, key=lambda key: found[key]["force_mae"]):
+        row = found[key]
+        model, size = key
+        name = model if is_beaten(key, found) else f"**{model}**"
+        errors = [f"{factor * row[figure]:.3g}" for figure, (_, factor) in FIGURES.items()]
+        cost = f"{row['microseconds_per_atom']:.3g}"
+        lines.append(" | ".join([name, str(size), cost, *errors, str(row["seeds"])]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+@rc_context(STYLE)
+def draw(found: dict[Key, dict[str, float]], title: str, path: Path) -> None:
+    """Two panels, errors of forces and of energies, both axes logarithmic."""
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    looks = dict(zip(MODELS, model_looks(), strict=False))
+    for axes, (name, (label, factor)) in zip(panels, FIGURES.items(), strict=True):
+        for model in dict.fromkeys(model for model, _ in found):
+            colour, marker = looks[model]
+            own = {size: row for (other, size), row in found.items() if other == model}
+            costs = [row["microseconds_per_atom"] for row in own.values()]
+            errors = [factor * row[name] for row in own.values()]
+            axes.plot(costs, errors, f"{marker}-", color=colour, label=model)
+            for size, cost, error in zip(own, costs, errors, strict=True):
+                place = {"xytext": (4, 4), "textcoords": "offset points"}
+                axes.annotate(str(size), (cost, error), color=colour, fontsize=9, **place)
+        axes.set(xscale="log", yscale="log", xlabel="inference (microseconds per atom)")
+        axes.set_ylabel(label)
+        plain_log_ticks(axes.xaxis)
+        plain_log_ticks(axes.yaxis)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--atoms", type=int, default=512, help="of the timed structure")
+    parser.add_argument("--budget", type=float, help="processor seconds of training")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    options = parse_arguments(words)
+    rows = read_rows(options.results)
+    budget = options.budget or common_budget(rows)
+    found = points(rows, budget, options.atoms)
+    print(table(found))
+    data = json.loads(options.results[0].read_text())["settings"]["data"]
+    title = f"{data}: {budget:g} processor seconds of training, inference at {options.atoms} atoms"
+    draw(found, title, options.picture)
+
+
+if __name__ == "__main__":
+    main()
