@@ -54,14 +54,11 @@ class FitChoice:
     factor: dict[str, float]
     """Estimated over assumed noise by label."""
 
-    def is_better_than(self, other: FitChoice, by: float = LEAST_GAIN) -> bool:
-        """Whether left-out structures confirm it: nearly all draws of them, and by enough.
-
-        by: the part of the error of `other` that it has to gain.
-        """
+    def is_better_than(self, other: FitChoice) -> bool:
+        """Whether left-out structures confirm it: nearly all draws of them, and by enough."""
         gain = other.choice.scores() - self.choice.scores()  # (D,)
         often_enough = (gain > 0).mean() >= CONFIRMED
-        return bool(often_enough and gain.mean() > -np.log(1 - by))
+        return bool(often_enough and gain.mean() > LEAST_GAIN)
 
 
 def with_estimated_noise(folds: list[Fold], unknowns: Unknowns, least: LeastPrecision) -> FitChoice:

@@ -29,7 +29,7 @@ from ..heads import add_to_head
 from ..target import alike
 from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
 from .folds import ENERGY_LABELS, Fold
-from .noise_and_size import FitChoice, LeastPrecision, best_of_sizes, with_estimated_noise
+from .noise_and_size import LeastPrecision, best_of_sizes, with_estimated_noise
 from .posterior import LeftOut, Posterior
 from .prior import Mixture
 from .reference_energies import reference_precision
@@ -41,11 +41,8 @@ MAX_FOLDS = 16
 MOST_JUDGING = 10_000
 # How far a refit may move a weight before the labels say anything, over the RMS of the pretrained
 # weights. Without that bound, few structures move the readout so far that it fails on structures
-# unlike them. A target far from the pretraining needs more: the next width is taken where enough
-# folds confirm that it lowers the error by a fifth (docs/decisions/0033).
-WIDTHS = (3.0, 10.0, 30.0)
-FEWEST_FOLDS_TO_WIDEN = 8
-GAIN_OF_WIDTH = 0.2
+# unlike them (docs/decisions/0033).
+WIDTH = 10.0
 
 
 class NothingToFitError(EvenfieldError):
@@ -123,13 +120,14 @@ def refit_readout(
             "no structure has an energy, forces or stress, so there is nothing to fit"
         )
 
-    fit = _best_fit(
-        folds,
-        unknowns,
-        sizes,
-        size_of_weights=_size_of_weights(potential, head),
-        of_e0=reference_precision(elements, known_e0),
+    least = LeastPrecision(
+        weights=_width_of_weights(potential, head) ** -2.0,
+        e0=reference_precision(elements, known_e0),
     )
+    if sizes:
+        fit = best_of_sizes(folds, unknowns, least, sizes)
+    else:
+        fit = with_estimated_noise(folds, unknowns, least)
     choice = fit.choice
     total = NormalEquations.total(fold.all for fold in fit.folds)
     change = choice.mixture.solve(total)
@@ -209,39 +207,8 @@ def folds_of(
     return folds, {name: np.concatenate(values) for name, values in noise.items()}
 
 
-def _best_fit(
-    folds: list[Fold],
-    unknowns: Unknowns,
-    sizes: Sequence[int],
-    *,
-    size_of_weights: float,
-    of_e0: np.ndarray,
-) -> FitChoice:
-    """The fit with the narrowest prior, or with a wider one that the folds ask for.
-
-    of_e0: (Z,) precision of the E0 of each element.
-    """
-
-    def fit_with(width: float, sizes: Sequence[int]) -> FitChoice:
-        least = LeastPrecision((width * size_of_weights) ** -2.0, of_e0)
-        if sizes:
-            return best_of_sizes(folds, unknowns, least, sizes)
-        return with_estimated_noise(folds, unknowns, least)
-
-    narrowest, *others = WIDTHS
-    fit = fit_with(narrowest, sizes)
-    if len(folds) < FEWEST_FOLDS_TO_WIDEN:
-        return fit
-    for width in others:
-        wider = fit_with(width, [fit.unknowns.size] if sizes else [])
-        if not wider.is_better_than(fit, by=GAIN_OF_WIDTH):
-            break
-        fit = wider
-    return fit
-
-
-def _size_of_weights(potential: Potential, head: int) -> float:
-    """The RMS of the pretrained weights, in the unit of the weights of `head`.
+def _width_of_weights(potential: Potential, head: int) -> float:
+    """The prior width of a change of a weight, in the unit of the weights of `head`.
 
     Heads differ in their scale and in how much is left for the readout. All of them together tell
     how large weights are.
@@ -249,7 +216,7 @@ def _size_of_weights(potential: Potential, head: int) -> float:
     weights = potential.readout.weight.detach().double()  # (heads, d)
     energies = potential.scale.double()[:, None] * weights
     of_all_heads = float(energies.square().mean().sqrt())
-    return of_all_heads / float(potential.scale[head])
+    return WIDTH * of_all_heads / float(potential.scale[head])
 
 
 def _bootstrap(folds: list[Fold], mixture: Mixture, number: int, seed: int) -> np.ndarray:

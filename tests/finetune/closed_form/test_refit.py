@@ -24,7 +24,7 @@ from evenfield.finetune.closed_form.posterior import (
     Posterior,
     load_posterior,
 )
-from evenfield.finetune.closed_form.prior import FoldErrors, Mixture, PriorChoice
+from evenfield.finetune.closed_form.prior import Mixture, PriorChoice
 from evenfield.finetune.closed_form.reference_energies import reference_precision
 from evenfield.finetune.closed_form.refit import NothingToFitError, refit_readout
 from evenfield.finetune.closed_form.ridge import NormalEquations
@@ -180,7 +180,7 @@ def test_a_refit_follows_the_structures_that_weigh_more(potential, off_target):
     # weights also change how far the fit goes at all, so that only the ratio tells who wins
     up_error, down_error = errors_of_both(3.0)
     other_up_error, other_down_error = errors_of_both(1 / 3.0)
-    assert up_error / down_error < 0.95 * other_up_error / other_down_error
+    assert up_error / down_error < 0.9 * other_up_error / other_down_error
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,7 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     def choose(folds, shared, own, fixed):
         chosen.append(3.0 * own + 30.0 * shared + fixed)
         one = Mixture(chosen[0][None], np.ones(1), chosen[0])
-        # as good for all widths
-        errors = FoldErrors(np.ones((1, len(folds))), np.ones(len(folds)))
-        return PriorChoice(one, 1.0, 1.0, {}, {"forces": errors})
+        return PriorChoice(one, 1.0, 1.0, {}, {})
 
     monkeypatch.setattr(noise_and_size, "choose_prior", choose)
     few = off_target[::3]
@@ -303,10 +301,10 @@ def test_solution_is_that_of_dense_least_squares_and_its_gradient_vanishes(
     precision = chosen[0]
     e0_precision = reference_precision(elements, METALS - {PT, 13})
     assert np.allclose(precision[layout.num_weights :], e0_precision)
-    # three times the RMS of the pretrained weights of all heads, which have scales of their own
+    # ten times the RMS of the pretrained weights of all heads, which have scales of their own
     scale = potential.scale.detach().numpy()
     weights = scale[:, None] * potential_before.readout.weight.detach().numpy()
-    width = 3 * np.sqrt((weights**2).mean()) / scale[HEAD]
+    width = 10 * np.sqrt((weights**2).mean()) / scale[HEAD]
     least = np.repeat([30.0, 3.0], layout.size) + width**-2
     assert np.allclose(precision[: layout.num_weights], least)
     gradient = rows.T @ (rows @ change - target) + precision * change
@@ -325,27 +323,6 @@ def unknowns(potential, layout: Unknowns) -> np.ndarray:
 
 
 # --- what it finds
-
-
-def test_a_target_far_from_the_pretraining_gets_a_wider_prior(
-    potential, structures, labelled_by, monkeypatch
-):
-    """Twenty times the pretrained weights are found by enough folds, and not by few."""
-    far = clone(potential)
-    with torch.no_grad():
-        noise = torch.randn(far.readout.weight[HEAD].shape, dtype=torch.float64)
-        size = far.readout.weight.square().mean().sqrt()
-        far.readout.weight[HEAD] += 20 * size * noise
-    target = labelled_by(far, structures)
-    assert len(target) >= refit.FEWEST_FOLDS_TO_WIDEN
-
-    def left_out_error(fewest: int) -> float:
-        monkeypatch.setattr(refit, "FEWEST_FOLDS_TO_WIDEN", fewest)
-        copy = clone(potential)
-        refit_readout(copy, HEAD, target[::2], known=METALS, known_e0=set())
-        return errors(copy, target[1::2])[1]
-
-    assert left_out_error(fewest=4) < 0.5 * left_out_error(fewest=100)
 
 
 def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
