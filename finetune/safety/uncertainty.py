@@ -411,7 +411,7 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
     lower = np.full(rows.shape[1], -np.inf)
     # a force further from what is known must never look more certain
     lower[:num_powers] = 0.0
-    solution = lsq_linear(rows, padded, bounds=(lower, np.inf)).x
+    solution = _bounded_least_squares(rows, padded, lower)
 
     offsets = np.full(MAX_ATOMIC_NUMBER + 1, solution[num_powers])
     offsets[elements] += solution[num_powers + 1 :]
@@ -423,6 +423,17 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
         floors=floors,
         stress=_stress_without_scores(seen),
     )
+
+
+def _bounded_least_squares(rows: np.ndarray, target: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """x (P,) of |rows x - target| with lower bounds; zero where a column has no effect.
+
+    The step along such a column is infinite, which SciPy multiplies by zero.
+    """
+    matters = rows.any(0)
+    solution = np.zeros(rows.shape[1])
+    solution[matters] = lsq_linear(rows[:, matters], target, bounds=(lower[matters], np.inf)).x
+    return solution
 
 
 def _floors(ingredients: np.ndarray) -> np.ndarray:
@@ -446,7 +457,7 @@ def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
     rows = np.vstack([powers, np.ones(labelled.sum())]).T
     target = np.log(seen.stress_error[labelled] + STRESS_FLOOR)
     lower = np.append(np.zeros(len(STRESS_INGREDIENTS)), -np.inf)
-    solution = lsq_linear(rows, target, bounds=(lower, np.inf)).x
+    solution = _bounded_least_squares(rows, target, lower)
     exponents = np.where(telling, solution[:-1], 0.0)
     return StressUncertainty(exponents, floors, float(solution[-1]), Scores.of(np.empty(0), 0))
 

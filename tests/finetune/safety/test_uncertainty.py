@@ -419,3 +419,14 @@ def test_leaving_a_fold_out_is_a_fit_to_the_others() -> None:
         matrix = sum(one.matrix for one in others) + np.diag(precision)
         expected = np.linalg.solve(matrix, sum(one.moment for one in others))
         assert np.allclose(solution, expected, rtol=1e-9)
+
+
+def test_a_column_without_effect_does_not_disturb_a_bounded_fit() -> None:
+    """An ingredient that is the same for all atoms: SciPy multiplied an infinite step by zero."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(12, 4))
+    rows[:, 1] = 0.0
+    truth = np.array([0.7, 0.0, 0.0, -2.0])
+    lower = np.array([0.0, 0.0, 0.0, -np.inf])
+    found = uncertainty._bounded_least_squares(rows, rows @ truth, lower)
+    assert found == pytest.approx(truth, abs=1e-6)
