@@ -351,6 +351,17 @@ def test_mean_and_covariance_of_a_mixture_are_those_of_its_samples():
     assert mixture.covariance(total) == pytest.approx(np.cov(drawn.T), abs=0.03 * scale)
 
 
+def test_more_data_are_more_certain_under_the_same_priors():
+    """Of one precision in every direction; which priors are taken, more data may change."""
+    folds, _, _ = make_folds()
+    few = NormalEquations.total(fold.all for fold in folds[:2])
+    many = NormalEquations.total(fold.all for fold in folds)
+    precision = pattern(shared=1.0, own=1.0, fixed=1.0)
+    mixture = Mixture(precision[None], np.ones(1), precision)
+    shrinkage = mixture.covariance(few) - mixture.covariance(many)
+    assert np.linalg.eigvalsh(shrinkage).min() > 0
+
+
 # --- precisions below the rounding of the matrix
 
 
