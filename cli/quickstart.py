@@ -263,10 +263,10 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     # files of the shares exist after their first rows.
     output = "fewshot.png"
 
-    num_of_seed = len(config.sizes) * len(config.strategies)
+    cells_of_seed = len(config.sizes) * len(config.strategies)
     if config.scratch_steps:
-        num_of_seed += len(config.scratch_sizes)
-    num_cells = num_of_seed * len(config.seeds)
+        cells_of_seed += len(config.scratch_sizes)
+    num_cells = cells_of_seed * len(config.seeds)
 
     shares = []
     for share in range(1, NUM_SHARES + 1):

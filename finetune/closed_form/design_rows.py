@@ -133,7 +133,7 @@ class DesignRows:
     noise: dict[str, np.ndarray]
     """(S,) assumed noise of each structure; NaN without the label."""
     units: dict[str, np.ndarray]
-    """(R,) times an error of a row, this is a weighted error in the unit of the label."""
+    """(R,) factors that turn an error of a row into a weighted one in the unit of the label."""
     weights: dict[str, np.ndarray]
     """(R,) of each row."""
 

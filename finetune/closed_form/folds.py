@@ -9,6 +9,7 @@ Shapes: P unknowns, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ class KeptRows:
     targets: np.ndarray
     """(R,) the same of the errors before the fit."""
     units: np.ndarray
-    """(R,) an error of these rows times this is a weighted one in the unit of the label."""
+    """(R,) factors that turn an error of a row into a weighted one in the unit of the label."""
     weights: np.ndarray
     """(R,) how much each label counts."""
 
@@ -78,15 +79,20 @@ class Fold:
             {name: KeptRows.empty(size) for name in ENERGY_LABELS},
         )
 
-    def add(self, batch: DesignRows, share_kept: float = 1.0) -> None:
-        """Add the labels of a batch; a share of its rows, drawn at random, is kept to judge by."""
+    def add(self, batch: DesignRows, shares_kept: Mapping[str, float] | None = None) -> None:
+        """Add the labels of a batch; rows drawn at random are kept to judge by.
+
+        shares_kept: of the rows of each label; by default all of them.
+        """
         for name in ENERGY_LABELS:
             rows, targets = batch.rows[name]
             self.equations[name].add(rows, targets)
 
             kept = np.isfinite(targets)
-            if share_kept < 1:
-                kept &= np.random.default_rng(len(targets)).random(len(targets)) < share_kept
+            share = 1.0 if shares_kept is None else shares_kept[name]
+            if share < 1:
+                # the same rows whenever the same batch comes
+                kept &= np.random.default_rng(len(targets)).random(len(targets)) < share
             own = KeptRows(rows, targets, batch.units[name], batch.weights[name]).some(kept)
             self.judging[name] = self.judging[name].joined(own)
 

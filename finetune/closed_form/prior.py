@@ -73,25 +73,30 @@ class Mixture:
     at_rest: np.ndarray
     """(P,) the precision that stands for no change."""
 
+    def solutions(self, equations: NormalEquations) -> np.ndarray:
+        """Those (K, P) that are averaged."""
+        found = np.empty((len(self.shares), len(self.at_rest)))
+        for place, precision in enumerate(self.precisions):
+            found[place] = equations.solve(precision)
+        return found
+
     def solve(self, equations: NormalEquations) -> np.ndarray:
         """The mean (P,) of the solutions."""
-        mean = np.zeros(len(self.at_rest))
-        for precision, share in zip(self.precisions, self.shares, strict=True):
-            mean += share * equations.solve(precision)
-        return mean
+        return self.shares @ self.solutions(equations)
 
     def covariance(self, equations: NormalEquations) -> np.ndarray:
         """The covariance (P, P) of the mixture of posteriors.
 
         It is the mean of their covariances and the scatter of their means.
         """
-        mean = self.solve(equations)
+        solutions = self.solutions(equations)
+        mean = self.shares @ solutions
         left = 1 - self.shares.sum()
         total = left * np.outer(mean, mean)
         if left > 0:
             total += left * posterior_covariance(equations.matrix, self.at_rest)
-        for precision, share in zip(self.precisions, self.shares, strict=True):
-            off = equations.solve(precision) - mean
+        for precision, share, solution in zip(self.precisions, self.shares, solutions, strict=True):
+            off = solution - mean
             total += share * np.outer(off, off)
             total += share * posterior_covariance(equations.matrix, precision)
         return total

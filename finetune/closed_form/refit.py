@@ -6,8 +6,8 @@ minimum of
     sum over labels of |prediction - label|^2 / noise^2 + sum_p precision_p change_p^2
 
 is one linear solve: a ridge regression toward the pretrained weights (ridge.py). Own weights are
-refitted for elements that the head never saw; E0 has the prior of reference_energies.py. How strong
-the prior of the weights is, folds decide that are left out (prior.py), down to a least precision.
+refitted for elements that the head never saw; E0 has the prior of reference_energies.py. Folds that
+are left out decide how strong the prior of the weights is (prior.py), above a least precision.
 
 How much one label counts compared with another is estimated as well: the noise that is assumed for
 it is multiplied by its RMS error on left-out structures, and the fit is made again.
@@ -27,6 +27,7 @@ from ...data_pipelines.structure import Structure
 from ...model_zoo.potential.potential import Potential
 from ..heads import add_to_head
 from ..target import alike
+from .by_directions import VOIGT
 from .design_rows import LabelWeights, RefitConfig, Unknowns, design_rows
 from .folds import ENERGY_LABELS, Fold
 from .noise_and_size import LeastPrecision, best_of_sizes, with_estimated_noise
@@ -191,8 +192,13 @@ def folds_of(
     """The equations of each part, and the assumed noise of all structures (S,) by label."""
     folds = []
     noise: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in ENERGY_LABELS}
-    num_components = 3 * sum(len(structure) for structure in structures)
-    share_kept = MOST_JUDGING / max(MOST_JUDGING, num_components)
+    num_atoms = sum(len(structure) for structure in structures)
+    numbers = {
+        "energy": len(structures),
+        "forces": 3 * num_atoms,
+        "stress": len(VOIGT) * len(structures),
+    }
+    shares_kept = {name: min(1.0, MOST_JUDGING / number) for name, number in numbers.items()}
     for part in parts:
         fold = Fold.empty(unknowns.num)
         own = [structures[place] for place in part]
@@ -200,7 +206,7 @@ def folds_of(
         for batch in design_rows(
             potential, head, own, unknowns, config, own_weights, by_directions=by_directions
         ):
-            fold.add(batch, share_kept)
+            fold.add(batch, shares_kept)
             for name in ENERGY_LABELS:
                 noise[name].append(batch.noise[name])
         folds.append(fold)
@@ -245,8 +251,8 @@ def _relative_gradient(equations: NormalEquations, mixture: Mixture) -> float:
     """How far solutions are from the minimum, over the gradient at zero: the largest of all."""
     scale = max(float(np.linalg.norm(equations.moment)), 1e-300)
     largest = 0.0
-    for precision in mixture.precisions:
-        solution = equations.solve(precision)
+    solutions = mixture.solutions(equations)
+    for precision, solution in zip(mixture.precisions, solutions, strict=True):
         gradient = equations.matrix @ solution + precision * solution - equations.moment
         largest = max(largest, float(np.linalg.norm(gradient)) / scale)
     return largest

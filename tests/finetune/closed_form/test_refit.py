@@ -325,6 +325,27 @@ def unknowns(potential, layout: Unknowns) -> np.ndarray:
 # --- what it finds
 
 
+def test_each_label_has_its_own_share_of_the_rows_that_judge(potential, off_target, monkeypatch):
+    """Many forces must not leave hardly any energy to judge by."""
+    monkeypatch.setattr(refit, "MOST_JUDGING", len(off_target))
+    elements = np.unique(np.concatenate([one.atomic_numbers for one in off_target]))
+    parts, _ = refit.parts_of(off_target)
+    folds, _ = refit.folds_of(
+        potential,
+        HEAD,
+        off_target,
+        parts,
+        Unknowns(12, np.array([], dtype=int), elements),
+        CONFIG,
+        LabelWeights.equal(len(off_target)),
+        by_directions=False,
+    )
+    energies = sum(len(fold.judging["energy"].targets) for fold in folds)
+    forces = sum(len(fold.judging["forces"].targets) for fold in folds)
+    assert energies == len(off_target)
+    assert 0 < forces < 3 * sum(len(one) for one in off_target)
+
+
 def test_perturbed_readout_is_found_again(potential, structures, labelled_by):
     target = labelled_by(perturbed(potential), structures)
     before = errors(potential, target)

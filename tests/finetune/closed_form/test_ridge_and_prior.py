@@ -323,7 +323,7 @@ def test_rows_are_kept_in_the_units_of_the_labels():
     assert divided.judging["energy"].absolute_error(solutions) == pytest.approx(expected)
 
     some = Fold.empty(NUM)
-    some.add(batch, share_kept=0.5)
+    some.add(batch, {"energy": 0.5, "forces": 1.0, "stress": 1.0})
     assert 0 < len(some.judging["energy"].targets) < 20
     assert some.equations["energy"].rows == 20
 
