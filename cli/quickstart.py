@@ -58,7 +58,7 @@ NOT_TRAINED = ("pretrained", "step0")
 
 
 class QuickstartConfig(Settings):
-    """Size of the quick start; the defaults take about thirteen minutes on two cores."""
+    """Size of the quick start; the defaults take seven to thirteen minutes on two cores."""
 
     num_structures: int = Field(default=2500, gt=0, description="structures of demo data to make")
     max_steps: int = Field(default=1200, gt=0, description="optimizer steps of each pretraining")
