@@ -1,7 +1,9 @@
 """The whole walk on demo data, as the commands that a user would type.
 
-Two pretrainings of equal length, with and without importance weights, run side by side. The model
-without weights is published, and used for molecular dynamics. The shipped model, which deserves
+Two pretrainings of equal length run side by side: one takes the data as they are; the other
+is helped with rare elements, by importance weights and by cheap labels at another level of theory.
+The test split has all elements alike, so that both can be judged on rare ones. The model without
+help is published, and used for molecular dynamics. The shipped model, which deserves
 more trust than one of a few minutes, is fine-tuned to a few molecules at a level of theory that it
 does not know, and compared with training from scratch on more of them. A report shows it all.
 
@@ -50,7 +52,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 SETTINGS_FILE = "quickstart.json"
 # Both pretrainings, and with them the report, need a name of their own.
 UNIFORM = "uniform"
-REWEIGHTED = "reweighted"
+EVEN = "even"
+# the data sets of main and of cheap labels, which give shares their names
+MAIN = "data"
+CHEAP = "cheap"
+CHEAP_ORACLE = "GFN2-xTB"
 NUM_SHARES = 2  # processes that share the few-shot curve
 
 # Few-shot rows that come with every curve. The progress bar counts fine-tunings only.
@@ -61,12 +67,24 @@ class QuickstartConfig(Settings):
     """Size of the quick start; the defaults take seven to thirteen minutes on two cores."""
 
     num_structures: int = Field(default=2500, gt=0, description="structures of demo data to make")
+    even_test: int = Field(
+        default=600, ge=0, description="further structures that only test, with all cations alike"
+    )
     max_steps: int = Field(default=1200, gt=0, description="optimizer steps of each pretraining")
     beta: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description="strength of the importance weights of the second pretraining",
+    )
+    cheap_per_element: int = Field(
+        default=20, gt=0, description="structures with cheap labels of each rare element"
+    )
+    cheap_share: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="share of the structures with cheap labels in the second pretraining",
     )
     pretrained: str = Field(
         default="evenfield-1", description="model that learns from molecules at another level"
@@ -180,12 +198,16 @@ def _write_copper(path: Path) -> None:
 
 def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     """The steps in order; those of one group run side by side."""
-    uniform = _pretraining(out, config, UNIFORM, [])
-    weights = [f"stream.weights.beta={config.beta}"]
-    reweighted = _pretraining(out, config, REWEIGHTED, weights)
+    uniform = _pretraining(out, config, UNIFORM, [MAIN], [])
+    help_for_rare_elements = [
+        f"mixing.shares.{MAIN}={1 - config.cheap_share}",
+        f"mixing.shares.{CHEAP}={config.cheap_share}",
+        f"stream.weights.beta={config.beta}",
+    ]
+    even = _pretraining(out, config, EVEN, [MAIN, CHEAP], help_for_rare_elements)
     return [
         *[[step] for step in _data_steps(out, config)],
-        [uniform, reweighted],
+        [uniform, even],
         *_few_shot_steps(out, config),
         [_publication(out)],
         [_dynamics(out, config)],
@@ -194,13 +216,23 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
 
 
 def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
-    """Generate and convert the demo data, and the molecules of the few-shot curve."""
+    """Generate and convert the demo data, label rare elements, and make the molecules."""
     raw = out / "embedded.extxyz.gz"
-    data = out / "data"
+    data = out / MAIN
+    cheap = out / CHEAP
     about = ["licence=Apache-2.0", "description=demo data, GFN1-xTB and EMT"]
-    generate = ["data", "generate", str(raw), f"num_structures={config.num_structures}"]
+    sizes = [f"num_structures={config.num_structures}", f"even_test={config.even_test}"]
+    generate = ["data", "generate", str(raw), *sizes]
     convert = ["data", "convert", str(raw), str(data), *about]
     census = ["data", "census", str(data)]
+    enrich = [
+        "data",
+        "enrich",
+        str(data),
+        str(cheap),
+        f"oracle={CHEAP_ORACLE}",
+        f"structures_per_element={config.cheap_per_element}",
+    ]
 
     raw_molecules = out / "molecules.extxyz.gz"
     molecules = out / "molecules"
@@ -211,14 +243,15 @@ def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
     convert_molecules = ["data", "convert", str(raw_molecules), str(molecules), *about, *shares]
     return [
         Step(generate, raw.name),
-        _conversion(convert, data),
-        Step(census, "data/census.png"),
+        _data_set(convert, data),
+        Step(census, f"{MAIN}/census.png"),
+        _data_set(enrich, cheap),
         Step(generate_molecules, raw_molecules.name),
-        _conversion(convert_molecules, molecules),
+        _data_set(convert_molecules, molecules),
     ]
 
 
-def _conversion(words: list[str], folder: Path) -> Step:
+def _data_set(words: list[str], folder: Path) -> Step:
     """The step of a data set, to be made again if one of its files is damaged."""
     output = f"{folder.name}/{INFO}"
     damage = damage_of(folder) if (folder / INFO).exists() else None
@@ -227,11 +260,14 @@ def _conversion(words: list[str], folder: Path) -> Step:
     return Step([*words, "--overwrite"], output, damage=f"{damage.file} {damage.message}")
 
 
-def _pretraining(out: Path, config: QuickstartConfig, name: str, settings: list[str]) -> Step:
-    """The steps of both pretrainings differ only by `settings`."""
+def _pretraining(
+    out: Path, config: QuickstartConfig, name: str, data: list[str], settings: list[str]
+) -> Step:
+    """Both pretrainings differ only by the names of their data sets, and by `settings`."""
+    folders = [str(out / name) for name in data]
     words = [
         "pretrain",
-        f"data={out / 'data'}",
+        f"data={folders[0] if len(folders) == 1 else '[' + ','.join(folders) + ']'}",
         f"out={out / name}",
         "licence=Apache-2.0",
         f"max_steps={config.max_steps}",
@@ -310,7 +346,7 @@ def _report(out: Path) -> Step:
         "report",
         str(out / "report"),
         f"{UNIFORM}={out / UNIFORM}",
-        f"{REWEIGHTED}={out / REWEIGHTED}",
+        f"{EVEN}={out / EVEN}",
         "--title",
         "evenfield quick start",
         "--fewshot",
@@ -419,7 +455,7 @@ def _few_shot_progress(curve: Path) -> dict[str, Any]:
 
 
 def _summarise(out: Path, console: Console, seconds: float) -> None:
-    for name in (UNIFORM, REWEIGHTED):
+    for name in (UNIFORM, EVEN):
         errors = ErrorSummary.read(out / name / "evaluation.json")
         console.print(
             f"{name}: test force MAE {errors.force_mae:.3f} eV/A, "
@@ -463,9 +499,9 @@ def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
 
 
 def _print_evenness(out: Path, console: Console) -> None:
-    """Errors by thirds of the elements, without and with importance weights."""
+    """Errors by thirds of the elements, without and with help for rare ones."""
     before = ErrorSummary.read(out / UNIFORM / "evaluation.json")
-    after = ErrorSummary.read(out / REWEIGHTED / "evaluation.json")
+    after = ErrorSummary.read(out / EVEN / "evaluation.json")
     groups_after = evenness(after).groups
     changes = evenness_change(before, after).groups
 
@@ -474,7 +510,7 @@ def _print_evenness(out: Path, console: Console) -> None:
         "training structures",
         "test atoms",
         UNIFORM,
-        REWEIGHTED,
+        EVEN,
         "force error after / before [90 % interval]",
         title="force MAE over force RMS, by thirds of the elements",
     )

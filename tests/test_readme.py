@@ -99,6 +99,8 @@ def test_quickstart(
     out = tmp_path / "q"
     settings = [
         "num_structures=120",
+        "even_test=10",
+        "cheap_per_element=1",
         "max_steps=6",
         "num_molecules=40",
         "sizes=[4]",
@@ -110,7 +112,7 @@ def test_quickstart(
     ]
     assert run(monkeypatch, "quickstart", out, *settings) == 0
     page = (out / "report" / "report.html").read_text()
-    assert "Before and after reweighting" in page
+    assert "Rare elements, before and after" in page
     printed = capsys.readouterr().out.replace("\n", " ")
     assert "few-shot, eV/A: refit with 4 molecules" in printed
     assert "from scratch with 6" in printed
@@ -123,7 +125,7 @@ def test_quickstart(
     capsys.readouterr()
     assert run(monkeypatch, "quickstart", out, *settings) == 0
     assert len(json.loads(curve.read_text())["rows"]) == len(content["rows"])
-    assert capsys.readouterr().out.count("kept") == 10
+    assert capsys.readouterr().out.count("kept") == 11
 
     assert run(monkeypatch, "quickstart", out, "max_steps=7") == 1
     assert "made with other settings" in capsys.readouterr().err

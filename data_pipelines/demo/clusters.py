@@ -33,6 +33,8 @@ CATIONS = _symbols(
 ANIONS = _symbols("O F Cl S N H Se Br C I Te P At")
 COVALENT_CATIONS = _symbols("Be B Mg Al Si Zn Ga Ge As Cd In Sn Sb Hg Tl Pb Bi Po")
 CLUSTER_SIZES = (2, 3, 4, 6, 8, 10, 12)
+# with room for two cations
+EVEN_CLUSTER_SIZES = (6, 8, 10, 12)
 
 # name -> lattice constant over the bond length
 LATTICES = (("rocksalt", 2.0), ("zincblende", 4 / 3**0.5))
@@ -71,6 +73,24 @@ def cluster(rng: np.random.Generator) -> Atoms:
 
     rattle = rng.uniform(0.02, 0.1)
     return finished(rng, atoms, "cluster", rattle=rattle)
+
+
+def even_cluster(rng: np.random.Generator) -> Atoms:
+    """A cluster with two cations, each as likely as any other.
+
+    Most cations are so rare in `cluster` that a tenth of the structures cannot judge them.
+    """
+    cation, guest = (str(symbol) for symbol in rng.choice(CATIONS, 2, replace=False))
+    anion = _zipf(rng, ANIONS, 1.2)
+    num_atoms = int(rng.choice(EVEN_CLUSTER_SIZES))
+    pure = cut_from_crystal(rng, cation, anion, num_atoms)
+
+    atoms = pure.copy()
+    mix_in(rng, atoms, cation, guest, 0.5)
+    atoms.positions = stretched(pure, atoms)
+
+    rattle = rng.uniform(0.02, 0.1)
+    return finished(rng, atoms, "even_cluster", rattle=rattle)
 
 
 def cut_from_crystal(rng: np.random.Generator, cation: str, anion: str, num_atoms: int) -> Atoms:

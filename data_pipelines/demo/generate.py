@@ -1,7 +1,8 @@
 """The demo data: structures made by a seeded generator and labelled by real calculators.
 
 60 % clusters and 20 % molecules at GFN1-xTB (tblite), 20 % periodic metals at EMT (ASE). On
-request all are of one kind, for example molecules of organic chemistry.
+request all are of one kind, for example molecules of organic chemistry, or further clusters are
+added that only test, with all cations alike.
 
 Structure `index` takes all its random numbers from `default_rng([seed, index])`. Neither the
 number of structures nor the number of processes therefore changes it. Another kind of processor
@@ -22,15 +23,17 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from ase import Atoms
 from ase.io.extxyz import write_xyz
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -73,11 +76,24 @@ class GeneratorConfig(Settings):
     only: FamilyName | None = Field(
         default=None,
         description="one kind of structures: cluster, molecule, metal, or organic, molecules of H, "
-        "C, N and O; default: the first three, 60, 20 and 20 percent",
+        "C, N and O, or even_cluster, clusters with two cations of which all are as likely; "
+        "default: the first three, 60, 20 and 20 percent",
+    )
+    even_test: int = Field(
+        default=0,
+        ge=0,
+        description="further structures of the kind even_cluster, which state that they are for "
+        "testing: enough to judge rare elements by",
     )
     workers: int | None = Field(
         default=None, ge=1, le=MOST_WORKERS, description="processes; default: one per core"
     )
+
+    @model_validator(mode="after")
+    def _check_even_test(self) -> Self:
+        if self.only == "even_cluster" and self.even_test:
+            raise ValueError("even_test: only=even_cluster makes the same structures: leave it out")
+        return self
 
 
 class GenerationReport(Settings):
@@ -163,19 +179,35 @@ def generate(
 
 def _make_all(config: GeneratorConfig, console: Console) -> tuple[list[Atoms], list[Failure]]:
     """All structures, and all candidates that got no label, in the order of their indices."""
-    frames: list[Atoms] = []
-    failures: list[Failure] = []
-    make = partial(labelled_structure, config.seed, only=config.only)
     with (
         worker_pool(config.workers) as executor,
-        _progress(console, config.num_structures) as advance,
+        _progress(console, config.num_structures + config.even_test) as advance,
     ):
-        indices = range(config.num_structures)
-        for atoms, failed in executor.map(make, indices, chunksize=STRUCTURES_PER_TASK):
-            if atoms is not None:
-                frames.append(atoms)
-            failures += failed
-            advance()
+        frames, failures = _make(executor, advance, config.seed, config.only, config.num_structures)
+        tests, failed_tests = _make(
+            executor, advance, config.seed, "even_cluster", config.even_test
+        )
+    for atoms in tests:
+        atoms.info["split"] = "test"
+    return frames + tests, failures + failed_tests
+
+
+def _make(
+    executor: Executor,
+    advance: Callable[[], None],
+    seed: int,
+    only: FamilyName | None,
+    number: int,
+) -> tuple[list[Atoms], list[Failure]]:
+    """Structures 0 to `number` of one kind."""
+    frames = []
+    failures = []
+    make = partial(labelled_structure, seed, only=only)
+    for atoms, failed in executor.map(make, range(number), chunksize=STRUCTURES_PER_TASK):
+        if atoms is not None:
+            frames.append(atoms)
+        failures += failed
+        advance()
     return frames, failures
 
 
@@ -217,6 +249,7 @@ def _failures_json(config: GeneratorConfig, failures: list[Failure]) -> str:
         "num_structures": config.num_structures,
         "seed": config.seed,
         "only": config.only,
+        "even_test": config.even_test,
         "num_failures": len(failures),
         "failures_by_reason": _count(failure.reason for failure in failures),
     }

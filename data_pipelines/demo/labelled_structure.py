@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from ase import Atoms
 
-from .clusters import cluster, molecule, organic_molecule
+from .clusters import cluster, even_cluster, molecule, organic_molecule
 from .geometry import has_close_contact
 from .metals import metal
 from .oracles import EMT_LEVEL, GFN1_LEVEL, RejectedStructure, label
@@ -33,13 +33,14 @@ class Family:
     """Of the data set, where several families are made; 0 for one that is made on request."""
 
 
-FamilyName = Literal["cluster", "molecule", "metal", "organic"]
+FamilyName = Literal["cluster", "molecule", "metal", "organic", "even_cluster"]
 
 FAMILIES: dict[FamilyName, Family] = {
     "cluster": Family(cluster, GFN1_LEVEL, 0.6),
     "molecule": Family(molecule, GFN1_LEVEL, 0.2),
     "metal": Family(metal, EMT_LEVEL, 0.2),
     "organic": Family(organic_molecule, GFN1_LEVEL, 0.0),
+    "even_cluster": Family(even_cluster, GFN1_LEVEL, 0.0),
 }
 
 

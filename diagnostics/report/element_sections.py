@@ -1,4 +1,4 @@
-"""Sections of the report on elements: before and after reweighting, and errors by element."""
+"""Sections of the report on elements: rare ones before and after, and errors by element."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .run_files import Run
 
 
 def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -> Section:
-    """What importance weights have done: the same table and the same maps before and after."""
-    heading = "Before and after reweighting"
+    """What was done for rare elements: the same table and the same maps before and after."""
+    heading = "Rare elements, before and after"
     if pair is None:
-        text = "Left out: it needs two runs, one without and one with importance weights."
+        text = "Left out: it needs two runs, one without and one with weights or labels for rare elements."
         return Section(heading, [Text(text)])
 
     before, after = pair
@@ -24,7 +24,7 @@ def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -
     if element_ratio(before.evaluation, after.evaluation):
         figure = reweighting_maps(before.evaluation, after.evaluation, (before.name, after.name))
         alt = (
-            "Periodic tables of the force MAE of each element before and after reweighting, "
+            "Periodic tables of the force MAE of each element before and after, "
             "and of their ratio"
         )
         blocks.append(pictures.save(figure, "reweighting", alt))
@@ -41,7 +41,7 @@ def _doubts(before: Run, after: Run) -> list[Block]:
             "The two runs were evaluated on different structures, so their errors do not compare."
         )
 
-    # reweighting must not win by training longer
+    # help for rare elements must not win by training longer
     old_steps = before.metrics.last_step
     new_steps = after.metrics.last_step
     if old_steps != new_steps:
@@ -86,7 +86,7 @@ def _comparison(before: Run, after: Run) -> Table:
         better = sum(value < 1 for value in ratio.values())
         rows.append(["elements with a smaller force MAE", "", f"{better} of {len(ratio)}", ""])
 
-    # a better model that was dearer would be no success of the weights
+    # a better model that cost more would be no success of the method
     old_cost = before.metrics
     new_cost = after.metrics
     steps = [f"{old_cost.last_step:,}", f"{new_cost.last_step:,}"]

@@ -48,14 +48,19 @@ def test_damaged_data_are_made_again(
     def data_steps() -> list[str]:
         done.clear()
         with pytest.raises(DataAreDoneError):
-            run_quickstart(tmp_path, QuickstartConfig())
+            run_quickstart(tmp_path, QuickstartConfig(cheap_per_element=1))
         return list(done)
 
     # the first call refuses a folder that holds something
     monkeypatch.setattr(quickstart, "check_destination", lambda *_, **__: None)
     shutil.copyfile(SAMPLE, tmp_path / "embedded.extxyz.gz")
     shutil.copyfile(SAMPLE, tmp_path / "molecules.extxyz.gz")
-    everything = ["data/dataset_info.json", "data/census.png", "molecules/dataset_info.json"]
+    everything = [
+        "data/dataset_info.json",
+        "data/census.png",
+        "cheap/dataset_info.json",
+        "molecules/dataset_info.json",
+    ]
     assert data_steps() == everything
     assert data_steps() == []
 
