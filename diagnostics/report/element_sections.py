@@ -24,8 +24,7 @@ def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -
     if element_ratio(before.evaluation, after.evaluation):
         figure = reweighting_maps(before.evaluation, after.evaluation, (before.name, after.name))
         alt = (
-            "Periodic tables of the force MAE of each element before and after, "
-            "and of their ratio"
+            "Periodic tables of the force MAE of each element before and after, and of their ratio"
         )
         blocks.append(pictures.save(figure, "reweighting", alt))
     else:
