@@ -15,7 +15,7 @@ def reweighting_section(pair: tuple[Run, Run] | None, pictures: PictureFolder) -
     """What was done for rare elements: the same table and the same maps before and after."""
     heading = "Rare elements, before and after"
     if pair is None:
-        text = "Left out: it needs two runs, one without and one with weights or labels for rare elements."
+        text = "Left out: it needs two runs, one without and one with help for rare elements."
         return Section(heading, [Text(text)])
 
     before, after = pair
