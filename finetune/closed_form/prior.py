@@ -112,8 +112,10 @@ class PriorChoice:
 
     mixture: Mixture
     error_before: float
-    """RMS error without a change, in units of the noise: of the forces, if there are any, else of
-    the first label that the data have."""
+    """RMS error without a change, in units of the noise.
+
+    Of the forces, if there are any, else of the first label that the data have.
+    """
     error_after: float
     """The same with the mixture."""
     held_out: dict[str, float]

@@ -100,8 +100,11 @@ def forgetting_report(before: Potential, after: Potential, probe: list[Structure
 
 
 def chosen_probe(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:
-    """The probe set of a fine-tuning: made from `data` if given, else the one that the model has,
-    else a new one without samples."""
+    """The probe set of a fine-tuning.
+
+    It is made from `data` if they are given. Else it is the one that the model has, and for a model
+    without one, a new one without samples.
+    """
     if data is not None:
         return probe_of(model, data)
     return stored_probe(model) or probe_of(model)
