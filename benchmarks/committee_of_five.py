@@ -1,17 +1,18 @@
-"""The uncertainty of one model beside that of a committee of five, which were trained separately.
+"""The uncertainty of one model, compared with that of a committee of five separate trainings.
 
     python benchmarks/committee_of_five.py DATA WORK [--steps 3000] [--calls 25] [--draws 200]
 
 DATA is multi_element_longtail.extxyz.gz. Two chemistries are held out of training: all structures
-with S or Se, elements that no model has seen then, and all others with both an alkali metal and a
-halogen, elements that it has seen in other compounds. The rest of the test split is inside. Five
-models of 16 channels differ in the seed of their weights and of the order of the data. Each gets a
-record of its uncertainty, as `evenfield finetune attach` makes it, and the first is compared with
-the committee: with the deviation of its five forces on an atom, their largest difference, and a
-spread that is fitted to errors of training structures in the form that ours has.
+with S or Se, elements that no model sees, and all others with both an alkali metal and a halogen,
+elements that the models see in other compounds. The rest of the test split is called inside.
 
-Trainings are kept in WORK, and one that was interrupted goes on. Ranges are those from 5 to 95 % of
---draws resamplings of whole groups of structures. Writes results/committee_of_five.json and .png.
+Five models of 16 channels differ in the seeds of their weights and of the order of the data. Each
+gets a record of its uncertainty, as `evenfield finetune attach` makes it. The first is compared
+with the committee by three measures: the deviation of the five forces on an atom, their largest
+difference, and a spread that is fitted to errors of training structures, in the form that ours has.
+
+Trainings are kept in WORK, and an interrupted one goes on. Ranges are from 5 to 95 % of --draws
+resamplings of whole groups of structures. Writes results/committee_of_five.json and .png.
 """
 
 from __future__ import annotations
@@ -68,16 +69,18 @@ UNSEEN_ELEMENTS = ("S", "Se")
 ALKALI_METALS = ("Li", "Na", "K", "Rb", "Cs")
 HALOGENS = ("F", "Cl", "Br", "I")
 
-# what the measures of `evenfield check trust` are called here
+# Measures: those of `evenfield check trust`, and what they are called here,
 OURS = {
     "spread": "spread",
     "committee": "bootstrap readouts",
     "distance": "distance",
     "force": "size of the force",
 }
+# and those of the committee.
 DEVIATION = "five: deviation"
 LARGEST = "five: largest difference"
 FITTED = "five: fitted spread"
+# Whose errors.
 OF_FIRST = "of the first model"
 OF_MEAN = "of the mean of five"
 COVERAGE = 0.9
@@ -85,11 +88,11 @@ COVERAGE = 0.9
 
 @dataclass(frozen=True)
 class Judged:
-    """What is said about the N atoms of some structures, and how large the errors are."""
+    """What the measures say about the N atoms of some structures, and how large the errors are."""
 
     seen: Observed
     said: dict[str, np.ndarray]
-    """Measure -> (N,); more means a larger error."""
+    """Measure -> its values (N,); a larger one predicts a larger error."""
     errors: dict[str, np.ndarray]
     """Whose force -> length of its error on each atom (N,), eV/A."""
 
@@ -122,15 +125,17 @@ def main() -> None:
         seconds_of_record.append(time.process_time() - started)
 
     models = [load(str(folder)) for folder in folders]
-    own = models[0].uncertainties[level]
+    uncertainty = models[0].uncertainties[level]
     groups = {"valid": list(iter_structures(without, "valid"))}
     test = list(iter_structures(without, "test"))
     groups["inside"] = [one for one in test if not is_alkali_halide(one)]
     groups["alkali halides"] = [one for one in test if is_alkali_halide(one)]
     groups["S and Se"] = all_as_level(unseen, level)
     train = list(iter_structures(without, "train"))
-    fitted = fitted_to_training(models, own, train)
-    all_judged = {name: judged(models, own, fitted, group) for name, group in groups.items()}
+    fitted = fitted_to_training(models, uncertainty, train)
+    all_judged = {
+        name: judged(models, uncertainty, fitted, group) for name, group in groups.items()
+    }
 
     command = f"python benchmarks/committee_of_five.py {options.data.name} WORK"
     settings = f"--steps {options.steps} --calls {options.calls} --draws {options.draws}"
@@ -165,9 +170,9 @@ def main() -> None:
 
 
 def two_data_sets(source: Path, work: Path) -> tuple[Path, Path]:
-    """What is trained on and judged, and the structures with elements that are left out of it.
+    """The data set without the unseen elements, and that of the structures with one of them.
 
-    Of the first, structures with both an alkali metal and a halogen are all in the test split.
+    In the first, all structures with both an alkali metal and a halogen are in the test split.
     """
     elements = f"[{', '.join(UNSEEN_ELEMENTS)}]"
     pairs = ", ".join(f"[{metal}, {halogen}]" for metal in ALKALI_METALS for halogen in HALOGENS)
@@ -185,7 +190,7 @@ def is_alkali_halide(structure: Structure) -> bool:
 
 
 def trained(data: Path, work: Path, seed: int, steps: int) -> Path:
-    """The model folder of one training, which goes on where it was interrupted."""
+    """The model folder of one training, which is done unless it is there already."""
     folder = work / f"seed-{seed}"
     if not (folder / "model" / "manifest.json").is_file():
         words = [
@@ -204,7 +209,7 @@ def trained(data: Path, work: Path, seed: int, steps: int) -> Path:
 
 
 def seconds_of_training(folders: list[Path]) -> float:
-    """Steps times the median step, in seconds by the clock, as the median over trainings."""
+    """Median over trainings of the wall time (s): the number of steps times the median step."""
     totals = []
     for folder in folders:
         lines = (folder.parent / "metrics.jsonl").read_text().splitlines()
@@ -215,54 +220,58 @@ def seconds_of_training(folders: list[Path]) -> float:
 
 
 def answers(
-    models: list[LoadedModel], own: LevelUncertainty, structures: list[Structure]
+    models: list[LoadedModel], uncertainty: LevelUncertainty, structures: list[Structure]
 ) -> tuple[Observed, np.ndarray]:
     """What the first model says about labelled structures, and forces (5, N, 3) of all models."""
-    seen = observe(models[0].potential, own, structures)
-    found = [predict(model.potential, structures).forces for model in models]
-    forces = np.stack([one[..., 1] for one in found])
-    # both go through the structures in their order
-    np.testing.assert_allclose(forces[0] - found[0][..., 0], seen.force_error, atol=1e-3)
+    seen = observe(models[0].potential, uncertainty, structures)
+    pairs = [predict(model.potential, structures).forces for model in models]  # label, prediction
+    forces = np.stack([one[..., 1] for one in pairs])
+    # `observe` and `predict` must have the atoms in the same order
+    np.testing.assert_allclose(forces[0] - pairs[0][..., 0], seen.force_error, atol=1e-3)
     return seen, forces
 
 
 def of_committee(seen: Observed, forces: np.ndarray) -> Observed:
-    """The same with the errors of the mean force, its size, and the deviation of the five forces.
+    """What a committee with these forces (5, N, 3) says, in the form of what a model says.
 
-    The committee has no posterior and no distance: those ingredients are the same for all atoms,
-    and a fit gives them no power.
+    Its force is the mean of the five, and its ingredients are the size of that force and the
+    deviation of the five. It has no posterior and no distance: these ingredients are the same for
+    all atoms, and a fit gives them no power.
     """
     mean = forces.mean(0)
     deviation = np.linalg.norm(forces.std(0, ddof=1), axis=1)
     size = np.linalg.norm(mean, axis=1)
-    same = np.ones_like(size)
+    constant = np.ones_like(size)
     return replace(
         seen,
         force_error=seen.force_error + mean - forces[0],
-        ingredients=np.stack([size, deviation, same, same]),
+        ingredients=np.stack([size, deviation, constant, constant]),
     )
 
 
 def fitted_to_training(
-    models: list[LoadedModel], own: LevelUncertainty, train: list[Structure]
+    models: list[LoadedModel], uncertainty: LevelUncertainty, train: list[Structure]
 ) -> LevelUncertainty:
-    """A record whose spread is that of the committee, in the form and by the fit that ours has."""
+    """An uncertainty whose spread is that of the committee, in the form and by the fit of ours."""
     order = np.random.default_rng(0).permutation(len(train))
     sizes = np.cumsum([len(train[index]) for index in order])
     chosen = [train[index] for index in order[sizes <= MOST_FITTED]]
-    return with_spread(own, of_committee(*answers(models, own, chosen)))
+    return with_spread(uncertainty, of_committee(*answers(models, uncertainty, chosen)))
 
 
 def judged(
     models: list[LoadedModel],
-    own: LevelUncertainty,
+    uncertainty: LevelUncertainty,
     fitted: LevelUncertainty,
     structures: list[Structure],
 ) -> Judged:
-    """Ask the first model and the committee about labelled structures."""
-    seen, forces = answers(models, own, structures)
+    """Ask the first model and the committee about labelled structures.
+
+    uncertainty: of the first model. fitted: of the committee.
+    """
+    seen, forces = answers(models, uncertainty, structures)
     committee = of_committee(seen, forces)
-    of_first = measures(own, seen, np.ones(len(seen.numbers), bool))
+    of_first = measures(uncertainty, seen, np.ones(len(seen.numbers), bool))
     pairs = combinations(forces, 2)
     said = {ours: of_first[name] for name, ours in OURS.items()} | {
         DEVIATION: committee.ingredients[INGREDIENTS.index("committee")],
@@ -281,12 +290,15 @@ def mean_errors(all_judged: dict[str, Judged]) -> dict[str, dict[str, float]]:
 
 
 def compared(measure: str) -> tuple[str, ...]:
-    """Whose errors a measure is compared with: a committee is asked for the mean of its forces."""
+    """Whose errors a measure is compared with: for the committee, first those of its mean force."""
     return (OF_MEAN, OF_FIRST) if measure in (DEVIATION, LARGEST, FITTED) else (OF_FIRST,)
 
 
 def figures_of_order(inside: Judged, valid: Judged, num_draws: int) -> dict[str, Any]:
-    """How each measure goes with the errors of atoms of known chemistry."""
+    """How well each measure predicts the errors on atoms of known chemistry.
+
+    valid: structures that give the scales of the 90 % radii.
+    """
     of_mixed = of_several_elements(inside.seen)
     rows = {}
     for measure, values in inside.said.items():
@@ -325,7 +337,7 @@ def figures_of_order(inside: Judged, valid: Judged, num_draws: int) -> dict[str,
 
 
 def facts_of_atoms(inside: Judged, chosen: np.ndarray) -> dict[str, float]:
-    """How large labels and errors of some of the atoms are."""
+    """How large the labels and errors are on some of the atoms: a mask (N,)."""
     label = inside.seen.label_size[chosen]
     error = inside.errors[OF_FIRST][chosen]
     return {
@@ -346,15 +358,16 @@ def of_several_elements(seen: Observed) -> np.ndarray:
 
 
 def rank_correlation(values: np.ndarray, error: np.ndarray) -> float:
-    """Spearman's, of atoms (N,)."""
+    """Spearman's rank correlation of a measure and the errors of atoms (N,)."""
     return round(float(spearmanr(values, error).statistic), 4)
 
 
 def share_of_best_order(values: np.ndarray, error: np.ndarray) -> float:
-    """Area that an error-retention curve gains over a random order, as a share of what the best
-    order gains: 1 where the atoms with the largest errors (N,) go first.
+    """How much the order by a measure gains over a random one, over what the best order gains.
 
-    The curve is the mean error of the atoms that are left when those with the largest values go.
+    The curve of an order is the mean error of the atoms (N,) that remain, while those with the
+    largest values are removed one by one. What counts is the area below it. The best order removes
+    the largest errors first, and has a share of 1.
     """
 
     def area(order: np.ndarray) -> float:
@@ -366,7 +379,7 @@ def share_of_best_order(values: np.ndarray, error: np.ndarray) -> float:
 
 
 def figures_of_outside(inside: Judged, outside: Judged, num_draws: int) -> dict[str, Any]:
-    """How well each measure tells atoms and structures of a held-out chemistry from the others."""
+    """How well each measure tells atoms and structures of a held-out chemistry from inside ones."""
     is_unseen = np.isin(outside.seen.numbers, [atomic_numbers[one] for one in UNSEEN_ELEMENTS])
     parts = {"all atoms": np.ones(len(is_unseen), bool)}
     if is_unseen.any():
@@ -380,7 +393,7 @@ def figures_of_outside(inside: Judged, outside: Judged, num_draws: int) -> dict[
         )
         row["structures"] = auroc(inside.of_structures(measure), outside.of_structures(measure))
         rows[measure] = row
-    # the error itself, which no measure knows
+    # for comparison the error itself, which no measure knows
     for whose, error in outside.errors.items():
         rows[f"error {whose}"] = {
             name: auroc(inside.errors[whose], error[chosen]) for name, chosen in parts.items()
@@ -410,13 +423,13 @@ def figures_of_one(
     groups: dict[str, list[Structure]],
     all_judged: dict[str, Judged],
 ) -> dict[str, float]:
-    """The main figures of one model and its own record, beside those of the committee."""
-    own = model.uncertainties[level]
+    """The main figures of one model with its own record, next to one of the committee."""
+    uncertainty = model.uncertainties[level]
     said = {}
     errors = {}
     for name in ("inside", "S and Se", "alkali halides"):
-        seen = observe(model.potential, own, groups[name])
-        said[name] = measures(own, seen, np.ones(len(seen.numbers), bool))
+        seen = observe(model.potential, uncertainty, groups[name])
+        said[name] = measures(uncertainty, seen, np.ones(len(seen.numbers), bool))
         errors[name] = seen.error
     committee = all_judged["inside"].said[DEVIATION]
     found = {
@@ -432,13 +445,16 @@ def figures_of_one(
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """How often an outsider has the larger value of a pair."""
+    """Area under the ROC curve: how often the outside value of a random pair is the larger one."""
     both = np.concatenate([inside, outside])
     return round(area_under_curve(both, np.arange(len(both)) >= len(inside)), 4)
 
 
 def draws_of_groups(seen: Observed) -> Callable[[], np.ndarray]:
-    """Draws the atoms of as many groups of structures as there are, with replacement."""
+    """A function that draws as many groups of structures as there are, with replacement.
+
+    It returns the indices of their atoms.
+    """
     rng = np.random.default_rng(0)
     _, place = np.unique(seen.atom_groups, return_inverse=True)
     order = np.argsort(place, kind="stable")
@@ -452,15 +468,15 @@ def draws_of_groups(seen: Observed) -> Callable[[], np.ndarray]:
 
 
 def range_of(values: list[float]) -> list[float]:
-    """From 5 to 95 % of the values."""
+    """The quantiles of 5 and 95 % of the values."""
     return [round(float(one), 4) for one in np.quantile(values, [0.05, 0.95])]
 
 
 def cost(models: list[LoadedModel], calls: int) -> dict[str, float]:
     """Processor time of the first model with its uncertainty, over that of five plain models.
 
-    64 atoms that move as in dynamics. Five calculators search neighbours and fill results five
-    times; five passes over one batch that is there already are the least that a committee costs.
+    Of 64 atoms that move as in dynamics. Five calculators search neighbours and fill results five
+    times. The least that a committee can cost is five passes over one batch that is made already.
     """
     atoms = bulk("MgO", "rocksalt", a=4.21, cubic=True) * (2, 2, 2)
     rng = np.random.default_rng(0)
@@ -501,7 +517,7 @@ def cost(models: list[LoadedModel], calls: int) -> dict[str, float]:
 
 @rc_context(STYLE)
 def picture(all_judged: dict[str, Judged]) -> bytes:
-    """Errors over what was said about them, atom by atom: ours and the committee side by side."""
+    """A picture of errors over predicted ones, atom by atom: our spread and the committee's."""
     drawing = Figure(figsize=(12, 5), layout="constrained")
     sides = (
         ("spread", OF_FIRST, "One model: predicted spread (eV/A)"),

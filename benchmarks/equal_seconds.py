@@ -7,21 +7,22 @@
         [--tensornet-channels 32 64] [--pet-channels 64 128] [--grace-channels small medium]
         [--ours KEY=VALUE ...] [--only MODEL ...]
 
-DATA is a converted set with splits; PYTHONs belong to the peers' own virtual environments, and a
-peer takes part when its own is given. Every size and budget is a run with a schedule of its own.
-Counted is the processor time of the training loop: not imports, neighbour lists that are made
-before, compiling, validation or the test. MACE lowers its rate from epoch to epoch, so its epochs
-are made short: a twentieth of a run.
+DATA is a converted data set with splits. Each PYTHON is that of a peer's own virtual environment,
+and a peer takes part if its PYTHON is given. Every model, size, budget and seed is one run, with a
+schedule as long as its budget. What counts is the processor time of the training loop: not imports,
+compiling, validation, the test, or neighbour lists that are made beforehand. MACE lowers its
+learning rate from epoch to epoch, so its epochs are made short: a twentieth of a run.
 
 Equal for all: the structures, their energies and forces (nobody is given stress), the energies of
-free atoms that ours takes from the census, the cutoff, one thread, and the code that tests. The
-peers validate on at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion.
-"MACE-light" is MACE with one scalar message, l_max 2, correlation 2 and two structures a batch,
-which sees more steps than MACE as its documentation has it. The sizes of GRACE are those of its
+free atoms (from the census), the cutoff, one thread, and the code that tests. The peers validate on
+at most 100 structures. Evenfield, NequIP and "MACE-light" have a core repulsion. "MACE-light" is
+MACE with one scalar message, l_max 2, correlation 2 and two structures a batch; it gets through
+more steps than MACE with the settings of its documentation. The sizes of GRACE are those of its
 presets.
 
-A row also holds the microseconds per atom for energy and forces on one thread, neighbour list
-included, at 64 and 512 atoms (trainer_protocol.py); error_against_cost.py draws one over the other:
+A row also holds the processor microseconds per atom for energy and forces on one thread, neighbour
+list included, at 64 and 512 atoms (trainer_protocol.py). error_against_cost.py draws errors over
+that cost:
 
     python benchmarks/equal_seconds.py OUT DATA --mace PYTHON --nequip PYTHON --sevennet PYTHON \\
         --tensornet PYTHON --pet PYTHON --grace PYTHON --channels 8 16 32 64 128 \\
@@ -29,7 +30,7 @@ included, at 64 and 512 atoms (trainer_protocol.py); error_against_cost.py draws
         --budgets 300 --ours compute.compiled=true
     python benchmarks/error_against_cost.py PICTURE.png OUT.json
 
-Writes OUT.json, which is taken up when it is there, and OUT.png.
+Writes OUT.json and OUT.png. If OUT.json exists, its runs are kept and the missing ones are done.
 """
 
 from __future__ import annotations
@@ -66,21 +67,23 @@ from evenfield.pretrain.config import PretrainConfig
 
 
 HERE = Path(__file__).resolve().parent
-CUTOFF = 5.0
+CUTOFF = 5.0  # A
 EPOCHS = 20  # of a run of MACE
-LABELS = {"energy": KEYS["energy"], "forces": KEYS["forces"]}  # of the peers
-# What MACE is given beside its sizes, and structures a batch. The second sees more steps.
+# The labels that the peers are given, and their names in the files.
+LABELS = {"energy": KEYS["energy"], "forces": KEYS["forces"]}
+# Model -> the settings of MACE beside its channels, and the structures in a batch.
 MACE = {
     "MACE": ({}, 5),
     "MACE-light": ({"max_L": 0, "max_ell": 2, "correlation": 2, "pair_repulsion": True}, 2),
 }
-# The presets of GRACE.
+# Model -> the preset of GRACE.
 GRACE = {
     "GRACE-1L": "GRACE_1LAYER_latest",
     "GRACE-2L": "GRACE_2LAYER_latest",
     "GRACE-FS": "FS",
 }
-# Model -> the option that its environment and sizes come from, and the trainer, one run a process.
+# Model -> the option that names its environment and, with "_channels", its sizes; and the script of
+# its trainer, which does one run in a process of its own. MACE's, which does several, is `Mace`.
 PEERS = {
     "MACE": ("mace", ""),
     "MACE-light": ("mace", ""),
@@ -91,6 +94,7 @@ PEERS = {
     **dict.fromkeys(GRACE, ("grace", "grace_trainer.py")),
 }
 MODELS = ("evenfield", *PEERS)
+# Error in a row -> its name and unit in pictures, and the factor from eV.
 FIGURES = {
     "force_mae": ("force MAE (eV/A)", 1.0),
     "energy_mae_per_atom": ("energy MAE (meV/atom)", 1000.0),
@@ -98,7 +102,7 @@ FIGURES = {
 
 
 def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """One run of a trainer in a process of its own."""
+    """The row of one run of a trainer in a process of its own; exits if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "settings.json"
         path.write_text(json.dumps(settings))
@@ -112,7 +116,7 @@ def ask(python: str, script: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows that a result has already; exits with one line if other settings made it."""
+    """Rows that a result file has already; exits with one line if other settings made it."""
     if not path.is_file():
         return []
     content = json.loads(path.read_text())
@@ -125,33 +129,33 @@ def taken_up(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def inference_structures(structures: list[Atoms]) -> list[Atoms]:
-    """One periodic structure, repeated until it has 64 and 512 atoms, or as near as it comes.
+    """One periodic structure, repeated to 64 and to 512 atoms, or as near as it comes.
 
     It is the one that comes nearest to 64; of several that do, the largest, then the first. Empty
-    where nothing is periodic.
+    if none is periodic.
     """
 
-    def nearness(atoms: Atoms) -> tuple[float, int]:
+    def preference(atoms: Atoms) -> tuple[float, int]:
         copies = max(1, round(SIZES[0] / len(atoms)))
         return abs(copies * len(atoms) - SIZES[0]), -len(atoms)
 
     periodic = [atoms for atoms in structures if atoms.pbc.all()]
     if not periodic:
         return []
-    drawn = min(periodic, key=nearness)
-    bare = Atoms(drawn.numbers, drawn.positions, cell=drawn.cell, pbc=True)
+    chosen = min(periodic, key=preference)
+    bare = Atoms(chosen.numbers, chosen.positions, cell=chosen.cell, pbc=True)
     return [repeated(bare, max(1, round(size / len(bare)))) for size in SIZES]
 
 
 def repeated(atoms: Atoms, copies: int) -> Atoms:
-    """So many copies, with the cell as near to a cube as the factors allow."""
+    """So many copies, with the cell as near to a cube as the prime factors allow."""
     factors = []
     rest = copies
     for factor in range(2, copies + 1):
         while rest % factor == 0:
             factors.append(factor)
             rest //= factor
-    # the largest first, each along the axis that is shortest by then
+    # the largest factor first, each along the axis that is the shortest by then
     for factor in reversed(factors):
         repeats = [1, 1, 1]
         repeats[int(np.argmin(atoms.cell.lengths()))] = factor
@@ -160,7 +164,7 @@ def repeated(atoms: Atoms, copies: int) -> Atoms:
 
 
 class Runs:
-    """The trainers on one data set."""
+    """Runs of all trainers on one data set, whose structures are written to `folder`."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
@@ -170,7 +174,7 @@ class Runs:
             if number:
                 self.parts[split] = list(iter_structures(options.data, split))
 
-        # the peers cannot train without a validation set; at most 100 structures, evenly spread
+        # the peers cannot train without a validation set: at most 100 structures, evenly spread
         valid = self.parts.get("valid", self.parts["train"][::20])
         every = math.ceil(len(valid) / 100)
         self.parts["valid"] = valid[::every]
@@ -178,7 +182,7 @@ class Runs:
         self.files = {}
         for split, structures in self.parts.items():
             self.files[split] = str(write(structures, folder / f"{split}.xyz", LABELS))
-        timed = inference_structures([s.to_atoms() for s in self.parts["test"]])
+        timed = inference_structures([structure.to_atoms() for structure in self.parts["test"]])
         path = folder / "inference.xyz"
         ase.io.write(path, timed, format="extxyz")
         self.measured = {"test": self.files["test"], "inference": str(path)}
@@ -191,10 +195,11 @@ class Runs:
             )
         (level,) = levels.values()
         self.e0 = {name: level["e0"][name] for name in census["per_element"]}  # eV
-        self._maces: dict[tuple[str, int], tuple[Mace, float]] = {}
+        self._mace_rates: dict[tuple[str, int], tuple[Mace, float]] = {}
+        """Model and channels -> what `_mace_rate` returns."""
 
     def run(self, model: str, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
-        """The row of one model of a size."""
+        """The row of one run: of a model with a size, for so many processor seconds."""
         if model == "evenfield":
             return self._evenfield(channels, seconds, seed)
         if model in MACE:
@@ -208,6 +213,7 @@ class Runs:
         return ask(getattr(self.options, option), script, settings)
 
     def _evenfield(self, channels: int | str, seconds: float, seed: int) -> dict[str, Any]:
+        """The row of one run of our own trainer."""
         words = [
             f"data={self.options.data}",
             "out=none",
@@ -221,9 +227,9 @@ class Runs:
 
     @cached_property
     def _peer_settings(self) -> dict[str, Any]:
-        """What every peer is told, except MACE."""
-        labelled = [s.forces for s in self.parts["train"] if s.forces is not None]
-        forces = np.concatenate(labelled)
+        """What the trainer of every peer but MACE is told."""
+        train = self.parts["train"]
+        forces = np.concatenate([one.forces for one in train if one.forces is not None])
         return {
             **self.files,
             **self.measured,
@@ -235,10 +241,11 @@ class Runs:
         }
 
     def _mace(self, model: str, channels: int, seconds: float, seed: int) -> dict[str, Any]:
-        mace, per_structure = self._mace_rate(model, channels)
+        """The row of one run of MACE, whose loop counts epochs and not seconds."""
+        mace, seconds_per_structure = self._mace_rate(model, channels)
         batch_size = MACE[model][1]
-        # its loop counts epochs, not seconds: as many batches as fit into the budget
-        batches = max(1, round(seconds / per_structure / batch_size / EPOCHS))
+        # of an epoch: as many as fit into the budget
+        batches = max(1, round(seconds / seconds_per_structure / batch_size / EPOCHS))
         settings = self._mace_settings(model, channels) | {"seed": seed}
         name = f"run-{model}-{channels}-{seconds:.0f}-{seed}"
         row = mace.train(name, EPOCHS, batches, self.measured, **settings)
@@ -248,20 +255,22 @@ class Runs:
     def _mace_rate(self, model: str, channels: int) -> tuple[Mace, float]:
         """MACE's trainer and its processor seconds per structure, from runs of 1 and 3 epochs."""
         key = model, channels
-        if key not in self._maces:
-            known = [mace for mace, _ in self._maces.values()]
-            mace = known[0] if known else Mace(self.options.mace, self.folder)
+        if key not in self._mace_rates:
+            # one trainer, which is a process, serves all models and sizes
+            started = [mace for mace, _ in self._mace_rates.values()]
+            mace = started[0] if started else Mace(self.options.mace, self.folder)
             batches = 20
             # The errors of this probe are not read, so the smaller file serves as its test.
             probe = self._mace_settings(model, channels) | {"test_file": self.files["valid"]}
             one = mace.train("probe", 1, batches, **probe)["seconds"]
             three = mace.train("probe", 3, batches, **probe)["seconds"]
-            # the difference of both is free of what a start costs
-            per_epoch = (three - one) / 2
-            self._maces[key] = mace, per_epoch / batches / MACE[model][1]
-        return self._maces[key]
+            # the difference does not contain what a start costs
+            seconds_per_epoch = (three - one) / 2
+            self._mace_rates[key] = mace, seconds_per_epoch / batches / MACE[model][1]
+        return self._mace_rates[key]
 
     def _mace_settings(self, model: str, channels: int) -> dict[str, Any]:
+        """All settings of a run of MACE but its seed and length."""
         e0 = {atomic_numbers[name]: energy for name, energy in self.e0.items()}
         sizes, batch_size = MACE[model]
         return (
@@ -273,13 +282,13 @@ class Runs:
                 "atomic_numbers": str(sorted(e0)),
                 "batch_size": batch_size,
                 "stress_weight": 0,
-                "eval_interval": 1,  # it saves only a state that it validated
+                "eval_interval": 1,  # it saves only states that it has validated
                 **{f"{split}_file": path for split, path in self.files.items()},
             }
         )
 
     def _neighbours(self) -> float:
-        """Mean number of neighbours, of 200 structures."""
+        """Mean number of neighbours of an atom within the cutoff, over 200 structures."""
         train = self.parts["train"]
         drawn = np.random.default_rng(0).permutation(len(train))[:200]
         num_edges = 0
@@ -292,7 +301,7 @@ class Runs:
 
 
 def model_looks() -> Iterator[tuple[str, str]]:
-    """Colour and marker of one series after the other: 49 pairs before one comes again."""
+    """Colour and marker for one series after the other: 49 pairs before one is repeated."""
     for shift in itertools.count():
         for index, colour in enumerate(COLOURS):
             yield colour, MARKERS[(index + shift) % len(MARKERS)]
@@ -321,6 +330,7 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, or of `words`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
@@ -358,15 +368,15 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def sizes_of(options: argparse.Namespace) -> list[tuple[str, int | str]]:
     """Model and size of all that take part: ours, and the peers whose environments are given."""
-    found: list[tuple[str, int | str]] = []
+    taking_part: list[tuple[str, int | str]] = []
     for model in options.only:
         if model == "evenfield":
-            found += [(model, channels) for channels in options.channels]
+            taking_part += [(model, channels) for channels in options.channels]
             continue
         option, _ = PEERS[model]
         if getattr(options, option):
-            found += [(model, size) for size in getattr(options, f"{option}_channels")]
-    return found
+            taking_part += [(model, size) for size in getattr(options, f"{option}_channels")]
+    return taking_part
 
 
 def main() -> None:
@@ -381,10 +391,10 @@ def main() -> None:
     rows = taken_up(path, settings)
     done = {(row["model"], row["channels"], row["budget"], row["seed"]) for row in rows}
 
-    # models innermost: a comparison that is stopped early has whole rows
+    # models innermost: a comparison that is stopped early has all models at some of the budgets
     todo = []
-    turns = itertools.product(options.seeds, options.budgets, sizes_of(options))
-    for seed, budget, (model, channels) in turns:
+    wanted = itertools.product(options.seeds, options.budgets, sizes_of(options))
+    for seed, budget, (model, channels) in wanted:
         if (model, channels, budget, seed) not in done:
             todo.append((model, channels, budget, seed))
 
@@ -392,8 +402,8 @@ def main() -> None:
         runs = Runs(options, Path(folder))
         for model, channels, budget, seed in track(todo, "runs"):
             row = runs.run(model, channels, budget, seed)
-            name = {"model": model, "channels": channels, "budget": budget, "seed": seed}
-            rows.append(name | row)
+            key = {"model": model, "channels": channels, "budget": budget, "seed": seed}
+            rows.append(key | row)
             print(rows[-1], flush=True)
             path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
     draw(rows, options.data.name, Path(f"{options.out}.png"))

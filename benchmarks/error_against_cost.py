@@ -3,11 +3,12 @@
     python benchmarks/error_against_cost.py PICTURE.png RESULT.json [RESULT.json ...]
         [--atoms 512] [--budget SECONDS]
 
-Every package and size is one marker, the sizes of a package joined by a line: microseconds per atom
-for energy and forces on one thread, neighbour list included, and the errors on the test structures
-after the same processor seconds of training. Left and low is better. Rows of several seeds give the
-mean of their logarithms. Prints the same as a table in Markdown, errors of forces first. Without
---budget, the longest that all models of the results were trained for.
+Every model and size is one marker, and lines join the sizes of a model. The cost is the processor
+microseconds per atom for energy and forces on one thread, neighbour list included. The errors are
+those on the test structures, after equal processor seconds of training. Left and low is better.
+Several seeds are averaged by their logarithms. Also prints the figures as a table in Markdown,
+sorted by the force error. Without --budget, the budget is the longest that all models were trained
+for.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ Key = tuple[str, int | str]  # model and size
 
 
 def read_rows(paths: list[Path]) -> list[dict[str, Any]]:
-    """Rows of results that are of one data set; exits with one line where they are of several."""
+    """The rows of all results; exits with one line if these are of several data sets."""
     rows = []
-    data = {}
+    file_of_data = {}
     for path in paths:
         content = json.loads(path.read_text())
-        data[content["settings"]["data"]] = path
+        file_of_data[content["settings"]["data"]] = path
         rows += content["rows"]
-    if len(data) > 1:
-        files = ", ".join(f"{path} of {name}" for name, path in data.items())
+    if len(file_of_data) > 1:
+        files = ", ".join(f"{path} of {name}" for name, path in file_of_data.items())
         sys.exit(f"these results are of several data sets: {files}")
     return rows
 
@@ -56,9 +57,9 @@ def common_budget(rows: list[dict[str, Any]]) -> float:
 
 
 def points(rows: list[dict[str, Any]], budget: float, atoms: int) -> dict[Key, dict[str, float]]:
-    """Cost (microseconds per atom) and errors of every model and size, by model and cost.
+    """Cost (microseconds per atom) and errors of every model and size, sorted by model and cost.
 
-    Exits with one line where no row has both.
+    atoms: in the structure that inference was timed with. Exits with one line if no row fits.
     """
     samples: dict[Key, list[list[float]]] = defaultdict(list)
     for row in rows:
@@ -73,16 +74,15 @@ def points(rows: list[dict[str, Any]], budget: float, atoms: int) -> dict[Key, d
     for key, values in samples.items():
         means = np.exp(np.log(values).mean(axis=0))
         found[key] = dict(zip(names, map(float, means), strict=True)) | {"seeds": len(values)}
-    return dict(
-        sorted(
-            found.items(),
-            key=lambda item: (MODELS.index(item[0][0]), item[1]["microseconds_per_atom"]),
-        )
-    )
+
+    def by_model_and_cost(key: Key) -> tuple[int, float]:
+        return MODELS.index(key[0]), found[key]["microseconds_per_atom"]
+
+    return {key: found[key] for key in sorted(found, key=by_model_and_cost)}
 
 
 def is_beaten(key: Key, found: dict[Key, dict[str, float]]) -> bool:
-    """Whether another is no slower and has smaller errors of both kinds."""
+    """Whether another model or size is no slower, and has smaller errors of both kinds."""
     own = found[key]
     for other_key, other in found.items():
         cheaper = other["microseconds_per_atom"] <= own["microseconds_per_atom"]
@@ -92,7 +92,7 @@ def is_beaten(key: Key, found: dict[Key, dict[str, float]]) -> bool:
 
 
 def table(found: dict[Key, dict[str, float]]) -> str:
-    """Markdown, by force error; who is not beaten in everything by another is in bold."""
+    """A table in Markdown, sorted by force error; models in bold are not beaten by another row."""
     heads = ["model", "size", "us/atom", *(label for label, _ in FIGURES.values()), "seeds"]
     lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
     for key in sorted(found, key=lambda key: found[key]["force_mae"]):
@@ -131,6 +131,7 @@ def draw(found: dict[Key, dict[str, float]], title: str, path: Path) -> None:
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line, or of `words`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("picture", type=Path)
     parser.add_argument("results", type=Path, nargs="+")
@@ -140,6 +141,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> None:
+    """Print the table and draw the picture."""
     options = parse_arguments(words)
     rows = read_rows(options.results)
     budget = options.budget or common_budget(rows)

@@ -2,16 +2,15 @@
 
     python evenfield_trainer.py SETTINGS.json
 
-SETTINGS has `seconds` and a pretraining config. The end of the schedule follows from the processor
-time of the steps so far and is put right every so often. With the files `test` and `inference`, the
-model is tested and timed as trainer_protocol.py does with all packages. Prints one line of JSON, as
-nequip_trainer.py does.
+SETTINGS has `seconds`, and the `config` of a pretraining. The length of the schedule is estimated
+from the processor time of the steps so far, and corrected every EVERY steps. If the settings name
+the files `test` and `inference`, the model is tested and timed in the same way as those of all
+packages (trainer_protocol.py). Prints one line of JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainer_protocol import measure, versions
+from trainer_protocol import Answer, measure, read_settings, versions
 
 from evenfield.model_zoo import load
 from evenfield.pretrain import run
@@ -33,8 +32,8 @@ EVERY = 20  # steps between corrections of the schedule's end
 MOST_STEPS = 10**6
 
 
-class Clock(Callback):
-    """Processor seconds of all steps; the first, which may compile, count as the mean of the rest.
+class ClockCallback(Callback):
+    """Counts the processor seconds of all steps; the first, untypical ones count as the mean.
 
     With a `budget` of seconds it moves the end of the run to where they are spent.
     """
@@ -59,6 +58,7 @@ class Clock(Callback):
                 self._move_end(loop)
 
     def _move_end(self, loop: Loop) -> None:
+        """Let the run end when, at the present speed, the budget is spent."""
         assert self.budget
         loop.max_steps = max(self.steps, round(self.steps * self.budget / self.seconds))
         if self.seconds >= self.budget:
@@ -70,22 +70,26 @@ def train(
 ) -> dict[str, Any]:
     """One run of so many steps or processor seconds: test errors, steps, structures, seconds.
 
-    Where the settings name a file `inference`, also the time of inference.
+    If the settings name a file `inference`, also the time of inference.
     """
-    clock = Clock(seconds)
+    clock = ClockCallback(seconds)
     fit = Trainer.fit
-    most = steps or MOST_STEPS
+    most_steps = steps or MOST_STEPS
 
-    def timed(trainer: Trainer) -> bool:
+    def fit_with_clock(trainer: Trainer) -> bool:
         trainer.callbacks.append(clock)
         return fit(trainer)
 
     with tempfile.TemporaryDirectory() as folder:
-        out = {"out": f"{folder}/run", "max_steps": most, "evaluate_every": most + 1}
-        config = PretrainConfig.model_validate(
-            settings["config"] | out | {"checkpoints": {"every": most + 1}}
-        )
-        Trainer.fit = timed  # type: ignore[method-assign]
+        of_this_run = {
+            "out": f"{folder}/run",
+            "max_steps": most_steps,
+            # neither validations nor checkpoints during the run
+            "evaluate_every": most_steps + 1,
+            "checkpoints": {"every": most_steps + 1},
+        }
+        config = PretrainConfig.model_validate(settings["config"] | of_this_run)
+        Trainer.fit = fit_with_clock  # type: ignore[method-assign]
         try:
             run.pretrain(config, quiet=True)
         finally:
@@ -96,23 +100,22 @@ def train(
                 "ask for more"
             )
         errors = json.loads((Path(config.out) / "evaluation.json").read_text())
-        kept = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
+        row = {key: errors[key] for key in ("energy_mae_per_atom", "force_mae")}
         if "inference" in settings:
-            # without a margin its list of neighbours is made anew in every call, as the peers' are
+            # without a margin it makes its neighbour list in every call, as the peers do
             calculator = load(Path(config.out) / "model").calculator(
                 skin=0.0, compiled=config.compute.compiled, warn_outside=False
             )
-            kept |= measure(calculator, settings)
-            kept["versions"] = versions("evenfield", "torch")
-    return kept | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}
+            row |= measure(calculator, settings)
+            row["versions"] = versions("evenfield", "torch")
+    return row | {"seconds": clock.seconds, "steps": clock.steps, "structures": clock.structures}
 
 
 def main() -> None:
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # DeepSpeed prints
+    answer = Answer()  # DeepSpeed prints
     torch.set_num_threads(1)
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps(train(settings, seconds=settings["seconds"])), file=answer, flush=True)
+    settings = read_settings()
+    answer.give(train(settings, seconds=settings["seconds"]))
 
 
 if __name__ == "__main__":

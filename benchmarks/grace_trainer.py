@@ -2,12 +2,13 @@
 
     python grace_trainer.py SETTINGS.json
 
-PRESET is `FS`, `GRACE_1LAYER_latest` or `GRACE_2LAYER_latest`, SIZE its `small`, `medium` or
-`large`. Loss (Huber at 0.01, 16 for energies and 32 for forces), optimizer (Adam at 0.008, EMA,
-clipped gradients) and the cosine to a twelfth of the rate are those of gracemaker's wizard. Batches
-have 8 structures instead of its 16, so that it sees enough steps in minutes, and the cutoff is that
-of all others. XLA is on, as the wizard has it: the first step of every shape of a batch compiles
-and counts as the mean of the others. It has no core repulsion. Prints one line of JSON.
+The setting `preset` is `FS`, `GRACE_1LAYER_latest` or `GRACE_2LAYER_latest`; `size` is one of its
+`small`, `medium` and `large`. Loss (Huber at 0.01, weights of 16 for energies and 32 for forces),
+optimizer (Adam at 0.008, EMA, clipped gradients) and the cosine to a twelfth of the learning rate
+are those of gracemaker's wizard. Batches have 8 structures instead of its 16, so that there are
+enough steps in minutes, and the cutoff is that of all others. XLA is on, as the wizard has it: the
+first step with every shape of a batch compiles, and counts as the mean of the others. The model has
+no core repulsion. Prints one line of JSON.
 """
 
 # ruff: noqa: I001, E402
@@ -26,7 +27,7 @@ from trainer_protocol import (
     measure,
     read_settings,
     versions,
-    with_labels,
+    write_labelled,
 )
 
 ANSWER = Answer()  # tensorflow prints
@@ -34,7 +35,6 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as gracemaker's documentation says
 os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
-import ase.io
 import tensorflow as tf
 import yaml
 from ase import Atoms
@@ -46,7 +46,7 @@ from tensorpotential.tensorpot import TensorPotential
 
 
 LEARNING_RATE = 0.008
-LAST_SHARE = 1 / 12  # of the rate
+LAST_SHARE = 1 / 12  # of the learning rate, at the end
 BATCH_SIZE = 8  # structures
 
 
@@ -55,7 +55,7 @@ class BudgetSpent(BaseException):
 
 
 class Schedule(tf.keras.callbacks.Callback):
-    """Sets the rate by the processor time, and ends the run with it."""
+    """Sets the learning rate by the processor time, and ends the run when the time is spent."""
 
     def __init__(self, potential: TensorPotential, clock: Clock) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Schedule(tf.keras.callbacks.Callback):
 
 
 class WithFreeAtoms(TPCalculator):
-    """GRACE's calculator, whose energies are those without the free atoms, with them."""
+    """GRACE's calculator plus the energies of the free atoms (eV), which it leaves out."""
 
     def __init__(self, model: str, e0: dict[str, float]) -> None:
         super().__init__(model=model)
@@ -141,9 +141,11 @@ def input_of(settings: dict[str, Any], train: str) -> dict[str, Any]:
 
 
 def fit(settings: dict[str, Any], clock: Clock, folder: Path) -> None:
-    """Train in a folder; what it exports there has the averaged weights."""
-    structures = with_labels(settings["train"])
-    ase.io.write(folder / "train.extxyz", structures, format="extxyz")
+    """Train in a folder, where gracemaker then exports the model with its averaged weights.
+
+    gracemaker has no hook for a budget, so its scheduler, step and loop are replaced.
+    """
+    write_labelled(settings["train"], folder / "train.extxyz")
     (folder / "input.yaml").write_text(yaml.safe_dump(input_of(settings, "train.extxyz")))
     train_adam = loop.train_adam
     step = TensorPotential.distributed_train_step
@@ -154,21 +156,24 @@ def fit(settings: dict[str, Any], clock: Clock, folder: Path) -> None:
         clock.go_on()
         return schedules[0]
 
-    def seen(potential: TensorPotential, batch: Any, *arguments: Any, **named: Any) -> Any:
+    def step_with_a_look(
+        potential: TensorPotential, batch: Any, *arguments: Any, **named: Any
+    ) -> Any:
         schedules[0].look_at(batch)
         return step(potential, batch, *arguments, **named)
 
+    # The weights must still be the averaged ones when gracemaker exports the model after training.
     with ExitStack() as averaged:
 
-        def until_spent(potential: TensorPotential, **named: Any) -> None:
+        def train_until_spent(potential: TensorPotential, **named: Any) -> None:
             try:
                 train_adam(potential, **named)
             except BudgetSpent:
                 averaged.enter_context(potential.ema_scope())
 
         loop.LRSchedulerFactory.create_lr_scheduler = staticmethod(scheduler)
-        TensorPotential.distributed_train_step = seen
-        gracemaker.train_adam = until_spent
+        TensorPotential.distributed_train_step = step_with_a_look
+        gracemaker.train_adam = train_until_spent
         gracemaker.main(["input.yaml"])
 
 

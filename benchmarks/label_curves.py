@@ -1,7 +1,7 @@
-"""Errors against labels: what several ways to choose labels need for the same error, and a picture.
+"""Errors against labels: how many labels do several ways to choose them need for the same error?
 
-A row is one run: its way, its seed, and its curve, a list of points with the number of labels and
-the errors of the model that has learned them.
+A row is one run: its way, its seed, and its curve. A curve is a list of points, each with a number
+of labels and the errors of the model that has learned them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from evenfield.finetune.safety.uncertainty import observe
 from evenfield.model_zoo.hub.load import LoadedModel
 
 
+# The errors that are compared, as points name them.
 FORCE = "force_rmse"
 ENERGY = "energy_mae_per_atom"
 NAMES = {FORCE: "force RMSE (eV/A)", ENERGY: "energy MAE (meV/atom)"}
@@ -29,12 +30,15 @@ FACTORS = {FORCE: 1.0, ENERGY: 1000.0}
 
 
 def errors(model: LoadedModel, level: str, judged: list[Structure]) -> dict[str, float]:
-    """Of one model on the structures that judge, and how many forces lie within their radius."""
-    own = model.uncertainties[level]
-    seen = observe(model.potential, own, judged)
+    """Errors of one model on the structures that judge, and the share of forces within radii.
+
+    Forces in eV/A, energies in eV/atom.
+    """
+    uncertainty = model.uncertainties[level]
+    seen = observe(model.potential, uncertainty, judged)
     num_atoms = np.array([len(one) for one in judged])
-    radius = own.force_quantiles(0.9)[own.group_of(seen.numbers)]
-    radius = radius * own.spread(seen.ingredients, seen.numbers)
+    quantile = uncertainty.force_quantiles(0.9)[uncertainty.group_of(seen.numbers)]
+    radius = quantile * uncertainty.spread(seen.ingredients, seen.numbers)
     return {
         FORCE: float(np.sqrt(np.square(seen.force_error).mean())),
         "force_mae": float(np.abs(seen.force_error).mean()),
@@ -44,9 +48,10 @@ def errors(model: LoadedModel, level: str, judged: list[Structure]) -> dict[str,
 
 
 def labels_to_reach(curve: Sequence[dict[str, float]], key: str, error: float) -> float | None:
-    """Labels with which a curve first is at `error` or below; None where it never is.
+    """Labels with which a curve first is at `error` or below; None if it never is.
 
-    Between two points the logarithms of error and labels follow a straight line.
+    key: the name of the error. Between two points, a straight line joins the logarithms of errors
+    and labels.
     """
     for place, point in enumerate(curve):
         if point[key] > error:
@@ -62,10 +67,10 @@ def labels_to_reach(curve: Sequence[dict[str, float]], key: str, error: float) -
 
 
 def beside(rows: Sequence[dict[str, Any]], other: str, key: str) -> dict[str, Any]:
-    """What each way needs for the lowest error of `other`, over what `other` needs for it.
+    """The labels that each way needs for the lowest error of `other`, over those of `other`.
 
-    Curves go up as well as down, so that the lowest error is taken, and not the last. One ratio a
-    seed; None where the way never comes to that error, which counts as infinite in the median.
+    The lowest error and not the last, because curves also go up. There is one ratio for each seed,
+    None if the way never comes to that error. That counts as infinite in the median.
     """
     of_seed = {row["seed"]: row["curve"] for row in rows if row["way"] == other}
     found: dict[str, Any] = {}
@@ -87,19 +92,19 @@ def beside(rows: Sequence[dict[str, Any]], other: str, key: str) -> dict[str, An
 
 
 def medians(rows: Sequence[dict[str, Any]], way: str, key: str) -> list[list[float]]:
-    """[labels, median, least, largest] over seeds, where all seeds of a way have a point."""
+    """[labels, median, least, largest] over seeds, for labels at which every seed has a point."""
     curves = [row["curve"] for row in rows if row["way"] == way]
-    table = [{point["labels"]: point[key] for point in curve} for curve in curves]
-    common = sorted(set.intersection(*(set(one) for one in table)))
+    errors_of_seeds = [{point["labels"]: point[key] for point in curve} for curve in curves]
+    common = sorted(set.intersection(*(set(of_seed) for of_seed in errors_of_seeds)))
     found = []
     for labels in common:
-        values = [one[labels] for one in table]
+        values = [of_seed[labels] for of_seed in errors_of_seeds]
         found.append([labels, statistics.median(values), min(values), max(values)])
     return found
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of each way, and the labels that each needs beside each other."""
+    """The medians of each way, and the labels that each way needs, over those of each other way."""
     ways = list(dict.fromkeys(row["way"] for row in rows))
     return {
         "points": "[labels, median, least, largest over seeds]",
@@ -110,8 +115,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def keep(about: dict[str, Any], rows: Sequence[dict[str, Any]], out: Path | None) -> dict[str, Any]:
-    """What a task is about, with the summary of its runs; written and drawn where asked to."""
+def summarised(
+    about: dict[str, Any], rows: Sequence[dict[str, Any]], out: Path | None
+) -> dict[str, Any]:
+    """`about` with the summary and the rows of the runs so far.
+
+    out: JSON file to write it to, with a picture next to it; None writes nothing.
+    """
     result = {**about, **summary(rows), "rows": rows}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
@@ -132,7 +142,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.plot(labels, middle, color=colour, marker=marker, label=way)
                 axes.fill_between(labels, low, high, color=colour, alpha=0.12, linewidth=0)
             axes.set_xscale("log")
-            # counts of labels that were judged, and no powers of ten
+            # the numbers of labels that were judged, instead of powers of ten
             axes.set_xticks(labels, [f"{number:g}" for number in labels])
             axes.minorticks_off()
             log_if_positive(axes)

@@ -3,12 +3,12 @@
     python benchmarks/learning_from_a_pool.py POOL WORK [--model evenfield-1] [--seeds 0 1 2]
         [--out FILE]
 
-POOL is a file of extended xyz with REF_energy, REF_forces and a `group` of each structure. Every
-fourth group, in the order of their names, is held out and judges; up to 600 structures of the
-others are the pool. Where all structures are of one group, those of a composition are one instead.
-Each run begins with the same 8 random structures of its seed, and takes batches of 8 up to 64;
-models of 8, 16, 32 and 64 labels are judged. There is no dynamics: the labels are those of the
-file, and the models are made by the loop's refit, which leaves features as they are.
+POOL is a file of extended xyz with REF_energy, REF_forces and a `group` for each structure. Every
+fourth group, in the order of the names, is held out, and judges. Up to 600 structures of the others
+are the pool. If all structures are of one group, each composition is a group instead. All ways of
+one seed begin with the same 8 random structures, and take batches of 8 up to 64. Models of 8, 16,
+32 and 64 labels are judged. There is no dynamics: the labels are those of the file, and the models
+are made by the loop's refit, which does not change the features.
 
 Measured with zr_h (hydrides of zirconium, DFT) and fitsnap_wbe (tungsten, beryllium and their
 alloys, PBE), neither of which any level of evenfield-1 has seen.
@@ -32,7 +32,7 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from label_curves import errors, keep
+from label_curves import errors, summarised
 
 from evenfield.data_pipelines.structure import Structure
 from evenfield.finetune.safety.uncertainty import atom_features, observe
@@ -46,24 +46,25 @@ from evenfield.simulation.learn.fit import fit
 
 WAYS = ("determinant", "random", "farthest", "committee")
 LEVEL = "pool"
+# Labels in a batch, most labels of a run, and numbers of labels at which a model is judged.
 BATCH = 8
 MOST = 64
-# where a model is judged
 JUDGED = (8, 16, 32, 64)
+# Of the groups, one in so many judges.
 EVERY = 4
-# so that a run takes minutes
+# Most atoms of a structure, and most structures: a run should take minutes.
 MOST_ATOMS = 54
 MOST_POOL = 600
 MOST_TEST = 200
-# eV/A; a label with more is not learned from, as in the loop
+# eV/A; labels with a larger force are not learned from, as in the loop.
 LARGEST_FORCE = 50.0
 
 
 def read(path: Path) -> list[Atoms]:
-    """All structures of the file that a run can afford."""
+    """The structures of the file that are small enough, with forces that are small enough."""
     content = path.read_bytes()
     if path.suffix == ".gz":
-        # at once, because ASE seeks backwards
+        # all at once, because ASE seeks backwards
         content = gzip.decompress(content)
     frames = ase.io.read(io.StringIO(content.decode()), ":", format="extxyz")
     return [
@@ -75,7 +76,7 @@ def read(path: Path) -> list[Atoms]:
 
 
 def split(frames: list[Atoms]) -> tuple[list[Structure], list[Structure], list[str]]:
-    """The pool, the structures that judge, and the names of their groups."""
+    """The pool, the structures that judge, and the names of the groups that judge."""
     rng = np.random.default_rng(0)
     names = {atoms.info["group"] for atoms in frames}
     if len(names) == 1:
@@ -85,12 +86,13 @@ def split(frames: list[Atoms]) -> tuple[list[Structure], list[Structure], list[s
         names = {atoms.info["group"] for atoms in frames}
     groups = sorted(names)[::EVERY]
     labelled = [_structure(atoms, number) for number, atoms in enumerate(frames)]
-    test = [own for own in labelled if own.group in groups]
-    pool = [own for own in labelled if own.group not in groups]
+    test = [one for one in labelled if one.group in groups]
+    pool = [one for one in labelled if one.group not in groups]
     return _drawn(pool, MOST_POOL, rng), _drawn(test, MOST_TEST, rng), groups
 
 
 def _structure(atoms: Atoms, number: int) -> Structure:
+    """The structure with its labels from the file."""
     labels: dict[str, Any] = {"forces": atoms.arrays["REF_forces"]}
     labels["energy"] = float(atoms.info["REF_energy"])
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -99,6 +101,7 @@ def _structure(atoms: Atoms, number: int) -> Structure:
 
 
 def _drawn(structures: list[Structure], most: int, rng: np.random.Generator) -> list[Structure]:
+    """At most `most` of the structures, drawn at random, in their order."""
     places = rng.permutation(len(structures))[:most]
     return [structures[place] for place in sorted(places)]
 
@@ -107,55 +110,60 @@ def chosen(
     way: str,
     model: LoadedModel | None,
     pool: list[Structure],
-    of_each: list[np.ndarray],
-    known: list[int],
+    features: list[np.ndarray],
+    labelled: list[int],
     seed: int,
 ) -> list[int]:
-    """Places of the next batch in the pool, whose features are `of_each`.
+    """Places of the next batch in the pool.
 
-    model: the newest, for the committee.
+    model: the newest, which only the committee needs. features: (N, d) of each structure in the
+    pool. labelled: places of those that have labels.
     """
-    left = [place for place in range(len(pool)) if place not in set(known)]
+    unlabelled = [place for place in range(len(pool)) if place not in set(labelled)]
     if way == "random":
-        rng = np.random.default_rng([seed, len(known)])
-        return [left[place] for place in rng.permutation(len(left))[:BATCH]]
-    if model is not None:
-        candidates = [pool[place] for place in left]
+        rng = np.random.default_rng([seed, len(labelled)])
+        best = rng.permutation(len(unlabelled))[:BATCH]
+    elif way == "committee":
+        assert model is not None, "the committee is that of a model"
+        candidates = [pool[place] for place in unlabelled]
         seen = observe(model.potential, model.uncertainties[LEVEL], candidates)
-        largest = np.zeros(len(left))
+        largest = np.zeros(len(unlabelled))
         np.maximum.at(largest, seen.structure_index, seen.disagreement)
-        return [left[place] for place in np.argsort(-largest, kind="stable")[:BATCH]]
-    candidates = [of_each[place] for place in left]
-    labelled = [of_each[place] for place in known]
-    if way == "determinant":
-        places, _ = by_determinant(np.concatenate(labelled), candidates, BATCH)
+        best = np.argsort(-largest, kind="stable")[:BATCH]
     else:
-        places, _ = by_distance(labelled, candidates, BATCH)
-    return [left[place] for place in places]
+        of_unlabelled = [features[place] for place in unlabelled]
+        of_labelled = [features[place] for place in labelled]
+        if way == "determinant":
+            best, _ = by_determinant(np.concatenate(of_labelled), of_unlabelled, BATCH)
+        else:
+            best, _ = by_distance(of_labelled, of_unlabelled, BATCH)
+    return [unlabelled[place] for place in best]
 
 
 def run(
     base: LoadedModel,
     pool: list[Structure],
-    of_each: list[np.ndarray],
+    features: list[np.ndarray],
     test: list[Structure],
     work: Path,
     way: str,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The curve of one way and seed."""
+    """The curve of one way and seed: a point for each model that is judged."""
+    # the oracle is never asked, but a loop's settings must name one
     config = LearnConfig(oracle="EMT", level_of_theory=LEVEL, seed=seed)
-    known = np.random.default_rng([seed]).permutation(len(pool))[:BATCH].tolist()
+    labelled = np.random.default_rng([seed]).permutation(len(pool))[:BATCH].tolist()
     points: list[dict[str, Any]] = []
     while True:
-        number = len(known)
+        number = len(labelled)
         # all ways begin with the same model
-        shared = work / f"first-{seed}" / f"{number:03d}"
-        folder = shared if number == BATCH else work / f"{way}-{seed}" / f"{number:03d}"
+        run_name = f"first-{seed}" if number == BATCH else f"{way}-{seed}"
+        folder = work / run_name / f"{number:03d}"
         out = folder / "model"
         # only the committee asks a model what to label
         if (number in JUDGED or way == "committee") and not out.exists():
-            learned = [pool[place] for place in known]
+            learned = [pool[place] for place in labelled]
+            # nothing here reads the digest of the labels
             fit(base, learned, "0" * 64, out, config, folder / "learned.json")
         if number in JUDGED:
             if not (folder / "point.json").exists():
@@ -165,16 +173,16 @@ def run(
             points.append(store.read(folder / "point.json"))
         if number >= MOST:
             return points
-        chosen_by_way = folder / f"next-{way}.json"
-        if not chosen_by_way.exists():
+        next_batch = folder / f"next-{way}.json"
+        if not next_batch.exists():
             model = load(out) if way == "committee" else None
-            places = chosen(way, model, pool, of_each, known, seed)
-            store.write(chosen_by_way, {"places": places})
-        known += store.read(chosen_by_way)["places"]
+            places = chosen(way, model, pool, features, labelled, seed)
+            store.write(next_batch, {"places": places})
+        labelled += store.read(next_batch)["places"]
 
 
 def main() -> None:
-    """Print a JSON object for each run, and write all of them where asked to."""
+    """Print a JSON object for each run, and write all of them to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,11 +195,11 @@ def main() -> None:
     torch.set_num_threads(1)
     base = load(arguments.model)
     pool, test, groups = split(read(arguments.pool))
-    # features are the same for all levels, and the base model does not have this one
+    # features are the same at all levels, and the base model does not have that of the pool
     level = base.record.default_level
-    known = [replace(own, level_of_theory=level) for own in pool]
-    features, _ = atom_features(base.potential, known)
-    of_each = np.split(features, np.cumsum([len(own) for own in pool])[:-1])
+    at_known_level = [replace(one, level_of_theory=level) for one in pool]
+    all_features, _ = atom_features(base.potential, at_known_level)
+    features = np.split(all_features, np.cumsum([len(one) for one in pool])[:-1])
     squares = np.concatenate([np.square(one.forces) for one in test])
     about = {
         "model": base.reference,
@@ -205,11 +213,11 @@ def main() -> None:
     for seed in arguments.seeds:
         for way in WAYS:
             began = time.process_time()
-            curve = run(base, pool, of_each, test, arguments.work, way, seed)
+            curve = run(base, pool, features, test, arguments.work, way, seed)
             seconds = round(time.process_time() - began, 1)
             rows.append({"way": way, "seed": seed, "seconds": seconds, "curve": curve})
             print(json.dumps(rows[-1]), flush=True)
-            result = keep(about, rows, arguments.out)
+            result = summarised(about, rows, arguments.out)
     print(json.dumps(result["labels over those of"], indent=1))
 
 

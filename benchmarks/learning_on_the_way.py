@@ -3,31 +3,32 @@
     python benchmarks/learning_on_the_way.py WORK [--task alloys] [--model evenfield-1]
         [--seeds 0 1 2] [--out FILE]
 
-alloys: crystals of 16 atoms of copper, gold and two alloys of them from 600 to 2400 K, with EMT as
+alloys: crystals of 16 atoms of copper, gold and two of their alloys from 600 to 2400 K, with EMT as
 the oracle.
 
 clusters: sodium astatide in vacuum, blocks of 4 to 16 atoms at 600 and 1200 K, with GFN1-xTB as the
-oracle. The first labels are of the four clusters of up to 8 atoms; those of 12 and 16 are met in
-simulations only. Astatine is the element that is new: evenfield-1 knows it from one of its 18
-levels, acwf_vasp_pbe, and there from equations of state of crystals whose forces are zero by
-symmetry. It has learned no molecule or cluster with astatine, and no force on it that is not zero.
+oracle. The first labels are of the four clusters of up to 8 atoms; only simulations meet those of
+12 and 16. Astatine is the new element: evenfield-1 knows it from one of its 18 levels,
+acwf_vasp_pbe, and there from equations of state of crystals whose forces are zero by symmetry. It
+has learned no molecule or cluster with astatine, and no force on it that is not zero.
 
 Each task has a level of theory that the model has never seen. Each loop spends 28 labels: a rattled
 copy of each of the first four structures, then rounds of 6. The model after each round is judged by
-errors on 120 structures from dynamics that the oracle itself drives at the same temperatures, from
-the same structures with other velocities.
+its errors on 120 structures. They come from dynamics that the oracle itself drives at the same
+temperatures, from the same structures with other velocities.
 
-The guard stops at a radius with which no loop should end before its labels are spent: with 0.5 eV/A
-on one alloy, one ended with 14 labels and another with 24. Nor may it be so small that simulations
-stay where they begin. All those of clusters came to 0.27 ps together with 0.1 eV/A, to 1.5 ps with
-0.3, and to 6.3 ps with 0.5 (determinant, seed 0), where ten of twelve were still stopped at last.
+The radius at which the guard stops a simulation must be small enough that no loop ends before its
+labels are spent: with 0.5 eV/A on one alloy, one loop ended with 14 labels and another with 24. Nor
+may it be so small that simulations stay where they begin. All simulations of clusters together came
+to 0.27 ps with 0.1 eV/A, to 1.5 ps with 0.3, and to 6.3 ps with 0.5 (determinant, seed 0), where
+ten of twelve were still stopped in the last round.
 
 Twelve simulations that stop early still meet several times as many structures as a round labels, so
-that there is a choice. The first round on clusters is an exception: with four labels nearly all
+there is a choice. The first round on clusters is an exception: with four labels, nearly all
 simulations stop where they begin. With seed 0 they met eight structures, and six got a label.
 
-All ways see the same first labels for a seed. Loops stand in WORK, so that a run that was
-interrupted goes on. With --out, a picture of the same name is drawn as well.
+All ways have the same first labels for a seed. Loops are kept in WORK, so an interrupted run goes
+on. With --out, a picture of the same name is drawn as well.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.md.langevin import Langevin
 from benchmark_structures import rock_salt
-from label_curves import errors, keep
+from label_curves import errors, summarised
 
 from evenfield.core.thermal import set_thermal_momenta
 from evenfield.data_pipelines.enrich.label_oracles import new_calculator
@@ -57,19 +58,19 @@ from evenfield.simulation.learn.loop import learn
 
 
 WAYS = ("determinant", "random", "farthest", "committee")
-# atoms of gold among the 16 of each crystal
+# Atoms of gold among the 16 of each crystal.
 GOLD = (5, 16, 0, 11)
 SALT = "NaAt"
-# A, between neighbours; of all cubes of 8 ions, GFN1-xTB gives this one the lowest energy
+# A, between neighbours: the distance with the lowest GFN1-xTB energy of a cube of 8 ions.
 DISTANCE = 3.13
-# sites of rock salt along each axis, from 4 ions to 16; there are two clusters of 8
+# Sites of rock salt along each axis, from 4 ions to 16; there are two clusters of 8.
 SHAPES = ((1, 2, 2), (1, 2, 3), (1, 2, 4), (2, 2, 2), (2, 2, 3), (2, 2, 4))
-# settings that the result names
+# Settings that the result names.
 TOLD = {"labels", "initial", "batch", "steps", "every", "temperatures", "guard", "strategy"}
 
 
 def crystals() -> list[Atoms]:
-    """16 atoms on the sites of an fcc lattice each, at about the volume of the melt."""
+    """Crystals of 16 atoms on the sites of an fcc lattice, at about the volume of the melt."""
     found = []
     for number, gold in enumerate(GOLD):
         # Vegard's rule between the two metals
@@ -82,7 +83,7 @@ def crystals() -> list[Atoms]:
 
 
 def clusters() -> list[Atoms]:
-    """Blocks of rock salt in vacuum that grow."""
+    """Blocks of rock salt in vacuum, from small to large."""
     return [rock_salt(SALT, DISTANCE, shape) for shape in SHAPES]
 
 
@@ -109,7 +110,7 @@ TASKS = {
 
 
 def test_structures(task: Task) -> list[Structure]:
-    """What dynamics of the oracle's own met, each 100 fs."""
+    """Labelled structures of dynamics that the oracle drives, one every 100 fs."""
     found = []
     walks = [
         (atoms, temperature) for atoms in task.structures() for temperature in task.temperatures
@@ -135,7 +136,7 @@ def test_structures(task: Task) -> list[Structure]:
 
 
 def settings(task: Task, way: str, seed: int) -> LearnConfig:
-    """Those of one loop."""
+    """The settings of one loop."""
     return LearnConfig(
         oracle=task.oracle,
         level_of_theory=task.level,
@@ -156,7 +157,7 @@ def settings(task: Task, way: str, seed: int) -> LearnConfig:
 def curve(
     out: Path, rounds: list[dict[str, Any]], level: str, judged: list[Structure]
 ) -> list[dict[str, Any]]:
-    """The errors after each round that has led to a model."""
+    """A point for each round that has led to a model: labels so far, and errors."""
     points = []
     for number, done in enumerate(rounds):
         folder = out / "rounds" / f"{number:03d}" / "model" / out.name
@@ -166,7 +167,7 @@ def curve(
 
 
 def main() -> None:
-    """Print a JSON object for each loop, and write all of them where asked to."""
+    """Print a JSON object for each loop, and write all of them to --out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -207,7 +208,7 @@ def main() -> None:
                 }
             )
             print(json.dumps(rows[-1]), flush=True)
-            result = keep(about, rows, arguments.out)
+            result = summarised(about, rows, arguments.out)
     print(json.dumps(result["labels over those of"], indent=1))
 
 

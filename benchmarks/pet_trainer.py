@@ -2,12 +2,12 @@
 
     python pet_trainer.py SETTINGS.json
 
-All settings are metatrain's defaults for PET (its page of the architecture: two layers of two
-attention layers, Adam at 1e-4, a cosine after a warm-up of a hundredth of the run), but for three:
-batches of five structures instead of 16, so that it sees enough steps in minutes; Huber losses,
-since absolute errors are judged; and a cutoff like that of all others. CHANNELS is `d_pet` and
-`d_head`; `d_node` and `d_feedforward` are twice as large, as in the defaults. It has no core
-repulsion. Prints one line of JSON.
+All settings but three are metatrain's defaults for PET (on its page about the architecture: two
+layers of two attention layers, Adam at 1e-4, a cosine after a warm-up of a hundredth of the run).
+Batches have five structures instead of 16, so that there are enough steps in minutes. Losses are
+Huber's, since absolute errors are judged. The cutoff is that of all others. The setting `channels`
+is `d_pet` and `d_head`; `d_node` and `d_feedforward` are twice as large, as in the defaults. The
+model has no core repulsion. Prints one line of JSON.
 """
 
 # ruff: noqa: I001, E402
@@ -44,7 +44,7 @@ BATCH_SIZE = 5  # structures
 
 
 class BudgetSpent(BaseException):
-    """Ends metatrain's loop, which counts epochs; it would make an error of its own of others."""
+    """Ends metatrain's loop, which counts epochs and turns every `Exception` into its own error."""
 
 
 class Rate:
@@ -61,18 +61,19 @@ class Rate:
             group["lr"] = LEARNING_RATE * (self.clock.cosine() if warm == 1.0 else warm)
 
     def step(self) -> None:
-        """A step of training ended."""
+        """Called by metatrain after each step of training."""
         self.clock.step()
         self._set()
         if self.clock.is_over:
             raise BudgetSpent
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing; metatrain asks for it when it saves."""
         return {}
 
 
 def options_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The options file of `mtt train`."""
+    """The content of the options file of `mtt train`."""
 
     def part(split: str) -> dict[str, Any]:
         return {
@@ -126,17 +127,22 @@ def options_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def trained(settings: dict[str, Any], clock: Clock) -> torch.nn.Module:
-    """The network at the end of the budget, when its rate is zero."""
-    found: list[torch.nn.Module] = []
+    """The network at the end of the budget, when its learning rate is zero.
+
+    metatrain has no hook for a budget, so its scheduler, loader and trainer are replaced.
+    """
+    models: list[torch.nn.Module] = []
 
     class Trainer(loop.Trainer):
         def train(self, model: torch.nn.Module, *arguments: Any, **named: Any) -> None:
-            found.append(model)
+            # the only way to the model: `train_model` does not return when the budget ends it
+            models.append(model)
             super().train(model, *arguments, **named)
 
     class Loader(loop.CombinedDataLoader):
         def __iter__(self) -> Any:
-            clock.go_on()  # after a validation
+            # a new pass begins: the validation before it does not count
+            clock.go_on()
             return super().__iter__()
 
     loop.get_scheduler = lambda optimizer, *_: Rate(optimizer, clock)
@@ -145,7 +151,7 @@ def trained(settings: dict[str, Any], clock: Clock) -> torch.nn.Module:
     try:
         train_model(OmegaConf.create(options_of(settings)))
     except BudgetSpent:
-        return found[0]
+        return models[0]
     raise RuntimeError("metatrain ended before its budget was spent")
 
 
@@ -156,13 +162,14 @@ def main() -> None:
     clock = Clock(settings["seconds"])
     with tempfile.TemporaryDirectory() as folder:
         before = Path.cwd()
-        os.chdir(folder)  # it writes checkpoints and logs
+        # metatrain writes checkpoints and logs where it runs
+        os.chdir(folder)
         model = trained(settings, clock)
         os.chdir(before)
-        # as `mtt train` leaves it: in TorchScript
+        # in TorchScript, as `mtt train` leaves it
         exported = Path(folder) / "model.pt"
         model.eval().export().save(exported)
-        # without a margin the list of neighbours is made anew in every call, as those of others are
+        # without a margin it makes its neighbour list in every call, as the other packages do
         calculator = MetatomicCalculator(exported, device="cpu", neighbor_skin=0.0)
         row = clock.report(BATCH_SIZE) | measure(calculator, settings)
     row["versions"] = versions("metatrain", "metatomic-torch", "torch")

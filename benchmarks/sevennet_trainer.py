@@ -2,11 +2,11 @@
 
     python sevennet_trainer.py SETTINGS.json
 
-Model, batch size and rate are those of the example that sevenn ships (presets/base.yaml: l_max 2,
-three layers, Adam at 0.005, four structures a batch). Loss and schedule are those of SevenNet-0
-(presets/sevennet-0.yaml: Huber at 0.01 with energies and forces alike, the rate falling on a line
-to a ten-thousandth), since an example trained with squares would be judged by absolute errors. It
-has no core repulsion. Prints one line of JSON.
+Model, batch size and learning rate are those of the example that sevenn ships (presets/base.yaml:
+l_max 2, three layers, Adam at 0.005, four structures a batch). Loss and schedule are those of
+SevenNet-0 (presets/sevennet-0.yaml: Huber at 0.01 with equal weights of energies and forces, a rate
+that falls linearly to a ten-thousandth). The squared loss of the example would not suit a
+comparison of absolute errors. The model has no core repulsion. Prints one line of JSON.
 """
 
 # ruff: noqa: I001, E402
@@ -21,7 +21,7 @@ from trainer_protocol import (
     measure,
     read_settings,
     versions,
-    with_labels,
+    write_labelled,
 )
 
 ANSWER = Answer()  # sevenn prints
@@ -45,12 +45,12 @@ from sevenn.scripts.train import loader_from_config
 
 
 LEARNING_RATE = 0.005
-LAST_SHARE = 1e-4  # of the rate
+LAST_SHARE = 1e-4  # of the learning rate, at the end
 BATCH_SIZE = 4  # structures
 
 
 def configuration(settings: dict[str, Any], train: str, folder: Path) -> dict[str, Any]:
-    """The example's settings with the sizes, files and free atoms of this run."""
+    """The settings of the example, with the sizes, files and free atoms of this run."""
     example = Path(sevenn.__file__).parent / "presets" / "base.yaml"
     content = yaml.safe_load(example.read_text())
     content["model"] |= {
@@ -93,31 +93,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Logger(screen=False):
         folder = Path(name)
         labelled = folder / "train.extxyz"
-        write_labelled(with_labels(settings["train"]), labelled)
+        write_labelled(settings["train"], labelled)
         config = configuration(settings, str(labelled), folder)
         train = graph_dataset.from_config(config, str(folder))["trainset"]
     model = build_E3_equivariant_model(config)
     trainer = Trainer.from_config(model, config)
     clock = Clock(settings["seconds"])
 
-    def portions() -> Any:
+    def batches_of_run() -> Any:
         for batch in clock.batches(loader_from_config(config, train, is_train=True)):
-            left = max(LAST_SHARE, 1 - clock.share)
-            trainer.optimizer.param_groups[0]["lr"] = LEARNING_RATE * left
+            share = max(LAST_SHARE, 1 - clock.share)
+            trainer.optimizer.param_groups[0]["lr"] = LEARNING_RATE * share
             yield batch
 
-    trainer.run_one_epoch(portions(), is_train=True)
+    # one epoch for the trainer, which knows no budget: all passes over the data
+    trainer.run_one_epoch(batches_of_run(), is_train=True)
     calculator = SevenNetCalculator(model, file_type="model_instance", device="cpu")
     row = clock.report(BATCH_SIZE) | measure(calculator, settings)
     row["versions"] = versions("sevenn", "torch")
     ANSWER.give(row)
-
-
-def write_labelled(structures: list[Any], path: Path) -> None:
-    """A file that ASE reads with its labels."""
-    import ase.io
-
-    ase.io.write(path, structures, format="extxyz")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python tensornet_trainer.py SETTINGS.json
 
-The network is matgl's TensorNet with its defaults (two layers, 32 radial functions), energies in
-units of the root mean square force, as matgl advises. Rate (Adam at 0.001, a cosine to a hundredth)
-and loss (energies and forces alike) are those of its trainer and of `mgl train`; Huber at 0.01 is
-what matgl's potentials were published with (Chen and Ong, Nat. Comput. Sci. 2, 718 (2022)). The
-batch of eight structures is that of TensorNet's authors for small sets (torchmd-net,
-examples/TensorNet-rMD17.yaml). CHANNELS is `units`. It has no core repulsion. Prints one line of
-JSON.
+The network is matgl's TensorNet with its defaults (two layers, 32 radial functions). Its energies
+are in units of the root mean square force, as matgl advises. The learning rate (Adam at 0.001, a
+cosine to a hundredth) and equal weights of energies and forces are those of matgl's trainer and of
+`mgl train`. Huber at 0.01 is the loss that matgl's potentials were published with (Chen and Ong,
+Nat. Comput. Sci. 2, 718 (2022)). Batches have eight structures, as those of TensorNet's authors for
+small sets (torchmd-net, examples/TensorNet-rMD17.yaml). The setting `channels` is matgl's `units`.
+The model has no core repulsion. Prints one line of JSON.
 """
 
 # ruff: noqa: I001, E402
@@ -40,12 +40,12 @@ from matgl.utils.training import PotentialLightningModule
 
 
 LEARNING_RATE = 1e-3
-LAST_SHARE = 0.01  # of the rate
+LAST_SHARE = 0.01  # of the learning rate, at the end
 BATCH_SIZE = 8  # structures
 
 
 class Schedule(lightning.Callback):
-    """Sets the rate by the processor time, and ends the run with it."""
+    """Sets the learning rate by the processor time, and ends the run when the time is spent."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -66,7 +66,7 @@ class Schedule(lightning.Callback):
 
 
 def loader_of(settings: dict[str, Any], elements: tuple[str, ...], folder: str) -> Any:
-    """Batches of graphs that are made before."""
+    """Batches of the training structures, whose graphs are all made here."""
     structures = with_labels(settings["train"])
     dataset = MGLDataset(
         structures=structures,

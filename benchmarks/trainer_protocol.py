@@ -1,8 +1,9 @@
 """What the trainers of equal_seconds.py share: a clock, the test, and the time of inference.
 
-This file runs in the virtual environments of all packages, some of which have no torch, so it
-imports nothing but numpy and ASE. Every package is asked through its own calculator for ASE, so
-all are tested and timed by the same code.
+A trainer reads its settings from a JSON file and trains for a number of processor seconds. Then it
+tests and times its model through the package's own calculator for ASE, and prints one line of JSON.
+So all packages are tested and timed by the same code. This file runs in the virtual environments of
+all of them, some of which have no torch, so it imports nothing but numpy and ASE.
 """
 
 from __future__ import annotations
@@ -23,31 +24,42 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.singlepoint import SinglePointCalculator
 
 
-WARM_UP = 10  # training steps that are not counted: a compiler meets the first sizes there
-SIZES = (64, 512)  # atoms that inference is timed with
-CALLS = 3  # of inference that are not counted: a compiler meets a size there
-ROUNDS = 7  # timed calls of each size
-RATTLE = 0.01  # A, standard deviation; no call repeats the positions of another
+# Training steps that are not timed: a compiler meets the first sizes of batches in them.
+WARM_UP = 10
+# Atoms that inference is timed with.
+SIZES = (64, 512)
+# Calls of inference that are not timed: a compiler meets the size in them.
+CALLS = 3
+# Timed calls of each size.
+ROUNDS = 7
+# A, standard deviation of the moves between calls: no call may repeat the positions of another.
+RATTLE = 0.01
 
 
 class Answer:
-    """The line of JSON that is this process's answer; whatever else is printed goes to stderr."""
+    """The standard output, kept for the answer of this process: one line of JSON.
+
+    Once this is made, whatever else is printed goes to stderr. So it is made before the import of a
+    package that prints.
+    """
 
     def __init__(self) -> None:
         self._stream = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def give(self, row: dict[str, Any]) -> None:
+        """Print the answer."""
         print(json.dumps(row), file=self._stream, flush=True)
 
 
 class Clock:
     """Processor seconds of the steps of training, until `budget` is spent.
 
-    Steps that may compile, such as the first `warm_up`, count as the mean of the rest. The caller
-    says when a step ends, and when something ended that does not count.
+    Steps that may compile, such as the first `warm_up`, count as the mean of the others. The caller
+    reports the end of each step (`step`), and of anything that does not count (`go_on`).
     """
 
     def __init__(self, budget: float, warm_up: int = WARM_UP) -> None:
@@ -60,11 +72,11 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Of all steps so far; zero until one was measured."""
+        """Processor seconds of all steps so far; 0 until one was measured."""
         return self._measured * self.steps / max(1, self._measured_steps)
 
     def step(self, compiled: bool = False) -> None:
-        """A step of training ended here; `compiled` says that its time is not that of others."""
+        """A step of training ends here. compiled: its time is not typical, and is not measured."""
         now = time.process_time()
         self.steps += 1
         if self.steps > self.warm_up and not compiled:
@@ -73,24 +85,25 @@ class Clock:
         self._since = now
 
     def go_on(self) -> None:
-        """What happened since the last step, such as a validation, does not count."""
+        """Go on counting here; what happened since the last step, such as a validation, is free."""
         self._since = time.process_time()
 
     @property
     def share(self) -> float:
-        """Of the budget that is spent, 0 to 1."""
+        """The share of the budget that is spent, 0 to 1."""
         return min(1.0, self.seconds / self.budget)
 
     @property
     def is_over(self) -> bool:
+        """Whether the budget is spent."""
         return self.seconds >= self.budget
 
     def cosine(self) -> float:
-        """A factor for the rate that falls from 1 to 0 by half a cosine over the budget."""
+        """A factor for the learning rate: half a cosine that falls from 1 to 0 over the budget."""
         return 0.5 * (1 + math.cos(math.pi * self.share))
 
     def batches(self, loader: Iterable[Any]) -> Iterator[Any]:
-        """Batches in pass after pass, each of which is a step, until the budget is spent."""
+        """Batches of pass after pass, until the budget is spent; each batch counts as one step."""
         self.go_on()
         while True:
             for batch in loader:
@@ -100,7 +113,7 @@ class Clock:
                     return
 
     def report(self, batch_size: int) -> dict[str, float]:
-        """The part of a row that says what the time was spent on."""
+        """The part of a row about the training: processor seconds, steps and structures seen."""
         return {
             "seconds": self.seconds,
             "steps": self.steps,
@@ -109,7 +122,7 @@ class Clock:
 
 
 def read_settings() -> dict[str, Any]:
-    """The file that the command line names."""
+    """The content of the file that the command line names."""
     return json.loads(Path(sys.argv[1]).read_text())
 
 
@@ -121,8 +134,6 @@ def predict(calculator: Calculator, atoms: Atoms) -> tuple[float, np.ndarray]:
 
 def with_labels(path: str) -> list[Atoms]:
     """Structures of a file whose REF_ labels are where ASE looks for energies and forces."""
-    from ase.calculators.singlepoint import SinglePointCalculator
-
     structures = ase.io.read(path, ":")
     for atoms in structures:
         energy = atoms.info.pop("REF_energy")
@@ -131,22 +142,27 @@ def with_labels(path: str) -> list[Atoms]:
     return structures
 
 
+def write_labelled(source: str, path: Path) -> None:
+    """Write the structures of a file to another, with their labels where ASE looks for them."""
+    ase.io.write(path, with_labels(source), format="extxyz")
+
+
 def test_errors(calculator: Calculator, path: str) -> dict[str, float]:
     """Mean absolute errors of energies (eV/atom) and components of forces (eV/A)."""
-    energies = []
-    forces = []
+    energy_errors = []
+    force_errors = []
     for atoms in ase.io.read(path, ":"):
-        energy, found = predict(calculator, atoms)
-        energies.append(abs(float(energy) - atoms.info["REF_energy"]) / len(atoms))
-        forces.append(np.abs(found - atoms.arrays["REF_forces"]).ravel())
+        energy, forces = predict(calculator, atoms)
+        energy_errors.append(abs(float(energy) - atoms.info["REF_energy"]) / len(atoms))
+        force_errors.append(np.abs(forces - atoms.arrays["REF_forces"]).ravel())
     return {
-        "energy_mae_per_atom": float(np.mean(energies)),
-        "force_mae": float(np.concatenate(forces).mean()),
+        "energy_mae_per_atom": float(np.mean(energy_errors)),
+        "force_mae": float(np.concatenate(force_errors).mean()),
     }
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed blocks, as our training loop does; it is as good for the peers."""
+    """Make glibc keep freed blocks, as our training loop does; the peers gain from it as well."""
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -155,26 +171,29 @@ def keep_freed_memory() -> None:
 def inference_time(calculator: Calculator, path: str, rounds: int = ROUNDS) -> dict[str, float]:
     """Processor microseconds per atom for energy and forces, neighbour list included.
 
-    Returns the number of atoms, as JSON wants it, -> the median over rounds. The atoms move before
-    every call, so no calculator can give an older answer.
+    Returns number of atoms, as text for JSON -> median over rounds. The atoms move before every
+    call, so no calculator can return the result of an earlier one.
     """
     keep_freed_memory()
     rng = np.random.default_rng(0)
-    found = {}
+    medians = {}
     for structure in ase.io.read(path, ":"):
-        samples = []
+        seconds = []
         for _ in range(CALLS + rounds):
             atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=True)
             atoms.positions += rng.normal(0, RATTLE, atoms.positions.shape)
             started = time.process_time()
             predict(calculator, atoms)
-            samples.append(time.process_time() - started)
-        found[str(len(structure))] = 1e6 * statistics.median(samples[CALLS:]) / len(structure)
-    return found
+            seconds.append(time.process_time() - started)
+        medians[str(len(structure))] = 1e6 * statistics.median(seconds[CALLS:]) / len(structure)
+    return medians
 
 
 def measure(calculator: Calculator, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a row says about a trained model: test errors and the time of inference."""
+    """The part of a row about the trained model: test errors and the time of inference.
+
+    settings: has the files `test` and `inference`.
+    """
     row: dict[str, Any] = dict(test_errors(calculator, settings["test"]))
     row["microseconds_per_atom"] = inference_time(calculator, settings["inference"])
     return row

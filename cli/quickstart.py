@@ -1,13 +1,14 @@
-"""The whole walk on demo data, as the commands that a user would type.
+"""The quick start: from demo data to a report, by the commands that a user would type.
 
-Two pretrainings of equal length run side by side: one takes the data as they are; the other
-is helped with rare elements, by importance weights and by cheap labels at another level of theory.
-The test split has all elements alike, so that both can be judged on rare ones. The model without
-help is published, and used for molecular dynamics. The shipped model, which deserves
-more trust than one of a few minutes, is fine-tuned to a few molecules at a level of theory that it
-does not know, and compared with training from scratch on more of them. A report shows it all.
+Two pretrainings of equal length run side by side. One takes the data as they are. The other gets
+help with rare elements: importance weights, and cheap labels at another level of theory. In most of
+the test split all cations are equally frequent, so that the errors of rare elements can be judged.
+The model without help is published, and then used for molecular dynamics. The shipped model deserves
+more trust than one of a few minutes. So it is the one that is fine-tuned, to a few molecules at a
+level of theory that it does not know, and it is compared with training from scratch on more
+molecules. A report shows all results.
 
-`run_quickstart` runs the plan, `_plan` lists the commands.
+`_plan` lists the commands, and `run_quickstart` runs those whose output is missing.
 """
 
 from __future__ import annotations
@@ -44,22 +45,22 @@ from ..model_zoo.evaluation.evenness import evenness, evenness_change
 from ..model_zoo.evaluation.summary import ErrorSummary
 
 
-# A second thread gains nothing at these sizes. Where other programs use the processor it costs a
-# lot, since threads wait for each other at every operator: on two cores, next to one busy process,
-# the first refit took 456 s with two threads and less than 19 s with one.
+# A second thread gains nothing at these sizes. Next to other programs it costs a lot, since threads
+# wait for each other at every operator: on two cores, next to one busy process, the first refit
+# took 456 s with two threads and less than 19 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 SETTINGS_FILE = "quickstart.json"
-# Both pretrainings, and with them the report, need a name of their own.
+# Names of the two pretrainings, of their folders and in the report.
 UNIFORM = "uniform"
 EVEN = "even"
-# the data sets of main and of cheap labels, which give shares their names
+# Names of the data sets with main and with cheap labels; the shares are set by these names.
 MAIN = "data"
 CHEAP = "cheap"
 CHEAP_ORACLE = "GFN2-xTB"
 NUM_SHARES = 2  # processes that share the few-shot curve
 
-# Few-shot rows that come with every curve. The progress bar counts fine-tunings only.
+# Strategies of few-shot rows without any training. The progress bar counts fine-tunings only.
 NOT_TRAINED = ("pretrained", "step0")
 
 
@@ -116,10 +117,10 @@ class Step:
 
     words: its arguments, without `evenfield`.
     output: file below the quick start's folder that exists when the step is done.
-    name: of its log and its bar, where it runs next to others.
+    name: of its log and its progress bar, if it runs next to others.
     total: length of its bar.
-    progress: reads how far it is, as `completed` and `figures`; empty before the first figures.
-    damage: what is wrong with the output; the step is done again.
+    progress: reads `completed` and `figures` for its bar; empty before there are any.
+    damage: what is wrong with an existing output; if anything is, the step is done again.
     """
 
     words: list[str]
@@ -134,7 +135,7 @@ class Step:
 
 
 class StepFailedError(EvenfieldError):
-    """A command of the quick start ended with an error, which is shown above or in its log."""
+    """A command of the quick start failed. Its own message is on the terminal or in its log."""
 
 
 def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
@@ -155,7 +156,7 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
     console = Console(soft_wrap=True)
     for group in _plan(out, config):
         missing = [step for step in group if step.damage or not (out / step.output).exists()]
-        # all commands of a group are shown, so that a second call reads like the first
+        # commands that were done before are shown too, so that a second call reads like the first
         for step in group:
             remark = "" if step in missing else "   (done before, kept)"
             if step.damage:
@@ -173,7 +174,10 @@ def run_quickstart(out: Path, config: QuickstartConfig) -> Path:
 
 
 def _refuse_other_settings(out: Path, config: QuickstartConfig) -> None:
-    """Outputs are kept by name alone: those of other settings must not be taken for ours."""
+    """Write the settings; raise SettingsError if the folder was made with others.
+
+    Outputs are kept by their names, so those of other settings would be taken for ours.
+    """
     path = out / SETTINGS_FILE
     settings = config.model_dump_json(indent=1)
     if path.is_file() and path.read_text() != settings:
@@ -187,7 +191,7 @@ def _refuse_other_settings(out: Path, config: QuickstartConfig) -> None:
 
 
 def _write_copper(path: Path) -> None:
-    """The structure of the molecular dynamics: 32 atoms near their sites."""
+    """Write the structure for the molecular dynamics: 32 atoms near their lattice sites."""
     copper = bulk("Cu", cubic=True) * (2, 2, 2)
     copper.rattle(0.05, seed=0)
     ase.io.write(path, copper)
@@ -216,7 +220,7 @@ def _plan(out: Path, config: QuickstartConfig) -> list[list[Step]]:
 
 
 def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
-    """Generate and convert the demo data, label rare elements, and make the molecules."""
+    """Steps that make the demo data, the cheap labels, and the molecules of the few-shot curve."""
     raw = out / "embedded.extxyz.gz"
     data = out / MAIN
     cheap = out / CHEAP
@@ -252,7 +256,7 @@ def _data_steps(out: Path, config: QuickstartConfig) -> list[Step]:
 
 
 def _data_set(words: list[str], folder: Path) -> Step:
-    """The step of a data set, to be made again if one of its files is damaged."""
+    """The step that makes a data set. It is done again if a file of the set is damaged."""
     output = f"{folder.name}/{INFO}"
     damage = damage_of(folder) if (folder / INFO).exists() else None
     if damage is None:
@@ -263,7 +267,7 @@ def _data_set(words: list[str], folder: Path) -> Step:
 def _pretraining(
     out: Path, config: QuickstartConfig, name: str, data: list[str], settings: list[str]
 ) -> Step:
-    """Both pretrainings differ only by the names of their data sets, and by `settings`."""
+    """A pretraining; the two differ only by the names of their data sets and by `settings`."""
     folders = [str(out / name) for name in data]
     words = [
         "pretrain",
@@ -282,7 +286,7 @@ def _pretraining(
 
 
 def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
-    """The few-shot curve: shares of it side by side, then one command that joins them."""
+    """Groups of steps for the few-shot curve: its shares side by side, then their union."""
     curve = [
         "finetune",
         "curve",
@@ -295,8 +299,8 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
         f"seeds={config.seeds}",
         f"scratch_steps={config.scratch_steps}",
     ]
-    # The last command draws the picture. It alone shows that a share is done too, since the JSON
-    # files of the shares exist after their first rows.
+    # The picture, which the last command draws, is the output of the shares as well: a share writes
+    # its own JSON file after its first row already, so that file does not show that it is done.
     output = "fewshot.png"
 
     cells_of_seed = len(config.sizes) * len(config.strategies)
@@ -308,7 +312,7 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
     for share in range(1, NUM_SHARES + 1):
         name = f"fewshot-task{share}of{NUM_SHARES}"
         words = [*curve, "--task", f"{share}/{NUM_SHARES}"]
-        # the cells are dealt out in turn
+        # cells are dealt out in turn, so this share has every NUM_SHARES-th of them
         total = len(range(share - 1, num_cells, NUM_SHARES))
         progress = partial(_few_shot_progress, out / f"{name}.json")
         shares.append(Step(words, output, name, total, progress))
@@ -316,6 +320,7 @@ def _few_shot_steps(out: Path, config: QuickstartConfig) -> list[list[Step]]:
 
 
 def _publication(out: Path) -> Step:
+    """Publish the model without importance weights in a hub that is a folder."""
     model = str(out / UNIFORM / "model")
     words = ["hub", "publish", model, "quickstart/uniform", "--folder-hub", str(out / "hub")]
     # a model of minutes is not sound, and is not checked
@@ -324,6 +329,7 @@ def _publication(out: Path) -> Step:
 
 
 def _dynamics(out: Path, config: QuickstartConfig) -> Step:
+    """Molecular dynamics of copper with the published model."""
     words = [
         "simulate",
         "quickstart/uniform",
@@ -342,6 +348,7 @@ def _dynamics(out: Path, config: QuickstartConfig) -> Step:
 
 
 def _report(out: Path) -> Step:
+    """The report of both pretrainings, the few-shot curve and the model card."""
     words = [
         "report",
         str(out / "report"),
@@ -376,7 +383,7 @@ def _run(step: Step) -> None:
 
 
 def _run_side_by_side(steps: list[Step], out: Path) -> None:
-    """Run commands at the same time, with their output in log files and a progress bar for each."""
+    """Run commands at the same time, each with a log file for its output and a progress bar."""
     environment = os.environ | ENVIRONMENT
     logs = [out / f"{step.name}.log" for step in steps]
     processes = []
@@ -389,7 +396,7 @@ def _run_side_by_side(steps: list[Step], out: Path) -> None:
     try:
         _show_progress(steps, processes)
     finally:
-        # after Ctrl-C none may be left running; to one that has ended this does nothing
+        # after Ctrl-C none may be left running; this does nothing to one that has ended
         for process in processes:
             process.terminate()
             process.wait()
@@ -421,10 +428,10 @@ def _show_progress(steps: list[Step], processes: list[subprocess.Popen[bytes]]) 
 
 
 def _pretraining_progress(metrics: Path) -> dict[str, Any]:
-    """Step and loss of the newest step in a metrics file."""
+    """The newest step in a metrics file and its loss, for a progress bar."""
     if not metrics.is_file():
         return {}
-    # the run is writing this file: its last line may not be whole yet
+    # the run is still writing this file, and its last line may be incomplete
     lines = metrics.read_text().splitlines()
     whole_lines = [line for line in lines if line.endswith("}")]
     # a validation writes a row of its own after the row of its step
@@ -439,7 +446,7 @@ def _pretraining_progress(metrics: Path) -> dict[str, Any]:
 
 
 def _few_shot_progress(curve: Path) -> dict[str, Any]:
-    """How many fine-tunings a few-shot file holds, and the newest of them."""
+    """How many fine-tunings a few-shot file holds and the newest of them, for a progress bar."""
     if not curve.is_file():
         return {}
     rows = json.loads(curve.read_text())["rows"]
@@ -455,6 +462,7 @@ def _few_shot_progress(curve: Path) -> dict[str, Any]:
 
 
 def _summarise(out: Path, console: Console, seconds: float) -> None:
+    """Print the main results, and where everything is."""
     for name in (UNIFORM, EVEN):
         errors = ErrorSummary.read(out / name / "evaluation.json")
         console.print(
@@ -478,7 +486,7 @@ def _summarise(out: Path, console: Console, seconds: float) -> None:
 
 
 def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
-    """What each strategy does with the most molecules that it saw, and training from scratch."""
+    """Print errors with the most molecules that each strategy and training from scratch saw."""
     shown: list[tuple[ErrorName, str, int]] = [
         ("force_mae", "eV/A", 1),
         ("energy_mae_per_atom", "meV/atom", 1000),
@@ -499,7 +507,7 @@ def _print_few_shot(curve: FewShotCurve, console: Console) -> None:
 
 
 def _print_evenness(out: Path, console: Console) -> None:
-    """Errors by thirds of the elements, without and with help for rare ones."""
+    """Print errors by thirds of the elements, without and with help for rare ones."""
     before = ErrorSummary.read(out / UNIFORM / "evaluation.json")
     after = ErrorSummary.read(out / EVEN / "evaluation.json")
     groups_after = evenness(after).groups

@@ -1,17 +1,17 @@
 """The derivatives of many features of the readout, from those of the network's scalars.
 
-A hidden row j of the readout makes of the scalars s_i of an atom the feature
+Row j of the readout's hidden layer turns the scalars s_i of atom i into one feature:
 
     phi_ij = silu(w_j . s_i + b_j)
     d phi_ij / dr_k = silu'(w_j . s_i + b_j) w_j . ds_i/dr_k
 
-so that ds_i/dr_k, once known for an atom k and all i, gives every feature by a matrix product. One
-pass per direction r_k then replaces one reverse pass per feature: fewer when a structure has fewer
-coordinates than the readout has features. Structures do not see each other, so that one pass moves
-an atom of each.
+Once ds_i/dr_k is known for all i, a matrix product gives the derivatives of every feature. So one
+pass per direction r_k replaces one reverse pass per feature. That is cheaper when a structure has
+fewer coordinates than the readout has features. Structures do not interact, so one pass moves one
+atom of every structure in the batch.
 
-The pass is the derivative of a reverse pass by its cotangent, in which it is linear. It needs only
-that the network can be differentiated twice, as every network can.
+A reverse pass is linear in its cotangent, and a pass along a direction is the derivative of a
+reverse pass by that cotangent. The network only has to be twice differentiable, as every one is.
 
 Shapes: N atoms, S structures, E edge slots, F scalars, d features, P features by element.
 """
@@ -26,8 +26,8 @@ from ...data_pipelines.batch import Batch
 from ...model_zoo.potential.potential import Potential
 
 
-# Atoms of a structure whose forces are rows. More add time and hardly information: these are 144
-# components, and features have the same weights for all atoms.
+# Most atoms of a structure whose forces become rows. More cost time and add hardly any information:
+# these have 144 components already, and all atoms share the same weights.
 MOST_ATOMS_MOVED = 48
 # The components of a symmetric tensor, each shear once.
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -39,7 +39,7 @@ def moved_atoms(batch: Batch) -> np.ndarray:
     moved = np.ones(len(structure_index), dtype=bool)
     for structure in np.flatnonzero(np.bincount(structure_index) > MOST_ATOMS_MOVED):
         atoms = np.flatnonzero(structure_index == structure)
-        # the same atoms of a structure whatever else is in its batch
+        # seeded by the size alone: the draw must not depend on what else is in the batch
         drawn = np.random.default_rng(len(atoms)).permutation(atoms)
         moved[drawn[MOST_ATOMS_MOVED:]] = False
     return moved
@@ -48,9 +48,9 @@ def moved_atoms(batch: Batch) -> np.ndarray:
 def jacobian_by_directions(
     potential: Potential, batch: Batch, new_elements: list[int], moved: np.ndarray
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `design_rows.feature_jacobian` returns; forces on atoms that are not moved are zero.
+    """What `design_rows.feature_jacobian` returns, with zero forces on atoms that are not moved.
 
-    The stress is computed only where a structure has one for a label, else it is NaN.
+    The stress is all NaN where no structure of the batch has a label for it.
     """
     vectors, tiles = potential.edge_vectors(batch)
     sender, receiver = tiles.sender, tiles.slot_receiver
@@ -70,10 +70,12 @@ def jacobian_by_directions(
         blocks = [values * mask.unsqueeze(1) for mask in masks]
         return batch.sum_over_atoms(torch.cat(blocks, dim=1))  # (S, P)
 
-    def change(of_vectors: Tensor) -> Tensor:
+    def feature_change(vector_change: Tensor) -> Tensor:
         """Change (S, P) of the summed features for a change (E, 3) of the edge vectors."""
-        (of_scalars,) = torch.autograd.grad(pulled_back, cotangent, of_vectors, retain_graph=True)
-        return summed_by_element(slope * (of_scalars @ weight.T))
+        (scalar_change,) = torch.autograd.grad(
+            pulled_back, cotangent, vector_change, retain_graph=True
+        )
+        return summed_by_element(slope * (scalar_change @ weight.T))
 
     summed = summed_by_element(phi.detach().double())
     num_features = summed.shape[1]
@@ -81,12 +83,13 @@ def jacobian_by_directions(
     for atoms in _one_of_each_structure(batch, moved):
         is_moved = vectors.new_zeros(batch.num_atoms)
         is_moved[atoms] = 1.0
-        along = is_moved[sender] - is_moved[receiver]  # (E,)
+        sign_of_edge = is_moved[sender] - is_moved[receiver]  # (E,)
         for axis in range(3):
-            of_vectors = torch.zeros_like(vectors)
-            of_vectors[:, axis] = along
-            of_structures = change(of_vectors)[batch.structure_index[atoms]]
-            forces[:, atoms, axis] = -of_structures.T
+            vector_change = torch.zeros_like(vectors)
+            vector_change[:, axis] = sign_of_edge
+            # only one atom of a structure moved, so the change of the structure is due to it
+            change = feature_change(vector_change)[batch.structure_index[atoms]]
+            forces[:, atoms, axis] = -change.T
 
     stress = vectors.new_full((num_features, batch.num_structures, 3, 3), torch.nan)
     if torch.isfinite(batch.labels["stress"]).any():
@@ -96,19 +99,18 @@ def jacobian_by_directions(
             strain = vectors.new_zeros(3, 3)
             strain[row, column] += 0.5
             strain[column, row] += 0.5
-            of_structures = change(vectors.detach() @ strain)[periodic] / volume
-            stress[:, periodic, row, column] = of_structures.T
-            stress[:, periodic, column, row] = of_structures.T
+            change = feature_change(vectors.detach() @ strain)[periodic] / volume
+            stress[:, periodic, row, column] = change.T
+            stress[:, periodic, column, row] = change.T
     return summed, forces, stress
 
 
 def _one_of_each_structure(batch: Batch, moved: np.ndarray) -> list[Tensor]:
     """The moved atoms in sets that hold at most one atom of each structure."""
-    structure_index = batch.structure_index.cpu().numpy()
     atoms = np.flatnonzero(moved)
-    # the place of each among the moved atoms of its structure
-    of_atoms = structure_index[atoms]
-    first = np.searchsorted(of_atoms, of_atoms)
+    structure_of_atom = batch.structure_index.cpu().numpy()[atoms]
+    # the place of each atom among the moved atoms of its structure; structures are contiguous
+    first = np.searchsorted(structure_of_atom, structure_of_atom)
     place = np.arange(len(atoms)) - first
     device = batch.structure_index.device
     return [

@@ -1,14 +1,14 @@
 """The rows of the linear problem: energies, forces and stress as functions of readout weights.
 
-With a frozen network these labels are linear in the weights of a head, which are shared by all
-elements (w) or belong to one element (v_z):
+With a frozen network these labels are linear in the unknowns of a head: the weights that all
+elements share (w), those of a single element (v_z), and the reference energies (E0_z):
 
     E_s = sum_z n_sz E0_z + scale sum_{i in s} phi_i . (w + v_{z_i})
     F_ja = -dE/dr_ja
     stress = dE/dstrain / V
 
-The rows state what a change of the unknowns does, and the targets are the errors of the potential
-as it is now. Both are divided by the noise of the label.
+A row says how a label responds to changes of the unknowns. Its target is the present error of the
+potential. Both are divided by the noise of the label.
 
 Shapes: N atoms, S structures, d features, P unknowns, R rows.
 """
@@ -34,7 +34,7 @@ from ...model_zoo.potential.potential import Potential
 from .by_directions import VOIGT, jacobian_by_directions, moved_atoms
 
 
-# Limits of a batch: larger ones are not faster, and fill memory with the gradients of all features.
+# Limits of a batch. Larger ones are no faster, and the gradients of all features fill the memory.
 MOST_EDGES = 6000
 MOST_ATOMS = 256
 
@@ -58,9 +58,9 @@ class RefitConfig(Settings):
 
 @dataclass(frozen=True)
 class LabelWeights:
-    """How much labels count in the fit; a weight of 2 counts like the label given twice.
+    """How much labels count in the fit; a label with a weight of 2 counts like one given twice.
 
-    Weights are relative to each other: with a mean far from 1, the prior counts more or less.
+    The mean should be near 1: larger weights also make the prior count less, smaller ones more.
     """
 
     structures: np.ndarray
@@ -118,7 +118,7 @@ class Unknowns:
     def pattern(
         self, shared: float = 0.0, own: float = 0.0, e0: np.ndarray | float = 0.0
     ) -> np.ndarray:
-        """A vector (P,) with one value for all shared weights, one for all own, and those of E0."""
+        """A vector (P,): one value for all shared weights, one for all own weights, and `e0`."""
         num_own = self.num_weights - self.size
         weights = np.repeat([shared, own], [self.size, num_own])
         of_e0 = np.broadcast_to(e0, len(self.elements))
@@ -127,15 +127,16 @@ class Unknowns:
 
 @dataclass(frozen=True)
 class DesignRows:
-    """Rows of one batch by label, already divided by the assumed noise."""
+    """The rows of one batch. Every field maps the name of a label to its arrays."""
 
     rows: dict[str, Rows]
+    """Divided by the assumed noise, and multiplied by the square roots of the weights."""
     noise: dict[str, np.ndarray]
     """(S,) assumed noise of each structure; NaN without the label."""
     units: dict[str, np.ndarray]
-    """(R,) factors that turn an error of a row into a weighted one in the unit of the label."""
+    """(R,) factors that turn the error of a row into a weighted error in the unit of the label."""
     weights: dict[str, np.ndarray]
-    """(R,) of each row."""
+    """(R,) weight of each row."""
 
 
 def design_rows(
@@ -150,15 +151,14 @@ def design_rows(
 ) -> Iterator[DesignRows]:
     """The rows of all structures, batch by batch.
 
-    by_directions: one pass per direction where these are fewer than features; forces of a large
-    structure are then those on some of its atoms (by_directions.py).
-
     weights: of the labels, by default 1. Rows and targets are multiplied by their square roots; the
-    assumed noise stays as it is.
+    assumed noise does not depend on them.
+    by_directions: differentiate along directions (by_directions.py) where that takes fewer passes
+    than there are features. Of a large structure, only the forces on some of its atoms become rows.
 
-    The assumed noise of a structure is the floor of `config` and its own error before the refit,
-    added in squares. One far-off structure then counts once, and not a hundred times: this is one
-    step of iteratively reweighted least squares.
+    The assumed noise of a structure is the floor in `config` plus its own error before the refit,
+    added in squares. So a structure that is far off counts once and not a hundred times. This is
+    one step of iteratively reweighted least squares.
     """
     parameter = next(potential.parameters())
     levels = potential.config.levels_of_theory
@@ -166,23 +166,24 @@ def design_rows(
     graphs = (
         Batch.from_structure(structure, cutoff, levels, parameter.dtype) for structure in structures
     )
-    last = 0
+    end = 0
     # a look-ahead of one keeps the order
     for graph_list in pack(graphs, MOST_EDGES, MOST_ATOMS, look_ahead=1):
         batch = Batch.join(graph_list).to(parameter.device)
-        of_batch = _rows_of_batch(
-            potential, head, batch, unknowns, config, by_directions=by_directions
-        )
-        first, last = last, last + len(graph_list)
+        begin, end = end, end + len(graph_list)
+        rows = _rows_of_batch(potential, head, batch, unknowns, config, by_directions=by_directions)
         if weights is not None:
-            of_batch = _weighted(of_batch, batch, weights.structures[first:last], weights.elements)
-        yield of_batch
+            rows = _weighted(rows, batch, weights.structures[begin:end], weights.elements)
+        yield rows
 
 
 def _weighted(
     unweighted: DesignRows, batch: Batch, of_structure: np.ndarray, of_element: np.ndarray
 ) -> DesignRows:
-    """Rows and targets times the square roots of their weights, (S,) and (119,)."""
+    """Rows and targets times the square roots of their weights.
+
+    of_structure: (S,) weights of the structures. of_element: (119,) further factors of forces.
+    """
     structure_index = _numpy(batch.structure_index).astype(int)
     atomic_numbers = _numpy(batch.atomic_numbers).astype(int)
     of_atom = of_structure[structure_index] * of_element[atomic_numbers]
@@ -196,7 +197,7 @@ def _weighted(
     for name, (matrix, targets) in unweighted.rows.items():
         root = np.sqrt(weights[name])
         rows[name] = (matrix * root[:, None], targets * root)
-        # the rows have one root already
+        # the weighted error has the whole weight, and the row one root of it already
         units[name] = unweighted.units[name] * root
     return DesignRows(rows, unweighted.noise, units, weights)
 
@@ -208,15 +209,16 @@ def _rows_of_batch(
     unknowns: Unknowns,
     config: RefitConfig,
     *,
-    by_directions: bool = False,
+    by_directions: bool,
 ) -> DesignRows:
+    """The rows of one batch, with weights of 1."""
     with torch.no_grad():
         predicted = potential(batch)
     structure_index = _numpy(batch.structure_index).astype(int)  # (N,)
     num_atoms = np.bincount(structure_index)  # (S,)
     num_structures = len(num_atoms)
 
-    # what the potential gets wrong: the targets
+    # the targets: what the potential gets wrong
     energy_error = _numpy(batch.labels["energy"] - predicted.energy) / num_atoms  # eV/atom
     force_error = _numpy(batch.labels["forces"] - predicted.forces)  # eV/A
     stress_error = _voigt(_numpy(batch.labels["stress"] - predicted.stress))  # eV/A^3
@@ -227,17 +229,14 @@ def _rows_of_batch(
     one_row_each = np.arange(num_structures)
     stress_noise = _noise(stress_error, one_row_each, num_structures, config.stress_noise)
 
-    # what a change of the unknowns does: the rows
-    new_elements = unknowns.new_elements.tolist()
-    slopes = None
-    if by_directions:
-        moved = moved_atoms(batch)
-        passes = 3 * int(np.bincount(structure_index[moved]).max())
-        if passes < unknowns.num_weights:
-            force_error = np.where(moved[:, None], force_error, np.nan)
-            slopes = jacobian_by_directions(potential, batch, new_elements, moved)
-    if slopes is None:
-        slopes = feature_jacobian(potential, batch, new_elements)
+    # the rows: how the labels respond to changes of the unknowns
+    moved = moved_atoms(batch) if by_directions else None
+    if moved is not None and _passes(structure_index, moved) < unknowns.num_weights:
+        slopes = jacobian_by_directions(potential, batch, unknowns.new_elements.tolist(), moved)
+        # without a label, the rows of the other atoms are dropped
+        force_error = np.where(moved[:, None], force_error, np.nan)
+    else:
+        slopes = feature_jacobian(potential, batch, unknowns.new_elements.tolist())
     summed, force_slope, stress_slope = slopes
     scale = float(potential.scale[head])
     composition = _composition(batch, structure_index, num_structures, unknowns.elements)
@@ -265,14 +264,20 @@ def _rows_of_batch(
     )
 
 
+def _passes(structure_index: np.ndarray, moved: np.ndarray) -> int:
+    """How many directions have to be taken for the forces on the moved atoms (N,) of a batch."""
+    return 3 * int(np.bincount(structure_index[moved]).max())
+
+
 def feature_jacobian(
     potential: Potential, batch: Batch, new_elements: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed features and their derivatives.
+    """The features of each structure and their derivatives, by one reverse pass per feature.
 
-    Returns the features summed over each structure (S, P), minus their derivative by positions
-    (P, N, 3), and by strain over the volume (P, S, 3, 3), NaN where a structure is not periodic.
-    P counts the features summed over all atoms, then over the atoms of each new element.
+    Returns three tensors: the features summed over the atoms of each structure (S, P), minus their
+    derivatives by the positions (P, N, 3), and their derivatives by the strain over the volume
+    (P, S, 3, 3), NaN where a structure is not periodic. P counts the features summed over all
+    atoms, then over the atoms of each new element.
 
     Times the readout weights, these are exactly the interaction energies, forces and stress.
     """
@@ -287,12 +292,12 @@ def feature_jacobian(
             masks.append(of_element.unsqueeze(1))
         blocks = torch.cat([phi * mask for mask in masks], dim=1)  # (N, P)
 
-        # Structures do not see each other, so the sum over all of them has the derivatives of each.
+        # Structures do not interact, so the sum over all of them has the derivatives of each.
         total = blocks.sum(0)
         forces = []
         stress = []
         for feature in total:
-            # the graph is needed by the next feature again
+            # the next feature needs the graph again
             (slope,) = torch.autograd.grad(feature, vectors, retain_graph=True)
             feature_forces, feature_stress = forces_and_stress(
                 slope, vectors.detach(), tiles, batch
@@ -318,7 +323,7 @@ def _composition(
 def _without_e0(
     weight_rows: np.ndarray, error: np.ndarray, noise: np.ndarray, unknowns: Unknowns
 ) -> Rows:
-    """Rows and targets, over their noise, of labels which E0 does not change."""
+    """Rows and targets over their noise, for labels that do not depend on E0."""
     e0_columns = np.zeros((len(weight_rows), len(unknowns.elements)))
     rows = np.hstack([weight_rows, e0_columns]) / noise[:, None]
     targets = error.ravel() / noise
@@ -326,15 +331,15 @@ def _without_e0(
 
 
 def _voigt(tensor: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) -> (..., 6)."""
+    """Components (..., 6) in the order of VOIGT of a symmetric tensor (..., 3, 3)."""
     components = [tensor[..., row, column] for row, column in VOIGT]
     return np.stack(components, -1)
 
 
 def _noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: float) -> np.ndarray:
-    """Noise (S,) of a structure's components: the floor and their RMS error, added in squares.
+    """Noise (S,) of the components of each structure: floor and RMS error, added in squares.
 
-    error: (rows, components); index: (rows,) the structure of each row. NaN without a label.
+    error: (rows, components), index: (rows,) the structure of each row. NaN without a label.
     """
     labelled = np.isfinite(error).all(1)
     index = index[labelled]
@@ -347,5 +352,5 @@ def _noise(error: np.ndarray, index: np.ndarray, num_structures: int, floor: flo
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    # The normal equations square the condition number: float32 would not do.
+    # double precision, because the normal equations square the condition number
     return tensor.detach().cpu().double().numpy()

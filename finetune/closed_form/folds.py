@@ -1,8 +1,8 @@
 """Parts of the data that a refit leaves out in turn: their equations, and rows to judge fits by.
 
-Equations are sums, so they have the same size however many structures there are. They tell the sum
-of squares of errors over their noise. A fit is judged by absolute errors in the units of the labels
-instead, as it is when it is evaluated; for that rows are needed, and each fold keeps some of them.
+Equations are sums, so their size does not grow with the number of structures. They give the sum of
+squared errors over the noise. But a fit is evaluated by absolute errors in the units of the labels,
+and should be judged in the same way. That takes rows, so each fold keeps some of them.
 
 Shapes: P unknowns, R rows.
 """
@@ -27,9 +27,9 @@ class KeptRows:
     """Rows of one label that fits are judged by."""
 
     rows: np.ndarray
-    """(R, P) as in the equations, over their noise and times the roots of their weights."""
+    """(R, P) as in the equations: over the noise, times the square root of the weight."""
     targets: np.ndarray
-    """(R,) the same of the errors before the fit."""
+    """(R,) errors before the fit, scaled in the same way."""
     units: np.ndarray
     """(R,) factors that turn an error of a row into a weighted one in the unit of the label."""
     weights: np.ndarray
@@ -60,8 +60,8 @@ class KeptRows:
 
     def absolute_error(self, solutions: np.ndarray) -> np.ndarray:
         """Weighted sums (K,) of absolute errors for solutions (K, P), in the unit of the label."""
-        left = np.abs(self.targets[:, None] - self.rows @ solutions.T)
-        return self.units @ left
+        residuals = np.abs(self.targets[:, None] - self.rows @ solutions.T)
+        return self.units @ residuals
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Fold:
     def add(self, batch: DesignRows, shares_kept: Mapping[str, float] | None = None) -> None:
         """Add the labels of a batch; rows drawn at random are kept to judge by.
 
-        shares_kept: of the rows of each label; by default all of them.
+        shares_kept: label -> share of its rows that is kept; by default all of them.
         """
         for name in ENERGY_LABELS:
             rows, targets = batch.rows[name]
@@ -93,8 +93,8 @@ class Fold:
             if share < 1:
                 # the same rows whenever the same batch comes
                 kept &= np.random.default_rng(len(targets)).random(len(targets)) < share
-            own = KeptRows(rows, targets, batch.units[name], batch.weights[name]).some(kept)
-            self.judging[name] = self.judging[name].joined(own)
+            all_rows = KeptRows(rows, targets, batch.units[name], batch.weights[name])
+            self.judging[name] = self.judging[name].joined(all_rows.some(kept))
 
     @property
     def all(self) -> NormalEquations:
@@ -102,7 +102,7 @@ class Fold:
         return NormalEquations.total(self.equations.values())
 
     def divided_by_noise(self, noise: dict[str, float]) -> Fold:
-        """Each label divided by its noise. What fits are judged by stays as it is."""
+        """The equations of each label divided by its noise. The rows that judge do not change."""
         divided = {}
         for name, equations in self.equations.items():
             divided[name] = equations.divided_by_noise(noise[name])

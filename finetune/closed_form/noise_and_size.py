@@ -20,18 +20,18 @@ from .prior import PriorChoice, choose_prior
 # Bounds of the estimated noise over the assumed one. The assumed noise contains the errors before
 # the fit, so the estimate can only be lower.
 NOISE_BOUNDS = (0.03, 1.0)
-# Noise of the energies over the estimated one. A structure has one energy and many forces, so that
-# the forces decide alone where features cannot explain both.
+# Noise of the energies that is tried, over the estimated one. A structure has one energy and many
+# forces, so the forces alone decide where the features cannot explain both.
 ENERGY_FACTORS = (1.0, 0.3, 0.1)
-# What a further feature or another weight of the energies has to gain, as a part of the error, and
-# in which share of the draws of the folds. That is one standard error of a normal distribution.
+# More features, or another weight of the energies, must lower the error by this share of it,
 LEAST_GAIN = 0.01
+# and in this share of the draws of the folds: one standard error of a normal distribution.
 CONFIRMED = 0.84
 
 
 @dataclass(frozen=True)
 class LeastPrecision:
-    """What a refit expects of the unknowns before it has seen any label."""
+    """The prior of a refit before any label is seen. The folds may only make it stronger."""
 
     weights: float
     """Precision of each weight."""
@@ -39,7 +39,7 @@ class LeastPrecision:
     """(Z,) precision of the E0 of each element, 1/eV^2."""
 
     def of(self, unknowns: Unknowns) -> np.ndarray:
-        """The same for all unknowns (P,)."""
+        """The precision of all unknowns (P,)."""
         return unknowns.pattern(shared=self.weights, own=self.weights, e0=self.e0)
 
 
@@ -49,7 +49,7 @@ class FitChoice:
 
     unknowns: Unknowns
     folds: list[Fold]
-    """Over the estimated noise."""
+    """Divided by the estimated noise."""
     choice: PriorChoice
     factor: dict[str, float]
     """Estimated over assumed noise by label."""
@@ -76,20 +76,20 @@ def with_estimated_noise(folds: list[Fold], unknowns: Unknowns, least: LeastPrec
 def best_of_sizes(
     folds: list[Fold], unknowns: Unknowns, least: LeastPrecision, sizes: Sequence[int]
 ) -> FitChoice:
-    """The number of features with the smallest error on left-out structures, and its fit.
+    """The fit with the number of features that does best on left-out structures.
 
-    `sizes` are in growing order. A larger one has to be confirmed as better. For the chosen one,
-    energies may count more than their noise says, if that is better as well.
+    `sizes` are in growing order; a larger one has to be confirmed as better. With the chosen size,
+    energies may count more than their noise says, if that is confirmed as better too.
     """
     best = None
-    unscaled = folds
+    # of the best size, with the assumed noise
+    folds_of_best = folds
     for size in sizes:
-        own = replace(unknowns, size=size)
-        own_folds = _first_features(folds, unknowns, size)
-        found = with_estimated_noise(own_folds, own, least)
+        folds_of_size = _first_features(folds, unknowns, size)
+        found = with_estimated_noise(folds_of_size, replace(unknowns, size=size), least)
         if best is None or found.is_better_than(best):
             best = found
-            unscaled = own_folds
+            folds_of_best = folds_of_size
     assert best is not None, "no size to choose from"
 
     if "energy" not in best.choice.held_out or "forces" not in best.choice.held_out:
@@ -97,7 +97,7 @@ def best_of_sizes(
     estimated = best.factor
     for energy_factor in ENERGY_FACTORS[1:]:
         factor = estimated | {"energy": energy_factor * estimated["energy"]}
-        found = _with_noise(unscaled, best.unknowns, least, factor)
+        found = _with_noise(folds_of_best, best.unknowns, least, factor)
         if found.is_better_than(best):
             best = found
     return best
@@ -124,8 +124,7 @@ def _first_features(folds: list[Fold], unknowns: Unknowns, size: int) -> list[Fo
     if size == unknowns.size:
         return folds
     in_block = np.arange(unknowns.size) < size
-    blocks = 1 + len(unknowns.new_elements)
+    num_blocks = 1 + len(unknowns.new_elements)
     of_e0 = np.ones(len(unknowns.elements), dtype=bool)
-    kept = np.concatenate([np.tile(in_block, blocks), of_e0])
-
+    kept = np.concatenate([np.tile(in_block, num_blocks), of_e0])
     return [fold.of_unknowns(kept) for fold in folds]

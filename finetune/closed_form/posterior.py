@@ -34,10 +34,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Gaussian posterior of the P parameters of one head; its mean are the weights of the model.
+    """Gaussian posterior of the P parameters of one head. Its mean is the weights of the model.
 
-    Parameters, in this order: d weights that all elements share, d own weights for each new
-    element, and E0 of each element. Weights are in eV per feature and unit of the head's scale,
+    The parameters, in this order: d weights that all elements share, d own weights for each new
+    element, and the E0 of each element. Weights are in eV per feature and unit of the head's scale,
     E0 in eV.
 
     The covariance is (A^T A + precision)^-1, with rows A divided by the estimated noise.
@@ -55,7 +55,7 @@ class Posterior:
     noise: dict[str, float]
     """Estimated noise of a typical structure by label: eV/atom, eV/A, eV/A^3."""
     left_out: LeftOut | None = None
-    """Right after a refit; it is not stored, since it says nothing without the structures."""
+    """Present right after a refit, but not stored: without the structures it means nothing."""
 
     @property
     def size(self) -> int:
@@ -63,7 +63,7 @@ class Posterior:
         return (len(self.covariance) - len(self.elements)) // (1 + len(self.new_elements))
 
     def narrowed(self, size: int) -> Posterior:
-        """That of the first `size` features, where the others have no weights."""
+        """The posterior of the first `size` features, when the others have no weights."""
         in_block = np.arange(self.size) < size
         blocks = np.tile(in_block, 1 + len(self.new_elements))
         kept = np.concatenate([blocks, np.ones(len(self.elements), dtype=bool)])
@@ -123,7 +123,7 @@ def load_posterior(model: Path | str) -> Posterior:
     A file that the manifest of the model does not list is not its posterior.
     """
     model = Path(model)
-    # the folder of a model need not have one, and a mistyped name is no folder at all
+    # a model need not have a posterior, and a mistyped name is no folder at all
     is_model = (model / MANIFEST).is_file()
     data = read_attachment(model, FILE) if is_model else None
     if data is None:

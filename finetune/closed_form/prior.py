@@ -5,11 +5,11 @@ one structure for independent measurements, and was measured to overfit here (do
 Leaving out whole structures is exact, and costs only solves: the equations of all folds but one
 are a difference of sums.
 
-Few structures cannot tell which precision is best: it would be another one for other structures.
-So none is chosen. The folds are drawn with replacement many times (the Bayesian bootstrap of Rubin
-1981), each draw votes for the precision with the lowest error, and the solutions are averaged with
-the shares of the votes (pseudo-BMA+, Yao et al. 2018). One of the candidates leaves everything
-unchanged, so that the average is cautious where the folds disagree (docs/decisions/0033).
+Few structures cannot tell which precision is best: other structures would favour another one. So
+none is chosen. Instead the folds are weighted at random many times (the Bayesian bootstrap, Rubin
+1981). Each draw votes for the precision with the lowest error, and the solutions are averaged by
+their shares of the votes (pseudo-BMA+, Yao et al. 2018). One candidate leaves everything unchanged,
+so the average is cautious where the folds disagree (docs/decisions/0033).
 
 Shapes: P parameters, F folds, K candidate precisions, D draws of the folds.
 """
@@ -25,17 +25,18 @@ from .folds import ENERGY_LABELS, Fold
 from .ridge import NormalEquations, posterior_covariance
 
 
-# Labels whose held-out errors are compared, by their geometric mean. Data with neither are compared
-# by the stress.
+# Labels that candidates are compared by: the geometric mean of their held-out errors. Data with
+# neither are compared by the stress.
 SCORED = ("energy", "forces")
-# A structure has one energy and many forces, so that a fit may give up its energy for them.
+# The label whose error must not rise. A structure has one energy and many forces, so a fit might
+# sacrifice the energy to them.
 GUARDED = "energy"
-# eV/atom, eV/A, eV/A^3. Errors far below these are all the same.
+# eV/atom, eV/A, eV/A^3. Errors far below these all count as equally small.
 LEAST_ERROR = {"energy": 1e-4, "forces": 1e-4, "stress": 1e-6}
 
-# Strengths that are tried, in units of the mean diagonal of the matrix.
+# Precisions that are tried, in units of the mean diagonal of the matrix.
 STRENGTHS = np.logspace(-8, 4, 25)
-# Precision of weights that all elements share, over that of weights of a single element.
+# Precision of the weights that all elements share, over that of the weights of a single element.
 SHARED_RATIOS = (1.0, 10.0, 1e3, 1e12)
 # A precision that leaves the weights as they are.
 UNCHANGED = 1e20
@@ -51,7 +52,7 @@ class FoldErrors:
     """Absolute errors of one label in folds that fits have not seen."""
 
     errors: np.ndarray
-    """(K, F) weighted sums over the labels of each fold, for K fits."""
+    """(K, F) weighted sums over the labels of each fold, for each candidate."""
     weights: np.ndarray
     """(F,) sums of the weights of the labels."""
 
@@ -64,40 +65,43 @@ class FoldErrors:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Ridge solutions of several precisions, averaged; what is missing to 1 is no change at all."""
+    """Ridge solutions of several precisions, averaged.
+
+    The shares may add up to less than 1. The rest stands for no change at all.
+    """
 
     precisions: np.ndarray
     """(K, P)"""
     shares: np.ndarray
     """(K,) positive; their sum is at most 1."""
-    at_rest: np.ndarray
+    unchanged: np.ndarray
     """(P,) the precision that stands for no change."""
 
     def solutions(self, equations: NormalEquations) -> np.ndarray:
-        """Those (K, P) that are averaged."""
-        found = np.empty((len(self.shares), len(self.at_rest)))
-        for place, precision in enumerate(self.precisions):
-            found[place] = equations.solve(precision)
-        return found
+        """The solutions (K, P) that are averaged."""
+        solutions = np.empty((len(self.shares), len(self.unchanged)))
+        for index, precision in enumerate(self.precisions):
+            solutions[index] = equations.solve(precision)
+        return solutions
 
     def solve(self, equations: NormalEquations) -> np.ndarray:
-        """The mean (P,) of the solutions."""
+        """The mean (P,) of the solutions, weighted by their shares."""
         return self.shares @ self.solutions(equations)
 
     def covariance(self, equations: NormalEquations) -> np.ndarray:
         """The covariance (P, P) of the mixture of posteriors.
 
-        It is the mean of their covariances and the scatter of their means.
+        It is the mean of their covariances plus the scatter of their means.
         """
         solutions = self.solutions(equations)
         mean = self.shares @ solutions
-        left = 1 - self.shares.sum()
-        total = left * np.outer(mean, mean)
-        if left > 0:
-            total += left * posterior_covariance(equations.matrix, self.at_rest)
+        share_unchanged = 1 - self.shares.sum()
+        total = share_unchanged * np.outer(mean, mean)
+        if share_unchanged > 0:
+            total += share_unchanged * posterior_covariance(equations.matrix, self.unchanged)
         for precision, share, solution in zip(self.precisions, self.shares, solutions, strict=True):
-            off = solution - mean
-            total += share * np.outer(off, off)
+            deviation = solution - mean
+            total += share * np.outer(deviation, deviation)
             total += share * posterior_covariance(equations.matrix, precision)
         return total
 
@@ -108,18 +112,22 @@ class PriorChoice:
 
     mixture: Mixture
     error_before: float
-    """RMS error of the first scored label without a change, in units of its noise."""
+    """RMS error without a change, in units of the noise.
+
+    Of the forces, if there are any, else of the first label that the data have.
+    """
     error_after: float
     """The same with the mixture."""
     held_out: dict[str, float]
-    """RMS error with the mixture by label, in units of the noise, for those that the data have."""
+    """Label -> RMS error with the mixture, in units of the noise; only labels that the data have.
+    """
     errors: dict[str, FoldErrors]
-    """Absolute errors with the mixture by label, in eV/atom, eV/A and eV/A^3."""
+    """Label -> absolute errors with the mixture, in eV/atom, eV/A and eV/A^3."""
 
     def scores(self) -> np.ndarray:
-        """(D,) of the draws of the folds: logarithms of the geometric mean of errors; see `_votes`.
+        """(D,) logarithm of the geometric mean of the errors in each draw of the folds.
 
-        Draws are the same for the same number of folds, so that choices can be compared in pairs.
+        Equally many folds are drawn in the same way, so choices can be compared draw by draw.
         """
         scored = _scored(self.errors)
         logarithms = [self.errors[name].of_draws()[:, 0] + LEAST_ERROR[name] for name in scored]
@@ -131,12 +139,12 @@ def choose_prior(
 ) -> PriorChoice:
     """The mixture of priors that left-out folds vote for.
 
-    `shared` and `own` (P,) are 1 on the weights that all elements use and on those of single
-    elements; `fixed` (P,) is added to every candidate.
+    shared, own: (P,) masks, 1 on the weights that all elements share and on those of a single
+    element. fixed: (P,) precision that is added to every candidate.
 
-    A draw of the folds votes for the candidate with the lowest geometric mean of the mean absolute
-    errors of energies and forces, among those whose energies are not worse than without a change;
-    and among equals for the strongest.
+    A draw of the folds considers the candidates whose energies are not worse than without a change.
+    It votes for the one with the lowest geometric mean of the mean absolute errors of energies and
+    forces; of equal ones, for the strongest prior.
     """
     total = NormalEquations.total(fold.all for fold in folds)
     candidates = _candidates(total.matrix, shared, own, fixed)
@@ -167,9 +175,9 @@ def _candidates(
     matrix: np.ndarray, shared: np.ndarray, own: np.ndarray, fixed: np.ndarray
 ) -> np.ndarray:
     """The precisions (K, P) that are tried; the last leaves all weights unchanged."""
-    weights = shared + own > 0
-    matrix_of_weights = matrix[weights][:, weights]
-    mean_diagonal = np.trace(matrix_of_weights) / max(1, weights.sum())
+    is_weight = shared + own > 0
+    matrix_of_weights = matrix[is_weight][:, is_weight]
+    mean_diagonal = np.trace(matrix_of_weights) / max(1, is_weight.sum())
     # a matrix of zeros, without any label, has no unit of its own
     unit = mean_diagonal or 1.0
 
@@ -208,7 +216,7 @@ def _votes(folds: Sequence[Fold], solutions: np.ndarray, strengths: np.ndarray) 
         if name == GUARDED:
             worse = mean > mean[:, -1:] * (1 + ROUNDING)
 
-    # no change is never worse, so that each draw has something to vote for
+    # the last candidate, no change, is never worse: each draw has something to vote for
     score[worse] = np.inf
     best = score.min(1, keepdims=True)
     equal = score <= best + ROUNDING
@@ -222,7 +230,7 @@ def _scored(errors: dict[str, FoldErrors]) -> list[str]:
 
 
 def _absolute_errors(folds: Sequence[Fold], solutions: np.ndarray) -> dict[str, FoldErrors]:
-    """By label, of fits (K, F, P) without each fold; none for labels that are absent."""
+    """Label -> errors on each fold of the solutions (K, F, P) without it; no absent labels."""
     found = {}
     for name in ENERGY_LABELS:
         weights = np.array([fold.judging[name].weights.sum() for fold in folds])
@@ -242,6 +250,6 @@ def _rms(folds: Sequence[Fold], solutions: np.ndarray, rows: dict[str, int]) -> 
         square = 0.0
         for fold, solution in zip(folds, solutions, strict=True):
             square += fold.equations[name].squared_error(solution)
-        # expanding a square can leave a sum that is negative by rounding
+        # the expanded square may come out slightly negative by rounding
         found[name] = float(np.sqrt(max(square, 0.0) / max(1, rows[name])))
     return found

@@ -12,7 +12,7 @@ from ...model_zoo.potential.repulsion import Repulsion
 from ...pretrain.initial_potential import Sample, fit_radii
 
 
-# More folds cost more fits, and the sign of the change is all that is needed of them.
+# More folds cost more fits, and all that the folds decide is the sign of the change.
 MAX_FOLDS = 4
 
 
@@ -28,7 +28,7 @@ def refit_radii(potential: Potential, head: int, structures: list[Structure]) ->
 
     cutoff = potential.config.cutoff
     radii = potential.repulsion.log_factor  # (heads, elements)
-    # on the CPU, where samples are
+    # on the CPU, where `Sample` keeps its tensors
     repulsion = Repulsion(cutoff).to(radii.dtype)
     with torch.no_grad():
         repulsion.log_factor.copy_(radii[head])
@@ -77,13 +77,13 @@ def _left_for_repulsion(
     with torch.no_grad():
         _, repulsive = sample.repulsion(repulsion)
 
-    # the prediction contains the repulsion of today's radii, which is to be replaced
-    left = label - predicted + repulsive.numpy()
+    # the prediction contains the repulsion of the present radii, which is to be replaced
+    residual = label - predicted + repulsive.numpy()
 
     num_atoms = [len(structure) for structure in structures]
     ends = np.cumsum(num_atoms)[:-1]
     targets = []
-    for structure, forces in zip(structures, np.split(left, ends), strict=True):
+    for structure, forces in zip(structures, np.split(residual, ends), strict=True):
         targets.append(structure.with_labels(forces=forces))
     return targets
 

@@ -7,21 +7,22 @@ Minimises over the shifts dE0
 where N_s is the number of atoms of structure s, and n_sz that of its atoms of element z.
 
 An element that the head saw in pretraining has sigma_z = 0.3 eV: its E0 is known, unless many
-structures contradict it. An element that the head never saw, and every element of a new level of
-theory, is free. When known elements would have to move by more than an eV, the data have another
+structures contradict it. An element that the head never saw is free, and so is every element of a
+new level of theory. If known elements would have to move by more than 1 eV, the data have another
 zero of energy (another functional, pseudopotentials, a subtracted reference), and all are free.
 
-Far-off structures count by their distance and not by its square (Huber's estimate, by reweighting).
+Structures that are far off count by their distance and not by its square (Huber's estimate, by
+reweighting).
 
 A fit can lower the errors of its own structures and raise those of all others. So it is judged on
-structures that it has not seen: the held-out ones, or where there are none, each part of the data
-in turn. When the fit is worse there than no change, narrower priors are tried, and at last E0 stays
-as it is.
+structures that it has not seen: the held-out ones, or without any, each part of the data in turn.
+If the fit is worse there than no change, narrower priors are tried. If all of them are worse, E0
+stays as it is.
 
-An isolated atom shows its E0 alone, provided that the model knows isolated atoms. A model that was
-trained on condensed matter is wrong about them by electron volts, and then E0 belongs to the rest
-of the data. So isolated atoms are held to (no reweighting) where this is at least as good on the
-structures left out, and are otherwise ordinary structures.
+The energy of an isolated atom is its E0 and nothing else, if the model has learned isolated atoms.
+A model that was trained on condensed matter is wrong about them by electron volts, and then E0 must
+serve the rest of the data. So isolated atoms keep their full weight (no reweighting) if that is at
+least as good on the structures left out; otherwise they are ordinary structures.
 
 Shapes: S structures, Z elements.
 """
@@ -45,9 +46,9 @@ from ..target import alike
 ENERGY_NOISE = 0.1
 # eV, prior width of the E0 of a known element
 KNOWN_WIDTH = 0.3
-# eV, narrower priors that are tried when a fit is worse on structures that it has not seen
+# eV, narrower prior widths that are tried if a fit is worse on structures that it has not seen
 NARROWER_WIDTHS = (0.1, 0.03, 0.01)
-# eV, prior width of a free E0: total energies per atom of two codes differ by that much
+# eV, prior width of a free E0: the total energies per atom of two codes can differ by that much
 FREE_WIDTH = 1e4
 # eV/atom; no model that knows the zero of energy has a median error above this
 ANOTHER_ZERO = 1.0
@@ -56,7 +57,7 @@ ALL_ATOMS = 0.999
 # An E0 is undetermined if its posterior is wider than this share of the free prior.
 UNDETERMINED = 0.1
 REWEIGHTINGS = 20
-# Without held-out structures, the data are left out in at most so many parts.
+# Without held-out structures, the data are split into at most this many parts to leave out.
 MAX_PARTS = 16
 # Errors are equal up to this relative difference.
 ROUNDING = 1e-9
@@ -102,10 +103,10 @@ def refit_reference_energies(
     """Change `potential.e0[head]` in place to fit the energies of `structures`.
 
     known: atomic numbers that the head saw in training.
-    held_out: structures that judge the fit. Without any that has an energy, parts of `structures`
+    held_out: structures that judge the fit. If none of them has an energy, parts of `structures`
         are left out in turn.
 
-    Neither the mean absolute error of `structures` nor that of the structures left out rises.
+    The mean absolute error rises neither on `structures` nor on those that judge.
     Raises NoEnergyError without any energy.
     """
     labelled = [structure for structure in structures if structure.energy is not None]
@@ -116,8 +117,8 @@ def refit_reference_energies(
         )
     elements = np.unique(np.concatenate([structure.atomic_numbers for structure in labelled]))
     data = _energy_errors(potential, labelled, elements)
-    others = [structure for structure in held_out if structure.energy is not None]
-    unseen = _energy_errors(potential, others, elements) if others else None
+    judging = [structure for structure in held_out if structure.energy is not None]
+    unseen = _energy_errors(potential, judging, elements) if judging else None
 
     another_zero = _has_another_zero(data.error, data.share, elements, known)
     if another_zero:
@@ -128,31 +129,31 @@ def refit_reference_energies(
     if chosen is None:
         shift = np.zeros(len(elements))
         # the matrix alone says how well the data determine each E0
-        _, normal = fits[0].to(data)
+        _, normal = fits[0].solve(data)
     else:
-        shift, normal = chosen.to(data)
+        shift, normal = chosen.solve(data)
     potential.e0[head, elements] += potential.e0.new_tensor(shift)
 
     # posterior standard deviation of each E0, eV
     widths = np.sqrt(np.diag(np.linalg.inv(normal)))
     shifts = {}
     undetermined = []
-    for z, value, width in zip(elements, shift, widths, strict=True):
+    for z, shift_of_element, width in zip(elements, shift, widths, strict=True):
         symbol = chemical_symbols[z]
-        shifts[symbol] = float(value)
+        shifts[symbol] = float(shift_of_element)
         if width > UNDETERMINED * FREE_WIDTH:
             undetermined.append(symbol)
 
-    left = data.left(shift)
+    residual = data.residual(shift)
     isolated_atoms = {}
     for row in np.flatnonzero(data.isolated):
         symbol = chemical_symbols[labelled[row].atomic_numbers[0]]
-        isolated_atoms[symbol] = float(left[row])
+        isolated_atoms[symbol] = float(residual[row])
     return ReferenceReport(
         shifts=shifts,
         undetermined=undetermined,
         mae_before=float(np.abs(data.error).mean()),
-        mae_after=float(np.abs(left).mean()),
+        mae_after=float(np.abs(residual).mean()),
         another_zero=another_zero,
         narrowed=chosen is None or chosen.narrowed,
         isolated_atoms=isolated_atoms,
@@ -161,25 +162,25 @@ def refit_reference_energies(
 
 @dataclass(frozen=True)
 class _EnergyErrors:
-    """What the potential gets wrong, and the composition that an E0 may explain it by."""
+    """What the potential gets wrong, and the compositions by which E0 may explain it."""
 
     error: np.ndarray
     """(S,) label minus prediction, eV/atom"""
     share: np.ndarray
-    """(S, Z) share of each element in the atoms"""
+    """(S, Z) share of each element among the atoms"""
     isolated: np.ndarray
     """(S,) whether the structure is a single atom without periodicity"""
 
-    def left(self, shift: np.ndarray) -> np.ndarray:
-        """(S,) errors that are left when E0 changes by `shift` (Z,)."""
+    def residual(self, shift: np.ndarray) -> np.ndarray:
+        """(S,) errors that remain after a change of E0 by `shift` (Z,)."""
         return self.error - self.share @ shift
 
     def mae(self, shift: np.ndarray) -> float:
-        """Mean absolute error after a change of E0."""
-        return float(np.abs(self.left(shift)).mean())
+        """Mean absolute error after a change of E0 by `shift` (Z,)."""
+        return float(np.abs(self.residual(shift)).mean())
 
     def of(self, rows: np.ndarray) -> _EnergyErrors:
-        """The same of some structures."""
+        """The errors of some structures: a mask (S,)."""
         return _EnergyErrors(self.error[rows], self.share[rows], self.isolated[rows])
 
 
@@ -194,39 +195,42 @@ class _Fit:
     narrowed: bool = False
     """The prior is narrower than the usual one."""
 
-    def to(self, data: _EnergyErrors) -> tuple[np.ndarray, np.ndarray]:
-        """Shifts (Z,) by Huber's estimate, and the matrix of the last weighted equations."""
+    def solve(self, data: _EnergyErrors) -> tuple[np.ndarray, np.ndarray]:
+        """Shifts (Z,) by Huber's estimate, and the matrix (Z, Z) of the last weighted equations."""
         weight = np.ones(len(data.error))
         for _ in range(REWEIGHTINGS):
             weighted = data.share * weight[:, None] / ENERGY_NOISE**2
             normal = weighted.T @ data.share + np.diag(self.precision)
             shift = np.linalg.solve(normal, weighted.T @ data.error)
 
-            left = np.abs(data.left(shift))
-            # the noise may be larger than assumed; at least half of the structures count fully
-            width = max(ENERGY_NOISE, float(np.median(left)))
-            weight = np.minimum(1.0, width / np.maximum(left, 1e-12))
+            distance = np.abs(data.residual(shift))
+            # the noise may be larger than assumed: at least half of the structures count in full
+            width = max(ENERGY_NOISE, float(np.median(distance)))
+            weight = np.minimum(1.0, width / np.maximum(distance, 1e-12))
             if self.hold_isolated:
                 weight[data.isolated] = 1.0
         return shift, normal
 
 
 def _fits(data: _EnergyErrors, elements: np.ndarray, known: set[int]) -> list[_Fit]:
-    """The fits that are tried, in the order of preference."""
+    """The fits that are tried, in the order of preference.
+
+    One that holds isolated atoms comes right before the same fit without that.
+    """
     precision = reference_precision(elements, known)
     fits = [_Fit(precision)]
     if data.isolated.any() and not data.isolated.all():
         fits.insert(0, _Fit(precision, hold_isolated=True))
     if np.median(np.abs(data.error)) > ANOTHER_ZERO:
-        # E0 has to move by more than an eV: half of the way would be as wrong as none of it
+        # E0 has to move by more than 1 eV: with a narrow prior it would stop halfway, and be wrong
         return fits
 
-    # At a new level of theory no E0 is known. That of the head it started from is near enough.
-    near = np.array([z in known for z in elements])
-    if not near.any():
-        near[:] = True
+    is_narrowed = np.array([z in known for z in elements])
+    if not is_narrowed.any():
+        # At a new level of theory no E0 is known, but those of the head it started from are near.
+        is_narrowed[:] = True
     for width in NARROWER_WIDTHS:
-        fits.append(_Fit(np.where(near, width**-2.0, precision), narrowed=True))
+        fits.append(_Fit(np.where(is_narrowed, width**-2.0, precision), narrowed=True))
     return fits
 
 
@@ -236,21 +240,23 @@ def _first_that_is_not_worse(
     unseen: _EnergyErrors | None,
     parts: list[np.ndarray],
 ) -> _Fit | None:
-    """The first fit that raises no error on its data or on structures left out; None without any.
+    """The first fit that raises neither the error on its data nor that on structures left out.
 
-    A fit that holds to isolated atoms must also be as good as the usual one.
+    None if every fit raises one of them. A fit that holds isolated atoms must also do at least as
+    well on the structures left out as the same fit without that.
     """
-    unchanged = np.zeros(data.share.shape[1])
-    bound = _left_out_error(None, data, unseen, parts)
+    no_shift = np.zeros(data.share.shape[1])
+    error_unchanged = _left_out_error(None, data, unseen, parts)
     for index, fit in enumerate(fits):
-        shift, _ = fit.to(data)
-        if data.mae(shift) > data.mae(unchanged):
+        shift, _ = fit.solve(data)
+        if data.mae(shift) > data.mae(no_shift):
             continue
-        left_out = _left_out_error(fit, data, unseen, parts)
-        limit = bound
+        error = _left_out_error(fit, data, unseen, parts)
+        limit = error_unchanged
         if fit.hold_isolated:
-            limit = min(bound, _left_out_error(fits[index + 1], data, unseen, parts))
-        if left_out <= limit * (1 + ROUNDING):
+            # the next one is the same without the hold, see `_fits`
+            limit = min(limit, _left_out_error(fits[index + 1], data, unseen, parts))
+        if error <= limit * (1 + ROUNDING):
             return fit
     return None
 
@@ -258,13 +264,14 @@ def _first_that_is_not_worse(
 def _left_out_error(
     fit: _Fit | None, data: _EnergyErrors, unseen: _EnergyErrors | None, parts: list[np.ndarray]
 ) -> float:
-    """Mean absolute error (eV/atom) on structures that a fit has not seen; None: without a fit.
+    """Absolute error (eV/atom) on structures that the fit has not seen; `fit` None: no change.
 
-    Zero when nothing can be left out.
+    The mean over the held-out structures `unseen`, or else the sum over all parts, each left out
+    in turn. Both serve for comparing fits only. Zero if nothing can be left out.
     """
-    unchanged = np.zeros(data.share.shape[1])
+    no_shift = np.zeros(data.share.shape[1])
     if unseen is not None:
-        return unseen.mae(unchanged if fit is None else fit.to(data)[0])
+        return unseen.mae(no_shift if fit is None else fit.solve(data)[0])
     if len(parts) < 2:
         return 0.0
 
@@ -272,17 +279,17 @@ def _left_out_error(
     for part in parts:
         left_out = np.zeros(len(data.error), dtype=bool)
         left_out[part] = True
-        shift = unchanged if fit is None else fit.to(data.of(~left_out))[0]
-        # An isolated atom says nothing about the rest, and would outweigh it.
+        shift = no_shift if fit is None else fit.solve(data.of(~left_out))[0]
+        # isolated atoms do not judge: they say nothing about the rest, and would outweigh it
         judging = left_out & ~data.isolated
-        total += float(np.abs(data.of(judging).left(shift)).sum())
+        total += float(np.abs(data.of(judging).residual(shift)).sum())
     return total
 
 
 def _parts(structures: list[Structure]) -> list[np.ndarray]:
-    """Indices of the structures in at most MAX_PARTS parts; copies belong to one part."""
-    place = {id(structure): index for index, structure in enumerate(structures)}
-    groups = [[place[id(one)] for one in group] for group in alike(structures)]
+    """Indices of the structures in at most MAX_PARTS parts; copies stay in one part."""
+    index_of = {id(structure): index for index, structure in enumerate(structures)}
+    groups = [[index_of[id(one)] for one in group] for group in alike(structures)]
     num_parts = min(MAX_PARTS, len(groups))
     parts = []
     for first in range(num_parts):
@@ -294,6 +301,7 @@ def _parts(structures: list[Structure]) -> list[np.ndarray]:
 def _energy_errors(
     potential: Potential, structures: list[Structure], elements: np.ndarray
 ) -> _EnergyErrors:
+    """What the potential gets wrong about the energies of labelled structures."""
     pairs = predict(potential, structures).energy  # (S, 2): label, prediction
     num_atoms = np.array([len(structure) for structure in structures])
     error = (pairs[:, 0] - pairs[:, 1]) / num_atoms
@@ -304,13 +312,12 @@ def _energy_errors(
 def _has_another_zero(
     error: np.ndarray, share: np.ndarray, elements: np.ndarray, known: set[int]
 ) -> bool:
-    """Whether structures of known elements are off by more than a model can be wrong."""
+    """Whether structures of known elements are further off than a model can be wrong."""
     is_known = [z in known for z in elements]
-    known_share = share[:, is_known].sum(1)
-    of_known = known_share > ALL_ATOMS
+    of_known = share[:, is_known].sum(1) > ALL_ATOMS
     if not of_known.any():
         return False
-    # a median, because a few structures may be wrong for other reasons
+    # the median, because a few structures may be off for other reasons
     return bool(abs(np.median(error[of_known])) > ANOTHER_ZERO)
 
 

@@ -9,8 +9,8 @@ is one linear solve: a ridge regression toward the pretrained weights (ridge.py)
 refitted for elements that the head never saw; E0 has the prior of reference_energies.py. Folds that
 are left out decide how strong the prior of the weights is (prior.py), above a least precision.
 
-How much one label counts compared with another is estimated as well: the noise that is assumed for
-it is multiplied by its RMS error on left-out structures, and the fit is made again.
+How much one kind of label counts against another is estimated too. Its assumed noise is multiplied
+by its RMS error on left-out structures, and the fit is repeated (noise_and_size.py).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from .noise_and_size import LeastPrecision, best_of_sizes, with_estimated_noise
 from .posterior import LeftOut, Posterior
 from .prior import Mixture
 from .reference_energies import reference_precision
-from .ridge import NormalEquations
+from .ridge import NormalEquations, bootstrap_draws
 
 
 MAX_FOLDS = 16
-# Labels of a kind, in all folds, that a choice is judged by; more say nothing new.
+# Labels of a kind, over all folds, that judge a choice; more would say nothing new.
 MOST_JUDGING = 10_000
-# How far a refit may move a weight before the labels say anything, over the RMS of the pretrained
-# weights. Without that bound, few structures move the readout so far that it fails on structures
-# unlike them (docs/decisions/0033).
+# Prior width of the change of a weight, over the RMS of the pretrained weights. Without that bound,
+# few structures move the readout so far that it fails on structures unlike them
+# (docs/decisions/0033).
 WIDTH = 10.0
 
 
@@ -61,9 +61,9 @@ class RefitReport:
     error_after: float
     """The same after the refit."""
     relative_gradient: float
-    """|gradient| / |moment| of the objective at the solution of a precision: 0 up to rounding.
+    """|gradient| / |moment| of the objective at its solution: 0 up to rounding.
 
-    The largest of those that are averaged.
+    The largest among the solutions that are averaged.
     """
     noise: dict[str, float]
     """Estimated noise of a typical structure by label: eV/atom, eV/A, eV/A^3."""
@@ -159,12 +159,12 @@ def refit_readout(
 
 
 def parts_of(structures: list[Structure], most: int = MAX_FOLDS) -> tuple[list[list[int]], int]:
-    """Places of structures in at most `most` parts, and how many of them are copies.
+    """Places of the structures in at most `most` parts, and how many structures are copies.
 
-    Copies belong to one part: a left-out structure must not have been fitted as its copy.
+    Copies stay in one part: otherwise a left-out structure would have been fitted as its copy.
     """
     groups = alike(structures)
-    # one object may be given twice, and each time has a weight of its own
+    # the same object may be given twice, with a weight of its own each time
     places: dict[int, list[int]] = {}
     for place, structure in enumerate(structures):
         places.setdefault(id(structure), []).append(place)
@@ -172,7 +172,7 @@ def parts_of(structures: list[Structure], most: int = MAX_FOLDS) -> tuple[list[l
     num_parts = min(most, len(groups))
     parts = []
     for first in range(num_parts):
-        # dealt out in turn, so that a part is no stretch of one trajectory
+        # dealt out in turn, so that a part is not one stretch of a trajectory
         part = itertools.chain.from_iterable(groups[first::num_parts])
         parts.append([places[id(structure)].pop(0) for structure in part])
     return parts, len(structures) - len(groups)
@@ -214,10 +214,10 @@ def folds_of(
 
 
 def _width_of_weights(potential: Potential, head: int) -> float:
-    """The prior width of a change of a weight, in the unit of the weights of `head`.
+    """The prior width of the change of a weight, in the unit of the weights of `head`.
 
-    Heads differ in their scale and in how much is left for the readout. All of them together tell
-    how large weights are.
+    Heads differ in their scale, and in how much was left for their readout to learn. So the typical
+    size of a weight is taken from all heads together.
     """
     weights = potential.readout.weight.detach().double()  # (heads, d)
     energies = potential.scale.double()[:, None] * weights
@@ -227,28 +227,24 @@ def _width_of_weights(potential: Potential, head: int) -> float:
 
 def _bootstrap(folds: list[Fold], mixture: Mixture, number: int, seed: int) -> np.ndarray:
     """Solutions (number, P) for folds drawn with replacement."""
-    generator = np.random.default_rng(seed)
-    parts = [fold.all for fold in folds]
-    equal_chances = np.full(len(parts), 1 / len(parts))
-    solutions = np.empty((number, len(mixture.at_rest)))
-
     # Folds are drawn and not structures: their equations are all that is left of the structures.
-    for index in range(number):
-        counts = generator.multinomial(len(parts), equal_chances)
-        drawn = list(zip(counts, parts, strict=True))
-        matrix = sum(count * part.matrix for count, part in drawn)
-        moment = sum(count * part.moment for count, part in drawn)
-        solutions[index] = mixture.solve(NormalEquations(np.asarray(matrix), np.asarray(moment)))
+    parts = [fold.all for fold in folds]
+    solutions = np.empty((number, len(mixture.unchanged)))
+    for index, drawn in enumerate(bootstrap_draws(parts, number, seed)):
+        solutions[index] = mixture.solve(drawn)
     return solutions
 
 
 def _without_each(folds: list[Fold], total: NormalEquations, mixture: Mixture) -> np.ndarray:
-    """Solutions (K, P) that leave one fold out; their prior and noise were chosen with all."""
+    """Solutions (F, P) that each leave one of F folds out.
+
+    Prior and noise are not chosen again: they are those of all folds.
+    """
     return np.stack([mixture.solve(total - fold.all) for fold in folds])
 
 
 def _relative_gradient(equations: NormalEquations, mixture: Mixture) -> float:
-    """How far solutions are from the minimum, over the gradient at zero: the largest of all."""
+    """The largest gradient at a solution, over the gradient at no change."""
     scale = max(float(np.linalg.norm(equations.moment)), 1e-300)
     largest = 0.0
     solutions = mixture.solutions(equations)

@@ -10,7 +10,7 @@ Shapes: P parameters, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +24,16 @@ Directions = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass
 class NormalEquations:
-    """A^T A, A^T y, y^T y and the number of rows. All are sums over rows, so they can be added."""
+    """The normal equations of a least-squares problem. All are sums over rows, so they add up."""
 
     matrix: np.ndarray
-    """(P, P)"""
+    """A^T A, (P, P)"""
     moment: np.ndarray
-    """(P,)"""
+    """A^T y, (P,)"""
     square: float = 0.0
+    """y^T y"""
     rows: int = 0
+    """R"""
 
     @classmethod
     def empty(cls, size: int) -> NormalEquations:
@@ -42,7 +44,7 @@ class NormalEquations:
 
     @classmethod
     def total(cls, parts: Iterable[NormalEquations]) -> NormalEquations:
-        """The sum of all parts. At least one is needed, because it tells the size."""
+        """The sum of all parts. At least one is needed: it tells how many parameters there are."""
         first, *others = parts
         total = first
         for part in others:
@@ -67,7 +69,7 @@ class NormalEquations:
 
     def divided_by_noise(self, noise: float) -> NormalEquations:
         """The equations of the same rows and targets, divided by `noise`."""
-        # every sum is quadratic in rows and targets
+        # A and y are both divided by the noise, and every sum is quadratic in them
         variance = noise**2
         return NormalEquations(
             matrix=self.matrix / variance,
@@ -98,18 +100,35 @@ class NormalEquations:
         return float(self.square - cross_term + quadratic_term)
 
 
-def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -> np.ndarray:
-    """x of (matrix + diag(precision)) x = moment, also where the precision is lost in rounding.
+def bootstrap_draws(
+    parts: Sequence[NormalEquations], number: int, seed: int
+) -> Iterator[NormalEquations]:
+    """The equations of as many parts as there are, drawn with replacement, `number` times over.
 
-    That happens in directions which no label determines, for example the E0 of structures that all
-    have the same ratio of elements: a weak prior next to many precise energies is smaller than the
-    last digit of the matrix.
+    They are for solving alone: their `square` and `rows` stay 0.
+    """
+    generator = np.random.default_rng(seed)
+    equal_chances = np.full(len(parts), 1 / len(parts))
+    for _ in range(number):
+        counts = generator.multinomial(len(parts), equal_chances)
+        drawn = list(zip(counts, parts, strict=True))
+        matrix = sum(count * part.matrix for count, part in drawn)
+        moment = sum(count * part.moment for count, part in drawn)
+        yield NormalEquations(np.asarray(matrix), np.asarray(moment))
+
+
+def solve_ridge(matrix: np.ndarray, precision: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """x of (matrix + diag(precision)) x = moment, even if the precision is lost in rounding.
+
+    That happens along directions that no label determines: for example the E0 of structures that
+    all have the same ratio of elements. A weak prior next to many precise energies is smaller than
+    the last digit of the matrix.
     """
     scaled, scale = _scaled(matrix, precision)
     try:
         factor = cho_factor(scaled, lower=True, check_finite=False)
-        # The smallest squared pivot bounds the smallest eigenvalue from above. If it is within
-        # rounding, so is the eigenvalue, and the solution would be noise.
+        # The smallest squared pivot bounds the smallest eigenvalue from above. If the pivot is
+        # within rounding, so is the eigenvalue, and the solution would be noise.
         smallest_pivot = np.diagonal(factor[0]).min() ** 2
         if smallest_pivot > _rounding(scaled):
             return scale * cho_solve(factor, scale * moment, check_finite=False)
@@ -156,7 +175,7 @@ def _scaled(matrix: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _directions(scaled: np.ndarray, scale: np.ndarray) -> Directions:
-    """Eigenvectors of the scaled matrix as columns in the unscaled space."""
+    """Eigenvectors of the scaled matrix, in the unscaled space; see `Directions`."""
     values, vectors = np.linalg.eigh(scaled)
     vectors = scale[:, None] * vectors
 
@@ -168,5 +187,5 @@ def _directions(scaled: np.ndarray, scale: np.ndarray) -> Directions:
 
 
 def _rounding(scaled: np.ndarray) -> float:
-    """Eigenvalues of a matrix with a diagonal of ones that may be rounding alone."""
+    """Below this, an eigenvalue of a matrix with a diagonal of ones may be rounding alone."""
     return 10 * len(scaled) * float(np.finfo(float).eps)

@@ -15,9 +15,9 @@ class Refit(Strategy):
 
     name = "refit"
     description = "readout and E0 in closed form"
-    # The folds that the refit leaves out choose well even when no structures are held out, so it
-    # learns from all of them for longer than the gradient strategies do. Six of 32 structures
-    # undid good refits (docs/decisions/0033).
+    # The refit chooses well by the folds that it leaves out, even without held-out structures. So
+    # it needs more structures than the gradient strategies do before it holds any out: six held out
+    # of 32 undid good refits (docs/decisions/0033).
     fewest_to_hold_out = 128
 
     def learn(self, run: FineTuning) -> Learned:
@@ -47,15 +47,15 @@ class Refit(Strategy):
         return accepted
 
 
-# Random features that are tried, as parts of the most.
+# Numbers of random features that are tried, over `random_features`.
 SHARES_OF_RANDOM = (0.0, 1 / 3, 1.0)
 
 
 class WideRefit(Refit):
-    """A refit with random features of the network as well, as many as left-out structures confirm.
+    """A refit with random features appended to the readout, as many as left-out structures confirm.
 
-    Where they confirm none, the readout keeps its size. How much energies count against forces is
-    chosen in the same way. With `random_features=0` it is the usual refit.
+    If they confirm none, the readout keeps its size. How much energies count against forces is
+    chosen in the same way. With `random_features=0` this is the plain refit.
     """
 
     name = "wide"
@@ -95,13 +95,14 @@ class WideRefit(Refit):
     def narrow(run: FineTuning, learned: Learned) -> None:
         """Cut off the features that the refit of `learned` does not use.
 
-        A later refit uses those that are left, all of them.
+        A later refit uses all that are left.
         """
         assert learned.refitted is not None, "a closed-form strategy learns by a refit"
         size = run.sizes[0]
         used = _features_used(run, learned.refitted.posterior.size, learned.kept)
         run.potential = narrowed(run.potential, used)
-        # one size to choose from keeps the derivatives by directions, which many features need
+        # with a size to choose from, even one alone, a later refit takes its derivatives by
+        # directions, which pays off with many features
         run.sizes = (used,) if used > size else ()
 
 

@@ -1,7 +1,7 @@
 """Random rows appended to the hidden layer of the readout, so that the refit has more features.
 
-Their output weights are zero: the potential predicts what it did before. How many of them are of
-use is decided by the refit, and the others are cut off again.
+Their output weights are zero, so the potential predicts what it did before. The refit decides how
+many of them are of use, and the others are cut off again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEATURE_DIMENSION = {
 def widened(potential: Potential, number: int, seed: int) -> Potential:
     """A copy with `number` further features, whose output weights are zero.
 
-    The weights of the random rows have the spread of those that were trained.
+    The weights of the random rows have the standard deviation of the trained ones.
     """
     state = potential.state_dict()
     trained = state["readout.hidden.weight"]
@@ -46,7 +46,7 @@ def widened(potential: Potential, number: int, seed: int) -> Potential:
 
 
 def narrowed(potential: Potential, size: int) -> Potential:
-    """A copy with the first `size` features alone."""
+    """A copy with only the first `size` features."""
     state = potential.state_dict()
     for name, dimension in FEATURE_DIMENSION.items():
         state[name] = state[name].narrow(dimension, 0, size)
@@ -54,6 +54,7 @@ def narrowed(potential: Potential, size: int) -> Potential:
 
 
 def _of_size(potential: Potential, size: int, state: dict[str, torch.Tensor]) -> Potential:
+    """A potential like this one, with `size` features and the weights of `state`."""
     copy = Potential(potential.config.model_copy(update={"readout_size": size}))
     parameter = next(potential.parameters())
     copy = copy.to(device=parameter.device, dtype=parameter.dtype)

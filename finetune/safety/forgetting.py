@@ -1,8 +1,8 @@
 """What a fine-tuning made a model forget: errors on a probe set, before and after.
 
-The probe set contains pretraining structures with their labels, where the data are given, and
-structures that are labelled by the pretrained model: pairs of every element from close to far, and
-stretched crystals. It is stored next to the model as probe.extxyz.
+The probe set contains structures that the pretrained model itself labels: pairs of atoms of every
+element, from close to far, and stretched crystals. Where the pretraining data are given, it also
+contains samples of them with their own labels. It is stored next to the model as probe.extxyz.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SAMPLES = "pretraining samples"
 
 # Distances of a pair over the sum of covalent radii.
 PAIR_DISTANCES = (0.7, 0.85, 1.0, 1.3)
-# Lattice constants over the one that ASE knows.
+# Lattice constants of a crystal over the one that ASE knows.
 STRETCHES = (0.92, 1.0, 1.08)
 LATTICES = ("fcc", "bcc", "hcp", "diamond")
 # A, standard deviation of the displacements of the atoms of a crystal.
@@ -51,7 +51,7 @@ RATTLE = 0.05
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """Mean absolute errors on one kind of probe; 0 before, where the labels are the model's own."""
+    """Mean absolute errors on one kind of probe; 0 before, if the labels are the model's own."""
 
     kind: str
     num_structures: int
@@ -100,7 +100,11 @@ def forgetting_report(before: Potential, after: Potential, probe: list[Structure
 
 
 def chosen_probe(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:
-    """The probe set of a fine-tuning: from `data` if they are named, else the model's own."""
+    """The probe set of a fine-tuning.
+
+    It is made from `data` if they are given. Else it is the one that the model has, and for a model
+    without one, a new one without samples.
+    """
     if data is not None:
         return probe_of(model, data)
     return stored_probe(model) or probe_of(model)
@@ -118,17 +122,14 @@ def stored_probe(model: LoadedModel) -> list[Structure]:
 
 
 def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structure]:
-    """A new probe set for a model.
-
-    data: pretraining data, from which it takes samples.
-    """
+    """A new probe set for a model, with samples of the pretraining `data` if they are given."""
     levels = model.potential.config.levels_of_theory
     level = default_level(model.record, levels) or levels[0]
     elements = [atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)]
-    own = []
+    unlabelled = []
     for kind, build in ((PAIRS, _pairs), (CRYSTALS, _crystals)):
         for z in elements:
-            own += [Structure.from_atoms(atoms, level, kind, kind) for atoms in build(z)]
+            unlabelled += [Structure.from_atoms(atoms, level, kind, kind) for atoms in build(z)]
 
     samples = []
     if data is not None:
@@ -139,11 +140,14 @@ def probe_of(model: LoadedModel, data: Path | str | None = None) -> list[Structu
         ]
         learned = as_learned(known, data, model.potential.config.physics)
         samples = [_sample(structure) for structure in learned]
-    return samples + labelled_by(model.potential, own)
+    return samples + labelled_by(model.potential, unlabelled)
 
 
 def unlearned(structure: Structure, model: LoadedModel) -> list[str]:
-    """Symbols of the elements that its level of theory, one of the model's, has not learned."""
+    """Symbols of its elements that the model has not learned at the structure's level of theory.
+
+    The model must have that level.
+    """
     learned = model.record.trained_symbols(structure.level_of_theory)
     symbols = [chemical_symbols[number] for number in structure.elements]
     return [symbol for symbol in symbols if symbol not in learned]
@@ -154,7 +158,7 @@ def _errors(potential: Potential, structures: Sequence[Structure]) -> dict[str, 
     errors = {}
     for name in GUARDED:
         if name in comparable:
-            # no error is known where no structure of the probe has this label
+            # None, if no structure of the probe has this label
             errors[name] = mean_absolute(comparable[name]) or 0.0
     return errors
 
@@ -173,7 +177,8 @@ def _crystals(z: int) -> list[Atoms]:
     if not state or state.get("symmetry") not in LATTICES or "a" not in state:
         return []
     if state.get("basis", ()) is None:
-        return []  # selenium and tellurium: ASE knows the lattice, but not the atoms in it
+        # selenium and tellurium: ASE knows the lattice, but not the atoms in it
+        return []
 
     crystals = []
     for stretch in STRETCHES:

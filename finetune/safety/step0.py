@@ -19,33 +19,35 @@ from ...model_zoo.potential.potential import Potential
 from ..target import Target
 
 
-# Labels whose errors must not rise. Not the stress: it is another derivative of the same energy,
-# and the energy and the forces already guard that.
+# Labels whose errors must not rise. The stress is not one of them: it is another derivative of the
+# energy, which energies and forces guard already.
 GUARDED = tuple(name for name in LABELS if name != "stress")
 # Errors are equal up to this relative difference.
 ROUNDING = 1e-6
 
-# Between labels and predictions; above it, their ratio says something about the unit.
+# If labels and predictions correlate by more than this, their ratio tells something about the unit.
 CORRELATION = 0.8
-# Labels over predictions that are no sign of another unit: models may be too soft or too stiff.
+# Ratios of labels to predictions between these are no sign of another unit: models may be too soft
+# or too stiff.
 RATIOS = (0.2, 5.0)
-# Predictions of a model cannot distinguish units whose factors differ by less than this.
+# Predictions cannot tell units apart whose factors differ by less than this factor.
 CLOSE = 1.25
+# Labels without which a correlation means nothing.
 FEWEST_VALUES = 6
 # Forces (eV/A) and stresses (eV/A^3) below this are zero by symmetry, up to rounding.
 VANISHING = 1e-6
-# A unit explains a ratio that it leaves within this factor of one.
+# A unit explains a ratio if the ratio in that unit is within this factor of one.
 EXPLAINED = 2.5
 # Fewer structures with a stress may all be compressed where the model expands: lattice constants
 # of two functionals differ.
 FEWEST_STRESSES = 4
-# Force MAE of the model over the RMS of the forces that it was evaluated on; a model that has
-# learned nothing has 0.6 to 0.8. Bases of 2 to 60 steps with 0.44 to 0.68 predict forces and
-# stresses that are 6 to 70 times too small, and refused right labels in 1 to 5 of 40 draws of 4
-# structures. Above this, a ratio says something about the model.
+# Force MAE of a model over the RMS of the forces that it was evaluated on. Above this, a ratio says
+# something about the model and not about the unit. A model that has learned nothing has 0.6 to 0.8.
+# Bases of 2 to 60 steps with 0.44 to 0.68 predict forces and stresses that are 6 to 70 times too
+# small, and refused right labels in 1 to 5 of 40 draws of 4 structures.
 LARGEST_RELATIVE_ERROR = 0.4
 # Units that data come in, by the names that `evenfield data convert` knows. A leading minus is the
-# other sign: a gradient instead of a force, a pressure instead of a stress.
+# opposite sign: a gradient instead of a force, a pressure instead of a stress.
 UNITS = {
     "forces": (
         "Hartree/Bohr",
@@ -59,6 +61,7 @@ UNITS = {
     "stress": ("GPa", "kbar", "Hartree/Bohr^3", "-eV/A^3", "-GPa", "-kbar"),
     "energy": ("Hartree", "Ry", "kcal/mol", "kJ/mol"),
 }
+# Labels that may come with the opposite sign.
 SIGNED = ("forces", "stress")
 
 
@@ -133,31 +136,33 @@ class WrongUnit:
     ratio: float
     """Labels over predictions; negative for the other sign."""
     likely: list[str]
-    """Units that would explain it, the best first; empty when none does."""
+    """Units that would explain the ratio, the best first; empty if none does."""
 
 
 def can_judge_units(evaluation: ErrorSummary | None, level: str) -> bool:
     """Whether the errors of a model at a level of theory are small enough to judge units by it.
 
-    evaluation: of the model; one without errors of forces is trusted.
+    evaluation: of the model. A model without errors of forces is trusted.
     """
     if evaluation is None:
         return True
-    share = evaluation.relative_force_mae
+    error = evaluation.relative_force_mae
     if level in evaluation.levels:
-        of_level = evaluation.levels[level].relative_force_mae
-        share = share if of_level is None else of_level
+        error_of_level = evaluation.levels[level].relative_force_mae
+        error = error if error_of_level is None else error_of_level
     # written so that NaN counts as large
-    return share is None or share < LARGEST_RELATIVE_ERROR
+    return error is None or error < LARGEST_RELATIVE_ERROR
 
 
 def refuse_wrong_units(potential: Potential, target: Target) -> None:
     """Raise WrongUnitError when labels follow the model's predictions in another unit or sign.
 
-    A model that knows too little about the data to correlate with them says nothing; for one that
-    knows too little about anything, see `can_judge_units`. All labels
-    are looked at before the error, because their units belong together: energies in Hartree come
-    with forces in Hartree/Bohr, and one of them alone would be refused again.
+    A model whose predictions do not correlate with the labels refuses nothing. `can_judge_units`
+    says whether a model knows enough to be asked at all.
+
+    All labels are checked before the error is raised, because their units belong together: energies
+    in Hartree come with forces in Hartree/Bohr. A user who corrects one of them alone would be
+    refused again.
     """
     predictions = predict(potential, target.train)
     comparable = {
@@ -192,7 +197,7 @@ def refuse_wrong_units(potential: Potential, target: Target) -> None:
 
 
 def _with_one_energy_unit(wrong: list[WrongUnit]) -> list[WrongUnit]:
-    """The same with units of the forces first that have the energy unit of the energies."""
+    """The same, but units that contain the likely unit of the energies come first."""
     of_energy = [unit for found in wrong if found.label == "energy" for unit in found.likely[:1]]
     if not of_energy:
         return wrong
@@ -210,7 +215,7 @@ def _wrong_unit(name: str, pairs: np.ndarray) -> WrongUnit | None:
         return None
     labels, predicted = pairs.T
     correlation = np.corrcoef(labels, predicted)[0, 1]
-    # energies have no other sign: a negative correlation is a poor model
+    # energies cannot have the opposite sign: a negative correlation means a poor model
     strength = abs(correlation) if name in SIGNED else correlation
     # written so that NaN counts as no correlation
     if not strength > CORRELATION:
@@ -225,26 +230,26 @@ def _wrong_unit(name: str, pairs: np.ndarray) -> WrongUnit | None:
 
 def _explaining(name: str, ratio: float) -> list[str]:
     """Units that explain labels of `ratio` times the predictions: the best and those near it."""
-    off = {}
+    distances = {}
     for unit in UNITS[name]:
         # In the right unit the ratio is one, and its logarithm zero.
-        in_unit = ratio * unit_factor(name, unit)
-        if in_unit > 0:
-            off[unit] = abs(np.log(in_unit))
-    if not off or min(off.values()) > np.log(EXPLAINED):
+        ratio_in_unit = ratio * unit_factor(name, unit)
+        if ratio_in_unit > 0:
+            distances[unit] = abs(np.log(ratio_in_unit))
+    if not distances or min(distances.values()) > np.log(EXPLAINED):
         return []
-    limit = min(off.values()) + np.log(CLOSE)
-    near = [unit for unit in off if off[unit] < limit]
-    return sorted(near, key=lambda unit: off[unit])
+    limit = min(distances.values()) + np.log(CLOSE)
+    near = [unit for unit in distances if distances[unit] < limit]
+    return sorted(near, key=lambda unit: distances[unit])
 
 
 def misfit(predictions: Predictions) -> float:
     """How far labels and predictions are apart, from 0 to 1; infinite without a label.
 
-    It is the mean over forces and stress, or without any the energies, of the mean absolute error
-    over the mean absolute values of labels and predictions together. A model that predicts next to
-    nothing gets 1, also where most labels vanish by symmetry. The zero of energy does not matter:
-    energies are compared without the part that composition explains.
+    For each label it is the mean absolute error, over the sum of the mean absolute values of labels
+    and predictions. Forces and stress are averaged; without either, the energies count. A model
+    that predicts next to nothing gets 1, even if most labels vanish by symmetry. The zero of energy
+    does not matter: energies are compared without the part that composition explains.
     """
     found = []
     for pairs in (_labelled_components(predictions), _stress_without_mean(predictions)):
@@ -257,7 +262,7 @@ def misfit(predictions: Predictions) -> float:
 
 
 def _relative_error(pairs: np.ndarray) -> float:
-    """Of labels and predictions (R, 2), 0 to 1; 1 where both vanish, which says nothing."""
+    """How far labels and predictions (R, 2) are apart, 0 to 1; 1 if both vanish."""
     labels, predicted = pairs.T
     size = np.abs(labels).mean() + np.abs(predicted).mean()
     return float(np.abs(labels - predicted).mean() / size) if size > VANISHING else 1.0
@@ -270,7 +275,7 @@ def _labelled_components(predictions: Predictions) -> np.ndarray:
 
 
 def _stress_without_mean(predictions: Predictions) -> np.ndarray:
-    """Label and prediction of the stress (R, 2), each component about its mean.
+    """Label and prediction of the stress (R, 2), each component minus its mean over structures.
 
     The mean is what another lattice constant adds, and says nothing about the sign.
     """
@@ -285,7 +290,7 @@ def _stress_without_mean(predictions: Predictions) -> np.ndarray:
 
 
 def _energies_without_composition(predictions: Predictions) -> np.ndarray:
-    """Labelled energies per atom (S, 2), without the part that composition explains.
+    """Labels and predictions of energies per atom (S, 2), without the part due to composition.
 
     That part depends on the zero of energy, which may be another one.
     """
@@ -293,7 +298,7 @@ def _energies_without_composition(predictions: Predictions) -> np.ndarray:
     elements = np.unique(predictions.atomic_numbers)
     per_atom = predictions.energy / predictions.num_atoms[:, None]
     pairs = per_atom[labelled]
-    # fewer structures are fitted exactly by composition, and nothing is left of them
+    # with fewer structures, composition explains (nearly) everything
     if len(pairs) <= len(elements) + 2:
         return np.empty((0, 2))
 

@@ -2,9 +2,12 @@
 
 The probe set shows what a fine-tuning forgets (forgetting.py). The posterior of the readout says
 how well the data determine an energy (closed_form/posterior.py). The uncertainty says how large the
-errors of energies and forces are (uncertainty.py). The domain says where each level has training
-structures. A pretraining writes it itself, unless its data were converted before domains were
-collected. None of them changes the weights.
+errors of energies and forces are (uncertainty.py). The domain says where each level of theory has
+training structures; a pretraining writes it itself, unless its data were converted before domains
+were collected.
+
+`attach_trust` writes these files into a model folder, and `recalibrate` renews the uncertainty.
+Neither changes the weights.
 """
 
 from __future__ import annotations
@@ -60,11 +63,11 @@ def recalibrate(
     """Renew the scales of the uncertainty that a model has, from structures of another kind.
 
     Committee, distances and the form of the spread stay, since they are about the training data.
-    Scales and quantiles become those of the errors on the split `calibrate_on` of `data`, from none
-    of which the model has learned.
+    Scales and quantiles become those of the errors on the split `calibrate_on` of `data`, of which
+    the model must not have learned anything. level_of_theory: by default that of the model.
 
-    Returns the names of the files that changed. Raises EvenfieldError for a model without a record
-    of the level, by default its own, and TooFewStructuresError.
+    Returns the names of the files that changed. Raises EvenfieldError if the model has no record of
+    the level, and TooFewStructuresError.
     """
     model = load(Path(folder))
     level = model.level_to_use(level_of_theory)
@@ -77,8 +80,8 @@ def recalibrate(
         )
     refuse_files_of_others(folder, [UNCERTAINTY])
     held_out = _held_out(data, calibrate_on, level, model)
-    own = recalibrated(model.potential, levels[level], held_out, split=calibrate_on)
-    attach(folder, {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: own})})
+    renewed = recalibrated(model.potential, levels[level], held_out, split=calibrate_on)
+    attach(folder, {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: renewed})})
     return [UNCERTAINTY]
 
 
@@ -92,20 +95,22 @@ def attach_trust(
     calibrate_on: Split = "valid",
     say: Callable[[str], object] | None = None,
 ) -> list[str]:
-    """Write these files into the model folder, from its converted pretraining `data`.
+    """Write the files of this module into a model folder, from its converted pretraining `data`.
 
-    The domain is written for a model that has none and was trained on these data alone. The
-    uncertainty is that of `level_of_theory`, by default the level of the posterior, and stands next
-    to those of other levels; its quantiles are those of the split `calibrate_on`, from which the
-    model must not have learned. With a level, only the uncertainty is written. Structures with
-    elements that their level has not learned are left out. `say` is told of them, of data that are
-    not those of the training, and why there is no uncertainty, where the split has too few
-    structures.
+    The domain is written only for a model that has none and was trained on these data alone.
+    Structures with elements that their level has not learned are left out.
 
-    Returns their names. Raises DestinationError when the model has one of them, unless
-    `overwrite`, and when a user has put a file with such a name there, even then. Raises
-    EvenfieldError when the data have no structure at the model's default level of theory, or its
-    first when it has no default.
+    overwrite: replace files that the model has.
+    level_of_theory: write only the uncertainty of this level, next to those of other levels. By
+        default all files are written, with the uncertainty of the level of the posterior.
+    calibrate_on: split that gives the quantiles; the model must not have learned from it.
+    say: is told of structures that are left out, of data that are not those of the training, and of
+        a split with too few structures for an uncertainty, which is then not written.
+
+    Returns the names of the files. Raises DestinationError if the model has one of them, unless
+    `overwrite`, and if a user has put a file with such a name there, even then. Raises
+    EvenfieldError if the data have no structure at the level, which by default is the model's
+    default level, or its first if it has no default.
     """
     model = load(Path(folder))
     if say is not None:
@@ -125,8 +130,9 @@ def attach_trust(
     writes_domain = not model.domains and model.record.training_data == [_training_data(data)]
     if writes_domain:
         names.append(DOMAIN)
-    # before the work
+    # before the long work
     refuse_files_of_others(folder, names)
+
     posterior = posterior_of(model, data)
     files = {
         PROBE_FILE: probe_file(probe_of(model, data)),
@@ -145,10 +151,10 @@ def attach_trust(
 
 
 def _notes(model: LoadedModel, data: Path | str) -> list[str]:
-    """What a user should know of data that are not those, or not only those, of the training."""
+    """Lines for the user: about data that the model was not trained on, and structures left out."""
     lines = []
     stated = model.record.training_data
-    # a model without a record of its data may have been trained on these
+    # a model that does not state its data may have been trained on these
     if stated and _training_data(data).sha256 not in {one.sha256 for one in stated}:
         names = ", ".join(one.name for one in stated)
         lines.append(
@@ -180,7 +186,7 @@ def _training_structures(data: Path | str, model: LoadedModel) -> Iterator[Struc
 
 
 def _training_data(data: Path | str) -> TrainingData:
-    """What the record of a model says that was trained on a data set."""
+    """What the record of a model that was trained on these data says about them."""
     info = read_info(data)
     return TrainingData.of_data_set(info, info["num_structures"]["train"])
 
@@ -194,10 +200,10 @@ def _domains_of(data: Path | str) -> dict[str, LevelDomain]:
 
 
 def posterior_of(model: LoadedModel, data: Path | str) -> Posterior:
-    """Posterior of the readout of one head, the default or the first, around its weights.
+    """Posterior of the readout of the default head (or the first), around its weights.
 
-    It is that of a closed-form refit to training structures, of which only covariance and noise are
-    kept. The weights are its mean as far as the training has found the minimum.
+    Covariance and noise are those of a closed-form refit to training structures. Its weights are
+    discarded: the trained ones are the mean, as far as the training has found the minimum.
     """
     levels = model.potential.config.levels_of_theory
     level = default_level(model.record, levels) or levels[0]
@@ -241,13 +247,13 @@ def _attach_level(
 def _uncertainty_file(
     model: LoadedModel, level: str, data: Path | str, split: Split
 ) -> dict[str, bytes]:
-    """The attachment with one level, and the levels that it had before."""
+    """The file with the uncertainty of this level, and of the levels that the model had before."""
     levels = uncertainties_of(model.potential, model.attachments)
     train = _answered(data, "train", level, model)
     if not train:
         raise _no_structure(data, level)
     physics = model.potential.config.physics
-    own = make_uncertainty(
+    made = make_uncertainty(
         model.potential,
         level,
         list(as_learned(_every_element_first(train), data, physics)),
@@ -255,11 +261,11 @@ def _uncertainty_file(
         known={atomic_numbers[symbol] for symbol in model.record.trained_symbols(level)},
         split=split,
     )
-    return {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: own})}
+    return {UNCERTAINTY: uncertainty_file(model.potential, levels | {level: made})}
 
 
 def _held_out(data: Path | str, split: Split, level: str, model: LoadedModel) -> list[Structure]:
-    """Structures of a split for the scores, in random order, so that a part of them is like all."""
+    """Structures of a split for the scores, in random order: the first ones are like all others."""
     found = _answered(data, split, level, model)
     order = np.random.default_rng(0).permutation(len(found))
     return list(as_learned([found[k] for k in order], data, model.potential.config.physics))
@@ -267,7 +273,7 @@ def _held_out(data: Path | str, split: Split, level: str, model: LoadedModel) ->
 
 def _answered(data: Path | str, split: str, level: str, model: LoadedModel) -> list[Structure]:
     """Structures of a split at a level of theory, of elements that the model has learned there."""
-    # a data set need not have such a split, and reading one that is not there is an error
+    # a data set may lack the split, and reading a missing one is an error
     if not read_info(data)["num_structures"][split]:
         return []
     return [
@@ -286,7 +292,7 @@ def _no_structure(data: Path | str, level: str) -> EvenfieldError:
 
 
 def _every_element_first(structures: list[Structure]) -> list[Structure]:
-    """The structures in random order, but at first those that bring a new element."""
+    """The structures in random order, but those that bring a new element come first."""
     order = np.random.default_rng(0).permutation(len(structures))
     seen: set[int] = set()
     first: list[Structure] = []

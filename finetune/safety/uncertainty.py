@@ -1,9 +1,12 @@
 """Makes the record of uncertainty of a model (model_zoo/uncertainty) from its training data.
 
-Three kinds of structures have a part in it. Training structures give the covariance of the readout,
-the committee, the Gaussians of the elements, and the form of the predicted spread. Validation
-structures, which no weight was fitted to, give every scale: thresholds of the distance, scores of
-the errors. What is left, a test split for example, can judge the result.
+It uses two kinds of structures. Training structures give the covariance of the readout, the
+committee, the Gaussians of the elements, and the form of the predicted spread. Validation
+structures, to which no weight was fitted, give every scale: the thresholds of the distance and the
+scores of the errors. A third kind, for example a test split, can then judge the result.
+
+There are three ways to one: `make_uncertainty` for a pretrained model, `uncertainty_of_refit` and
+`uncertainty_of_folds` for one that has learned from all of its few structures.
 """
 
 from __future__ import annotations
@@ -39,14 +42,15 @@ from ..heads import add_to_head
 
 # Members of the committee: bootstrap refits of the readout.
 NUM_MEMBERS = 16
-# Directions that are kept of them; each costs a backward pass in every step of a simulation.
+# Directions in which members differ that are kept; each costs a backward pass in every step of a
+# simulation.
 NUM_DIRECTIONS = 1
 # Structures without which quantiles say nothing.
 FEWEST_STRUCTURES = 20
 # An element with fewer scores, or from fewer groups of structures, shares those of all others.
 FEWEST_SCORES = 300
 FEWEST_GROUPS = 20
-# Atoms that are enough for the committee, the Gaussians, the form of the spread, and the scores.
+# Most atoms for the committee, the Gaussians, the form of the spread, and the scores.
 MOST_COMMITTEE = 3_000
 MOST_FEATURES = 40_000
 MOST_FITTED = 8_000
@@ -56,15 +60,17 @@ MOST_SCORED = 40_000
 EDGE_BUDGET = 8_000
 ATOM_BUDGET = 512
 
-# What one standard deviation covers of Gaussian errors, and the length of a vector of three such
-# components, with a variance of 1 together, that it covers.
+# The share of Gaussian errors within one standard deviation, and the length that as many vectors of
+# three such components do not exceed, if the variances of the three add up to 1.
 ONE_SIGMA = 0.683
 ONE_SIGMA_LENGTH = 1.084
-# Errors of forces below this are not told apart (eV/A); the logarithm of zero would be infinite.
+# eV/A; force errors below this are not told apart. The logarithm of zero would be infinite.
 FORCE_FLOOR = 1e-3
-# The same of the stress (eV/A^3), 16 MPa.
+# eV/A; the same for the predicted force, as an ingredient of the spread.
+FORCE_SIZE_FLOOR = 0.02
+# eV/A^3, which is 16 MPa; the same for the error of the stress.
 STRESS_FLOOR = 1e-4
-# Ridge of the offsets of elements, in atoms: few atoms hardly move them from that of all.
+# Ridge of the offsets of elements, in atoms: one with few atoms stays near the common offset.
 OFFSET_RIDGE = 20.0
 # Logarithms of an ingredient that lie closer together than this say nothing about its power.
 LEAST_RANGE = 0.01
@@ -85,27 +91,27 @@ class Observed:
     structure_index: np.ndarray
     """(N,)"""
     groups: np.ndarray
-    """(S,) names; structures of one group, a trajectory for example, are no independent evidence"""
+    """(S,) names; structures of one group, such as a trajectory, are no independent evidence"""
     force_error: np.ndarray
     """(N, 3) eV/A, NaN without a label"""
     label_size: np.ndarray
     """(N,) length of the label, eV/A"""
     ingredients: np.ndarray
-    """(4, N)"""
+    """(4, N) in the order of INGREDIENTS"""
     shares: np.ndarray
-    """(N, 3) of the variance of the committee, by component"""
+    """(N, 3) share of each component in the variance of the committee"""
     disagreement: np.ndarray
     """(N,) largest difference of two members, eV/A"""
     inside: np.ndarray
-    """(N,)"""
+    """(N,) whether the atom is within the threshold of its element's distance"""
     energy_error: np.ndarray
     """(S,) eV, NaN without a label"""
     energy_deviation: np.ndarray
-    """(S,) eV"""
+    """(S,) standard deviation of the energy that the posterior predicts, eV"""
     stress_error: np.ndarray
     """(S,) Frobenius norm of the error of the stress, eV/A^3, NaN without a label"""
     stress_ingredients: np.ndarray
-    """(4, S)"""
+    """(4, S) in the order of STRESS_INGREDIENTS"""
 
     @property
     def error(self) -> np.ndarray:
@@ -118,17 +124,17 @@ class Observed:
         return self.groups[self.structure_index]
 
 
-# fields of `Observed` whose last dimension counts atoms or structures
+# Fields of `Observed` whose last dimension counts atoms or structures, instead of the first.
 TRANSPOSED = ("ingredients", "stress_ingredients")
 
 
 @own_modes()
 def observe(
-    potential: Potential, own: LevelUncertainty, structures: Sequence[Structure]
+    potential: Potential, uncertainty: LevelUncertainty, structures: Sequence[Structure]
 ) -> Observed:
     """Compare a potential with labels, and keep what its uncertainty says of each atom."""
     levels = potential.config.levels_of_theory
-    estimator = Estimator(own, potential, levels.index(own.level))
+    estimator = Estimator(uncertainty, potential, levels.index(uncertainty.level))
     found: dict[str, list[np.ndarray]] = {}
     first = 0
     for batch in _batches(potential, structures):
@@ -137,7 +143,7 @@ def observe(
         measures = estimator.measures(batch, prediction)
         forces_label = batch.labels["forces"].double()
         stress_error = prediction.stress.double() - batch.labels["stress"].double()
-        squares = np.square(measures.forces).sum(0)
+        squares = np.square(measures.forces).sum(0)  # (N, 3)
         total = squares.sum(1, keepdims=True)
         values = {
             "numbers": batch.atomic_numbers.cpu().numpy(),
@@ -146,7 +152,7 @@ def observe(
             "label_size": forces_label.norm(dim=1).cpu().numpy(),
             "ingredients": measures.ingredients.T,
             "shares": np.divide(squares, total, out=np.full_like(squares, 1 / 3), where=total > 0),
-            "disagreement": measures.disagreements(own.mixing),
+            "disagreement": measures.disagreements(uncertainty.mixing),
             "inside": measures.inside,
             "energy_error": (prediction.energy - batch.labels["energy"]).cpu().numpy(),
             "energy_deviation": estimator.energy_deviations(batch),
@@ -175,8 +181,8 @@ def make_uncertainty(
 ) -> LevelUncertainty:
     """The uncertainty of one head of a potential, which does not change.
 
-    train: structures that it has learned from, those with rare elements first.
-    held_out: those of `split`, which it has not learned from.
+    train: structures that the head has learned from, those with rare elements first.
+    held_out: structures of `split`, which it has not learned from.
     known: atomic numbers that it has learned.
 
     Raises TooFewStructuresError.
@@ -197,17 +203,21 @@ def make_uncertainty(
 
 @own_modes()
 def recalibrated(
-    potential: Potential, own: LevelUncertainty, held_out: Sequence[Structure], *, split: str
+    potential: Potential,
+    uncertainty: LevelUncertainty,
+    held_out: Sequence[Structure],
+    *,
+    split: str,
 ) -> LevelUncertainty:
-    """A record with all scales from other structures, which need not be like those of before.
+    """The same uncertainty with all scales from other structures, also of another kind.
 
     Committee, Gaussians and the form of the spread stay: they come from the training structures.
-    held_out: those of `split`. Raises TooFewStructuresError.
+    held_out: structures of `split`. Raises TooFewStructuresError.
     """
-    scored = _scored(held_out, own.level)
-    # without its own scale, which would be counted twice
-    bare = replace(own, energy_scale=1.0, calibrated_on=split)
-    return calibrated(bare, observe(potential, bare, scored))
+    scored = _scored(held_out, uncertainty.level)
+    # without the old scale of the energy, which would be counted twice
+    unscaled = replace(uncertainty, energy_scale=1.0, calibrated_on=split)
+    return calibrated(unscaled, observe(potential, unscaled, scored))
 
 
 def _scored(held_out: Sequence[Structure], level: str) -> list[Structure]:
@@ -228,48 +238,53 @@ def uncertainty_of_refit(
 ) -> LevelUncertainty:
     """The uncertainty of a head that was just refitted to all of a few structures.
 
-    None is left to judge by, so that scores are errors of the refits that left a part of the
-    structures out, each on its own part (cross-conformal prediction: Vovk, Annals of Mathematics
-    and Artificial Intelligence 74, 2015). Their scatter is the committee: the delete-one-group
-    jackknife, whose variance is (K - 1) times that of the K refits.
+    No structure is left to judge by. So the scores are the errors of K refits, each on the part of
+    the structures that it left out (cross-conformal prediction: Vovk, Annals of Mathematics and
+    Artificial Intelligence 74, 2015). The scatter of these refits is the committee: the
+    delete-one-group jackknife, whose variance is (K - 1) times that of the K refits.
 
-    structures: those of the refit, in their order. posterior: that of the refit.
+    The same errors give both the form of the spread and its scale. Errors on learned structures
+    would not do for the form: a few structures can be fitted almost exactly. Some things have seen
+    all structures even so: what was set up before the refit, such as E0, the posterior covariance,
+    and the choice of the prior.
 
-    The same errors give the form of the spread and its scale. Errors on what was learned would not
-    do for the form: a few structures can be fitted almost exactly. What set the potential up before
-    the refit, such as E0, has seen all structures, and so have the posterior covariance and the
-    prior. Raises TooFewStructuresError without forces.
+    structures: those of the refit, in its order. posterior: that of the refit, with `left_out`.
+    Raises TooFewStructuresError without forces.
     """
     left_out = posterior.left_out
-    assert left_out is not None
+    assert left_out is not None, "a stored posterior does not know what was left out"
     keep_freed_memory()
     head = potential.config.levels_of_theory.index(posterior.level_of_theory)
     features, numbers = atom_features(potential, structures)
-    gaussians = ElementGaussians.of(features, numbers)
-    draft = _draft_of_refit(posterior, gaussians, "structures left out of the refit")
+    draft = _draft_of_refit(
+        posterior, ElementGaussians.of(features, numbers), "structures left out of the refit"
+    )
 
-    of_atom = np.repeat(np.arange(len(structures)), [len(structure) for structure in structures])
+    num_atoms = [len(structure) for structure in structures]
+    structure_of_atom = np.repeat(np.arange(len(structures)), num_atoms)
     seen = []
     for part, change in zip(left_out.parts, left_out.changes, strict=True):
         without = copy.deepcopy(potential)
         add_to_head(without, head, change, posterior.new_elements, posterior.elements)
-        others = ~np.isin(of_atom, part)
-        own = draft
+        others = ~np.isin(structure_of_atom, part)
+        draft_of_part = draft
         if others.any():
-            # among few atoms, one is nearer to a Gaussian that it was part of than a new one is
-            own = replace(draft, gaussians=ElementGaussians.of(features[others], numbers[others]))
-        seen.append(observe(without, own, [structures[place] for place in part]))
+            # The Gaussians must not know the part either: among few atoms, one is nearer to a
+            # Gaussian that it was part of than a new atom is.
+            gaussians = ElementGaussians.of(features[others], numbers[others])
+            draft_of_part = replace(draft, gaussians=gaussians)
+        seen.append(observe(without, draft_of_part, [structures[place] for place in part]))
     left_out_errors = joined(seen)
     return calibrated(with_spread(draft, left_out_errors), left_out_errors)
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A model that has not learned from some structures, and what it says about them."""
+class TrainedFold:
+    """A whole training without a part of the structures."""
 
     potential: Potential
     posterior: Posterior
-    """Of the closed-form refit that it ended with."""
+    """Of the closed-form refit that the training ended with."""
     learned: Sequence[Structure]
     left_out: Sequence[Structure]
 
@@ -279,17 +294,16 @@ def uncertainty_of_folds(
     potential: Potential,
     structures: Sequence[Structure],
     posterior: Posterior,
-    folds: Sequence[Fold],
+    folds: Sequence[TrainedFold],
 ) -> LevelUncertainty:
     """The uncertainty of a head whose network was trained on all of a few structures.
 
     A refit that leaves structures out would not do here: the features below it have seen them. So
-    whole trainings are repeated without each part, and the scores are their errors on it, over the
-    spread that each of them predicts by itself (cross-conformal prediction, as in
-    `uncertainty_of_refit`). Nothing of a fold has seen its structures but the settings.
+    the whole training is repeated without each part. The scores are the errors on the part, over
+    the spread that this training predicts by itself (cross-conformal prediction, as in
+    `uncertainty_of_refit`). Only the settings were chosen with all structures.
 
     structures: those that `potential` has learned from. posterior: that of its last refit.
-
     Raises TooFewStructuresError without forces.
     """
     keep_freed_memory()
@@ -298,9 +312,10 @@ def uncertainty_of_folds(
     seen = []
     for fold in folds:
         gaussians = ElementGaussians.of(*atom_features(fold.potential, fold.learned))
-        own = _draft_of_refit(fold.posterior, gaussians, split)
-        seen.append(observe(fold.potential, own, fold.left_out))
+        draft_of_fold = _draft_of_refit(fold.posterior, gaussians, split)
+        seen.append(observe(fold.potential, draft_of_fold, fold.left_out))
     left_out_errors = joined(seen)
+
     gaussians = ElementGaussians.of(*atom_features(potential, structures))
     draft = _draft_of_refit(posterior, gaussians, split)
     return calibrated(with_spread(draft, left_out_errors), left_out_errors)
@@ -309,14 +324,13 @@ def uncertainty_of_folds(
 def _draft_of_refit(
     posterior: Posterior, gaussians: ElementGaussians, split: str
 ) -> LevelUncertainty:
-    """All but the spread and the scales; the committee are the refits that left a part out."""
+    """All but the spread and the scales. The members of the committee each left a part out."""
     left_out = posterior.left_out
-    assert left_out is not None
+    assert left_out is not None, "a stored posterior does not know what was left out"
     size = posterior.size
-    # own weights of new elements belong to no committee, whose members share all weights
-    kept = np.r_[
-        0:size, len(posterior.covariance) - len(posterior.elements) : len(posterior.covariance)
-    ]
+    num_parameters = len(posterior.covariance)
+    # a committee has weights that all elements share and E0, but no own weights of new elements
+    kept = np.r_[0:size, num_parameters - len(posterior.elements) : num_parameters]
     changes = left_out.changes
     scatter = changes - changes.mean(0)
     committee = Committee(
@@ -330,7 +344,7 @@ def _draft_of_refit(
 
 
 def joined(parts: Sequence[Observed]) -> Observed:
-    """What was observed of several lists of structures, as of one."""
+    """Several observations as one; structures are counted on from one to the next."""
     first = np.cumsum([0] + [len(part.groups) for part in parts[:-1]])
     indices = [part.structure_index + offset for part, offset in zip(parts, first, strict=True)]
     content: dict[str, np.ndarray] = {"structure_index": np.concatenate(indices)}
@@ -349,7 +363,7 @@ def _draft(
     gaussians: ElementGaussians,
     split: str,
 ) -> LevelUncertainty:
-    """All but the spread and the scales."""
+    """An uncertainty with all but the spread and the scales, which are neutral for now."""
     return LevelUncertainty(
         level=committee.level_of_theory,
         calibrated_on=split,
@@ -370,11 +384,11 @@ def _draft(
 
 
 def principal_directions(committee: Committee) -> tuple[np.ndarray, np.ndarray]:
-    """Directions (K, d) in which members differ most, and the members (M, K) as their sums.
+    """Directions (K, d) in which members differ most, and the members (M, K) as sums of them.
 
-    Most by how much they change what was fitted: weights are measured by the inverse of their
-    posterior covariance, which is the normal matrix of forces and energies. A truncated committee
-    then loses as little as possible of the spread of the forces.
+    "Most" is by the change of what was fitted: weights are measured by the inverse of their
+    posterior covariance, which is the normal matrix of forces and energies. So the committee loses
+    as little as possible of the spread of the forces when it is cut to few directions.
     """
     members = committee.members
     number, size = members.shape
@@ -386,28 +400,32 @@ def principal_directions(committee: Committee) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
-    """The draft with a spread that fits the errors of training structures in their logarithms."""
+    """The draft with a spread, and the form of that of the stress, fitted to observed errors.
+
+    The logarithm of the error is fitted by a power of each ingredient, an offset that all elements
+    share, and one of each element.
+    """
     labelled = np.isfinite(seen.error) & np.isfinite(seen.ingredients).all(0)
     numbers = seen.numbers[labelled]
     ingredients = seen.ingredients[:, labelled]
     target = np.log(seen.error[labelled] + FORCE_FLOOR)
 
     floors = _floors(ingredients)
-    floors[INGREDIENTS.index("force")] = 0.02  # eV/A
-    logarithms = np.log(ingredients + floors[:, None])
-    # one that is the same for all atoms, such as zero, would get any power that rounding asks for
-    telling = np.ptp(logarithms, axis=1) > LEAST_RANGE
+    floors[INGREDIENTS.index("force")] = FORCE_SIZE_FLOOR
+    logarithms, telling = _telling_logarithms(ingredients, floors)
     elements, place = np.unique(numbers, return_inverse=True)
+    num_atoms = len(target)
     num_powers = len(INGREDIENTS)
 
-    rows = np.zeros((len(target) + len(elements), num_powers + 1 + len(elements)))
-    rows[: len(target), :num_powers] = np.where(telling[:, None], logarithms, 0.0).T
-    rows[: len(target), num_powers] = 1.0
-    rows[np.arange(len(target)), num_powers + 1 + place] = 1.0
-    # one row of the ridge for the offset of each element
-    own = np.arange(len(elements))
-    rows[len(target) + own, num_powers + 1 + own] = OFFSET_RIDGE**0.5
+    # one row for each atom, and one of the ridge for the offset of each element
+    rows = np.zeros((num_atoms + len(elements), num_powers + 1 + len(elements)))
+    rows[:num_atoms, :num_powers] = logarithms.T
+    rows[:num_atoms, num_powers] = 1.0
+    rows[np.arange(num_atoms), num_powers + 1 + place] = 1.0
+    ridge_rows = np.arange(len(elements))
+    rows[num_atoms + ridge_rows, num_powers + 1 + ridge_rows] = OFFSET_RIDGE**0.5
     padded = np.concatenate([target, np.zeros(len(elements))])
+
     lower = np.full(rows.shape[1], -np.inf)
     # a force further from what is known must never look more certain
     lower[:num_powers] = 0.0
@@ -426,9 +444,9 @@ def with_spread(draft: LevelUncertainty, seen: Observed) -> LevelUncertainty:
 
 
 def _bounded_least_squares(rows: np.ndarray, target: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """x (P,) of |rows x - target| with lower bounds; zero where a column has no effect.
+    """The x (P,) that minimises |rows x - target| above lower bounds; 0 for columns of zeros.
 
-    The step along such a column is infinite, which SciPy multiplies by zero.
+    Such columns are left out of the fit: SciPy would multiply an infinite step by zero.
     """
     matters = rows.any(0)
     solution = np.zeros(rows.shape[1])
@@ -437,24 +455,35 @@ def _bounded_least_squares(rows: np.ndarray, target: np.ndarray, lower: np.ndarr
 
 
 def _floors(ingredients: np.ndarray) -> np.ndarray:
-    """A hundredth of the median of each ingredient (4, N): below it, it says nothing."""
+    """A hundredth of the median of each ingredient (4, N): smaller values are not told apart."""
     return np.maximum(0.01 * np.median(ingredients, axis=1), 1e-9)
 
 
-def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
-    """The form of the spread of the stress, fitted as that of the forces is.
+def _telling_logarithms(
+    ingredients: np.ndarray, floors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms (4, N) of ingredients, and which of the 4 vary enough; 0 for those that do not.
 
-    None with fewer labelled stresses than quantiles need: four powers want as many.
+    An ingredient that is the same everywhere, such as zero, would get any power that rounding asks
+    for.
+    """
+    logarithms = np.log(ingredients + floors[:, None])
+    telling = np.ptp(logarithms, axis=1) > LEAST_RANGE
+    return np.where(telling[:, None], logarithms, 0.0), telling
+
+
+def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
+    """The form of the spread of the stress, fitted in the same way as that of the forces.
+
+    None with fewer labelled stresses than quantiles need: the fit of four powers needs as many.
     """
     labelled = np.isfinite(seen.stress_error) & np.isfinite(seen.stress_ingredients).all(0)
     if labelled.sum() < FEWEST_STRUCTURES:
         return None
     ingredients = seen.stress_ingredients[:, labelled]
     floors = _floors(ingredients)
-    logarithms = np.log(ingredients + floors[:, None])
-    telling = np.ptp(logarithms, axis=1) > LEAST_RANGE
-    powers = np.where(telling[:, None], logarithms, 0.0)
-    rows = np.vstack([powers, np.ones(labelled.sum())]).T
+    logarithms, telling = _telling_logarithms(ingredients, floors)
+    rows = np.vstack([logarithms, np.ones(labelled.sum())]).T
     target = np.log(seen.stress_error[labelled] + STRESS_FLOOR)
     lower = np.append(np.zeros(len(STRESS_INGREDIENTS)), -np.inf)
     solution = _bounded_least_squares(rows, target, lower)
@@ -465,7 +494,7 @@ def _stress_without_scores(seen: Observed) -> StressUncertainty | None:
 def _calibrated_stress(
     shaped: StressUncertainty | None, held_out: Observed
 ) -> StressUncertainty | None:
-    """The same with scores of structures that were held out; None where too few have a stress."""
+    """The same with scores of held-out structures; None if too few of them have a stress."""
     if shaped is None:
         return None
     spread = shaped.spread(held_out.stress_ingredients)
@@ -478,61 +507,68 @@ def _calibrated_stress(
 
 
 def calibrated(shaped: LevelUncertainty, held_out: Observed) -> LevelUncertainty:
-    """The same with all scales from structures that were held out."""
-    own = shaped
+    """The same with all scales from held-out structures. Raises TooFewStructuresError."""
     known = np.isfinite(held_out.ingredients).all(0)
     labelled = known & np.isfinite(held_out.error)
     if not labelled.any():
         raise TooFewStructuresError(
-            f"no held-out structure at {own.level} has forces",
+            f"no held-out structure at {shaped.level} has forces",
             remedy="hold out structures with forces",
         )
-    if not np.isfinite(held_out.energy_error).any():
+    has_energy = np.isfinite(held_out.energy_error)
+    if not has_energy.any():
         raise TooFewStructuresError(
-            f"no held-out structure at {own.level} has an energy",
+            f"no held-out structure at {shaped.level} has an energy",
             remedy="hold out structures with energies",
         )
-    spread = own.spread(held_out.ingredients, held_out.numbers)
+    spread = shaped.spread(held_out.ingredients, held_out.numbers)
     scores = held_out.error[labelled] / spread[labelled]
-    # one deviation covers what it covers of Gaussian errors; tails make the RMS useless
+    # one deviation covers the share that it covers of Gaussian errors; tails make the RMS useless
     unit = float(np.quantile(scores, ONE_SIGMA)) / ONE_SIGMA_LENGTH
-    own = replace(own, offsets=own.offsets + np.log(unit))
-    scores = scores / unit
-
     numbers = held_out.numbers[labelled]
     names = held_out.atom_groups[labelled]
-    groups = element_groups(numbers, names)
-    own = replace(own, groups=groups)
-    place = own.group_of(numbers)
-    force_scores = []
-    for index in range(len(groups)):
-        # the last group has no atoms of its own where all elements are common: then it is all
-        chosen = place == index if (place == index).any() else np.ones(len(place), bool)
-        force_scores.append(Scores.of(scores[chosen], len(np.unique(names[chosen]))))
+    scaled = replace(
+        shaped, offsets=shaped.offsets + np.log(unit), groups=element_groups(numbers, names)
+    )
 
-    has_energy = np.isfinite(held_out.energy_error)
     energy_scores = np.abs(held_out.energy_error[has_energy])
     energy_scores = energy_scores / np.maximum(held_out.energy_deviation[has_energy], 1e-12)
     energy_scale = max(float(np.quantile(energy_scores, ONE_SIGMA)), 1e-12)
-    gaussians = _with_thresholds(own.gaussians, held_out, known)
+    num_energy_groups = len(np.unique(held_out.groups[has_energy]))
     return replace(
-        own,
-        gaussians=gaussians,
-        force_scores=force_scores,
-        energy_scores=Scores.of(
-            energy_scores / energy_scale, len(np.unique(held_out.groups[has_energy]))
-        ),
+        scaled,
+        gaussians=_with_thresholds(shaped.gaussians, held_out, known),
+        force_scores=_scores_by_group(scaled, scores / unit, numbers, names),
+        energy_scores=Scores.of(energy_scores / energy_scale, num_energy_groups),
         energy_scale=energy_scale,
         alignment=_alignment(held_out, labelled),
-        stress=_calibrated_stress(own.stress, held_out),
+        stress=_calibrated_stress(shaped.stress, held_out),
     )
 
 
-def element_groups(numbers: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
-    """Atomic numbers of each group, from those of atoms (N,) and the names of their structures.
+def _scores_by_group(
+    uncertainty: LevelUncertainty, scores: np.ndarray, numbers: np.ndarray, names: np.ndarray
+) -> list[Scores]:
+    """The scores of atoms (N,) for each group of elements of an uncertainty.
 
-    An element with enough atoms from enough structures has a group of its own; the last group is
-    that of all others.
+    numbers: (N,) atomic numbers. names: (N,) the groups of structures that the atoms belong to.
+    """
+    place = uncertainty.group_of(numbers)
+    found = []
+    for index in range(len(uncertainty.groups)):
+        chosen = place == index
+        if not chosen.any():
+            # all elements are common, and the last group, that of all others, takes all scores
+            chosen = np.ones(len(place), bool)
+        found.append(Scores.of(scores[chosen], len(np.unique(names[chosen]))))
+    return found
+
+
+def element_groups(numbers: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
+    """Atomic numbers in each group of elements, from those of atoms (N,).
+
+    names: (N,) the groups of structures that the atoms belong to. An element with enough atoms from
+    enough of them has a group of its own. The last group is empty and stands for all others.
     """
     groups = []
     for z in np.unique(numbers):
@@ -546,12 +582,13 @@ def element_groups(numbers: np.ndarray, names: np.ndarray) -> list[np.ndarray]:
 def _with_thresholds(
     gaussians: ElementGaussians, held_out: Observed, known: np.ndarray
 ) -> ElementGaussians:
-    """Distances that 1 % of held-out atoms exceed, of an element or of all rare ones together."""
+    """The same with the distances that 1 % of the held-out atoms exceed as thresholds.
+
+    Those of one element, or for rare elements those of all rare ones together.
+    """
     numbers = held_out.numbers[known]
     distances = held_out.ingredients[INGREDIENTS.index("distance"), known]
-    names = held_out.atom_groups[known]
-    own_groups = element_groups(numbers, names)
-    common = np.concatenate(own_groups)
+    common = np.concatenate(element_groups(numbers, held_out.atom_groups[known]))
     rare = ~np.isin(numbers, common)
     of_rare = distances[rare] if rare.sum() >= FEWEST_SCORES else distances
     thresholds = np.full(len(gaussians.elements), Scores.of(of_rare, 1).quantile(INSIDE))
@@ -562,10 +599,11 @@ def _with_thresholds(
 
 
 def _alignment(held_out: Observed, labelled: np.ndarray) -> float:
-    """The share w of the variance of errors that lies where the committee differs.
+    """The share w of the variance of the errors that points where the committee differs.
 
-    With shares s_c of the committee, the mean of s_c e_c^2 / |e|^2, summed over components, is
-    (1 - w) / 3 + w sum_c s_c^2.
+    If component c has the share s_c of the variance of the committee, then the error e satisfies
+
+        mean of sum_c s_c e_c^2 / |e|^2 = (1 - w) / 3 + w mean of sum_c s_c^2
     """
     errors = np.square(held_out.force_error[labelled])
     total = errors.sum(1)
@@ -576,11 +614,11 @@ def _alignment(held_out: Observed, labelled: np.ndarray) -> float:
 
 
 def _up_to(structures: Sequence[Structure], most: int) -> list[Structure]:
-    """The first structures, with at most this many atoms together but for the first."""
+    """The first structures, as many as have at most `most` atoms together, but at least one."""
     chosen: list[Structure] = []
     total = 0
     for structure in structures:
-        # smaller ones further on are not taken: the choice must not depend on the size
+        # no smaller ones further on instead: the choice must not depend on the size
         if chosen and total + len(structure) > most:
             break
         chosen.append(structure)

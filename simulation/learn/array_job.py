@@ -1,13 +1,13 @@
 """Labels by a job array of Slurm: one task a label, answered by the code of `labeller.py`.
 
-A task leaves its answer in the folder of the label, so that it needs no loop that waits for it. The
-job has a name of its own, which is on disk before it is submitted: a loop that is started again
-finds its job in the queue by it. Whether a label was begun is told by the file `asked`:
+A task leaves its answer in the folder of the label, so no loop has to be there when it ends. The
+job has a unique name, which is on disk before the job is submitted. By that name, a loop that is
+started again finds its job in the queue. The file `asked` tells whether a label was begun:
 
-    answered                                       nothing is left to do
-    in the queue                                   it is waited for
-    begun, but in the queue no more, no answer     a failure, with the last line of its log
-    not begun, and not in the queue                submitted, if it was not a moment ago
+    answered                              nothing is left to do
+    in the queue                          it is waited for
+    begun, no answer, has left the queue  a failure, with the last line of its log
+    not begun, and not in the queue       submitted, unless it was there a moment ago
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .labeller import ANSWER, NOT_WRITTEN, LabellingError, python_path, times_as
 JOB = "job.json"
 SCRIPT = "labels.sbatch"
 LOG = "task-{index}.log"
-# s, between two looks at the files, and between two questions to the controller, which all users
-# of a cluster share
+# s, between two looks at the files
 PATIENCE = 1.0
+# s, between two questions to the controller, which all users of a cluster share
 QUEUE_PATIENCE = 15.0
-# s, after which a task that has left the queue has left no answer: a network file system may show
-# a file to other nodes a minute later
+# s, that an answer may come after its task has left the queue: a network file system may show a
+# file to other nodes as much as a minute late
 GRACE = 90.0
-# s, for an answer of the controller; then it is asked again
+# s, that one question to the controller may take, and that it may be silent from the start
 MOST_WAITED = 120.0
 PROGRAMS = ("sbatch", "squeue")
-# options that say how the loop finds its job and its tasks
-OURS = (
+# options that users cannot give, because the loop finds its job and its tasks by them
+RESERVED = (
     "array",
     "a",
     "job-name",
@@ -62,12 +62,14 @@ EXIT_CODE = re.compile(r"the labeller ended with exit code (\d+)")
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Raise SettingsError for options that cannot work, and without Slurm."""
+    """Raise SettingsError for options that cannot work, and if Slurm is missing."""
     for option in options:
         name = option.lstrip("-").partition("=")[0].partition(" ")[0]
-        is_ours = name in OURS or (not option.startswith("--") and option[1:2] in OURS)
-        if not re.fullmatch(r"--?[A-Za-z][^\n\r]*", option) or is_ours:
-            why = "belongs to the loop" if is_ours else "is no option of sbatch"
+        # a short option may have its value attached, such as -Jname
+        letter = "" if option.startswith("--") else option[1:2]
+        is_reserved = name in RESERVED or letter in RESERVED
+        if not re.fullmatch(r"--?[A-Za-z][^\n\r]*", option) or is_reserved:
+            why = "belongs to the loop" if is_reserved else "is no option of sbatch"
             raise SettingsError(
                 f"slurm: {option!r} {why}",
                 remedy='give options such as slurm=["--partition=cpu","--time=04:00:00"]',
@@ -92,13 +94,16 @@ def await_answers(
     timeout: float,
     show: Callable[[int], None],
 ) -> None:
-    """Return when each place has an answer, or, without options, when no task is left that might.
+    """Submit what is needed, and return when each place has an answer.
 
-    places: folders with a request, whose position is the number of the task. options: lines for
-    sbatch; None where nothing may be submitted any more. timeout: s, for one label.
+    places: folders with a request; the position in the sequence is the number of the task.
+    options: of sbatch. None submits nothing, and returns when no task in the queue can answer what
+        is missing.
+    timeout: s, for one label.
+    show: is told the number of answers.
 
-    Raises LabellingError where sbatch refuses the job, where the job has left the queue before all
-    of its labels were begun, and where a task could not write.
+    Raises LabellingError if sbatch refuses the job, if the job has left the queue before all of its
+    labels were begun, and if a task could not write.
     """
     if _missing(places):
         require_slurm()
@@ -106,10 +111,10 @@ def await_answers(
         while missing := _missing(places):
             show(len(places) - len(missing))
             queue = waiting.ask()
-            lost = [] if queue is None else waiting.look(missing, queue)
-            if lost and options is not None:
-                waiting.submit(lost, options)
-            elif lost == missing:
+            to_submit = [] if queue is None else waiting.look(missing, queue)
+            if to_submit and options is not None:
+                waiting.submit(to_submit, options)
+            elif to_submit == missing:
                 return
             _sleep(places)
 
@@ -125,16 +130,18 @@ class _Waiting:
             store.write(folder / JOB, {"name": f"evenfield-{uuid.uuid4().hex[:12]}"})
         self.name: str = store.read(folder / JOB)["name"]
         self._seen: set[int] = set()
-        """Tasks that were in the queue since this process began, or that it has submitted."""
-        self._left: dict[int, float] = {}
-        """Since when a task is in the queue no more, or was not found there."""
-        self._answered = False
-        self._silent_since = time.monotonic()
+        """Tasks that this process has seen in the queue, or has submitted."""
+        self._absent_since: dict[int, float] = {}
+        """Task -> when it was first found missing from the queue."""
+        self._has_answered = False
+        """Whether the controller has ever answered this process."""
+        self._began = time.monotonic()
 
     def ask(self) -> set[int] | None:
-        """The tasks in the queue; None where the controller does not answer now.
+        """The tasks in the queue; None if the controller does not answer at the moment.
 
-        One that is restarted forgets no job. Raises LabellingError where it has never answered.
+        A controller that restarts forgets no job, so its silence is waited out. Raises
+        LabellingError if it has never answered.
         """
         words = ["squeue", "--noheader", "--array", f"--name={self.name}", "--format=%K"]
         said = "no answer"
@@ -146,10 +153,10 @@ class _Waiting:
             pass
         else:
             if done.returncode == 0:
-                self._answered = True
+                self._has_answered = True
                 return {int(index) for index in done.stdout.split() if index.isdigit()}
             said = done.stderr.strip() or f"exit code {done.returncode}"
-        if not self._answered and time.monotonic() - self._silent_since > MOST_WAITED:
+        if not self._has_answered and time.monotonic() - self._began > MOST_WAITED:
             raise LabellingError(
                 f"squeue says nothing about jobs: {said[-200:]}",
                 file=self.folder,
@@ -158,45 +165,49 @@ class _Waiting:
         return None
 
     def look(self, missing: list[int], queue: set[int]) -> list[int]:
-        """Settle what has ended without an answer; returns the tasks that are to be submitted."""
+        """Write failures for tasks that ended without an answer; returns those to submit.
+
+        Raises LabellingError for tasks that have left the queue before they began, or that could
+        not write.
+        """
         self._seen |= queue
-        lost: list[int] = []
-        ended: list[tuple[int, str]] = []
+        to_submit: list[int] = []
+        gone: list[tuple[int, str]] = []
         for index in missing:
             place = self.places[index]
             if index in queue:
-                self._left.pop(index, None)
+                self._absent_since.pop(index, None)
                 continue
             begun = bool(times_asked(place))
-            since = self._left.setdefault(index, time.monotonic())
+            since = self._absent_since.setdefault(index, time.monotonic())
             if (begun or index in self._seen) and time.monotonic() - since < GRACE:
                 continue
             code, last = _end_of(self.folder / LOG.format(index=index))
             if (place / ANSWER).exists():
-                # it has come since they were counted
+                # it has come since `missing` was made
                 continue
             if begun and code != NOT_WRITTEN:
                 store.write(place / ANSWER, self._failure(code, last))
             elif index in self._seen:
-                ended.append((index, last))
+                gone.append((index, last))
             else:
-                lost.append(index)
-        if ended:
-            index, last = ended[0]
+                to_submit.append(index)
+        if gone:
+            index, last = gone[0]
             raise LabellingError(
-                f"the job {self.name} has left the queue without {len(ended)} of its labels: it "
+                f"the job {self.name} has left the queue without {len(gone)} of its labels: it "
                 f"was cancelled, or could not start or write; the log of task {index}: {last}",
                 file=self.folder,
                 remedy="start the command again, and what was not labelled is submitted again",
             )
-        return lost
+        return to_submit
 
     def submit(self, tasks: Sequence[int], options: Sequence[str]) -> None:
         """Submit a job with a task for each of these labels."""
         script = self.folder / SCRIPT
         with file_errors(script):
             script.write_text(_script(self.folder, options, self.timeout))
-        # a percent sign of the path begins no pattern
+        # a percent sign in the path must not begin a pattern
         logs = str(self.folder.resolve()).replace("%", "%%") + "/" + LOG.format(index="%a")
         words = [
             "sbatch",
@@ -217,7 +228,7 @@ class _Waiting:
         self._seen |= set(tasks)
 
     def _failure(self, code: int | None, last: str) -> dict[str, object]:
-        """The answer in place of a task that was begun and has left none."""
+        """The answer for a task that was begun and has left none."""
         if code == TOO_LONG:
             detail = f"no label after {self.timeout:g} s"
             return {"failure": "time-out", "detail": detail, "seconds": self.timeout}
@@ -226,7 +237,7 @@ class _Waiting:
 
 
 def _script(folder: Path, options: Sequence[str], timeout: float) -> str:
-    """The batch script of a job; its first lines are those of the user."""
+    """The batch script of a job, with the options of the user."""
     limit = ["timeout", "--kill-after=30", str(timeout)]
     labeller = [*limit, sys.executable, "-m", f"{__package__}.labeller", str(folder.resolve())]
     lines = [
@@ -257,7 +268,7 @@ def _sleep(places: Sequence[Path]) -> None:
 
 
 def _end_of(log: Path) -> tuple[int | None, str]:
-    """The exit code of a task, if its script has come to its end, and the last thing it said."""
+    """The exit code of a task, if its script reported one, and the last line before that."""
     try:
         lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
 """Guarded dynamics from each structure at each temperature and pressure: where do simulations go?
 
-A walk is one such dynamics. It ends when its steps are done, or when a rule of the guard is broken;
-in the next round, with the next model, it goes on from the state before that.
+A walk is one such dynamics. In a round it runs until its steps are done, or until it breaks a rule
+of the guard. In the next round, with the next model, it goes on from the state before that.
 
 Without a pressure the cell is constant. With one, a Langevin piston changes its volume and keeps
-its shape (Quigley and Probert, J. Chem. Phys. 120, 11432 (2004), integrated by ASE): a melt has no
-shear modulus that would hold a shape.
+its shape (Quigley and Probert, J. Chem. Phys. 120, 11432 (2004), integrated by ASE). The shape is
+kept because a melt has no shear modulus that would hold it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from . import store
 from .config import LearnConfig
 
 
-# The mass of the piston lets a crystal of this bulk modulus breathe within this period. A softer
-# one breathes more slowly, with the root of its modulus.
-TYPICAL_MODULUS = 100.0  # GPa
-PERIOD = 200.0  # fs
+# The mass of the piston makes the volume of a crystal with this bulk modulus (GPa) oscillate with
+# this period (fs). The period of a softer one is longer, by the square root of the moduli's ratio.
+TYPICAL_MODULUS = 100.0
+PERIOD = 200.0
 
 
 class BarostatError(EvenfieldError):
@@ -46,9 +46,9 @@ class Frame:
     step: int
     """Of the walk, over all rounds."""
     radius: float | None
-    """Largest of its forces, eV/A; None where it is infinite."""
+    """Largest radius of its forces, eV/A; None if it is infinite."""
     disagreement: float | None
-    """Largest of its atoms, eV/A; None where it is infinite."""
+    """Largest disagreement of the committee on its atoms, eV/A; None if it is infinite."""
 
     def to_json(self) -> dict[str, Any]:
         """For the file of the walk."""
@@ -72,7 +72,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Walk:
-    """One dynamics as far as it has come."""
+    """One dynamics as far as it has come, and what it met in the last round."""
 
     structure: int
     """Number of the structure that it began with."""
@@ -86,9 +86,12 @@ class Walk:
     piston: float = 0.0
     """Momentum of the logarithm of the cell's length, in units of ASE, where it goes on."""
     beginnings: int = 0
-    """How often it has begun at its structure: again if it was stopped at its very first look."""
+    """How often it has begun at its structure.
+
+    It begins again each time that the guard knows no earlier state to go back to.
+    """
     stopped: dict[str, Any] | None = None
-    """What stopped it in this round."""
+    """What stopped it in this round; None if it was not stopped."""
     frames: list[Frame] = field(default_factory=list)
     """What it met in this round, in order; the last one is where it was stopped."""
 
@@ -103,7 +106,7 @@ class Walk:
         return f"{self.temperature:g} K{pressure}"
 
     def at_rest(self) -> Walk:
-        """The walk in a round in which it meets nothing."""
+        """The walk in a round in which it rests, and meets nothing."""
         return replace(self, stopped=None, frames=[])
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def first_walks(structures: list[Atoms], config: LearnConfig) -> list[Walk]:
 def pressures_of(atoms: Atoms, config: LearnConfig) -> list[float | None]:
     """The pressures (GPa) at which a structure walks; None stands for a constant cell.
 
-    What is not periodic in all directions has no volume that a pressure could work on.
+    A structure that is not periodic in all directions has no volume that a pressure could work on.
     """
     if config.pressures and atoms.pbc.all():
         return list(config.pressures)
@@ -151,9 +154,10 @@ def pressures_of(atoms: Atoms, config: LearnConfig) -> list[float | None]:
 def dynamics_of(
     walk: Walk, atoms: Atoms, start: Atoms, rng: np.random.Generator, config: LearnConfig
 ) -> MolecularDynamics:
-    """The dynamics of a walk that moves `atoms`, which have a calculator and momenta.
+    """The dynamics that moves `atoms`, which have a calculator and momenta, in a walk.
 
-    `start` is the structure that the walk began with. Raises BarostatError.
+    start: the structure that the walk began with. rng: of the thermostat and the piston.
+    Raises BarostatError.
     """
     time_step = config.time_step * units.fs
     if walk.pressure is None:
@@ -176,10 +180,10 @@ def dynamics_of(
         P_mass=_mass_of_piston(start),
         rng=rng,
     )
-    # all else follows from atoms and settings
+    # the only state of the dynamics that atoms and settings do not contain
     dynamics.p_eps = walk.piston
-    found: MolecularDynamics = dynamics
-    return found
+    typed: MolecularDynamics = dynamics
+    return typed
 
 
 def barostat() -> type[MolecularDynamics]:
@@ -191,15 +195,15 @@ def barostat() -> type[MolecularDynamics]:
             "pressures need a newer ASE than the installed one, which has no LangevinBAOAB",
             remedy="run `pip install --upgrade ase`, or leave pressures out",
         ) from error
-    found: type[MolecularDynamics] = LangevinBAOAB
-    return found
+    typed: type[MolecularDynamics] = LangevinBAOAB
+    return typed
 
 
 def _mass_of_piston(start: Atoms) -> float:
     """Mass M of the logarithm s of the cell's length, in units of ASE.
 
-    The force on s is 3 V (p - p0), and p falls by 3 B with s, so that it oscillates with the square
-    of the angular frequency 9 B V / M.
+    The force on s is 3 V (p - p0), and dp/ds = -3 B with the bulk modulus B. So s oscillates with
+    the angular frequency (9 B V / M)^(1/2).
     """
     stiffness = 9 * TYPICAL_MODULUS * units.GPa * start.get_volume()
     return float(stiffness * (PERIOD * units.fs / (2 * np.pi)) ** 2)
@@ -214,68 +218,75 @@ def walk_on(
     config: LearnConfig,
     show: Callable[[int], None],
 ) -> Walk:
-    """The walk after this round. `start` is its structure; `show` is told the steps that are done.
+    """The walk after this round.
 
-    The calculator gives uncertainties. Raises GuardError, UnseenElementError and BarostatError.
+    number, round_number: of the walk and of the round, for the seeds.
+    start: the structure that the walk began with.
+    calculator: gives uncertainties.
+    show: is told the steps that are done, over all rounds.
+
+    Raises GuardError, UnseenElementError and BarostatError.
     """
     atoms = walk.state.copy()
     atoms.calc = calculator
     guard = Guard(atoms, config.guard)
-    # a stream of its own: a walk must not depend on the others
+    # random numbers of its own: a walk must not depend on the others
     rng = np.random.default_rng([config.seed, round_number, number])
     dynamics: MolecularDynamics | None = None
     frames: list[Frame] = []
-    # of the piston, at the last look of the guard
-    momentum = walk.piston
+    # at the last look of the guard
+    piston = walk.piston
 
-    def steps_done() -> int:
+    def steps_of_round() -> int:
         return 0 if dynamics is None else dynamics.nsteps
 
-    def met() -> Frame:
-        # nothing is computed that is known already
+    def steps_of_walk() -> int:
+        return walk.steps + steps_of_round()
+
+    def present_frame() -> Frame:
+        # computes nothing if the dynamics has done so already
         calculator.get_property("forces", atoms)  # type: ignore[no-untyped-call]
         results = calculator.results
         return Frame(
             _bare(atoms),
-            walk.steps + steps_done(),
+            steps_of_walk(),
             _finite(np.max(results["forces_radius"])),
             _finite(results["max_committee_disagreement"]),
         )
 
     def remember_piston() -> None:
-        nonlocal momentum
-        momentum = _momentum_of_piston(dynamics)
+        nonlocal piston
+        piston = _momentum_of_piston(dynamics)
 
-    left = config.steps - walk.steps
     try:
-        # a barostat computes the stress when it is made
+        # inside `try`, because a barostat computes the stress when it is made
         dynamics = dynamics_of(walk, atoms, start, rng, config)
-        # in this order, so that the state that breaks a rule is met as well
-        dynamics.attach(lambda: frames.append(met()), interval=config.every)
+        # before the guard, so that the state that breaks a rule becomes a frame as well
+        dynamics.attach(lambda: frames.append(present_frame()), interval=config.every)
         dynamics.attach(guard, interval=config.guard.every)
         # after the guard and as often, so that it belongs to the state that the guard keeps
         dynamics.attach(remember_piston, interval=config.guard.every)
-        dynamics.attach(lambda: show(walk.steps + steps_done()), interval=1)
-        dynamics.run(left)
+        dynamics.attach(lambda: show(steps_of_walk()), interval=1)
+        dynamics.run(config.steps - walk.steps)
     except GuardStop as stop:
-        reason = stop.stopped_by.to_dict() | {"step": walk.steps + steps_done()}
-        if frames[-1].step != walk.steps + steps_done():
-            frames.append(met())
+        reason = stop.stopped_by.to_dict() | {"step": steps_of_walk()}
+        if frames[-1].step != steps_of_walk():
+            frames.append(present_frame())
         before = stop.before[0] if stop.before else None
-        lost = config.guard.every
+        steps_lost = config.guard.every
     except (GuardError, UnseenElementError, BarostatError):
         raise
     except (EvenfieldError, ValueError) as error:
-        # atoms that have fused or flown away, a cell that has collapsed: no guard looked in time
+        # Atoms have fused or flown away, or the cell has collapsed, before the guard looked.
         if isinstance(error, EvenfieldError):
             text = error.message
         elif _has_volume(atoms):
             raise
         else:
             text = "the cell has no volume any more"
-        reason = {"text": text, "step": walk.steps + steps_done()}
+        reason = {"text": text, "step": steps_of_walk()}
         before = None
-        lost = steps_done()
+        steps_lost = steps_of_round()
     else:
         return replace(
             walk,
@@ -285,26 +296,27 @@ def walk_on(
             stopped=None,
             frames=frames,
         )
-    done = replace(
+
+    stopped = replace(
         walk,
-        steps=walk.steps + max(steps_done() - lost, 0),
+        steps=walk.steps + max(steps_of_round() - steps_lost, 0),
         state=before or walk.state,
-        piston=momentum,
+        piston=piston,
         stopped=reason,
         frames=frames,
     )
-    # what could not even begin would begin in the same way in the next round
-    return done if before is not None else _begin(done, number, start, config)
+    # Without an earlier state it would fail in the same way again, so it gets new velocities.
+    return stopped if before is not None else _begin(stopped, number, start, config)
 
 
 def _has_volume(atoms: Atoms) -> bool:
-    # where it is zero, ASE refuses to compute it
+    """Whether the cell has a volume; if it has none, ASE refuses to compute one."""
     volume = abs(np.linalg.det(atoms.cell.array))
     return bool(np.isfinite(volume) and volume > 0)
 
 
 def _momentum_of_piston(dynamics: MolecularDynamics | None) -> float:
-    # a dynamics at constant cell has none
+    """Momentum of the piston, in units of ASE; 0 at constant cell, where there is no piston."""
     return float(getattr(dynamics, "p_eps", 0.0))
 
 
@@ -322,4 +334,5 @@ def _bare(atoms: Atoms) -> Atoms:
 
 
 def _finite(value: float) -> float | None:
+    """The value, or None, which JSON can hold, if it is not finite."""
     return float(value) if np.isfinite(value) else None

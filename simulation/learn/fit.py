@@ -1,4 +1,4 @@
-"""The model after a round: all labels so far are learned, and it gets radii of its own."""
+"""The model after a round: it learns all labels so far, and gets radii from their errors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def fit(
 ) -> None:
     """Write the model folder `out`: `base` after learning all `structures`.
 
-    It always begins with the base model, so that it follows from the labels alone, whatever rounds
-    they came in. For a refit no structure is held out: the few that there are are all needed, and
-    the refit chooses its prior by those that it leaves out.
+    Learning always starts from the base model, so the result follows from the labels alone,
+    whatever rounds they came in. A refit holds no structure out: the few there are are all needed,
+    and the refit chooses its prior by leaving each part out in turn.
 
-    digest: of the labels. facts: a file that says which strategy was used, and why. stall: why a
-    gradient strategy is compared with the refit; None where it is not. Raises KeyboardInterrupt
-    where a signal has ended a training.
+    digest: of the labels. facts: file to write, with the strategy that was used, and why.
+    stall: why a gradient strategy is compared with the refit; None for no comparison.
+
+    Raises KeyboardInterrupt if a signal has ended a training.
     """
     source = TrainingData(
         name=f"labels by {config.oracle}",
@@ -46,22 +47,23 @@ def fit(
         description="structures that simulations met on the way",
         num_structures=len(structures),
     )
-    # oracles label the whole, and a model with physics learns the rest
+    # oracles label the whole energy, and a model with physics learns what the physics leaves
     physics = base.potential.config.physics
-    left = list(each_without_physics(structures, physics))
-    target = Target(config.level, left, [], [], source, physics=physics)
+    to_learn = list(each_without_physics(structures, physics))
+    target = Target(config.level, to_learn, [], [], source, physics=physics)
+
     trained = None
     compared: dict[str, Any] | None = None
     if stall is not None:
         trained, compared = train(base, target, config)
     if trained is None:
         result = finetune(base, target, refit_settings(config))
-        own = uncertainty_of_refit(result.potential, target.train, result.posterior)
+        uncertainty = uncertainty_of_refit(result.potential, target.train, result.posterior)
     else:
         result = trained.result
-        own = trained.uncertainty
+        uncertainty = trained.uncertainty
 
-    # before the model: with it, nothing is learned again
+    # before the model: once the model is there, this function is not called again
     store.write(facts, {"strategy": result.strategy, "why": stall, "compared": compared})
-    record = uncertainty_file(result.potential, {config.level: own})
+    record = uncertainty_file(result.potential, {config.level: uncertainty})
     save_finetuned(result, base, out, attachments={UNCERTAINTY: record})

@@ -1,13 +1,13 @@
-"""The process that asks the oracle: one label after the other, each answer written at once.
+"""The process that asks the oracle for one label after the other, and writes each answer at once.
 
-It is a process of its own, in a session of its own. So a label that takes too long can be given up,
-an oracle that ends its process does not end the loop, and a loop that is killed does not take down
-a calculation that has run for hours: its answer is there when the loop goes on.
+It is a process and a session of its own, for three reasons. A label that takes too long can be
+given up. An oracle that crashes does not crash the loop. And a loop that is killed does not take a
+calculation of hours with it: the answer is there when the loop goes on.
 
     python -m evenfield.simulation.learn.labeller FOLDER [NUMBER]
 
-With a number it is a task of a job array, which answers this request alone (`array_job.py`).
-FOLDER holds oracle.json and a folder with request.json for each label, see `labelling.py`.
+FOLDER holds oracle.json, and a folder with request.json for each label (see `labelling.py`). With a
+NUMBER the process is a task of a job array (`array_job.py`), and answers only that request.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from . import store
 ORACLE = "oracle.json"
 REQUEST = "request.json"
 ANSWER = "answer.json"
-# a line with the time for each time that the oracle was asked
+# holds one line for each time that the oracle was asked: when that was, in s since 1970
 ASKED = "asked"
 LOCK = ".labeller.lock"
+# holds the process id of the labeller
 PROCESS = ".labeller"
-# exit code where an answer could not be written, which is no fault of the structure
+# exit code if an answer could not be written, which is not the fault of the structure
 NOT_WRITTEN = 74
 
 
@@ -45,19 +46,19 @@ class LabellingError(EvenfieldError):
 
 
 def main(folder: Path, number: int | None = None) -> int:
-    """Answer all requests that have no answer, or the one with this number; the exit code."""
-    own = "*" if number is None else place_name(number)
-    # tasks of an array work beside each other
-    shared = folder if number is None else folder / own
+    """Answer all requests without an answer, or the one with this number; returns the exit code."""
+    name = "*" if number is None else place_name(number)
+    # tasks of an array work side by side, so each has a lock of its own
+    locked = folder if number is None else folder / name
     try:
-        with held(shared / LOCK, LockedError("another process labels these", file=folder)):
-            (shared / PROCESS).write_text(str(os.getpid()))
+        with held(locked / LOCK, LockedError("another process labels these", file=folder)):
+            (locked / PROCESS).write_text(str(os.getpid()))
             oracle = store.read(folder / ORACLE)
-            for request in sorted(folder.glob(f"{own}/{REQUEST}")):
+            for request in sorted(folder.glob(f"{name}/{REQUEST}")):
                 if not (request.parent / ANSWER).exists():
                     _answer(request, oracle)
     except LockedError:
-        # it does all the work
+        # the other process answers everything
         return 0
     except (OSError, FileError) as error:
         sys.stderr.write(f"{error}\n")
@@ -66,13 +67,13 @@ def main(folder: Path, number: int | None = None) -> int:
 
 
 def _answer(request: Path, oracle: dict[str, Any]) -> None:
-    """Ask the oracle about one structure, and write what it says."""
+    """Ask the oracle about one structure, and write its answer or the reason of the failure."""
     atoms = store.from_json(store.read(request)["atoms"])
     with (request.parent / ASKED).open("a") as file:
         file.write(f"{time.time()}\n")
     began = time.monotonic()
     try:
-        # a fresh one: a label must not depend on those before it
+        # a new calculator: a label must not depend on those before it
         calculator = new_calculator(oracle["oracle"], oracle["settings"])
         labelled = label(atoms, calculator, oracle["largest_force"])
     except RejectedStructure as rejected:

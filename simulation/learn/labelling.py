@@ -2,8 +2,8 @@
 
 With `slurm`, the tasks of a job array are these processes (`array_job.py`).
 
-An answer that is there is read. A labeller that outlived a loop that was killed is waited for. What
-the oracle cannot label is answered by the reason, and is never asked again.
+An answer that is on disk is read. A labeller that has outlived its loop is waited for. If the
+oracle cannot label a structure, the reason is the answer, and the oracle is not asked again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from .labeller import (
 
 # s, between two looks for answers
 PATIENCE = 0.05
-# A structure at which the machine went down so often is not tried again.
+# A structure is given up after it was asked for this often: it may bring the machine down.
 MOST_ASKED = 3
+LOG = "labeller.log"
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class Label:
 
     atoms: Atoms
     name: str
-    """Unique in the loop, such as 003-07: the round, and the number in it."""
+    """Unique in the loop, such as 003-007: the round, and the number in it."""
     results: dict[str, Any]
     """energy (eV), forces (eV/A), stress (eV/A^3); empty where it failed."""
     failure: str | None
+    """Why the structure has no label, in a word; None if it has one."""
     detail: str
+    """The same in a sentence."""
     seconds: float
+    """How long the oracle took."""
 
     def structure(self, level: str) -> Structure:
-        """For the pipeline."""
+        """The labelled structure, for a data set or a fine-tuning."""
         return Structure.from_atoms(
             self.atoms, level, self.name, group=self.name, split="train", **self.results
         )
@@ -73,9 +77,9 @@ def labels_of(
     config: LearnConfig,
     show: Callable[[int], None] = lambda _: None,
 ) -> list[Label]:
-    """The answers for all structures of a round, in their order; `show` is told how many there are.
+    """The answers for all structures of a round, in their order; `show` is told their number.
 
-    Raises LabellingError where the answers cannot be written, FileError for the folder.
+    Raises LabellingError if answers cannot be written, and FileError for the folder.
     """
     oracle = {
         "oracle": config.oracle,
@@ -88,12 +92,26 @@ def labels_of(
         if not (place / REQUEST).exists():
             store.write(place / REQUEST, {"atoms": store.as_json(atoms)})
 
-    # a job that was submitted is waited for, also where the rest is labelled here
+    # A job that was submitted is waited for, even if the rest is to be labelled here by now.
     if config.slurm is not None or (folder / array_job.JOB).exists():
         while _is_at_work(folder):
-            # of a loop that had no cluster yet
+            # a labeller from before the loop was told to use a cluster
             _watch(folder, places, None, config.timeout)
         array_job.await_answers(folder, places, config.slurm, config.timeout, show)
+    _label_here(folder, places, config.timeout, show)
+    show(len(places))
+
+    round_name = folder.parent.name
+    return [
+        _label(place, atoms, f"{round_name}-{place.name}")
+        for place, atoms in zip(places, frames, strict=True)
+    ]
+
+
+def _label_here(
+    folder: Path, places: Sequence[Path], timeout: float, show: Callable[[int], None]
+) -> None:
+    """Let labellers on this machine answer what is missing, one labeller after the other."""
     process: subprocess.Popen[str] | None = None
     try:
         while missing := [place for place in places if not (place / ANSWER).exists()]:
@@ -103,26 +121,21 @@ def labels_of(
                 if all((place / ANSWER).exists() for place in missing):
                     continue
                 process = _start(folder)
-            _watch(folder, missing, process, config.timeout)
+            _watch(folder, missing, process, timeout)
             if process is not None and process.poll() is not None:
                 _explain_end(missing, process)
                 process = None
     except KeyboardInterrupt:
-        # who stops the loop by hand does not want its calculations to go on
+        # a user who stops the loop by hand does not want its calculations to go on
         _end(folder, process)
         raise
     if process is not None:
         # it has nothing left to do
         process.wait()
-    show(len(places))
-    round_name = folder.parent.name
-    return [
-        _label(place, atoms, f"{round_name}-{place.name}")
-        for place, atoms in zip(places, frames, strict=True)
-    ]
 
 
 def _label(place: Path, atoms: Atoms, name: str) -> Label:
+    """Read the answer in the folder of a label."""
     answer = store.read(place / ANSWER)
     seconds = answer.pop("seconds")
     failure = answer.pop("failure", None)
@@ -136,13 +149,13 @@ def _label(place: Path, atoms: Atoms, name: str) -> Label:
 def _start(folder: Path) -> subprocess.Popen[str]:
     """A labeller that lives on when this process is killed."""
     environment = os.environ | {
-        # what a user imports here, the oracle must be able to import
+        # the oracle must be able to import what this process can
         "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     words = [sys.executable, "-m", f"{__package__}.labeller", str(folder)]
-    # in a file: nobody would empty a pipe after this process was killed
-    with file_errors(folder), (folder / "labeller.log").open("w") as log:
+    # not into a pipe, which nobody would empty after this process was killed
+    with file_errors(folder), (folder / LOG).open("w") as log:
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -155,7 +168,7 @@ def _start(folder: Path) -> subprocess.Popen[str]:
 
 
 def _is_at_work(folder: Path) -> bool:
-    """Whether a labeller of an earlier loop is still there."""
+    """Whether a labeller holds the lock, such as one that has outlived its loop."""
     try:
         with held(folder / LOCK, LockedError("")):
             return False
@@ -166,7 +179,10 @@ def _is_at_work(folder: Path) -> bool:
 def _watch(
     folder: Path, missing: list[Path], process: subprocess.Popen[str] | None, timeout: float
 ) -> None:
-    """Wait a moment; end a labeller that takes too long, and answer in its place."""
+    """Wait a moment; end a labeller that takes too long, and write a failure in its place.
+
+    process: the labeller, or None for one that this process has not started.
+    """
     time.sleep(PATIENCE)
     for place in missing:
         asked = times_asked(place)
@@ -179,7 +195,7 @@ def _watch(
         if not at_work:
             continue
         _end(folder, process)
-        # its last answer may have come while it was ended
+        # the answer may have come at the last moment
         if not (place / ANSWER).exists():
             failure = {"failure": "time-out", "detail": f"no label after {timeout:g} s"}
             store.write(place / ANSWER, failure | {"seconds": round(took, 3)})
@@ -187,14 +203,15 @@ def _watch(
 
 
 def _end(folder: Path, process: subprocess.Popen[str] | None) -> None:
-    """End the labeller, and whatever it has started."""
-    number = process.pid if process is not None else None
-    if number is None:
+    """End the labeller and whatever it has started, and wait until it is gone."""
+    process_id = process.pid if process is not None else None
+    if process_id is None:
         with suppress(OSError, ValueError):
-            number = int((folder / PROCESS).read_text())
-    if number is not None:
+            process_id = int((folder / PROCESS).read_text())
+    if process_id is not None:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(number, signal.SIGKILL)
+            # it leads a session, and with it a group of processes with the same number
+            os.killpg(process_id, signal.SIGKILL)
     if process is not None:
         process.wait()
     while _is_at_work(folder):
@@ -202,16 +219,20 @@ def _end(folder: Path, process: subprocess.Popen[str] | None) -> None:
 
 
 def _explain_end(missing: list[Path], process: subprocess.Popen[str]) -> None:
-    """What it means that a labeller has ended while answers are missing."""
+    """Settle what is still missing after a labeller has ended.
+
+    If the oracle ended the process, a failure becomes the answer to what it was asked about. Raises
+    LabellingError if the oracle was never asked, or if its answer could not be written.
+    """
     code = process.returncode
-    left = [place for place in missing if not (place / ANSWER).exists()]
-    if code in (0, -signal.SIGKILL) or not left:
+    unanswered = [place for place in missing if not (place / ANSWER).exists()]
+    if code in (0, -signal.SIGKILL) or not unanswered:
         # killed by us after too long a time, or by a machine without memory: tried again
         return
-    folder = left[0].parent
-    said = (folder / "labeller.log").read_text(errors="replace").strip().splitlines()
+    folder = unanswered[0].parent
+    said = (folder / LOG).read_text(errors="replace").strip().splitlines()
     last = said[-1] if said else "it said nothing"
-    asked = [place for place in left if times_asked(place)]
+    asked = [place for place in unanswered if times_asked(place)]
     if code == NOT_WRITTEN or not asked:
         raise LabellingError(
             f"the labels cannot be written, or the oracle cannot be started: {last}",
@@ -224,7 +245,7 @@ def _explain_end(missing: list[Path], process: subprocess.Popen[str]) -> None:
 
 
 def _give_up_on_those_that_end_it(missing: list[Path]) -> None:
-    """Answer those at which labellers have ended again and again."""
+    """Write failures for structures at which labellers have ended again and again."""
     for place in missing:
         times = len(times_asked(place))
         if times >= MOST_ASKED:

@@ -1,7 +1,7 @@
-"""The loop from exploring to a model that knows what it met. The story is `learn` below.
+"""The loop from exploring to a model that knows what it met. Begin with `learn` and `_Loop.run`.
 
-Every step writes one file and follows from the files before it, so that the same call goes on after
-any end, and ends with the same model.
+Every step writes one file, and follows from the files before it. So after any interruption the same
+call goes on, and ends with the same model.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ REQUEST = "learn.json"
 ROUNDS = "rounds"
 ROUND = "round.json"
 LEARNED = "learned.json"
-# settings by which a loop that is over can be told to go on, or its labels to come another way
+# settings that may change when a loop goes on: what it may spend, and where labels are computed
 BUDGET = ("labels", "minutes", "timeout", "slurm")
-# conditions of stopped simulations that a line names
+# Conditions of stopped simulations that the line about a round names.
 MOST_NAMED = 4
-# attempts at a rattled copy that is no collapse
+# Attempts at a rattled copy in which no atoms collide.
 MAX_ATTEMPTS = 20
 
+# why a loop has ended
 SPENT = "the labels are spent"
 QUIET = "nothing was flagged any more"
 LATE = "the time is spent"
@@ -100,11 +101,12 @@ def learn(
     Writes the folder `out`: `model`, `data` (a data set of all labels), `report.html` and the state
     of the loop. The same call goes on with what is there, also with a larger budget.
 
-    inputs: what the caller has read, which `out` must not be.
+    inputs: files and folders that the caller has read; `out` must be none of them.
+    say: is told a line about each round.
 
-    Raises DestinationError for an `out` that holds something else, SettingsError and LearnError for
-    what cannot work, LabellingError where no label can be had, and LockedError when another process
-    works there.
+    Raises DestinationError if `out` holds something else, SettingsError and LearnError for what
+    cannot work, LabellingError if no label can be had, and LockedError if another process works
+    there.
     """
     _check(base, structures, config)
     check_oracle(config.oracle, config.oracle_settings)
@@ -112,7 +114,7 @@ def learn(
         "model": base.reference,
         "structures": store.digest(store.as_json(atoms) for atoms in structures),
         "settings": config.model_dump(mode="json", exclude=set(BUDGET)),
-        # a calculator of the same name may be another by now, and its labels of another level
+        # the calculator of this name may have changed, and its labels would not fit the old ones
         "oracle_code": code_identity(config.oracle, config.oracle_settings),
     }
     _check_place(out, request, inputs)
@@ -124,6 +126,7 @@ def learn(
 
 
 def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) -> None:
+    """Raise SettingsError for settings that cannot work, before any label is asked for."""
     low, high = config.initial_rattle
     if not 0 <= low <= high:
         raise SettingsError(
@@ -137,7 +140,6 @@ def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) 
     if config.slurm is not None:
         check_options(config.slurm)
     if config.pressures:
-        # before any label is asked for
         barostat()
     if config.pressures and not any(atoms.pbc.all() for atoms in structures):
         raise SettingsError(
@@ -146,9 +148,9 @@ def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) 
             remedy="leave pressures out",
         )
     if config.initial:
-        learned = {z for atoms in structures[: config.initial] for z in atoms.numbers.tolist()}
-        asked = {z for atoms in structures for z in atoms.numbers.tolist()}
-        missing = ", ".join(chemical_symbols[z] for z in sorted(asked - learned))
+        labelled = {z for atoms in structures[: config.initial] for z in atoms.numbers.tolist()}
+        present = {z for atoms in structures for z in atoms.numbers.tolist()}
+        missing = ", ".join(chemical_symbols[z] for z in sorted(present - labelled))
         if missing:
             raise SettingsError(
                 f"initial={config.initial}: no first label has {missing}",
@@ -163,9 +165,9 @@ def _check(base: LoadedModel, structures: Sequence[Atoms], config: LearnConfig) 
 
 
 def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str]) -> None:
-    """Refuse a folder that holds something else than this loop."""
+    """Raise DestinationError for a folder that holds anything but this loop."""
     if not (out / REQUEST).is_file():
-        # a lock may be left by a process that was killed before it wrote anything
+        # a process that was killed before it wrote anything may have left a lock
         found = contents(out)
         if found in (None, ".lock"):
             check_changeable(out)
@@ -189,7 +191,7 @@ def _check_place(out: Path, request: dict[str, Any], inputs: Sequence[Path | str
 
 
 class _Loop:
-    """One loop, between two rounds."""
+    """The state of a loop between two rounds, and what a round does with it."""
 
     def __init__(
         self,
@@ -201,22 +203,23 @@ class _Loop:
     ) -> None:
         self.base = base
         self.starts = structures
+        """What the simulations begin with."""
         self.out = out
         self.config = config
         self.say = say
         self.model = base
-        """The newest, always as it was read from disk: a loop that goes on has no other."""
+        """The newest model, always as read from disk: that is all a loop that goes on has."""
         self.labels: list[Label] = []
         self.rounds: list[dict[str, Any]] = []
         self.walks = first_walks(structures, config)
 
     def run(self) -> Learned:
-        """All rounds that are left, and the results."""
+        """Read the rounds that are over, do those that are left, and write the results."""
         while True:
             number = len(self.rounds)
             folder = self.out / ROUNDS / f"{number:03d}"
             is_over = (folder / ROUND).exists()
-            ended = None if is_over else self._why_over()
+            ended = None if is_over else self._why_ended()
             if ended is not None:
                 break
             self._round(folder, number)
@@ -226,10 +229,13 @@ class _Loop:
 
     @property
     def structures(self) -> list[Structure]:
-        """All that have a label, in the order in which they were asked for."""
-        return [one.structure(self.config.level) for one in self.labels if one.failure is None]
+        """All structures that have a label, in the order in which they were asked for."""
+        return self._labelled(self.labels)
 
-    def _why_over(self) -> str | None:
+    def _labelled(self, labels: Sequence[Label]) -> list[Structure]:
+        return [one.structure(self.config.level) for one in labels if one.failure is None]
+
+    def _why_ended(self) -> str | None:
         """Why no further round begins; None where one does."""
         if not self.rounds:
             return None
@@ -246,46 +252,32 @@ class _Loop:
         return None
 
     def _round(self, folder: Path, number: int) -> None:
-        """One round, or what is left of it."""
+        """Do one round, or what is left of it. A round that is over is only read.
+
+        Each step finds out by its file whether it has been done.
+        """
         began = time.monotonic()
         is_start = number == 0 and self.config.initial > 0
-        # a loop that goes on only reads such a round
         is_over = (folder / ROUND).exists()
         interrupted = folder.exists()
+
         if not is_start:
             self._explore(folder, number)
         explored = time.monotonic()
+        # chosen.json holds even if the budget was lowered since: nothing in it is asked for twice
         chosen = self._first(folder) if is_start else self._choose(folder, number)
         had_chosen = time.monotonic()
-        # what a budget allowed once is not asked for again after it was lowered
         new = self._label(folder, chosen)
         labelled = time.monotonic()
         self.labels += new
+
         if is_over:
             before = store.read(folder / ROUND)["before"]
         else:
             before = None if is_start else self._errors_before(new)
         if any(label.failure is None for label in new):
             if not self._model_in(folder).exists():
-                digest = store.digest(
-                    {"name": one.name, "atoms": store.as_json(one.atoms)} | _json(one.results)
-                    for one in self.labels
-                    if one.failure is None
-                )
-                stall = stall_of(self.rounds, before, self.config)
-                if stall is not None:
-                    # it takes longer than any other step of the loop's own
-                    self.say(f"round {number}: tries {self.config.when_stalled}, because {stall}")
-                fit(
-                    self.base,
-                    self.structures,
-                    digest,
-                    # the folder gives the model its name
-                    self._model_in(folder),
-                    self.config,
-                    folder / LEARNED,
-                    stall,
-                )
+                self._learn(folder, number, before)
             self.model = load(self._model_in(folder))
         elif is_start:
             reasons = Counter(label.failure for label in new)
@@ -295,6 +287,7 @@ class _Loop:
                 file=folder,
                 remedy="see the answers there, and begin again with another oracle or structures",
             )
+
         if not is_over:
             done = self._summary(number, is_start, new, before)
             facts = folder / LEARNED
@@ -305,10 +298,10 @@ class _Loop:
             done["seconds_choosing"] = round(had_chosen - explored, 2)
             done["seconds_labelling"] = round(labelled - had_chosen, 2)
             done["seconds_learning"] = round(now - labelled, 2)
-            # the time that a simulation stands still: from its trigger to where it can go on
+            # how long the simulations stand still: from a trigger until they can go on
             has_learned = done["learned"] is not None
             done["seconds_to_next_model"] = round(now - explored, 2) if has_learned else None
-            # then all times are those since it was started again
+            # if so, all times count from when it was started again
             done["interrupted"] = interrupted
             store.write(folder / ROUND, done)
             self.say(_in_words(done))
@@ -317,14 +310,17 @@ class _Loop:
     def _summary(
         self, number: int, is_start: bool, new: list[Label], before: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """What is known after a round."""
+        """The content of round.json, but for how it was learned and the times.
+
+        before: errors on the new labels before they were learned.
+        """
         failures = {label.name: label.failure for label in new if label.failure is not None}
         details = {label.name: label.detail for label in new if label.failure is not None}
         stopped = [] if is_start else [walk.stopped for walk in self.walks if walk.stopped]
-        own = self.model.uncertainties.get(self.config.level)
-        quantile = (
-            None if own is None else float(own.force_quantiles(self.config.guard.coverage)[-1])
-        )
+        uncertainty = self.model.uncertainties.get(self.config.level)
+        quantile = None
+        if uncertainty is not None:
+            quantile = float(uncertainty.force_quantiles(self.config.guard.coverage)[-1])
         return {
             "round": number,
             "explored": not is_start,
@@ -338,13 +334,13 @@ class _Loop:
             "failures": failures,
             "details": details,
             "before": before,
-            # of the scores, so finite only with enough of them
+            # infinite with too few scores
             "quantile": quantile if quantile is not None and np.isfinite(quantile) else None,
             "radii": [] if is_start else self._radii(),
         }
 
     def _in_short(self, walk: Walk) -> dict[str, Any]:
-        """Where a walk is, for the page."""
+        """Where a walk is, for the table of simulations on the page."""
         atoms = walk.state
         return {
             "structure": walk.structure,
@@ -356,7 +352,7 @@ class _Loop:
         }
 
     def _radii(self) -> list[dict[str, Any]]:
-        """The largest radius along each walk of this round."""
+        """The largest radius along each walk of this round, for its picture on the page."""
         return [
             {
                 "conditions": walk.conditions,
@@ -368,13 +364,13 @@ class _Loop:
         ]
 
     def _model_in(self, folder: Path) -> Path:
-        """Where a round puts its model."""
+        """Where a round puts its model. The name of the folder is that of the model."""
         return folder / "model" / self.out.resolve().name
 
     # --- the steps of a round
 
     def _first(self, folder: Path) -> list[Atoms]:
-        """Rattled and strained copies of the structures."""
+        """The structures of the first labels: rattled and strained copies of those given."""
         path = folder / "chosen.json"
         if not path.exists():
             number = min(self.config.initial, self.config.labels)
@@ -383,16 +379,20 @@ class _Loop:
         return [store.from_json(one) for one in store.read(path)["atoms"]]
 
     def _rattled(self, index: int) -> Atoms:
+        """The copy of this number, in which no atoms collide.
+
+        Raises LearnError if atoms collide in each attempt.
+        """
         start = self.starts[index % len(self.starts)]
         low, high = self.config.initial_rattle
-        # from quiet to wild, over all of them
+        # from the lower to the upper bound over all copies
         share = index / max(self.config.initial - 1, 1)
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self.config.seed, index, attempt])
             atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc)
             if atoms.pbc.all():
                 strain = rng.normal(0, self.config.initial_strain, (3, 3))
-                # the antisymmetric part would turn the crystal, which no model can see
+                # the antisymmetric part would only turn the crystal, which changes no label
                 deformation = np.eye(3) + (strain + strain.T) / 2
                 atoms.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
             width = low + share * (high - low)
@@ -408,32 +408,32 @@ class _Loop:
         """Let each walk go on that is not over."""
         with Progress(transient=True) as bar:
             task = bar.add_task(f"round {number}: exploring", total=self.config.steps)
+
+            def show(steps: int) -> None:
+                bar.update(task, completed=steps)
+
             for index, walk in enumerate(self.walks):
                 path = folder / f"walk-{index:03d}.json"
                 if not path.exists():
                     if walk.is_over(self.config):
-                        # nothing is met any more
-                        store.write(path, walk.at_rest().to_json())
+                        walked = walk.at_rest()
                     else:
-                        # A new one for each walk: neighbour lists of others could change the
-                        # order of a sum, and so the last digits.
-                        calculator = self.model.calculator(
-                            level_of_theory=self.config.level,
-                            warn_outside=False,
-                            uncertainty=True,
-                            coverage=self.config.guard.coverage,
-                        )
-                        gone = walk_on(
-                            walk,
-                            index,
-                            number,
-                            self.starts[walk.structure],
-                            calculator,
-                            self.config,
-                            lambda steps: bar.update(task, completed=steps),
-                        )
-                        store.write(path, gone.to_json())
+                        walked = self._walk_on(walk, index, number, show)
+                    store.write(path, walked.to_json())
                 self.walks[index] = Walk.from_json(store.read(path))
+
+    def _walk_on(self, walk: Walk, index: int, number: int, show: Callable[[int], None]) -> Walk:
+        """The walk with this index after the round with this number."""
+        # A new one for each walk: neighbour lists of others could change the order of a sum, and
+        # with it the last digits.
+        calculator = self.model.calculator(
+            level_of_theory=self.config.level,
+            warn_outside=False,
+            uncertainty=True,
+            coverage=self.config.guard.coverage,
+        )
+        start = self.starts[walk.structure]
+        return walk_on(walk, index, number, start, calculator, self.config, show)
 
     def _choose(self, folder: Path, number: int) -> list[Atoms]:
         """The structures to label, of those that the walks met."""
@@ -443,45 +443,46 @@ class _Loop:
         return [store.from_json(one) for one in store.read(path)["atoms"]]
 
     def _choice(self, number: int) -> dict[str, Any]:
-        if not any(walk.stopped for walk in self.walks):
-            return {"atoms": [], "scores": []}
-        met = self._worth_asking()
-        most = min(self.config.batch, self.config.labels - len(self.labels))
-        how = self.config.choose
-        places: list[int] = []
-        scores: list[float] = []
+        """The content of chosen.json: the structures, and the score by which each was chosen."""
+        was_stopped = any(walk.stopped for walk in self.walks)
+        met = self._worth_asking() if was_stopped else []
         if not met:
-            pass
-        elif how == "random":
-            rng = np.random.default_rng([self.config.seed, number])
-            places = rng.permutation(len(met))[:most].tolist()
-            scores = [0.0] * len(places)
-        elif how == "committee":
-            # what is infinitely unknown comes first
-            scored = [np.inf if one.disagreement is None else one.disagreement for one in met]
-            places = np.argsort(-np.array(scored), kind="stable")[:most].tolist()
-            scores = [met[place].disagreement or 0.0 for place in places]
-        else:
-            candidates = self._features([frame.atoms for frame in met])
-            labelled = self._features([one.atoms for one in self.labels if one.failure is None])
-            if how == "determinant":
-                known = np.concatenate(labelled) if labelled else candidates[0][:0]
-                places, scores = by_determinant(known, candidates, most)
-            else:
-                places, scores = by_distance(labelled, candidates, most)
+            return {"atoms": [], "scores": []}
+        most = min(self.config.batch, self.config.labels - len(self.labels))
+        places, scores = self._places(met, most, number)
         return {"atoms": [store.as_json(met[place].atoms) for place in places], "scores": scores}
 
+    def _places(self, met: list[Frame], most: int, number: int) -> tuple[list[int], list[float]]:
+        """Places of the chosen frames, in the order of the choice, and their scores."""
+        how = self.config.choose
+        if how == "random":
+            rng = np.random.default_rng([self.config.seed, number])
+            places = rng.permutation(len(met))[:most].tolist()
+            return places, [0.0] * len(places)
+        if how == "committee":
+            # an infinite disagreement, stored as None, comes first
+            scored = [np.inf if one.disagreement is None else one.disagreement for one in met]
+            places = np.argsort(-np.array(scored), kind="stable")[:most].tolist()
+            return places, [met[place].disagreement or 0.0 for place in places]
+
+        candidates = self._features([frame.atoms for frame in met])
+        labelled = self._features([one.atoms for one in self.labels if one.failure is None])
+        if how == "farthest":
+            return by_distance(labelled, candidates, most)
+        known = np.concatenate(labelled) if labelled else candidates[0][:0]
+        return by_determinant(known, candidates, most)
+
     def _worth_asking(self) -> list[Frame]:
-        """What the walks met in this round, each structure once and without those asked for before.
+        """What the walks met in this round, each structure once, without those asked for before.
 
         A walk begins a round at the state before its stop, which may have a label by then.
         """
-        asked = {_identity(label.atoms) for label in self.labels}
+        known = {_identity(label.atoms) for label in self.labels}
         met: list[Frame] = []
         for frame in (frame for walk in self.walks for frame in walk.frames):
-            own = _identity(frame.atoms)
-            if own not in asked and _is_sane(frame.atoms):
-                asked.add(own)
+            identity = _identity(frame.atoms)
+            if identity not in known and _is_sane(frame.atoms):
+                known.add(identity)
                 met.append(frame)
         return met
 
@@ -509,26 +510,50 @@ class _Loop:
                 lambda done: bar.update(task, completed=done),
             )
 
+    def _learn(self, folder: Path, number: int, before: dict[str, Any] | None) -> None:
+        """Write the model of a round. before: errors on the new labels, or None without any."""
+        digest = store.digest(
+            {"name": one.name, "atoms": store.as_json(one.atoms)} | _json(one.results)
+            for one in self.labels
+            if one.failure is None
+        )
+        stall = stall_of(self.rounds, before, self.config)
+        if stall is not None:
+            # said beforehand, because no other step of the loop's own takes as long
+            self.say(f"round {number}: tries {self.config.when_stalled}, because {stall}")
+        fit(
+            self.base,
+            self.structures,
+            digest,
+            self._model_in(folder),
+            self.config,
+            folder / LEARNED,
+            stall,
+        )
+
     def _errors_before(self, new: list[Label]) -> dict[str, Any] | None:
-        """Errors of the newest model on labels that it has not learned; None without any."""
-        own = self.model.uncertainties.get(self.config.level)
-        structures = [one.structure(self.config.level) for one in new if one.failure is None]
-        if own is None or not structures:
+        """Errors of the newest model on labels that it has not learned; None without any.
+
+        Forces in eV/A, energies in eV/atom. Also None if the model has no uncertainty at the level.
+        """
+        uncertainty = self.model.uncertainties.get(self.config.level)
+        structures = self._labelled(new)
+        if uncertainty is None or not structures:
             return None
         physics = self.model.potential.config.physics
-        seen = observe(self.model.potential, own, list(each_without_physics(structures, physics)))
-        spread = own.spread(seen.ingredients, seen.numbers)
-        radius = (
-            own.force_quantiles(self.config.guard.coverage)[own.group_of(seen.numbers)] * spread
-        )
-        atoms = np.bincount(seen.structure_index)
+        to_learn = list(each_without_physics(structures, physics))
+        seen = observe(self.model.potential, uncertainty, to_learn)
+        spread = uncertainty.spread(seen.ingredients, seen.numbers)
+        quantiles = uncertainty.force_quantiles(self.config.guard.coverage)
+        radius = quantiles[uncertainty.group_of(seen.numbers)] * spread
+        num_atoms = np.bincount(seen.structure_index)
         error = seen.error
         return {
             "force_rmse": float(np.sqrt(np.square(seen.force_error).mean())),
             "force_mae": float(np.abs(seen.force_error).mean()),
             "largest_error": float(error.max()),
             "label_rms": float(np.sqrt(np.square(seen.label_size).mean() / 3)),
-            "energy_mae_per_atom": float((np.abs(seen.energy_error) / atoms).mean()),
+            "energy_mae_per_atom": float((np.abs(seen.energy_error) / num_atoms).mean()),
             "covered": float((error <= radius).mean()),
             "worst": _worst([one.structure_id for one in structures], seen.structure_index, error),
         }
@@ -536,7 +561,17 @@ class _Loop:
     # --- the results
 
     def _finish(self, ended: str) -> Learned:
-        """Put the model and the data set where a user looks for them."""
+        """Put the page, the model and the data set where a user looks for them."""
+        page = self._write_page(ended)
+        models = [self._model_in(folder) for folder in (self.out / ROUNDS).iterdir()]
+        models = [model for model in models if model.exists()]
+        if not models:
+            # nothing was flagged at all: the model knew everything that it met
+            return Learned(None, None, page, ended, self.rounds)
+        lost = self._lost_heads()
+        if lost:
+            self.say(heads_in_words(lost))
+
         data = self.out / "data"
         origin = {
             "file": f"structures on the way, labelled by {self.config.oracle}",
@@ -548,22 +583,16 @@ class _Loop:
             description=f"structures that simulations met, labelled by {self.config.oracle}",
             physics=self.base.potential.config.physics,
         )
-        page = self._write_page(ended)
-        models = [self._model_in(folder) for folder in (self.out / ROUNDS).iterdir()]
-        models = [model for model in models if model.exists()]
-        if not models:
-            # nothing was flagged at all: the model knew it
-            return Learned(None, None, page, ended, self.rounds)
-        left = self._heads_left()
-        if left:
-            self.say(heads_in_words(left))
         write_data_set(self.structures, data, origin, about, overwrite=True)
+
         model = self.out / "model"
         with replace_folder(model) as new:
+            # folders of rounds have numbers with zeros in front: the newest is the last by name
             copy_folder(max(models), new)
         return Learned(model, data, page, ended, self.rounds)
 
     def _write_page(self, state: str) -> Path:
+        """Write the page. state: why the loop has ended, or that it is under way."""
         return write_report(
             self.out / "report.html",
             self.out.name,
@@ -571,16 +600,16 @@ class _Loop:
             self.rounds,
             self.config,
             self._surprises(),
-            self._heads_left(),
+            self._lost_heads(),
         )
 
-    def _heads_left(self) -> list[str]:
-        """Heads of other properties that the newest model does not have any more."""
+    def _lost_heads(self) -> list[str]:
+        """Heads of other properties that the base model has and the newest one has not."""
         kept = self.model.heads
         return [name for name in self.base.heads if name not in kept]
 
     def _surprises(self) -> list[Surprise]:
-        """The labelled structures that had an error before they were learned."""
+        """The labelled structures that were judged before they were learned."""
         atoms = {label.name: label.atoms for label in self.labels}
         return [
             Surprise(name, atoms[name], worst["error"], worst["atom"])
@@ -591,7 +620,7 @@ class _Loop:
 
 
 def _is_sane(atoms: Atoms) -> bool:
-    """Whether an oracle should be asked about a structure at all."""
+    """Whether it makes sense to ask an oracle about a structure: no atoms collide, for example."""
     try:
         refuse_bad(atoms)
     except RejectedStructure:
@@ -607,7 +636,10 @@ def _identity(atoms: Atoms) -> str:
 def _worst(
     names: Sequence[str], structure_index: np.ndarray, error: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """The largest error (eV/A) of a force in each structure, and its atom; both arrays are (N,)."""
+    """Name -> the largest error (eV/A) of a force in the structure, and the index of its atom.
+
+    structure_index, error: (N,) of the atoms of all structures.
+    """
     found = {}
     for place, name in enumerate(names):
         own = error[structure_index == place]
@@ -616,11 +648,12 @@ def _worst(
 
 
 def _json(results: dict[str, Any]) -> dict[str, Any]:
+    """The results of an oracle without arrays."""
     return {name: np.asarray(value).tolist() for name, value in results.items()}
 
 
 def _in_words(done: dict[str, Any]) -> str:
-    """A round on one line."""
+    """One line about a round, from the content of its round.json."""
     parts = []
     if done["explored"]:
         parts.append(
@@ -644,7 +677,7 @@ def _in_words(done: dict[str, Any]) -> str:
 
 
 def _where_stopped(simulations: Sequence[Mapping[str, Any]]) -> str:
-    """The conditions at which simulations were stopped, in brackets, the most frequent first."""
+    """The conditions at which simulations stopped, in brackets, the most frequent first."""
     found = Counter(one["conditions"] for one in simulations if one["stopped"] is not None)
     named = [f"{count} at {conditions}" for conditions, count in found.most_common(MOST_NAMED)]
     if len(found) > MOST_NAMED:

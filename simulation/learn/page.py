@@ -1,4 +1,4 @@
-"""The page of a loop: labels spent, errors on what was labelled before it was learned, radii."""
+"""The page of a loop: labels spent, errors on new labels before they were learned, radii."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def write_report(
     rounds: Sequence[dict[str, Any]],
     config: LearnConfig,
     surprises: Sequence[Surprise] = (),
-    heads_left: Sequence[str] = (),
+    lost_heads: Sequence[str] = (),
 ) -> Path:
     """Write the page from the contents of round.json, and return its path.
 
-    surprises: the labelled structures that had an error before they were learned. heads_left: heads
+    surprises: the labelled structures that had an error before they were learned. lost_heads: heads
     of other properties that the newest model lacks.
     """
     asked = rounds[-1]["labels"] if rounds else 0
@@ -48,10 +48,10 @@ def write_report(
     ]
     sections = [
         Section("", blocks),
-        Section("Errors before learning", _errors(rounds, config)),
+        Section("Errors before learning", _errors(rounds)),
         Section("The largest surprises", pictures(surprises)),
         Section("Radii over time", _radii(rounds, config)),
-        Section("Rounds", [_table(rounds), *_strategies(rounds), *_heads(heads_left)]),
+        Section("Rounds", [_rounds_table(rounds), *_strategies(rounds), *_heads_block(lost_heads)]),
     ]
     simulations = _simulations(rounds)
     if simulations:
@@ -62,7 +62,8 @@ def write_report(
     return write_page(path, f"Learning on the way: {name}", sections, state=state)
 
 
-def _errors(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block]:
+def _errors(rounds: Sequence[dict[str, Any]]) -> list[Block]:
+    """A picture of the errors of the forces on new labels, over the number of labels."""
     judged = [one for one in rounds if one["before"] is not None]
     if not judged:
         return [Text("No label has been judged yet: the first ones have nothing before them.")]
@@ -102,6 +103,7 @@ def _errors(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block
 
 
 def _radii(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block]:
+    """A picture of the largest radius along each simulation."""
     explored = [one for one in rounds if one["radii"]]
     if not explored:
         return [Text("No simulation has run yet.")]
@@ -141,7 +143,7 @@ def _radii(rounds: Sequence[dict[str, Any]], config: LearnConfig) -> list[Block]
     ]
 
 
-def _table(rounds: Sequence[dict[str, Any]]) -> Table:
+def _rounds_table(rounds: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for one in rounds:
         before = one["before"] or {}
@@ -188,7 +190,7 @@ def _wait(one: Mapping[str, Any]) -> str:
     seconds = one["seconds_to_next_model"]
     if seconds is None:
         return "-"
-    # nobody knows how long the computer was off
+    # times are those since it went on: nobody knows how long the computer was off
     return f"{seconds:.3g}{', after an interruption' if one['interrupted'] else ''}"
 
 
@@ -235,20 +237,20 @@ def _strategies(rounds: Sequence[dict[str, Any]]) -> list[Block]:
     return [Text("The refit had stalled, and was compared with a training:"), Bullets(texts)]
 
 
-def heads_in_words(left: Sequence[str]) -> str:
-    """Which heads the model lacks, and why."""
+def heads_in_words(lost: Sequence[str]) -> str:
+    """Which heads the model has lost, and why."""
     return (
-        f"without the heads {', '.join(left)}: the network was trained, and with it the features "
+        f"without the heads {', '.join(lost)}: the network was trained, and with it the features "
         "that they read have changed; fit them again with `evenfield finetune head`"
     )
 
 
-def _heads(left: Sequence[str]) -> list[Block]:
-    return [Text(f"The model is {heads_in_words(left)}.")] if left else []
+def _heads_block(lost: Sequence[str]) -> list[Block]:
+    return [Text(f"The model is {heads_in_words(lost)}.")] if lost else []
 
 
 def _simulations(rounds: Sequence[dict[str, Any]]) -> Table | None:
-    """Where each simulation is after the last round."""
+    """Where each simulation is after the last round; None before the first exploration."""
     explored = [one for one in rounds if one["explored"]]
     if not explored:
         return None
@@ -277,6 +279,7 @@ def _simulations(rounds: Sequence[dict[str, Any]]) -> Table | None:
 
 
 def _failures(rounds: Sequence[dict[str, Any]]) -> Table | None:
+    """The labels that failed, with their reasons; None without any."""
     rows = [
         [name, reason, one["details"].get(name, "")]
         for one in rounds

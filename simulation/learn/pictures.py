@@ -1,4 +1,4 @@
-"""Pictures of the structures that were worth a label: those that the model knew least."""
+"""Pictures of the labelled structures about which the model before was most wrong."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ...core.figures.style import COLOURS, STYLE, figure_png
 from ...core.pages.page import Block, Picture, Text
 
 
-# Structures that are drawn; more say nothing more.
+# Structures that are drawn; more would show nothing new.
 MOST_DRAWN = 12
 COLUMNS = 4
-# A little from the side: atoms of a crystal would hide each other.
+# Seen a little from the side: along an axis, the atoms of a crystal would hide each other.
 VIEW = "-80x,-15y,5z"
-# no element has it
+# colour of the worst atom; no element is drawn in it
 MARK = COLOURS[3]
 
 
 @dataclass(frozen=True)
 class Surprise:
-    """A labelled structure, and the force that the model before was farthest off."""
+    """A labelled structure, and the force in it about which the model before was most wrong."""
 
     name: str
     atoms: Atoms
     error: float
     """eV/A, length of the difference."""
     atom: int
+    """Index of the atom."""
 
 
 def pictures(surprises: Sequence[Surprise]) -> list[Block]:
@@ -49,7 +50,7 @@ def pictures(surprises: Sequence[Surprise]) -> list[Block]:
             axes.set_axis_off()
         for axes, one in zip(grid.flat, chosen, strict=False):
             atoms = one.atoms.copy()
-            # what left the cell through one side has come back through the other
+            # atoms that have left the cell through one side are drawn at the other
             atoms.wrap()
             colours = jmol_colors[atoms.numbers]
             colours[one.atom] = to_rgb(MARK)

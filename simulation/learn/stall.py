@@ -1,11 +1,11 @@
 """When the refit no longer helps: has it stalled, and is a gradient strategy better?
 
-The refit changes the last layer only. Where the network below it does not tell structures apart,
-more labels do not help. Then all labels are learned once more by gradients, from the model that the
-loop began with, and the result is taken where it is better on labels that it has not learned.
+The refit changes only the last layer. If the network below it does not tell structures apart, more
+labels do not help. Then all labels are learned once more by gradients, from the model that the loop
+began with. The result is taken if it is better on labels that it has not learned.
 
-That is found out by whole trainings, each without a part of the labels. The same trainings give the
-radii: those of refits would be too small, since the features below have seen every label.
+To find that out, the whole training is repeated without each part of the labels. The same trainings
+give the radii. Radii from refits would be too small: the features below have seen every label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...finetune.closed_form.refit import parts_of
 from ...finetune.config import FineTuneConfig
 from ...finetune.run import FineTuned, finetune
 from ...finetune.safety.step0 import WorseError, step
-from ...finetune.safety.uncertainty import Fold, uncertainty_of_folds
+from ...finetune.safety.uncertainty import TrainedFold, uncertainty_of_folds
 from ...finetune.strategies import fewest_to_hold_out
 from ...finetune.target import Target, different, hold_out
 from ...model_zoo.evaluation.summary import InfiniteErrorsError
@@ -35,15 +35,15 @@ from ...pretrain.errors import TrainingError
 from .config import LearnConfig
 
 
-# Trainings that each leave a part of the labels out. More of them are more like the training on
-# all, and take as much longer.
+# Parts of the labels, each left out of one training. With more parts, these trainings are more like
+# the one on all labels, but take longer.
 NUM_PARTS = 4
-# With fewer labels a training by gradients is not tried: a part would be one structure.
+# With fewer labels a gradient strategy is not tried: a part would be a single structure.
 FEWEST_LABELS = 8
-# Of what is learned from, the part that decides when a training stops, as in a fine-tuning.
+# The share of the structures to learn from that decides when a training stops.
 VALID_SHARE = 0.2
-# What a training may lead to, from these labels each time: the refit is taken. Any other error may
-# be of the machine.
+# Errors of a training that would come again with the same labels, so that the refit is taken. Any
+# other error may be due to the machine, and is raised.
 FAILURES = (TrainingError, WorseError, UnusableWeightsError, InfiniteErrorsError)
 
 
@@ -58,14 +58,14 @@ class Trained:
 def stall_of(
     rounds: Sequence[Mapping[str, Any]], before: Mapping[str, Any] | None, config: LearnConfig
 ) -> str | None:
-    """Why the next model is to be compared with one of a gradient strategy; None where it is not.
+    """Why the next model is compared with one of a gradient strategy; None for no comparison.
 
-    rounds: contents of round.json so far. before: errors on the new labels of the round that is
-    under way.
+    rounds: contents of round.json so far. before: errors on the new labels of the present round.
 
-    The refit has stalled when none of the last `stall_rounds` errors is below the lowest of those
-    before them. A comparison that the refit has won begins the count anew. One that it has lost is
-    repeated in each later round, because a refit from the model that was given would forget it.
+    The refit has stalled if none of the last `stall_rounds` errors is below the lowest of those
+    before them. After a comparison that the refit has won, the count begins anew. A comparison that
+    it has lost is repeated in each later round: every model is made from the one that was given, so
+    a plain refit would lose what the training gained.
     """
     if config.when_stalled == "none":
         return None
@@ -79,53 +79,63 @@ def stall_of(
         if learned["strategy"] != config.strategy:
             return f"{learned['strategy']} was better in round {one['round']}"
         errors = []
-    last = config.stall_rounds
-    if len(errors) <= last or min(errors[-last:]) < min(errors[:-last]):
+
+    number = config.stall_rounds
+    if len(errors) <= number:
+        return None
+    lowest_before = min(errors[:-number])
+    if min(errors[-number:]) < lowest_before:
         return None
     return (
-        f"for {last} {'round' if last == 1 else 'rounds'} the error on new labels was not below "
-        f"{min(errors[:-last]):.3f} eV/A"
+        f"for {number} {'round' if number == 1 else 'rounds'} the error on new labels was not "
+        f"below {lowest_before:.3f} eV/A"
     )
 
 
 def train(
     base: LoadedModel, target: Target, config: LearnConfig
 ) -> tuple[Trained | None, dict[str, Any] | None]:
-    """The model by `when_stalled`, if it is better than the refit; and what was compared.
+    """The model by the strategy `when_stalled`, if it is better than the refit, else None.
 
-    target: all labels, in `train`. With too few of them nothing is compared.
+    Also returns what was compared, for learned.json; None with too few labels for a comparison.
 
-    Raises KeyboardInterrupt where a signal has ended a training, because its weights would not
-    follow from the labels.
+    target: all labels, in `train`.
+
+    Raises KeyboardInterrupt if a signal has ended a training, whose weights then do not follow from
+    the labels alone.
     """
     structures = target.train
     if len(different(structures)) < FEWEST_LABELS:
         return None, None
     parts, _ = parts_of(structures, NUM_PARTS)
-    folds: list[Fold] = []
-    errors: dict[str, list[dict[str, float]]] = {config.strategy: [], config.when_stalled: []}
+    folds: list[TrainedFold] = []
+    errors_of_refit: list[dict[str, float]] = []
+    errors_of_training: list[dict[str, float]] = []
     try:
         for part in parts:
             left_out = [structures[place] for place in part]
-            others = [own for place, own in enumerate(structures) if place not in set(part)]
+            others = [one for place, one in enumerate(structures) if place not in set(part)]
             without = replace(target, train=others, test=left_out)
             refitted = finetune(base, without, refit_settings(config))
             trained = _by_gradients(base, without, config)
-            for result, own in zip((refitted, trained), errors.values(), strict=True):
-                own.append(_errors(result.potential, left_out))
-            folds.append(Fold(trained.potential, trained.posterior, trained.structures, left_out))
-        mean = {name: _mean(own, parts, structures) for name, own in errors.items()}
+            errors_of_refit.append(_errors(refitted.potential, left_out))
+            errors_of_training.append(_errors(trained.potential, left_out))
+            folds.append(
+                TrainedFold(trained.potential, trained.posterior, trained.structures, left_out)
+            )
+
+        refit = _mean(errors_of_refit, parts, structures)
+        training = _mean(errors_of_training, parts, structures)
+        ratios = [training[label] / refit[label] for label in refit if refit[label] > 0]
         compared: dict[str, Any] = {
             "parts": len(parts),
             "errors": {
-                name: {LABELS[label].error_key: value for label, value in own.items()}
-                for name, own in mean.items()
+                config.strategy: _by_error_key(refit),
+                config.when_stalled: _by_error_key(training),
             },
+            "ratio": float(np.mean(ratios)) if ratios else None,
         }
-        refit, gradient = mean.values()
-        ratios = [gradient[label] / refit[label] for label in refit if refit[label] > 0]
-        compared["ratio"] = float(np.mean(ratios)) if ratios else None
-        # less is noise, and radii of a refit are more reliable
+        # a smaller gain may be noise, and the radii of a refit are more reliable
         if not ratios or not np.mean(ratios) <= 1 - LEAST_GAIN:
             return None, compared
         whole = _by_gradients(base, target, config)
@@ -152,7 +162,7 @@ def _by_gradients(base: LoadedModel, target: Target, config: LearnConfig) -> Fin
         update={
             "strategy": strategy,
             "gradient": config.gradient,
-            # random features are not thrown away
+            # a loop with random features keeps them
             "start": "wide" if config.strategy == "wide" else "step0",
         }
     )
@@ -173,7 +183,7 @@ def _mean(
     parts: Sequence[Sequence[int]],
     structures: list[Structure],
 ) -> dict[str, float]:
-    """The same over all parts: energies count by structures, forces by atoms."""
+    """Errors over all parts, from those of each part: energies by structure, forces by atom."""
     mean = {}
     for name in errors[0]:
         per_atom = LABELS[name].per == "atom"
@@ -182,3 +192,8 @@ def _mean(
         ]
         mean[name] = float(np.average([one[name] for one in errors], weights=weights))
     return mean
+
+
+def _by_error_key(errors: Mapping[str, float]) -> dict[str, float]:
+    """Errors by label, under the names that files use for them."""
+    return {LABELS[label].error_key: value for label, value in errors.items()}

@@ -1,4 +1,4 @@
-"""What the loop keeps on disk, each file whole and with a checksum of itself.
+"""What the loop keeps on disk: JSON files, each written at once and sealed with a checksum.
 
     learn.json                 the model, the structures and the settings
     rounds/000/walk-000.json   where a simulation went, and where it goes on
@@ -9,7 +9,7 @@
     rounds/000/model/OUT/      the model after the round, named as the loop
     rounds/000/round.json      what the round did; with it the round is over
 
-A step whose file is there is never done again, and every step follows from the files before it.
+A step whose file exists is never done again, and every step follows from the files before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...core.files import file_errors, write_atomically
 from ...core.seals import digest_of, sealed, unsealed
 
 
-# what helps where a file of a round is damaged
+# the remedy for a damaged file of a round
 OF_A_ROUND = "restore it, or remove the folder of its round and the later ones"
 
 
@@ -44,7 +44,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, remedy: str = OF_A_ROUND) -> dict[str, Any]:
-    """Read what `write` wrote. Raises DamagedStateError, with the remedy, for anything else."""
+    """Read what `write` has written. Raises DamagedStateError, with `remedy`, for anything else."""
     with file_errors(path):
         text = path.read_bytes()
     content = unsealed(text)

@@ -1,4 +1,4 @@
-"""Scans along directions that the data do not show: the directions, and what an error does there."""
+"""Scans along directions that the data do not show: the directions and the errors."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 
 from evenfield.data_pipelines.structure import Structure
-from evenfield.finetune.safety.uncertainty import Fold, observe, uncertainty_of_folds
+from evenfield.finetune.safety.uncertainty import TrainedFold, observe, uncertainty_of_folds
 from evenfield.finetune.target import Target
 from evenfield.model_zoo.engines.calculator import EvenfieldCalculator
 from evenfield.model_zoo.hub.load import LoadedModel, load
@@ -103,7 +103,7 @@ def test_a_training_is_taken_where_it_is_better_on_what_it_has_not_learned(
 ) -> None:
     """What was compared, and the radii, by the calculators of the models that left labels out."""
     monkeypatch.setattr(stall, "NUM_PARTS", 2)
-    kept: list[Fold] = []
+    kept: list[TrainedFold] = []
 
     def remember(*what: Any) -> LevelUncertainty:
         kept.extend(what[3])
