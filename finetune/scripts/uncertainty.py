@@ -1,4 +1,4 @@
-"""Forces with their spread over bootstrap heads, next to the true error.
+"""Compare the spread of forces over bootstrap heads with the true error.
 
 Run it with: python uncertainty.py MODEL DATA OUT
 """
@@ -18,7 +18,7 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 NUM_HEADS = 8
 
 reference, data, out = sys.argv[1:4]
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(strategy="refit", ensemble=NUM_HEADS)
