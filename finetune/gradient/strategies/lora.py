@@ -22,7 +22,7 @@ class Lora(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """Adapters and readout; the adapters are gone when the block is left."""
+        """Groups: adapters and readout; on exit, the adapters are merged into the weights."""
         adapters = add_adapters(potential, config.rank)
         readout = list(potential.readout.parameters())
         try:
