@@ -44,7 +44,7 @@ def check(
         str | None, typer.Option(help="calculator of ASE to compare with, as module:name")
     ] = None,
 ) -> CheckResult:
-    """Barrier between two structures by climbing-image NEB, and the error of the rate.
+    """Barrier between two structures by climbing-image NEB, and the error of a rate.
 
     The exit code is 1 if the band does not converge.
 

@@ -52,7 +52,7 @@ def check(
     ] = 500,
     seed: Annotated[int, typer.Option(min=0, help="chooses them")] = 0,
 ) -> CheckResult:
-    """Energy errors of the model and of regressions on composition and on its features.
+    """Energy errors of the model and of regressions on composition and features.
 
     Judged on structures that were not used for training. The regressions learn from the training
     split.

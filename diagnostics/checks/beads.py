@@ -36,10 +36,10 @@ CURVATURE = 0.1
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Beads that path integrals of small molecules need, and the error by curvature.
+    """Number of beads that path integrals need, and the error of the curvature.
 
-    At the temperature of the settings. With `oracle=`, the reference frequencies are those of the
-    oracle instead of experiment.
+    For small molecules at the temperature of the settings. With `oracle=`, the reference
+    frequencies come from the oracle instead of experiment.
 
     Example: evenfield check beads evenfield-s --level-of-theory GFN1-xTB elements=[H,O]
     """

@@ -52,7 +52,9 @@ WEIGHTS = np.array([1, -8, 0, 8, -1]) / 12
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Curves of two atoms of each element: smooth, one minimum, repulsive, force equal to slope.
+    """Are dimer curves of the elements repulsive and consistent, with one minimum?
+
+    Consistent means that the force is minus the slope of the energy.
 
     Example: evenfield check diatomics evenfield-s elements=[Cu,Au] --level-of-theory EMT
     """
@@ -179,7 +181,7 @@ def _judged(
 
 
 def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
-    """The curves, with length, depth, frequency and stiffness where there is a well."""
+    """The curves, with length, depth, frequency and stiffness filled in for those with a well."""
     deep = [place for place, curve in enumerate(curves) if curve.has_well]
     if not deep:
         return curves

@@ -51,7 +51,7 @@ RIGHT = 0.9
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Equal energies of mirror images, different ones of like and unlike pairs.
+    """Do mirror images have equal energies, and like and unlike pairs different ones?
 
     Example: evenfield check handedness evenfield-1 elements=[C,H,F,Cl,Br] suite=quick
     """

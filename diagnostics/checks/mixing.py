@@ -62,7 +62,7 @@ SMALL = 0.01
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Do random fcc alloys mix as in experiment, or as by the oracle?
+    """Do random fcc alloys mix or separate as in experiment, or as the oracle says?
 
     Example: evenfield check mixing --calculator ase.calculators.emt:EMT elements=[Ag,Ni,Au]
     """

@@ -52,7 +52,9 @@ PATH_POINTS = 40
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Imaginary modes, heat capacity, and sound against elastic constants (extra `phonons`).
+    """Imaginary phonons, heat capacity, and sound against elastic constants.
+
+    Needs phonopy (extra `phonons`).
 
     Example: evenfield check phonons evenfield-s elements=[Cu] --level-of-theory EMT
     """

@@ -67,7 +67,7 @@ def check(
         typer.Option("--attach", help="put what was counted into the model's folder and its card"),
     ] = False,
 ) -> CheckResult:
-    """Do radii cover the stated share of errors, and do large errors have large spreads?
+    """Do radii cover the stated share of errors, and do spreads follow the errors?
 
     Judged on labelled structures that were used neither for training nor for calibration.
 
