@@ -1,4 +1,4 @@
-"""Heads: one for each level of theory. A new head starts as a copy of an old one."""
+"""Add heads to a potential: one for each level of theory. A new head starts as a copy."""
 
 from __future__ import annotations
 

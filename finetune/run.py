@@ -57,7 +57,7 @@ class FineTuned:
     posterior: Posterior
     gradient: GradientReport | None
     held_out_scores: tuple[float, float] | None
-    """Score at step 0 and at the end (safety/guard.py); None when no structures were held out."""
+    """Score at step 0 and at the end (safety/guard.py); None if no structures were held out."""
     choice: Choice | None = None
     """The candidates of `auto`; None if the strategy was named."""
 

@@ -92,7 +92,7 @@ class Target:
 
     @property
     def how_to_read_again(self) -> str:
-        """The beginning of a remedy that changes how the data are read."""
+        """First words of a remedy that changes how the data are read."""
         if self.is_file:
             return "add"
         return "convert the data again with `evenfield data convert` and"
@@ -236,7 +236,7 @@ def hold_out(
     left = Counter(z for unit in units for z in _elements(unit))
     compositions = _Compositions(structures)
 
-    # Take units in random order as long as they fit into the wanted number.
+    # Hold out units in random order, as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
     chosen: set[int] = set()
     num_chosen = 0
@@ -448,7 +448,7 @@ def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
     place = work.with_name(f".{work.name}.next")
     try:
         yield place
-        # data that had been converted already have not been made there
+        # the folder exists only if a file was converted, and not for a finished data set
         if place.is_dir():
             with replace_folder(work, files_of_data_set(work)) as new:
                 copy_folder(place, new)
@@ -457,7 +457,7 @@ def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
 
 
 def _say_prefix(error: EvenfieldError) -> None:
-    """Say how settings are spelt here that a remedy spells as `evenfield data convert` does."""
+    """Add to a remedy that settings of the source have the prefix "source." here."""
     if error.remedy and SOURCE_SETTING.search(error.remedy):
         error.remedy += "; settings of the source begin with source. here"
 

@@ -107,7 +107,7 @@ class Reason:
     """Which rule was broken, by how much, and by which atoms."""
 
     rule: str
-    """Key of `GuardConfig`."""
+    """Name of the rule, as in `GuardConfig`."""
     value: float
     """The largest value, in the unit of the rule; infinite for an atom unlike any seen before."""
     limit: float

@@ -28,7 +28,7 @@ GRID_POINTS = 16
 # Covalent radii are too small for metals; ten per cent more fits most of them.
 SPHERE_SCALE = 1.1
 
-# c/a of white tin; the other prototypes have no free parameter but the volume.
+# c/a of white tin; the other prototypes have no free parameter except the volume.
 TIN_AXIAL_RATIO = 0.546
 
 # (symbol, volume per atom in A^3) -> cell.

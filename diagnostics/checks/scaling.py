@@ -225,7 +225,7 @@ def break_even(ours: CostLaw, other: CostLaw) -> float | None:
 
     grid = np.linspace(0.0, np.log(MOST_ATOMS), 400)
     leads = np.array([lead(log_atoms) for log_atoms in grid])
-    # still behind at the largest size that counts
+    # not cheaper even at the largest size that counts
     if leads[-1] <= 0:
         return None
     behind = np.flatnonzero(leads <= 0)

@@ -147,7 +147,7 @@ def _scale(arms: np.ndarray, forces: np.ndarray) -> float:
 
 
 def two_triangles(symbol: str, seed: int) -> Atoms:
-    """Two equal triangles, one above the other and tilted at random."""
+    """Two equal triangles of three atoms, the second above the first and tilted at random."""
     edge = EDGE * covalent_radii[atomic_numbers[symbol]]
     angles = np.radians([0.0, 120.0, 240.0])
     corners = np.stack([np.cos(angles), np.sin(angles), np.zeros(3)], axis=1) * edge / np.sqrt(3)

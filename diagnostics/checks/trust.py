@@ -2,8 +2,8 @@
 
 A 90 % radius must cover 90 % of the errors, in every group of elements. A spread is useful if large
 errors have large spreads (rank correlation), if it identifies the worst atoms (AUROC), and if the
-radii are small (sharpness). Coverage does not hold for a chemistry that the level of theory was not
-trained on. `--outside` measures how well data of such a chemistry can be recognised.
+radii are small (sharpness). Coverage is not guaranteed for a chemistry that the level of theory was
+not trained on. `--outside` measures how well data of such a chemistry can be recognised.
 """
 
 from __future__ import annotations

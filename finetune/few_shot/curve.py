@@ -282,7 +282,7 @@ def _recipe_from_scratch(model: LoadedModel, steps: int, seed: int) -> dict[str,
     # short run. A run from scratch must not start from the weights of a model.
     for name in ("level_sharing", "mixing", "default_level", "compute", "start_from"):
         recipe.pop(name, None)
-    # a warm-up of thousands of steps would be most of this training
+    # the usual warm-up of thousands of steps would take most of this training
     schedule = dict(recipe.get("schedule", {}))
     usual = schedule.get("warmup_steps", ScheduleConfig().warmup_steps)
     schedule["warmup_steps"] = min(usual, steps // LONGEST_WARMUP)

@@ -73,7 +73,10 @@ class GradientStrategy(Strategy):
         return Learned(kept, gradient=report)
 
     def finish(self, run: FineTuning, learned: Learned) -> Fitted:
-        """Train on with held-out structures included, then refit the readout in closed form."""
+        """Train again with the held-out structures included, then refit in closed form.
+
+        The second training is left out if the first was interrupted, or was not kept in full.
+        """
         report = learned.gradient
         assert report is not None, "a gradient strategy learns by a training"
         learned_from = run.target.train

@@ -39,7 +39,7 @@ class NoLabelError(LabelError):
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """S structures with one label each, in the unit of the head."""
+    """Labelled structures; all labels are in the unit of the head."""
 
     frames: list[Atoms]
     labels: list[Any]

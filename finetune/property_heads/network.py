@@ -70,7 +70,7 @@ STRUCTURES_PER_LOOK = 64
 
 @dataclass(frozen=True)
 class Example:
-    """One structure of a training."""
+    """One labelled structure of a training."""
 
     graph: Batch
     """The structure as a batch; its name is its index among the examples."""

@@ -16,7 +16,7 @@ class Weights:
     weight: np.ndarray
     """(K, P), with P = F for invariant features"""
     bias: np.ndarray
-    """(K, Z)"""
+    """(K, Z), one bias for each element"""
     penalty: float
     expansion: Expansion | None = None
     """Random functions of equivariant features; None for invariant features."""

@@ -1,4 +1,4 @@
-"""Fine-tune all parameters to energies alone.
+"""Fine-tune all parameters to energies only.
 
 Run it with: python energy_only.py MODEL DATA OUT [STEPS]
 """

@@ -27,7 +27,7 @@ if not result.refit.error_after < 0.999 * result.refit.error_before:
     print("The refit did not lower the errors on structures that were left out.")
     print("The heads are therefore almost equal: their spread is not an uncertainty.")
 
-# Every bootstrap refit is one more head of the saved model.
+# The saved model has one more head for each bootstrap refit.
 tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
 levels = member_levels(result.level_of_theory, NUM_HEADS)
 calculators = [tuned.calculator(level_of_theory=level) for level in levels]

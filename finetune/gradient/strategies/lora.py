@@ -13,7 +13,7 @@ from ..train import ParameterGroup
 
 
 class Lora(GradientStrategy):
-    """Trains low-rank changes of the weights, which are merged into them at the end."""
+    """Trains the readout and low-rank changes of the weights, which are merged at the end."""
 
     name = "lora"
     description = "low-rank adapters of the network's weights, and the readout"
