@@ -1,7 +1,7 @@
-"""Which packages are packed: every folder with an __init__.py inside one of the rooms.
+"""Collect the packages to install: every folder with an __init__.py below a top-level folder.
 
-The rooms are the entries of `package-dir` in pyproject.toml, which holds everything else. Listing
-the packages there would need a line for every new subpackage, such as a new network.
+The top-level folders are the entries of `package-dir` in pyproject.toml, which holds all other
+metadata. Listing the packages there would need a new line for every subpackage, such as a network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent
 
 
 def packages() -> list[str]:
-    """Import names of all packages."""
+    """Import names of all packages, sorted."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     found = []
     for room in settings["tool"]["setuptools"]["package-dir"].values():

@@ -1,7 +1,8 @@
 """What a check is, and how `evenfield check` finds it.
 
-A check is a file in `checks/` with one function `check`, from a model, structures and settings to a
-CheckResult. Its parameters become those of the command, its docstring the help:
+A check is a file in `checks/` with a function `check`, which takes a model, structures and settings
+and returns a CheckResult. Its parameters become the parameters of the command, and its docstring
+becomes the help text:
 
     def check(
         model: CheckedModel,
@@ -9,10 +10,10 @@ CheckResult. Its parameters become those of the command, its docstring the help:
         steps: Annotated[int, typer.Option(min=2, help="number of strains")] = 5,
     ) -> CheckResult:
 
-The command adds the options that every check has: --level-of-theory, --folder-hub, --json and
---overwrite. A check of a `CheckedCalculator` also takes --calculator, any calculator of ASE in
-place of a model. A parameter `settings` is a settings class: it becomes `key=value` words and
---settings.
+The command adds the options that all checks share: --level-of-theory, --folder-hub, --json and
+--overwrite. If the first parameter is a `CheckedCalculator`, the command also takes --calculator,
+which names an ASE calculator to check in place of a model. If the check has a parameter `settings`,
+whose type is a settings class, the command takes `key=value` words and --settings.
 """
 
 from __future__ import annotations
@@ -52,28 +53,31 @@ if TYPE_CHECKING:
     from ..model_zoo.hub.load import LoadedModel
 
 
-# Atomic numbers that a calculator of somebody else is asked for.
+# Largest atomic number that is tried to find out which elements another calculator knows.
 HEAVIEST = 103
 VERDICTS = {True: "passed", False: "FAILED", None: "not judged"}
-# Names of what was skipped that one line shows.
+# Most names of skipped items that are shown on one line.
 MOST_NAMES = 10
 
 
 class CheckError(EvenfieldError):
-    """A check that cannot be made of this model or structure."""
+    """The check cannot be made for this model, calculator, structure or data."""
 
 
 class CheckedCalculator(ABC):
-    """What a check looks at: a head of a model, or any calculator of ASE."""
+    """The subject of a check: a head of a model, or any ASE calculator."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the results are about, pinned to a revision where there is one."""
+        """Name of the subject, with its revision if it has one."""
 
     @property
     def identity(self) -> str:
-        """What results that are kept belong to: the name, if it stands for one thing only."""
+        """Key under which results are stored; it must change when the subject changes.
+
+        By default the name.
+        """
         return self.name
 
     @property
@@ -84,23 +88,27 @@ class CheckedCalculator(ABC):
     @property
     @abstractmethod
     def symbols(self) -> list[str]:
-        """The elements that can be asked for."""
+        """Chemical symbols of the elements that the subject knows."""
 
     @property
     @abstractmethod
     def knows_free_atoms(self) -> bool:
-        """Whether the energy of a free atom means what it says; see `CheckedModel`."""
+        """Whether energies of free atoms are physically meaningful; see `CheckedModel`."""
 
     @abstractmethod
     def calculator(self, dtype: str | None = None) -> Calculator:
-        """ASE's view, in "float32", "float64", or None for what the calculator works in itself."""
+        """An ASE calculator.
+
+        dtype: "float32" or "float64"; None for the calculator's own precision.
+        """
 
 
 @dataclass(frozen=True)
 class CheckedModel(CheckedCalculator):
-    """A model with the head that a check looks at; None is the model's default.
+    """A model and the head that a check looks at.
 
-    folder: where the model lies, if a folder on this machine was named.
+    level_of_theory: the level of theory of the head; None for the model's default.
+    folder: the model folder if the model was given as a local path, else None.
     """
 
     loaded: LoadedModel
@@ -109,12 +117,12 @@ class CheckedModel(CheckedCalculator):
 
     @property
     def name(self) -> str:
-        """The pinned reference."""
+        """The reference of the model, pinned to a revision."""
         return self.loaded.reference
 
     @property
     def level(self) -> str:
-        """The head that answers."""
+        """The level of theory of the head that is used."""
         return self.loaded.level_to_use(self.level_of_theory)
 
     @property
@@ -124,12 +132,15 @@ class CheckedModel(CheckedCalculator):
 
     @property
     def knows_free_atoms(self) -> bool:
-        """No: its reference energies come from a regression over structures, not from atoms."""
+        """False: reference energies are fitted to structures, not computed for free atoms."""
         return False
 
     def calculator(self, dtype: str | None = None) -> Calculator:
-        """ASE's view of the head, in "float32", "float64", or None for that of the weights."""
-        # most checks ask for structures that no training set has
+        """An ASE calculator of the head.
+
+        dtype: "float32" or "float64"; None for the dtype of the weights.
+        """
+        # most checks use structures that are outside of any training set, so do not warn
         return self.loaded.calculator(
             level_of_theory=self.level_of_theory, dtype=dtype, warn_outside=False
         )
@@ -139,8 +150,9 @@ class CheckedModel(CheckedCalculator):
 class Figure:
     """One number that a check found.
 
-    unit: empty for a ratio.
-    limit: the largest value that passes; at_least: the smallest. None where there is no verdict.
+    unit: empty for a number without a unit.
+    limit: the largest value that passes; None for no upper bound.
+    at_least: the smallest value that passes; None for no lower bound.
     """
 
     name: str
@@ -151,12 +163,15 @@ class Figure:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there is a threshold."""
+        """Whether the figure has a threshold."""
         return self.limit is not None or self.at_least is not None
 
     @property
     def passed(self) -> bool:
-        """True also without a threshold; false for NaN."""
+        """Whether the value is within its thresholds.
+
+        True without a threshold. With one, False for NaN.
+        """
         is_small = self.limit is None or self.value <= self.limit
         is_large = self.at_least is None or self.value >= self.at_least
         return is_small and is_large
@@ -168,7 +183,7 @@ class Figure:
 
     @property
     def shown_threshold(self) -> str:
-        """The bounds, for a reader; empty without any."""
+        """The thresholds as text; empty if there are none."""
         parts = []
         if self.at_least is not None:
             parts.append(f"at least {short_number(self.at_least)}")
@@ -185,10 +200,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found: figures for programs, lines of text for people.
+    """What a check found.
 
-    skipped: what was not judged, because the calculator does not know an element of it.
-    pictures: name -> PNG.
+    figures: numbers, for programs.
+    lines: text, for people.
+    skipped: names of items that were not judged, because they contain an unknown element.
+    pictures: file name -> PNG.
     """
 
     figures: list[Figure] = field(default_factory=list)
@@ -198,13 +215,13 @@ class CheckResult:
 
     @property
     def passed(self) -> bool | None:
-        """The verdict; None for a check that only measures, where no figure has a threshold."""
+        """Whether all figures pass; None if no figure has a threshold."""
         if not any(figure.is_judged for figure in self.figures):
             return None
         return all(figure.passed for figure in self.figures)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, for JSON."""
+        """Everything except the pictures, JSON-ready."""
         return {
             "passed": self.passed,
             "figures": [asdict(figure) for figure in self.figures],
@@ -214,18 +231,21 @@ class CheckResult:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], pictures: dict[str, bytes]) -> CheckResult:
-        """What `as_dict` gave."""
+        """The inverse of `as_dict`."""
         figures = [Figure(**figure) for figure in content["figures"]]
         return cls(figures, content["lines"], content["skipped"], pictures)
 
 
 class OtherCalculator(CheckedCalculator):
-    """A calculator that is not ours, by the name of its class or of a function that makes one."""
+    """Any ASE calculator, named by its class or by a function that makes it."""
 
     def __init__(self, address: str, option: str = "--calculator ") -> None:
-        """`address` is module:name, and `option` what it was given to, for messages.
+        """Import the class or function, and call it once.
 
-        Raises CheckError when nothing can be made of it.
+        address: module:name. It is called without arguments.
+        option: the option or setting that contained the address, for error messages.
+
+        Raises CheckError if the address cannot be imported or called.
         """
         self.address = address
         self._make = _imported(address, option)
@@ -237,8 +257,8 @@ class OtherCalculator(CheckedCalculator):
 
     @property
     def identity(self) -> str:
-        """The address, and a digest of the code behind it."""
-        # this module is imported at every start of evenfield
+        """The address and a digest of the code behind it."""
+        # imported here, because every start of evenfield imports this module
         from ..core.code_identity import code_identity
 
         return f"{self.address} {code_identity(self.address)}"
@@ -250,7 +270,7 @@ class OtherCalculator(CheckedCalculator):
 
     @cached_property
     def symbols(self) -> list[str]:
-        """The elements that a close-packed crystal or a free atom of gives an energy."""
+        """The elements for which an fcc crystal or a free atom has a finite energy."""
         from ase.data import chemical_symbols
 
         known = chemical_symbols[1 : HEAVIEST + 1]
@@ -258,7 +278,7 @@ class OtherCalculator(CheckedCalculator):
 
     @property
     def knows_free_atoms(self) -> bool:
-        """Yes: a potential of somebody else is taken at its word."""
+        """True: nothing is known about the reference energies, so they are trusted."""
         return True
 
     def calculator(self, dtype: str | None = None) -> Calculator:
@@ -277,25 +297,25 @@ def _imported(address: str, option: str) -> Callable[[], Calculator]:
         found: Callable[[], Calculator] = pkgutil.resolve_name(address)
         found()
     except Exception as error:
-        # whatever a foreign module does wrong when it is imported and called
+        # foreign code can raise anything when it is imported or called
         raise CheckError(f"{option}{address}: {error}", remedy=remedy) from error
     return found
 
 
 def _is_known(calculator: Calculator, symbol: str) -> bool:
-    """Whether a calculator gives an energy for an element."""
+    """Whether a calculator gives a finite energy for an element."""
     import numpy as np
     from ase import Atoms
     from ase.build import bulk
     from ase.data import atomic_numbers, covalent_radii
 
-    # nearest neighbours at 2.4 covalent radii, the usual spacing in a metal
+    # nearest neighbours are 2.4 covalent radii apart, as is usual in a metal
     edge = 2.4 * np.sqrt(2) * covalent_radii[atomic_numbers[symbol]]
     for atoms in (bulk(symbol, "fcc", a=edge), Atoms(symbol)):
-        # ASE gives some elements a magnetic moment, which some calculators refuse
+        # ASE's builders set magnetic moments for some elements, which some calculators refuse
         atoms.set_initial_magnetic_moments(None)
         try:
-            # some refuse an unknown element as soon as they get the atoms
+            # in the try block, because some calculators refuse an unknown element right here
             atoms.calc = calculator
             if np.isfinite(atoms.get_potential_energy()):
                 return True
@@ -305,26 +325,26 @@ def _is_known(calculator: Calculator, symbol: str) -> bool:
 
 
 def structure_argument(description: str) -> Any:
-    """An argument of a command that is a file, and reaches the check as ase.Atoms."""
+    """A command-line argument that names a structure file; the check receives ase.Atoms."""
     return typer.Argument(parser=_read_structure, metavar="STRUCTURE", help=description)
 
 
 def check_names() -> list[str]:
-    """The names of all checks, from the files in `checks/`, which are not imported for it."""
+    """The names of all checks: the files in `checks/`, which are not imported."""
     return sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
 
 
 def check_function(name: str) -> Callable[..., CheckResult]:
-    """The function `check` of one of `check_names()`."""
+    """The function `check` of a check; `name` is one of `check_names()`."""
     module = importlib.import_module(f".checks.{name}", __package__)
     check: Callable[..., CheckResult] = module.check
     return check
 
 
 class CheckGroup(TyperGroup):
-    """The commands of `evenfield check`, each imported when it is asked for.
+    """The commands of `evenfield check`; each check is imported only when it is needed.
 
-    Checks need ASE and SciPy. Importing them all would slow down the start of every other command.
+    Checks import ASE and SciPy, which would slow down the start of every other command.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -332,7 +352,7 @@ class CheckGroup(TyperGroup):
         return sorted([*check_names(), *self.commands])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a check, made from its function, or one that is declared as others are."""
+        """The command made from a check's function, or a command that was declared explicitly."""
         if cmd_name not in check_names():
             return super().get_command(ctx, cmd_name)
         single = typer.Typer(add_completion=False)
@@ -341,7 +361,7 @@ class CheckGroup(TyperGroup):
 
 
 def _as_command(name: str) -> Callable[..., None]:
-    """The function of a check with the parameters of a command around its own."""
+    """Wrap the function of a check with the parameters that all checks share."""
     check = check_function(name)
     module = importlib.import_module(check.__module__)
     own_model, *own = inspect.signature(check, eval_str=True).parameters.values()
@@ -350,7 +370,7 @@ def _as_command(name: str) -> Callable[..., None]:
 
     def command(
         model: Annotated[
-            # the backslash keeps rich from taking the bracket for markup
+            # the backslash keeps rich from reading the bracket as markup
             str | None, typer.Argument(help="model folder, zoo name or owner/name\\[@revision]")
         ] = None,
         calculator: Annotated[
@@ -374,7 +394,7 @@ def _as_command(name: str) -> Callable[..., None]:
 
         words = settings.pop("overrides", None) or []
         settings.pop("show_settings", None)
-        # with --calculator there is no MODEL, and the first word is a setting
+        # with --calculator there is no MODEL, so that the first word is a setting
         if calculator is not None and model is not None and "=" in model:
             words = [model, *words]
             model = None
@@ -390,7 +410,7 @@ def _as_command(name: str) -> Callable[..., None]:
         if settings_class is not None:
             loaded = load_settings(settings_class, None, words)
             if isinstance(loaded, SanityConfig):
-                # `sanity` and `physics` are made of others
+                # `sanity` and `physics` run other checks
                 made = getattr(module, "BATTERY", ())
                 loaded.refuse_unread([name, *(loaded.checks or made)])
             settings["settings"] = loaded
@@ -399,7 +419,7 @@ def _as_command(name: str) -> Callable[..., None]:
         result = check(looked_at, **settings)
         for line in result.lines:
             say(line)
-        # the others have tables of their own among the lines
+        # other checks already print their figures as lines
         if settings_class is SanityConfig and not hasattr(module, "BATTERY"):
             _say_figures(name, result)
         if json_file is not None:
@@ -407,7 +427,7 @@ def _as_command(name: str) -> Callable[..., None]:
         if result.passed is False:
             raise typer.Exit(1)
 
-    # typer reads the signature: the check's own parameters come after the model
+    # typer reads the signature: put the check's own parameters after the model
     signature = inspect.signature(command, eval_str=True)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     model, by_calculator, *shared = named
@@ -418,7 +438,7 @@ def _as_command(name: str) -> Callable[..., None]:
     if settings_class is not None:
         own = [*[p for p in own if p.name != "settings"], *_words_of(settings_class)]
 
-    # required parameters first, as Python demands; the sort keeps the order within both groups
+    # Python wants required parameters first; the sort is stable within both groups
     ordered = sorted(
         [*own, *shared], key=lambda parameter: parameter.default is not parameter.empty
     )
@@ -429,7 +449,7 @@ def _as_command(name: str) -> Callable[..., None]:
 
 
 def _settings_class(parameters: list[inspect.Parameter]) -> type[Settings] | None:
-    """The class of the parameter `settings` of a check, if it has one."""
+    """The settings class of a check's parameter `settings`; None if it has no such parameter."""
     for parameter in parameters:
         if parameter.name == "settings":
             found: type[Settings] = parameter.annotation
@@ -452,9 +472,13 @@ def _words_of(settings_class: type[Settings]) -> list[inspect.Parameter]:
 def checked(
     model: str | None, calculator: str | None, level_of_theory: str | None, folder_hub: str | None
 ) -> CheckedCalculator:
-    """What a command line names: a model by its reference, or a calculator as module:name.
+    """The subject that a command line names: a model, or a calculator as module:name.
 
-    Raises CheckError unless exactly one of them is given.
+    model: a model folder or a reference.
+    level_of_theory: selects a head of the model; None for its default.
+
+    Raises CheckError unless exactly one of `model` and `calculator` is given, or if the calculator
+    cannot be made; and the errors of loading a model.
     """
     if (model is None) == (calculator is None):
         raise CheckError(
@@ -474,7 +498,7 @@ def checked(
 
 
 def _say_figures(name: str, result: CheckResult) -> None:
-    """What a check made alone has found, and its verdict."""
+    """Print the figures and the verdict of a check that runs alone."""
     for figure in result.figures:
         say(str(figure))
     if result.skipped:
@@ -485,7 +509,7 @@ def _say_figures(name: str, result: CheckResult) -> None:
 
 
 def _write_json(path: Path, name: str, model: str, result: CheckResult) -> None:
-    """The figures and the verdict, for programs."""
+    """Write the figures and the verdict as a JSON file."""
     import json
 
     content = {"check": name, "model": model, **result.as_dict()}

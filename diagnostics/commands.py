@@ -25,7 +25,7 @@ check_app = typer.Typer(
 )
 
 
-# typer takes a group for one command if it has neither a second command nor a callback
+# without a callback or a second command, typer would turn the group into a single command
 @check_app.callback()
 def check() -> None:
     """Checks of a model; all but `trust` and `baselines` need no labels."""
@@ -58,10 +58,10 @@ def compare(
         bool, typer.Option("--overwrite", help="replace the file of --page")
     ] = False,
 ) -> None:
-    """Lay two potentials side by side, and name what got worse. The exit code is 1 if any did.
+    """Compare two potentials, and list the figures that got worse.
 
-    Checks of models and calculators are made here; those of folders are read. The settings are of
-    the checks that are made.
+    If A or B is a model or a calculator, its checks are run now, with the given settings. If it is
+    a folder, its results are read. The exit code is 1 if any figure got worse.
 
     Examples:
     evenfield check compare runs/before runs/after --page runs/comparison.html
@@ -109,7 +109,9 @@ def report(
     notes: Annotated[Path | None, typer.Option(help="Markdown to put at the end")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One self-contained HTML page: errors by element, learning curves, parity, few-shot curve.
+    """Write one self-contained HTML page about one or more runs.
+
+    It shows errors by element, learning curves, parity plots and the few-shot curve.
 
     Example: evenfield report runs/report uniform=runs/uniform reweighted=runs/reweighted --fewshot
     runs/fewshot.json

@@ -22,7 +22,7 @@ from ..core.command_line import (
 from ..core.terminal import say
 
 
-# Everything else is imported inside the commands, so that `--help` does not wait for torch.
+# Everything else is imported inside the commands, so that `--help` need not import torch.
 if TYPE_CHECKING:
     from .run import FineTuned
     from .safety.forgetting import Forgetting
@@ -60,13 +60,14 @@ def run(
     overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("finetune.config:FineTuneConfig")] = False,
 ) -> None:
-    """Fine-tune a model to few structures; prints step 0, what was kept, and what was forgotten.
+    """Fine-tune a model to few structures.
 
-    A file is converted into the folder OUT-data first. When the command is repeated after a
+    Prints the errors at step 0, how much of each change was kept, and what was forgotten. If DATA
+    is a file, it is first converted into the folder OUT-data. If the command is repeated after a
     failure, it uses that data set again.
 
-    The word `run` can be left out. `--settings` lists the strategies. Labels that ASE does not
-    find by itself are named with source.columns.energy=...
+    The word `run` can be left out. `--settings` lists the strategies. If ASE does not find the
+    labels in a file, name them with source.columns.energy=...
 
     Example: evenfield finetune runs/uniform/model runs/titanium runs/titanium-model
     num_structures=16 strategy=full
@@ -84,11 +85,11 @@ def run(
     work = out.with_name(f"{out.name}-data")
     read = [name for name in (model, data, probe, config.replay.data, recipe) if name is not None]
     check_model_place(out, overwrite=overwrite, inputs=read)
-    # a data set that is already at `work` is looked at by the conversion
+    # if there already is a data set at `work`, the conversion checks it
     check_destination(work, overwrite=True, inputs=read)
 
     loaded = load(model, folder_hub)
-    # read before the work, so that a probe that cannot be read costs none
+    # read before the fine-tuning, so that an unreadable probe does not waste its time
     structures = chosen_probe(loaded, probe)
     with place_of_data(work, replaces_model=overwrite and out.exists()) as place:
         result = finetune(
@@ -132,9 +133,10 @@ def curve(
     overwrite: Overwrite = False,
     show_settings: Annotated[bool, settings_option("finetune.few_shot.curve:CurveConfig")] = False,
 ) -> None:
-    """Errors against the number of structures: pretrained, step 0, strategies, from scratch.
+    """Measure errors against the number of training structures.
 
-    An interrupted curve is continued by the same command. With --overwrite, a curve of another
+    Compares the pretrained model, step 0, the strategies, and training from scratch. To continue an
+    interrupted curve, run the same command again. With --overwrite, an existing curve of another
     model, data set or settings is renamed, and its figure is replaced.
 
     Example: evenfield finetune curve runs/uniform/model runs/titanium runs/fewshot.json
@@ -201,10 +203,11 @@ def attach(
         ),
     ] = False,
 ) -> None:
-    """Add probe set, posterior and uncertainty to the folder of a model, from its training data.
+    """Add probe set, posterior and uncertainty to a model folder.
 
-    A model that does not know which structures it was trained on learns that too. The weights do
-    not change. With --recalibrate, radii become those of structures of yours.
+    They are made from the training data of the model. If the model has no record of the structures
+    that it was trained on, this is added too. The weights do not change. With --recalibrate, the
+    radii of errors are calibrated to your own structures.
 
     Example: evenfield finetune attach runs/mine/model runs/data
     """
@@ -247,10 +250,11 @@ def head(
         bool, settings_option("finetune.property_heads.config:HeadConfig")
     ] = False,
 ) -> None:
-    """Fit a head of another property to a frozen model, in closed form; prints held-out errors.
+    """Fit a head for another property to a frozen model, in closed form.
 
-    Charges, a dipole, a number or a class of each structure. The weights of the model stay as they
-    are, bit for bit. Labels are under a key of ASE's results, info or arrays.
+    The property can be charges, a dipole, a number or a class of each structure, for example. The
+    labels are under a key of ASE's results, info or arrays. The weights of the model do not change.
+    Prints the errors on held-out structures.
 
     Example: evenfield finetune head evenfield-1 molecules.extxyz runs/dipoles head=dipole
     """
@@ -281,14 +285,18 @@ def head(
 
 
 def _picture_of(out: Path, overwrite: bool) -> Path:
-    """Where the figure of a curve goes. Refuses a place that holds something else."""
+    """The path of the figure of a curve, next to `out`.
+
+    Raises CommandLineError if `out` is a .png file, and DestinationError if the place holds
+    something else.
+    """
     from ..core.destination import check_destination, png_kind
     from .few_shot.curve_plot import KIND
 
     picture = out.with_suffix(".png")
     if picture == out:
         raise CommandLineError(f"OUT={out}", remedy="name a .json file; the figure is next to it")
-    # a curve that is continued is drawn again
+    # the figure of a continued curve may be replaced
     check_destination(
         picture,
         overwrite=overwrite or out.is_file(),
@@ -314,12 +322,12 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 
 def _energy(value: float | None) -> str:
-    """eV/atom, shown in meV/atom."""
+    """An energy in eV/atom, shown in meV/atom."""
     return _number(value, 1, 1000)
 
 
 def _force(value: float | None) -> str:
-    """eV/A"""
+    """A force in eV/A."""
     return _number(value, 4)
 
 

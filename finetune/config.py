@@ -10,7 +10,7 @@ from .strategies import AUTO, StrategyName, describe_strategies
 
 
 class FineTuneConfig(FitConfig):
-    """What is fitted, to how many structures, and how."""
+    """Settings of a fine-tuning: strategy, structures, and how the data are read."""
 
     strategy: StrategyName = Field(default=AUTO, description=describe_strategies())
     num_structures: int | None = Field(

@@ -1,4 +1,4 @@
-"""Frozen features of structures, for fits of one's own; `property_heads` fits and stores heads."""
+"""Frozen features of structures, for your own fits; `property_heads` fits and stores heads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..model_zoo.hub.load import LoadedModel
 
 
 def structure_features(model: LoadedModel, frames: Iterable[Atoms]) -> np.ndarray:
-    """Features of S structures, each the mean over its atoms: (S, d).
+    """Features (S, d) of S structures, averaged over the atoms of each structure.
 
-    They are those of the readout, invariant under rotation, and independent of the level of theory.
+    They are the input of the readout: rotationally invariant and independent of the level of
+    theory.
     """
     found = atom_features(model.potential, frames, "readout")
     return np.array([features.mean(axis=0) for features in found])

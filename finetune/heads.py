@@ -1,4 +1,4 @@
-"""Heads: one for each level of theory. A new head starts as a copy of an old one."""
+"""Add heads to a potential: one for each level of theory. A new head starts as a copy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .closed_form.posterior import Posterior
 def with_head(potential: Potential, level_of_theory: str, like: str | None = None) -> Potential:
     """A copy of the potential that has a head for `level_of_theory`.
 
-    A head that exists already is kept as it is. A new one starts from the head `like`, or from the
-    first. Raises EvenfieldError when there is no head `like`.
+    An existing head does not change. A new head is a copy of the head `like`, or by default of the
+    first head. Raises EvenfieldError if there is no head `like`.
     """
     levels = list(potential.config.levels_of_theory)
     if like is not None and like not in levels:
@@ -47,10 +47,13 @@ def add_to_head(
     new_elements: np.ndarray,
     elements: np.ndarray,
 ) -> None:
-    """Add a change (P,) to a head in place.
+    """Add a change (P,) to the weights of a head, in place.
 
-    change: shared weights, own weights of `new_elements`, E0 of `elements`, end to end. Weights
-    may be those of the first features alone; the others then stay as they are.
+    head: index of the head.
+    change: the shared weights, the own weights of each of `new_elements`, and the E0 (eV) of each
+        of `elements`, end to end. If it has weights for the first features only, the weights of the
+        other features do not change.
+    new_elements, elements: atomic numbers.
     """
     readout = potential.readout
     num_weights = len(change) - len(elements)
@@ -66,14 +69,14 @@ def add_to_head(
 
 
 def member_levels(level: str, number: int) -> list[str]:
-    """Names of the heads of an ensemble for a level of theory."""
+    """Names of the heads of an ensemble with `number` members for a level of theory."""
     return [f"{level}, member {index + 1}" for index in range(number)]
 
 
 def with_ensemble(potential: Potential, posterior: Posterior) -> Potential:
     """A copy with one more head for each bootstrap refit; without any, the potential itself."""
     level = posterior.level_of_theory
-    # the differences are to the weights of the refitted head, from which every member starts
+    # bootstrap changes are relative to the refitted head, so every member starts as its copy
     members = member_levels(level, len(posterior.bootstrap))
     for member, change in zip(members, posterior.bootstrap, strict=True):
         potential = with_head(potential, member, level)

@@ -1,4 +1,4 @@
-"""What a fine-tuning should say about structures that it learns from and is judged on."""
+"""Notes on leaks: structures that a fine-tuning both learns from and is judged on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ SEPARATE = "leave them out of one of the two"
 
 
 def notes_on_leaks(target: Target, record: ModelRecord, replay: str | None) -> list[str]:
-    """One line for each way in which held-out structures may be known already."""
+    """One line for each way in which held-out structures may already be known.
+
+    replay: the data set of the replay, or None.
+    """
     notes = []
-    # what replay repeats is learned too; its held-out structures are those of the pretraining
+    # replayed structures are learned too, and the replay data have their own held-out structures
     if replay is not None and target.folder is not None:
         folder = local_path(replay)
         if folder.resolve() != target.folder.resolve():

@@ -1,7 +1,7 @@
-"""Fine-tuning from data to a better model, never to a worse one. The story is `finetune` below.
+"""Fine-tuning from data to a better model, never to a worse one; start with `finetune` below.
 
-What the potential is at every moment: `state.py`. What comes before learning: `set_up.py`. What is
-learned: `strategies.py` and the modules that it names.
+`state.py` holds the potential while it changes. `set_up.py` prepares it before anything is learned.
+`strategies.py` names the strategies, which do the learning.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .strategies import AUTO, STRATEGIES, fewest_to_hold_out
 from .target import Target, open_target
 
 
-# structures whose energies are compared with all heads of the model
+# most structures whose energies are compared with all heads of the model
 MOST_TO_COMPARE = 64
 
 
 @dataclass
 class FineTuned:
-    """A fine-tuned potential and how it came about."""
+    """A fine-tuned potential and the record of how it was made."""
 
     potential: Potential
     target: Target
@@ -48,18 +48,18 @@ class FineTuned:
     table: list[Step]
     """Errors on the training structures after each step of the set-up."""
     stages: dict[str, Stage]
-    """Errors on the judged structures, in order: pretrained, step0, refit where it was a stage,
-    the strategy, and the refit after it."""
+    """Errors on the judged structures after each stage, in order: pretrained, step0, the refit if
+    the strategy starts with one, the strategy, and the final refit."""
     started_from: str
-    """The level of theory whose head a new head is a copy of; else the level itself."""
+    """The level of theory whose head was copied for a new head; for an existing head, its own."""
     reference: ReferenceReport
     refit: RefitReport
     posterior: Posterior
     gradient: GradientReport | None
     held_out_scores: tuple[float, float] | None
-    """Score at step 0 and at the end (safety/guard.py); None when no structures were held out."""
+    """Score at step 0 and at the end (safety/guard.py); None if no structures were held out."""
     choice: Choice | None = None
-    """What `auto` compared; None where the strategy was named."""
+    """The candidates of `auto`; None if the strategy was named."""
 
     @property
     def level_of_theory(self) -> str:
@@ -68,31 +68,32 @@ class FineTuned:
 
     @property
     def learned_elements(self) -> set[int]:
-        """Atomic numbers whose reference energies the new structures show.
+        """Atomic numbers of the elements whose reference energies were learned.
 
-        An element that is only held out may have been judged by, and not learned. Forces alone do
-        not show where its energies begin.
+        These are the elements of training structures with an energy. Elements that occur only in
+        held-out structures need not have been learned, and forces alone do not determine a
+        reference energy.
         """
         labelled = [own for own in self.target.train if own.energy is not None]
         return {int(z) for own in labelled for z in own.elements}
 
     @property
     def elements_without_energy(self) -> set[int]:
-        """Atomic numbers in the new structures, of which none with an energy has one."""
+        """Atomic numbers of elements that occur only in training structures without an energy."""
         present = {int(z) for own in self.target.train for z in own.elements}
         return present - self.learned_elements
 
     @property
     def structures(self) -> list[Structure]:
-        """All structures that were learned from or chosen by."""
+        """All training and held-out structures."""
         return [*self.target.train, *self.target.valid]
 
     @property
     def final(self) -> Stage:
-        """The last stage that could be judged.
+        """The last stage that was judged.
 
-        With a test split it is the model that is saved. Without one, held-out structures are
-        learned from at last, and it is the stage before that.
+        With a test split, this is the final model. Without one, the model finally learns from the
+        held-out structures, and this is the stage before.
         """
         return list(self.stages.values())[-1]
 
@@ -110,22 +111,25 @@ def finetune(
 ) -> FineTuned:
     """Fine-tune a copy of the model's potential; the model itself does not change.
 
-    `data` is the folder of a converted data set, a file, which is converted into the folder `work`,
-    or a Target. Another data set in `work` is refused, or replaced with `overwrite`. `say` is told
-    which labels were read.
+    data: the folder of a converted data set, a file, which is converted into the folder `work`, or
+        a Target.
+    overwrite: replace a data set in `work` that was made from other data; without it, such a data
+        set is refused.
+    quiet: show no progress.
+    say: is called with lines about the labels that were read, warnings, and the choice of `auto`.
 
-    Every change is kept only as far as no error on held-out structures rises above that of step 0.
+    A change is kept only as far as no error on the held-out structures rises above that of step 0.
 
-    Raises WorseError when the set-up made the model worse, WrongUnitError for labels that look
-    like another unit, PhysicsError for labels minus other physics than the model's, and the errors
-    of the conversion.
+    Raises WorseError if the set-up makes the model worse, WrongUnitError if the labels look like
+    another unit, PhysicsError if other physics than the model's was subtracted from the labels, and
+    the errors of the conversion.
     """
     if isinstance(data, Target):
         target = data
     else:
         target = _open(model, data, config, work, overwrite)
     if say is not None:
-        # before the learning, while there is time to name a column that was not read
+        # before the learning, so that the user can stop early and name a column that was not read
         for line in label_report(target.labels, target.setting_prefix):
             say(line)
         for line in _doubts_about_level(model, target):
@@ -144,13 +148,13 @@ def finetune(
         strategy = STRATEGIES[config.strategy]
         learned = strategy.learn(run)
     fitted = strategy.finish(run, learned)
-    # A strategy that goes on after its own stage, or learns from held-out structures in the end,
-    # has judged itself at the right moment.
+    # Some strategies judge themselves, because they go on after their own stage or learn from the
+    # held-out structures at the end.
     if strategy.name not in run.stages:
         run.judge(strategy.name, fitted.kept)
 
     potential = with_ensemble(run.potential, fitted.posterior)
-    # before anybody looks at the result: a curve shows it, and a model is saved from it
+    # before the result is used for a curve or saved as a model
     refuse_unusable_weights(potential)
     list(run.stages.values())[-1].errors.refuse_infinite()
     scores = (run.held_out.step0, run.score()) if run.held_out else None
@@ -171,11 +175,11 @@ def finetune(
 
 
 def _doubts_about_level(model: LoadedModel, target: Target) -> list[str]:
-    """A warning where another head of the model fits the energies better than the one named."""
+    """Warnings if another head of the model fits the energies better than the named level."""
     levels = own_levels(model.potential.config.levels_of_theory)
     elements = {level: model.record.trained_symbols(level) for level in levels}
     found = misfits(model.potential, target.train[:MOST_TO_COMPARE], elements)
-    # another zero of energy alone is found, and told, by the set-up
+    # a misfit that is only another zero of energy is reported by the set-up
     return [
         f"warning: {misfit}; is {misfit.level} their level of theory?"
         for misfit in found

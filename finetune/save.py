@@ -1,4 +1,4 @@
-"""A fine-tuned model as a folder: weights, posterior, and a record of base model and data."""
+"""Save a fine-tuned model as a folder: weights, posterior, and a record of base model and data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .state import train_counts
 def check_model_place(
     out: Path, *, overwrite: bool = False, inputs: Iterable[Path | str] = ()
 ) -> None:
-    """Refuse an `out` that must not be written, before any work; see `check_destination`."""
+    """Raise DestinationError if `out` must not be written; see `check_destination`."""
     check_destination(out, overwrite=overwrite, kinds=["a model"], inputs=inputs)
 
 
@@ -43,31 +43,32 @@ def save_finetuned(
     overwrite: bool = False,
     attachments: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write the model folder `out`, which loads like that of any other model.
+    """Write the model folder `out`, which loads like any other model.
 
-    licence: of the new weights; that of the base model when not given. The record of uncertainty of
-    the base model is left behind: it holds for its weights only, and the structures that it would
-    be made again with have been learned from in the end. Its heads of other properties are kept
-    where their features did not change, as after a refit, and left behind where they did; see
-    `heads_left_behind`. attachments: further files of the folder, name -> content, such as a new
-    record.
+    licence: of the new weights; by default that of the base model.
+    forgetting: the forgetting report to store in the folder.
+    attachments: further files of the folder, name -> content, such as a new record.
 
-    Raises DestinationError when `out` holds something, unless `overwrite`.
+    The base model's record of uncertainty is not copied. It holds only for the old weights, and it
+    cannot be made again from structures that were learned from. Heads for other properties are
+    copied if their features did not change, as after a refit; see `heads_left_behind`.
+
+    Returns `out`. Raises DestinationError if `out` holds something, unless `overwrite`.
     """
     check_model_place(out, overwrite=overwrite)
     base = model.record
     level = result.level_of_theory
     seen = {chemical_symbols[z] for z in result.learned_elements}
     elements = dict(base.elements)
-    # With another zero of energy, what the level knew of other elements holds no more.
+    # With another zero of energy, the old reference energies of other elements no longer hold.
     known = [] if result.reference.another_zero else elements.get(level, [])
     elements[level] = sorted({*known, *seen})
-    # Members of an ensemble learned from the same elements as their head.
+    # Members of an ensemble know the same elements as their head.
     for member in member_levels(level, len(result.posterior.bootstrap)):
         elements[member] = elements[level]
 
-    # Where the base model does not count, the new structures alone would look like all: elements
-    # that it has learned would seem to have no training structure.
+    # If the base model has no counts, leave them out: with the new structures alone, elements that
+    # it has learned would seem to have no training structures.
     counts = dict(base.train_counts)
     if counts:
         counts = train_counts(counts, result.structures)
@@ -101,13 +102,13 @@ def save_finetuned(
 
 
 def heads_left_behind(model: LoadedModel, potential: Potential) -> list[str]:
-    """Names of the heads of `model` that `potential`, which came from it, has no features for."""
+    """Names of the heads of `model` whose features changed in `potential`, its fine-tuned copy."""
     kept = heads_carried_over(model.heads, model.potential, potential)
     return [name for name in model.heads if name not in kept]
 
 
 def _domains(result: FineTuned, model: LoadedModel) -> dict[str, LevelDomain]:
-    """The domains of the base model, and that of the level that was fine-tuned."""
+    """The domains of the base model, extended by the structures of the fine-tuned level."""
     domains = model.domains
     level = result.level_of_theory
     own = domain_of(result.target.train)
@@ -115,12 +116,12 @@ def _domains(result: FineTuned, model: LoadedModel) -> dict[str, LevelDomain]:
         domains[level] = domains[level].merged(own)
     elif level not in model.potential.config.levels_of_theory:
         domains[level] = own
-    # else the level has learned from more than these structures, and nobody knows from what
+    # otherwise the level also learned from earlier structures, which are not recorded
     return domains
 
 
 def facts(result: FineTuned) -> dict[str, Any]:
-    """What was done, JSON-ready, for the record and its card."""
+    """The facts of a fine-tuning, JSON-ready, for the record and the model card."""
     stages = result.stages
     done = {
         "strategy": result.strategy,
@@ -136,5 +137,5 @@ def facts(result: FineTuned) -> dict[str, Any]:
         "num_valid": len(result.target.valid),
         "seconds": {name: round(stage.seconds, 2) for name, stage in stages.items()},
     }
-    # tuples become lists here, and not only after the record has been read back
+    # turn tuples into lists now, so that the record equals what is read back from the file
     return json.loads(json.dumps(done))

@@ -1,7 +1,7 @@
 """The set-up before anything is learned: reference energies, new elements, core radii.
 
-E0 has to be right first, since every other comparison of energies depends on it. New elements and
-core radii are changed only where that lowers the errors.
+E0 is fitted first, because every other comparison of energies depends on it. Changes for new
+elements and core radii are kept only if no error rises.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from .state import FineTuning
 
 
 def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list[Step]]:
-    """Prepare the potential in place; returns what happened to E0 and the errors after each step.
+    """Prepare the potential of `run` in place.
 
-    It also makes the score by which everything later is kept or undone. Raises WorseError when the
-    errors on the training structures are higher at the end than at the start, and WrongUnitError
-    when the labels look like another unit, unless `trust_units` or the errors of the model are too
-    large to judge by.
+    Returns the report on E0, and the errors on the training structures after each step. Also sets
+    `run.held_out`, whose score decides whether later changes are kept, and `run.step0_weights`.
+
+    Raises WorseError if the errors on the training structures are higher at the end than at the
+    start. Raises WrongUnitError if the labels look like another unit, unless `trust_units` is set
+    or the model's own errors are too large to tell.
     """
     potential = run.potential
     train = run.target.train
@@ -40,13 +42,13 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
 
     valid = run.target.valid
     reference = refit_reference_energies(potential, run.head, train, run.known_e0, held_out=valid)
-    # pretraining tells nothing about E0 with another zero of energy
+    # with another zero of energy, the pretrained E0 say nothing
     if reference.another_zero:
         run.known_e0 = set()
     table.append(step("step 0: E0 refitted", potential, train))
     run.judge("step0")
 
-    # Errors at step 0 are the bound of everything that follows.
+    # From here on, errors on the held-out structures must not exceed those of step 0.
     if valid:
         run.held_out = HeldOut(potential, valid)
 
@@ -64,7 +66,7 @@ def set_up(run: FineTuning, *, trust_units: bool) -> tuple[ReferenceReport, list
 
 
 def _if_not_worse(run: FineTuning, before: Step, change: Callable[[], object]) -> None:
-    """Change the potential and refit E0; undo both when an error rises, held out or not."""
+    """Change the potential and refit E0; undo both if an error on any structures rises."""
     score = run.score()
     with weights_aside(run.potential) as aside:
         change()

@@ -1,7 +1,7 @@
-"""The state of one fine-tuning: the potential as it is now, and how good it is.
+"""The state of one fine-tuning: the current potential and its errors.
 
-`run.py` tells the story, `set_up.py` and the strategies change the potential. All of them use the
-same few verbs, which are defined here: `score`, `solve`, `refit` and `judge`.
+`run.py` runs the fine-tuning; `set_up.py` and the strategies change the potential. All of them use
+the methods that are defined here: `score`, `solve`, `refit` and `judge`.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ from .safety.step0 import misfit
 from .target import Target
 
 
-# Structures by which the heads of a model are compared.
+# Number of structures on which the heads of a model are compared.
 NUM_TO_COMPARE = 32
-# The misfit of the model's default level is multiplied by this: another one must be clearly nearer.
+# The misfit of the model's default level is multiplied by this factor, so that another level is
+# chosen only if it fits clearly better.
 FAVOUR = 0.9
-# Training structures with an element, below which a head has learned too little to start from.
+# A head is a good start only if it has learned each element from at least this many structures.
 FEWEST_TO_START_FROM = 20
 
 
 class FitConfig(Settings):
-    """The settings that strategies read; `FineTuneConfig` adds those that come before."""
+    """The settings that strategies read; `FineTuneConfig` adds those for the data."""
 
-    # `FineTuneConfig` narrows this to the registered names. Here it makes the key the first one.
+    # `FineTuneConfig` narrows the type to the registered names. Declared here to be the first key.
     strategy: str = "auto"
     start: Literal["step0", "refit", "wide"] = Field(
         default="step0",
@@ -76,18 +77,18 @@ class FitConfig(Settings):
 
 @dataclass(frozen=True)
 class Stage:
-    """A state of the potential on its way, with its errors on the structures it is judged by."""
+    """Errors on the judged structures at one stage of the fine-tuning."""
 
     errors: ErrorSummary
     seconds: float
-    """Since the start, without the time that judging took."""
+    """Time since the start, without the time for judging."""
     kept: float | None
-    """How much of the change was kept, from 0 (all undone) to 1; None without a choice."""
+    """How much of the change was kept, from 0 (all undone) to 1; None if there was no choice."""
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """Outcome of a closed-form refit, and how much of it was kept, from 0 to 1."""
+    """Result of a closed-form refit; share: how much of the change was kept, from 0 to 1."""
 
     report: RefitReport
     posterior: Posterior
@@ -95,7 +96,11 @@ class Refitted:
 
 
 class FineTuning:
-    """One potential on its way from pretrained to fine-tuned."""
+    """The state of one fine-tuning: the potential, which changes in place, and its stages.
+
+    Raises EvenfieldError if the target's level of theory is a level of the model in another
+    spelling, and PhysicsError if other physics than the model's was subtracted from the labels.
+    """
 
     def __init__(
         self, model: LoadedModel, target: Target, config: FitConfig, *, quiet: bool
@@ -105,62 +110,63 @@ class FineTuning:
         self.config = config
         self.quiet = quiet
 
-        # whoever made the target: a model would learn other labels than it is asked for
+        # checked here too, because a Target can be made in other ways than by `open_target`
         refuse_other_physics(
             target.physics, model.potential.config.physics, target.folder or target.source.name
         )
         level = target.level_of_theory
         self.source_level = _level_to_start_from(model, target)
-        """The level of theory whose head the new head is a copy of."""
+        """The level of theory whose head is copied for a new head."""
         self.potential = with_head(model.potential, level, self.source_level)
         self.head = self.potential.config.levels_of_theory.index(level)
         self.known_elements = _elements_of(model, self.source_level)
         """Atomic numbers for which the readout of the head was trained."""
         is_new = level not in model.potential.config.levels_of_theory
-        # no reference energy carries over to a new level of theory
+        # reference energies do not carry over to a new level of theory
         self.known_e0 = set() if is_new else set(self.known_elements)
-        """Atomic numbers whose reference energy E0 the head knows."""
+        """Atomic numbers of elements whose reference energy E0 the head knows."""
         present = {int(z) for structure in target.train for z in structure.elements}
         self.new_elements = sorted(present - self.known_elements)
 
         self.held_out: HeldOut | None = None
-        """What scores the potential; None when no structures are held out."""
+        """Scores the potential; None if no structures are held out, and before the set-up."""
         self.step0_weights: Weights = {}
         """The weights after the set-up, before anything was learned."""
         self.sizes: tuple[int, ...] = ()
-        """Numbers of features that a wide refit chooses from; none for the usual refit."""
+        """Numbers of features among which a wide refit chooses; empty for the usual refit."""
         self.stages: dict[str, Stage] = {}
         self._started = time.perf_counter()
         self._seconds_judging = 0.0
 
     @property
     def structures(self) -> list[Structure]:
-        """All structures that may be learned from in the end, held-out ones included."""
+        """All structures that may finally be learned from, including the held-out ones."""
         return [*self.target.train, *self.target.valid]
 
     def branch(self) -> FineTuning:
-        """A run that goes on from here by itself: what it changes does not change this one."""
+        """An independent copy of the current state: its changes do not affect this run."""
         branch = copy.copy(self)
         branch.potential = copy.deepcopy(self.potential)
         branch.stages = dict(self.stages)
         return branch
 
     def take_over(self, branch: FineTuning) -> None:
-        """Go on as `branch`, which went on from here before."""
+        """Continue with the state of `branch`, an earlier branch of this run."""
         self.potential = branch.potential
         self.step0_weights = branch.step0_weights
         self.sizes = branch.sizes
         self.stages = branch.stages
 
     def score(self) -> float:
-        """How bad the potential is on held-out structures: less is better, infinite is forbidden.
+        """Score of the potential on the held-out structures: lower is better.
 
-        Without held-out structures nothing can be compared, and all potentials score the same.
+        Infinite if an error is higher than at step 0, which is forbidden. Always 0 if no structures
+        are held out.
         """
         return self.held_out.score(self.potential) if self.held_out else 0.0
 
     def judge(self, name: str, kept: float | None = None) -> None:
-        """Evaluate the potential as it is now, and remember it as the stage `name`."""
+        """Evaluate the current potential, and store its errors as the stage `name`."""
         seconds = time.perf_counter() - self._started - self._seconds_judging
         if not self.stages:
             seconds = 0.0  # the pretrained potential costs nothing
@@ -173,7 +179,7 @@ class FineTuning:
         self.stages[name] = Stage(errors, seconds, kept)
 
     def solve(self, structures: list[Structure]) -> tuple[RefitReport, Posterior]:
-        """Refit readout and E0 to `structures` in closed form, and keep the whole change."""
+        """Refit readout and E0 to `structures` in closed form, and keep the full change."""
         return refit_readout(
             self.potential,
             self.head,
@@ -187,7 +193,7 @@ class FineTuning:
         )
 
     def refit(self, structures: list[Structure]) -> Refitted:
-        """Refit in closed form, and keep the part of the change that is best when held out."""
+        """Refit in closed form, and keep the share of the change with the best held-out score."""
         start = copied_weights(self.potential)
         start_score = self.score()
         report, posterior = self.solve(structures)
@@ -197,7 +203,10 @@ class FineTuning:
         return Refitted(report, posterior, share)
 
     def _best_share(self, start: Weights, end: Weights, start_score: float) -> float:
-        """Go from `start` toward `end` to the lowest score; returns the share of the way."""
+        """Interpolate from `start` to `end` to the lowest score; returns the share of the way.
+
+        0 if no tried share scores lower than `start_score`.
+        """
         best_share = 0.0
         best_score = start_score
         for share in SHARES:
@@ -211,7 +220,7 @@ class FineTuning:
 
 
 def train_counts(known: Mapping[str, int], structures: Iterable[Structure]) -> dict[str, int]:
-    """Symbol -> training structures that contain it: those that are known, and the new ones."""
+    """Symbol -> number of training structures that contain it, known counts plus `structures`."""
     counts = dict(known)
     for structure in structures:
         for z in structure.elements:
@@ -221,12 +230,14 @@ def train_counts(known: Mapping[str, int], structures: Iterable[Structure]) -> d
 
 
 def _level_to_start_from(model: LoadedModel, target: Target) -> str:
-    """The level of theory whose head comes nearest to the new labels; the target's own if known.
+    """The level of theory whose head fits the new labels best; the target's own level if known.
 
-    The order of the heads says nothing about them. Their forces and stresses are compared, or
-    without any the energies that composition does not explain: none depends on the zero of energy.
-    Heads that have learned an element of the target from few structures are left out, if there are
-    others. Without any label, it is the model's default, or its first.
+    Heads are compared by their errors of forces and stresses. If there are no such labels, they are
+    compared by the part of the energies that composition does not explain. Neither depends on the
+    zero of energy. Heads that have learned an element of the target from few structures are left
+    out if there are other heads. Without any labels, it is the model's default level, or its first.
+
+    Raises EvenfieldError if the target's level is a level of the model in another spelling.
     """
     levels = own_levels(model.potential.config.levels_of_theory)
     _refuse_other_spelling(target, levels)
@@ -251,7 +262,7 @@ def _level_to_start_from(model: LoadedModel, target: Target) -> str:
 
 
 def _experienced(model: LoadedModel, levels: list[str], sample: list[Structure]) -> list[str]:
-    """The levels whose heads have learned the elements of a sample; all of them if none has."""
+    """The levels whose heads have learned all elements of a sample; all levels if none has."""
     symbols = {chemical_symbols[z] for structure in sample for z in structure.elements}
     counts = model.record.level_counts
 
@@ -263,7 +274,7 @@ def _experienced(model: LoadedModel, levels: list[str], sample: list[Structure])
 
 
 def _refuse_other_spelling(target: Target, levels: list[str]) -> None:
-    """Raise EvenfieldError for a level of theory of the model, spelt in another way."""
+    """Raise EvenfieldError if the target's level is a level of the model in another spelling."""
     setting = f"{target.how_to_read_again} {target.setting_prefix}level_of_theory"
     refuse_other_spelling(
         [target.level_of_theory],

@@ -1,6 +1,6 @@
-"""The registry of fine-tuning strategies: a new one is a module and a line here.
+"""The registry of fine-tuning strategies: to add one, add a module and a line here.
 
-`auto` is not a strategy but a choice among them by held-out structures (`auto/choose.py`).
+`auto` is not a strategy. It chooses one of them by held-out structures (`auto/choose.py`).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ AUTO = "auto"
 
 
 def fewest_to_hold_out(name: str) -> int:
-    """With fewer structures than this, the strategy `name` holds none out."""
+    """Smallest number of structures with which the strategy `name` holds any out."""
     strategy = STRATEGIES.get(name)
     return Strategy.fewest_to_hold_out if strategy is None else strategy.fewest_to_hold_out
 
 
 def describe_strategies() -> str:
-    """All names with what they train, for help texts."""
+    """The names of all strategies and what they train, for help texts."""
     own = [f"{name}: {strategy.description}" for name, strategy in STRATEGIES.items()]
     return "; ".join(
         [f"{AUTO}: the best of refit, wide, full and full after wide, by held-out structures", *own]
     )
 
 
-# The type of a setting that names a strategy. The names are known only when the registry is, which
-# a type checker cannot follow.
+# The type of a setting that names a strategy. Its names come from the registry at run time, which a
+# type checker cannot follow.
 if TYPE_CHECKING:
     StrategyName = str
 else:

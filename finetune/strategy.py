@@ -1,12 +1,12 @@
 """What a fine-tuning strategy is.
 
-A strategy is one class in a module of its own, and one line in `strategies.py`. The command's help,
-the settings and the few-shot curve take their lists from there. Most strategies train some of the
-parameters by gradients: derive those from `gradient.strategy.GradientStrategy`, which leaves only
-the choice of the parameters to them.
+A strategy is a class in a separate module and a line in `strategies.py`, from which the command's
+help, the settings and the few-shot curve take their lists. Most strategies train some of the
+parameters by gradients. Derive those from `gradient.strategy.GradientStrategy`; they only choose
+the parameters.
 
-A strategy learns first, and finishes then: between the two, held-out structures have not been
-learned from, and several strategies can be compared on them (`auto/choose.py`).
+A strategy works in two steps, `learn` and `finish`. Between them, nothing has been learned from the
+held-out structures, so that several strategies can be compared on them (`auto/choose.py`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .target import FEWEST_TO_HOLD_OUT
 
 @dataclass(frozen=True)
 class Learned:
-    """What a strategy did with the structures that are not held out."""
+    """The result of `Strategy.learn`, on the structures that are not held out."""
 
     kept: float
     """How much of the change was kept, from 0 (all undone) to 1."""
     refitted: Refitted | None = None
-    """The closed-form refit, where the strategy is one."""
+    """The closed-form refit, if the strategy is one."""
     gradient: GradientReport | None = None
-    """The training, where the strategy has one."""
+    """The training, if the strategy has one."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a strategy did.
+    """The result of `Strategy.finish`.
 
-    `refit` and `posterior` are those of the last closed-form refit: every strategy ends with one,
-    because the posterior belongs to the weights that are published.
+    Every strategy ends with a closed-form refit, because the posterior must belong to the final
+    weights. `refit` and `posterior` are those of this refit.
     """
 
     refit: RefitReport
@@ -53,24 +53,24 @@ class Strategy(ABC):
     """One way to fit a potential to the structures of a target."""
 
     name: ClassVar[str]
-    """What the user types: `strategy=NAME`."""
+    """The name that the user types: `strategy=NAME`."""
     description: ClassVar[str]
     """What learns, in a few words, for the help of the command."""
     fewest_to_hold_out: ClassVar[int] = FEWEST_TO_HOLD_OUT
-    """With fewer structures none is held out: one or two say little, and all are needed."""
+    """With fewer structures, none are held out: one or two say little, and all are needed."""
 
     @abstractmethod
     def learn(self, run: FineTuning) -> Learned:
-        """Change `run.potential` by `run.target.train`, as far as held-out structures confirm it.
+        """Fit `run.potential` in place to `run.target.train`.
 
-        `run.score()` and `run.refit()` do that comparison. Nothing is learned from held-out
-        structures here.
+        Keep the change only as far as the held-out structures confirm it: `run.score()` and
+        `run.refit()` make this comparison. Do not learn from held-out structures here.
         """
 
     @abstractmethod
     def finish(self, run: FineTuning, learned: Learned) -> Fitted:
-        """Go on from what `learn` left, with the held-out structures included.
+        """Continue from the result of `learn`, now also with the held-out structures.
 
-        When the target has no test split, its errors are reported on the held-out structures: a
-        strategy calls `run.judge(self.name, ...)` before it learns from those.
+        If the target has no test split, errors are reported on the held-out structures. Then a
+        strategy must call `run.judge(self.name, ...)` before it learns from them.
         """

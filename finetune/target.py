@@ -1,4 +1,4 @@
-"""What a model is fine-tuned to: structures of one level of theory, some of them held out."""
+"""The target of a fine-tuning: structures of one level of theory, some of them held out."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ from ..model_zoo.package.record import TrainingData
 
 # Splits that a converted data set may have next to the training structures.
 OTHER_SPLITS = ("valid", "test")
-# With fewer structures none is held out (a strategy may ask for more, see strategy.py).
+# With fewer structures, none are held out (a strategy may require more, see strategy.py).
 FEWEST_TO_HOLD_OUT = 8
-# With at least so many groups, whole groups are held out.
+# With at least this many groups, whole groups are held out.
 ENOUGH_GROUPS = 5
-# Positions and cells that agree to this many digits after the decimal point are the same.
+# Positions and cells that agree to this many decimals (in A) are the same.
 COPY_DECIMALS = 3
 ANOTHER_OUT = (
     "choose another OUT, since --overwrite replaces only data that a fine-tuning has converted"
 )
-# a key of the source in the remedy of a conversion, as in `columns.energy=E`
+# matches a setting of the source in the remedy of a conversion error, as in `columns.energy=E`
 SOURCE_SETTING = re.compile(rf"(?<!source\.)\b(?:{'|'.join(SourceConfig.known_keys())})[.=]")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Structures to fit to, to choose by and to report errors on, and where they come from."""
+    """Structures to learn from (train), to choose by (valid) and to report errors on (test)."""
 
     level_of_theory: str
     train: list[Structure]
@@ -67,40 +67,43 @@ class Target:
     test: list[Structure]
     source: TrainingData
     labels: LabelTally = field(default_factory=LabelTally)
-    """Which labels the source has and which of them were read; empty where nobody counted."""
+    """Which labels the source has, and which of them were read; empty if they were not counted."""
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
-    """Field -> column, as the conversion was told."""
+    """Field -> column, as set for the conversion."""
     folder: Path | None = None
-    """The converted data set; None for structures that were given as they are."""
+    """The converted data set; None for structures that were given directly."""
     physics: PhysicsConfig | None = None
-    """What was subtracted from the labels; None for labels as they are."""
+    """The physics that was subtracted from the labels; None for full labels."""
     is_file: bool = False
-    """The data were converted by the fine-tuning itself, so that its settings can correct them."""
+    """Whether the fine-tuning converted the data, so that its own settings can correct them."""
 
     @cached_property
     def num_different(self) -> int:
-        """Structures to learn from or to choose by, without copies and near copies."""
+        """Number of training and held-out structures, without copies and near copies."""
         return len(different([*self.train, *self.valid]))
 
     @property
     def setting_prefix(self) -> str:
-        """What is put in front of settings of a source: those of a data set belong to `convert`."""
+        """Prefix of the settings of the source: "source." for a file that is converted here.
+
+        For a data set it is empty, because its settings belong to `evenfield data convert`.
+        """
         return "source." if self.is_file else ""
 
     @property
     def how_to_read_again(self) -> str:
-        """The beginning of a remedy that changes how the data are read."""
+        """First words of a remedy that changes how the data are read."""
         if self.is_file:
             return "add"
         return "convert the data again with `evenfield data convert` and"
 
     def setting_of_unit(self, label: str, unit: str) -> str:
-        """The words of a command line that state the unit of a label.
+        """Words of a command line that set the unit of a label.
 
-        A unit belongs to a column, so the column is named with it.
+        They also name the column, because a unit belongs to a column.
         """
         prefix = self.setting_prefix
-        # without names, a file is read from ASE's columns and from MACE's
+        # by default, a file is read from ASE's columns and from MACE's REF_ columns
         column = self.columns.get(label, [label, f"REF_{label}"] if self.is_file else label)
         if isinstance(column, list):
             column = f"[{','.join(column)}]"
@@ -108,7 +111,7 @@ class Target:
 
     @property
     def judged(self) -> tuple[str, list[Structure]]:
-        """The split that errors are reported on: test, else what was held out, else all."""
+        """Name and structures of the split for reported errors: test, else valid, else train."""
         if self.test:
             return "test", self.test
         if self.valid:
@@ -128,15 +131,19 @@ def open_target(
     overwrite: bool = False,
     physics: PhysicsConfig | None = None,
 ) -> Target:
-    """The target in a converted data set, or in a file, which is converted into the folder `work`.
+    """Read a target from a converted data set, or from a file.
 
-    When the data have no validation split, `valid_share` of the training structures is held out,
-    provided that there are `fewest_to_hold_out` of them. Another data set in `work` is refused, or
-    replaced with `overwrite`. `physics` is that of the model, and is subtracted from labels of the
-    whole.
+    data: the folder of a data set, or a file, which is converted into the folder `work`.
+    num_structures: training structures to draw, with `seed`; by default all.
+    valid_share: share of the training structures to hold out if the data have no validation split.
+    fewest_to_hold_out: with fewer training structures, none are held out.
+    source: how a file is read.
+    overwrite: replace a data set in `work` that was made from other data; without it, such a data
+        set is refused.
+    physics: the physics of the model, which is subtracted from full labels.
 
-    Raises EvenfieldError when the data mix levels of theory or have too few structures, and
-    PhysicsError for labels minus other physics.
+    Raises EvenfieldError if the data mix levels of theory or have too few structures, PhysicsError
+    if other physics was subtracted from the labels, and the errors of the conversion.
     """
     folder = local_path(data)
     is_file = not (folder / "dataset_info.json").is_file()
@@ -145,7 +152,7 @@ def open_target(
     info = read_info(folder)
     levels = info["levels_of_theory"]
     if len(levels) != 1:
-        # data that are converted already must be converted again
+        # a data set must be converted again, and a file can be filtered right here
         filters = "source.filters" if is_file else "`evenfield data convert` and filters"
         raise EvenfieldError(
             f"mixes levels of theory ({', '.join(levels)})",
@@ -182,9 +189,10 @@ def open_target(
 
 
 def draw(folder: Path | str, num_structures: int | None, seed: int) -> list[Structure]:
-    """Training structures of a data set: all, or `num_structures` drawn by seed.
+    """Training structures of a data set: all, or `num_structures` drawn at random.
 
-    A larger draw contains every smaller one of the same seed.
+    A larger draw contains all smaller draws with the same seed. Raises EvenfieldError if the data
+    set has fewer structures.
     """
     structures = list(iter_structures(folder, "train"))
     if num_structures is None:
@@ -204,11 +212,14 @@ def hold_out(
     seed: int,
     fewest_to_hold_out: int = FEWEST_TO_HOLD_OUT,
 ) -> tuple[list[Structure], list[Structure]]:
-    """Training and held-out structures.
+    """Divide structures into training and held-out structures; the second list may be empty.
 
-    Copies and near copies are never separated, and count as one structure: one of them in each part
-    would make the comparison worthless. Groups are not separated either where there are enough of
-    them.
+    share: of the structures to hold out.
+
+    Copies and near copies stay on the same side and count as one structure, because otherwise the
+    comparison would be worthless. If there are at least ENOUGH_GROUPS groups, they are not divided
+    either. Every element stays in training, and the compositions in training still determine as
+    many combinations of E0 as before.
     """
     own = different(structures)
     if len(own) < fewest_to_hold_out or share == 0:
@@ -219,12 +230,13 @@ def hold_out(
     if len(units) < 2:
         return structures, []
 
-    # An element must stay in training: its E0 would never be learned. And compositions must still
-    # tell the elements apart: held-out structures would not show an E0 that nothing determines.
+    # Every element must stay in training, because otherwise its E0 is never learned. The
+    # compositions in training must still distinguish the elements, because held-out structures do
+    # not reveal an E0 that nothing determines.
     left = Counter(z for unit in units for z in _elements(unit))
     compositions = _Compositions(structures)
 
-    # Take units in random order as long as they fit into the wanted number.
+    # Hold out units in random order, as long as they fit into the wanted number.
     wanted = max(1, round(share * len(structures)))
     chosen: set[int] = set()
     num_chosen = 0
@@ -238,7 +250,7 @@ def hold_out(
             num_chosen += len(units[index])
             left.subtract(elements)
     if not chosen:
-        # every unit is larger than what is wanted, or the only one with one of its elements
+        # every unit is too large or cannot be spared: hold out the smallest that can be spared
         spare = [
             k
             for k, unit in enumerate(units)
@@ -257,7 +269,7 @@ def hold_out(
 
 
 class _Compositions:
-    """Compositions of the structures that are left in training, and what they determine."""
+    """Compositions of the structures left in training, and the rank of the E0 they determine."""
 
     def __init__(self, structures: Sequence[Structure]) -> None:
         self.elements = sorted(_elements(structures))
@@ -265,17 +277,17 @@ class _Compositions:
         self.rank = self._rank(self.left)
 
     def can_spare(self, unit: Sequence[Structure]) -> bool:
-        """Whether as many combinations of E0 are determined without the unit."""
+        """Whether the remaining structures determine as many combinations of E0 as before."""
         without = self.left - Counter(self._of(structure) for structure in unit)
-        # most units leave others of their composition behind
+        # shortcut: often other structures with the same compositions remain
         return len(without) == len(self.left) or self._rank(without) == self.rank
 
     def remove(self, unit: Sequence[Structure]) -> None:
-        """The unit is held out."""
+        """Remove a unit that is held out."""
         self.left -= Counter(self._of(structure) for structure in unit)
 
     def _of(self, structure: Structure) -> tuple[int, ...]:
-        """Atoms of each element."""
+        """Number of atoms of each element."""
         return tuple(int((structure.atomic_numbers == z).sum()) for z in self.elements)
 
     @staticmethod
@@ -286,12 +298,12 @@ class _Compositions:
 
 
 def _elements(structures: Sequence[Structure]) -> set[int]:
-    """Atomic numbers that occur."""
+    """Atomic numbers that occur in the structures."""
     return {int(z) for structure in structures for z in structure.elements}
 
 
 def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
-    """Structures together with their copies, in the order of the first of each."""
+    """Structures grouped with their copies, in the order of the first structure of each group."""
     groups: dict[bytes, list[Structure]] = {}
     for structure in structures:
         geometry = np.vstack([structure.positions, structure.cell])
@@ -303,9 +315,9 @@ def alike(structures: Sequence[Structure]) -> list[list[Structure]]:
 
 
 def different(structures: Sequence[Structure]) -> list[list[Structure]]:
-    """Structures together with their copies and near copies, in the order of the first of each.
+    """Structures grouped with their copies and near copies, in the order of each group's first.
 
-    Near copies are those that a conversion lists as near duplicates.
+    Near copies are what a conversion lists as near duplicates.
     """
     groups: dict[int, list[Structure]] = {}
     for copies in alike(structures):
@@ -314,7 +326,10 @@ def different(structures: Sequence[Structure]) -> list[list[Structure]]:
 
 
 def _joined(groups: list[list[Structure]], own: list[list[Structure]]) -> list[list[Structure]]:
-    """Groups that share copies or near copies, the lists of `own`, as one."""
+    """Join groups that share copies or near copies.
+
+    own: lists of structures with their copies and near copies, as from `different`.
+    """
     group_of = {id(s): place for place, group in enumerate(groups) for s in group}
     first = list(range(len(groups)))
 
@@ -335,7 +350,7 @@ def _joined(groups: list[list[Structure]], own: list[list[Structure]]) -> list[l
 
 
 def _groups(structures: Sequence[Structure]) -> list[list[Structure]]:
-    """Structures by the group that their source names, a trajectory for example."""
+    """Structures by the group that their source names, for example a trajectory."""
     groups: dict[str, list[Structure]] = {}
     for structure in structures:
         groups.setdefault(structure.group, []).append(structure)
@@ -349,9 +364,11 @@ def _convert_file(
     overwrite: bool,
     physics: PhysicsConfig | None,
 ) -> Path:
-    """Convert a file or another source into `work`; labels in REF_* columns are recognised.
+    """Convert a file or another source into `work`, and return `work`.
 
-    Raises DestinationError when `work` holds a data set of other bytes, unless `overwrite`.
+    Labels in REF_* columns are recognised. Raises DestinationError if `work` holds a data set that
+    was made from other bytes, unless `overwrite`, and the errors of the conversion, whose remedies
+    are changed to name settings of a fine-tuning.
     """
     if work is None:
         raise EvenfieldError(
@@ -360,20 +377,22 @@ def _convert_file(
             file=data,
         )
     settings: dict[str, Any] = (source or SourceConfig()).model_dump(exclude_unset=True)
-    # Every record is looked at: a file may begin with isolated atoms that have an energy only.
+    # Look for REF_* columns in every record: a file may begin with isolated atoms, which have only
+    # an energy.
     settings.setdefault("reference_columns", True)
-    # A level of its own is never wrong: it gets a head of its own, with free E0.
+    # If no level is stated, a new level is the safe choice: it gets a new head with free E0.
     settings.setdefault("unstated_level", Path(data).name.split(".")[0])
 
     config = ConvertConfig(**settings, valid_share=0.0, test_share=0.0, physics=physics)
     if overwrite and not _is_of_a_fine_tuning(work):
-        # the user has named OUT, and not what happens to lie next to it
+        # `overwrite` refers to OUT, and not to a folder of the user that lies next to it
         check_destination(work, remedy=ANOTHER_OUT)
-    # A run that was refused for a unit, say, is repeated with another setting.
+    # An earlier run may have been refused, for example for a unit, and is repeated with other
+    # settings: then its data set may be replaced.
     is_earlier_run = _is_of_an_earlier_run(work, str(data), config)
     overwrite = overwrite or is_earlier_run
     if is_earlier_run and _is_the_same_data_set(work, str(data), config):
-        # it is kept if it is whole, and repaired otherwise
+        # without `overwrite`, the conversion keeps a complete data set and repairs a damaged one
         overwrite = False
     try:
         convert(str(data), work, config, workers=1, overwrite=overwrite)
@@ -391,8 +410,8 @@ def _convert_file(
         )
         raise
     except UnitError as error:
-        # the message names settings of the source as `evenfield data convert` spells them
-        # Units belong together: one that is stated alone may be refused again.
+        # The message spells settings as `evenfield data convert` does, without "source.". Units
+        # belong together: a single one may be refused again.
         error.remedy = (
             "state the units of energy and forces together, with source. in front of these "
             "settings; or, if the source is right, set source.trust_units=true"
@@ -413,12 +432,13 @@ def _convert_file(
 
 @contextmanager
 def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
-    """Where a fine-tuning converts a file to, whose data set is `work` after the block.
+    """Context manager that yields the folder into which a fine-tuning converts a file.
 
-    A model that is replaced keeps its data until the new one is whole: the new data set is made
-    next to `work`, and takes its place when the block succeeds.
+    If a model is replaced, the old data set stays until the new model is complete: the new data set
+    is made next to `work`, and replaces it when the block succeeds. Otherwise the folder is `work`
+    itself.
 
-    Raises DestinationError when `work` holds a data set that no fine-tuning has made.
+    Raises DestinationError if `work` holds a data set that no fine-tuning has made.
     """
     if not replaces_model or not (work / INFO).is_file():
         yield work
@@ -428,7 +448,7 @@ def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
     place = work.with_name(f".{work.name}.next")
     try:
         yield place
-        # data that had been converted already have not been made there
+        # the folder exists only if a file was converted, and not for a finished data set
         if place.is_dir():
             with replace_folder(work, files_of_data_set(work)) as new:
                 copy_folder(place, new)
@@ -437,22 +457,22 @@ def place_of_data(work: Path, *, replaces_model: bool) -> Iterator[Path]:
 
 
 def _say_prefix(error: EvenfieldError) -> None:
-    """Say how settings are spelt here that a remedy spells as `evenfield data convert` does."""
+    """Add to a remedy that settings of the source have the prefix "source." here."""
     if error.remedy and SOURCE_SETTING.search(error.remedy):
         error.remedy += "; settings of the source begin with source. here"
 
 
 def _is_of_an_earlier_run(work: Path, data: str, config: ConvertConfig) -> bool:
-    """Whether a fine-tuning converted the same bytes into `work`, with whatever settings."""
+    """Whether a fine-tuning converted the same bytes into `work`, with any settings."""
     made_from = _source_of(work)
-    # a data set that the user converted has splits of its own
+    # a data set that the user converted usually has other splits
     shares = ("valid_share", "test_share")
     is_ours = all(made_from.get("config", {}).get(name) == 0.0 for name in shares)
     return is_ours and made_from["sha256"] == source_fingerprint(data, config)
 
 
 def _is_the_same_data_set(work: Path, data: str, config: ConvertConfig) -> bool:
-    """Whether `work` holds a finished data set of this name and these settings."""
+    """Whether `work` holds a finished data set made from this name with these settings."""
     if not (work / "dataset_info.json").is_file():
         return False
     made_from = _source_of(work)
@@ -461,18 +481,18 @@ def _is_the_same_data_set(work: Path, data: str, config: ConvertConfig) -> bool:
 
 
 def _is_of_a_fine_tuning(work: Path) -> bool:
-    """Whether `work` holds a data set that `_convert_file` made, of whatever source."""
+    """Whether `work` holds a data set that `_convert_file` made, from any source."""
     settings = _source_of(work).get("config", {})
     has_no_splits = all(settings.get(name) == 0.0 for name in ("valid_share", "test_share"))
     return has_no_splits and settings.get("unstated_level") is not None
 
 
 def _source_of(work: Path) -> dict[str, Any]:
-    """What the data set in `work` is made from, finished or not; empty where it does not say."""
+    """The source of the data set in `work`, finished or not; empty if it is not recorded."""
     if not (work / "dataset_info.json").is_file():
         return _unfinished_source_of(work)
     try:
-        # other files may be damaged, which a conversion repairs
+        # read without checking other files: if they are damaged, a conversion repairs them
         source: dict[str, Any] = stated_info(work)["source"]
     except BrokenDataSetError:
         return {}
@@ -480,7 +500,7 @@ def _source_of(work: Path) -> dict[str, Any]:
 
 
 def _unfinished_source_of(work: Path) -> dict[str, Any]:
-    """The source of the only conversion that has begun in `work`; empty without such a one."""
+    """The source of the unfinished conversion in `work`; empty unless there is exactly one."""
     begun = list((work / PARTS).glob("*"))
     if len(begun) != 1:
         return {}

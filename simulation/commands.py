@@ -1,4 +1,4 @@
-"""`evenfield simulate` runs dynamics with a model; `evenfield learn` learns on the way."""
+"""`evenfield simulate` runs dynamics with a model; `evenfield learn` also improves the model."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def simulate(
 ) -> None:
     """Relax a structure, run NVE dynamics and report the drift of the energy.
 
-    Ends with an error when the dynamics explodes, or breaks a rule of guard.*; the frames and
-    numbers before are kept. With --overwrite they go to OUT-failed, and the older result stays at
-    OUT.
+    If the dynamics explodes or breaks a rule of guard.*, the command ends with an error. It keeps
+    the frames and figures up to that point. With --overwrite it moves them to OUT-failed, and the
+    older result stays in OUT.
 
     Example: evenfield simulate me/uniform copper.cif runs/copper steps=1000 --folder-hub runs/hub
     """
@@ -65,7 +65,8 @@ def simulate(
     loaded = load(model, folder_hub)
     keep_freed_memory()
     guard = config.guard
-    # with looks at every step, one pass gives both; else only the looks pay for uncertainties
+    # If the guard checks every step, one evaluation gives forces and uncertainties. Otherwise a
+    # second calculator computes uncertainties only at the steps that are checked.
     apart = guard.needs_uncertainty and guard.every > 1
     calculator = loaded.calculator(
         device=device,
@@ -87,7 +88,7 @@ def simulate(
     with _place(out, overwrite) as folder:
         result = relax_and_run(atoms, calculator, folder, config, judge)
 
-    # a guard that stops the relaxation, before there are any, has raised its error
+    # if a guard had stopped the relaxation, it would have raised its error already
     assert result.mean_temperature is not None
     say(
         f"{result.formula}: {_state(result, config)}; "
@@ -106,12 +107,12 @@ def learn(
     folder_hub: FolderHub = None,
     show_settings: Annotated[bool, settings_option("simulation.learn.config:LearnConfig")] = False,
 ) -> None:
-    """Simulate, label what the model does not know, learn it, and go on.
+    """Simulate, label structures that the model does not know, refit it, and repeat.
 
-    Guarded dynamics stop where an error may be too large; an oracle labels a choice of what they
-    met, the readout is refitted in closed form, and they go on. It ends when nothing is flagged any
-    more, or the labels are spent. The same command goes on with a loop that was interrupted, or
-    with more labels.
+    Guarded dynamics stop when an error may be too large. An oracle labels a selection of the
+    structures that were flagged, the readout is refitted in closed form, and the dynamics continue.
+    The loop ends when no structure is flagged any more, or when all labels are spent. Run the same
+    command again to continue an interrupted loop, or to continue with more labels.
 
     Example: evenfield learn evenfield-1 melt.extxyz runs/melt oracle=EMT labels=40
     temperatures=[900,1500] guard.force_radius=1.0
@@ -135,10 +136,11 @@ def learn(
 
 @contextmanager
 def _place(out: Path, overwrite: bool) -> Iterator[Path]:
-    """The folder to write into.
+    """Context manager that yields the folder to write into.
 
-    A result that is there keeps its place until the new one is whole. Otherwise the frames of a
-    long run are written where the user looks for them, and an interrupted run leaves its own.
+    If `out` holds an older result, the new one is written elsewhere and replaces it only when it is
+    complete. Otherwise the frames are written to `out` directly, so that the user can follow a long
+    run, and an interrupted run leaves its frames there.
     """
     from ..core.destination import contents, replace_folder
     from .dynamics import OWN_FILES, REQUEST_FILE
@@ -148,7 +150,7 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
         try:
             yield out
         except BaseException:
-            # nothing was computed, and the next attempt must not find the place occupied
+            # nothing was computed: clear the folder, so that the next attempt is not refused
             if not _has_computed(out):
                 with suppress(OSError):
                     (out / REQUEST_FILE).unlink()
@@ -169,20 +171,20 @@ def _place(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _has_computed(folder: Path) -> bool:
-    """Whether a run has left something; a guard that stops a relaxation leaves no trajectory."""
+    """Whether a run has left results; if a guard stopped the relaxation, there is no trajectory."""
     from .dynamics import STOPPED_FILE, TRAJECTORY_FILE
 
     return any((folder / name).exists() for name in (TRAJECTORY_FILE, STOPPED_FILE))
 
 
 def _place_of_failed(out: Path) -> Path:
-    # "." has no name of its own
+    # resolved, because the path "." has an empty name
     place = out.resolve()
     return place.with_name(f"{place.name}-failed")
 
 
 def _keep_failed(folder: Path, place: Path) -> Path | None:
-    """Move the frames of a run that has failed to a place that stays; None if there are none."""
+    """Move the files of a failed run to `place`; returns `place`, or None if there are no files."""
     from ..core.destination import replace_folder
     from .dynamics import OWN_FILES
 
@@ -196,7 +198,7 @@ def _keep_failed(folder: Path, place: Path) -> Path | None:
 
 
 def _state(result: DynamicsResult, config: DynamicsConfig) -> str:
-    """What became of the relaxation, in words."""
+    """The outcome of the relaxation, in words."""
     force = f"largest force {result.largest_force:.3g} eV/A"
     steps = f"{result.relaxation_steps} steps"
     if result.relaxed:

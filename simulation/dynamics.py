@@ -1,7 +1,7 @@
-"""Relax a structure and run dynamics at constant energy (NVE), guarded if asked to (guard.py).
+"""Relax a structure and run dynamics at constant energy (NVE), with a guard if rules are given.
 
-With forces that are the exact slope of the energy, the total energy is conserved but for the error
-of the integrator. Its drift therefore shows how consistent a model is.
+If the forces are the exact derivative of the energy, the total energy is conserved up to the error
+of the integrator. Its drift therefore shows how consistent a model is. `guard.py` has the rules.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .guard import Guard, GuardConfig, GuardError, GuardStop
 
 RESULT_FILE = "dynamics.json"
 TRAJECTORY_FILE = "trajectory.traj"
-# what was asked for, written before anything is computed
+# model and settings, written before anything is computed
 REQUEST_FILE = "simulation.json"
-# the state before a guard stopped, and the one that broke its rule
+# the last state that obeyed all rules of the guard, and the one that broke a rule
 STOPPED_FILE = "stopped.traj"
 OWN_FILES = frozenset({RESULT_FILE, TRAJECTORY_FILE, REQUEST_FILE, STOPPED_FILE})
 
-# Beyond these a dynamics has exploded. No bond survives 1e5 K, and a step that changes the total
-# energy by more than 1 eV/atom integrates nothing.
-MAX_TEMPERATURE = 1e5  # K, or ten times what was asked for
+# Beyond these limits, a dynamics has exploded. No bond survives 1e5 K, and a change of the total
+# energy by more than 1 eV/atom means that the integration has failed.
+MAX_TEMPERATURE = 1e5  # K, or ten times the requested temperature if that is higher
 MAX_ENERGY_CHANGE = 1.0  # eV/atom
 
 
@@ -62,16 +62,16 @@ class DynamicsConfig(Settings):
 
 
 class NothingMovesError(EvenfieldError):
-    """A structure that has no dynamics."""
+    """The structure has no degree of freedom that could move."""
 
 
 class ExplodedError(EvenfieldError):
-    """A dynamics whose temperature or energy left all bounds, or whose structure fell apart."""
+    """The temperature or energy of a dynamics left all bounds, or the structure fell apart."""
 
 
 @dataclass(frozen=True)
 class DynamicsResult:
-    """What a run has shown; the content of dynamics.json."""
+    """Results of a run; the content of dynamics.json."""
 
     model: dict[str, Any]  # parameters of the calculator, with the model's revision
     formula: str
@@ -80,13 +80,13 @@ class DynamicsResult:
     relaxation_steps: int
     largest_force: float  # eV/A, after the relaxation
     completed_steps: int  # of the dynamics
-    survival_ps: float  # their time, without the step that exploded or broke a rule
+    survival_ps: float  # time up to the last sound step, before the failure
     failure: str | None  # why the relaxation or the dynamics ended early
     guard: dict[str, Any] | None  # the rule that was broken, by how much and by which atoms
     settings: dict[str, Any]
-    # None where a guard stopped the relaxation
-    drift_mev_per_atom_ps: float | None  # slope of the total energy against time, by least squares
-    rms_mev_per_atom: float | None  # what remains around that line
+    # the next three are None if a guard stopped the relaxation
+    drift_mev_per_atom_ps: float | None  # least-squares slope of the total energy against time
+    rms_mev_per_atom: float | None  # of the total energy around that line
     mean_temperature: float | None  # K
     time_ps: list[float]
     energy_mev_per_atom: list[float]  # total energy, relative to the start
@@ -101,31 +101,32 @@ def relax_and_run(
 ) -> DynamicsResult:
     """Relax, run dynamics, and write trajectory.traj and dynamics.json into the folder `out`.
 
-    `atoms` stays unchanged. `judge` gives the uncertainties that a guard looks at; by default
+    `atoms` is not changed. The guard takes uncertainties from `judge`, or by default from
     `calculator`.
 
-    Raises NothingMovesError for a structure in which nothing can move, FileError when `out` cannot
-    be written, ExplodedError when the dynamics explodes, GuardStop when a rule of the guard is
-    broken, which also writes stopped.traj. The other files are there then too, with what came
-    before, and after any other end, such as Ctrl-C; dynamics.json says in `failure` why.
+    Raises NothingMovesError if nothing in the structure can move, FileError if `out` cannot be
+    written, ExplodedError if the dynamics explodes, and GuardStop if a rule of the guard is broken;
+    then stopped.traj is written too. The other files are written even if the run ends early, for
+    example by Ctrl-C. They hold everything up to that point, and `failure` in dynamics.json gives
+    the reason.
     """
     _check_something_moves(atoms)
     atoms = atoms.copy()
     atoms.calc = calculator
-    # before the relaxation, so that a wrong path does not cost the time of one
+    # before the relaxation, so that a wrong path does not waste its time
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         request = {"model": dict(calculator.parameters), "settings": config.model_dump()}
         write_atomically(out / REQUEST_FILE, json.dumps(request, indent=1))
-        # of an earlier run, which this one does not explain
+        # left by an earlier run with other settings
         (out / STOPPED_FILE).unlink(missing_ok=True)
 
     relaxation = FIRE(atoms, logfile=None)
     stop = _relax(relaxation, atoms, out, config, judge)
-    # from the forces themselves: some versions of ASE say "converged" when the steps are used up
+    # recomputed, because some versions of ASE report "converged" when the steps are used up
     largest_force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
 
-    # half of the kinetic energy goes into the bonds as soon as the relaxed atoms move
+    # by equipartition, half of the kinetic energy becomes potential energy
     set_thermal_momenta(atoms, 2 * config.temperature, config.seed)
     # a moving centre of mass would count as temperature
     Stationary(atoms)
@@ -138,7 +139,7 @@ def relax_and_run(
             # the trajectory cannot be written
             raise
         except BaseException as error:
-            # Ctrl-C, or whatever a calculator raises: what was computed may have taken hours
+            # Ctrl-C or any error of a calculator: keep results that may have taken hours
             run.failure = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
             ended_by = error
         if not run.energies:
@@ -150,7 +151,7 @@ def relax_and_run(
     times = np.array(run.times)
     energies = 1000 * np.array(run.energies)
 
-    # with consistent forces the slope is zero; the integrator's error remains around the line
+    # with consistent forces the slope is zero, and only the integrator's error remains
     slope = 0.0
     offset = energies[0] if run.energies else 0.0
     if len(times) > 1:
@@ -158,7 +159,7 @@ def relax_and_run(
     steps = run.dynamics.nsteps
     survived = steps
     if run.failure is not None and ended_by is None:
-        # the last step was one too many, or those since the last look of the guard
+        # do not count the last step, or the steps since the last check of the guard
         survived = max(steps - (1 if stop is None else config.guard.every), 0)
     result = DynamicsResult(
         model=dict(calculator.parameters),
@@ -210,7 +211,7 @@ def relax_and_run(
 def _guard(
     atoms: Atoms, out: Path, config: DynamicsConfig, judge: Calculator | None
 ) -> Guard | None:
-    """A guard that takes the atoms as they are for the start; None without rules."""
+    """A guard that uses the present atoms as its reference; None without rules."""
     if not config.guard.has_rules:
         return None
     return Guard(atoms, config.guard, calculator=judge, file=out / STOPPED_FILE)
@@ -219,7 +220,7 @@ def _guard(
 def _relax(
     relaxation: FIRE, atoms: Atoms, out: Path, config: DynamicsConfig, judge: Calculator | None
 ) -> GuardStop | None:
-    """Move the atoms to where no force is large; returns why a guard stopped that, if it did."""
+    """Relax the atoms; returns the GuardStop if a guard stopped the relaxation, else None."""
     guard = _guard(atoms, out, config, judge)
     if guard is not None and config.relax_steps:
         relaxation.attach(guard, interval=config.guard.every)
@@ -231,11 +232,11 @@ def _relax(
 
 
 def _check_something_moves(atoms: Atoms) -> None:
-    """Raise NothingMovesError for a structure whose temperature would be 0 / 0."""
+    """Raise NothingMovesError if no atom can move, or if an atom has no positive mass."""
     if len(atoms) == 0:
         raise NothingMovesError("the structure has no atoms", remedy="give at least two")
     if len(atoms) < 2:
-        # its centre of mass is held, and the temperature of what is left is 0 / 0
+        # the centre of mass is fixed, which leaves no degree of freedom: the temperature is 0 / 0
         raise NothingMovesError(
             "a single atom has no dynamics, because the centre of mass does not move",
             remedy="repeat the cell, such as atoms * (3, 3, 3) in ASE",
@@ -253,10 +254,10 @@ def _check_something_moves(atoms: Atoms) -> None:
 
 
 class _Run:
-    """Dynamics at constant energy, with what was recorded on the way.
+    """Dynamics at constant energy, with a record of times, energies and temperatures.
 
-    times: ps. energies: total energies in eV/atom. temperatures: K. All finite.
-    failure: why the dynamics ended early, None if it did not. stop: that of the guard.
+    times: ps. energies: total energies in eV/atom. temperatures: K. All are finite.
+    failure: why the dynamics ended early, or None. stop: the GuardStop that ended it, or None.
     """
 
     def __init__(self, atoms: Atoms, config: DynamicsConfig, guard: Guard | None) -> None:
@@ -271,7 +272,11 @@ class _Run:
         self.failure: str | None = None
 
     def write(self, trajectory_path: Path) -> None:
-        """Move the atoms, and write a frame for each record."""
+        """Run the dynamics, and write a frame to the trajectory for each record.
+
+        A failure of the dynamics is kept in `failure` and `stop`. GuardError and FileError are
+        raised.
+        """
         with (
             file_errors(trajectory_path),
             Trajectory(trajectory_path, "w", self.atoms) as trajectory,
@@ -287,22 +292,22 @@ class _Run:
             dynamics.attach(self._check, interval=1)
             dynamics.attach(record, interval=self.config.every)
             if self.guard is not None:
-                # after the record, so that the start has one
+                # attached after the record, so that the first frame is recorded in any case
                 dynamics.attach(self.guard, interval=self.config.guard.every)
             dynamics.attach(lambda: bar.update(task, completed=dynamics.nsteps), interval=1)
             try:
                 dynamics.run(self.config.steps)
-                # a run that is shorter than `every` would have no second point
+                # a run shorter than `every` needs a second point for the slope
                 if len(self.times) < 2:
                     record()
             except (GuardError, FileError):
-                # nothing has exploded
+                # not a failure of the dynamics
                 raise
             except GuardStop as stop:
                 self.stop = stop
                 self.failure = stop.message
             except EvenfieldError as error:
-                # a structure that has no neighbours or no finite forces; or _check's own error
+                # no neighbours, forces that are not finite, or the ExplodedError of _check
                 self.failure = error.message
 
     def _record(self) -> None:
@@ -311,8 +316,8 @@ class _Run:
         self.temperatures.append(self.atoms.get_temperature())
 
     def _check(self) -> None:
-        """Raise ExplodedError as soon as no later step can mean anything."""
-        # NaN fails every comparison, so the conditions say what is good
+        """Raise ExplodedError as soon as later steps would be meaningless."""
+        # `not <=` also catches NaN
         temperature = self.atoms.get_temperature()
         if not temperature <= max(MAX_TEMPERATURE, 10 * self.config.temperature):
             raise ExplodedError(f"a temperature of {temperature:.3g} K")

@@ -1,14 +1,14 @@
-"""A guard: rules that stop a simulation before its numbers mean nothing.
+"""A guard: rules that stop a simulation before its results become meaningless.
 
-It is an observer of ASE, and looks after every step of whatever it is attached to: a dynamics in
-any ensemble, a relaxation, a band of images.
+A guard is an ASE observer. Attach it to a dynamics in any ensemble, to a relaxation, or to the
+optimizer of a band of images (NEB), and it checks its rules after every step.
 
     guard = Guard(atoms, GuardConfig(force_radius=1.0), file="stopped.traj")
     dynamics.attach(guard)
     dynamics.run(1000)          # raises GuardStop when a rule is broken
 
-The rules about what the potential knows read the uncertainties of a calculator that was made with
-`uncertainty=True` (model_zoo/uncertainty). The rules about the structure work with any calculator.
+The rules `force_radius`, `disagreement` and `distance` need the uncertainties of a calculator that
+was made with `uncertainty=True` (model_zoo/uncertainty). The other rules work with any calculator.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from ..core.settings import Settings
 from ..data_pipelines.neighbours import neighbour_list
 
 
-# Atoms that a message names; a structure that has burst has many.
+# Most atoms that a message names: in a structure that has burst, many break a rule.
 MOST_NAMED = 5
-# Two atoms are bonded at the start if they are closer than their covalent radii times this.
+# Two atoms are bonded at the start if they are closer than the sum of their covalent radii times
+# this factor.
 BONDED = 1.25
 
 
 class GuardConfig(Settings):
-    """Rules that stop a simulation; those that are not given are not applied."""
+    """Rules that stop a simulation; a rule that is not given is not applied."""
 
     force_radius: float | None = Field(
         default=None,
@@ -85,19 +86,19 @@ class GuardConfig(Settings):
 
     @property
     def needs_uncertainty(self) -> bool:
-        """Whether a rule reads uncertainties of the calculator."""
+        """Whether a rule needs uncertainties from the calculator."""
         return any(
             rule is not None for rule in (self.force_radius, self.disagreement, self.distance)
         )
 
     @property
     def has_rules(self) -> bool:
-        """Whether there is anything to look at."""
+        """Whether at least one rule is given."""
         others = (self.bond_stretch, self.gap, self.temperature)
         return self.needs_uncertainty or any(rule is not None for rule in others)
 
 
-# rule, value, limit, atoms with the worst first
+# rule, value, limit, indices of the atoms with the worst first
 Broken = tuple[str, float, float, list[int]]
 
 
@@ -106,19 +107,21 @@ class Reason:
     """Which rule was broken, by how much, and by which atoms."""
 
     rule: str
-    """Key of `GuardConfig`."""
+    """Name of the rule, as in `GuardConfig`."""
     value: float
-    """The largest value, in the unit of the rule; infinite for what was never seen."""
+    """The largest value, in the unit of the rule; infinite for an atom unlike any seen before."""
     limit: float
+    """The limit of the rule, in the same unit."""
     atoms: list[int]
-    """The atoms that broke it, the worst first."""
+    """Indices of the atoms that broke the rule, the worst first."""
     symbols: list[str]
+    """Their chemical symbols, in the same order."""
     image: int | None = None
-    """Which image of a band; None where there is one structure."""
+    """Index of the image in a band; None for a single structure."""
 
     @property
     def text(self) -> str:
-        """In words, on one line."""
+        """The reason in words, on one line."""
         named = [
             f"{index} ({symbol})" for index, symbol in zip(self.atoms, self.symbols, strict=True)
         ]
@@ -131,7 +134,7 @@ class Reason:
         return f"{text} (guard.{self.rule}={self.limit:g})"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: JSON has no infinity."""
+        """JSON-ready; a value that is not finite becomes None, because JSON has no infinity."""
         value = self.value if np.isfinite(self.value) else None
         return asdict(self) | {"value": value, "text": self.text}
 
@@ -144,7 +147,7 @@ WORDS = {
     "gap": "{place} left the others by more than {value} A",
     "temperature": "a temperature of {value} K, the fastest is {place}",
 }
-# rule -> what the calculator calls it in its results
+# rule -> key in the results of the calculator
 RESULTS = {
     "force_radius": "forces_radius",
     "disagreement": "committee_disagreement",
@@ -153,10 +156,14 @@ RESULTS = {
 
 
 class GuardStop(EvenfieldError):
-    """A guard has stopped a simulation; `stopped_by` says why, `before` is the state before."""
+    """A guard has stopped a simulation.
+
+    stopped_by: the reason. before: the images at the last check that passed. flagged: the images
+    that broke the rule. Both lists have one entry for a single structure.
+    """
 
     def __init__(self, reason: Reason, before: list[Atoms], flagged: list[Atoms]) -> None:
-        """`before` is empty where the first look broke a rule."""
+        """`before` is empty if the first check already broke a rule."""
         super().__init__(
             reason.text,
             remedy="label such structures and learn from them, or set another limit",
@@ -167,11 +174,11 @@ class GuardStop(EvenfieldError):
 
 
 class GuardError(EvenfieldError):
-    """A guard that cannot look at what it is to look at."""
+    """A guard has no rule, or cannot evaluate one of its rules."""
 
 
 class Guard:
-    """Looks at one structure, or at the images of a band, each time that it is called."""
+    """Checks the rules for one structure, or for the images of a band, each time it is called."""
 
     def __init__(
         self,
@@ -181,13 +188,14 @@ class Guard:
         calculator: Calculator | None = None,
         file: Path | str | None = None,
     ) -> None:
-        """The structure as it is now is the start, whose bonds and fragments are kept.
+        """Take the present structure as the start; its bonds and fragments are the reference.
 
-        calculator: what gives the uncertainties; by default the one of the atoms, from which
-        nothing is computed twice. file: where the state before and the one that broke a rule are
-        written, one after the other, as a trajectory of ASE.
+        calculator: gives the uncertainties. By default it is the calculator of the atoms, whose
+        results are reused.
+        file: ASE trajectory, written when a rule is broken. It holds the state of the last check
+        that passed, then the state that broke the rule.
 
-        Raises GuardError where there is no rule.
+        Raises GuardError if no rule is given.
         """
         if not config.has_rules:
             raise GuardError(
@@ -202,10 +210,14 @@ class Guard:
         self._before: list[Atoms] = []
 
     def __call__(self) -> None:
-        """Raise GuardStop where a rule is broken, GuardError where one cannot be judged."""
+        """Check all rules.
+
+        Raises GuardStop if a rule is broken, GuardError if a rule cannot be evaluated, and
+        FileError if `file` cannot be written.
+        """
         last = len(self.images) - 1
         for index, (image, start) in enumerate(zip(self.images, self._starts, strict=True)):
-            # the ends of a band do not move, and need no calculator that knows its errors
+            # the two ends of a band do not move, and need no calculator with uncertainties
             if last > 0 and index in (0, last):
                 continue
             reason = self._broken(image, start, index if last else None)
@@ -213,20 +225,23 @@ class Guard:
                 flagged = [one.copy() for one in self.images]
                 self._save(flagged)
                 raise GuardStop(reason, self._before, flagged)
-        # velocities go along, so that a dynamics can go on from here
+        # copies keep the momenta, so that a dynamics can continue from this state
         self._before = [image.copy() for image in self.images]
 
     def largest_radius(self) -> float | None:
-        """Of the last look at one structure, in eV/A; None where nothing was computed."""
+        """Largest force radius in eV/A from the last check; None if none was computed.
+
+        Reads the results of `calculator`, or else of the first image.
+        """
         calculator = self._calculator or self.images[0].calc
         radii = calculator.results.get("forces_radius")
         return None if radii is None else float(np.max(radii))
 
     def _broken(self, atoms: Atoms, start: _Start, image: int | None) -> Reason | None:
-        """The first rule that a structure breaks."""
+        """The first rule that a structure breaks; None if it breaks none."""
         config = self.config
         found: Broken | None = None
-        # from the cheapest to the dearest; what has burst has no neighbours to search
+        # cheap rules first; a burst structure that breaks one needs no neighbour search
         if config.temperature is not None:
             temperature = atoms.get_temperature()
             if not temperature <= config.temperature:
@@ -247,7 +262,7 @@ class Guard:
 
     def _uncertain(self, atoms: Atoms) -> Broken | None:
         calculator = self._calculator or atoms.calc
-        # computes what is not known yet for these positions, and nothing else
+        # computes only if these positions have no results yet
         calculator.get_property("forces", atoms)
         for rule, name in RESULTS.items():
             limit = getattr(self.config, rule)
@@ -259,7 +274,7 @@ class Guard:
                     remedy="make the calculator with uncertainty=True",
                 )
             values = np.asarray(calculator.results[name])
-            # the condition says what is good: NaN fails every comparison
+            # `~(<=)` also catches NaN
             bad = np.flatnonzero(~(values <= limit))
             if len(bad):
                 order = bad[np.argsort(-values[bad], kind="stable")]
@@ -275,16 +290,16 @@ class Guard:
 
 
 class _Start:
-    """What is kept of a structure as it was when its guard was made."""
+    """Bonds and fragments of a structure at the moment when its guard was made."""
 
     def __init__(self, atoms: Atoms, config: GuardConfig) -> None:
         self._positions = atoms.positions.copy()
         self._crossed = np.zeros_like(self._positions)
-        """(N, 3) cell vectors by which each atom has been wrapped since the start."""
+        """(N, 3) number of cell vectors by which each atom has been wrapped since the start."""
         if config.bond_stretch is not None:
             cutoffs = natural_cutoffs(atoms, mult=BONDED)
             first, second, lengths, shifts = neighbor_list("ijdS", atoms, cutoffs)
-            # each bond once, and none of an atom with its own image, which only the cell changes
+            # each bond once; a bond of an atom with its own image changes only with the cell
             chosen = first < second
             self._pairs = (first[chosen], second[chosen], shifts[chosen])
             self._lengths = lengths[chosen]
@@ -292,10 +307,13 @@ class _Start:
             self._num_fragments, self._fragments = _fragments_of(atoms, config.gap)
 
     def broken_bond(self, atoms: Atoms, limit: float) -> Broken | None:
-        """The bond that has stretched most, if that is too much."""
+        """The bond that has stretched most if it exceeds `limit`, else None.
+
+        limit: largest allowed ratio of the length to the length at the start.
+        """
         cell = atoms.cell.array
         if atoms.pbc.any():
-            # nothing moves by half of a cell between two looks: what seems to was wrapped
+            # no atom moves by half a cell between two checks: a larger shift means it was wrapped
             moved = atoms.cell.scaled_positions(atoms.positions - self._positions)
             self._crossed += np.where(atoms.pbc, np.rint(moved), 0.0)
             self._positions = atoms.positions.copy()
@@ -311,21 +329,27 @@ class _Start:
         return "bond_stretch", stretch[worst], limit, [int(first[worst]), int(second[worst])]
 
     def fragments(self, atoms: Atoms, gap: float) -> Broken | None:
-        """The atoms that have left their fragments, if there are more than at the start."""
+        """The atoms that left their fragments, if there are more fragments than at the start.
+
+        gap: A. None if there are not.
+        """
         number, now = _fragments_of(atoms, gap)
         if number <= self._num_fragments:
             return None
         left: list[int] = []
         for fragment in range(self._num_fragments):
             members = np.flatnonzero(self._fragments == fragment)
-            # what is left of it is its largest piece
+            # the largest piece counts as the fragment, and the atoms of other pieces have left it
             largest = np.argmax(np.bincount(now[members]))
             left += members[now[members] != largest].tolist()
         return "gap", gap, gap, left
 
 
 def _fragments_of(atoms: Atoms, gap: float) -> tuple[int, np.ndarray]:
-    """Number of fragments, and the fragment (N,) of each atom; a fragment has no inner gaps."""
+    """Number of fragments, and the fragment index (N,) of each atom.
+
+    Atoms closer than `gap` (A) belong to the same fragment.
+    """
     (sender, receiver), _ = neighbour_list(atoms.positions, atoms.cell.array, atoms.pbc, gap)
     ones = np.ones(len(sender), dtype=bool)
     graph = coo_array((ones, (sender, receiver)), shape=(len(atoms), len(atoms)))

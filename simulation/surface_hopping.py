@@ -1,21 +1,23 @@
-"""Dynamics on coupled electronic states that hops between them: fewest switches by global flux.
+"""Surface hopping between coupled electronic states: global flux variant of fewest switches.
 
-The nuclei move on one adiabatic state, by velocity Verlet with its forces. The electronic
-amplitudes c move with all states. They are kept in the diabatic basis of the head, where there is
-no derivative coupling, so that a step is exact for the matrix halfway:
+The nuclei move on one adiabatic state by velocity Verlet, with the forces of this state. The
+electronic amplitudes c evolve with all states. They are kept in the diabatic basis of the head,
+which has no derivative coupling, so that a step is exact for the mean matrix of its two ends:
 
     c(t + dt) = exp(-i H dt / hbar) c(t),   H = (H(t) + H(t + dt)) / 2
     a_k = v_k . c,   rho_k = |a_k|^2                      populations of the adiabatic states
 
-The state k is left for a state l, whose population grows, with the probability
+The nuclei hop from state k to a state l, whose population grows, with the probability
 
     P = (rho_l' - rho_l) / rho_k * (rho_k - rho_k') / sum of all losses
 
 (global flux surface hopping: Wang, Trivedi, Prezhdo, J. Chem. Theory Comput. 10, 3598 (2014); for
 two states this is Tully's fewest switches, J. Chem. Phys. 93, 1061 (1990)). A hop changes the
-momenta along the coupling h_kl so that the total energy stays; without enough energy there is none.
+momenta along the coupling h_kl so that the total energy is conserved. If the energy does not
+suffice, the hop is refused.
 
-Not corrected: amplitudes stay coherent after a hop (no decoherence). One run is one sample of many.
+There is no decoherence correction: amplitudes stay coherent after a hop. One run is one sample of
+the stochastic process; observables need averages over many runs.
 
 Shapes: K states, N atoms, T steps.
 """
@@ -32,32 +34,32 @@ from ..core.errors import EvenfieldError
 from ..model_zoo.heads.states import States
 
 
-# eV times ASE's unit of time
+# hbar in eV times ASE's unit of time
 HBAR = units._hbar / units._e * units.second
 
 
 class HoppingError(EvenfieldError):
-    """Dynamics on coupled states that cannot start, or whose energies are not finite."""
+    """The initial state does not exist, or an energy or a force is not finite."""
 
 
 @dataclass(frozen=True)
 class Hopping:
-    """What a run did."""
+    """The record of a surface-hopping run of T steps."""
 
     time: np.ndarray
     """(T + 1,) in fs"""
     state: np.ndarray
-    """(T + 1,) the state that the nuclei move on, from 0"""
+    """(T + 1,) index of the state on which the nuclei move, counted from 0"""
     populations: np.ndarray
-    """rho (T + 1, K)"""
+    """(T + 1, K) populations rho of the adiabatic states"""
     energies: np.ndarray
-    """(T + 1, K) of the states, eV"""
+    """(T + 1, K) energies of the adiabatic states, in eV"""
     total_energy: np.ndarray
-    """(T + 1,) kinetic energy and that of the state, eV"""
+    """(T + 1,) kinetic energy plus the energy of the current state, in eV"""
     positions: np.ndarray
     """(T + 1, N, 3) in A"""
     refused: int
-    """hops for which there was not enough energy"""
+    """number of hops that were refused because the energy did not suffice"""
 
 
 def surface_hopping(
@@ -69,12 +71,13 @@ def surface_hopping(
     steps: int,
     seed: int = 0,
 ) -> Hopping:
-    """Move `atoms`, which have momenta, for `steps` of `time_step` fs, from a pure state.
+    """Propagate `atoms` for `steps` steps of `time_step` fs from the pure adiabatic state `state`.
 
-    states_of: `model.states` of a model with a head of states, or any function like it. `atoms` are
-    left with their last positions and momenta.
+    atoms: must have momenta. Changed in place: they end with the last positions and momenta.
+    states_of: `model.states` of a model with a head of states, or any function like it.
+    seed: of the random numbers that decide about hops.
 
-    Raises HoppingError for a state that there is not, and where an energy is not finite.
+    Raises HoppingError if `state` does not exist, or if an energy or a force is not finite.
     """
     random = np.random.default_rng(seed)
     step = time_step * units.fs
@@ -119,7 +122,7 @@ def _finite(states: States) -> States:
 
 
 def _propagated(amplitudes: np.ndarray, matrix: np.ndarray, step: float) -> np.ndarray:
-    """exp(-i H dt / hbar) c"""
+    """exp(-i H dt / hbar) c, for amplitudes c (K,) and a matrix H (K, K) in eV."""
     energies, vectors = np.linalg.eigh(matrix)
     phases = np.exp(-1j * energies * step / HBAR)
     found: np.ndarray = vectors @ (phases * (vectors.T @ amplitudes))
@@ -127,7 +130,10 @@ def _propagated(amplitudes: np.ndarray, matrix: np.ndarray, step: float) -> np.n
 
 
 def _target(state: int, old: np.ndarray, new: np.ndarray, drawn: float) -> int:
-    """The state after a step, for populations (K,) before and after it and a number below 1."""
+    """The state after a step: `state` itself, or the state to hop to.
+
+    old, new: populations (K,) before and after the step. drawn: a random number in [0, 1).
+    """
     lost = np.maximum(old - new, 0.0)
     gained = np.maximum(new - old, 0.0)
     if lost[state] == 0.0 or old[state] == 0.0:
@@ -138,9 +144,10 @@ def _target(state: int, old: np.ndarray, new: np.ndarray, drawn: float) -> int:
 
 
 def _with_energy_kept(atoms: Atoms, states: States, state: int, target: int) -> bool:
-    """Change the momenta along the coupling for a hop; False, and no change, without the energy.
+    """Rescale the momenta along the coupling h for a hop, so that the total energy is conserved.
 
-    p' = p - g h with sum_i |p'_i|^2 / 2 m_i lower by the energy of the target above the state.
+    p' = p - g h, where g makes sum_i |p'_i|^2 / 2 m_i lower by the energy of `target` above
+    `state`. Returns False and changes nothing if the kinetic energy does not suffice.
     """
     direction = states.couplings[state, target]
     mass = atoms.get_masses()[:, None]
@@ -152,14 +159,14 @@ def _with_energy_kept(atoms: Atoms, states: States, state: int, target: int) -> 
     root = b * b - 4 * a * gap
     if root < 0 or a == 0.0:
         return False
-    # the smaller change of the two
+    # of the two roots, the one that changes the momenta less
     g = (b - np.copysign(np.sqrt(root), b)) / (2 * a)
     atoms.set_momenta(momenta - g * direction, apply_constraint=False)
     return True
 
 
 class _Record:
-    """Collects what a run did."""
+    """Collects one row for each step of a run."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, int, np.ndarray, np.ndarray, float, np.ndarray]] = []
@@ -167,13 +174,13 @@ class _Record:
     def add(
         self, time: float, atoms: Atoms, state: int, amplitudes: np.ndarray, states: States
     ) -> None:
-        """Note the state after a step."""
+        """Add a row; `time` in fs."""
         populations = np.abs(states.vectors.T @ amplitudes) ** 2
         total = float(atoms.get_kinetic_energy() + states.energies[state])
         self.rows.append((time, state, populations, states.energies, total, atoms.positions.copy()))
 
     def finished(self, refused: int) -> Hopping:
-        """All that was noted."""
+        """All rows as arrays."""
         columns = [np.array(column) for column in zip(*self.rows, strict=True)]
         time, state, populations, energies, total_energy, positions = columns
         return Hopping(time, state, populations, energies, total_energy, positions, refused)

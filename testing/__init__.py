@@ -4,10 +4,10 @@ In: a function that makes a model. Out: the failed checks. Open `conformance.py`
 
     from evenfield.testing import check_model
 
-    check_model(make_my_model)          # raises ConformanceError, which lists what failed
+    check_model(make_my_model)          # raises ConformanceError, which lists the failed checks
 
-Under pytest, inherit `PotentialConformance` instead: every check is then a test of its own. The
-checks need no labels, no trained weights and no package besides evenfield's own dependencies.
+Under pytest, inherit from `PotentialConformance` instead: each check then becomes a separate test.
+The checks need no labels, no trained weights and no packages beyond evenfield's own dependencies.
 """
 
 from .conformance import ConformanceError, Model, PotentialConformance, check_model

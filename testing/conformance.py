@@ -1,11 +1,12 @@
-"""The conformance suite: what any potential must respect, whatever its network.
+"""The conformance suite: rules that every potential must obey, whatever its network.
 
-Every check is a function of a model, and raises ConformanceError with the size of the error. The
-checks of CHECKS run in float32 and float64, those of FLOAT64_CHECKS, which take finite differences,
-in float64 alone. Tolerances are relative to the largest entry of the quantity.
+Each check is a function that takes a model. If the model breaks the rule, the check raises
+ConformanceError with the size of the error. The checks in CHECKS run in float32 and in float64.
+Those in FLOAT64_CHECKS use finite differences and run in float64 only. Tolerances are relative to
+the largest entry of the quantity.
 
-`check_model` runs all of them. `PotentialConformance` is a mixin for pytest that makes a test of
-each:
+`check_model` runs all checks. `PotentialConformance` is a mixin that turns each check into a pytest
+test:
 
     class TestMyModel(PotentialConformance):
         def potential(self):
@@ -38,20 +39,20 @@ from .structures import batch_of, crystal, ethanol
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
-# A net force is a sum in which everything cancels, so it has no scale of its own.
+# The forces cancel in the net force, so there is no natural scale for a relative tolerance.
 LARGEST_NET_FORCE = 1e-5  # eV/A
 
-# A step of finite differences, A. With five points the error is of the order of its fourth power.
+# Step of the finite differences, in A. The error of a five-point stencil is of fourth order in it.
 STEP = 1e-4
 FIVE_POINTS = (2 * STEP, STEP, -STEP, -2 * STEP)
 FINITE_DIFFERENCE_TOLERANCE = 1e-6
 
-# A jump at the cutoff, as a share of the curvature well inside it.
+# Largest jump at the cutoff, relative to the curvature well inside it.
 LARGEST_JUMP = 2e-3
 
 
 class ConformanceError(AssertionError):
-    """A model breaks a rule that potentials must respect."""
+    """A model breaks a rule that every potential must obey."""
 
 
 class Model(Protocol):
@@ -59,7 +60,7 @@ class Model(Protocol):
 
     @property
     def cutoff(self) -> float:
-        """A; atoms further apart are not neighbours."""
+        """Cutoff radius in A: atoms that are further apart are not neighbours."""
         ...
 
     def __call__(self, batch: Batch) -> Prediction: ...
@@ -74,9 +75,11 @@ class Model(Protocol):
 
 
 def check_model(make_model: Callable[[], Model]) -> None:
-    """Run the whole suite on models that `make_model` returns, with random or trained weights.
+    """Run the whole suite on the models that `make_model` returns, with random or trained weights.
 
-    Raises ConformanceError with all checks that failed.
+    `make_model` is called once for each check.
+
+    Raises ConformanceError, which lists all failed checks.
     """
     failures = []
     for check, dtype in all_checks():
@@ -93,7 +96,7 @@ def check_model(make_model: Callable[[], Model]) -> None:
 
 
 def all_checks() -> list[tuple[Callable[[Model], None], torch.dtype]]:
-    """Every check with every dtype that it runs in."""
+    """All pairs of a check and a dtype in which it runs."""
     found: list[tuple[Callable[[Model], None], torch.dtype]] = []
     for check in CHECKS:
         for dtype in (torch.float32, torch.float64):
@@ -104,29 +107,29 @@ def all_checks() -> list[tuple[Callable[[Model], None], torch.dtype]]:
 
 
 def prepared(make_model: Callable[[], Model], dtype: torch.dtype) -> Model:
-    """A model with reproducible random weights, ready to be checked."""
+    """A new model in evaluation mode, with this dtype and reproducible random weights."""
     torch.manual_seed(3)
     model = make_model()
     return model.to(dtype).eval()
 
 
 class PotentialConformance:
-    """Mixin for pytest: every check in every dtype becomes a test.
+    """Mixin for pytest: each check becomes one test for each of its dtypes.
 
-    Inherit it in a class whose name starts with `Test`, and return a model from `potential`. This
-    module does not import pytest; pytest calls `pytest_generate_tests` by its name.
+    Inherit from it in a class whose name starts with `Test`, and return a model from `potential`.
+    This module does not import pytest; pytest finds `pytest_generate_tests` by its name.
     """
 
     left_out: tuple[Callable[[Model], None], ...] = ()
-    """Checks that the model cannot pass for a good reason."""
+    """Checks to leave out, because the model has a good reason not to pass them."""
 
     def potential(self) -> Model:
         """A model with random weights."""
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Give pytest the list of checks."""
-        # pytest calls this for every test of the class, and a user's class may have others.
+        """Parametrize `test_conformance` with all checks and dtypes."""
+        # pytest calls this for every test of the class, and a user's class may have other tests.
         if "check" not in metafunc.fixturenames:
             return
 
@@ -139,7 +142,7 @@ class PotentialConformance:
         metafunc.parametrize(("check", "dtype"), cases, ids=names)
 
     def test_conformance(self, check: Callable[[Model], None], dtype: torch.dtype) -> None:
-        """One check."""
+        """Run one check in one dtype."""
         model = prepared(self.potential, dtype)
         check(model)
 
@@ -148,13 +151,13 @@ class PotentialConformance:
 
 
 def check_rotation(model: Model) -> None:
-    """The energy does not change when a structure is rotated; forces and stress turn with it."""
+    """The energy is invariant when a structure is rotated; forces and stress rotate with it."""
     rotation = Rotation.random(random_state=0).as_matrix()
     _check_turned(model, rotation)
 
 
 def check_rotoinversion(model: Model) -> None:
-    """The same with an inversion: there are no pseudoscalar energies."""
+    """The same for a rotation with inversion: the energy has no pseudoscalar part."""
     rotation = Rotation.random(random_state=0).as_matrix()
     _check_turned(model, -rotation)
 
@@ -182,7 +185,7 @@ def _check_turned(model: Model, rotation: np.ndarray) -> None:
 
 
 def check_translation_and_lattice_images(model: Model) -> None:
-    """Moving all atoms, and moving one by a lattice vector, changes nothing."""
+    """Shifting all atoms together, or one atom by a lattice vector, changes nothing."""
     atoms = crystal()
     moved = atoms.copy()
     moved.positions += [0.3, -1.2, 0.7]
@@ -191,14 +194,14 @@ def check_translation_and_lattice_images(model: Model) -> None:
 
     before = _predict(model, atoms)
     after = _predict(model, moved)
-    # Differences of larger coordinates lose more digits.
+    # Differences between larger coordinates lose more digits to rounding.
     tolerance = 3 * _tolerance(model)
     for name, value in before.labels.items():
         _assert_close(name, after.labels[name], value, tolerance)
 
 
 def check_permutation(model: Model) -> None:
-    """The energy does not depend on the order of the atoms; forces follow it."""
+    """The energy does not depend on the order of the atoms; the forces are permuted with them."""
     atoms = ethanol()
     random = np.random.default_rng(0)
     order = random.permutation(len(atoms))
@@ -214,7 +217,7 @@ def check_permutation(model: Model) -> None:
 
 
 def check_batch_equals_single(model: Model) -> None:
-    """Structures of one batch do not see each other; one of them is a lone atom."""
+    """Structures in one batch do not affect each other, even if one of them is a single atom."""
     lone_atom = Atoms("He")
     systems = [crystal(), ethanol(), lone_atom, crystal() * (2, 1, 1)]
     together = _predict(model, *systems)
@@ -232,14 +235,14 @@ def check_batch_equals_single(model: Model) -> None:
 
 
 def check_stress_of_a_molecule_is_nan(model: Model) -> None:
-    """A structure that is not periodic in all directions has no volume, and so no stress."""
+    """The stress is NaN if a structure is not periodic in all directions: it has no volume."""
     stress = _predict(model, ethanol()).stress
     if not torch.isnan(stress).all():
         raise ConformanceError("the stress of a molecule is a number, not NaN")
 
 
 def check_supercell_is_extensive(model: Model) -> None:
-    """Eight cells have eight times the energy of one, and the same stress."""
+    """A 2 x 2 x 2 supercell has eight times the energy of one cell, and the same stress."""
     atoms = crystal()
     one = _predict(model, atoms)
     eight = _predict(model, atoms * 2)
@@ -259,7 +262,7 @@ def check_net_force_and_torque_vanish(model: Model) -> None:
     if net_force > LARGEST_NET_FORCE:
         raise ConformanceError(f"the net force is {net_force:.1e} eV/A")
 
-    # about the centre of the atoms; where forces cancel, any other point gives the same torque
+    # about the mean position; since the net force vanishes, any other point gives the same torque
     arms = atoms.positions - atoms.positions.mean(0)
     torque = np.cross(arms, forces).sum(0)
     largest_force = np.abs(forces).max()
@@ -274,7 +277,7 @@ def check_forces_are_central_differences(model: Model) -> None:
         forces = _array(_predict(model, atoms).forces)
         largest_force = np.abs(forces).max()
 
-        # Three components stand for all: each costs four energies.
+        # Three components are enough: each needs four energies.
         for atom, axis in ((0, 0), (1, 2), (len(atoms) - 1, 1)):
             displaced = []
             for step in FIVE_POINTS:
@@ -301,7 +304,7 @@ def check_stress_is_the_strain_derivative(model: Model) -> None:
     for a, b in ((0, 0), (1, 2), (2, 0)):
         strained = []
         for step in FIVE_POINTS:
-            # Half on each side of the diagonal: an asymmetric strain would contain a rotation.
+            # Symmetrize the strain: otherwise it would contain a rotation.
             strain = np.eye(3)
             strain[a, b] += 0.5 * step
             strain[b, a] += 0.5 * step
@@ -320,11 +323,11 @@ def check_stress_is_the_strain_derivative(model: Model) -> None:
 
 
 def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
-    """E, dE/dr and d2E/dr2 are continuous where an atom crosses the cutoff of two others."""
+    """E, dE/dr and d2E/dr2 are continuous when an atom crosses the cutoff of two others."""
     gap = 1e-4
 
     def derivatives(distance: float) -> np.ndarray:
-        """E, dE/dr and d2E/dr2 for the third atom at this distance, by finite differences."""
+        """E, dE/dr and d2E/dr2 (3,) at this distance of the third atom, by finite differences."""
         grid = distance + gap * np.arange(-2, 3)
         trimers = []
         for height in grid:
@@ -339,12 +342,12 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
         return np.array(means)
 
     def difference(offset: float) -> np.ndarray:
-        """Derivatives just inside the cutoff less those just outside it."""
+        """Derivatives just inside the cutoff minus those just outside it."""
         inside = derivatives(model.cutoff - offset)
         outside = derivatives(model.cutoff + offset)
         return np.asarray(inside - outside)
 
-    # the limit for an offset of 0, from two offsets at which no grid point crosses the cutoff
+    # extrapolate to an offset of 0 from two offsets at which no grid point crosses the cutoff
     near = difference(3 * gap)
     far = difference(6 * gap)
     jumps = np.abs(2 * near - far)
@@ -358,22 +361,22 @@ def check_cutoff_is_smooth_to_second_order(model: Model) -> None:
             )
 
 
-# Life of a model
+# Training, saving and loading
 
 
 def check_training_mode_predicts_the_same(model: Model) -> None:
-    """Forces of a training step are those of a prediction: there is no dropout and the like."""
+    """Training mode gives the same forces as evaluation mode: there is no dropout or the like."""
     before = _predict(model, crystal()).forces
     after = _predict(model.train(), crystal()).forces
     _assert_close("forces in training mode", after, before, _tolerance(model))
 
 
 def check_forces_can_be_trained(model: Model) -> None:
-    """The forces have finite gradients by the parameters, as training on them needs."""
+    """Gradients of the forces with respect to the parameters are finite and not all zero."""
     prediction = _predict(model.train(), crystal())
     loss = prediction.forces.square().sum()
 
-    # Forces do not depend on reference energies and the like, whose gradients are None.
+    # Forces do not depend on some parameters, such as reference energies: their gradients are None.
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [gradient for gradient in gradients if gradient is not None]
@@ -385,11 +388,11 @@ def check_forces_can_be_trained(model: Model) -> None:
 
 
 def check_save_and_load_are_bit_identical(model: Model) -> None:
-    """A model folder gives back the same predictions. Only for models that evenfield can save."""
+    """A saved and reloaded model gives identical predictions; skipped if it is not a Potential."""
     if not isinstance(model, Potential):
         return
 
-    # a record has no default for its elements
+    # ModelRecord has no default for its elements
     elements = {level: ["Na", "Cl"] for level in model.config.levels_of_theory}
     record = ModelRecord(name="conformance", elements=elements)
     with tempfile.TemporaryDirectory() as folder:
@@ -430,9 +433,9 @@ def _predict(model: Model, *systems: Atoms) -> Prediction:
 
 
 def _slope(model: Model, systems: list[Atoms]) -> float:
-    """Derivative of the energy, from structures displaced by +2, +1, -1 and -2 steps.
+    """Derivative of the energy by a five-point stencil, whose middle point has the weight zero.
 
-    The five-point stencil; its middle point has the weight zero.
+    `systems` are displaced by +2, +1, -1 and -2 times STEP.
     """
     energies = _predict(model, *systems).energy
     far_up, up, down, far_down = _array(energies)
@@ -444,10 +447,13 @@ def _slope(model: Model, systems: list[Atoms]) -> float:
 def _assert_close(
     name: str, found: Tensor | np.ndarray, expected: Tensor | np.ndarray, tolerance: float
 ) -> None:
-    """The largest difference, relative to the largest expected entry, is within the tolerance."""
+    """Raise ConformanceError if the largest difference exceeds the tolerance.
+
+    The difference is relative to the largest expected entry.
+    """
     expected_values = _array(expected)
     difference = np.abs(_array(found) - expected_values).max()
-    # Where everything vanishes by symmetry, the comparison is absolute.
+    # If all expected entries vanish by symmetry, fall back to a tiny absolute scale.
     scale = max(np.abs(expected_values).max(), 1e-12)
     error = difference / scale
     if not error < tolerance:
@@ -455,7 +461,7 @@ def _assert_close(
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:
-    """As numpy, in float64."""
+    """A NumPy array; tensors are converted to float64."""
     if isinstance(values, Tensor):
         on_cpu = values.detach().cpu()
         return on_cpu.double().numpy()

@@ -1,4 +1,4 @@
-"""Small structures in which the faults of potentials show."""
+"""Small structures that reveal common faults of potentials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data_pipelines.structure import Structure
 
 
 def crystal() -> Atoms:
-    """A rattled, sheared rock-salt cell, smaller than most cutoffs: atoms see their own images."""
+    """A rattled, sheared NaCl cell, smaller than most cutoffs: atoms see their own images."""
     atoms: Atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
     shear = np.array([[0, 0.2, 0], [0, 0, -0.1], [0.1, 0, 0]])
     atoms.set_cell(atoms.cell.array + shear, scale_atoms=True)
@@ -21,13 +21,13 @@ def crystal() -> Atoms:
 
 
 def ethanol() -> Atoms:
-    """A rattled molecule, without a cell."""
+    """A rattled ethanol molecule, without a cell."""
     atoms: Atoms = molecule("CH3CH2OH")
     atoms.rattle(0.1, seed=2)
     return atoms
 
 
 def batch_of(systems: list[Atoms], cutoff: float, dtype: torch.dtype) -> Batch:
-    """Unlabelled structures as one batch, for the first head of a model."""
+    """One batch of unlabelled structures, for the first head of a model; `cutoff` in A."""
     structures = [Structure.from_atoms(atoms, "default", "conformance") for atoms in systems]
     return Batch.from_structures(structures, cutoff, dtype=dtype)

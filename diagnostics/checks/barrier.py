@@ -1,7 +1,8 @@
-"""How high is the barrier between two structures, and what does its error do to a rate?
+"""How high is the barrier between two structures, and how does its error change a rate?
 
-A climbing-image band of `ase.mep` between two relaxed ends. With an oracle, its energies at the
-model's own images say how wrong the barrier is, and the factor on a rate that this means:
+The path is a climbing-image nudged elastic band (`ase.mep`) between two relaxed ends. With an
+oracle, the oracle's energies of the model's images give the error of the barrier, and the factor by
+which it changes a rate:
 
     k / k_oracle = exp(-(barrier - barrier_oracle) / (k_B T))
 """
@@ -43,7 +44,7 @@ def check(
         str | None, typer.Option(help="calculator of ASE to compare with, as module:name")
     ] = None,
 ) -> CheckResult:
-    """The barrier between two structures by a climbing-image band, and the error of its rate.
+    """Barrier between two structures by climbing-image NEB, and the error of a rate.
 
     The exit code is 1 if the band does not converge.
 
@@ -92,16 +93,19 @@ def check(
 def band(
     calculator: Calculator, start: Atoms, end: Atoms, images: int, fmax: float
 ) -> tuple[list[Atoms], float]:
-    """The images of a converged band with both ends relaxed, and the largest force left in eV/A.
+    """Relax both ends and the band between them.
 
-    Raises CheckError when the calculator fails on the way.
+    images: number of images between the ends. fmax: eV/A.
+
+    Returns all images including the ends, and the largest remaining force in eV/A. Raises
+    CheckError if the calculator fails.
     """
     path = [start.copy(), *(start.copy() for _ in range(images)), end.copy()]
     for image in path:
         image.calc = calculator
     try:
         for image in (path[0], path[-1]):
-            # a tenth of the band's: an end that moves on would be a part of the path
+            # tighter than the band: an end that is not relaxed would not be a minimum of the path
             BFGS(image, logfile=None).run(fmax=fmax / 10, steps=MAX_STEPS)
         chain = NEB(path, climb=True, method="improvedtangent", allow_shared_calculator=True)
         chain.interpolate(mic=True)

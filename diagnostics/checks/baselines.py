@@ -1,15 +1,16 @@
-"""Is the network worth it? Simple regressions on the same structures, beside the model.
+"""Is the network worth it? Compares the model with simple regressions on the same structures.
 
-From some training structures of a data set, the energies of others are predicted by
+The regressions learn from some training structures of a data set, and predict the energies of other
+structures:
 
-- composition: a number for each element;
-- linear: that, and a number for each feature of the model, summed over the atoms;
-- kernel: that of composition, and a Gaussian process on the mean feature vector of a structure.
+- composition: linear in the number of atoms of each element;
+- linear: linear in these numbers and in the model's features, averaged over the atoms;
+- kernel: the composition regression plus a Gaussian process on the mean features of a structure.
 
-A model that was trained on the level of theory must beat all three. Where the linear or the kernel
-regression wins, the features know more than the head makes of them, and a fine-tuning pays. The
-Gaussian process also says how sure it is: the rank correlation of its spread with the errors, its
-own and the model's, is what a record of uncertainty has to beat (`check trust`).
+A model that was trained on the level of theory must beat all three. If the linear or the kernel
+regression wins, the features contain information that the head does not use, and fine-tuning should
+help. The Gaussian process also predicts its spread. Its rank correlations with the errors of the
+Gaussian process and of the model are what a record of uncertainty has to beat (`check trust`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ...model_zoo.potential.potential import Potential
 
 
-# Penalties and noises that are tried, relative to the mean square of the columns.
+# Ridge penalties that are tried, relative to the mean of the squared singular values.
 STRENGTHS = np.logspace(-8, 2, 21)
 FEWEST = 10
 KERNEL = "kernel of its features"
@@ -51,9 +52,10 @@ def check(
     ] = 500,
     seed: Annotated[int, typer.Option(min=0, help="chooses them")] = 0,
 ) -> CheckResult:
-    """Energies of the model beside regressions on composition and on its own features.
+    """Energy errors of the model and of regressions on composition and features.
 
-    Judged on structures that no training has seen; the regressions learn from the training split.
+    Judged on structures that were not used for training. The regressions learn from the training
+    split.
 
     Example: evenfield check baselines runs/mine/model runs/data
     """
@@ -105,9 +107,9 @@ def check(
 
 
 def _learnable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], list[str]]:
-    """Structures of a split with an energy, less the model's physics, that the model answers for.
+    """Structures of a split that have an energy and only known elements, and lines about the rest.
 
-    The second result has a line for each kind of the others.
+    The energies are those that the network learns: without the analytic physics of the model.
     """
     from ...data_pipelines.physics.residual import as_learned
 
@@ -121,10 +123,10 @@ def _learnable(data: Path, split: str, model: CheckedModel) -> tuple[list[Struct
 
 @dataclass(frozen=True)
 class Described:
-    """Structures as rows of numbers, all per atom.
+    """Descriptors and energies of S structures, all per atom.
 
-    counts: (S, 119) shares of the elements. features: (S, d) means over the atoms.
-    energy, model: (S,) eV/atom, the label and what the model predicts.
+    counts: (S, 119) fraction of each element, by atomic number. features: (S, d) means over the
+    atoms. energy: (S,) labels in eV/atom. model: (S,) predictions of the model in eV/atom.
     """
 
     counts: np.ndarray
@@ -134,7 +136,10 @@ class Described:
 
 
 def described(structures: list[Structure], potential: Potential, what: str) -> Described:
-    """Composition, features and energies of structures, with progress."""
+    """Compute the composition, features and energies of structures.
+
+    what: text of the progress bar.
+    """
     import torch
 
     from ...data_pipelines.batch import Batch
@@ -161,11 +166,11 @@ def described(structures: list[Structure], potential: Potential, what: str) -> D
 
 
 def regressions(train: Described, test: Described) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Name -> predictions (T,) for the test structures, and the spread (T,) of the kernel's.
+    """Fit the three regressions to `train`, and predict the T structures of `test`.
 
-    All in eV/atom.
+    Returns name -> predictions (T,), and the spread (T,) of the Gaussian process, all in eV/atom.
     """
-    # the mean first: energies of thousands of eV must not lean on a penalised column
+    # subtract the mean first, so that a penalised column need not describe thousands of eV
     mean = train.energy.mean()
     target = train.energy - mean
     composition = ridge(train.counts, target)
@@ -185,15 +190,15 @@ def regressions(train: Described, test: Described) -> tuple[dict[str, np.ndarray
 
 
 def standardised(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Columns shifted and scaled to the mean and deviation that those of `like` have."""
+    """Columns of `values`, standardised with the means and standard deviations of `like`."""
     deviation = like.std(axis=0)
-    # a feature that never changes says nothing
+    # a constant feature cannot be scaled
     scale = np.where(deviation > 0, deviation, 1.0)
     return (values - like.mean(axis=0)) / scale
 
 
 def ridge(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Weights of the ridge regression with the least leave-one-out error.
+    """Weights of the ridge regression with the smallest leave-one-out error.
 
         w = (X^T X + a I)^-1 X^T y,   residual left out = (y - X w)_i / (1 - h_ii)
 
@@ -218,13 +223,14 @@ def ridge(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
 def gaussian_process(
     points: np.ndarray, target: np.ndarray, asked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations of a Gaussian process at `asked`.
+    """Means (A,) and standard deviations (A,) of a Gaussian process at the points `asked` (A, d).
 
-    The kernel is a squared exponential; the deviation includes the noise of the targets.
+    points: (P, d). target: (P,). The kernel is a squared exponential on standardised columns. The
+    standard deviation includes the noise of the targets.
 
-    Columns are standardised. The length is the median distance of the points, or a half, a double
-    or a quadruple of it; length and noise are those of the largest evidence (Rasmussen and
-    Williams, Gaussian Processes for Machine Learning, 2006, equation 5.8).
+    The length scale is 0.5, 1, 2 or 4 times the median distance of the points. Length scale and
+    noise maximise the evidence (Rasmussen and Williams, Gaussian Processes for Machine Learning,
+    2006, equation 5.8).
     """
     own = standardised(points, points)
     distances = cdist(own, own)
@@ -246,7 +252,7 @@ def gaussian_process(
                 least = missing
                 covariance = variance * np.exp(-0.5 * (others / (factor * median)) ** 2)
                 explained = (covariance * cho_solve(factorised, covariance.T).T).sum(axis=1)
-                # rounding may explain more than there is
+                # by rounding, the explained variance may exceed the total
                 left = np.maximum(variance - explained, 0.0) + noise * variance
                 best = covariance @ weights, np.sqrt(left)
     return best

@@ -1,16 +1,16 @@
-"""How many beads does a path integral need, and which error do more beads not remove?
+"""How many beads does a path integral need, and which error remains with many beads?
 
-Nuclei are quantum particles, and a path integral replaces each by a ring of P beads at P times the
-temperature. Two errors remain: too few beads, and a potential whose curvature is wrong. Both have a
-closed form for the harmonic modes of a molecule:
+Nuclei are quantum particles. A path integral replaces each nucleus by a ring of P beads at P times
+the temperature. The energy has two errors: that of a finite number of beads, and that of a wrong
+curvature of the potential. Both have a closed form for the harmonic modes of a molecule:
 
     E_P(w) = (1 / beta) sum_k w^2 / (w^2 + w_k^2),   w_k = 2 P / (beta hbar) sin(k pi / P)
     E_infinity(w) = hbar w / 2 coth(beta hbar w / 2)
 
 (Schweizer, Stratt, Chandler and Wolynes, J. Chem. Phys. 75, 1347, 1981). k runs over the P modes of
-the ring. So the error of beads is E_P - E_infinity at the model's frequencies, and that of
-curvature is E_infinity at the model's frequencies minus that at experiment's or the oracle's.
-Anharmonicity is left out of both.
+the ring. The error of the beads is E_P - E_infinity at the model's frequencies. The error of the
+curvature is the difference between E_infinity at the model's frequencies and at those of experiment
+or of the oracle. Both neglect anharmonicity.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from .vibrations import EXPERIMENT, QUICK, vibrations_of
 
 
 LADDER = (1, 2, 4, 8, 16, 32, 64, 128)
-# Share of the quantum energy that beads may miss: the usual aim of a converged path integral.
+# Largest relative error of the energy by a finite number of beads: a usual convergence criterion.
 CONVERGED = 0.01
-# Share of the quantum energy that a wrong curvature may cost. Harmonic frequencies of experiment
-# contain anharmonicity, which is 2 to 5 % of the energy of these molecules.
+# Largest relative error of the energy by a wrong curvature. Experimental frequencies contain
+# anharmonicity, which is 2 to 5 % of the energy of these molecules.
 CURVATURE = 0.1
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Beads that a path integral of small molecules needs, and what a wrong curvature costs.
+    """Number of beads that path integrals need, and the error of the curvature.
 
-    At the temperature of the settings. With `oracle=`, its curvatures take the place of experiment.
+    For small molecules at the temperature of the settings. With `oracle=`, the reference
+    frequencies come from the oracle instead of experiment.
 
     Example: evenfield check beads evenfield-s --level-of-theory GFN1-xTB elements=[H,O]
     """
@@ -104,14 +105,14 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def quantum_energy(wave_numbers: np.ndarray, temperature: float) -> float:
-    """Mean energy in eV of harmonic modes (M,) in 1/cm at a temperature in K."""
+    """Mean quantum energy in eV of M harmonic modes, for wave numbers (M,) in 1/cm; T in K."""
     quanta = np.asarray(wave_numbers) * units.invcm
     half = quanta / (2 * units.kB * temperature)
     return float((quanta / 2 / np.tanh(half)).sum())
 
 
 def bead_energy(wave_numbers: np.ndarray, temperature: float, beads: int) -> float:
-    """The same with a ring of `beads` beads; one bead is a classical particle."""
+    """The same energy for a ring of `beads` beads; one bead is a classical particle."""
     quanta = np.asarray(wave_numbers)[:, None] * units.invcm
     thermal = units.kB * temperature
     ring = 2 * beads * thermal * np.sin(np.arange(beads) * np.pi / beads)
@@ -119,7 +120,7 @@ def bead_energy(wave_numbers: np.ndarray, temperature: float, beads: int) -> flo
 
 
 def beads_needed(wave_numbers: np.ndarray, temperature: float) -> int:
-    """The smallest power of two whose energy is within CONVERGED of the exact one."""
+    """The smallest power of two for which the energy is within CONVERGED of the exact energy."""
     exact = quantum_energy(wave_numbers, temperature)
     beads = 1
     while abs(bead_energy(wave_numbers, temperature, beads) / exact - 1) > CONVERGED:

@@ -1,4 +1,4 @@
-"""Free atoms, molecules of two atoms and elemental crystals: finite, bound, of the right size."""
+"""Free atoms, diatomic molecules and elemental crystals: finite, bound, of the right size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ..sanity.verdicts import failures
 
 LENGTH_ERROR = 5.0  # percent of the experimental bond length
 
-# Distances of a curve, relative to the experimental bond length.
+# Range of distances of a curve, relative to the experimental bond length; number of points.
 NEAREST = 0.55
 FARTHEST = 3.5
 POINTS = 119
-# A minimum that is less deep, in eV, is a wrinkle.
+# Depth in eV below which a minimum does not count.
 DEPTH = 0.03
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Are free atoms finite, two-atom molecules of the right length, and crystals bound?
+    """Are free atoms finite, diatomic bond lengths right, and crystals bound?
 
     Example: evenfield check bound evenfield-s --level-of-theory GFN1-xTB
     """
@@ -60,7 +60,10 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Curve:
-    """What was found about a molecule. Lengths in A, binding in eV; no fault is an empty text."""
+    """Results for a diatomic molecule.
+
+    length, expected: A. binding: eV. fault: what is wrong, empty if nothing is.
+    """
 
     name: str
     length: float
@@ -79,7 +82,7 @@ def _free_atoms(calculator: Calculator, symbols: list[str]) -> tuple[Figure, lis
 
 
 def curves(calculator: Calculator, molecules: list[Diatomic]) -> list[Curve]:
-    """What the energy over the distance says about each molecule."""
+    """Compute and judge the energy curve of each molecule."""
     dimers = []
     grid = np.linspace(NEAREST, FARTHEST, POINTS)
     for molecule in molecules:
@@ -101,7 +104,7 @@ def _judged(molecule: Diatomic, radii: np.ndarray, energies: np.ndarray) -> Curv
     lowest = int(energies.argmin())
     length = float(radii[lowest])
     if 0 < lowest < len(radii) - 1:
-        # the parabola through the lowest point and its neighbours
+        # minimum of the parabola through the lowest point and its neighbours
         near, middle, far = energies[lowest - 1 : lowest + 2]
         length += float(0.5 * (near - far) / (near - 2 * middle + far)) * (radii[1] - radii[0])
 
@@ -120,7 +123,7 @@ def _judged(molecule: Diatomic, radii: np.ndarray, energies: np.ndarray) -> Curv
 
 
 def deep_minima(energies: np.ndarray) -> list[int]:
-    """Indices of the minima from which every way out climbs by `DEPTH`, the ends apart."""
+    """Indices of the minima that are deeper than DEPTH on both sides, without the two ends."""
     from scipy.signal import find_peaks
 
     found, _ = find_peaks(-energies, prominence=DEPTH)
@@ -130,7 +133,10 @@ def deep_minima(energies: np.ndarray) -> list[int]:
 def _crystals(
     calculator: Calculator, symbols: list[str], *, judged: bool
 ) -> tuple[list[Figure], list[str]]:
-    """Elements whose crystal is not below the free atom."""
+    """Figures and lines about elements whose crystal is not lower in energy than the free atom.
+
+    judged: whether the figure has a threshold.
+    """
     unbound = []
     num_crystals = 0
     for symbol in symbols:

@@ -1,10 +1,10 @@
-"""Elemental crystals against ACWF's: volume, bulk modulus, and which structure is lowest.
+"""Elemental crystals against the ACWF data: volume, bulk modulus, and the lowest structure.
 
 The references are PBE without spin (E. Bosoni et al., Nat. Rev. Phys. 6, 45 (2024)), for fcc, bcc,
-simple cubic and diamond. Elements to which these say little are left out: molecular and noble
-gases, magnetic metals and open f shells. ACWF has no hcp: the order of fcc and hcp is compared with
-the structure that nature chooses, and not judged, because a few meV/atom decide it. Volumes and
-moduli are judged for levels of PBE; those of other functionals differ by more than the thresholds.
+simple cubic and diamond. Elements for which these say little are left out: molecular and noble
+gases, magnetic metals, and elements with open f shells. ACWF has no hcp. The order of fcc and hcp
+is compared with the natural structure but not judged, because it depends on a few meV/atom. Volumes
+and moduli are judged only for PBE levels: other functionals differ by more than the thresholds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .lattice import reference_of
 VOLUME_ERROR = 3.0  # percent, median over the elements
 MODULUS_ERROR = 20.0  # percent, median over the elements
 RIGHT_PHASES = 70.0  # percent of the elements, at least
-# A structure counts as lowest if the reference has it this close to the lowest, meV/atom.
+# A structure counts as lowest if it is within this of the lowest in the reference, meV/atom.
 TIE = 10.0
 
 GASES = ["H", "He", "N", "O", "F", "Ne", "Cl", "Ar", "Br", "Kr", "I", "Xe", "Rn"]
@@ -62,7 +62,7 @@ QUICK = [
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Volumes, bulk moduli and lowest structures of the elements against a table of PBE.
+    """Volumes, bulk moduli and lowest structures of the elements against PBE.
 
     Example: evenfield check crystals evenfield-s elements=[Cu,Al] --level-of-theory EMT
     """
@@ -90,11 +90,14 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Element:
-    """What was found about an element, in its structure that is lowest by the reference.
+    """Results for an element.
 
-    volume_error, modulus_error: percent, with sign; NaN where the crystal has no minimum.
-    is_right: whether the lowest of the four structures is the lowest by the reference, or as good.
-    hcp_is_right: whether hcp and fcc are in the order of nature; None if it has neither.
+    volume_error, modulus_error: of the structure that is lowest in the reference, in percent with
+    sign; NaN if the crystal has no minimum.
+    lowest, expected: the lowest of the four structures by the calculator and by the reference.
+    is_right: whether `lowest` is the lowest structure of the reference, or within TIE of it.
+    hcp_is_right: whether the order of hcp and fcc agrees with the natural structure; None if that
+    is neither, or if fcc has no minimum.
     """
 
     symbol: str
@@ -138,7 +141,7 @@ def _hcp_is_right(calculator: Calculator, symbol: str, fcc: EquationOfState) -> 
 
 
 def _summary(elements: list[Element], *, judges_sizes: bool) -> tuple[list[Figure], list[str]]:
-    """Figures and lines; judges_sizes: whether volumes and moduli get a verdict."""
+    """Figures and lines for all elements; judges_sizes: whether volumes and moduli are judged."""
     volume_errors = np.array([element.volume_error for element in elements])
     modulus_errors = np.array([element.modulus_error for element in elements])
     without = [element.symbol for element in elements if not np.isfinite(element.volume_error)]
@@ -174,7 +177,7 @@ def _summary(elements: list[Element], *, judges_sizes: bool) -> tuple[list[Figur
 
 
 def _median(errors: np.ndarray) -> float:
-    """The median of the sizes; elements without a minimum count as infinitely wrong."""
+    """Median of the absolute errors; NaN, an element without a minimum, counts as infinite."""
     return float(np.median(np.where(np.isfinite(errors), np.abs(errors), np.inf)))
 
 

@@ -1,8 +1,8 @@
-"""Defects of fcc metals: a missing atom and its jump, surfaces, a stacking fault.
+"""Defects of fcc metals: vacancy formation and migration, surfaces, a stacking fault.
 
-Defects have bonds that are cut, which a potential has seen less often than perfect crystals. The
+Atoms at defects have broken bonds, which are rarer in training data than perfect crystals. The
 figures are compared with experiment within a wide range, because density functionals themselves are
-off by a third: what fails here is wrong in kind.
+off by a third. A potential that fails here is qualitatively wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .elastic import expected_volume
 
 @dataclass(frozen=True)
 class Measured:
-    """Experiments: formation and migration of a vacancy in eV, mean surface energy in J/m^2."""
+    """Experimental values: vacancy formation and migration in eV, mean surface energy in J/m^2."""
 
     formation: float
     migration: float
@@ -35,7 +35,7 @@ class Measured:
 
 
 # Vacancies: P. Ehrhart, Landolt-Boernstein III/25 (1991). Surfaces: W. R. Tyson and W. A. Miller,
-# Surf. Sci. 62, 267 (1977), from liquid metals, so a mean over orientations.
+# Surf. Sci. 62, 267 (1977), derived from liquid metals, and so an average over orientations.
 METALS = {
     "Cu": Measured(1.28, 0.70, 1.79),
     "Al": Measured(0.67, 0.61, 1.14),
@@ -46,11 +46,11 @@ METALS = {
 }
 QUICK = ("Cu", "Al")
 
-# A figure over that of experiment. PBE gives 0.45 for the vacancy of gold.
+# Allowed range of calculated / experimental. PBE gives 0.45 for the vacancy of gold.
 LEAST = 0.4
 MOST = 2.0
 
-# Cubes along each edge of the cell with the vacancy; layers of a slab; room above it in A.
+# Cubic cells along each edge of the supercell with the vacancy; layers of a slab; vacuum in A.
 REPEATS = 2
 LAYERS = 7
 VACUUM = 8.0
@@ -61,7 +61,9 @@ TEMPERATURES = (300, 600, 1000)
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Vacancies, their jumps, surfaces and stacking faults of fcc metals against experiment.
+    """Vacancies, their migration, and surfaces of fcc metals against experiment.
+
+    Stacking faults are shown and not judged.
 
     Example: evenfield check defects evenfield-s elements=[Cu] --level-of-theory EMT
     """
@@ -108,9 +110,10 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Defects:
-    """What was found for a metal; NaN where the calculator fails or there is no minimum.
+    """Results for a metal; NaN if the calculator fails or the crystal has no minimum.
 
-    formation, migration: eV. surfaces: J/m^2. stacking_fault: mJ/m^2. path: (I,) eV.
+    formation, migration: of a vacancy, eV. surface_111, surface_100: J/m^2. stacking_fault: mJ/m^2.
+    path: (I,) energies in eV along the jump of an atom into the vacancy.
     """
 
     symbol: str
@@ -122,7 +125,7 @@ class Defects:
     path: np.ndarray
 
     def lines(self) -> list[str]:
-        """What a reader sees: the figures, and what an error of the barrier does to rates."""
+        """The figures as text, and the effect of the barrier's error on rates."""
         expected = METALS[self.symbol]
         rates = rate_factors(self.migration - expected.migration)
         shown = ", ".join(f"{rate:.2g} at {at} K" for at, rate in rates.items())
@@ -137,12 +140,12 @@ class Defects:
 
 
 def rate_factors(error: float) -> dict[int, float]:
-    """How much faster a process is whose barrier is wrong by `error` eV, by temperature in K."""
+    """Temperature in K -> factor on the rate of a process if its barrier is off by `error` eV."""
     return {at: float(np.exp(-error / (units.kB * at))) for at in TEMPERATURES}
 
 
 def defects_of(calculator: Calculator, symbol: str) -> Defects:
-    """All figures of a metal at the model's own lattice parameter."""
+    """All figures of a metal at the calculator's own lattice parameter."""
     curve = minimum(calculator, symbol, "fcc", expected_volume(symbol, "fcc"))
     if not curve.volume > 0:
         nothing = np.nan
@@ -165,14 +168,17 @@ def defects_of(calculator: Calculator, symbol: str) -> Defects:
 def vacancy(
     calculator: Calculator, symbol: str, edge: float, cohesive: float
 ) -> tuple[float, np.ndarray]:
-    """Formation energy in eV, and energies along the jump of a neighbour into the vacancy."""
+    """Formation energy in eV, and energies (I,) in eV along the jump of a neighbour into it.
+
+    edge: lattice parameter in A. cohesive: energy of the perfect crystal in eV/atom.
+    """
     perfect = bulk(symbol, "fcc", a=edge, cubic=True) * REPEATS
     start = perfect.copy()
     del start[0]
     energy = _relax(calculator, start)
     formation = energy - len(start) * cohesive
 
-    # the neighbour moves to where the missing atom was: the same cell with another atom missing
+    # after the jump, the neighbour is where the missing atom was
     end = perfect.copy()
     neighbour = int(np.argsort(perfect.get_distances(0, range(len(perfect)), mic=True))[1])
     end.positions[neighbour] = perfect.positions[0]
@@ -193,7 +199,7 @@ def vacancy(
 
 
 def _relax(calculator: Calculator, atoms: Atoms) -> float:
-    """Move the atoms to rest; the energy in eV, NaN where the calculator fails."""
+    """Relax the atoms in place; returns the energy in eV, NaN if the calculator fails."""
     atoms.set_initial_magnetic_moments(None)
     atoms.calc = calculator
     try:
@@ -205,7 +211,10 @@ def _relax(calculator: Calculator, atoms: Atoms) -> float:
 
 
 def surface_energy(calculator: Calculator, slab: Atoms, cohesive: float) -> float:
-    """J/m^2 of a slab with two surfaces, relaxed."""
+    """Surface energy in J/m^2 of a slab with two surfaces, which is relaxed in place.
+
+    cohesive: energy of the perfect crystal in eV/atom.
+    """
     slab.center(vacuum=VACUUM, axis=2)
     slab.pbc = True
     excess = _relax(calculator, slab) - len(slab) * cohesive
@@ -214,25 +223,25 @@ def surface_energy(calculator: Calculator, slab: Atoms, cohesive: float) -> floa
 
 
 def stacking_fault(calculator: Calculator, symbol: str, edge: float) -> float:
-    """mJ/m^2 of a wrong layer in fcc, without relaxation.
+    """Energy in mJ/m^2 of a stacking fault in fcc, without relaxation.
 
-    A cell of nine close-packed layers whose last vector is tilted by one partial dislocation has
-    one fault and no surface.
+    The cell has nine close-packed layers. Its third vector is tilted by the Burgers vector of a
+    partial dislocation, which makes one fault and no surface. edge: lattice parameter in A.
     """
     perfect = fcc111(symbol, (1, 1, 9), a=edge)
-    # nine layers repeat the order of three: the third vector is upright without a fault
+    # the stacking repeats every three layers, so the third vector is upright without a fault
     height = 9 * edge / np.sqrt(3)
     cell = perfect.cell.array.copy()
     cell[2] = [0, 0, height]
     perfect.set_cell(cell)
     perfect.pbc = True
     faulted = perfect.copy()
-    # from an A to the next B position: a sixth of the cube's (112)
+    # from an A position to the next B position: a sixth of <112> of the cubic cell
     shift = (cell[0] + cell[1]) / 3
     cell[2] = cell[2] + shift
     faulted.set_cell(cell)
     rise = energy_per_atom(calculator, faulted) - energy_per_atom(calculator, perfect)
-    # the other direction would put equal layers on top of each other
+    # one of both directions puts equal layers on top of each other; the lower energy is the fault
     cell[2] = [0, 0, height]
     cell[2] = cell[2] - shift
     faulted.set_cell(cell)

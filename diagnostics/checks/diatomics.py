@@ -1,8 +1,8 @@
-"""Two atoms of every element: one minimum, repulsion, force equal to slope, a stiff well.
+"""Homonuclear dimers of every element: one minimum, repulsion, force equal to slope, a stiff well.
 
-A pair of atoms is the simplest thing that a potential can get wrong. The curvature of the well,
-times the squared bond length over its depth, is a pure number: 4 for H2, 14 for Na2, 18 for N2, 72
-for Lennard-Jones. A potential that has smeared out its well has a smaller one.
+A dimer is the simplest system that a potential can get wrong. Its stiffness is the curvature of the
+well, times the squared bond length, divided by the depth. This is a dimensionless number: 4 for H2,
+14 for Na2, 18 for N2, 72 for Lennard-Jones. If a potential has smeared out the well, it is smaller.
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ from ..sanity.verdicts import failures
 from .bound import deep_minima
 
 
-# Distances relative to touching atoms; the check `repulsion` goes on below the nearest one.
+# Range of distances, relative to twice the covalent radius; `repulsion` covers shorter distances.
 NEAREST = 0.6
 FARTHEST = 3.5
 POINTS: dict[Suite, int] = {"quick": 80, "standard": 200, "full": 400}
 
-# How far the force may be from the slope: relative, and in eV/A.
+# Allowed difference between force and slope: relative, plus in eV/A.
 SLOPE_SHARE = 0.02
 SLOPE_FORCE = 0.02
 
-# Points of a curve that are looked at again, with steps of this many A.
+# Most points of a curve that are checked again by finite differences, and their step in A.
 MOST_SUSPICIOUS = 12
 SMALL_STEP = 1e-4
 
-# Curvature times squared length over depth; H2 has 4.
+# Smallest stiffness that passes; H2 has 4.
 SOFTEST = 3.0
-# Wells less deep than this, in eV, are those of noble gases and have no verdict on their shape.
+# Depth in eV below which the shape of a well is not judged, as for noble gases.
 SHALLOW = 0.1
 
-# A minimum is looked for among so many points, and between the two around it again.
+# The search for a minimum divides its bracket by this many points, and repeats that for ROUNDS.
 DIVISIONS = 12
 ROUNDS = 3
 
-# Step of the second derivative, in A, and the weights of its five points.
+# Step in A and weights of the five-point stencil for the slope of the force.
 STEP = 0.005
 WEIGHTS = np.array([1, -8, 0, 8, -1]) / 12
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Curves of two atoms of each element: smooth, one minimum, repulsive, force equal to slope.
+    """Are dimer curves of the elements repulsive and consistent, with one minimum?
+
+    Consistent means that the force is minus the slope of the energy.
 
     Example: evenfield check diatomics evenfield-s elements=[Cu,Au] --level-of-theory EMT
     """
@@ -70,7 +72,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     )
     wrong = set()
     for what, is_right in questions:
-        # of a curve that is not finite nothing else is known
+        # if a curve is not finite, the other questions have no answer
         asked = [c for c in curves if c.is_finite or "finite" in what]
         names = [curve.symbol for curve in asked if not is_right(curve)]
         wrong |= set(names)
@@ -86,11 +88,12 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Curve:
-    """What two atoms of an element do.
+    """The energy curve of a homonuclear dimer.
 
-    radii: A. energies: eV. minima: how many are deep. error: largest difference between force and
-    slope over what is allowed. length: A, depth: eV, frequency: 1/cm, stiffness: a pure number; all
-    NaN without a well.
+    radii: (R,) A. energies: (R,) eV. minima: number of deep minima. repels: whether the energy
+    rises from the lowest point to the shortest distance. error: largest difference between force
+    and slope, relative to the allowed one. length: A, depth: eV, frequency: 1/cm, stiffness:
+    dimensionless; these four are NaN without a well.
     """
 
     symbol: str
@@ -111,12 +114,12 @@ class Curve:
 
     @property
     def fall(self) -> float:
-        """From the largest distance to the lowest point, in eV."""
+        """Energy at the largest distance minus the lowest energy, in eV."""
         return float(self.energies[-1] - self.energies.min())
 
     @property
     def has_well(self) -> bool:
-        """Whether a curve that repels has a minimum that is deep enough to be judged."""
+        """Whether the curve repels and has a minimum that is deep enough to be judged."""
         is_inside = 0 < int(self.energies.argmin()) < len(self.radii) - 1
         return self.is_finite and self.repels and is_inside and self.fall > SHALLOW
 
@@ -128,7 +131,7 @@ class Curve:
 
 
 def pair_curves(calculator: Calculator, symbols: list[str], points: int) -> list[Curve]:
-    """The curve of each element."""
+    """The energy curve of each element, with `points` distances."""
     grid = np.linspace(NEAREST, FARTHEST, points)
     radii = np.array([grid * 2 * covalent_radii[atomic_numbers[symbol]] for symbol in symbols])
     energies, forces = _ask(calculator, symbols, radii)
@@ -145,7 +148,7 @@ def pair_curves(calculator: Calculator, symbols: list[str], points: int) -> list
 def _ask(
     calculator: Calculator, symbols: list[str], radii: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Energies and forces (S, R) for radii (S, R)."""
+    """Energies (S, R) in eV and forces (S, R) in eV/A of S elements at distances (S, R) in A."""
     dimers = [
         Dimer(symbol, symbol, float(radius))
         for symbol, row in zip(symbols, radii, strict=True)
@@ -163,22 +166,22 @@ def _judged(
     forces: np.ndarray,
 ) -> Curve:
     slopes = CubicSpline(radii, energies)(radii, 1)
-    # the ends of a spline are uncertain, and so is its first steep step
+    # a spline is inaccurate near its ends
     inner = slice(2, -2)
     errors = _slope_errors(forces, slopes)[inner]
     error = float(errors.max())
     if error > 1:
-        # where a force changes fast, the spline may be what is wrong
+        # where the force changes fast, the spline itself may be wrong
         error = _error_by_differences(calculator, symbol, radii[inner], errors)
 
     lowest = int(energies.argmin())
-    # without a well the energy falls all the way out
+    # without a well, the lowest energy is at the largest distance
     repels = lowest > 0 and bool((np.diff(energies[: lowest + 1]) < 0).all())
     return Curve(symbol, radii, energies, len(deep_minima(energies)), repels, error)
 
 
 def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
-    """The curves, with length, depth, frequency and stiffness where there is a well."""
+    """The curves, with length, depth, frequency and stiffness filled in for those with a well."""
     deep = [place for place, curve in enumerate(curves) if curve.has_well]
     if not deep:
         return curves
@@ -187,7 +190,7 @@ def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
     for place in deep:
         lowest = int(curves[place].energies.argmin())
         brackets.append((curves[place].radii[lowest - 1], curves[place].radii[lowest + 1]))
-    # all elements at once, since every call has a price of its own
+    # all elements at once, because each call has an overhead
     lengths, curvatures = wells(calculator, symbols, np.array(brackets))
 
     completed = list(curves)
@@ -207,7 +210,7 @@ def _with_wells(calculator: Calculator, curves: list[Curve]) -> list[Curve]:
 
 
 def _slope_errors(forces: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Difference of each force from minus the slope, over what is allowed."""
+    """Difference between each force and minus the slope, relative to the allowed difference."""
     allowed = SLOPE_FORCE + SLOPE_SHARE * np.abs(slopes)
     errors: np.ndarray = np.abs(forces + slopes) / allowed
     return errors
@@ -216,7 +219,7 @@ def _slope_errors(forces: np.ndarray, slopes: np.ndarray) -> np.ndarray:
 def _error_by_differences(
     calculator: Calculator, symbol: str, radii: np.ndarray, errors: np.ndarray
 ) -> float:
-    """The largest error of the suspicious points, with slopes from small steps."""
+    """The largest error of the most suspicious points, with slopes from central differences."""
     suspicious = radii[np.argsort(errors)[-MOST_SUSPICIOUS:]]
     around = suspicious[:, None] + SMALL_STEP * np.array([-1, 0, 1])
     energies, forces = _ask(calculator, [symbol], around.reshape(1, -1))
@@ -228,9 +231,10 @@ def _error_by_differences(
 def wells(
     calculator: Calculator, symbols: list[str], brackets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths in A and curvatures in eV/A^2 (S,) of the minima within brackets (S, 2) in A.
+    """Find the minimum of each of S elements within brackets (S, 2) in A.
 
-    The force is zero there, and its slope over five points is the curvature.
+    Returns bond lengths (S,) in A, where the force is zero, and curvatures (S,) in eV/A^2, which
+    are minus the slope of the force by a five-point stencil.
     """
     brackets = brackets.copy()
     lengths = brackets.mean(axis=1)
@@ -238,7 +242,7 @@ def wells(
         between = np.linspace(brackets[:, 0], brackets[:, 1], DIVISIONS, axis=1)
         _, forces = _ask(calculator, symbols, between)
         for row, (radii, force) in enumerate(zip(between, forces, strict=True)):
-            # forces that are no slopes may have no zero; then the middle must do
+            # if forces are not slopes of the energy, there may be no zero; then keep the midpoint
             crossing = np.flatnonzero((force[:-1] > 0) & (force[1:] <= 0))
             if len(crossing):
                 before = int(crossing[0])

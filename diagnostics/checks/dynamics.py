@@ -1,8 +1,9 @@
-"""Dynamics of some thirty systems: does any explode, fuse two atoms, or gain energy?
+"""Dynamics of about thirty systems: does any explode, fuse two atoms, or gain energy?
 
-A quarter of the time a thermostat brings a system to its temperature. The rest is NVE, in which the
-total energy must stay: it drifts where forces are not the derivative of the energy. With a folder,
-finished systems are kept, and the one at work is stored every few hundred steps.
+For a quarter of the time, a thermostat brings the system to its temperature. The rest is NVE, in
+which the total energy must be conserved: it drifts if forces are not the derivative of the energy.
+With a folder, the results of finished systems are stored, and the state of the running system is
+stored every few hundred steps.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ..sanity.verdicts import failures, progress_bar, refusal_of_energy
 
 
 DRIFT = 10.0  # meV/atom/ps, of the total energy
-# An explosion is a temperature this many times the target.
+# A temperature above the target by this factor is an explosion.
 HOT = 5.0
 THERMOSTAT_SHARE = 0.25
 THERMOSTAT_TIME = 50.0  # fs
 
-# Steps between two looks at the atoms; steps of a part, several looks, after which the state is
-# stored. The thermostat's random numbers start again with each part, so that a resumed run has the
-# same ones.
+# The atoms are checked every LOOK steps. The state is stored after every PART steps, a multiple of
+# LOOK. The thermostat's random numbers are seeded for each part, so that a resumed run draws the
+# same numbers.
 LOOK = 20
 PART = 200
 
@@ -104,7 +105,8 @@ def check(
 class Run:
     """How the dynamics of a system ended.
 
-    failure: empty for a run to its end. drift: meV/atom/ps of the total energy in NVE.
+    failure: the reason, empty for a run that reached its end. drift: of the total energy in NVE,
+    meV/atom/ps; NaN after a failure.
     """
 
     name: str
@@ -114,21 +116,21 @@ class Run:
 
 
 class Explosion(EvenfieldError):
-    """The dynamics has left what the start was."""
+    """The atoms are too hot or fused, or the energy is not finite."""
 
 
 def simulate(calculator: Calculator, system: System, settings: SanityConfig, memory: Memory) -> Run:
-    """Run one system to its end or to its failure, from where an earlier process stopped."""
+    """Run one system until the end or a failure; continues from a stored state if there is one."""
     start = system.atoms()
     distances = PairDistances(start)
     looks = round(1000 * settings.length / system.time_step / LOOK)
     num_steps = max(2 * PART, LOOK * looks)
-    # in whole parts, since a part has one kind of dynamics
+    # in whole parts, because a part is either thermostatted or NVE
     warm_steps = max(1, round(THERMOSTAT_SHARE * num_steps / PART)) * PART
 
     state = _State.of(memory.read(f"state {system.name}"))
     if state is None:
-        # half of the energy becomes potential energy in the first vibrations
+        # by equipartition, half of the kinetic energy becomes potential energy
         set_thermal_momenta(start, 2 * settings.temperature, settings.seed)
         Stationary(start, preserve_temperature=False)
         state = _State(0, start.positions, start.get_momenta(), [])
@@ -158,7 +160,7 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
 
     drift = np.nan
     if not failure:
-        # an energy for each look at the atoms
+        # one energy every LOOK steps
         times = np.arange(len(energies)) * LOOK * system.time_step / 1000
         drift = 1000 * float(np.polyfit(times, energies, 1)[0])
     return Run(system.name, steps, failure, drift)
@@ -166,7 +168,7 @@ def simulate(calculator: Calculator, system: System, settings: SanityConfig, mem
 
 @dataclass(frozen=True)
 class _State:
-    """Where a run is. energies: eV/atom, of the part in NVE."""
+    """The stored state of a run. energies: total energies in eV/atom since the start of NVE."""
 
     steps: int
     positions: np.ndarray
@@ -175,7 +177,7 @@ class _State:
 
     @classmethod
     def of(cls, content: dict[str, Any] | None) -> _State | None:
-        """The state that `content` gave; None for None."""
+        """The inverse of `content`; None for None."""
         if content is None:
             return None
         return cls(
@@ -186,7 +188,7 @@ class _State:
         )
 
     def content(self) -> dict[str, Any]:
-        """For JSON, which keeps every digit of a float64."""
+        """JSON-ready; JSON keeps every digit of a float64."""
         return {
             "steps": self.steps,
             "positions": self.positions.tolist(),
@@ -203,9 +205,11 @@ def _part(
     steps: int,
     warming_step: int | None,
 ) -> list[float]:
-    """Some steps; returns the total energies (eV/atom) of NVE, and none of the thermostat.
+    """Run `steps` steps; returns total energies in eV/atom for NVE, and an empty list otherwise.
 
-    warming_step: number of the first step under the thermostat; None for NVE.
+    warming_step: number of the first step if the thermostat is on; None for NVE.
+
+    Raises Explosion if the energy is not finite, the atoms are too hot, or two of them are fused.
     """
     time_step = system.time_step * units.fs
     dynamics: Bussi | VelocityVerlet

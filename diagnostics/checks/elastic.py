@@ -1,10 +1,11 @@
-"""Are cubic crystals stable, and do energy and stress agree about their elastic constants?
+"""Are cubic crystals stable, and do energy and stress give the same elastic constants?
 
 M. Born: a cubic crystal is stable if C11 - C12, C11 + 2 C12 and C44 are positive. The constants
-come from finite strains at the model's own lattice parameter, once as second derivatives of the
-energy and once as derivatives of the stress. Where the two differ, the stress is not the derivative
-of the energy. A model of ours also gives them as second derivatives without finite steps; where
-those differ from strains, the energy is rough on the scale of the steps, or a derivative is wrong.
+come from finite strains at the model's own lattice parameter: from the energy as second
+derivatives, and from the stress as first derivatives. If the two differ, the stress is not the
+derivative of the energy. For evenfield's own models, automatic differentiation also gives the
+constants without finite steps. If these differ from the strains, the energy is rough on the scale
+of the steps, or a derivative is wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..sanity.reference.tables import elemental_phases, lattices
 from ..sanity.verdicts import failures, with_progress
 
 
-# Twenty crystals and their structures: metals, semiconductors, salts.
+# Crystals and their structures: metals, semiconductors, salts.
 CRYSTALS = {
     **dict.fromkeys(("Cu", "Al", "Ag", "Au", "Pd", "Pt", "Ni", "Rh"), "fcc"),
     **dict.fromkeys(("Na", "W", "Fe"), "bcc"),
@@ -40,11 +41,11 @@ UNIAXIAL = np.diag([1.0, 0.0, 0.0])
 ISOTROPIC = np.eye(3)
 SHEAR = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.5, 0.0]])
 
-# How far energy and stress may differ: relative to the largest constant, and in GPa.
+# Allowed difference between two sets of constants: relative to the largest constant, plus in GPa.
 AGREEMENT = 0.05
 AGREEMENT_GPA = 1.0
 
-# Atoms of diamond and zincblende move against each other when the crystal is sheared.
+# In these structures, the sublattices move against each other when the crystal is sheared.
 HAS_INNER_STRAIN = ("diamond", "zincblende")
 FMAX = 1e-4  # eV/A
 MAX_STEPS = 50
@@ -52,7 +53,7 @@ MAX_STEPS = 50
 
 @dataclass(frozen=True)
 class Constants:
-    """C11, C12 and C44 in GPa."""
+    """Elastic constants C11, C12 and C44 of a cubic crystal, in GPa."""
 
     c11: float
     c12: float
@@ -60,11 +61,11 @@ class Constants:
 
     @property
     def is_stable(self) -> bool:
-        """Born's criteria; false for NaN."""
+        """Whether Born's criteria hold; False for NaN."""
         return self.c11 > self.c12 and self.c11 + 2 * self.c12 > 0 and self.c44 > 0
 
     def agrees(self, other: Constants) -> bool:
-        """Whether two sets differ by no more than the tolerance; false for NaN."""
+        """Whether two sets differ by no more than the tolerance; False for NaN."""
         mine = np.array([self.c11, self.c12, self.c44])
         theirs = np.array([other.c11, other.c12, other.c44])
         allowed = AGREEMENT_GPA + AGREEMENT * np.abs(theirs).max()
@@ -76,7 +77,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Strained:
-    """What finite strains of a crystal give, at its own volume in A^3/atom."""
+    """Elastic constants by finite strains; volume: of the unstrained crystal, A^3/atom."""
 
     by_energy: Constants
     by_stress: Constants
@@ -84,7 +85,7 @@ class Strained:
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Elastic constants of cubic crystals by energy and by stress, and Born's stability.
+    """Elastic constants of cubic crystals by energy and stress, and Born's stability.
 
     Example: evenfield check elastic evenfield-s elements=[Cu] --level-of-theory EMT
     """
@@ -134,7 +135,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def _has_second_derivatives(model: CheckedModel | CheckedCalculator) -> TypeGuard[CheckedModel]:
-    """Whether there is a network that is the whole energy."""
+    """Whether the subject is a model whose energy comes from the network alone."""
     if not isinstance(model, CheckedModel):
         return False
     config = model.loaded.potential.config
@@ -142,12 +143,15 @@ def _has_second_derivatives(model: CheckedModel | CheckedCalculator) -> TypeGuar
 
 
 def crystal_symbols(name: str) -> list[str]:
-    """The elements of a formula."""
+    """Symbols of the elements in a formula, sorted."""
     return sorted(set(Atoms(name).get_chemical_symbols()))
 
 
 def elastic_constants(calculator: Calculator, name: str, structure: str) -> Strained | None:
-    """By energy and by stress; None for a crystal without a minimum near its known volume."""
+    """Elastic constants by energy and by stress; None if there is no minimum near the known volume.
+
+    name: formula. structure: ASE's name, such as "fcc".
+    """
     curve = minimum(calculator, name, structure, expected_volume(name, structure))
     if not curve.volume > 0:
         return None
@@ -159,7 +163,7 @@ def elastic_constants(calculator: Calculator, name: str, structure: str) -> Stra
     isotropic, _, _ = _response(calculator, atoms, ISOTROPIC, (0, 0), (1, 1))
     sheared, shear, _ = _response(calculator, atoms, SHEAR, (1, 2), (0, 1), relaxes=relaxes)
 
-    # the isotropic one is 3 (C11 + 2 C12)
+    # the isotropic response is 3 (C11 + 2 C12)
     c12 = (isotropic / 3 - uniaxial) / 2
     return Strained(
         Constants(uniaxial, c12, sheared), Constants(along, across, shear), curve.volume
@@ -167,8 +171,8 @@ def elastic_constants(calculator: Calculator, name: str, structure: str) -> Stra
 
 
 def without_steps(model: CheckedModel, atoms: Atoms) -> Constants:
-    """Second derivatives of a model's energy by strain, with atoms that follow."""
-    # the imports bring in torch, which the help of the command does not need
+    """Elastic constants as second derivatives of a model's energy, with relaxation of the atoms."""
+    # imported here, because they import torch, which the help of the command does not need
     import torch
 
     from ...data_pipelines.batch import Batch
@@ -185,7 +189,7 @@ def without_steps(model: CheckedModel, atoms: Atoms) -> Constants:
 
 
 def expected_volume(name: str, structure: str) -> float:
-    """A^3/atom, from the reference tables."""
+    """Expected volume in A^3/atom, from the reference tables."""
     for lattice in lattices():
         if lattice.name == name:
             return lattice.pbe**3 / ATOMS_PER_CUBE[structure]
@@ -201,7 +205,11 @@ def _response(
     *,
     relaxes: bool = False,
 ) -> tuple[float, float, float]:
-    """d2E/de2 / V, and the derivatives of two entries of the stress, in GPa."""
+    """d2E/de2 / V, and the derivatives of the stress entries `first` and `second`, in GPa.
+
+    direction: (3, 3) unit strain, which is multiplied by STRAINS. relaxes: whether the atoms are
+    relaxed at each strain.
+    """
     energies = []
     stresses = []
     for strain in STRAINS:
@@ -209,7 +217,7 @@ def _response(
         strained.set_cell(atoms.cell.array @ (np.eye(3) + strain * direction), scale_atoms=True)
         if relaxes:
             relaxed = at_rest(calculator, strained, FMAX, MAX_STEPS)
-            # a calculator that fails is asked once more, and the answer is NaN
+            # if the relaxation failed, the call below fails as well and gives NaN
             strained = strained if relaxed is None else relaxed[0]
         answer = ask(calculator, strained, stress=True)
         energies.append(answer.energy)
@@ -217,7 +225,7 @@ def _response(
 
     if not np.isfinite(energies).all():
         return np.nan, np.nan, np.nan
-    # in units of the largest strain, so that the powers of the fit are of one size
+    # in units of the largest strain, so that the powers in the fit have similar magnitudes
     largest = STRAINS.max()
     scaled = STRAINS / largest
     relative = np.array(energies) - energies[len(STRAINS) // 2]

@@ -1,12 +1,13 @@
-"""Are mirror images equal, and are like and unlike hands told apart?
+"""Do mirror images have the same energy, and do homochiral and heterochiral pairs differ?
 
-A chiral molecule and its mirror image have one energy, and forces that are mirrored. A pair of like
-hands and a pair of unlike hands are no mirror images of each other, so their energies differ: that
-is how a crystal or an enzyme chooses. Which of them is lower depends on how the molecules lie; an
-oracle says whether a potential finds the right one.
+A chiral molecule and its mirror image have the same energy, and mirrored forces. A pair of two
+equal enantiomers (like hands) is not the mirror image of a pair of two opposite ones (unlike
+hands), so their energies differ. This is how a crystal or an enzyme distinguishes enantiomers.
+Which pair is lower depends on the arrangement of the molecules; an oracle tells whether a potential
+prefers the right one.
 
-CHFClBr is taken where its elements are known, else clusters of five atoms of one element with four
-different bonds.
+The test molecule is CHFClBr if its elements are known. Otherwise, five-atom clusters of one element
+with four different bond lengths are used.
 """
 
 from __future__ import annotations
@@ -26,30 +27,31 @@ from ..sanity.oracle import oracle_of
 from ..sanity.verdicts import failures, with_progress
 
 
-# Directions to the corners of a tetrahedron, and bonds over the usual length of a cluster's own.
+# Directions to the corners of a tetrahedron, and bond lengths of a cluster relative to twice the
+# covalent radius.
 CORNERS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
 BONDS = np.array([1.00, 1.08, 1.17, 1.27])
 MOLECULE = "CHFClBr"
-# A, of the bonds of carbon to H, F, Cl and Br
+# bond lengths of carbon to H, F, Cl and Br, A
 MOLECULE_BONDS = np.array([1.09, 1.36, 1.76, 1.93])
 MIRROR = np.diag([1.0, 1.0, -1.0])
 
-# A between the nearest atoms of two molecules or clusters, over the sum of their radii.
+# Distance between the nearest atoms of two molecules, relative to the sum of their covalent radii.
 APART = 2.2
 ELEMENTS: dict[Suite, int] = {"quick": 6, "standard": 20, "full": 103}
 ARRANGEMENTS: dict[Suite, int] = {"quick": 4, "standard": 10, "full": 30}
 
-# How far mirror images may differ: relative to the largest force, times an Angstrom for energies.
+# Allowed difference of mirror images: relative to the largest force, times 1 A for energies.
 EQUAL = 1e-6
 SMALLEST_FORCE = 1e-2  # eV/A
-# Smallest difference of like and unlike pairs that is more than rounding, in eV.
+# Energy difference between like and unlike pairs, in eV, below which it is only rounding.
 TOLD_APART = 1e-7
-# Share of arrangements in which the oracle's choice must be found.
+# Smallest share of arrangements in which the potential must prefer the same pair as the oracle.
 RIGHT = 0.9
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Mirror images have equal energies; pairs of like and of unlike hands have not.
+    """Do mirror images have equal energies, and like and unlike pairs different ones?
 
     Example: evenfield check handedness evenfield-1 elements=[C,H,F,Cl,Br] suite=quick
     """
@@ -62,7 +64,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
         found.append(hands_of(calculator, oracle, atoms, arrangements, settings.seed))
     figures = [Figure("chiral things", len(found), "", at_least=1)]
     lines: list[str] = []
-    # `not <=` also names what has no finite answer
+    # `not <=` also catches NaN
     for what, names in (
         ("mirror images of another energy", [h.name for h in found if not h.energy_error <= EQUAL]),
         ("mirror images of other forces", [h.name for h in found if not h.force_error <= EQUAL]),
@@ -88,11 +90,12 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Hands:
-    """What a potential says of one chiral thing; NaN where it fails.
+    """Results for one chiral molecule or cluster; NaN if the calculator fails.
 
-    energy_error, force_error: difference of mirror images over the largest force (times A).
-    preferences, expected: (A,) eV, energy of like minus that of unlike hands in each arrangement,
-    by the potential and by the oracle.
+    energy_error, force_error: difference of mirror images, relative to the largest force; the
+    energy in units of this force times 1 A.
+    preferences, expected: (A,) energy of the like pair minus energy of the unlike pair in each of A
+    arrangements, in eV, by the potential and by the oracle.
     """
 
     name: str
@@ -103,7 +106,7 @@ class Hands:
 
 
 def subjects(model: CheckedCalculator, settings: SanityConfig) -> list[Atoms]:
-    """CHFClBr, or a chiral cluster of each of some elements."""
+    """CHFClBr, or one chiral cluster for each of some elements."""
     if {"C", "H", "F", "Cl", "Br"} <= set(settings.chosen(model.symbols)):
         outer = CORNERS * MOLECULE_BONDS[:, None]
         return [Atoms(MOLECULE, np.concatenate([np.zeros((1, 3)), outer]))]
@@ -122,7 +125,7 @@ def hands_of(
     arrangements: int,
     seed: int,
 ) -> Hands:
-    """Compare a chiral thing with its mirror image, alone and in pairs."""
+    """Compare a chiral molecule or cluster with its mirror image, alone and in pairs."""
     left = ask(calculator, atoms)
     right = ask(calculator, mirrored(atoms))
     scale = max(float(np.abs(left.forces).max()), SMALLEST_FORCE)
@@ -145,7 +148,10 @@ def hands_of(
 
 
 def preference(calculator: Calculator, atoms: Atoms, tilts: Rotation) -> float:
-    """Energy of two like hands minus that of two unlike ones, in eV."""
+    """Energy of the like pair minus energy of the unlike pair, in eV.
+
+    tilts: two rotations, one for each member of a pair.
+    """
     energies = []
     for second in (atoms, mirrored(atoms)):
         energies.append(ask(calculator, pair(atoms, second, tilts)).energy)
@@ -153,14 +159,14 @@ def preference(calculator: Calculator, atoms: Atoms, tilts: Rotation) -> float:
 
 
 def mirrored(atoms: Atoms) -> Atoms:
-    """The mirror image."""
+    """The mirror image of the atoms."""
     image = atoms.copy()
     image.positions = image.positions @ MIRROR
     return image
 
 
 def pair(first: Atoms, second: Atoms, tilts: Rotation) -> Atoms:
-    """Two things with their own tilts side by side, as near as their radii allow."""
+    """Two molecules, each rotated by its tilt, side by side and as close as their radii allow."""
     below = first.copy()
     below.positions = tilts[0].apply(below.positions)
     above = second.copy()
@@ -168,7 +174,7 @@ def pair(first: Atoms, second: Atoms, tilts: Rotation) -> Atoms:
 
     radii = covalent_radii[first.numbers]
     allowed = APART * (radii[:, None] + radii[None, :])
-    # along x until no two atoms are closer than allowed: each pair of atoms asks for a distance
+    # shift along x until no two atoms are closer than allowed: the largest shift of any pair counts
     difference = above.positions[None, :] - below.positions[:, None]
     across = np.square(difference[..., 1:]).sum(axis=-1)
     needed = np.sqrt(np.clip(allowed**2 - across, 0, None)) - difference[..., 0]

@@ -14,12 +14,12 @@ from .elastic import crystal_symbols
 
 LATTICE_ERROR = 2.0  # percent
 
-# Names of levels of theory that hold PBE and are something else.
+# Functionals whose names contain "pbe" but which are not PBE.
 NOT_PBE = ("pbesol", "pbe0", "revpbe", "rpbe")
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Lattice parameters of metals, semiconductors and salts against PBE or experiment.
+    """Lattice parameters of cubic crystals against PBE or experiment.
 
     Example: evenfield check lattice evenfield-s elements=[Cu,Al] --level-of-theory EMT
     """
@@ -57,7 +57,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def reference_of(level: str) -> str:
-    """What a level of theory is compared with: PBE with PBE, everything else with experiment."""
+    """The reference for a level of theory: "pbe" for PBE, "experiment" for everything else."""
     lowered = level.lower()
     is_other = any(name in lowered for name in NOT_PBE)
     return "pbe" if "pbe" in lowered and not is_other else "experiment"

@@ -1,17 +1,18 @@
-"""How far does a push reach, and does it reach as far as it should?
+"""How far does the displacement of an atom reach, and does it reach as far as it should?
 
-One atom of a crystal is moved, and the forces on all others change:
+One atom of a crystal is moved, and the forces on all other atoms change:
 
     response_ij = -dF_i/dr_j, its largest singular value, over the distance of i and j
 
-A potential with a cutoff answers nothing beyond its receptive field, whatever nature does there. An
-oracle shows what is missing: in metals the response dies within two shells, in salts it falls off
-slowly. The responses to one atom sum to zero, because a push on all atoms at once changes nothing.
+A potential with a cutoff has no response beyond its receptive field, whatever happens in nature. An
+oracle shows what is missing: in metals the response vanishes within two shells, and in salts it
+decays slowly. The responses to the motion of one atom sum to zero, because a translation of all
+atoms changes nothing.
 
-How it falls off decides what a larger cutoff buys. Bare charges answer as r^-3, so that the error
-of a potential that ends at r falls as r^-1.5 if atoms move independently of each other: the root of
-the integral of r^-6 over the volume outside. Screened charges answer as exp(-r / length), and a
-cutoff of a few lengths is enough.
+The decay determines what a larger cutoff gains. The response of bare charges decays as r^-3. If
+atoms move independently of each other, the error of a potential with the cutoff r then decays as
+r^-1.5, the root of the integral of r^-6 over the volume outside. The response of screened charges
+decays as exp(-r / length), and a cutoff of a few lengths is enough.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ..sanity.plots import curves_png
 from ..sanity.verdicts import failures, with_progress
 
 
-# Cubic crystals with their lattice parameters in A, and how many cubes lie along an edge.
+# Name -> structure, lattice parameter in A, and number of cubic cells along each edge.
 CRYSTALS: dict[str, tuple[str, float, int]] = {
     "Cu": ("fcc", 3.61, 3),
     "Al": ("fcc", 4.05, 3),
@@ -44,25 +45,28 @@ CRYSTALS: dict[str, tuple[str, float, int]] = {
 QUICK = ("Cu", "Si", "NaCl")
 
 STEP = 0.01  # A
-SHELLS = np.array([0.5, 3.2, 4.5, 6.0, 8.0])  # A, bounds between which the largest is reported
-# Largest sum of all responses over the response of an atom to itself.
+SHELLS = np.array([0.5, 3.2, 4.5, 6.0, 8.0])  # A; the largest response in each range is reported
+# Largest sum of all responses, relative to the response of the moved atom itself.
 SUM = 1e-4
-# A response that is smaller than this share of the atom's own does not matter.
+# Responses below this share of the moved atom's own response are negligible.
 NEGLIGIBLE = 0.01
-# Largest share of the oracle's response, summed over atoms, that lies where the potential has none.
+# Largest share of the oracle's response, summed over atoms, at distances where the potential has
+# none.
 MISSED = 0.1
-# Radii at which a potential might end, A.
+# Cutoffs for which the truncation error is reported, A.
 CUTOFFS = (4.0, 5.0, 6.0, 8.0)
-# Shells that the law of the decay is fitted to, if there are so many. Nearest neighbours touch, and
-# atoms from half the edge of the cell on, of which the corner of a cube is 1.73 times as far away,
-# answer to several images.
+# Range of the shells to which the law of the decay is fitted, and the smallest number of them. The
+# upper end is a share of the largest distance, which is half of the diagonal of the cell. Touching
+# neighbours are left out, and so are atoms beyond half an edge, which respond to several images.
 FITTED_FROM = 2.6  # A
 FITTED_SHARE = 0.56
 FEWEST_SHELLS = 4
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """The response of forces to the motion of one atom, over the distance; beside an oracle.
+    """Response of forces to the motion of one atom, over the distance.
+
+    With `oracle=`, the response of the oracle is shown and compared.
 
     Example: evenfield check locality evenfield-s elements=[Cu] --level-of-theory EMT
     oracle=ase.calculators.emt:EMT
@@ -113,7 +117,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def _of_truncation(name: str, response: Response) -> list[str]:
-    """What a potential that ends at a radius would miss, and how that falls with the radius."""
+    """A line on the error of a cutoff at several radii, and on the law of the decay."""
     shares = [
         f"{100 * response.truncation_error(radius):.2g} % at {radius:g} A"
         for radius in CUTOFFS
@@ -126,9 +130,9 @@ def _of_truncation(name: str, response: Response) -> list[str]:
 
 @dataclass(frozen=True)
 class Decay:
-    """The law by which a response falls with the distance r: r^-exponent, or exp(-r / length).
+    """The law by which a response decays with the distance r: r^-exponent, or exp(-r / length).
 
-    length: A. is_power: whether the power fits better.
+    length: A. is_power: whether the power law fits better.
     """
 
     exponent: float
@@ -143,8 +147,8 @@ class Decay:
 class Response:
     """How the forces of a crystal change when its first atom moves.
 
-    distances: (N,) A, ascending, the atom itself first. responses: (N,) eV/A^2.
-    sum: of all changes, relative to the atom's own.
+    distances: (N,) A, ascending, the moved atom first. responses: (N,) eV/A^2.
+    sum: of all responses, relative to the moved atom's own.
     """
 
     distances: np.ndarray
@@ -153,33 +157,33 @@ class Response:
 
     @property
     def reach(self) -> float:
-        """The largest distance in A with a response that matters."""
+        """The largest distance in A with a response that is not negligible."""
         matters = self.responses >= NEGLIGIBLE * self.responses[0]
         return float(self.distances[matters].max())
 
     @property
     def extent(self) -> float:
-        """The largest distance in A with any response beyond the noise of finite differences."""
+        """The largest distance in A with a response above the noise of finite differences."""
         there = self.responses >= 1e-6 * self.responses[0]
         return float(self.distances[there].max())
 
     def share_beyond(self, distance: float) -> float:
-        """Share of the response of the other atoms that lies beyond a distance in A."""
+        """Share of the summed response of the other atoms that lies beyond a distance in A."""
         others = self.responses[1:]
         return float(others[self.distances[1:] > distance + 0.01].sum() / others.sum())
 
     def truncation_error(self, radius: float) -> float:
-        """Share of the fluctuation of a force that comes from beyond a radius in A.
+        """Share of the fluctuation of a force that comes from atoms beyond a radius in A.
 
-        The other atoms move at random and independently of each other, so squares add up.
+        Assumes that the other atoms move at random and independently, so that squares add up.
         """
         squares = self.responses[1:] ** 2
         outside = squares[self.distances[1:] > radius].sum()
-        # where no atom answers at all, nothing is missed
+        # if no atom responds at all, nothing is missed
         return float(np.sqrt(outside / squares.sum())) if squares.any() else 0.0
 
     def decay(self) -> Decay | None:
-        """The law that fits best; None where the response ends after a few shells."""
+        """The law that fits best; None if there are fewer than FEWEST_SHELLS shells to fit."""
         shells, place = np.unique(self.distances.round(2), return_inverse=True)
         strongest = np.zeros(len(shells))
         np.maximum.at(strongest, place, self.responses)
@@ -203,13 +207,13 @@ class Response:
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of the straight line through points, and the sum of the squares that it leaves."""
+    """Slope of the least-squares line through points, and the sum of squared residuals."""
     slope, height = np.polyfit(x, y, 1)
     return float(slope), float(np.square(y - slope * x - height).sum())
 
 
 def response_of(calculator: Calculator, atoms: Atoms) -> Response:
-    """Move the first atom along each axis; NaN where the calculator fails."""
+    """Response to the motion of the first atom by central differences; NaN if a call fails."""
     columns = []
     for axis in range(3):
         forces = []

@@ -1,12 +1,13 @@
-"""Do metals mix, or do they part?
+"""Do metals mix, or do they separate?
 
-The energy of a random alloy at its own volume, relaxed, above that of its pure metals:
+The energy of mixing is the energy of a random alloy, relaxed at its own volume, above the energy of
+the pure metals:
 
     E_mix(x) = E(A_(1-x) B_x) - (1 - x) E(A) - x E(B)
 
-per atom, all fcc. Where it is negative in the middle, the metals mix at any temperature; where it
-is positive and the curve bends downwards, they part into two alloys when it is cold. The sign at
-x = 1/2 is compared with calorimetry, or with the oracle of the settings.
+per atom, all fcc. If it is negative at x = 1/2, the metals mix at any temperature. If it is
+positive and the curve bends downwards, they separate into two alloys at low temperature. The sign
+at x = 1/2 is compared with calorimetry, or with the oracle of the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..sanity.verdicts import failures, with_progress
 from .elastic import expected_volume
 
 
-# The sign of the enthalpy of mixing at x = 1/2 of solid solutions, where it is beyond doubt:
+# Sign of the enthalpy of mixing of solid solutions at x = 1/2, for alloys where it is beyond doubt:
 # R. Hultgren et al., Selected Values of the Thermodynamic Properties of Binary Alloys (1973). Ag
 # and Ni do not even mix as liquids.
 SIGNS: dict[tuple[str, str], int] = {
@@ -46,7 +47,7 @@ SIGNS: dict[tuple[str, str], int] = {
 }
 QUICK = (("Ag", "Au"), ("Ag", "Ni"), ("Al", "Ni"))
 
-# Of each cell of 32 atoms, the numbers that are replaced.
+# Numbers of atoms that are replaced by the second metal, in a cell of 32 atoms.
 ATOMS = 32
 REPLACED: dict[Suite, tuple[int, ...]] = {
     "quick": (16,),
@@ -55,12 +56,13 @@ REPLACED: dict[Suite, tuple[int, ...]] = {
 }
 FMAX = 0.05  # eV/A
 MAX_STEPS = 40
-# Against an oracle, eV/atom: smaller energies of mixing have no sign that could be wrong.
+# Energies of mixing of the oracle below this, in eV/atom, are too small for their sign to be
+# judged.
 SMALL = 0.01
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Energies of mixing of random fcc alloys: do metals mix as in experiment, or at the oracle?
+    """Do random fcc alloys mix or separate as in experiment, or as the oracle says?
 
     Example: evenfield check mixing --calculator ase.calculators.emt:EMT elements=[Ag,Ni,Au]
     """
@@ -119,19 +121,19 @@ def _question(oracle: Calculator | None, wrong: list[str]) -> tuple[str, list[st
 
 @dataclass(frozen=True)
 class MixingCurve:
-    """Energies of mixing in eV/atom over the share of the second metal, both ends included."""
+    """Energies of mixing in eV/atom and the fractions of the second metal, from 0 to 1."""
 
     fractions: np.ndarray
     energies: np.ndarray
 
     @property
     def middle(self) -> float:
-        """At x = 1/2, in meV/atom."""
+        """Energy of mixing at x = 1/2, in meV/atom."""
         return 1000 * float(self.energies[len(self.energies) // 2])
 
     @property
     def bend(self) -> str:
-        """Upwards where all mixtures are stable against parting, downwards where none is."""
+        """The curvature: "upwards" (no mixture separates), "downwards" (all do) or "both ways"."""
         widths = np.diff(self.fractions)
         slopes = np.diff(self.energies) / widths
         turns = np.sign(np.diff(slopes))
@@ -145,14 +147,14 @@ class MixingCurve:
 def mixing_curve(
     calculator: Calculator, first: str, second: str, replaced: tuple[int, ...], seed: int
 ) -> MixingCurve:
-    """The curve of two metals; NaN where a metal has no minimum or a call fails."""
+    """The curve of two metals; NaN if a metal has no minimum or a call fails."""
     pure = [
         minimum(calculator, name, "fcc", expected_volume(name, "fcc")) for name in (first, second)
     ]
     volumes = [each.volume for each in pure]
     fractions = np.array([0, *(count / ATOMS for count in replaced), 1])
     energies = [0.0]
-    # one order of replacement for all compositions, so that the curve is that of one alloy
+    # the same order of replacement for all compositions makes the curve smooth
     order = np.random.default_rng(seed).permutation(ATOMS)
     for fraction in fractions[1:-1]:
         if not all(volume > 0 for volume in volumes):
@@ -169,7 +171,7 @@ def mixing_curve(
 
 
 def relaxed_energy(calculator: Calculator, alloy: Atoms) -> float:
-    """eV/atom of a crystal at its best volume with its atoms at rest; NaN where a call fails."""
+    """Energy in eV/atom of an alloy with relaxed volume and positions; NaN if a call fails."""
 
     def energy(volume: float) -> float:
         return energy_per_atom(calculator, _scaled(atoms, volume))
@@ -186,13 +188,13 @@ def relaxed_energy(calculator: Calculator, alloy: Atoms) -> float:
     except FAILURES:
         return float("nan")
 
-    # atoms at rest leave a little more room: once more the best volume, with them
+    # relaxed positions change the best volume a little, so it is fitted again
     volumes = volume * FIT
     return fit_birch_murnaghan(volumes, np.array([energy(each) for each in volumes])).energy
 
 
 def _scaled(atoms: Atoms, volume: float) -> Atoms:
-    """The crystal with another volume per atom in A^3."""
+    """The crystal scaled to a volume in A^3/atom."""
     scaled = atoms.copy()
     factor = (volume * len(atoms) / atoms.get_volume()) ** (1 / 3)
     scaled.set_cell(atoms.cell * factor, scale_atoms=True)

@@ -1,6 +1,6 @@
-"""Which crystal structure of an element is lowest in energy, each at its best volume.
+"""Which crystal structure of an element has the lowest energy, each at its best volume?
 
-Diamond and beta-tin have four and six near neighbours, close packing has twelve. A model without
+Diamond and beta-tin have four and six nearest neighbours, close packing has twelve. A model without
 angles cannot distinguish them.
 """
 
@@ -21,14 +21,14 @@ from scipy.optimize import minimize_scalar
 from ..check import CheckedModel, CheckError, CheckResult, Figure
 
 
-# Smallest and largest volume that is searched, relative to touching spheres in the same structure.
+# Range of volumes that is searched, relative to the volume of touching spheres in the structure.
 VOLUME_RANGE = (0.4, 1.8)
 GRID_POINTS = 16
 
-# Touching spheres of the covalent radius are too small for metals; ten per cent more fits most.
+# Covalent radii are too small for metals; ten per cent more fits most of them.
 SPHERE_SCALE = 1.1
 
-# c/a of white tin; the other prototypes have no free parameter but the volume.
+# c/a of white tin; the other prototypes have no free parameter except the volume.
 TIN_AXIAL_RATIO = 0.546
 
 # (symbol, volume per atom in A^3) -> cell.
@@ -39,7 +39,7 @@ def check(
     model: CheckedModel,
     element: Annotated[str, typer.Argument(help="symbol of an element that the model knows")],
 ) -> CheckResult:
-    """Which crystal structure of an element is lowest: fcc, hcp, bcc, sc, beta-tin, diamond.
+    """Which crystal structure is lowest: fcc, hcp, bcc, sc, beta-tin or diamond?
 
     Example: evenfield check phases evenfield-s Cu --level-of-theory EMT
     """
@@ -47,7 +47,7 @@ def check(
         known = " ".join(model.symbols)
         raise CheckError(f"{element}: the model was not trained on it; it knows {known}")
 
-    # in float64, because phases differ by few meV/atom of an energy of some eV
+    # in float64, because phases differ by a few meV/atom in an energy of several eV/atom
     calculator = model.calculator("float64")
     ranking = rank_prototypes(calculator, element)
     lowest_energy = ranking[0].energy
@@ -74,7 +74,7 @@ class Phase:
 
     energy: eV/atom.
     volume: A^3/atom.
-    at_edge: the energy still falls at the edge of the volumes searched, so this is no minimum.
+    at_edge: the energy is lowest at the edge of the range of volumes, so this is not a minimum.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Phase:
 
 
 def rank_prototypes(calculator: Calculator, symbol: str) -> list[Phase]:
-    """The prototypes of an element, lowest energy per atom first.
+    """All prototypes for an element, sorted by their energy per atom, the lowest first.
 
     Raises:
         CheckError: `symbol` is not an element.
@@ -108,7 +108,8 @@ def _lowest(
 ) -> Phase:
     """Search a grid of volumes around `volume`, then refine about the lowest grid point.
 
-    The grid comes first since the energy of a learned potential may have several minima.
+    volume: the volume of touching spheres in A^3/atom. The grid is needed because the energy of a
+    learned potential may have several minima.
     """
 
     def energy(log_volume: float) -> float:
@@ -117,7 +118,7 @@ def _lowest(
         atoms.calc = calculator
         return atoms.get_potential_energy() / len(atoms)
 
-    # logarithms: a curve of energy against volume is steep at small volumes and flat at large ones
+    # logarithmic, because the energy is steep at small volumes and flat at large ones
     volumes = volume * np.geomspace(*VOLUME_RANGE, GRID_POINTS)
     grid = np.log(volumes)
     energies = [energy(log_volume) for log_volume in grid]
@@ -141,7 +142,10 @@ def _lowest(
 
 
 def _cubic(name: str, atoms_per_cube: int) -> Prototype:
-    """A lattice of ASE's with this number of atoms in its cube; the cell itself is primitive."""
+    """The prototype of one of ASE's cubic structures, in its primitive cell.
+
+    atoms_per_cube: number of atoms in the conventional cubic cell.
+    """
 
     def make(symbol: str, volume: float) -> Atoms:
         edge = (atoms_per_cube * volume) ** (1 / 3)
@@ -151,7 +155,7 @@ def _cubic(name: str, atoms_per_cube: int) -> Prototype:
 
 
 def _hcp(symbol: str, volume: float) -> Atoms:
-    """Two atoms in a hexagonal cell of volume sqrt(3)/2 a^2 c, with c/a of touching spheres."""
+    """Two atoms in a hexagonal cell of volume sqrt(3)/2 a^2 c, with the ideal ratio c/a."""
     ideal_ratio = np.sqrt(8 / 3)
     a = (4 * volume / np.sqrt(3) / ideal_ratio) ** (1 / 3)
     return bulk(symbol, "hcp", a=a, covera=ideal_ratio)
@@ -170,7 +174,7 @@ def _beta_tin(symbol: str, volume: float) -> Atoms:
     return Atoms([symbol] * 4, scaled_positions=positions, cell=[a, a, c], pbc=True)
 
 
-# The share of space that touching spheres fill goes with each prototype.
+# Name -> prototype, and the share of space that touching spheres fill in it.
 PROTOTYPES: dict[str, tuple[Prototype, float]] = {
     "fcc": (_cubic("fcc", 4), 0.740),
     "hcp": (_hcp, 0.740),

@@ -1,8 +1,9 @@
-"""Do crystals vibrate, and does sound travel as fast as their elastic constants say?
+"""Are phonon frequencies real, and does the speed of sound agree with the elastic constants?
 
-phonopy makes force constants from displaced atoms in a supercell. A frequency that is imaginary
-means that the crystal is no minimum. Near zero wave vector the velocities follow from C11 and C44,
-which come from strains: both must agree, whatever the model was trained on.
+phonopy computes force constants from displaced atoms in a supercell. An imaginary frequency means
+that the crystal is not a minimum. Near zero wave vector, the speed of sound follows from C11 and
+C44. These constants are also computed from strains, and both must agree, whatever the training
+data.
 """
 
 from __future__ import annotations
@@ -36,21 +37,24 @@ REPEATS: dict[Suite, int] = {"quick": 4, "standard": 5, "full": 6}
 
 DISPLACEMENT = 0.01  # A
 MESH = 11
-# Rounding, and the truncation of force constants, leave this much, in THz.
+# Smaller imaginary frequencies, in THz, come from rounding and from truncated force constants.
 IMAGINARY = 0.1
 TEMPERATURE = 300.0
 
-# Wave vector of sound, in 1/A without 2 pi; how far rho v^2 may be from the elastic constant.
+# Wave vector for the speed of sound, in 1/A without 2 pi; allowed difference between rho v^2 and
+# the elastic constant, relative to the larger constant.
 SOUND_VECTOR = 0.005
 SOUND_ERROR = 0.15
 
-# From the centre of the zone to X and L of a cube of edge a, in units of 1/a.
+# Path from the zone centre to X and L, in units of 1/a for a cubic cell of edge a.
 PATH = ([0, 0, 0], [1, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0])
 PATH_POINTS = 40
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Imaginary modes, heat capacity, and sound against elastic constants (extra `phonons`).
+    """Imaginary phonons, heat capacity, and sound against elastic constants.
+
+    Needs phonopy (extra `phonons`).
 
     Example: evenfield check phonons evenfield-s elements=[Cu] --level-of-theory EMT
     """
@@ -89,10 +93,11 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Vibrations:
-    """Phonons of a crystal.
+    """Phonons of a crystal with N atoms in the primitive cell.
 
-    lowest, highest: THz, imaginary ones negative. heat_capacity: at 300 K, in k per atom.
-    by_sound, by_strain: C11 and C44 in GPa. path: (P,) and bands: (P, 3 N) in THz.
+    lowest, highest: frequencies in THz, negative if imaginary. heat_capacity: at 300 K, in k per
+    atom. by_sound, by_strain: C11 and C44 in GPa. path: (P,) length along the path of wave vectors,
+    2 pi/a. bands: (P, 3 N) frequencies along it in THz.
     """
 
     name: str
@@ -106,12 +111,12 @@ class Vibrations:
 
     @property
     def is_stable(self) -> bool:
-        """Whether no frequency is imaginary; false for NaN."""
+        """Whether no frequency is imaginary; False for NaN."""
         return self.lowest >= -IMAGINARY
 
     @property
     def sound_agrees(self) -> bool:
-        """Whether C11 and C44 are what strains give; false for NaN."""
+        """Whether C11 and C44 from sound and from strains agree; False for NaN."""
         sound, strain = np.array(self.by_sound), np.array(self.by_strain)
         return bool((np.abs(sound - strain) <= SOUND_ERROR * np.abs(strain).max()).all())
 
@@ -125,7 +130,7 @@ class Vibrations:
         )
 
     def picture(self) -> bytes:
-        """The bands from the centre of the zone to X and L and back."""
+        """PNG of the bands from the zone centre to X and L and back."""
         curves = {f"{index}": (self.path, band) for index, band in enumerate(self.bands.T)}
         title = f"phonons of {self.name}: zone centre, X, L, zone centre"
         return curves_png(
@@ -134,7 +139,10 @@ class Vibrations:
 
 
 def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations | None:
-    """Phonons at the model's own volume; None for a crystal without a minimum."""
+    """Phonons at the calculator's own volume; None if the crystal has no minimum.
+
+    repeats: primitive cells along each edge of the supercell.
+    """
     structure = CRYSTALS[name]
     constants = elastic_constants(calculator, name, structure)
     if constants is None:
@@ -163,9 +171,9 @@ def vibrations_of(calculator: Calculator, name: str, repeats: int) -> Vibrations
 
 
 def force_constants(calculator: Calculator, atoms: Atoms, repeats: int) -> Phonopy:
-    """phonopy's view of a primitive cell, with force constants from a supercell.
+    """A Phonopy object of a primitive cell, with force constants from a supercell.
 
-    Raises MissingPackageError without phonopy.
+    Raises MissingPackageError if phonopy is not installed.
     """
     try:
         from phonopy import Phonopy
@@ -193,20 +201,20 @@ def force_constants(calculator: Calculator, atoms: Atoms, repeats: int) -> Phono
         forces.append(ask(calculator, displaced).forces)
     phonons.forces = forces
     phonons.produce_force_constants()
-    # no net force when all atoms move together
+    # acoustic sum rule: no force when all atoms move together
     phonons.symmetrize_force_constants()
     return phonons
 
 
 def frequencies_at(phonons: Any, atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
-    """THz (Q, 3 N) at Cartesian wave vectors (Q, 3) in 1/A, without 2 pi."""
+    """Frequencies (Q, 3 N) in THz at Cartesian wave vectors (Q, 3) in 1/A, without 2 pi."""
     phonons.run_qpoints(vectors @ atoms.cell.array.T)
     found: np.ndarray = phonons.qpoints.frequencies
     return found
 
 
 def sound(phonons: Any, atoms: Atoms) -> tuple[float, float]:
-    """C11 and C44 in GPa, as density times squared velocity along a cube's edge."""
+    """C11 and C44 in GPa: density times the squared speed of sound along an edge of the cube."""
     bands = np.sort(frequencies_at(phonons, atoms, np.array([[SOUND_VECTOR, 0, 0]]))[0])
     # THz A = 100 m/s
     transverse, _, longitudinal = 100 * bands[:3] / SOUND_VECTOR

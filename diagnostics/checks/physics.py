@@ -1,4 +1,4 @@
-"""The physics that a simulation relies on: does a potential give it, and what does it get wrong?"""
+"""The battery `physics`: does a potential have the physics that simulations rely on?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..sanity.battery import Attach, Battery, OutFolder
 from ..sanity.config import SanityConfig
 
 
-# The checks, in the order in which they are made. A new one is a file next to this one, and a line
+# The checks in the order in which they run. A new check is a file next to this one, and a line
 # here.
 BATTERY = (
     "timestep",
@@ -24,7 +24,7 @@ BATTERY = (
     "mixing",
     "stationary",
 )
-# What the quick suite leaves out. Beads say little that vibrations do not say.
+# Left out by the quick suite: `beads` tells little that `vibrations` does not tell.
 SLOW = ("beads",)
 
 
@@ -34,9 +34,10 @@ def check(
     out: OutFolder = None,
     attach: Attach = False,
 ) -> CheckResult:
-    """Is a potential fit for dynamics, phonons and defects? Each check is also a command.
+    """Is a potential fit for dynamics, phonons and defects?
 
-    The exit code is 1 if one of them fails. Elements that are not known are skipped and counted.
+    Runs several checks, which are also separate commands. The exit code is 1 if one of them fails.
+    Systems with unknown elements are skipped and counted.
 
     Examples:
     evenfield check physics evenfield-s suite=quick --level-of-theory EMT

@@ -1,7 +1,7 @@
-"""How far a potential looks: what the energies of other atoms feel when one atom moves.
+"""How far a potential looks: how the energies of other atoms change when one atom moves.
 
-A network of n layers cannot see further than its receptive field of n cutoffs. How far it does look
-is decided by training.
+A network of n layers cannot see beyond its receptive field of n cutoffs. How far it actually looks
+depends on its training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ..check import CheckedModel, CheckError, CheckResult, Figure, structure_arg
 STEP = 1e-3  # A, of central differences
 SHARE = 0.99  # of the squared response, for the effective reach
 
-# Below these a response is rounding: in eV/A for all atoms, and relative to the largest for one.
+# Smaller responses are rounding: NO_RESPONSE (eV/A) bounds the largest response of all atoms, and
+# RELATIVE_ROUNDING, relative to the largest response, that of a single atom.
 NO_RESPONSE = 1e-9
 RELATIVE_ROUNDING = 1e-9
 
@@ -31,9 +32,9 @@ def check(
     structure: Annotated[Atoms, structure_argument("structure in any file that ASE reads")],
     index: Annotated[int, typer.Option(help="the atom that moves, counted from 0")] = 0,
 ) -> CheckResult:
-    """How far the model looks: what the energies of other atoms feel when one of them moves.
+    """How far the model looks: response of atomic energies to the motion of one atom.
 
-    A crystal is repeated until no atom can feel two images of the one that moves.
+    A crystal is repeated until no atom is within reach of two images of the moving atom.
 
     Example: evenfield check reach evenfield-s copper.cif --level-of-theory EMT
     """
@@ -47,7 +48,7 @@ def check(
     cutoff = potential.cutoff
     receptive_field = potential.backbone.receptive_field
 
-    # twice the reach: the moved atom and its image must not be felt by the same atom
+    # twice the receptive field: no atom may be within reach of the moved atom and of its image
     large = _repeated(structure, 2 * receptive_field)
     calculator = model.calculator("float64")
     reach = measure_reach(calculator, large, index)
@@ -72,9 +73,9 @@ def check(
 
 @dataclass(frozen=True)
 class Reach:
-    """The response of all other atoms to one that moves.
+    """The response of all other atoms to the motion of one atom.
 
-    distance: (N - 1,) in A from the atom that moves.
+    distance: (N - 1,) in A from the moving atom.
     response: (N - 1,) in eV/A, |dE_j / dr_i| of atom j to a move of atom i.
     """
 
@@ -88,25 +89,25 @@ class Reach:
         distance = self.distance[order]
         response = self.response[order]
 
-        # the response of all atoms up to each distance; its last entry is that of all
+        # cumulative squared response up to each distance; the last entry is the total
         total = np.cumsum(response**2)
         last_needed = np.searchsorted(total, SHARE * total[-1])
         return float(distance[last_needed])
 
     @property
     def largest(self) -> float:
-        """Distance in A of the farthest atom that feels more than rounding."""
+        """Distance in A of the farthest atom with a response above rounding."""
         rounding = RELATIVE_ROUNDING * self.response.max()
         felt = self.response > rounding
         return float(self.distance[felt].max())
 
     def shells(self, width: float) -> list[tuple[float, float]]:
-        """The end in A of each shell of this width, and its share of the squared response."""
+        """Outer radius in A of each shell of this width, and its share of the squared response."""
         shell = np.ceil(self.distance / width).astype(int)
         squared = self.response**2
         shares = np.bincount(shell, squared) / squared.sum()
 
-        # shell 0 holds distance 0 only: the atom itself, which is not in the arrays
+        # shell 0 would be the moving atom itself, which is not in the arrays
         shells = []
         for number, share in enumerate(shares):
             if number > 0:
@@ -115,13 +116,13 @@ class Reach:
 
 
 def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach:
-    """What the energy of each other atom feels of atom `index`.
+    """The response of the energy of each other atom to the motion of atom `index`.
 
-    The calculator works in float64 and has the property `energies`. The images of the atom move
-    with it, so a cell has to be thicker than twice the reach.
+    The calculator must work in float64 and have the property `energies`. Periodic images of the
+    atom move with it, so the cell has to be thicker than twice the reach.
 
     Raises:
-        CheckError: the calculator gives no energies of atoms, or no other atom feels anything.
+        CheckError: the calculator gives no energies of atoms, or no other atom responds.
     """
     if "energies" not in calculator.implemented_properties:
         name = type(calculator).__name__
@@ -133,7 +134,7 @@ def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach
         backward = _energies(calculator, atoms, index, axis, -STEP)
         response[:, axis] = (forward - backward) / (2 * STEP)
 
-    # the atom's own energy changes too, but that is no reach
+    # leave out the moving atom, whose own energy changes too
     everyone = np.arange(len(atoms))
     others = np.delete(everyone, index)
     size = np.linalg.norm(response[others], axis=1)
@@ -150,7 +151,7 @@ def measure_reach(calculator: Calculator, atoms: Atoms, index: int = 0) -> Reach
 def _energies(
     calculator: Calculator, atoms: Atoms, index: int, axis: int, step: float
 ) -> np.ndarray:
-    """The energies of all atoms (N,) in eV after one of them has moved."""
+    """The energies of all atoms (N,) in eV after one of them has moved by `step` A along `axis`."""
     moved = atoms.copy()
     moved.positions[index, axis] += step
     moved.calc = calculator
@@ -160,11 +161,11 @@ def _energies(
 
 
 def _repeated(atoms: Atoms, thickness: float) -> Atoms:
-    """Repeat along periodic directions up to this thickness in A.
+    """Repeat along periodic directions up to at least this thickness in A.
 
-    The first copy keeps its indices.
+    The atoms of the first copy keep their indices.
     """
-    # the module of neighbour lists brings in torch, which the help of the command does not need
+    # imported here, because it imports torch, which the help of the command does not need
     from ...data_pipelines.neighbours import cell_heights
 
     repeats = [1, 1, 1]

@@ -1,4 +1,4 @@
-"""Do relaxations of distorted structures converge, downhill and without fusing atoms?"""
+"""Do relaxations of distorted structures converge to a lower energy without fusing atoms?"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class End:
-    """How a relaxation ended; no failure is an empty text."""
+    """How a relaxation ended; failure: the reason, empty if it succeeded."""
 
     name: str
     steps: int
@@ -55,7 +55,7 @@ class End:
 
 
 def relax(calculator: Calculator, system: System, seed: int) -> End:
-    """Distort a system, and relax it: a crystal with its cell, anything else in it."""
+    """Distort a system and relax it; the cell is relaxed only for crystals."""
     start = system.atoms()
     distances = PairDistances(start)
     atoms = distorted(start, system, seed)
@@ -82,7 +82,7 @@ def relax(calculator: Calculator, system: System, seed: int) -> End:
 
 
 def distorted(start: Atoms, system: System, seed: int) -> Atoms:
-    """Atoms displaced at random; a crystal is also strained."""
+    """A copy with randomly displaced atoms; a crystal is also strained at random."""
     rng = np.random.default_rng(seed)
     atoms = start.copy()
     if system.is_crystal:

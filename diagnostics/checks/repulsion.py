@@ -1,7 +1,7 @@
 """Do all pairs of elements repel each other at short distance, without holes?
 
-A hole is a distance below which a dimer gains energy when it is compressed. Dynamics at high
-temperature, relaxations of bad structures and random searches fall into it.
+A hole is a region at short distance where the energy of a dimer falls when it is compressed.
+Dynamics at high temperature, relaxations of bad structures and random searches fall into it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..sanity.verdicts import failures, with_progress
 
 
 CLOSEST = 0.3  # A
-# Where a curve starts, relative to the sum of the covalent radii. The bond lengths of some oxides
-# are below the start, so the energy may still fall until `LAST_MINIMUM`.
+# Largest distance of a curve, relative to the sum of the covalent radii. The bond lengths of some
+# oxides are below START, so the energy may still fall down to LAST_MINIMUM.
 START = 0.7
 LAST_MINIMUM = 0.55
 POINTS = {"quick": 15, "standard": 25, "full": 50}
 
-# Step of the difference that the force is compared with, relative to the distance; and how well it
-# must agree, relative and in eV/A.
+# Step of the finite difference for the force, relative to the distance; allowed difference between
+# force and slope, relative plus in eV/A.
 STEP = 1e-3
 SLOPE_SHARE = 0.01
 SLOPE_FORCE = 0.01
@@ -36,7 +36,9 @@ PAIRS_AT_ONCE = 100
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Do all pairs of elements repel each other down to 0.3 A, and is the force the slope?
+    """Do all pairs of elements repel each other down to 0.3 A?
+
+    Also checks that the force is minus the slope of the energy.
 
     Example: evenfield check repulsion evenfield-s elements=[Cu,Au] --level-of-theory EMT
     """
@@ -63,7 +65,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 def _faults(
     calculator: Calculator, pairs: list[tuple[str, str]], settings: SanityConfig
 ) -> dict[tuple[str, str], str]:
-    """What is wrong with each pair that is not as it should be."""
+    """Pair -> what is wrong with it, for the pairs with a fault."""
     num_points = POINTS[settings.suite]
     dimers = []
     for first, second in pairs:
@@ -96,9 +98,10 @@ def _touching(first: str, second: str) -> float:
 
 
 def _fault(radii: np.ndarray, energies: np.ndarray, forces: np.ndarray) -> str | None:
-    """The name of the figure that counts this curve, None for a good one.
+    """The name of the figure that counts this fault; None for a curve without a fault.
 
-    The last two of `energies` are those around the middle of `radii`.
+    radii: (R,) A. energies: (R + 2,) eV; the last two are at the middle of `radii`, plus and minus
+    a small step. forces: (R + 2,) eV/A.
     """
     if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
         return "pairs without a finite energy"
@@ -116,7 +119,7 @@ def _fault(radii: np.ndarray, energies: np.ndarray, forces: np.ndarray) -> str |
 
 
 def _picture(symbols: list[str], faults: dict[tuple[str, str], str]) -> bytes:
-    """A square for each pair, coloured where something is wrong."""
+    """PNG with a square for each pair, which is coloured if the pair has a fault."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing
 

@@ -1,4 +1,4 @@
-"""All physical checks in one: is this potential sound enough to be used, or published?"""
+"""The battery `sanity`: is a potential sound enough to be used or published?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..sanity.battery import Attach, Battery, OutFolder
 from ..sanity.config import SanityConfig
 
 
-# The checks, in the order in which they are made. A new one is a file next to this one, and a line
+# The checks in the order in which they run. A new check is a file next to this one, and a line
 # here.
 BATTERY = (
     "repulsion",
@@ -27,9 +27,10 @@ def check(
     out: OutFolder = None,
     attach: Attach = False,
 ) -> CheckResult:
-    """Is a potential physically sound? Eight checks, each also a command of its own.
+    """Is a potential physically sound?
 
-    The exit code is 1 if one of them fails. Elements that are not known are skipped and counted.
+    Runs eight checks, which are also separate commands. The exit code is 1 if one of them fails.
+    Systems with unknown elements are skipped and counted.
 
     Examples:
     evenfield check sanity evenfield-s suite=quick --level-of-theory EMT

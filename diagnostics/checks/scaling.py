@@ -1,7 +1,7 @@
-"""How the time of a call grows with the number of atoms, and where one potential beats another.
+"""How the time of a call grows with the number of atoms, and from which size a model is cheaper.
 
-The law is t(N) = fixed + factor * N^exponent. A speed means something only with the error that it
-is bought with, so that of the model against each other potential is shown beside it.
+The law is t(N) = fixed + factor * N^exponent. A speed is meaningful only together with an error, so
+the error of the model's forces against each other potential is shown with it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ OURS = "this model"
 MOST_ATOMS = 1e9  # a break-even beyond this number does not count
 EXPONENTS = np.arange(0.5, 4.001, 0.01)
 DISPLACEMENT = 0.02  # A, between calls
-# Displacements at which forces are compared, A: those of atoms at room temperature; and how many.
+# Random displacement for the comparison of forces, in A, as at room temperature; and the number of
+# structures that are compared.
 COMPARED_AT = 0.1
 COMPARED = 5
 
@@ -54,9 +55,9 @@ def check(
 ) -> CheckResult:
     """How the time of a call grows with the number of atoms, in processor seconds.
 
-    One thread of torch. Calls are as in dynamics, where neighbours are searched only now and then.
-    With --xtb or --oracle: from how many atoms on the model is cheaper, and how far its forces are
-    from those of the other on the smallest cell.
+    Runs on one torch thread. Atoms move a little between calls, as in dynamics, so that neighbours
+    are searched only now and then. --xtb and --oracle also show from how many atoms on the model is
+    cheaper, and how far its forces are from the other calculator's on the smallest cell.
 
     Example: evenfield check scaling evenfield-s copper.cif --doublings 8 --level-of-theory EMT
     """
@@ -76,9 +77,9 @@ def check(
     if xtb:
         calculators[GFN1_LEVEL] = oracle_calculator(GFN1_LEVEL)
         for cell in cells:
-            # tblite's periodic mode samples the Gamma point only, which is wrong for small cells
+            # with periodicity, tblite samples only the Gamma point, which is wrong for small cells
             cell.pbc = False
-    # processor time of several threads would add up
+    # one thread, because the processor times of several threads would add up
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -88,7 +89,7 @@ def check(
 
 
 def _compare(calculators: dict[str, Calculator], cells: list[Atoms], doublings: int) -> CheckResult:
-    """Times, laws of cost, and where the first calculator becomes the cheaper of two."""
+    """Times, cost laws, and the sizes from which the model is cheaper than other calculators."""
     sizes = [len(cell) for cell in cells]
     laws = {}
     figures = []
@@ -140,9 +141,9 @@ def _compare(calculators: dict[str, Calculator], cells: list[Atoms], doublings: 
 
 
 def force_error(own: Calculator, other: Calculator, cell: Atoms) -> tuple[float, float]:
-    """MAE of the force components against another calculator, and the RMS of its own, in eV/A.
+    """MAE of the force components of `own` against `other`, and RMS of the forces of `other`.
 
-    Over structures with random displacements; NaN where one of the two fails.
+    Both in eV/A, over COMPARED structures with random displacements; NaN if a calculator fails.
     """
     rng = np.random.default_rng(1)
     errors = []
@@ -157,7 +158,10 @@ def force_error(own: Calculator, other: Calculator, cell: Atoms) -> tuple[float,
 
 
 def doubled(atoms: Atoms, doublings: int) -> list[Atoms]:
-    """The structure and its repetitions, each twice as large, along x, y and z in turn."""
+    """The structure and its supercells, each twice as large as the one before.
+
+    They are doubled along x, y and z in turn.
+    """
     cells = []
     for count in range(doublings + 1):
         # x is doubled at the 1st, 4th, ... count, y at the 2nd, z at the 3rd
@@ -168,21 +172,21 @@ def doubled(atoms: Atoms, doublings: int) -> list[Atoms]:
 
 @dataclass(frozen=True)
 class CostLaw:
-    """seconds = fixed + factor * atoms^exponent."""
+    """The cost law: seconds = fixed + factor * atoms^exponent."""
 
     fixed: float
     factor: float
     exponent: float
 
     def seconds(self, atoms: float) -> float:
-        """Time of one call."""
+        """Time of one call in seconds."""
         return self.fixed + self.factor * atoms**self.exponent
 
 
 def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
-    """The law of measured times, by least squares of the relative errors.
+    """Fit the cost law to measured times, by least squares of the relative errors.
 
-    For each exponent, `fixed` and `factor` follow from a linear fit with non-negative weights.
+    For each exponent on a grid, `fixed` and `factor` follow from a non-negative linear fit.
 
     Raises:
         CheckError: fewer than three sizes, which cannot determine three numbers.
@@ -193,11 +197,11 @@ def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
     measured = np.asarray(seconds, float)
 
     def fit(exponent: float) -> tuple[float, np.ndarray]:
-        """Residual and weights of the best law with this exponent."""
+        """Residual and coefficients of the best law with this exponent."""
         columns = np.stack([np.ones_like(size), size**exponent], 1)
-        # divided by what was measured, so that the residual is relative
+        # divided by the measured times, so that the residual is relative
         terms = columns / measured[:, None]
-        # the columns differ by many orders of magnitude, which is hard on the solver
+        # scaled, because the columns differ by many orders of magnitude
         scale = terms.max(0)
         weights, residual = nnls(terms / scale, np.ones_like(size))
         return float(residual), weights / scale
@@ -208,20 +212,20 @@ def fit_cost(atoms: Sequence[int], seconds: Sequence[float]) -> CostLaw:
 
 
 def break_even(ours: CostLaw, other: CostLaw) -> float | None:
-    """Number of atoms from which on `ours` stays the cheaper one.
+    """Number of atoms from which on `ours` is cheaper than `other`.
 
-    1 if it always is, None if it never is.
+    1 if it always is. None if it is not at MOST_ATOMS atoms.
     """
 
     def lead(log_atoms: float) -> float:
-        """How many times cheaper ours is, as a logarithm; negative where it is dearer."""
+        """Logarithm of the ratio of times, other / ours; negative if ours is more expensive."""
         atoms = np.exp(log_atoms)
         theirs = np.log(other.seconds(atoms))
         return theirs - np.log(ours.seconds(atoms))
 
     grid = np.linspace(0.0, np.log(MOST_ATOMS), 400)
     leads = np.array([lead(log_atoms) for log_atoms in grid])
-    # still behind at the largest size that counts
+    # not cheaper even at the largest size that counts
     if leads[-1] <= 0:
         return None
     behind = np.flatnonzero(leads <= 0)
@@ -240,9 +244,10 @@ def time_calls(
     rounds: int = 5,
     clock: Callable[[], float] = time.process_time,
 ) -> list[float]:
-    """Median seconds of energy and forces for each cell.
+    """Median time of energy and forces in seconds, for each cell.
 
-    Every atom moves by about 0.02 A before each call, as it would in dynamics.
+    Every atom moves by about 0.02 A before each call, as it would in dynamics. The first call is
+    not counted.
     """
     rng = np.random.default_rng(0)
     medians = []
@@ -251,7 +256,7 @@ def time_calls(
         atoms = cell.copy()
         atoms.calc = calculator
         for _ in range(rounds + 1):
-            # a calculator that is asked for the same structure again does not compute
+            # new positions each time, because calculators cache the result for the last structure
             moves = rng.normal(0, DISPLACEMENT, cell.positions.shape)
             atoms.positions = cell.positions + moves
 

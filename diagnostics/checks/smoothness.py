@@ -1,9 +1,10 @@
-"""Does the force jump, does its slope jump, and does the energy tremble?
+"""Does the force jump, does its slope jump, and is the energy noisy?
 
-Dimers are pulled apart to 10 A. Where the force changes most abruptly the distances are refined
-four hundred times: a smooth force changes by less and less, a jump stays. Crystals are moved by
-10^-4 A at a time along a random direction: what a cubic curve leaves of the energy is rounding, and
-its slope is what the forces must be. Both faults heat or cool a simulation.
+Dimers are pulled apart to 10 A. Where the force changes most abruptly, the grid of distances is
+refined by a factor of 400. On a finer grid a smooth force changes by less and less per interval,
+but a jump stays. The atoms of crystals are moved along a line in steps of 10^-4 A. The residual of
+a cubic fit to the energy is rounding noise. Larger moves give the slope of the energy, with which
+the forces must agree. Such faults heat or cool a simulation.
 """
 
 from __future__ import annotations
@@ -24,37 +25,37 @@ from ..sanity.systems import SYSTEMS, System
 from ..sanity.verdicts import failures, with_progress
 
 
-# Elements that are looked at.
+# Most elements that are checked.
 MOST_ELEMENTS: dict[Suite, int] = {"quick": 8, "standard": 40, "full": 118}
 
-# Distances of a dimer: from this share of touching atoms, in A.
+# Distances of a dimer: NEAREST is relative to twice the covalent radius, the others are in A.
 NEAREST = 0.8
 FARTHEST = 10.0
 SPACING = 0.02
-# Each of two refinements divides an interval by this. Spots of a curve that are refined.
+# Each of two refinements divides an interval by DIVISIONS. SPOTS intervals of a curve are refined.
 DIVISIONS = 20
 SPOTS = 6
 
 FORCE_JUMP = 1e-3  # eV/A
-# A bond of a metal has a stiffness of some eV/A^2.
+# For comparison, a metallic bond has a stiffness of a few eV/A^2.
 SLOPE_JUMP = 1.0  # eV/A^2
 
-# Moves of all atoms along a line. A crystal strained by half a percent gains some 0.1 meV/atom.
+# Moves of all atoms along a line. For comparison, a strain of 0.5 % costs about 0.1 meV/atom.
 MOVES = 1e-4 * np.arange(-5, 6)  # A
 RATTLE = 0.05  # A
 NOISE = 0.01  # meV/atom
-# Moves that give the slope, in A, and how far the forces may be from it, relatively.
+# Moves in A for the slope of the energy, and the allowed relative error of the forces.
 LONG_MOVES = 0.01 * np.arange(-2, 3)
 FORCE_ERROR = 0.01
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Does the force jump at the cutoff, is it the slope of the energy, and is the energy exact?
+    """Does the force jump, is it the slope of the energy, and is the energy noisy?
 
     Example: evenfield check smoothness evenfield-s elements=[Cu,Au] --level-of-theory EMT
     """
     symbols = _spread(settings.chosen(model.symbols), MOST_ELEMENTS[settings.suite])
-    # in float64, so that a jump is one of the function and not of its rounding
+    # in float64, so that rounding does not look like a jump
     jumps = _jumps(model.calculator("float64"), symbols)
     force = [
         f"{each.symbol} ({each.force:.2g} eV/A at {each.distance:.2f} A)"
@@ -82,10 +83,10 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     for what, names in (("forces that jump", force), ("forces whose slope jumps", slope)):
         lines += failures(what, names)[1]
 
-    # elements are thinned out for the dimers only
+    # the limit on the number of elements holds for dimers only
     quick = [system for system in SYSTEMS if system.is_quick]
     judged, skipped = chosen_systems(settings, model.symbols, built_in=quick)
-    # in the precision that a simulation would have
+    # in the default precision, as in a simulation
     calculator = model.calculator()
     walks = [_walk(calculator, system) for system in with_progress("smoothness", judged)]
     if walks:
@@ -104,7 +105,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def _spread(symbols: list[str], most: int) -> list[str]:
-    """Evenly chosen ones of a long list."""
+    """At most `most` symbols, evenly spaced in the list."""
     if len(symbols) <= most:
         return symbols
     chosen = np.linspace(0, len(symbols) - 1, most).astype(int)
@@ -113,9 +114,10 @@ def _spread(symbols: list[str], most: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Jumps:
-    """The largest jumps of a dimer's force: eV/A at `distance`, and its slope, eV/A^2 at `bend`.
+    """The largest jumps of a dimer's force and of its slope.
 
-    radii (R,) in A and forces (R,) in eV/A are the whole curve.
+    force: eV/A, at `distance` in A. slope: eV/A^2, at `bend` in A. radii, forces: the whole curve,
+    (R,) in A and (R,) in eV/A.
     """
 
     symbol: str
@@ -140,7 +142,7 @@ def _jumps(calculator: Calculator, symbols: list[str]) -> list[Jumps]:
     bends = []
     for (symbol, radii), forces in zip(fine, _forces(calculator, fine), strict=True):
         slopes = np.diff(forces) / (radii[1] - radii[0])
-        # twice, since a bend between two points is spread over both
+        # doubled, because a bend between two points is spread over both intervals
         bent = 2 * _abruptness(slopes)
         worst = _argmax(bent)
         bends.append((symbol, float(bent[worst]), float(radii[worst + 2])))
@@ -166,13 +168,13 @@ def _radii(symbol: str) -> np.ndarray:
 
 
 def _finer(radii: np.ndarray, spot: int) -> np.ndarray:
-    """The interval after `spot` and its neighbours, divided."""
+    """A finer grid for the interval after `spot` and its two neighbours."""
     low, high = max(spot - 1, 0), min(spot + 2, len(radii) - 1)
     return np.linspace(radii[low], radii[high], (high - low) * DIVISIONS + 1)
 
 
 def _forces(calculator: Calculator, curves: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
-    """The force of each curve of dimers, NaN as zero, so that a failure counts as a jump."""
+    """The forces of each dimer curve in eV/A; NaN becomes zero, so that a failure is a jump."""
     if not curves:
         return []
     dimers = [Dimer(name, name, float(radius)) for name, radii in curves for radius in radii]
@@ -182,14 +184,17 @@ def _forces(calculator: Calculator, curves: list[tuple[str, np.ndarray]]) -> lis
 
 
 def _abruptness(values: np.ndarray) -> np.ndarray:
-    """How far each difference is from the mean of its neighbours; (R - 3,)."""
+    """How far each difference of `values` (R,) is from the mean of its neighbours; (R - 3,)."""
     steps = np.diff(values)
     found: np.ndarray = np.abs(steps[1:-1] - (steps[:-2] + steps[2:]) / 2)
     return found
 
 
 def _spots(forces: np.ndarray) -> list[int]:
-    """Intervals that change most abruptly, in eV/A and relative to their neighbours."""
+    """Indices of the intervals with the most abrupt changes.
+
+    Half of the candidates are the most abrupt in eV/A, half relative to their neighbours.
+    """
     abrupt = _abruptness(forces)
     steps = np.abs(np.diff(forces))
     relative = abrupt / (steps[:-2] + steps[2:] + 1e-9)
@@ -197,7 +202,7 @@ def _spots(forces: np.ndarray) -> list[int]:
     for measure in (abrupt, relative):
         order = np.argsort(-measure)
         chosen += [int(index) + 1 for index in order[: SPOTS // 2 * 3]]
-    # neighbours refine to the same interval
+    # adjacent intervals have the same refinement
     kept: list[int] = []
     for spot in chosen:
         if all(abs(spot - other) > 1 for other in kept):
@@ -211,7 +216,10 @@ def _argmax(values: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Walk:
-    """A system that is moved along a line. noise: meV/atom. error: of the force, relative."""
+    """Results for a system that is moved along a line.
+
+    noise: of the energy, meV/atom. error: relative error of the force along the line.
+    """
 
     name: str
     noise: float
@@ -226,7 +234,7 @@ def _walk(calculator: Calculator, system: System) -> Walk:
     rng = np.random.default_rng(3)
     atoms.positions += rng.normal(0, RATTLE, (len(atoms), 3))
     forces = ask(calculator, atoms).forces
-    # along the force, with a random part, so that the slope is no small difference
+    # mainly along the force, so that the slope is not a small difference of large terms
     direction = forces / np.linalg.norm(forces)
     aside = rng.normal(size=direction.shape)
     direction = direction + 0.3 * aside / np.linalg.norm(aside)
@@ -234,7 +242,7 @@ def _walk(calculator: Calculator, system: System) -> Walk:
     energies = _energies(calculator, atoms, direction, MOVES)
     scaled = MOVES / MOVES.max()
     rest = energies - np.polyval(np.polyfit(scaled, energies, 3), scaled)
-    # four of the points are spent on the curve
+    # the cubic has four coefficients
     noise = 1000 * float(np.sqrt((rest**2).sum() / (len(MOVES) - 4))) / len(atoms)
 
     scaled = LONG_MOVES / LONG_MOVES.max()
@@ -247,7 +255,7 @@ def _walk(calculator: Calculator, system: System) -> Walk:
 def _energies(
     calculator: Calculator, atoms: Atoms, direction: np.ndarray, moves: np.ndarray
 ) -> np.ndarray:
-    """eV of the whole cell, relative to the middle one."""
+    """Energies of the whole cell in eV after each move, relative to the middle one."""
     found = []
     for move in moves:
         moved = atoms.copy()
@@ -258,7 +266,7 @@ def _energies(
 
 
 def _picture(jumps: list[Jumps]) -> bytes:
-    """The forces of the elements that jump most."""
+    """PNG of the forces of the six elements with the largest jumps."""
     worst = sorted(jumps, key=lambda each: -each.force)[:6]
     curves = {each.symbol: (each.radii, each.forces) for each in worst}
     return curves_png(

@@ -1,15 +1,15 @@
-"""Where do forces vanish, and are those places minima and saddles of the right kind?
+"""Where do the forces vanish, and are these stationary points of the right kind?
 
-Small clusters start from random positions. A minimum is found by relaxation. From it, a search goes
-uphill along the softest mode and downhill along all others, and ends at a saddle. The Morse index
-of a stationary point is the number of negative eigenvalues of its second derivatives: 0 for a
+Small clusters start from random positions. A relaxation finds a minimum. From there, a search goes
+uphill along the softest mode and downhill along all others, until it reaches a saddle. The Morse
+index of a stationary point is the number of negative eigenvalues of its second derivatives: 0 for a
 minimum, 1 for the saddle between two minima.
 
-With an oracle, the search goes on from each point with the oracle's forces. A minimum that the
-oracle leaves, or where it has another index, is false. A minimum of the oracle that the potential
-leaves is missed. A saddle of the oracle where the potential has a minimum is lost: too smooth a
-potential, as after too strong a weight decay, has no barrier there. Without an oracle, the check
-counts.
+With an oracle, the search continues from each point with the oracle's forces. A minimum is false if
+the oracle moves away from it, or has no minimum there. A minimum of the oracle is missed if the
+potential moves away from it. A saddle of the oracle is lost if the potential has a minimum there: a
+potential that is too smooth, for example after too strong a weight decay, has no barrier. Without
+an oracle, the check lists the points and only judges whether each cluster has a minimum.
 """
 
 from __future__ import annotations
@@ -35,26 +35,29 @@ ELEMENTS: dict[Suite, int] = {"quick": 2, "standard": 4, "full": 20}
 SIZES: dict[Suite, tuple[int, ...]] = {"quick": (4,), "standard": (4, 5), "full": (4, 5, 6, 7)}
 STARTS: dict[Suite, int] = {"quick": 2, "standard": 8, "full": 30}
 
-# Atoms of a start fill a sphere of this radius per cube root of their number, in covalent radii.
+# A start fills a sphere whose radius is SPHERE times the covalent radius times the cube root of the
+# number of atoms.
 SPHERE = 2.2
-CLOSEST = 1.6  # covalent radii between two atoms of a start
+CLOSEST = 1.6  # smallest distance of two atoms at the start, in covalent radii
 
-LOOSE = 3.2  # covalent radii between neighbours; what is farther away has left the cluster
+LOOSE = 3.2  # largest distance of neighbours, in covalent radii; farther atoms have left
 
 FMAX = 1e-3  # eV/A
 MAX_STEPS = 300
 SADDLE_STEPS = 40
 LONGEST_STEP = 0.2  # A
-# eV/A^2; eigenvalues of second derivatives nearer to zero than this have no sign.
+# eV/A^2; an eigenvalue of the second derivatives that is smaller in size counts as zero.
 FLAT = 0.01
 # Two points are the same if their sorted distances differ by less than this share of the longest.
 SAME = 0.05
-# One that has moved farther than this, by the same measure, is another point.
+# A point that has moved farther than this, by the same measure, has become another point.
 LEFT = 0.15
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Minima and saddles of small clusters with their Morse index; false and missed ones.
+    """Minima and saddles of small clusters, with their Morse indices.
+
+    With `oracle=`, false minima, missed minima and lost saddles count as failures.
 
     Example: evenfield check stationary --calculator ase.calculators.lj:LennardJones elements=[Ar]
     """
@@ -100,7 +103,10 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class StationaryPoint:
-    """atoms: where they are at rest. energy: eV. index: negative second derivatives."""
+    """A structure without forces.
+
+    energy: eV. index: Morse index, the number of negative eigenvalues of the second derivatives.
+    """
 
     atoms: Atoms
     energy: float
@@ -108,12 +114,12 @@ class StationaryPoint:
 
     @property
     def is_minimum(self) -> bool:
-        """Whether the energy rises in every direction."""
+        """Whether the Morse index is 0."""
         return self.index == 0
 
     @property
     def distances(self) -> np.ndarray:
-        """All distances in A, ascending: the same whatever the order and the place of the atoms."""
+        """All distances in A, ascending; independent of the order and orientation of the atoms."""
         return sorted_distances(self.atoms)
 
     def __str__(self) -> str:
@@ -142,10 +148,13 @@ def sorted_distances(atoms: Atoms) -> np.ndarray:
 def stationary_points(
     calculator: Calculator, formula: str, starts: int, seed: int
 ) -> list[StationaryPoint]:
-    """Different minima and the saddles above them, from the lowest energy up."""
+    """Distinct minima and the saddles above them, sorted by energy.
+
+    starts: number of random starting structures.
+    """
     found: list[StationaryPoint] = []
     for start in range(starts):
-        # more starts do not change the earlier ones
+        # seeded for each start, so that more starts do not change the earlier ones
         rng = np.random.default_rng([seed, start])
         minimum = relaxed(calculator, random_cluster(formula, rng))
         if minimum is None or _is_known(minimum, found):
@@ -158,7 +167,7 @@ def stationary_points(
 
 
 def random_cluster(formula: str, rng: np.random.Generator) -> Atoms:
-    """Atoms at random in a sphere, none too close to another."""
+    """Random positions in a sphere, with a smallest distance between atoms."""
     atoms = Atoms(formula)
     radius = covalent_radii[atomic_numbers[atoms.get_chemical_symbols()[0]]]
     sphere = SPHERE * radius * len(atoms) ** (1 / 3)
@@ -174,7 +183,10 @@ def random_cluster(formula: str, rng: np.random.Generator) -> Atoms:
 
 
 def relaxed(calculator: Calculator, atoms: Atoms) -> StationaryPoint | None:
-    """The point where a relaxation ends; None if it does not end, or the cluster flies apart."""
+    """The stationary point at the end of a relaxation.
+
+    None if it does not converge, if the calculator fails, or if the cluster falls apart.
+    """
     found = at_rest(calculator, atoms, FMAX, MAX_STEPS)
     if found is None:
         return None
@@ -187,7 +199,7 @@ def relaxed(calculator: Calculator, atoms: Atoms) -> StationaryPoint | None:
 def _saddle_above(
     calculator: Calculator, minimum: StationaryPoint, rng: np.random.Generator
 ) -> StationaryPoint | None:
-    """Follow the softest mode uphill. None where the search does not end at a saddle."""
+    """Follow the softest mode uphill to a saddle; None if the search finds none."""
     atoms = minimum.atoms.copy()
     size = 0.1 * float(minimum.distances[0])
     atoms.positions += rng.normal(0, size / np.sqrt(3), atoms.positions.shape)
@@ -199,7 +211,10 @@ def _saddle_above(
 
 
 def inner_modes(calculator: Calculator, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (M,) in eV/A^2, ascending, and modes (3N, M) without shifts and turns."""
+    """Eigenvalues (M,) in eV/A^2, ascending, and modes (3N, M) of the second derivatives.
+
+    Translations and rotations are projected out.
+    """
     hessian = second_derivatives(calculator, atoms)
     hessian = (hessian + hessian.T) / 2
     centred = atoms.positions - atoms.positions.mean(axis=0)
@@ -208,7 +223,7 @@ def inner_modes(calculator: Calculator, atoms: Atoms) -> tuple[np.ndarray, np.nd
         free.append(np.tile(axis, len(atoms)))
         free.append(np.cross(axis, centred).ravel())
     basis, sizes, _ = np.linalg.svd(np.array(free).T)
-    # atoms on a line have one turn less
+    # a linear cluster has one rotation less
     num_free = int((sizes > 1e-6 * sizes[0]).sum())
     inner = basis[:, num_free:]
     values, vectors = np.linalg.eigh(inner.T @ np.nan_to_num(hessian) @ inner)
@@ -234,14 +249,14 @@ def _is_known(point: StationaryPoint, others: list[StationaryPoint]) -> bool:
 
 
 def difference(first: Atoms, second: Atoms) -> float:
-    """Largest difference of sorted distances over the longest of them."""
+    """Largest difference between sorted distances, relative to the longest distance."""
     one = sorted_distances(first)
     other = sorted_distances(second)
     return float(np.abs(one - other).max() / one.max())
 
 
 def confirmed(calculator: Calculator, point: StationaryPoint) -> bool:
-    """Whether a minimum is one of another calculator too, near the same place."""
+    """Whether another calculator also has a minimum near this one."""
     there = relaxed(calculator, point.atoms)
     if there is None:
         return False
@@ -249,7 +264,7 @@ def confirmed(calculator: Calculator, point: StationaryPoint) -> bool:
 
 
 def is_lost(calculator: Calculator, saddle: StationaryPoint) -> bool:
-    """Whether a saddle of another calculator is a minimum of this one, near the same place."""
+    """Whether this calculator has a minimum near a saddle of another calculator."""
     there = nearest(calculator, saddle.atoms)
     if there is None:
         return False
@@ -257,7 +272,7 @@ def is_lost(calculator: Calculator, saddle: StationaryPoint) -> bool:
 
 
 def nearest(calculator: Calculator, start: Atoms) -> StationaryPoint | None:
-    """The stationary point to which Newton's steps lead, of whatever index; None if to none."""
+    """The stationary point, of any index, that Newton's method reaches; None if it fails."""
     found = _newton(calculator, start, _as_it_is)
     return None if found is None else _point(calculator, found)
 
@@ -265,9 +280,9 @@ def nearest(calculator: Calculator, start: Atoms) -> StationaryPoint | None:
 def _newton(
     calculator: Calculator, start: Atoms, stiffness_of: Callable[[np.ndarray], np.ndarray]
 ) -> Atoms | None:
-    """Newton's steps until no force is left; None if they do not end.
+    """Newton's method until no force exceeds FMAX; None if it does not converge.
 
-    stiffness_of: eigenvalues (M,) -> what the forces along the modes are divided by, eV/A^2.
+    stiffness_of: eigenvalues (M,) -> divisors (M,) of the forces along the modes, eV/A^2.
     """
     atoms = start.copy()
     for _ in range(SADDLE_STEPS):
@@ -284,12 +299,12 @@ def _newton(
 
 
 def _uphill_along_the_softest(values: np.ndarray) -> np.ndarray:
-    """Down along all modes but the first, whose sign is turned around: the step climbs there."""
+    """Divisors that step downhill along all modes except the softest, where they step uphill."""
     stiffness = np.maximum(np.abs(values), FLAT)
     stiffness[0] = -stiffness[0]
     return stiffness
 
 
 def _as_it_is(values: np.ndarray) -> np.ndarray:
-    """Eigenvalues with their sign, none too near to zero: the step goes to the nearest point."""
+    """The eigenvalues themselves, bounded away from zero: a plain Newton step."""
     return np.where(np.abs(values) > FLAT, values, FLAT)

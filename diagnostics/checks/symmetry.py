@@ -1,11 +1,11 @@
-"""What physics demands of any potential, tested on an ASE calculator.
+"""Does an ASE calculator obey the symmetries and derivatives that physics demands?
 
-Rotation, inversion, translation and renumbering; other descriptions of the same crystal; no net
-force and no net torque; forces and stress as derivatives of the energy. The structures are made
-here, of elements that the caller names.
+The tests are rotation, inversion, translation and renumbering; other descriptions of the same
+crystal; zero net force and torque; forces and stress as derivatives of the energy. The structures
+are made here, from elements that the caller names.
 
 Every error is relative to the largest force or stress. Torques and the energies of single atoms are
-sums of many terms, so they may be wrong by ten times as much as the rest.
+sums of many terms, so their tolerance is ten times larger.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from ..check import CheckedModel, CheckError, CheckResult, Figure
 
 
-# Largest errors that pass: in float32, in float64, and of finite differences in float64.
+# Tolerances: in float32, in float64, and for finite differences in float64.
 SINGLE = 1e-3
 DOUBLE = 1e-8
 DIFFERENCES = 1e-5
 
-STEP = 1e-4  # of finite differences: A, and of strain
+STEP = 1e-4  # of finite differences: displacement in A, and strain
 VACUUM = 30.0  # A
 
-# Errors are relative to no less than these, so that a force of zero does not divide.
+# Lower bounds of the divisors of relative errors, so that nothing is divided by zero.
 SMALLEST_FORCE = 1e-3  # eV/A
 SMALLEST_STRESS = 1e-5  # eV/A^3
 
-# Two other descriptions of a lattice: sheared vectors, and no change at all.
+# Other vectors for the same lattice; and the rotation that changes nothing.
 SHEAR = np.array([[1, 0, 0], [2, 1, 0], [-1, 1, 1]])
 IDENTITY = np.eye(3)
 
 
 def check(model: CheckedModel) -> CheckResult:
-    """Rotated, moved, renumbered, in other cells: are predictions the same, are forces slopes?
+    """Are predictions invariant, and are forces derivatives of the energy?
 
-    The exit code is 1 if they are not.
+    Structures are rotated, moved, renumbered, and described by other cells. The exit code is 1 if a
+    test fails.
 
     Example: evenfield check symmetry evenfield-s --level-of-theory EMT
     """
@@ -67,7 +68,7 @@ def check(model: CheckedModel) -> CheckResult:
 
 @dataclass(frozen=True)
 class Finding:
-    """One demand of physics: how wrong the answer is, and how wrong it may be."""
+    """The result of one test: the error and its tolerance."""
 
     name: str
     error: float
@@ -75,13 +76,16 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """False also for NaN."""
+        """Whether the error is within the tolerance; False for NaN."""
         return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """energy: eV. forces: (N, 3) eV/A. stress: (3, 3) eV/A^3, None where there is none."""
+    """Predictions for a structure.
+
+    energy: eV. forces: (N, 3) eV/A. stress: (3, 3) eV/A^3, or None if there is no stress.
+    """
 
     energy: float
     forces: np.ndarray
@@ -91,21 +95,21 @@ class _Answer:
 def audit(
     calculator: Calculator, symbols: list[str], *, single: bool = False, seed: int = 0
 ) -> list[Finding]:
-    """All demands, on structures with up to four of `symbols`.
+    """Run all tests, on structures with up to four of `symbols`.
 
-    single: the calculator works in float32. Finite differences need float64 and are left out.
+    single: the calculator works in float32; finite differences, which need float64, are left out.
 
     Raises:
         CheckError: `symbols` is empty.
     """
-    # the import brings in torch, which the help of the command does not need
+    # imported here, because it imports torch, which the help of the command does not need
     from ...model_zoo.potential.invariance import random_cell
 
     if not symbols:
         raise CheckError("symbols: at least one element is needed, which the model knows")
 
     rng = np.random.default_rng(seed)
-    # a random cell has no symmetry of its own, behind which an error could hide
+    # a random cell has no symmetry that could hide an error
     crystal = random_cell(rng, symbols)
     tolerance = SINGLE if single else DOUBLE
     found = [
@@ -121,7 +125,7 @@ def audit(
 def _symmetries(
     calculator: Calculator, atoms: Atoms, rng: np.random.Generator, tolerance: float
 ) -> Iterator[Finding]:
-    """Changes that no energy may notice, and that turn or reorder the forces."""
+    """Changes that leave the energy invariant, and rotate or permute the forces."""
     from ...model_zoo.potential.invariance import changes
 
     before = _ask(calculator, atoms)
@@ -132,7 +136,7 @@ def _symmetries(
 
 
 def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[Finding]:
-    """One crystal in three descriptions, and a slab with and without periodicity in its vacuum."""
+    """One crystal in three descriptions; a slab with and without periodicity across its vacuum."""
     before = _ask(calculator, atoms)
 
     sheared = atoms.copy()
@@ -148,7 +152,7 @@ def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[F
     yield Finding("2 x 2 x 2 supercell", error, tolerance)
 
     slab = atoms.copy()
-    # wider than any cutoff, so that images across it cannot be felt
+    # wider than any cutoff, so that periodic images do not interact
     slab.center(vacuum=VACUUM / 2, axis=2)
     slab.pbc = [True, True, False]
     open_answer = _ask(calculator, slab)
@@ -156,7 +160,7 @@ def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[F
     periodic_slab = slab.copy()
     periodic_slab.pbc = True
     periodic_answer = _ask(calculator, periodic_slab)
-    # only a crystal has a stress, so the two are compared without it
+    # the open slab has no stress, so the two are compared without it
     periodic_answer = replace(periodic_answer, stress=None)
     error = _difference(open_answer, periodic_answer, IDENTITY)
     yield Finding("slab, periodic across its vacuum or not", error, tolerance)
@@ -165,7 +169,7 @@ def _cells(calculator: Calculator, atoms: Atoms, tolerance: float) -> Iterator[F
 def _balance(
     calculator: Calculator, crystal: Atoms, symbol: str, tolerance: float
 ) -> Iterator[Finding]:
-    """No net force and torque on an isolated cluster, no force where symmetry forbids one."""
+    """No net force and torque on an isolated cluster; no forces in a perfect crystal."""
     cluster = crystal.copy()
     cluster.set_cell(None)
     cluster.pbc = False
@@ -174,13 +178,13 @@ def _balance(
     net_force = np.abs(forces.sum(0)).max()
     yield Finding("net force on a cluster", float(net_force / scale), tolerance)
 
-    # about the centre: far from the origin the rounding of a cross product grows
+    # about the centre, because the rounding of a cross product grows with the arms
     arms = cluster.positions - cluster.positions.mean(0)
     torque = np.cross(arms, forces).sum(0)
     largest_torque = np.abs(torque).max()
     yield Finding("net torque on a cluster", float(largest_torque / scale), 10 * tolerance)
 
-    # looser than touching spheres by a fifth, the usual spacing in a metal
+    # nearest neighbours are 2.4 covalent radii apart, as is usual in a metal
     spacing = 2.4 * covalent_radii[atomic_numbers[symbol]]
     cube = bulk(symbol, "fcc", a=spacing * np.sqrt(2), cubic=True)
     perfect = cube * 2
@@ -198,9 +202,9 @@ def _balance(
 
 
 def _derivatives(calculator: Calculator, atoms: Atoms) -> Iterator[Finding]:
-    """Forces and stress against ASE's central differences of the energy."""
+    """Compare forces and stress with ASE's central differences of the energy."""
     answer = _ask(calculator, atoms)
-    # the differences are taken on a copy, which ASE moves in place
+    # a copy, because ASE moves the atoms in place
     atoms = atoms.copy()
     atoms.calc = calculator
 
@@ -217,13 +221,13 @@ def _derivatives(calculator: Calculator, atoms: Atoms) -> Iterator[Finding]:
 
 
 def _scale(values: np.ndarray, smallest: float) -> float:
-    """The largest entry, which errors are relative to, but no less than `smallest`."""
+    """The divisor of relative errors: the largest entry, but at least `smallest`."""
     largest = float(np.abs(values).max())
     return max(largest, smallest)
 
 
 def _ask(calculator: Calculator, atoms: Atoms) -> _Answer:
-    """The calculator's answer on a copy, so that no result is left on the caller's atoms."""
+    """Predictions for a copy of the atoms, so that the caller's atoms do not change."""
     atoms = atoms.copy()
     atoms.calc = calculator
 
@@ -238,8 +242,8 @@ def _difference(
 ) -> float:
     """Largest of the relative errors of energy per atom, forces and stress.
 
-    `turn` (3, 3) is the rotation or inversion that lies between the answers, `order` (N,) the atoms
-    of the first answer in the order of the second.
+    turn: (3, 3) rotation or inversion from `before` to `after`. order: (N,) indices of the atoms of
+    `before` in the order of `after`; None if the order is the same.
     """
     forces = before.forces @ turn.T
     if order is not None:
@@ -248,7 +252,7 @@ def _difference(
     scale = _scale(forces, SMALLEST_FORCE)
     energy_error = abs(after.energy - before.energy)
     errors = [
-        # an energy in units of the largest force times 1 A
+        # the energy in units of the largest force times 1 A
         energy_error / (len(forces) * scale),
         np.abs(after.forces - forces).max() / scale,
     ]
@@ -257,5 +261,5 @@ def _difference(
         expected = turn @ before.stress @ turn.T
         stress_scale = _scale(expected, SMALLEST_STRESS)
         errors.append(np.abs(after.stress - expected).max() / stress_scale)
-    # numpy's maximum keeps a NaN, Python's may lose it
+    # NumPy's maximum propagates NaN, Python's may not
     return float(np.max(errors))

@@ -1,8 +1,8 @@
-"""Which time steps does a potential stand, and is there a drift that no step removes?
+"""Which time steps are stable, and is there a drift that no time step removes?
 
-The same dynamics, without a thermostat, over the same time with growing time steps. Velocity Verlet
-keeps the total energy up to oscillations that grow with the square of the step. Forces that are
-not the derivative of an energy do work at any step, so their drift stays when the step shrinks.
+The same NVE dynamics runs for the same time with growing time steps. Velocity Verlet conserves the
+total energy up to oscillations that grow with the square of the time step. If the forces are not
+the derivative of an energy, they do work at any step, so that the drift remains for small steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..sanity.systems import SYSTEMS, PairDistances, System
 from ..sanity.verdicts import failures, refusal_of_energy, with_progress
 
 
-# Steps relative to the usual one of a system, 2 fs for a metal, 0.5 fs with hydrogen.
+# Time steps relative to the usual step of a system, which is 2 fs for a metal, 0.5 fs with
+# hydrogen.
 MULTIPLES: dict[Suite, tuple[float, ...]] = {
     "quick": (1, 2, 4),
     "standard": (0.5, 1, 2, 4),
@@ -34,15 +35,15 @@ MULTIPLES: dict[Suite, tuple[float, ...]] = {
 PICOSECONDS: dict[Suite, float] = {"quick": 0.2, "standard": 0.5, "full": 2.0}
 QUICK = ("Cu", "Si", "NaCl")
 
-# What a step may do: a slope of the total energy, and its scatter about that slope.
+# Limits for a safe step: drift of the total energy, and its scatter about the drift.
 DRIFT = 10.0  # meV/atom/ps
 SCATTER = 5.0  # meV/atom
-# What may be left when the step is extrapolated to zero.
+# Limit for the drift extrapolated to a time step of zero.
 REMAINDER = 5.0  # meV/atom/ps
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """How long may a time step be, and is the total energy kept when it is short?
+    """How long may a time step be, and does a short one conserve the energy?
 
     Example: evenfield check timestep evenfield-s elements=[Cu] suite=quick --level-of-theory EMT
     """
@@ -79,10 +80,10 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a system did with each time step.
+    """Results for a system with T time steps.
 
-    usual, steps: fs. drifts: meV/atom/ps, infinite where the dynamics broke. scatters: meV/atom,
-    the root mean square about the slope.
+    usual: the usual time step, fs. steps: (T,) fs. drifts: (T,) meV/atom/ps, infinite if the
+    dynamics failed. scatters: (T,) meV/atom, root mean square about the drift.
     """
 
     name: str
@@ -93,17 +94,20 @@ class Scan:
 
     @property
     def largest_safe(self) -> float:
-        """The longest step, in fs, up to which every one keeps the energy; 0 if none does."""
+        """The longest step in fs up to which all steps conserve the energy; 0 if none does."""
         safe = (np.abs(self.drifts) <= DRIFT) & (self.scatters <= SCATTER)
         number = len(safe) if safe.all() else int(np.argmin(safe))
         return float(self.steps[number - 1]) if number else 0.0
 
     @property
     def remainder(self) -> float:
-        """The drift of a vanishing step, since errors of Verlet shrink with its square."""
+        """Drift in meV/atom/ps at a step of zero, extrapolated from the two shortest steps.
+
+        The errors of velocity Verlet scale with the square of the step.
+        """
         ratio = (self.steps[1] / self.steps[0]) ** 2
         short, longer = self.drifts[:2]
-        # a longer step that breaks says nothing about the short one
+        # if the longer step failed, there is nothing to extrapolate from
         if not np.isfinite(longer):
             return float(short)
         return float((ratio * short - longer) / (ratio - 1))
@@ -125,7 +129,7 @@ def _scan(calculator: Calculator, system: System, settings: SanityConfig) -> Sca
     results = []
     for step in steps:
         start = system.atoms()
-        # half of the energy becomes potential energy in the first vibrations
+        # by equipartition, half of the kinetic energy becomes potential energy
         set_thermal_momenta(start, 2 * settings.temperature, settings.seed)
         Stationary(start, preserve_temperature=False)
         start.calc = calculator
@@ -135,7 +139,10 @@ def _scan(calculator: Calculator, system: System, settings: SanityConfig) -> Sca
 
 
 def _slope(atoms: Atoms, step: float, number: int) -> tuple[float, float]:
-    """Drift in meV/atom/ps and scatter in meV/atom; infinite where atoms fuse or a call fails."""
+    """Drift in meV/atom/ps and scatter in meV/atom; infinite if atoms fuse or a call fails.
+
+    step: fs. number: of steps.
+    """
     distances = PairDistances(atoms)
     dynamics = VelocityVerlet(atoms, step * units.fs)
     energies = []

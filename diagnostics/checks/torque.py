@@ -1,12 +1,12 @@
-"""Do forces turn things as the energy says?
+"""Do the torques of the forces agree with the slope of the energy?
 
-Two triangles of three atoms each hang in the void, tilted against each other. A rigid turn of one
-of them by an angle theta about an axis through its centre c changes the energy, and
+Two isolated triangles of three atoms each are tilted against each other. A rigid rotation of one
+triangle by an angle theta about an axis through its centre c changes the energy, and
 
     torque = sum_i (r_i - c) x F_i = -dE/dtheta
 
-for each of the three axes. All six atoms together feel no net force and no net torque, because
-nothing outside can push or turn them. Forces that a network predicts directly break both.
+for each of the three axes. The net force and the net torque on all six atoms are zero, because
+nothing outside acts on them. Networks that predict forces directly violate both rules.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ from ..sanity.config import SanityConfig
 from ..sanity.verdicts import failures, with_progress
 
 
-# Edge of a triangle over the covalent radius, and the height of the second above the first in
-# edges: whatever its tilt, no atom of one is closer to the other than an edge.
+# Edge of a triangle relative to the covalent radius; vertical and lateral shift of the second
+# triangle, relative to the edge. Whatever the tilt, atoms of the two triangles are at least an edge
+# apart.
 EDGE = 2.3
 HEIGHT = 1.6
 SIDEWAYS = 0.3
 
-# Elements that the quick suite looks at.
+# Most elements in the quick suite.
 QUICK = 12
 
 ANGLE = 1e-3  # radian, of the finite differences
 
-# Largest errors that pass: of a torque, relative to it; of a sum, relative to its terms.
+# Tolerances: of a torque, relative to it; of a net force or torque, relative to its terms.
 SLOPE = 0.01
 BALANCE = 1e-4
-# A torque is compared with no less than this share of its terms, which may cancel.
+# The divisor of a torque's error is at least this share of its terms, which may cancel.
 SHARE = 0.02
-# Forces that sum to less, in eV and eV/A, turn nothing: those of noble gases.
+# Lower bound of all divisors, in eV and eV/A, for elements with tiny forces, such as noble gases.
 SMALLEST = 0.01
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Is the torque on a group of atoms the slope of the energy, and does nothing turn by itself?
+    """Is the torque on a group of atoms the slope of the energy?
+
+    Also checks that the net force and the net torque on an isolated cluster vanish.
 
     Example: evenfield check torque evenfield-s elements=[Cu,Au] --level-of-theory EMT
     """
@@ -58,7 +61,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     ]
     figures = [Figure("elements", len(symbols), "", at_least=1)]
     lines: list[str] = []
-    # `not <=` also names the elements that have no finite answer
+    # `not <=` also catches NaN
     for what, names in (
         (
             "elements that push themselves",
@@ -87,11 +90,11 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 @dataclass(frozen=True)
 class Turned:
-    """What two triangles of an element do to each other; NaN where the calculator fails.
+    """Results for two triangles of an element; NaN if the calculator fails.
 
-    torque, slope: (3,) eV, on the first triangle, and minus the slope of the energy by its turns.
-    scale: eV, the sum of |r - c| |F| over its atoms. net_force, net_torque: of all six atoms,
-    relative to the largest force and to their own scale.
+    torque: (3,) eV, on the first triangle. slope: (3,) eV, minus the derivative of the energy with
+    respect to its rotation. scale: eV, the sum of |r - c| |F| over its atoms. net_force,
+    net_torque: of all six atoms, relative to the largest force and to the scale of all six.
     """
 
     symbol: str
@@ -103,13 +106,13 @@ class Turned:
 
     @property
     def slope_error(self) -> float:
-        """Largest difference between torque and slope over the largest slope."""
+        """Largest difference between torque and slope, relative to the largest slope."""
         largest = max(float(np.abs(self.slope).max()), SHARE * self.scale, SMALLEST)
         return float(np.abs(self.torque - self.slope).max() / largest)
 
 
 def turned(calculator: Calculator, symbol: str, seed: int) -> Turned:
-    """Ask for the torques on two triangles of an element."""
+    """Compute torques and slopes for two triangles of an element."""
     atoms = two_triangles(symbol, seed)
     centre = atoms.positions[:3].mean(axis=0)
     arms = atoms.positions[:3] - centre
@@ -139,12 +142,12 @@ def turned(calculator: Calculator, symbol: str, seed: int) -> Turned:
 
 
 def _scale(arms: np.ndarray, forces: np.ndarray) -> float:
-    """The largest torque that forces of this size could have, in eV."""
+    """The largest torque that forces of this size could exert, in eV."""
     return float((np.linalg.norm(arms, axis=1) * np.linalg.norm(forces, axis=1)).sum())
 
 
 def two_triangles(symbol: str, seed: int) -> Atoms:
-    """Two equal triangles, one above the other and tilted at random."""
+    """Two equal triangles of three atoms, the second above the first and tilted at random."""
     edge = EDGE * covalent_radii[atomic_numbers[symbol]]
     angles = np.radians([0.0, 120.0, 240.0])
     corners = np.stack([np.cos(angles), np.sin(angles), np.zeros(3)], axis=1) * edge / np.sqrt(3)

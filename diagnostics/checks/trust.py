@@ -1,9 +1,9 @@
-"""Are the stated uncertainties true? Radii and spreads against errors on labelled structures.
+"""Are the stated uncertainties true? Compares radii and spreads with errors on labelled structures.
 
-A radius of 90 % must cover 90 % of the errors, in every group of elements. A spread is useful if
-large errors have large spreads (rank correlation), if the worst atoms can be told by it, and if
-radii are small (sharpness). What breaks the promise is measured with `--outside`: data of a
-chemistry that the level of theory was not trained on.
+A 90 % radius must cover 90 % of the errors, in every group of elements. A spread is useful if large
+errors have large spreads (rank correlation), if it identifies the worst atoms (AUROC), and if the
+radii are small (sharpness). Coverage is not guaranteed for a chemistry that the level of theory was
+not trained on. `--outside` measures how well data of such a chemistry can be recognised.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ if TYPE_CHECKING:
 COVERAGES = (0.9, 0.99)
 # Coverages of the reliability diagram.
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-# Groups of elements with fewer labelled atoms are shown and not judged.
+# Groups of elements with fewer labelled atoms are shown but not judged.
 ENOUGH_ATOMS = 500
-# How far a coverage may be from what was stated: by this, or by this many standard errors, which
-# are those of groups of structures, since atoms of one structure are no independent evidence. Many
-# groups of elements are judged, so that one in a hundred must be allowed to be off by chance.
+# Allowed difference between measured and stated coverage: TOLERANCE, or DEVIATIONS standard errors
+# if these are larger. Standard errors count groups of structures as independent, because the atoms
+# of one structure are not. Three of them are allowed, because many groups of elements are judged
+# and some of them deviate by chance.
 TOLERANCE = 0.01
 DEVIATIONS = 3.0
 RANK_CORRELATION = 0.6
-# Share of the atoms that count as the worst ones.
+# Share of atoms with the largest errors that count as the worst atoms.
 WORST = 0.1
 AUROC = 0.9
-# Sizes of labels that coverage is shown for, eV/A.
+# Edges of the ranges of label size for which coverage is shown, eV/A.
 SIZES = (0.0, 0.1, 0.5, 2.0, np.inf)
-# Points of the picture of errors against spreads.
+# Most points in the picture of errors against spreads.
 MOST_POINTS = 6000
 
 
@@ -66,9 +67,9 @@ def check(
         typer.Option("--attach", help="put what was counted into the model's folder and its card"),
     ] = False,
 ) -> CheckResult:
-    """Do radii cover what they state, and do large errors have large spreads?
+    """Do radii cover the stated share of errors, and do spreads follow the errors?
 
-    Judged on labelled structures that neither training nor calibration has seen.
+    Judged on labelled structures that were used neither for training nor for calibration.
 
     Example: evenfield check trust runs/mine/model runs/data --pictures runs/trust
     """
@@ -120,7 +121,11 @@ def check(
 
 
 def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[str]]:
-    """Coverage, sharpness and order of the errors of labelled structures."""
+    """Figures and lines on coverage, sharpness and rank correlation.
+
+    own: the record of uncertainty of the level of theory. seen: predictions and errors of labelled
+    structures. Raises CheckError if no structure has forces.
+    """
     from scipy.stats import spearmanr
 
     from ...model_zoo.uncertainty.coverage import UNITS
@@ -176,7 +181,7 @@ def judged(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[st
 
 
 def _order_of_stress(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure], list[str]]:
-    """How what is known before a label goes with the error of the stress."""
+    """Rank correlations of the stress error with its spread and the ingredients of the spread."""
     from scipy.stats import spearmanr
 
     from ...model_zoo.uncertainty.record import STRESS_INGREDIENTS
@@ -201,7 +206,7 @@ def _order_of_stress(own: LevelUncertainty, seen: Observed) -> tuple[list[Figure
 def _of_coverage(
     own: LevelUncertainty, rows: list[CoverageRow], index: int, coverage: float
 ) -> tuple[list[Figure], list[str]]:
-    """Figures and lines about the forces, for the ball at `index` of each row."""
+    """Figures and lines about force radii with one coverage; `index` is its place in COVERAGES."""
     figures = []
     lines = []
     percent = f"{100 * coverage:g} %"
@@ -214,7 +219,7 @@ def _of_coverage(
             lines.append(f"{percent} ball, {row.name}: too few scores for a radius")
         elif row.by == "element":
             deviation = np.nan if ball.deviation is None else ball.deviation
-            # the radii themselves come from a finite number of structures
+            # widened, because the radii were also calibrated on a finite number of structures
             calibrated_on = own.force_scores[places[row.name]].structures
             deviation *= (1 + row.groups / max(calibrated_on, 1)) ** 0.5
             lines.append(
@@ -248,7 +253,7 @@ def _of_coverage(
 
 
 def coverage_rows(own: LevelUncertainty, seen: Observed) -> list[CoverageRow]:
-    """What the radii cover: forces by element group and by size of the label, energies, stress."""
+    """Counts of covered errors: forces by element group and by label size, energies, stress."""
     labelled = np.isfinite(seen.error)
     error = seen.error[labelled]
     names = seen.atom_groups[labelled]
@@ -271,7 +276,7 @@ def coverage_rows(own: LevelUncertainty, seen: Observed) -> list[CoverageRow]:
         if which.any()
     ]
 
-    # per atom, as errors of energies are stated everywhere
+    # per atom, like all energy errors
     per_atom = np.bincount(seen.structure_index, minlength=len(seen.groups))
     of_structures: list[tuple[Literal["energies", "stress"], np.ndarray, list[np.ndarray]]] = [
         (
@@ -304,12 +309,15 @@ def _row(
     radii: list[np.ndarray],
     names: np.ndarray,
 ) -> CoverageRow:
-    """Errors (n,) counted against the radii (n,) of each of `COVERAGES`; names (n,) of groups."""
+    """Count how many errors (n,) are within the radii (n,) of each of COVERAGES.
+
+    names: (n,) the group of structures of each error.
+    """
     from ...model_zoo.uncertainty.coverage import BallCounts, CoverageRow
 
     balls = []
     for coverage, radius in zip(COVERAGES, radii, strict=True):
-        # an infinite radius covers everything and says nothing
+        # leave out infinite radii, which cover every error and say nothing
         finite = np.isfinite(radius)
         covered = error[finite] <= radius[finite]
         deviation = _standard_error(covered, names[finite]) if finite.any() else np.nan
@@ -333,7 +341,7 @@ def _row(
 
 
 def _check_attachable(model: CheckedModel, split: str) -> None:
-    """Only counts of a test split, about a model in a folder that may be changed."""
+    """Raise CheckError unless the split is `test` and the model is in a local folder."""
     from ...model_zoo.package.folder import refuse_files_of_others
     from ...model_zoo.uncertainty.coverage import TRUST
 
@@ -353,7 +361,7 @@ def _check_attachable(model: CheckedModel, split: str) -> None:
 def _attach(
     model: CheckedModel, own: LevelUncertainty, seen: Observed, data: Path, left_out: list[str]
 ) -> None:
-    """Put what was counted into the folder of the model."""
+    """Put the counts into the folder of the model."""
     from ...data_pipelines.store.shards import read_info
     from ...model_zoo.package.folder import attach, read_model_folder
     from ...model_zoo.uncertainty.coverage import LevelCoverage, with_coverage
@@ -371,13 +379,13 @@ def _attach(
         left_out=left_out,
         rows=coverage_rows(own, seen),
     )
-    # of the weights that were checked: the folder may hold others by now, and then has no record
+    # the counts belong to the weights that were checked; the folder may hold others by now
     folder = read_model_folder(model.folder)
     attach(model.folder, with_coverage(model.loaded.potential, folder.attachments, own, counted))
 
 
 def measures(own: LevelUncertainty, seen: Observed, chosen: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Name -> what each measure says about the chosen atoms; more means a larger error."""
+    """Name of each measure -> its values for the chosen atoms; larger values mean larger errors."""
     ingredients = seen.ingredients[:, chosen]
     return {
         "spread": own.spread(ingredients, seen.numbers[chosen]),
@@ -391,7 +399,10 @@ def measures(own: LevelUncertainty, seen: Observed, chosen: np.ndarray) -> Mappi
 def told_apart(
     own: LevelUncertainty, seen: Observed, others: Observed, name: str
 ) -> tuple[list[Figure], list[str]]:
-    """How well each measure tells atoms of another chemistry from those of `seen`."""
+    """Figures and lines on how well each measure tells atoms of another chemistry from `seen`.
+
+    others: predictions for the other chemistry. name: of these data, for texts.
+    """
     figures = []
     lines = [
         f"{name}: {100 * others.inside.mean():.1f} % of {len(others.numbers)} atoms are inside, "
@@ -419,7 +430,10 @@ def told_apart(
 
 
 def area_under_curve(values: np.ndarray, positive: np.ndarray) -> float:
-    """AUROC: how often a positive has the larger value of a pair, ties counted half."""
+    """AUROC: the probability that a positive has a larger value than a negative; ties count half.
+
+    NaN if there are no positives or no negatives.
+    """
     from scipy.stats import mannwhitneyu
 
     if positive.all() or not positive.any():
@@ -429,7 +443,7 @@ def area_under_curve(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _standard_error(covered: np.ndarray, names: np.ndarray) -> float:
-    """Of a coverage, from groups of structures: the delta method for a ratio of sums."""
+    """Standard error of a coverage over groups of structures, by the delta method for a ratio."""
     _, place = np.unique(names, return_inverse=True)
     residuals = np.bincount(place, covered - covered.mean())
     number = len(residuals)
@@ -439,13 +453,13 @@ def _standard_error(covered: np.ndarray, names: np.ndarray) -> float:
 
 
 def _names(own: LevelUncertainty) -> list[str]:
-    """What each group of elements is called."""
+    """The name of each group of elements."""
     symbols = [" ".join(chemical_symbols[z] for z in elements) for elements in own.groups[:-1]]
     return [*symbols, "all others" if symbols else "all elements"]
 
 
 def structures_of(data: Path, split: str, level: str) -> list[Structure]:
-    """All structures of a split at a level of theory. Raises CheckError where there is none."""
+    """All structures of a split at a level of theory. Raises CheckError if there are none."""
     from ...data_pipelines.store.blocks import iter_structures
 
     chosen = [one for one in iter_structures(data, split) if one.level_of_theory == level]
@@ -461,9 +475,9 @@ def structures_of(data: Path, split: str, level: str) -> list[Structure]:
 
 
 def answerable(data: Path, split: str, model: CheckedModel) -> tuple[list[Structure], list[str]]:
-    """Structures of a split that the model answers for, and a line for each kind of the others.
+    """Structures of a split with known elements only, and lines about the structures left out.
 
-    Raises CheckError where there is none.
+    Raises CheckError if no structure is left.
     """
     return _of_learned_elements(structures_of(data, split, model.level), model, data)
 
@@ -471,10 +485,10 @@ def answerable(data: Path, split: str, model: CheckedModel) -> tuple[list[Struct
 def _of_learned_elements(
     structures: list[Structure], model: CheckedModel, data: Path
 ) -> tuple[list[Structure], list[str]]:
-    """The structures whose elements the level of theory has learned, and a line on the others.
+    """Structures whose elements the level of theory has learned, and lines about the others.
 
-    Radii of other elements are infinite and cover everything, and to tell them apart is trivial.
-    Raises CheckError where no structure is left.
+    Other elements would prove nothing: their radii are infinite and cover every error, and they are
+    trivially recognised. Raises CheckError if no structure is left.
     """
     from ...model_zoo.evaluation.coverage import Coverage
 
@@ -490,9 +504,10 @@ def _of_learned_elements(
 
 
 def all_as_level(data: Path, level: str) -> list[Structure]:
-    """All structures of a data set, as if they were of a level of theory; errors only if they are.
+    """All structures of a data set, assigned to one level of theory.
 
-    Labels of another level have another zero and other forces, and are left out.
+    Structures of another level lose their labels, which have another zero of energy and other
+    forces.
     """
     from dataclasses import replace
 
@@ -513,7 +528,7 @@ def all_as_level(data: Path, level: str) -> list[Structure]:
 
 
 def _reliability(own: LevelUncertainty, seen: Observed) -> bytes:
-    """Covered share over stated coverage, for each group of elements with enough atoms."""
+    """PNG of measured against stated coverage, for each group of elements with enough atoms."""
     from ..sanity.plots import curves_png
 
     labelled = np.isfinite(seen.error)
@@ -533,7 +548,7 @@ def _reliability(own: LevelUncertainty, seen: Observed) -> bytes:
 
 
 def _errors_and_spreads(own: LevelUncertainty, seen: Observed) -> bytes:
-    """Errors over spreads, atom by atom, with the radii that are stated."""
+    """PNG of errors against spreads, with one point for each atom."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing
 
@@ -555,7 +570,7 @@ def _errors_and_spreads(own: LevelUncertainty, seen: Observed) -> bytes:
             axes.scatter(
                 spread[chosen], error[chosen], s=5, color=colour, alpha=0.35, label=name, lw=0
             )
-        # medians of twenty bins with equally many atoms
+        # twenty bins with the same number of atoms each
         bins = np.array_split(order, 20)
         middle = [np.median(spread[chosen]) for chosen in bins if len(chosen)]
         typical = [np.quantile(error[chosen], 0.683) for chosen in bins if len(chosen)]

@@ -1,9 +1,10 @@
-"""Do small molecules vibrate as they do in nature?
+"""Do small molecules have the right vibrational frequencies?
 
 Each molecule is relaxed, and its second derivatives come from central differences of the forces.
-Of the 3N modes, 6 (5 if all atoms are on a line) are shifts and turns, which must cost nothing; all
-others must be real. The matrix of second derivatives is symmetric if forces are slopes of an
-energy. Frequencies are compared with experiment, or with the oracle of the settings.
+Of the 3N modes, 6 (5 for a linear molecule) are translations and rotations, whose frequencies must
+be zero. All others must be real. The matrix of second derivatives is symmetric if the forces are
+derivatives of an energy. Frequencies are compared with experiment, or with the oracle of the
+settings.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from ..sanity.oracle import oracle_of
 from ..sanity.verdicts import failures, with_progress
 
 
-# Wave numbers in 1/cm, ascending, degenerate ones as often as they occur. Pairs of atoms: harmonic,
-# K. P. Huber and G. Herzberg, Constants of Diatomic Molecules (1979). Others: fundamentals,
+# Wave numbers in 1/cm, ascending; degenerate ones are repeated. Diatomic molecules: harmonic
+# values, K. P. Huber and G. Herzberg, Constants of Diatomic Molecules (1979). Others: fundamentals,
 # T. Shimanouchi, Tables of Molecular Vibrational Frequencies, NSRDS-NBS 39 (1972).
 EXPERIMENT: dict[str, tuple[float, ...]] = {
     "H2": (4401,),
@@ -45,18 +46,21 @@ STEP = 0.005  # A
 FMAX = 1e-3  # eV/A
 MAX_STEPS = 300
 
-# A bond that has grown or shrunk by more than this share in the relaxation is another bond.
+# A bond whose length changes by more than this share in the relaxation is broken.
 INTACT = 0.3
-# 1/cm, of shifts and turns: a relaxation leaves small forces, and differences are of finite steps.
+# Largest frequency of translations and rotations, 1/cm: relaxations leave small forces, and finite
+# differences have errors.
 FREE = 60.0
-# Largest asymmetry of the second derivatives, relative to the largest of them.
+# Largest asymmetry of the second derivatives, relative to their largest entry.
 ASYMMETRY = 0.01
 # Largest median error of the frequencies. Harmonic frequencies of PBE are within 5 % of experiment.
 DEVIATION = 0.15
 
 
 def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
-    """Vibrations of small molecules: real, symmetric, and near to experiment or to the oracle.
+    """Vibrations of small molecules against experiment or the oracle.
+
+    Also checks that modes are real, and that second derivatives are symmetric.
 
     Example: evenfield check vibrations evenfield-s --level-of-theory GFN1-xTB suite=quick
     """
@@ -111,7 +115,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def _deviations(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Relative differences, mode by mode; NaN where the oracle has no such mode."""
+    """Relative differences, mode by mode; all NaN if the numbers of modes differ."""
     if len(found) != len(expected):
         return np.full(len(found), np.nan)
     deviations: np.ndarray = np.abs(found - expected) / np.abs(expected)
@@ -124,10 +128,11 @@ def _listed(frequencies: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Vibrations:
-    """Of one molecule.
+    """Vibrations of one molecule.
 
-    frequencies: 1/cm, ascending, imaginary ones negative. free: 1/cm, the largest of the shifts and
-    turns. asymmetry: of the second derivatives, relative to the largest of them.
+    frequencies: (M,) 1/cm, ascending, negative if imaginary. free: largest frequency of the
+    translations and rotations, 1/cm. asymmetry: of the second derivatives, relative to their
+    largest entry. is_whole: whether the molecule stayed intact; if not, all other values are NaN.
     """
 
     frequencies: np.ndarray
@@ -137,7 +142,7 @@ class Vibrations:
 
     @property
     def is_minimum(self) -> bool:
-        """Whether all modes are real; false for NaN."""
+        """Whether all modes are real; False for NaN."""
         return bool((self.frequencies > 0).all())
 
 
@@ -155,7 +160,7 @@ def vibrations_of(calculator: Calculator, atoms: Atoms) -> Vibrations:
     asymmetry = float(np.abs(hessian - hessian.T).max() / np.abs(hessian).max())
     waves = wave_numbers(hessian, relaxed.get_masses())
     num_free = 5 if _is_linear(relaxed) else 6
-    # shifts and turns are the modes nearest to zero, whatever their sign
+    # translations and rotations are the modes nearest to zero, whatever their sign
     by_size = np.argsort(np.abs(waves))
     free = float(np.abs(waves[by_size[:num_free]]).max())
     frequencies = np.sort(waves[by_size[num_free:]])
@@ -163,7 +168,11 @@ def vibrations_of(calculator: Calculator, atoms: Atoms) -> Vibrations:
 
 
 def second_derivatives(calculator: Calculator, atoms: Atoms) -> np.ndarray:
-    """(3N, 3N) in eV/A^2 by central differences of the forces; row a is the change by atom a."""
+    """Second derivatives (3N, 3N) in eV/A^2 by central differences of the forces.
+
+    Each row is minus the derivative of all forces with respect to one coordinate. NaN if the
+    calculator fails.
+    """
     moved = []
     for atom in range(len(atoms)):
         for axis in range(3):
@@ -177,7 +186,10 @@ def second_derivatives(calculator: Calculator, atoms: Atoms) -> np.ndarray:
 
 
 def wave_numbers(hessian: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """(3N,) in 1/cm from second derivatives in eV/A^2 and masses in u; imaginary ones negative."""
+    """Wave numbers (3N,) in 1/cm, negative if imaginary.
+
+    hessian: (3N, 3N) eV/A^2. masses: (N,) u.
+    """
     weights = np.repeat(masses**-0.5, 3)
     symmetric = (hessian + hessian.T) / 2
     squared = np.linalg.eigvalsh(weights[:, None] * symmetric * weights)
@@ -188,7 +200,7 @@ def wave_numbers(hessian: np.ndarray, masses: np.ndarray) -> np.ndarray:
 
 
 def _is_intact(before: Atoms, after: Atoms) -> bool:
-    """Whether the nearest neighbour of each atom is about as far away as it was."""
+    """Whether the distance of each atom to its nearest neighbour has hardly changed."""
     for atom in range(len(before)):
         others = [other for other in range(len(before)) if other != atom]
         old = before.get_distances(atom, others).min()

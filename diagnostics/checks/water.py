@@ -1,4 +1,4 @@
-"""Two molecules of water: bound to each other by a hydrogen bond, and still molecules."""
+"""The water dimer: is it bound by a hydrogen bond, and do the molecules stay intact?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
     from ase.collections import s22
 
     calculator = model.calculator("float64")
-    # s22 has the oxygen of the donor first, its hydrogens next, and then the acceptor
+    # the order of atoms in s22: oxygen and hydrogens of the donor, then those of the acceptor
     dimer = _relaxed(calculator, s22["Water_dimer"])
     molecule = _relaxed(calculator, s22["Water_dimer"][:3])
     if dimer is None or molecule is None:
@@ -61,13 +61,13 @@ def check(model: CheckedCalculator, settings: SanityConfig) -> CheckResult:
 
 
 def _relaxed(calculator: Calculator, atoms: Atoms) -> Atoms | None:
-    """The molecules at rest; None where the calculator fails."""
+    """A relaxed copy of the atoms, with energy and forces; None if the calculator fails."""
     atoms = atoms.copy()
     atoms.calc = calculator
     try:
         with np.errstate(all="ignore"):
             BFGS(atoms, logfile=None).run(fmax=FMAX, steps=MAX_STEPS)
-            # the calculator is shared: keep what it said about these atoms
+            # keep the results of these atoms, because the calculator is shared
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
     except FAILURES:
         return None

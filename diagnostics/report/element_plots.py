@@ -1,4 +1,4 @@
-"""Figures of errors by element: maps, maps before and after reweighting, error against rarity."""
+"""Figures of the errors by element: maps, maps before and after reweighting, error and rarity."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ...core.numbers import FORCE_UNIT
 from ...model_zoo.evaluation.summary import ErrorSummary
 
 
-# elements with the largest errors, which the picture of rarity names
+# number of elements with the largest errors that the picture of rarity labels
 NUM_NAMED = 5
-# an element that no training structure contains still needs a place on a logarithmic axis
+# position on the logarithmic axis for elements that no training structure contains
 NEVER_SEEN = 0.5
 
 
 def element_maps(
     evaluations: dict[str, ErrorSummary], *, relative: bool = False
 ) -> dict[str, Figure]:
-    """Run -> map of the force MAE of each element, all on one scale.
+    """Run -> periodic-table map of the force MAE of each element; all runs share one colour scale.
 
-    In eV/A, or with `relative` in percent of the RMS of the element's force labels.
+    The MAE is in eV/A, or with `relative` in percent of the RMS of the element's force labels.
     """
     tables = {}
     for name, evaluation in evaluations.items():
@@ -61,7 +61,7 @@ def element_maps(
 
 
 def _relative_errors(evaluation: ErrorSummary) -> dict[str, float]:
-    """Symbol -> force MAE in percent of the RMS of the labels."""
+    """Symbol -> force MAE in percent of the RMS of the element's force labels."""
     values = {}
     for symbol, errors in evaluation.per_element.items():
         if errors.relative_force_mae is not None:
@@ -70,7 +70,7 @@ def _relative_errors(evaluation: ErrorSummary) -> dict[str, float]:
 
 
 def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str, str]) -> Figure:
-    """Force MAE of each element before and after on one scale, and their ratio."""
+    """Maps of the force MAE of each element before and after reweighting, and of their ratio."""
     width, height = PANEL_SIZE
     figure = Figure(figsize=(width, 3 * height), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1)
@@ -83,7 +83,8 @@ def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str
     draw_periodic_table(top, old, title=f"Before: {old_name}", unit=unit, norm=norm)
     draw_periodic_table(middle, new, title=f"After: {new_name}", unit=unit, norm=norm)
 
-    # symmetric about 1, so that white is "unchanged"; at least 10 %, so that noise stays pale
+    # the scale is symmetric about 1, so that white means unchanged; it spans at least 10 %, so that
+    # noise stays pale
     ratio = element_ratio(before, after)
     inverse = [1 / value for value in ratio.values()]
     widest = max([1.1, *ratio.values(), *inverse])
@@ -100,7 +101,7 @@ def reweighting_maps(before: ErrorSummary, after: ErrorSummary, names: tuple[str
 
 
 def element_ratio(before: ErrorSummary, after: ErrorSummary) -> dict[str, float]:
-    """Symbol -> force MAE after over before, where both are known and neither is zero."""
+    """Symbol -> force MAE after / before, for elements whose MAE is known and not zero in both."""
     old = before.force_mae_of_elements()
     new = after.force_mae_of_elements()
     ratios = {}
@@ -115,7 +116,7 @@ def error_and_rarity(evaluations: dict[str, ErrorSummary]) -> Figure:
     """Force MAE of each element against the number of training structures that contain it."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots()
-    # not strict: there are endless looks
+    # not strict, because looks() is endless
     for run, look in zip(evaluations.items(), looks(), strict=False):
         name, evaluation = run
         colour, marker = look
@@ -139,7 +140,7 @@ def _points_of_rarity(evaluation: ErrorSummary) -> list[tuple[float, float, str]
     """(training structures, force MAE in eV/A, symbol) of each element, the rarest first."""
     points = []
     for symbol, errors in evaluation.per_element.items():
-        # an error of exactly zero has no place on a logarithmic axis
+        # zero cannot be shown on a logarithmic axis
         if errors.force_mae:
             count = max(errors.num_train_structures, NEVER_SEEN)
             points.append((count, errors.force_mae, symbol))
@@ -154,7 +155,7 @@ def _draw_rarity(
     errors = np.array([error for _, error, _ in points])
     axes.scatter(counts, errors, s=34, color=colour, marker=marker, alpha=0.7, lw=0, label=name)
 
-    # nine elements or a few more in each group: enough for a median
+    # at least nine elements in each group, if there are that many: enough for a median
     num_groups = max(1, len(points) // 9)
     groups = np.array_split(np.arange(len(points)), num_groups)
     middle_counts = [np.median(counts[group]) for group in groups]
@@ -164,6 +165,6 @@ def _draw_rarity(
     worst = sorted(points, key=lambda point: -point[1])[:NUM_NAMED]
     for count, error, symbol in worst:
         text = axes.annotate(symbol, (count, error), (6, -4), textcoords="offset points", size=11)
-        # a white rim: the names lie among the points
+        # a white outline, because the labels lie among the points
         rim = withStroke(linewidth=3, foreground="white")
         text.set(color=colour, path_effects=[rim])

@@ -1,4 +1,4 @@
-"""Section of the report on few-shot fine-tuning: curve, structures saved, and tables."""
+"""Section of the report about few-shot fine-tuning: curve, structures saved, and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .pictures import PictureFolder
 
 
 def few_shot_section(path: Path | None, pictures: PictureFolder) -> Section:
-    """Error against the number of structures of a new chemistry, if there is a fewshot.json."""
+    """Error against the number of structures of a new chemistry.
+
+    path: fewshot.json. If None, the section says that the file was not given.
+    """
     heading = "Few-shot fine-tuning"
     if path is None:
         return Section(heading, [Text("Left out: no fewshot.json was given.")])
@@ -24,7 +27,7 @@ def few_shot_section(path: Path | None, pictures: PictureFolder) -> Section:
     alt = f"Test errors on {curve.target} against the number of structures used, by strategy"
     blocks: list[Block] = [pictures.save(figure, "few-shot", alt)]
 
-    # the two rows without training have no number of structures that could be saved
+    # the baseline cannot be compared with itself, and the unchanged model learns nothing
     for strategy in curve.strategies:
         if strategy not in (BASELINE, UNCHANGED):
             blocks += _saving(curve, strategy)
@@ -37,12 +40,12 @@ def few_shot_section(path: Path | None, pictures: PictureFolder) -> Section:
 
 
 def _saving(curve: FewShotCurve, strategy: str) -> list[Text]:
-    """How many times fewer structures a strategy needs than training from scratch."""
+    """One sentence: how many times fewer structures a strategy needs than training from scratch."""
     baseline = curve.medians(BASELINE, "force_mae")
     if not baseline:
         return []
 
-    # the goal is the best that training from scratch reaches: with the most structures
+    # the goal is the error that training from scratch reaches with the most structures
     most = max(baseline)
     goal = (
         f"the force MAE of training from scratch on {most} structures "
@@ -60,7 +63,7 @@ def _saving(curve: FewShotCurve, strategy: str) -> list[Text]:
 
 
 def _all_errors(curve: FewShotCurve) -> Table:
-    """Medians over the seeds of all errors and of the time."""
+    """Medians over the seeds of all errors and of the training time."""
     rows = []
     for strategy in curve.strategies:
         force = curve.medians(strategy, "force_mae")
@@ -70,7 +73,7 @@ def _all_errors(curve: FewShotCurve) -> Table:
             for row in curve.rows:
                 if row.strategy == strategy and row.num_structures == size:
                     own.append(row)
-            # a curve that is still running lacks cells
+            # an unfinished curve lacks cells
             if not own:
                 continue
 
@@ -78,7 +81,7 @@ def _all_errors(curve: FewShotCurve) -> Table:
             if curve.force_rms and size in force:
                 share = force[size] / curve.force_rms
 
-            # rows that were not trained took no time
+            # rows without training have no time
             seconds = None
             times = [row.seconds for row in own if row.seconds is not None]
             if times:

@@ -1,6 +1,6 @@
-"""The report of one or more pretraining runs: reads their files, draws, and writes one HTML page.
+"""The report on one or more pretraining runs: read their files, draw, and write one HTML page.
 
-Every number on the page is in one of the files or follows from them. Nothing is evaluated here.
+Every number on the page is in one of the files or follows from them. No model is evaluated here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from .run_files import MADE_BY, RUN_FILES, ReportError, Run
 
 
 PAGE = "report.html"
-# share of the MAE: predictions.npz is in single precision, so it never agrees exactly
+# Tolerated difference as a share of the MAE: predictions.npz has single precision, so that it never
+# agrees exactly with evaluation.json.
 DISAGREEMENT = 0.01
 
 
 def files_of_report(folder: Path) -> Callable[[str], bool]:
-    """Whether a path inside the folder of a report is one of its files, and not of a user's."""
+    """A predicate: whether a path, relative to `folder`, is a file of the report in `folder`.
+
+    It is False for a user's own files.
+    """
     page = ""
     if (folder / PAGE).is_file():
         page = (folder / PAGE).read_text(encoding="utf-8", errors="replace")
@@ -48,17 +52,19 @@ def write_report(
     model_card: Path | None = None,
     notes: Path | None = None,
 ) -> Path:
-    """Write report.html, which loads nothing, and pictures/*.png and *.svg next to it.
+    """Write the self-contained page report.html, and pictures/*.png and *.svg next to it.
 
     runs: name -> run folder with metrics.jsonl, evaluation.json and predictions.npz.
-    reweighting: names of the runs before and after; by default, two runs in their order.
-    fewshot, model_card, notes: fewshot.json and two Markdown files. A section says so if its file
-        was not given.
-    Returns: the path of the page.
-    Raises ReportError for a missing file, for no runs, for two runs with one file name and for an
-    unknown name in `reweighting`; and the errors of the readers for a damaged file.
+    reweighting: names of the runs before and after reweighting. By default, if there are exactly
+        two runs, they are compared in their order.
+    fewshot, model_card, notes: fewshot.json and two Markdown files. If a file was not given, its
+        section says so.
+
+    Returns the path of the page. Raises ReportError if there are no runs, if a file is missing, if
+    two runs would have the same file name, or if `reweighting` names an unknown run. The readers
+    raise their own errors for a damaged file.
     """
-    # everything that can be refused is refused before a picture is drawn, which takes seconds
+    # check all input before the first picture is drawn, which takes seconds
     if not runs:
         raise ReportError("a report needs at least one run", remedy="name it as name=folder")
     if len({file_stem(name) for name in runs}) < len(runs):
@@ -72,7 +78,7 @@ def write_report(
     loaded = [Run.read(name, Path(folder)) for name, folder in runs.items()]
 
     pair = _pair_to_compare(loaded, reweighting)
-    # the maps before and after show the absolute errors already
+    # the maps before and after reweighting already show the absolute errors of these two runs
     with_absolute = pair is None or len(loaded) > 2
 
     sections = [
@@ -90,7 +96,7 @@ def write_report(
 
 
 def _pair_to_compare(runs: list[Run], names: tuple[str, str] | None) -> tuple[Run, Run] | None:
-    """The runs before and after reweighting."""
+    """The runs before and after reweighting; None if `names` is None and there are not two runs."""
     if names is None:
         if len(runs) != 2:
             return None
@@ -105,7 +111,7 @@ def _pair_to_compare(runs: list[Run], names: tuple[str, str] | None) -> tuple[Ru
 
 
 def _headline_section(runs: list[Run]) -> Section:
-    """One column for each run: what it was tested on, its errors, and the errors by level."""
+    """A table with one column for each run: test set and errors; and a table by level of theory."""
     evaluations = [run.evaluation for run in runs]
     mean = [table_cell(evaluation.mean_over_elements_force_mae) for evaluation in evaluations]
     worst = [_worst_element(evaluation) for evaluation in evaluations]
@@ -119,7 +125,7 @@ def _headline_section(runs: list[Run]) -> Section:
         *_evenness_rows(evaluations),
     ]
 
-    # warnings come before the numbers that they are about
+    # warnings come before the numbers that they concern
     blocks: list[Block] = []
     for run in runs:
         blocks += _disagreements(run)
@@ -130,11 +136,11 @@ def _headline_section(runs: list[Run]) -> Section:
 
 
 def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
-    """One row for the MAE of each label that a run has; of forces also relative to the labels."""
+    """One row for the MAE of each label that any run has; force errors also relative to the RMS."""
     rows = []
     for name, label in LABELS.items():
         errors = [evaluation.mae.get(name) for evaluation in evaluations]
-        # a row of dashes would only say that nobody has such labels
+        # no run has this label
         if all(error is None for error in errors):
             continue
 
@@ -150,9 +156,9 @@ def _error_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
 
 
 def _evenness_rows(evaluations: list[ErrorSummary]) -> list[list[str]]:
-    """One row for each third of the elements, and one for the gap between rare and common."""
+    """One row for each third of the elements, and one for the ratio of rare to common elements."""
     found = [evenness(evaluation) for evaluation in evaluations]
-    # a small test set has too few elements that can be judged
+    # a small test set has too few elements for a comparison
     if not any(one.groups for one in found):
         return []
 
@@ -177,11 +183,11 @@ def _worst_element(evaluation: ErrorSummary) -> str:
 
 
 def _disagreements(run: Run) -> list[Text]:
-    """evaluation.json and predictions.npz of one folder must come from one evaluation."""
+    """Warnings if evaluation.json and predictions.npz come from different evaluations."""
     texts = []
     for name, pairs in run.parity.pairs.items():
         label = LABELS[name]
-        # in double precision, because a mean over millions of float32 numbers is not exact
+        # in double precision, because a float32 mean over millions of numbers is inexact
         saved = mean_absolute(pairs.astype(float))
         stated = run.evaluation.mae.get(name)
         if saved is None or not stated:
@@ -235,7 +241,7 @@ def _learning_section(runs: list[Run], pictures: PictureFolder) -> Section:
     rows = []
     for run in runs:
         metrics = run.metrics
-        # a single step is noisy, and a short run still needs one
+        # a single step would be noisy; a short run still needs at least one
         num_steps = len(metrics.steps)
         last_twentieth = max(1, num_steps // 20)
         rows.append(
@@ -281,7 +287,7 @@ def _document_section(heading: str, path: Path | None, folded: str = "") -> Sect
 
 
 def _input_section(runs: list[Run], others: list[Path | None]) -> Section:
-    """What the page was made from, so that a page sent by mail can be traced to its files."""
+    """The input files with their digests, so that a page can be traced back to its files."""
     files = [(run.name, run.folder / name) for run in runs for name in RUN_FILES]
     files += [("", Path(path)) for path in others if path is not None]
 
@@ -296,7 +302,7 @@ def _input_section(runs: list[Run], others: list[Path | None]) -> Section:
 
 
 def _digest(path: Path) -> str:
-    """The first 64 bits: enough to tell files apart, short enough to compare by eye."""
+    """First 64 bits of the SHA-256: enough to tell files apart, and short enough to compare."""
     with file_errors(path), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""A run folder, read for a report: metrics, summary of errors, and pairs for parity plots."""
+"""Read a run folder for a report: metrics, summary of errors, and pairs for parity plots."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MADE_BY = {
 
 
 class ReportError(EvenfieldError):
-    """A report that cannot be made from what was given."""
+    """The report cannot be made from the given files or names."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that a report shows of one pretraining run."""
+    """Everything that a report shows about one pretraining run."""
 
     name: str
     folder: Path
@@ -37,10 +37,10 @@ class Run:
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Self:
-        """Read RUN_FILES of a run folder.
+        """Read the RUN_FILES of a run folder.
 
-        Raises ReportError for a file that is missing or a run without steps, and the errors of the
-        readers for a damaged file.
+        Raises ReportError if a file is missing or the run has no steps. The readers raise their own
+        errors for a damaged file.
         """
         for file_name in RUN_FILES:
             if not (folder / file_name).is_file():

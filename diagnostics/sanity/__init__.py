@@ -1,5 +1,5 @@
-"""What the physical checks share: how a calculator is asked, crystals, test systems, references.
+"""What the physical checks share: calls of calculators, crystals, test systems, references.
 
-In: an ASE calculator. Out: answers, curves and systems, for the files in `../checks/`. Open
-`config.py` for the settings, `systems.py` for what is simulated.
+In: an ASE calculator. Out: answers, curves and systems for the files in `../checks/`. `config.py`
+has the settings, and `systems.py` the structures that are simulated.
 """

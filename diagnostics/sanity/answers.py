@@ -1,7 +1,7 @@
-"""What a calculator says about a structure, with NaN where it fails.
+"""Energies, forces and stress of a calculator, with NaN if it fails.
 
-A failed call is a finding, and the check goes on. Many clusters are asked for in one call, far
-apart from each other, where the calculator's energies of single atoms allow that.
+A failed call is a finding of the check, which goes on. If the calculator gives energies of single
+atoms, many clusters are computed in one call, placed far apart from each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from ...core.errors import EvenfieldError
 
 
-# How calculators fail. A broken program (NameError, TypeError) is not among them.
+# Errors that count as a failure of a calculator. Programming errors (NameError, TypeError) do not.
 FAILURES = (
     EvenfieldError,
     CalculatorError,
@@ -28,16 +28,17 @@ FAILURES = (
     ValueError,
 )
 
-# Clusters of one call, and the distance between them, which no cutoff reaches. Of 2400 clusters in
-# a call, each took 2.4 times as long: their arrays do not fit into the caches.
+# Most clusters in one call, and the distance between them, which is beyond any cutoff. With 2400
+# clusters in a call, each took 2.4 times as long, because the arrays do not fit into the caches.
 BLOCK = 300
 SPACING = 30.0  # A
-# Whether a calculator may be asked for many at once: found out once for each.
+# Calculator -> whether many clusters can be computed in one call; tested once for each calculator.
 _LOCAL: WeakKeyDictionary[Calculator, bool] = WeakKeyDictionary()
-# Clusters that are first computed together and alone; and how well both must agree, in eV and eV/A,
-# relative to energy and force. Methods with electrons miss that: their fragments share charges and
-# a Fermi level at any distance, and a large cell would take hours. They work in float64, so that
-# the rounding of a network in float32 cannot be mistaken for it.
+# For this test, a sample of clusters is computed both together and one by one. SAMPLE is their
+# number, and the others say how well both results must agree, relative to energy (eV) and force
+# (eV/A). Electronic-structure methods fail the test: distant fragments still share charges and a
+# Fermi level, and a large cell would take hours. These methods work in float64, so their looser
+# agreement cannot be confused with the rounding of a network in float32.
 SAMPLE = 5
 AGREEMENT = 1e-9
 AGREEMENT_SINGLE = 1e-3
@@ -45,7 +46,10 @@ AGREEMENT_SINGLE = 1e-3
 
 @dataclass(frozen=True)
 class Answer:
-    """energy: eV. forces: (N, 3) eV/A. stress: (3, 3) eV/A^3. All NaN where a call failed."""
+    """Result of one call, all NaN if it failed.
+
+    energy: eV. forces: (N, 3) eV/A. stress: (3, 3) eV/A^3, NaN also if it was not requested.
+    """
 
     energy: float
     forces: np.ndarray
@@ -53,13 +57,13 @@ class Answer:
 
 
 def ask(calculator: Calculator, atoms: Atoms, *, stress: bool = False) -> Answer:
-    """Energy and forces of a copy of `atoms`, and the stress if it is wanted."""
+    """Energy and forces of a copy of `atoms`, and with `stress` also the stress."""
     atoms = atoms.copy()
-    # ASE gives some elements a magnetic moment, which some calculators refuse
+    # ASE's builders set magnetic moments for some elements, which some calculators refuse
     atoms.set_initial_magnetic_moments(None)
     tensor = np.full((3, 3), np.nan)
     try:
-        # some refuse an unknown element as soon as they get the atoms
+        # in the try block, because some calculators refuse an unknown element right here
         atoms.calc = calculator
         with np.errstate(all="ignore"):
             energy = float(atoms.get_potential_energy())
@@ -74,9 +78,9 @@ def ask(calculator: Calculator, atoms: Atoms, *, stress: bool = False) -> Answer
 def at_rest(
     calculator: Calculator, atoms: Atoms, fmax: float, steps: int
 ) -> tuple[Atoms, bool] | None:
-    """A copy of `atoms` after a relaxation in its cell, and whether forces are below `fmax` (eV/A).
+    """Relax a copy of `atoms` in a fixed cell.
 
-    None where the calculator fails.
+    Returns the copy, and whether its forces are below `fmax` (eV/A); None if the calculator fails.
     """
     moved = atoms.copy()
     moved.set_initial_magnetic_moments(None)
@@ -91,7 +95,7 @@ def at_rest(
 
 
 def energy_per_atom(calculator: Calculator, atoms: Atoms) -> float:
-    """eV/atom, NaN where the call fails."""
+    """Energy in eV/atom; NaN if the call fails."""
     return ask(calculator, atoms).energy / len(atoms)
 
 
@@ -104,12 +108,12 @@ class Dimer:
     distance: float
 
     def atoms(self) -> Atoms:
-        """The two along x, without periodicity."""
+        """Both atoms on the x axis, without periodic boundaries."""
         return Atoms([self.first, self.second], [[0, 0, 0], [self.distance, 0, 0]])
 
 
 def dimer_curves(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (D,) in eV, and forces (D,) in eV/A that push the two atoms apart."""
+    """Energies (D,) in eV and forces (D,) in eV/A of D dimers; positive forces are repulsive."""
     answers = ask_many(calculator, [dimer.atoms() for dimer in dimers])
     energies = np.array([answer.energy for answer in answers])
     forces = np.array([(answer.forces[1, 0] - answer.forces[0, 0]) / 2 for answer in answers])
@@ -117,9 +121,9 @@ def dimer_curves(calculator: Calculator, dimers: list[Dimer]) -> tuple[np.ndarra
 
 
 def ask_many(calculator: Calculator, clusters: list[Atoms]) -> list[Answer]:
-    """Energy and forces of each of many clusters, which are not periodic.
+    """Energy and forces of each of many clusters without periodic boundaries.
 
-    Where the calculator's energies of single atoms allow it, they are asked for in few calls.
+    If `is_local` holds for the calculator, a few calls compute all clusters.
     """
     if is_local(calculator, clusters):
         batched = _in_blocks(calculator, clusters)
@@ -129,9 +133,9 @@ def ask_many(calculator: Calculator, clusters: list[Atoms]) -> list[Answer]:
 
 
 def is_local(calculator: Calculator, clusters: list[Atoms]) -> bool:
-    """Whether clusters that are far apart from each other are what they are alone.
+    """Whether distant clusters have the same energies and forces as the clusters alone.
 
-    It is tried with some of `clusters`, once for each calculator.
+    Tested with a sample of `clusters`, once for each calculator.
     """
     known = _LOCAL.get(calculator)
     if known is None:
@@ -158,7 +162,7 @@ def _is_local(calculator: Calculator, clusters: list[Atoms]) -> bool:
 
 
 def _in_blocks(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | None:
-    """All clusters in few calls; None where one of them fails."""
+    """All clusters, BLOCK of them in each call; None if a call fails."""
     answers: list[Answer] = []
     for start in range(0, len(clusters), BLOCK):
         found = _block(calculator, clusters[start : start + BLOCK])
@@ -169,7 +173,7 @@ def _in_blocks(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | 
 
 
 def _block(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | None:
-    """Clusters at the points of a grid, in one call; None where it fails."""
+    """Compute clusters in one call, placed on a cubic grid; None if the call fails."""
     side = int(np.ceil(len(clusters) ** (1 / 3)))
     widest = max(float(np.ptp(cluster.positions, axis=0).max()) for cluster in clusters)
     corners = np.stack(np.unravel_index(np.arange(len(clusters)), (side, side, side)), 1)
@@ -186,7 +190,7 @@ def _block(calculator: Calculator, clusters: list[Atoms]) -> list[Answer] | None
             energies = np.array(atoms.get_potential_energies())
             forces = np.array(atoms.get_forces())
     except FAILURES:
-        # one bad cluster fails the whole call: each is then asked for alone
+        # one bad cluster fails the whole call, so the caller computes each cluster alone
         return None
 
     answers = []

@@ -1,7 +1,7 @@
-"""Several checks as one command: run, kept, shown, written and attached in one way.
+"""Several checks as one command, which runs them, stores, shows, writes and attaches the results.
 
-`evenfield check sanity` and `evenfield check physics` are both made of this. Each check of a
-battery is a file in `../checks/` and a command of its own.
+`evenfield check sanity` and `evenfield check physics` are batteries. Each check of a battery is a
+file in `../checks/`, and can also be run alone as a command.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .own_structures import digest_of_file, systems_of_file
 
 
 ANOTHER_OUT = "choose another --out"
-# options of the commands of all batteries
+# options that the commands of all batteries share
 OutFolder = Annotated[
     Path | None,
     typer.Option(
@@ -50,15 +50,17 @@ OutFolder = Annotated[
 Attach = Annotated[
     bool, typer.Option("--attach", help="put the verdict into the model's folder and its card")
 ]
-# Beside the settings in the results: the file of `structures=` may change.
+# Key in the results, next to the settings: the digest tells whether the `structures=` file changed.
 STRUCTURES_DIGEST = "structures_sha256"
 
 
 @dataclass(frozen=True)
 class Battery:
-    """name: of the command and of the files it writes. checks: in the order they are made.
+    """Several checks that run as one command.
 
-    slow: those of them that the quick suite leaves out, unless `checks=` names them.
+    name: name of the command, and stem of the files that it writes.
+    checks: names of the checks, in the order in which they run.
+    slow: checks that the quick suite leaves out, unless `checks=` names them.
     """
 
     name: str
@@ -66,7 +68,7 @@ class Battery:
     slow: tuple[str, ...] = ()
 
     def file(self, ending: str) -> str:
-        """The file of the results in JSON or HTML."""
+        """Name of the results file with the ending "json" or "html"."""
         return f"{self.name}.{ending}"
 
     def run(
@@ -76,9 +78,15 @@ class Battery:
         out: Path | None = None,
         attach: bool = False,
     ) -> CheckResult:
-        """Make the checks, print the verdicts, and write and attach them where that is asked for.
+        """Run the checks and print the verdicts.
 
-        Raises CheckError or DestinationError before any check is made.
+        out: folder for the results as JSON and HTML. Finished checks are stored there, and a later
+            call with the same model and settings continues after them.
+        attach: put the verdict into the model folder and its card.
+
+        Returns the figures of all checks in one result. Raises SettingsError for an unknown check,
+        CheckError if a verdict cannot be attached, and DestinationError if `out` must not be
+        written, all before any check runs.
         """
         names = _chosen(self, settings)
         if settings.structures is not None:
@@ -102,7 +110,7 @@ class Battery:
                 state=VERDICTS[_verdict(results)],
             )
             content = sealed(_content(model, settings, results))
-            # a full disk must not leave the page of one model beside the figures of another
+            # both or none: a full disk must not leave the page of one model with figures of another
             write_together(
                 {
                     out / self.file("json"): json.dumps(content, indent=1) + "\n",
@@ -121,8 +129,8 @@ def _holds_verdict(path: Path) -> bool:
 
 
 def _check_attachable(battery: Battery, model: CheckedCalculator, settings: SanityConfig) -> None:
-    """Only a whole verdict about a model in a folder that may be changed can be attached."""
-    # the import brings in torch, which the help of the command does not need
+    """Raise CheckError unless the verdict is complete and the model is in a local folder."""
+    # imported here, because it imports torch, which the help of the command does not need
     from ...model_zoo.package.folder import refuse_files_of_others
 
     if not isinstance(model, CheckedModel) or model.folder is None:
@@ -149,7 +157,7 @@ def _attach(
     settings: SanityConfig,
     results: dict[str, CheckResult],
 ) -> None:
-    # the imports bring in torch, which the help of the command does not need
+    # imported here, because they import torch, which the help of the command does not need
     from ...model_zoo.package.folder import attach, read_model_folder
     from ...model_zoo.package.sanity_record import CheckVerdict, LevelVerdict, with_verdict
 
@@ -166,7 +174,7 @@ def _attach(
     assert model.folder is not None
     folder = read_model_folder(model.folder)
     potential = model.loaded.potential
-    # of the weights that were checked: the folder may hold others by now, and then has no record
+    # the verdict belongs to the weights that were checked; the folder may hold others by now
     record = with_verdict(
         potential, folder.attachments, model.level, verdict, file=battery.file("json")
     )
@@ -188,24 +196,24 @@ def _chosen(battery: Battery, settings: SanityConfig) -> list[str]:
 
 
 def _check_out(battery: Battery, out: Path) -> None:
-    """A folder of an earlier run goes on; any other content is refused."""
+    """Raise DestinationError if `out` has any content except that of an earlier run."""
     is_earlier = (out / ".sanity").is_dir()
     if not is_earlier:
         check_destination(out, elsewhere=ANOTHER_OUT, remedy=ANOTHER_OUT)
         return
     kind = FileKind(f"a verdict of `evenfield check {battery.name}`", _holds_verdict)
-    # `evenfield check dynamics --folder` leaves its memory in any folder
+    # `evenfield check dynamics --folder` may have left its memory in any folder
     verdict, page = out / battery.file("json"), out / battery.file("html")
     check_destination(verdict, overwrite=True, file_kind=kind, elsewhere=ANOTHER_OUT)
     if not verdict.exists():
-        # the page is written after the verdict
+        # the page is written after the verdict, so a page without a verdict is not ours
         check_destination(page, file_kind=kind, elsewhere=ANOTHER_OUT)
 
 
 def _result(
     name: str, model: CheckedCalculator, settings: SanityConfig, out: Path | None, memory: Memory
 ) -> CheckResult:
-    """The result of one check, read back if an earlier run has finished it."""
+    """The result of one check, read from memory if an earlier run has finished it."""
     stored = memory.read(name)
     if stored is not None:
         pictures = {}
@@ -222,26 +230,26 @@ def _result(
     try:
         result = check(model, settings, **options)
     except MissingPackageError as error:
-        # the others still say what they can; nothing is kept, so that a later run makes it
+        # the other checks still run; nothing is stored, so that a later run makes this check
         return CheckResult(lines=[f"not made: {error.message}; {error.remedy}"])
 
     if memory.folder is not None:
         for file_name, data in result.pictures.items():
             with file_errors(memory.folder / file_name):
                 write_atomically(memory.folder / file_name, data)
-        # last: what has a record is finished
+        # written last: a check with a record is finished
         memory.write(name, result.as_dict() | {"pictures": sorted(result.pictures)})
     return result
 
 
 def _verdict(results: dict[str, CheckResult]) -> bool | None:
-    """Of all checks; None if none of them had anything to judge."""
+    """Whether all checks pass; None if no check has a verdict."""
     verdicts = [result.passed for result in results.values() if result.passed is not None]
     return all(verdicts) if verdicts else None
 
 
 def _joined(results: dict[str, CheckResult]) -> CheckResult:
-    """All figures in one result; the terminal has shown the lines already."""
+    """All figures and skipped items in one result, without the lines, which were printed."""
     figures = []
     skipped = []
     for name, result in results.items():
@@ -250,7 +258,7 @@ def _joined(results: dict[str, CheckResult]) -> CheckResult:
     return CheckResult(figures, skipped=skipped)
 
 
-# --- what a reader sees
+# --- output for people
 
 
 def _print_verdict(name: str, result: CheckResult) -> None:
@@ -267,7 +275,7 @@ def _print_table(title: str, results: dict[str, CheckResult]) -> None:
     table = Table("check", "figure", "value", "threshold", "verdict", title=title)
     for name, result in results.items():
         shown = name
-        # the page and the JSON file have the others too
+        # figures without a threshold are only on the page and in the JSON file
         for figure in result.figures:
             if figure.is_judged:
                 verdict = VERDICTS[figure.passed]
@@ -281,7 +289,7 @@ def _print_table(title: str, results: dict[str, CheckResult]) -> None:
 
 
 def _sections(settings: SanityConfig, results: dict[str, CheckResult]) -> list[Section]:
-    """The page: a table of verdicts, then a section for each check."""
+    """Content of the page: a table of verdicts, then one section for each check."""
     rows = []
     for name, result in results.items():
         failed = [figure.name for figure in result.figures if not figure.passed]
@@ -312,7 +320,7 @@ def _blocks(result: CheckResult) -> list[Block]:
     return blocks
 
 
-# --- what a program reads
+# --- output for programs
 
 
 def _content(

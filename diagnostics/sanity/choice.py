@@ -1,4 +1,4 @@
-"""Which systems a check looks at: built-in ones, or those of the user."""
+"""Which systems a check simulates: built-in ones, or the user's own structures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from .systems import SYSTEMS, System
 def chosen_systems(
     settings: SanityConfig, symbols: list[str], built_in: Collection[System] | None = None
 ) -> tuple[list[System], list[str]]:
-    """The systems to look at, and the names of those with an element that is not in `symbols`.
+    """The systems to simulate, and the names of skipped systems, which have unknown elements.
 
-    They are the structures of the settings if these name a file, else `built_in`, by default those
-    of the suite. Raises CheckError and SourceError for a file with structures that cannot be used.
+    The systems come from the file in `settings.structures` if there is one. Otherwise they are
+    `built_in`, or by default the systems of the suite. `symbols` are the elements that the
+    calculator knows.
+
+    Raises CheckError for structures that cannot be simulated, and SourceError if the file cannot be
+    read.
     """
     wanted: Collection[System]
     if settings.structures is not None:

@@ -1,8 +1,7 @@
-"""Two potentials side by side: which figures of their checks got worse.
+"""Compare two potentials: which figures of their checks got worse?
 
-What is compared are results of `evenfield check sanity` and `evenfield check physics`. Either side
-may be a folder with such results, so that nothing is computed twice; a model; or any calculator of
-ASE, for a look at a peer.
+The figures are those of `evenfield check sanity` and `evenfield check physics`. Each side may be a
+folder with stored results, so that nothing is computed twice, a model, or any ASE calculator.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from .config import SanityConfig
 
 BATTERIES = (Battery("sanity", sanity.BATTERY), Battery("physics", physics.BATTERY, physics.SLOW))
 
-# such as ase.calculators.emt:EMT
+# module:name, such as ase.calculators.emt:EMT
 CALCULATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-# A figure got worse, or better, if it moved against its threshold by more than this share of it.
-# Less is what another random seed or another machine does to it.
+# A figure got worse or better if its distance from the threshold changed by more than this share of
+# the threshold. Another random seed or another machine causes smaller changes.
 NOTABLE = 0.1
 
 Verdict = Literal["worse", "better", "alike"]
@@ -46,7 +45,7 @@ Verdict = Literal["worse", "better", "alike"]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what it is called, and what its checks found."""
+    """One of the two potentials: its name, the settings of its checks, and their results."""
 
     name: str
     settings: Mapping[str, Any]
@@ -54,9 +53,10 @@ class Side:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Side:
-        """The results that a battery, or both, wrote into `folder`.
+        """Read the results that one or both batteries wrote into `folder`.
 
-        Raises EvenfieldError for a folder without results, or with those of two potentials.
+        Raises EvenfieldError if the folder has no results, damaged results, or results of two
+        different potentials.
         """
         parts = []
         for battery in BATTERIES:
@@ -85,7 +85,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of both sides; None where a side does not have it."""
+    """One figure of both sides; None for a side that does not have it."""
 
     check: str
     name: str
@@ -94,7 +94,7 @@ class Row:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Which way a figure with a threshold went; None where both cannot be compared."""
+        """How a figure changed; None if a side lacks it or it has no threshold."""
         if self.before is None or self.after is None or not self.after.is_judged:
             return None
         if self.before.passed != self.after.passed:
@@ -106,7 +106,7 @@ class Row:
 
     @property
     def change(self) -> str:
-        """Both values as text."""
+        """Both values as text: `before -> after`."""
         values = [
             "not made" if figure is None else figure.shown_value
             for figure in (self.before, self.after)
@@ -116,13 +116,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides and what both of them were asked."""
+    """Two sides, and the checks that were made of both."""
 
     before: Side
     after: Side
 
     def __post_init__(self) -> None:
-        """Raise EvenfieldError where the two cannot be compared."""
+        """Raise EvenfieldError if the sides share no check or differ in a relevant setting."""
         if not self.checks:
             raise EvenfieldError(
                 f"no check was made of both {self.before.name} and {self.after.name}",
@@ -144,7 +144,7 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """All figures of these checks."""
+        """All figures of the checks that were made of both."""
         found = []
         for check in self.checks:
             before = {figure.name: figure for figure in self.before.checks[check].figures}
@@ -154,7 +154,7 @@ class Comparison:
         return found
 
     def lines(self, verdict: Verdict) -> list[str]:
-        """The figures that went this way, a text for each."""
+        """One line of text for each figure with this verdict."""
         return [
             f"{row.check}: {row.name}: {row.change} ({row.after.shown_threshold})"
             for row in self.rows
@@ -162,7 +162,7 @@ class Comparison:
         ]
 
     def sections(self) -> list[Section]:
-        """The page: what got worse, what got better, verdicts, all figures."""
+        """Content of the page: what got worse or better, a picture, verdicts, all figures."""
         verdicts = []
         for check in self.checks:
             verdicts.append(
@@ -192,10 +192,10 @@ class Comparison:
         return [Section("", blocks)]
 
     def picture(self) -> bytes:
-        """A PNG: each judged figure as a distance from its threshold, before and after.
+        """A PNG that shows how far each judged figure is from its threshold, before and after.
 
-        Above 0 it passes; -1 is off by as much as the threshold itself. Values beyond 2 lie on the
-        edge.
+        The distance is relative to the threshold. A figure passes above 0; at -1 it misses the
+        threshold by the size of the threshold. Values are clipped to the range from -2 to 2.
         """
         from matplotlib import rc_context
         from matplotlib.figure import Figure as Drawing
@@ -225,14 +225,15 @@ class Comparison:
 def side_of(
     word: str, level: str | None, settings: SanityConfig, folder_hub: str | None = None
 ) -> Side:
-    """What a word of the command line names: results in a folder, a model, or a calculator.
+    """Results for a word of the command line: a folder with results, a model, or a calculator.
 
-    The checks of a model or calculator are made here, in this order: sanity, physics.
+    For a model or a calculator, the checks are run here: first sanity, then physics.
 
-    Raises EvenfieldError for a word that names none of them, or a level of theory for a folder.
+    Raises EvenfieldError if the word names none of these, or if `level` is given for a folder with
+    results.
     """
     path = local_path(word)
-    # a model folder has a sanity.json too, which is a record of verdicts without figures
+    # a model folder can have a sanity.json too, but it records verdicts without figures
     if path.is_dir() and not (path / MANIFEST).exists():
         if level is not None:
             raise EvenfieldError(
@@ -259,7 +260,10 @@ def side_of(
 
 
 def _plan(settings: SanityConfig) -> dict[Battery, list[str]]:
-    """The checks that are asked for, each in the first battery that has it."""
+    """Battery -> checks to run: each check is assigned to the first battery that has it.
+
+    Raises SettingsError for an unknown check.
+    """
     plan: dict[Battery, list[str]] = {}
     left = None if settings.checks is None else set(settings.checks)
     done: set[str] = set()
@@ -280,9 +284,9 @@ def _plan(settings: SanityConfig) -> dict[Battery, list[str]]:
 
 
 def _margin(figure: Figure) -> float:
-    """How far a figure is on the right side of its threshold, in multiples of it; NaN stays NaN.
+    """Distance of a figure from its threshold, relative to the threshold; positive if it passes.
 
-    A threshold of 0 counts in units of the figure.
+    If the threshold is 0, the distance is in the unit of the figure. NaN for a value of NaN.
     """
     margins = []
     if figure.limit is not None:
@@ -293,7 +297,7 @@ def _margin(figure: Figure) -> float:
 
 
 def _read(path: Path) -> Side:
-    """The results of one battery."""
+    """Read the results of one battery; raises EvenfieldError for a damaged file."""
     with file_errors(path):
         text = path.read_bytes()
     try:
@@ -318,7 +322,7 @@ def _read(path: Path) -> Side:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """What a terminal shows: the figures that got worse, those that got better, and how many."""
+    """Lines for the terminal: the figures that got worse, those that got better, and totals."""
     lines = []
     for verdict in ("worse", "better"):
         found = comparison.lines(verdict)

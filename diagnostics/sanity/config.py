@@ -17,8 +17,8 @@ Suite = Literal["quick", "standard", "full"]
 # Picoseconds of dynamics by suite.
 PICOSECONDS: dict[Suite, float] = {"quick": 1.0, "standard": 2.0, "full": 10.0}
 
-# Settings that some checks read and others have no use for. `suite`, `elements` and `seed` are for
-# all: a check that needs no random numbers is the same for every seed.
+# Setting -> the checks that read it. `suite`, `elements` and `seed` are accepted by all checks: if
+# a check needs no random numbers, its result is the same for every seed.
 READ_BY = {
     "checks": ("physics", "sanity"),
     "reference": ("crystals", "lattice"),
@@ -31,7 +31,7 @@ READ_BY = {
 
 
 class SanityConfig(Settings):
-    """What `evenfield check sanity` and each of its checks computes."""
+    """Settings of `evenfield check sanity`, of `evenfield check physics` and of their checks."""
 
     suite: Suite = Field(
         default="standard",
@@ -81,7 +81,7 @@ class SanityConfig(Settings):
         return elements
 
     def refuse_unread(self, checks: Collection[str]) -> None:
-        """Raise SettingsError for a setting that none of `checks` would read."""
+        """Raise SettingsError if a setting was given that none of `checks` reads."""
         for key, readers in READ_BY.items():
             if key in self.model_fields_set and not set(readers) & set(checks):
                 raise SettingsError(
@@ -91,17 +91,17 @@ class SanityConfig(Settings):
 
     @property
     def length(self) -> float:
-        """Picoseconds of each dynamics."""
+        """Length of each dynamics in ps."""
         return self.picoseconds or PICOSECONDS[self.suite]
 
     def chosen(self, symbols: list[str]) -> list[str]:
-        """Those of `symbols`, which a calculator knows, that are looked at."""
+        """The symbols to look at: those of `symbols` that the setting `elements` allows."""
         if self.elements is None:
             return symbols
         return [symbol for symbol in symbols if symbol in self.elements]
 
     def spread(self, symbols: list[str], most: int) -> list[str]:
-        """At most `most`, two or more, of those that are looked at, across the periodic table."""
+        """Like `chosen`, but at most `most` (>= 2) symbols, evenly spaced in `symbols`."""
         known = self.chosen(symbols)
         if len(known) <= most:
             return known

@@ -1,4 +1,4 @@
-"""Energy against volume: a scan that finds the minimum, and the fit of Birch and Murnaghan."""
+"""Energy against volume: a scan that finds the minimum, and a Birch-Murnaghan fit around it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from ase.units import GPa
 
 
-# Volumes that are searched for a minimum, relative to the expected one.
+# Volumes of the scan, relative to the expected volume.
 SCAN = np.linspace(0.60, 1.60, 21)
-# Volumes of the fit, relative to the minimum.
+# Volumes of the fit, relative to the volume of the minimum.
 FIT = np.linspace(0.94, 1.06, 7)
 
 
 @dataclass(frozen=True)
 class EquationOfState:
-    """The minimum of a curve.
+    """The minimum of the energy against the volume; all NaN if there is none.
 
     volume: A^3/atom. energy: eV/atom. bulk_modulus: GPa.
     """
@@ -28,13 +28,13 @@ class EquationOfState:
 
 
 def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> EquationOfState:
-    """The third-order Birch-Murnaghan curve through energies (eV) at volumes (A^3).
+    """Fit the third-order Birch-Murnaghan equation to energies (eV) at volumes (A^3).
 
     F. Birch, Phys. Rev. 71, 809 (1947): the energy is a cubic polynomial in V^(-2/3), so the fit is
-    linear. All figures are NaN where the curve has no minimum. (ase.eos fits the same function by
-    iteration from a parabola, which need not end at a minimum where there is one.)
+    linear. All results are NaN if the curve has no minimum. (ase.eos fits the same function
+    iteratively, starting from a parabola, and may miss an existing minimum.)
     """
-    # relative to the middle, or the powers differ by orders of magnitude
+    # scaled by the median, because otherwise the powers differ by orders of magnitude
     scale = float(np.median(volumes))
     x = (volumes / scale) ** (-2 / 3)
     offset = float(energies.min())
@@ -52,7 +52,7 @@ def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> EquationOf
 
     found = min(minima, key=lambda value: abs(value - 1))
     volume = scale * found ** (-3 / 2)
-    # d2E/dV2 at the minimum, where only the second derivative in x counts
+    # d2E/dV2 at the minimum, where dE/dx = 0, so that only d2E/dx2 contributes
     x_of_volume = -2 / 3 * found / volume
     curvature = float(slope.deriv()(found)) * x_of_volume**2
     energy = float(cubic(found)) + offset
@@ -60,10 +60,12 @@ def fit_birch_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> EquationOf
 
 
 def find_minimum(energy: Callable[[float], float], expected: float) -> EquationOfState:
-    """The lowest minimum of `energy` (eV/atom at A^3/atom) around an expected volume.
+    """The lowest minimum of `energy` near an expected volume.
 
-    A curve that falls at the edge of the volumes searched has none: all figures are NaN. So they
-    are where the calculator fails.
+    energy: volume in A^3/atom -> eV/atom. expected: A^3/atom.
+
+    All results are NaN if the energy is lowest at the first or the last volume of the scan, or if
+    the calculator fails.
     """
     nothing = EquationOfState(np.nan, np.nan, np.nan)
     volumes = expected * SCAN
@@ -74,7 +76,7 @@ def find_minimum(energy: Callable[[float], float], expected: float) -> EquationO
     if lowest in (0, len(volumes) - 1):
         return nothing
 
-    # twice: the first fit is about a point of the scan, the second about the minimum itself
+    # twice: the first fit is centred on a point of the scan, the second on the minimum itself
     centre = float(volumes[lowest])
     fit = nothing
     for _ in range(2):

@@ -1,6 +1,6 @@
-"""What a long check has finished, in a folder, so that it goes on after an interruption.
+"""Stored results of a long check, so that it can continue after an interruption.
 
-The folder belongs to one model and one set of settings: results of another one are not read.
+They are stored in a folder for each model and set of settings; results of others are not read.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .own_structures import digest_of_file
 
 @dataclass(frozen=True)
 class Memory:
-    """Results by name. Without a folder, nothing is kept."""
+    """Stored results by name. Without a folder, nothing is stored."""
 
     folder: Path | None
 
     @classmethod
     def of(cls, folder: Path | None, model: CheckedCalculator, settings: SanityConfig) -> Memory:
-        """The memory of one model and its settings, below `folder`."""
+        """The memory of one model and its settings, in a subfolder of `folder`."""
         if folder is None:
             return cls(None)
-        # which checks are made does not change what one of them finds
+        # the result of a check does not depend on which other checks run
         chosen = settings.model_dump(mode="json", exclude={"checks", "structures"})
         if settings.structures is not None:
-            # the file may hold others by the next call
+            # the content of the file counts, because it may change between calls
             chosen["structures"] = digest_of_file(settings.structures)
         if settings.oracle is not None:
             chosen["oracle"] = f"{settings.oracle} {code_identity(settings.oracle)}"
@@ -45,15 +45,15 @@ class Memory:
         return cls(inner)
 
     def path(self, name: str) -> Path | None:
-        """The file of a result."""
+        """The file of a result; None without a folder."""
         if self.folder is None:
             return None
-        # names of systems hold commas and brackets
+        # names of systems can have commas and brackets
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return self.folder / f"{plain}.json"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What was stored, or None. A damaged file is named, and its work is done again."""
+        """The stored result, or None. For a damaged file, prints a warning and returns None."""
         path = self.path(name)
         if path is None or not path.is_file():
             return None
@@ -64,7 +64,7 @@ class Memory:
         return content
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Store a result whole or not at all."""
+        """Store a result atomically."""
         path = self.path(name)
         if path is not None:
             with file_errors(path):

@@ -1,4 +1,4 @@
-"""The calculator that a check compares with, where the settings name one."""
+"""The reference calculator that the setting `oracle` names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .config import SanityConfig
 
 
 def oracle_of(settings: SanityConfig) -> Calculator | None:
-    """The calculator of the setting `oracle`; None without one.
+    """The calculator of the setting `oracle`; None if the setting is not given.
 
-    Raises CheckError when the setting names nothing that can be made.
+    Raises CheckError if the calculator cannot be imported or made.
     """
     if settings.oracle is None:
         return None

@@ -1,4 +1,4 @@
-"""A user's own structures in place of the built-in systems (`structures=` of the checks)."""
+"""The user's own structures in place of the built-in systems (the setting `structures=`)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ..check import CheckError
 from .systems import HYDROGEN_STEP, MOLECULE_STEP, STEP, System
 
 
-# Every structure is simulated several times, and pairs of atoms are looked at one by one.
+# Limits, because every structure is simulated several times and all pairs of atoms are compared.
 MOST_STRUCTURES = 50
 MOST_ATOMS = 1000
 
-# A crystal is repeated until it has about as many atoms as the built-in ones: the temperature of a
-# few atoms fluctuates as much as that of an explosion.
+# A crystal is repeated until it has about as many atoms as the built-in systems. The temperature of
+# a few atoms fluctuates so much that it could be mistaken for an explosion.
 FEWEST_ATOMS = 24
 SAME_PLACE = 0.01  # A
-# Dynamics needs a distance to compare with.
+# The check for fused atoms needs at least one distance.
 FEWEST_OF_MOLECULE = 2
 
 
 def systems_of_file(path: Path) -> list[System]:
-    """The structures of a file of ASE as systems; crystals are repeated to some thirty atoms.
+    """Read structures from any file that ASE reads; small crystals are repeated.
 
-    Raises CheckError, with file and record, for structures that cannot be simulated, and
-    SourceError for a file that cannot be read.
+    Raises CheckError, with file and record, for a structure that cannot be simulated, and
+    SourceError if the file cannot be read.
     """
     frames = read_frames(path)
     if len(frames) > MOST_STRUCTURES:
@@ -50,7 +50,7 @@ def systems_of_file(path: Path) -> list[System]:
 
 
 def digest_of_file(path: Path) -> str:
-    """What tells one content of a file from another."""
+    """SHA-256 digest of the content of a file."""
     with file_errors(path):
         return file_sha256(path)
 
@@ -74,19 +74,19 @@ def _check_frame(frame: Atoms, path: Path, number: int) -> None:
 
 
 def _smallest_distance(frame: Atoms) -> float:
-    """Of two atoms, in A; infinite for one atom, whose images are as far as its cell is large."""
+    """Smallest distance of two atoms in A, with periodic images; infinite for a single atom."""
     distances: np.ndarray = frame.get_all_distances(mic=True)
     np.fill_diagonal(distances, np.inf)
     return float(distances.min())
 
 
 def _plain(frame: Atoms) -> Atoms:
-    """The atoms without results, momenta, constraints and notes."""
+    """A copy of the atoms without results, momenta, constraints and info."""
     return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
 
 
 def _repeated(atoms: Atoms) -> Atoms:
-    """A crystal of enough atoms, repeated along its shortest edge again and again."""
+    """Repeat a crystal along its shortest edge until it has at least FEWEST_ATOMS atoms."""
     if not atoms.pbc.all():
         return atoms
     repeats = np.ones(3, int)
@@ -96,7 +96,7 @@ def _repeated(atoms: Atoms) -> Atoms:
 
 
 def _time_step(atoms: Atoms) -> float:
-    """The usual step in fs: hydrogen is the lightest, and bonds of molecules are stiff."""
+    """The usual time step in fs: short for hydrogen and for the stiff bonds of molecules."""
     if "H" in atoms.symbols:
         return HYDROGEN_STEP
     return STEP if atoms.pbc.any() else MOLECULE_STEP

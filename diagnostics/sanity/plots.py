@@ -1,6 +1,6 @@
-"""The one kind of picture that most physical checks draw: curves, with a limit where there is one.
+"""The one kind of picture that most physical checks draw: curves, optionally with a limit.
 
-Draws nothing else, so that all of them look alike.
+All checks use this function, so that their pictures look alike.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from ...core.figures.style import STYLE, figure_png, looks, plain_log_ticks
 
 
-# More curves than this have no legend: nobody could tell them apart.
+# With more curves than this there is no legend, because nobody could tell them apart.
 MAX_NAMED = 12
 
 
@@ -29,10 +29,13 @@ def curves_png(
     markers: bool = True,
     legend: bool = True,
 ) -> bytes:
-    """A PNG of curves by name, each as its x and y. A dashed line shows `limit`.
+    """Draw curves as a PNG.
 
-    doubling: x goes up by factors of two, and so does its axis.
-    legend: whether the names mean something to a reader.
+    curves: name -> x and y.
+    limit: y of a dashed horizontal line.
+    logarithmic: use a logarithmic y axis.
+    doubling: use a logarithmic x axis of base 2.
+    legend: show the names, if there are at most MAX_NAMED curves.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Drawing

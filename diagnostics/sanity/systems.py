@@ -1,7 +1,7 @@
-"""Systems whose dynamics and relaxations are tried: a few of each kind, at experimental geometry.
+"""Built-in systems for dynamics and relaxations: a few of each kind, at experimental geometry.
 
-To add one, add a line to SYSTEMS. Sizes are some thirty atoms, so that all of them together take
-minutes.
+To add a system, add a line to SYSTEMS. Systems have about thirty atoms, so that all of them
+together take minutes.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from ase.data import covalent_radii
 from ase.spacegroup import crystal
 
 
-# Longest stable time steps in fs: with hydrogen, with other light molecules, else.
+# Longest stable time steps in fs: with hydrogen, for other molecules, and for everything else.
 HYDROGEN_STEP = 0.5
 MOLECULE_STEP = 1.0
 STEP = 2.0
 
-# Two atoms are fused when they are closer than this share of the smallest distance that their
-# elements have at the start.
+# Two atoms are fused if they are closer than this share of the smallest distance between their two
+# elements at the start.
 FUSED = 0.75
 
 
 @dataclass(frozen=True)
 class System:
-    """A structure to simulate. time_step: fs. is_crystal: its cell may be relaxed."""
+    """A structure to simulate.
+
+    make: makes the structure. time_step: fs. is_crystal: whether its cell may be relaxed.
+    is_quick: whether the quick suite has it.
+    """
 
     name: str
     make: Callable[[], Atoms]
@@ -38,7 +42,7 @@ class System:
     is_quick: bool = False
 
     def atoms(self) -> Atoms:
-        """The structure, without the magnetic moments that ASE gives to some elements."""
+        """The structure, without the magnetic moments that ASE sets for some elements."""
         made = self.make()
         made.set_initial_magnetic_moments(None)
         return made
@@ -47,7 +51,7 @@ class System:
 def _cubic(
     name: str, structure: str, a: float, repeat: tuple[int, int, int], c: float | None = None
 ) -> Callable[[], Atoms]:
-    """A crystal by ASE's name of its structure, as cubes where there are any."""
+    """A crystal by ASE's name of its structure, in cubic cells if the structure is cubic."""
 
     def make() -> Atoms:
         if structure in ("hcp", "wurtzite"):
@@ -64,11 +68,11 @@ def _spacegroup(
     cell: list[float],
     repeat: tuple[int, int, int] = (1, 1, 1),
 ) -> Callable[[], Atoms]:
-    """A crystal by its space group; cell is a, b, c in A and three angles in degrees."""
+    """A crystal by its space group; `cell` has a, b, c in A and three angles in degrees."""
 
     def make() -> Atoms:
         made: Atoms = crystal(symbols, basis, spacegroup=number, cellpar=cell)
-        # ase.spacegroup leaves arrays and notes that later calls do not need
+        # ase.spacegroup leaves arrays and info that are not needed later
         return Atoms(made.symbols, made.positions, cell=made.cell, pbc=True) * repeat
 
     return make
@@ -79,7 +83,7 @@ def _molecule(name: str) -> Callable[[], Atoms]:
 
 
 def _water_box() -> Atoms:
-    """Eight molecules at 1 g/cm3, each turned at random."""
+    """Eight water molecules at 1 g/cm3, each in a random orientation."""
     edge = 6.21
     rng = np.random.default_rng(5)
     atoms = Atoms(cell=[edge] * 3, pbc=True)
@@ -92,7 +96,7 @@ def _water_box() -> Atoms:
 
 
 def _copper_gold() -> Atoms:
-    """A random alloy of equal parts."""
+    """A random alloy with equal numbers of copper and gold atoms."""
     atoms = bulk("Cu", "fcc", a=3.87, cubic=True) * 2
     order = np.random.default_rng(7).permutation(len(atoms))
     atoms.symbols[order[: len(atoms) // 2]] = "Au"
@@ -101,7 +105,7 @@ def _copper_gold() -> Atoms:
 
 def _carbon_monoxide_on_copper() -> Atoms:
     slab = fcc111("Cu", (2, 2, 3), a=3.61, vacuum=8.0)
-    # with the carbon down: ASE's molecule has the oxygen first
+    # carbon at the bottom; in ASE's own molecule, oxygen would be the first atom
     adsorbate = Atoms("CO", [[0, 0, 0], [0, 0, 1.15]])
     add_adsorbate(slab, adsorbate, 1.85, "ontop")
     slab.center(vacuum=8.0, axis=2)
@@ -116,7 +120,7 @@ def _oxygen_on_platinum() -> Atoms:
 
 
 def _plain(atoms: Atoms) -> Atoms:
-    """The atoms without tags and notes about the surface."""
+    """A copy of the atoms without tags and info about the surface."""
     return Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
@@ -226,16 +230,16 @@ SYSTEMS = (
 
 
 class PairDistances:
-    """Finds fused pairs by comparison with the start."""
+    """Finds fused pairs of atoms by comparing distances with those at the start."""
 
     def __init__(self, start: Atoms) -> None:
-        """`start` is a sound structure."""
+        """`start` is a structure without fused atoms."""
         rows, columns = np.triu_indices(len(start), 1)
         self._pairs = rows, columns
         numbers = np.sort(np.stack([start.numbers[rows], start.numbers[columns]], 1), 1)
         distances = self._distances(start)
 
-        # elements that are not near each other at the start may come nearer: up to a bond
+        # elements that are far from each other at the start may still form a bond
         self._limits = np.empty(len(distances))
         for pair in np.unique(numbers, axis=0):
             is_pair = (numbers == pair).all(1)
@@ -245,7 +249,7 @@ class PairDistances:
         self._symbols = start.get_chemical_symbols()
 
     def fused(self, atoms: Atoms) -> str | None:
-        """The closest of the fused pairs, with its distance; None if there is none."""
+        """The worst fused pair with its distance, as text; None if no pair is fused."""
         distances = self._distances(atoms)
         shares = distances / self._limits
         worst = int(np.argmin(shares))

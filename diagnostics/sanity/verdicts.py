@@ -1,4 +1,4 @@
-"""Figures that the checks have in common: how many were judged, how many failed, which ones."""
+"""What the checks share: figures that count failures, lists of names, progress bars."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from ...core.rich_console import Console
 from ..check import CheckResult, Figure
 
 
-# names of failed systems in a line of text
+# most names of failed systems in a line of text
 MAX_NAMES = 12
 
 Item = TypeVar("Item")
 
 
 def failures(what: str, names: Iterable[str]) -> tuple[Figure, list[str]]:
-    """A figure that passes only when nothing failed, and a line with the names."""
+    """A figure that passes only if `names` is empty, and a line with the names if it is not."""
     listed = list(names)
     lines = [f"{what}: {shortened(listed)}"] if listed else []
     return Figure(what, len(listed), "", limit=0), lines
 
 
 def shortened(names: list[str]) -> str:
-    """The first few of many names."""
+    """The first MAX_NAMES names as text, and how many more there are."""
     shown = ", ".join(names[:MAX_NAMES])
     more = len(names) - MAX_NAMES
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def progress_bar() -> Progress:
-    """A bar that vanishes at the end; none where nobody looks at the terminal."""
+    """A progress bar that disappears at the end; disabled if stderr is not a terminal."""
     console = Console(stderr=True)
     return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def with_progress(what: str, items: list[Item]) -> Iterator[Item]:
-    """The items, with a bar on the terminal that vanishes at the end."""
+    """Iterate over the items with a progress bar that disappears at the end."""
     with progress_bar() as bar:
         task = bar.add_task(what, total=len(items))
         for item in items:
@@ -48,9 +48,9 @@ def with_progress(what: str, items: list[Item]) -> Iterator[Item]:
 
 
 def refusal_of_energy(calculator: Calculator) -> CheckResult | None:
-    """The verdict on a calculator that says itself that it does not conserve energy; else None.
+    """A failed result if a calculator declares that it does not conserve energy; else None.
 
-    No dynamics is needed to know it, and a short one might not show it.
+    No dynamics is needed then, and a short one might not show the drift.
     """
     if getattr(calculator, "conserves_energy", True):
         return None

@@ -1,1 +1,1 @@
-"""The choice among strategies by held-out structures: `strategy=auto`."""
+"""`strategy=auto`: the choice of a strategy by its errors on held-out structures."""

@@ -1,8 +1,9 @@
 """`strategy=auto`: several strategies learn, and held-out structures choose one of them.
 
-All start from step 0 and learn from the same structures. Their errors on the held-out ones decide,
-and the chosen one finishes: it learns from the held-out structures as well. Cheap candidates come
-first. A training is tried only if it fits into the minutes of the settings.
+All strategies start from step 0 and learn from the same structures. The one with the smallest
+errors on the held-out structures is chosen, and then learns from the held-out structures as well.
+Cheap candidates are tried first. A training is tried only if it fits into the time limit of the
+settings.
 """
 
 from __future__ import annotations
@@ -27,41 +28,47 @@ from ..strategy import Learned, Strategy
 from ..target import hold_out
 
 
-# Without held-out structures, the refit alone is better than training all parameters below this
-# number of structures (docs/decisions/0009).
+# If no structures are held out, all parameters are trained from this number of structures on. With
+# fewer structures, the refit is better (docs/decisions/0009).
 FEWEST_TO_TRAIN_ALL = 8
-# Scores that differ by less than this part, or by less than this many standard errors of the paired
-# difference, are equal. Among equals, earlier studies decide: at 8 structures and more, training
-# all parameters was better than any closed form on most sets (docs/decisions/0009, 0018, 0025).
+# Two scores count as equal if they differ by less than LEAST_GAIN (relative), or by less than
+# STANDARD_ERRORS standard errors of the paired difference. Among equal candidates, PREFERRED
+# decides, which follows earlier studies: from 8 structures on, training all parameters was better
+# than any closed form on most data sets (docs/decisions/0009, 0018, 0025).
 LEAST_GAIN = 0.05
 STANDARD_ERRORS = 0.5
 FULL_AFTER_WIDE = "full after wide"
 PREFERRED = (FULL_AFTER_WIDE, Full.name, WideRefit.name, Refit.name)
 UNDONE = "undone"
-# Ways to divide the structures that are tried until the choice is clear.
+# Most divisions into training and held-out structures that are tried until the choice is clear.
 MOST_DIVISIONS = 3
-# Steps by which the time of a training is estimated.
+# Number of steps that are run to estimate the time of a training.
 STEPS_TO_TIME = 4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy that was tried, or why it was not."""
+    """A strategy that was tried, or the reason why it was not."""
 
     name: str
     mae: Mapping[str, float | None] = field(default_factory=dict)
-    """Mean absolute errors on the held-out structures by label, in eV/atom and eV/A."""
+    """Label -> mean absolute error on the held-out structures, in eV/atom and eV/A."""
     shares: np.ndarray | None = None
-    """(S,) what each held-out structure adds to the score, of all divisions end to end."""
+    """(S,) contribution of each held-out structure to the score, all divisions end to end. None if
+    the candidate was not tried."""
     divisions: int = 1
-    """Ways to divide the structures on which it was tried."""
+    """Number of divisions on which the candidate was tried."""
     minutes: float = 0.0
-    """That learning took."""
+    """Time of learning."""
     remark: str = ""
+    """Why it was not tried, or that its changes were undone."""
 
     @property
     def score(self) -> float:
-        """Lower is better; see safety/guard.py. Infinite if it was not tried."""
+        """Score on the held-out structures (safety/guard.py): lower is better.
+
+        Infinite if the candidate was not tried.
+        """
         return np.inf if self.shares is None else float(self.shares.sum()) / self.divisions
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,12 +85,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The strategy that was chosen and what it has learned; and every candidate."""
+    """The chosen strategy and what it has learned, and all candidates."""
 
     strategy: Strategy
     learned: Learned
     name: str
-    """Of the chosen candidate."""
+    """Name of the chosen candidate."""
     candidates: list[Candidate]
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +103,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate that has learned, and can be finished."""
+    """A candidate that has learned and can be finished, with its own run."""
 
     candidate: Candidate
     strategy: Strategy
@@ -105,10 +112,11 @@ class Tried:
 
 
 def choose(run: FineTuning, say: Callable[[str], object]) -> Choice:
-    """Let all candidates learn, and leave `run` as the best of them has left it.
+    """Let all candidates learn, and put `run` into the state of the best one.
 
-    `say` is told one line for each candidate, and the choice. Without held-out structures nothing
-    can be compared: few structures are refitted, and more train all parameters.
+    say: is called with one line for each candidate and one for the choice. Without held-out
+    structures, candidates cannot be compared. Then the strategy depends on the number of
+    structures: a refit for few of them, else training of all parameters.
     """
     if run.held_out is None:
         return _by_number(run, say)
@@ -128,10 +136,10 @@ def choose(run: FineTuning, say: Callable[[str], object]) -> Choice:
 
 
 def compare(run: FineTuning) -> tuple[list[Tried], list[Candidate]]:
-    """What learned on the structures of `run`, and all candidates with their scores.
+    """The candidates that learned on the structures of `run`, and all candidates with their scores.
 
-    Few held-out structures may not decide. Then the same structures are divided in another way, all
-    candidates learn once more, and what every held-out structure says is put together.
+    With few held-out structures, the choice may not be clear. Then the same structures are divided
+    in another way, all candidates learn again, and the scores of all divisions are combined.
     """
     assert run.held_out is not None, "candidates are compared on held-out structures"
     seconds = 60 * run.config.auto.minutes
@@ -142,7 +150,7 @@ def compare(run: FineTuning) -> tuple[list[Tried], list[Candidate]]:
 
     while len(divisions) < MOST_DIVISIONS:
         spent = time.perf_counter() - started
-        # the next one takes as long as those before
+        # assume that the next division takes as long as each earlier one
         enough_time = spent + spent / len(divisions) <= seconds
         if num_held_out >= FEWEST_TO_CHOOSE or is_clear(candidates) or not enough_time:
             break
@@ -156,14 +164,20 @@ def compare(run: FineTuning) -> tuple[list[Tried], list[Candidate]]:
 
 
 def is_clear(candidates: list[Candidate]) -> bool:
-    """Whether the candidate to take is as good as the lowest score, and not within noise alone."""
+    """Whether the chosen candidate's score is within LEAST_GAIN of the lowest score.
+
+    If it is not, only noise makes it count as equal to the lowest.
+    """
     lowest = min(candidate.score for candidate in candidates)
     taken = candidates[best_of(candidates)].score
     return taken - lowest <= LEAST_GAIN * taken
 
 
 def together(same: list[Candidate]) -> Candidate:
-    """One candidate from its trials on several divisions; without one of them, it was not tried."""
+    """Combine the trials of one candidate on several divisions.
+
+    If it was not tried on one of them, it counts as not tried.
+    """
     for one in same:
         if one.shares is None:
             return one
@@ -183,7 +197,7 @@ def together(same: list[Candidate]) -> Candidate:
 
 
 def _divided_again(run: FineTuning, division: int) -> FineTuning | None:
-    """A run whose held-out structures are others, ready to learn; None if none can be held out."""
+    """A run with other held-out structures, after its set-up; None if none can be held out."""
     everything = run.structures
     share = len(run.target.valid) / len(everything)
     train, valid = hold_out(everything, share, run.config.seed + 1000 * division)
@@ -191,16 +205,17 @@ def _divided_again(run: FineTuning, division: int) -> FineTuning | None:
         return None
     target = replace(run.target, train=train, valid=valid)
     other = FineTuning(run.model, target, run.config, quiet=run.quiet)
-    # units were looked at when the run began
+    # units were checked when the original run began
     set_up(other, trust_units=True)
     return other
 
 
 def best_of(candidates: list[Candidate]) -> int:
-    """The place of the best of candidates.
+    """Index of the best candidate.
 
-    Of those whose score is the lowest, up to LEAST_GAIN or up to the noise of their difference, it
-    is the first of PREFERRED that was not undone.
+    Candidates are equal to the one with the lowest score if they differ by less than LEAST_GAIN, or
+    by less than the noise of the difference. Among these, the best is the first in PREFERRED, and
+    those that were undone come last.
     """
     lowest = min(candidates, key=lambda candidate: candidate.score)
     as_good = []
@@ -220,18 +235,21 @@ def best_of(candidates: list[Candidate]) -> int:
 
 
 def _noise(one: Candidate, other: Candidate) -> float:
-    """Standard error of the difference of two scores, from its spread over structures."""
+    """Standard error of the difference of two scores, from its spread over structures.
+
+    0 if a candidate was not tried, or if there are fewer than two structures.
+    """
     if one.shares is None or other.shares is None:
         return 0.0
     difference = one.shares - other.shares
     if len(difference) < 2:
         return 0.0
-    # the standard error of a sum grows with the root of its terms
+    # the standard error of a sum grows with the square root of the number of terms
     return float(difference.std(ddof=1) * np.sqrt(len(difference))) / one.divisions
 
 
 def _by_number(run: FineTuning, say: Callable[[str], object]) -> Choice:
-    """The choice without held-out structures."""
+    """The choice by the number of structures, if none are held out."""
     number = run.target.num_different
     strategy: Strategy = Refit() if number < FEWEST_TO_TRAIN_ALL else Full()
     say(
@@ -243,7 +261,10 @@ def _by_number(run: FineTuning, say: Callable[[str], object]) -> Choice:
 
 
 def try_all(run: FineTuning, seconds: float) -> tuple[list[Tried], list[Candidate]]:
-    """Candidates that have learned, and all of them, the cheapest first."""
+    """The candidates that have learned, and all candidates, the cheapest first.
+
+    seconds: time limit for trainings.
+    """
     wide = WideRefit()
     full = Full()
     tried = [_refitted(Refit(), run), _refitted(wide, run)]
@@ -262,7 +283,7 @@ def try_all(run: FineTuning, seconds: float) -> tuple[list[Tried], list[Candidat
         candidates.append(found.candidate)
         seconds_left -= 60 * found.candidate.minutes
         if found.learned.gradient is not None and found.learned.gradient.interrupted:
-            # the user has asked for an end
+            # the user interrupted the training: start no other one
             seconds_left = 0.0
     return tried, candidates
 
@@ -277,7 +298,7 @@ def _refitted(strategy: Refit, run: FineTuning) -> Tried:
 def _trained(
     strategy: Full, name: str, start: FineTuning, seconds_left: float
 ) -> Tried | Candidate:
-    """The strategy after training, or why it was not trained."""
+    """Train a strategy; returns a Candidate with a remark if it was not trained or failed."""
     estimated = _seconds_of(strategy, start) if seconds_left > 0 else np.inf
     if estimated > seconds_left:
         would_take = "" if seconds_left <= 0 else f"would take about {estimated / 60:.1f} minutes; "
@@ -294,7 +315,7 @@ def _trained(
 
 
 def _seconds_of(strategy: Full, run: FineTuning) -> float:
-    """An estimate of the time of a training, from its first steps on a copy."""
+    """Estimated time of a training in seconds, from a few steps on a copy."""
     config = run.config.gradient.for_structures(run.target.num_different)
     few = config.model_copy(update={"max_steps": STEPS_TO_TIME})
     potential = copy.deepcopy(run.potential)
@@ -320,7 +341,7 @@ def _tried(
 
 
 def _line(candidate: Candidate) -> str:
-    """What became of a candidate."""
+    """One line about a candidate: its errors, score and time, or why it was not tried."""
     if candidate.shares is None:
         return f"  {candidate.name}: {candidate.remark}"
     remark = f" ({candidate.remark}: worse than step 0)" if candidate.remark else ""
@@ -331,7 +352,7 @@ def _line(candidate: Candidate) -> str:
 
 
 def _errors(mae: Mapping[str, float | None]) -> str:
-    """Errors by label as text."""
+    """The errors of all labels as text, with units."""
     found = []
     for name, value in mae.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""Settings of the choice among strategies."""
+"""Settings of `strategy=auto`."""
 
 from __future__ import annotations
 

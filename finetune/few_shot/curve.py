@@ -1,8 +1,8 @@
 """Few-shot curves: errors against the number of structures, for strategies and from scratch.
 
-A cell is one fine-tuning: a number of structures, a seed of their draw, and a strategy. All
-strategies see the same draws. The file is written after every cell, so that an interrupted curve
-can be continued, and the cells can be shared among the tasks of a job array.
+A cell is one fine-tuning: a number of structures, a seed for drawing them, and a strategy. All
+strategies use the same draws. The file is written after every cell, so that an interrupted curve
+can be continued. The tasks of a job array can share the cells.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from ..target import Target, draw, open_target
 from .results import BASELINE, CURVE_FILE, FewShotCurve, FewShotRow
 
 
-# Settings that add cells to a curve. All others change every cell, and so make another curve.
+# Settings that only add cells to a curve. All others change every cell, and so define another
+# curve.
 LADDER = {"sizes", "seeds", "strategies", "scratch_sizes"}
-# A training from scratch warms up for at most one in so many of its steps.
+# The warm-up of a training from scratch takes at most one out of this many steps.
 LONGEST_WARMUP = 8
 
 
 class CurveConfig(Settings):
-    """Which cells a curve has, and how each of them is computed."""
+    """The cells of a curve, and how each of them is computed."""
 
     sizes: list[Annotated[int, Field(gt=0)]] = Field(
         default=[4, 8, 16, 32], min_length=1, description="numbers of training structures"
@@ -76,7 +77,7 @@ class CurveConfig(Settings):
 
 
 class Cell(NamedTuple):
-    """One fine-tuning of a curve."""
+    """One fine-tuning, or one training from scratch, of a curve."""
 
     num_structures: int
     seed: int
@@ -93,17 +94,20 @@ def few_shot_curve(
     overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> FewShotCurve:
-    """Compute the cells that `out` (fewshot.json) lacks, and write it after each of them.
+    """Compute the cells that are missing in `out` (fewshot.json), and write it after each cell.
 
-    Rows in the file that belong to the same model, data and settings are kept, also when sizes,
-    seeds or strategies were added. A file with rows of anything else is refused. With `overwrite`
-    it is renamed, because its rows may have taken hours.
+    Rows of the same model, data and settings are kept, even if sizes, seeds or strategies were
+    added. A file with other rows is refused; with `overwrite` it is renamed, because its rows may
+    have taken hours.
 
-    task: (k, n) computes only every n-th cell, beginning with the k-th of 1..n, and writes a file
-    of its own next to `out`. The call without a task takes over the files of all tasks.
+    data: folder of a converted data set.
+    task: (k, n) computes only every n-th cell, starting with the k-th, 1 <= k <= n, and writes a
+        separate file next to `out`. The call without a task reads the files of all tasks.
+    say: is called with one line for each cell.
 
-    Raises DestinationError for a file of something else, EvenfieldError when the data have fewer
-    structures than the largest size, and LockedError when another process writes the file.
+    Raises DestinationError if the file holds something else, SettingsError if there is nothing to
+    compute, EvenfieldError if the data have fewer structures than the largest size, and LockedError
+    if another process writes the file.
     """
     own = out if task is None else out.with_name(f"{out.stem}-task{task[0]}of{task[1]}.json")
     refusal = LockedError(
@@ -111,7 +115,7 @@ def few_shot_curve(
         remedy="wait, or share the work with --task",
         file=own,
     )
-    # a curve that is there goes on, or is renamed
+    # an existing curve is continued or renamed, so it is not refused here
     check_destination(
         own,
         overwrite=True,
@@ -145,7 +149,7 @@ def _complete(
         "config": config.model_dump(mode="json", exclude=LADDER),
     }
     _set_aside(own, origin, overwrite, say)
-    # A task reads only its own file: those of the others are being written.
+    # A task reads only its own file, because the other tasks may be writing theirs.
     others = [own] if task is not None else _files_of_tasks(out)
     rows = _rows_of([out, *others], origin)
     done = {_cell_of(row) for row in rows}
@@ -174,7 +178,7 @@ def _cells(config: CurveConfig) -> list[Cell]:
         scratch_sizes = []
 
     cells = []
-    # from small to large, so that the first figures come soon
+    # from small to large, so that the first results come soon
     for size in sorted({*config.sizes, *scratch_sizes}):
         names = [*config.strategies] if size in config.sizes else []
         if size in scratch_sizes:
@@ -184,9 +188,10 @@ def _cells(config: CurveConfig) -> list[Cell]:
 
 
 def _share(cells: list[Cell], number: int, num_tasks: int) -> list[Cell]:
-    """Every `num_tasks`-th cell, beginning with the `number`-th of 1..`num_tasks`.
+    """Every `num_tasks`-th cell, starting with the `number`-th, counted from 1.
 
-    Training from scratch takes longest, and is dealt out first, so that no task gets all of it.
+    Trainings from scratch take longest, and are distributed first, so that no task gets all of
+    them.
     """
     dealt = sorted(cells, key=lambda cell: cell.strategy != BASELINE)
     own = set(dealt[number - 1 :: num_tasks])
@@ -217,7 +222,7 @@ def _compute(
     try:
         result = finetune(model, target, settings.model_copy(update={"strategy": cell.strategy}))
     except (WrongUnitError, TrainingError) as error:
-        # their remedies name settings of a fine-tuning, which a curve has under another key
+        # the remedies name settings of a fine-tuning, which have the prefix finetune. in a curve
         error.remedy = f"{error.remedy}; settings of the fine-tuning begin with finetune. here"
         raise
     stages = {
@@ -243,7 +248,7 @@ def _row(cell: Cell, name: str, errors: ErrorSummary, seconds: float) -> FewShot
 def _from_scratch(
     model: LoadedModel, target: Target, steps: int, seed: int
 ) -> tuple[ErrorSummary, float]:
-    """Test errors and seconds of the pretrained model's own recipe, on the few structures alone."""
+    """Train with the pretrained model's recipe on the few structures; test errors and seconds."""
     recipe = _recipe_from_scratch(model, steps, seed)
     train = [*target.train, *target.valid]
     parts = [replace(structure, split="train") for structure in train]
@@ -259,7 +264,7 @@ def _from_scratch(
         try:
             trained = pretrain(config, quiet=True)
         except (TrainingError, InfiniteErrorsError, UnusableWeightsError) as error:
-            # the settings of this training are those of the model, and none of the curve
+            # this training uses the model's settings, which cannot be changed for a curve
             error.remedy = (
                 "take larger sizes, or leave out the training from scratch with scratch_steps=0"
             )
@@ -271,13 +276,13 @@ def _from_scratch(
 
 
 def _recipe_from_scratch(model: LoadedModel, steps: int, seed: int) -> dict[str, Any]:
-    """The settings of the model's own pretraining, without what belongs to its data and length."""
+    """The settings of the model's pretraining, adapted to few structures and few steps."""
     recipe = dict(model.record.training.get("config", {}))
-    # Levels of theory and shares are those of a corpus. Compiling takes longer than a short run.
-    # And a run that begins with the weights of a model is none from scratch.
+    # Levels of theory and shares belong to the pretraining corpus. Compiling takes longer than a
+    # short run. A run from scratch must not start from the weights of a model.
     for name in ("level_sharing", "mixing", "default_level", "compute", "start_from"):
         recipe.pop(name, None)
-    # a warm-up of thousands of steps would be most of this training
+    # the usual warm-up of thousands of steps would take most of this training
     schedule = dict(recipe.get("schedule", {}))
     usual = schedule.get("warmup_steps", ScheduleConfig().warmup_steps)
     schedule["warmup_steps"] = min(usual, steps // LONGEST_WARMUP)
@@ -292,7 +297,7 @@ def _recipe_from_scratch(model: LoadedModel, steps: int, seed: int) -> dict[str,
 
 
 def spread(structures: list[Structure], most: int) -> list[Structure]:
-    """At most so many structures, evenly spread over the list."""
+    """At most `most` structures, evenly spaced in the list."""
     number = min(len(structures), most)
     return [structures[index * len(structures) // number] for index in range(number)]
 
@@ -305,7 +310,7 @@ def _cell_of(row: FewShotRow) -> Cell:
 
 
 def _rows_of(paths: Iterable[Path], origin: dict[str, Any]) -> list[FewShotRow]:
-    """The rows of several files that belong to the same curve, each cell once."""
+    """The rows of several files that belong to the same curve; each cell once."""
     rows: dict[Cell, FewShotRow] = {}
     for path in paths:
         if not path.is_file():
@@ -325,7 +330,10 @@ def _files_of_tasks(out: Path) -> list[Path]:
 def _set_aside(
     path: Path, origin: dict[str, Any], overwrite: bool, say: Callable[[str], None]
 ) -> None:
-    """Refuse a file whose rows are of something else; with `overwrite`, rename it."""
+    """Refuse a file whose rows have another origin; with `overwrite`, rename it.
+
+    Raises DestinationError.
+    """
     if not path.is_file() or FewShotCurve.read(path).origin == origin:
         return
     if not overwrite:
@@ -344,7 +352,7 @@ def _set_aside(
 
 
 def _written(path: Path, curve: FewShotCurve, rows: list[FewShotRow]) -> FewShotCurve:
-    """The curve with these rows, as it was written to the file."""
+    """Write a curve with these rows to the file, and return it."""
     force_rms = next((row.force_rms for row in rows if row.force_rms is not None), None)
     curve = curve.model_copy(update={"rows": list(rows), "force_rms": force_rms})
     with file_errors(path):

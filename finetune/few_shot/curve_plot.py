@@ -1,4 +1,4 @@
-"""The few-shot curve as a figure: test errors over the number of structures, for every strategy."""
+"""The figure of a few-shot curve: test errors over the number of structures, for all strategies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...core.numbers import FORCE_UNIT
 from .results import STRATEGY_LABELS, UNCHANGED, ErrorName, FewShotCurve
 
 
-# what the file of a figure says that it is
+# stored in the PNG file, so that it can be recognised later
 KIND = "figure of `evenfield finetune curve`"
 
 
@@ -30,7 +30,7 @@ def draw_few_shot_curve(curve: FewShotCurve) -> Figure:
         (energy, "energy_mae_per_atom", 1000.0),
     ]
 
-    # known names first, so that a strategy has the same look in every figure
+    # known names first, so that a strategy has the same colour and marker in every figure
     names = dict.fromkeys([*STRATEGY_LABELS, *curve.strategies])
     styles = dict(zip(names, looks(), strict=False))
     for axes, error, factor in panels:
@@ -69,7 +69,7 @@ def _draw_strategy(
         axes.axhline(float(np.median(middle)), color=colour, ls="--", lw=2, label=label)
         return
 
-    # With two or three seeds a band of quantiles would pretend to know more than the range does.
+    # The band is the full range, because two or three seeds do not determine quantiles.
     lowest = [min(values) for values in errors.values()]
     highest = [max(values) for values in errors.values()]
     low = factor * np.array(lowest)
@@ -82,7 +82,7 @@ def _draw_strategy(
 def _finish(axes: Axes, curve: FewShotCurve) -> None:
     axes.set(xscale="log", yscale="log", xlabel="structures of the target used")
     used = {row.num_structures for row in curve.rows if row.strategy != UNCHANGED}
-    # a logarithmic axis has no place for zero
+    # zero cannot be shown on a logarithmic axis
     sizes = sorted(size for size in used if size > 0)
     axes.set_xticks(sizes, labels=[str(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -90,7 +90,7 @@ def _finish(axes: Axes, curve: FewShotCurve) -> None:
 
 
 def _add_percent_axis(axes: Axes, force_rms: float) -> None:
-    """The same errors in percent of the labels' RMS: an error of 100 % has learned nothing."""
+    """Add an axis in percent of the labels' RMS; at 100 %, nothing was learned."""
 
     def to_percent(mae: Any) -> Any:
         return 100 * mae / force_rms

@@ -1,7 +1,7 @@
-"""fewshot.json as a class: errors by strategy and number of structures, and what they say.
+"""The content of fewshot.json: errors by strategy and number of structures.
 
-`curve.py` writes the file, `curve_plot.py` draws it, and the report and the command line read it
-here. What "so many times fewer structures" means is defined in `FewShotCurve.times_fewer`, once.
+`curve.py` writes the file, and `curve_plot.py` draws it. The report and the command line read it
+with `FewShotCurve`. `FewShotCurve.times_fewer` defines what "N times fewer structures" means.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...core.seals import SEAL, digest_of, sealed
 
 
 BASELINE = "scratch"
-# its error does not depend on the number of structures
+# the pretrained model, whose error does not depend on the number of structures
 UNCHANGED = "pretrained"
 STRATEGY_LABELS = {
     "pretrained": "pretrained, unchanged",
@@ -36,7 +36,7 @@ ErrorName = Literal["force_mae", "energy_mae_per_atom"]
 
 
 class FewShotFileError(EvenfieldError):
-    """A file that is not a few-shot curve."""
+    """The file is not a few-shot curve, or it is damaged."""
 
 
 class FewShotRow(BaseModel):
@@ -48,13 +48,13 @@ class FewShotRow(BaseModel):
     strategy: str
     seed: int
     force_mae: float | None
-    """eV/A; None where the test structures have no forces."""
+    """eV/A; None if the test structures have no forces."""
     energy_mae_per_atom: float | None
-    """eV/atom; None where the test structures have no energies."""
+    """eV/atom; None if the test structures have no energies."""
     force_rms: float | None = None
     """RMS of the force labels of the test structures, eV/A."""
     seconds: float | None = None
-    """Time of the fine-tuning, where it was recorded."""
+    """Time of the fine-tuning; None if it was not recorded."""
 
     def __str__(self) -> str:
         parts = []
@@ -68,7 +68,7 @@ class FewShotRow(BaseModel):
 
 
 class FewShotCurve(BaseModel):
-    """fewshot.json: fine-tunings of one pretrained model on one target chemistry."""
+    """The content of fewshot.json: fine-tunings of one pretrained model on one target chemistry."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,12 +76,15 @@ class FewShotCurve(BaseModel):
     force_rms: float | None
     """RMS of the force labels of the test structures, eV/A."""
     origin: dict[str, Any] = {}
-    """Model, data and settings: rows of another origin do not belong to the same curve."""
+    """Model, data and settings: rows with another origin do not belong to the same curve."""
     rows: list[FewShotRow]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read and check a file. Raises FewShotFileError, and FileError without a file."""
+        """Read and check a file.
+
+        Raises FewShotFileError if it is not a curve or is damaged, FileError if it cannot be read.
+        """
         with file_errors(path, remedy="`evenfield finetune curve` writes it"):
             text = Path(path).read_bytes()
         try:
@@ -95,8 +98,8 @@ class FewShotCurve(BaseModel):
                 remedy="write it with `evenfield finetune curve`",
             ) from error
 
-        # Its rows are taken over by the next run, and drawn by a report: nothing else would notice
-        # a digit that has changed.
+        # The next run keeps these rows, and a report draws them. Without the checksum, nothing
+        # would notice a changed digit.
         content = json.loads(text)
         if content.get(SEAL) != digest_of(content):
             raise FewShotFileError(
@@ -112,7 +115,7 @@ class FewShotCurve(BaseModel):
 
     @property
     def strategies(self) -> list[str]:
-        """In the order of the file."""
+        """Names of the strategies, in the order of the file."""
         return list(dict.fromkeys(row.strategy for row in self.rows))
 
     @property
@@ -121,7 +124,10 @@ class FewShotCurve(BaseModel):
         return sorted({row.num_structures for row in self.rows})
 
     def errors(self, strategy: str, error: ErrorName) -> dict[int, list[float]]:
-        """Number of structures, ascending -> errors of all seeds; without labels it is absent."""
+        """Number of structures, ascending -> errors of all seeds; sizes without errors are absent.
+
+        Errors in eV/A or eV/atom.
+        """
         found: dict[int, list[float]] = {}
         for row in self.rows:
             value = getattr(row, error)
@@ -130,7 +136,7 @@ class FewShotCurve(BaseModel):
         return dict(sorted(found.items()))
 
     def medians(self, strategy: str, error: ErrorName) -> dict[int, float]:
-        """Number of structures -> median over the seeds."""
+        """Number of structures, ascending -> median error over the seeds."""
         return {
             size: float(np.median(values)) for size, values in self.errors(strategy, error).items()
         }
@@ -138,9 +144,8 @@ class FewShotCurve(BaseModel):
     def structures_needed(self, strategy: str, goal: float, error: ErrorName) -> float | None:
         """Number of structures at which the median error of a strategy reaches `goal`.
 
-        Between two sizes the error is taken to follow a power law. Where the smallest size is
-        already good enough, the answer is that size, and so an upper bound. None if no size
-        reaches the goal.
+        Between two sizes, a power law is assumed. If the smallest size already reaches the goal,
+        that size is returned, which is an upper bound. None if no size reaches the goal.
         """
         medians = self.medians(strategy, error)
         sizes = list(medians)
@@ -149,7 +154,7 @@ class FewShotCurve(BaseModel):
         if medians[sizes[0]] <= goal:
             return float(sizes[0])
 
-        # error ~ size^-a, so that the share of the way is one of logarithms
+        # error ~ size^-a: interpolate linearly in the logarithms
         for low, high in itertools.pairwise(sizes):
             if medians[high] <= goal:
                 fall = math.log(medians[low] / medians[high])
@@ -168,11 +173,11 @@ class FewShotCurve(BaseModel):
             return None
         most = max(baseline)
         needed = self.structures_needed(strategy, baseline[most], error)
-        # "pretrained" needs no structures at all, and no factor expresses that
+        # "pretrained" needs no structures at all, for which there is no factor
         return most / needed if needed else None
 
     def table(self, error: ErrorName) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: medians over the seeds, with the range where there are several seeds."""
+        """Header and rows: medians over the seeds, with the range if there are several seeds."""
         columns = {strategy: self.errors(strategy, error) for strategy in self.strategies}
         rows = []
         for size in self.sizes:
@@ -192,7 +197,7 @@ def _median_and_range(values: list[float]) -> str:
 
 
 def _holds_curve(path: Path) -> bool:
-    """Whether it is a curve, also a damaged one: `read` says what is wrong with that."""
+    """Whether the file holds a curve, even a damaged one, about which `read` gives the details."""
     try:
         FewShotCurve.model_validate_json(path.read_bytes())
     except ValidationError:

@@ -51,10 +51,10 @@ class GradientConfig(Settings):
 
     @property
     def steps(self) -> int:
-        """The number of steps that was set, or the default for few structures."""
+        """The number of steps that was set, or else the default for few structures."""
         return self.max_steps or STEPS_FOR_FEW
 
     def for_structures(self, number: int) -> GradientConfig:
-        """The same settings with the number of steps filled in for `number` structures."""
+        """A copy in which the default number of steps is filled in for `number` structures."""
         default = STEPS_FOR_MANY if number >= MANY_STRUCTURES else STEPS_FOR_FEW
         return self.model_copy(update={"max_steps": self.max_steps or default})

@@ -1,4 +1,4 @@
-"""Which step of a training is kept, and when the training stops."""
+"""Early stopping: which step of a training is kept, and when the training stops."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from ..safety.guard import SHARES, HeldOut
 from .config import GradientConfig
 
 
-# With fewer held-out structures no step is chosen by them, because an early one fits them by chance
-# (docs/decisions/0009).
+# With fewer held-out structures, they do not choose a step, because an early one may fit them by
+# chance (docs/decisions/0009).
 FEWEST_TO_CHOOSE = 16
 
 
 class KeepBest(Callback):
-    """Scores the weights now and then, restores the best at the end, and stops a useless training.
+    """Scores the weights regularly, restores the best at the end, and stops a useless training.
 
-    Fewer than FEWEST_TO_CHOOSE held-out structures only say yes or no: the last weights are kept if
-    they are better than the start, and training stops early if they remain worse.
+    With fewer than FEWEST_TO_CHOOSE held-out structures, the last step is taken unless an error is
+    above that of step 0 there. The training stops early if errors remain above those of step 0.
 
-    When no step is better than the start, for example because one kind of error rises while another
-    falls, weights between the start and the least bad step are tried (weight-space interpolation:
+    If no step is better than the start, for example because one kind of error rises while another
+    falls, weights between the start and the best step are tried (weight-space interpolation:
     Wortsman et al., arXiv:2109.01903).
+
+    best_step: the step whose weights were kept, 0 for the start. share: how far the final weights
+    are on the way from the start to that step. stopped: whether the training was stopped early.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class KeepBest(Callback):
             self._start = copied_weights(potential, trainable=True)
             self._start_score = held_out.score(potential)
             self._best = self._start
-            # the worst rank that there is, so that the first step is better
+            # the worst possible rank, so that the first evaluation is better
             self._best_rank = (True, math.inf)
 
     def on_evaluate(self, loop: Loop, report: StepReport) -> None:
@@ -56,7 +59,7 @@ class KeepBest(Callback):
             return
 
         rank = self.held_out.rank(self.potential)
-        self.potential.train()  # scoring has put it into evaluation mode
+        self.potential.train()  # scoring switched it to evaluation mode
         above_step0 = rank[0]
         better = rank < self._best_rank
         few = self.held_out.num_different < FEWEST_TO_CHOOSE
@@ -69,7 +72,7 @@ class KeepBest(Callback):
         if not above_step0 and (better or few):
             self._evaluations_without_gain = 0
         elif 2 * report.step > self.config.steps:
-            # in the first half learning rates are high, and errors come and go
+            # not in the first half, where learning rates are high and errors fluctuate
             self._evaluations_without_gain += 1
 
         if self._evaluations_without_gain >= self.config.patience and not last:
@@ -85,7 +88,7 @@ class KeepBest(Callback):
         put_weights(self.potential, interpolated(self._start, self._best, self.share))
 
     def _best_share(self, held_out: HeldOut) -> float:
-        """The first share of the way to the best step that scores better than the start."""
+        """The first of SHARES of the way to the best step that beats the start; 0 if none does."""
         for share in SHARES:
             tried = interpolated(self._start, self._best, share)
             with weights_aside(self.potential, tried, trainable=True):

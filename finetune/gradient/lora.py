@@ -1,9 +1,9 @@
 """Low-rank adapters: W + down @ up / rank is trained instead of W (Hu et al., LoRA, ICLR 2022).
 
-The network says which of its weights may be adapted: those that keep it equivariant whatever is
-added to them.
+The network names the weights that may be adapted: those for which it stays equivariant whatever
+is added to them.
 
-Shapes: C and C' rows and columns of a weight, r rank.
+Shapes: a weight has C rows and C' columns; the rank is r.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ...model_zoo.potential.potential import Potential
 class LowRank(nn.Module):
     """Adds down (..., C, r) @ up (..., r, C') / r to a weight (..., C, C').
 
-    It adds nothing at the start, because `up` is zero.
+    Initially it adds nothing, because `up` is zero.
     """
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         *lead, rows, columns = weight.shape
-        # one dtype for the draw: adapters start alike whatever the dtype of the weights is
+        # drawn in float32, so that adapters start the same for weights of any dtype
         noise = torch.randn(*lead, rows, rank, dtype=torch.float32)
         down = noise.to(weight) / rows**0.5
         up = torch.zeros(*lead, rank, columns).to(weight)
@@ -38,13 +38,13 @@ class LowRank(nn.Module):
 
 
 def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
-    """Put adapters on every weight that the network offers, in place; returns their parameters.
+    """Add adapters to all adaptable weights of the network, in place; returns their parameters.
 
-    All other parameters are frozen. `merge_adapters` undoes both.
+    All other parameters are frozen. `merge_adapters` removes the adapters and unfreezes the rest.
     """
     potential.requires_grad_(False)
     adapters = []
-    # a parametrisation leaves the code of the network as it is
+    # with a parametrisation, the code of the network need not change
     for module, name in potential.backbone.adaptable_weights():
         adapter = LowRank(getattr(module, name), rank)
         parametrize.register_parametrization(module, name, adapter)
@@ -53,7 +53,7 @@ def add_adapters(potential: Potential, rank: int) -> list[nn.Parameter]:
 
 
 def merge_adapters(potential: Potential) -> None:
-    """Add the adapters to the weights and remove them, so that the potential is like any other."""
+    """Merge the adapters into the weights and remove them, in place; unfreezes all parameters."""
     for module, name in potential.backbone.adaptable_weights():
         if parametrize.is_parametrized(module, name):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)

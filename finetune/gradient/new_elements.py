@@ -1,4 +1,4 @@
-"""Elements that pretraining never saw: their element vectors start from chemical neighbours."""
+"""New elements, which pretraining never saw: their vectors start from chemical neighbours."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from ...model_zoo.potential.potential import Potential
 
 
 NUM_NEIGHBOURS = 3
-# An element that has the same descriptors as a known one would otherwise get an infinite weight.
+# Lower bound of distances: a known element with the same descriptors would get an infinite weight.
 SHORTEST_DISTANCE = 1e-3
 
 
 def start_from_neighbours(potential: Potential, new: list[int], known: set[int]) -> None:
-    """Set the element vectors of `new` elements in place to a mean of their nearest `known` ones.
+    """Set the vectors of `new` elements to means over their nearest `known` elements, in place.
 
-    The distance is that of the descriptors from which element vectors are initialised, and nearer
-    elements weigh more. Without known elements nothing changes.
+    Distances are between the descriptors from which element vectors are initialised; the weights of
+    the mean are inverse distances. Without known elements, nothing changes. Elements are given by
+    atomic numbers.
     """
     if not known:
         return

@@ -1,4 +1,4 @@
-"""Replay: earlier structures among the new ones, so that a gradient strategy forgets less."""
+"""Replay: train on earlier structures among the new ones, so that less is forgotten."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ...model_zoo.evaluation.evaluation import predict, with_a_head
 from ...model_zoo.potential.potential import Potential
 
 
-# Structures of a data set that its probe set contains.
+# Number of structures in the probe set of a data set.
 PROBE_SAMPLES = 100
 
 
 class ReplayConfig(Settings):
-    """Earlier structures that a gradient strategy sees again, so that it forgets less."""
+    """Earlier structures on which a gradient strategy also trains, so that it forgets less."""
 
     data: str | None = Field(
         default=None,
@@ -50,17 +50,17 @@ class ReplayConfig(Settings):
 
 @dataclass(frozen=True)
 class Replay:
-    """Structures that are seen again, and their share of the structures."""
+    """Structures that are replayed, and their share of each batch."""
 
     structures: list[Structure]
     share: float
 
 
 def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) -> Replay | None:
-    """The structures that `config` asks for; None when it names no data.
+    """The structures to replay; None if `config` names no data.
 
-    Raises EvenfieldError when none of them has a level of theory of the pretrained model, and for
-    one of its levels in another spelling.
+    Raises EvenfieldError if no structure has a level of theory of the pretrained model, or if a
+    level is one of the model's in another spelling.
     """
     if config.data is None:
         return None
@@ -83,7 +83,10 @@ def replay_structures(pretrained: Potential, config: ReplayConfig, seed: int) ->
 def _refuse_other_spelling(
     pretrained: Potential, structures: Sequence[Structure], data: str
 ) -> None:
-    """Structures at a level that the model lacks are left out: not where only its spelling is."""
+    """Raise EvenfieldError if a level of the structures is one of the model's, spelt differently.
+
+    Otherwise these structures would be left out silently, like those of unknown levels.
+    """
     levels = pretrained.config.levels_of_theory
     for level in sorted({structure.level_of_theory for structure in structures} - set(levels)):
         other = spelt_alike(level, levels)
@@ -96,15 +99,15 @@ def _refuse_other_spelling(
 
 
 def draw_probe(data: Path | str) -> list[Structure]:
-    """The training structures of a data set that belong to its probe set (forgetting.py)."""
+    """The training structures of a data set that form its probe set (safety/forgetting.py)."""
     return _shuffled(data)[:PROBE_SAMPLES]
 
 
 def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[Structure]:
-    """At most `num_structures` training structures, drawn by seed.
+    """At most `num_structures` training structures, drawn at random with `seed`.
 
-    None of them is in the probe set unless the data set is small, because the probe must show what
-    happens to structures that are not seen again.
+    Unless the data set is small, none of them is in its probe set, because the probe must show what
+    happens to structures that are not replayed.
     """
     structures = _shuffled(data)
     if len(structures) >= 2 * PROBE_SAMPLES:
@@ -115,17 +118,17 @@ def draw_for_replay(data: Path | str, num_structures: int, seed: int) -> list[St
 
 
 def _shuffled(data: Path | str) -> list[Structure]:
-    """All training structures in one random order, which the probe set depends on."""
+    """All training structures in one fixed random order, which defines the probe set."""
     structures = list(iter_structures(data, "train"))
     order = np.random.default_rng(0).permutation(len(structures))
     return [structures[index] for index in order]
 
 
 def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[Structure]:
-    """The structures with labels predicted by `potential` at their own level of theory.
+    """Copies of the structures with labels predicted by `potential` at their own level of theory.
 
-    Labels that the potential does not predict for a structure, such as the stress of a molecule,
-    are absent.
+    A label that the potential does not predict for a structure, such as the stress of a molecule,
+    is absent.
     """
     if not structures:
         return []
@@ -133,7 +136,7 @@ def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[S
     ends = np.cumsum(predicted.num_atoms)[:-1]
     labels: list[dict[str, Any]] = [{} for _ in structures]
     for name, pairs in predicted.pairs.items():
-        values = pairs[..., 1]  # pairs of label and prediction
+        values = pairs[..., 1]  # the predictions in pairs of label and prediction
         is_of_atoms = LABELS[name].per == "atom"
         of_structures = np.split(values, ends) if is_of_atoms else list(values)
         for structure_labels, value in zip(labels, of_structures, strict=True):
@@ -148,7 +151,7 @@ def labelled_by(potential: Potential, structures: Sequence[Structure]) -> list[S
 
 
 def _sum_of_e0(potential: Potential, structure: Structure) -> float:
-    """The reference energies of all atoms at the level of theory of the structure, eV."""
+    """Sum of the reference energies of all atoms at the structure's level of theory, in eV."""
     head = potential.config.levels_of_theory.index(structure.level_of_theory)
     numbers = torch.as_tensor(np.asarray(structure.atomic_numbers, dtype=np.int64))
     return float(potential.e0[head, numbers].sum())

@@ -1,7 +1,7 @@
-"""The base of all gradient strategies: each of them says which parameters learn, and how fast.
+"""The base of all gradient strategies: a subclass chooses the parameters and learning rates.
 
-Everything else is the same for all: the loop of pretraining, the held-out structures that decide
-what is kept, a second training that includes them, and a closed-form refit at the end.
+Everything else is the same for all of them: the loop of pretraining, the held-out structures that
+decide what is kept, a second training that includes them, and a closed-form refit at the end.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .train import GradientReport, ParameterGroup, train_parameters
 
 # Length of the second training, which includes the held-out structures, relative to the first.
 SECOND_LENGTH = 0.5
-# The stage after a gradient strategy: the closed-form refit that every one of them ends with.
+# Name of the last stage: the closed-form refit with which every gradient strategy ends.
 FINAL_REFIT = "final refit"
 
 
 class GradientStrategy(Strategy):
-    """Trains some of the parameters by gradients; a subclass says which."""
+    """Trains some of the parameters by gradients; a subclass chooses which."""
 
     learning_rate: ClassVar[float] = 5e-3
     learning_rate_with_replay: ClassVar[float] = 5e-3
@@ -42,20 +42,21 @@ class GradientStrategy(Strategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> AbstractContextManager[list[ParameterGroup]]:
-        """The parameters that learn, in groups, for the length of a `with` block.
+        """Context manager that yields the parameters to train, in groups.
 
-        All parameters are frozen when it is entered; it releases those that it yields. On exit it
-        removes what it added to the potential. Raises EvenfieldError when nothing can learn.
+        All parameters are frozen when the block is entered; the caller unfreezes those that are
+        yielded. On exit, it removes everything that it added to the potential. Raises
+        EvenfieldError if there is nothing to train.
         """
 
     def rate(self, config: GradientConfig, *, replay: bool) -> float:
-        """The learning rate that was set, or the best one measured (docs/decisions/0009)."""
+        """The learning rate of the settings, or else the default (docs/decisions/0009)."""
         if config.learning_rate is not None:
             return config.learning_rate
         return self.learning_rate_with_replay if replay else self.learning_rate
 
     def learn(self, run: FineTuning) -> Learned:
-        """Go to where the training starts, and train on the structures that are not held out."""
+        """Refit first if `start` says so, then train on the structures that are not held out."""
         if run.config.start == "refit":
             start = run.refit(run.target.train)
             run.judge("refit", kept=start.share)
@@ -65,23 +66,26 @@ class GradientStrategy(Strategy):
         return self.go_on(run)
 
     def go_on(self, run: FineTuning) -> Learned:
-        """Train from the potential as it is now, on the structures that are not held out."""
+        """Train the current potential on the structures that are not held out."""
         config = run.config.gradient.for_structures(run.target.num_different)
         report = self._train_in_run(run, run.target.train, run.held_out, config)
         kept = report.share if report.best_step else 0.0
         return Learned(kept, gradient=report)
 
     def finish(self, run: FineTuning, learned: Learned) -> Fitted:
-        """Train on with held-out structures included, then refit the readout in closed form."""
+        """Train again with the held-out structures included, then refit in closed form.
+
+        The second training is left out if the first was interrupted, or was not kept in full.
+        """
         report = learned.gradient
         assert report is not None, "a gradient strategy learns by a training"
         learned_from = run.target.train
         if run.target.valid and learned.kept == 1.0 and not report.interrupted:
             if not run.target.test:
-                # before the structures it is judged by are learned from
+                # judge now: the next step learns from the structures that it is judged by
                 run.judge(self.name, learned.kept)
             report, learned_from = self._with_held_out(run, report)
-        # now, because the refit below is no part of what the training did
+        # judge the training before the refit below
         if self.name not in run.stages:
             run.judge(self.name, learned.kept)
 
@@ -102,9 +106,11 @@ class GradientStrategy(Strategy):
         seed: int = 0,
         quiet: bool = True,
     ) -> GradientReport:
-        """Train a potential in place and keep the best weights by `held_out` (`KeepBest`).
+        """Train a potential in place, and keep the best weights by `held_out` (`KeepBest`).
 
-        Without held-out structures the weights of the last step are kept.
+        Without held-out structures, the weights of the last step are kept. `new_elements` are
+        atomic numbers. Raises TrainingError if the training cannot continue, and EvenfieldError if
+        there is nothing to train.
         """
         seed_everything(seed)  # before `learning`, which may draw random numbers
         started = time.perf_counter()
@@ -136,10 +142,12 @@ class GradientStrategy(Strategy):
     def _with_held_out(
         self, run: FineTuning, first: GradientReport
     ) -> tuple[GradientReport, list[Structure]]:
-        """Both trainings as one report, and the structures that were learned from.
+        """Train again with the held-out structures included.
 
-        Once the held-out structures have confirmed the training, a second and shorter one includes
-        them: few structures are too valuable to be used for a comparison alone.
+        This second, shorter training runs only if the held-out structures have confirmed the first
+        one. With few structures, they are too valuable to be used only for a comparison.
+
+        Returns one report on both trainings, and the structures that were learned from.
         """
         accepted_score = run.score()
         steps = max(1, round(SECOND_LENGTH * first.best_step))
@@ -148,7 +156,7 @@ class GradientStrategy(Strategy):
             try:
                 second = self._train_in_run(run, run.structures, None, config)
             except TrainingError:
-                # the first training has been confirmed, and is whole
+                # keep the first training, which is complete and confirmed
                 return first, run.target.train
             confirmed = run.score() <= accepted_score
             if confirmed:
@@ -168,7 +176,7 @@ class GradientStrategy(Strategy):
         held_out: HeldOut | None,
         config: GradientConfig,
     ) -> GradientReport:
-        """Train the potential of a run, with its replay and its seed."""
+        """Train the potential of a run, with the run's replay and seed."""
         return self.train(
             run.potential,
             structures,

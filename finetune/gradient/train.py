@@ -1,6 +1,7 @@
-"""Training of chosen parameters on a few structures, with the loop of pretraining.
+"""Train chosen parameters on a few structures, with the loop of pretraining.
 
-`strategy.py` chooses the parameters; `keep_best.py` decides which step is kept and when to stop.
+A strategy (`strategy.py`) chooses the parameters. `keep_best.py` decides which step is kept and
+when to stop.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MOST_WARMUP_STEPS = 20
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that learn at `rate` times the learning rate."""
+    """Parameters that are trained at `rate` times the learning rate."""
 
     parameters: list[nn.Parameter]
     rate: float = 1.0
@@ -46,16 +47,16 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What a training did."""
+    """The outcome of a training."""
 
     steps: int
     best_step: int
-    """The step whose weights were kept; 0 is the start."""
+    """The step whose weights were kept; 0 for the start."""
     seconds: float
     interrupted: bool
-    """A signal ended the training."""
+    """Whether a signal ended the training."""
     share: float = 1.0
-    """How far the weights went from the start toward those of the best step."""
+    """How far the final weights are on the way from the start to the best step, from 0 to 1."""
 
 
 def train_parameters(
@@ -70,18 +71,19 @@ def train_parameters(
     seed: int,
     quiet: bool,
 ) -> GradientReport:
-    """Train the parameters of `groups` in place on `train`, and on a share of `replay`.
+    """Train the parameters of `groups` in place on the structures `train` and on `replay`.
 
-    Raises TrainingError when the training cannot continue.
+    Raises TrainingError if the training cannot continue.
     """
     started = time.perf_counter()
-    # AdamW, because rates and steps were measured with it (docs/decisions/0009)
+    # AdamW, because the default rates and steps were measured with it (docs/decisions/0009)
     optimizer = OptimizerConfig(
         name="adamw", learning_rate=learning_rate, clip_norm=config.clip_norm
     )
     warmup_steps = min(MOST_WARMUP_STEPS, config.steps // 10)
     schedule = Schedule(learning_rate, ScheduleConfig(warmup_steps=warmup_steps))
-    # Weight decay would also change the weights of heads and elements that the data do not contain.
+    # No weight decay: it would also change the weights of heads and elements that are not in the
+    # data.
     optimizer_groups = [
         {"params": group.parameters, "rate": group.rate, "weight_decay": 0.0} for group in groups
     ]
@@ -97,7 +99,7 @@ def train_parameters(
         try:
             finished = trainer.fit()
         except TrainingError as error:
-            # the loop's own remedies are settings of pretraining
+            # the loop's own remedies name settings of pretraining
             error.remedy = "lower gradient.learning_rate, or look at the labels of the structures"
             raise
 
@@ -118,7 +120,7 @@ def _stream(
     config: GradientConfig,
     seed: int,
 ) -> TrainingStream:
-    """The stream of pretraining over the structures, written into `folder` as data sets."""
+    """A pretraining stream over the structures, which are written into `folder` as data sets."""
     parts = {"target": train}
     shares = {}
     if replay is not None:

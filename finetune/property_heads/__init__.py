@@ -1,5 +1,5 @@
-"""Heads of other properties: fitted in closed form to the frozen features of a model.
+"""Heads for other properties, fitted in closed form to the frozen features of a model.
 
-In: a model, and a file of structures with the property. Out: a model folder with the same weights
-and one head more. Open `fit.py` first.
+In: a model, and a file of structures labelled with the property. Out: a model folder with the same
+weights and one more head. Open `fit.py` first.
 """

@@ -19,13 +19,14 @@ from ...model_zoo.heads.description import (
 )
 
 
-# Of a pseudoscalar 256 got fewer signs right on molecules of unseen compositions. Forces have many
-# labels: on ethanol and water 512 functions lowered their errors by a quarter and a sixth.
+# Default numbers of random functions. For a pseudoscalar, 256 functions predicted fewer correct
+# signs on molecules of unseen compositions. For forces, which have many labels, 512 functions
+# lowered the errors on ethanol and water by a quarter and a sixth.
 DEFAULT_FUNCTIONS: dict[Kind, int] = {"pseudoscalar": 1024, "forces": 256}
 
 
 class NetworkTraining(Settings):
-    """How long and how fast a network of its own is trained, for network=trained."""
+    """How the separate network of a head is trained, for network=trained."""
 
     max_steps: int = Field(default=4000, gt=0, description="optimizer steps")
     learning_rate: float = Field(default=2e-3, gt=0, description="peak, reached after the warm-up")
@@ -39,7 +40,7 @@ class NetworkTraining(Settings):
 
 
 class HeadConfig(Settings):
-    """Which property is learned, how it is labelled, and what is held out."""
+    """Settings of a head: the property, its labels, its features, and what is held out."""
 
     head: Kind = Field(description="what is predicted")
     key: str | None = Field(
@@ -134,7 +135,7 @@ class HeadConfig(Settings):
         if self.network == "trained" and self.head_features == "readout":
             raise ValueError("features: network=trained trains no readout: leave features out")
         if self.network == "trained" and self.spread:
-            # it is learned from errors on structures that a fit has left out
+            # a spread is learned from errors on structures that a fit has left out
             raise ValueError(
                 "spread: network=trained has seen all structures, so that it would be too small: "
                 "leave one of them out"
@@ -171,14 +172,14 @@ class HeadConfig(Settings):
 
     @property
     def label_key(self) -> str:
-        """Where the label is found."""
+        """The key under which the label is found in the results, info or arrays of ASE."""
         key = self.key or KINDS[self.head].label
         assert key is not None, "checked with the settings"
         return key
 
     @property
     def head_name(self) -> str:
-        """How the head will be asked for."""
+        """The name of the head: `name`, else the key or the kind's own name."""
         if self.name is not None:
             return self.name
         columns = KINDS[self.head].columns
@@ -186,30 +187,30 @@ class HeadConfig(Settings):
 
     @property
     def head_features(self) -> Features:
-        """What the head will be linear in."""
+        """The features in which the head is linear: as set, or the default of its kind."""
         return self.features or KINDS[self.head].features[0]
 
     @property
     def head_functions(self) -> int:
-        """Random functions that the head will have."""
+        """Number of random functions of the head: as set, or the default of its kind."""
         if self.num_functions is not None:
             return self.num_functions
         return DEFAULT_FUNCTIONS.get(self.head, 0)
 
     @property
     def torque_weight(self) -> float:
-        """What the net torque on a molecule counts, against a component of a force."""
+        """Weight of the net torque on a molecule, relative to a component of a force."""
         return 1.0 if self.torque is None else self.torque
 
     @property
     def factor(self) -> float:
-        """From the unit of the labels to that of the head."""
+        """Conversion factor from the unit of the labels to the unit of the head."""
         units = KINDS[self.head].units
         return 1.0 if units is None or self.unit is None else units[self.unit]
 
     @property
     def head_unit(self) -> str:
-        """Unit of the predictions."""
+        """The unit of the predictions."""
         units = KINDS[self.head].units
         if units is None:
             assert self.unit is not None

@@ -1,16 +1,17 @@
-"""Derivative couplings of electronic states as labels, beside their energies.
+"""Derivative couplings of electronic states as labels, in addition to their energies.
 
     d_kl = <k| d/dr l>,   h_kl = v_k . dH/dr v_l = (E_l - E_k) d_kl
 
-Programs print d, which grows without bound where two energies meet; h stays finite, so h is what is
-compared. The entries of H are linear in the weights, and so are their derivatives: the rows of both
+Quantum-chemistry programs print d, which diverges where two energies meet. h stays finite, so h is
+compared. The entries of H are linear in the weights, and so are their derivatives. The rows of both
 come from the features of the atoms.
 
-The sign of a state is a choice of the program, at each geometry anew. So the error of a vector l
-predicted as h is the smaller one of |h - l| and |h + l|.
+The sign of a state is arbitrary, and a program chooses it anew at each geometry. The error of a
+prediction h for a label l is therefore the smaller one of |h - l| and |h + l|.
 
-Shapes: S structures, N atoms of one, F features, P columns, K states, C = K (K - 1) / 2 pairs of
-states in the order 01, 02, 12 and so on, M entries of the matrix, R = 3 N summed over structures.
+Shapes: S structures, N atoms of a structure, F features, P columns, K states, C = K (K - 1) / 2
+pairs of states in the order 01, 02, 12 and so on, M entries of the matrix, R = 3 N summed over
+structures.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from ...model_zoo.potential.potential import Potential
 
 @dataclass(frozen=True)
 class CouplingRows:
-    """What labels say of the derivatives of the matrix, component by component."""
+    """Labels and linear rows for the derivatives of the matrix, one for each coordinate."""
 
     structure: Tensor
-    """(R,) int64: the place of the structure among the rows of energies"""
+    """(R,) int64: index of the structure among the rows of energies"""
     slopes: Tensor
-    """(R, P): derivatives of the rows of energies by the component"""
+    """(R, P): derivatives of the rows of energies with respect to the coordinate"""
     labels: Tensor
-    """(R, C): h, in the unit of the energies over A"""
+    """(R, C): h, in the unit of the energies per A"""
 
     def of_structures(self, places: np.ndarray) -> CouplingRows:
-        """Those of the structures at `places`, which are counted from 0 then."""
+        """The rows of the structures at the indices `places`, which are renumbered from 0."""
         order = {int(place): index for index, place in enumerate(places)}
         kept = [row for row, own in enumerate(self.structure.tolist()) if own in order]
         renumbered = [order[own] for own in self.structure[kept].tolist()]
@@ -53,13 +54,14 @@ class CouplingRows:
         )
 
     def scaled(self, factor: float) -> CouplingRows:
-        """With labels times a factor, as the energies are scaled."""
+        """A copy with scaled labels, for energies that are scaled by the same factor."""
         return CouplingRows(self.structure, self.slopes, self.labels * factor)
 
     def misfit(self, weights: Tensor, vectors: Tensor) -> Tensor:
-        """Squared errors of weights (P, M), relative to the squares of the labels; differentiable.
+        """Sum of squared errors for weights (P, M), relative to the sum of squared labels.
 
-        vectors: the eigenvectors (S, K, K) of the matrices of the structures.
+        The signs of couplings are chosen to make it smallest. Differentiable; zero without rows.
+        vectors: (S, K, K) eigenvectors of the matrices of the structures.
         """
         if not len(self.structure):
             return weights.new_zeros(())
@@ -78,9 +80,9 @@ class CouplingRows:
 
 
 def pairs_of_states(num_states: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and second state (C,) of each pair."""
+    """Indices of the first (C,) and second state (C,) of each pair."""
     first, second = np.triu_indices(num_states, 1)
-    # 01, 02, 12, 03 and so on: more states do not change the place of a pair
+    # in the order 01, 02, 12, 03, ..., the index of a pair does not depend on the number of states
     order = np.lexsort((first, second))
     return first[order], second[order]
 
@@ -94,10 +96,11 @@ def coupling_rows(
     size: np.ndarray,
     num_elements: int,
 ) -> CouplingRows | None:
-    """Rows of the structures that have couplings; None where none has.
+    """Coupling rows of the structures that have couplings; None if none has.
 
-    labels: h (C, N, 3) in eV/A of each structure, or None. size (F,): what features are divided by.
-    The columns are those of the features, and of `num_elements` elements, which do not change.
+    labels: for each structure h (C, N, 3) in eV/A, or None.
+    size: (F,) by which features are divided.
+    num_elements: number of element columns after the features; their derivatives are zero.
     """
     structure = []
     slopes = []
@@ -121,9 +124,10 @@ def coupling_rows(
 
 
 def coupling_figures(states: Sequence[States], labels: Sequence[np.ndarray]) -> dict[str, float]:
-    """Errors of couplings h (C, N, 3) in eV/A: `coupling_mae` of components, and `coupling_size`.
+    """Errors of predicted couplings against labels h (C, N, 3) in eV/A.
 
-    The signs of states are those that make the errors smallest.
+    `coupling_mae` is the MAE of components, and `coupling_size` the mean size of the labels. The
+    sign of each coupling is chosen to make its error smallest.
     """
     errors = []
     for own, wanted in zip(states, labels, strict=True):

@@ -1,8 +1,8 @@
-"""Ridge regression on features that turn with the atoms: vectors, tensors and pseudoscalars.
+"""Ridge regression on equivariant features: for vectors, tensors and pseudoscalars.
 
-The rows are those of `model_zoo/heads/rows.py`, which the prediction uses too: three for a vector,
-six for a symmetric tensor, one for a pseudoscalar. Atoms without a label have none. Direct forces
-have three more for the net torque on each molecule.
+The rows are those of `model_zoo/heads/rows.py`, which predictions also use: three for a vector, six
+for a symmetric tensor, one for a pseudoscalar. Atoms without a label have no rows. Direct forces
+have three more rows for the net torque on each molecule.
 
 Shapes: S structures, N atoms, F invariants, R random functions, P columns of weights, Z elements.
 """
@@ -25,11 +25,12 @@ from .spread import left_out_errors, with_spread
 from .weights import Weights
 
 
-# independent entries of an answer, by rank
+# rank -> number of independent entries of a prediction
 NUM_INDEPENDENT = {0: 1, 1: 3, 2: 6}
 
-# Added to the size of a label, as a share of the median, by rank. A dipole may vanish by symmetry
-# without being easy to predict; a polarizability is small only where the molecule is.
+# rank -> what is added to the size of a label before rows are divided by it, as a share of the
+# median size. A dipole that vanishes by symmetry is not easy to predict; a polarizability is small
+# only for small molecules.
 SHARE_OF_MEDIAN = {1: 1.0, 2: 0.05}
 
 
@@ -41,7 +42,10 @@ def fit_equivariant(
     elements: np.ndarray,
     config: HeadConfig,
 ) -> Weights:
-    """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,)."""
+    """Fit the weights to the structures at the indices `train`.
+
+    features: of all structures. elements: (Z,) atomic numbers, each with a bias.
+    """
     num_elements = len(elements)
     frames = [labelled.frames[s] for s in train]
     carried = [features[s] for s in train]
@@ -80,7 +84,7 @@ def fit_equivariant(
         matrix_parts.append(share * own_rows[has_label])
         target_parts.append(share * own_targets[has_label])
         if rank == 2:
-            # all atoms alike
+            # the column that is not penalised: the same isotropic tensor for all atoms
             num_alike = 1 if about.per == "atom" else len(atoms)
             alike = np.broadcast_to(num_alike * np.eye(3), label.shape)
             column_parts.append(share * _independent(alike[..., None], rank)[has_label, 0])
@@ -91,7 +95,7 @@ def fit_equivariant(
     matrix = np.concatenate(matrix_parts)
     column = np.concatenate(column_parts) if column_parts else None
 
-    # the invariants less their mean over the atoms, which the biases take up
+    # centre the invariants; the biases absorb their mean over the atoms
     num_columns = matrix.shape[1] - num_elements
     num_invariant = 0
     centre = np.zeros(0)
@@ -124,14 +128,14 @@ def fit_equivariant(
         group_of_row += [group] * len(own_rows)
     targets = np.concatenate(target_parts)
     errors = left_out_errors(matrix, targets, column, group_of_row, config.seed)
-    # six entries of a tensor stand for nine components, and have the sum of their squares
+    # the six entries of a tensor are scaled to have the sum of squares of all nine components
     squares = (errors**2).reshape(-1, NUM_INDEPENDENT[rank]).sum(axis=1) / 3**rank
     invariants = [own.invariants.double().numpy() for own in carried]
     if about.per == "atom":
         return with_spread(
             weights, squares, invariants, frames, elements, groups, config.seed, labelled_atoms
         )
-    # from errors of rows to those of answers, and of sums to those of what they add up
+    # from errors of weighted rows to errors of predictions, and from sums over atoms to atoms
     squares = squares / shares**2
     if is_sum:
         squares = squares / np.array([len(atoms) for atoms in frames])
@@ -139,17 +143,17 @@ def fit_equivariant(
 
 
 def shares_of(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -> np.ndarray:
-    """What the rows of each structure at the places `train` are multiplied by, (S,)."""
+    """Weights (S,) of the rows of each structure at the indices `train`."""
     about = KINDS[config.head]
     if about.per == "structure" and about.rank > 0:
-        # Errors grow with what is predicted. With rows of equal weight the few largest answers
-        # decide: polarizabilities of molecules are then worse by half, dipoles by a tenth.
+        # Errors grow with the size of the label. With equal weights, the few largest labels
+        # dominate: errors of molecular polarizabilities then rise by half, of dipoles by a tenth.
         size = np.array([np.linalg.norm(labelled.labels[s]) for s in train])
         floor = SHARE_OF_MEDIAN[about.rank] * float(np.median(size))
         size = size + max(floor, np.finfo(float).tiny)
         return float(size.mean()) / size
     if config.extensive:
-        # the error of a sum grows like the root of the number of its terms
+        # the error of a sum grows with the square root of the number of terms
         return np.array([len(labelled.frames[s]) ** -0.5 for s in train])
     return np.ones(len(train))
 
@@ -157,7 +161,7 @@ def shares_of(labelled: LabelledFrames, train: np.ndarray, config: HeadConfig) -
 def _mean_invariants(
     carried: list[CarriedFeatures], places: list[np.ndarray], expansion: Expansion
 ) -> np.ndarray:
-    """Mean over all atoms of the invariants and gates (F + R,)."""
+    """Mean (F + R,) over all atoms of the invariants and the gates of random functions."""
     invariants = torch.cat([own.invariants for own in carried]).double()
     gates = expansion.gate(invariants, torch.as_tensor(np.concatenate(places)))
     mean: np.ndarray = torch.cat([invariants, gates], 1).mean(0).numpy()
@@ -165,10 +169,10 @@ def _mean_invariants(
 
 
 def _independent(answers: np.ndarray, rank: int) -> np.ndarray:
-    """Independent entries of answers (..., P) of one structure or its atoms, as rows (D, P).
+    """Independent entries of the rows (..., P) of one structure or its atoms, as a matrix (D, P).
 
-    Of a symmetric tensor six, scaled so that the sum of their squares is that of all nine: a turned
-    structure has the same sum.
+    A symmetric tensor has six, scaled so that the sum of their squares equals that of all nine
+    entries. This sum is invariant under rotation.
     """
     if rank < 2:
         return answers.reshape(-1, answers.shape[-1])
@@ -180,9 +184,9 @@ def _independent(answers: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _torque_rows(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Net torque (3, P) of forces (N, 3, P), over the root of the sum of squared arms.
+    """Net torque (3, P) of force rows (N, 3, P), divided by the root of the sum of squared arms.
 
-    Its error is then about as large as that of a component of a force.
+    Its error is then about as large as the error of a force component. positions: (N, 3) A.
     """
     arms = positions - positions.mean(axis=0)
     torque: np.ndarray = np.cross(arms[:, :, None], rows, axis=1).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Errors of a head on structures that it was not fitted to, and those of a trivial guess."""
+"""Error figures for the predictions of a head, and for a trivial guess."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 from scipy.stats import spearmanr
 
 
-# relative; below it numbers differ by rounding
+# relative differences below this are rounding
 SAME = 1e-9
 
 
 def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Errors of numbers (M,); vectors come component by component.
+    """Errors of numbers (M,); vectors are given component by component.
 
-    `mae`, `rmse`, `spread` of the labels (their standard deviation), and Pearson's `r` where both
-    vary.
+    `mae`, `rmse`, `spread` (the standard deviation of the labels), and Pearson's `r` if predictions
+    and labels both vary.
     """
     error = predicted - labels
     figures = {
@@ -24,16 +24,16 @@ def number_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
         "rmse": float(np.sqrt((error**2).mean())),
         "spread": float(labels.std()),
     }
-    # a mean that is repeated varies by its rounding only
+    # a repeated mean varies only by rounding
     if min(predicted.std(), labels.std()) > SAME * np.abs(labels).max():
         figures["r"] = float(np.corrcoef(predicted, labels)[0, 1])
     return figures
 
 
 def relative_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Errors of tensors (S, 3, 3): `relative`, the mean over the structures of |error| / |label|.
+    """Errors of tensors (S, 3, 3): `relative`, the mean of |error| / |label|, with Frobenius norms.
 
-    The norms are those of Frobenius. Structures whose label is zero are left out.
+    Tensors with a label of zero are left out; the result is empty if there are no others.
     """
     error = np.linalg.norm(predicted - labels, axis=(1, 2))
     size = np.linalg.norm(labels, axis=(1, 2))
@@ -44,9 +44,10 @@ def relative_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def sign_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`sign`, the share of numbers (S,) with the sign of their label; labels of zero are left out.
+    """`sign`, the share of numbers (S,) with the sign of their label.
 
-    A sign that is not predicted is right in half of the cases.
+    A prediction of zero counts as half right. Labels of zero are left out; the result is empty if
+    there are no others.
     """
     has_sign = labels != 0
     if not has_sign.any():
@@ -56,12 +57,12 @@ def sign_figures(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def spread_figures(errors: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
-    """Figures of the spreads (M,) that a head gave for errors (M,), NaN where there is no label.
+    """Quality of predicted spreads (M,) for errors (M,); entries with NaN are left out.
 
-    `within_spread`, the share of errors below their spread, 0.68 for errors of a normal
-    distribution; `spread_rank`, the rank correlation of both; `gain_by_spread`, how much larger the
-    mean logarithm of the density of the errors is with these spreads than with one for all, chosen
-    with the errors in view.
+    `within_spread`: the share of errors below their spread, 0.68 for normally distributed errors.
+    `gain_by_spread`: the gain in mean log-likelihood of the errors over a single spread for all,
+    which is the RMS of these errors.
+    `spread_rank`: the rank correlation of spreads and absolute errors, if both vary.
     """
     is_known = np.isfinite(errors) & np.isfinite(spreads)
     errors = errors[is_known]
@@ -79,10 +80,10 @@ def spread_figures(errors: np.ndarray, spreads: np.ndarray) -> dict[str, float]:
 
 
 def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Figures of probabilities (S, K) for structures of the classes (S,).
+    """Quality of predicted probabilities (S, K) for classes (S,), the indices of the true classes.
 
-    `accuracy`; `balanced`, the mean over the classes of the share that was found; and `log_loss`,
-    the mean of minus the logarithm of the probability of the class.
+    `accuracy`; `balanced`, the mean accuracy over the classes; and `log_loss`, the mean negative
+    logarithm of the probability of the true class.
     """
     right = probabilities.argmax(axis=1) == classes
     found = [right[classes == own].mean() for own in np.unique(classes)]
@@ -95,5 +96,5 @@ def class_figures(probabilities: np.ndarray, classes: np.ndarray) -> dict[str, f
 
 
 def flat(values: list[Any]) -> np.ndarray:
-    """Labels or predictions of all structures end to end."""
+    """Labels or predictions of all structures, flattened and concatenated."""
     return np.concatenate([np.ravel(value) for value in values])

@@ -2,21 +2,21 @@
 
     1  read the structures, each with its label
     2  hold out some of them, by composition
-    3  features of all atoms from the frozen network, to which a one-hot element is appended;
-       equivariant features are joined by random functions; with network=trained they are those
-       of a copy of the network that was trained on the labels before: `network.py`
-    4  rows: one for each number that a label states, linear in the weights
-    5  closed form: ridge regression; for classes a convex fit
-    6  errors on what was held out, next to those of a trivial guess
+    3  compute features of all atoms with the frozen network, and append a one-hot element;
+       equivariant features also get random functions; with network=trained, a copy of the
+       network is first trained on the labels, and gives the features (`network.py`)
+    4  make one row for each number of a label; predictions are linear in the weights
+    5  fit in closed form by ridge regression; classes by a convex fit
+    6  compute errors on the held-out structures, and those of a trivial guess
 
-A charge row is phi_i - mean(phi), so that charges add up to the net charge whatever the weights
-are. A dipole row is sum_i (r_i - mean(r)) phi_i for each direction, which is the same with the mean
-taken off phi: charges that were never labelled follow from dipoles by the same linear fit.
+A charge row is phi_i - mean(phi), so that charges add up to the net charge for any weights. A
+dipole row is sum_i (r_i - mean(r)) phi_i for each direction. Subtracting the mean from phi does not
+change it, so the same linear fit to dipoles also gives charges, without labels of charges.
 
-Equivariant features have rows of their own: `equivariant.py`. Where a spread is asked for, the size
-of the errors on left-out structures is learned in the same way: `spread.py`.
+Equivariant features have other rows (`equivariant.py`). If a spread is requested, the size of the
+errors on left-out structures is learned in the same way (`spread.py`).
 
-Shapes: S structures, N atoms of one, F features, Z elements, P = F + Z columns, K classes.
+Shapes: S structures, N atoms of a structure, F features, Z elements, P = F + Z columns, K classes.
 """
 
 from __future__ import annotations
@@ -67,13 +67,16 @@ def fit_head(
     *,
     quiet: bool = True,
 ) -> Head:
-    """A head of the property that `config` names, fitted to a file that ASE reads.
+    """Fit a head for the property that `config` names to a file that ASE reads.
 
-    The weights are those of the structures that were not held out: its errors belong to exactly
-    this head. With `quiet` a training of a network shows no progress.
+    The head is fitted without the held-out structures, and not again with them, so that its errors
+    belong to exactly these weights.
 
-    Raises SourceError and LabelError for what cannot be learned from; see `read_labelled`. Raises
-    HeadError for a head that rotates where the network has no vectors.
+    say: is called with one line for each step.
+    quiet: show no progress when a network is trained.
+
+    Raises SourceError and LabelError for a file that cannot be used; see `read_labelled`. Raises
+    HeadError if the head needs equivariant features and the network has no vectors.
     """
     data = Path(data)
     _check_carried(model.potential, config)
@@ -140,7 +143,7 @@ def fit_head(
     guess = figures_of(guesses, labels, config)
     if config.spread:
         spreads = [head.predict_spread(features[s], labelled.frames[s]) for s in test]
-        # each component of a vector or tensor has that of the whole
+        # all components of a vector or tensor share one spread
         repeats = 3 ** KINDS[config.head].rank
         spread = np.repeat(flat(spreads), repeats)
         errors |= spread_figures(flat(predictions) - flat(labels), spread)
@@ -161,9 +164,11 @@ def _trained(
     *,
     quiet: bool,
 ) -> Trained | None:
-    """A network of its own, from the structures at the places `train`; None where none is better.
+    """Train a copy of the network on the structures at the indices `train`.
 
-    Some of them are left out, by the same rule as those that errors are measured on.
+    Some of them are left out to choose the best step, by the same rule as the held-out structures.
+    Returns None if no step is better than the frozen network. Raises LabelError if none can be left
+    out.
     """
     frames = [labelled.frames[s] for s in train]
     rule = config.model_copy(update={"held_out": config.training.left_out})
@@ -194,7 +199,7 @@ def _trained(
 def _coupling_errors(
     potential: Potential, head: Head, labelled: LabelledFrames, places: Sequence[int]
 ) -> dict[str, float]:
-    """Errors of the couplings of structures that have labels of them."""
+    """Errors of the couplings of the structures at the indices `places`, which have labels."""
     states = []
     labels = []
     for s in places:
@@ -207,7 +212,7 @@ def _coupling_errors(
 
 
 def _check_carried(potential: Potential, config: HeadConfig) -> None:
-    """Raise HeadError for equivariant features of a network that has no vectors."""
+    """Raise HeadError if the head needs equivariant features and the network has no vectors."""
     num_vectors, _ = potential.backbone.num_carried
     if config.head_features == "equivariant" and num_vectors == 0:
         network = potential.config.network.architecture
@@ -219,7 +224,7 @@ def _check_carried(potential: Potential, config: HeadConfig) -> None:
 
 
 def _untested_classes(labelled: LabelledFrames, test: np.ndarray) -> list[str]:
-    """Names of the classes that no structure at the places `test` has."""
+    """Names of the classes that no structure at the indices `test` has."""
     tested = {labelled.labels[s] for s in test} if labelled.classes else set()
     return [name for place, name in enumerate(labelled.classes) if place not in tested]
 
@@ -227,7 +232,7 @@ def _untested_classes(labelled: LabelledFrames, test: np.ndarray) -> list[str]:
 def _silent_elements(
     labelled: LabelledFrames, train: np.ndarray, elements: np.ndarray, config: HeadConfig
 ) -> list[str]:
-    """Symbols of the elements of which no atom has a label."""
+    """Symbols of the elements without any labelled atom."""
     if not KINDS[config.head].can_be_partial:
         return []
     numbers = np.concatenate([labelled.frames[s].numbers for s in train])
@@ -236,7 +241,7 @@ def _silent_elements(
 
 
 def _has_label(labels: np.ndarray) -> np.ndarray:
-    """Which atoms (N,) of labels (N, ...) have one."""
+    """Mask (N,) of the atoms that have a label, from labels (N, ...)."""
     found: np.ndarray = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
     return found
 
@@ -244,7 +249,7 @@ def _has_label(labels: np.ndarray) -> np.ndarray:
 def features_of(
     potential: Potential, labelled: LabelledFrames, features: Features
 ) -> list[CarriedFeatures]:
-    """Features of each structure."""
+    """The features of each structure, from the network of `potential`."""
     return list(carried_features(potential, labelled.frames, features))
 
 
@@ -256,15 +261,16 @@ def fit_weights(
     config: HeadConfig,
     potential: Potential,
 ) -> Weights:
-    """Weights of the structures at the places `train`, with a bias for each of `elements` (Z,).
+    """Fit the weights to the structures at the indices `train`.
 
-    potential: what features have derivatives by, where couplings of states are labels.
+    features: of all structures. elements: (Z,) atomic numbers, each with a bias.
+    potential: gives derivatives of the features if couplings of states are labels.
     """
     if config.head_features == "equivariant":
         return fit_equivariant(labelled, features, train, elements, config)
     invariants = {s: features[s].invariants.double().numpy() for s in train}
     stacked = np.concatenate([invariants[s] for s in train])
-    # rows are small differences of features, whose common part would only cost digits
+    # centre the features: rows are small differences, and a large common part would cost digits
     centre = stacked.mean(axis=0)
     rows = []
     for s in train:
@@ -277,7 +283,7 @@ def fit_weights(
         rows.append(own_rows)
     matrix = np.concatenate(rows)
 
-    # features of very different size would be penalised differently
+    # scale the features, because the penalty acts differently on features of different size
     num_features = len(centre)
     size = np.sqrt((matrix[:, :num_features] ** 2).mean(axis=0))
     size[size <= 1e-12 * size.max(initial=0.0)] = 1.0
@@ -310,7 +316,7 @@ def fit_weights(
     weight = solution.weights[None, :num_features] / size
     bias = solution.weights[None, num_features:] + solution.constant
     if config.head in ("charges", "dipole"):
-        # a constant added to all charges is taken off again, so the mean bias can be anything
+        # charges are shifted to the net charge, so the mean bias is arbitrary
         weights = Weights(weight, bias - bias.mean(), solution.penalty)
     else:
         weights = Weights(weight, bias - weight @ centre, solution.penalty)
@@ -326,7 +332,7 @@ def fit_weights(
         own_frames = [labelled.frames[s] for s in train]
         return with_spread(weights, squares, of_atoms, own_frames, elements, groups, config.seed)
     assert column is not None, "scalars have one"
-    # a row of a sum is that of a mean, times the root of the number of atoms
+    # the row of a sum is the row of a mean, times the square root of the number of atoms
     of_errors = fit_spread(errors**2, matrix / column[:, None], group_of_row, config.seed)
     spread_weight = of_errors.weights[:num_features] / size
     spread_bias = of_errors.weights[num_features:] + of_errors.constant
@@ -347,10 +353,14 @@ def _states_weights(
     config: HeadConfig,
     couplings: CouplingRows | None,
 ) -> Weights:
-    """Weights of the matrix of states, from rows (S, F + Z) whose features are less `centre`."""
+    """Fit the weights of the matrix of states.
+
+    matrix: rows (S, F + Z), with features that are centred at `centre` (F,) and divided by `size`
+    (F,). groups: the group of each structure.
+    """
     num_features = len(centre)
     energies = np.array([labelled.labels[s] for s in train])  # (S, K)
-    # what the elements explain of the mean is far larger than what the states differ by
+    # subtract composition first: it explains far more than the differences between states
     counts = matrix[:, num_features:]
     of_elements = np.linalg.lstsq(counts, energies.mean(axis=1), rcond=None)[0]
     left = energies - (counts @ of_elements)[:, None]
@@ -363,7 +373,7 @@ def _states_weights(
 
 
 def _rows_of(atom_rows: np.ndarray, positions: np.ndarray, config: HeadConfig) -> np.ndarray:
-    """Rows of one structure from those of its atoms (N, P)."""
+    """Rows of one structure, from the rows (N, P) of its atoms and positions (N, 3)."""
     if config.head == "charges":
         return atom_rows - atom_rows.mean(axis=0)
     if config.head == "dipole":
@@ -374,7 +384,7 @@ def _rows_of(atom_rows: np.ndarray, positions: np.ndarray, config: HeadConfig) -
     if config.head == "states":
         return atom_rows.sum(axis=0, keepdims=True)
     if config.extensive:
-        # the error of a sum grows like the root of the number of its terms
+        # the error of a sum grows with the square root of the number of terms
         return atom_rows.sum(axis=0, keepdims=True) / np.sqrt(len(atom_rows))
     return atom_rows.mean(axis=0, keepdims=True)
 
@@ -382,10 +392,10 @@ def _rows_of(atom_rows: np.ndarray, positions: np.ndarray, config: HeadConfig) -
 def _targets(
     labelled: LabelledFrames, train: np.ndarray, config: HeadConfig
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What the rows of the structures should give, and the column that is not penalised."""
+    """Targets of all rows, and the column that is not penalised, or None."""
     labels = [labelled.labels[s] for s in train]
     if config.head == "charges":
-        # rounding keeps labels from adding up to the net charge
+        # centred, because rounded labels do not add up exactly to the net charge
         return flat([charges - charges.mean() for charges in labels]), None
     if config.head == "dipole":
         return flat(labels), None
@@ -403,12 +413,15 @@ def _targets(
 def trivial_guesses(
     labelled: LabelledFrames, train: np.ndarray, test: np.ndarray, config: HeadConfig
 ) -> list[Answer]:
-    """What one would say without a model, for each structure at the places `test`.
+    """Predictions without a model, for each structure at the indices `test`.
 
-    The mean charge of the element, shifted to the net charge; no dipole, vector or pseudoscalar;
-    the mean of a scalar, for an extensive one that of an atom; for a tensor the mean trace of an
-    atom; the frequencies of the classes; for states what the composition explains; for an atom the
-    mean number, or trace, of its element.
+    - charges: the mean charge of each element, shifted to the net charge
+    - dipole, vector or pseudoscalar: zero
+    - scalar: the mean, or the mean per atom if extensive
+    - tensor: isotropic, with the mean trace per atom
+    - class: the frequencies of the classes
+    - states: a linear fit to the composition
+    - properties of atoms: the mean of the element; zero for vectors, isotropic for tensors
     """
     frames = labelled.frames
     labels = labelled.labels
@@ -446,7 +459,10 @@ def trivial_guesses(
 def _guesses_for_atoms(
     labelled: LabelledFrames, train: np.ndarray, test: np.ndarray
 ) -> list[Answer]:
-    """Mean of the numbers of an element, no vector, the mean trace of the tensors of an element."""
+    """Guesses for atoms: the mean of the element, zero for vectors, isotropic for tensors.
+
+    NaN for elements without labels.
+    """
     numbers = np.concatenate([labelled.frames[s].numbers for s in train])
     labels = np.concatenate([labelled.labels[s] for s in train])  # (N, ...)
     has_label = _has_label(labels)
@@ -454,7 +470,7 @@ def _guesses_for_atoms(
     for z in np.unique(numbers):
         own = labels[has_label & (numbers == z)]
         if labels.ndim == 2 or not len(own):
-            # no direction is special; an element without labels has no guess
+            # vectors average to zero; an element without labels has no guess
             of_element[z] = np.full(labels.shape[1:], 0.0 if len(own) else np.nan)
             continue
         mean = own.mean(axis=0)
@@ -465,7 +481,7 @@ def _guesses_for_atoms(
 def _guesses_for_states(
     labelled: LabelledFrames, train: np.ndarray, test: np.ndarray
 ) -> list[Answer]:
-    """Energies of each state that follow from composition alone."""
+    """Energies of the states by a linear fit to the composition."""
     frames = labelled.frames
     elements = np.unique(np.concatenate([frames[s].numbers for s in train]))
     counts = np.array([[(atoms.numbers == z).sum() for z in elements] for atoms in frames])
@@ -475,21 +491,21 @@ def _guesses_for_states(
 
 
 def _mean_charges(labelled: LabelledFrames, train: np.ndarray) -> dict[int, float]:
-    """Atomic number -> mean charge."""
+    """Atomic number -> mean charge in e."""
     numbers = np.concatenate([labelled.frames[s].numbers for s in train])
     charges = flat([labelled.labels[s] for s in train])
     return {int(z): float(charges[numbers == z].mean()) for z in np.unique(numbers)}
 
 
 def figures_of(answers: list[Any], labels: list[Any], config: HeadConfig) -> dict[str, float]:
-    """Errors of answers; see `figures.py`."""
+    """Error figures of predictions; `figures.py` defines them."""
     if config.head == "class":
         probabilities = np.array([list(answer.values()) for answer in answers])
         return class_figures(probabilities, np.array(labels))
     about = KINDS[config.head]
     predicted = flat(answers)
     wanted = flat(labels)
-    # atoms without a label, and those of elements that had none in the fit
+    # leave out atoms without a label, and atoms of elements without labels in the fit
     is_known = np.isfinite(predicted) & np.isfinite(wanted)
     figures = number_figures(predicted[is_known], wanted[is_known])
     if about.rank == 2:

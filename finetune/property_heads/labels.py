@@ -1,4 +1,4 @@
-"""The labels of a head, read from the structures of a file and checked one by one."""
+"""Read the labels of a head from the structures of a file, and check them one by one."""
 
 from __future__ import annotations
 
@@ -22,47 +22,49 @@ from .couplings import pairs_of_states
 MOST_CLASSES = 100
 # units of derivative couplings, in 1/A
 PER_A = {"1/A": 1.0, "1/Bohr": 1 / units.Bohr}
-# e for each atom; files round charges to three digits or more
+# e per atom; files state charges with at least three decimals
 ROUNDING_OF_CHARGES = 2e-3
-# relative to the largest entry; finite differences are symmetric to a few digits
+# relative to the largest entry; tensors by finite differences are symmetric to a few digits only
 ROUNDING_OF_TENSORS = 1e-3
 SKIP = "leave out structures without a label, with skip_unlabelled=true"
 
 
 class LabelError(EvenfieldError):
-    """A file whose labels a head cannot be fitted to."""
+    """A head cannot be fitted to the labels of a file."""
 
 
 class NoLabelError(LabelError):
-    """A structure without the label."""
+    """A structure does not have the label."""
 
 
 @dataclass(frozen=True)
 class LabelledFrames:
-    """S structures with one label each, in the unit of the head."""
+    """Labelled structures; all labels are in the unit of the head."""
 
     frames: list[Atoms]
     labels: list[Any]
-    """Charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the place of a class; of
-    the atoms numbers (N,), vectors or forces (N, 3), or tensors (N, 3, 3), NaN where an atom has
-    none; of states their energies (K,)."""
+    """For a structure: charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, the index
+    of a class, or the energies of states (K,). For its atoms: numbers (N,), vectors or forces
+    (N, 3), or tensors (N, 3, 3), with NaN for atoms without a label."""
     classes: list[str]
+    """Names of the classes; empty for other kinds of heads."""
     level_of_theory: str
     skipped: int = 0
-    """Structures of the file without a label."""
+    """Number of structures of the file that were left out, because they have no label."""
     couplings: list[np.ndarray | None] = field(default_factory=list)
-    """Of states h (C, N, 3) in eV/A, see `couplings.py`, or None where a structure has none; empty
-    where none are learned."""
+    """For states: h (C, N, 3) in eV/A (`couplings.py`), or None for a structure without couplings.
+    Empty if couplings are not learned."""
 
 
 def read_labelled(path: Path, config: HeadConfig, known: Collection[str]) -> LabelledFrames:
-    """All structures of a file that ASE reads, with the label that `config` names.
+    """Read all structures of a file that ASE reads, with the label that `config` names.
 
-    known: symbols that the model has learned.
+    known: symbols of the elements that the model has learned.
 
-    Raises SourceError for a file that cannot be read, and LabelError, with file and record, for a
-    structure that has no such label, one of another shape, one that is not finite, an element that
-    the model has not learned, or none of what the kind of head needs.
+    Raises SourceError if the file cannot be read. Raises LabelError, with file and record, if a
+    structure has an element that the model has not learned, or if its label is missing, has the
+    wrong shape, is not finite, or breaks a rule of the kind of head; also if the structures do not
+    state one level of theory.
     """
     frames = []
     labels = []
@@ -132,7 +134,7 @@ def _check_atoms(atoms: Atoms, known: Collection[str]) -> None:
 
 
 def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
-    """The label of one structure, in the unit of the head; a class by its name."""
+    """The label of one structure, in the unit of the head; for a class, its name."""
     value = _stated(atoms, config.label_key)
     if config.head == "class":
         return _class_name(value, config.label_key)
@@ -146,7 +148,7 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
     try:
         numbers = np.asarray(value, dtype=np.float64)
         if about.rank == 2 and numbers.shape == (*shape[:-2], 9):
-            # as extended XYZ can hold a matrix
+            # extended XYZ can store a matrix as nine numbers
             numbers = numbers.reshape(shape)
     except (TypeError, ValueError):
         raise LabelError(
@@ -177,7 +179,7 @@ def _label_of(atoms: Atoms, config: HeadConfig) -> Any:
 
 
 def _couplings_of(atoms: Atoms, energies: np.ndarray, config: HeadConfig) -> np.ndarray | None:
-    """h (C, N, 3) in eV/A of a structure; None where it has no couplings."""
+    """h (C, N, 3) in eV/A of a structure; None if it has no couplings."""
     assert config.couplings is not None
     assert config.couplings_unit is not None
     key = config.couplings
@@ -205,9 +207,9 @@ def _couplings_of(atoms: Atoms, energies: np.ndarray, config: HeadConfig) -> np.
 
 
 def _with_whole_atoms(numbers: np.ndarray, key: str) -> np.ndarray:
-    """Labels (N, ...) of atoms, where an atom has all its numbers or NaN alone.
+    """Labels (N, ...) of atoms, set to NaN for each atom with any NaN.
 
-    Raises NoLabelError where no atom has a label.
+    Raises NoLabelError if no atom has a complete label, and LabelError for infinite numbers.
     """
     if np.isinf(numbers).any():
         raise LabelError(f"has {key!r} that is infinite", remedy="state NaN for atoms without one")
@@ -233,7 +235,7 @@ def _check_states(energies: np.ndarray, key: str) -> None:
 
 
 def _check_symmetric(tensors: np.ndarray, key: str) -> None:
-    """Raise LabelError for tensors (..., 3, 3) that are not symmetric."""
+    """Raise LabelError if tensors (..., 3, 3) are not symmetric up to rounding."""
     skew = float(np.nanmax(np.abs(tensors - np.swapaxes(tensors, -1, -2))))
     if skew > ROUNDING_OF_TENSORS * float(np.nanmax(np.abs(tensors))):
         raise LabelError(
@@ -243,12 +245,12 @@ def _check_symmetric(tensors: np.ndarray, key: str) -> None:
 
 
 def _stated(atoms: Atoms, key: str) -> Any:
-    """The value that a structure has under a key."""
+    """The value under a key of the results, arrays or info; raises NoLabelError without one."""
     places = [{} if atoms.calc is None else atoms.calc.results, atoms.arrays, atoms.info]
     for place in places:
         if place.get(key) is not None:
             return place[key]
-    # positions and numbers are no labels
+    # do not suggest positions and numbers, which are not labels
     found = sorted({name for place in places for name in place} - {"numbers", "positions"})
     has = ", ".join(found) or "nothing"
     raise NoLabelError(
@@ -257,7 +259,7 @@ def _stated(atoms: Atoms, key: str) -> Any:
 
 
 def _class_name(value: Any, key: str) -> str:
-    """Names, whole numbers and truth values are classes; other numbers are not."""
+    """The name of a class: a string, an integer or a boolean; raises LabelError otherwise."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | np.bool_ | np.integer):
@@ -279,7 +281,7 @@ def _check_net_charge(charges: np.ndarray, atoms: Atoms) -> None:
 
 
 def _stated_level(frames: Sequence[Atoms], path: Path) -> str:
-    """The level of theory that all structures state."""
+    """The level of theory that all structures state; raises LabelError if they do not."""
     stated = {atoms.info.get("level_of_theory") for atoms in frames}
     level = stated.pop()
     if stated or not isinstance(level, str):

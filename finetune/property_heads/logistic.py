@@ -1,8 +1,8 @@
-"""Multinomial logistic regression with a quadratic penalty: convex, so it has one solution.
+"""Multinomial logistic regression with a quadratic penalty: convex, with a unique solution.
 
     minimise  sum_s -log softmax(x_s W + c)[class_s] + penalty / 2 |W|^2
 
-The penalty is the one with the smallest logarithmic loss on left-out groups of structures.
+The penalty is chosen by cross-validation: it has the smallest log loss on left-out groups.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from scipy.special import log_softmax, softmax
 from .split import FOLDS, folds
 
 
-# in this order: each solution starts from the one before, which is nearer to zero
+# from strong to weak, because each fit starts from the solution for the penalty before
 PENALTIES = (1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)
-# of the gradient per structure; the choice of the penalty needs no more than the first
+# tolerances of the gradient per structure: for the choice of the penalty, and for the final fit
 CHOOSING = 1e-4
 GRADIENT_TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """The solution: P columns, K classes."""
+    """The solution, for P columns and K classes."""
 
     weights: np.ndarray
     """(P, K)"""
@@ -34,7 +34,7 @@ class LogisticFit:
     penalty: float
 
     def log_probabilities(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (S, P) -> (S, K)."""
+        """Logarithms (S, K) of the class probabilities for rows (S, P)."""
         found: np.ndarray = log_softmax(rows @ self.weights + self.constants, axis=1)
         return found
 
@@ -42,12 +42,16 @@ class LogisticFit:
 def logistic(
     rows: np.ndarray, classes: np.ndarray, num_classes: int, groups: list[str], seed: int
 ) -> LogisticFit:
-    """Rows (S, P), the class of each (S,), and the group of each, which is left out whole."""
+    """Fit with a penalty chosen by cross-validation.
+
+    rows: (S, P). classes: (S,) index of the class of each row. groups: the group of each row;
+    groups are not divided between folds.
+    """
     fold = folds(groups, seed)
     losses = np.zeros(len(PENALTIES))
     for left_out in range(FOLDS):
         test = fold == left_out
-        # fewer groups than folds leave some of them empty
+        # with fewer groups than folds, some folds are empty
         if not test.any() or test.all():
             continue
         fitted = None
@@ -68,7 +72,7 @@ def fit(
     start: LogisticFit | None = None,
     tolerance: float = GRADIENT_TOLERANCE,
 ) -> LogisticFit:
-    """The solution for one penalty; `start` is a solution for another."""
+    """The solution for one penalty; the search begins at `start`, a solution for another one."""
     num_columns = rows.shape[1]
     wanted = np.eye(num_classes)[classes]  # (S, K)
 
@@ -79,7 +83,7 @@ def fit(
         loss += penalty / 2 * np.sum(table[:-1] ** 2)
         excess = softmax(scores, axis=1) - wanted
         slope = np.vstack([rows.T @ excess + penalty * table[:-1], excess.sum(axis=0)])
-        # per structure, so that the tolerance means the same for any number of them
+        # per structure, so that the tolerance does not depend on their number
         return float(loss) / len(rows), slope.ravel() / len(rows)
 
     first = np.zeros((num_columns + 1, num_classes))
@@ -93,6 +97,6 @@ def fit(
         options={"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 1e-14},
     )
     table = found.x.reshape(num_columns + 1, num_classes)
-    # a constant added to all classes changes nothing
+    # a constant added to all classes changes nothing, so remove it
     table = table - table.mean(axis=1, keepdims=True)
     return LogisticFit(table[:-1], table[-1], penalty)

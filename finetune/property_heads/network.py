@@ -1,20 +1,19 @@
-"""A network of its own for a head: a copy of the model's, trained on the labels of the head.
+"""A separate network for a head: a copy of the model's network, trained on the labels of the head.
 
-    1  the closed form on features of the frozen network says where the training starts
+    1  the closed-form fit on features of the frozen network gives the initial linear weights
     2  the copy and the linear weights are trained together, with the loop of pretraining
-    3  the step with the smallest loss on structures that were left out is kept
-    4  the copy takes the place of the network of the model, for this head alone
+    3  the step with the smallest loss on left-out structures is kept
+    4  the copy replaces the model's network, for this head only
 
-The energies of the model stay what they are, bit for bit. Features that were made for energies say
-little about how charges flow and polarise, and no linear weights can add what they lack.
+The energies of the model do not change. This helps because features that were trained on energies
+contain little about charge flow and polarisation, and linear weights cannot add what is missing.
 
-The loss of a structure is the mean Huber loss of its numbers, in units of the spread of the labels,
-where large and small labels have the weights that they have in the closed form. Linear weights w
-are trained as u,
+The loss of a structure is the mean Huber loss of its numbers, in units of the spread of the labels.
+Structures are weighted as in the closed-form fit. Linear weights w are trained as u,
 
     w = w_0 + spread * u / size
 
-for the root mean square `size` of their columns, so that one learning rate fits all of them.
+where `size` is the root mean square of their columns, so that one learning rate fits all of them.
 
 Shapes: S structures, N atoms, P columns of weights, Z elements.
 """
@@ -59,43 +58,45 @@ from .weights import Weights
 
 # in units of the spread of the labels; larger errors count linearly
 HUBER_WIDTH = 0.05
-# how often the structures that were left out are looked at in a training
+# number of evaluations on the left-out structures in a training
 NUM_LOOKS = 20
 WARMUP_STEPS = 100
 CLIP_NORM = 10.0
-# Linear weights may move faster than the network, whose every layer changes what they multiply.
+# Learning rate of the linear weights relative to that of the network. They may change faster,
+# because every layer of the network changes the features that they multiply.
 RATE_OF_WEIGHTS = 3.0
 STRUCTURES_PER_LOOK = 64
 
 
 @dataclass(frozen=True)
 class Example:
-    """One structure of a training."""
+    """One labelled structure of a training."""
 
     graph: Batch
-    """With its place among the examples as its name."""
+    """The structure as a batch; its name is its index among the examples."""
     label: Tensor
-    """In the shape of the answer, float64, NaN where it is unknown; of charges, those that add up
+    """Label in the shape of the prediction, float64, NaN if unknown. Charges are shifted to add up
     to zero."""
     places: Tensor
-    """(N,) of the elements in the fit"""
+    """(N,) index of each atom's element among the elements of the fit"""
     share: float
-    """What its errors are multiplied by."""
+    """Weight of the errors."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training of a network found."""
+    """The result of training a network."""
 
     potential: Potential
-    """A copy of the model's, with another network."""
+    """A copy of the model's potential, with the trained network."""
     best_step: int
+    """The step whose weights were kept; 0 for the frozen network."""
     losses: list[tuple[int, float]]
-    """Steps, and losses on the structures that were left out; step 0 is the frozen network."""
+    """(step, loss on the left-out structures) of each evaluation; step 0 is the frozen network."""
 
 
 class HeadTraining(TrainModule):
-    """Network and linear weights of one head: a batch of examples -> its loss."""
+    """Network and linear weights of one head; maps a batch of examples to its loss."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class HeadTraining(TrainModule):
         config: HeadConfig,
         spread: float,
     ) -> None:
-        """The weights `start` are those of the closed form; `spread` is that of the labels."""
+        """`start` has the weights of the closed-form fit; `spread` is that of the labels."""
         super().__init__(potential)
         self.examples = examples
         self.config = config
@@ -121,7 +122,7 @@ class HeadTraining(TrainModule):
 
     @torch.no_grad()
     def measure_size(self, places: Sequence[int]) -> None:
-        """Set the root mean square of each column over the examples at `places`."""
+        """Set `size`, the root mean square of each column over the examples at `places`."""
         squares = torch.zeros_like(self.start)
         num_rows = 0
         for batch in self.batches(places):
@@ -130,15 +131,15 @@ class HeadTraining(TrainModule):
                 squares += flat.square().sum(0)
                 num_rows += len(flat)
         size = (squares / max(num_rows, 1)).sqrt()
-        # a column without values has no say
+        # columns of zeros are not trained
         self.size = torch.where(size > 1e-9 * size.max(), size, math.inf)
 
     def forward(self, batch: Batch, counts: Callable[[], Tensor], progress: float = 0.0) -> Tensor:
-        """Mean loss of the structures of a batch. It does not depend on `counts`."""
+        """Mean loss of the structures of a batch; `counts` and `progress` are not used."""
         return self.losses_of(batch).mean().to(self.change.dtype)
 
     def losses_of(self, batch: Batch) -> Tensor:
-        """Loss of each structure of a batch, (S,) float64."""
+        """Losses (S,) of the structures of a batch, float64."""
         weights = self.start + self.spread * self.change.double() / self.size
         losses = []
         for rows, example in self._rows(batch):
@@ -150,7 +151,7 @@ class HeadTraining(TrainModule):
         return torch.stack(losses) / HUBER_WIDTH
 
     def batches(self, places: Sequence[int]) -> Generator[Batch, None, None]:
-        """The examples at `places`, some at a time."""
+        """The examples at the indices `places`, in batches of at most STRUCTURES_PER_LOOK."""
         for first in range(0, len(places), STRUCTURES_PER_LOOK):
             chosen = places[first : first + STRUCTURES_PER_LOOK]
             batch = Batch.join([self.examples[place].graph for place in chosen])
@@ -158,11 +159,11 @@ class HeadTraining(TrainModule):
 
     @torch.no_grad()
     def mean_loss(self, places: Sequence[int]) -> float:
-        """Mean loss of the examples at `places`."""
+        """Mean loss of the examples at the indices `places`."""
         return float(torch.cat([self.losses_of(batch) for batch in self.batches(places)]).mean())
 
     def _rows(self, batch: Batch) -> Generator[tuple[Tensor, Example], None, None]:
-        """Rows (..., P + Z) of each structure of a batch, whose answer is linear in them."""
+        """Rows (..., P + Z) of each structure of a batch; predictions are rows @ weights."""
         vectors, tiles = self.potential.edge_vectors(batch)
         features = edge_features(
             self.potential, batch.atomic_numbers, vectors, tiles, self.config.head_features
@@ -193,7 +194,7 @@ def _rows_of_one(
     positions: Tensor,
     num_elements: int,
 ) -> Tensor:
-    """Rows (..., P + Z) of one structure, in float64 and differentiable."""
+    """Rows (..., P + Z) of one structure, in float64; differentiable with respect to features."""
     if config.head == "dipole" or expansion is not None:
         return rows_of(
             config.head,
@@ -214,7 +215,7 @@ def _rows_of_one(
 
 
 class _Shuffled:
-    """Batches of examples in a new order in every epoch, without end."""
+    """An endless stream of batches, with a new order of the examples in every epoch."""
 
     num_virtual_ranks = 1
 
@@ -226,7 +227,7 @@ class _Shuffled:
         self.epoch = 0
 
     def batches(self) -> Generator[Batch, None, None]:
-        """Batches of `size` examples; what is left of an epoch is not seen in it."""
+        """Batches of `size` examples; the incomplete last batch of an epoch is dropped."""
         while True:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.places)
             for first in range(0, len(order) - self.size + 1, self.size):
@@ -235,15 +236,15 @@ class _Shuffled:
             self.epoch += 1
 
     def state(self) -> dict[str, Any]:
-        """Nothing: a training is not resumed."""
+        """Empty, because a training cannot be resumed."""
         return {}
 
     def load_state(self, states: list[dict[str, Any]]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _KeepBest(Callback):
-    """Looks at the structures that were left out, and puts the best weights back at the end."""
+    """Evaluates the loss on the left-out structures, and restores the best weights at the end."""
 
     def __init__(self, training: HeadTraining, left_out: Sequence[int]) -> None:
         self.training = training
@@ -278,14 +279,14 @@ def train_network(
     *,
     quiet: bool = True,
 ) -> Trained:
-    """A copy of the potential whose network was trained on labels, from the weights `start`.
+    """Train a copy of the potential's network on labels, with linear weights from `start`.
 
     Args:
-        learned: places of the structures that are trained on.
-        left_out: places of those that the step is chosen by.
+        learned: indices of the structures to train on.
+        left_out: indices of the structures that choose the best step.
         elements: atomic numbers (Z,) of the biases of `start`.
 
-    A signal ends the training, and the best step so far is kept. Raises TrainingError when the
+    If a signal ends the training, the best step so far is kept. Raises TrainingError if the
     training cannot continue.
     """
     seed_everything(config.seed)
@@ -332,7 +333,7 @@ def _examples(
         graph.structure_ids = [str(place)]
         label = np.asarray(labelled.labels[s], dtype=float)
         if config.head == "charges":
-            # what the rows of charges add up to
+            # rows of charges add up to zero, so the labels must do so, too
             label = label - net_charge(atoms) / len(atoms)
         places = torch.as_tensor(np.searchsorted(elements, atoms.numbers))
         examples.append(Example(graph, torch.as_tensor(label), places, float(share)))
@@ -340,7 +341,7 @@ def _examples(
 
 
 def _spread(labels: Sequence[Tensor], config: HeadConfig) -> float:
-    """Root mean square of all known numbers, of scalars less their mean."""
+    """Root mean square of all known numbers; for scalars, their standard deviation."""
     numbers = torch.cat([label.reshape(-1) for label in labels])
     numbers = numbers[torch.isfinite(numbers)]
     if KINDS[config.head].rank == 0:

@@ -1,4 +1,4 @@
-"""Put a head into a model folder: the same weights bit for bit, and one attachment."""
+"""Put a head into a model folder, as an attachment; the weights do not change."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def check_place_of_head(
     overwrite: bool = False,
     inputs: Iterable[Path | str] = (),
 ) -> None:
-    """Refuse a place for the model with the new head, before any work.
+    """Check, before any work, that the model with the new head may be written to `out`.
 
-    The folder of the model itself is one: its weights stay, and it gets the head.
+    `out` may be the folder of the model itself, which then gets the head.
 
-    Raises DestinationError for a head of this name that the model has already, and for an `out`
-    that holds something, both unless `overwrite`; see `check_model_place`.
+    Raises DestinationError if the model already has a head of this name, or if `out` holds
+    something else, both unless `overwrite`; see `check_model_place`.
     """
     if name in model.heads and not overwrite:
         raise DestinationError(
@@ -42,9 +42,9 @@ def check_place_of_head(
 def save_head(
     head: Head, model: LoadedModel, reference: Path | str, out: Path, *, overwrite: bool = False
 ) -> Path:
-    """Write the model of `reference` with one more head to the folder `out`.
+    """Write the model of `reference` with one more head to the folder `out`, and return `out`.
 
-    Heads of other names stay. Raises what `check_place_of_head` raises.
+    Other heads are kept. Raises DestinationError as `check_place_of_head` does.
     """
     name = head.description.name
     check_place_of_head(model, reference, out, name, overwrite=overwrite)
@@ -58,5 +58,5 @@ def save_head(
 
 
 def _is_same_folder(reference: Path | str, out: Path) -> bool:
-    """Whether a model is the folder that it will be written to."""
+    """Whether `reference` names the folder `out`."""
     return out.is_dir() and Path(reference).is_dir() and Path(reference).samefile(out)

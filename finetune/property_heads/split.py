@@ -1,4 +1,4 @@
-"""Which structures are held out: whole compositions, so that no rattled copy gives the answer."""
+"""Which structures are held out: whole compositions, so that rattled copies reveal no labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDS = 5
 
 
 def folds(groups: Sequence[str], seed: int) -> np.ndarray:
-    """Fold (S,) of each structure, below FOLDS; structures of a group share one."""
+    """Fold (S,) of each structure, from 0 to FOLDS - 1; structures of a group share a fold."""
     names = sorted(set(groups))
     drawn = np.random.default_rng(seed).permutation(len(names)) % FOLDS
     fold_of = dict(zip(names, drawn.tolist(), strict=True))
@@ -25,7 +25,7 @@ def folds(groups: Sequence[str], seed: int) -> np.ndarray:
 
 
 def groups_of(frames: Sequence[Atoms], config: HeadConfig) -> list[str]:
-    """What must stay together, for each structure."""
+    """The group of each structure: its reduced composition, or its index if split=structure."""
     if config.split == "structure":
         return [str(index) for index in range(len(frames))]
     return [atoms.get_chemical_formula(empirical=True) for atoms in frames]
@@ -34,12 +34,14 @@ def groups_of(frames: Sequence[Atoms], config: HeadConfig) -> list[str]:
 def held_out(
     frames: Sequence[Atoms], config: HeadConfig, path: Path, classes: Sequence[int] | None = None
 ) -> np.ndarray:
-    """A mask (S,) of about the share `config.held_out` of the structures, drawn by its seed.
+    """A mask (S,) of held-out structures, about a share `config.held_out`, drawn with its seed.
 
-    A group is held out only if all its elements are in groups that are not: a head refuses elements
-    that it was fitted without. So with the classes (S,) of its structures, where there are some.
+    A group is held out only if each of its elements, and each of its classes, also occurs in a
+    group that is not, because a head refuses elements that it was not fitted to.
 
-    Raises LabelError where no group can be held out.
+    path: the file, for errors. classes: (S,) class of each structure, if the head has classes.
+
+    Raises LabelError if no group can be held out.
     """
     groups = groups_of(frames, config)
     contents: dict[str, set[tuple[str, int]]] = {group: set() for group in groups}
@@ -48,7 +50,7 @@ def held_out(
         if classes is not None:
             contents[group].add(("class", classes[place]))
     sizes = Counter(groups)
-    # groups that still learn, by element and class
+    # number of groups left in the fit, for each element and class
     learning = Counter(one for own in contents.values() for one in own)
 
     names = sorted(sizes)
@@ -58,7 +60,7 @@ def held_out(
     num_chosen = 0
     for index in order:
         name = names[index]
-        # one more must not overshoot by more than it was short before
+        # a group may exceed the wanted number by at most half of its size
         too_many = num_chosen + sizes[name] / 2 > wanted
         if too_many or any(learning[one] < 2 for one in contents[name]):
             continue

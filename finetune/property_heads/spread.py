@@ -1,19 +1,19 @@
-"""How large the errors of a head are, learned from structures that its fit has left out.
+"""Learn how large the errors of a head are, from structures that a fit has left out.
 
-    r_s    error of a fit to the other folds; of a vector or tensor the root mean square of its
-           components, which does not change when the structure is turned
+    r_s    error of a fit to the other folds; for a vector or tensor, the root mean square of its
+           components, which is invariant under rotation
     u_s    row_s . weights + constant, by ridge regression on log(r_s^2)
     spread exp(u / 2), with the constant shifted until the mean of r_s^2 / exp(u_s) is 1
 
-The structures of one composition are alike, and the ridge regression, which takes them for
-independent, would find more than holds for others. So what u varies by is multiplied by the share
-that holds for groups that were left out, down to none.
+Structures of the same composition are similar. Ridge regression treats them as independent and
+would find more variation of u than holds for other compositions. Therefore the variation is
+multiplied by a share between 0 and 1, chosen on groups that were left out.
 
-The logarithm of the square of one error is a poor measure of its variance, but an unbiased one up
-to a constant, which the shift takes up; so one linear solve replaces the iterations of Nix and
-Weigend (ICNN 1994), and each error counts alike.
+The logarithm of one squared error is a noisy estimate of the log-variance, but unbiased up to a
+constant, which the shift absorbs. So one linear solve replaces the iterations of Nix and Weigend
+(ICNN 1994), and all errors have equal weight.
 
-Shapes: R rows, U structures or atoms that they belong to, P columns.
+Shapes: R rows, U structures or atoms to which they belong, P columns.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ from .split import folds
 from .weights import Weights
 
 
-# relative to the RMS error; errors below it are all the same
+# relative to the RMS error: squared errors are raised by the square of this
 SMALLEST = 1e-3
-# of the deviations of log-variances from their mean
+# shares that are tried for the deviations of log-variances from their mean
 SHARES = np.linspace(0.0, 1.0, 21)
 LARGEST_DEVIATION = 50.0
 
 
 def fit_spread(squares: np.ndarray, rows: np.ndarray, groups: Sequence[str], seed: int) -> RidgeFit:
-    """Weights (P,) and constant of u, from squared errors (U,) of fits that left them out.
+    """Fit the weights (P,) and the constant of u to squared errors (U,) of left-out structures.
 
-    U is the number of structures or atoms. Errors are those of an intensive quantity, and of a
-    vector or tensor the mean square of the components; rows (U, P) are means over atoms, groups
-    (U,) what each belongs to.
+    squares: (U,) of an intensive quantity, for each structure or atom; for a vector or tensor, the
+    mean square of its components. rows: (U, P), means over atoms. groups: (U,) group of each row.
     """
     floor = SMALLEST * float(np.sqrt(squares.mean()))
     squares = squares + max(floor**2, np.finfo(float).tiny)
@@ -55,9 +54,9 @@ def fit_spread(squares: np.ndarray, rows: np.ndarray, groups: Sequence[str], see
 def _share_to_keep(
     squares: np.ndarray, rows: np.ndarray, groups: Sequence[str], seed: int
 ) -> float:
-    """What of log-variances holds for groups that a fit has not seen: 0, one spread for all, to 1.
+    """Share of the variation of log-variances that holds for left-out groups.
 
-    It is the share with which the density of these errors is largest.
+    From 0 (one spread for all) to 1. It maximises the likelihood of the errors of left-out groups.
     """
     fold = folds(groups, seed)
     deviations = np.empty(len(rows))
@@ -65,7 +64,7 @@ def _share_to_keep(
         test = fold == left_out
         fit = ridge(rows[~test], np.log(squares[~test]), np.ones(int((~test).sum())))
         deviations[test] = (rows[test] - rows[~test].mean(axis=0)) @ fit.weights
-    # shares that make infinities are none
+    # avoid infinities in the exponential
     deviations = np.clip(deviations, -LARGEST_DEVIATION, LARGEST_DEVIATION)
     scores = []
     for share in SHARES:
@@ -81,9 +80,9 @@ def left_out_errors(
     groups: Sequence[str],
     seed: int,
 ) -> np.ndarray:
-    """Errors (R,) of fits that have not seen the group of a row.
+    """Errors (R,) of cross-validation: each row is predicted by a fit without its group.
 
-    rows, targets, column: those of the fit of the head itself. groups: what each row belongs to.
+    rows, targets, column: as in the fit of the head. groups: (R,) group of each row.
     """
     fold = folds(groups, seed)
     errors = np.empty(len(rows))
@@ -106,10 +105,14 @@ def with_spread(
     seed: int,
     labelled: list[np.ndarray] | None = None,
 ) -> Weights:
-    """Weights with those of a spread, from squared errors (U,) of an intensive quantity.
+    """Add the weights of a spread to `weights`, fitted to squared errors (U,).
 
-    invariants: (N, F) of each structure; elements (Z,); groups: what each structure belongs to. U
-    are the structures, or the atoms that `labelled` (N,) bool of each structure names.
+    squares: (U,) squared errors of an intensive quantity, for each structure, or for each labelled
+        atom if `labelled` is given.
+    invariants: (N, F) features of each structure.
+    elements: (Z,) atomic numbers.
+    groups: group of each structure.
+    labelled: mask (N,) of the labelled atoms of each structure.
     """
     stacked = np.concatenate(invariants)
     centre = stacked.mean(axis=0)
@@ -123,7 +126,7 @@ def with_spread(
             rows.append(of_atoms[labelled[place]])
     matrix = np.concatenate(rows)
     group_of_row = [group for group, own in zip(groups, rows, strict=True) for _ in own]
-    # features of very different size would be penalised differently
+    # scale the features, because the penalty acts differently on features of different size
     num_features = len(centre)
     size = np.sqrt((matrix[:, :num_features] ** 2).mean(axis=0))
     size[size <= 1e-12 * size.max(initial=0.0)] = 1.0

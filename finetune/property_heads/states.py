@@ -2,15 +2,15 @@
 
     minimise  mean_sk (E_k(H_s) - label_sk)^2 / spread^2 + penalty |W|^2,   H_s = matrix(x_s W)
 
-and with labelled couplings (`couplings.py`) their squared errors over the squares of the labels,
-with a weight.
+If couplings are labelled (`couplings.py`), the objective also has their squared errors relative to
+the squared labels, times a weight.
 
-The rows x_s are sums over the atoms of a structure, so H is linear in the weights, and its
-eigenvalues are not: there are several minima. Without a penalty even uncoupled states fit surfaces
-that bend sharply. With a strong one a smooth matrix with a coupling is cheaper. So the search
-starts from the strongest penalty, from the states in the order of their energies and from mixtures
-of them, keeps the best, and follows it to weaker penalties. That with the smallest error on
-left-out structures is chosen.
+The rows x_s are sums over the atoms of a structure. H is linear in the weights but its eigenvalues
+are not, so there are several minima. Without a penalty, even uncoupled states fit surfaces with
+sharp bends. With a strong penalty, a smooth matrix with a coupling is cheaper. The search therefore
+begins with the strongest penalty. It starts from uncoupled states in the order of their energies
+and from random mixtures of them, keeps the best minimum, and follows it to weaker penalties. The
+penalty with the smallest error on left-out structures is chosen.
 
 Shapes: S structures, P columns, K states, M = K (K + 1) / 2 entries.
 """
@@ -30,22 +30,22 @@ from .ridge import ridge
 from .split import folds
 
 
-# Of couplings against energies, both relative. On LiF, with distances apart from those that the
-# benchmark judges: 1 gave couplings with errors of 12 % and energies off by up to 56 meV, 0.1 gave
-# 4 % and 11 meV, 0.01 0.8 % and 6 meV, 0.001 1 % and 5 meV.
+# Weight of couplings relative to energies, both as relative errors. Measured on LiF, at other
+# distances than those that the benchmark judges: 1 gave errors of 12 % for couplings and up to
+# 56 meV for energies, 0.1 gave 4 % and 11 meV, 0.01 gave 0.8 % and 6 meV, 0.001 gave 1 % and 5 meV.
 COUPLING_WEIGHT = 0.01
 # from strong to weak
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
-# searches: the first from the states in order, the others from mixtures of them
+# number of searches: the first starts from the states in order, the others from mixtures of them
 STARTS = 6
-# of the random weights of a start, times the spread of the energies
+# size of the random weights of a start, relative to the spread of the energies
 MIXING = 0.3
 ITERATIONS = 400
 
 
 @dataclass(frozen=True)
 class StatesFit:
-    """The solution."""
+    """The solution: weights of the matrix, and the chosen penalty."""
 
     weights: np.ndarray
     """W (P, M)"""
@@ -60,7 +60,11 @@ def fit_states(
     seed: int,
     couplings: CouplingRows | None = None,
 ) -> StatesFit:
-    """Rows (S, P) and energies of the states (S, K) in eV, the lowest first; couplings of some."""
+    """Fit the matrix to the energies of the states.
+
+    rows: (S, P). labels: (S, K) energies in eV, ascending. groups: (S,) group of each structure,
+    for cross-validation. couplings: labels of couplings, which some structures may have.
+    """
     size = float(labels.std(axis=0).mean()) or 1.0
     scaled = labels / size
     if couplings is not None:
@@ -88,7 +92,7 @@ def _followed(
     couplings: CouplingRows | None,
     penalties: tuple[float, ...] = PENALTIES,
 ) -> list[np.ndarray]:
-    """Weights (P, M) for each penalty, each from the one before."""
+    """Weights (P, M) for each penalty; each search starts from the solution before."""
     num_states = labels.shape[1]
     first, second = np.triu_indices(num_states)
     in_order = np.zeros((rows.shape[1], len(first)))
@@ -99,7 +103,7 @@ def _followed(
     rng = np.random.default_rng(seed)
     found = []
     for start in range(STARTS):
-        # with couplings of zero the search would never leave zero
+        # also mix a little in the first start: couplings of exactly zero would stay zero
         scale = MIXING * max(start, 0.1) / np.sqrt(rows.shape[1])
         mixed = in_order + scale * rng.normal(size=in_order.shape)
         found.append(_minimum(mixed, rows, labels, penalties[0], couplings))
@@ -119,7 +123,7 @@ def _minimum(
     penalty: float,
     couplings: CouplingRows | None,
 ) -> tuple[np.ndarray, float]:
-    """The minimum (P, M) that a start leads to, and the objective there."""
+    """The minimum (P, M) that the search from `start` reaches, and the objective there."""
     found = minimize(
         _objective,
         start.ravel(),
@@ -161,7 +165,7 @@ def _errors(
     errors: np.ndarray = np.abs(energies.numpy() - labels).ravel()
     if couplings is None or not len(couplings.structure):
         return errors
-    # as a relative error, and with the weight of all energies
+    # the relative error of couplings, with the same total weight as all energies
     misfit = float(couplings.misfit(torch.as_tensor(weights), vectors)) ** 0.5
     return np.concatenate([errors, np.full(len(errors), misfit)])
 

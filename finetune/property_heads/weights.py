@@ -1,4 +1,4 @@
-"""What the fit of a head finds."""
+"""The result of fitting a head."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ...model_zoo.heads.expansion import Expansion
 
 @dataclass(frozen=True)
 class Weights:
-    """What a fit found, in the order of a `Head`."""
+    """Weights of a fitted head, arranged as in `Head`."""
 
     weight: np.ndarray
-    """(K, P), F where the features are invariant"""
+    """(K, P), with P = F for invariant features"""
     bias: np.ndarray
-    """(K, Z)"""
+    """(K, Z), one bias for each element"""
     penalty: float
     expansion: Expansion | None = None
-    """Of equivariant features."""
+    """Random functions of equivariant features; None for invariant features."""
     spread_weight: np.ndarray | None = None
-    """(F,), where the size of errors is learned"""
+    """(F,); None if no spread is learned"""
     spread_bias: np.ndarray | None = None
-    """(Z,)"""
+    """(Z,); None if no spread is learned"""

@@ -1,4 +1,4 @@
-"""Fine-tune all parameters to energies alone.
+"""Fine-tune all parameters to energies only.
 
 Run it with: python energy_only.py MODEL DATA OUT [STEPS]
 """
@@ -22,7 +22,7 @@ def without_forces(structures: list[Structure]) -> list[Structure]:
 
 reference, data, out, *rest = sys.argv[1:]
 steps = int(rest[0]) if rest else 300
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
 target = open_target(data, work=Path(out + "-data"))

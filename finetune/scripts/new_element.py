@@ -1,4 +1,4 @@
-"""Teach a model an element that it never saw; nothing else changes.
+"""Teach a model an element that it has never seen; the network does not change for others.
 
 Run it with: python new_element.py MODEL DATA OUT [STEPS]
 """
@@ -15,11 +15,11 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 
 reference, data, out, *rest = sys.argv[1:]
 steps = int(rest[0]) if rest else 300
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
-# The closed-form refit gives the new element its own readout. The training then moves only the
-# vector by which the network knows the element.
+# The closed-form refit gives the new element its own readout weights. The training then changes
+# only the vector that represents the element in the network.
 config = FineTuneConfig(
     strategy="new-element",
     start="refit",

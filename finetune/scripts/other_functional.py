@@ -1,8 +1,8 @@
-"""Move a model to another functional with total energies alone.
+"""Move a model to another functional, with total energies only.
 
 Run it with: python other_functional.py MODEL DATA OUT LEVEL
 
-LEVEL names the new level of theory. It gets a head of its own; the old heads do not change.
+LEVEL names the new level of theory, which gets a new head. The old heads do not change.
 """
 
 import sys
@@ -16,7 +16,7 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 
 
 reference, data, out, level = sys.argv[1:5]
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(
@@ -25,7 +25,7 @@ config = FineTuneConfig(
 )
 result = finetune(model, data, config, work=Path(out + "-data"))
 
-# Two functionals differ by tens of eV in their zeros of energy. The refit of E0 takes that up.
+# The zeros of energy of two functionals differ by tens of eV. The refit of E0 absorbs this shift.
 print("E0 shifts (eV):")
 for symbol, shift in result.reference.shifts.items():
     print(f"  {symbol} {shift:.3f}")

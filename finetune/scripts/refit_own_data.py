@@ -13,20 +13,20 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 
 
 reference, data, out = sys.argv[1:4]
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(strategy="refit")
 result = finetune(model, data, config, work=Path(out + "-data"))
 for row in result.table:
-    energy = row.energy_mae_per_atom  # None when the data have no energies
+    energy = row.energy_mae_per_atom  # None if the data have no energies
     force = row.force_mae
     print(f"{row.name}: energy MAE {energy} eV/atom, force MAE {force} eV/A")
 
 folder = save_finetuned(result, model, Path(out))
 print("saved in", folder)
 
-# From here on it is a model like any other.
+# The saved folder loads like any other model.
 tuned = model_zoo.load(folder)
 atoms = result.structures[0].to_atoms()
 atoms.calc = tuned.calculator(level_of_theory=result.level_of_theory)

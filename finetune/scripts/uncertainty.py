@@ -1,4 +1,4 @@
-"""Forces with their spread over bootstrap heads, next to the true error.
+"""Compare the spread of forces over bootstrap heads with the true error.
 
 Run it with: python uncertainty.py MODEL DATA OUT
 """
@@ -18,7 +18,7 @@ from evenfield.finetune.save import check_model_place, save_finetuned
 NUM_HEADS = 8
 
 reference, data, out = sys.argv[1:4]
-check_model_place(Path(out))  # rather now than after the training
+check_model_place(Path(out))  # fail now and not after the training
 model = model_zoo.load(reference)
 
 config = FineTuneConfig(strategy="refit", ensemble=NUM_HEADS)
@@ -27,7 +27,7 @@ if not result.refit.error_after < 0.999 * result.refit.error_before:
     print("The refit did not lower the errors on structures that were left out.")
     print("The heads are therefore almost equal: their spread is not an uncertainty.")
 
-# Every bootstrap refit is one more head of the saved model.
+# The saved model has one more head for each bootstrap refit.
 tuned = model_zoo.load(save_finetuned(result, model, Path(out)))
 levels = member_levels(result.level_of_theory, NUM_HEADS)
 calculators = [tuned.calculator(level_of_theory=level) for level in levels]

@@ -1,4 +1,4 @@
-"""Training of the named models that the package ships.
+"""Training of the named models.
 
-In: a recipe (`build.py`). Out: a model folder with card, probe set and posterior.
+In: a recipe (`recipes.py`). Out: a model folder with card, probe set and posterior (`build.py`).
 """

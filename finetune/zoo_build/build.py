@@ -1,11 +1,11 @@
-"""Making a named model: its data, one pretraining, probe set and posterior, a card.
+"""Build a named model: its data, one pretraining, probe set and posterior, and a card.
 
     evenfield zoo build evenfield-m
     evenfield zoo build evenfield-1 --sources FOLDER
     make zoo
 
 `make zoo` trains evenfield-s, which the package ships, and writes it to model_zoo/zoo/shipped. The
-recipes are in `recipes.py`. Every step is kept when it is done, so that an interrupted build can be
+recipes are in `recipes.py`. The result of each step is kept, so that an interrupted build can be
 continued.
 """
 
@@ -45,14 +45,16 @@ def build_zoo_model(
     *,
     sources: Path | None = None,
 ) -> Path | None:
-    """Make a named model in `work`, and move it to `into`/`name`.
+    """Build a named model in the folder `work`, and move it to `into`/`name`.
 
-    check: is given the folder of the finished model before it is moved. It may attach something,
-        and raises for a model that must not be kept.
-    sources: folder with the files of a corpus, for a recipe that has one.
+    workers: number of processes that make the data.
+    check: is called with the folder of the finished model before it is moved. It may attach files
+        to the model, and raises an error if the model must not be kept.
+    sources: folder with the files of the corpus, for a recipe with a corpus.
 
-    Returns None when a signal stopped the training. Raises MissingPackageError without tblite,
-    which labels generated data, and EvenfieldError for a corpus without `sources`.
+    Returns the model folder, or None if a signal stopped the training. Raises MissingPackageError
+    if tblite, which labels generated data, is not installed, and EvenfieldError for a recipe with a
+    corpus but no `sources`.
     """
     run = work / name
     data = _data_sets(recipe, name, work, sources, workers)
@@ -68,7 +70,7 @@ def build_zoo_model(
             if pretrain(config, resume="auto") is None:
                 return None
         except (ResumeError, NoCheckpointError) as error:
-            # their remedies name options of `evenfield pretrain`
+            # the original remedies name options of `evenfield pretrain`
             error.remedy = f"remove {run}, or build in another folder with --work"
             raise
     described = _described(recipe, name, run / "model", data[0])
@@ -80,7 +82,7 @@ def build_zoo_model(
 def _data_sets(
     recipe: ZooRecipe, name: str, work: Path, sources: Path | None, workers: int | None
 ) -> list[Path]:
-    """The folders to train on; the first has the model's default level of theory."""
+    """Make the data sets to train on, and return their folders."""
     if isinstance(recipe, GeneratedRecipe):
         return [_generated(recipe, work, workers)]
     assert isinstance(recipe, CorpusRecipe), "there are two kinds of recipes"
@@ -113,7 +115,7 @@ def _corpus_and_teachers(
     recipe: CorpusRecipe, work: Path, sources: Path, workers: int | None
 ) -> list[Path]:
     corpus = work / "corpus"
-    # a build that was stopped continues, and one that is whole is recognised
+    # this continues an interrupted build, and does nothing for a complete corpus
     build_corpus(recipe.corpus_config(), corpus, folder=sources, workers=workers)
     folders = [corpus]
     for name, config in recipe.teachers.items():
@@ -125,7 +127,7 @@ def _corpus_and_teachers(
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a data set is there, and all its files are those that were written."""
+    """Whether a data set is complete and undamaged; prints a warning if it is damaged."""
     damage = damage_of(folder)
     if damage is not None and (folder / INFO).exists():
         say(f"{damage.file}: {damage.message}; the data set is made again", err=True)
@@ -133,7 +135,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:
-    """A copy of the model next to it, with card, probe set and posterior."""
+    """Make a copy next to the model, with card, probe set and posterior; returns its folder."""
     described = model.with_name("described")
     shutil.rmtree(described, ignore_errors=True)
     copy_folder(model, described)
@@ -147,8 +149,8 @@ def _described(recipe: ZooRecipe, name: str, model: Path, data: Path) -> Path:
 
 
 def _moved(described: Path, place: Path) -> Path:
-    """Move a finished model to `place`; returns that."""
-    # a model that was built before stays whole until the new one takes its place
+    """Move a finished model to `place`, and return `place`."""
+    # an older model stays complete until the new one replaces it
     place.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(place, files_of_model(place)) as new:
         copy_folder(described, new)

@@ -1,7 +1,8 @@
-"""What the named models are trained on, and how.
+"""Recipes of the named models: their data and the settings of their training.
 
-Two kinds of recipes: models of generated structures, which need nothing but this package, and
-models of a corpus of published data, which need its files (`evenfield zoo build NAME --sources`).
+There are two kinds: models trained on generated structures need nothing but this package, and
+models trained on a corpus of published data need its files
+(`evenfield zoo build NAME --sources`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LEVELS = {
 
 
 class ZooRecipe(Settings):
-    """A model of one kind or the other."""
+    """What the recipes of both kinds share."""
 
     description: str
     licence: str = LICENCE
@@ -42,19 +43,19 @@ class ZooRecipe(Settings):
 
     @property
     def digest(self) -> str:
-        """Changes with every setting."""
+        """Short digest of all settings."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
 class GeneratedRecipe(ZooRecipe):
-    """A model of structures that are generated and labelled on the spot."""
+    """A model trained on structures that are generated and labelled during the build."""
 
     num_structures: int = Field(gt=0, description="generated and labelled here")
     seed: int = 0
 
 
 class CorpusRecipe(ZooRecipe):
-    """A model of published data, and of structures that another potential labels."""
+    """A model trained on published data, and on structures that another potential labels."""
 
     corpus: str = Field(description="recipe of `evenfield data corpus`")
     teachers: dict[str, EnrichConfig] = Field(
@@ -62,17 +63,17 @@ class CorpusRecipe(ZooRecipe):
     )
 
     def corpus_config(self) -> CorpusConfig:
-        """The recipe of the corpus."""
+        """The settings of the corpus."""
         return load_settings(CorpusConfig, Path(self.corpus))
 
 
-# `pip install chgnet` brings the weights; a level of its own, because they are no DFT labels
+# `pip install chgnet` includes the weights; a separate level, because these are not DFT labels
 CHGNET: dict[str, Any] = {
     "oracle": "chgnet.model.dynamics:CHGNetCalculator",
     "oracle_licence": "BSD-3-Clause",
     "level_of_theory": "chgnet_0_3_0",
     "elements": "all",
-    # it has numbers for these, but was trained on none of them
+    # CHGNet has parameters for these elements, but was not trained on them
     "excluded": ["Po", "At", "Rn", "Fr", "Ra"],
     "relatives": 4,
     "reuse_calculator": True,
@@ -80,7 +81,7 @@ CHGNET: dict[str, Any] = {
 
 GENTLE: dict[str, Any] = {"swap_all": 0.6, "strain": (0, 0.07), "largest_force": 20}
 
-# The shares of the levels were set by hand and not searched (decisions/0023).
+# The shares of the levels were set by hand and not optimised (docs/decisions/0023).
 EVENFIELD_1: dict[str, Any] = {
     "default_level": "mp_pbe",
     "max_steps": 70000,
@@ -172,7 +173,7 @@ RECIPES: dict[str, ZooRecipe] = {
                 structures_per_element=130,
                 rattle=(0.01, 0.3),
             ),
-            # forces of tens of eV/A, of which the DFT sets have few
+            # structures with forces of tens of eV/A, which are rare in the DFT sets
             "teacher_stressed": EnrichConfig(
                 **CHGNET,
                 source_level="mp_pbe",
@@ -185,7 +186,7 @@ RECIPES: dict[str, ZooRecipe] = {
                 largest_force=80,
                 seed=1,
             ),
-            # small cells of all levels, nearly every element swapped: compounds that no set holds
+            # small cells of all levels with nearly all elements swapped: compounds in no other set
             "teacher_broad": EnrichConfig(
                 **CHGNET,
                 most_atoms=16,

@@ -1,4 +1,4 @@
-"""The reference tables as objects."""
+"""Read the reference tables of this folder; `__init__.py` names their sources."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ElementalPhase:
-    """A crystal of one element. volume: A^3/atom. bulk_modulus: GPa. above: meV/atom."""
+    """A crystal of one element.
+
+    volume: A^3/atom. bulk_modulus: GPa. above: meV/atom above the lowest phase of the element.
+    """
 
     volume: float
     bulk_modulus: float
@@ -23,7 +26,7 @@ class ElementalPhase:
 
 @dataclass(frozen=True)
 class Lattice:
-    """A cubic crystal and its lattice parameter in A."""
+    """A cubic crystal and its lattice parameters in A, by PBE and by experiment."""
 
     name: str
     structure: str
@@ -31,7 +34,7 @@ class Lattice:
     experiment: float
 
     def parameter(self, reference: str) -> float:
-        """The lattice parameter by "pbe" or "experiment"."""
+        """The lattice parameter in A by "pbe" or "experiment"."""
         return self.pbe if reference == "pbe" else self.experiment
 
 
@@ -45,13 +48,13 @@ class Diatomic:
 
     @property
     def name(self) -> str:
-        """CO, or H2."""
+        """The formula, such as CO or H2."""
         return f"{self.first}2" if self.first == self.second else f"{self.first}{self.second}"
 
 
 @cache
 def elemental_phases() -> dict[str, dict[str, ElementalPhase]]:
-    """Symbol -> fcc, bcc, sc, diamond -> what ACWF has."""
+    """Symbol -> phase (fcc, bcc, sc or diamond) -> reference values of ACWF."""
     table: dict[str, dict[str, ElementalPhase]] = {}
     for row in _rows("elements.csv"):
         phase = ElementalPhase(
@@ -63,7 +66,7 @@ def elemental_phases() -> dict[str, dict[str, ElementalPhase]]:
 
 @cache
 def lattices() -> tuple[Lattice, ...]:
-    """All cubic crystals."""
+    """All cubic crystals of lattices.csv."""
     return tuple(
         Lattice(row["name"], row["structure"], float(row["pbe_A"]), float(row["experiment_A"]))
         for row in _rows("lattices.csv")
@@ -72,7 +75,7 @@ def lattices() -> tuple[Lattice, ...]:
 
 @cache
 def diatomics() -> tuple[Diatomic, ...]:
-    """All molecules of two atoms."""
+    """All molecules of dimers.csv."""
     return tuple(
         Diatomic(row["first"], row["second"], float(row["length_A"])) for row in _rows("dimers.csv")
     )

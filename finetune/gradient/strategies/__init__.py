@@ -1,1 +1,1 @@
-"""One gradient strategy a module. Each says which parameters learn; start with `full.py`."""
+"""Gradient strategies, one in each module, which choose the parameters; start with `full.py`."""

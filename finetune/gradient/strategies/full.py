@@ -12,19 +12,19 @@ from ..train import ParameterGroup
 
 
 class Full(GradientStrategy):
-    """Trains everything, layers near the input more slowly where `layer_decay` asks for it."""
+    """Trains all parameters; with `layer_decay` < 1, layers near the input learn more slowly."""
 
     name = "full"
     description = "all parameters"
     learning_rate = 2e-3
-    # Replayed structures pull back toward the old minimum; a smaller rate lets both be followed.
+    # Smaller, because replayed structures pull the weights back toward the old minimum.
     learning_rate_with_replay = 5e-4
 
     @contextmanager
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """Readout and charges, layers from first to last, then element vectors and core radii."""
+        """Groups: readout and charges, each layer, and last the element vectors and core radii."""
         bottom, *layers = potential.backbone.depth_groups()
         depth = len(layers)
         decay = config.layer_decay
@@ -36,7 +36,7 @@ class Full(GradientStrategy):
         for index, layer in enumerate(layers):
             groups.append(ParameterGroup(layer, decay ** (depth - index)))
 
-        # core radii belong to elements, as the first group of a network does
+        # core radii belong to elements, like the element vectors in this group
         if potential.config.repulsion:
             bottom += potential.repulsion.parameters()
         groups.append(ParameterGroup(bottom, decay ** (depth + 1)))

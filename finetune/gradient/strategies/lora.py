@@ -13,7 +13,7 @@ from ..train import ParameterGroup
 
 
 class Lora(GradientStrategy):
-    """Trains low-rank changes of the weights, which are merged into them at the end."""
+    """Trains the readout and low-rank changes of the weights, which are merged at the end."""
 
     name = "lora"
     description = "low-rank adapters of the network's weights, and the readout"
@@ -22,7 +22,7 @@ class Lora(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """Adapters and readout; the adapters are gone when the block is left."""
+        """Groups: adapters and readout; on exit, the adapters are merged into the weights."""
         adapters = add_adapters(potential, config.rank)
         readout = list(potential.readout.parameters())
         try:

@@ -1,4 +1,4 @@
-"""The strategy `new-element`: only elements that pretraining never saw learn."""
+"""The strategy `new-element`: only the vectors of elements that pretraining never saw learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..train import ParameterGroup
 
 
 class NewElement(GradientStrategy):
-    """Trains the element vectors of new elements; the network stays the same for all others."""
+    """Trains the element vectors of new elements; the network does not change for all others."""
 
     name = "new-element"
     description = "of the network only the vectors of elements that pretraining never saw"
@@ -25,7 +25,10 @@ class NewElement(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """The element vectors, whose gradient is cut to the rows of `new_elements`."""
+        """One group: the element vectors; their gradient is zero except for `new_elements`.
+
+        Raises EvenfieldError if there are no new elements.
+        """
         if not new_elements:
             raise EvenfieldError(
                 "strategy=new-element: the data contain no element that is new to the model",
@@ -38,7 +41,7 @@ class NewElement(GradientStrategy):
             return kept
 
         vectors = potential.backbone.element_vectors
-        vectors.requires_grad_()  # a frozen tensor takes no hook
+        vectors.requires_grad_()  # hooks cannot be registered on a frozen tensor
         hook = vectors.register_hook(only_new_rows)
         try:
             yield [ParameterGroup([vectors])]

@@ -1,4 +1,4 @@
-"""The strategy `readout`: the readout learns, the network below it does not."""
+"""The strategy `readout`: only the readout learns, not the network below it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..train import ParameterGroup
 
 
 class ReadoutOnly(GradientStrategy):
-    """Trains the readout with its hidden layer, which the closed-form refit leaves alone."""
+    """Trains the readout with its hidden layer, which the closed-form refit does not change."""
 
     name = "readout"
     description = "the readout with its hidden layer"
@@ -21,5 +21,5 @@ class ReadoutOnly(GradientStrategy):
     def learning(
         self, potential: Potential, config: GradientConfig, new_elements: list[int]
     ) -> Iterator[list[ParameterGroup]]:
-        """All parameters of the readout."""
+        """One group: all parameters of the readout."""
         yield [ParameterGroup(list(potential.readout.parameters()))]
