@@ -3,10 +3,10 @@
 Two pretrainings of equal length run side by side. One takes the data as they are. The other gets
 help with rare elements: importance weights, and cheap labels at another level of theory. In most of
 the test split all cations are equally frequent, so that the errors of rare elements can be judged.
-The model without help is published, and then used for molecular dynamics. The shipped model deserves
-more trust than one of a few minutes. So it is the one that is fine-tuned, to a few molecules at a
-level of theory that it does not know, and it is compared with training from scratch on more
-molecules. A report shows all results.
+The model without help is published, and then used for molecular dynamics. The shipped model
+deserves more trust than one of a few minutes. So it is the one that is fine-tuned, to a few
+molecules at a level of theory that it does not know, and it is compared with training from scratch
+on more molecules. A report shows all results.
 
 `_plan` lists the commands, and `run_quickstart` runs those whose output is missing.
 """

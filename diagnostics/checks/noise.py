@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ...model_zoo.hub.load import LoadedModel
 
 
-MOST_TEST = 80  # structures; half of them calibrate, and the others are judged
+MOST_TEST = 60  # structures that scatter and errors are judged on
 # The estimate of noise that dominates may be off by this factor. It comes from a few structures.
 TOLERANCE = 1.25
 # Noise that is smaller than this share of the estimate without any is lost in it.
@@ -137,7 +137,7 @@ def refitted(
     """The row of one refit to the first `num_structures`, with noise on their forces."""
     from ...finetune.config import FineTuneConfig
     from ...finetune.run import finetune
-    from ...finetune.safety.uncertainty import make_uncertainty, observe
+    from ...finetune.safety.uncertainty import observe, uncalibrated
     from ...model_zoo.uncertainty.record import INGREDIENTS
 
     # the same noise for each size of it, so that only the size differs
@@ -148,15 +148,14 @@ def refitted(
 
     # The committee of the refit itself would not do: where labels say what the model knows already,
     # no weight moves. This one asks which other weights explain the labels about as well.
-    own = make_uncertainty(
+    own = uncalibrated(
         result.potential,
         target.level_of_theory,
         train,
-        target.test[::2],
         known={int(number) for one in train for number in one.elements},
-        split="half of the test split",
+        split="none",
     )
-    seen = observe(result.potential, own, target.test[1::2])
+    seen = observe(result.potential, own, target.test)
     labelled = np.isfinite(seen.force_error)
     of_atoms = seen.ingredients[INGREDIENTS.index("committee")]
     # an ingredient is the length of a vector

@@ -188,6 +188,19 @@ def make_uncertainty(
     Raises TooFewStructuresError.
     """
     scored = _scored(held_out, level)
+    draft = uncalibrated(potential, level, train, known=known, split=split)
+    shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
+    return calibrated(shaped, observe(potential, shaped, scored))
+
+
+@own_modes()
+def uncalibrated(
+    potential: Potential, level: str, train: Sequence[Structure], *, known: set[int], split: str
+) -> LevelUncertainty:
+    """What training structures alone tell: the committee and the Gaussians, without a scale.
+
+    The arguments are those of `make_uncertainty`.
+    """
     head = potential.config.levels_of_theory.index(level)
     # the gradients of all features take the same memory again and again
     keep_freed_memory()
@@ -196,9 +209,7 @@ def make_uncertainty(
     )
     directions, mixing = principal_directions(committee)
     features, numbers = atom_features(potential, _up_to(train, MOST_FEATURES))
-    draft = _draft(committee, directions, mixing, ElementGaussians.of(features, numbers), split)
-    shaped = with_spread(draft, observe(potential, draft, _up_to(train, MOST_FITTED)))
-    return calibrated(shaped, observe(potential, shaped, scored))
+    return _draft(committee, directions, mixing, ElementGaussians.of(features, numbers), split)
 
 
 @own_modes()
