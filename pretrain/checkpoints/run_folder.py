@@ -112,7 +112,7 @@ def _holds_nothing(out: Path) -> bool:
 def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
     """Set the content of the run folder aside for a new run, and remove it once that has finished.
 
-    Files of the user are moved into the folder of the new run.
+    Files that a user has added are carried over into the folder of the new run.
 
     If the block fails before anything was written, the old run is restored. If it fails later, both
     runs are kept: the new one can be resumed, and the old one stays in a separate folder.
