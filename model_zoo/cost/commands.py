@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="The architecture: what a size of m
 
 @app.callback()
 def architecture() -> None:
-    """A group of its own, though it has one command so far."""
+    """Makes `model` a command group, although it has only one command so far."""
 
 
 @app.command()

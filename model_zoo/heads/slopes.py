@@ -52,7 +52,7 @@ class Place:
             return answers[0] if head.description.per == "structure" else answers
 
     def carried(self, name: Features, own: Potential | None = None) -> CarriedFeatures:
-        """Differentiable features of the atoms, cached. `own` is that of a head."""
+        """Differentiable features of the atoms, cached. `own` is `Head.own`."""
         key = (name, id(own))
         if key not in self.features:
             potential = in_place_of(self.potential, own)

@@ -12,7 +12,7 @@ class ExactBuffers(nn.Module):
 
     Without this class, `model.float().double()` would leave constants rounded to float32. They
     break equivariance at 1e-7 and shift reference energies of 1e4 eV by meV. Cast the buffers to
-    the working dtype at the point of use. Buffers of submodules are not protected.
+    the working dtype at the point of use. A submodule must be an ExactBuffers too to be protected.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExactBuffers:

@@ -40,7 +40,7 @@ class UnusableWeightsError(EvenfieldError):
 def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, bytes]:
     """All weights and buffers as file name -> bytes, in shards of at most `max_shard_bytes`.
 
-    A tensor larger than that gets a shard of its own. Each file has a single metadata key, because
+    A larger tensor is put into a separate shard. Each file has a single metadata key, because
     safetensors writes several keys in random order, which would change the hash.
 
     Raises UnusableWeightsError for numbers that `put_weights` would refuse on reading.

@@ -27,8 +27,8 @@ from ..network.radial import polynomial_envelope, polynomial_envelope_slope, tab
 
 REACH = 0.9  # initial b, in covalent radii
 SMALLEST = 0.6  # lower bound of b in training and fits, relative to its start
-# Upper bound of log(b / start). Such a b is beyond any cutoff, where its value makes no difference.
-# Without a bound, one bad gradient step made radii infinite and all gradients NaN.
+# Upper bound of log(b / start). At this bound, b exceeds any cutoff, so larger values make no
+# difference. Without a bound, one bad gradient step made radii infinite and all gradients NaN.
 MOST_LOG_FACTOR = 10.0
 SCREENING = 0.46850  # A
 # c_k and e_k
