@@ -1,16 +1,17 @@
-"""Models: the network, the potential around it, and all that happens to a model after training.
+"""Models: the network, the potential built on it, and everything done with a trained model.
 
 In: batches of structures, from data_pipelines. Out: energies, forces and stress; and model folders
 that can be saved, published, loaded by reference and run in other programs.
 
-- `potential/`   the potential: network, readout, reference energies, core repulsion; open it first
+- `potential/`   the potential: network, readout, reference energies, core repulsion; start here
 - `network/`     the equivariant network;  `compile/` makes it faster
 - `evaluation/`  errors on labelled structures;  `cost/` counts operations and memory
 - `package/`     the model folder: how a model is stored and read
-- `hub/`         load by reference, publish;  `zoo/` holds the models with names
+- `hub/`         load by reference, publish;  `zoo/` lists the named models
 - `engines/`     a loaded model in ASE, torch-sim, i-PI and metatomic
 
-The names below are imported on first use: torch takes seconds, and `evenfield --help` must not.
+The public names below are imported on first use. Importing torch takes seconds, and
+`evenfield --help` must be fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""`evenfield hub ...`: publish, fetch and show models; `evenfield zoo ...`: the named models.
+"""`evenfield hub ...`: publish, fetch and show models. `evenfield zoo ...`: the named models.
 
-The functions import what they need when they run: `evenfield --help` must not wait for torch.
+The functions import what they need when they run, because `evenfield --help` must not wait for
+torch.
 """
 
 from __future__ import annotations
@@ -81,9 +82,10 @@ def pull(
         bool, typer.Option("--force", help="download again what the cache holds")
     ] = False,
 ) -> None:
-    """Fetch a model into the cache, verify every hash, print its folder and the pinned reference.
+    """Fetch a model, verify every hash, print its folder and pinned reference.
 
-    Files that an earlier, interrupted attempt has fetched are kept.
+    The model is kept in the cache. Files from an earlier, interrupted attempt are not fetched
+    again.
 
     Example: evenfield hub pull me/uniform@v1
     """
@@ -91,10 +93,10 @@ def pull(
     from .package.folder import read_model_folder
 
     folder, pinned = resolve(reference, folder_hub, force=force)
-    # reading verifies every file, also those that the cache already held
+    # reading verifies every file, including those that were already in the cache
     model = read_model_folder(folder)
     name = pinned or f"{model.record.name}@{model.revision}"
-    # the folder has a line of its own, for scripts
+    # the folder is on a separate line, for scripts
     say(folder)
     say(f"complete and verified: {name}")
 
@@ -114,7 +116,9 @@ def describe(
     ],
     show_settings: Annotated[bool, settings_option("model_zoo.package.record:Description")] = False,
 ) -> None:
-    """Put facts into a model's record and write its card again; the weights do not change.
+    """Add facts to a model's record and write its card again.
+
+    The weights do not change.
 
     Example: evenfield hub describe runs/uniform/model licence=Apache-2.0
     level_details.EMT="effective medium, ASE"
@@ -142,9 +146,9 @@ def metatomic(
     folder_hub: FolderHub = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model as one file for programs that read metatomic: LAMMPS, i-PI and others.
+    """Write a model as one file for LAMMPS, i-PI and others that read metatomic.
 
-    Needs the extra `metatomic`.
+    This needs the extra `metatomic`.
 
     Examples:
     evenfield hub export-metatomic evenfield-s runs/emt.pt --level-of-theory EMT
@@ -173,7 +177,9 @@ def elements(
         bool, typer.Option("--overwrite", help="replace the file of --csv")
     ] = False,
 ) -> None:
-    """List the nearest neighbours of each trained element, by the vectors that the model learned.
+    """List the most similar elements of each trained element.
+
+    Similarity is measured between the element vectors that the model has learned.
 
     Example: evenfield hub elements runs/uniform/model --csv vectors.csv
     """
@@ -196,7 +202,7 @@ def elements(
     table = Table(
         "element", "training structures", "nearest by cosine similarity", title=model.reference
     )
-    # only trained elements: the vectors of others are where they started
+    # only trained elements, because the vectors of others have not moved
     nearest = nearest_elements(model.potential, model.record.symbols)
     for symbol, neighbours in nearest.items():
         shown = "  ".join(f"{other} {similarity:.2f}" for other, similarity in neighbours)
@@ -214,7 +220,7 @@ def elements(
 
 @zoo_app.command("list")
 def list_zoo() -> None:
-    """List the named models: what they are, and whether they are on this machine."""
+    """List the named models, and whether they are on this machine."""
     from rich.table import Table
 
     from ..core.rich_console import Console
@@ -228,7 +234,7 @@ def list_zoo() -> None:
         folder = zoo.folder_of(name)
         if folder is None:
             table.add_row(name, "", "", "", "not here")
-            # below the table: a command that a cell wraps cannot be copied
+            # below the table, because a command wrapped in a cell cannot be copied
             remarks.append(f"{name}: {about}; build it with: evenfield zoo build {name}")
             continue
 
@@ -256,7 +262,7 @@ def show_zoo(name: Annotated[str, typer.Argument(help="name of the model")]) -> 
 
 
 def show_card(reference: str, folder_hub: str | None) -> None:
-    """Print the card of a model, after all its files were verified."""
+    """Print the card of a model after verifying all its files."""
     from rich.markdown import Markdown
 
     from ..core.files import file_errors
@@ -268,7 +274,7 @@ def show_card(reference: str, folder_hub: str | None) -> None:
     model = read_model_folder(folder)
     with file_errors(folder / "README.md"):
         card = (folder / "README.md").read_text()
-    # the hub's metadata, between two lines of dashes, is not for readers
+    # the metadata between two lines of dashes are for the hub, not for readers
     page = printable(card.split("---\n", 2)[-1])
 
     name = pinned or f"{model.record.name}@{model.revision}"
@@ -300,7 +306,7 @@ def _print_plan(plan: Publication) -> None:
     }
     for heading, lines in findings.items():
         for line in lines:
-            # without markup: a line may quote text of the model, which may hold brackets
+            # printed without markup, because a line may quote text with brackets from the model
             console.print(f"{heading}: {line}")
     verdict = "refused" if plan.refused else "accepted"
     console.print(f"nothing was sent; the model would be {verdict}")

@@ -1,4 +1,4 @@
-"""What a model has learned about the elements: their vectors, and which are similar."""
+"""The learned element vectors of a model, and which elements are similar."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from .potential.potential import Potential
 
 
 SYMBOLS = chemical_symbols[1:119]
-# a symbol and at least four numbers; someone's own table of elements has fewer columns
+# A symbol and at least four numbers. A user's own table of elements has fewer columns, so it is not
+# mistaken for this file and overwritten.
 ROW = re.compile(r"([A-Z][a-z]?)((?:,-?\d[\d.e+-]*){4,})")
 
 
 def element_vectors(potential: Potential) -> np.ndarray:
-    """The vectors of all elements, (119, D); the row is the atomic number, row 0 is unused."""
+    """The vectors of all elements, (119, D), indexed by atomic number; row 0 is unused."""
     vectors = potential.backbone.element_vectors.detach()
-    # float64, so that the table does not depend on the dtype that the model runs in
+    # float64, so that the table does not depend on the model's dtype
     vectors = vectors.cpu().double()
     return vectors.numpy()
 
@@ -30,9 +31,9 @@ def element_vectors(potential: Potential) -> np.ndarray:
 def nearest_elements(
     potential: Potential, symbols: list[str], count: int = 5
 ) -> dict[str, list[tuple[str, float]]]:
-    """For each symbol the `count` most similar of the others, with their cosine similarity.
+    """Map each symbol to the `count` most similar other symbols and their cosine similarities.
 
-    The most similar comes first.
+    The most similar comes first. Only elements in `symbols` are compared.
     """
     numbers = [chemical_symbols.index(symbol) for symbol in symbols]
     rows = element_vectors(potential)[numbers]
@@ -42,7 +43,7 @@ def nearest_elements(
     # an element is not its own neighbour
     np.fill_diagonal(similarity, -np.inf)
 
-    # there may be fewer others than asked for
+    # `symbols` may hold fewer other elements than requested
     num_others = min(count, len(symbols) - 1)
     nearest = {}
     for symbol, values in zip(symbols, similarity, strict=True):
@@ -55,8 +56,8 @@ def nearest_elements(
 
 
 def write_vectors(path: Path, potential: Potential) -> None:
-    """Write symbol and learned vector of each element as CSV, a row per element."""
-    # row 0 of the table is no element
+    """Write a CSV file with one row per element: the symbol, then the learned vector."""
+    # row 0 is not an element
     vectors = element_vectors(potential)[1:]
     # 24 characters hold every digit of a float64
     texts = vectors.astype("U24")
@@ -69,7 +70,7 @@ def write_vectors(path: Path, potential: Potential) -> None:
 
 
 def _holds_vectors(path: Path) -> bool:
-    """Whether a file has the 118 rows of `write_vectors`, all of one length."""
+    """Whether a file has the 118 rows that `write_vectors` writes, all of the same length."""
     symbols: list[str] = []
     lengths = set()
     with path.open(encoding="utf-8") as file:

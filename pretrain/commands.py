@@ -1,4 +1,4 @@
-"""`evenfield pretrain`: one run from a recipe, on one process or many; `evenfield evaluate`."""
+"""`evenfield pretrain` (one run from a recipe, on one or many ranks) and `evenfield evaluate`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(
             "--changed-data", help="with --resume: continue although the data have grown or changed"
         ),
     ] = False,
-    # DeepSpeed's launcher adds it
+    # DeepSpeed's launcher adds this option
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
     show_settings: Annotated[bool, settings_option("pretrain.config:PretrainConfig")] = False,
 ) -> None:
@@ -72,8 +72,8 @@ def run(
             "--overwrite starts a new run, and --resume continues one", remedy="give one of them"
         )
     stop = StopRequest()
-    # Signals are caught before torch is imported. The import takes seconds, and a signal in that
-    # time would end a rank without a word.
+    # Signals are caught before torch is imported. The import takes seconds, and a signal during
+    # that time would kill a rank silently.
     with listening(stop):
         from ..core.settings import load_settings
         from .config import PretrainConfig
@@ -91,7 +91,9 @@ def watch(
     overrides: Overrides = None,
     show_settings: Annotated[bool, settings_option("pretrain.monitor.watch:WatchConfig")] = False,
 ) -> None:
-    """Keep a page in a run folder that follows the training, until Ctrl-C or the end of the run.
+    """Keep a page in a run folder that shows the progress of the training.
+
+    It is updated until the run ends. Ctrl-C stops it earlier.
 
     Example: evenfield pretrain watch runs/uniform every=10
     """
@@ -104,7 +106,7 @@ def watch(
     try:
         run_watch(run_folder, config, Console(soft_wrap=True))
     except KeyboardInterrupt:
-        # the usual way to end it; the page stays as it was drawn last
+        # the usual way to stop; the last page stays
         say()
 
 
@@ -120,8 +122,8 @@ def evaluate(
 ) -> None:
     """Errors of a model on a data set: overall, by level of theory and by element.
 
-    Structures that the model cannot answer for are left out, and the reasons are printed: other
-    levels of theory, and elements that the model did not learn at their level.
+    Structures that the model cannot predict are left out, and the reasons are printed: other levels
+    of theory, and elements that the model was not trained on at their level.
 
     Example: evenfield evaluate runs/uniform/model runs/embedded runs/errors
     """
@@ -147,7 +149,7 @@ def evaluate(
     keep_freed_memory()
     coverage = Coverage(loaded.record.learned)
     structures = coverage.answerable(collection.structures(split))
-    # a model answers for what its physics leaves
+    # the model predicts labels minus its physics
     structures = as_learned(structures, data, loaded.potential.config.physics)
     try:
         predictions = predict(loaded.potential, structures, progress=True)
@@ -162,7 +164,7 @@ def evaluate(
     summary = summarise(predictions, split, record.train_counts, record.level_counts)
     summary.refuse_infinite()
     own_files = {"evaluation.json", "predictions.npz"}
-    # both together: parity plots and errors must be of the same model
+    # written together, because parity plots and errors must belong to the same model
     with replace_folder(out, own_files.__contains__) as new, file_errors(out):
         predictions.parity().save(new / "predictions.npz")
         write_atomically(new / "evaluation.json", summary.to_json() + "\n")

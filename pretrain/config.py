@@ -1,7 +1,8 @@
-"""The one config of a pretraining run; each part is configured by the class that it belongs to.
+"""The config of a pretraining run, made from the config classes of its parts.
 
-Every setting declares what a resumed run does with a changed value (`RESUME_RULES`): where the
-field is declared, or here for settings that other rooms own. `resume_rules` collects them.
+Every setting has a rule for what a resumed run does with a changed value (`RESUME_RULES`). The rule
+is declared with the field, or here for settings of other folders. `resume_rules` collects all
+rules.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ RESUME_RULES = {
 }
 
 STREAM_RULES: JsonDict = {
-    # Structures of the few windows that are open at the resume may be seen twice or not at all in
-    # their epoch. A run that ran out of memory could not continue otherwise.
+    # A run that ran out of memory must be able to resume with a smaller budget. Structures in the
+    # few windows that are open at the resume may then be seen twice, or not at all, in their epoch.
     "edge_budget": "applied",
     "atom_budget": "applied",
     "oversized": "applied",
     "look_ahead": "applied",
     "lanes": "applied",
-    # positions in the stream count windows, whose contents depend on these
+    # positions in the stream are counted in windows, whose contents depend on these
     "window_blocks": "refused",
     "seed": "refused",
     # weights were fitted when the run began and come from the checkpoint
@@ -62,13 +63,13 @@ MIXING_RULES: JsonDict = {
     "temperature": "applied",
     "shares": "applied",
     "count": "applied",
-    # positions are kept for each level, and a checkpoint without shares of levels has none
+    # positions are stored per level, but a checkpoint without level shares has none
     "level_shares": "refused",
 }
 
 
 class PretrainConfig(Settings):
-    """Everything that a run depends on; saved in the run folder and in every checkpoint."""
+    """All settings of a run; saved in the run folder and in every checkpoint."""
 
     data: str | list[str] = Field(
         description="folder of a converted data set, or several to mix",
@@ -76,7 +77,7 @@ class PretrainConfig(Settings):
     )
     out: str = Field(
         description="run folder; its name is the name of the model",
-        json_schema_extra={"resume": "applied"},  # the checkpoint is looked for there
+        json_schema_extra={"resume": "applied"},  # the checkpoint is searched for there
     )
     start_from: str | None = Field(
         default=None,
@@ -124,7 +125,7 @@ class PretrainConfig(Settings):
         description="most structures in a validation during the run",
         json_schema_extra={"resume": "applied"},
     )
-    # a validator of ModelConfig fills in the network, which mypy cannot see
+    # mypy cannot see that a validator of ModelConfig fills in the network
     model: ModelConfig = Field(
         default=ModelConfig(),  # type: ignore[call-arg]
         json_schema_extra={"resume": "refused"},
@@ -164,16 +165,16 @@ class PretrainConfig(Settings):
         return self
 
     def open_data(self) -> Collection:
-        """The data sets of the run."""
+        """Open the data sets of the run."""
         return Collection([self.data] if isinstance(self.data, str) else self.data)
 
     def saved(self) -> dict[str, Any]:
-        """The settings as they are stored with checkpoints and models, without private paths."""
+        """The settings as stored in checkpoints and models, without `data` and `out`."""
         return self.model_dump(mode="json", exclude={"data", "out"})
 
 
 def resume_rules(cls: type[Settings] = PretrainConfig, prefix: str = "") -> dict[str, str]:
-    """The rule (a key of RESUME_RULES) of every setting, or of a whole section, by its key."""
+    """Map the key of every setting, or of a whole section, to its rule, a key of RESUME_RULES."""
     rules: dict[str, str] = {}
     for name, field in cls.model_fields.items():
         declared = _declared_rule(field)
@@ -190,7 +191,7 @@ def _declared_rule(field: FieldInfo) -> Any:
 
 
 def _spelled_out(declared: Any, key: str) -> dict[str, str]:
-    """A rule for a key, or a mapping from keys below it to rules, as full keys."""
+    """Expand a declared rule, or a tree of rules, to a flat mapping with full keys."""
     if isinstance(declared, str):
         return {key: declared}
     rules: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What data must have before a run may take hours: training labels, and something to test on."""
+"""Checks of the data before a long run: training labels, and structures to test on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .config import PretrainConfig
 
 
 def check_data(config: PretrainConfig, data: Collection) -> None:
-    """Raise EvenfieldError for data that cannot become a usable model, or one that is judged."""
+    """Raise EvenfieldError for data that cannot give a usable model, or cannot test it."""
     levels = trained_levels(data)
     without_energies = [level for level, row in levels.items() if not row["e0"]]
     if without_energies:
-        # Forces leave the energy of a level open: its head would have no element with an E0, and
-        # a model refuses to predict such elements.
+        # Forces alone do not determine energies. The head would have no E0 for any element, and a
+        # model refuses to predict elements without E0.
         raise EvenfieldError(
             f"has no training energy at the level of theory {', '.join(without_energies)}",
             remedy="convert it with the column of its energies (see columns.energy), or without "
@@ -68,24 +68,24 @@ def check_data(config: PretrainConfig, data: Collection) -> None:
 
 
 def held_out_split(data: Collection) -> str:
-    """The split that a finished model is judged on."""
+    """The split on which a finished model is evaluated: test, or else valid."""
     return "test" if can_judge(data, "test") else "valid"
 
 
 def can_judge(data: Collection, split: str) -> bool:
-    """Whether a split has a structure at a trained level, of elements that the level learns."""
+    """Whether a split has a structure at a trained level that contains only trained elements."""
     learned = counts_of_levels(data.census(), list(trained_levels(data)))
-    # nearly always the first structure is one
+    # usually the first structure already qualifies
     return any(True for _ in Coverage(learned).answerable(data.structures(split)))
 
 
 def counts_of_levels(census: dict[str, Any], levels: list[str]) -> dict[str, dict[str, int]]:
-    """Level of theory -> symbol -> training structures; every element has at least one."""
+    """Numbers of training structures by level of theory and symbol; all are at least 1."""
     return {level: census["levels_of_theory"][level]["train_elements"] for level in levels}
 
 
 def notes_on_data(data: Collection) -> list[str]:
-    """What a user should know of the data before the first step."""
+    """Notes on the data that a user should see before the first step."""
     trained = trained_levels(data)
     notes = []
     for level, row in data.census()["levels_of_theory"].items():

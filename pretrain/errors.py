@@ -8,11 +8,11 @@ from ..core.errors import EvenfieldError
 
 
 class TrainingError(EvenfieldError):
-    """Training cannot continue; the message says what failed, the remedy what to change."""
+    """Training cannot continue. The message says what failed, the remedy what to change."""
 
 
 class NoCheckpointError(EvenfieldError):
-    """There is no checkpoint to resume from; `skipped` names the damaged ones and their defects."""
+    """There is no checkpoint to resume from. `skipped` lists damaged ones with their defects."""
 
     def __init__(self, folder: Path, skipped: list[str]) -> None:
         damaged = f" (damaged: {', '.join(skipped)})" if skipped else ""
@@ -25,4 +25,4 @@ class NoCheckpointError(EvenfieldError):
 
 
 class ResumeError(EvenfieldError):
-    """A checkpoint that does not fit the settings of the run that would resume from it."""
+    """A checkpoint does not fit the settings or data of the run that should resume from it."""

@@ -1,8 +1,9 @@
-"""What a fresh potential takes from its training data before the first step.
+"""Initialise a potential from its training data before the first step.
 
-These are levels of theory, number of neighbours, radii of the core repulsion, and reference
-energies E0 and energy scale of what the repulsion leaves of the labels. Of a potential with charges
-all of it is fitted to what the charges that training starts with leave.
+The data determine levels of theory, number of neighbours, radii of the core repulsion, reference
+energies E0 and energy scale. E0 and scale are fitted to the labels minus the core repulsion. If the
+potential has charges, the contributions of the initial charges are subtracted from the labels
+before all fits.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from .checkpoints.run_data import KeptHeads, trained_levels
 from .config import PretrainConfig
 
 
-SAMPLE = 2048  # structures looked at, for some seconds
-SAMPLE_OF_A_LEVEL = 64  # the same, of a level of theory that is not among them
+SAMPLE = 2048  # structures in the sample, which takes a few seconds
+SAMPLE_OF_A_LEVEL = 64  # structures of each level of theory that the sample has missed
 
-# A fit sees the pairs within this multiple of the sum of their covalent radii. It is 1.5 times the
-# reach that the repulsion starts with.
+# A fit uses pairs within this multiple of the sum of their covalent radii. It is 1.5 times the
+# initial reach of the repulsion.
 NEAR = 1.35
 
 FIT_STEPS = 100
 FIT_RATE = 0.04
 
-# eV/A for a radius that grows by a factor of e. It keeps a radius with little data near its start.
+# Penalty in eV/A for a radius that changes by a factor of e. It keeps radii with little data near
+# their start.
 PULL = 1e-3
 
 Bare = tuple[Tensor, Tensor]
@@ -46,9 +48,12 @@ Bare = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """Structures end to end: N atoms, S structures, P near pairs; NaN where there is no label."""
+    """A sample of structures in concatenated arrays; missing labels are NaN.
 
-    levels: np.ndarray  # (S,) names
+    Shapes: N atoms, S structures, P near pairs.
+    """
+
+    levels: np.ndarray  # (S,) names of levels of theory
     sizes: np.ndarray  # (S,) numbers of atoms
     atomic_numbers: Tensor  # (N,)
     energy: np.ndarray  # (S,) eV
@@ -56,17 +61,17 @@ class Sample:
     sender: Tensor  # (P,)
     receiver: Tensor  # (P,)
     vectors: Tensor  # (P, 3) A, from receiver to sender
-    num_edges: int  # within the cutoff
-    charge_energy: np.ndarray  # (S,) eV, of charges as training starts with them; else zero
+    num_edges: int  # number of edges within the cutoff
+    charge_energy: np.ndarray  # (S,) eV, of the initial charges; zero without charges
 
     @classmethod
     def of(
         cls, structures: list[Structure], cutoff: float, charge_width: float | None = None
     ) -> Self:
-        """Look at structures; their edges within `cutoff` (A) are counted.
+        """Collect a sample from structures, and count their edges within `cutoff` (A).
 
-        charge_width: in A, of charges as training starts with them; None for none. Their forces
-        are taken off the labels, and their energies are kept apart.
+        `charge_width` is the width of the initial charges in A, or None without charges. Their
+        forces are subtracted from the labels, and their energies are stored in `charge_energy`.
         """
         levels = []
         sizes = []
@@ -97,7 +102,7 @@ class Sample:
 
             sender, receiver, edge_vectors = _edges(structure, cutoff)
             near = _is_near(structure, sender, receiver, edge_vectors)
-            # atoms are counted through all structures
+            # atoms are numbered over all structures
             senders.append(num_atoms + sender[near])
             receivers.append(num_atoms + receiver[near])
             vectors.append(edge_vectors[near])
@@ -118,9 +123,10 @@ class Sample:
         )
 
     def repulsion(self, repulsion: Repulsion, bare: Bare | None = None) -> tuple[Tensor, Tensor]:
-        """Energies (N,) in eV and forces (N, 3) in eV/A, differentiable by the radii.
+        """Repulsion energies (N,) in eV and forces (N, 3) in eV/A, differentiable by the radii.
 
-        The radii are those of the first head. `bare` saves computing what does not depend on them.
+        The radii are those of the first head. `bare` may hold the result of `bare()`, which does
+        not depend on the radii.
         """
         if bare is None:
             bare = self.bare()
@@ -128,13 +134,13 @@ class Sample:
         reach = repulsion.reach(*self.ends(), head=0)
         energy, slope = switched(distance, *bare, reach)
 
-        # The slope is negative, so the receiver is pushed away from the sender.
+        # the slope is negative, so the receiver is pushed away from the sender
         pull = (slope / distance).unsqueeze(1) * self.vectors
         forces = torch.zeros_like(self.forces)
         forces = forces.index_add(0, self.receiver, pull)
         forces = forces.index_add(0, self.sender, -pull)
 
-        # A pair has two edges, and each edge half of the pair's energy.
+        # a pair has two edges, and each edge has half of the pair's energy
         atom_energies = energy.new_zeros(len(self.forces))
         atom_energies = atom_energies.index_add(0, self.receiver, energy)
         return atom_energies, forces
@@ -151,15 +157,15 @@ class Sample:
 def build_potential(
     config: PretrainConfig, data: Collection, kept: KeptHeads | None = None
 ) -> Potential:
-    """A fresh potential for a data set.
+    """Build a potential for a data set, with random weights.
 
-    What it takes from the data depends on the data and the model's cutoff alone. Its weights are
-    random.
+    All values taken from the data depend only on the data and the model settings.
 
-    kept: of a checkpoint that will be loaded into it. Heads then have the places that they had,
-    and levels of theory that are new follow them.
+    kept: heads and normalisation of a checkpoint or model that will be loaded into the potential.
+        Its heads keep their order, and new levels of theory follow.
 
-    Raises PhysicsError for learned charges where a structure looked at is a wire.
+    Raises PhysicsError if a model with learned charges meets a wire, a structure that is periodic
+    in one direction only, in the sample.
     """
     census = data.census()
     structures = data.sample("train", SAMPLE)
@@ -198,15 +204,18 @@ def build_potential(
 
 @dataclass(frozen=True)
 class Remainder:
-    """What core repulsion and charges explain of a sample, and the forces that they leave over."""
+    """The energies of core repulsion and charges in a sample, and the remaining forces."""
 
     sample: Sample
-    energy: np.ndarray  # (S,) eV, of both
-    forces: Tensor  # (N, 3) eV/A, of the labels minus those of both
+    energy: np.ndarray  # (S,) eV, of repulsion and charges together
+    forces: Tensor  # (N, 3) eV/A, labels minus the forces of repulsion and charges
 
     @classmethod
     def of(cls, sample: Sample, potential: Potential) -> Self:
-        """With the radii of a potential that are the same for all heads, or without repulsion."""
+        """Compute the remainder with the radii of a potential, which all heads still share.
+
+        Without `repulsion` in the config, only charges are subtracted.
+        """
         energies = np.zeros(len(sample.forces))  # (N,)
         forces = sample.forces
         if potential.config.repulsion:
@@ -219,25 +228,25 @@ class Remainder:
         return cls(sample, summed + sample.charge_energy, forces)
 
     def references(self, level: str) -> dict[int, float]:
-        """These energies at a level of theory, as a sum over atoms; see `_references`."""
+        """The part of E0, in eV by atomic number, that repulsion and charges explain at a level."""
         chosen = (self.sample.levels == level) & np.isfinite(self.sample.energy)  # (S,)
         return _references(self.sample, self.energy, chosen)
 
     def scale(self, level: str) -> float | None:
-        """RMS of the remaining forces of a level of theory, eV/A; None without labels."""
+        """RMS of the remaining forces at a level of theory, in eV/A; None without force labels."""
         of_level = np.repeat(self.sample.levels == level, self.sample.sizes)  # (N,)
         own = self.forces[torch.from_numpy(of_level)]
         own = own[torch.isfinite(own)]
         if not len(own):
             return None
-        # The floor is for data whose atoms rest: a scale of zero could not learn.
+        # a lower bound, because with zero forces in the data the scale would be zero
         return max(0.1, float(own.square().mean().sqrt()))
 
 
 def _more_of_rare_levels(
     data: Collection, potential: Potential, sample: Sample
 ) -> Remainder | None:
-    """What is left of structures of those levels that a sample of all structures has missed."""
+    """The remainder for the levels of theory that `sample` has missed; None if there are none."""
     missed = [level for level in trained_levels(data) if level not in sample.levels]
     structures = spread_structures(data, "train", missed, SAMPLE_OF_A_LEVEL * len(missed))
     if not structures:
@@ -253,8 +262,8 @@ def _charge_width(config: ModelConfig) -> float | None:
 
 
 def _fit_repulsion(potential: Potential, sample: Sample) -> None:
-    """Fit the potential's radii to the sample."""
-    # One head serves for all: the radii of all heads start alike.
+    """Fit the radii of the potential to the sample."""
+    # fitted for one head and copied, because the radii of all heads start equal
     fitted = Repulsion(potential.config.cutoff)
     fit_radii(fitted, sample)
     with torch.no_grad():
@@ -262,8 +271,11 @@ def _fit_repulsion(potential: Potential, sample: Sample) -> None:
 
 
 def _set_e0(e0: Tensor, known: dict[str, float], references: dict[int, float]) -> None:
-    """Fill E0 (119,) of a head, in eV: those of the labels minus those of the repulsion."""
-    # An element without data gets the mean of the others. Zero would be keV away from some.
+    """Set E0 (119,) of a head, in eV, to `known` minus `references`.
+
+    `known` are fitted to the labels, and `references` to the energies of repulsion and charges.
+    """
+    # elements without data get the mean of the others, because zero could be off by keV
     e0[:] = sum(known.values()) / max(1, len(known))
     for symbol, value in known.items():
         z = chemical_symbols.index(symbol)
@@ -271,9 +283,9 @@ def _set_e0(e0: Tensor, known: dict[str, float], references: dict[int, float]) -
 
 
 def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
-    """Fit the radii in place to the sample's forces, by least mean absolute error.
+    """Fit the radii to the forces of the sample, in place, by least mean absolute error.
 
-    A weak pull (PULL) keeps them near where they were.
+    A weak penalty (PULL) keeps them near their initial values.
     """
     labelled = torch.isfinite(sample.forces)
     if not len(sample.sender) or not labelled.any():
@@ -294,12 +306,12 @@ def fit_radii(repulsion: Repulsion, sample: Sample) -> None:
         optimizer.step()
         schedule.step()
 
-    # Nothing of the fit may reach the training.
+    # no gradient of the fit may remain for training
     repulsion.log_factor.grad = None
 
 
 def _edges(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Senders (E,) and receivers (E,) within `cutoff`, and the vectors (E, 3) between them in A."""
+    """Senders (E,) and receivers (E,) within `cutoff`, and edge vectors (E, 3), both in A."""
     positions = structure.positions
     cell = structure.cell
     (sender, receiver), shifts = neighbour_list(positions, cell, structure.pbc, cutoff)
@@ -310,7 +322,7 @@ def _edges(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray,
 def _is_near(
     structure: Structure, sender: np.ndarray, receiver: np.ndarray, vectors: np.ndarray
 ) -> np.ndarray:
-    """Which edges (E,) are short enough for the repulsion to reach."""
+    """A mask (E,) of edges that are short enough for the repulsion."""
     radii = covalent_radii[structure.atomic_numbers]
     limit = NEAR * (radii[sender] + radii[receiver])
     return np.linalg.norm(vectors, axis=1) < limit
@@ -321,14 +333,15 @@ def _joined(parts: list[np.ndarray]) -> Tensor:
 
 
 def _references(sample: Sample, energy: np.ndarray, chosen: np.ndarray) -> dict[int, float]:
-    """Energies (S,) of the chosen structures as a sum over their atoms, eV by atomic number.
+    """Fit energies (S,) of the chosen structures by a sum over atoms; eV by atomic number.
 
-    Least squares is linear: E0 of the labels minus this is E0 of what the repulsion leaves of them.
+    Least squares is linear. E0 of the labels minus this result is therefore E0 of the labels minus
+    `energy`.
     """
     if not chosen.any() or not energy.any():
         return {}
     fit = ReferenceFit()
-    # atoms follow each other as their structures do
+    # atoms are in the order of their structures
     numbers = sample.atomic_numbers.numpy()[np.repeat(chosen, sample.sizes)]
     fit.add(compositions(numbers, sample.sizes[chosen]), energy[chosen])
     references, _ = fit.solve()

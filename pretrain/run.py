@@ -1,4 +1,4 @@
-"""One pretraining run from its config: build, train, evaluate, write the model folder."""
+"""A pretraining run from its config: build, train, evaluate, write the model folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from .start_from import Start, StartRecord
 from .streams import open_stream, padded_shape_of
 
 
-# looked at where a run goes on with other data
+# structures per level that are compared with the heads when the data of a run are new
 STRUCTURES_OF_A_LEVEL = 32
 PACKAGES = ("evenfield", "torch", "e3nn", "deepspeed", "torch-geometric", "ase")
 
@@ -73,21 +73,22 @@ def pretrain(
     overwrite: bool = False,
     changed_data: bool = False,
 ) -> Path | None:
-    """Run a pretraining; returns the model folder, or None when a signal stopped it early.
+    """Run a pretraining; returns the model folder, or None if a signal stopped the run early.
 
-    Every rank calls this; rank 0 writes the files.
+    Every rank calls this function; rank 0 writes the files.
 
-    resume: "auto" resumes from the newest whole checkpoint if there is one, "must" raises if there
-    is none. Both raise where all checkpoints are damaged.
-    stop: where signals are noted, for a caller that listens to them already.
-    overwrite: a new run may replace what evenfield wrote into the run folder.
-    changed_data: a resumed run may go on with data that have grown or changed.
+    resume: "auto" resumes from the newest intact checkpoint if there is one; "must" raises if there
+        is none. Both raise if all checkpoints are damaged.
+    quiet: print nothing.
+    stop: where stop requests are recorded, for a caller that already listens to signals.
+    overwrite: whether a new run may replace what evenfield wrote into the run folder.
+    changed_data: whether a resumed run may continue with data that have grown or changed.
 
-    Raises EvenfieldError for data without what the run needs, DestinationError for an occupied run
-    folder, NoCheckpointError without a whole checkpoint, ResumeError for one that does not fit,
-    TrainingError when training cannot continue.
+    Raises EvenfieldError for unsuitable data, DestinationError for an occupied run folder,
+    NoCheckpointError without an intact checkpoint, ResumeError for a checkpoint that does not fit,
+    and TrainingError if training cannot continue.
     """
-    # everything that can be refused, before anything is computed or written
+    # all refusals come before anything is computed or written
     data = config.open_data()
     check_data(config, data)
     start = _start_of(config, data) if resume == "no" else None
@@ -96,8 +97,8 @@ def pretrain(
     stop = stop or StopRequest()
     with listening(stop), ExitStack() as held:
         start_distributed()
-        # What rank 0 writes from here on must not be there yet when another rank makes the checks
-        # above. Only the first start of a process waits for the others.
+        # All ranks must finish the checks above before rank 0 writes. `start_distributed` waits for
+        # the others only at the first start in a process.
         dist.barrier()
         rank = dist.get_rank()
         console = Console(quiet=quiet or rank != 0, soft_wrap=True)
@@ -109,7 +110,10 @@ def pretrain(
 
 
 def _start_of(config: PretrainConfig, data: Collection) -> Start | None:
-    """The finished model that a new run begins with; it must fit the settings and the data."""
+    """Load the model that a new run starts from, and check it against settings and data.
+
+    None without `start_from`.
+    """
     if config.start_from is None:
         return None
     start = Start(load(config.start_from))
@@ -129,7 +133,7 @@ def _run(
 ) -> Path | None:
     for note in notes_on_data(data):
         console.print(note)
-    # before the potential, whose heads then have the places that they have in the checkpoint
+    # before the potential is built, because its heads must have the order of the checkpoint
     begun = look_for_run(config, data, resume, console, changed_data=changed_data)
 
     # what is trained, on what, and by what
@@ -137,7 +141,7 @@ def _run(
     kept: KeptHeads | None = None
     start_record: StartRecord | None = None
     if begun:
-        # the model that it began with may be gone by now
+        # from the checkpoint, because the model that the run started from may be gone by now
         kept = begun.kept
         start_record = StartRecord.from_dict(begun.start) if begun.start else None
     else:
@@ -180,7 +184,7 @@ def _run(
     )
     if begun and loaded:
         trainer.load_state(loaded.states, same_data=begun.same_data)
-        # an average of the weights has heads too
+        # averaged weights may lack new heads too
         num_saved = len(begun.kept.elements)
         trainer.load_tensors(filled_up(loaded.tensors, trainer.tensors(), num_saved))
 
@@ -194,7 +198,7 @@ def _run(
     if engine.rank == 0:
         with trainer.evaluated_weights():
             _write_results(config, data, start_record, potential, trainer.seconds, console)
-    # no rank may end, and take the others with it, while rank 0 still writes
+    # while rank 0 writes, no other rank may exit, because that would end all ranks
     dist.barrier()
     return Path(config.out) / "model"
 
@@ -207,7 +211,7 @@ def _begin_with(
     potential: Potential,
     console: Console,
 ) -> None:
-    """Take over what a finished model knows, and say what looks wrong about it."""
+    """Take over the weights of a finished model, and print notes about its fit to the data."""
     levels = potential.config.levels_of_theory
     notes = start.take_over(potential, config.level_sharing.levels)
     notes += start.left_behind(run_data.elements)
@@ -248,7 +252,7 @@ def _tell_where_it_stopped(trainer: Trainer, parts: _Parts, console: Console) ->
 
 @dataclass(frozen=True)
 class _Parts:
-    """The callbacks of a run, in any order, and those of them that the run itself asks."""
+    """The callbacks of a run, in any order, and those that the run itself uses directly."""
 
     callbacks: list[Callback]
     checkpoints: Checkpoints
@@ -304,7 +308,7 @@ def _callbacks_of_rank_0(
     console: Console,
     start_step: int,
 ) -> list[Callback]:
-    """Averages, validation, and everything that writes figures."""
+    """Callbacks of rank 0: weight average, validation, and everything that writes metrics."""
     out = Path(config.out)
     potential = train_module.potential
     callbacks: list[Callback] = [
@@ -314,7 +318,7 @@ def _callbacks_of_rank_0(
     if config.average.decay:
         callbacks.append(WeightAverage(potential, config.average))
     levels = potential.config.levels_of_theory
-    # errors of elements without reference energies would drown all others
+    # errors of elements without reference energies would dominate all others
     learned = Coverage(counts_of_levels(data.census(), levels))
     spread = spread_structures(data, "valid", levels, config.evaluate_structures)
     structures = list(learned.answerable(spread))
@@ -342,14 +346,14 @@ def _write_results(
     seconds: float,
     console: Console,
 ) -> None:
-    # before the first file: nothing of a run that failed may look like a result
+    # before the first file, because a failed run must not leave anything that looks like a result
     refuse_unusable_weights(potential)
     out = Path(config.out)
     census = data.census()
     record = _record(config, data, start, potential, census, seconds)
 
     split = held_out_split(data)
-    # of levels and elements without a training structure a model knows nothing
+    # a model knows nothing about levels and elements without training structures
     coverage = Coverage(record.learned)
     structures = coverage.answerable(data.structures(split))
     predictions = predict(potential, structures, progress=not console.quiet)
@@ -373,7 +377,7 @@ def _write_results(
 
 
 def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
-    """What the data sets say of the levels of theory of a model."""
+    """The details that the data sets state for the levels of theory of a model."""
     known: dict[str, str] = {}
     for info in data.infos:
         known |= info.get("level_details", {})
@@ -381,7 +385,10 @@ def _level_details(data: Collection, levels: list[str]) -> dict[str, str]:
 
 
 def _published(config: PretrainConfig) -> dict[str, Any]:
-    """The settings that a model states. Its `base_model` names the start, whose path is private."""
+    """The settings to store in a model, without the private path `start_from`.
+
+    The record names the model that the run started from as `base_model`.
+    """
     return {key: value for key, value in config.saved().items() if key != "start_from"}
 
 

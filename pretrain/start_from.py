@@ -1,7 +1,7 @@
-"""Going on from a finished model: its weights, heads and reference energies, taken over by name.
+"""Start a run from a finished model instead of random weights.
 
-A new run on new data need not begin at random weights. What a model knows of a level of theory
-belongs to the level's name, so the run may have other levels, in another order, and more elements.
+Weights, heads and reference energies are taken over. Heads are matched by the name of their level
+of theory, so the run may have other levels, in another order, and more elements.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from .checkpoints.run_data import KeptHeads
 
 @dataclass(frozen=True)
 class StartRecord:
-    """What the record of a run's model says of the model that the run began with."""
+    """The facts about the start model that checkpoints and the record of the new model keep."""
 
     reference: str
     training_data: list[TrainingData]
-    """Data sets of that model."""
+    """The data sets that the start model was trained on."""
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Inverse of `to_dict`."""
         data = [TrainingData.model_validate(source) for source in saved["training_data"]]
         return cls(saved["reference"], data)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. Checkpoints keep it, since the model may be gone when a run is resumed."""
+        """A JSON-ready form, kept in checkpoints because the model may be gone at a resume."""
         data = [source.model_dump(mode="json") for source in self.training_data]
         return {"reference": self.reference, "training_data": data}
 
     def with_data(self, data: list[TrainingData]) -> list[TrainingData]:
-        """The data sets of the model, without those that the run uses again, and of the run."""
+        """The data sets of the start model followed by `data`, those of the run, each once."""
         again = {source.sha256 for source in data}
         before = [source for source in self.training_data if source.sha256 not in again]
         return [*before, *data]
@@ -54,19 +54,19 @@ class StartRecord:
 
 @dataclass(frozen=True)
 class Start:
-    """A finished model, as the start of a run whose data may have other levels of theory."""
+    """A finished model as the start of a run, whose data may have other levels of theory."""
 
     model: LoadedModel
 
     @property
     def levels(self) -> list[str]:
-        """Levels of theory of the model."""
+        """The levels of theory of the model."""
         return self.model.potential.config.levels_of_theory
 
     def check(self, config: ModelConfig, data: Collection) -> None:
-        """Raise EvenfieldError for a model that was built with other settings than the run's.
+        """Raise EvenfieldError if the model settings differ from those of the run.
 
-        Raises PhysicsError for one with other physics than the labels of the data.
+        Raises PhysicsError if the model's physics is not that of the data.
         """
         refuse_other_physics(data.physics, self.model.potential.config.physics, str(data))
         own = _settings(self.model.potential.config)
@@ -83,9 +83,9 @@ class Start:
             )
 
     def check_levels(self, levels: Iterable[str], data: str) -> None:
-        """Raise EvenfieldError for a level of the data that the model has in another spelling.
+        """Raise EvenfieldError for a level of the data that the model spells differently.
 
-        It would be taken for a new one, and the head that the model has learned would be lost.
+        Otherwise it would count as a new level, and the learned head would be lost.
         """
         refuse_other_spelling(
             levels,
@@ -98,26 +98,26 @@ class Start:
 
     @property
     def record(self) -> StartRecord:
-        """What stays of it in the run's checkpoints and model."""
+        """The facts that the checkpoints and the model of the run keep."""
         return StartRecord(self.model.reference, self.model.record.training_data)
 
     @property
     def kept(self) -> KeptHeads:
-        """What the potential is built with: the normalisation that the weights were learned under.
+        """The normalisation of the model, for building the potential of the run.
 
-        Heads are those of the data, in their order.
+        No heads are kept here, so their order is that of the data.
         """
         return KeptHeads(self.model.potential.config.num_neighbours, {})
 
     def take_over(self, potential: Potential, sharing: list[str]) -> list[str]:
         """Load the model's weights into the potential of a run, in place; returns notes.
 
-        Levels of theory that both have take over their readout, radii, energy scale, and the E0 of
-        the elements that the model has learned. A level that the model does not have, and the E0
-        of other elements, stay as they were built from the data.
+        For levels of theory that both have, readout, radii, energy scale, and the E0 of learned
+        elements are taken over. New levels, and the E0 of other elements, keep the values that were
+        derived from the data.
 
-        sharing: levels of theory that share their readouts. One that is new among them starts with
-        the readout and the energy scale of the first that the model has.
+        sharing: levels of theory that share their readouts. A new level among them starts with the
+            readout and energy scale of the first one that the model has.
         """
         levels = potential.config.levels_of_theory
         own = potential.state_dict()
@@ -152,9 +152,9 @@ class Start:
         return notes
 
     def left_behind(self, elements: Mapping[str, Iterable[str]]) -> list[str]:
-        """What the model has learned and the data of the run do not have, as notes.
+        """Notes on levels and elements that the model has learned but the data do not contain.
 
-        elements: level of theory -> symbols with training energies in these data.
+        elements: level of theory -> symbols with training energies in the data of the run.
         """
         notes = []
         levels = [level for level in self.levels if level not in elements]
@@ -173,7 +173,7 @@ class Start:
         return notes
 
     def notes_on_levels(self, potential: Potential, structures: list[Structure]) -> list[str]:
-        """Warnings of levels whose energies in the data the model does not explain."""
+        """Warnings about levels whose energies in the data do not fit the heads of the model."""
         elements = {
             level: self.model.record.trained_symbols(level)
             for level in potential.config.levels_of_theory
@@ -184,7 +184,7 @@ class Start:
 
 
 def how_to_rename(level: str) -> str:
-    """The remedy for data whose level of theory is another spelling of `level`."""
+    """The remedy for data that spell the level of theory `level` differently."""
     return (
         f"convert the data again with level_of_theory={level!r} if it is the same, or else with a "
         "name that differs more"
@@ -192,7 +192,7 @@ def how_to_rename(level: str) -> str:
 
 
 def _start_like(potential: Potential, head: int, like: int) -> None:
-    """Give a head the readout and the energy scale of another, in place; its E0 stay."""
+    """Copy readout and energy scale from head `like` to `head`, in place. E0 is unchanged."""
     with torch.no_grad():
         for weights in (potential.readout.weight, potential.readout.element_weight):
             weights[head] = weights[like]
@@ -200,7 +200,7 @@ def _start_like(potential: Potential, head: int, like: int) -> None:
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """What a user sets of a model, by key, without what data fix."""
+    """The model settings that a user chooses, without those derived from data."""
     return {
         key: value
         for key, value in config.model_dump(mode="json").items()

@@ -1,4 +1,4 @@
-"""The training stream of a rank, and the batch size that a compiled step is built for."""
+"""The training stream of a rank, and the padded shape for compiled training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..model_zoo.compile.padded_shape import PaddedShape, choose_padded_shape
 from .config import PretrainConfig
 
 
-NUM_BATCHES = 64  # looked at to choose the padded shape; they take a second or two
+NUM_BATCHES = 64  # batches from which the padded shape is chosen, in a second or two
 
 
 def open_stream(
@@ -22,7 +22,7 @@ def open_stream(
     rank: int,
     world_size: int,
 ) -> TrainingStream:
-    """A rank's share of the training stream, from its beginning."""
+    """Open a rank's share of the training stream, at its beginning."""
     return data.stream(
         config.stream,
         config.mixing,
@@ -36,9 +36,9 @@ def open_stream(
 def padded_shape_of(
     config: PretrainConfig, data: Collection, levels_of_theory: list[str]
 ) -> PaddedShape | None:
-    """The padded shape for compiled training; None if compiling would not pay.
+    """The padded shape for compiled training; None if compiling would not pay off.
 
-    It is chosen from the first batches of a world of one, so that it is the same on all ranks and
+    It is chosen from the first batches of a single-rank stream, so it is the same on all ranks and
     at every resume.
     """
     stream = open_stream(config, data, levels_of_theory, rank=0, world_size=1).batches()
@@ -49,5 +49,5 @@ def padded_shape_of(
         ]
         return choose_padded_shape(num_neighbours)
     finally:
-        # ends the thread that prepares batches
+        # stops the thread that prepares batches
         stream.close()

@@ -1,13 +1,13 @@
-"""torch.compile for a potential: energies of the atoms and their slopes by edge vectors.
+"""torch.compile for a potential: atomic energies and their derivatives by edge vectors.
 
-A potential computes them by calling its `slope_functions`, if it has any. The two functions here
-put compiled ones there, so the potential itself knows nothing of compilation, and compilation
-nothing of the network.
+A potential computes energies and slopes with its `slope_functions`, if it has any. The functions
+here put compiled versions there. The potential therefore does not depend on compilation, and
+compilation does not depend on the network.
 
 The derivative is traced into the graph (tracing.py), so torch.compile sees a plain function of edge
-vectors. For inference the numbers of atoms and edges stay symbols: one compilation serves
-structures of any size. For training, where the second derivative is compiled as well, symbols cost
-most of the gain (docs/performance.md), so every batch is padded to one shape.
+vectors. For inference, the numbers of atoms and edges stay symbolic, so one compilation serves
+structures of any size. For training, the second derivative is compiled as well. Symbolic sizes
+would then cost most of the gain (docs/performance.md), so every batch is padded to the same shape.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .tracing import trace
 def compile_for_inference(potential: Potential) -> CompiledInference:
     """Compile a potential, in place, for calls under `torch.no_grad`.
 
-    The next call takes a minute; each call after it takes about a quarter less time than before.
+    The next call takes a minute. Later calls take about a quarter less time than without
+    compilation.
     """
     compiled = CompiledInference(potential)
     potential.slope_functions["inference"] = compiled
@@ -37,7 +38,7 @@ def compile_for_inference(potential: Potential) -> CompiledInference:
 
 
 def compile_for_training(potential: Potential, shape: PaddedShape) -> CompiledTraining:
-    """Compile a potential, in place, for training on batches that are padded to one shape.
+    """Compile a potential, in place, for training on batches padded to one shape.
 
     The first step takes minutes.
     """
@@ -47,10 +48,10 @@ def compile_for_training(potential: Potential, shape: PaddedShape) -> CompiledTr
 
 
 class CompiledInference:
-    """Energies and slopes without a graph, compiled at the first call for its tile size.
+    """Energies and slopes for inference, compiled at the first call for the tile size of that call.
 
-    Where torch.compile fails, for example without a C++ compiler, it warns once and uses the eager
-    function from then on.
+    If torch.compile fails, for example without a C++ compiler, this warns once and runs eagerly
+    from then on.
     """
 
     def __init__(self, network: InteractionEnergies) -> None:
@@ -63,7 +64,7 @@ class CompiledInference:
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> EdgeSlopes:
         """Atomic numbers (N,), heads (N,) and vectors (E, 3) in A -> energies and slopes."""
-        # torch.compile makes constants of the sizes 0 and 1
+        # torch.compile treats the sizes 0 and 1 as constants
         too_small = len(atomic_numbers) < 2 or len(tiles.receiver) < 2
         if self.failed or too_small:
             return self._eager(atomic_numbers, head, vectors, tiles)
@@ -91,10 +92,11 @@ class CompiledInference:
 
 
 class CompiledTraining:
-    """Energies and slopes that can be differentiated by the weights, for batches of one shape.
+    """Energies and slopes for training, for batches padded to one shape.
 
-    Compiled at the first call. A batch that is too large for the shape runs eagerly. All batches do
-    after torch.compile has failed; it then warns once.
+    They are differentiable with respect to the weights. Compilation happens at the first call. A
+    batch that is too large for the shape runs eagerly. If torch.compile fails, this warns once and
+    runs all batches eagerly.
     """
 
     def __init__(self, network: InteractionEnergies, shape: PaddedShape, cutoff: float) -> None:
@@ -106,7 +108,7 @@ class CompiledTraining:
 
     @property
     def tile_size(self) -> int | None:
-        """Slots of a tile that batches must have; None for any."""
+        """The number of slots per tile that batches must have; None if any number will do."""
         return None if self.failed else self.shape.tile_size
 
     def __call__(
@@ -146,7 +148,7 @@ def _warn(error: Exception) -> None:
 def _compiled_inference(
     network: InteractionEnergies, like: Tensor, tile_size: int
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A compiled function of (atomic numbers, heads, vectors, senders, receivers) of any sizes."""
+    """A compiled function of (atomic numbers, heads, vectors, senders, receivers), of any size."""
 
     def function(
         atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, receiver: Tensor
@@ -163,7 +165,7 @@ def _compiled_training(
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """A compiled function of (atomic numbers, heads, vectors, senders, receivers).
 
-    The sizes are those of its first call.
+    Its sizes are fixed by the first call.
     """
 
     def function(

@@ -1,8 +1,6 @@
-"""The fixed sizes of a compiled training step.
+"""The fixed sizes of a compiled training step, to which batches are padded.
 
-torch.compile needs constant sizes there, so batches are padded to them.
-
-Shapes: N atoms, T slots of a tile.
+Shapes: N atoms, T slots per tile.
 """
 
 from __future__ import annotations
@@ -15,19 +13,19 @@ from torch import Tensor
 from ..network.tiles import TILE_COST, TILE_SIZES, Tiles, count_tiles
 
 
-# What an atom costs besides its edges, in slots. Measured on a CPU.
+# Cost of an atom without its edges, in units of the cost of a slot. Measured on a CPU.
 ATOM_COST = 15
-# The time of an eager step over that of a compiled one of the same size. Measured on a CPU.
+# Ratio of the times of an eager and a compiled step of the same size. Measured on a CPU.
 GAIN = 1.5
-# A smaller gain over a whole run does not pay for compiling.
+# With a smaller overall gain, compiling does not pay off.
 LEAST_GAIN = 1.05
-# Shares of the batches that a shape may fit. The other batches run without the compiler.
+# Candidate shares of batches that fit a shape. The other batches run eagerly.
 SHARES = (0.75, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
 class PaddedShape:
-    """Numbers of atoms and tiles, and slots of a tile, that every batch is padded to."""
+    """The numbers of atoms, tiles and slots per tile of a padded batch."""
 
     num_atoms: int
     num_tiles: int
@@ -41,10 +39,10 @@ class PaddedShape:
     def pad(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles, cutoff: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Atomic numbers, heads, vectors, senders and receivers, padded to this shape.
+        """Return atomic numbers, heads, vectors, senders and receivers, padded to this shape.
 
-        The added atoms have Z = 0. The added tiles hold edges from the last atom to itself, longer
-        than the cutoff. They add exact zeros to energies, slopes and gradients.
+        Padding atoms have Z = 0. Padding tiles hold edges from the last atom to itself that are
+        longer than `cutoff` (A). They contribute exact zeros to energies, slopes and gradients.
         """
         extra_atoms = self.num_atoms - len(atomic_numbers)
         extra_tiles = self.num_tiles - len(tiles.receiver)
@@ -64,15 +62,16 @@ class PaddedShape:
 
 
 def choose_padded_shape(degrees: list[Tensor]) -> PaddedShape | None:
-    """The shape with which batches like these take least time; None if compiling would not pay.
+    """Choose the shape with which similar batches take the least time.
 
-    degrees: for each batch the number of neighbours of every atom (N,).
+    `degrees` holds, for each batch, the number of neighbours of every atom (N,). The result is None
+    if compiling would not pay off.
     """
     atoms = torch.tensor([len(degree) for degree in degrees]).double()  # (batches,)
     tile_counts = [count_tiles(degree) for degree in degrees]
     tiles_of_size = torch.stack(tile_counts).double()  # (batches, sizes)
 
-    # the eager step takes the cheapest tile size for each batch
+    # an eager step uses the cheapest tile size for each batch
     cost_of_tile = torch.tensor(TILE_SIZES) + TILE_COST
     cost_of_size = tiles_of_size * cost_of_tile  # (batches, sizes)
     eager = cost_of_size.min(1).values + ATOM_COST * atoms

@@ -1,6 +1,6 @@
-"""A function of the network as a graph of aten operations, for torch.compile and TorchScript.
+"""Trace a function of the network to a graph of aten operations, for torch.compile and TorchScript.
 
-The numbers of atoms and tiles stay symbols: one graph serves structures of any size.
+The numbers of atoms and tiles stay symbolic, so one graph serves structures of any size.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ...core.errors import EvenfieldError
 
 
-# Sizes of the example inputs. Tracing takes equal sizes for one and the same symbol, so these are
+# Sizes of the example inputs. Tracing identifies equal sizes as the same symbol, so these are
 # primes that no other dimension has.
 EXAMPLE_ATOMS = 1009
 EXAMPLE_TILES = 1013
 
-# Python functions that TorchScript knows by name
+# Python functions that TorchScript supports by name
 SCRIPTABLE = (operator.getitem, operator.mul, operator.floordiv, operator.add, operator.sub)
 
-# Where and how the traced tensors were stored. Without them a result is stored as its input is.
+# Arguments that fix where and how a tensor is stored. Without them, results follow their inputs.
 PLACEMENT = ("device", "layout", "pin_memory")
 
 
@@ -35,10 +35,11 @@ class UnscriptableError(EvenfieldError):
 
 
 def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphModule:
-    """The graph of a function of (atomic numbers, heads, vectors, senders, receivers).
+    """Trace a function of (atomic numbers, heads, vectors, senders, receivers).
 
-    The inputs have the shapes (N,), (N,), (tiles * T, 3), (tiles * T,) and (tiles,), with the
-    number T of slots fixed to `tile_size`, and the dtype and device of `like`.
+    The inputs have the shapes (N,), (N,), (tiles * T, 3), (tiles * T,) and (tiles,). The number T
+    of slots per tile is fixed to `tile_size`. Vectors have the dtype of `like`, and all inputs are
+    on its device.
     """
     atoms = like.new_zeros(EXAMPLE_ATOMS, dtype=torch.long)
     slots = like.new_zeros(EXAMPLE_TILES * tile_size, dtype=torch.long)
@@ -48,12 +49,12 @@ def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphMo
 
     for node in graph.graph.nodes:
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            # The compilers may store a tensor in another order than the traced one had. Some views
-            # are then impossible.
+            # Compilers may choose another memory layout than the traced one, for which some views
+            # are impossible.
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.detach.default:
-            # Tracing a derivative detaches what its formulas saved. A second derivative would lose
-            # those terms.
+            # Tracing a derivative detaches saved tensors. A second derivative would lose their
+            # terms.
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.recompile()
@@ -61,14 +62,14 @@ def trace(function: Callable[..., Any], like: Tensor, tile_size: int) -> GraphMo
 
 
 def scripted(graph: GraphModule) -> torch.jit.ScriptModule:
-    """A traced graph, compiled by TorchScript.
+    """Compile a traced graph with TorchScript.
 
-    It can be differentiated, saved and moved between devices. Raises UnscriptableError for an
-    operation that TorchScript does not know by name.
+    The result can be differentiated, saved and moved between devices. The graph is modified. Raises
+    UnscriptableError for an operation that TorchScript does not support.
     """
     _constants_to_buffers(graph)
     for node in graph.graph.nodes:
-        # annotations use names of this process; all values are tensors and numbers
+        # type annotations refer to names that TorchScript cannot resolve; they are not needed
         node.type = None
         if node.op == "call_function":
             node.target = _without_overload(node.target)
@@ -83,7 +84,7 @@ def scripted(graph: GraphModule) -> torch.jit.ScriptModule:
 
 
 def _constants_to_buffers(graph: GraphModule) -> None:
-    """Register the constants of a graph as buffers: a module moves only those between devices."""
+    """Register the constants of a graph as buffers, so that they move with the module's device."""
     new_names: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op != "get_attr":
@@ -98,7 +99,7 @@ def _constants_to_buffers(graph: GraphModule) -> None:
 
 
 def _without_overload(target: Any) -> Any:
-    """The operation without its overload, which TorchScript chooses by the arguments."""
+    """The operation without its overload. TorchScript chooses the overload by the arguments."""
     if target is torch.ops.aten.sym_size.int:
         return torch.ops.aten.size
     if target is torch.ops.aten.sym_numel.default:

@@ -1,1 +1,1 @@
-"""What a model of given size costs in operations, bytes and memory, before it is trained."""
+"""The cost of a model of a given size in operations, memory traffic and memory."""

@@ -1,4 +1,4 @@
-"""`evenfield model cost`: what a size of model costs, before anything is trained."""
+"""`evenfield model cost`: the cost of a model of a given size, before it is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="The architecture: what a size of m
 
 @app.callback()
 def architecture() -> None:
-    """A group of its own, though it has one command so far."""
+    """Makes `model` a command group, although it has only one command so far."""
 
 
 @app.command()
@@ -51,11 +51,14 @@ def cost(
         bool, settings_option("model_zoo.potential.config:PotentialConfig")
     ] = False,
 ) -> None:
-    """Parameters, FLOPs, bytes and memory per atom and edge, and the largest batch for a device.
+    """Parameters, FLOPs, traffic and memory per atom and edge; largest batch.
 
-    Nothing is computed but the count: the network runs on tensors without data. With learned
-    charges, an atom also meets all waves of its structure, which fill the volume that `neighbours`
-    implies: say how large your crystals are.
+    Only the operations are counted: the network runs on tensors without data. The largest batch is
+    that of a training step on the device.
+
+    With learned charges, each atom of a crystal interacts with all reciprocal-space waves of its
+    structure. Their number grows with the size of the crystal, which --atoms states; its volume
+    follows from --neighbours.
 
     Examples:
     evenfield model cost
@@ -78,7 +81,7 @@ def cost(
         "inference": per_atom_and_edge(config, torch_dtype, training=False),
         "training": per_atom_and_edge(config, torch_dtype, training=True),
     }
-    # of an atom, where a sphere of the cutoff has so many
+    # volume per atom, if a sphere with the cutoff as radius holds `neighbours` atoms
     volume = 4 / 3 * math.pi * config.cutoff**3 / neighbours
     charges = {
         name: of_charges(config, torch_dtype, atoms, volume, training=name == "training")
@@ -115,7 +118,7 @@ def cost(
 
 
 def _whole(atom: Cost, edge: Cost, neighbours: float, charges: Cost | None) -> Cost:
-    """An atom with its edges and its charge."""
+    """The cost of an atom with its edges and its charge."""
     from .cost import Cost
 
     of_charges = (0.0, 0.0, 0.0) if charges is None else astuple(charges)
@@ -149,7 +152,7 @@ def _table(
 
 
 def _roofline(whole: Cost, dtype: torch.dtype) -> str:
-    """Whether matrix products or memory bound the model on this machine, with one thread each."""
+    """A line on whether matrix products or memory traffic limit the speed on this machine."""
     product_rate, memory_rate = machine_rates(dtype)
     product_seconds = whole.flops / product_rate
     memory_seconds = whole.traffic / memory_rate
@@ -164,9 +167,9 @@ def _roofline(whole: Cost, dtype: torch.dtype) -> str:
 
 
 def machine_rates(dtype: torch.dtype, seconds: float = 0.5) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, and bytes/s that an addition reads and writes.
+    """Measure FLOP/s of a large matrix product, and bytes/s read and written by an addition.
 
-    With the number of threads that torch is set to.
+    Both use the number of threads that torch is set to.
     """
     import torch
 
@@ -174,7 +177,7 @@ def machine_rates(dtype: torch.dtype, seconds: float = 0.5) -> tuple[float, floa
     long = torch.ones(1 << 24, dtype=dtype)
 
     def rate(work: Callable[[], object], amount: float) -> float:
-        """The best of all calls within `seconds`, at least one."""
+        """The best rate of all calls within `seconds`; at least one call is made."""
         best = 0.0
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or not best:

@@ -1,12 +1,12 @@
-"""What a model costs: operations, bytes moved and peak memory of one call, without doing the work.
+"""Count operations, memory traffic and peak memory of a model call without computing it.
 
-The network is run on fake tensors, which have sizes but no data. The count therefore follows the
-code of any network, and models of every size can be counted on any machine. Costs are linear in
-atoms and edge slots; `per_atom_and_edge` finds the two coefficients.
+The network runs on fake tensors, which have sizes but no data. The count therefore works for any
+network, and for models of any size on any machine. Costs are linear in atoms and edge slots;
+`per_atom_and_edge` finds the two coefficients.
 
-Learned charges have a cost of their own, `of_charges`: in a crystal each atom meets all waves of
-its structure, and these are as many as the volume has room for. So the cost of an atom grows with
-the structure, and that of the structure as its square.
+Learned charges are counted separately, by `of_charges`. In a crystal, each atom interacts with all
+reciprocal-space waves of its structure, and their number is proportional to the volume. The cost
+per atom therefore grows linearly with the structure, and the cost of the structure as its square.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ..potential.derivatives import energies_and_slopes
 from ..potential.potential import Potential
 
 
-# Slots of a tile; the cost of an edge hardly depends on it.
+# Slots per tile; the cost of an edge hardly depends on it.
 TILE_SIZE = 16
 
-# Atoms and tiles of the calls that are compared: so many that fixed costs do not show.
+# Atoms and tiles of the compared calls, large enough to make fixed costs negligible.
 NUM_ATOMS = 500
 NUM_TILES = 2000
 
-# Atoms of the two crystals whose waves are counted, and the waves along an edge of their cell.
+# Atoms of the smaller of two crystals whose waves are counted, and waves along their cell edges.
 FEW_ATOMS = 16
 WAVES_ALONG = 12
 
@@ -57,7 +57,7 @@ class Cost:
 
 
 class CostCounter(TorchDispatchMode):
-    """Adds up what every operator does while it is active."""
+    """Sums up operations, traffic and memory of all operators while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class CostCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        # the registry has matrix products and the like; other operators add to the traffic only
+        # the registry covers matrix products and the like; other operators add only traffic
         count_flops = flop_registry.get(func._overloadpacket)
         if count_flops is not None:
             self.flops += count_flops(*args, **kwargs, out_val=out)
 
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         written = sum(self._register(tensor) for tensor in outputs)
-        # a view writes nothing, and so moves nothing
+        # a view writes nothing, so it moves no data
         if written:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             read = sum(tensor.numel() * tensor.element_size() for tensor in inputs)
@@ -85,7 +85,7 @@ class CostCounter(TorchDispatchMode):
         return out
 
     def _register(self, tensor: Tensor) -> int:
-        """Bytes of a tensor's storage if it is a new one. Its memory counts until it is freed."""
+        """Count a new storage until it is freed. Returns its bytes, or 0 if it is not new."""
         storage = tensor.untyped_storage()
         if storage in self._storages:
             return 0
@@ -102,9 +102,9 @@ class CostCounter(TorchDispatchMode):
 
 
 def count(potential: Potential, num_atoms: int, num_tiles: int, *, training: bool) -> Cost:
-    """Cost of energies and forces of so many atoms and tiles of TILE_SIZE edge slots.
+    """Cost of energies and slopes for `num_atoms` atoms and `num_tiles` tiles of TILE_SIZE slots.
 
-    In training the cost of the gradients by the parameters is included.
+    With `training`, the gradients with respect to the parameters are included.
     """
     parameters = []
     for parameter in potential.parameters():
@@ -119,7 +119,7 @@ def count(potential: Potential, num_atoms: int, num_tiles: int, *, training: boo
         vectors = torch.ones(num_tiles * TILE_SIZE, 3, dtype=dtype, device=device)
         tiles = Tiles(sender, receiver, vectors, TILE_SIZE)
 
-        # values do not matter: all atoms are of one element and head
+        # values do not matter, so all atoms have the same element and head
         atoms = sender.new_zeros(num_atoms)
         found = energies_and_slopes(potential, atoms, atoms, vectors, tiles, keep_graph=training)
         if training:
@@ -131,7 +131,7 @@ def count(potential: Potential, num_atoms: int, num_tiles: int, *, training: boo
 def per_atom_and_edge(
     config: PotentialConfig, dtype: torch.dtype, *, training: bool
 ) -> tuple[Cost, Cost]:
-    """Cost of one more atom without edges, and of one more edge slot, in a large call."""
+    """Marginal costs, in a large call, of an atom without edges and of an edge slot."""
     potential = Potential(config).to(dtype)
     base = count(potential, NUM_ATOMS, NUM_TILES, training=training)
     more_atoms = count(potential, 2 * NUM_ATOMS, NUM_TILES, training=training)
@@ -151,11 +151,11 @@ def of_charges(
     *,
     training: bool,
 ) -> Cost:
-    """Cost of the learned charges of one atom in a crystal of so many, `volume` A^3 for each.
+    """Cost of the learned charges per atom, in a crystal of `num_atoms` atoms.
 
-    It comes on top of `per_atom_and_edge`. Nothing for a model without charges. Waves are in
-    float64, and are counted on a small crystal whose energies are computed. Molecules, which sum
-    over pairs instead of waves, cost less.
+    `volume` is the volume per atom in A^3. The cost comes on top of `per_atom_and_edge`, and is
+    zero for a model without charges. Waves are computed in float64. They are counted on two small
+    crystals whose energies are computed. Molecules cost less, because they sum over pairs instead.
     """
     if not config.charges:
         return Cost(0.0, 0.0, 0.0)
@@ -174,7 +174,7 @@ def of_charges(
 
 
 def _count_hidden(head: Charges, num_atoms: int, *, training: bool) -> Cost:
-    """Cost of the charges of atoms from their features, and of the slopes by these."""
+    """Cost of computing charges from features, and derivatives with respect to the features."""
     size = head.hidden.in_features
     dtype = head.weight.dtype
     with FakeTensorMode(allow_non_fake_inputs=True), CostCounter() as counter, torch.enable_grad():
@@ -191,7 +191,7 @@ def _count_hidden(head: Charges, num_atoms: int, *, training: bool) -> Cost:
 def _count_waves(width: float, num_atoms: int, *, training: bool) -> Cost:
     """Cost of the Coulomb energy of a cubic crystal, and of its derivatives.
 
-    The number of waves follows from the cell, which a tensor without data does not have.
+    They are really computed, because the number of waves depends on the values of the cell.
     """
     length = (WAVES_ALONG - 0.5) * resolution(smooth_deviation(width))
     generator = torch.Generator().manual_seed(0)
@@ -218,7 +218,7 @@ def _count_waves(width: float, num_atoms: int, *, training: bool) -> Cost:
 
 
 def _difference(base: Cost, larger: Cost, steps: int) -> Cost:
-    """Cost of one of `steps` equal steps from `base` to `larger`."""
+    """The cost difference from `base` to `larger`, divided by `steps`."""
     pairs = zip(astuple(base), astuple(larger), strict=True)
     costs = [(after - before) / steps for before, after in pairs]
     return Cost(*costs)

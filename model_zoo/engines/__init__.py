@@ -1,8 +1,9 @@
-"""A loaded model in other programs: ASE, torch-sim, i-PI, and whatever reads metatomic files.
+"""Use a loaded model in other programs: ASE, torch-sim, i-PI, and programs that read metatomic.
 
-In: a LoadedModel of `hub/load.py`. Out: objects or files that these programs can use. All of them
-predict at one level of theory, and refuse elements which that level never saw in training.
+In: a LoadedModel from `hub/load.py`. Out: objects or files for these programs. Every engine
+predicts at one level of theory and refuses elements without training data at that level.
 
-Open `calculator.py` first. The other engines follow it: `torch_sim_model.py`, `i_pi_driver.py`, and
-for metatomic `metatomic_export.py`, which writes the file, and `metatomic_model.py`, its content.
+Open `calculator.py` first. The other engines follow its design: `torch_sim_model.py` and
+`i_pi_driver.py`. For metatomic, `metatomic_export.py` writes the file, and `metatomic_model.py` is
+its content.
 """

@@ -1,6 +1,6 @@
 """The ASE calculator of a model, for one level of theory.
 
-It gives energy, forces, stress, per-atom energies, and the features that the energy is linear in.
+It gives energy, forces, stress, per-atom energies, and the features in which the energy is linear.
 The functions at the end are shared with the other engines.
 """
 
@@ -44,22 +44,22 @@ from .verlet_list import VerletList
 
 
 class EvenfieldCalculator(Calculator):
-    """Use a model wherever ASE takes a calculator: dynamics, relaxation, phonons.
+    """An ASE calculator, for example for dynamics, relaxation and phonons.
 
-    On request, `results` also holds how large the errors are: see `model_zoo/uncertainty`. A model
-    that was trained on labels minus physics has the physics added here, and its charges, if it has
-    any, are in `results` too.
+    On request, `results` also contains error estimates; see `model_zoo/uncertainty`. If a model was
+    trained on labels minus physics, the physics is added here. Charges of the model or of its
+    physics are in `results` too.
 
-    Elements that the level of theory never saw in training are refused, because their energies
-    would be guesses. What ASE writes about the calculator into trajectories and databases names
-    the model with its revision.
+    Elements without training data at the level of theory are refused, because their energies would
+    be guesses. The parameters that ASE writes into trajectories and databases name the model with
+    its revision.
     """
 
     name = "evenfield"
-    # ASE reads a list here
+    # ASE expects a list here
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
-    # what `set` can change; ASE accepts any key, and would only note it
+    # the keys that `set` accepts; ASE itself would accept and store any key
     settable: tuple[str, ...] = ("level_of_theory", "dtype", "device", "skin", "field")
 
     def __init__(
@@ -80,31 +80,34 @@ class EvenfieldCalculator(Calculator):
         field: Sequence[float] | None = None,
         field_heads: FieldHeads | None = None,
     ) -> None:
-        """Prepare a model for one level of theory; by default the model's own default.
+        """Prepare a model for one level of theory; by default, the default level of the model.
 
-        `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
-        the Verlet list in A. `compiled` compiles the network at the first call, which pays for long
-        dynamics. `reference` pins the model in what ASE writes. `domains` says where the levels of
-        theory have training structures; once of each kind, structures outside are warned of.
+        `dtype` is float32 or float64; the default is the dtype of the weights. `skin` is the margin
+        of the Verlet list in A. `compiled` compiles the network at the first call, which pays off
+        in long dynamics. `reference` is the name of the model, with its revision, that ASE writes.
+        `domains` describes the training structures of the levels of theory. A structure outside of
+        them causes a warning, at most one of each kind.
 
-        `uncertainties` are those of the levels of theory; with them, `results` also holds
-        `energy_std` and `energy_radius` (eV), `forces_std` (N, 3), `forces_radius` (N,) and
-        `max_committee_disagreement` (eV/A), `distance` (N,) and `inside` (N,). The radii cover an
-        error with a probability of `coverage`.
+        `uncertainties` holds the uncertainty records of the levels of theory. With them, `results`
+        also contains `energy_std` and `energy_radius` (eV), `forces_std` (N, 3), `forces_radius`
+        (N,), `committee_disagreement` (N,) and `max_committee_disagreement` (eV/A), `distance` (N,)
+        and `inside` (N,), and, if it is known, `stress_radius` (eV/A^3). A radius covers the error
+        with probability `coverage`.
 
-        `heads` predict other properties from the features of the same network. Charges (N,) in e
-        and a dipole (3,) in e*A are in `results` under ASE's names, the others under their own.
+        `heads` predict other properties from the features of the network. Charges (N,) in e and a
+        dipole (3,) in e*A appear in `results` under ASE's names, other properties under the names
+        of their heads.
 
         `field` is a uniform electric field in V/A that acts on molecules through `field_heads`.
-        Energy and forces are then those in the field, `dipole` has the part that it induces, and
-        `energies` of atoms are left out, since a field gives none to an atom.
+        Energy and forces then include the field, `dipole` includes the induced part, and `energies`
+        is left out, because the field energy is not divided among atoms.
 
-        Raises LevelError for an unknown level of theory and where a model of several has no
-        default, EngineError for an unknown dtype, skin or coverage, for a level without a record of
-        its uncertainty where one is asked for, and for a compiled network with uncertainties.
-        Raises HeadError for no heads where some are asked for, for two of the same property, and
-        for a field without heads that it acts through.
-        Raises MissingPackageError for physics whose package is not installed.
+        Raises LevelError for an unknown level of theory, or if the model has several levels and no
+        default; EngineError for an invalid device, dtype, skin, coverage or field, for a level
+        without an uncertainty record if uncertainties are requested, and for `compiled` together
+        with uncertainties; HeadError if `heads` is empty, if two heads predict the same property,
+        and for a field without heads through which it acts; MissingPackageError if a package that
+        the physics needs is not installed.
         """
         super().__init__()
         self._loaded = potential
@@ -125,7 +128,7 @@ class EvenfieldCalculator(Calculator):
             self.implemented_properties = [*type(self).implemented_properties, "charges"]
         self._heads = None if heads is None else ResultHeads(heads)
         if self._heads is not None:
-            # of this calculator alone: ASE asks it for no other property
+            # set on the instance, not the class: ASE requests only properties listed here
             known = dict.fromkeys([*self.implemented_properties, *self._heads.columns])
             self.implemented_properties = [name for name in known if name in all_outputs]
         self._field_heads = field_heads
@@ -139,10 +142,10 @@ class EvenfieldCalculator(Calculator):
     def set(self, **changes: Any) -> dict[str, Any]:
         """Change the level of theory, dtype, device, skin or field; returns what changed.
 
-        Values are those of the constructor. Results for the settings before are forgotten.
-        Raises EngineError for any other key, and for a value that the model lacks.
+        Values are as in the constructor. Earlier results are discarded. Raises EngineError for any
+        other key, and the errors of the constructor for an invalid value.
         """
-        # ASE's constructor calls this without anything to set
+        # ASE's constructor calls this without arguments
         if not changes:
             return {}
         unknown = sorted(set(changes) - set(self.settable))
@@ -172,7 +175,7 @@ class EvenfieldCalculator(Calculator):
 
     @property
     def level_of_theory(self) -> str:
-        """The head that answers; `set(level_of_theory=...)` changes it."""
+        """The level of theory of the predictions; `set(level_of_theory=...)` changes it."""
         level: str = self.parameters["level_of_theory"]
         return level
 
@@ -185,8 +188,8 @@ class EvenfieldCalculator(Calculator):
         skin: float,
         field: Sequence[float] | None,
     ) -> None:
-        """Everything that follows from the settings."""
-        # first all that can be refused, so that a refusal changes nothing
+        """Set up everything that depends on the settings."""
+        # everything that can fail comes first, so that a failure changes nothing
         levels = self._loaded.config.levels_of_theory
         level = level_to_use(self._record, levels, level_of_theory, self._domains)
         verlet_list = VerletList(self._loaded.config.cutoff, skin)
@@ -194,7 +197,7 @@ class EvenfieldCalculator(Calculator):
         own_field = _checked_field(field, self._field_heads)
         potential = moved(self._loaded, device, dtype)
         if self._is_compiled:
-            # a copy: the model may drive other calculators, which did not ask for it
+            # a copy, because other calculators may share the model and must not be compiled
             potential = copy.deepcopy(potential)
             compile_for_inference(potential)
 
@@ -208,7 +211,7 @@ class EvenfieldCalculator(Calculator):
         watch = DomainWatch.of(self._record, levels, level, self._domains)
         self._watch = None if watch is None else StructureWatch(watch, verlet_list)
 
-        # the batch of the last structure, and the atomic numbers that it was made for
+        # the batch of the last structure, and its atomic numbers
         self._batch: Batch | None = None
         self._numbers = np.empty(0, int)
         self._field = own_field
@@ -223,7 +226,7 @@ class EvenfieldCalculator(Calculator):
             field=None if own_field is None else own_field.tolist(),
         )
 
-    # Forces are derivatives: they need autograd, in full precision, whatever mode the caller is in.
+    # Forces need autograd in full precision, whatever torch modes the caller has set.
     @own_modes()
     def calculate(
         self,
@@ -231,13 +234,13 @@ class EvenfieldCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill `results`; as ASE expects, a stress only if all three directions are periodic.
+        """Fill `results`. As ASE expects, a stress needs a cell with three periodic directions.
 
-        Raises UnseenElementError, GeometryError for a structure without neighbours to search,
-        EngineError when a result is not finite, HeadError for an element that a head was fitted
-        without and for a periodic or charged structure in a field, PhysicsError for a structure
-        that the model's physics or learned charges do not fit, and PropertyNotImplementedError when
-        a stress or a dipole is asked for that does not exist.
+        Raises UnseenElementError for an element without training data; GeometryError if no
+        neighbours can be searched for; EngineError if a result is not finite; HeadError for an
+        element that a head was fitted without, and for a periodic or charged structure in a field;
+        PhysicsError if the model's physics or learned charges do not apply to the structure;
+        PropertyNotImplementedError if a stress or dipole is requested that does not exist.
         """
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -249,7 +252,7 @@ class EvenfieldCalculator(Calculator):
         energy = float(prediction.energy[0])
         self.results = {
             "energy": energy,
-            # ASE's optimisers ask for it; without an electronic temperature it is the energy
+            # ASE's optimisers request it; without an electronic temperature, it is the energy
             "free_energy": energy,
             "energies": _numpy(prediction.atom_energies),
             "forces": _numpy(prediction.forces),
@@ -269,11 +272,11 @@ class EvenfieldCalculator(Calculator):
             self.results = {}
             refuse_results(batch)
         if self._estimator is not None:
-            # after the check: a radius is infinite where nothing is known
+            # after the check for finite results, because a radius may be infinite
             self.results |= self._estimator.results(batch, prediction, self._coverage)
         if self._heads is not None:
             self.results |= self._results_of_heads(self._heads, batch)
-        # last: the dipole in the field, and not that of the head alone
+        # last, so that the dipole in the field replaces the dipole of the head
         self.results |= field_results
         if "stress" in (properties or []) and "stress" not in self.results:
             raise PropertyNotImplementedError(
@@ -283,7 +286,7 @@ class EvenfieldCalculator(Calculator):
             raise PropertyNotImplementedError(without_dipole(self.atoms))
 
     def _refuse_net_charge(self, atoms: Atoms) -> None:
-        """Raise PhysicsError for a net charge, which learned charges do not have."""
+        """Raise PhysicsError for a net charge, because learned charges always sum to zero."""
         if self._loaded.config.charges and net_charge(atoms):
             raise PhysicsError(
                 f"has the net charge {net_charge(atoms):g}, and the charges of the model add up "
@@ -292,8 +295,8 @@ class EvenfieldCalculator(Calculator):
             )
 
     def _add_physics(self, physics: Physics, atoms: Atoms) -> None:
-        """Make the results those of the whole: the network has learned what physics leaves."""
-        # nothing of the network alone may look like a result
+        """Add the physics that was subtracted from the training labels to the results."""
+        # after an error, a prediction without physics must not look like a result
         learned = self.results
         self.results = {}
         fault = other_charge(atoms.info.get("charge"), physics.config)
@@ -309,7 +312,7 @@ class EvenfieldCalculator(Calculator):
         }
         if known.stress is not None:
             results["stress"] = learned["stress"] + full_3x3_to_voigt_6_stress(known.stress)
-        # charges are learned or of the physics, never both
+        # charges come either from the physics or from the model, never both
         if known.charges is not None:
             results["charges"] = known.charges
         elif "charges" in learned:
@@ -317,11 +320,11 @@ class EvenfieldCalculator(Calculator):
         self.results = results
 
     def _add_field(self, batch: Batch, atoms: Atoms) -> dict[str, Any]:
-        """Add the field to energy and forces; what else it gives, by its name in `results`."""
+        """Add the field to energy and forces, and return its other results by name."""
         if self._field is None:
             return {}
         assert self._field_heads is not None
-        # nothing without the field may look like a result
+        # after an error, a prediction without the field must not look like a result
         without = self.results
         self.results = {}
         terms = self._field_heads.terms(self.potential, batch, atoms, self._field)
@@ -339,11 +342,11 @@ class EvenfieldCalculator(Calculator):
         return found
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation, the net charge too where something uses it."""
+        """What changed since the last calculation, including the net charge if it matters."""
         changed: list[str] = super().check_state(atoms, tol=tol)
         if self.atoms is None:
             return changed
-        # ASE compares no info, and charges depend on it
+        # ASE does not compare `atoms.info`, which holds the net charge
         asks_charge = self._heads is not None or self._field is not None
         of_heads = asks_charge and net_charge(atoms) != net_charge(self.atoms)
         stated = atoms.info.get("charge")
@@ -354,15 +357,16 @@ class EvenfieldCalculator(Calculator):
         return changed
 
     def export_properties(self) -> Properties:
-        """The results that ASE has a name for; it stops at any other."""
+        """The results whose names ASE knows; it raises an error for any other name."""
         known = {name: value for name, value in self.results.items() if name in all_outputs}
         return Properties(known)
 
     @own_modes()
     def get_features(self, atoms: Atoms | None = None) -> np.ndarray:
-        """The features that the energy of every head is linear in, (N, readout_size).
+        """The features (N, readout_size) in which the energy of every head is linear.
 
-        They are those of `atoms`, or of the structure that was calculated last.
+        They belong to `atoms`, or by default to the last calculated structure. Raises EngineError
+        if there is none.
         """
         atoms = atoms if atoms is not None else self.atoms
         if atoms is None:
@@ -374,15 +378,15 @@ class EvenfieldCalculator(Calculator):
         return _numpy(features)
 
     def _results_of_heads(self, heads: ResultHeads, batch: Batch) -> dict[str, Any]:
-        """What the heads say of the structure that is calculated."""
+        """The predictions of the heads for the current structure."""
         assert self.atoms is not None
         return heads.results(BatchFeatures(self.potential, batch), self.atoms)
 
     def _uncertainty_of(self, level: str) -> LevelUncertainty | None:
-        """The uncertainty of a level; None where none is asked for."""
+        """The uncertainty record of a level, or None if uncertainties are not requested."""
         if self._uncertainties is None:
             return None
-        # members of an ensemble share the training structures of their head, and not its weights
+        # no fallback for ensemble members: they have other weights than the head they belong to
         own = self._uncertainties.get(level)
         if own is None:
             has = f"it has those of {', '.join(self._uncertainties)}; " * bool(self._uncertainties)
@@ -396,10 +400,11 @@ class EvenfieldCalculator(Calculator):
     def _batch_of(self, atoms: Atoms) -> Batch:
         """The batch of one structure.
 
-        In dynamics the same atoms come again and again, so only what moves is replaced.
+        In dynamics, successive calls have the same atoms, so only positions, cell and edges are
+        replaced.
         """
         if self._batch is None or not np.array_equal(atoms.numbers, self._numbers):
-            # checked here and not at every step: the elements are the same
+            # elements are checked only when they change, not at every step
             check_elements(atoms.numbers, self.elements, self.level_of_theory)
             self._batch = self._new_batch(atoms)
             self._numbers = atoms.numbers.copy()
@@ -428,7 +433,7 @@ class EvenfieldCalculator(Calculator):
 
 
 def _checked_coverage(coverage: float) -> float:
-    """A probability; EngineError for anything else."""
+    """Return `coverage` if it is a probability, else raise EngineError."""
     # `not` refuses NaN too
     if not 0 < coverage < 1:
         raise EngineError(f"coverage={coverage}", remedy="give a number between 0 and 1")
@@ -436,7 +441,10 @@ def _checked_coverage(coverage: float) -> float:
 
 
 def _checked_field(field: Sequence[float] | None, heads: FieldHeads | None) -> np.ndarray | None:
-    """A field (3,) in V/A, or None for none; EngineError and HeadError for what cannot be."""
+    """The field as an array (3,) in V/A, or None without a field.
+
+    Raises EngineError for invalid numbers, and HeadError if there are no heads for a field.
+    """
     if field is None:
         return None
     try:
@@ -459,7 +467,7 @@ def _dtype_name(potential: Potential) -> str:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    # ASE works in float64, whatever the precision of the model
+    # ASE works in float64, whatever the dtype of the model
     return tensor.detach().cpu().double().numpy()
 
 
@@ -467,7 +475,7 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 
 def refuse_physics(potential: Potential, where: str) -> None:
-    """Raise EngineError for a model with physics, which `where` would leave out."""
+    """Raise EngineError for a model with physics, because the engine `where` would omit it."""
     physics = potential.config.physics
     if physics is not None:
         raise EngineError(
@@ -477,7 +485,7 @@ def refuse_physics(potential: Potential, where: str) -> None:
 
 
 def refuse_charges(potential: Potential, where: str) -> None:
-    """Raise EngineError for a model with learned charges, whose energy `where` cannot add."""
+    """Raise EngineError for a model with learned charges, which the engine `where` cannot use."""
     if potential.config.charges:
         raise EngineError(
             f"the model has charges whose interaction has no cutoff, which {where} cannot compute",
@@ -486,7 +494,7 @@ def refuse_charges(potential: Potential, where: str) -> None:
 
 
 def refuse_results(batch: Batch) -> NoReturn:
-    """Raise EngineError that says why results are not finite: the two atoms that are closest."""
+    """Raise EngineError for results that are not finite, naming the two closest atoms."""
     distances = batch.edge_vectors().norm(dim=1)
     if len(distances) == 0:
         raise EngineError("the energy or a force of this structure is not finite")
@@ -499,14 +507,14 @@ def refuse_results(batch: Batch) -> NoReturn:
     )
 
 
-# Tensors made in a caller's inference mode could not be differentiated, which forces need.
+# Tensors made in inference mode cannot be differentiated, but forces need derivatives.
 @own_modes()
 def moved(potential: Potential, device: str | torch.device, dtype: str | None) -> Potential:
-    """The potential on a device and in a dtype; itself when it is there already, else a copy.
+    """The potential on a device and in a dtype, in evaluation mode.
 
-    A copy, so that one model can drive engines of both dtypes. Raises EngineError for a device that
-    this machine lacks, and for any dtype except float32, float64 and None, which keeps the present
-    one.
+    If nothing changes, the potential itself is returned. Otherwise a copy is returned, so that one
+    model can serve engines with different dtypes. `dtype` is float32, float64, or None for the
+    current dtype. Raises EngineError for any other dtype and for a device that does not exist.
     """
     parameter = next(potential.parameters())
     wanted = parameter.dtype if dtype is None else checked_dtype(dtype)
@@ -517,10 +525,13 @@ def moved(potential: Potential, device: str | torch.device, dtype: str | None) -
 
 
 def checked_device(name: str | torch.device) -> torch.device:
-    """A device of this machine by name, such as cpu, cuda or cuda:1; EngineError for any other."""
+    """Return a device by name, such as cpu, cuda or cuda:1.
+
+    Raises EngineError if this machine does not have it.
+    """
     try:
         device = torch.device(name)
-        # whether it exists shows only when it is used
+        # a missing device causes an error only when it is used
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         known = "cpu, cuda" if torch.cuda.is_available() else "cpu"
@@ -531,20 +542,20 @@ def checked_device(name: str | torch.device) -> torch.device:
 
 
 def checked_dtype(name: str) -> torch.dtype:
-    """float32 or float64 by name; EngineError for any other."""
+    """Return the dtype with the name float32 or float64; raise EngineError for any other name."""
     if name not in DTYPES:
         raise EngineError(f"dtype={name!r}", remedy="choose float32 or float64")
     return DTYPES[name]
 
 
 def trained_elements(record: ModelRecord, level_of_theory: str) -> set[int]:
-    """Atomic numbers of the elements that a level of theory saw in training."""
+    """Atomic numbers of the elements that a level of theory was trained on."""
     symbols = record.trained_symbols(level_of_theory)
     return {chemical_symbols.index(symbol) for symbol in symbols}
 
 
 def check_elements(numbers: np.ndarray, known: set[int], level_of_theory: str) -> None:
-    """Raise UnseenElementError when atomic numbers are not among those that are known."""
+    """Raise UnseenElementError if any of the atomic numbers (N,) is not in `known`."""
     unseen = sorted(set(numbers.tolist()) - known)
     if unseen:
         names = ", ".join(chemical_symbols[number] for number in unseen)

@@ -1,10 +1,10 @@
-"""An ASE calculator whose forces come from a head, and not from the energy: fast, and not NVE.
+"""An ASE calculator with direct forces: fast, but not energy-conserving.
 
-Forces as derivatives take a second pass through the network, backwards. A head of the kind `forces`
-reads them from what the network carries in the first. They are about right, and do work on a closed
-path: a simulation without a thermostat heats up or cools down. Good for a first relaxation or a
-search; finish with the derivatives. Bigi, Langer and Ceriotti, arXiv 2412.11569, show what goes
-wrong otherwise.
+Forces as energy derivatives need a backward pass through the network. A head of the kind `forces`
+reads forces from features of the forward pass instead. Such forces are approximate and not
+conservative: their work along a closed path is not zero, so a simulation without a thermostat heats
+up or cools down. Use them for a first relaxation or a search, then finish with energy derivatives.
+Bigi, Langer and Ceriotti, arXiv 2412.11569, show what goes wrong otherwise.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .calculator import EvenfieldCalculator, refuse_physics, refuse_results
 
 
 class NotConservativeWarning(UserWarning):
-    """Forces that are not the derivatives of an energy."""
+    """Forces that are not derivatives of an energy are in use."""
 
 
 class DirectForceCalculator(EvenfieldCalculator):
-    """Energy of a model, and forces of one of its heads.
+    """An ASE calculator with the energy of a model and the forces of one of its heads.
 
-    There is no stress, and no uncertainty. `conserves_energy` is False, and checks of energy
-    conservation refuse it.
+    It gives neither stress nor uncertainties. `conserves_energy` is False, so checks of energy
+    conservation refuse this calculator.
     """
 
     name = "evenfield_direct_forces"
@@ -44,10 +44,11 @@ class DirectForceCalculator(EvenfieldCalculator):
     def __init__(
         self, potential: Potential, record: ModelRecord, head: Head, **settings: Any
     ) -> None:
-        """`settings` are those of EvenfieldCalculator, without heads, fields and uncertainty.
+        """Prepare the calculator. It warns with NotConservativeWarning.
 
-        Warns with NotConservativeWarning. Raises HeadError for a head of another kind, and
-        EngineError for a model with physics beside the network.
+        `settings` are keyword arguments of EvenfieldCalculator, except heads, field and
+        uncertainties. Raises HeadError if the head does not predict forces, and EngineError for a
+        model with additional physics.
         """
         head.require_kind("forces")
         refuse_physics(potential, "direct forces")
@@ -68,13 +69,13 @@ class DirectForceCalculator(EvenfieldCalculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill `results` with the energy and the forces of the head.
+        """Fill `results` with the energy of the model and the forces of the head.
 
-        Raises UnseenElementError, GeometryError for a structure without neighbours to search,
-        HeadError for an element that the head was fitted without, and EngineError when a result is
-        not finite.
+        Raises UnseenElementError for an element without training data, GeometryError if no
+        neighbours can be searched for, HeadError for an element that the head was fitted without,
+        and EngineError if a result is not finite.
         """
-        # not that of EvenfieldCalculator, which would differentiate the energy
+        # not EvenfieldCalculator.calculate, which would differentiate the energy
         Calculator.calculate(self, atoms, properties, system_changes)
         assert self.atoms is not None
         places = torch.as_tensor(self._force_head.places(self.atoms.numbers))

@@ -1,12 +1,12 @@
-"""Warnings of structures outside of what a level of theory was trained on.
+"""Warnings about structures outside the training data of a level of theory.
 
-A calculator looks at three things: pairs of elements that never met in training, pairs that are
-closer than ever in training, and kinds of boundary, such as a molecule in a head of crystals. It
-warns once of each, in one line, and names the level of theory that would fit, if there is one.
-Elements that a level never saw are refused elsewhere.
+A calculator looks for three things: pairs of elements that were never neighbours in training, pairs
+of atoms that are closer than in training, and new kinds of boundary, such as a molecule at a level
+trained on crystals. It warns at most once about each, in one line, and names a level of theory that
+would fit, if there is one. Elements without training data are refused elsewhere.
 
-The lengths of all pairs are computed in every step anyway. What comes on top is one comparison with
-limits that are looked up when the neighbours are searched.
+Pair distances are computed at every step anyway. The only additional cost per step is a comparison
+with limits, which are looked up at each neighbour search.
 """
 
 from __future__ import annotations
@@ -26,33 +26,37 @@ from ..package.record import ModelRecord
 from .verlet_list import VerletList
 
 
-# A; atoms that vibrate come a little closer in a long run than in some training structures
+# A; vibrating atoms come slightly closer in a long run than in the training structures
 MARGIN = 0.05
-# A, of a cell vector; a cell that has changed less is still a crystal, or still a slab
+# A; if no cell component has changed by more, the kind of boundary is not determined again
 STRAIN = 0.5
-# what is warned of
+# the kinds of warnings
 PAIR = "pair"
 DISTANCE = "distance"
 BOUNDARY = "boundary"
 
 
 class DomainWarning(EvenfieldWarning):
-    """A structure outside of what the level of theory was trained on."""
+    """A structure is outside the training data of the level of theory."""
 
 
 class DomainWatch:
-    """The domain of the level of theory of an engine, and what was warned of already."""
+    """The domain of an engine's level of theory, and which warnings were already given."""
 
     def __init__(
         self, level: str, domains: Mapping[str, LevelDomain], elements: Mapping[str, Sequence[str]]
     ) -> None:
-        """`domains` and `elements` (symbols) of all levels, of which `level` has a domain."""
+        """Watch `level`, which must have a domain.
+
+        `domains` and `elements` (chemical symbols) map levels of theory to what they were trained
+        on.
+        """
         self.level = level
         self.domain = domains[level]
         self.told: set[str] = set()
         self._shortest = self.domain.shortest()
         self._domains = domains
-        # until the next warning
+        # cached until the next warning
         self._limits: np.ndarray | None = None
         self._elements = {
             name: {atomic_numbers[symbol] for symbol in symbols}
@@ -67,8 +71,8 @@ class DomainWatch:
         level: str,
         domains: Mapping[str, LevelDomain],
     ) -> Self | None:
-        """The watch for a level of a model; None for a level without a domain."""
-        # members of an ensemble share the training structures of their head
+        """Create the watch for a level of a model; None if the level has no domain."""
+        # ensemble members have the training structures of the head they belong to
         level = level_of_member(level, levels)
         if level not in domains:
             return None
@@ -78,13 +82,13 @@ class DomainWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether everything has been warned of."""
+        """Whether all three kinds of warnings have been given."""
         return len(self.told) == 3
 
     def limits(self, cutoff: float) -> np.ndarray:
-        """Squared distances (119, 119) in A^2 below which a pair is warned of, zero for never.
+        """Squared distances (119, 119) in A^2 below which a pair causes a warning; zero for never.
 
-        Nothing beyond the cutoff of the model matters.
+        `cutoff` is that of the model, in A. Distances beyond it do not matter.
         """
         if self._limits is None:
             self._limits = self._new_limits(cutoff)
@@ -99,11 +103,11 @@ class DomainWatch:
         return np.square(limits)
 
     def is_new_boundary(self, boundary: int) -> bool:
-        """Whether there is a warning for a kind of boundary."""
+        """Whether a kind of boundary, an index into BOUNDARIES, must be warned about."""
         return BOUNDARY not in self.told and not self.domain.knows(BOUNDARIES[boundary])
 
     def warn_of_boundary(self, surroundings: Surroundings) -> None:
-        """Warn of a kind of boundary that the level hardly knows."""
+        """Warn about a kind of boundary that is rare or absent in the training data."""
         kinds = " and ".join(main_kinds(self.domain))
         kind = BOUNDARIES[surroundings.boundary]
         text = f"the structure is a {kind}, and {self.level} was trained on {kinds}"
@@ -113,7 +117,7 @@ class DomainWatch:
         self._warn(BOUNDARY, text, surroundings)
 
     def warn_of_pairs(self, surroundings: Surroundings) -> None:
-        """Warn of the pairs that are within their limits, if any is."""
+        """Warn about pairs that are closer than their limits, if there are any."""
         unknown = []
         close = []
         for (first, second), distance in surroundings.distances.items():
@@ -156,7 +160,7 @@ class DomainWatch:
         warnings.warn(text, DomainWarning, stacklevel=2)
 
     def _fitting(self, surroundings: Surroundings) -> str | None:
-        """The level with the most structures among those that the structure lies inside of."""
+        """The largest level whose domain contains the structure; None if there is no such level."""
         kind = BOUNDARIES[surroundings.boundary]
         found = []
         for level, domain in self._domains.items():
@@ -165,7 +169,7 @@ class DomainWatch:
                 continue
             shortest = domain.shortest()
             is_inside = all(
-                # a pair that was never met is infinitely far inside
+                # a pair without training data has an infinite `shortest` and must be out of range
                 shortest[pair] - MARGIN <= distance or distance >= domain.radius
                 for pair, distance in surroundings.distances.items()
             )
@@ -175,15 +179,18 @@ class DomainWatch:
 
 
 class Surroundings:
-    """What a structure is, compared with a domain; made only where something may be wrong."""
+    """The properties of a structure that are compared with a domain.
+
+    They are computed only if a warning may be due.
+    """
 
     def __init__(self, numbers: np.ndarray, boundary: int, verlet_list: VerletList) -> None:
         self.elements = set(numbers.tolist())
         self.boundary = boundary
         self.distances: dict[tuple[int, int], float] = {}
-        """Two atomic numbers -> shortest distance in A, as far as the search went."""
+        """Shortest distance in A of each pair of atomic numbers, within the search radius."""
         sender, receiver = numbers[verlet_list.candidates]
-        # both directions of a pair are listed
+        # every pair is listed in both directions
         first = np.minimum(sender, receiver)
         second = np.maximum(sender, receiver)
         order = np.argsort(verlet_list.squared_distances)
@@ -194,13 +201,13 @@ class Surroundings:
 
 
 class StructureWatch:
-    """What one structure of an engine is compared with, from one search to the next."""
+    """Compares one structure of an engine with a domain, using cached limits between searches."""
 
     def __init__(self, watch: DomainWatch, verlet_list: VerletList) -> None:
         self._watch = watch
         self._verlet_list = verlet_list
         self._numbers = np.empty(0, int)
-        # the cell whose boundary is known
+        # the cell for which the kind of boundary was determined
         self._cell = np.zeros((3, 3))
         self._pbc = np.zeros(3, bool)
         self._boundary = 0
@@ -211,9 +218,10 @@ class StructureWatch:
     def look(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> None:
-        """Warn of a structure whose edges the Verlet list has just given.
+        """Warn about a structure if needed. The Verlet list must just have computed its edges.
 
-        numbers (N,), positions (N, 3) and cell (3, 3) in A, pbc (3,).
+        `numbers` (N,) are atomic numbers, `positions` (N, 3) and `cell` (3, 3) are in A, `pbc` is
+        (3,).
         """
         if self._watch.is_over:
             return
@@ -222,14 +230,14 @@ class StructureWatch:
             self._num_searches = self._verlet_list.num_searches
             self._numbers = numbers.copy()
             self._look_up_limits()
-            # a cell that breathes is searched in every step, and keeps its boundary
+            # with a variable cell there is a search at every step, but the boundary stays the same
             strain = np.abs(cell - self._cell).max()
             if is_other or strain > STRAIN or not np.array_equal(pbc, self._pbc):
                 self._look_at_boundary(positions, cell, pbc)
 
         if (self._verlet_list.squared_distances < self._limits).any():
             self._watch.warn_of_pairs(self._surroundings())
-            # what was warned of has no limits any more
+            # kinds that were warned about have no limits any more
             self._look_up_limits()
 
     def _look_at_boundary(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:

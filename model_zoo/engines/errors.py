@@ -1,4 +1,4 @@
-"""What goes wrong when a model is used in another program."""
+"""Errors of models in other programs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ...core.errors import EvenfieldError
 
 
 class EngineError(EvenfieldError):
-    """An option or a structure that a model cannot be used with."""
+    """A model cannot be used with this option or structure."""
 
 
 class UnseenElementError(EngineError):
-    """A structure with elements that the level of theory never saw in training."""
+    """A structure contains elements that the level of theory was not trained on."""

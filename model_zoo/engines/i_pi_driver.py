@@ -8,16 +8,17 @@
     </ffdirect>
 
 PATH is `evenfield.model_zoo.engines.i_pi_driver.__file__`. With `batch_size` equal to the number of
-beads, all of them are computed in one call, which takes a fraction of the time for small systems.
+beads, all beads are computed in one call; for small systems, this takes a fraction of the time.
 i-PI's own driver for ASE cannot be used, because it stops at results that ASE does not know.
 
-With `heads: all`, or names such as `heads: dipole gap`, each step has what heads of other
-properties say, and i-PI writes it by name:
+With `heads: all`, or names such as `heads: dipole gap`, each step includes the predictions of heads
+for other properties, and i-PI writes them by name:
 
     <trajectory filename='gap' stride='10' extra_type='gap'> extras </trajectory>
 
-Units are those of the head, except for `dipole`, which i-PI reads itself, in e*Bohr, and the spread
-of it. Tensors of atoms are rows of nine numbers, because i-PI writes no more than two dimensions.
+Units are the units of the head, except for `dipole` and its spread: i-PI itself reads the dipole,
+in e*Bohr. Per-atom tensors are written as rows of nine numbers, because i-PI writes at most two
+dimensions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.units import Bohr, Hartree
 
-# by full names: i-PI loads this file outside of its package, where relative imports fail
+# absolute imports: i-PI loads this file outside its package, where relative imports fail
 from evenfield.core.torch_modes import own_modes
 from evenfield.data_pipelines.batch import Batch
 from evenfield.data_pipelines.sources.ase_files import read_one
@@ -47,10 +48,10 @@ from evenfield.model_zoo.hub.load import load
 __DRIVER_NAME__ = "evenfield"
 __DRIVER_CLASS__ = "EvenfieldDriver"
 
-# what i-PI adds to the parameters of its input file
+# parameters that i-PI adds to those of its input file
 I_PIS_OWN = {"verbosity", "verbose"}
 
-# extras that i-PI itself reads, as something else than a property of a head
+# names of extras that have a special meaning for i-PI
 MEANINGS = {
     "BEC",
     "baseline_extras",
@@ -64,7 +65,10 @@ MEANINGS = {
 
 
 class EvenfieldDriver:
-    """What i-PI calls with cells (3, 3), vectors in columns, and positions (N, 3), both in Bohr."""
+    """The driver that i-PI calls.
+
+    i-PI passes cells (3, 3) with vectors in columns and positions (N, 3), both in Bohr.
+    """
 
     def __init__(
         self,
@@ -78,14 +82,15 @@ class EvenfieldDriver:
         heads: str | None = None,
         **others: Any,
     ) -> None:
-        """Read the atoms, in i-PI's order, from the file `template`, and load a model by reference.
+        """Read the atoms from the file `template`, and load a model by reference.
 
-        `heads` is `all`, or names of heads of other properties with blanks between them.
+        The atoms must be in the same order as in i-PI. `heads` is `all`, or names of heads for
+        other properties, separated by blanks.
 
-        Raises EngineError for a parameter that is neither ours nor i-PI's and for a head whose name
-        i-PI has another meaning for, and HeadError where the model has no heads, or not those.
+        Raises EngineError for an unknown parameter and for a head whose name has another meaning in
+        i-PI, and HeadError if the model has no heads or lacks one of those named.
         """
-        # a misspelt parameter would leave its default in place
+        # a misspelt parameter would silently leave its default in place
         unknown = sorted(set(others) - I_PIS_OWN)
         if unknown:
             raise EngineError(
@@ -111,14 +116,18 @@ class EvenfieldDriver:
     def compute_structure(
         self, cell: np.ndarray, positions: np.ndarray
     ) -> tuple[float, np.ndarray, np.ndarray, str]:
-        """Energy (Hartree), forces (N, 3) (Hartree/Bohr), virial (3, 3) (Hartree), JSON."""
+        """Compute one structure.
+
+        Returns the energy in Hartree, forces (N, 3) in Hartree/Bohr, virial (3, 3) in Hartree, and
+        the predictions of the heads as JSON.
+        """
         self._move(cell, positions)
         energy = self.atoms.get_potential_energy()
         forces = self.atoms.get_forces()
         try:
             virial = -self.atoms.get_stress(voigt=False) * self.atoms.get_volume()
         except PropertyNotImplementedError:
-            # without three periodic directions there is none, but i-PI asks for it all the same
+            # i-PI needs a virial even without three periodic directions
             virial = np.zeros((3, 3))
         extras = self._extras(self.atoms.calc.results)
         return energy / Hartree, forces * Bohr / Hartree, virial / Hartree, extras
@@ -126,9 +135,10 @@ class EvenfieldDriver:
     def compute_structures(
         self, cells: list[np.ndarray], positions: list[np.ndarray]
     ) -> list[tuple[float, np.ndarray, np.ndarray, str]]:
-        """The same for several, such as the beads of a path integral."""
+        """Compute several structures, such as the beads of a path integral."""
         calculator = self.atoms.calc
-        # the calculator looks at elements and domain, and adds the physics beside a network
+        # the first one runs through the calculator, which checks the elements and the domain; with
+        # additional physics all of them do, because only the calculator adds the physics
         results = [self.compute_structure(cells[0], positions[0])]
         if len(cells) > 1 and calculator.potential.config.physics is None:
             return results + self._in_one_call(cells[1:], positions[1:])
@@ -146,7 +156,7 @@ class EvenfieldDriver:
         structures = []
         for cell, own in zip(cells, positions, strict=True):
             self._move(cell, own)
-            # a copy, because a structure shares its positions with the atoms it was made of
+            # a copy, because a structure shares its positions with the atoms it was made from
             structures.append(Structure.from_atoms(self.atoms.copy(), level, "bead"))
         batch = Batch.from_structures(
             structures, config.cutoff, config.levels_of_theory, parameter.dtype
@@ -156,7 +166,7 @@ class EvenfieldDriver:
         energies = prediction.energy.double().cpu().numpy()
         forces = prediction.forces.double().cpu().numpy().reshape(len(cells), -1, 3)
         if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
-            # one after the other, where the calculator names what is wrong
+            # one by one, so that the calculator reports what is wrong
             pairs = zip(cells, positions, strict=True)
             return [self.compute_structure(cell, own) for cell, own in pairs]
 
@@ -172,7 +182,7 @@ class EvenfieldDriver:
         ]
 
     def _extras_of_batch(self, batch: Batch) -> list[str]:
-        """What heads say of each structure of a batch."""
+        """The predictions of the heads for each structure in a batch, as JSON."""
         num_structures = len(batch.cell)
         if self.heads is None:
             return [""] * num_structures
@@ -198,13 +208,13 @@ class EvenfieldDriver:
         return [self._extras(own) for own in found]
 
     def _extras(self, results: Mapping[str, Any]) -> str:
-        """Results of heads as i-PI takes them; nothing without heads."""
+        """The results of the heads as JSON for i-PI; an empty string without heads."""
         if self.heads is None:
             return ""
         written = {}
         for name in self.heads.names:
             if name not in results:
-                # the dipole of a periodic or charged structure
+                # for example the dipole of a periodic or charged structure
                 continue
             value = np.asarray(results[name], dtype=float)
             if name in OF_MOLECULES:
@@ -220,7 +230,7 @@ class EvenfieldDriver:
         self.atoms.positions[:] = positions.reshape(-1, 3) * Bohr
 
     def __call__(self, cell: Any, positions: Any) -> Any:
-        """Results of one structure, or a list of them for lists of cells and positions."""
+        """Results for one structure, or a list of results for lists of cells and positions."""
         if isinstance(cell, list):
             return self.compute_structures(cell, positions)
         return self.compute_structure(cell, positions)

@@ -1,8 +1,8 @@
-"""Write a model as one file for programs that read metatomic (extra `metatomic`).
+"""Write a model as a single file for programs that read metatomic (extra `metatomic`).
 
-LAMMPS, i-PI, ASE and torch-sim are among them; https://docs.metatensor.org/metatomic lists all.
-The file contains the network and everything around it as TorchScript. Loading such a file executes
-code that it contains, so it is written for other programs and never read here.
+These include LAMMPS, i-PI, ASE and torch-sim; https://docs.metatensor.org/metatomic lists all. The
+file contains the network and everything around it as TorchScript. Loading such a file runs code
+that it contains. Evenfield therefore only writes these files and never reads them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from .calculator import checked_dtype, refuse_charges, refuse_physics
 from .errors import EngineError
 
 
-# top-level packages that the extra installs
+# the top-level packages that the extra installs
 EXTRA = ("metatensor", "metatomic")
 
 
 def _is_export(path: Path) -> bool:
-    """Whether a TorchScript archive holds our code; other programs write metatomic files too."""
+    """Whether a file is a TorchScript archive with evenfield's code.
+
+    Other programs write metatomic files too.
+    """
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -53,18 +56,18 @@ def export_metatomic(
 ) -> Path:
     """Write one level of theory of a model as a metatomic file; returns `path`.
 
-    `dtype` is that of the network, and of everything that the file and the program exchange.
-    float32 is faster, but leaves seven digits to the total energy, which includes E0.
+    `dtype` is used for the network and for all data exchanged with the other program. float32 is
+    faster, but leaves only seven digits for the total energy, which includes E0.
 
-    Without `level_of_theory` it is the default of the model. `heads` adds the heads of other
-    properties as outputs, all of them or those named. Charges are `charge`, direct forces
-    `non_conservative_force`, all others `evenfield::NAME`.
+    `level_of_theory` defaults to the default level of the model. `heads` adds heads for other
+    properties as outputs: True for all of them, or a list of names. Charges become the output
+    `charge`, direct forces `non_conservative_force`, and all others `evenfield::NAME`.
 
-    Raises EngineError for a path that does not end in .pt, an unknown dtype, or a level that was
-    trained on no element, and for a model with physics or learned charges; HeadError where the
-    model has no heads, or not those; LevelError for an unknown level of theory,
-    and where a model of several has no default; MissingPackageError without metatomic; FileError
-    when the file cannot be written.
+    Raises EngineError for a path that does not end in .pt, an unknown dtype, a level without
+    trained elements, or a model with physics or learned charges; HeadError if the model has no
+    heads or lacks one of those named; LevelError for an unknown level of theory, or if the model
+    has several levels and no default; MissingPackageError without metatomic; FileError if the file
+    cannot be written.
     """
     path = Path(path)
     if path.suffix != ".pt":
@@ -73,7 +76,7 @@ def export_metatomic(
             file=path,
             remedy="choose such a name",
         )
-    # everything is checked before the import, which takes seconds, and before a folder is made
+    # all checks come before the import, which takes seconds, and before a folder is created
     checked_dtype(dtype)
     refuse_physics(model.potential, "a file of metatomic")
     refuse_charges(model.potential, "a file of metatomic")
@@ -98,7 +101,7 @@ def export_metatomic(
                 "metatomic", needed_for="a metatomic export", extra="metatomic"
             ) from error
 
-    # metatomic writes in place, so a failure would leave half a file under the final name
+    # metatomic writes in place, so a failure would leave a partial file under the final name
     with file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as unfinished:
@@ -108,10 +111,10 @@ def export_metatomic(
 
 @contextmanager
 def _index_select_of_torch() -> Iterator[None]:
-    """Put torch's own index_select in place while metatensor is imported.
+    """Restore torch's own index_select while metatensor is imported.
 
-    torch-geometric, if this process has imported it, has replaced it with a function that
-    TorchScript cannot compile.
+    torch-geometric, if it is loaded, has replaced it with a function that TorchScript cannot
+    compile.
     """
     replaced = torch.index_select
     torch.index_select = torch._C._VariableFunctions.index_select

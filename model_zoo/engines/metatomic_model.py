@@ -1,17 +1,17 @@
-"""A model in the form that metatomic's file holds; `metatomic_export.py` checks and calls this.
+"""The content of a metatomic file. `metatomic_export.py` makes the checks and calls `write`.
 
-The file is TorchScript: the network as a graph of aten operations (compile/tracing.py), and around
-it the module below, which turns the program's neighbour lists into tiles. The program takes the
-derivative of the energy itself.
+The file is TorchScript. It holds the network as a graph of aten operations (compile/tracing.py),
+wrapped by the module below, which packs the program's neighbour lists into tiles. The program
+itself differentiates the energy.
 
-Energies, reference energies and core repulsion are those of the calculator. A file has one level of
-theory, and metatomic refuses elements that this level never saw in training.
+Energies agree with those of the calculator, including reference energies and core repulsion. A file
+holds one level of theory, and metatomic refuses elements that this level was not trained on.
 
-Heads of other properties are further outputs, from a graph of their own that runs only where one of
-them is asked for. Charges and direct forces have metatomic's names, `charge` and
-`non_conservative_force`, all others are `evenfield::NAME`.
+Heads for other properties are additional outputs. They have a separate graph that runs only if one
+of these outputs is requested. Charges and direct forces have metatomic's standard names, `charge`
+and `non_conservative_force`. All others are named `evenfield::NAME`.
 
-Shapes: N atoms of all systems together. metatomic says "system" for what is a structure elsewhere.
+Shapes: N atoms of all systems together. metatomic calls a structure a "system".
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from ..potential.potential import Potential
 from .calculator import moved, trained_elements
 
 
-# columns of `results` that metatomic has a name for
+# columns of `results` that have a standard name in metatomic
 STANDARD_NAMES = {"charges": "charge", "direct_forces": "non_conservative_force"}
 
-# answers that depend on all atoms of a structure, and not only through a sum of terms of the atoms
+# kinds of outputs that depend on all atoms of a structure, and not only through a sum over atoms
 OF_THE_WHOLE = ("charges", "dipole", "class", "states", "forces")
 
-# units that metatomic reads, for those of ours that it cannot; a volt is an eV for a charge of 1 e
+# replacements for units that metatomic cannot read; one volt is one eV per e
 UNITS = {"e*A^2/V": "e^2*A^2/eV", "probability": ""}
 
 
 def map_of(values: Tensor, samples: Labels, rank: int, property_name: str) -> TensorMap:
-    """Values (samples, ...) of a rank, with the labels that metatomic demands."""
+    """Wrap values (samples, ...) of a tensor rank in the labels that metatomic requires."""
     xyz = torch.arange(3, device=values.device).unsqueeze(1)
     components: list[Labels] = []
     if rank == 1:
@@ -77,7 +77,11 @@ class HeadOutput(nn.Module):
     """One output of a head; TorchScript compiles it."""
 
     def __init__(self, head: Head, column: str, index: int, *, is_spread: bool = False) -> None:
-        """`column` is that of `results`, `index` the place of the numbers among the terms."""
+        """Describe one output.
+
+        `column` is the name in the calculator's `results`; `index` is the position of the head's
+        first term in the list of terms.
+        """
         super().__init__()
         about = head.description
         self.column = column
@@ -111,23 +115,27 @@ class HeadOutput(nn.Module):
         of_atoms: Labels,
         of_systems: Labels,
     ) -> None:
-        """Add this output to the results, if it is among those that are asked for.
+        """Add this output to `results` if it is requested.
 
-        terms, atomic_numbers and positions are those of the atoms that count, as `of_atoms` has
-        them. Raises what `check` and `forward` raise.
+        `terms`, `atomic_numbers` and `positions` belong to the selected atoms, in the order of
+        `of_atoms`. Raises the errors of `check` and `forward`.
         """
         if self.name in outputs:
             self.check(outputs[self.name].sample_kind, systems, len(atomic_numbers))
             structure_index = of_atoms.column("system").long()
             values = self.forward(terms, atomic_numbers, positions, structure_index, len(systems))
-            # sums are in float64; the program expects the dtype of its systems
+            # sums are in float64, but the program expects the dtype of its systems
             values = values.to(systems[0].positions.dtype)
             samples = of_atoms if self.is_of_atoms else of_systems
             results[self.name] = map_of(values, samples, self.rank, self.property_name)
 
     @torch.jit.export
     def check(self, sample_kind: str, systems: list[System], num_chosen: int) -> None:
-        """Raise ValueError for what this output cannot be asked for."""
+        """Raise ValueError if this output does not exist for the request.
+
+        The reasons are a wrong sample kind, the dipole of a periodic system, and an output that
+        needs all atoms if only some are selected.
+        """
         kind = "atom" if self.is_of_atoms else "system"
         if sample_kind != kind:
             raise ValueError(f"{self.name} is one of each {kind}: ask for it so")
@@ -152,11 +160,11 @@ class HeadOutput(nn.Module):
         structure_index: Tensor,
         num_structures: int,
     ) -> Tensor:
-        """Values in float64 from the terms of all heads, for all atoms or those that count.
+        """Compute the values in float64 from the terms of all heads, for the selected atoms.
 
         Raises ValueError for an element that the head was fitted without.
         """
-        # mypy knows no types of buffers, and TorchScript cannot read annotations of them
+        # mypy does not know the types of buffers, and TorchScript cannot read their annotations
         if not bool(self.is_known[atomic_numbers].all()):  # type: ignore[index]
             raise ValueError(f"{self.name} was fitted to {self.known} only")
         numbers = terms[self.index]
@@ -172,7 +180,7 @@ class HeadOutput(nn.Module):
                 terms[self.index + 1],
                 positions,
                 structure_index,
-                # metatomic hands on no net charge unless all programs must state one
+                # metatomic passes a net charge only if every program is required to state it
                 positions.new_zeros(num_structures),
             )
         if self.is_of_atoms:
@@ -184,23 +192,23 @@ class HeadOutput(nn.Module):
 
 
 class NoHeads(nn.Module):
-    """The terms of no head, where a file has none: TorchScript needs a module all the same."""
+    """A placeholder for files without heads, because TorchScript needs a module."""
 
     def forward(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, sender: Tensor, tile: Tensor
     ) -> list[Tensor]:
-        """An empty list."""
+        """Return an empty list."""
         return [vectors][:0]
 
 
 class MetatomicPotential(nn.Module):
-    """metatomic's interface around energies and heads; TorchScript compiles all of it."""
+    """metatomic's model interface for energies and heads. TorchScript compiles all of it."""
 
     def __init__(self, potential: Potential, head: int, heads: ResultHeads | None = None) -> None:
         super().__init__()
         self.cutoff = potential.config.cutoff
         self.head = head
-        # one size for all structures, since the graph is traced once: that of a typical atom
+        # the graph is traced once, so all structures share the tile size that suits a typical atom
         typical_degree = torch.tensor([round(potential.config.num_neighbours)])
         self.tile_size = cheapest_size(typical_degree)
         self.network = scripted(_energy_graph(potential, self.tile_size))
@@ -209,22 +217,22 @@ class MetatomicPotential(nn.Module):
         )
         self.head_outputs = nn.ModuleList(outputs)
         self.head_terms = terms
-        # strict: pairs beyond the cutoff would only cost time, their envelope is zero
+        # strict, because pairs beyond the cutoff contribute zero and would only cost time
         self.neighbours = NeighborListOptions(cutoff=self.cutoff, full_list=True, strict=True)
 
     @torch.jit.export
     def requested_neighbor_lists(self) -> list[NeighborListOptions]:
-        """All pairs within the cutoff, each in both directions."""
+        """Request all pairs within the cutoff, each in both directions."""
         return [self.neighbours]
 
     def forward(
         self, systems: list[System], outputs: dict[str, ModelOutput], selected_atoms: Labels | None
     ) -> dict[str, TensorMap]:
-        """Energies in eV of systems or atoms, and what heads say of them.
+        """Compute energies in eV of systems or atoms, and the outputs of heads.
 
-        Where atoms are selected, sums and outputs of atoms are those of these atoms only. Raises
-        ValueError for an output that needs the whole of a structure of which a part is selected,
-        for one of systems that is asked for by atom, and the dipole of a periodic structure.
+        If atoms are selected, sums and per-atom outputs include only these atoms. Raises ValueError
+        if an output needs whole structures but only some atoms are selected, if an output is
+        requested with the wrong sample kind, and for the dipole of a periodic structure.
         """
         results: dict[str, TensorMap] = {}
         if len(outputs) == 0:
@@ -238,7 +246,7 @@ class MetatomicPotential(nn.Module):
         structure_index = atoms[chosen, 0].long()
         index = torch.arange(len(systems), device=atoms.device)
         of_systems = Labels(["system"], index.unsqueeze(1))
-        # sums are in float64; the program expects the dtype of its systems
+        # sums are in float64, but the program expects the dtype of its systems
         dtype = systems[0].positions.dtype
         head = torch.full_like(atomic_numbers, self.head)
 
@@ -257,7 +265,7 @@ class MetatomicPotential(nn.Module):
             terms.append(term[chosen])
         positions = torch.cat([system.positions for system in systems]).double()[chosen]
         numbers = atomic_numbers[chosen]
-        # mypy takes them for any modules, and TorchScript reads no more in such a line
+        # mypy sees only generic modules here, and TorchScript cannot parse a cast
         for output in self.head_outputs:
             output.add_to(  # type: ignore[operator]
                 results, outputs, systems, terms, numbers, positions, samples, of_systems
@@ -265,7 +273,11 @@ class MetatomicPotential(nn.Module):
         return results
 
     def graph_of(self, systems: list[System]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Indices (system, atom) of all atoms, (N, 2), their numbers, and edges laid in tiles."""
+        """Merge all systems into one graph.
+
+        Returns indices (system, atom) of all atoms (N, 2), atomic numbers (N,), and the edges in
+        tile order: vectors (E, 3) in A, senders (E,), and the receiver of each tile.
+        """
         atoms: list[Tensor] = []
         types: list[Tensor] = []
         senders: list[Tensor] = []
@@ -273,7 +285,8 @@ class MetatomicPotential(nn.Module):
         vectors: list[Tensor] = []
         first = 0
         for index, system in enumerate(systems):
-            # metatomic's vectors point from the first atom to the second, ours to the sender
+            # metatomic's vectors point from the first to the second atom, ours from the receiver to
+            # the sender
             pairs = system.get_neighbor_list(self.neighbours)
             receivers.append(pairs.samples.column("first_atom").long() + first)
             senders.append(pairs.samples.column("second_atom").long() + first)
@@ -296,9 +309,9 @@ class MetatomicPotential(nn.Module):
 
 
 def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
-    """The graph that gives energies of atoms, (N,) float64 in eV, from vectors laid in tiles.
+    """Trace the graph that maps edge vectors in tile order to energies (N,) in eV, float64.
 
-    It includes reference energies and core repulsion.
+    The energies include reference energies and core repulsion.
     """
 
     def function(
@@ -324,9 +337,10 @@ def _energy_graph(potential: Potential, tile_size: int) -> torch.fx.GraphModule:
 def _head_graph(
     potential: Potential, heads: ResultHeads, tile_size: int
 ) -> tuple[list[HeadOutput], torch.jit.ScriptModule]:
-    """The outputs of heads, and the graph that gives the terms that they are made of.
+    """The outputs of the heads, and the graph that computes the terms of these outputs.
 
-    The terms are a list: y and t of each head (`heads/combined.py`), and u of its spread.
+    The terms are a list with y and t of each head (`heads/combined.py`), followed by u if the head
+    has a spread.
     """
     outputs: list[HeadOutput] = []
     chosen: list[Head] = []
@@ -342,7 +356,7 @@ def _head_graph(
         if has_spread(column, head):
             of_spread = first[name] + 2
             outputs.append(HeadOutput(head, f"{column}_std", of_spread, is_spread=True))
-    # an element that a head has not learned is refused before its terms are used
+    # the table is zero for unknown elements; they are refused before their terms are used
     tables = [_place_table(head).to(potential.readout.weight.device) for head in chosen]
     turns = any(head.description.features == "equivariant" for head in chosen)
 
@@ -353,7 +367,7 @@ def _head_graph(
         carried: dict[int, CarriedFeatures] = {}
         terms: list[Tensor] = []
         for own, table in zip(chosen, tables, strict=True):
-            # one pass through each network, that of the model and those of heads of their own
+            # one pass through each network: that of the model, and those of heads with their own
             backbone = in_place_of(potential, own.own).backbone
             if id(backbone) not in carried:
                 carried[id(backbone)] = _carried(backbone, atomic_numbers, vectors, tiles, turns)
@@ -374,14 +388,14 @@ def _head_graph(
 def _carried(
     backbone: Network, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles, turns: bool
 ) -> CarriedFeatures:
-    """Features of the atoms, with vectors and tensors where a head needs them."""
+    """Features of the atoms; with `turns`, also vectors and tensors."""
     if turns:
         return backbone.carried(atomic_numbers, vectors, tiles)
     return CarriedFeatures.of_invariants(backbone(atomic_numbers, vectors, tiles))
 
 
 def _place_table(head: Head) -> Tensor:
-    """Atomic number -> place among the elements of a head, (119,); 0 for others."""
+    """Table (119,) from atomic numbers to positions in a head's list of elements; 0 for others."""
     known, _ = _element_tables(head)
     table = torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.long)
     numbers = torch.nonzero(known)[:, 0]
@@ -390,7 +404,7 @@ def _place_table(head: Head) -> Tensor:
 
 
 def _element_tables(head: Head) -> tuple[Tensor, Tensor]:
-    """Whether a head has learned an element, and whether it got no label of it, (119,) each."""
+    """Two boolean tables (119,): elements that a head knows, and elements it has no labels for."""
     about = head.description
     known = torch.zeros(LARGEST_ATOMIC_NUMBER + 1, dtype=torch.bool)
     silent = known.clone()
@@ -401,12 +415,12 @@ def _element_tables(head: Head) -> tuple[Tensor, Tensor]:
 
 
 def _described(output: HeadOutput, about: HeadDescription) -> ModelOutput:
-    """What the file says of an output of a head."""
+    """The description of a head's output in the file."""
     unit = "e" if output.kind == "charges" else UNITS.get(about.unit, about.unit)
     try:
         unit_conversion_factor(unit, unit)
     except ValueError:
-        # metatomic cannot convert it: the description says it
+        # metatomic cannot convert this unit, so only the description names it
         unit = ""
     meaning = KINDS[about.kind].meaning if output.kind != "charges" else KINDS["charges"].meaning
     spoken = f"{about.name}: {meaning}, at {about.level_of_theory}, in {about.unit}"
@@ -427,7 +441,7 @@ def write(
     path: Path,
     heads: ResultHeads | None = None,
 ) -> None:
-    """Compile a model for one level of theory, describe it, and write it to `path`."""
+    """Compile a model for one level of theory, and write it to `path` with its metadata."""
     # traced on the CPU; the program moves the file to its own device
     potential = moved(model.potential, "cpu", dtype)
     config = potential.config
@@ -457,7 +471,7 @@ def write(
 
 
 def _metadata(model: LoadedModel, level_of_theory: str) -> ModelMetadata:
-    """What the file tells about the model."""
+    """The metadata of the model in the file."""
     record = model.record
     description = (
         f"{record.description} Level of theory: {level_of_theory}. "
@@ -474,7 +488,7 @@ def _metadata(model: LoadedModel, level_of_theory: str) -> ModelMetadata:
 def _no_extensions() -> Iterator[None]:
     """Hide the libraries that this process has loaded.
 
-    metatomic would store their names and demand them wherever the file is used.
+    Otherwise metatomic would store their names and require them wherever the file is used.
     """
     loaded = torch.ops.loaded_libraries
     torch.ops.loaded_libraries = set()

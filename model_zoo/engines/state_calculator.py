@@ -1,4 +1,4 @@
-"""An ASE calculator of one electronic state, from a head of coupled states."""
+"""An ASE calculator for one electronic state, based on a head for coupled states."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from .errors import EngineError
 
 
 class StateCalculator(Calculator):
-    """Energy and forces of a state; `results` also holds the energies of all, and their couplings.
+    """An ASE calculator with energy and forces of one electronic state.
 
-    All of the energy is that of the head: the energies of the levels of theory take no part in it.
-    `results["states"]` are the energies (K,) in eV, `results["couplings"]` the vectors h of
-    `heads/states.py`, (K, K, N, 3) in eV/A.
+    `results` also contains the energies of all K states in eV as `states` (K,), and the coupling
+    vectors h of `heads/states.py` in eV/A as `couplings` (K, K, N, 3). The energy comes from the
+    head alone; the energy predictions of the levels of theory are not used.
     """
 
     name = "evenfield_states"
     implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012
 
     def __init__(self, potential: Potential, record: ModelRecord, head: Head, state: int = 0):
-        """`state` counts from 0, the lowest.
+        """Prepare the calculator. `state` is counted from 0, the lowest state.
 
-        Raises HeadError for a head of another kind, and EngineError for a state that it has not.
+        Raises HeadError for a head of another kind, and EngineError for a state that does not
+        exist.
         """
         head.require_kind("states")
         super().__init__()
@@ -43,9 +44,9 @@ class StateCalculator(Calculator):
     def set(self, **changes: Any) -> dict[str, Any]:
         """Change the state; returns what changed.
 
-        Raises EngineError for any other key, and for a state that there is not.
+        Raises EngineError for any other key, and for a state that does not exist.
         """
-        # ASE's constructor calls this without anything to set
+        # ASE's constructor calls this without arguments
         if not changes:
             return {}
         others = sorted(set(changes) - {"state"})
@@ -71,7 +72,7 @@ class StateCalculator(Calculator):
     ) -> None:
         """Fill `results`.
 
-        Raises HeadError for an element that the head was fitted without, and EngineError when a
+        Raises HeadError for an element that the head was fitted without, and EngineError if a
         result is not finite.
         """
         super().calculate(atoms, properties, system_changes)

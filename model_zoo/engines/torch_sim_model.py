@@ -1,17 +1,17 @@
-"""A model for torch-sim (extra `engines`), which moves many structures at once on one device.
+"""A model for torch-sim (extra `engines`), which simulates many structures at once on one device.
 
     from evenfield.model_zoo.engines.torch_sim_model import EvenfieldTorchSimModel
 
     model = EvenfieldTorchSimModel(model_zoo.load("evenfield-s"), level_of_theory="EMT")
     torch_sim.integrate(system=[...], model=model, ...)
 
-Heads of other properties are in its outputs, and in trajectories:
+Heads for other properties can be added to the outputs, and to trajectories:
 
     model = EvenfieldTorchSimModel(model_zoo.load("heads"), heads=True)
     reporter = {"filenames": [...], "prop_calculators": {10: model.property_calculators()}}
     torch_sim.integrate(system=[...], model=model, trajectory_reporter=reporter, ...)
 
-torch-sim says "system" for what is a structure elsewhere in this package.
+torch-sim calls a structure a "system".
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ except ModuleNotFoundError as error:
 
 
 class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim ships no types
-    """torch-sim's model interface, for one level of theory of a loaded model.
+    """torch-sim's model interface for one level of theory of a loaded model.
 
     Results have the dtype of the network. The stress of a system that is not periodic in three
-    directions is NaN, and so is the dipole of one that is periodic. Each system keeps a Verlet
-    list, as long as torch-sim keeps the system at its place in the batch.
+    directions is NaN, and so is the dipole of a periodic system. Each system has a Verlet list,
+    which is reused as long as the system keeps its position in the batch.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         skin: float = 0.5,
         heads: bool | Sequence[str] = False,
     ) -> None:
-        """Prepare a model for one level of theory; by default the model's own default.
+        """Prepare a model for one level of theory; by default, the default level of the model.
 
-        `dtype` is float32 or float64; by default it is that of the weights. `skin` is the margin of
-        the Verlet lists in A. `heads` adds what the heads of other properties predict, all of them
-        or those named, as in `LoadedModel.calculator`. torch-sim knows no net charges: all systems
-        are neutral.
+        `dtype` is float32 or float64; the default is the dtype of the weights. `skin` is the margin
+        of the Verlet lists in A. `heads` adds the predictions of heads for other properties: True
+        for all of them, or a list of names, as in `LoadedModel.calculator`. torch-sim has no net
+        charges, so all systems are neutral.
 
-        Raises LevelError for an unknown level of theory and where a model of several has no
-        default, EngineError for an unknown dtype and a model with physics, and HeadError where the
-        model has no heads, or not those.
+        Raises LevelError for an unknown level of theory, or if the model has several levels and no
+        default; EngineError for an invalid device or dtype, and for a model with physics; HeadError
+        if the model has no heads or lacks one of those named.
         """
         super().__init__()
         refuse_physics(model.potential, "torch-sim")
@@ -90,26 +90,30 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
 
         chosen = model.chosen_heads(heads)
         self.heads = None if chosen is None else ResultHeads(chosen)
-        # the last systems that heads were asked about, and what they said
+        # the last systems passed to the heads, and the results
         self._asked: tuple[list[Tensor], dict[str, Tensor]] | None = None
 
-        # torch-sim's interface reads these
+        # torch-sim's interface reads these attributes
         parameter = next(self.potential.parameters())
         self._device = parameter.device
         self._dtype = parameter.dtype
         self._compute_stress = True
         self._compute_forces = True
-        # its estimate of how many systems fit into the memory: edges, not atoms, fill it
+        # how torch-sim estimates the number of systems that fit into memory: edges fill it, not
+        # atoms
         self._memory_scales_with = "n_atoms_x_density"
 
-    # Forces are derivatives: they need autograd, whatever mode the caller is in.
+    # Forces need autograd, whatever torch modes the caller has set.
     @own_modes()
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
-        """energy (S,) in eV, forces (N, 3) in eV/A, tensile-positive stress (S, 3, 3) in eV/A^3.
+        """Predict energy (S,) in eV, forces (N, 3) in eV/A and stress (S, 3, 3) in eV/A^3.
 
-        Charges (N,) in e where the model has learned some. Of heads, properties of systems are
-        (S, ...), classes as probabilities (S, K), and those of atoms (N, ...), under the names that
-        they have in the results of the calculator.
+        The stress is tensile-positive. A model with learned charges adds `charges` (N,) in e. Heads
+        add per-system properties (S, ...), class probabilities (S, K) and per-atom properties
+        (N, ...), under the same names as in the calculator's results.
+
+        Raises UnseenElementError for an element without training data, EngineError if a result is
+        not finite, and HeadError for an element that a head was fitted without.
         """
         state = self._whole(state)
         self._keep_lists(state)
@@ -117,19 +121,19 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             prediction = self.potential(batch)
 
-        # NaN would spread from one system into the optimiser or thermostat of all
+        # NaN would spread from one system to the optimiser or thermostat of all systems
         finite = torch.isfinite(prediction.energy).all() & torch.isfinite(prediction.forces).all()
         if not finite:
             refuse_results(batch)
 
-        # torch-sim expects the dtype that this model states
+        # torch-sim expects the dtype that this model declares
         results = {}
         for name, value in prediction.labels.items():
             results[name] = value.detach().to(self._dtype)
         if prediction.charges is not None:
             results["charges"] = prediction.charges.to(self._dtype)
         if self.heads is not None:
-            # last, as in the calculator: charges that were fitted to charges
+            # last, as in the calculator: fitted charges take precedence over learned ones
             results |= self._of_heads(self.heads, batch)
         return results
 
@@ -144,10 +148,11 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
     def property_calculators(
         self, names: Sequence[str] | None = None
     ) -> dict[str, Callable[[SimState], Tensor]]:
-        """What heads give, for `prop_calculators` of torch-sim's reporter; all by default.
+        """Functions for `prop_calculators` of torch-sim's reporter; by default, one per property.
 
-        Each calculator takes one system, as the reporter gives them. Those of one look share a pass
-        through the network. Raises EngineError for a name that no head fills.
+        Each function takes one system, as the reporter passes it. Functions that are called for the
+        same system share one pass through the network. Raises EngineError for a name that no head
+        predicts.
         """
         known = self._names_of_heads()
         chosen = known if names is None else list(names)
@@ -174,9 +179,9 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
 
     @own_modes()
     def properties_of(self, state: SimState | dict[str, Any]) -> dict[str, Tensor]:
-        """What the heads say, as `forward` has it, without energy and forces.
+        """The predictions of the heads, as in `forward`, but without energy and forces.
 
-        Raises EngineError for a model that was made without heads.
+        Raises EngineError if the model was made without heads.
         """
         if self.heads is None:
             raise EngineError("the model was made without heads", remedy="make it with heads=True")
@@ -186,7 +191,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         if self._asked is not None and all(map(_are_equal, asked, self._asked[0])):
             return self._asked[1]
 
-        # a reporter gives systems one by one; the lists of the dynamics are for all of them
+        # a reporter passes systems one by one, so the Verlet lists of the dynamics do not apply
         lists = [VerletList(self.potential.config.cutoff, 0.0) for _ in range(state.n_systems)]
         found = self._of_heads(self.heads, self._batch(state, lists, []))
         self._asked = ([tensor.clone() for tensor in asked], found)
@@ -204,7 +209,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         return {name: value.to(self._dtype) for name, value in found.items()}
 
     def _whole(self, state: SimState | dict[str, Any]) -> SimState:
-        """A state of torch-sim whose elements are known."""
+        """Convert `state` to a SimState and check its elements."""
         if not isinstance(state, SimState):
             # a dictionary of torch-sim may lack masses, which no prediction needs
             masses = torch.ones_like(state["positions"][:, 0])
@@ -213,8 +218,8 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         return state
 
     def _keep_lists(self, state: SimState) -> None:
-        """As many Verlet lists as there are systems."""
-        # torch-sim adds and removes systems; a list that meets another system just searches again
+        """Make sure that there are as many Verlet lists as systems."""
+        # torch-sim adds and removes systems; a list that gets another system searches again
         if len(self._verlet_lists) != state.n_systems:
             cutoff = self.potential.config.cutoff
             self._verlet_lists = [VerletList(cutoff, self.skin) for _ in range(state.n_systems)]
@@ -224,7 +229,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
     def _batch(
         self, state: SimState, lists: list[VerletList], watches: list[StructureWatch]
     ) -> Batch:
-        """The systems with their edges; watches are those of the lists, or none."""
+        """The batch of all systems with their edges. `watches` belong to `lists`, or are empty."""
         sizes = torch.bincount(state.system_idx, minlength=state.n_systems)
         cells = state.row_vector_cell.detach().double()
         pbc = torch.as_tensor(state.pbc, device=state.device).expand(3)
@@ -239,7 +244,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
             structure_index=state.system_idx,
             head=torch.full_like(sizes, self.head),
         )
-        # tensors of a caller in inference mode cannot be differentiated; their copies can
+        # tensors made in inference mode cannot be differentiated, but copies can
         return batch.clone() if state.positions.is_inference() else batch
 
     @staticmethod
@@ -262,7 +267,7 @@ class EvenfieldTorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim
         start = 0
         for system, size in enumerate(sizes.tolist()):
             own_positions = positions[start : start + size]
-            # the list numbers atoms from 0 in each system, the batch through all systems
+            # a Verlet list numbers the atoms of its system from 0, the batch those of all systems
             index, shifts = lists[system].edges(own_positions, row_cells[system], periodic)
             if watches:
                 numbers = atomic_numbers[start : start + size]

@@ -1,6 +1,6 @@
-"""How wrong a potential is on labelled structures.
+"""Errors of a potential on labelled structures.
 
-In: a potential and structures. Out: `Predictions` (pairs of reference and prediction), their
-`ErrorSummary` (evaluation.json) and the parity figure. Open `evaluation.py` first, then
+In: a potential and structures. Out: `Predictions` (pairs of reference and prediction), an
+`ErrorSummary` (evaluation.json) and a parity figure. Open `evaluation.py` first, then
 `summary.py`.
 """

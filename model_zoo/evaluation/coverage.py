@@ -1,8 +1,8 @@
-"""Which structures a model can answer for: those of its levels of theory and learned elements.
+"""Which structures a model can predict: those at its levels of theory, with trained elements.
 
-A calculator refuses all others. An evaluation leaves them out, and says how many and why: a mean
-over guesses is no error of the model, and a mean over fewer structures than were asked for must not
-look like one over all.
+A calculator refuses all others. An evaluation leaves them out, because a mean over guesses would
+say nothing about the model. It reports how many were left out and why, so that a mean over fewer
+structures does not look like a mean over all.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MAX_NAMES_SHOWN = 10
 
 
 class Coverage:
-    """Lets the structures pass that a model can answer for, and counts the others."""
+    """Filters structures that a model can predict, and counts the others."""
 
     def __init__(self, elements: Mapping[str, Iterable[str]]) -> None:
-        """`elements` are those of a model's record: level of theory -> symbols seen in training."""
+        """`elements` maps levels of theory to trained symbols, as in a model's record."""
         self._learned: dict[str, set[int]] = {}
         for level, symbols in elements.items():
             self._learned[level] = {atomic_numbers[symbol] for symbol in symbols}
@@ -34,7 +34,7 @@ class Coverage:
         self._unseen: dict[str, set[int]] = {}
 
     def answerable(self, structures: Iterable[Structure]) -> Iterator[Structure]:
-        """The structures of known levels whose elements were all learned at their level."""
+        """Yield structures at known levels whose elements were all trained at their level."""
         for structure in structures:
             level = structure.level_of_theory
             learned = self._learned.get(level)
@@ -51,7 +51,7 @@ class Coverage:
 
     @property
     def left_out(self) -> list[str]:
-        """What was left out so far: a sentence for each level of theory, with its reason."""
+        """One line per level of theory on the structures left out so far, with the reason."""
         known = _shown(self._learned)
         sentences = []
         for level, count in sorted(self.unknown_levels.items()):
@@ -64,7 +64,7 @@ class Coverage:
 
 
 def _shown(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of the others."""
     listed = list(names)
     text = ", ".join(listed[:MAX_NAMES_SHOWN])
     hidden = len(listed) - MAX_NAMES_SHOWN

@@ -1,6 +1,6 @@
-"""Errors of a potential on labelled structures: predict them, then sum the errors up.
+"""Errors of a potential on labelled structures: first predict, then summarise the errors.
 
-`predict` gives `Predictions` (predictions.py) and `summarise` makes an `ErrorSummary` of them
+`predict` returns `Predictions` (predictions.py), and `summarise` turns them into an `ErrorSummary`
 (summary.py). `evaluate` does both.
 """
 
@@ -29,7 +29,7 @@ ATOM_BUDGET = 4096
 
 
 class NothingToEvaluateError(EvenfieldError):
-    """There are no structures to compare a potential with."""
+    """There are no structures to evaluate."""
 
 
 @own_modes()
@@ -42,7 +42,7 @@ def predict(
 ) -> Predictions:
     """Predict all structures, in batches of at most `edge_budget` edges and ATOM_BUDGET atoms.
 
-    The structures keep their order. Raises NothingToEvaluateError without any.
+    The structures keep their order. Raises NothingToEvaluateError if there are none.
     """
     was_training = potential.training
     potential.eval()
@@ -80,13 +80,13 @@ def predict(
         level_index=np.concatenate(heads),
         level_names=list(levels),
         num_atoms=num_atoms,
-        # in the order of the registry, which is that of the keys of evaluation.json
+        # in the order of LABELS, which is also the order of keys in evaluation.json
         pairs={name: np.concatenate(pairs[name]) for name in LABELS if name in pairs},
     )
 
 
 def _pair(potential: Potential, batch: Batch, name: str, predicted: Tensor) -> Tensor:
-    """Reference and prediction of a label in the last dimension; energies without E0."""
+    """Stack reference and prediction of a label in the last dimension; energies without E0."""
     reference = batch.labels[name]
     if name == "energy":
         e0_of_atoms = potential.e0[batch.head[batch.structure_index], batch.atomic_numbers]
@@ -101,9 +101,9 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def with_a_head(potential: Potential, structures: Iterable[Structure]) -> Iterator[Structure]:
-    """The structures at a level of theory of the potential.
+    """The structures whose level of theory has a head in the potential.
 
-    A level of theory that is rare in a data set may have no training structure, and so no head.
+    A level that is rare in a data set may have no training structures, and therefore no head.
     """
     levels = potential.config.levels_of_theory
     return (structure for structure in structures if structure.level_of_theory in levels)
@@ -112,5 +112,8 @@ def with_a_head(potential: Potential, structures: Iterable[Structure]) -> Iterat
 def evaluate(
     potential: Potential, structures: Iterable[Structure], split: str, limit: int | None = None
 ) -> ErrorSummary:
-    """`predict` and `summarise` in one, over at most `limit` structures."""
+    """Predict at most `limit` structures and summarise the errors.
+
+    `split` is recorded in the summary. Raises NothingToEvaluateError without structures.
+    """
     return summarise(predict(potential, islice(structures, limit)), split)

@@ -1,15 +1,15 @@
-"""Is a model as good on rare elements as on common ones? Figures that compare like with like.
+"""Compare the errors of a model on rare and common elements.
 
-The force error of an element in eV/A follows the size of its forces: compressed structures have
-large forces and large errors. So errors are taken relative to the RMS of the element's own
-reference forces, which puts all elements on one scale, and are summed up by thirds: the elements
-with the fewest training structures are *rare*, those with the most are *common*.
+The force error of an element in eV/A depends on the size of its forces: compressed structures have
+large forces and large errors. Errors are therefore divided by the RMS of the element's reference
+forces, which puts all elements on the same scale. They are averaged over thirds of the elements:
+those with the fewest training structures are *rare*, and those with the most are *common*.
 
-Elements whose figure would be noise are named apart and decide nothing: those with few test
+Elements whose error would be mostly noise are listed separately and excluded: those with few test
 atoms, and those whose reference forces vanish by symmetry.
 
-Intervals are percentile bootstraps (Efron 1979) over the elements of a group. They say how much the
-figure depends on which elements happen to be in the group.
+Intervals are percentile bootstraps (Efron 1979) over the elements of a group. They show how much a
+result depends on which elements happen to be in the group.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .summary import INTERVAL, ElementErrors, ErrorSummary
 
 GROUPS = ("rare", "middle", "common")
 FEWEST_ATOMS = 30
-SMALLEST_FORCE_RMS = 0.01  # eV/A; below it, forces vanish by symmetry up to the label's noise
-FEWEST_IN_GROUP = 3  # elements, for a group to have figures
+SMALLEST_FORCE_RMS = 0.01  # eV/A; smaller forces are zero by symmetry, up to noise of the labels
+FEWEST_IN_GROUP = 3  # elements that a group needs
 
 NUM_DRAWS = 2000
 
@@ -35,7 +35,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over the elements of a group, with its bootstrap interval."""
+    """An estimate over the elements of a group, with its bootstrap interval."""
 
     value: float
     interval: Interval
@@ -46,7 +46,7 @@ class Estimate:
 
     @property
     def excludes_one(self) -> bool:
-        """For a ratio: whether the interval says that the two sides differ."""
+        """For a ratio: whether the interval excludes 1, so that the two sides differ."""
         low, high = self.interval
         return high < 1.0 or low > 1.0
 
@@ -56,15 +56,15 @@ class GroupErrors:
     """Errors on one third of the elements."""
 
     symbols: tuple[str, ...]
-    """The rarest first."""
+    """Sorted, the rarest first."""
     num_train_structures: tuple[int, int]
-    """Of the rarest and of the most common element of the group."""
+    """The numbers for the rarest and the most common element of the group."""
     num_atoms: int
-    """Test atoms."""
+    """The number of test atoms."""
     relative_force_mae: Estimate
-    """Geometric mean over elements of force MAE over force RMS."""
+    """Geometric mean over elements of the ratio of force MAE to force RMS."""
     energy_mae_per_atom: float | None
-    """eV/atom, mean over elements."""
+    """Mean over elements, in eV/atom; None without energy labels."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class Evenness:
     """Errors of one model by thirds of the elements."""
 
     groups: dict[str, GroupErrors]
-    """By name in `GROUPS`; empty when too few elements can be judged."""
+    """Keyed by the names in `GROUPS`; empty if too few elements can be judged."""
     gap: Estimate | None
-    """Relative force error of rare elements over that of common ones; 1 is even."""
+    """Ratio of the relative force errors of rare and common elements; 1 is even."""
     apart: dict[str, str] = field(default_factory=dict)
-    """Symbol -> why the element is not judged."""
+    """Symbol -> reason why the element is excluded."""
 
 
 @dataclass(frozen=True)
 class EvennessChange:
-    """What a second model does to the elements of the first one's groups."""
+    """How the errors of a second model differ, in the groups of the first one."""
 
     groups: dict[str, Estimate]
-    """Geometric mean over elements of the force MAE after over that before; below 1 is better."""
+    """Geometric mean over elements of the ratio of force MAE after to before; below 1 is better."""
 
 
 def evenness(summary: ErrorSummary) -> Evenness:
-    """The errors of a summary by rare, middle and common elements."""
+    """The errors in a summary for rare, middle and common elements."""
     apart = {}
     for symbol, errors in summary.per_element.items():
         reason = _why_not_judged(errors)
@@ -106,7 +106,7 @@ def evenness(summary: ErrorSummary) -> Evenness:
 
 
 def thirds(summary: ErrorSummary) -> dict[str, list[str]]:
-    """Name in `GROUPS` -> elements, the rarest first; empty when too few can be judged."""
+    """The elements of each group in `GROUPS`, the rarest first; empty if too few can be judged."""
     judged = []
     for symbol, errors in summary.per_element.items():
         if _why_not_judged(errors) is None:
@@ -114,7 +114,7 @@ def thirds(summary: ErrorSummary) -> dict[str, list[str]]:
     if len(judged) < FEWEST_IN_GROUP * len(GROUPS):
         return {}
 
-    # the symbol decides between equal counts, so that two summaries of one set have equal groups
+    # ties are broken by symbol, so that two summaries of the same data have equal groups
     judged.sort(key=lambda symbol: (summary.per_element[symbol].num_train_structures, symbol))
     groups = {}
     for name, members in zip(GROUPS, np.array_split(judged, len(GROUPS)), strict=True):
@@ -123,7 +123,7 @@ def thirds(summary: ErrorSummary) -> dict[str, list[str]]:
 
 
 def error_of_third(summary: ErrorSummary, name: str) -> float | None:
-    """Relative force error of one third, without an interval; None when too few can be judged."""
+    """Relative force error of one third, without an interval; None if too few can be judged."""
     groups = thirds(summary)
     if not groups:
         return None
@@ -131,10 +131,10 @@ def error_of_third(summary: ErrorSummary, name: str) -> float | None:
 
 
 def evenness_change(before: ErrorSummary, after: ErrorSummary) -> EvennessChange:
-    """The change of the errors from one model to another, element by element.
+    """The change of the errors from one model to another, averaged over elements.
 
-    Every element is compared with itself, so neither the size of its forces nor its difficulty
-    matters. Groups are those of `before`.
+    Each element is compared with itself, so neither the size of its forces nor its difficulty
+    matters. The groups are those of `before`.
     """
     changes = {}
     for name, symbols in thirds(before).items():
@@ -196,11 +196,11 @@ def _ratio_of_geometric_means(logarithms: Sequence[np.ndarray]) -> np.ndarray:
 def _bootstrap(
     samples: list[np.ndarray], statistic: Callable[[Sequence[np.ndarray]], np.ndarray]
 ) -> Estimate:
-    """A statistic of independent samples, each (n,), with its interval.
+    """A statistic of independent samples, each (n,), with its bootstrap interval.
 
-    `statistic` takes the samples with any leading dimensions and reduces the last one.
+    `statistic` takes samples with any leading dimensions and reduces the last one.
     """
-    # a fixed seed: the same errors must always give the same figures
+    # a fixed seed, because the same errors must always give the same result
     generator = np.random.default_rng(0)
     drawn = []
     for sample in samples:

@@ -1,9 +1,8 @@
-"""Do the energies of new data fit the heads that their levels of theory name?
+"""Check that the energies of new data fit the heads of their levels of theory.
 
-A level of theory is known by its name alone. Two names that were swapped give every structure the
-head of the other, which nothing else would notice. Levels differ most in their zero of energy, so
-energies per atom are compared: with the prediction of the head that is named, and with those of all
-others.
+Levels of theory are identified only by name. If two names are swapped, every structure gets the
+wrong head, and no other check would notice. Levels differ most in their zero of energy. Energies
+per atom are therefore compared with the prediction of the named head, and of all other heads.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from ..potential.potential import Potential
 from .evaluation import predict
 
 
-FEWEST = 3  # structures of a level with an energy
+FEWEST = 3  # structures with an energy that a level needs
 
-# Another head fits better when the error of the named one is so many times as large ...
+# Another head fits better if the error of the named head is larger by this factor ...
 TIMES = 3.0
-# ... and larger by so much, eV/atom.
+# ... and by this difference, in eV/atom.
 MORE = 0.05
-# Beyond doubt when two heads fit each other's structures like this.
+# The same limits for a swap of names beyond doubt.
 CLEARLY_TIMES = 5.0
 CLEARLY_MORE = 0.2
-# eV/atom by which energies are off where no other head explains it. Before its first step a model
-# is off by less: the reference energies are fitted.
+# A larger error, in eV/atom, is reported even if no other head fits better. Even an untrained model
+# has smaller errors, because its reference energies are fitted.
 LARGE = 1.0
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A level of theory whose energies are far from what its head predicts."""
+    """A level of theory whose energies are far from the predictions of its head."""
 
     level: str
     error: float
@@ -52,7 +51,7 @@ class Misfit:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the other head fits so much better that it can be no accident."""
+        """Whether the other head fits so much better that chance is ruled out."""
         return self.better is not None and _fits_better(
             self.error_of_better, self.error, CLEARLY_TIMES, CLEARLY_MORE
         )
@@ -61,10 +60,10 @@ class Misfit:
 def misfits(
     potential: Potential, structures: Iterable[Structure], elements: Mapping[str, Iterable[str]]
 ) -> list[Misfit]:
-    """The levels of theory of labelled structures that do not fit their heads.
+    """Find the levels of theory whose labelled structures do not fit their heads.
 
-    elements: level of theory -> symbols that its head has learned. Other levels, and structures
-    with other elements, are left out.
+    `elements` maps levels of theory to the symbols that their heads have learned. Other levels, and
+    structures with other elements, are left out.
     """
     known = {
         level: {atomic_numbers[symbol] for symbol in symbols} for level, symbols in elements.items()
@@ -86,7 +85,10 @@ def misfits(
 
 
 def swapped(found: list[Misfit]) -> list[str]:
-    """Levels whose names are swapped beyond doubt: each fits the head of the next, in a circle."""
+    """Levels whose names are clearly swapped: each fits the head of the next one, in a cycle.
+
+    The result is empty if there is no such cycle.
+    """
     better = {misfit.level: misfit.better for misfit in found if misfit.is_clear}
     for start in better:
         circle = [start]
@@ -104,7 +106,7 @@ def _misfit(
     error = float(np.median(errors))
     best = Misfit(level, error)
     for other, elements in known.items():
-        # places of the structures that the other head can be asked about too
+        # indices of the structures that the other head can predict too
         places = [place for place, one in enumerate(own) if _elements(one) <= elements]
         if other == level or len(places) < FEWEST:
             continue
@@ -122,7 +124,7 @@ def _fits_better(error: float, error_of_named: float, times: float, more: float)
 
 
 def _errors(potential: Potential, level: str, structures: list[Structure]) -> np.ndarray:
-    """|label - prediction| in eV/atom, (S,), as if the structures were at `level`."""
+    """|label - prediction| (S,) in eV/atom, with the head of `level` for all structures."""
     as_if = [replace(structure, level_of_theory=level) for structure in structures]
     pairs = predict(potential, as_if).comparable["energy"]  # (S, 2)
     found: np.ndarray = np.abs(pairs[:, 1] - pairs[:, 0])

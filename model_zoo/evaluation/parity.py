@@ -1,4 +1,4 @@
-"""The parity figure: predicted against reference, one panel for each label that has references."""
+"""The parity figure: predicted against reference values, with one panel per label."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .predictions import ParityPairs
 from .summary import Errors, ErrorSummary
 
 
-# with more points than this, dots hide each other: show their density
+# with more points than this, dots would hide each other, so their density is shown
 MANY_POINTS = 6000
-# with more levels of theory than this, their legend would cover the first panel: it goes below
+# with more levels of theory than this, the legend would cover the first panel, so it goes below
 MANY_LEVELS = 5
 LEGEND_COLUMNS = 3
-LEGEND_ROW = 0.55  # inches of a name and its errors
+LEGEND_ROW = 0.55  # height in inches of one legend entry
 
 
 @rc_context(STYLE)
 def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figure:
-    """Labels of structures coloured by level of theory, labels of atoms component by component.
+    """Draw one parity panel for each label that has references.
 
-    The legend of the first panel states the errors of each level of theory.
+    Per-structure labels are coloured by level of theory. Per-atom labels are drawn component by
+    component. The legend of the first panel states the errors of each level of theory.
     """
     shown = []
     for name in parity.pairs:
@@ -48,7 +49,7 @@ def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figur
             _all_components(axes, parity.flat(label.name), unit)
         _diagonal(axes, parity.flat(label.name))
 
-        # reference energies of elements would hide all other differences
+        # the range of reference energies would hide all errors
         less = " less E0" if label.name == "energy" else ""
         quantity = f"{label.title}{less} ({unit})"
         axes.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}")
@@ -64,20 +65,20 @@ def draw_parity(parity: ParityPairs, summary: ErrorSummary, title: str) -> Figur
 
 
 def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
-    """One dot for each component of a structure's label, in the colour of its level."""
+    """Draw a dot for each component of a per-structure label, in the colour of its level."""
     values = parity.pairs[label.name]
     components = values[0, ..., 0].size
     rows = values.reshape(-1, 2)
     levels = np.repeat(parity.level_index, components)
     is_known = np.isfinite(rows).all(axis=1)
     known = np.flatnonzero(is_known)
-    # mixed, so that no level of theory is drawn over all others
+    # shuffled, so that no level of theory is drawn on top of all others
     known = np.random.default_rng(0).permutation(known)
 
-    # the more dots, the smaller each
+    # dots become smaller as their number grows
     size = float(np.clip(3e4 / max(len(known), 1), 3, 28))
     palette = np.array(COLOURS)
-    # more levels than colours start again with the first
+    # colours repeat if there are more levels than colours
     colours = palette[levels[known] % len(COLOURS)]
     axes.scatter(
         rows[known, 0],
@@ -91,10 +92,10 @@ def _by_level(axes: Axes, parity: ParityPairs, label: Label) -> None:
 
 
 def _all_components(axes: Axes, rows: np.ndarray, unit: str) -> None:
-    """Components of vectors (M, 2): as dots where there are few, else as a density."""
+    """Draw components (M, 2) as dots if there are few, else as a density."""
     reference = rows[:, 0]
     predicted = rows[:, 1]
-    # rasterized: a dot as a vector each would make files of many MB
+    # rasterized, because vector dots would make files of many MB
     if len(rows) <= MANY_POINTS:
         axes.scatter(reference, predicted, s=8, color=COLOURS[0], alpha=0.5, lw=0, rasterized=True)
         return
@@ -110,21 +111,21 @@ def _all_components(axes: Axes, rows: np.ndarray, unit: str) -> None:
         lw=0.1,
         rasterized=True,
     )
-    # plain numbers: a power of ten would be written as a formula, and the figures show none
+    # plain numbers, because powers of ten would be typeset as formulas, which the figures avoid
     numbers = FuncFormatter(lambda value, _: short_number(value))
     label = "components in a cell"
     axes.figure.colorbar(density, ax=axes, label=label, format=numbers, pad=0.02, shrink=0.9)
 
 
 def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
-    """Names of the levels of theory with their errors of all labels."""
+    """Add a legend with the name and all errors of each level of theory."""
     for index, level in enumerate(parity.level_names):
         if level not in summary.levels:
             continue
         lines = [level, *_errors_of(summary.levels[level])]
         text = "\n".join(lines)
         colour = COLOURS[index % len(COLOURS)]
-        # an empty series: the legend must not depend on what was drawn first
+        # an empty series, so that the legend does not depend on what was drawn first
         axes.scatter([], [], s=45, color=colour, label=text)
     handles, texts = axes.get_legend_handles_labels()
     if len(texts) > MANY_LEVELS:
@@ -145,7 +146,7 @@ def _legend(axes: Axes, parity: ParityPairs, summary: ErrorSummary) -> None:
 
 
 def _errors_of(errors: Errors) -> list[str]:
-    """The errors of all labels in one line; no line without any."""
+    """The errors of all labels in one line; an empty list if there are none."""
     parts = []
     for name, error in errors.mae.items():
         if error is not None:
@@ -156,22 +157,22 @@ def _errors_of(errors: Errors) -> list[str]:
 
 
 def _error_text(label: Label, error: float) -> str:
-    """An error with its unit, as people write it: meV, not eV."""
+    """An error with its customary unit: meV, not eV."""
     number = short_number(label.display_scale * error)
     return f"{number} {written_unit(label.display_unit)}"
 
 
 def _diagonal(axes: Axes, rows: np.ndarray) -> None:
-    """The line of perfect agreement, and the same range on both axes."""
+    """Draw the line of perfect agreement, and set the same range on both axes."""
     low, high = _range(rows)
     axes.plot([low, high], [low, high], color="#444444", lw=1, ls="--", zorder=0.5)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
 
 
 def _range(rows: np.ndarray) -> tuple[float, float]:
-    """A little more than the values span."""
+    """A range slightly larger than that of the values."""
     low = float(rows.min())
     high = float(rows.max())
-    # a single value spans nothing, and still needs an axis
+    # a single value has no range, but still needs an axis
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin

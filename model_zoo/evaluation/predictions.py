@@ -1,8 +1,8 @@
-"""Reference and predicted labels, pair by pair: in memory, and in predictions.npz for parity plots.
+"""Pairs of reference and predicted labels, in memory and in predictions.npz for parity plots.
 
-Shapes: N atoms and S structures, all structures together. A pair is (reference, predicted) in the
-last dimension. A missing reference is NaN. Energies are without the model's E0: the zero of energy
-is a convention of the level of theory, and would hide every error in a plot.
+Shapes: N atoms and S structures in all. The last dimension of a pair is (reference, predicted). A
+missing reference is NaN. Energies do not include the model's E0, because the zero of energy is a
+convention of the level of theory and would hide every error in a plot.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ...core.labels import LABELS, Label
 from ...core.memory import memory_for_file
 
 
-# What a damaged archive raises, besides errors of the operating system. The last two are a method
-# of compression that does not exist, and an archive that claims to be encrypted.
+# Exceptions from damaged archives, besides errors of the operating system. The last two stand for
+# an unknown compression method, and for an archive that claims to be encrypted.
 UNREADABLE = (
     ValueError,
     EOFError,
@@ -37,55 +37,55 @@ UNREADABLE = (
 
 
 class BadPredictionsError(EvenfieldError):
-    """A file that should hold predictions, and does not."""
+    """A file does not hold valid predictions."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a potential predicts for labelled structures."""
+    """Reference and predicted labels of structures."""
 
     atomic_numbers: np.ndarray
     """(N,)"""
     structure_index: np.ndarray
-    """(N,) the structure that an atom belongs to"""
+    """(N,) the structure that each atom belongs to"""
     level_index: np.ndarray
-    """(S,) place of the structure's level of theory in `level_names`"""
+    """(S,) index of the level of theory of each structure in `level_names`"""
     level_names: list[str]
     num_atoms: np.ndarray
     """(S,)"""
     pairs: Mapping[str, np.ndarray]
-    """By label: (S, ..., 2) or (N, ..., 2), in the label's unit."""
+    """Label -> pairs (S, ..., 2) or (N, ..., 2), in the unit of the label."""
 
     @property
     def energy(self) -> np.ndarray:
-        """(S, 2) eV, without E0"""
+        """(S, 2) in eV, without E0."""
         return self.pairs["energy"]
 
     @property
     def forces(self) -> np.ndarray:
-        """(N, 3, 2) eV/A"""
+        """(N, 3, 2) in eV/A."""
         return self.pairs["forces"]
 
     @property
     def stress(self) -> np.ndarray:
-        """(S, 3, 3, 2) eV/A^3"""
+        """(S, 3, 3, 2) in eV/A^3."""
         return self.pairs["stress"]
 
-    # cached, because the errors of every element are taken from it
+    # cached, because it is used for every element
     @cached_property
     def comparable(self) -> dict[str, np.ndarray]:
-        """The pairs in the units of errors: extensive labels per atom, the others as they are."""
+        """The pairs in the units of errors: extensive labels are divided by the number of atoms."""
         found = {}
         for name, values in self.pairs.items():
             if LABELS[name].extensive:
-                # shaped to be divided by, whatever the rank of the label
+                # reshaped for broadcasting, whatever the rank of the label
                 sizes = self.num_atoms.reshape(-1, *[1] * (values.ndim - 1))
                 values = values / sizes
             found[name] = values
         return found
 
     def parity(self) -> ParityPairs:
-        """What a parity plot shows of them."""
+        """The pairs for a parity plot."""
         return ParityPairs(self.comparable, self.level_index, self.level_names)
 
 
@@ -94,22 +94,22 @@ class ParityPairs:
     """Pairs by label, in the units of errors, and the level of theory of each structure."""
 
     pairs: Mapping[str, np.ndarray]
-    """By label: (S, ..., 2) or (N, ..., 2)."""
+    """Label -> pairs (S, ..., 2) or (N, ..., 2)."""
     level_index: np.ndarray
     """(S,)"""
     level_names: list[str]
 
     def flat(self, name: str) -> np.ndarray:
-        """The pairs of one label whose reference is known, component by component, (M, 2)."""
+        """All components (M, 2) of one label for which both values are finite."""
         rows = self.pairs[name].reshape(-1, 2)
         return rows[np.isfinite(rows).all(axis=1)]
 
     def save(self, path: Path) -> None:
-        """Write predictions.npz: reference_NAME and predicted_NAME for every label."""
+        """Write predictions.npz, with arrays reference_NAME and predicted_NAME for every label."""
         arrays: dict[str, np.ndarray] = {}
         for name, values in self.pairs.items():
             label = LABELS[name]
-            # a plot needs no more digits than the data set stores
+            # a plot does not need more digits than the data set stores
             arrays[f"reference_{_stored_name(label)}"] = values[..., 0].astype(label.storage)
             arrays[f"predicted_{_stored_name(label)}"] = values[..., 1].astype(label.storage)
         # an open file, because numpy would add .npz to the temporary name
@@ -125,13 +125,13 @@ class ParityPairs:
     def read(cls, path: Path) -> Self:
         """Read predictions.npz and check that its arrays fit together.
 
-        Labels that are not in the file are absent: older versions did not write the stress.
-        Raises BadPredictionsError, and FileError where there is no file.
+        Labels that are not in the file are left out; older versions did not write the stress.
+        Raises BadPredictionsError for an invalid file, and FileError if there is no file.
         """
         with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
             try:
                 # opened here, because numpy does not close an archive that it cannot read;
-                # no pickle, since one in a strange file could run code
+                # without pickle, because a pickle in an untrusted file could run code
                 with (
                     path.open("rb") as opened,
                     memory_for_file(path.stat().st_size),

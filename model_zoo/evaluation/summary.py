@@ -1,7 +1,7 @@
-"""The summary of a model's errors, which the card, the watch page and the report read.
+"""The summary of a model's errors, used by the model card, the watch page and the report.
 
-`summarise` makes an `ErrorSummary` from predictions. `to_dict` and `from_dict` are the form of
-evaluation.json and of the lines of metrics.jsonl, and nobody else reads or writes their keys.
+`summarise` makes an `ErrorSummary` from predictions. `to_dict` and `from_dict` define the format of
+evaluation.json and of validation lines in metrics.jsonl; no other code reads or writes these keys.
 Errors are in the units of `core.labels`: eV/atom, eV/A, eV/A^3.
 """
 
@@ -26,7 +26,8 @@ from .predictions import Predictions
 
 # key of evaluation.json -> label
 MAE_KEYS = {label.error_key: name for name, label in LABELS.items()}
-# only for labels of atoms, whose RMS says how large an error is: an energy's depends on its zero
+# Only for per-atom labels, whose RMS gives the error a scale. The RMS of energies would depend on
+# the zero of energy.
 RMS_KEYS = {
     label.error_key.replace("_mae", "_rms"): name
     for name, label in LABELS.items()
@@ -42,55 +43,59 @@ INTERVAL = (0.05, 0.95)
 
 
 class SummaryError(EvenfieldError):
-    """A file that should hold a summary of errors, and does not."""
+    """A file does not hold a valid summary of errors."""
 
 
 class InfiniteErrorsError(EvenfieldError):
-    """A model whose errors are not finite, because its predictions are not."""
+    """The errors of a model are not finite, because its predictions are not."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors on some structures, by the names of `core.labels`; None without such labels.
+    """Errors on a set of structures, keyed by the names of `core.labels`.
 
-    NaN where a prediction is NaN: a broken model must not look good on the rest.
+    An error is None without such labels. It is NaN if any prediction is NaN, so that a broken model
+    does not look good on the rest.
     """
 
     num_structures: int
     mae: Mapping[str, float | None]
-    """Mean absolute error; of forces and stress per component, of extensive labels per atom."""
+    """Mean absolute error, per component for forces and stress, per atom for extensive labels."""
     rms: Mapping[str, float | None]
-    """Root mean square of the reference labels, of labels of atoms."""
+    """Root mean square of the reference values, only for per-atom labels."""
 
     @property
     def energy_mae_per_atom(self) -> float | None:
-        """eV/atom"""
+        """In eV/atom."""
         return self.mae.get("energy")
 
     @property
     def force_mae(self) -> float | None:
-        """eV/A, per component"""
+        """In eV/A, per component."""
         return self.mae.get("forces")
 
     @property
     def force_rms(self) -> float | None:
-        """eV/A, per component, of the reference forces"""
+        """RMS of the reference forces in eV/A, per component."""
         return self.rms.get("forces")
 
     @property
     def stress_mae(self) -> float | None:
-        """eV/A^3, per component"""
+        """In eV/A^3, per component."""
         return self.mae.get("stress")
 
     @property
     def relative_force_mae(self) -> float | None:
-        """Force MAE over the RMS of the reference forces; 1 is a model that has learned nothing."""
+        """Force MAE divided by the RMS of the reference forces.
+
+        For a model that has learned nothing, it is about 1.
+        """
         if self.force_mae is None or not self.force_rms:
             return None
         return self.force_mae / self.force_rms
 
     def _to_dict(self) -> dict[str, float | None]:
-        """The errors by their keys in evaluation.json, in the order of `mae`."""
+        """The errors, keyed as in evaluation.json and in the order of `mae`."""
         content = {}
         for name, value in self.mae.items():
             key = LABELS[name].error_key
@@ -116,10 +121,10 @@ class LevelErrors(Errors):
 
 @dataclass(frozen=True)
 class ElementErrors(Errors):
-    """Errors on one element: labels of its atoms, energies of structures with it."""
+    """Errors on one element: per-atom labels of its atoms, energies of structures with it."""
 
     num_train_structures: int
-    """Training structures that contain the element: how rare it was."""
+    """The number of training structures that contain the element."""
     num_atoms: int
     relative_force_interval: tuple[float, float] | None = None
     """Bootstrap interval of `relative_force_mae` over the structures with the element."""
@@ -132,7 +137,7 @@ class ElementErrors(Errors):
             "num_atoms": self.num_atoms,
             **self._to_dict(),
         }
-        # files of earlier versions have none, and must not change when they are written again
+        # files of earlier versions have none, and must not change when they are rewritten
         if self.relative_force_interval is not None:
             content["relative_force_interval"] = list(self.relative_force_interval)
         return content
@@ -153,8 +158,8 @@ class ElementErrors(Errors):
 class ErrorSummary(Errors):
     """Errors of one model on one split: overall, by level of theory and by element.
 
-    The figures over elements are what importance weights are meant to lower: the mean over the
-    elements, the worst element, and the mean over the worst tenth of them (at least one).
+    The figures over elements are those that importance weights are meant to lower: the mean over
+    all elements, the worst element, and the mean over the worst tenth (at least one).
     """
 
     split: str
@@ -165,10 +170,10 @@ class ErrorSummary(Errors):
     worst_decile_force_mae: float | None
     levels: Mapping[str, LevelErrors]
     per_element: Mapping[str, ElementErrors]
-    """By symbol."""
+    """Keyed by symbol."""
 
     def force_mae_of_elements(self) -> dict[str, float]:
-        """Symbol -> force MAE in eV/A, of the elements whose atoms have force labels."""
+        """Force MAE in eV/A by symbol, for elements whose atoms have force labels."""
         return {
             symbol: errors.force_mae
             for symbol, errors in self.per_element.items()
@@ -176,7 +181,7 @@ class ErrorSummary(Errors):
         }
 
     def refuse_infinite(self) -> None:
-        """Raise InfiniteErrorsError where an error is not finite: such a model is no result."""
+        """Raise InfiniteErrorsError if an error is not finite, because the model is unusable."""
         broken = [
             LABELS[name].title.lower()
             for name, error in self.mae.items()
@@ -190,7 +195,7 @@ class ErrorSummary(Errors):
             )
 
     def figures(self) -> dict[str, float]:
-        """The overall errors by their keys in evaluation.json, without those that are unknown."""
+        """The overall errors, keyed as in evaluation.json, without missing ones."""
         figures = self._to_dict() | {
             "worst_element_force_mae": self.worst_element_force_mae,
             "worst_decile_force_mae": self.worst_decile_force_mae,
@@ -198,7 +203,7 @@ class ErrorSummary(Errors):
         return {key: value for key, value in figures.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the content of evaluation.json."""
+        """The content of evaluation.json, JSON-ready."""
         return {
             "split": self.split,
             "num_structures": self.num_structures,
@@ -216,7 +221,7 @@ class ErrorSummary(Errors):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. Raises SummaryError where a value has the wrong type."""
+        """Inverse of `to_dict`. Raises SummaryError if a value has the wrong type."""
         elements = {}
         for symbol, row in _table(content, "per_element").items():
             if symbol not in chemical_symbols:
@@ -242,9 +247,13 @@ class ErrorSummary(Errors):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read an evaluation.json. Raises SummaryError, and FileError without a file."""
+        """Read an evaluation.json.
+
+        Raises SummaryError if it is invalid or does not match its checksum, and FileError if there
+        is no file.
+        """
         with file_errors(path, remedy="`evenfield pretrain` and `evenfield evaluate` write it"):
-            # bytes: what is no text is no JSON either, and is told below
+            # read as bytes: content that is not text is reported as invalid JSON below
             text = path.read_bytes()
         try:
             content = json.loads(text)
@@ -265,7 +274,7 @@ class ErrorSummary(Errors):
         return summary
 
     def to_json(self) -> str:
-        """The text of evaluation.json, with a checksum: a report would show any digit."""
+        """The text of evaluation.json, with a checksum that reveals changed digits."""
         return json.dumps(sealed(self.to_dict()), indent=1)
 
 
@@ -275,15 +284,15 @@ def summarise(
     train_counts: Mapping[str, int] | None = None,
     level_counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> ErrorSummary:
-    """Sum up the errors of predictions.
+    """Summarise the errors of predictions.
 
-    train_counts: symbol -> training structures that contain the element; 0 where it is absent.
-    level_counts: the same by level of theory. Where every level of the structures has counts, an
-        element is counted at the levels at which it is tested: cheap labels at another level do
-        not make it common.
+    train_counts: symbol -> training structures that contain the element; missing symbols count 0.
+    level_counts: the same by level of theory. If all levels of the predicted structures have
+        counts, an element is counted only at the levels at which it is tested. Cheap labels at
+        another level then do not make it common.
     """
     per_element = _by_element(predictions, train_counts or {}, level_counts or {})
-    # forces, because each element has its own; an energy belongs to all elements of a structure
+    # by forces, which belong to one element; an energy belongs to all elements of a structure
     ranked = sorted(
         (
             (errors.force_mae, symbol)
@@ -298,7 +307,7 @@ def summarise(
     levels = {}
     for index, level in enumerate(predictions.level_names):
         structures = predictions.level_index == index
-        # a model may have heads for levels of theory that these structures do not have
+        # a model may have heads for levels of theory without structures here
         if structures.any():
             atoms = structures[predictions.structure_index]
             mae, rms = _select(predictions, structures, atoms)
@@ -322,11 +331,11 @@ def summarise(
 
 
 def mean_absolute(pairs: np.ndarray) -> float | None:
-    """Mean |predicted - reference| over pairs (..., 2) that have a reference; None without any.
+    """Mean |predicted - reference| over pairs (..., 2) with a reference; None if there are none.
 
-    NaN when a prediction is: a broken model must not look good on the rest.
+    The mean is NaN if any prediction is NaN, so that a broken model does not look good on the rest.
     """
-    # selected by the reference alone, so that a prediction of NaN stays in
+    # selected by the reference alone, so that NaN predictions are included
     labelled = pairs[np.isfinite(pairs[..., 0])]
     if not len(labelled):
         return None
@@ -334,7 +343,7 @@ def mean_absolute(pairs: np.ndarray) -> float | None:
 
 
 def root_mean_square(values: np.ndarray) -> float | None:
-    """RMS over the finite values; None without any."""
+    """RMS over the finite values; None if there are none."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return None
@@ -346,7 +355,7 @@ def _by_element(
     train_counts: Mapping[str, int],
     level_counts: Mapping[str, Mapping[str, int]],
 ) -> dict[str, ElementErrors]:
-    # a stress belongs to a cell and says little of one of its elements; an energy per atom does
+    # the stress of a cell says little about one of its elements; the energy per atom says more
     labels = [label for label in LABELS.values() if label.per == "atom"]
     labels += [label for label in LABELS.values() if label.extensive and label.per == "structure"]
     table = {}
@@ -374,7 +383,7 @@ def _num_train_structures(
     train_counts: Mapping[str, int],
     level_counts: Mapping[str, Mapping[str, int]],
 ) -> int:
-    """Training structures with an element at some levels of theory; at all, where unknown."""
+    """Training structures with an element at `levels`, or at all levels without such counts."""
     if not all(level in level_counts for level in levels):
         return train_counts.get(symbol, 0)
     return sum(level_counts[level].get(symbol, 0) for level in levels)
@@ -383,10 +392,10 @@ def _num_train_structures(
 def _relative_force_interval(
     predictions: Predictions, atoms: np.ndarray
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap (Efron 1979) of force MAE over force RMS of some atoms.
+    """Percentile bootstrap (Efron 1979) of the ratio of force MAE to force RMS of some atoms.
 
-    Whole structures are drawn: the atoms of one structure resemble each other. None with fewer than
-    three structures, or without an error that is finite.
+    Whole structures are drawn, because atoms of the same structure are correlated. The result is
+    None with fewer than three structures, or if an error is not finite.
     """
     if "forces" not in predictions.pairs:
         return None
@@ -403,7 +412,7 @@ def _relative_force_interval(
     absolute = np.bincount(index, np.abs(error).sum(axis=1))
     square = np.bincount(index, (reference**2).sum(axis=1))
 
-    # a fixed seed: the same predictions must always give the same file
+    # a fixed seed, because the same predictions must always give the same file
     generator = np.random.default_rng(0)
     equal = np.full(len(structures), 1 / len(structures))
     times_drawn = generator.multinomial(len(structures), equal, size=NUM_DRAWS)
@@ -421,7 +430,7 @@ def _select(
     atoms: np.ndarray | slice,
     labels: list[Label] | None = None,
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """MAE and RMS of the labels of some structures and of some atoms."""
+    """MAE and RMS by label: per-atom labels over `atoms`, the others over `structures`."""
     mae: dict[str, float | None] = {}
     rms: dict[str, float | None] = {}
     for label in labels or LABELS.values():
@@ -441,7 +450,7 @@ def _select(
 def _errors(
     content: Mapping[str, Any],
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """MAE and RMS in the order of the file; a key that is absent has no error."""
+    """MAE and RMS by label, in the order of the file; missing keys are left out."""
     mae = {MAE_KEYS[key]: _number(content, key) for key in content if key in MAE_KEYS}
     rms = {RMS_KEYS[key]: _number(content, key) for key in content if key in RMS_KEYS}
     return mae, rms
@@ -449,7 +458,7 @@ def _errors(
 
 def _number(content: Mapping[str, Any], key: str) -> float | None:
     value = content.get(key)
-    # JSON's true is an int for Python
+    # bool is a subclass of int in Python
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     raise SummaryError(f"{key}: {value!r} is not a number")

@@ -1,9 +1,9 @@
-"""Heads of a model that still hold after its weights have changed.
+"""Which heads stay valid after the weights of their model have changed.
 
-A head is linear in features, and holds as long as these do not change. A refit in closed form
-changes the last weights of the readout, the reference energies and core radii, none of which the
-features depend on. A training by gradients changes all of them. A head with a network of its own
-reads nothing else, and holds for any weights of the same shapes.
+A head is linear in features and stays valid as long as the features do not change. A closed-form
+refit changes only the last weights of the readout, reference energies and core radii, and features
+do not depend on these. Gradient training changes all features. A head with its own network reads
+only that network, so it stays valid as long as the architecture is the same.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from ..potential.potential import Potential
 from .head import Head
 
 
-# the layer of the readout whose outputs are features
+# the readout layer whose outputs are features
 HIDDEN = ("readout.hidden.weight", "readout.hidden.bias")
 
 
 def heads_carried_over(
     heads: Mapping[str, Head], before: Potential, after: Potential
 ) -> dict[str, Head]:
-    """Those of the heads of `before` whose features `after` has bit for bit, fitted to it.
+    """The heads of `before` that are valid for `after`, adapted to it.
 
-    Rows of the readout that were appended get weights of zero. Vectors of elements that a head does
-    not have may differ: it predicts nothing of structures with these.
+    The features that a head reads must be equal bit for bit. If the readout has grown, its new
+    features get zero weights. Vectors of elements that a head was fitted without may differ,
+    because the head refuses structures with these elements.
     """
     state = after.state_dict()
     own = before.state_dict()
@@ -48,7 +49,7 @@ def heads_carried_over(
         if head.description.features == "readout":
             size = before.config.readout_size
             more = after.config.readout_size - size
-            # a narrower layer has too few rows to be equal
+            # a narrower layer has fewer rows and compares as unequal
             if not all(_equal(own[row], state[row][:size]) for row in HIDDEN):
                 continue
             head = _padded(head, more)
@@ -57,7 +58,7 @@ def heads_carried_over(
 
 
 def _same_backbone(head: Head, before: Potential, after: Potential) -> bool:
-    """Whether both networks give the same features to structures of the elements of a head."""
+    """Whether both networks give the same features for structures of a head's elements."""
     numbers = [atomic_numbers[symbol] for symbol in head.description.elements]
     own = dict(before.backbone.named_parameters()) | dict(before.backbone.named_buffers())
     others = dict(after.backbone.named_parameters()) | dict(after.backbone.named_buffers())
@@ -78,7 +79,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _padded(head: Head, more: int) -> Head:
-    """The head with weights of zero for so many further features."""
+    """The head with zero weights for `more` additional features."""
     spread = head.spread_weight
     return replace(
         head,

@@ -1,8 +1,8 @@
-"""From what a head reads of each atom to what it says of structures, for many of them at once.
+"""Combine the per-atom terms of a head into its predictions, for many structures at once.
 
-A head gives each atom numbers y_i, which do not turn, and a part t_i that turns, both from its
-features alone. This file knows the rest: which of them are added up, averaged, or multiplied by
-positions.
+From the features of an atom, a head computes numbers y_i, which are rotation-invariant, and a part
+t_i, which rotates with the structure (or changes sign under inversion). The functions here sum or
+average these terms, or multiply them by positions.
 
     charges       y_i - mean(y) + Q / N
     dipole        sum_i y_i (r_i - mean(r)) + t_i
@@ -15,7 +15,7 @@ positions.
     atom_*        the terms of these sums
     forces        t_i - mean(t)
 
-TorchScript compiles these functions for other programs, so they take texts and tensors only.
+TorchScript compiles these functions for other programs, so arguments are plain values and tensors.
 
 Shapes: N atoms of S structures, K numbers y of an atom.
 """
@@ -37,10 +37,11 @@ def combined(
     structure_index: Tensor,
     net_charges: Tensor,
 ) -> Tensor:
-    """The answers of a head of this kind, (S, ...) of structures or (N, ...) of atoms.
+    """Predictions of a head of a given kind: (S, ...) per structure, or (N, ...) per atom.
 
-    numbers (N, K) are y; turning is t, (N,), (N, 3) or (N, 3, 3), and not read where nothing turns.
-    positions (N, 3) in A; structure_index (N,); net_charges (S,) in e. Differentiable.
+    `numbers` (N, K) are y. `turning` is t, with shape (N,), (N, 3) or (N, 3, 3); kinds without a
+    rotating part ignore it. `positions` (N, 3) are in A, `net_charges` (S,) in e;
+    `structure_index` is (N,). The result is differentiable.
     """
     if kind == "atom_scalar":
         return numbers[:, 0]
@@ -50,7 +51,7 @@ def combined(
         return turning + _spherical(numbers)
 
     num_structures = net_charges.shape[0]
-    # a program with domains may give structures without atoms
+    # with domain decomposition, a program may pass structures without atoms
     sizes = _sums(torch.ones_like(numbers[:, 0]), structure_index, num_structures).clamp(min=1)
     if kind == "forces":
         means = _sums(turning, structure_index, num_structures) / sizes.unsqueeze(1)
@@ -87,7 +88,10 @@ def combined_spread(
     structure_index: Tensor,
     num_structures: int,
 ) -> Tensor:
-    """Standard deviations of errors from u (N,): (N,) of atoms, else (S,)."""
+    """Standard deviations of errors from log variances u (N,).
+
+    The shape is (N,) for per-atom predictions and (S,) otherwise.
+    """
     if of_atoms:
         return torch.exp(0.5 * log_variances)
     sizes = _sums(torch.ones_like(log_variances), structure_index, num_structures).clamp(min=1)
@@ -102,6 +106,6 @@ def _sums(of_atoms: Tensor, structure_index: Tensor, num_structures: int) -> Ten
 
 
 def _spherical(numbers: Tensor) -> Tensor:
-    """Numbers (N, 1) times the identity, (N, 3, 3)."""
+    """Numbers (N, 1) times the identity matrix, (N, 3, 3)."""
     identity = torch.eye(3, dtype=numbers.dtype, device=numbers.device)
     return numbers.unsqueeze(2) * identity

@@ -1,4 +1,4 @@
-"""What a head predicts, how that transforms, and what the head was fitted to."""
+"""What a head predicts, how the property transforms, and which data the head was fitted to."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Kind = Literal[
     "forces",
     "states",
 ]
-# of the network: invariants of all its layers; of the readout: its hidden layer, in which the
-# energy is linear; equivariant: those of the network, its vectors and tensors, and random
-# functions of them
+# "network": invariants of all layers of the network.
+# "readout": the hidden layer of the readout, in which the energy is linear.
+# "equivariant": invariants, vectors and tensors of the network, and random functions of them.
 Features = Literal["network", "readout", "equivariant"]
 
-# a name becomes a key of `results`, where these mean something already
+# A head's name becomes a key of `results`. These keys already have a meaning there.
 RESERVED = frozenset(all_outputs) | {
     "committee_disagreement",
     "direct_forces",
@@ -51,7 +51,7 @@ NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 
 
 class HeadError(EvenfieldError):
-    """A head that a model does not have, or a structure that a head cannot answer for."""
+    """A model has no such head, or a head cannot predict a structure."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,26 @@ class HeadKind:
     meaning: str
     per: Literal["structure", "atom"]
     rank: int
-    """0 scalar, 1 vector, 2 symmetric tensor."""
+    """0 for a scalar, 1 for a vector, 2 for a symmetric tensor."""
     parity: Literal[1, -1]
-    """Sign that an inversion of space gives it."""
+    """The sign of the property under inversion."""
     units: Mapping[str, float] | None
-    """Units of labels, as factors to the first of them; None where the user names the unit."""
+    """Possible units of labels, as conversion factors to the first one; None if the user names the
+    unit."""
     columns: tuple[str, ...] = ()
-    """Entries of `results` that a head of this kind can fill; empty for its own name."""
+    """Entries of `results` that a head of this kind can fill; empty means the head's own name."""
     label: str | None = None
-    """Where ASE keeps labels of this kind; None where the user names the key."""
+    """The key under which ASE stores labels of this kind; None if the user names the key."""
     features: tuple[Features, ...] = ("network", "readout")
-    """What it can be linear in; the first by default."""
+    """The features that it can be linear in; the first is the default."""
     can_be_mean: bool = False
-    """Whether it may be a mean over the atoms as well as a sum."""
+    """Whether the property may be a mean over atoms as well as a sum."""
     can_be_partial: bool = False
-    """Whether some atoms of a structure may be without a label."""
+    """Whether some atoms of a structure may lack a label."""
     can_have_spread: bool = False
-    """Whether the size of its errors can be learned as well."""
+    """Whether the size of the errors can be learned as well."""
     is_linear: bool = True
-    """Whether its labels are linear in the weights, which can then be trained with a network."""
+    """Whether labels are linear in the weights. If so, a network can be trained with the head."""
 
 
 KINDS: dict[Kind, HeadKind] = {
@@ -212,7 +213,7 @@ MOST_STATES = 8
 
 
 class HeadDescription(Settings):
-    """Everything about a head but its weights."""
+    """Everything about a head except its weights."""
 
     name: str = Field(pattern=rf"^{NAME}$", description="how the head is asked for")
     kind: Kind = Field(description="what it predicts")
@@ -282,7 +283,7 @@ class HeadDescription(Settings):
 
     @property
     def per(self) -> str:
-        """Whether it belongs to a structure or to an atom."""
+        """What the property belongs to: "structure" or "atom"."""
         return KINDS[self.kind].per
 
     @property
@@ -292,25 +293,25 @@ class HeadDescription(Settings):
 
     @property
     def parity(self) -> int:
-        """Sign that an inversion of space gives it."""
+        """The sign of the property under inversion."""
         return KINDS[self.kind].parity
 
     @property
     def num_outputs(self) -> int:
-        """K, the numbers that the weights give for an atom."""
+        """K, the number of outputs per atom."""
         if self.kind == "states":
             return self.num_states * (self.num_states + 1) // 2
         return max(len(self.classes), 1)
 
 
 def check_name(name: str, kind: Kind) -> None:
-    """Raise ValueError for a name that `results` has another meaning for."""
+    """Raise ValueError for a name that has another meaning in `results`."""
     if name in RESERVED and name not in KINDS[kind].columns:
         raise ValueError(f"name: {name!r} has another meaning in results: choose another name=")
 
 
 def check_choices(kind: Kind, features: Features, *, extensive: bool, spread: bool) -> None:
-    """Raise ValueError for features, a sum or a spread that a kind cannot have."""
+    """Raise ValueError if a kind does not support these features, a sum or a spread."""
     about = KINDS[kind]
     if features not in about.features:
         raise ValueError(f"features: {kind} can have {', '.join(about.features)}, not {features}")

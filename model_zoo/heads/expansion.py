@@ -1,4 +1,4 @@
-"""Random functions of what a network carries, next to which a head stays linear.
+"""Random functions of a network's features, which a head can be linear in.
 
     g_i = silu(A s_i + a[z_i])                                 one gate for each of R functions
     u_i = B_1 v_i, u'_i = B_2 v_i, u''_i = B_3 v_i             mixtures of the vectors of an atom,
@@ -8,10 +8,10 @@
     tensors         g_i (u_i u'_i + u'_i u_i - 2/3 (u_i . u'_i) 1) / 2
     pseudoscalars   g_i u_i . (u'_i x u''_i)                   change sign under inversion
 
-Mixtures are bounded, d -> d / sqrt(1 + d^2): products of three have tails that a fit to other atoms
-does not see. The matrices are drawn once, from a seed and the spread of the features over the atoms
-of the fit, and stored with the head. Random features with linear weights approximate a kernel:
-Rahimi and Recht, NIPS 2007.
+The lengths d of mixtures are bounded, d -> d / sqrt(1 + d^2), because products of three vectors
+have long tails that the atoms of a fit do not sample. The matrices are drawn once, from a seed and
+the spread of the features over the atoms of the fit, and are stored with the head. Random features
+with linear weights approximate a kernel (Rahimi and Recht, NIPS 2007).
 
 Shapes: N atoms, F invariants, V vectors, R random functions, Z elements of the fit.
 """
@@ -27,10 +27,10 @@ from torch import Tensor
 from ..network.interface import CarriedFeatures
 
 
-# standard deviations of the parts of a gate that come from the element, and from none
+# standard deviations of the gate biases: the part that depends on the element, and the shared part
 OF_ELEMENT = 0.7
 OF_NOTHING = 0.5
-# relative to the largest; a feature that varies less is the same for all atoms
+# relative to the largest spread; a feature that varies less counts as constant
 NO_SPREAD = 1e-6
 
 
@@ -39,20 +39,23 @@ class Expansion:
     """The matrices of the random functions, in float64."""
 
     gates: np.ndarray
-    """A, (R, F)"""
+    """A, (R, F)."""
     gate_biases: np.ndarray
-    """a, (R, Z)"""
+    """a, (R, Z)."""
     mixtures: np.ndarray
-    """B, (J, R, V) with J = 1 for vectors, 2 for tensors and 3 for pseudoscalars"""
+    """B, (J, R, V), with J = 1 for vectors, 2 for tensors and 3 for pseudoscalars."""
 
     def gate(self, invariants: Tensor, places: Tensor) -> Tensor:
-        """Invariants (N, F) and places (N,) of the elements -> g (N, R)."""
+        """Map invariants (N, F) to gates g (N, R).
+
+        `places` (N,) are positions in the list of elements of the fit.
+        """
         biases = invariants.new_tensor(self.gate_biases).T[places]
         weights = invariants.new_tensor(self.gates)
         return torch.nn.functional.silu(invariants @ weights.T + biases)
 
     def mixed(self, vectors: Tensor) -> list[Tensor]:
-        """Vectors (N, 3, V) -> u, u' and u'', as many as there are, each (N, 3, R)."""
+        """Map vectors (N, 3, V) to the J mixtures u, u' and u'', each (N, 3, R)."""
         return [_bounded(vectors @ vectors.new_tensor(mixture).T) for mixture in self.mixtures]
 
 
@@ -69,9 +72,10 @@ def drawn_expansion(
     num_mixtures: int,
     seed: int,
 ) -> Expansion:
-    """Random functions for the features of the structures of a fit.
+    """Draw random functions for the features of the structures of a fit.
 
-    The arguments of gates and the mixtures have about unit variance over the atoms.
+    `num_mixtures` is J. The arguments of the gates, and the mixtures before they are bounded, have
+    about unit variance over the atoms.
     """
     invariants = torch.cat([own.invariants for own in carried]).double().numpy()
     vectors = torch.cat([own.vectors for own in carried]).double().numpy()
@@ -94,6 +98,6 @@ def drawn_expansion(
 
 
 def _without_zeros(spread: np.ndarray) -> np.ndarray:
-    """Spreads, with infinity where there is none: such a feature takes no part."""
+    """The spreads, with infinity for constant features, which then drop out."""
     largest = spread.max(initial=0.0)
     return np.where(spread > NO_SPREAD * largest, spread, np.inf)

@@ -1,4 +1,4 @@
-"""The features of atoms that heads are linear in, from a network that stays as it is."""
+"""The atomic features that heads are linear in, from a frozen network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .description import Features
 from .head import Head
 
 
-# of a batch, so that memory is bounded; a larger structure is a batch of its own
+# Limits the memory of a batch. A larger structure forms a batch alone.
 ATOMS_PER_BATCH = 512
 
 
 class BatchFeatures:
-    """Features of the atoms of one batch, as heads ask for them; each is computed once."""
+    """Features of the atoms of one batch, computed on first use and cached."""
 
     def __init__(self, potential: Potential, batch: Batch) -> None:
         self._potential = potential
@@ -32,7 +32,7 @@ class BatchFeatures:
         self._known: dict[tuple[Features, int], CarriedFeatures] = {}
 
     def of(self, head: Head) -> CarriedFeatures:
-        """Those that a head reads."""
+        """The features that a head reads."""
         name = head.description.features
         key = (name, id(head.own))
         if key not in self._known:
@@ -42,19 +42,19 @@ class BatchFeatures:
 
 
 def in_place_of(potential: Potential, own: Potential | None) -> Potential:
-    """Whose features a head reads: its own copy, or the potential of the model.
+    """The potential whose features a head reads: `own` if given, else that of the model.
 
-    The copy comes to the device of the potential, and to its precision.
+    `own` is moved, in place, to the device and dtype of `potential`.
     """
     return potential if own is None else own.to(next(potential.parameters()))
 
 
 @own_modes()
 def batch_features(potential: Potential, batch: Batch, features: Features) -> CarriedFeatures:
-    """Features of the atoms of a batch, in the precision of the potential.
+    """Features of the atoms of a batch, in the dtype of the potential.
 
-    They are independent of the level of theory. Those of the network and of the readout are
-    invariant under rotation, inversion and translation, and have neither vectors nor tensors.
+    They do not depend on the level of theory. "network" and "readout" features are invariant under
+    rotation, inversion and translation, and contain neither vectors nor tensors.
     """
     with torch.no_grad(), torch.autocast(batch.positions.device.type, enabled=False):
         vectors, tiles = potential.edge_vectors(batch)
@@ -64,7 +64,10 @@ def batch_features(potential: Potential, batch: Batch, features: Features) -> Ca
 def edge_features(
     potential: Potential, numbers: Tensor, vectors: Tensor, tiles: Tiles, features: Features
 ) -> CarriedFeatures:
-    """The same from atomic numbers (N,) and edge vectors (E, 3) in A, differentiable by these."""
+    """Features of atoms from atomic numbers (N,) and edge vectors (E, 3) in A.
+
+    They are differentiable with respect to the edge vectors.
+    """
     backbone = potential.backbone
     if features == "equivariant":
         return backbone.carried(numbers, vectors, tiles)
@@ -76,7 +79,7 @@ def edge_features(
 def atom_features(
     potential: Potential, frames: Iterable[Atoms], features: Features = "network"
 ) -> Iterator[np.ndarray]:
-    """Invariants (N, F) in float64 of each structure, in order."""
+    """Yield invariants (N, F), float64, for each structure in order."""
     for own in carried_features(potential, frames, features):
         yield own.invariants.double().numpy()
 
@@ -84,7 +87,7 @@ def atom_features(
 def carried_features(
     potential: Potential, frames: Iterable[Atoms], features: Features = "equivariant"
 ) -> Iterator[CarriedFeatures]:
-    """Features of each structure, in order, in the precision of the potential and on the CPU."""
+    """Yield features of each structure in order, on the CPU, in the dtype of the potential."""
     waiting: list[Atoms] = []
     num_waiting = 0
     for atoms in frames:
@@ -109,9 +112,9 @@ def _of_one_batch(
 
 
 def batch_of(potential: Potential, frames: list[Atoms]) -> Batch:
-    """Structures as one batch for the features of a potential."""
+    """Join structures into one batch for computing features."""
     parameter = next(potential.parameters())
-    # features are the same for all levels, and a batch must have one
+    # a batch needs a level of theory, but features do not depend on it
     levels = potential.config.levels_of_theory
     structures = [Structure.from_atoms(atoms, levels[0], "features") for atoms in frames]
     batch = Batch.from_structures(structures, potential.cutoff, levels, parameter.dtype)

@@ -3,8 +3,9 @@
     E(R, F) = E(R) - mu(R) . F - F . alpha(R) . F / 2
     mu(R, F) = -dE/dF = mu(R) + alpha(R) . F
 
-mu is the answer of a dipole head, alpha that of a polarizability head, or zero without one. Forces
-are derivatives of exactly these answers. A field F in V/A times a dipole in e*A is an energy in eV.
+mu is the prediction of a dipole head, and alpha that of a polarizability head, or zero without one.
+Forces are exact derivatives of this energy. A field F in V/A times a dipole in e*A is an energy in
+eV.
 
 Buckingham, Adv. Chem. Phys. 12, 107 (1967); atomic polar tensors: Person and Newton, J. Chem. Phys.
 61, 1040 (1974).
@@ -32,28 +33,28 @@ from .slopes import Place
 
 @dataclass(frozen=True)
 class FieldTerms:
-    """What a field adds to a molecule, and the moments in it."""
+    """The contributions of a field to energy and forces, and the moments in the field."""
 
     energy: float
-    """eV"""
+    """In eV."""
     forces: np.ndarray
-    """(N, 3) in eV/A"""
+    """(N, 3) in eV/A."""
     dipole: np.ndarray
-    """(3,) in e*A, with what the field induces"""
+    """(3,) in e*A, including the part that the field induces."""
     polarizability: np.ndarray | None
-    """(3, 3) in e*A^2/V; None without a head of it"""
+    """(3, 3) in e*A^2/V; None without a polarizability head."""
 
 
 @dataclass(frozen=True)
 class FieldHeads:
-    """The heads that say how a molecule responds to a field."""
+    """The heads that determine the response of a molecule to a field."""
 
     dipole: Head
     polarizability: Head | None
 
     @classmethod
     def among(cls, heads: Iterable[Head]) -> FieldHeads:
-        """Those of some heads. Raises HeadError without a dipole head, and for two of a kind."""
+        """Select the heads for a field. Raises HeadError without a dipole head, or for two."""
         chosen = list(heads)
         dipole = _only(chosen, "dipole")
         if dipole is None:
@@ -64,10 +65,10 @@ class FieldHeads:
     def terms(
         self, potential: Potential, batch: Batch, atoms: Atoms, field: np.ndarray
     ) -> FieldTerms:
-        """What the field (3,) in V/A adds to one molecule, whose batch is given.
+        """The contributions of `field` (3,) in V/A to one molecule.
 
-        Raises HeadError for elements that a head was fitted without, and for a periodic or charged
-        structure.
+        `batch` holds only this molecule. Raises HeadError for elements that a head was fitted
+        without, and for a periodic or charged structure.
         """
         refuse_in_field(atoms)
         heads = [self.dipole] if self.polarizability is None else [self.dipole, self.polarizability]
@@ -91,30 +92,32 @@ class FieldHeads:
 
 
 def polar_tensors(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
-    """d mu_a / d r_ib of one molecule as (N, 3, 3): atom i, component a, direction b, in e.
+    """Atomic polar tensors d mu_a / d r_ib of one molecule, (N, 3, 3) in e.
 
-    They are also called Born charges. Their sum over the atoms is zero for a neutral molecule,
-    which can be moved without a change of its dipole moment.
+    The axes are atom i, component a and direction b. The tensors are also called Born effective
+    charges. Their sum over atoms is zero, because translating a neutral molecule does not change
+    its dipole moment.
 
-    Raises what `FieldHeads.terms` raises.
+    Raises the errors of `FieldHeads.terms`.
     """
     return _slopes(potential, batch, atoms, head)
 
 
 def raman_tensors(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
-    """d alpha_ab / d r_ic of one molecule as (N, 3, 3, 3): atom, components, direction, in e*A/V.
+    """Raman tensors d alpha_ab / d r_ic of one molecule, (N, 3, 3, 3) in e*A/V.
 
-    They are minus third derivatives of the energy, twice by the field and once by a position, and
-    say how strongly a vibration scatters light (Placzek, Handbuch der Radiologie 6, 205, 1934).
+    The axes are atom i, components a and b, and direction c. The tensors are minus the third
+    derivatives of the energy, twice by the field and once by a position. They determine how
+    strongly a vibration scatters light (Placzek, Handbuch der Radiologie 6, 205, 1934).
 
-    Raises what `FieldHeads.terms` raises.
+    Raises the errors of `FieldHeads.terms`.
     """
     return _slopes(potential, batch, atoms, head)
 
 
 @own_modes()
 def _slopes(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.ndarray:
-    """Derivatives of the answer of a head by the positions, (N, ..., 3)."""
+    """Derivatives (N, ..., 3) of a head's prediction with respect to the positions."""
     refuse_in_field(atoms)
     place = Place(potential, batch)
     slopes = place.gradients(place.answer(head, atoms))
@@ -123,14 +126,14 @@ def _slopes(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> np.
 
 
 def refuse_in_field(atoms: Atoms) -> None:
-    """Raise HeadError for a structure whose energy in a field has no meaning."""
+    """Raise HeadError for a structure whose energy in a field is not defined."""
     reason = without_dipole(atoms)
     if reason is not None:
         raise HeadError(f"in a field: {reason}", remedy="take a neutral molecule")
 
 
 def _only(heads: list[Head], kind: Kind) -> Head | None:
-    """The head of a kind; None without one. Raises HeadError for two."""
+    """The only head of a kind, or None. Raises HeadError if there are two."""
     found = [head for head in heads if head.description.kind == kind]
     if len(found) > 1:
         names = " and ".join(head.description.name for head in found)

@@ -1,4 +1,4 @@
-"""A head: linear weights on the features of atoms, and how a property follows from them.
+"""A head: linear weights on atomic features, and how a property follows from them.
 
     y_i = weight . phi_i + bias[z_i]
 
@@ -9,21 +9,21 @@
     atom_scalar   y_i
     states    eigenvalues of a matrix of sum_i y_i         one row for each entry: `states.py`
 
-phi_i are features of the network of the model, or of a copy that was trained on the labels of the
-head. They are invariant, so charges, scalars and classes are, and a dipole turns with the atoms.
-Vectors, tensors, pseudoscalars, direct forces and dipoles with a part at each atom are linear in
-the rows of `rows.py`, whose columns turn with the atoms themselves.
+phi_i are features of the model's network, or of a copy that was trained on the labels of the head.
+They are invariant. Charges, scalars and classes are therefore invariant too, and a dipole rotates
+with the atoms. Vectors, tensors, pseudoscalars, direct forces, and dipoles with an atomic part are
+linear in the rows of `rows.py`, whose columns rotate with the atoms.
 
-An answer may come with a spread, the standard deviation of its error, or of each component of that
-alike: then it turns with nothing. Its logarithm is a mean over the atoms with weights of its own on
-the invariants (Nix and Weigend, ICNN 1994):
+A prediction may have a spread, the standard deviation of its error. For vectors and tensors, it is
+the same for each component, so it is invariant. The logarithm of the variance is a mean over atoms,
+with separate weights on the invariants (Nix and Weigend, ICNN 1994):
 
     u_i = weight' . phi_i + bias'[z_i]
-    of structures   exp(mean_i u_i / 2), sqrt(N) times that where the answer is a sum
-    of atoms        exp(u_i / 2)
+    per structure   exp(mean_i u_i / 2), times sqrt(N) if the prediction is a sum
+    per atom        exp(u_i / 2)
 
-Shapes: N atoms, F features, K outputs (classes, else 1), Z elements of the fit, P weights: F where
-the features are invariant.
+Shapes: N atoms, F features, K outputs, Z elements of the fit, P weights. K is the number of classes
+or of matrix entries of states, else 1. P = F if the features are invariant.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .expansion import Expansion
 from .rows import parts_of_atoms
 
 
-# e; a net charge that a file states with fewer digits is still none
+# e; a smaller net charge counts as zero, because files round charges
 NEUTRAL = 1e-6
 LARGEST_ATOMIC_NUMBER = 118
 
@@ -53,21 +53,22 @@ Answer = float | np.ndarray | dict[str, float]
 
 @dataclass(frozen=True)
 class Head:
-    """One property of a model: what it is, and its weights."""
+    """A head for one property: its description and its weights."""
 
     description: HeadDescription
     weight: np.ndarray
-    """(K, P) in units of the head per unit of a feature."""
+    """(K, P) in the unit of the head per unit of a feature."""
     bias: np.ndarray
-    """(K, Z) of each element, in the order of `description.elements`."""
+    """(K, Z) for each element, in the order of `description.elements`."""
     expansion: Expansion | None = None
-    """The random functions among equivariant features; None for others."""
+    """The random functions of equivariant features; None for invariant features."""
     spread_weight: np.ndarray | None = None
-    """(F,), and None where the description has no spread."""
+    """(F,); None if the description has no spread."""
     spread_bias: np.ndarray | None = None
-    """(Z,)"""
+    """(Z,); None if the description has no spread."""
     own: Potential | None = None
-    """A copy of the potential of the model, with a network that was trained for this head."""
+    """A copy of the model's potential whose network was trained for this head; None if the head
+    uses the network of the model."""
 
     def require_kind(self, kind: str) -> None:
         """Raise HeadError unless the head predicts this kind of property."""
@@ -78,14 +79,15 @@ class Head:
             )
 
     def predict(self, features: CarriedFeatures, atoms: Atoms) -> Answer:
-        """Features of `atoms` -> the property of the head, in its unit.
+        """Predict the property of `atoms` from their features, in the unit of the head.
 
-        charges (N,), a dipole or vector (3,), a tensor (3, 3), a number, or the probability of each
-        class by its name; of the atoms numbers (N,), vectors or direct forces (N, 3), or tensors
-        (N, 3, 3), NaN for elements without a labelled atom in the fit.
+        A property of the structure is a number, a dipole or vector (3,), a tensor (3, 3), the
+        energies of states (K,), or class probabilities by name. A per-atom property has the shape
+        (N,) for numbers and charges, (N, 3) for vectors and direct forces, or (N, 3, 3) for
+        tensors. It is NaN for elements without a labelled atom in the fit.
 
-        Raises HeadError for elements that the fit has not seen, and for the dipole of a structure
-        that is periodic or charged.
+        Raises HeadError for elements that the head was fitted without, and for the dipole of a
+        periodic or charged structure.
         """
         about = self.description
         if about.kind == "dipole":
@@ -106,11 +108,12 @@ class Head:
         structure_index: Tensor,
         net_charges: Tensor,
     ) -> Tensor:
-        """What `predict` says, of several structures: (S, ...), or (N, ...) of their atoms.
+        """Predictions for several structures: (S, ...), or (N, ...) for per-atom properties.
 
-        Classes are their probabilities (S, K), and states their energies (S, K). places (N,) are
-        those of the elements in the fit, positions (N, 3) in A and net_charges (S,) in e are in
-        float64, all on one device. The answer is in float64 and differentiable.
+        Classes are given as probabilities (S, K), and states as energies (S, K). `places` (N,) are
+        positions in the list of elements of the fit. `positions` (N, 3) in A and `net_charges` (S,)
+        in e are float64. All tensors must be on the same device. The result is float64 and
+        differentiable.
         """
         about = self.description
         numbers, turning = self.terms(features, places)
@@ -120,9 +123,10 @@ class Head:
         return self._spoken(found, places)
 
     def terms(self, features: CarriedFeatures, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers (N, K) of the atoms and what turns, (N,), (N, 3) or (N, 3, 3), for `combined`.
+        """The per-atom terms for `combined`: numbers (N, K), and the rotating part.
 
-        In float64 and differentiable; positions play no part.
+        The rotating part has the shape (N,), (N, 3) or (N, 3, 3). Both are float64, differentiable
+        and independent of the positions.
         """
         about = self.description
         of_atoms, turning = parts_of_atoms(about.kind, features, self.expansion, places)
@@ -139,9 +143,9 @@ class Head:
         structure_index: Tensor,
         num_structures: int,
     ) -> Tensor:
-        """What `predict_spread` says, of several structures: (S,), or (N,) of their atoms.
+        """Spreads for several structures: (S,), or (N,) for per-atom properties.
 
-        Raises HeadError for a head without a spread.
+        Arguments are as in `answers`. Raises HeadError for a head without a spread.
         """
         log_variances = self.log_variances(features, places)
         is_of_atoms = self.description.per == "atom"
@@ -151,7 +155,7 @@ class Head:
         return self._spoken(found, places)
 
     def log_variances(self, features: CarriedFeatures, places: Tensor) -> Tensor:
-        """u (N,) of the atoms in float64. Raises HeadError for a head without a spread."""
+        """The log variances u (N,), float64. Raises HeadError for a head without a spread."""
         if self.spread_weight is None or self.spread_bias is None:
             raise HeadError(
                 f"{self.description.name} does not say how large its errors are",
@@ -163,14 +167,15 @@ class Head:
 
     @property
     def is_sum(self) -> bool:
-        """Whether the answer of a structure is a sum over its atoms, and not their mean."""
+        """Whether a prediction for a structure is a sum over its atoms rather than their mean."""
         return self.description.extensive or self.description.rank > 0
 
     def predict_spread(self, features: CarriedFeatures, atoms: Atoms) -> float | np.ndarray:
-        """The standard deviation of the error of `predict`, a number or (N,), in the same unit.
+        """The standard deviation of the error of `predict`, in the same unit.
 
-        Of vectors and tensors it is that of each component. Raises HeadError for a head without
-        one, for elements that the fit has not seen, and where `predict` has no dipole.
+        It is a number, or (N,) for a per-atom property. For vectors and tensors, it is the standard
+        deviation of each component. Raises HeadError for a head without a spread, and the errors of
+        `predict`.
         """
         if self.description.kind == "dipole":
             self.refuse_without_dipole(atoms)
@@ -179,12 +184,12 @@ class Head:
         return found.numpy() if self.description.per == "atom" else float(found[0])
 
     def _alone(self, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
-        """Places, positions and structure_index of one structure."""
+        """The arguments places, positions and structure_index for a single structure."""
         places = torch.as_tensor(self.places(atoms.numbers))
         return places, torch.tensor(atoms.positions), torch.zeros_like(places)
 
     def _spoken(self, answer: Tensor, places: Tensor) -> Tensor:
-        """An answer, with NaN for the atoms of which the fit had no label."""
+        """The prediction, with NaN for atoms of elements without labels in the fit."""
         silent = self.silent_places
         if not silent:
             return answer
@@ -194,17 +199,17 @@ class Head:
 
     @property
     def silent_places(self) -> list[int]:
-        """Places among the elements of the fit of those without a label."""
+        """Positions, in the list of elements of the fit, of elements without labels."""
         about = self.description
         return [about.elements.index(symbol) for symbol in about.silent_elements]
 
     @property
     def has_charges(self) -> bool:
-        """Whether the property is made of charges alone, which then have a meaning of their own."""
+        """Whether the property follows from charges alone, which can then be reported too."""
         return self.description.kind in ("charges", "dipole") and self.expansion is None
 
     def charges(self, features: np.ndarray, atoms: Atoms) -> np.ndarray:
-        """Charges (N,) in e from invariants (N, F); they add up to `net_charge(atoms)`."""
+        """Charges (N,) in e from invariants (N, F). They sum to `net_charge(atoms)`."""
         own = CarriedFeatures.of_invariants(torch.as_tensor(features))
         charge = torch.tensor([net_charge(atoms)]).double()
         found: np.ndarray = self.charge_answers(own, *self._alone(atoms), charge).numpy()
@@ -218,19 +223,25 @@ class Head:
         structure_index: Tensor,
         net_charges: Tensor,
     ) -> Tensor:
-        """The charges (N,) of several structures, by a head that `has_charges`."""
+        """The charges (N,) in e for several structures. The head must have charges.
+
+        Arguments are as in `answers`.
+        """
         numbers, turning = self.terms(features, places)
         return combined("charges", False, numbers, turning, positions, structure_index, net_charges)
 
     def refuse_without_dipole(self, atoms: Atoms) -> None:
-        """Raise HeadError for a structure that has no dipole moment of its own."""
+        """Raise HeadError for a structure whose dipole moment is not defined."""
         reason = without_dipole(atoms)
         if reason is not None:
             remedy = "ask for charges only" if self.has_charges else "take a neutral molecule"
             raise HeadError(f"{self.description.name}: {reason}", remedy=remedy)
 
     def places(self, numbers: np.ndarray) -> np.ndarray:
-        """Places (N,) of atomic numbers among the elements of the fit; HeadError for others."""
+        """Positions (N,) of atomic numbers (N,) in the list of elements of the fit.
+
+        Raises HeadError for other elements.
+        """
         place = np.full(LARGEST_ATOMIC_NUMBER + 1, -1)
         known = [atomic_numbers[symbol] for symbol in self.description.elements]
         place[known] = np.arange(len(known))
@@ -245,7 +256,10 @@ class Head:
 
 
 def net_charge(atoms: Atoms) -> float:
-    """Net charge of a structure in e: `info["charge"]`, and 0 where nothing is stated."""
+    """Net charge of a structure in e: `info["charge"]`, or 0 if it is not stated.
+
+    Raises HeadError if it is not a finite number.
+    """
     stated = atoms.info.get("charge", 0.0)
     try:
         charge = float(stated)
@@ -259,7 +273,7 @@ def net_charge(atoms: Atoms) -> float:
 
 
 def without_dipole(atoms: Atoms) -> str | None:
-    """Why a structure has no dipole moment of its own; None if it has one."""
+    """The reason why the dipole moment of a structure is not defined; None if it is."""
     if atoms.pbc.any():
         return "a periodic structure has no dipole moment of its own: it depends on the cell"
     charge = net_charge(atoms)

@@ -1,15 +1,17 @@
-"""How heads are stored: an attachment of a model folder.
+"""How heads are stored, as an attachment of a model folder.
 
-    heads.safetensors   `weight` (K, P) and `bias` (K, Z) of each head, named INDEX/NAME with INDEX
-                        counted from 0, `gates`, `gate_biases` and `mixtures` of those with random
-                        functions, `spread_weight` and `spread_bias` of those with a spread,
-                        `network/...` of those with a network of their own, in float32; the
+    heads.safetensors   arrays of each head, named INDEX/NAME with INDEX counted from 0: `weight`
+                        (K, P) and `bias` (K, Z); with random functions, also `gates`,
+                        `gate_biases` and `mixtures`; with a spread, also `spread_weight` and
+                        `spread_bias`; with its own network, also `network/...` in float32. The
                         metadata hold the format, the digest of the potential, and the descriptions
 
-They hold for exactly these weights of the network, whose features they multiply: the metadata name
-their digest, and heads of others count as none. A head with 128 features takes 1 kB and 8 bytes for
-each element; a class head as much for each class. With 1,024 random functions of 128 invariants
-and 192 vectors a head takes 3 to 6 MB, and a network as much as that of the model.
+Heads multiply the features of the network, so they are valid only for the weights whose digest the
+metadata state. Heads for other weights are ignored.
+
+A head with 128 features takes 1 kB plus 8 bytes per element; a class head takes this for each
+class. With 1,024 random functions of 128 invariants and 192 vectors, a head takes 3 to 6 MB. A
+head's own network takes as much as the network of the model.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ from .rows import num_columns, num_mixtures
 HEADS = "heads.safetensors"
 EXPANSION = ("gates", "gate_biases", "mixtures")
 SPREAD = ("spread_weight", "spread_bias")
-# what the names of the weights of a network of its own begin with
+# prefix of the array names of a head's own network
 NETWORK = "network/"
 REMEDY = "fit one with `evenfield finetune head MODEL DATA OUT`"
 
 
 class _RecordFacts(Settings):
-    """What the metadata hold."""
+    """The content of the metadata."""
 
     format: int = Field(ge=1, le=1, description="format of the file")
     potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
@@ -51,7 +53,7 @@ class _RecordFacts(Settings):
 
 
 def heads_file(potential: Potential, heads: Mapping[str, Head]) -> bytes:
-    """The content of the attachment, for these weights."""
+    """The content of the attachment for the weights of `potential`."""
     tensors: dict[str, np.ndarray] = {}
     descriptions = []
     for index, head in enumerate(heads.values()):
@@ -72,9 +74,10 @@ def heads_file(potential: Potential, heads: Mapping[str, Head]) -> bytes:
 
 
 def heads_of(potential: Potential, attachments: Mapping[str, bytes]) -> dict[str, Head]:
-    """Name -> head, for the heads of a model.
+    """The heads of a model by name.
 
-    Attachments are free in form: whatever is not such a record of these weights is none.
+    Attachments have no fixed format, so a file that is not a valid record for these weights is
+    ignored.
     """
     content = attachments.get(HEADS)
     if content is None:
@@ -89,7 +92,7 @@ def heads_of(potential: Potential, attachments: Mapping[str, bytes]) -> dict[str
 
 
 def head_named(potential: Potential, attachments: Mapping[str, bytes], name: str) -> Head:
-    """The head of this name. Raises HeadError where the model has none with its weights."""
+    """The head with this name. Raises HeadError if the model has none for its weights."""
     heads = heads_of(potential, attachments)
     if name in heads:
         return heads[name]
@@ -106,7 +109,7 @@ def head_named(potential: Potential, attachments: Mapping[str, bytes], name: str
 def _heads(
     potential: Potential, descriptions: list[HeadDescription], tensors: dict[str, np.ndarray]
 ) -> dict[str, Head]:
-    """Heads from their arrays. Raises KeyError and ValueError for arrays that do not fit."""
+    """Build heads from their arrays. Raises KeyError or ValueError if arrays do not fit."""
     heads = {}
     num_arrays = 0
     for index, description in enumerate(descriptions):
@@ -133,7 +136,7 @@ def _heads(
 
 
 def with_network(potential: Potential, weights: Mapping[str, torch.Tensor]) -> Potential:
-    """A copy of a potential whose network has other weights."""
+    """A copy of a potential, in evaluation mode, whose network has the given weights."""
     own = copy.deepcopy(potential)
     own.backbone.load_state_dict(weights)
     return own.eval()
@@ -142,7 +145,7 @@ def with_network(potential: Potential, weights: Mapping[str, torch.Tensor]) -> P
 def _network_weights(
     potential: Potential, index: int, tensors: dict[str, np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """The weights of the network of head `index`. Raises KeyError and ValueError for others."""
+    """The network weights of head `index`. Raises KeyError or ValueError if they do not fit."""
     found = {}
     for name, weight in potential.backbone.state_dict().items():
         array = tensors[f"{index}/{NETWORK}{name}"]
@@ -153,7 +156,7 @@ def _network_weights(
 
 
 def _shapes(potential: Potential, about: HeadDescription) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of a head, by name."""
+    """The expected shapes of a head's arrays, by name."""
     num_elements = len(about.elements)
     num_invariants = potential.backbone.num_features
     if about.features != "equivariant":

@@ -1,4 +1,4 @@
-"""What heads add to the results of an ASE calculator."""
+"""The entries that heads add to the results of an ASE calculator."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from .head import Head, net_charge, without_dipole
 from .record import REMEDY
 
 
-# entries that no periodic and no charged structure has
+# entries that periodic and charged structures do not have
 OF_MOLECULES = {"dipole", "dipole_std"}
 
 
 def has_spread(column: str, head: Head) -> bool:
-    """Whether an entry that a head fills has one beside it, the size of its errors."""
-    # that of a dipole head is not that of the charges which it gives too
+    """Whether an entry has a second entry with its spread, `COLUMN_std`."""
+    # the spread of a dipole head does not apply to its charges
     return head.description.spread and column != "charges"
 
 
 class ResultHeads:
-    """Heads, each with the entries of `results` that it fills.
+    """Heads and the entries of `results` that they fill.
 
-    A charge head fills ASE's `charges`. A dipole head fills `dipole`, and `charges` where there is
-    no charge head: charges that were fitted to charges come first. Those of a dipole head with
-    dipoles at the atoms are not the whole, and fill nothing. A polarizability is in
-    `polarizability`, forces that are no derivatives in `direct_forces`. All others fill their own
-    name. A head with a spread also fills its name with `_std` appended.
+    A charge head fills ASE's `charges`. A dipole head fills `dipole`, and also `charges` if there
+    is no charge head. The charges of a dipole head with atomic dipoles are not reported, because
+    they are only a part of its dipole. A polarizability head fills `polarizability`, and a head for
+    direct forces fills `direct_forces`. All other heads fill an entry under their own name. A head
+    with a spread also fills the entry with `_std` appended.
     """
 
     def __init__(self, heads: Iterable[Head]) -> None:
-        """Raises HeadError where two heads would fill the same entry, and without any head."""
+        """Assign entries to heads.
+
+        Raises HeadError if two heads would fill the same entry, and without any head.
+        """
         self.columns: dict[str, Head] = {}
         chosen = list(heads)
         if not chosen:
@@ -62,11 +65,10 @@ class ResultHeads:
         self.columns[column] = head
 
     def results(self, features: BatchFeatures, atoms: Atoms) -> dict[str, object]:
-        """The entries for `atoms`, from the features of its atoms.
+        """The entries for one structure. `features` must belong to the same atoms.
 
-        Classes are an array (K,) of probabilities. The dipole is left out where there is none.
-
-        Raises HeadError for elements that a head was fitted without.
+        Classes are given as an array (K,) of probabilities. The dipole is left out if it is not
+        defined. Raises HeadError for elements that a head was fitted without.
         """
         numbers = torch.as_tensor(atoms.numbers)
         charge = net_charge(atoms) if self.charged_columns else 0.0
@@ -88,7 +90,7 @@ class ResultHeads:
 
     @property
     def names(self) -> list[str]:
-        """All entries, with those of spreads."""
+        """The names of all entries, including spreads."""
         found = []
         for column, head in self.columns.items():
             found.append(column)
@@ -98,11 +100,11 @@ class ResultHeads:
 
     @property
     def charged_columns(self) -> set[str]:
-        """Entries that depend on the net charge of a structure."""
+        """The entries that depend on the net charge of a structure."""
         return {"charges", "dipole"} & set(self.columns)
 
     def is_of_atoms(self, column: str) -> bool:
-        """Whether an entry has a row for each atom, and not one for each structure."""
+        """Whether an entry has one row per atom rather than per structure."""
         return column == "charges" or self.head_of(column).description.per == "atom"
 
     def head_of(self, column: str) -> Head:
@@ -117,10 +119,11 @@ class ResultHeads:
         structure_index: Tensor,
         net_charges: Tensor,
     ) -> dict[str, Tensor]:
-        """The entries of S structures at once: (S, ...), or (N, ...) of their atoms.
+        """The entries for S structures at once: (S, ...), or (N, ...) for per-atom properties.
 
-        atomic_numbers (N,), positions (N, 3) in A, structure_index (N,) and net_charges (S,) in e,
-        which alone decide where the answers lie. A dipole is there for every structure.
+        `atomic_numbers` and `structure_index` are (N,), `positions` (N, 3) in A, `net_charges` (S,)
+        in e. The results are on the device of `positions`. The dipole is given for every structure,
+        even if it is not defined.
 
         Raises HeadError for elements that a head was fitted without.
         """

@@ -1,4 +1,4 @@
-"""What a head is linear in: a row for each number of its answer, from what the network carries.
+"""The rows that a head is linear in, one for each component of its prediction.
 
     dipole            sum_i (r_i - mean(r)) [s_i, g_i]     + sum_i [v_i, g_i u_i]
     vector            sum_i [v_i, g_i u_i]
@@ -7,13 +7,13 @@
     atom_vector, atom_tensor                               the terms of these sums
     forces            as atom_vector, less the mean over the atoms: there is no net force
 
-s, v, t are the invariants, vectors and tensors of `CarriedFeatures`; g, u and the products those of
-`expansion.py`. The first part of a dipole has a column for each element too: it is that of charges,
-the second that of atomic dipoles. A dipole of charges alone has no expansion, and no second part.
-A polarizability is a tensor.
+s, v and t are the invariants, vectors and tensors of `CarriedFeatures`. g, u and the products are
+those of `expansion.py`. The first part of a dipole comes from charges, and has a column for each
+element too. The second part comes from atomic dipoles. A dipole of charges alone has neither an
+expansion nor a second part. A polarizability is treated as a tensor.
 
-The fit has a matrix of these rows. A prediction multiplies the parts of each atom by the weights
-first, and adds up then (`combined.py`), so that a large structure needs no matrix.
+A fit uses the matrix of these rows. A prediction multiplies the per-atom parts by the weights
+before it sums (`combined.py`), so a large structure needs no matrix.
 
 Shapes: N atoms, P columns of weights, Z columns of biases.
 """
@@ -28,20 +28,20 @@ from .description import KINDS, Kind
 from .expansion import Expansion
 
 
-# of random functions, by the rank and parity of what they make
+# number of mixtures by rank and parity of the random functions
 MIXTURES = {(1, -1): 1, (2, 1): 2, (0, -1): 3}
 
 
 def num_mixtures(kind: Kind) -> int:
-    """J, how many mixtures of vectors the random functions of a kind multiply."""
+    """J, the number of vector mixtures that the random functions of a kind multiply."""
     about = KINDS[kind]
     return MIXTURES[about.rank, about.parity]
 
 
 def num_columns(kind: Kind, sizes: tuple[int, int, int], num_functions: int) -> tuple[int, int]:
-    """Columns of weights that belong to invariants, and those that rotate or change sign.
+    """The numbers of weight columns for invariants, and for parts that rotate or change sign.
 
-    sizes: F, V and T of the network.
+    `sizes` are F, V and T of the network.
     """
     num_invariants, num_vectors, num_tensors = sizes
     own = {"pseudoscalar": 0, "vector": num_vectors, "tensor": num_tensors}
@@ -50,12 +50,12 @@ def num_columns(kind: Kind, sizes: tuple[int, int, int], num_functions: int) -> 
 
 
 def has_charges_or_trace(kind: Kind) -> bool:
-    """Whether a part of the answer comes from invariants and the elements."""
+    """Whether a part of the prediction comes from invariants and elements."""
     return kind == "dipole" or KINDS[kind].rank == 2
 
 
 def _form(kind: Kind) -> str:
-    """What the part of an answer that turns is made of."""
+    """The form of the part of a prediction that rotates or changes sign."""
     return {0: "pseudoscalar", 1: "vector", 2: "tensor"}[KINDS[kind].rank]
 
 
@@ -69,11 +69,10 @@ def rows_of(
     *,
     extensive: bool = True,
 ) -> Tensor:
-    """The rows of one structure, in float64: (..., P + Z) with the shape of the answer in front.
+    """The rows (..., P + Z) of one structure, float64. Leading axes are those of the prediction.
 
-    That of an answer for each atom begins with N.
-
-    places (N,) are those of the elements among the Z of the head, positions (N, 3) in A.
+    For a per-atom property, the first axis is N. `places` (N,) are positions in the list of the
+    head's Z elements, and `positions` (N, 3) are in A.
     """
     of_atoms, turning = parts_of_atoms(kind, carried, expansion, places)
     one_hot = torch.nn.functional.one_hot(places, num_elements).to(turning)
@@ -100,10 +99,11 @@ def rows_of(
 def parts_of_atoms(
     kind: Kind, carried: CarriedFeatures, expansion: Expansion | None, places: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each atom has in the rows, in float64, whatever its position: two parts of the columns.
+    """The position-independent per-atom parts of the rows, float64.
 
-    Invariants (N, F + R), without columns where the kind has neither charges nor a trace, and what
-    turns or changes sign: (N, R), (N, 3, V + R) or (N, 3, 3, T + R).
+    The first part is invariant, (N, F + R); it has no columns if the kind has neither charges nor a
+    trace. The second part rotates or changes sign, and has the shape (N, R), (N, 3, V + R) or
+    (N, 3, 3, T + R).
     """
     invariants = carried.invariants.double()
     vectors = carried.vectors.double()
@@ -125,7 +125,7 @@ def parts_of_atoms(
 
 
 def _traceless(first: Tensor, second: Tensor, gate: Tensor) -> Tensor:
-    """Symmetric traceless products of two vectors of each atom, (N, 3, 3, R)."""
+    """Gated symmetric traceless products (N, 3, 3, R) of two vectors (N, 3, R) of each atom."""
     outer = first.unsqueeze(2) * second.unsqueeze(1)
     symmetric = 0.5 * (outer + outer.transpose(1, 2))
     third = symmetric.diagonal(dim1=1, dim2=2).sum(2) / 3  # (N, R)

@@ -1,4 +1,4 @@
-"""One structure, whose positions the answers of heads can be differentiated by.
+"""Derivatives of head predictions with respect to the positions of one structure.
 
 Shapes: N atoms, E edge slots.
 """
@@ -19,7 +19,10 @@ from .head import Head
 
 
 class Place:
-    """A structure, the features of its atoms, and derivatives through them."""
+    """A structure with differentiable atomic features, which are computed once.
+
+    Derivatives are taken with respect to edge vectors, and to positions where they enter directly.
+    """
 
     def __init__(self, potential: Potential, batch: Batch) -> None:
         self.potential = potential
@@ -31,7 +34,11 @@ class Place:
         self.features: dict[tuple[Features, int], CarriedFeatures] = {}
 
     def answer(self, head: Head, atoms: Atoms) -> Tensor:
-        """What a head says, in float64, differentiable; of states the entries of their matrix."""
+        """The prediction of a head, float64 and differentiable.
+
+        For states, it is the independent entries (M,) of their matrix. Raises HeadError for
+        elements that the head was fitted without.
+        """
         device = self.positions.device
         places = torch.as_tensor(head.places(atoms.numbers), device=device)
         carried = self.carried(head.description.features, head.own)
@@ -45,7 +52,7 @@ class Place:
             return answers[0] if head.description.per == "structure" else answers
 
     def carried(self, name: Features, own: Potential | None = None) -> CarriedFeatures:
-        """Features of the atoms, differentiable, computed once; `own` as that of a head."""
+        """Differentiable features of the atoms, cached. `own` is `Head.own`."""
         key = (name, id(own))
         if key not in self.features:
             potential = in_place_of(self.potential, own)
@@ -56,9 +63,9 @@ class Place:
         return self.features[key]
 
     def gradient(self, answer: Tensor) -> Tensor:
-        """Derivatives (N, 3) of a number by the positions, in float64.
+        """Derivatives (N, 3) of a number with respect to the positions, float64.
 
-        An edge vector is r_sender - r_receiver. Charges also feel their positions themselves.
+        An edge vector is r_sender - r_receiver. A dipole also depends on positions directly.
         """
         if not answer.requires_grad:
             return torch.zeros_like(self.positions)
@@ -74,6 +81,6 @@ class Place:
         return gradient.index_add(0, tiles.slot_receiver, -slopes)
 
     def gradients(self, answer: Tensor) -> Tensor:
-        """Derivatives (..., N, 3) of all numbers of an answer (...)."""
+        """Derivatives (..., N, 3) of all components of a prediction (...)."""
         rows = [self.gradient(component) for component in answer.reshape(-1)]
         return torch.stack(rows).reshape(*answer.shape, *self.positions.shape)

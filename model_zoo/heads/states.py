@@ -1,4 +1,4 @@
-"""Coupled electronic states: a small symmetric matrix whose eigenvalues are their energies.
+"""Coupled electronic states: their energies are the eigenvalues of a small symmetric matrix.
 
     H_ab = sum_i weight_ab . phi_i + bias_ab[z_i]       entries that are smooth in the positions
     H v_k = E_k v_k                                     energies of the states, the lowest first
@@ -6,13 +6,16 @@
     h_kl  = v_k . dH/dr v_l                             coupling of two states
     d_kl  = <k|d/dr l> = h_kl / (E_l - E_k)             derivative coupling
 
-Where two surfaces come close, their energies have sharp bends and H has none: so H is learned, in a
-basis of diabatic states that the fit finds. Forces and h need only dH/dr and never a derivative of
-the eigenvectors, and stay finite where two energies meet; d does not.
+Where two surfaces come close, their energies have kinks, but H is smooth. H is therefore learned,
+in a basis of diabatic states that the fit finds. Forces and h need only dH/dr, never derivatives of
+the eigenvectors, and stay finite where two energies meet. d diverges there.
 
 Domcke, Yarkony, Koeppel, Conical Intersections (2004); Koeppel, Domcke, Cederbaum, Adv. Chem. Phys.
-57, 59 (1984). The entries are the same for all orders of like atoms, so an intersection that the
-symmetry of three like atoms demands, as in H3, is only rounded.
+57, 59 (1984).
+
+Limitation: the entries of H are invariant under permutations of like atoms. An intersection that
+the symmetry of three like atoms requires, as in H3, is therefore only approximated by an avoided
+crossing.
 
 Shapes: K states, N atoms, M = K (K + 1) / 2 entries of the matrix.
 """
@@ -35,21 +38,22 @@ from .symmetric import symmetric
 
 @dataclass(frozen=True)
 class States:
-    """The states of one structure."""
+    """The electronic states of one structure."""
 
     energies: np.ndarray
-    """E (K,) in eV, the lowest first"""
+    """E (K,) in eV, the lowest first."""
     forces: np.ndarray
-    """(K, N, 3) in eV/A"""
+    """(K, N, 3) in eV/A."""
     couplings: np.ndarray
-    """h (K, K, N, 3) in eV/A: symmetric, and minus the forces on the diagonal"""
+    """h (K, K, N, 3) in eV/A, symmetric in the states; the diagonal is minus the forces."""
     matrix: np.ndarray
-    """H (K, K) in eV"""
+    """H (K, K) in eV."""
     vectors: np.ndarray
-    """v (K, K): column k is state k. The largest entry of a column is positive."""
+    """v (K, K), with state k in column k. The largest entry of a column, in magnitude, is
+    positive."""
 
     def derivative_couplings(self) -> np.ndarray:
-        """d (K, K, N, 3) in 1/A, antisymmetric; infinite or NaN where two energies are equal."""
+        """d (K, K, N, 3) in 1/A, antisymmetric; infinite or NaN if two energies are equal."""
         gap = self.energies[None, :] - self.energies[:, None]
         np.fill_diagonal(gap, np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -59,7 +63,7 @@ class States:
 
 @own_modes()
 def states_of(potential: Potential, batch: Batch, atoms: Atoms, head: Head) -> States:
-    """The states of one structure, whose batch is given.
+    """The electronic states of one structure. `batch` must hold only this structure.
 
     Raises HeadError for a head of another kind, and for elements that it was fitted without.
     """

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def symmetric(entries: Tensor) -> Tensor:
-    """Entries (..., M), row by row of the upper triangle -> matrices (..., K, K).
+    """Symmetric matrices (..., K, K) from the M = K (K + 1) / 2 entries (..., M) of a triangle.
 
-    M is K (K + 1) / 2.
+    The entries are those of the upper triangle, row by row.
     """
-    # TorchScript compiles this for other programs, and so it is written in what that knows
+    # written in the subset of Python that TorchScript compiles
     size = int(round((2 * entries.shape[-1] + 0.25) ** 0.5 - 0.5))  # noqa: RUF046
     place = torch.zeros(size, size, dtype=torch.long, device=entries.device)
     upper = torch.triu_indices(size, size, device=entries.device)

@@ -1,15 +1,15 @@
-"""A hub that is a folder, on a disk or behind an address that fsspec knows, s3:// for instance.
+"""A hub in a folder, on a disk or at an address that fsspec supports, such as s3://.
 
     ROOT/owner/name/snapshots/REVISION/   the files of a model; the manifest is written last
-    ROOT/owner/name/refs/NAME             the revision of a name: main, or a tag
+    ROOT/owner/name/refs/NAME             the revision that NAME refers to: main, or a tag
 
-A revision is the hash of the manifest. Publishing the same model twice therefore makes one
-snapshot, and no published file ever changes. The revision is computed again at every load: a folder
-that was put under the name of a revision by other means is refused.
+A revision is the hash of the manifest. Publishing the same model twice therefore makes a single
+snapshot, and published files never change. The revision is recomputed at every load, and a folder
+whose content does not match its name is refused.
 
-Models behind an address are downloaded into the cache, file by file. A file that is in the cache
-with the right hash is not downloaded again. A revision that is in the cache as a whole is loaded
-without the hub.
+Models at a remote address are downloaded into the cache, file by file. Files that are already in
+the cache with the right hash are not downloaded again. A revision that is completely in the cache
+is loaded without contacting the hub.
 """
 
 from __future__ import annotations
@@ -69,29 +69,28 @@ from .remote import (
 )
 
 
-# bytes that are read at once; downloads smaller than this show no progress bar
+# bytes per read; smaller downloads show no progress bar
 CHUNK = 8 << 20
-# the extra that installs the storage library of a protocol; fsspec knows more protocols than these
+# protocol -> its storage library, and the extra that installs it; fsspec supports more protocols
 EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
 
-# a ref holds a revision and perhaps a line end
+# a ref holds a revision and perhaps a newline
 MAX_REF_BYTES = 1000
-# after which nobody writes a temporary file any more
+# older temporary files are no longer being written
 LEFTOVER_SECONDS = 3600.0
 
 Advance = Callable[[int], None]  # takes the number of bytes that have arrived
 
 
 class DamagedRefError(HubError):
-    """A name on a hub that names no revision."""
+    """A ref on a hub does not contain a revision."""
 
 
 class FolderHub:
-    """The models below one root.
+    """The models under one root.
 
-    Methods raise HubError when the root cannot be used or holds no such model, its subclass
-    UnreachableHubError when the root does not answer, and BadModelError when a model on it is
-    damaged.
+    Methods raise HubError if the root cannot be used or has no such model, its subclass
+    UnreachableHubError if the root does not answer, and BadModelError if a model is damaged.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -99,40 +98,42 @@ class FolderHub:
         self.on_disk = False  # until the file system is known
         with self._storage_errors(self.root):
             self.fs, self.path = file_system(self.root)
-        # models on a disk are read where they are, without a copy in the cache
+        # models on a disk are read in place, without a copy in the cache
         self.on_disk = self.fs.protocol == "file" or "file" in self.fs.protocol
 
     # --- publishing
 
     def publish(self, folder: Path, manifest: Manifest, repo: str, tag: str | None) -> str:
-        """Upload the files of a verified model folder; returns the revision. A tag never moves."""
+        """Upload the files of a verified model folder; returns the revision.
+
+        Raises HubError if `tag` already names another revision: tags never move.
+        """
         self._refuse_links(repo)
         revision = folder_revision(folder)
         if tag is not None:
-            # before the upload, which may take long
+            # checked before the upload, which may take long
             self._check_tag_is_free(repo, tag, revision)
 
         if self.on_disk:
-            # a folder in the place of main is found now, and not after the upload
+            # a folder in place of the ref main is reported now, not after the upload
             with suppress(DamagedRefError):
                 self._read_ref(repo, "main")
         self._upload_model(folder, manifest, repo, revision)
         if tag is not None:
             self._claim_tag(repo, tag, revision)
-        # main comes last: it never names a snapshot whose tag could not be set
+        # main comes last, so it never names a snapshot whose tag could not be set
         self._upload(repo, self._ref(repo, "main"), revision.encode())
         return revision
 
     def _upload_model(self, folder: Path, manifest: Manifest, repo: str, revision: str) -> None:
-        """Write all files of a snapshot, also over files that others put in their place."""
+        """Write all files of a snapshot, and replace any wrong files in their place."""
         snapshot = self._snapshot(repo, revision)
         if self.on_disk and (Path(snapshot).is_symlink() or Path(snapshot).is_file()):
-            # A file cannot hold a model. Writing would go through a link, into a folder that is
-            # not of this hub.
+            # A file cannot hold a model, and a link would lead to a folder outside the hub.
             with file_errors(snapshot):
                 Path(snapshot).unlink()
 
-        # the manifest comes last: a snapshot without the right one is never read
+        # the manifest comes last, because a snapshot without the right one is never read
         for name, entry in manifest.files.items():
             if not self._holds(snapshot, name, entry):
                 content = read_verified(folder, name, entry)
@@ -144,7 +145,10 @@ class FolderHub:
             _remove_leftovers(Path(snapshot))
 
     def _holds(self, snapshot: str, name: str, entry: FileEntry) -> bool:
-        """Whether a disk hub has the right file. Elsewhere it is cheaper to send than to look."""
+        """Whether a hub on disk already has the right file.
+
+        The answer is False for remote hubs, where uploading is cheaper than checking.
+        """
         if not self.on_disk or (Path(snapshot) / name).is_symlink():
             return False
         try:
@@ -163,26 +167,26 @@ class FolderHub:
             )
 
     def _claim_tag(self, repo: str, tag: str, revision: str) -> None:
-        """Set a tag. Of two publishers who do so at the same moment, one gets the error."""
+        """Set a tag. If two publishers set it at the same moment, one of them gets HubError."""
         path = self._ref(repo, tag)
         try:
             self._create(repo, path, revision.encode())
         except UnreachableHubError:
-            # Most stores can create a file only if there is none. Where one cannot, or has one,
-            # the look afterwards decides.
+            # Most stores support creating a file only if it does not exist. If the store does not
+            # support this, or if the file exists, the check below decides.
             if self._tagged(repo, tag) is None:
                 self._upload(repo, path, revision.encode())
         self._check_tag_is_free(repo, tag, revision)
 
     def _tagged(self, repo: str, tag: str) -> str | None:
-        """The revision of a tag; None for one that is free, or damaged and to be set again."""
+        """The revision of a tag; None if the tag is free, or damaged and to be replaced."""
         try:
             return self._read_ref(repo, tag)
         except DamagedRefError:
             return None
 
     def _create(self, repo: str, path: str, data: bytes) -> None:
-        """Write a file that does not exist yet; raises UnreachableHubError when it does."""
+        """Write a new file; raises UnreachableHubError if it already exists."""
         with self._storage_errors(repo):
             if self.on_disk:
                 _create_file(Path(path), data)
@@ -192,17 +196,17 @@ class FolderHub:
     # --- loading
 
     def revision(self, repo: str, name: str | None) -> str:
-        """The revision that main, a tag or a revision names.
+        """The revision that `name` refers to: a tag, a revision, or None for main.
 
-        When the hub cannot be reached, it is the revision that the name had the last time.
+        If the hub cannot be reached, the last known revision of the name is used.
         """
         self._refuse_links(repo)
         wanted = name or "main"
         if REVISION.fullmatch(wanted):
-            # never a tag, which could name another revision
+            # never interpreted as a tag, which could name another revision
             return self._stated_revision(repo, wanted)
 
-        # so that a model that was loaded once also loads without the network
+        # lets a model that was loaded before also load without the network
         remembered = self._cache(repo) / "refs" / wanted
         try:
             found = self._read_ref(repo, wanted)
@@ -215,28 +219,28 @@ class FolderHub:
         if found is None:
             raise self._not_found(repo, name)
         if not self.on_disk:
-            # only a convenience: a cache that cannot be written does not end a load
+            # optional: a cache that cannot be written must not stop the load
             with suppress(OSError):
                 remembered.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(remembered, found)
         return found
 
     def _stated_revision(self, repo: str, revision: str) -> str:
-        """A revision that the hub or the cache has."""
+        """Return `revision` if the hub or the cache has it, else raise HubError."""
         if not self.on_disk and self._is_cached(repo, revision):
-            # a revision means the same bytes for ever, so there is nothing to ask
+            # a revision always means the same bytes, so the hub need not be contacted
             return revision
         if not self._has_snapshot(repo, revision):
             raise self._not_found(repo, revision)
         return revision
 
     def fetch(self, repo: str, revision: str, *, force: bool = False) -> Path:
-        """The folder of a snapshot: itself on a disk, else a verified copy in the cache.
+        """The folder of a snapshot: in place on a disk, else a verified copy in the cache.
 
-        `force` downloads again what the cache holds. A cache that cannot be written is replaced by
-        a temporary one, with a warning.
+        With `force`, files in the cache are downloaded again. If the cache cannot be written, a
+        temporary one is used, with a warning.
 
-        Raises BadModelError when the snapshot is not the one that the revision names.
+        Raises BadModelError if the content of the snapshot does not match the revision.
         """
         if self.on_disk:
             self._refuse_links(repo)
@@ -252,7 +256,7 @@ class FolderHub:
             return self._download_model(repo, revision, cache, force)
 
     def _checked_snapshot(self, repo: str, revision: str) -> Path:
-        """The folder of a revision on a disk, which must hold what the revision names."""
+        """The folder of a revision on a disk, after checking that its content matches."""
         folder = Path(self._snapshot(repo, revision))
         where = f"{repo}@{revision}"
         remedy = f"do not use it; who has this model can publish it again, which repairs {folder}"
@@ -273,10 +277,10 @@ class FolderHub:
         return folder
 
     def _is_cached(self, repo: str, revision: str) -> bool:
-        """Whether the cache has a whole copy of a revision, and of no other."""
+        """Whether the cache has a complete copy of exactly this revision."""
         folder = self._cache(repo) / "snapshots" / revision
         try:
-            # the manifest is written last, so with it the copy is complete
+            # the manifest is written last, so a copy with a manifest is complete
             if folder.is_symlink() or not (folder / MANIFEST).is_file():
                 return False
             return folder_revision(folder) == revision
@@ -284,7 +288,7 @@ class FolderHub:
             return False
 
     def _is_damaged(self, folder: Path) -> bool:
-        """Whether a file of a copy in the cache is not what its manifest says."""
+        """Whether any file of a cached copy does not match its manifest."""
         try:
             for name, entry in read_manifest(folder).files.items():
                 read_verified(folder, name, entry)
@@ -322,12 +326,12 @@ class FolderHub:
                 if name == "config.json":
                     config_text = (target / name).read_bytes()
                     weight_bytes = check_before_download(where, manifest, config_text)
-            # last, as on the hub: a copy that was interrupted is continued the next time
+            # last, as on the hub, so that an interrupted download is resumed the next time
             write_atomically(target / MANIFEST, text)
         return target
 
     def _is_right(self, folder: Path, name: str, entry: FileEntry) -> bool:
-        """Whether the cache holds the file with the right hash; a wrong one is deleted."""
+        """Whether the cache holds the file with the right hash. A wrong file is deleted."""
         if not (folder / name).is_file():
             return False
         try:
@@ -346,10 +350,10 @@ class FolderHub:
         limit: int,
         advance: Advance,
     ) -> None:
-        """Copy a file under a temporary name; it gets its own only if its hash is right."""
+        """Download a file under a temporary name, and rename it if its hash is right."""
 
         def copy() -> None:
-            # hashed while it arrives: large weights are not read a second time
+            # hashed while it arrives, so that large weights are not read a second time
             digest = hashlib.sha256()
             with whole_file(target) as partial:
                 with partial.open("wb") as local:
@@ -367,9 +371,8 @@ class FolderHub:
         retried(copy, _may_pass)
 
     def _chunks(self, where: str, source: str, limit: int) -> Iterator[bytes]:
-        """The content of a file of the hub, which may have `limit` bytes."""
-        # Only reading can fail because of the hub. What the caller does with a chunk is outside
-        # of the block, since a generator does not see errors of its caller.
+        """Yield the content of a file on the hub in chunks, at most `limit` bytes in all."""
+        # Only errors of reading are converted. A generator does not see errors of its caller.
         with self._storage_errors(where):
             try:
                 seconds = seconds_for(limit)
@@ -382,9 +385,9 @@ class FolderHub:
     # --- files of the hub
 
     def _refuse_links(self, repo: str) -> None:
-        """Raise HubError for a folder of a model that leads out of a hub on a disk.
+        """Raise HubError if a folder of a model is a link, which would lead out of a disk hub.
 
-        The root may be a link: it is what a user names.
+        The root itself may be a link, because the user chose it.
         """
         if not self.on_disk:
             return
@@ -408,8 +411,8 @@ class FolderHub:
         return f"{self.path}/{repo}/refs/{name}"
 
     def _cache(self, repo: str, base: Path | None = None) -> Path:
-        """Where this hub's models are kept; hubs with equal names of models do not mix."""
-        # a new password does not make another hub
+        """The cache folder of a model. It differs between hubs, even for the same model name."""
+        # a hub stays the same hub if its password changes
         address = without_secrets(self.root)
         root_hash = hashlib.sha256(address.encode()).hexdigest()[:12]
         return (base or cache_folder()) / root_hash / repo
@@ -420,16 +423,16 @@ class FolderHub:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(Path(path), data)
             else:
-                # an object of a store appears whole or not at all
+                # an object in a store appears completely or not at all
                 self.fs.pipe_file(path, data)
 
     def _read(self, where: str, path: str, limit: int) -> bytes | None:
-        """The content of a small file; None when the hub answers that there is none."""
+        """The content of a small file; None if the hub says that it does not exist."""
         with self._storage_errors(where):
-            # fsspec caches listings, and somebody else may have published in the meantime
+            # fsspec caches listings, but someone else may have published in the meantime
             self.fs.invalidate_cache()
             if self.on_disk and not Path(path).is_file():
-                # also a pipe or a device, which could be read for ever
+                # covers pipes and devices too, which could be read forever
                 return None
             try:
                 return read_small_file(self.fs, path, limit)
@@ -440,13 +443,13 @@ class FolderHub:
 
     def _has_snapshot(self, repo: str, revision: str) -> bool:
         if self.on_disk and Path(self._snapshot(repo, revision)).is_file():
-            # wrong, which is found where it is fetched
+            # wrong, but `fetch` reports it
             return True
         path = f"{self._snapshot(repo, revision)}/{MANIFEST}"
         return self._read(repo, path, MAX_MANIFEST_BYTES) is not None
 
     def _read_ref(self, repo: str, name: str) -> str | None:
-        """The revision that a name refers to; None when there is no such name."""
+        """The revision that a name refers to; None if there is no such name."""
         path = self._ref(repo, name)
         publish_again = "publish the model again"
         if name != "main":
@@ -466,8 +469,8 @@ class FolderHub:
         return revision
 
     def _not_found(self, repo: str, name: str | None) -> HubError:
-        """The error for a missing model or revision; it lists the revisions that exist."""
-        # a name whose files are gone is listed too, and is no remedy
+        """The error for a missing model or revision. It lists existing revisions."""
+        # `name` itself may be listed although its files are gone
         known = [revision for revision in self._known_revisions(repo) if revision != name]
         if name is not None and known:
             return HubError(
@@ -479,7 +482,7 @@ class FolderHub:
         return HubError(f"no such model in the folder hub {self.root}", file=place)
 
     def _known_revisions(self, repo: str) -> list[str]:
-        """Tags and revisions of a model, as far as the hub lists them; web servers do not."""
+        """Tags and revisions of a model, if the hub can list them; web servers cannot."""
         if is_web_address(self.root):
             return []
         known = []
@@ -489,14 +492,14 @@ class FolderHub:
             except BUGS:
                 raise
             except Exception:
-                # only for a better message; the error that it belongs to is on its way
+                # the list only improves an error message, so failures are ignored
                 continue
             known += sorted(path.rpartition("/")[2] for path in paths)
         return known
 
     @contextmanager
     def _storage_errors(self, where: str) -> Iterator[None]:
-        """Turn what a storage library raises into a HubError about `where`."""
+        """Convert exceptions of storage libraries into HubError about `where`."""
         try:
             yield
         except TooSlowError as error:
@@ -541,11 +544,11 @@ class FolderHub:
 
 
 def _check_ref(path: Path, publish_again: str) -> None:
-    """Raise HubError for a name on a disk that is neither absent nor a file."""
+    """Raise HubError if a ref on a disk exists but is not a regular file."""
     if path.is_symlink():
         raise DamagedRefError("is a link, and not a file", file=path, remedy=publish_again)
     if path.is_dir():
-        # nobody knows what is in it, so publishing does not remove it
+        # its content is unknown, so publishing does not remove it
         raise HubError(
             "is a folder, and not a file with a revision",
             file=path,
@@ -554,7 +557,7 @@ def _check_ref(path: Path, publish_again: str) -> None:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether a download that ended with this error may succeed the next time."""
+    """Whether a download that failed with this error may succeed on a retry."""
     cause = error.__cause__
     return isinstance(error, UnreachableHubError) and cause is not None and is_temporary(cause)
 
@@ -569,13 +572,13 @@ def _read_remembered(path: Path) -> str | None:
 
 
 def _remove_leftovers(snapshot: Path) -> None:
-    """Remove the temporary files of a publication that was killed long ago.
+    """Remove old temporary files of publications that were killed.
 
-    Those of another publisher, who is writing the same model now, are younger.
+    Temporary files of a publisher who is writing the same model now are younger and are kept.
     """
     for leftover in snapshot.glob(".*.tmp"):
         is_temporary = re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", leftover.name)
-        # what cannot be looked at or removed does no harm
+        # a leftover that cannot be removed does no harm
         with suppress(OSError):
             age = time.time() - leftover.lstat().st_mtime
             if is_temporary and age > LEFTOVER_SECONDS:
@@ -583,16 +586,16 @@ def _remove_leftovers(snapshot: Path) -> None:
 
 
 def _create_file(path: Path, data: bytes) -> None:
-    """Write a new file in one step; FileExistsError when there is one already."""
+    """Write a new file in one step; raises FileExistsError if it already exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_bytes(data)
         try:
-            # a rename would replace the file of another publisher; a link does not
+            # a rename would replace another publisher's file; creating a link fails instead
             os.link(temporary, path)
         except PermissionError:
-            # file systems without hard links
+            # this file system has no hard links
             with path.open("xb") as file:
                 file.write(data)
     finally:
@@ -601,7 +604,10 @@ def _create_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _progress(where: str, manifest: Manifest) -> Iterator[Advance]:
-    """A progress bar for a download that takes a while; yields what to call with new bytes."""
+    """Show a progress bar for a large download.
+
+    Yields a function to be called with the number of bytes that have arrived.
+    """
     total = sum(entry.bytes or 0 for entry in manifest.files.values())
     if total < CHUNK:
         yield lambda num_bytes: None

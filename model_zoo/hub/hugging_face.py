@@ -1,7 +1,7 @@
 """Models on the Hugging Face hub, through its own client.
 
-The cache, the token and the offline mode (HF_HUB_OFFLINE=1) are the client's. A model is downloaded
-by its manifest: a file that the manifest does not name is not downloaded, whatever the hub lists.
+Cache, token and offline mode (HF_HUB_OFFLINE=1) are those of the client. Only files that the
+manifest names are downloaded, whatever else the hub lists.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ from .remote import (
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r'(W/)?"?[A-Za-z0-9_-]{8,128}"?')
-# seconds; a hub may look at large files before it answers
+# seconds; a hub may process large files before it answers
 SILENCE_AFTER_UPLOAD = 100.0
-TAKEN = 409  # the HTTP status for a name that is in use
+TAKEN = 409  # the HTTP status for a name in use
 WEB_ADDRESSES = ("http://", "https://")
-# hf_xet also accepts local:// and would write there; the tests allow that
+# hf_xet also accepts local:// and would write there; the tests add it to this tuple
 STORES = WEB_ADDRESSES
 
 
 def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path, str]:
     """Download a model into the client's cache; returns its folder and its commit.
 
-    Shards that the cache holds are not downloaded again, unless `force` asks for it.
+    Files in the cache are downloaded again only with `force`.
 
-    Raises HubError when the hub does not have the model, refuses or cannot be reached, and
-    BadModelError when the model is damaged or would do harm.
+    Raises HubError if the hub does not have the model, refuses the request or cannot be reached,
+    and BadModelError if the model is damaged or malicious.
     """
     if force and constants.HF_HUB_OFFLINE:
         raise HubError(
@@ -89,11 +89,11 @@ def fetch(repo: str, revision: str | None, *, force: bool = False) -> tuple[Path
 
 
 def _fetch(repo: str, revision: str | None, force: bool, cache: Path | None) -> tuple[Path, str]:
-    """`fetch` with the client's own cache, or with another one."""
+    """Implement `fetch` with another cache, or with the client's own for None."""
     where = f"{repo}@{revision}" if revision else repo
     download = partial(_download, where, repo, force=force, cache=cache)
     manifest_path = download(MANIFEST, revision, limit=MAX_MANIFEST_BYTES)
-    # the cache keeps each commit in a folder of its own, named by the commit
+    # the cache has one folder per commit, named by the commit
     folder = manifest_path.parent
     commit = folder.name
     with file_errors(manifest_path):
@@ -101,7 +101,7 @@ def _fetch(repo: str, revision: str | None, force: bool, cache: Path | None) -> 
 
     weight_bytes = 0
     for name in download_order(manifest):
-        # by commit, not by name: main may move while the files arrive
+        # by commit, not by name, because main may move while the files arrive
         limit = size_limit(manifest, name, weight_bytes)
         path = download(name, commit, limit=limit)
         if name == "config.json":
@@ -116,13 +116,13 @@ def publish(
 ) -> str:
     """Upload all files in one commit, then set the tag; returns the commit.
 
-    The commit goes on top of what was found on the hub. If somebody else commits in between,
-    nothing is uploaded.
+    The commit is based on the state found on the hub. If someone else commits in between, nothing
+    is changed. Raises HubError if the hub refuses, or if the tag is taken.
     """
     api = HfApi(library_name="evenfield")
     with _client_errors(repo), _checked_responses(repo, patience=SILENCE_AFTER_UPLOAD):
         api.create_repo(repo, private=private, exist_ok=True)
-        # read before anything is sent: the commit is valid only on top of this state
+        # read before anything is sent, because the commit is valid only on top of this state
         current = api.model_info(repo)
         if private and not current.private:
             raise HubError(
@@ -141,7 +141,7 @@ def publish(
             operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
             operations.append(operation)
 
-        # all or nothing: readers never see a manifest next to weights of another model
+        # one commit, so that readers never see a manifest next to another model's weights
         parent = current.sha
         commit = api.create_commit(repo, operations, commit_message=message, parent_commit=parent)
         if tag:
@@ -155,7 +155,7 @@ def _set_tag(api: HfApi, repo: str, tag: str, commit: str, message: str) -> None
     except HfHubHTTPError as error:
         if error.response is None or error.response.status_code != TAKEN:
             raise
-        # it was free before the upload: somebody else has set it in the meantime
+        # the tag was free before the upload, so someone else has set it in the meantime
         raise HubError(
             f"somebody else took the tag in between; the model is published as {commit}",
             file=f"{repo}@{tag}",
@@ -173,15 +173,15 @@ def _download(
     cache: Path | None,
     limit: int,
 ) -> Path:
-    """One file of at most `limit` bytes, from the cache or from the hub.
+    """The path of one file of at most `limit` bytes, from the cache or the hub.
 
-    `where` is the reference, for messages.
+    `where` is the reference, for messages. Raises BadModelError for a larger file.
     """
 
     class LimitedBar(tqdm):
-        """The client's progress bar: the one place where it tells how much has arrived."""
+        """The client's progress bar, the only place where it reports how much has arrived."""
 
-        # a disabled bar does not count
+        # counted here, because a disabled bar does not count
         arrived: float = 0
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -207,11 +207,11 @@ def _download(
 
 
 def _check_stated_size(where: str, name: str, headers: Any, limit: int) -> None:
-    """Refuse a file that is announced with too many bytes, before the first of them arrives."""
-    # without a commit an answer is not about a file of the hub, but perhaps a page about an error
+    """Refuse a file whose stated size is too large, before any content arrives."""
+    # a response without a commit is not about a file; it may be an error page
     if headers.get("X-Repo-Commit") is None:
         return
-    # a redirect states the size of what it leads to in a header of its own
+    # a redirect states the size of its target in a separate header
     stated = headers.get("X-Linked-Size") or headers.get("Content-Length", "")
     is_about_file = "Location" not in headers or "X-Linked-Size" in headers
     if is_about_file and stated.isdecimal() and int(stated) > limit:
@@ -219,7 +219,7 @@ def _check_stated_size(where: str, name: str, headers: Any, limit: int) -> None:
 
 
 def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[str]:
-    """Files of the model that is on the hub now and not of the new one, old shards for instance."""
+    """Files of the current model on the hub that the new model lacks, such as old shards."""
     present = {sibling.rfilename for sibling in current.siblings or []}
     if MANIFEST not in present:
         return []
@@ -227,10 +227,10 @@ def _outdated_files(repo: str, current: ModelInfo, manifest: Manifest) -> list[s
     try:
         old = parse_manifest(repo, path.read_bytes())
     except BadModelError:
-        # what we did not write is left as it is
+        # evenfield did not write this, so it is left alone
         return []
 
-    # the hub refuses to delete what is not there
+    # the hub refuses to delete files that do not exist
     there = set(old.files) & present
     return sorted(there - set(manifest.files))
 
@@ -241,11 +241,11 @@ def _checked_responses(
 ) -> Iterator[None]:
     """Check the headers of every response that the client receives inside the block.
 
-    A server that is silent for `patience` seconds is asked once more, and then given up.
+    The client derives file names in its cache from the commit and ETag of a response, and it
+    follows redirects. A malicious hub could make it write outside the cache, or read local files.
 
-    The client builds names of files in its cache from the commit and the ETag in a response, and
-    it follows redirects. A malicious hub could make it write outside the cache, or read files of
-    this machine. `check_more` gets the headers of every response too.
+    `check_more` is also called with the headers of every response. A server that is silent for
+    `patience` seconds is asked once more, and then HubError is raised.
     """
 
     def check(response: Any) -> None:
@@ -253,7 +253,7 @@ def _checked_responses(
         if check_more is not None:
             check_more(response.headers)
 
-    # the list is changed in place: other threads may have their own checks in it
+    # the list is changed in place, because other threads may have added their own checks
     hooks = get_session().event_hooks["response"]
     hooks.append(check)
     try:
@@ -277,7 +277,7 @@ def _checked_responses(
 
 def _check_headers(where: str, headers: Any) -> None:
     commit = headers.get("X-Repo-Commit")
-    # answers without a commit are not about a file, and name nothing in the cache
+    # responses without a commit are not about a file, and name nothing in the cache
     if commit is not None:
         tags = [headers[key] for key in ("ETag", "X-Linked-Etag") if key in headers]
         tags_are_valid = all(ETAG.fullmatch(tag) for tag in tags)
@@ -285,7 +285,7 @@ def _check_headers(where: str, headers: Any) -> None:
             raise _malicious(where, "sends an invalid commit or ETag")
 
     target = headers.get("Location", "")
-    # a redirect without a scheme stays on the hub; one in the query is part of an address
+    # a redirect without a scheme stays on the hub; a scheme in the query does not count
     has_scheme = "://" in target.partition("?")[0]
     if has_scheme and not target.startswith(WEB_ADDRESSES):
         raise _malicious(where, f"redirects to {target[:80]}, which is not a web address")
@@ -301,14 +301,17 @@ def _malicious(where: str, what: str) -> HubError:
 
 @contextmanager
 def _client_errors(where: str) -> Iterator[None]:
-    """Turn what the hub's client raises into a HubError about `where`."""
+    """Convert exceptions of the hub's client into HubError about `where`.
+
+    Errors of the local disk become FileError.
+    """
     try:
         yield
     except (EvenfieldError, *BUGS):
         raise
     except Exception as error:
         if isinstance(error, OSError) and _is_of_disk(error):
-            # a file of this machine: the cache may be full or protected
+            # a local file: the disk of the cache may be full or protected
             file = error.filename or constants.HF_HUB_CACHE
             raise FileError(error.strerror or str(error), file=file) from error
         message, remedy = _explain(error)
@@ -316,11 +319,11 @@ def _client_errors(where: str) -> Iterator[None]:
 
 
 def _is_of_disk(error: OSError) -> bool:
-    """Whether an error is about a file; errors of connections are OSErrors too."""
+    """Whether an error is about a local file; connection errors are OSErrors too."""
     return error.filename is not None or error.errno in DISK_REMEDIES
 
 
-# the first class that fits decides, so subclasses come before their bases
+# the first matching class is used, so subclasses come before their bases
 EXPLANATIONS: list[tuple[type[Exception], str, str]] = [
     (
         OfflineModeIsEnabled,
@@ -372,7 +375,7 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 
 def _explain_absence(error: LocalEntryNotFoundError) -> tuple[str, str]:
-    """Message and remedy when the hub did not answer, and the cache has no copy."""
+    """Message and remedy if the hub did not answer and the cache has no copy."""
     if constants.HF_HUB_OFFLINE:
         return (
             "no such folder, not in the cache, and HF_HUB_OFFLINE keeps evenfield from asking the "

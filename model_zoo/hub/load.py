@@ -1,8 +1,8 @@
 """Load a model by reference.
 
-A reference is a folder, a name of the zoo, or `owner/name[@revision]` on a folder hub or on the
-Hugging Face hub. Loading pins it to a revision, and whatever is made with the model records the
-pinned reference.
+A reference is a folder, a zoo name, or `owner/name[@revision]` on a folder hub or the Hugging Face
+hub. Loading pins the reference to a revision. All results made with the model record the pinned
+reference.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
     from ..uncertainty.record import LevelUncertainty
 
 FOLDER_HUB_VARIABLE = "EVENFIELD_HUB"
-# each part may have 96 letters, as on the Hugging Face hub: file systems take 255
+# each part may have 96 characters, as on the Hugging Face hub; file systems allow 255
 PART = r"[A-Za-z0-9][\w.-]{0,95}"
 REFERENCE = re.compile(rf"(?P<repo>{PART}/{PART})(@(?P<revision>{PART}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A potential with its record, and the reference that pins it."""
+    """A loaded model: the potential, its record, and the pinned reference."""
 
     potential: Potential
     record: ModelRecord
@@ -64,60 +64,63 @@ class LoadedModel:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
     def level_to_use(self, asked: str | None = None) -> str:
-        """The level of theory that was asked for, or the model's default.
+        """The requested level of theory, or the default of the model.
 
-        Raises LevelError when the model does not have it, or has several and no default.
+        Raises LevelError if the model does not have the requested level, or if none is requested
+        and the model has several levels and no default.
         """
         levels = self.potential.config.levels_of_theory
         return level_to_use(self.record, levels, asked, self.domains)
 
     @property
     def domains(self) -> dict[str, LevelDomain]:
-        """Level of theory -> where it has training structures, as far as the model knows."""
+        """Level of theory -> description of its training structures, if the model has one."""
         return domains_of(self.attachments)
 
     @property
     def uncertainties(self) -> dict[str, LevelUncertainty]:
-        """Level of theory -> how large its errors are, as far as the model knows."""
+        """Level of theory -> uncertainty record, if the model has one."""
         from ..uncertainty.record import uncertainties_of
 
         return uncertainties_of(self.potential, self.attachments)
 
     @property
     def heads(self) -> dict[str, Head]:
-        """Name -> head of another property, for those that hold for these weights."""
+        """Name -> head for another property, for all heads that are valid for these weights."""
         from ..heads.record import heads_of
 
         return heads_of(self.potential, self.attachments)
 
     def predict(self, atoms: Atoms, name: str) -> Answer:
-        """The property that the head `name` predicts, in its unit.
+        """Predict a property with the head `name`, in the unit of the head.
 
-        A number, the probability of each class by its name, charges (N,) in e, a dipole (3,) in
-        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V. Of the atoms
-        numbers (N,), vectors or forces (N, 3), or tensors (N, 3, 3).
+        A property of the structure is a number, the class probabilities by name, a dipole (3,) in
+        e*A, a vector (3,), or a tensor (3, 3), such as a polarizability in e*A^2/V. A per-atom
+        property has the shape (N,), such as charges in e, (N, 3) for vectors and forces, or
+        (N, 3, 3) for tensors.
 
-        Raises HeadError where the model has no such head, for elements that the head was fitted
+        Raises HeadError if the model has no such head, for elements that the head was fitted
         without, and for the dipole of a periodic or charged structure.
         """
         head, features = self._head_on(atoms, name)
         return head.predict(features, atoms)
 
     def predict_spread(self, atoms: Atoms, name: str) -> float | np.ndarray:
-        """The standard deviation of the error of `predict`, in the same unit; (N,) of the atoms.
+        """The standard deviation of the error of `predict`, in the same unit.
 
-        Raises what `predict` raises, and HeadError for a head that was fitted without a spread.
+        It is a number for a property of the structure, and (N,) for a per-atom property. Raises the
+        errors of `predict`, and HeadError for a head that was fitted without a spread.
         """
         head, features = self._head_on(atoms, name)
         return head.predict_spread(features, atoms)
 
     def _head_on(self, atoms: Atoms, name: str) -> tuple[Head, CarriedFeatures]:
-        """A head, and the features of a structure that it reads."""
+        """The head `name`, and the features of `atoms` that it reads."""
         from ..heads.features import carried_features, in_place_of
         from ..heads.record import head_named
 
         head = head_named(self.potential, self.attachments, name)
-        # before the network, for which an unknown element would be an index out of range
+        # checked before the network runs, where an unknown element would be out of range
         head.places(atoms.numbers)
         potential = in_place_of(self.potential, head.own)
         (features,) = carried_features(potential, [atoms], head.description.features)
@@ -125,7 +128,7 @@ class LoadedModel:
 
     @property
     def described_levels(self) -> list[str]:
-        """A line about each level of theory: its elements, what it is for, how it was computed."""
+        """One line per level of theory: its elements, what it is for, how it was computed."""
         levels = self.potential.config.levels_of_theory
         return described_levels(self.record, levels, self.domains)
 
@@ -142,26 +145,29 @@ class LoadedModel:
         heads: bool | Sequence[str] = False,
         field: Sequence[float] | None = None,
     ) -> EvenfieldCalculator:
-        """An ASE calculator for one level of theory; by default the model's own default.
+        """Create an ASE calculator for one level of theory; by default, the model's default level.
 
-        `dtype` is float32 or float64; by default it is that of the weights. `skin`, in A, is the
-        margin of the Verlet list: a larger one means fewer, but slower, neighbour searches.
-        `compiled` compiles the network at the first call. That takes a minute, needs a C++
-        compiler, and makes later calls about a quarter faster. `warn_outside` warns once of each
-        way in which structures differ from all training structures of the level.
+        `dtype` is float32 or float64; the default is the dtype of the weights. `skin`, in A, is the
+        margin of the Verlet list. A larger skin means fewer but slower neighbour searches.
+        `compiled` compiles the network at the first call. This takes a minute, needs a C++
+        compiler, and makes later calls about a quarter faster. With `warn_outside`, the calculator
+        warns once about each way in which structures differ from the training structures.
 
-        `uncertainty` adds to the results how large their errors are, with radii that cover an error
-        with a probability of `coverage`: `energy_std`, `energy_radius`, `forces_std`,
-        `forces_radius`, `max_committee_disagreement`, `distance` and `inside`. The model must have
-        a record of it.
+        `uncertainty` adds error estimates to the results: `energy_std`, `energy_radius`,
+        `forces_std`, `forces_radius`, `committee_disagreement`, `max_committee_disagreement`,
+        `distance`, `inside` and, if it is known, `stress_radius`. A radius covers the error with
+        probability `coverage`. The model must have an uncertainty record.
 
-        `heads` adds what the heads of other properties predict, all of them or those named: charges
-        and dipole under ASE's names, so that `atoms.get_charges()` works, the others under their
-        own. Raises HeadError where the model has none, or not those.
+        `heads` adds the predictions of heads for other properties: True for all of them, or a list
+        of names. Charges and dipole appear under ASE's names, so `atoms.get_charges()` works. Other
+        properties appear under the names of their heads.
 
-        `field`, in V/A, puts molecules into a uniform electric field: see `heads/field.py`. It acts
-        through the dipole head of the model, and its polarizability head if there is one: those
-        among `heads` where some are named. Raises HeadError without a dipole head.
+        `field` (3,), in V/A, puts molecules into a uniform electric field; see `heads/field.py`. It
+        acts through the dipole head of the model, and through its polarizability head if there is
+        one. If `heads` names some heads, only these are used.
+
+        Raises the errors of `EvenfieldCalculator`, and HeadError if the model has no heads or lacks
+        one of those named.
         """
         # ASE's calculators are needed only here; fine-tuning loads models without them
         from ..engines.calculator import EvenfieldCalculator
@@ -192,13 +198,12 @@ class LoadedModel:
         skin: float = 0.5,
         warn_outside: bool = True,
     ) -> DirectForceCalculator:
-        """An ASE calculator with the forces of a head, in place of derivatives of the energy.
+        """Create an ASE calculator that takes forces from a head instead of energy derivatives.
 
-        One pass through the network instead of two, and no energy conservation: see
-        `engines/direct_forces.py`. Settings are as in `calculator`. Warns with
-        NotConservativeWarning.
+        It needs no backward pass, but does not conserve energy; see `engines/direct_forces.py`.
+        Settings are as in `calculator`. It warns with NotConservativeWarning.
 
-        Raises HeadError where the model has no such head, and EngineError for a model with physics.
+        Raises HeadError if the model has no such head, and EngineError for a model with physics.
         """
         from ..engines.direct_forces import DirectForceCalculator
         from ..heads.record import head_named
@@ -216,19 +221,20 @@ class LoadedModel:
         )
 
     def polar_tensors(self, atoms: Atoms, name: str = "dipole") -> np.ndarray:
-        """d mu_a / d r_ib of a molecule in e, as (N, 3, 3), by the dipole head `name`.
+        """Atomic polar tensors d mu_a / d r_ib of a molecule, (N, 3, 3) in e.
 
-        Raises HeadError where the model has no such head, for elements that it was fitted without,
-        and for a periodic or charged structure.
+        They are derivatives of the dipole head `name`. Raises HeadError if the model has no such
+        head, for elements that it was fitted without, and for a periodic or charged structure.
         """
         from ..heads.field import polar_tensors
 
         return polar_tensors(*self._in_field(atoms, name, "dipole"))
 
     def raman_tensors(self, atoms: Atoms, name: str = "polarizability") -> np.ndarray:
-        """d alpha_ab / d r_ic of a molecule in e*A/V, as (N, 3, 3, 3), by a polarizability head.
+        """Raman tensors d alpha_ab / d r_ic of a molecule, (N, 3, 3, 3) in e*A/V.
 
-        Raises what `polar_tensors` raises.
+        They are derivatives of the polarizability head `name`. Raises the errors of
+        `polar_tensors`.
         """
         from ..heads.field import raman_tensors
 
@@ -237,8 +243,7 @@ class LoadedModel:
     def states(self, atoms: Atoms, name: str = "states") -> States:
         """Energies, forces and couplings of the electronic states of a structure.
 
-        Raises HeadError where the model has no such head, and for elements that it was fitted
-        without.
+        Raises HeadError if the model has no such head, and for elements that it was fitted without.
         """
         from ..heads.features import batch_of
         from ..heads.record import head_named
@@ -248,10 +253,10 @@ class LoadedModel:
         return states_of(self.potential, batch_of(self.potential, [atoms]), atoms, head)
 
     def state_calculator(self, state: int = 0, name: str = "states") -> StateCalculator:
-        """An ASE calculator of one electronic state, counted from 0, by a head of states.
+        """Create an ASE calculator for one electronic state, counted from 0.
 
-        Raises HeadError where the model has no such head, and EngineError for a state that it has
-        not.
+        `name` is a head for coupled states. Raises HeadError if the model has no such head, and
+        EngineError for a state that does not exist.
         """
         from ..engines.state_calculator import StateCalculator
         from ..heads.record import head_named
@@ -262,7 +267,7 @@ class LoadedModel:
     def _in_field(
         self, atoms: Atoms, name: str, kind: Kind
     ) -> tuple[Potential, Batch, Atoms, Head]:
-        """What the derivatives of a head of a kind are made of."""
+        """The arguments of `polar_tensors` and `raman_tensors` in `heads/field.py`."""
         from ..heads.features import batch_of
         from ..heads.record import head_named
 
@@ -272,13 +277,13 @@ class LoadedModel:
         return self.potential, batch_of(self.potential, [atoms]), atoms, head
 
     def _field_heads(self, names: bool | Sequence[str]) -> FieldHeads:
-        """The heads that a field acts through."""
+        """The heads through which a field acts."""
         from ..heads.field import FieldHeads
 
         return FieldHeads.among(self.chosen_heads(True if names is False else names) or [])
 
     def chosen_heads(self, names: bool | Sequence[str]) -> list[Head] | None:
-        """All heads for True, those of some names, and None for False.
+        """The chosen heads: all for True, a selection by name, or None for False.
 
         Raises HeadError for a name that the model does not have.
         """
@@ -295,12 +300,12 @@ class LoadedModel:
 def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedModel:
     """Load a model by folder, zoo name or `owner/name[@revision]`.
 
-    `folder_hub` is the root of a folder hub; without it, the variable EVENFIELD_HUB names one, and
-    without that the Hugging Face hub is used.
+    `folder_hub` is the root of a folder hub. It defaults to the environment variable EVENFIELD_HUB;
+    if that is not set either, the Hugging Face hub is used.
 
-    Warns once, in one line, of a model that failed physical checks.
+    Warns once if the model failed physical checks.
 
-    Raises HubError when there is no such model, BadModelError when it must not be used.
+    Raises HubError if there is no such model, and BadModelError if it must not be used.
     """
     folder, pinned = resolve(reference, folder_hub)
     model = read_model_folder(folder)
@@ -318,12 +323,14 @@ def load(reference: str | Path, folder_hub: Path | str | None = None) -> LoadedM
 def load_calculator(
     model: str | Path, *, direct_forces: str | None = None, **settings: Any
 ) -> EvenfieldCalculator:
-    """The ASE calculator of a model, with the settings of `LoadedModel.calculator`.
+    """Load a model and return its ASE calculator.
 
-    `direct_forces` names a head whose forces take the place of derivatives of the energy.
+    `settings` are those of `LoadedModel.calculator`. If `direct_forces` names a head, its forces
+    replace the energy derivatives, and the settings are those of
+    `LoadedModel.direct_force_calculator`.
 
-    Commands and programs that take a calculator as `module:name` take
-    `evenfield.model_zoo:load_calculator` with `model` among its arguments.
+    Commands and programs that accept a calculator as `module:name` can use
+    `evenfield.model_zoo:load_calculator`, with `model` as an argument.
     """
     loaded = load(model)
     if direct_forces is not None:
@@ -336,10 +343,11 @@ def resolve(
 ) -> tuple[Path, str | None]:
     """The folder of a reference, downloaded if necessary, and the pinned reference.
 
-    The second is None for a folder or a zoo name, whose revision is known only when the folder has
-    been read. `force` downloads again what the cache holds.
+    The pinned reference is None for a folder or a zoo name, because their revision is known only
+    after reading the folder. With `force`, files in the cache are downloaded again. Raises HubError
+    if there is no such model.
     """
-    # a folder comes first: users name models that they have just trained
+    # folders come first, because users load models that they have just trained
     path = local_path(reference)
     special = special_kind(path)
     if special is not None:
@@ -365,7 +373,7 @@ def resolve(
 
 
 def _no_such_folder(name: str) -> HubError:
-    """The error for a path without a model. No hub is asked: the name is not meant for one."""
+    """The error for a path without a model. No hub is contacted for a path."""
     path = local_path(name)
     if path.is_file():
         return HubError(
@@ -382,12 +390,12 @@ def _no_such_folder(name: str) -> HubError:
 
 
 def folder_hub_root(given: Path | str | None) -> Path | str | None:
-    """The folder hub that was given, or the one of the environment; None: the Hugging Face hub."""
+    """The given folder hub, else that of EVENFIELD_HUB; None means the Hugging Face hub."""
     return given or os.environ.get(FOLDER_HUB_VARIABLE)
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
-    """`owner/name[@revision]` in its two parts; HubError for anything else."""
+    """Split `owner/name[@revision]` into its two parts; raises HubError for anything else."""
     match = REFERENCE.fullmatch(reference)
     # `..` would lead out of the folder hub
     if not match or ".." in reference:

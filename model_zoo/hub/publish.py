@@ -1,7 +1,8 @@
-"""Publish a model folder, after a look at what would go up.
+"""Publish a model folder, after checks of its content.
 
-A model is refused when nobody could judge it, when it would show what others must not see, or when
-its predictions are not invariant. A dry run shows the same findings and sends nothing.
+A model is refused if its record lacks facts that users need to judge it, if it would reveal private
+information, if its predictions are not invariant, or if physical checks failed or are missing. A
+dry run reports what the content checks find and sends nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .load import REFERENCE, folder_hub_root
 from .remote import HubError
 
 
-# what must not be published -> a pattern that finds it
+# kind of secret -> pattern that finds it
 SECRETS = {
     "a token": (
         r"\b(hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|(glpat|sk|xox[abprs])-[\w-]{12,})"
@@ -42,19 +43,19 @@ SECRETS = {
     "a cloud key": r"\b(AKIA|ASIA)[0-9A-Z]{16}\b|X-Amz-Signature=|[?&]sig=",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
     "a password": (
-        # in an address, or after a key that says so
+        # in an address, or after a key such as `password`
         r"://[^/\s:@\"]+:[^/\s@\"]+@"
         r"|(?i:passw(or)?d|secret|api_?key)[\"']?\s*[:=]\s*[\"']?\w{4,}"
     ),
     "an absolute path": (
-        # of Unix, at the start or after what separates words, and of Windows
+        # Unix paths at the start or after a separator, and Windows paths
         r"(?:^|(?<=[\s=,;'\"(\[]))(file://)?(~|/[\w.@+-]+)(/[\w.@+-]+)+"
         r"|(?:^|[\s='\"])[A-Za-z]:\\\\?\w"
     ),
 }
 # names that say nothing about the user or the machine
 COMMON_NAMES = {"root", "user", "users", "admin", "runner", "ubuntu", "test", "localhost"}
-# what the record can lack -> how to supply it
+# fact that the record can lack -> how to supply it
 REMEDIES = {
     "licence": "add one with `evenfield hub describe MODEL licence=...`",
     "training data": "train on a converted data set, which the record then names",
@@ -70,16 +71,16 @@ UNSTATED_LICENCES = ("", "unknown", "not stated")
 
 @dataclass(frozen=True)
 class Publication:
-    """What `publish` would do, for a dry run to show."""
+    """What `publish` would do; a dry run shows it."""
 
     repo: str
     revision: str  # of the folder; on the Hugging Face hub the commit takes its place
     files: dict[str, int]  # name -> bytes
-    lacks: list[str]  # keys of REMEDIES: the model is refused without them
-    advice: list[str]  # what would make the card better
-    leaks: list[str]  # what others must not see; the model is refused with it
-    unsound: list[str]  # physical checks that failed, or were not made
-    allow_failed: bool = False  # whether the model is published in spite of these
+    lacks: list[str]  # missing facts, keys of REMEDIES; the model is refused without them
+    advice: list[str]  # facts that would improve the card
+    leaks: list[str]  # private information; the model is refused if there is any
+    unsound: list[str]  # physical checks that failed or are missing
+    allow_failed: bool = False  # whether the model is published in spite of `unsound`
 
     @property
     def refused(self) -> bool:
@@ -98,14 +99,13 @@ def publish(
 ) -> str:
     """Publish a model folder as `owner/name`; returns the pinned reference.
 
-    It goes to a folder hub if `folder_hub` or EVENFIELD_HUB names one, else to the Hugging Face
-    hub. Only the latter knows `private` models.
+    The model goes to a folder hub if `folder_hub` or EVENFIELD_HUB names one, else to the Hugging
+    Face hub. Only the latter supports `private` models.
 
-    Raises BadModelError for a model without licence, training data or named level of theory, for
-    one that was trained on data whose licence does not allow it, for one that contains tokens,
-    paths or user names, for one whose predictions are not invariant, and for one that failed
-    physical checks, or has no record of them, unless `allow_failed`. Raises HubError when the hub
-    refuses.
+    Raises BadModelError for a model without licence, training data or named level of theory; for a
+    model trained on data whose licence does not allow publication; for a model that contains
+    tokens, paths or user names; for predictions that are not invariant; and, unless `allow_failed`,
+    for failed or missing physical checks. Raises HubError if the hub refuses.
     """
     model = local_path(model)
     _check_repo(repo)
@@ -113,9 +113,10 @@ def publish(
         _check_tag(repo, tag)
     plan, content = _inspect(model, repo, allow_failed=allow_failed)
     _refuse_unfit(model, plan)
-    # after the other checks, because it computes
+    # after the cheaper checks, because it runs the model
     check_invariance(content.potential, content.record.elements)
-    # The physical checks take minutes and hold for these weights alone, so they are asked for last.
+    # Last, because the user must rerun physical checks, which take minutes, after any change of the
+    # weights.
     if plan.unsound and not allow_failed:
         checks = SANITY_REMEDY.replace("MODEL", str(model))
         if len(content.potential.config.levels_of_theory) > 1:
@@ -145,7 +146,10 @@ def publish(
 def plan_publication(
     model: Path | str, repo: str, *, tag: str | None = None, allow_failed: bool = False
 ) -> Publication:
-    """What `publish` would upload, and what it would object to; nothing is sent."""
+    """What `publish` would upload and what it would object to. Nothing is sent.
+
+    Invariance is not checked.
+    """
     _check_repo(repo)
     if tag is not None:
         _check_tag(repo, tag)
@@ -161,7 +165,7 @@ def _refuse_unfit(model: Path, plan: Publication) -> None:
     if plan.lacks:
         reasons.append(f"its record lacks {', '.join(plan.lacks)}")
     if plan.leaks:
-        # one leak repeats in many places: five show where to look
+        # a leak often repeats in many places, and five show where to look
         reasons.append("; ".join(plan.leaks[:5]))
         remedies.append("make the model again without what must not be seen")
     raise BadModelError(
@@ -170,9 +174,9 @@ def _refuse_unfit(model: Path, plan: Publication) -> None:
 
 
 def _check_tag(repo: str, tag: str) -> None:
-    # users load by the tag, so it must be a valid part of a reference; main is not fixed
+    # users load models by tag, so it must be valid in a reference; main is not fixed
     is_fixed = tag != "main" and REFERENCE.fullmatch(f"{repo}@{tag}") is not None
-    # a tag in the form of a revision would hide the revision of that name
+    # a tag that looks like a revision would hide the revision of that name
     if not is_fixed or re.fullmatch(r"[0-9a-f]{16}|[0-9a-f]{40}", tag):
         raise HubError(
             f"{tag!r} cannot be a tag",
@@ -182,7 +186,7 @@ def _check_tag(repo: str, tag: str) -> None:
 
 
 def _check_repo(repo: str) -> None:
-    """Raise HubError for a name that no model can be loaded by afterwards."""
+    """Raise HubError for a name under which the model could not be loaded afterwards."""
     name, at, tag = repo.partition("@")
     if at and REFERENCE.fullmatch(name):
         raise HubError(
@@ -199,7 +203,7 @@ def _check_repo(repo: str) -> None:
 
 
 def _inspect(model: Path, repo: str, *, allow_failed: bool) -> tuple[Publication, ModelFolder]:
-    """The findings about a model folder, and its content."""
+    """The publication plan for a model folder, and its content."""
     content = read_model_folder(model)
     manifest = read_manifest(model)
     levels = content.potential.config.levels_of_theory
@@ -224,13 +228,13 @@ def _inspect(model: Path, repo: str, *, allow_failed: bool) -> tuple[Publication
 
 
 def missing_facts(record: ModelRecord, levels: list[str]) -> list[str]:
-    """The facts, keys of REMEDIES, without which nobody can judge a model."""
+    """Missing facts, as keys of REMEDIES, that users need in order to judge a model."""
     lacking = []
     if not record.licence:
         lacking.append("licence")
     if not record.training_data:
         lacking.append("training data")
-    # "default" is the name of a level that the data do not state
+    # the level is called "default" if the data do not state one
     if "default" in levels or not all(levels):
         lacking.append("level of theory")
     if record.unlearned():
@@ -260,7 +264,7 @@ def _advice_on_heads(content: ModelFolder) -> Iterator[str]:
 
 
 def _advice(content: ModelFolder) -> Iterator[str]:
-    """What would make the card better, one line each."""
+    """Facts that would improve the card, one line each."""
     record = content.record
     evaluation = content.evaluation
     for name in ("description", "citation", "train_counts"):
@@ -271,7 +275,8 @@ def _advice(content: ModelFolder) -> Iterator[str]:
         if data.licence.lower() in UNSTATED_LICENCES:
             yield f"licence of the data set {data.name}"
         elif not data.sources:
-            # Those of a corpus are refused. Here the publisher may own the data.
+            # for a corpus, `missing_facts` refuses such licences; here the publisher may own the
+            # data
             problem = refusal(data.licence)
             if problem is not None:
                 yield f"permission of whoever owns the data set {data.name}: {problem}"
@@ -300,7 +305,7 @@ def _advice_on_attachments(content: ModelFolder) -> Iterator[str]:
 
 
 def lacks_battery(content: ModelFolder) -> bool:
-    """Whether the card says nothing of what simulations with the model are like."""
+    """Whether the model has no record of simulation checks (`evenfield check physics`)."""
     return sanity_record(content.potential, content.attachments, PHYSICS) is None
 
 
@@ -308,17 +313,17 @@ def lacks_battery(content: ModelFolder) -> bool:
 
 
 def _leaks(model: Path, manifest: Manifest) -> Iterator[str]:
-    """A line for each leak: the file, the place in it, the kind, at most six characters of it."""
+    """One line per leak: file, place, kind, and at most its first six characters."""
     in_config = list(_leaks_of_config(model))
     yield from in_config
     for name in manifest.files:
-        # the card repeats the config: one line for each leak is enough
+        # the card repeats the config, so its leaks would be listed twice
         repeated = name == "README.md" and in_config
         if name == "config.json" or name.endswith(".png") or repeated:
             continue
         data = (model / name).read_bytes()
         if name.endswith(".safetensors"):
-            # only the header holds text
+            # only the header contains text
             header_length = int.from_bytes(data[:8], "little")
             data = data[8 : 8 + header_length]
 
@@ -331,21 +336,21 @@ def _leaks(model: Path, manifest: Manifest) -> Iterator[str]:
 def _leaks_of_config(model: Path) -> Iterator[str]:
     config = json.loads((model / "config.json").read_bytes())
     for place, text in _texts(config):
-        # A user's name may be part of an innocent word, a citation for instance. It is looked for
-        # only where the machine wrote the record: training, training_data, train_counts.
+        # A user name may occur legitimately, for example in a citation. It is searched for only in
+        # generated parts of the record: training, training_data, train_counts.
         names = user_names() if place.startswith("record.train") else set()
         for kind, match in _secrets(text, names):
             yield f"config.json: {place} holds {kind} ({match[:6]}...)"
 
 
 def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Place and content of every text in a JSON tree, keys too."""
+    """Yield place and content of every string in a JSON tree, including keys."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             inner = f"{place}.{key}".lstrip(".")
             yield inner, key
             if isinstance(value, str):
-                # with its key, so that {"password": "..."} is recognised
+                # together with its key, so that {"password": "..."} is recognised
                 yield inner, f"{key}={value}"
             else:
                 yield from _texts(value, inner)
@@ -357,25 +362,25 @@ def _texts(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _secrets(text: str, names: set[str]) -> Iterator[tuple[str, str]]:
-    """Kind and match of every secret in a text."""
+    """Yield kind and match of every secret in a text."""
     for kind, pattern in SECRETS.items():
         match = re.search(pattern, text)
         if match:
             yield kind, match[0].strip()
     for name in names:
-        # as a word of its own: "ann" is not in "planned"
+        # as a whole word, so that "ann" does not match "planned"
         whole_word = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
         if re.search(whole_word, text):
             yield "the name of a user or machine", name
 
 
 def user_names() -> set[str]:
-    """The names of this machine and of its user, unless they are common ones."""
+    """The names of this machine and its user, except common ones such as root."""
     names = {socket.gethostname()}
-    # a user id may have no entry, in some containers for instance
+    # a user id may have no name, for example in a container
     with suppress(KeyError, OSError):
         names.add(getpass.getuser())
 
-    # names of one or two letters would be found in every formula
+    # names of one or two letters would match in chemical formulas
     long_enough = {name for name in names if len(name) > 2}
     return {name for name in long_enough if name.lower() not in COMMON_NAMES}

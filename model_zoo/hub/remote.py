@@ -1,4 +1,4 @@
-"""What all hubs share: their errors, the cache, and checks before the weights are downloaded."""
+"""Code that all hubs share: errors, the cache, and checks before weights are downloaded."""
 
 from __future__ import annotations
 
@@ -26,43 +26,46 @@ from ..package.manifest import (
 
 
 CACHE_VARIABLE = "EVENFIELD_CACHE"
-# bytes that the header of a file of weights may take
+# bytes reserved for the header of a file of weights
 SPARE = 1 << 20
 # the revision of a model on a folder hub, see folder_revision
 REVISION = re.compile(r"[0-9a-f]{16}", re.ASCII)
-# What only a mistake in code raises. Storage and hub clients have many classes of errors, most of
-# them derived from Exception itself, so a list of those would have gaps.
+# Exceptions that indicate a programming error, and are not converted to HubError. A list of the
+# errors of storage and hub clients would have gaps, since most derive directly from Exception.
 BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
 
 
 class HubError(EvenfieldError):
-    """A reference that leads to no model, or a hub that refuses."""
+    """A reference does not lead to a model, or a hub refuses."""
 
 
 class UnreachableHubError(HubError):
-    """A hub that does not answer, or answers that it fails: nobody knows what it holds."""
+    """A hub does not answer or reports a failure, so its content is unknown."""
 
 
 # --- the cache
 
 
 def cache_folder() -> Path:
-    """Where models from remote folder hubs, and zoo models built on this machine, are kept."""
+    """The cache for models from remote folder hubs, and for zoo models built on this machine.
+
+    The environment variable EVENFIELD_CACHE overrides the default, ~/.cache/evenfield.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         return local_path(chosen)
     try:
         return Path.home() / ".cache" / "evenfield"
     except RuntimeError:
-        # a user without a home, as in many containers; names in /tmp that others can guess are
-        # not safe to read models from
+        # The user has no home, as in many containers. A predictable name in /tmp would not be safe,
+        # because others could put models there.
         return _temporary_cache()
 
 
 def cache_of_this_process(problem: FileError) -> Path:
-    """A folder that takes the place of a cache that cannot be written.
+    """A temporary folder to use instead of a cache that cannot be written. Warns about it.
 
-    It is removed when the process ends. A cache saves time; a load does not depend on it.
+    It is removed when the process ends.
     """
     folder = _temporary_cache()
     warnings.warn(
@@ -81,7 +84,7 @@ def _temporary_cache() -> Path:
     owner = os.getpid()
 
     def remove() -> None:
-        # a forked worker ends earlier, and its parent still reads the files
+        # a forked worker may end earlier while its parent still reads the files
         if os.getpid() == owner:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -93,7 +96,7 @@ def _temporary_cache() -> Path:
 
 
 def download_order(manifest: Manifest) -> list[str]:
-    """The config first, because it is checked before anything else comes; the weights last."""
+    """File names in download order: config.json first, because it is checked; weights last."""
 
     def rank(name: str) -> tuple[bool, bool, str]:
         # False sorts before True
@@ -103,10 +106,10 @@ def download_order(manifest: Manifest) -> list[str]:
 
 
 def size_limit(manifest: Manifest, name: str, weight_bytes: int) -> int:
-    """The most bytes that a file of a model may have.
+    """The largest allowed size of a file, in bytes.
 
-    It is the stated size, which a manifest of format 1 leaves out. `weight_bytes` is what
-    `check_before_download` returned; 0 as long as only the config is wanted.
+    It is the size that the manifest states; manifests of format 1 state none. `weight_bytes` is the
+    result of `check_before_download`, or 0 before the config is downloaded.
     """
     stated = manifest.files[name].bytes
     if stated is not None:
@@ -117,9 +120,9 @@ def size_limit(manifest: Manifest, name: str, weight_bytes: int) -> int:
 def too_large(
     where: str, name: str, num_bytes: int | str, limit: int, *, is_stated: bool = True
 ) -> BadModelError:
-    """The error for a file that a hub sends or announces with more bytes than it may have.
+    """The error for a file that a hub sends or announces with more bytes than allowed.
 
-    is_stated: the manifest states the limit; else it is one of ours.
+    `is_stated` says whether the limit comes from the manifest or is one of evenfield's own.
     """
     shown = num_bytes if isinstance(num_bytes, str) else f"{num_bytes:,}"
     if name == MANIFEST or not is_stated:
@@ -130,18 +133,18 @@ def too_large(
 
 
 def check_before_download(where: str, manifest: Manifest, config_text: bytes) -> int:
-    """The most bytes that a file of weights of this architecture can have.
+    """The largest possible size in bytes of a file of weights of this architecture.
 
-    `where` is the reference, for messages. Without this check a hub could fill the disk.
+    `where` is the reference, for messages. Without this check, a hub could fill the disk.
 
-    Raises BadModelError when the stated weights are larger than the architecture can fill.
+    Raises BadModelError if the stated weights are larger than the architecture needs.
     """
-    # a manifest may leave sizes out
+    # manifests of format 1 leave sizes out
     stated = sum(manifest.files[name].bytes or 0 for name in manifest.weights)
     config = json_object(f"{where}/config.json", config_text)
     architecture, _, dtype = read_config(f"{where}/config.json", config, stated or None)
 
-    # a few constants are stored with more digits, for which the spare bytes have room
+    # a few constants have a larger dtype, for which the spare bytes leave room
     needed = architecture.num_weights * dtype.itemsize
     if stated > needed + SPARE * len(manifest.weights):
         raise BadModelError(

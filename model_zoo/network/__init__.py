@@ -1,6 +1,6 @@
-"""Networks: atomic numbers and edge vectors become invariant features of every atom.
+"""Networks: from atomic numbers and edge vectors to invariant features of every atom.
 
-`interface.py` says what a network must provide; open it first. `architectures.py` lists the
-networks. Each has a folder: `gaunt/` is the one that evenfield is built on, `schnet/` is a simple
-baseline. The other files hold parts that any network may use.
+Open `interface.py` first; it says what a network must provide. `architectures.py` lists the
+networks. Each has its own folder: `gaunt/` is the main network of evenfield, and `schnet/` is a
+simple baseline. The other files hold parts that any network may use.
 """

@@ -1,7 +1,8 @@
-"""The list of networks: one line each.
+"""The registry of networks, with one line for each.
 
-Modules are imported when they are asked for, since some networks need packages that take seconds to
-import. The config has a module of its own, so settings can be read without them.
+Modules are imported on first use, because some networks need packages that take seconds to import.
+The config class of a network lives in a separate module, so settings can be read without those
+packages.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ ARCHITECTURES = {
     "schnet": ("schnet.config:SchNetConfig", "schnet.network:SchNet"),
 }
 
-# models that were stored before networks had tags are all of this one
+# models stored before networks had tags all use this one
 DEFAULT_ARCHITECTURE = "gaunt"
 
 
 def config_class(architecture: str) -> type[NetworkConfig]:
-    """The config class with a tag. Raises ValueError, for pydantic, if no network has that tag."""
+    """The config class of a network, by its tag.
+
+    Raises ValueError for an unknown tag; pydantic turns it into a validation error.
+    """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ValueError(f"architecture: unknown network {architecture!r}: choose one of {known}")
@@ -33,7 +37,10 @@ def config_class(architecture: str) -> type[NetworkConfig]:
 
 
 def build_network(config: NetworkConfig, num_neighbours: float) -> Network:
-    """A network with random weights. `num_neighbours` is the mean in the training data."""
+    """Build a network with random weights.
+
+    `num_neighbours` is the mean number of neighbours in the training data.
+    """
     _, path = ARCHITECTURES[config.architecture]
     network_class: type[Network] = _imported(path)
     return network_class(config, num_neighbours)

@@ -1,8 +1,9 @@
-"""A learned vector for every element, which starts from physical descriptors.
+"""Learned element vectors that are initialised from physical descriptors.
 
-Neighbours in the periodic table are therefore near each other before training. The descriptors are
-computed, not tabulated: shells by the Madelung rule, effective charges by Slater's rules, covalent
-radii from ASE (Cordero et al. 2008), electronegativity by Allred and Rochow (1958).
+Elements that are close in the periodic table therefore have similar vectors before training. Most
+descriptors are computed: shells from the Madelung rule, effective charges from Slater's rules, and
+electronegativities from Allred and Rochow (1958). Covalent radii come from ASE (Cordero et al.
+2008).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _subshells() -> list[tuple[int, int]]:
             subshells.append((n, degree))
 
     def madelung(subshell: tuple[int, int]) -> tuple[int, int]:
-        """By n + l, then by n."""
+        """The sort key: n + l first, then n."""
         n, degree = subshell
         return n + degree, n
 
@@ -47,7 +48,7 @@ def electron_configuration(z: int) -> dict[tuple[int, int], int]:
 
 
 def slater_charge(z: int) -> float:
-    """Effective nuclear charge that an outermost s or p electron sees, by Slater's rules (1930)."""
+    """Effective nuclear charge for an outermost s or p electron, by Slater's rules (1930)."""
     shells = electron_configuration(z)
     outer = max(n for n, _ in shells)
 
@@ -63,33 +64,33 @@ def slater_charge(z: int) -> float:
         elif degree < 2:
             same += count
 
-    # in the first shell electrons screen each other less
+    # electrons of the first shell screen each other less
     screening = 0.30 if z <= 2 else 0.35
     return z - screening * same - 0.85 * below - 1.0 * deep
 
 
 def electronegativity(z: int) -> float:
-    """Of an element, by the fit of Allred and Rochow (1958), on the scale of Pauling."""
+    """Electronegativity of an element on the Pauling scale, by Allred and Rochow (1958)."""
     return 0.359 * slater_charge(z) / float(covalent_radii[z]) ** 2 + 0.744
 
 
 def element_descriptors() -> np.ndarray:
-    """Standardised descriptors of every element, (119, 9); row 0 is zero.
+    """Standardised descriptors of all elements, (119, 9), indexed by atomic number; row 0 is zero.
 
-    Period, covalent radius, effective charge, electronegativity, filling of the valence shell, and
-    the numbers of s, p, d and f valence electrons.
+    The columns are period, covalent radius, effective charge, electronegativity, filling of the
+    valence shell, and the numbers of s, p, d and f valence electrons.
     """
     rows = [_descriptors(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
     table = np.array(rows, dtype=np.float64)
     # the descriptors have different units, and none should dominate
     table = (table - table.mean(0)) / table.std(0)
-    # so that the row is the atomic number
+    # row z belongs to atomic number z
     row_zero = np.zeros(table.shape[1])
     return np.vstack([row_zero, table])
 
 
 def _descriptors(z: int) -> list[float]:
-    """The descriptors of one element, in their own units."""
+    """The descriptors of one element, before standardisation."""
     shells = electron_configuration(z)
     period = max(n for n, _ in shells)
 
@@ -116,13 +117,13 @@ def _descriptors(z: int) -> list[float]:
 
 
 class ElementEmbedding(nn.Module):
-    """Vectors for Z = 1..118. All of them always exist, so fine-tuning never drops an element."""
+    """Vectors for Z = 1..118. All elements always have one, so fine-tuning never drops any."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         descriptors = torch.from_numpy(element_descriptors()).float()
         num_descriptors = descriptors.shape[1]
-        # unit variance of each component of a vector
+        # each component of a vector has unit variance
         noise = torch.randn(num_descriptors, size, dtype=torch.float32)
         projection = noise / num_descriptors**0.5
         # distinguishes elements with similar descriptors

@@ -1,4 +1,4 @@
-"""Constants that keep float64 whatever dtype a model is moved to."""
+"""Constants that stay float64 when a model is converted to another dtype."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import nn
 
 
 class ExactBuffers(nn.Module):
-    """A module whose own float buffers move between devices but are never rounded.
+    """A module whose float buffers move between devices but are never rounded.
 
-    Otherwise `model.float().double()` would leave float32 constants behind. These break
-    equivariance at 1e-7, and put reference energies of 1e4 eV off by meV. Cast the buffers where
-    they are used.
+    Without this class, `model.float().double()` would leave constants rounded to float32. They
+    break equivariance at 1e-7 and shift reference energies of 1e4 eV by meV. Cast the buffers to
+    the working dtype at the point of use. A submodule must be an ExactBuffers too to be protected.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExactBuffers:
         exact = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)
 
-        # `_apply` may have changed the device as well: take that from it, but not the dtype
+        # `_apply` may have changed both device and dtype; keep only the change of device
         for name, buffer in exact.items():
             device = self._buffers[name].device  # type: ignore[union-attr]
             self._buffers[name] = buffer.to(device)

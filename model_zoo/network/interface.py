@@ -1,12 +1,12 @@
 """The interface between a network and the rest of evenfield.
 
-A network turns atomic numbers and edge vectors into features of every atom that do not change when
-the structure is rotated, inverted, translated or renumbered. The readout, reference energies,
-forces, training, fine-tuning, publishing and the engines are the same for all networks, and know
-nothing of one except what this file says.
+A network maps atomic numbers and edge vectors to features of every atom. The features do not change
+when the structure is rotated, inverted, translated or renumbered. Readout, reference energies,
+forces, training, fine-tuning, publishing and engines are the same for all networks. They use only
+the interface defined in this file.
 
-A new network is a folder next to `gaunt/` and `schnet/`, and one line in `architectures.py`.
-`evenfield.testing` checks that it keeps the promises made here.
+To add a network, make a folder next to `gaunt/` and `schnet/`, and add a line to
+`architectures.py`. `evenfield.testing` checks that the network satisfies this interface.
 
 Shapes: N atoms, E edge slots, F features, D length of an element vector.
 """
@@ -25,14 +25,14 @@ from ...core.settings import Settings
 from .tiles import Tiles
 
 
-# every network knows the elements 1 to 118
+# every network supports the elements 1 to 118
 MAX_ATOMIC_NUMBER = 118
 
 
 class NetworkConfig(Settings):
-    """The settings that all networks share. Each network adds its own and states its tag."""
+    """The settings that all networks share. Each network adds its own settings and a tag."""
 
-    # named sizes for `model.size`: each sets some of the other settings
+    # the named sizes of `model.size`, each with the settings that it implies
     SIZES: ClassVar[dict[str, dict[str, Any]]] = {}
 
     architecture: str = Field(description="which network; see model_zoo/network/architectures.py")
@@ -48,20 +48,20 @@ class NetworkConfig(Settings):
     @property
     @abstractmethod
     def num_weights(self) -> int:
-        """Numbers in the state of the network, counted without building it.
+        """How many numbers the state of the network holds, counted without building it.
 
-        A model folder whose settings ask for more weights than its files hold is refused before any
-        memory is taken. A test of the package compares the count with the network that is built.
+        If the settings in a model folder ask for more weights than its files hold, the folder is
+        refused before any memory is allocated. A test compares this count with a built network.
         """
 
 
 @dataclass(frozen=True)
 class CarriedFeatures:
-    """What a network knows of each atom; V vectors and T tensors, of which there may be none.
+    """All features of the atoms: invariants, V vectors and T tensors. V and T may be zero.
 
-    `invariants` (N, F) are what `forward` gives. `vectors` (N, 3, V) are polar: they turn with the
-    structure, and change sign under inversion. `tensors` (N, 3, 3, T) are symmetric and traceless,
-    turn on both sides, and stay the same under inversion.
+    `invariants` (N, F) are the result of `forward`. `vectors` (N, 3, V) are polar: they rotate with
+    the structure and change sign under inversion. `tensors` (N, 3, 3, T) are symmetric and
+    traceless. They transform as R t R^T under a rotation R and are unchanged by inversion.
     """
 
     invariants: Tensor
@@ -70,8 +70,8 @@ class CarriedFeatures:
 
     @classmethod
     def of_invariants(cls, invariants: Tensor) -> CarriedFeatures:
-        """Invariants (N, F) without any vectors and tensors."""
-        # not a length, which would be a constant of a traced graph
+        """Features that consist of invariants (N, F) only, without vectors or tensors."""
+        # not len(), which would become a constant in a traced graph
         num_atoms = invariants.shape[0]
         return cls(
             invariants=invariants,
@@ -80,22 +80,22 @@ class CarriedFeatures:
         )
 
     def cpu(self) -> CarriedFeatures:
-        """The same in the memory of the processor."""
+        """The same features on the CPU."""
         return self.to(torch.device("cpu"))
 
     def to(self, device: torch.device) -> CarriedFeatures:
-        """The same in the memory of a device."""
+        """The same features on another device."""
         parts = (self.invariants, self.vectors, self.tensors)
         return CarriedFeatures(*(part.to(device) for part in parts))
 
 
 class Network(nn.Module, ABC):
-    """Atomic numbers and edge vectors -> invariant features of every atom.
+    """Maps atomic numbers and edge vectors to invariant features of every atom.
 
-    A subclass takes its config and the mean number of neighbours in the training data. It must be
-    differentiable twice, since forces are a first derivative and training on them needs a second.
-    Features and their first two derivatives must be continuous where an edge crosses the cutoff;
-    `radial.polynomial_envelope` does that.
+    The constructor takes a config and the mean number of neighbours in the training data. A network
+    must be twice differentiable: forces are a first derivative, and training on them needs a
+    second. Features and their first two derivatives must be continuous when an edge crosses the
+    cutoff; `radial.polynomial_envelope` ensures this.
     """
 
     def __init__(self, config: NetworkConfig, num_neighbours: float) -> None:
@@ -109,50 +109,51 @@ class Network(nn.Module, ABC):
     @property
     @abstractmethod
     def receptive_field(self) -> float:
-        """Largest distance in A from which an atom can influence the features of another."""
+        """Largest distance in A at which an atom can influence the features of another atom."""
 
     @property
     @abstractmethod
     def element_vectors(self) -> nn.Parameter:
-        """What the network knows of each element, (119, D); the row is the atomic number.
+        """The learned vectors of the elements, (119, D), indexed by atomic number.
 
         A new element starts from its neighbours in the periodic table, and the fine-tuning strategy
-        `new-element` trains its row alone. Element vectors have no weight decay.
+        `new-element` trains only its row. Element vectors have no weight decay.
         """
 
     @abstractmethod
     def depth_groups(self) -> list[list[nn.Parameter]]:
-        """All parameters in groups, from the input to the output.
+        """All parameters, grouped by depth from input to output.
 
-        Full fine-tuning may give groups near the input a smaller learning rate.
+        Full fine-tuning may use a smaller learning rate for groups near the input.
         """
 
     @abstractmethod
     def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
-        """Modules, and the names of their weights to which LoRA may add a low-rank matrix.
+        """The weights to which LoRA may add a low-rank matrix, as pairs (module, weight name).
 
-        The last two dimensions of each weight are those of a matrix. Adding any matrix of that
-        shape must keep the features invariant.
+        The last two dimensions of each weight form a matrix. Adding any matrix of that shape must
+        keep the features invariant.
         """
 
     @abstractmethod
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
-        """Atomic numbers (N,) and edge vectors (E, 3) in A, in the order of `tiles` -> (N, F).
+        """Atomic numbers (N,) and edge vectors (E, 3) in A -> invariant features (N, F).
 
-        The edge vector of a slot points from its receiver to its sender. Padded slots have vectors
-        longer than the cutoff, and must contribute exactly zero.
+        Edge vectors come in the order of `tiles` and point from receiver to sender. Padded slots
+        have vectors longer than the cutoff and must contribute exactly zero.
         """
 
     @property
     def num_carried(self) -> tuple[int, int]:
-        """V and T, the numbers of vectors and tensors of an atom; none by default."""
+        """The numbers V and T of vectors and tensors per atom; (0, 0) by default."""
         return 0, 0
 
     def carried(
         self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles
     ) -> CarriedFeatures:
-        """The features of `forward`, and the vectors and tensors that the network has of each atom.
+        """The features of `forward` together with equivariant vectors and tensors of each atom.
 
-        Heads that rotate are linear in them. A network on distances alone has none.
+        Heads for vector and tensor properties are linear in the vectors and tensors. By default, as
+        for a network that uses only distances, there are none.
         """
         return CarriedFeatures.of_invariants(self(atomic_numbers, edge_vectors, tiles))

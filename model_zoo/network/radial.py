@@ -1,4 +1,7 @@
-"""Radial parts that networks share: switches at both ends of an edge and the Bessel basis."""
+"""Radial functions shared by networks: the envelope at the cutoff, the core switch, Bessel basis.
+
+The core switch removes an edge at short distance, the envelope removes it at the cutoff.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,22 @@ from .exact_buffers import ExactBuffers
 from .interface import MAX_ATOMIC_NUMBER
 
 
-# Distances relative to the sum of both covalent radii. Data hardly reach below the end of the
-# switch (docs/decisions/0024).
+# Distances relative to the sum of the covalent radii. Training data contain hardly any distances
+# below the upper end of the switch (docs/decisions/0024).
 SILENT_BELOW = 0.3
 WHOLE_FROM = 0.5
 
 
 def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
-    """Envelope of x = r / cutoff: 1 at 0, and 0 from 1 on with two continuous derivatives.
+    """Envelope of x = r / cutoff: 1 at x = 0, and 0 for x >= 1.
 
-    Gasteiger et al., ICLR 2020 (DimeNet), eq. 8, in the factored form
+    The first two derivatives are continuous. Source: Gasteiger et al., ICLR 2020 (DimeNet), eq. 8,
+    in the factored form
 
         (1 - x)^3 sum_{k < p} (k + 1) (k + 2) / 2 x^k
 
-    The expanded form loses three digits of the derivative to cancellation near the cutoff, where
-    most edges are.
+    Near the cutoff, where most edges are, cancellation in the expanded form would cost three digits
+    of the derivative.
     """
     # Horner's rule, from the highest power down
     value = torch.full_like(x, p * (p + 1) / 2)
@@ -34,32 +38,34 @@ def polynomial_envelope(x: Tensor, p: int = 6) -> Tensor:
         coefficient = (k + 1) * (k + 2) / 2
         value = value * x + coefficient
 
-    # exactly zero beyond the cutoff, where the polynomial itself grows
+    # exactly zero beyond the cutoff, where the polynomial itself is not
     inside = (1.0 - x).clamp(min=0.0)
     return inside**3 * value
 
 
 def polynomial_envelope_slope(x: Tensor, p: int = 6) -> Tensor:
-    """Derivative of `polynomial_envelope` by x."""
+    """Derivative of `polynomial_envelope` with respect to x."""
     factor = -0.5 * p * (p + 1) * (p + 2)
     inside = (1.0 - x).clamp(min=0.0)
     return factor * x ** (p - 1) * inside**2
 
 
 def table_of_radii() -> Tensor:
-    """Covalent radii (119,) in A by atomic number (Cordero et al. 2008), from ASE."""
+    """Covalent radii (119,) in A from ASE (Cordero et al. 2008), indexed by atomic number."""
     return torch.from_numpy(covalent_radii[: MAX_ATOMIC_NUMBER + 1]).double()
 
 
 class CoreSwitch(ExactBuffers):
-    """Switches an edge off where two cores overlap, 0 below and 1 above a short interval:
+    """Switches an edge off at short distances, at which the cores of two atoms overlap.
 
         10 t^3 - 15 t^4 + 6 t^5,    t = (x - SILENT_BELOW) / (WHOLE_FROM - SILENT_BELOW) in [0, 1]
 
-    x is the distance over the sum of the covalent radii. The first two derivatives are continuous.
+    x is the distance divided by the sum of the covalent radii. The first two derivatives are
+    continuous.
 
-    No data have such distances, so a network can only extrapolate there: by hundreds of eV, and
-    into holes that dynamics fall into. The core repulsion is known there, and is left alone.
+    Training data contain no such distances, so a network would extrapolate. Its errors would reach
+    hundreds of eV and create holes in the potential energy surface that trap dynamics. The core
+    repulsion is known at these distances, so it acts there alone.
     """
 
     covalent_radii: Tensor
@@ -80,7 +86,10 @@ class CoreSwitch(ExactBuffers):
 
 
 class BesselBasis(ExactBuffers):
-    """sqrt(2 / cutoff) sin(n pi r / cutoff) / r for n = 1..B; DimeNet, eq. 7, without envelope."""
+    """Bessel functions sqrt(2 / cutoff) sin(n pi r / cutoff) / r for n = 1..B.
+
+    Source: DimeNet, eq. 7. The envelope is not included.
+    """
 
     wave_numbers: Tensor
 

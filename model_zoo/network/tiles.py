@@ -1,6 +1,6 @@
-"""Edges sorted by receiver and cut into tiles, so that aggregation is a batched matrix product.
+"""Edges sorted by receiver and packed into tiles, so that aggregation is a batched matrix product.
 
-Shapes: N atoms, T slots of a tile, E = tiles * T edge slots.
+Shapes: N atoms, T slots per tile, E = tiles * T edge slots.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiles:
-    """Every tile belongs to one receiving atom; a slot is an edge or padding.
+    """Edges packed into tiles. A tile belongs to one receiving atom; a slot is an edge or padding.
 
     The edge vector of a slot is positions[sender] - positions[receiver] + offset. A padded slot is
-    an edge from the atom to itself with an offset beyond the cutoff. The envelope makes it and all
-    its derivatives exactly zero, without a mask.
+    an edge from the atom to itself with an offset beyond the cutoff. The envelope makes its
+    contribution and all derivatives exactly zero, so no mask is needed.
     """
 
     sender: Tensor  # (tiles * T,)
@@ -33,14 +33,14 @@ class Tiles:
 
 
 TILE_SIZES = (8, 16, 24, 32, 48)
-# What a tile costs besides its slots, in slots. Measured on a CPU.
+# Overhead per tile, in units of the cost of a slot. Measured on a CPU.
 TILE_COST = 3
 
 
 def cheapest_size(degree: Tensor) -> int:
-    """The number of slots that costs least for atoms with these numbers of neighbours (N,).
+    """The cheapest tile size for atoms with `degree` (N,) neighbours.
 
-    Large tiles have more padding, small ones are more in number.
+    Larger tiles need more padding; smaller tiles are more numerous.
     """
     sizes = torch.tensor(TILE_SIZES, device=degree.device)
     costs = count_tiles(degree) * (sizes + TILE_COST)
@@ -48,7 +48,7 @@ def cheapest_size(degree: Tensor) -> int:
 
 
 def count_tiles(degree: Tensor) -> Tensor:
-    """Numbers of tiles for each of TILE_SIZES, for atoms with these numbers of neighbours (N,)."""
+    """How many tiles each of TILE_SIZES needs for atoms with `degree` (N,) neighbours."""
     sizes = torch.tensor(TILE_SIZES, device=degree.device).unsqueeze(1)
     # rounded up: the last tile of an atom may be partly filled
     tiles = (degree + sizes - 1) // sizes  # (sizes, N)
@@ -58,9 +58,10 @@ def count_tiles(degree: Tensor) -> Tensor:
 def tile_edges(
     edge_index: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int | None = None
 ) -> Tiles:
-    """Lay edges (2, E) with their periodic offsets (E, 3) in A into tiles.
+    """Pack edges into tiles.
 
-    `size` is the number of slots; None takes the cheapest.
+    `edge_index` (2, edges) holds senders and receivers, `edge_offset` (edges, 3) the periodic
+    offsets in A. `size` is the number of slots per tile; None chooses the cheapest.
     """
     sender, receiver = edge_index
     if size is None:
@@ -75,9 +76,10 @@ def tile_edges(
 def lay_tiles(
     sender: Tensor, receiver: Tensor, edge_offset: Tensor, num_atoms: int, cutoff: float, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sender, receiver and offset of `Tiles`. Differentiable by the offsets (E, 3).
+    """Sender, receiver and offset of `Tiles`, differentiable with respect to the offsets.
 
-    TorchScript compiles this function too, for models that engines load.
+    This function must stay compatible with TorchScript, which compiles it for models that engines
+    load.
     """
     if receiver.numel() > 0 and bool((receiver[1:] < receiver[:-1]).any()):
         order = torch.argsort(receiver, stable=True)
@@ -96,7 +98,7 @@ def lay_tiles(
     atoms = torch.arange(num_atoms, device=receiver.device)
     tile_receiver = atoms.repeat_interleave(num_tiles)
 
-    # every slot starts as padding, an edge from the atom to itself; edges then overwrite theirs
+    # every slot starts as padding, an edge from the atom to itself; real edges overwrite theirs
     padded_sender = tile_receiver.repeat_interleave(size)
     padded_sender[slot] = sender
     offset = edge_offset.new_zeros(len(padded_sender), 3)
@@ -108,9 +110,10 @@ def lay_tiles(
 class TileProduct(torch.autograd.Function):
     """a (tiles, T, K) and b (tiles, T, F) -> a^T b summed over the slots of a tile, (tiles, K, F).
 
-    The result is that of torch.bmm with a transposed. The derivatives of this function, and theirs,
-    come slot by slot, as a and b do. With bmm's own formulas the second derivative by b, which is
-    the largest tensor of a training step, comes transposed: a slow product and a copy.
+    The result equals torch.bmm with a transposed. Here, first and second derivatives have the
+    memory layout of a and b, slot by slot. With the formulas of bmm, the second derivative with
+    respect to b, the largest tensor of a training step, would be transposed. This would cost a slow
+    product and a copy.
     """
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The model card: metadata for the Hugging Face hub, and a page of facts for readers.
 
-Both are generated from the model's own records. The text of the page is in `templates/card.md.j2`.
+Metadata and page are generated from the records of the model. The text of the page is in
+`templates/card.md.j2`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from .sanity_record import PHYSICS, SANITY, sanity_record
 
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.j2"
-# what a link on the hub may name as the base model; a local folder or a zoo name does not match
+# A base model that the hub can link to. Local folders and zoo names do not match.
 HUB_REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@[\w.-]+)?")
-# training structures below which the card warns of an element
+# the card warns about elements with fewer training structures
 RARE = 10
 ALL_LEVELS = "all levels of theory"
 
@@ -58,13 +59,13 @@ def model_card(
     potential: Potential,
     attachments: dict[str, bytes],
 ) -> str:
-    """The text of README.md: valid metadata for the hub on top, readable tables below."""
-    # the page is Markdown, not HTML: escaping would only spoil it
+    """The text of README.md: metadata for the hub at the top, readable tables below."""
+    # the page is Markdown, so HTML escaping would spoil it
     environment = Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     template = environment.from_string(TEMPLATE.read_text())
 
     physics = potential.config.physics
-    # architecture and cutoff have rows of their own
+    # architecture and cutoff have separate rows
     network = potential.config.network
     network_settings = network.model_dump(exclude={"architecture", "cutoff"})
     shown_settings = ", ".join(f"{key} {value}" for key, value in network_settings.items())
@@ -112,7 +113,7 @@ def model_card(
 
 
 def _snippet_level(record: ModelRecord, levels: list[str]) -> str | None:
-    """The level of theory that the example must name; None where the model has a default."""
+    """The level of theory that the code example must name; None if the model has a default."""
     if default_level(record, levels) is not None:
         return None
     # the text below the example says that the user has to choose
@@ -120,9 +121,9 @@ def _snippet_level(record: ModelRecord, levels: list[str]) -> str | None:
 
 
 def _snippet_symbol(record: ModelRecord, levels: list[str]) -> str:
-    """An element that the example can be run with."""
+    """An element with which the code example runs."""
     level = default_level(record, levels) or _first_level(record, levels)
-    # only a model without any training structure has none
+    # only a model without training structures has no element
     return next(iter(record.trained_symbols(level)), "H")
 
 
@@ -134,7 +135,7 @@ def _first_level(record: ModelRecord, levels: list[str]) -> str:
 def card_pictures(
     record: ModelRecord, evaluation: ErrorSummary | None, predictions: Predictions | None
 ) -> dict[str, bytes]:
-    """File name -> PNG of each picture on the card. A model without evaluation has none."""
+    """The pictures on the card as PNG, by file name. A model without evaluation has none."""
     if evaluation is None:
         return {}
     # matplotlib takes most of a second to import, and most folders are saved without pictures
@@ -146,7 +147,7 @@ def card_pictures(
     }
     if predictions is not None:
         pictures["parity.png"] = parity(predictions, evaluation)
-    # a picture without data is left out, and so is its place on the card
+    # pictures without data are left out, and the card then leaves out their sections
     return {name: data for name, data in pictures.items() if data}
 
 
@@ -156,13 +157,13 @@ def _metadata(
     evaluation: ErrorSummary | None,
     other_outputs: list[str],
 ) -> ModelCardData:
-    """What the hub indexes. `mlip` is our own block, for searches among potentials."""
+    """The metadata that the hub indexes. The block `mlip` is evenfield's own."""
     training_data = []
     for data in record.training_data:
         training_data.append({"name": data.name, "sha256": data.sha256, "licence": data.licence})
-    # a model that was fine-tuned from a local folder has no page that the hub could link to
+    # if the base model was a local folder, there is no page that the hub could link to
     base = HUB_REFERENCE.fullmatch(record.base_model or "")
-    # `other` is the hub's word for a licence that it does not know
+    # `other` is the hub's name for a licence that it does not know
     licence = record.licence or "other"
 
     return ModelCardData(
@@ -190,7 +191,7 @@ def _metadata(
 
 
 def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
-    """The errors on all structures and on each level of theory, as the hub's model index."""
+    """The errors over all structures and at each level of theory, as entries of the model index."""
     split = evaluation.split
     results = []
     tables: dict[str, Errors] = {ALL_LEVELS: evaluation, **evaluation.levels}
@@ -200,7 +201,7 @@ def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
             error = errors.mae.get(name)
             results.append(_result(split, where, figure, error))
 
-    # the figure that the weighting of rare elements is meant to lower
+    # the weighting of rare elements is meant to lower this figure
     groups = evenness(evaluation).groups
     if groups:
         figure = "Force MAE over force RMS, rare third of the elements"
@@ -210,7 +211,7 @@ def _results(evaluation: ErrorSummary) -> list[EvalResult] | None:
 
 
 def _result(split: str, where: str, figure: str, value: float | None) -> EvalResult | None:
-    """One entry of the hub's model index; None without a value that JSON can hold."""
+    """One entry of the hub's model index; None for a missing or non-finite value."""
     if not _is_finite(value):
         return None
     return EvalResult(
@@ -228,7 +229,7 @@ def _result(split: str, where: str, figure: str, value: float | None) -> EvalRes
 
 @dataclass(frozen=True)
 class Table:
-    """A table of errors: titles of the columns, and the cells of each row."""
+    """A table on the card: column titles, and the cells of each row."""
 
     titles: list[str]
     rows: list[list[str]]
@@ -270,7 +271,7 @@ def _evenness_table(found: Evenness) -> Table:
 
 
 def _element_table(evaluation: ErrorSummary) -> Table:
-    """Errors of each element that has any."""
+    """Errors of each element for which there are any."""
     labels = [label for name, label in LABELS.items() if _any_error(evaluation, name)]
     titles = ["element", "training structures", "test atoms", *_error_titles(labels, "element")]
     titles.append("force MAE / RMS (%), 90 % interval")
@@ -288,7 +289,7 @@ def _element_table(evaluation: ErrorSummary) -> Table:
 
 
 def _any_error(evaluation: ErrorSummary, name: str) -> bool:
-    """Whether any element has an error of the label; a column without one would be empty."""
+    """Whether any element has an error for the label. Otherwise its column would be empty."""
     elements: Iterable[ElementErrors] = evaluation.per_element.values()
     return any(errors.mae.get(name) is not None for errors in elements)
 
@@ -297,7 +298,7 @@ def _error_titles(labels: Iterable[Label], of: str = "level") -> list[str]:
     """Titles of the columns that `_error_cells` fills."""
     titles = []
     for label in labels:
-        # a label of a whole structure belongs to all of its elements
+        # the label of a whole structure is shared by all of its elements
         is_shared = of == "element" and label.per == "structure"
         whose = " of structures with it" if is_shared else ""
         unit = label.error_unit
@@ -308,7 +309,7 @@ def _error_titles(labels: Iterable[Label], of: str = "level") -> list[str]:
 
 
 def _error_cells(errors: Errors, labels: Iterable[Label]) -> list[str]:
-    """MAE of each label, and for labels of atoms the RMS, which says how large the error is."""
+    """MAE of each label. Per-atom labels also get the RMS of the reference, for comparison."""
     cells = []
     for label in labels:
         cells.append(table_cell(errors.mae.get(label.name)))
@@ -320,10 +321,10 @@ def _error_cells(errors: Errors, labels: Iterable[Label]) -> list[str]:
 def _reference_energies(
     potential: Potential, elements: dict[str, list[str]]
 ) -> dict[str, dict[str, float]]:
-    """Level of theory -> symbol -> E0 in eV, for the elements that the level has seen."""
+    """E0 in eV by level of theory and symbol, for the elements that each level was trained on."""
     table = {}
     for head, level in enumerate(potential.config.levels_of_theory):
-        # indexed by atomic number; elements that the level has not seen hold no meaning
+        # indexed by atomic number; values of other elements have no meaning
         values = potential.e0[head].tolist()
         row = {}
         for symbol in elements.get(level, []):
@@ -333,9 +334,9 @@ def _reference_energies(
 
 
 def _rare_elements(record: ModelRecord) -> list[str]:
-    """Elements with few training structures; none when the record does not count them."""
+    """Elements with few training structures; empty if the record has no counts."""
     if len(record.level_counts) > 1:
-        # each level of theory learns for itself: many structures at another one do not help
+        # counted per level of theory, because structures at another level do not help
         return _rare_at_levels(record)
     counts = record.train_counts
     if not counts:
@@ -353,7 +354,7 @@ def _rare_at_levels(record: ModelRecord) -> list[str]:
 
 
 def _verdict_table(potential: Potential, attachments: dict[str, bytes], file: str) -> Table | None:
-    """A row for each level of theory and check; None for a model without the record."""
+    """A row for each level of theory and check; None if the model has no such record."""
     record = sanity_record(potential, attachments, file)
     if record is None:
         return None
@@ -384,7 +385,7 @@ def _coverage_table(counted: LevelCoverage) -> Table:
 
 
 def _ball_cells(ball: BallCounts, number: int, unit: str) -> list[str]:
-    """The share that was covered, with its standard error, and the median radius."""
+    """The covered share with its standard error, and the median radius."""
     if ball.share is None or ball.median_radius is None:
         return ["too few scores", "-"]
     share = f"{100 * ball.share:.1f}"
@@ -396,7 +397,7 @@ def _ball_cells(ball: BallCounts, number: int, unit: str) -> list[str]:
 
 
 def _head_table(potential: Potential, attachments: dict[str, bytes]) -> Table | None:
-    """A row for each head of another property; None for a model without any."""
+    """A row for each head for another property; None if the model has none."""
     rows = []
     for name, head in heads_of(potential, attachments).items():
         about = head.description
@@ -428,7 +429,7 @@ def _head_table(potential: Potential, attachments: dict[str, bytes]) -> Table | 
         "held out",
         "trivial guess",
     ]
-    # the texts come from whoever fitted the heads
+    # the texts come from users who fitted the heads, and could break the table
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return Table(titles, escaped)
 
@@ -438,10 +439,10 @@ def _figures(errors: dict[str, float]) -> str:
 
 
 def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:
-    """The rows of forgetting.json, which a fine-tuning writes.
+    """The rows of forgetting.json, which fine-tuning writes.
 
-    Attachments are free in form, so a file of that name with another content must not make the
-    model unusable: whatever is not such a row is left out of the card.
+    Attachments have no fixed format, and a file of this name with other content must not make the
+    model unusable. Invalid rows are therefore left out of the card.
     """
     try:
         content = json.loads(attachments.get("forgetting.json", b"[]"))
@@ -459,7 +460,7 @@ def _forgetting(attachments: dict[str, bytes]) -> list[ForgettingRow]:
 
 
 def _compute(training: dict[str, Any]) -> dict[str, str]:
-    """What the training took, as far as its record tells."""
+    """The cost of the training, as far as its record states it."""
     facts = {}
     # records of older models lack some of these
     if isinstance(training.get("seconds"), int | float):
@@ -475,5 +476,5 @@ def _compute(training: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether there is a number: models of few test structures have errors of NaN."""
+    """Whether a value is a finite number. With few test structures, errors may be NaN."""
     return value is not None and isfinite(value)

@@ -1,4 +1,4 @@
-"""The pictures of a model card, as PNG bytes: equal figures give equal bytes."""
+"""The pictures of a model card, as PNG bytes. Equal figures give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..evaluation.predictions import Predictions
 from ..evaluation.summary import ErrorSummary
 
 
-# a card is read on a screen, and travels with every download
+# enough for a screen; the pictures are part of every download
 DOTS_PER_INCH = 80
 
 
 def coverage(train_counts: Mapping[str, int]) -> bytes | None:
-    """Training structures that contain each element, by symbol; None without any."""
+    """Periodic table of the training structures per element; None without counts."""
     if not train_counts:
         return None
     title = f"Training structures per element ({len(train_counts)} elements)"
-    # counts span orders of magnitude: on a linear scale all rare elements would look alike
+    # counts span orders of magnitude, so on a linear scale all rare elements would look alike
     unit = "structures that contain the element"
     return _png(periodic_table_heat_map(train_counts, title, unit, log=True))
 
 
 def element_errors(summary: ErrorSummary) -> bytes | None:
-    """Force error of each element on the held-out split; None without force labels."""
+    """Periodic table of the force errors on the held-out split; None without force labels."""
     errors = summary.force_mae_of_elements()
     if not errors:
         return None
@@ -38,7 +38,7 @@ def element_errors(summary: ErrorSummary) -> bytes | None:
 
 
 def parity(predictions: Predictions, summary: ErrorSummary) -> bytes:
-    """Predicted against reference labels."""
+    """Parity plot: predicted against reference labels."""
     return _png(draw_parity(predictions.parity(), summary, f"{summary.split} split"))
 
 

@@ -1,8 +1,9 @@
-"""The domains of the levels of theory of a model, as an attachment of its folder.
+"""The domains of a model's levels of theory, as an attachment of its folder.
 
-Pretraining and fine-tuning write it from their training structures. Calculators warn of structures
-outside of it, the card and the list of levels say what each level is for. Models whose data were
-converted before domains were collected do not have it.
+A domain describes the training structures of a level. Pretraining and fine-tuning write it. A
+calculator warns about structures outside the domain, and the card and the list of levels use it to
+say what each level is for. Models whose data were converted before domains were collected have no
+such file.
 
     domain.json   {"format": 1, "levels": {level of theory: its `LevelDomain`}}
 """
@@ -22,16 +23,16 @@ DOMAIN = "domain.json"
 
 
 class DomainRecord(Settings):
-    """What the file holds."""
+    """The content of domain.json."""
 
     format: int = Field(default=1, ge=1, le=1, description="format of the file")
     levels: dict[str, LevelDomain] = Field(description="level of theory -> its domain")
 
 
 def domains_of(attachments: Mapping[str, bytes]) -> dict[str, LevelDomain]:
-    """Level of theory -> its domain, for the levels of a model that have one.
+    """Map levels of theory to their domains. Levels without a domain are left out.
 
-    Attachments are free in form: whatever is not such a record is none.
+    Attachments have no fixed format, so an invalid file is ignored.
     """
     content = attachments.get(DOMAIN)
     if content is None:
@@ -43,10 +44,10 @@ def domains_of(attachments: Mapping[str, bytes]) -> dict[str, LevelDomain]:
 
 
 def domain_file(domains: Mapping[str, LevelDomain]) -> dict[str, bytes]:
-    """The attachment; none without any domain."""
+    """The attachment as file name -> content; empty without domains."""
     if not domains:
         return {}
-    # thousands of pairs on one line of their level: a line for each would triple the size
+    # one line per level: one line for each of thousands of pairs would triple the size
     lines = []
     for level, domain in domains.items():
         content = json.dumps(domain.model_dump(mode="json"), separators=(",", ":"))
@@ -56,7 +57,7 @@ def domain_file(domains: Mapping[str, LevelDomain]) -> dict[str, bytes]:
 
 
 def summary_of(domain: LevelDomain) -> str:
-    """What a domain holds, in one line of words."""
+    """A domain in one line of words."""
     kinds = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in by_count(domain))
     fewest, most = domain.atoms
     sizes = f"{fewest}" if fewest == most else f"{fewest} to {most}"
@@ -64,12 +65,12 @@ def summary_of(domain: LevelDomain) -> str:
 
 
 def main_kinds(domain: LevelDomain) -> list[str]:
-    """The kinds of boundary that a level knows, in the plural."""
+    """The kinds of boundary that a level was trained on, in the plural, the most frequent first."""
     return [_plural(kind, 2) for kind, _ in by_count(domain) if domain.knows(kind)]
 
 
 def by_count(domain: LevelDomain) -> list[tuple[Boundary, int]]:
-    """Kinds of boundary with their numbers of structures, the most frequent first."""
+    """Kinds of boundary with numbers of structures, the most frequent first."""
     return sorted(domain.boundaries.items(), key=lambda entry: -entry[1])
 
 

@@ -1,15 +1,15 @@
-"""A saved model is a folder: weights as safetensors, the rest as JSON and text, each file hashed.
+"""Save and load model folders: weights as safetensors, the rest as JSON and text, all hashed.
 
 model.safetensors      weights and buffers, in several shards when they are large
 config.json            format version, architecture, and the record of how the model was made
 evaluation.json        errors on held-out structures, overall and per element
 README.md              the model card, generated from config and evaluation, with its pictures
 probe.extxyz           optional: structures that show what a later fine-tuning forgets
-posterior.safetensors  optional: from which uncertainties of the predictions are computed
+posterior.safetensors  optional: the posterior of the last weights, for uncertainties
 heads.safetensors      optional: heads of other properties, such as charges
 manifest.json          sha256 and size of every other file
 
-Reading a folder runs nothing that it contains.
+Reading a folder never runs code from it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Everything that a model folder holds, read and verified."""
+    """The verified content of a model folder."""
 
     potential: Potential
     record: ModelRecord
@@ -104,17 +104,17 @@ def save_model(
 ) -> Path:
     """Write a model folder and return its path.
 
-    `attachments` are further files, name -> content. `predictions` are those that `evaluation`
-    summarises; the card needs them for its parity plot.
+    `attachments` are additional files, name -> content. `predictions` are the predictions that
+    `evaluation` summarises; the card needs them for its parity plot.
 
-    A model that was in the folder before is replaced in one step, at the end: at any moment the
-    folder holds the old model or the new one. Files that belong to no model stay in the folder.
+    An existing model in the folder is replaced in a single step at the end, so at any moment the
+    folder holds either the old or the new model. Files that do not belong to a model are kept.
 
-    Raises EvenfieldError for an attachment with a name that a model folder cannot hold, for a
-    folder that holds something else than a model, and for weights or errors that are not finite.
-    Raises FileError when the folder cannot be written.
+    Raises EvenfieldError for an invalid attachment name, for a folder that holds something other
+    than a model, for a record that lists elements without training structures, and for weights or
+    errors that are not finite. Raises FileError if the folder cannot be written.
     """
-    # the card needs libraries that nobody needs who only reads a model
+    # the card needs libraries that are not needed to read a model
     from .card import card_pictures, model_card
 
     folder = Path(folder)
@@ -140,8 +140,8 @@ def save_model(
         "record": without_paths(record.model_dump(mode="json")),
     }
     config_text = json.dumps(config, indent=1, sort_keys=True)
-    # The card shows the stored record, with keys in the stored order: saving a loaded model again
-    # must give the same bytes.
+    # The card shows the record with its keys in the stored order, so that saving a loaded model
+    # again gives the same bytes.
     stored_record = ModelRecord.model_validate(json.loads(config_text)["record"])
 
     attachments |= card_pictures(stored_record, evaluation, predictions)
@@ -155,9 +155,9 @@ def save_model(
     with replace_folder(folder) as new, file_errors(folder):
         for name, data in contents.items():
             write_atomically(new / name, data)
-        # last: a folder without a manifest is unfinished, and is refused on reading
+        # the manifest comes last: a folder without one is unfinished, and is refused on reading
         write_atomically(new / MANIFEST, write_manifest(contents))
-        # nobody reads what is kept: the manifest does not list it
+        # files of the user are kept but never read, because the manifest does not list them
         keep_files_of_others(folder, new, files_of_model(folder))
     return folder
 
@@ -172,10 +172,10 @@ def _check_attachment_name(name: str) -> None:
 
 
 def _check_holds_a_model(folder: Path) -> None:
-    """Refuse to replace a folder that holds something, but no model, not even part of one."""
+    """Raise EvenfieldError for a non-empty folder that holds neither a model nor part of one."""
     with file_errors(folder):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    # versions that wrote file by file could leave a model without its manifest
+    # older versions wrote file by file, and could leave a model without its manifest
     if names and MANIFEST not in names and "config.json" not in names:
         shown = ", ".join(names[:4])
         raise EvenfieldError(
@@ -186,9 +186,10 @@ def _check_holds_a_model(folder: Path) -> None:
 
 
 def files_of_model(folder: Path) -> Callable[[str], bool]:
-    """Whether a name is that of a file of the model in `folder`, and not of one that a user added.
+    """A function that tells whether a file name belongs to the model in `folder`.
 
-    Of a model whose manifest cannot be read, only the weights are known.
+    Other files were added by a user. If the manifest cannot be read, only the manifest and the
+    weights are recognised.
     """
     listed = {MANIFEST}
     if (folder / MANIFEST).is_file():
@@ -198,9 +199,10 @@ def files_of_model(folder: Path) -> Callable[[str], bool]:
 
 
 def refuse_files_of_others(folder: Path | str, names: Iterable[str]) -> None:
-    """Raise DestinationError for a file with one of these names that a user added to a model.
+    """Raise DestinationError if a user's file in a model folder has one of these names.
 
-    So it does for a model that the user may not change. Call it before any work.
+    The error is also raised for a model that the user may not change. Call this function before any
+    long work.
     """
     folder = Path(folder)
     check_changeable(folder)
@@ -215,9 +217,9 @@ def refuse_files_of_others(folder: Path | str, names: Iterable[str]) -> None:
 
 
 def describe(folder: Path | str, facts: Description) -> None:
-    """Put facts into the record of a model folder, and write its card again.
+    """Change facts in the record of a model folder, and write its card again.
 
-    Raises EvenfieldError when the facts name a level of theory that the model does not have.
+    Raises EvenfieldError if the facts name a level of theory that the model does not have.
     """
     check_changeable(folder)
     model = read_model_folder(folder)
@@ -239,21 +241,21 @@ def describe(folder: Path | str, facts: Description) -> None:
 
 
 def attach(folder: Path | str, attachments: dict[str, bytes]) -> None:
-    """Put further files, name -> content, into a model folder, and write its card again.
+    """Add files, name -> content, to a model folder, and write its card again.
 
-    Raises DestinationError for a file with such a name that is not the model's.
+    Raises DestinationError if a file of this name exists and does not belong to the model.
     """
     refuse_files_of_others(folder, attachments)
     model = read_model_folder(folder)
-    # the pictures of the card are attachments too, so they are kept without predictions
+    # the card's pictures are attachments too, so the parity plot is kept without predictions
     files = model.attachments | attachments
     save_model(folder, model.potential, model.record, model.evaluation, attachments=files)
 
 
 def without_paths(value: Any) -> Any:
-    """The same tree with absolute paths cut to their last part, and addresses without passwords.
+    """A copy of a JSON tree with absolute paths cut to their last part and without passwords.
 
-    Paths tell about the machine and its user, and mean nothing on another machine.
+    Paths reveal the machine and its user, and mean nothing on another machine.
     """
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items()}
@@ -269,26 +271,26 @@ def without_paths(value: Any) -> Any:
 
 
 def load_model(folder: Path | str) -> tuple[Potential, ModelRecord]:
-    """Potential and record of a model folder; see `read_model_folder`."""
+    """Read the potential and record of a model folder; see `read_model_folder`."""
     model = read_model_folder(folder)
     return model.potential, model.record
 
 
-# Tensors made in a caller's inference mode could not be differentiated, which forces need.
+# Tensors made in inference mode cannot be differentiated, but forces need derivatives.
 @own_modes()
 def read_model_folder(folder: Path | str) -> ModelFolder:
     """Read a model folder of any known format.
 
-    Reading is strict: every hash, tensor name, shape, number and key of the config must be right.
+    Reading is strict: every hash, tensor name, shape, number and config key must be valid.
 
-    Raises BadModelError when something is not, FileError when a file cannot be read.
+    Raises BadModelError if one is not, and FileError if a file cannot be read.
     """
     folder = Path(folder)
     manifest_text = read_manifest_text(folder)
     try:
         return _read(folder, manifest_text)
     except BadModelError:
-        # Another process may have replaced the model after its manifest was read.
+        # another process may have replaced the model after its manifest was read
         replaced = read_manifest_text(folder)
         if replaced == manifest_text:
             raise
@@ -296,9 +298,9 @@ def read_model_folder(folder: Path | str) -> ModelFolder:
 
 
 def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
-    """The model that a manifest describes."""
+    """Read the model that a manifest describes."""
     config_path = str(folder / "config.json")
-    # every file is verified before the first one is looked into
+    # all files are verified before any of them is parsed
     manifest = parse_manifest(folder / MANIFEST, manifest_text)
     contents = {}
     for name, entry in manifest.files.items():
@@ -306,7 +308,7 @@ def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
 
     config = json_object(config_path, contents["config.json"])
     check_version(config_path, config.get("format_version"))
-    # `upgrade` changes the config, but shards repeat the architecture as it was saved
+    # `upgrade` changes the config, but the shards repeat the architecture as it was saved
     saved_version = config["format_version"]
     saved_architecture = config.get("architecture")
 
@@ -325,7 +327,7 @@ def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
         potential=potential.eval(),
         record=_with_tuned_level(record, potential.config.levels_of_theory, attachments),
         evaluation=_parse_evaluation(folder / "evaluation.json", contents["evaluation.json"]),
-        # of the text that was verified: the file may have been replaced since
+        # from the verified text, because the file may have been replaced since
         revision=revision_of(manifest_text),
         attachments=attachments,
     )
@@ -334,21 +336,22 @@ def _read(folder: Path, manifest_text: bytes) -> ModelFolder:
 def _with_tuned_level(
     record: ModelRecord, levels: list[str], attachments: dict[str, bytes]
 ) -> ModelRecord:
-    """The record, with the head that was fine-tuned as the default where an older one lacks it.
+    """The record, with the fine-tuned head as the default level if an older record states none.
 
-    A fine-tuning has always stored the posterior of its own head.
+    Every version of fine-tuning has stored the posterior of the fine-tuned head, which names it.
     """
     if record.default_level is not None or "finetune" not in record.training:
         return record
     tuned = metadata(attachments.get("posterior.safetensors", b"")).get("level_of_theory")
-    # The first head is that of the base model: `finetune attach` could have put it there since.
+    # The first head belongs to the base model. Its posterior comes from `finetune attach`, not from
+    # a fine-tuning.
     if tuned not in levels[1:]:
         return record
     return record.model_copy(update={"default_level": tuned})
 
 
 def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
-    """The content of evaluation.json; an empty object is a model that was not evaluated."""
+    """Parse evaluation.json. An empty object means that the model was not evaluated."""
     content = json_object(path, text)
     if not content:
         return None
@@ -359,14 +362,14 @@ def _parse_evaluation(path: Path, text: bytes) -> ErrorSummary | None:
 
 
 def folder_revision(folder: Path) -> str:
-    """The revision that pins a model folder: it changes with every byte of every file."""
+    """The revision that pins a model folder. It changes if any byte of any file changes."""
     return revision_of(read_manifest_text(folder))
 
 
 def read_attachment(folder: Path | str, name: str) -> bytes | None:
-    """The verified content of one attachment of a model folder; None when the model has none.
+    """The verified content of one attachment of a model folder, or None if there is none.
 
-    A file that lies in the folder, but is not listed in the manifest, is not part of the model.
+    A file in the folder that the manifest does not list is not part of the model.
     """
     folder = Path(folder)
     entry = read_manifest(folder).files.get(name)
@@ -376,17 +379,17 @@ def read_attachment(folder: Path | str, name: str) -> bytes | None:
 def build(
     path: str, config: dict[str, Any], weight_bytes: int | None
 ) -> tuple[Potential, ModelRecord]:
-    """The potential, still without its weights, and the record from the content of config.json.
+    """Build the potential, without its weights, and the record from the content of config.json.
 
-    `path` and `weight_bytes` are those of `read_config`.
+    `path` and `weight_bytes` are as in `read_config`.
 
-    Raises BadModelError when no model can be built.
+    Raises BadModelError if no model can be built.
     """
     architecture, record, dtype = read_config(path, config, weight_bytes)
     try:
         return Potential(architecture).to(dtype), record
     except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
-        # the config comes from somebody else: each value is allowed, the combination need not be
+        # the config is untrusted: every value may be valid, but not the combination
         raise BadModelError(
             f"no model can be built from its architecture ({one_line(error)})",
             file=path,
@@ -397,12 +400,12 @@ def build(
 def read_config(
     path: str, config: dict[str, Any], weight_bytes: int | None
 ) -> tuple[PotentialConfig, ModelRecord, torch.dtype]:
-    """Architecture, record and dtype from the content of config.json, checked; builds nothing.
+    """Check the content of config.json and return architecture, record and dtype.
 
-    `path` is used in messages only. `weight_bytes` is the size of the stored weights, None when it
-    is not known.
+    No model is built. `path` is used only in messages. `weight_bytes` is the size of the stored
+    weights, or None if it is not known.
 
-    Raises BadModelError.
+    Raises BadModelError if the content is invalid.
     """
     if not isinstance(config.get("architecture"), dict):
         raise BadModelError("lacks the architecture", file=path, remedy=RESTORE)
@@ -427,7 +430,10 @@ def read_config(
 
 
 def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
-    """Levels of theory must be unique, and the record must name only these and real elements."""
+    """Check that levels of theory are unique, and that the record names valid levels and elements.
+
+    Raises BadModelError.
+    """
     if len(set(levels)) != len(levels):
         raise BadModelError(
             f"names a level of theory twice ({', '.join(levels)[:200]})", file=path, remedy=RESTORE
@@ -460,8 +466,8 @@ def _check_names(path: str, record: ModelRecord, levels: list[str]) -> None:
             remedy=RESTORE,
         )
 
-    # Older records do not count by level. Theirs are loaded, and the element refused when it is
-    # predicted.
+    # Older records have no counts per level. Such models are loaded, and a calculator refuses
+    # elements without training structures.
     unlearned = record.unlearned() if record.level_counts else []
     if unlearned:
         raise BadModelError(

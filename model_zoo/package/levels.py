@@ -1,7 +1,7 @@
-"""Which head of a model answers: the one that was asked for, or the model's own default.
+"""Choose the level of theory to use: the requested one, or the default of the model.
 
-Calculator, export, checks, simulation and card follow `level_to_use`. The order of the heads
-decides nothing: it comes from the sizes of the training data.
+Calculator, export, checks, simulation and card all use `level_to_use`. The order of the heads does
+not matter, because it follows from the sizes of the training data.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from .domain_record import main_kinds
 from .record import ModelRecord
 
 
-# a head of an ensemble, which finetune/heads.py makes for uncertainties: never a default
+# An ensemble member, which finetune/heads.py makes for uncertainties. It is never the default.
 MEMBER = re.compile(r"(?P<level>.+), member \d+")
 
 
-# what a line about a level of theory has room for
+# limits for the line that describes a level of theory
 MAX_SYMBOLS = 10
 MAX_DETAIL = 80
 
 
 class LevelError(EvenfieldError):
-    """A level of theory that the model lacks, or none where the model has several."""
+    """The model lacks a level of theory, or none was chosen although there are several."""
 
 
 def own_levels(levels: Sequence[str]) -> list[str]:
-    """The levels of theory of a model without the members of ensembles."""
+    """The levels of theory of a model, without ensemble members."""
     return [level for level in levels if not is_member(level, levels)]
 
 
 def is_member(level: str, levels: Sequence[str]) -> bool:
-    """Whether a head belongs to the ensemble of another one."""
+    """Whether a level is an ensemble member of another level."""
     return level_of_member(level, levels) != level
 
 
 def level_of_member(level: str, levels: Sequence[str]) -> str:
-    """The head that a member of an ensemble belongs to; any other level itself."""
+    """The level that an ensemble member belongs to. Any other level is returned unchanged."""
     match = MEMBER.fullmatch(level)
     return match["level"] if match is not None and match["level"] in levels else level
 
 
 def default_level(record: ModelRecord, levels: Sequence[str]) -> str | None:
-    """The level of theory that is used when none is asked for.
+    """The level of theory that is used if none is requested.
 
-    It is the one that the record states, or the only one. A model of several levels that states
-    none has no default.
+    It is the level that the record states, or else the only level. A model with several levels and
+    no statement has no default, and the result is None.
     """
     if record.default_level is not None:
         return record.default_level
@@ -63,11 +63,12 @@ def level_to_use(
     asked: str | None = None,
     domains: Mapping[str, LevelDomain] | None = None,
 ) -> str:
-    """The level of theory that was asked for, or the default of the model.
+    """The requested level of theory, or the default of the model.
 
-    domains: what is known about the training structures of the levels, for the text of an error.
+    `domains` describes the training structures of the levels, and is used only in error messages.
 
-    Raises LevelError when the model does not have it, or when there is nothing to decide by.
+    Raises LevelError if the model does not have the requested level, or if none is requested and
+    the model has several levels and no default.
     """
     if asked is not None:
         if asked not in levels:
@@ -81,7 +82,7 @@ def level_to_use(
 
     level = default_level(record, levels)
     if level is None:
-        # lines that are indented by two stay lines on a terminal
+        # lines indented by two are not rewrapped on a terminal
         listed = "\n  ".join(described_levels(record, levels, domains))
         raise LevelError(
             f"{record.name} has several levels of theory and no default",
@@ -95,7 +96,7 @@ def described_levels(
     levels: Sequence[str],
     domains: Mapping[str, LevelDomain] | None = None,
 ) -> list[str]:
-    """A line about each level of theory: its name, what it is for, and how it was computed."""
+    """One line per level of theory: its name, its elements, what it is for, how it was computed."""
     domains = domains or {}
     lines = []
     for level in own_levels(levels):

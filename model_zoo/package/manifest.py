@@ -2,8 +2,8 @@
 
     manifest.json   {"format_version": 3, "files": {name: {"sha256": 64 hex digits, "bytes": size}}}
 
-Nothing here trusts a name. A file is read only if its name is plain, if it lies inside the folder,
-and if it has the size and the hash that the manifest states.
+File names are not trusted. A file is read only if its name is plain, if it lies inside the folder,
+and if its size and hash match the manifest.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from ...core.files import file_errors, special_kind
 from ...core.settings import Settings
 
 
-# raised by every change that an older evenfield would misread; see upgrade.py
+# increased by every change that an older evenfield would misread; see upgrade.py
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 # files that every model folder holds next to its weights
 REQUIRED_FILES = ("config.json", "README.md", "evaluation.json")
-# no path, no hidden file, and no type of file that a program would execute
+# no paths, no hidden files, and no file types that a program would execute
 FILE_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.(safetensors|json|md|extxyz|png)"
 )
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 MAX_NAME_LENGTH = 100
-# far above any model of today; it bounds what a bad manifest can make us look at
+# far above any current model; limits the work that a malicious manifest can cause
 MAX_FILES = 1000
-# limit for every file that holds no weights, so that a bad folder cannot fill the memory
+# for every file without weights, so that a malicious folder cannot fill the memory
 MAX_TEXT_BYTES = 64 << 20
-# for a manifest, which takes some 300 bytes for each file
+# for a manifest, which takes about 300 bytes per file
 MAX_MANIFEST_BYTES = 1 << 20
-# for JSON, which takes up to 30 times its length in memory; an evaluation has some 100 kB
+# for JSON, which takes up to 30 times its length in memory; an evaluation has about 100 kB
 MAX_JSON_BYTES = 8 << 20
 RESTORE = "fetch the model again, or save it again where it was made"
 
 
 class BadModelError(EvenfieldError):
-    """A model folder that must not be used; `file` is the file, or the reference, at fault."""
+    """A model folder that must not be used. `file` names the faulty file or reference."""
 
 
 class FileEntry(Settings):
-    """Hash and size of one file. Format 1 did not store the size."""
+    """Hash and size of one file. The size is None in format 1, which did not store it."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the whole file")
     bytes: int | None = Field(ge=0, le=1 << 42, description="size of the file")
 
 
 class Manifest(Settings):
-    """All files of a model folder except the manifest itself."""
+    """The list of all files in a model folder except the manifest itself."""
 
     format_version: int = Field(ge=1, description="format of the model folder")
     files: dict[str, FileEntry] = Field(max_length=MAX_FILES, description="file name -> entry")
@@ -84,20 +84,20 @@ class Manifest(Settings):
 
     @property
     def attachments(self) -> list[str]:
-        """The files that not every model has."""
+        """The files that are neither weights nor required."""
         others = set(self.files) - set(self.weights) - set(REQUIRED_FILES)
         return sorted(others)
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds the weights; other safetensors files are attachments."""
+    """Whether a file holds weights of the model. Other safetensors files are attachments."""
     return name == "model.safetensors" or SHARD.fullmatch(name) is not None
 
 
 def write_manifest(contents: dict[str, bytes]) -> str:
     """The text of the manifest for a folder with `contents`, file name -> content."""
     entries = {}
-    # sorted: the revision of a model is the hash of this text, and must not depend on an order
+    # sorted, because the revision of a model is the hash of this text
     for name, data in sorted(contents.items()):
         digest = hashlib.sha256(data).hexdigest()
         entries[name] = {"bytes": len(data), "sha256": digest}
@@ -106,21 +106,21 @@ def write_manifest(contents: dict[str, bytes]) -> str:
 
 
 def revision_of(manifest: bytes) -> str:
-    """The revision that a manifest, as it is stored, gives its model: 16 hex digits.
+    """The revision of a model, 16 hex digits, from its manifest as stored.
 
-    The manifest holds the hash of every other file, so its own hash pins them all.
+    The manifest holds the hash of every other file, so its own hash pins all files.
     """
     return hashlib.sha256(manifest).hexdigest()[:16]
 
 
 def parse_manifest(path: Path | str, text: bytes) -> Manifest:
-    """A manifest from its bytes; `path` is used in messages only.
+    """Parse a manifest from its bytes. `path` is used only in messages.
 
-    Raises BadModelError when the manifest is damaged, malicious or too new.
+    Raises BadModelError if the manifest is damaged, malicious or too new.
     """
     _check_length(path, text, MAX_MANIFEST_BYTES)
     content = json_object(path, text)
-    # first of all: in a newer format, the other keys may mean something else
+    # checked first, because other keys may have another meaning in a newer format
     check_version(path, content.get("format_version", 1))
 
     if "format_version" not in content:
@@ -140,12 +140,15 @@ def parse_manifest(path: Path | str, text: bytes) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder; BadModelError when the folder holds no model or a damaged one."""
+    """Read and parse the manifest of a folder.
+
+    Raises BadModelError if the folder holds no model or a damaged one.
+    """
     return parse_manifest(folder / MANIFEST, read_manifest_text(folder))
 
 
 def read_manifest_text(folder: Path) -> bytes:
-    """The manifest as it is stored; BadModelError when the folder holds no model."""
+    """The manifest as stored, without parsing. Raises BadModelError if there is no model."""
     path = folder / MANIFEST
     _refuse_special(path)
     with file_errors(path):
@@ -156,16 +159,16 @@ def read_manifest_text(folder: Path) -> bytes:
                 remedy="name a folder that holds a saved model",
             )
         _check_inside(folder, path)
-        # nothing states the size of the manifest itself, so it needs a limit of its own
+        # no other file states the size of the manifest, so it needs its own limit
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise BadModelError("is larger than a manifest can be", file=path, remedy=RESTORE)
         return path.read_bytes()
 
 
 def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
-    """The content of one file, after its place, size and hash were checked.
+    """Read one file after checking its location and size, and verify its hash.
 
-    The size comes before the content: a file of the wrong size is never read.
+    A file of the wrong size is never read. Raises BadModelError if a check fails.
     """
     path = folder / name
     _refuse_special(path)
@@ -181,7 +184,7 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
                 file=path,
                 remedy=RESTORE,
             )
-        # format 1 states no sizes, so the limit of the manifest has not been applied to its files
+        # format 1 states no sizes, so parsing its manifest has not checked this limit
         if not is_weights(name) and size > MAX_TEXT_BYTES:
             raise BadModelError(
                 f"has {size:,} bytes, {MAX_TEXT_BYTES:,} are allowed", file=path, remedy=RESTORE
@@ -197,10 +200,10 @@ def read_verified(folder: Path, name: str, entry: FileEntry) -> bytes:
 
 
 def _missing(folder: Path, name: str, entry: FileEntry) -> BadModelError:
-    """The error for a file that is listed and not there.
+    """The error for a listed file that is missing.
 
-    A name is the one thing in a manifest that no hash covers. Where the folder has the content
-    under another name, the file is whole.
+    File names are the only part of a manifest that no hash covers. If the folder has the content
+    under another name, the message says so.
     """
     for path in sorted(folder.iterdir()):
         if not _has_content(path, entry):
@@ -215,7 +218,7 @@ def _missing(folder: Path, name: str, entry: FileEntry) -> BadModelError:
 
 
 def _has_content(path: Path, entry: FileEntry) -> bool:
-    """Whether a path is a file of this size and hash. Format 1 states no size."""
+    """Whether a path is a file with the size and hash of an entry. Format 1 states no size."""
     if special_kind(path) is not None or not path.is_file():
         return False
     size = path.stat().st_size
@@ -226,7 +229,10 @@ def _has_content(path: Path, entry: FileEntry) -> bool:
 
 
 def json_object(path: Path | str, text: bytes) -> dict[str, Any]:
-    """A JSON object from untrusted bytes; `path` is used in messages only."""
+    """Parse a JSON object from untrusted bytes. `path` is used only in messages.
+
+    Raises BadModelError if the bytes are too many, not valid JSON, or not an object.
+    """
     _check_length(path, text, MAX_JSON_BYTES)
     try:
         content = json.loads(text)
@@ -246,7 +252,7 @@ def _check_length(path: Path | str, text: bytes, limit: int) -> None:
 
 def check_version(path: Path | str, version: Any) -> None:
     """Raise BadModelError for a format version that this evenfield cannot read."""
-    # a bool is an int in Python, and `true` is no version
+    # bool is a subclass of int, but `true` is not a version
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BadModelError(
             f"format_version is {str(version)[:40]!r}, not a positive integer",
@@ -266,11 +272,11 @@ def validation_faults(error: ValidationError) -> str:
     faults = []
     for fault in error.errors()[:5]:
         key = ".".join(str(part) for part in fault["loc"])
-        # a validator of ours raises ValueError; pydantic keeps it and puts a prefix before its text
+        # for a ValueError from our validators, pydantic prefixes the text but keeps the exception
         if fault["type"] == "value_error":
             text = str(fault["ctx"]["error"])
         else:
-            # the value comes from somebody else's file, and may be long
+            # the value is untrusted and may be long
             value = repr(fault["input"])[:40]
             text = f"{fault['msg']} (got {value})"
         faults.append(f"{key}: {text}")
@@ -278,7 +284,7 @@ def validation_faults(error: ValidationError) -> str:
 
 
 def _check_complete(path: Path | str, manifest: Manifest) -> None:
-    """The manifest must list every required file, and the weights exactly once."""
+    """Check that the manifest lists every required file, and the weights exactly once."""
     for name in REQUIRED_FILES:
         if name not in manifest.files:
             raise BadModelError(f"does not list {name}", file=path, remedy=RESTORE)
@@ -294,27 +300,30 @@ def _check_complete(path: Path | str, manifest: Manifest) -> None:
 
 
 def _expected_weights(listed: list[str]) -> list[str]:
-    """What must be listed, judged by the first listed file of weights."""
+    """The files of weights that must be listed, judged by the first listed one."""
     shard = SHARD.fullmatch(listed[0]) if listed else None
     if shard is None:
         return ["model.safetensors"]
-    # the stated total is not trusted: without the limit a name alone could fill the memory
+    # the total in the name is not trusted: without a limit, it could fill the memory
     total = int(shard[2])
     numbers = range(1, min(total, MAX_FILES) + 1)
     return [f"model-{number:05}-of-{total:05}.safetensors" for number in numbers]
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise BadModelError for a named pipe, a socket or a device, which must not be opened."""
+    """Raise BadModelError for a named pipe, socket or device, which must not be opened."""
     special = special_kind(path)
     if special is not None:
         raise BadModelError(f"is {special}, not a file", file=path, remedy=RESTORE)
 
 
 def _check_inside(folder: Path, path: Path) -> None:
-    """A link must not lead out of the folder, except into the blobs of the Hugging Face cache."""
+    """Raise BadModelError for a link that leads out of the folder.
+
+    Links into the blobs of the Hugging Face cache are allowed.
+    """
     home = folder.resolve()
-    # the client's cache keeps files in models--OWNER--NAME/blobs and links them into snapshots
+    # the Hugging Face cache stores files in models--OWNER--NAME/blobs and links to them
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
         home = home.parents[2]
     if not path.resolve().is_relative_to(home):

@@ -1,4 +1,4 @@
-"""The record of a model: where it comes from, what it is for, and which elements it has seen."""
+"""The record of a model: where it comes from, what it is for, and its training elements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...core.settings import Settings
 
 
 class DataSource(Settings):
-    """One of the sources of a data set, with whom it belongs to."""
+    """One source of a data set, with its licence and authors."""
 
     name: str = Field(description="name of the source")
     licence: str = Field(description="licence of the data")
@@ -39,7 +39,7 @@ class TrainingData(Settings):
 
     @classmethod
     def of_data_set(cls, info: Mapping[str, Any], num_structures: int) -> Self:
-        """What a record says of a converted data set, from the content of dataset_info.json."""
+        """The entry for a converted data set, from the content of its dataset_info.json."""
         return cls(
             name=info["source"]["file"],
             sha256=info["source"]["sha256"],
@@ -56,7 +56,7 @@ class TrainingData(Settings):
 
 
 def _source(entry: Mapping[str, Any]) -> DataSource:
-    """A source in dataset_info.json of a corpus."""
+    """Convert an entry of `sources` in a corpus's dataset_info.json."""
     levels = entry["levels_of_theory"]
     shared = {key: entry[key] for key in DataSource.model_fields if key in entry}
     return DataSource(
@@ -69,7 +69,7 @@ def _source(entry: Mapping[str, Any]) -> DataSource:
 
 
 def notes_on_known_sources(record: ModelRecord, sources: Collection[str]) -> list[str]:
-    """A line for each source, by its SHA-256, that a model was trained on already."""
+    """One line for each of `sources`, given by SHA-256, that a model was already trained on."""
     notes = []
     for data in record.training_data:
         if data.sha256 in sources:
@@ -81,7 +81,7 @@ def notes_on_known_sources(record: ModelRecord, sources: Collection[str]) -> lis
 
 
 class ModelRecord(Settings):
-    """What a user of a model must know, apart from its weights."""
+    """The facts about a model that its users need, apart from its weights."""
 
     name: str = Field(description="name of the model")
     licence: str | None = Field(default=None, description="licence of the weights")
@@ -115,17 +115,17 @@ class ModelRecord(Settings):
 
     @property
     def symbols(self) -> list[str]:
-        """All elements seen at any level of theory, in the order of the periodic table."""
+        """All elements trained at any level of theory, in the order of the periodic table."""
         seen: set[str] = set()
         for symbols in self.elements.values():
             seen.update(symbols)
         return sorted(seen, key=chemical_symbols.index)
 
     def trained_symbols(self, level: str) -> list[str]:
-        """The elements that a level of theory has learned from at least one structure.
+        """The elements for which a level of theory has at least one training structure.
 
-        Records of older models may list more than was learned. What they count decides, as far as
-        they count at all.
+        Records of older models may list other elements too. If the record has counts, only elements
+        with a positive count are returned.
         """
         counts = self.level_counts.get(level, self.train_counts)
         listed = self.elements.get(level, [])
@@ -133,11 +133,11 @@ class ModelRecord(Settings):
 
     @property
     def learned(self) -> dict[str, list[str]]:
-        """Level of theory -> the elements that it has learned."""
+        """The `trained_symbols` of each level of theory."""
         return {level: self.trained_symbols(level) for level in self.elements}
 
     def unlearned(self) -> list[str]:
-        """What the record claims and the counts deny: `SYMBOL at LEVEL`, for each element."""
+        """Listed elements without training structures, each as `SYMBOL at LEVEL`."""
         claims = []
         for level, learned in self.learned.items():
             missing = [symbol for symbol in self.elements[level] if symbol not in learned]
@@ -146,7 +146,10 @@ class ModelRecord(Settings):
 
 
 class Description(Settings):
-    """Facts that only people know. They replace those of a record; what is not given stays."""
+    """Facts about a model that a person supplies.
+
+    Given facts replace those in the record; all others stay unchanged.
+    """
 
     name: str | None = Field(default=None, description="name of the model")
     licence: str | None = Field(default=None, description="licence of the weights")

@@ -1,8 +1,8 @@
-"""The verdict of the physical checks, as an attachment of a model folder.
+"""The results of physical checks, as an attachment of a model folder.
 
-`evenfield check sanity MODEL --attach` writes it, publishing asks for it, the card shows it, and
-loading warns of what failed. It holds for exactly these weights: the record names their digest, and
-a record of others counts as none.
+`evenfield check sanity MODEL --attach` writes the record, publishing requires it, the card shows
+it, and loading a model warns about failed checks. The record is valid only for the weights whose
+digest it states. A record for other weights is ignored.
 
     sanity.json   {"format": 1, "potential": 64 hex digits, "levels": {level of theory: verdict}}
 """
@@ -24,20 +24,20 @@ from .record import ModelRecord
 
 
 SANITY = "sanity.json"
-# of `evenfield check physics`, in the same form; it is shown and forbids nothing
+# written by `evenfield check physics` in the same format; it is shown, but prevents nothing
 PHYSICS = "physics.json"
 REMEDY = "make the checks with `evenfield check sanity MODEL --attach`"
 
-# digests of models that a user of this process was warned of
+# digests of models that this process has already warned about
 _warned: set[str] = set()
 
 
 class SanityWarning(EvenfieldWarning):
-    """A model that failed physical checks."""
+    """A model has failed physical checks."""
 
 
 class CheckVerdict(Settings):
-    """What one check said."""
+    """The result of one check."""
 
     passed: bool | None = Field(description="null where it had nothing to judge")
     failed: list[str] = Field(default=[], description="figures beyond their threshold")
@@ -45,7 +45,7 @@ class CheckVerdict(Settings):
 
 
 class LevelVerdict(Settings):
-    """What all checks said about one level of theory."""
+    """The results of all checks for one level of theory."""
 
     suite: str = Field(description="quick, standard or full")
     made: str = Field(description="day and time, in UTC")
@@ -58,7 +58,7 @@ class LevelVerdict(Settings):
 
 
 class SanityRecord(Settings):
-    """The verdicts about one potential."""
+    """The content of the file: check results for one potential."""
 
     format: int = Field(default=1, ge=1, le=1, description="format of the file")
     potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
@@ -66,7 +66,7 @@ class SanityRecord(Settings):
 
     @property
     def failures(self) -> list[str]:
-        """A text for each level of theory that failed."""
+        """One line for each level of theory with failed checks."""
         found = []
         for level, verdict in self.levels.items():
             if verdict.failed:
@@ -75,7 +75,7 @@ class SanityRecord(Settings):
 
 
 def potential_digest(potential: Potential) -> str:
-    """sha256 of the architecture and of every tensor, however the weights are cut into files."""
+    """The sha256 of the architecture and all tensors. It does not depend on the shards."""
     digest = hashlib.sha256()
     architecture = potential.config.model_dump(mode="json")
     digest.update(json.dumps(architecture, sort_keys=True).encode())
@@ -88,9 +88,10 @@ def potential_digest(potential: Potential) -> str:
 def sanity_record(
     potential: Potential, attachments: Mapping[str, bytes], file: str = SANITY
 ) -> SanityRecord | None:
-    """The record of a model in `file`; None if it has none, or one of other weights.
+    """The check record in the attachment `file`, or None.
 
-    Attachments are free in form: whatever is not such a record is none.
+    Attachments have no fixed format, so an invalid record, or a record for other weights, is
+    ignored.
     """
     content = attachments.get(file)
     if content is None:
@@ -109,7 +110,10 @@ def with_verdict(
     verdict: LevelVerdict,
     file: str = SANITY,
 ) -> dict[str, bytes]:
-    """The attachment with one more verdict; it keeps those of other levels of the same weights."""
+    """The attachment with the verdict for one level added or replaced.
+
+    Verdicts for other levels are kept if they belong to the same weights.
+    """
     before = sanity_record(potential, attachments, file)
     levels = dict(before.levels) if before else {}
     levels[level] = verdict
@@ -120,9 +124,9 @@ def with_verdict(
 def unsound(
     potential: Potential, record: ModelRecord, attachments: Mapping[str, bytes]
 ) -> list[str]:
-    """Why a model is not known to be sound, a text for each reason; empty if it is.
+    """Reasons why a model is not known to be sound, one line each; empty if it is.
 
-    The checks must have been made of the default level of theory, or of one if there is none.
+    The checks must cover the default level of theory, or any level if there is no default.
     """
     found = sanity_record(potential, attachments)
     levels = potential.config.levels_of_theory
@@ -134,7 +138,7 @@ def unsound(
 
 
 def warn_if_failed(reference: str, potential: Potential, attachments: Mapping[str, bytes]) -> None:
-    """Warn in one line, once in a process, of a model that failed."""
+    """Warn about a model that failed checks, in one line and once per process."""
     record = sanity_record(potential, attachments)
     if record is None or not record.failures or record.potential in _warned:
         return

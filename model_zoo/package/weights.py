@@ -1,7 +1,7 @@
-"""Weights to safetensors bytes and back.
+"""Convert weights to safetensors bytes and back.
 
-The bytes depend on nothing but the weights and the architecture, so hashes are stable. Reading is
-strict: whatever does not fit the architecture of config.json is refused.
+The bytes depend only on the weights and the architecture, so hashes are stable. Reading is strict:
+everything that does not fit the architecture in config.json is refused.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from ..potential.potential import Potential
 from .manifest import FORMAT_VERSION, MANIFEST, RESTORE, BadModelError
 
 
-# a broken download costs at most one shard
+# an interrupted download loses at most one shard
 MAX_SHARD_BYTES = 1 << 30
 MAX_FAULTS_SHOWN = 8
-# Far above any model of today. They bound what is looked at before anything is known to be right.
+# Far above any current model. These limits apply before any content is verified.
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 10_000
 MAX_WEIGHTS_OF_FORMAT_1 = 1 << 26
-# Trained weights are below 100. Larger numbers overflow where they are multiplied with each other.
+# Trained weights are below 100. Much larger numbers would overflow in products.
 MAX_WEIGHT = 1e6
-# eV; an atom of element 118 with all its electrons has -1.5e6
+# eV; an all-electron atom of element 118 has -1.5e6
 MAX_REFERENCE_ENERGY = 1e8
 
 
 class UnusableWeightsError(EvenfieldError):
-    """Weights that are not finite, or larger than any training reaches."""
+    """Weights are not finite, or larger than any training produces."""
 
 
 def weight_files(potential: Potential, max_shard_bytes: int = MAX_SHARD_BYTES) -> dict[str, bytes]:
-    """File name -> bytes for all weights and buffers, in shards of at most `max_shard_bytes`.
+    """All weights and buffers as file name -> bytes, in shards of at most `max_shard_bytes`.
 
-    Each file has a single metadata key: safetensors writes several in random order, and the hash
-    would change with it.
+    A larger tensor is put into a separate shard. Each file has a single metadata key, because
+    safetensors writes several keys in random order, which would change the hash.
 
-    Raises UnusableWeightsError for numbers that no reader of the files would accept.
+    Raises UnusableWeightsError for numbers that `put_weights` would refuse on reading.
     """
     refuse_unusable_weights(potential)
     tensors = {}
-    # sorted, because the order of registration is not part of the model
+    # sorted, because the order in which tensors are registered is not part of the model
     for name, tensor in sorted(potential.state_dict().items()):
         on_cpu = tensor.detach().cpu().contiguous()
         # a clone: safetensors refuses tensors that share memory
@@ -81,12 +81,12 @@ def refuse_unusable_weights(potential: Potential) -> None:
 
 
 def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """Fill shards in the order of names. No tensor is split, so one may exceed `max_bytes`."""
+    """Fill shards in the given order. Tensors are not split, so a shard may exceed `max_bytes`."""
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
         is_full = filled + tensor.nbytes > max_bytes
-        # an empty shard takes any tensor, else a large one would never find a place
+        # an empty shard accepts any tensor, or a very large one would never fit
         if shards[-1] and is_full:
             shards.append({})
             filled = 0
@@ -96,9 +96,10 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor
 
 
 def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
-    """All tensors of all shards; `where` is the folder, for messages.
+    """Read all tensors of all shards, name -> tensor. `where` is the folder, for messages.
 
-    Raises BadModelError for a file that is not safetensors or that repeats a tensor.
+    Raises BadModelError for a file that is not valid safetensors, repeats a tensor, or holds too
+    many tensors.
     """
     tensors: dict[str, Tensor] = {}
     for name, data in files.items():
@@ -107,7 +108,7 @@ def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
         try:
             part = load(data)
         except (
-            # safetensors checks its header, then numpy and torch fail on what the header promised
+            # safetensors checks the header, but torch may still fail on what the header promises
             SafetensorError,
             ValueError,
             KeyError,
@@ -134,14 +135,14 @@ def parse_weights(files: dict[str, bytes], where: str) -> dict[str, Tensor]:
 def _check_header(path: str, data: bytes) -> None:
     """Raise BadModelError for a header that would take minutes or gigabytes to read."""
     length = int.from_bytes(data[:8], "little")
-    # one that is longer than the file is refused by `load`, with a better reason
+    # `load` refuses a header longer than the file, with a better message
     if MAX_HEADER_BYTES < length <= len(data):
         raise BadModelError(
             f"has a header of {length:,} bytes, {MAX_HEADER_BYTES:,} are allowed",
             file=path,
             remedy=RESTORE,
         )
-    # each tensor states where its data are; the count is of text, so that nothing is parsed yet
+    # every tensor has this key; counting the text needs no parsing
     if data.count(b'"data_offsets"', 0, 8 + length) > MAX_TENSORS:
         raise _too_many_tensors(path)
 
@@ -151,13 +152,13 @@ def _too_many_tensors(path: str) -> BadModelError:
 
 
 def check_same_architecture(files: dict[str, bytes], where: str, architecture: Any) -> None:
-    """Raise BadModelError if a shard was saved with another architecture than config.json states.
+    """Raise BadModelError if a shard was saved with another architecture than config.json.
 
-    From format 2 on each shard repeats the architecture. Shapes alone would not reveal heads in
-    another order.
+    From format 2 on, each shard repeats the architecture. Shapes alone would not reveal a different
+    order of heads.
     """
     for name, data in files.items():
-        # compared as JSON, as both were saved: an upgrade changes the config alone
+        # compared in their saved form, because an upgrade changes only the config
         of_shard = metadata(data).get("architecture")
         if of_shard != architecture:
             raise BadModelError(
@@ -168,12 +169,12 @@ def check_same_architecture(files: dict[str, bytes], where: str, architecture: A
 
 
 def metadata(data: bytes) -> dict[str, Any]:
-    """Our own metadata of a safetensors file; empty when it has none that can be read."""
-    # a length beyond the end of the file cuts the header short, which is then no JSON
+    """The metadata that evenfield stores in a safetensors file; empty if they cannot be read."""
+    # if the length exceeds the file, the header is cut off and is not valid JSON
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
-        # safetensors allows only texts as metadata, so ours is JSON inside JSON
+        # safetensors metadata values must be strings, so ours is JSON inside JSON
         text = header["__metadata__"]["evenfield"]
         about = json.loads(text)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -182,12 +183,12 @@ def metadata(data: bytes) -> dict[str, Any]:
 
 
 def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) -> None:
-    """Load `tensors` into `potential`; `where` is the file of weights, for messages.
+    """Load `tensors` into `potential`. `where` is the file of weights, for messages.
 
-    Raises BadModelError if a tensor is missing, unexpected, of another shape or dtype, or holds
-    numbers that are not finite or that no training reaches.
+    Raises BadModelError if a tensor is missing or unexpected, has the wrong shape or dtype, or
+    holds numbers that are not finite or larger than any training produces.
     """
-    # torch's own strict loading knows neither dtypes nor NaN, and its message has many lines
+    # torch's strict loading checks neither dtypes nor NaN, and its message has many lines
     faults = _faults(potential.state_dict(), tensors)
     if faults:
         first = sorted(faults)[:MAX_FAULTS_SHOWN]
@@ -199,11 +200,11 @@ def put_weights(potential: Potential, tensors: dict[str, Tensor], where: str) ->
 
 
 def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """Every way in which `found` differs from what the architecture expects."""
+    """All differences between `found` and the tensors that the architecture expects."""
     missing = expected.keys() - found.keys()
     unexpected = found.keys() - expected.keys()
     faults = [f"missing {name}" for name in missing]
-    # these names come from somebody else's file, and may be long
+    # these names are untrusted and may be long
     faults += [f"unexpected {name[:100]}" for name in unexpected]
 
     common = sorted(expected.keys() & found.keys())
@@ -215,7 +216,7 @@ def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
     if faults:
         return faults
 
-    # numbers are looked at last: they say nothing about tensors of the wrong shape
+    # numbers are checked last, because they are meaningless if the shape is wrong
     for name in common:
         fault = _fault_of_numbers(name, found[name])
         if fault is not None:
@@ -224,11 +225,11 @@ def _faults(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
 
 
 def _fault_of_numbers(name: str, tensor: Tensor) -> str | None:
-    """What is wrong with the numbers of a tensor, if anything."""
+    """A message if the numbers of a tensor are invalid, else None."""
     if not tensor.numel():
         return None
     limit = MAX_REFERENCE_ENERGY if name == "e0" else MAX_WEIGHT
-    # one pass for both: the largest of numbers with NaN among them is NaN
+    # one pass for both checks, because the maximum is NaN if any number is NaN
     largest = tensor.abs().max().item()
     if not math.isfinite(largest):
         return f"{name} holds NaN or infinity"
@@ -238,15 +239,15 @@ def _fault_of_numbers(name: str, tensor: Tensor) -> str | None:
 
 
 def _kind(tensor: Tensor) -> str:
-    """Shape and dtype, as a message shows them."""
+    """Shape and dtype of a tensor, for messages."""
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> None:
-    """Refuse sizes that a file of `weight_bytes` cannot fill, before any memory is allocated.
+    """Refuse an architecture that `weight_bytes` cannot fill, before memory is allocated.
 
-    `path` is config.json, for messages. `weight_bytes` is None when the size is not known: the
-    manifests of format 1 do not state it.
+    `path` is config.json, for messages. `weight_bytes` is None if the size is not known, because
+    manifests of format 1 do not state it. Raises BadModelError.
     """
     needed = config.num_weights
     if weight_bytes is None:
@@ -257,7 +258,7 @@ def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> 
                 remedy=RESTORE,
             )
         return
-    # A number takes 4 bytes or more. An older format may hold half of what it is upgraded to.
+    # A number takes at least 4 bytes, and an older format may hold half of the upgraded weights.
     if 2 * needed > weight_bytes:
         raise BadModelError(
             f"asks for {needed:,} weights, far more weights than the {weight_bytes:,} bytes that "
@@ -268,7 +269,7 @@ def check_size(path: str, config: PotentialConfig, weight_bytes: int | None) -> 
 
 
 def one_line(error: Exception, limit: int = 200) -> str:
-    """The text of a foreign exception on one line of at most `limit` characters."""
-    # messages of libraries may hold line breaks, and parts of a malicious file
+    """The message of a library's exception, on one line of at most `limit` characters."""
+    # such messages may contain line breaks and parts of a malicious file
     text = " ".join(str(error).split())
     return text[:limit] or type(error).__name__

@@ -1,19 +1,19 @@
-"""Charges that follow the surroundings of the atoms, and the energy of their Coulomb interaction.
+"""Environment-dependent atomic charges, and the energy of their Coulomb interaction.
 
     q_i = UNIT (w . silu(W s_i + b) + c[z_i]) - mean over the structure
     E = 1/2 sum_ij k q_i q_j erf(r_ij / 2a) / r_ij
 
-for the features s_i of the network and Gaussians of width a. The sum has no cutoff; in a crystal it
-is an Ewald sum with conducting surroundings, and a slab is alone in vacuum. Nobody labels the
-charges: they are what makes energies and forces right (Cheng, npj Comput. Mater. 11, 80 (2025); Ko
-et al., Nat. Commun. 12, 398 (2021)).
+Here s_i are the features of the network, and the charges are Gaussians of width a. The sum has no
+cutoff. For a crystal it is an Ewald sum with conducting boundary conditions; a slab is isolated in
+vacuum. The charges have no labels. They are learned only through the energies and forces that they
+improve (Cheng, npj Comput. Mater. 11, 80 (2025); Ko et al., Nat. Commun. 12, 398 (2021)).
 
 The energy depends on positions directly and through the charges:
 
     dE/dr = (dE/dr at fixed charges) + sum_i (dE/dq_i) (dq_i/dr)
 
-`CoulombTerm` has the first part and dE/dq; the second part runs through the network, together with
-the slopes of the learned energies.
+`CoulombTerm` holds the first part and dE/dq. The second part is backpropagated through the network,
+together with the slopes of the learned energies.
 
 Shapes: N atoms, S structures, F features of the network.
 """
@@ -38,20 +38,20 @@ from ..network.interface import MAX_ATOMIC_NUMBER
 
 
 HIDDEN_SIZE = 32  # outputs of the hidden layer
-# e for each unit of electronegativity, where training starts: sodium and chlorine have 0.46 e
+# Initial charge per unit of electronegativity, in e. Sodium and chlorine start at 0.46 e.
 START = 0.5
-# e; what is learned is the charge in this unit. Optimizers move every number by about the learning
-# rate in a step, and with 1 e salts stayed further from their charges (docs/decisions/0030).
+# Unit in e in which charges are learned. An optimizer step moves every parameter by about the
+# learning rate. With a unit of 1 e, salts ended further from their charges (docs/decisions/0030).
 UNIT = 2.0
-# Electronegativities that are not those of the formula: it gives hydrogen, whose bonds are short,
-# 4.5, and noble gases up to 8.5.
+# Electronegativities that replace the formula, which gives 4.5 for hydrogen because of its short
+# bonds, and up to 8.5 for noble gases.
 HYDROGEN = 2.2
 LARGEST = 4.0
 
 
 @dataclass(frozen=True)
 class CoulombTerm:
-    """The Coulomb energy of charges, and its derivatives; all float64."""
+    """The Coulomb energy of charges and its derivatives, all in float64."""
 
     charges: Tensor
     """(N,) e"""
@@ -66,20 +66,19 @@ class CoulombTerm:
 
 
 class Charges(nn.Module):
-    """Features of the atoms -> charges that add up to zero in every structure.
+    """Map features of the atoms to charges that sum to zero in every structure.
 
-    One set of weights serves all levels of theory: charges belong to the atoms, and levels of
-    theory differ little about them.
+    All levels of theory share one set of weights, because charges differ little between them.
     """
 
     def __init__(self, num_features: int) -> None:
         """Raises MissingPackageError without torch-pme."""
         super().__init__()
-        # told before a training, and not at its first crystal
+        # a missing package is reported here, not at the first crystal of a training
         torch_pme()
         self.hidden = nn.Linear(num_features, HIDDEN_SIZE, dtype=torch.float32)
         self.weight = nn.Parameter(torch.zeros(HIDDEN_SIZE, dtype=torch.float32))
-        # not from zero, where the energy has no slope by the charges
+        # not zero: there, the energy has zero gradient with respect to the charges
         self.element_charge = nn.Parameter(torch.from_numpy(_start() / UNIT).float())
 
     def forward(self, features: Tensor, batch: Batch) -> Tensor:
@@ -92,22 +91,22 @@ class Charges(nn.Module):
 
 @cache
 def _start() -> np.ndarray:
-    """Charges (119,) of the elements in e, where training starts.
+    """Initial charges (119,) of the elements, in e.
 
     The more electronegative an element is, the more negative its charge.
     """
     pull = [electronegativity(z) for z in range(1, MAX_ATOMIC_NUMBER + 1)]
     pull[0] = HYDROGEN
     bounded = np.minimum(pull, LARGEST)
-    # row 0 is no element
+    # row 0 is not an element
     return np.concatenate([[0.0], START * (bounded.mean() - bounded)])
 
 
 @own_modes()
 def energy_at_start(structure: Structure, width: float) -> tuple[float, np.ndarray]:
-    """Coulomb energy in eV and forces (N, 3) in eV/A of charges as training starts with them.
+    """Coulomb energy in eV and forces (N, 3) in eV/A of the initial charges of a training.
 
-    `width` in A. The structure is no wire.
+    `width` is in A. The structure must not be a wire, that is, periodic in one direction only.
     """
     charges = torch.from_numpy(_start()[structure.atomic_numbers])
     cell = torch.tensor(structure.cell, dtype=torch.float64)
@@ -121,18 +120,18 @@ def energy_at_start(structure: Structure, width: float) -> tuple[float, np.ndarr
 
 
 def coulomb_energies(charges: Tensor, batch: Batch, width: float) -> Tensor:
-    """Energies (N,) float64 in eV of charges (N,) in e; `width` in A.
+    """Coulomb energies (N,) in eV, float64, of charges (N,) in e; `width` is in A.
 
-    Raises PhysicsError for a wire.
+    Raises PhysicsError for a wire (periodic in one direction only).
     """
     return _energies(charges, batch.positions, batch.cell, batch, width)
 
 
 def coulomb_term(charges: Tensor, batch: Batch, width: float, *, keep_graph: bool) -> CoulombTerm:
-    """Energy and derivatives of charges (N,) in e; `width` in A.
+    """Coulomb energy of charges (N,) in e, and its derivatives; `width` is in A.
 
-    With `keep_graph` all of it can be differentiated in turn, as training needs. Raises
-    PhysicsError for a wire.
+    With `keep_graph`, all results can be differentiated again, as training needs. Raises
+    PhysicsError for a wire (periodic in one direction only).
     """
     with torch.enable_grad():
         if not charges.requires_grad:
@@ -146,17 +145,20 @@ def coulomb_term(charges: Tensor, batch: Batch, width: float, *, keep_graph: boo
             energies.sum(),
             [positions, strain, charges],
             create_graph=keep_graph,
-            # the charges of the caller stay part of its graph
+            # the caller still differentiates the charges
             retain_graph=True,
         )
     if not keep_graph:
-        # or the memory of the graph would live as long as the prediction
+        # otherwise the prediction would keep the memory of the graph alive
         energies = energies.detach()
     return CoulombTerm(charges, energies, by_positions, by_strain, by_charges)
 
 
 def refuse_wires(structures: Iterable[Structure], data: str) -> None:
-    """Raise PhysicsError that names the first wire of a data set, before hours of work."""
+    """Raise PhysicsError for the first wire in a data set, before hours of work are spent.
+
+    A wire is periodic in one direction only. `data` names the data set in the message.
+    """
     for structure in structures:
         if structure.pbc.sum() == 1:
             raise _wire(structure.structure_id, file=data)
@@ -174,7 +176,8 @@ def _wire(structure_id: str | None, file: str | None = None) -> PhysicsError:
 def _energies(
     charges: Tensor, positions: Tensor, cell: Tensor, batch: Batch, width: float
 ) -> Tensor:
-    # Structures come end to end. One after the other: each has waves of its own.
+    # The atoms of the structures are concatenated. Each structure needs its own reciprocal vectors,
+    # so the structures are computed one after the other.
     sizes = batch.atoms_per_structure.tolist()
     parts = zip(charges.split(sizes), positions.split(sizes), cell, batch.pbc.tolist(), strict=True)
     found = []

@@ -1,8 +1,8 @@
-"""The settings of a model: those of its network, of its readout, and what the data fixed.
+"""The settings of a model: network, readout, and the values derived from the training data.
 
-The network's settings are a tagged union: the key `architecture` chooses the class that the other
-keys are read by. For the user all keys are on one level (`model.architecture=schnet
-model.channels=128`), and stored models have them on one level too.
+The settings of the network are a tagged union: the key `architecture` chooses the class that reads
+the other keys. Users write all keys on one level (`model.architecture=schnet model.channels=128`).
+Stored models also have all keys on one level.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .charges import HIDDEN_SIZE
 
 
 class ModelConfig(Settings):
-    """What a user chooses. All keys of the network's own config are accepted here as well.
+    """The settings that a user chooses. All keys of the network's config are accepted here too.
 
-    `size` is accepted too: a name from the network's `SIZES`, which sets some keys that are not
-    given. It is not stored; the keys that it sets are.
+    `size` is also accepted. It is a name from the network's `SIZES` and supplies defaults for some
+    keys. The resulting keys are stored; `size` itself is not.
     """
 
     network: SerializeAsAny[NetworkConfig]
@@ -51,7 +51,7 @@ class ModelConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _read_network(cls, given: Any, info: ValidationInfo) -> Any:
-        """Move the keys of the network into a config of the class that `architecture` names."""
+        """Move the keys of the network into the config class that `architecture` names."""
         if not isinstance(given, dict) or isinstance(given.get("network"), NetworkConfig):
             return given
 
@@ -68,14 +68,14 @@ class ModelConfig(Settings):
                 raise ValueError(f"size: unknown size {name!r}: choose one of {known}")
             of_network = network_config.SIZES[name] | of_network
 
-        # an unknown key is reported with those of the chosen network
+        # the message about an unknown key lists the keys of the chosen network
         unknown = sorted(set(of_network) - set(network_config.model_fields))
         if unknown and of_network["architecture"] != DEFAULT_ARCHITECTURE:
             known = ", ".join(sorted({*network_config.model_fields, *own_keys}))
             raise ValueError(
                 f"{of_network['architecture']} has no setting '{unknown[0]}': it has {known}"
             )
-        # pydantic does not pass on that a stored config is read strictly, so the caller tells it
+        # pydantic does not pass strict mode on to this validator, so the context carries it
         strict = bool(info.context and info.context.get("strict"))
         own["network"] = network_config.model_validate(of_network, strict=strict)
         return own
@@ -90,10 +90,10 @@ class ModelConfig(Settings):
     def _write_network(
         self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        """All keys on one level, as they are read."""
+        """Write all keys on one level, as they are read."""
         own = serialize(self)
         of_network = own.pop("network", {})
-        # models without physics are stored as they were before there was any
+        # models without physics or charges keep the stored form that predates these settings
         if own.get("physics", "") is None:
             del own["physics"]
         if own.get("charges", "") is False:
@@ -103,13 +103,13 @@ class ModelConfig(Settings):
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
-        """The keys of the default network and of the model."""
+        """The keys of the model and of the default network."""
         own = {key: field for key, field in cls.model_fields.items() if key != "network"}
         return dict(config_class(DEFAULT_ARCHITECTURE).model_fields) | own
 
     @classmethod
     def alternatives(cls) -> dict[str, type[Settings]]:
-        """The keys of the other networks."""
+        """The config classes of the other networks, by the setting that selects them."""
         others = [tag for tag in ARCHITECTURES if tag != DEFAULT_ARCHITECTURE]
         return {f"architecture={tag}": config_class(tag) for tag in others}
 
@@ -120,7 +120,7 @@ class ModelConfig(Settings):
 
 
 class PotentialConfig(ModelConfig):
-    """The model, and what was fixed from the training data."""
+    """The settings of a model, and the values derived from its training data."""
 
     levels_of_theory: list[str] = Field(
         default=["default"], min_length=1, description="one head for each"
@@ -135,13 +135,13 @@ class PotentialConfig(ModelConfig):
 
     @classmethod
     def known_keys(cls) -> dict[str, FieldInfo]:
-        """Without physics, which only data sets set."""
+        """The keys that a user may set: all but `physics`, which comes from the data set."""
         return {key: field for key, field in super().known_keys().items() if key != "physics"}
 
     @field_validator("physics", mode="before")
     @classmethod
     def _read_physics(cls, given: Any) -> Any:
-        """Read settings as they are stored; pydantic's strict mode wants an object."""
+        """Read the stored form, a dictionary. Pydantic's strict mode accepts only an object."""
         return PhysicsConfig.model_validate(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
@@ -155,23 +155,24 @@ class PotentialConfig(ModelConfig):
 
     @property
     def num_weights(self) -> int:
-        """Numbers in the state of a potential, counted without building it."""
+        """How many numbers the state of a potential holds, counted without building it."""
         num_heads = len(self.levels_of_theory)
         num_rows = MAX_ATOMIC_NUMBER + 1
         hidden = (self.network.num_features + 1) * self.readout_size
-        # the weights shared by all elements, and those of each
+        # readout weights: one vector shared by all elements, and one for each element
         weights = num_heads * (num_rows + 1) * self.readout_size
-        # E0 and radius of each element, and the scale
+        # E0 and repulsion radius of each element, and the scale
         constants = num_heads * (2 * num_rows + 1)
-        # a hidden layer of their own, its weights, and a charge of each element
+        # a separate hidden layer, its output weights, and one charge per element
         charges = (self.network.num_features + 2) * HIDDEN_SIZE + num_rows if self.charges else 0
         return self.network.num_weights + hidden + weights + constants + charges
 
     @classmethod
     def from_stored(cls, content: dict[str, Any]) -> Self:
-        """The config of a stored model, in which every value has the type that was written.
+        """Read the config of a stored model strictly: every value must have its exact type.
 
-        Settings of a user are read with more patience: 1e-3 is a text in YAML. In a model folder
-        "8192" was not written by us. Raises pydantic's ValidationError.
+        User settings are converted more leniently, since YAML reads 1e-3 as a string. A string such
+        as "8192" in a model folder, however, was not written by evenfield. Raises pydantic's
+        ValidationError.
         """
         return cls.model_validate(content, strict=True, context={"strict": True})

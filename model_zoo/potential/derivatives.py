@@ -15,15 +15,15 @@ from ..network.tiles import Tiles
 from .charges import CoulombTerm
 
 
-# What a potential is called for: predictions under `torch.no_grad`, or steps of training.
+# Why a potential is called: for predictions under `torch.no_grad`, or for training steps.
 Purpose = Literal["inference", "training"]
 
 
 class EdgeSlopes(NamedTuple):
-    """What `Potential.forward` needs from its network."""
+    """Energies from the network and readout, and their derivatives with respect to edge vectors."""
 
     energies: Tensor  # (N,) eV
-    slopes: Tensor  # (E, 3) eV/A, derivatives of the total energy by the edge vectors
+    slopes: Tensor  # (E, 3) eV/A, derivatives of the total energy with respect to edge vectors
     hidden: Tensor | None  # (N, d) outputs of the readout's hidden layer; None if not computed
 
 
@@ -33,7 +33,7 @@ class InteractionEnergies(Protocol):
     def interaction(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> tuple[Tensor, Tensor]:
-        """Energies (N,) in eV and outputs of the readout's hidden layer (N, d)."""
+        """Return energies (N,) in eV and outputs of the readout's hidden layer (N, d)."""
         ...
 
 
@@ -42,7 +42,7 @@ class SlopeFunction(Protocol):
 
     @property
     def tile_size(self) -> int | None:
-        """Slots of a tile that the function needs; None for any."""
+        """The number of slots per tile that the function needs; None if any number will do."""
         ...
 
     def __call__(
@@ -61,9 +61,9 @@ def energies_and_slopes(
     *,
     keep_graph: bool,
 ) -> EdgeSlopes:
-    """Energies of the atoms and their slopes by automatic differentiation.
+    """Compute energies of the atoms, and their slopes by automatic differentiation.
 
-    With `keep_graph` the slopes can be differentiated in turn, as training on forces needs.
+    With `keep_graph`, the slopes can be differentiated again, as training on forces needs.
     """
     with torch.enable_grad():
         vectors = vectors.detach().requires_grad_()
@@ -85,7 +85,7 @@ def forces_and_stress(
 
         F_j = -dE/dv,  F_i = +dE/dv,  stress = sum_v (dE/dv) v^T / V
 
-    `coulomb` adds what a Coulomb energy gives at fixed charges. The net force is zero by
+    `coulomb` adds the contributions of a Coulomb energy at fixed charges. The net force is zero by
     construction. The stress of a structure that is not periodic in all three directions is NaN.
     """
     num_atoms = batch.num_atoms
@@ -100,8 +100,8 @@ def forces_and_stress(
         forces = forces - coulomb.by_positions.to(forces.dtype)
         virial = virial + coulomb.by_strain.to(virial.dtype)
 
-    # NaN is put in after the division: inside it, it would reach the gradients of structures that
-    # have no stress label.
+    # NaN is inserted after the division. Before it, NaN would spread to the gradients of structures
+    # that have no stress label.
     periodic = batch.pbc.all(1).view(-1, 1, 1)
     volume = torch.linalg.det(batch.cell).abs().view(-1, 1, 1)
     volume = torch.where(periodic, volume, 1.0).to(virial.dtype)

@@ -1,4 +1,4 @@
-"""The check that a model passes before it is published: its predictions respect all symmetries."""
+"""The symmetry check that a model must pass before it is published."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from ..package.manifest import BadModelError
 from .potential import Potential
 
 
-# Relative to the largest force. Trained float32 models stay below a tenth of it.
+# Relative to the largest force. Trained float32 models stay below a tenth of their tolerance.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
-# Below this largest force, eV/A, errors are relative to it instead.
+# Lower bound, in eV/A, of the force that errors are relative to.
 SMALLEST_SCALE = 1e-3
 
 
 def check_invariance(potential: Potential, elements: dict[str, list[str]], seed: int = 0) -> float:
-    """The largest relative error of energy and forces over all heads.
+    """Return the largest relative symmetry error of energy and forces over all heads.
 
-    A small random cell of up to four of each head's elements is rotated, inverted, translated and
-    renumbered, and has one atom moved by a lattice vector. `elements` maps the levels of theory to
-    chemical symbols.
+    For each head, a small random cell is made from up to four of its elements. The cell is rotated,
+    inverted, translated and renumbered, and one atom is moved by a lattice vector. `elements` maps
+    levels of theory to chemical symbols.
 
-    Raises BadModelError when an error is above the tolerance.
+    Raises BadModelError if an error exceeds the tolerance.
     """
     rng = np.random.default_rng(seed)
     worst = 0.0
     tolerance = TOLERANCE[next(potential.parameters()).dtype]
     for level, symbols in elements.items():
-        # a level without elements has nothing to build a cell of
+        # without elements, there is nothing to build a cell from
         if level not in potential.config.levels_of_theory or not symbols:
             continue
 
@@ -61,16 +61,16 @@ def check_invariance(potential: Potential, elements: dict[str, list[str]], seed:
 
 
 def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
-    """A skewed, rattled cell of four atoms drawn from `symbols`.
+    """A skewed, rattled periodic cell of four atoms drawn from `symbols`.
 
-    Distances are near the sums of covalent radii.
+    Distances are close to the sums of covalent radii.
     """
     drawn = rng.choice(symbols, 4)
     numbers = []
     for symbol in drawn:
         numbers.append(chemical_symbols.index(symbol))
 
-    # a tenth longer than bonds, so that rattled atoms do not overlap
+    # 10 % longer than bonds, so that rattled atoms do not overlap
     mean_radius = float(np.mean(covalent_radii[numbers]))
     spacing = 2.2 * mean_radius
 
@@ -79,7 +79,7 @@ def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
     corners = sites * spacing / np.sqrt(2)
     cube = np.eye(3) * np.sqrt(2) * spacing
 
-    # without noise, symmetry makes all forces vanish, and nothing is tested
+    # without noise, all forces vanish by symmetry and nothing is tested
     spread = 0.05 * spacing
     cell = cube + rng.normal(0, spread, (3, 3))
     positions = corners + rng.normal(0, spread, (4, 3))
@@ -89,10 +89,10 @@ def random_cell(rng: np.random.Generator, symbols: list[str]) -> Atoms:
 def changes(
     rng: np.random.Generator, atoms: Atoms
 ) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
-    """Changes that leave the energy as it is.
+    """Changes that must leave the energy unchanged.
 
-    For each: a name, the changed cell, the matrix that its forces are turned by, and the order of
-    its atoms.
+    Each entry holds a name, the changed cell, the matrix (3, 3) that rotates its forces, and the
+    new order of its atoms.
     """
     same_order = np.arange(len(atoms))
     identity = np.eye(3)
@@ -101,11 +101,11 @@ def changes(
     turned = _turned(atoms, rotation)
     inverted = _turned(atoms, -identity)
 
-    # by some Angstrom, so that atoms leave the cell
+    # by a few Angstrom, so that atoms leave the cell
     moved = atoms.copy()
     moved.positions += rng.normal(0, 3, 3)
 
-    # one atom moves to another image of the cell: the crystal stays the same
+    # one atom moves to another periodic image: the crystal stays the same
     wrapped = atoms.copy()
     wrapped.positions[1] += atoms.cell[0] - 2 * atoms.cell[2]
 
@@ -120,7 +120,7 @@ def changes(
 
 
 def _turned(atoms: Atoms, matrix: np.ndarray) -> Atoms:
-    """A copy with its cell and positions multiplied by an orthogonal `matrix` (3, 3)."""
+    """A copy whose cell and positions are transformed by an orthogonal `matrix` (3, 3)."""
     copy = atoms.copy()
     copy.set_cell(atoms.cell.array @ matrix.T)
     copy.positions = atoms.positions @ matrix.T
@@ -128,7 +128,10 @@ def _turned(atoms: Atoms, matrix: np.ndarray) -> Atoms:
 
 
 def _predict(potential: Potential, atoms: Atoms, level: str) -> tuple[float, np.ndarray]:
-    """Energy without reference energies, next to which errors would be lost, and forces."""
+    """Energy in eV without reference energies, and forces (N, 3) in eV/A.
+
+    Reference energies are so large that they would hide the errors.
+    """
     structure = Structure.from_atoms(atoms, level, "invariance")
     parameter = next(potential.parameters())
     levels = potential.config.levels_of_theory

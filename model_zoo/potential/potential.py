@@ -1,8 +1,12 @@
-"""The potential: network, readout and core repulsion give the energy, and its derivatives.
+"""The potential: network, readout and core repulsion give the energy and its derivatives.
 
-Read `forward` first. `derivatives.py` has the way from energies to forces and stress, `readout.py`
-the way from features to energies, `repulsion.py` the core repulsion, `charges.py` charges that are
-learned through their Coulomb energy, `config.py` the settings.
+Read `forward` first. The other modules:
+
+- `readout.py`      from features to energies
+- `derivatives.py`  from energies to forces and stress
+- `repulsion.py`    the core repulsion
+- `charges.py`      charges that are learned through their Coulomb energy
+- `config.py`       the settings
 """
 
 from __future__ import annotations
@@ -33,9 +37,10 @@ from .readout import Readout
 from .repulsion import Repulsion
 
 
-# "matrix": a map between features, or a stack of such maps; has weight decay, and optimizers that
-# work on matrices may use its rows and columns. "table": one row for each element, most of which
-# have no gradient in a given step; has weight decay. "vector": everything else, without decay.
+# "matrix": a linear map between features, or a stack of them. It has weight decay, and matrix
+# optimizers may use its rows and columns.
+# "table": one row per element. It has weight decay; most rows have no gradient in a given step.
+# "vector": everything else, without weight decay.
 ParameterRole = Literal["matrix", "table", "vector"]
 
 # Tensors whose first dimension counts the heads.
@@ -47,23 +52,23 @@ TENSORS_OF_HEADS = (
     "scale",
 )
 
-# here, because every way to compute passes through this module
+# called here, because every computation imports this module
 survive_forks()
 
 
 class Potential(ExactBuffers):
-    """The energy of structures, and by differentiation their forces and stress.
+    """The energy of structures, with forces and stress as its derivatives.
 
         E = sum_i E0[head, z_i] + scale[head] * phi_i . (w[head] + v[head, z_i]) + repulsion
             + Coulomb energy of learned charges, with config.charges
         F = -dE/dr,  stress = dE/dstrain / V
 
-    A model with `config.physics` has learned labels minus that physics, and so are its predictions
-    here. `evenfield.model_zoo.engines` and `evaluate` give those of the whole.
+    phi are the features of the readout, and w and v are its weights. The buffers `e0` (heads, 119)
+    in eV and `scale` (heads,) in eV are set from the training data. E0 is summed in float64. In
+    float32, rounding of the large total energy would hide the energies that give the forces.
 
-    phi are the features of the readout, w and v its weights. `e0` (heads, 119) in eV and `scale`
-    (heads,) in eV are buffers that the data fixed. E0 is summed in float64, so that rounding of a
-    large total energy does not hide the energies that forces come from.
+    A model with `config.physics` was trained on labels minus that physics, and its predictions here
+    leave the physics out. `evenfield.model_zoo.engines` and `evaluate` add it back.
 
     Shapes: N atoms, S structures, E edge slots, d features of the readout.
     """
@@ -71,7 +76,7 @@ class Potential(ExactBuffers):
     e0: Tensor
     scale: Tensor
 
-    # whatever the caller has set, the same random numbers are the same weights
+    # the caller's torch modes must not change the initial weights drawn from a given seed
     @own_modes()
     def __init__(self, config: PotentialConfig) -> None:
         super().__init__()
@@ -81,13 +86,13 @@ class Potential(ExactBuffers):
         self.readout = Readout(self.backbone.num_features, config.readout_size, num_heads)
         self.repulsion = Repulsion(config.cutoff, num_heads)
         self.repulsion.requires_grad_(config.repulsion)
-        # drawn last, so that the other weights are those of a potential without charges
+        # drawn last, so that the other weights are the same as without charges
         self.charges = Charges(self.backbone.num_features) if config.charges else None
         e0 = torch.zeros(num_heads, MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
         self.register_buffer("e0", e0)
         self.register_buffer("scale", torch.ones(num_heads, dtype=torch.float64))
 
-        # replacements of `energies_and_slopes`, such as compiled ones: set from outside
+        # replacements of `energies_and_slopes`, such as compiled versions; set by other modules
         self.slope_functions: dict[Purpose, SlopeFunction] = {}
 
     @property
@@ -96,13 +101,15 @@ class Potential(ExactBuffers):
         return self.config.cutoff
 
     def forward(self, batch: Batch) -> Prediction:
-        """Energy, forces and stress of every structure, and the energies of the atoms.
+        """Predict energy, forces and stress of every structure, and the energies of the atoms.
 
-        Forces are computed here, inside forward, because DeepSpeed differentiates what forward
+        Forces are computed inside `forward`, because DeepSpeed differentiates what `forward`
         returns. The stress of a structure that is not periodic in all three directions is NaN.
+        Raises PhysicsError for a wire (periodic in one direction only) if the potential has
+        charges.
         """
         if torch.is_inference_mode_enabled():
-            # forces need autograd, which a caller's inference mode switches off for its tensors
+            # forces need autograd, which does not work on tensors made in inference mode
             with torch.inference_mode(False), torch.no_grad():
                 return self(batch.clone())
 
@@ -133,13 +140,16 @@ class Potential(ExactBuffers):
         )
 
     def edge_vectors(self, batch: Batch) -> tuple[Tensor, Tiles]:
-        """Edge vectors (E, 3) in tile order, as a leaf to differentiate by, and their tiles."""
+        """Edge vectors (E, 3) in A, in tile order, and their tiles.
+
+        The vectors are an autograd leaf that requires gradients.
+        """
         offset = batch.edge_offsets()
         function = self._slope_function()
         size = function.tile_size if function else None
         tiles = tile_edges(batch.edge_index, offset, batch.num_atoms, self.config.cutoff, size)
 
-        # differences of float64 positions are rounded to the dtype of the network only here
+        # positions are subtracted in float64 and rounded to the network's dtype only afterwards
         receiver = tiles.slot_receiver
         vectors = batch.positions[tiles.sender] - batch.positions[receiver] + tiles.offset
         return vectors.detach().to(self.readout.weight.dtype).requires_grad_(), tiles
@@ -147,11 +157,10 @@ class Potential(ExactBuffers):
     def interaction(
         self, atomic_numbers: Tensor, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> tuple[Tensor, Tensor]:
-        """Energies (N,) in eV that the network gives to the atoms.
+        """Learned energies (N,) in eV of the atoms, and outputs (N, d) of the hidden layer.
 
-        They are without E0, repulsion, and the Coulomb energy of charges.
-
-        The second result is the output of the readout's hidden layer, (N, d).
+        The energies do not include E0, repulsion, or the Coulomb energy of charges. The hidden
+        layer is that of the readout.
         """
         features = self.backbone(atomic_numbers, vectors, tiles)
         return self._learned_energies(features, atomic_numbers, head)
@@ -159,9 +168,10 @@ class Potential(ExactBuffers):
     def energies_without_forces(
         self, batch: Batch, features: Tensor, vectors: Tensor, tiles: Tiles
     ) -> Tensor:
-        """Energies (N,) float64 in eV of the atoms, from the features (N, F) of the network.
+        """Energies (N,) in eV, float64, of the atoms, from the features (N, F) of the network.
 
-        For callers that have the features for another purpose and need no derivatives.
+        For callers that already have the features and need no derivatives. Raises PhysicsError for
+        a wire (periodic in one direction only) if the potential has charges.
         """
         atom_head = batch.head[batch.structure_index]
         learned, _ = self._learned_energies(features, batch.atomic_numbers, atom_head)
@@ -177,16 +187,16 @@ class Potential(ExactBuffers):
     def _learned_energies(
         self, features: Tensor, atomic_numbers: Tensor, head: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What `interaction` gives, from the features of the network."""
+        """The results of `interaction`, from the features (N, F) of the network."""
         hidden = self.readout.hidden(features)
         phi = self.readout.activation(hidden)
         energies = self.readout(phi, head, atomic_numbers)
-        # under autocast phi is of lower precision than the weights
+        # under autocast, phi has lower precision than the weights
         energies = energies * self.scale[head].to(energies.dtype)
         return energies, hidden
 
     def features(self, atomic_numbers: Tensor, vectors: Tensor, tiles: Tiles) -> Tensor:
-        """phi (N, d), in which the energy of every head is linear."""
+        """The readout features phi (N, d). The energy of every head is linear in them."""
         hidden = self.readout.hidden(self.backbone(atomic_numbers, vectors, tiles))
         return self.readout.activation(hidden)
 
@@ -201,15 +211,18 @@ class Potential(ExactBuffers):
                 or name in TENSORS_OF_HEADS
                 or parameter is self.backbone.element_vectors
             ):
-                # Rows of heads have nothing to do with each other. As a matrix, the radii of all
-                # heads and elements were mixed in every step (docs/decisions/0007).
+                # The rows of different heads are unrelated. Treating the radii as a matrix mixed
+                # all heads and elements in every step (docs/decisions/0007).
                 roles[name] = "vector"
             else:
                 roles[name] = "matrix"
         return roles
 
     def core_repulsion(self, batch: Batch, vectors: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        """Repulsion energies (N,) float64 in eV, and their slopes (E, 3) by edge vectors."""
+        """Repulsion energies (N,) in eV, float64, and slopes (E, 3) in eV/A.
+
+        The slopes are derivatives with respect to the edge vectors.
+        """
         z = batch.atomic_numbers
         receiver = tiles.slot_receiver
         edge_head = batch.head[batch.structure_index[receiver]]
@@ -230,9 +243,9 @@ class Potential(ExactBuffers):
     def _with_charges(
         self, charges_of: Charges, batch: Batch, head: Tensor, vectors: Tensor, tiles: Tiles
     ) -> tuple[EdgeSlopes, CoulombTerm]:
-        """What `_energies_and_slopes` gives, and the Coulomb energy of learned charges.
+        """The results of `_energies_and_slopes`, and the Coulomb term of the learned charges.
 
-        The slopes contain how the charges follow the edge vectors, times dE/dq.
+        The slopes include dE/dq times the derivatives of the charges by the edge vectors.
         """
         keep_graph = self.training
         function = self._slope_function()
@@ -254,12 +267,12 @@ class Potential(ExactBuffers):
                 charges, vectors, coulomb.by_charges, create_graph=keep_graph
             )
 
-        # a replacement knows the learned energies alone, and passes through the network again
+        # a replacement computes only the learned energies, so it evaluates the network again
         found = function(batch.atomic_numbers, head, vectors, tiles)
         return found._replace(slopes=found.slopes + slopes), coulomb
 
     def _slope_function(self) -> SlopeFunction | None:
-        """The replacement for a call of this kind, if there is one."""
+        """The replacement of `energies_and_slopes` for the current mode, if there is one."""
         if not torch.is_grad_enabled():
             return self.slope_functions.get("inference")
         if self.training:

@@ -10,18 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted labels of a batch, differentiable; N atoms, S structures."""
+    """Predicted labels of a batch, differentiable.
+
+    Shapes: N atoms, S structures, d features of the readout.
+    """
 
     labels: dict[str, Tensor]
-    """By name of `core.labels`, shaped as in a `Batch`; energy in float64"""
+    """Keyed by the names in `core.labels`, shaped as in a `Batch`; the energy is float64"""
     atom_energies: Tensor | None = None
-    """(N,) float64, eV: what each atom adds to the energy"""
+    """(N,) in eV, float64: the contribution of each atom to the energy"""
 
     hidden: Tensor | None = None
-    """(N, d), detached: outputs of the readout's hidden layer, which show whether it is alive"""
+    """(N, d), detached: outputs of the readout's hidden layer, used to detect a dead readout"""
 
     charges: Tensor | None = None
-    """(N,) float64, e, detached; None for a potential without charges"""
+    """(N,) in e, float64, detached; None for a potential without charges"""
 
     @property
     def energy(self) -> Tensor:
@@ -35,9 +38,9 @@ class Prediction:
 
     @property
     def stress(self) -> Tensor:
-        """(S, 3, 3) in eV/A^3; NaN where a structure is not periodic in three directions."""
+        """(S, 3, 3) in eV/A^3; NaN for a structure that is not periodic in three directions."""
         return self.labels["stress"]
 
     def with_labels(self, **labels: Tensor) -> Prediction:
-        """The prediction with these labels instead of its own."""
+        """A copy in which the given labels replace the predicted ones."""
         return dataclasses.replace(self, labels=self.labels | labels)

@@ -1,4 +1,4 @@
-"""The readout: features of an atom -> its energy in every head."""
+"""The readout: from the features of an atom to its energy in a head."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Readout(nn.Module):
 
         phi_i = silu(W s_i + b)             E_i = phi_i . (weight[head] + element_weight[head, z_i])
 
-    The energy is linear in both weights, which the closed-form refit relies on. The weights of an
-    element start at zero, so an element never seen in training is read out as all others are.
+    The energy is linear in both weights; the closed-form refit relies on this. `element_weight`
+    starts at zero, so an element that is missing from the training data uses the shared weights.
 
     Shapes: N atoms, F features of the network, d features of the readout.
     """
@@ -30,10 +30,10 @@ class Readout(nn.Module):
     def forward(self, phi: Tensor, head: Tensor, atomic_numbers: Tensor) -> Tensor:
         """phi (N, d), head (N,), atomic numbers (N,) -> energies (N,) in units of the scale.
 
-        One tensor holds the weights of all heads, so every head takes part in every step.
+        One tensor holds the weights of all heads, so every head takes part in every training step.
         """
         row = head * (MAX_ATOMIC_NUMBER + 1) + atomic_numbers
-        # a row for each pair of head and element
+        # one row for each pair of head and element
         element_rows = self.element_weight.flatten(0, 1)
         own = element_rows.index_select(0, row)
         shared = self.weight.index_select(0, head)

@@ -6,9 +6,10 @@
 (Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids, 1985)
 
 u is the envelope of the radial basis. The radius b of an element is learned, one number per head.
-It starts at REACH times the covalent radius, and stays there for elements that the data do not
-contain (docs/decisions/0007). It shrinks to SMALLEST of that at most, where it still ends below
-the bonds: training drove those of nickel and boron to zero, which no distance would undo.
+It starts at REACH times the covalent radius and stays there for elements that the data do not
+contain (docs/decisions/0007). It never shrinks below SMALLEST times its start, where the repulsion
+still ends below bond lengths. Without this bound, training drove the radii of nickel and boron to
+zero, and a zero radius never recovers, because no distance lies within it.
 
 Shapes: E edges. `first` and `second` are the atomic numbers at the two ends of an edge.
 """
@@ -24,10 +25,10 @@ from ..network.interface import MAX_ATOMIC_NUMBER
 from ..network.radial import polynomial_envelope, polynomial_envelope_slope, table_of_radii
 
 
-REACH = 0.9  # times the covalent radius: where b starts
-SMALLEST = 0.6  # times the start: the least that training and fits make of b
-# Times the start, as a logarithm. Every such b is beyond any cutoff, where it makes no difference;
-# without a bound, a gradient step that went astray made infinite radii, and NaN of all gradients.
+REACH = 0.9  # initial b, in covalent radii
+SMALLEST = 0.6  # lower bound of b in training and fits, relative to its start
+# Upper bound of log(b / start). At this bound, b exceeds any cutoff, so larger values make no
+# difference. Without a bound, one bad gradient step made radii infinite and all gradients NaN.
 MOST_LOG_FACTOR = 10.0
 SCREENING = 0.46850  # A
 # c_k and e_k
@@ -36,7 +37,7 @@ EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 
 
 class Repulsion(ExactBuffers):
-    """Energy of every edge: half of a pair's energy, since each pair has two edges."""
+    """Core repulsion of every edge: half of a pair's energy, since each pair has two edges."""
 
     covalent_radii: Tensor
 
@@ -48,7 +49,7 @@ class Repulsion(ExactBuffers):
         self.log_factor = nn.Parameter(log_factor)
 
     def radii(self) -> Tensor:
-        """b of each element in each head, (heads, 119) in A."""
+        """The radius b of each element in each head, (heads, 119) in A."""
         start = REACH * self.covalent_radii.to(self.log_factor)
         # the exponential keeps a learned radius positive
         factor = self.log_factor.clamp(max=MOST_LOG_FACTOR).exp()
@@ -59,14 +60,14 @@ class Repulsion(ExactBuffers):
     ) -> tuple[Tensor, Tensor]:
         """Energies (E,) in eV and slopes dE/dv (E, 3) in eV/A of the edge vectors v (E, 3) in A.
 
-        Both can be differentiated by the radii, but not by the vectors. The slope is an explicit
-        formula, so the forces of a training step need no second differentiation. `head` (E,) is
-        the head of the structure.
+        Energies and slopes are differentiable with respect to the radii, but not to the vectors.
+        The slope is an explicit formula, so the forces of a training step need no second
+        differentiation here. `head` (E,) is the head of the edge's structure.
         """
         vectors = vectors.detach()
         distance = vectors.norm(dim=1)  # (E,)
 
-        # a tenth of all edges are close enough to matter
+        # only about a tenth of all edges are close enough to matter
         is_near = distance < self.reach(first, second, head)
         near = is_near.nonzero().squeeze(1)
         distance = distance[near]
@@ -80,7 +81,7 @@ class Repulsion(ExactBuffers):
         per_length = (slope / distance).unsqueeze(1)
         near_slopes = per_length * vectors[near]
 
-        # edges beyond their reach keep the zero
+        # edges beyond their reach stay zero
         energies = vectors.new_zeros(len(vectors))
         energies = energies.index_copy(0, near, energy)
         slopes = torch.zeros_like(vectors)
@@ -88,9 +89,9 @@ class Repulsion(ExactBuffers):
         return energies, slopes
 
     def energies(self, vectors: Tensor, first: Tensor, second: Tensor, head: Tensor) -> Tensor:
-        """The energies (E,) alone, which can be differentiated by the vectors too.
+        """The energies (E,) in eV alone, differentiable with respect to the vectors too.
 
-        For engines that differentiate by themselves.
+        For engines that do the differentiation themselves.
         """
         distance = vectors.norm(dim=1)
         bare, bare_slope = bare_repulsion(distance, first, second)
@@ -98,19 +99,20 @@ class Repulsion(ExactBuffers):
         return energy
 
     def reach(self, first: Tensor, second: Tensor, head: Tensor | int) -> Tensor:
-        """b_i + b_j: the distances (E,) in A where the repulsion ends, at most the cutoff."""
+        """The distances b_i + b_j (E,) in A at which the repulsion ends, at most the cutoff."""
         radii = self.radii()
         both = radii[head, first] + radii[head, second]
-        # there are no edges beyond the cutoff, so a longer reach would end in a step
+        # there are no edges beyond the cutoff, so a longer reach would give a step in the energy
         return both.clamp(max=self.cutoff)
 
 
 def switched(
     distance: Tensor, bare: Tensor, bare_slope: Tensor, reach: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Energies and slopes dE/dr of `bare_repulsion`, switched off at `reach` in A; all (E,)."""
-    # Converted twice on purpose: its gradients are then summed in its own dtype. Any other order of
-    # the sum changes the last bits of fitted radii, and with them the golden losses.
+    """Switch off the energies and slopes dE/dr of `bare_repulsion` at `reach` in A; all (E,)."""
+    # `reach` is converted twice on purpose, so that its gradients are summed in its own dtype. Any
+    # other order of summation changes the last bits of fitted radii, and with them the golden
+    # losses.
     x = distance / reach.to(distance)
     switch = polynomial_envelope(x)
     switch_slope = polynomial_envelope_slope(x) / reach.to(distance)
@@ -120,9 +122,9 @@ def switched(
 
 
 def bare_repulsion(distance: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of a pair's screened Coulomb energy (E,) in eV at distances (E,) in A.
+    """Half of a pair's screened Coulomb energy (E,) in eV, and its slope dE/dr (E,) in eV/A.
 
-    The second result is its slope (E,) in eV/A.
+    `distance` (E,) is in A.
     """
     z_first = first.to(distance)
     z_second = second.to(distance)

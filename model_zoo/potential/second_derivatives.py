@@ -1,11 +1,11 @@
-"""Second derivatives of the energy of a crystal by strain, without finite steps.
+"""Elastic constants of a crystal from analytic second derivatives, without finite differences.
 
-For positions r = (r0 + u)(1 + strain) and the six independent strains e (xx yy zz yz xz xy, the
-last three as twice the tensor's entry), the elastic constants of atoms that follow the strain are
+Let r = (r0 + u)(1 + strain), with the six Voigt strains e (xx yy zz yz xz xy, the last three being
+twice the tensor entry). The relaxed-ion elastic constants are
 
     C = 1/V ( d2E/de2 - d2E/de du (d2E/du2)^+ d2E/du de )
 
-(D. C. Wallace, Thermodynamics of Crystals, 1972). They are those of a crystal without stress.
+(D. C. Wallace, Thermodynamics of Crystals, 1972). They hold for a crystal without stress.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from ...data_pipelines.batch import Batch
 from .potential import Potential
 
 
-# Entries of the strain tensor: row and column of each of the six numbers.
+# Row and column of each of the six Voigt components in the strain tensor.
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 @own_modes()
 def elastic_tensor(potential: Potential, batch: Batch) -> Tensor:
-    """Elastic constants (6, 6) in eV/A^3 of one crystal at rest, in the dtype of the potential.
+    """Elastic constants (6, 6) in eV/A^3 of one relaxed crystal, in the dtype of the potential.
 
-    The memory grows with the square of the number of atoms: meant for small cells.
+    Meant for small cells: memory grows with the square of the number of atoms. The potential must
+    have neither physics nor charges.
     """
     assert batch.num_structures == 1
-    # they would be those of the network alone
+    # the Hessian below leaves out physics and charges
     assert potential.config.physics is None
     assert not potential.config.charges
     vectors, tiles = potential.edge_vectors(batch)
@@ -47,7 +48,7 @@ def elastic_tensor(potential: Potential, batch: Batch) -> Tensor:
         if potential.config.repulsion:
             first, second = batch.atomic_numbers[receiver], batch.atomic_numbers[tiles.sender]
             edge_head = atom_head[receiver]
-            # of the two ways to the repulsion, the one that can be differentiated by vectors
+            # `energies`, not `forward`: only it is differentiable with respect to the vectors
             total = total + potential.repulsion.energies(strained, first, second, edge_head).sum()
         return total
 
@@ -56,14 +57,14 @@ def elastic_tensor(potential: Potential, batch: Batch) -> Tensor:
     by_strain = hessian[:6, :6]
     mixed = hessian[:6, 6:]
     by_shift = hessian[6:, 6:]
-    # a shift of all atoms costs nothing, so the matrix has no inverse
+    # shifting all atoms together costs no energy, so the matrix is singular
     followed = mixed @ torch.linalg.pinv(by_shift, hermitian=True, rtol=1e-8) @ mixed.T
     volume = torch.linalg.det(batch.cell[0]).abs().to(by_strain)
     return (by_strain - followed) / volume
 
 
 def _strain(numbers: Tensor) -> Tensor:
-    """The symmetric tensor of six numbers, (3, 3)."""
+    """The symmetric strain tensor (3, 3) of six Voigt strains."""
     tensor = numbers.new_zeros(3, 3)
     for value, (row, column) in zip(numbers, VOIGT, strict=True):
         unit = numbers.new_zeros(3, 3)

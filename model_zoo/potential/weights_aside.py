@@ -1,8 +1,8 @@
-"""A module takes other weights for a while, or tries a change that may be undone.
+"""Give a module other weights temporarily, or try a change that may be undone.
 
-The averaged weights of a run are evaluated this way, a fine-tuning undoes a change that made a
-model worse, and the best weights of a training are kept. Weights are dictionaries of tensors under
-the names of `state_dict`.
+This is used to evaluate the averaged weights of a run, to undo a fine-tuning step that made a model
+worse, and to keep the best weights of a training. Weights are dictionaries of tensors, with the
+names of `state_dict`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Weights = dict[str, Tensor]
 
 
 def copied_weights(module: nn.Module, *, trainable: bool = False) -> Weights:
-    """A copy of all parameters and buffers; with `trainable`, of the parameters that learn only."""
+    """Copy all parameters and buffers, or with `trainable` only the trainable parameters."""
     own = module.state_dict(keep_vars=True)
     return {
         name: tensor.detach().clone()
@@ -29,14 +29,14 @@ def copied_weights(module: nn.Module, *, trainable: bool = False) -> Weights:
 
 @torch.no_grad()
 def put_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into the module, bit for bit; what they do not name keeps its values."""
+    """Copy `weights` into the module, bit for bit. Tensors not named in `weights` are unchanged."""
     own = module.state_dict()
     for name, value in weights.items():
         own[name].copy_(value)
 
 
 def interpolated(start: Weights, end: Weights, share: float) -> Weights:
-    """Weights a share of the way from `start` to `end`; shares of 0 and 1 give their exact bits."""
+    """Interpolate linearly between `start` and `end`. Shares of 0 and 1 return them unchanged."""
     if share == 0.0:
         return start
     if share == 1.0:
@@ -45,14 +45,14 @@ def interpolated(start: Weights, end: Weights, share: float) -> Weights:
 
 
 class WeightsAside:
-    """The weights that a module had when the block of `weights_aside` began."""
+    """The weights that a module had when its `weights_aside` block began."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.changes_kept = False
 
     def keep_changes(self) -> None:
-        """Leave the module as it is at the end of the block."""
+        """Do not restore the weights at the end of the block."""
         self.changes_kept = True
 
 
@@ -60,10 +60,10 @@ class WeightsAside:
 def weights_aside(
     module: nn.Module, replacement: Mapping[str, Tensor] | None = None, *, trainable: bool = False
 ) -> Iterator[WeightsAside]:
-    """Set the weights of `module` aside until the end of the block, also after an error.
+    """Save the weights of `module` and restore them at the end of the block, even after an error.
 
-    replacement: weights that the module takes inside the block; without them it keeps its own.
-    trainable: set aside only the parameters that learn, where nothing else can change.
+    replacement: weights for the module inside the block; by default it keeps its own.
+    trainable: save only trainable parameters, for blocks in which nothing else can change.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> before = layer.weight.item()

@@ -1,8 +1,10 @@
-"""What a model knows of its own errors, stored next to its weights.
+"""Uncertainty estimates of a model, stored next to its weights.
 
-Start with `record.py`, which says what is stored. `estimates.py` makes uncertainties of it for the
-calculator; `distances.py` says how far an atom is from the training atoms of its element, and
-`conformal.py` turns errors on structures that were held out into radii with a stated coverage.
-`finetune/safety/uncertainty.py` makes the record, and `coverage.py` keeps what its radii covered on
-a test split.
+- `record.py`     what is stored; start here
+- `estimates.py`  computes the uncertainties of a structure for the calculator
+- `distances.py`  how far an atom is from the training atoms of its element
+- `conformal.py`  turns errors on held-out structures into radii with a stated coverage
+- `coverage.py`   records how many test errors the radii covered
+
+`finetune/safety/uncertainty.py` creates the record.
 """

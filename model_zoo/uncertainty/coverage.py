@@ -1,8 +1,8 @@
-"""What the radii of a model covered on held-out structures, as an attachment of its folder.
+"""The measured coverage of a model's radii on held-out structures, as an attachment of its folder.
 
-`evenfield check trust MODEL DATA --attach` counts and writes it, and the card shows it. It holds
-for exactly these weights and these radii: the file names the digest of both, and what was counted
-of others counts as nothing.
+`evenfield check trust MODEL DATA --attach` counts and writes it, and the model card shows it. The
+counts are valid only for the weights and radii whose digests the file states. Counts for other
+weights or radii are ignored.
 
     trust.json   {"format": 1, "potential": 64 hex digits, "levels": {level of theory: counts}}
 """
@@ -22,12 +22,12 @@ from .record import LevelUncertainty, level_digest, uncertainties_of
 
 TRUST = "trust.json"
 
-# unit of the radii of each kind of error
+# the unit of the radii for each kind of error
 UNITS = {"forces": "eV/A", "energies": "eV/atom", "stress": "eV/A^3"}
 
 
 class BallCounts(Settings):
-    """How many errors the radii of one coverage held, of those that had a radius."""
+    """How many errors lie within their radius, for one stated coverage."""
 
     coverage: float = Field(gt=0, lt=1, description="stated share")
     number: int = Field(ge=0, description="errors with a finite radius")
@@ -45,12 +45,12 @@ class BallCounts(Settings):
 
     @property
     def share(self) -> float | None:
-        """Covered of those with a radius; None where there is none."""
+        """The covered share of errors with a finite radius; None if there are none."""
         return self.covered / self.number if self.number else None
 
 
 class CoverageRow(Settings):
-    """The errors of one group."""
+    """The coverage of one group of errors."""
 
     what: Literal["forces", "energies", "stress"] = Field(description="whose errors")
     by: Literal["all", "element", "size"] = Field(description="what the group is about")
@@ -61,7 +61,7 @@ class CoverageRow(Settings):
 
 
 class LevelCoverage(Settings):
-    """What was counted at one level of theory."""
+    """The measured coverage at one level of theory."""
 
     radii: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the record of radii")
     data: str = Field(description="name of the data set")
@@ -74,7 +74,7 @@ class LevelCoverage(Settings):
 
 
 class CoverageRecord(Settings):
-    """What was counted of one potential."""
+    """The content of trust.json: the measured coverage of one potential."""
 
     format: int = Field(default=1, ge=1, le=1, description="format of the file")
     potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
@@ -84,10 +84,10 @@ class CoverageRecord(Settings):
 def coverages_of(
     potential: Potential, attachments: Mapping[str, bytes]
 ) -> dict[str, LevelCoverage]:
-    """Level of theory -> what its present radii covered, for the levels where it was counted.
+    """Map each level of theory to the measured coverage of its current radii.
 
-    Attachments are free in form: whatever is not such a record, of these weights and radii, is
-    none.
+    Levels without counts are left out. Attachments have no fixed format, so a file that is not a
+    valid record, or that belongs to other weights or radii, is ignored.
     """
     content = attachments.get(TRUST)
     if content is None:
@@ -112,7 +112,10 @@ def with_coverage(
     own: LevelUncertainty,
     counted: LevelCoverage,
 ) -> dict[str, bytes]:
-    """The attachment with the counts of one more level; those of others stay while they hold."""
+    """The attachment with the counts of one level added or replaced.
+
+    Counts of other levels are kept if they are still valid.
+    """
     assert counted.radii == level_digest(own)
     levels = coverages_of(potential, attachments) | {own.level: counted}
     record = CoverageRecord(potential=potential_digest(potential), levels=levels)

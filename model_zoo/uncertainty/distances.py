@@ -1,17 +1,17 @@
 """How far the features of an atom are from those of the training atoms of its element.
 
-The squared Mahalanobis distance of phi (d,) from a Gaussian of the element z:
+The distance D is the Mahalanobis distance of phi (d,) from a Gaussian for the element z, scaled so
+that a typical training atom has a distance near 1:
 
     D^2 = (phi - m_z)^T S_z^-1 (phi - m_z) / d
 
-so that a typical training atom has a distance near 1. S_z is the covariance of the element shrunk
-towards that of all elements, each around its own mean, since many elements have fewer atoms than
-features. It is stored in a bounded rank: with y = W (phi - m_z), where W whitens the common
-covariance, the r directions in which S_z differs most from it are kept, and one variance for all
-others.
+Many elements have fewer atoms than features. The covariance S_z of an element is therefore shrunk
+towards a common covariance, that of all atoms around the means of their elements. S_z is stored
+with low rank: with y = W (phi - m_z), where W whitens the common covariance, the r directions in
+which S_z differs most from the common covariance are kept, and a single variance for all others.
 
-A threshold by chi-square would be wrong: features are far from Gaussian. Thresholds are those of
-validation atoms.
+Features are far from Gaussian, so chi-square thresholds would be wrong. Thresholds are quantiles of
+the distances of validation atoms.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import torch
 from torch import Tensor
 
 
-# r, directions in which an element has a covariance of its own
+# r, the number of directions in which an element has its own variance
 RANK = 8
-# Atoms that the common covariance counts like, in the mean of both.
+# The weight of the common covariance in the average of both, as a number of atoms.
 SHRINKAGE = 64
-# Added to the variances of the common covariance, relative to their mean: features that hardly
-# vary in training would make every other atom infinitely far.
+# Added to the variances of the common covariance, relative to their mean. Without it, a feature
+# that hardly varies in training would put every other atom infinitely far away.
 RIDGE = 1e-4
-# Elements with fewer training atoms are flagged.
+# Elements with fewer training atoms than this are flagged.
 FEW_ATOMS = 50
 
 
 @dataclass(frozen=True)
 class ElementGaussians:
-    """A Gaussian of the features (d,) for each of Z elements, and thresholds of the distance."""
+    """A Gaussian of the features (d,) for each of Z elements, and distance thresholds."""
 
     elements: np.ndarray
     """(Z,) atomic numbers, ascending."""
     counts: np.ndarray
-    """(Z,) training atoms."""
+    """(Z,) numbers of training atoms."""
     means: np.ndarray
     """(Z, d)"""
     whitening: np.ndarray
@@ -50,15 +50,18 @@ class ElementGaussians:
     axes: np.ndarray
     """(Z, r, d) orthonormal directions in whitened space."""
     variances: np.ndarray
-    """(Z, r) of the element along them."""
+    """(Z, r) variances of the element along `axes`."""
     remainder: np.ndarray
-    """(Z,) variance of the element along all others."""
+    """(Z,) variance of the element along all other directions."""
     thresholds: np.ndarray
     """(Z,) distances that 1 % of held-out atoms of known chemistry exceed."""
 
     @classmethod
     def of(cls, features: np.ndarray, numbers: np.ndarray) -> Self:
-        """Gaussians of training atoms: features (N, d), atomic numbers (N,). No thresholds yet."""
+        """Fit Gaussians to training atoms, given features (N, d) and atomic numbers (N,).
+
+        The thresholds are infinite until they are calibrated.
+        """
         elements, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
         size = features.shape[1]
         means = np.zeros((len(elements), size))
@@ -81,7 +84,7 @@ class ElementGaussians:
             own = whitened[place == index]
             covariance = (own.T @ own + SHRINKAGE * np.eye(size)) / (count + SHRINKAGE)
             eigenvalues, vectors = np.linalg.eigh(covariance)
-            # those furthest from 1, by how much they change the distance
+            # the directions whose variance differs most from 1, and so changes the distance most
             chosen = np.argsort(-np.abs(np.log(eigenvalues)))[:rank]
             others = np.setdiff1d(np.arange(size), chosen)
             axes[index] = vectors[:, chosen].T
@@ -101,16 +104,16 @@ class ElementGaussians:
 
     @property
     def few(self) -> np.ndarray:
-        """Atomic numbers whose Gaussian rests on few atoms."""
+        """Atomic numbers with fewer than FEW_ATOMS training atoms."""
         return self.elements[self.counts < FEW_ATOMS]
 
     def on(self, device: torch.device, dtype: torch.dtype) -> DistanceFunction:
-        """The function that gives distances, on a device."""
+        """The distance function on a device, in a dtype."""
         return DistanceFunction(self, device, dtype)
 
 
 class DistanceFunction:
-    """Distances of atoms, on the device of the features."""
+    """Computes the distances of atoms on the device of their features."""
 
     def __init__(
         self, gaussians: ElementGaussians, device: torch.device, dtype: torch.dtype
@@ -119,7 +122,7 @@ class DistanceFunction:
             return torch.as_tensor(array, dtype=dtype, device=device)
 
         size = gaussians.means.shape[1]
-        # one row for each atomic number; zero stands for elements without a Gaussian
+        # maps atomic numbers to rows; row 0 stands for elements without a Gaussian
         row = np.zeros(119, dtype=int)
         row[gaussians.elements] = np.arange(1, len(gaussians.elements) + 1)
         self._row = torch.as_tensor(row, device=device)
@@ -135,9 +138,10 @@ class DistanceFunction:
         self._whitening = tensor(gaussians.whitening)
 
     def __call__(self, phi: Tensor, atomic_numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (N, d), atomic numbers (N,) -> distances (N,), and whether each is inside (N,).
+        """Map features (N, d) and atomic numbers (N,) to distances (N,) and booleans (N,).
 
-        The distance of an element without training atoms is infinite.
+        The booleans say whether each distance is within the threshold of the element. The distance
+        of an element without training atoms is infinite.
         """
         row = self._row[atomic_numbers]
         whitened = (phi - self._means[row]) @ self._whitening.T  # (N, d)

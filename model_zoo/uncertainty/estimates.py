@@ -1,8 +1,8 @@
-"""Uncertainties of one structure, for the calculator: all of them from one pass of the network.
+"""All uncertainties of one structure from a single forward pass, for the calculator.
 
-The committee differs from the model only in the last weights, so that features are shared and each
-direction in which members differ costs one more backward pass, and no memory: the passes come one
-after the other. Everything else is made from features that are there anyway.
+The committee members differ only in their last weights, so they share all features. Each direction
+in which the members differ costs one more backward pass. The passes run one after the other, so
+they need no additional memory. All other uncertainties use features that are computed anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ..potential.prediction import Prediction
 from .record import LevelUncertainty
 
 
-# what the calculator adds to its results, `stress_radius` only where there is a stress and a radius
+# The keys that the calculator adds to its results. `stress_radius` is added only if the structure
+# has a stress and the record has radii for it.
 ADDED = (
     "energy_std",
     "energy_radius",
@@ -40,12 +41,12 @@ ADDED = (
 
 
 class CommitteeSlopes:
-    """`energies_and_slopes` of a potential, which keeps what the uncertainties are made of."""
+    """A replacement of `energies_and_slopes` that keeps the quantities that uncertainties need."""
 
     tile_size: int | None = None
 
     def __init__(self, potential: Potential, directions: Tensor) -> None:
-        """`directions` (K, d) of the weights, times the scale of the head."""
+        """`directions` (K, d) are those of the readout weights, times the scale of the head."""
         self._potential = potential
         self._directions = directions
         self.phi = torch.empty(0)
@@ -66,7 +67,7 @@ class CommitteeSlopes:
             phi = self._potential.readout.activation(hidden)
             (slopes,) = torch.autograd.grad(energies.sum(), vectors, retain_graph=left > 0)
             for direction in self._directions:
-                # the graph is freed by its last use
+                # the last use frees the graph
                 left -= 1
                 (along,) = torch.autograd.grad(
                     phi, vectors, direction.expand_as(phi), retain_graph=left > 0
@@ -78,10 +79,10 @@ class CommitteeSlopes:
         return EdgeSlopes(energies, slopes, hidden)
 
     def forces_and_stress(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What each direction adds to forces (K, N, 3) in eV/A and stress (K, S, 3, 3) in eV/A^3.
+        """Forces (K, N, 3) in eV/A and stress (K, S, 3, 3) in eV/A^3 along each direction.
 
-        The batch is that of the last call. The stress of a structure that is not periodic in three
-        directions is NaN.
+        `batch` must be the batch of the last call. The stress of a structure that is not periodic
+        in three directions is NaN.
         """
         assert self._tiles is not None
         forces = [self._vectors.new_zeros(0, batch.num_atoms, 3)]
@@ -95,40 +96,40 @@ class CommitteeSlopes:
 
 @dataclass(frozen=True)
 class Measures:
-    """What one pass of the network says about N atoms of S structures, before it is combined."""
+    """The raw quantities that one pass of the network gives for N atoms of S structures."""
 
     forces: np.ndarray
-    """(K, N, 3) differences of the force along each direction of the committee, eV/A."""
+    """(K, N, 3) in eV/A: changes of the forces along each committee direction."""
     distance: np.ndarray
-    """(N,)"""
+    """(N,) distances from the training atoms of the element."""
     inside: np.ndarray
-    """(N,) whether the distance is below the threshold of the element."""
+    """(N,) whether the distance is within the threshold of the element."""
     ingredients: np.ndarray
-    """(4, N) what the spread is made of, as `INGREDIENTS` lists them."""
+    """(4, N) the inputs of the force spread, in the order of `INGREDIENTS`."""
     stress_ingredients: np.ndarray
-    """(4, S) the same of the stress, as `STRESS_INGREDIENTS` lists them; NaN where a structure is
-    not periodic in three directions."""
+    """(4, S) the inputs of the stress spread, in the order of `STRESS_INGREDIENTS`. The first three
+    are NaN for structures that are not periodic in three directions."""
 
     def disagreements(self, mixing: np.ndarray) -> np.ndarray:
-        """Largest difference (N,), in eV/A, of the forces of two members on each atom.
+        """Largest difference (N,) in eV/A between the forces of any two members on each atom.
 
-        mixing (M, K): the members as sums of directions.
+        `mixing` (M, K) holds the coefficients of the members in the directions.
         """
         if len(self.forces) == 1:
             # all members lie on one line
             return np.ptp(mixing[:, 0]) * np.linalg.norm(self.forces[0], axis=1)
         largest = np.zeros(self.forces.shape[1])
-        # one pair after the other: all at once would need too much memory
+        # pair by pair, because all pairs at once would need too much memory
         for one, other in combinations(mixing, 2):
             difference = np.tensordot(one - other, self.forces, axes=1)  # (N, 3)
             np.maximum(largest, np.linalg.norm(difference, axis=1), out=largest)
         return largest
 
     def components(self, spread: np.ndarray, alignment: float) -> np.ndarray:
-        """Deviation (N, 3) of the components of forces whose errors have the size `spread` (N,).
+        """Standard deviations (N, 3) of the force components, given `spread` (N,), both in eV/A.
 
-        alignment: share of the variance that lies where the committee differs; the rest is the
-        same in all directions.
+        `alignment` is the share of the variance that follows the directions in which the committee
+        differs. The rest is isotropic.
         """
         squares = np.square(self.forces).sum(0)  # (N, 3)
         total = np.maximum(squares.sum(1, keepdims=True), np.finfo(float).tiny)
@@ -138,10 +139,13 @@ class Measures:
 
 
 class Estimator:
-    """The uncertainties of the structures that a potential predicts at one level of theory."""
+    """Computes the uncertainties of a potential's predictions at one level of theory."""
 
     def __init__(self, own: LevelUncertainty, potential: Potential, head: int) -> None:
-        """`self.potential` becomes a copy that shares the weights, and must be asked."""
+        """Prepare an estimator. Predictions must be made with `self.potential`.
+
+        It is a copy of `potential` that shares its weights and records what the estimates need.
+        """
         self.own = own
         self.potential = copy.copy(potential)
         weight = potential.readout.weight
@@ -149,10 +153,10 @@ class Estimator:
         self._scale = float(potential.scale[head])
         directions = torch.as_tensor(self._scale * own.directions).to(weight)
         self._slopes = CommitteeSlopes(potential, directions)
-        # a dictionary of its own: other engines of the model must not pay for this
+        # a separate dictionary, so that other engines of the model are not slowed down
         self.potential.slope_functions = {"inference": self._slopes}
         self._distance = own.gaussians.on(weight.device, weight.dtype)
-        # of the energy of one atom, where E0 has no part
+        # for the energy of a single atom, without E0
         factor = self._scale * own.factor[: self._size]
         self._weight_factor = torch.as_tensor(factor).to(weight)  # (d, P)
 
@@ -162,7 +166,7 @@ class Estimator:
         return self._slopes.phi
 
     def measures(self, batch: Batch, prediction: Prediction) -> Measures:
-        """What the last prediction, which was that of the batch, says about its atoms."""
+        """The measures of the last prediction, which must be the prediction for `batch`."""
         distance, inside = self._distance(self.phi, batch.atomic_numbers)
         energy = (self.phi @ self._weight_factor).norm(dim=1)
         along_forces, along_stress = self._slopes.forces_and_stress(batch)
@@ -184,14 +188,14 @@ class Estimator:
     def _stress_ingredients(
         self, batch: Batch, prediction: Prediction, along: Tensor, distance: Tensor
     ) -> np.ndarray:
-        """What the spread of the stress is made of, (4, S).
+        """The inputs (4, S) of the stress spread.
 
-        The stress is linear in the weights too, but its deviation by the posterior would take one
-        more backward pass for each feature. These take none. along: stress (K, S, 3, 3) along the
-        directions of the committee. distance: (N,) of the atoms.
+        The stress is linear in the weights too, but its standard deviation under the posterior
+        would take one backward pass per feature. These quantities take none. `along` (K, S, 3, 3)
+        is the stress along the committee directions, `distance` (N,) the distances of the atoms.
         """
         volume = _array(torch.linalg.det(batch.cell).abs())
-        # of the weights alone: strain does not change E0
+        # only the weights matter, because strain does not change E0
         summed = batch.sum_over_atoms(self.phi.double())
         energy = _array((summed @ self._weight_factor.double()).norm(dim=1))
         atoms = np.bincount(batch.structure_index.cpu().numpy(), minlength=batch.num_structures)
@@ -208,7 +212,7 @@ class Estimator:
         )
 
     def energy_deviations(self, batch: Batch) -> np.ndarray:
-        """Deviation (S,) in eV of the energy of each structure of the last prediction."""
+        """Standard deviation (S,) in eV of the energy of each structure in the last prediction."""
         own = self.own
         summed = self._scale * _array(batch.sum_over_atoms(self.phi.double()))  # (S, d)
         numbers = batch.atomic_numbers.cpu().numpy()
@@ -223,7 +227,10 @@ class Estimator:
         return own.energy_scale * np.linalg.norm(rows, axis=1)
 
     def results(self, batch: Batch, prediction: Prediction, coverage: float) -> dict[str, Any]:
-        """What the calculator adds to its results for the one structure of a batch."""
+        """The entries that the calculator adds to its results.
+
+        `batch` holds a single structure, and `prediction` must be the last one.
+        """
         own = self.own
         numbers = batch.atomic_numbers.cpu().numpy()
         measures = self.measures(batch, prediction)

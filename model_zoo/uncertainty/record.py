@@ -1,14 +1,16 @@
-"""What is stored about the uncertainty of a model, as an attachment of its folder.
+"""The stored uncertainty record of a model, an attachment of its folder.
 
     uncertainty.safetensors   arrays of each level of theory, named LEVEL/NAME with LEVEL counted
                               from 0; the metadata hold the format, the digest of the potential,
                               and the levels with their scalars
 
-It holds for exactly these weights: the metadata name their digest, and a record of others counts as
-none. With 64 features a level takes 2.3 kB for each element, up to 8 kB for each group of elements
-with radii of its own, and 4 (64 + E)^2 bytes for the covariance of weights and E0 of E elements:
-0.34 MB for mp_pbe of evenfield-1 with 85 elements. The stress adds at most 8 kB. All about it is in
-arrays that older records lack, and that older versions of this file do not read.
+A record is valid only for the weights whose digest the metadata state. A record for other weights
+is ignored.
+
+With 64 features, a level takes 2.3 kB per element, up to 8 kB per group of elements with its own
+radii, and 4 (64 + E)^2 bytes for the covariance of the weights and the E0 of E elements. This makes
+0.34 MB for mp_pbe of evenfield-1 with 85 elements. The stress adds at most 8 kB. Its arrays are
+optional: older records lack them, and older versions of this file do not read them.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ from .distances import ElementGaussians
 UNCERTAINTY = "uncertainty.safetensors"
 REMEDY = "make it with `evenfield finetune attach MODEL DATA`"
 
-# what the predicted spread of the force on an atom is made of; see `LevelUncertainty.spread`
+# the inputs of the predicted force spread; see `LevelUncertainty.spread`
 INGREDIENTS = ("force", "committee", "energy", "distance")
-# the same of the stress; see `StressUncertainty`
+# the inputs of the predicted stress spread; see `StressUncertainty.spread`
 STRESS_INGREDIENTS = ("stress", "committee", "energy", "distance")
 
 
 class _LevelFacts(Settings):
-    """What the metadata say of a level of theory."""
+    """The part of the metadata about one level of theory."""
 
     level: str = Field(description="level of theory")
     calibrated_on: str = Field(description="split whose structures gave the scores")
@@ -54,7 +56,7 @@ class _LevelFacts(Settings):
 
 
 class _RecordFacts(Settings):
-    """What the metadata hold."""
+    """The content of the metadata."""
 
     format: int = Field(ge=1, le=1, description="format of the file")
     potential: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of the potential")
@@ -63,27 +65,28 @@ class _RecordFacts(Settings):
 
 @dataclass(frozen=True)
 class StressUncertainty:
-    """Radii of the stress of structures that are periodic in three directions.
+    """Radii for the stress of structures that are periodic in three directions.
 
-    An error is the Frobenius norm of the difference of two symmetric tensors: a ball in the six
-    independent components, with the off-diagonal ones counted twice. Unlike the largest component,
-    it does not change when the cell is turned. No component is off by more than the radius R, and
-    the pressure by no more than R / sqrt(3).
+    The error is the Frobenius norm of the difference between two symmetric tensors, in which
+    off-diagonal components count twice. Unlike the largest component, this norm does not change
+    when the cell is rotated. Within a radius R, no component is off by more than R, and the
+    pressure is off by at most R / sqrt(3).
     """
 
     exponents: np.ndarray
-    """(4,) of the `STRESS_INGREDIENTS`, none negative."""
+    """(4,) exponents of the `STRESS_INGREDIENTS`, none negative."""
     floors: np.ndarray
-    """(4,) added to the ingredients: eV/A^3 for the first three, and without a unit."""
+    """(4,) added to the ingredients; the first three are in eV/A^3, the last has no unit."""
     offset: float
-    """Logarithm of the spread where ingredients and floors add up to 1."""
+    """Logarithm of the spread if every ingredient plus its floor is 1."""
     scores: Scores
 
     def spread(self, ingredients: np.ndarray) -> np.ndarray:
-        """Predicted size of the error of the stress of each structure (S,), in eV/A^3.
+        """Predicted size (S,) in eV/A^3 of the stress error of each structure.
 
-        ingredients (4, S): size of the stress; deviation of the committee; deviation of the energy
-        by the posterior over the volume, all in eV/A^3; and mean distance of the atoms.
+        `ingredients` (4, S) are the norm of the stress, the committee deviation, the posterior
+        deviation of the energy divided by the volume, all in eV/A^3, and the mean distance of the
+        atoms.
         """
         offsets = np.full(ingredients.shape[1], self.offset)
         return _product_of_powers(ingredients, self.floors, self.exponents, offsets)
@@ -91,7 +94,11 @@ class StressUncertainty:
 
 @dataclass(frozen=True)
 class LevelUncertainty:
-    """The uncertainty of one level of theory: d features, K directions, G groups of elements."""
+    """The uncertainty of one level of theory.
+
+    Shapes: d features, K committee directions, M committee members, G groups of elements, and P
+    weights and reference energies E0 in all.
+    """
 
     level: str
     calibrated_on: str
@@ -99,66 +106,69 @@ class LevelUncertainty:
     factor: np.ndarray
     """(P, P) lower Cholesky factor of the posterior covariance of the d weights and the E0."""
     e0_elements: np.ndarray
-    """(P - d,) atomic numbers of the E0."""
+    """(P - d,) atomic numbers of the elements whose E0 are included."""
     directions: np.ndarray
-    """(K, d) differences of weights, by how much they change forces: sum_k of their squares is
-    the variance over the M members of the committee."""
+    """(K, d) weight differences, ordered by their effect on forces. The sum over k of the squared
+    force changes is the variance over the M committee members."""
     mixing: np.ndarray
     """(M, K): member m differs from the model by the sum over k of mixing[m, k] directions[k]."""
     gaussians: ElementGaussians
     exponents: np.ndarray
-    """(4,) of the `INGREDIENTS` of the spread, none negative."""
+    """(4,) exponents of the `INGREDIENTS` in the spread, none negative."""
     offsets: np.ndarray
-    """(119,) logarithm of the spread of each element where all ingredients are at their floor."""
+    """(119,) logarithm of the prefactor of the spread, for each element."""
     floors: np.ndarray
-    """(4,) added to the ingredients, in eV/A, eV/A, eV, and without a unit."""
+    """(4,) added to the ingredients, in eV/A, eV/A and eV; the last has no unit."""
     groups: list[np.ndarray]
-    """(G) atomic numbers with radii of their own; the last group is that of all other elements."""
+    """G arrays of atomic numbers; each group has its own radii. The last group stands for all other
+    elements."""
     force_scores: list[Scores]
-    """(G)"""
+    """The force scores of each of the G groups."""
     energy_scores: Scores
     energy_scale: float
-    """By which the deviation of the posterior is multiplied, so that it covers 68 % of errors."""
+    """Factor on the posterior deviation of energies, such that it covers 68 % of errors."""
     alignment: float
-    """Share of the variance of a force that lies where the committee differs."""
+    """Share of the force variance that follows the directions in which the committee differs."""
     stress: StressUncertainty | None = None
-    """None where too few structures with a stress were held out, and in older records."""
+    """None if too few structures with a stress were held out, and in older records."""
 
     def spread(self, ingredients: np.ndarray, atomic_numbers: np.ndarray) -> np.ndarray:
-        """Predicted size of the error of the force on each atom (N,), in eV/A.
+        """Predicted size (N,) in eV/A of the force error of each atom.
 
-        ingredients (4, N): size of the force, deviation of the committee, both in eV/A, deviation
-        of the energy of the atom by the posterior in eV, and distance. The spread is a product of
-        powers, so that none of them can lower it.
+        `ingredients` (4, N) are the norm of the force and the committee deviation in eV/A, the
+        posterior deviation of the atomic energy in eV, and the distance. The spread is a product of
+        powers with non-negative exponents, so it never decreases as an ingredient grows.
         """
         offsets = self.offsets[atomic_numbers]
         return _product_of_powers(ingredients, self.floors, self.exponents, offsets)
 
     def group_of(self, atomic_numbers: np.ndarray) -> np.ndarray:
-        """The place of the group of each atom (N,)."""
+        """The index into `groups` of each atom, (N,)."""
         place = np.full(MAX_ATOMIC_NUMBER + 1, len(self.groups) - 1)
         for index, elements in enumerate(self.groups[:-1]):
             place[elements] = index
         return place[atomic_numbers]
 
     def force_quantiles(self, coverage: float) -> np.ndarray:
-        """Radius over spread for each group (G,)."""
+        """The ratio of radius to spread for each group, (G,)."""
         return np.array([scores.quantile(coverage) for scores in self.force_scores])
 
 
 def _product_of_powers(
     ingredients: np.ndarray, floors: np.ndarray, exponents: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """exp(offset) times the powers of the ingredients (4, N); infinite where one of them is not
-    finite."""
-    # an element that was never seen is infinitely far
+    """exp(offset) times the product of powers of ingredients (4, N) plus floors; (N,).
+
+    The result is infinite wherever an ingredient is not finite.
+    """
+    # an atom of an unseen element has an infinite distance
     known = np.isfinite(ingredients).all(0)
     logarithms = np.log(np.where(known, ingredients, 1.0) + floors[:, None])
     return np.where(known, np.exp(offsets + exponents @ logarithms), np.inf)
 
 
 def level_digest(own: LevelUncertainty) -> str:
-    """sha256 of all that is stored of a level: other radii have another digest."""
+    """The sha256 of everything stored for a level. Different radii have different digests."""
     digest = hashlib.sha256(_facts_of(own).model_dump_json().encode())
     for name, array in sorted(_stored_arrays(own).items()):
         digest.update(f"{name} {array.shape}".encode())
@@ -167,7 +177,7 @@ def level_digest(own: LevelUncertainty) -> str:
 
 
 def uncertainty_file(potential: Potential, levels: Mapping[str, LevelUncertainty]) -> bytes:
-    """The content of the attachment, for these weights."""
+    """The content of the attachment for the weights of `potential`."""
     tensors: dict[str, np.ndarray] = {}
     facts = []
     for index, own in enumerate(levels.values()):
@@ -192,7 +202,7 @@ _STRESS_ARRAYS = ("exponents", "floors", "offset", "scores", "ranks", "counts")
 
 
 def _facts_of(own: LevelUncertainty) -> _LevelFacts:
-    """What the metadata say of one level."""
+    """The metadata of one level."""
     all_scores = [*own.force_scores, own.energy_scores]
     return _LevelFacts(
         level=own.level,
@@ -206,7 +216,7 @@ def _facts_of(own: LevelUncertainty) -> _LevelFacts:
 
 
 def _stored_arrays(own: LevelUncertainty) -> dict[str, np.ndarray]:
-    """Name -> array of one level, as they are stored."""
+    """The arrays of one level by name, in their stored form."""
     arrays = {name: getattr(own, name) for name in _ARRAYS}
     arrays |= {name: getattr(own.gaussians, name) for name in _GAUSSIAN_ARRAYS}
     for group, scores in enumerate([*own.force_scores, own.energy_scores]):
@@ -222,7 +232,7 @@ def _stored_arrays(own: LevelUncertainty) -> dict[str, np.ndarray]:
             "stress.ranks": scores.ranks,
             "stress.counts": np.array([scores.number, scores.structures]),
         }
-    # six digits are more than any estimate of an error has
+    # float32 is enough: no error estimate is accurate to six digits
     return {
         name: array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
         for name, array in arrays.items()
@@ -232,9 +242,10 @@ def _stored_arrays(own: LevelUncertainty) -> dict[str, np.ndarray]:
 def uncertainties_of(
     potential: Potential, attachments: Mapping[str, bytes]
 ) -> dict[str, LevelUncertainty]:
-    """Level of theory -> its uncertainty, for the levels of a model that have one.
+    """Map levels of theory to their uncertainties. Levels without a record are left out.
 
-    Attachments are free in form: whatever is not such a record of these weights is none.
+    Attachments have no fixed format, so a file that is not a valid record of these weights is
+    ignored.
     """
     content = attachments.get(UNCERTAINTY)
     if content is None:
@@ -259,7 +270,7 @@ def uncertainties_of(
 
 
 def _level(facts: _LevelFacts, tensors: dict[str, np.ndarray], size: int) -> LevelUncertainty:
-    """One level from its arrays. Raises KeyError and ValueError for arrays that do not fit."""
+    """Build one level from its arrays. Raises KeyError or ValueError if they do not fit."""
     wide = {
         name: tensor.astype(np.float64 if tensor.dtype.kind == "f" else np.int64)
         for name, tensor in tensors.items()
@@ -312,7 +323,10 @@ def _level(facts: _LevelFacts, tensors: dict[str, np.ndarray], size: int) -> Lev
 
 
 def _stress(wide: dict[str, np.ndarray]) -> StressUncertainty | None:
-    """The part about the stress; None where there is none. Raises KeyError and ValueError."""
+    """Build the stress part from its arrays; None if there is none.
+
+    Raises KeyError or ValueError if the arrays do not fit.
+    """
     if not any(name.startswith("stress.") for name in wide):
         return None
     found = {name: wide[f"stress.{name}"] for name in _STRESS_ARRAYS}

@@ -1,6 +1,6 @@
-"""Models with a name of their own, made by the project's recipes.
+"""Named models, built with the recipes of the project.
 
-model_zoo/zoo/shipped/NAME   comes with the package, works without a network
+model_zoo/zoo/shipped/NAME   comes with the package, works offline
 CACHE/zoo/NAME               built on this machine by `evenfield zoo build NAME`
 """
 
@@ -21,7 +21,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """A named model, and one line about it."""
+    """A named model and a one-line description."""
 
     name: str
     about: str
@@ -45,19 +45,22 @@ ZOO = {
 
 
 def names() -> list[str]:
-    """All names, whether the models are on this machine or not."""
+    """The names of all models, whether or not they are on this machine."""
     return sorted(ZOO)
 
 
 def is_zoo_name(reference: str) -> bool:
-    """Whether a reference, with or without a revision, names a model of the zoo."""
+    """Whether a reference, with or without a revision, names a zoo model."""
     return reference.partition("@")[0] in ZOO
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder of a model on this machine; one built here takes precedence over a shipped one."""
-    # A user who built a model wants that one, which may be newer. A cache that cannot be read does
-    # not hide a model that the package ships.
+    """The folder of a model on this machine; None if it is not here.
+
+    A model built here takes precedence over a shipped one.
+    """
+    # A user who built a model wants that one, which may be newer. An unreadable cache must not hide
+    # a shipped model.
     built = cache_folder() / "zoo" / name
     with suppress(OSError):
         if (built / MANIFEST).is_file():
@@ -71,7 +74,7 @@ def folder_of(name: str) -> Path | None:
 def find(reference: str) -> Path:
     """The folder of `NAME[@revision]`.
 
-    Raises HubError, with the command that builds the model, when it is not on this machine.
+    Raises HubError, with the command that builds the model, if it is not on this machine.
     """
     name, _, revision = reference.partition("@")
     folder = folder_of(name)
@@ -84,7 +87,7 @@ def find(reference: str) -> Path:
     if not revision or folder_revision(folder) == revision:
         return folder
 
-    # a model built here may hide the shipped one that is meant
+    # a model built here may hide the shipped one with this revision
     shipped = SHIPPED / name
     if (shipped / MANIFEST).is_file() and folder_revision(shipped) == revision:
         return shipped

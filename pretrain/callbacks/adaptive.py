@@ -1,4 +1,4 @@
-"""Element weights of the loss that follow the validation error of each element (group DRO)."""
+"""Element weights of the loss that adapt to the validation error of each element (group DRO)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .callback import Callback, Loop, StepReport
 
 
 class AdaptiveConfig(Settings):
-    """How fast, and how far, the force error of a badly learned element gains weight."""
+    """How fast, and how much, the force errors of a badly learned element gain weight."""
 
     rate: float = Field(
         default=0.0,
@@ -37,10 +37,12 @@ class AdaptiveConfig(Settings):
 class AdaptiveWeights(Callback):
     """After each validation: log q_z += rate (MAE_z / mean MAE - 1), within the bound.
 
-    The rule is that of Sagawa et al. (ICLR 2020). The weights multiply the force errors of the
-    element's atoms. They act on the loss and not on the sampling, because the stream prepares
-    batches ahead of time: weights that changed what it draws would make a resume inexact. An
-    element without validation labels keeps its weight. Rank 0 validates and broadcasts the errors.
+    This is the rule of Sagawa et al. (ICLR 2020). The weights q_z multiply the force errors of the
+    atoms of element z. Elements without validation labels keep their weights. Rank 0 validates and
+    broadcasts the errors.
+
+    The weights act on the loss and not on the sampling. The stream prepares batches ahead of time,
+    so changes of the sampling would make a resume inexact.
     """
 
     name = "adaptive"
@@ -59,7 +61,7 @@ class AdaptiveWeights(Callback):
         if report.evaluation is not None:
             for symbol, force_mae in report.evaluation.force_mae_of_elements().items():
                 errors[atomic_numbers[symbol]] = force_mae
-        # Only rank 0 has validated, but all ranks must weigh alike.
+        # only rank 0 has validated, but all ranks must use the same weights
         if loop.engine.world_size > 1:
             dist.broadcast(errors, 0)
 
@@ -77,9 +79,9 @@ class AdaptiveWeights(Callback):
 
 
 def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Tensor:
-    """Weights (119,) after one update with the errors (119,), which are NaN where unknown.
+    """Element weights (119,) after one update with errors (119,).
 
-    Without previous weights all start at 1.
+    Unknown errors are NaN. Without previous weights, all start at 1.
     """
     if weight is None:
         weight = torch.ones(NUM_ELEMENTS, dtype=torch.float32)
@@ -87,12 +89,12 @@ def updated(weight: Tensor | None, errors: Tensor, config: AdaptiveConfig) -> Te
     if not known.any():
         return weight
     mean = errors[known].mean()
-    # a model without any error has no worst element
+    # if all errors are zero, no element is worse than another
     if mean == 0:
         return weight
 
     gain = torch.where(known, errors / mean - 1.0, 0.0)
-    # in logarithms, where the bound is the same upwards and downwards
+    # in logarithms, the bound is symmetric
     limit = math.log(config.bound)
     log_weight = weight.log() + config.rate * gain
     return log_weight.clamp(-limit, limit).exp()

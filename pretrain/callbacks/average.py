@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept apart from the weights that are trained."""
+"""An exponential moving average of the weights, separate from the trained weights."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class AverageConfig(Settings):
 class WeightAverage(Callback):
     """a += (1 - d) (w - a) after every step taken; d = min(decay, (1 + n) / (10 + n)) at update n.
 
-    The smaller decay of the first updates lets the average forget the random initial weights.
-    Rank 0 holds it: after a step the weights are the same on all ranks. Frozen weights and buffers
-    are not averaged.
+    The smaller decay of the first updates lets the average forget the random initial weights. Only
+    rank 0 keeps the average, because weights are equal on all ranks after a step. Frozen weights
+    and buffers are not averaged.
     """
 
     name = "average"
@@ -57,16 +57,16 @@ class WeightAverage(Callback):
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = [self._average[name] for name in self._own]
         own: list[Tensor] = list(self._own.values())
-        # one kernel for all weights, instead of one for each
+        # one kernel for all weights instead of one each
         torch._foreach_lerp_(averaged, own, 1.0 - decay)
         self.updates += 1
 
     def evaluated_weights(self) -> AbstractContextManager[object]:
-        """The averaged weights; afterwards the potential has its own again, bit for bit."""
+        """Inside the block, the potential has the averaged weights; then its own, bit for bit."""
         return weights_aside(self.potential, self._average, trainable=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        # Copies: on a CPU the next step would change a checkpoint that is being written.
+        # copies, because on a CPU the next step would change a checkpoint that is being written
         averaged = {name: weight.cpu().clone() for name, weight in self._average.items()}
         return averaged | {"updates": torch.tensor(self.updates)}
 

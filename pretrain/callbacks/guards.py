@@ -1,4 +1,4 @@
-"""Guards end or set back a run that would waste hours: hung rank, dead readout, loss spike."""
+"""Guards that stop or roll back a failing run: hung rank, dead readout, loss spike."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .callback import Callback, Loop, StepReport
 
 DEAD = -10.0  # silu(-10) and its slope are below 5e-4 of what they are at 1
 LOOK_EVERY = 20  # steps
-VANISHED = 1e-6  # of the median gradient norm
+VANISHED = 1e-6  # relative to the median gradient norm
 
-RECENT = 5  # losses whose median is compared ...
-BEFORE = 100  # ... with that of so many before them
-FEWEST = 25  # losses before the first comparison
+RECENT = 5  # number of latest losses, whose median is compared ...
+BEFORE = 100  # ... with the median of this many losses before them
+FEWEST = 25  # number of losses needed for the first comparison
 MOST_ROLLBACKS = 3
 
 
 class GuardConfig(Settings):
-    """When a run is given up or set back."""
+    """When a run is stopped or rolled back."""
 
     hang_minutes: float = Field(
         default=30.0,
         ge=0,
-        # about two years; the clock of faulthandler overflows
+        # about two years; larger values overflow in faulthandler
         le=1e6,
         description="a rank that makes no step for so long is ended; 0 is off",
         json_schema_extra={"resume": "applied"},
@@ -54,10 +54,10 @@ class GuardConfig(Settings):
 
 
 class Watchdog(Callback):
-    """Ends this rank when it makes no step for too long, and leaves its stacks in hang-rank-N.txt.
+    """Ends this rank if it makes no step for too long, and writes its stacks to hang-rank-N.txt.
 
-    Python's faulthandler counts in a C thread of its own, so it also ends a process that hangs
-    inside a library. The launcher then ends the other ranks, and the batch script resumes.
+    Python's faulthandler uses a separate C thread, so it also ends a process that hangs inside a
+    library. The launcher then ends the other ranks, and the batch script resumes the run.
     """
 
     def __init__(self, folder: Path, rank: int, minutes: float) -> None:
@@ -68,12 +68,12 @@ class Watchdog(Callback):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Count the time from here on; every step starts the count again."""
+        """Watch the rank inside the block. Every step restarts the timer."""
         if not self.seconds:
             yield
             return
 
-        # Open before it is needed: a rank that hangs can open nothing any more.
+        # opened in advance, because a hanging rank can no longer open files
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("w")
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -86,13 +86,13 @@ class Watchdog(Callback):
         try:
             yield
         finally:
-            # A file that is left says that this rank hung.
+            # a remaining file means that this rank hung
             faulthandler.cancel_dump_traceback_later()
             self._file.close()
             self._path.unlink(missing_ok=True)
 
     def on_report(self, loop: Loop, report: StepReport) -> None:
-        # after the validation, which may take as long as many steps
+        # restarted after the validation, which may take as long as many steps
         if self._file is not None:
             self._arm()
 
@@ -102,15 +102,15 @@ class Watchdog(Callback):
 
 
 class CollapseGuard(Callback):
-    """Gives up when the readout is dead or the gradients have vanished; looks every 20 steps.
+    """Stops the run if the readout is dead or gradients have vanished.
 
-    Dead: the inputs of all features were below -10 for all atoms of all ranks. Then SiLU and its
-    slope are zero, and no step can bring the readout back. Vanished: the gradient norm stayed below
-    1e-6 of its median.
+    The readout is dead if, over 20 steps, the inputs of all its SiLU units are below -10 for all
+    atoms on all ranks. SiLU and its slope are then practically zero, and training cannot recover.
+    Gradients have vanished if their norm stays below 1e-6 of its median for 20 steps.
     """
 
     def __init__(self, potential: Potential) -> None:
-        self._highest: Tensor | None = None  # (d,), over all atoms since the last look
+        self._highest: Tensor | None = None  # (d,), over all atoms since the last check
         self._norms: deque[float] = deque(maxlen=500)
         self._vanished = 0
         self._hook = potential.register_forward_hook(self._look_at_prediction)
@@ -118,7 +118,7 @@ class CollapseGuard(Callback):
     def _look_at_prediction(
         self, potential: nn.Module, inputs: Any, prediction: Prediction
     ) -> None:
-        """Note the largest value of each hidden feature of the readout in a training step."""
+        """Record the largest value of each hidden unit of the readout in training steps."""
         hidden = prediction.hidden
         if hidden is None or not potential.training:
             return
@@ -146,11 +146,11 @@ class CollapseGuard(Callback):
             )
 
     def _look_at_norm(self, report: StepReport) -> None:
-        """The norm is the same on all ranks, so all of them give up together."""
+        """Check the gradient norm. It is equal on all ranks, so all of them stop together."""
         if report.gradient_norm is None:
             return
         enough = len(self._norms) >= LOOK_EVERY
-        # Norms that vanished stay out of the median that they are compared with.
+        # vanished norms are not included in the median that they are compared with
         if enough and report.gradient_norm < VANISHED * median(self._norms):
             self._vanished += 1
         else:
@@ -169,11 +169,12 @@ class CollapseGuard(Callback):
 
 
 class SpikeRollback(Callback):
-    """Sets the run back to the newest checkpoint when the loss jumps; continues with other data.
+    """Rolls the run back to the newest checkpoint if the loss jumps, and continues with other data.
 
-    A jump: the median of the last 5 losses is above `factor` times that of the 100 before. Weights,
-    optimizer and averages are set back, the stream is not: PaLM, too, skipped the data around a
-    spike (Chowdhery et al., 2022, section 5.1). After three rollbacks in one run it gives up.
+    In a jump, the median of the last 5 losses exceeds `factor` times the median of the 100 losses
+    before. Weights, optimizer and averages are rolled back, but not the stream: PaLM also skipped
+    the data around a spike (Chowdhery et al., 2022, section 5.1). After three rollbacks in one run,
+    the next jump raises TrainingError.
     """
 
     name = "spike"
@@ -192,7 +193,7 @@ class SpikeRollback(Callback):
         if len(values) < FEWEST:
             return
 
-        # Medians, because one bad batch is no reason to go back.
+        # medians, because a single bad batch is no reason to roll back
         usual = median(values[:-RECENT])
         recent = median(values[-RECENT:])
         if recent <= self.factor * usual:
@@ -207,12 +208,12 @@ class SpikeRollback(Callback):
         try:
             loaded = load_checkpoint(self.folder, loop.engine)
         except (NoCheckpointError, ResumeError):
-            # Before the first checkpoint there is nothing to go back to. A run that continued with
-            # new heads does not fit the checkpoints before.
+            # Before the first checkpoint, a rollback is impossible. A run that was resumed with new
+            # heads does not fit its earlier checkpoints.
             return
         loop.load_tensors(loaded.tensors)
         self.times += 1
-        # Losses from before the jump would make the next steps look like one again.
+        # with the old losses, the next steps would look like another jump
         self.losses.clear()
         report.note = (
             f"loss jumped to {report.loss:.4g}: weights set back to those of step {loaded.step}"

@@ -1,6 +1,6 @@
-"""The figures of a run: metrics.jsonl always, a progress bar, TensorBoard and W&B when asked for.
+"""The metrics of a run: metrics.jsonl and a progress bar, and optionally TensorBoard and W&B.
 
-They come from the step's report once it is complete (`on_report`).
+The metrics come from the complete report of a step (`on_report`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .callback import Callback, Loop, StepReport
 
 
 class LoggingConfig(Settings):
-    """Where figures go in addition to metrics.jsonl."""
+    """Where metrics are written, in addition to metrics.jsonl."""
 
     tensorboard: bool = Field(
         default=False,
@@ -50,10 +50,10 @@ class LoggingConfig(Settings):
 
 
 class Metrics(Callback):
-    """Appends JSON lines to metrics.jsonl: one a step, and those of validations and learned noise.
+    """Appends JSON lines to metrics.jsonl: one per step, and one per validation or noise record.
 
-    Lines after the step that a run resumes from are dropped. A full disk does not end the run:
-    lines wait in memory until they can be written.
+    Lines after the step from which a run resumes are dropped. A full disk does not stop the run:
+    lines are kept in memory until they can be written.
     """
 
     def __init__(self, path: Path, start_step: int, console: Console | None = None) -> None:
@@ -71,7 +71,7 @@ class Metrics(Callback):
         with file_errors(path):
             write_atomically(path, "".join(kept))
 
-        # Unbuffered: what a row says must outlive a kill.
+        # unbuffered, so that rows survive a kill
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._console = console or Console(quiet=True)
@@ -83,8 +83,8 @@ class Metrics(Callback):
         warned = bool(self._waiting)
         self._waiting += line_of(row).encode()
         try:
-            # A disk that fills up takes a part of the bytes. The rest follows later, so that no
-            # line is torn.
+            # A disk that fills up may accept only some of the bytes. The rest is written later, so
+            # that lines stay complete.
             while self._waiting:
                 written = self._file.write(self._waiting)
                 self._waiting = self._waiting[written:]
@@ -104,7 +104,7 @@ class Metrics(Callback):
         self.write(self._row(report))
 
     def _row(self, report: StepReport) -> dict[str, Any]:
-        """The row of a step; what is out of the ordinary is also printed."""
+        """The row of a step. Notes and skipped steps are also printed."""
         row: dict[str, Any] = {
             "event": "step",
             "step": report.step,
@@ -132,7 +132,10 @@ class Metrics(Callback):
 
 
 def figures(report: StepReport) -> dict[str, float | None]:
-    """The numbers of a step that are drawn as curves; None where not finite, which JSON lacks."""
+    """The numbers of a step that are plotted as curves.
+
+    A loss that is not finite becomes None, because JSON has no NaN.
+    """
     return {
         "loss": report.loss if math.isfinite(report.loss) else None,
         "learning_rate": report.learning_rate,
@@ -145,19 +148,19 @@ def figures(report: StepReport) -> dict[str, float | None]:
 
 
 def known_figures(report: StepReport) -> dict[str, float]:
-    """`figures` without those that are None."""
+    """The result of `figures` without entries that are None."""
     return {name: value for name, value in figures(report).items() if value is not None}
 
 
 def peak_memory_gib() -> float:
-    """The most memory that rank 0 has held: on its GPU if it has one, else of the process."""
+    """Peak memory of this rank in GiB: on its GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
 
 
 class ProgressBar(Callback):
-    """Steps, smoothed loss, speed, share of time spent waiting for data, memory, time left."""
+    """A progress bar with steps, smoothed loss, speed, data wait, memory and time left."""
 
     def __init__(self, console: Console, max_steps: int, start_step: int) -> None:
         self._bar = Progress(
@@ -173,7 +176,7 @@ class ProgressBar(Callback):
         self._bar.start()
 
     def on_report(self, loop: Loop, report: StepReport) -> None:
-        # A skipped step has no loss that could be smoothed.
+        # a skipped step has no finite loss
         if math.isfinite(report.loss):
             if math.isnan(self._loss):
                 self._loss = report.loss
@@ -193,7 +196,10 @@ class ProgressBar(Callback):
 
 
 class TensorBoard(Callback):
-    """The same figures as event files; a resumed run purges those after its start."""
+    """Writes the metrics as TensorBoard event files.
+
+    A resumed run purges events after the step from which it resumes.
+    """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         # an optional package, whose import takes seconds
@@ -213,15 +219,15 @@ class TensorBoard(Callback):
 
 
 class WeightsAndBiases(Callback):
-    """The same figures on Weights & Biases.
+    """Sends the metrics to Weights & Biases.
 
-    A resumed run continues the same curve: its id is kept in the run folder.
+    A resumed run continues the same curve, because its id is stored in the run folder.
     """
 
     def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
         import wandb
 
-        # Its own random id: the name of a run is not unique in a project.
+        # a random id, because the name of a run need not be unique in a project
         identity = folder / "wandb-id.txt"
         if not identity.is_file():
             with file_errors(identity):
@@ -246,5 +252,5 @@ class WeightsAndBiases(Callback):
 
 
 def evaluated(summary: ErrorSummary) -> dict[str, float]:
-    """The figures of a validation that are drawn as curves."""
+    """The numbers of a validation that are plotted as curves."""
     return {f"valid/{name}": value for name, value in summary.figures().items()}

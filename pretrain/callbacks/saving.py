@@ -1,4 +1,4 @@
-"""Saves checkpoints during a run; checkpoints/checkpoints.py writes the files."""
+"""Save checkpoints during a run. `checkpoints/checkpoints.py` writes the files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .callback import Callback, Loop
 
 
 class Checkpoints(Callback):
-    """Saves every `config.every` steps and at the end, also when a signal ended the run.
+    """Saves every `config.every` steps and at the end, even if a signal stopped the run.
 
-    A failed save is reported and tried again the next time; `problem` holds the last failure.
+    A failed save is reported and retried at the next save. `problem` holds the last failure, or
+    None after a successful save.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Checkpoints(Callback):
         tell: Callable[[str], None],
         about: dict[str, Any] | None = None,
     ) -> None:
-        """`about` goes into the manifest of every checkpoint: settings and versions."""
+        """`about` (settings and versions) is stored in the manifest of every checkpoint."""
         self.folder = folder
         self.config = config
         self.tell = tell
@@ -36,7 +37,7 @@ class Checkpoints(Callback):
         due = last or loop.step % self.config.every == 0
         if not due or loop.step == self._saved_step:
             return
-        # older checkpoints would make room for one that nothing can continue from
+        # otherwise older checkpoints would be pruned in favour of an unusable one
         refuse_infinite_weights(loop.engine.train_module, loop.step)
         self.problem = save_checkpoint(
             self.folder,

@@ -1,4 +1,4 @@
-"""What is measured during a run: errors on the validation split, and the noise that is learned."""
+"""Measurements during a run: errors on the validation split, and the learned noise."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .callback import Callback, Loop, StepReport
 
 
 class Validation(Callback):
-    """Errors on validation structures every `every` steps, into the report and onto the screen.
+    """Evaluates validation structures every `every` steps, and reports and prints the errors.
 
-    Rank 0 holds it; the others wait at their next collective operation.
+    Only rank 0 has this callback. The other ranks wait at their next collective operation.
     """
 
     def __init__(
         self, potential: Potential, structures: list[Structure], console: Console, every: int
     ) -> None:
-        """`structures` are those of `spread_structures`, the same at every validation."""
+        """`structures` are used at every validation; see `spread_structures`."""
         self.potential = potential
         self.structures = structures
         self.console = console
@@ -35,10 +35,10 @@ class Validation(Callback):
     def on_evaluate(self, loop: Loop, report: StepReport) -> None:
         if report.step % self.every:
             return
-        # an average of the weights, if there is one: that is what will be exported
+        # these are the averaged weights, if there are any, because they will be exported
         with loop.evaluated_weights():
             summary = evaluate(self.potential, self.structures, "valid")
-        # the evaluation has switched it off
+        # make sure that the potential is in training mode again
         self.potential.train()
         report.evaluation = summary
         self.console.print(f"step {report.step}: valid " + ", ".join(_figures(summary)))
@@ -49,14 +49,14 @@ def spread_structures(
 ) -> list[Structure]:
     """At most `limit` structures of a split, spread over data sets and levels of theory.
 
-    Each level of each data set gives equally many if it has as many, evenly spaced in its files.
-    The order is that of the files. Structures of other levels are left out.
+    Each level of each data set contributes the same number, if it has enough structures. They are
+    evenly spaced, and in the order of the files. Structures at other levels are left out.
     """
     stocks: list[_Stock] = []
     for folder in data.folders_with(split):
         stocks += _stocks(BlockReader(folder, split), levels_of_theory)
 
-    # rows of each block: a block is decoded once, whatever levels it has
+    # rows by block, so that every block is decoded only once
     chosen: dict[BlockReader, dict[int, list[int]]] = {stock.reader: {} for stock in stocks}
     shares = equal_shares([len(stock.places) for stock in stocks], limit)
     for stock, number in zip(stocks, shares, strict=True):
@@ -75,17 +75,20 @@ def spread_structures(
 
 @dataclass(frozen=True)
 class _Stock:
-    """The structures of one level of theory in one data set, (n, 2): block and row of each."""
+    """The structures of one level of theory in one data set.
+
+    `places` (n, 2) holds block and row of each structure.
+    """
 
     reader: BlockReader
     places: np.ndarray
 
 
 def _stocks(reader: BlockReader, levels_of_theory: list[str]) -> list[_Stock]:
-    """One for each of the levels that the data set has."""
+    """One stock for each of the levels that the data set contains."""
     places: dict[str, list[np.ndarray]] = {}
     for block in range(len(reader)):
-        # one column, which takes little time even for millions of structures
+        # reading a single column is fast even for millions of structures
         table = reader.table(block, ["level_of_theory"])
         names = table["level_of_theory"].to_numpy()
         for level in levels_of_theory:
@@ -97,14 +100,14 @@ def _stocks(reader: BlockReader, levels_of_theory: list[str]) -> list[_Stock]:
 
 
 def equal_shares(sizes: list[int], total: int) -> list[int]:
-    """How many to take of each of several stocks, equally many where they last; `total` in all.
+    """How many items to take from each stock: `total` in all, as equally as sizes allow.
 
     >>> equal_shares([100, 2, 50], 20)
     [9, 2, 9]
     """
     shares = [0] * len(sizes)
     left = min(total, sum(sizes))
-    # the smallest first: what they lack goes to the others
+    # the smallest first, so that what they lack is taken from the others
     order = sorted(range(len(sizes)), key=lambda index: sizes[index])
     for position, index in enumerate(order):
         shares[index] = min(sizes[index], left // (len(order) - position))
@@ -113,7 +116,7 @@ def equal_shares(sizes: list[int], total: int) -> list[int]:
 
 
 def _copied(structure: Structure) -> Structure:
-    """Without views into its block, which would stay in memory as a whole."""
+    """A copy without views into its block, which would keep the whole block in memory."""
     labels = {}
     for name, value in structure.labels.items():
         labels[name] = value.copy() if isinstance(value, np.ndarray) else value
@@ -128,7 +131,7 @@ def _copied(structure: Structure) -> Structure:
 
 
 class LearnedNoise(Callback):
-    """Adds the learned noise to the report, every `every` steps and at the last one."""
+    """Adds the learned noise to the report every `every` steps and at the last step."""
 
     def __init__(self, noise: NoiseScales, every: int) -> None:
         self.noise = noise
@@ -140,7 +143,7 @@ class LearnedNoise(Callback):
 
 
 def _figures(summary: ErrorSummary) -> list[str]:
-    """The errors of the labels that the validation split has, as text."""
+    """The errors as text, for labels that the validation split has."""
     figures = []
     if summary.energy_mae_per_atom is not None:
         figures.append(f"energy MAE {1000 * summary.energy_mae_per_atom:.1f} meV/atom")

@@ -1,15 +1,15 @@
-"""Checkpoints that survive a kill at any instant: temporary name, manifest, rename, then `latest`.
+"""Checkpoints that survive a kill at any moment: temporary name, manifest, rename, then `latest`.
 
-A checkpoint does not depend on the number of ranks. In its folder lie
+A checkpoint does not depend on the number of ranks. Its folder contains
 
     engine.safetensors      weights and optimizer state, by name
     callbacks.safetensors   tensors that callbacks keep, such as averaged weights (optional)
-    rng.safetensors         random number generators, one entry a rank
+    rng.safetensors         random number generators, one entry per rank
     manifest.json           step, positions in the stream, state of callbacks, settings, and the
-                            sizes and hashes of all files, its own content included
+                            sizes and hashes of all files, including its own content
 
-Everything is hashed before it is read back, so that a bit that flipped on the disk leads to the
-checkpoint before. Loading one runs no pickle.
+All files are hashed before they are read. If a bit has flipped on the disk, the previous checkpoint
+is used. Loading never unpickles anything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..loop.engine import Engine
 
 FORMAT = 3  # of the files and of the settings in the manifest
 
-# With the instructions that processors have for it, it is twice as fast as BLAKE2.
+# With hardware support, it is twice as fast as BLAKE2.
 HASH = "sha256"
 
 
@@ -62,20 +62,20 @@ class CheckpointConfig(Settings):
 
 @dataclass
 class Loaded:
-    """A checkpoint that was loaded; the engine holds its part already."""
+    """The parts of a loaded checkpoint that do not belong to the engine."""
 
     step: int
 
     states: list[dict[str, Any]]
-    """States of the trainers of all ranks."""
+    """The trainer states of all ranks."""
 
     tensors: dict[str, Tensor]
-    """Tensors of the callbacks, under `NAME/KEY`."""
+    """The tensors of callbacks, named `NAME/KEY`."""
 
     manifest: dict[str, Any]
 
     skipped: list[str]
-    """Newer checkpoints that are damaged, with the reason."""
+    """Newer, damaged checkpoints with reasons."""
 
 
 def save_checkpoint(
@@ -87,13 +87,13 @@ def save_checkpoint(
     tensors: dict[str, Tensor] | None = None,
     about: dict[str, Any] | None = None,
 ) -> str | None:
-    """Save engine, trainer states and random numbers of all ranks as `folder`/step-N.
+    """Save engine, trainer states and random number generators of all ranks as `folder`/step-N.
 
-    All ranks call it together. Returns None, or what went wrong on the disk: then the checkpoints
-    before are as they were, and the run can continue.
+    All ranks must call this together. Returns None, or a message if writing failed. After a
+    failure, earlier checkpoints are unchanged and the run can continue.
 
-    tensors: of the callbacks of rank 0.
-    about: settings and versions, which go into the manifest.
+    tensors: those of the callbacks of rank 0.
+    about: settings and versions for the manifest.
     """
     engine_tensors = engine.state()
     parts: list[Any] = [None] * engine.world_size
@@ -117,7 +117,7 @@ def save_checkpoint(
             _write(folder, step, files, content, keep)
         except (OSError, SafetensorError) as error:
             outcome = [_reason(error, folder)]
-            # a full disk needs the room
+            # frees space on a full disk
             shutil.rmtree(_temporary(folder, step), ignore_errors=True)
     if engine.world_size > 1:
         dist.broadcast_object_list(outcome, 0)
@@ -137,16 +137,16 @@ def _write(
         save_file(tensors, temporary / f"{name}.safetensors")
     content["files"] = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
     content = sealed(content)
-    # the files before the manifest that says that they are whole
+    # the files must reach the disk before the manifest, which declares them complete
     _sync(temporary)
     write_atomically(temporary / "manifest.json", json.dumps(content, indent=1))
-    # safetensors gives its files to their owner alone, whatever the umask lets others read
+    # safetensors makes its files readable only by their owner, whatever the umask allows
     for name in files:
         shutil.copymode(temporary / "manifest.json", temporary / f"{name}.safetensors")
 
     if problem_of(final) is None:
-        # A resumed run that took no step saves the same again. Replacing a whole checkpoint would
-        # leave an instant without it.
+        # A resumed run that took no step saves the same checkpoint again. Replacing an intact
+        # checkpoint would leave a moment without one.
         shutil.rmtree(temporary)
     else:
         shutil.rmtree(final, ignore_errors=True)
@@ -156,9 +156,9 @@ def _write(
 
 
 def _prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole ones, and damaged ones older than the newest."""
-    # Sizes are enough here. Hashing every checkpoint at every save would cost more than the save,
-    # and the newest one has just been written.
+    """Remove all but the newest `keep` intact checkpoints, and any damaged newer ones."""
+    # Comparing sizes is enough here. Hashing every checkpoint at every save would cost more than
+    # the save itself, and the newest one has just been written.
     whole = [
         path for path in sorted(folder.glob("step-*")) if problem_of(path, hashed=False) is None
     ]
@@ -169,21 +169,21 @@ def _prune(folder: Path, keep: int) -> None:
 
 @dataclass
 class Found:
-    """A whole checkpoint of this format, not loaded yet."""
+    """An intact checkpoint of the current format that is not loaded yet."""
 
     path: Path
     manifest: dict[str, Any]
 
     skipped: list[str]
-    """Newer checkpoints that are damaged, with the reason."""
+    """Newer, damaged checkpoints with reasons."""
 
 
 def find_checkpoint(folder: Path) -> Found:
-    """The newest whole checkpoint, the same on all ranks, which call it together.
+    """Find the newest intact checkpoint. All ranks must call this together and get the same one.
 
-    Raises NoCheckpointError if none is whole, ResumeError for one of another format.
+    Raises NoCheckpointError if none is intact, and ResumeError for one of another format.
     """
-    # Rank 0 chooses: ranks that see a shared file system differently must not load different steps
+    # rank 0 chooses, because ranks may see different states of a shared file system
     choice: list[tuple[str, list[str]]] = [("", [])]
     if _rank() == 0:
         choice = [choose_checkpoint(folder)]
@@ -200,15 +200,16 @@ def find_checkpoint(folder: Path) -> Found:
 
 
 def load_checkpoint(folder: Path, engine: Engine) -> Loaded:
-    """Load the newest whole checkpoint, on any number of ranks; on the same number it is exact.
+    """Load the newest intact checkpoint, on any number of ranks.
 
-    Raises NoCheckpointError if none is whole, ResumeError for one of another format.
+    Random number generators are restored only if the number of ranks is the same. Raises
+    NoCheckpointError if no checkpoint is intact, and ResumeError for one of another format.
     """
     return load_found(find_checkpoint(folder), engine)
 
 
 class Loadable(Protocol):
-    """What loading needs of an engine."""
+    """The part of an engine that loading needs."""
 
     rank: int
     world_size: int
@@ -217,7 +218,7 @@ class Loadable(Protocol):
 
 
 def load_found(found: Found, engine: Loadable) -> Loaded:
-    """Load a checkpoint into the engine; raises ResumeError where its tensors do not fit."""
+    """Load a checkpoint into the engine. Raises ResumeError if its tensors do not fit."""
     manifest = found.manifest
     engine.load_state(load_file(found.path / "engine.safetensors"))
     rng = load_file(found.path / "rng.safetensors")
@@ -225,7 +226,7 @@ def load_found(found: Found, engine: Loadable) -> Loaded:
         torch.set_rng_state(rng[f"rank-{engine.rank}"])
 
     tensors = {}
-    # only what the manifest lists has been hashed
+    # only files that the manifest lists have been hashed
     if "callbacks.safetensors" in manifest["files"]:
         tensors = load_file(found.path / "callbacks.safetensors")
     return Loaded(manifest["step"], manifest["states"], tensors, manifest, found.skipped)
@@ -247,9 +248,9 @@ def _check_format(manifest: dict[str, Any], path: Path) -> None:
 
 
 def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
-    """Name of the newest whole checkpoint, or ""; and the newer, damaged ones with reasons."""
+    """The name of the newest intact checkpoint, or "", and newer, damaged ones with reasons."""
     if folder.is_dir():
-        # a glob takes a folder that cannot be read for an empty one, and a run would start anew
+        # glob treats an unreadable folder as empty, and a run would then start from scratch
         with file_errors(folder):
             list(folder.iterdir())
     unfinished = sorted(folder.glob(".tmp-step-*"), reverse=True)
@@ -264,7 +265,7 @@ def choose_checkpoint(folder: Path) -> tuple[str, list[str]]:
 
 
 def _refuse_forbidden(path: Path) -> None:
-    """Raise FileError for a checkpoint that this user may not read: it need not be damaged."""
+    """Raise FileError for a checkpoint that this user may not read. It may well be intact."""
     with file_errors(path):
         inside = sorted(path.iterdir()) if path.is_dir() else []
     for file in inside:
@@ -277,15 +278,16 @@ def _refuse_forbidden(path: Path) -> None:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints whose files are all as their manifest states, oldest first."""
+    """Checkpoints whose files all match their manifest, oldest first."""
     return [path for path in sorted(folder.glob("step-*")) if problem_of(path) is None]
 
 
 def problem_of(path: Path, *, hashed: bool = True) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is whole.
+    """The reason why a checkpoint cannot be used, or None if it is intact.
 
-    hashed: read and hash all files; without it, only their sizes are compared. One of an older
-    format counts as whole, because loading it gives a better reason.
+    hashed: read and hash all files; otherwise only their sizes are compared.
+
+    A checkpoint of an older format counts as intact, because loading it gives a better message.
     """
     try:
         manifest = read_manifest(path)
@@ -306,23 +308,23 @@ def problem_of(path: Path, *, hashed: bool = True) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        # whatever a damaged manifest leads to
+        # a damaged manifest can cause any of these
         return "manifest.json is garbled"
     return None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, unchecked."""
+    """Read the manifest of a checkpoint, without checks."""
     return json.loads((path / "manifest.json").read_text())
 
 
 def is_of_older_format(manifest: dict[str, Any]) -> bool:
-    """Whether the manifest is from before checksums; a bit that flipped must not look like one."""
+    """Whether a manifest predates checksums. A flipped bit must not make it look so."""
     return SEAL not in manifest and manifest.get("format") != FORMAT and "files" in manifest
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    """Size and hash of a file, read back from the system."""
+    """Size and hash of a file, read back after writing."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, HASH).hexdigest()
     return {"bytes": path.stat().st_size, HASH: digest}
@@ -355,6 +357,6 @@ def _sync(folder: Path) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch and numpy's global generators."""
+    """Seed the global random number generators of torch and NumPy."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that use the global generator

@@ -1,4 +1,4 @@
-"""A checkpoint of a run with fewer heads, loaded into an engine with more."""
+"""Load a checkpoint into an engine that has more heads."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ WEIGHT = "weight/"
 
 
 class WithNewHeads:
-    """An engine that takes up states in which the last heads are missing.
+    """An engine that can load states in which the last heads are missing.
 
-    The heads of the state are the first ones of the engine, in the same order. A tensor that counts
-    heads along its first dimension is filled up with the engine's own rows. The optimizer's
-    state of such a tensor starts afresh, for all heads: SOAP keeps it for the tensor as a whole.
+    The heads of the state must be the first ones of the engine, in the same order. Tensors whose
+    first dimension counts heads are completed with rows of the engine. Their optimizer state starts
+    afresh for all heads, because SOAP keeps it for the tensor as a whole.
     """
 
     def __init__(self, engine: Engine, num_saved: int) -> None:
@@ -26,7 +26,7 @@ class WithNewHeads:
         self.world_size = engine.world_size
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a state; raises ResumeError where anything but the number of heads differs."""
+        """Load a state. Raises ResumeError if anything but the number of heads differs."""
         completed = filled_up(state, self._engine.state(), self.num_saved)
         grown = []
         for name, tensor in completed.items():
@@ -42,7 +42,7 @@ class WithNewHeads:
 def filled_up(
     saved: dict[str, Tensor], own: dict[str, Tensor], num_saved: int
 ) -> dict[str, Tensor]:
-    """The saved tensors, with the last rows of `own` added where these have more heads."""
+    """The saved tensors, completed with the last rows of `own` if `own` has more heads."""
     completed = {}
     for name, tensor in saved.items():
         target = own.get(name)

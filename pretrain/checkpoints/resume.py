@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, and with which changed settings and data."""
+"""Resume a run: choose the checkpoint, and check changed settings and data."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from .run_data import KeptHeads, RunData
 from .run_folder import Resume, how_to_go_on_without_checkpoint
 
 
-# Relative changes of a learning rate or a weight that are worth a line.
+# larger relative changes of a learning rate or weight are reported
 NOTABLE = 0.01
-# the value of a setting that one of two configs does not have
+# the value of a setting that one of two configs lacks
 NOT_SET = "not set"
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A checkpoint that the run continues from, checked against its settings and data."""
+    """The checkpoint that a run continues from, already checked against settings and data."""
 
     found: Found
     kept: KeptHeads
@@ -46,12 +46,12 @@ class Continuation:
 
     @property
     def data_before(self) -> RunData:
-        """The data of the run when the checkpoint was written."""
+        """The data of the run at the time of the checkpoint."""
         return RunData.from_dict(self.found.manifest["data"])
 
     @property
     def start(self) -> dict[str, Any] | None:
-        """What the checkpoint says of the model that the run began with, if it did."""
+        """The record of the model that the run started from, or None."""
         return self.found.manifest.get("start")
 
 
@@ -63,14 +63,14 @@ def look_for_run(
     *,
     changed_data: bool = False,
 ) -> Continuation | None:
-    """The newest whole checkpoint of the run folder as `resume` says; None for a fresh start.
+    """Find the checkpoint to resume from, as `resume` demands; None for a new run.
 
-    All ranks call it, and nothing is changed. What differs from the checkpoint is printed.
+    All ranks must call this. Nothing is changed. Differences from the checkpoint are printed.
 
-    changed_data: the user knows that the data have changed.
+    changed_data: whether the user allows data that have changed.
 
-    Raises NoCheckpointError when there must be one, and ResumeError when it does not fit the
-    settings or the data.
+    Raises NoCheckpointError if a checkpoint is required but missing, and ResumeError if it does not
+    fit the settings or the data.
     """
     if resume == "no":
         return None
@@ -122,10 +122,12 @@ def look_for_run(
 def take_up(
     continuation: Continuation, engine: Engine, potential: Potential, run_data: RunData
 ) -> Loaded:
-    """Load a checkpoint into the engine, whose potential was built with `continuation.kept`.
+    """Load a checkpoint into the engine. The potential must be built with `continuation.kept`.
 
-    Heads that the checkpoint does not have stay as they were built. So do the E0 of elements that
-    are new at their level of theory; `run_data` are the data that they come from.
+    Heads that the checkpoint lacks keep their initial values, and so do the E0 of elements that are
+    new at their level of theory. `run_data` are the data from which these E0 were derived.
+
+    Raises ResumeError if the tensors do not fit.
     """
     kept = continuation.kept
     fresh_e0 = potential.e0.detach().clone()
@@ -144,11 +146,11 @@ def take_up(
 def notes_on_levels(
     continuation: Continuation, potential: Potential, structures: list[Structure]
 ) -> list[str]:
-    """What looks wrong about the levels of theory of other data, after `take_up`.
+    """Warnings about levels of theory in changed data, to be called after `take_up`.
 
-    structures: of these data. The heads that the run began with are compared with their energies.
+    The energies of `structures` from these data are compared with the heads of the checkpoint.
 
-    Raises ResumeError where the names of levels were swapped.
+    Raises ResumeError if the names of levels look swapped.
     """
     found = misfits(potential, structures, continuation.kept.elements)
     names = swapped(found)
@@ -176,7 +178,7 @@ class Change:
         return f"{self.key} {self.old} -> {self.new}"
 
     def how_to_undo(self) -> str:
-        """What to type for the old value, which is YAML there."""
+        """What to type to restore the old value, as YAML."""
         if self.old == NOT_SET:
             return f"leave {self.key} out"
         value = self.old if isinstance(self.old, str) else json.dumps(self.old)
@@ -188,10 +190,10 @@ class Change:
 
 
 def check_settings(manifest: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
-    """Raise ResumeError for a changed setting that a resume cannot apply."""
+    """Raise ResumeError for a changed setting that a resumed run cannot apply."""
     done = manifest["step"]
     if config.max_steps < done:
-        # the record of the model would state fewer steps than were made
+        # otherwise the model's record would state fewer steps than were made
         raise ResumeError(
             f"max_steps={config.max_steps} is less than the {done} steps that the run has made",
             remedy=f"set max_steps={done} for the model as it is now, or more to go on",
@@ -213,7 +215,7 @@ def check_settings(manifest: dict[str, Any], config: PretrainConfig, folder: Pat
 def _check_changed_data(
     before: RunData, now: RunData, data: Collection, folder: Path, *, allowed: bool
 ) -> None:
-    """Raise ResumeError unless the run may go on with other data than it began with."""
+    """Raise ResumeError unless the run may continue with changed data."""
     refuse_other_spelling(
         now.elements,
         before.elements,
@@ -223,13 +225,13 @@ def _check_changed_data(
         remedy=how_to_rename,
     )
     gone = before.missing_in(now)
-    # a new level may well begin with the structures of an old one
+    # a new level may legitimately start with the structures of an old one
     renamed = [level for level in now.taken_from(before) if level in before.elements]
     if renamed:
         remedy = "convert the data with the names of the run, or start a new run in another folder"
     elif gone:
-        # A level of another name is another level, even where only its name has changed: nobody
-        # but the user can know.
+        # A renamed level counts as another level, because only the user can know that it is the
+        # same.
         remedy = "name data that have them, or start a new run in another folder"
     elif allowed:
         return
@@ -246,7 +248,7 @@ def _check_changed_data(
 
 
 def jumps(manifest: dict[str, Any], config: PretrainConfig) -> list[str]:
-    """What changes at once in the next step, because it depends on the share of all steps done."""
+    """Notes on quantities that jump at the next step because they depend on `max_steps`."""
     step = manifest["step"]
     before = PretrainConfig.model_validate({"data": "", "out": ""} | manifest["config"])
     old_rate = _learning_rate(before, step)
@@ -276,7 +278,7 @@ def _learning_rate(config: PretrainConfig, step: int) -> float:
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """Every setting that differs between two saved configs.
 
-    A setting that the older config does not have yet had its default value.
+    A setting that is missing in the older config counts as having its default value.
     """
     defaults = _flat(PretrainConfig(data="", out="").saved())
     new = _flat(now)
@@ -287,7 +289,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by full key; an empty section is no key."""
+    """Flatten a tree to values by full key; empty sections are left out."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -298,7 +300,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rule_of(key: str, rules: dict[str, str]) -> str:
-    """The rule of a setting, or that of the section that it lies in."""
+    """The rule of a setting, or of the section that contains it."""
     while key not in rules:
         key, dot, _ = key.rpartition(".")
         assert dot, f"no rule for {key}"

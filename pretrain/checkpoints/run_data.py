@@ -1,7 +1,7 @@
-"""What a checkpoint knows about the data and the heads of its run, and how other data differ.
+"""What a checkpoint stores about the data and heads of its run, and how other data differ.
 
-Levels of theory and elements have names. Heads, rows of E0 and positions in a stream are numbers,
-which mean something only with the data that they were counted in. So a checkpoint keeps both.
+Heads, rows of E0 and positions in a stream are numbers that have a meaning only for the data of the
+run. A checkpoint therefore also stores the names of levels of theory and elements.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from ...data_pipelines.stream.collection import Collection
 from ...model_zoo.potential.potential import Potential
 
 
-# energies that two levels of theory share by more than an accident
+# If two levels of theory share at least this many energies, it is not by chance.
 FEWEST_COMMON = 3
-# A level that keeps so large a share of its own structures, relative to the share that it has got
-# of another level's, has been enlarged rather than exchanged.
+# A level may keep a share of its own structures and receive a share of another level's structures.
+# If the ratio of these shares is at least this value, the level has grown and was not exchanged.
 MOST_OF_ITS_OWN = 0.5
-# Fingerprints of training structures that are kept. Those of more structures are the smallest ones:
-# a fingerprint is a hash, so they are a random sample, and the same one in any data.
+# The number of fingerprints of training structures that are stored, the smallest ones. Fingerprints
+# are hashes, so these are a random sample that is reproducible for any data.
 MOST_LEARNED = 2000
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The data sets of a run, and what is in their training splits."""
+    """The data sets of a run, and the content of their training splits."""
 
     contents: dict[str, str]
-    """Name of a data set -> hash of its structures. The name of the only one has no meaning."""
+    """Name of a data set -> hash of its structures. A single data set is named "data"."""
 
     num_structures: int
-    """For training, in all sets."""
+    """The number of training structures in all data sets."""
 
     elements: dict[str, list[str]]
-    """Level of theory -> elements with training energies, for the levels with training data."""
+    """Level of theory -> elements with training energies, for all levels with training data."""
 
     sketches: dict[str, list[str]]
-    """Level of theory -> its energy sketch; empty for data converted before there was one."""
+    """Level of theory -> energy sketch; empty for data converted before sketches existed."""
 
     physics: str | None
-    """Hash of the physics that was subtracted from the labels; None for labels as they are."""
+    """Hash of the physics that was subtracted from the labels; None without physics."""
 
     learned: list[int]
     """The smallest fingerprints of structures that the run has trained on, ascending."""
@@ -55,7 +55,7 @@ class RunData:
     def of(cls, data: Collection) -> Self:
         contents = {}
         for folder, info in zip(data.folders, data.infos, strict=True):
-            # a run on one data set may find it in another folder later
+            # a single data set may be in another folder at a resume
             name = folder.name if len(data.folders) > 1 else "data"
             contents[name] = _content(info)
         elements = {}
@@ -68,22 +68,22 @@ class RunData:
         return cls(contents, data.num_structures("train"), elements, sketches, physics, learned)
 
     def after(self, before: RunData) -> RunData:
-        """These data for a run that has trained on those before, which it does not forget."""
+        """These data for a run that has also trained on the data `before`."""
         learned = _smallest(np.array([*self.learned, *before.learned], np.int64))
         return replace(self, learned=learned)
 
     def known_in(self, data: Collection) -> list[str]:
-        """A note for each held-out split that has near copies of what the run has trained on.
+        """A note for each held-out split with near copies of structures that the run trained on.
 
-        Copies in the training split of the data themselves are not counted: their conversion has
-        told of them, and the run is not what spoils those errors.
+        Structures that also have copies in the training split of `data` are not counted, because
+        the conversion has already reported them.
         """
         notes = []
         own = np.sort(_fingerprints(data, "train"))
         for split in HELD_OUT:
             judged = _fingerprints(data, split)
             judged = np.delete(judged, rows_in(own, judged))
-            # of a sample, only those below its largest could have been in it
+            # if fingerprints are a sample, only those below its largest can be compared
             is_sample = len(self.learned) >= MOST_LEARNED
             comparable = judged[judged <= self.learned[-1]] if is_sample else judged
             known = len(rows_in(np.array(self.learned, np.int64), comparable))
@@ -98,7 +98,7 @@ class RunData:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        # runs that began before there were sketches go on without them
+        # runs that started before sketches existed continue without them
         sketches = saved.get("sketches") or {level: [] for level in saved["elements"]}
         return cls(
             saved["contents"],
@@ -120,10 +120,11 @@ class RunData:
         }
 
     def taken_from(self, before: RunData) -> dict[str, str]:
-        """Levels of theory that hold the structures of another level of the data before.
+        """Levels of theory that now hold structures of another level in the data `before`.
 
-        Level -> the level that had them. Both names are known from energies that are the same to
-        the last digit. A level that also kept its own structures is not among them.
+        The result maps each such level to the level that had the structures. Structures are
+        recognised by energies that are equal to the last digit. A level that also kept its own
+        structures is not included.
         """
         taken = {}
         for level, sketch in self.sketches.items():
@@ -138,7 +139,7 @@ class RunData:
         return taken
 
     def missing_in(self, other: RunData) -> list[str]:
-        """Levels of theory, and elements of levels, that only this one has, as phrases."""
+        """Phrases for levels of theory, and elements at levels, that `other` lacks."""
         phrases = []
         for level, elements in self.elements.items():
             if level not in other.elements:
@@ -150,7 +151,7 @@ class RunData:
         return phrases
 
     def difference_from(self, before: RunData) -> str:
-        """How these data differ from those before, as one phrase."""
+        """One phrase on how these data differ from the data `before`."""
         phrases = []
         gone = before.missing_in(self)
         if gone:
@@ -176,13 +177,13 @@ class RunData:
 
 
 def trained_levels(data: Collection) -> dict[str, Any]:
-    """The census rows of the levels of theory that have training structures, the largest first."""
+    """Census rows of the levels of theory with training structures, the largest first."""
     levels = data.census()["levels_of_theory"]
     return {level: row for level, row in levels.items() if row["structures"].get("train")}
 
 
 def _fingerprints(data: Collection, split: str) -> np.ndarray:
-    """Fingerprints of the structures of a split in all data sets."""
+    """Fingerprints of the structures in a split of all data sets."""
     found = [
         read_fingerprints(folder, info)[split]
         for folder, info in zip(data.folders, data.infos, strict=True)
@@ -191,8 +192,8 @@ def _fingerprints(data: Collection, split: str) -> np.ndarray:
 
 
 def _smallest(fingerprints: np.ndarray) -> list[int]:
-    """The smallest of them, each once, ascending."""
-    # not numpy's unique(), which takes fifty times as long as a sort
+    """The smallest distinct fingerprints, ascending, at most MOST_LEARNED."""
+    # not np.unique, which takes fifty times as long as a sort
     ordered = np.sort(fingerprints)
     is_first = np.ones(len(ordered), bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -201,10 +202,10 @@ def _smallest(fingerprints: np.ndarray) -> list[int]:
 
 
 def _content(info: dict[str, Any]) -> str:
-    """Hash of all structures of a data set, of every split, from what its dataset_info.json says.
+    """Hash of all structures of a data set, over all splits, from its dataset_info.json.
 
-    The hash of the source would not do: one source converts to many data sets, with other labels,
-    levels of theory and splits.
+    The hash of the source is not enough, because one source can be converted to data sets with
+    different labels, levels of theory and splits.
     """
     digest = hashlib.sha256()
     for name, shard in sorted(info["shards"].items()):
@@ -214,13 +215,13 @@ def _content(info: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class KeptHeads:
-    """What a resumed potential keeps of the one that was saved, whatever its data say today."""
+    """What a resumed potential keeps from the saved one, even if the data have changed."""
 
     num_neighbours: float
-    """The normalisation of sums over neighbours, under which the weights were learned."""
+    """The normalisation of sums over neighbours with which the weights were trained."""
 
     elements: dict[str, list[str]]
-    """Level of theory -> elements whose E0 are known, in the order of the heads."""
+    """Level of theory -> elements with known E0, in the order of the heads."""
 
     @classmethod
     def of(cls, potential: Potential, run_data: RunData) -> Self:
@@ -230,7 +231,7 @@ class KeptHeads:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Self:
-        # a list, because the order of the heads must survive any handling of the JSON
+        # stored as a list, because JSON objects do not guarantee the order of the heads
         elements = {row["level_of_theory"]: row["elements"] for row in saved["heads"]}
         return cls(saved["num_neighbours"], elements)
 

@@ -1,4 +1,4 @@
-"""The run folder: refused when it holds something else, set aside for a new run, and locked."""
+"""The run folder: checked for other content, set aside for a new run, and locked."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from .checkpoints import choose_checkpoint
 Resume = Literal["no", "auto", "must"]
 
 LOCK = ".lock"
-# ending of an old run that is being removed
+# suffix of an old run that is being removed
 REMOVED = ".removed"
-# What the parts of a run write below its folder, besides the model.
+# files that a run writes into its folder, besides the model
 OWN_FILE = re.compile(
     r"config\.yaml|metrics\.jsonl|evaluation\.json|predictions\.npz"
     r"|hang-rank-\d+\.txt|wandb-id\.txt|wandb"
@@ -41,19 +41,19 @@ OWN_FILE = re.compile(
 def refuse_occupied(
     config: PretrainConfig, data: Collection, resume: Resume, *, overwrite: bool = False
 ) -> None:
-    """Raise DestinationError or ResumeError if the run would replace what its folder holds.
+    """Raise DestinationError or ResumeError if the run would replace content of its folder.
 
-    Pruning, for one, would keep an old run's checkpoints and delete those of the new one.
+    Among other things, pruning would keep an old run's checkpoints and delete the new ones.
 
-    Raises NoCheckpointError where `auto` finds damaged checkpoints alone: to start again from step
-    0 would throw away what they may still hold, and hours of work, without a question.
+    Raises NoCheckpointError if `auto` finds only damaged checkpoints. Restarting from step 0
+    without asking would throw away hours of work that they may still contain.
     """
     out = Path(config.out)
     folder = out / "checkpoints"
     name, skipped = choose_checkpoint(folder)
     damaged = [reason for reason in skipped if reason.startswith("step-")]
     if resume == "auto" and not name and damaged and not overwrite:
-        # an unfinished save is no damage: the run was killed in its first save
+        # an unfinished save does not count as damage: the run was killed during its first save
         refusal = NoCheckpointError(folder, damaged)
         refusal.remedy = how_to_go_on_without_checkpoint(out)
         raise refusal
@@ -69,7 +69,7 @@ def refuse_occupied(
     if not _holds_nothing(out):
         how = "replace it with --overwrite"
         if resume != "no":
-            # the two options exclude each other
+            # --overwrite and --resume exclude each other
             how = "start a new run with --overwrite in place of --resume"
         check_destination(
             out,
@@ -82,7 +82,7 @@ def refuse_occupied(
 
 
 def how_to_go_on_without_checkpoint(out: Path) -> str:
-    """What a user can do who wants to resume from a folder without a whole checkpoint."""
+    """The remedy for a user who resumes from a folder without an intact checkpoint."""
     if contents(out) is None or _holds_nothing(out):
         return "start without --resume"
     if kind_of(out) == "a training run":
@@ -96,12 +96,12 @@ def how_to_go_on_without_checkpoint(out: Path) -> str:
 
 
 def _is_unfinished_run(out: Path) -> bool:
-    """Whether a run was killed here before its first whole checkpoint."""
+    """Whether the folder holds a run that was killed before it wrote a model."""
     return kind_of(out) == "a training run" and not (out / "model").exists()
 
 
 def _holds_nothing(out: Path) -> bool:
-    """Whether the folder is there, and empty but for what a process leaves that is killed early."""
+    """Whether the folder exists and is empty, apart from leftovers of a process killed early."""
     if not out.is_dir():
         return False
     names = [path.name for path in out.iterdir()]
@@ -110,19 +110,19 @@ def _holds_nothing(out: Path) -> bool:
 
 @contextmanager
 def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[None]:
-    """Set what is in the run folder aside for a new run, and remove it once that has ended well.
+    """Set the content of the run folder aside for a new run, and remove it once that has finished.
 
-    Files that a user has put there are taken into the folder of the new run.
+    Files that a user has added are carried over into the folder of the new run.
 
-    When the block fails before anything was written, the old run is put back. Otherwise both are
-    there: the new one can be resumed, and the old one is in a folder of its own.
+    If the block fails before anything was written, the old run is restored. If it fails later, both
+    runs are kept: the new one can be resumed, and the old one stays in a separate folder.
     """
     if not overwrite or not out.exists() or _holds_nothing(out):
         yield
         return
 
     _remove_leftovers(out)
-    # refused while another process trains into the folder
+    # raises while another process trains into the folder
     with sole_writer(out), file_errors(out):
         old = _unused_name(out)
         out.rename(old)
@@ -137,8 +137,8 @@ def run_set_aside(out: Path, console: Console, *, overwrite: bool) -> Iterator[N
     if (out / "model").is_dir():
         with file_errors(out):
             keep_files_of_others(old, out, files_of_run(old))
-        # A process that is killed while it removes the folder leaves half of it, which nobody
-        # should take for the old run, and which the next one removes.
+        # Renamed first: if the process is killed while it removes the folder, the rest must not
+        # look like the old run. The next run removes it.
         with suppress(OSError):
             old = old.rename(out.with_name(f".{old.name}{REMOVED}"))
         shutil.rmtree(old, ignore_errors=True)
@@ -150,12 +150,12 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def files_of_run(out: Path) -> Callable[[str], bool]:
-    """Whether a path inside a run folder is one that a pretraining wrote, and not of a user's."""
+    """A function that tells whether a path inside a run folder was written by pretraining."""
     is_of_model = files_of_model(out / "model")
 
     def is_ours(name: str) -> bool:
         if name == WATCH_PAGE:
-            # drawn by a command of its own, and a user may have a page of that name
+            # written by a separate command, and a user may have a page with this name
             return PAGES.is_at(out / name)
         if name.startswith("model/"):
             return is_of_model(name.removeprefix("model/"))
@@ -165,14 +165,17 @@ def files_of_run(out: Path) -> Callable[[str], bool]:
 
 
 def _unused_name(out: Path) -> Path:
-    """`NAME.old-1` next to the run folder, or the first number that is free."""
+    """The first unused path of the form NAME.old-N next to the run folder."""
     names = (out.with_name(f"{out.name}.old-{number}") for number in itertools.count(1))
-    # also a link that leads nowhere is in the way
+    # a dangling link also counts as used
     return next(name for name in names if not name.exists() and not name.is_symlink())
 
 
 def sole_writer(out: Path) -> AbstractContextManager[None]:
-    """Hold the run folder against other processes, such as a rank that outlived its launcher."""
+    """Lock the run folder against other processes, such as a rank that outlived its launcher.
+
+    Raises LockedError on entering if another process holds the lock.
+    """
     refusal = LockedError(
         "another process trains into this folder",
         remedy="end it first, or name another folder",

@@ -1,12 +1,12 @@
 """The engine: forward, backward, step and state of a train module on any number of ranks.
 
-Facts about DeepSpeed 0.19 behind the code:
+Facts about DeepSpeed 0.19 that explain the code:
 
-- Forces must be computed inside forward.
-- The default of gradient clipping changed between releases, so it is always written out.
-- The optimizer is ours or torch's fused AdamW; neither needs a compiler.
-- The C++ extension that `init_distributed` would build on a CPU serves inference only, and is
-  switched off.
+- Forces must be computed inside `forward`.
+- The default of gradient clipping changed between releases, so it is always set explicitly.
+- The optimizer is evenfield's SOAP or torch's fused AdamW; neither needs a compiler.
+- On a CPU, `init_distributed` would build a C++ extension that only inference needs, so the
+  extension is switched off.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Counts = Callable[[], Tensor]
 
 
 class EngineConfig(Settings):
-    """How ranks share the work."""
+    """How ranks share optimizer state and gradients."""
 
     zero_stage: Literal[0, 1, 2] = Field(
         default=0,
@@ -53,7 +53,7 @@ class EngineConfig(Settings):
 
 
 class Engine(Protocol):
-    """What the training loop needs of an engine."""
+    """The engine interface that the training loop needs; see `DeepSpeedEngine`."""
 
     rank: int
     world_size: int
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
 
 class DeepSpeedEngine:
-    """One process or many, ZeRO 0, 1 or 2."""
+    """An engine for one or many processes, with ZeRO stage 0, 1 or 2."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class DeepSpeedEngine:
     ) -> None:
         """Join the process group and move the train module to this rank's device.
 
-        groups: of the potential's parameters, instead of `parameter_groups`; `rate` in a group
-        scales its learning rate. Learned noise always has a group of its own.
+        groups: parameter groups of the potential, by default those of `parameter_groups`. `rate` in
+            a group scales its learning rate. Learned noise always has a separate group.
 
-        Raises EvenfieldError for a potential that is not in float32.
+        Raises EvenfieldError for a potential that is not float32.
         """
         _refuse_double(train_module)
-        # ZeRO cuts matrices into parts, which SOAP needs whole; PretrainConfig refuses the pair
+        # SOAP needs whole matrices, but ZeRO cuts them; PretrainConfig refuses the combination
         assert config.zero_stage == 0 or optimizer.name != "soap"
         deepspeed = start_distributed()
         self.rank = dist.get_rank()
@@ -111,7 +111,7 @@ class DeepSpeedEngine:
             model=train_module,
             optimizer=new_optimizer(groups, optimizer),
             config={
-                # DeepSpeed only counts with this number: our batches are limited by their edges
+                # DeepSpeed uses this only for bookkeeping; our batches are limited by edges
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
                 # the loop decides which batches make a step
@@ -124,12 +124,12 @@ class DeepSpeedEngine:
                 "steps_per_print": 10**9,
             },
         )
-        # DeepSpeed's own clipping, which stage 0 calls, does not keep the norm
+        # replaces DeepSpeed's clipping in stage 0, which does not keep the norm
         self._norm = 0.0
         self._engine.clip_fp32_gradients = self._clip
 
     def forward(self, batch: Batch, counts: Counts, progress: float = 0.0) -> Tensor:
-        """The loss of a batch (`TrainModule.forward`), ready for `backward`."""
+        """Compute the loss of a batch for `backward`; see `TrainModule.forward`."""
         self._engine.train()
         return self._engine(batch, counts, progress)
 
@@ -138,7 +138,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def gradients_finite(self) -> bool:
-        """Whether all gradients of this rank are finite, which a finite loss does not imply."""
+        """Whether all gradients of this rank are finite. A finite loss does not imply this."""
         gradients = []
         for parameter in self._parameters:
             if parameter.grad is not None:
@@ -149,21 +149,21 @@ class DeepSpeedEngine:
             gradients += partition or []
         if not gradients:
             return True
-        # One read from the device for all gradients. A norm that overflows is as bad as a NaN.
+        # one read from the device for all gradients; an overflowing norm is as bad as a NaN
         norms = torch.stack(torch._foreach_norm(gradients))
         return bool(torch.isfinite(norms).all())
 
     def discard(self) -> None:
-        """Drop the gradients of a step that must not be taken."""
+        """Drop the gradients of a step that must be skipped."""
         self._engine.zero_grad()
         self._engine.optimizer.zero_grad()
-        # ZeRO would add what it has stored already to the next step's gradients
+        # otherwise ZeRO would add its stored gradients to those of the next step
         for store in ("all_grad_tensors", "averaged_gradients"):
             getattr(self._engine.optimizer, store, {}).clear()
 
     def step(self, learning_rate: float) -> float:
         """Sum gradients over ranks, clip, update, clear; returns the norm before clipping."""
-        # `rate` is the group's own factor, of learned noise and of layer-wise rates
+        # `rate` is a factor of the group, for learned noise and layer-wise learning rates
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate * group.get("rate", 1.0)
         self._engine.step()
@@ -172,9 +172,9 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm())
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and optimizer state by name, on the CPU and free of ranks.
+        """Weights and optimizer state by name, on the CPU and independent of ranks.
 
-        All ranks call it, and all get the whole state.
+        All ranks must call this, and all get the whole state.
         """
         weights = {
             f"weight/{name}": weight.detach().cpu().clone()
@@ -183,14 +183,14 @@ class DeepSpeedEngine:
         return weights | whole_state(self._engine.optimizer, self._names)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned on any number of ranks, in any stage.
+        """Load the result of `state`, from any number of ranks and any ZeRO stage.
 
-        Raises ResumeError, before anything is changed, where a name or a shape differs.
+        Raises ResumeError if a name or shape differs. Weights are changed only if all of them fit.
         """
         own = self.train_module.state_dict()
         saved = {}
         for name, weight in own.items():
-            # copying would broadcast: one saved head would become all heads
+            # shapes are checked, because a copy would broadcast one saved head to all heads
             saved[name] = state_of_shape(state, f"weight/{name}", weight.shape)
         put_weights(self.train_module, saved)
         load_whole_state(self._engine.optimizer, self._names, state)

@@ -1,4 +1,4 @@
-"""Weights are finite, or the training is an error: nothing else is saved, exported or kept."""
+"""Refuse weights that are not finite, so that they are never saved, exported or kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import TrainingError
 def refuse_infinite_weights(module: nn.Module, step: int) -> None:
     """Raise TrainingError if a parameter of `module` is not finite after `step`."""
     parameters = dict(module.named_parameters())
-    # One read from the device for all of them. A norm that overflows is as bad as a NaN.
+    # one read from the device for all parameters; an overflowing norm is as bad as a NaN
     norms = torch.stack(torch._foreach_norm(list(parameters.values())))
     if bool(torch.isfinite(norms).all()):
         return

@@ -1,13 +1,14 @@
-"""Levels of theory that learn their readouts from each other.
+"""Levels of theory that share a part of their readouts in training.
 
-The readout W of a level is a part S that several levels share plus a difference D of its own. A
-step of gradient descent on both moves the sum W = S + D, for the gradient g of each level h, by
+The readout W of a level is the sum of a part S shared by several levels, and a difference D of the
+level. With gradients g[h] of the levels h, a step of gradient descent on S and D moves W = S + D by
 
     change of W[h]  ~  g[h] + strength * sum of g over the levels that share
 
-so it is enough to add that sum to the gradients of W, and the readout needs no other parameters: a
-model that was trained like this is stored and fine-tuned as any other. A level with few structures
-mostly follows the sum, and one with many mostly follows itself.
+It is therefore enough to add this sum to the gradients of W. The readout needs no additional
+parameters, and a model trained in this way is stored and fine-tuned like any other. A level with
+few structures mostly follows the sum, and a level with many structures mostly follows its own
+gradient.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from ...model_zoo.potential.potential import Potential
 
 
 class LevelSharingConfig(Settings):
-    """Which levels of theory learn their readouts from each other, and how much."""
+    """Which levels of theory share a part of their readouts, and how strongly."""
 
     levels: list[str] = Field(
         default=[],
         description="levels of theory that nearly agree, up to the energies of free atoms; none to "
         "keep all readouts apart",
-        # their readouts and energy scales start alike
+        # the readouts and energy scales of these levels start equal
         json_schema_extra={"resume": "refused"},
     )
     strength: float = Field(
@@ -47,10 +48,11 @@ class LevelSharingConfig(Settings):
 
 
 def share_readouts(potential: Potential, config: LevelSharingConfig) -> None:
-    """Let the levels that share start alike, and let their gradients be shared from now on.
+    """Give the sharing levels equal readouts, and share their gradients from now on.
 
-    What they share is in multiples of the energy scale, so all of them get one scale: the root of
-    the mean square of theirs. `check_data` has refused levels that the potential does not have.
+    Readouts are in multiples of the energy scale. All sharing levels therefore get the same scale,
+    the root mean square of their scales. The potential must have all levels in the config;
+    `check_data` ensures this.
     """
     if not config.levels:
         return
@@ -68,6 +70,6 @@ def share_readouts(potential: Potential, config: LevelSharingConfig) -> None:
         added[heads] = config.strength * of_all
         return gradient + added
 
-    # under DeepSpeed, too, a hook comes before gradients are added up over ranks
+    # with DeepSpeed too, hooks run before gradients are summed over ranks
     for weight in (readout.weight, readout.element_weight):
         weight.register_hook(shared)

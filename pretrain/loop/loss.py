@@ -1,10 +1,10 @@
 """The loss: a Huber term for each registered label, normalised by the counts of the whole step.
 
-Each rank returns the sum over its own labels divided by the number of labels on all ranks and in
-all batches of the step. So the result does not depend on how structures are distributed to ranks.
-A missing label (NaN) does not count.
+Each rank returns the sum over its own labels, divided by the number of labels on all ranks and in
+all batches of the step. The result therefore does not depend on how structures are distributed over
+ranks. Missing labels (NaN) do not count.
 
-With a noise s of its level of theory (noise.py) an error e counts as e / s, and log s is added if s
+If a level of theory has a noise s (noise.py), an error e enters as e / s, and log s is added if s
 is learned.
 
 Shapes: H levels of theory, L labels, S structures, N atoms, R rows (structures or atoms).
@@ -58,7 +58,7 @@ def _term_fields() -> dict[str, Any]:
     return fields
 
 
-# The keys come from the registry of labels, so that a new label needs no edit here.
+# The keys come from the label registry, so a new label needs no change here.
 LabelNoise = create_model(
     "LabelNoise", __base__=Settings, __doc__="Noise of a level of theory.", **_noise_fields()
 )
@@ -68,10 +68,10 @@ LabelTerms = create_model(
 
 
 class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # made from the registry
-    """Weights and Huber widths of the terms, and the noise that errors are divided by.
+    """Weights and Huber widths of the terms, and the noise by which errors are divided.
 
-    A width is where an error stops counting squared and counts linearly. An error that is divided
-    by a noise has no unit, and so has its width, which is then a multiple of the noise.
+    Beyond the width, the loss grows linearly instead of quadratically with the error. If errors are
+    divided by a noise, the width has no unit and is a multiple of the noise.
     """
 
     final_energy: float | None = Field(
@@ -102,7 +102,7 @@ class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # made from the
         return self
 
     def at(self, progress: float) -> LossConfig:
-        """The weights when this share of all steps is done, from 0 to 1."""
+        """The config with the weights at `progress`, the share of steps done, from 0 to 1."""
         if self.final_energy is None:
             return self
         energy = self.energy * (self.final_energy / self.energy) ** progress
@@ -110,7 +110,7 @@ class LossConfig(LabelTerms):  # type: ignore[valid-type, misc]  # made from the
 
 
 def label_counts(batch: Batch) -> Tensor:
-    """Number of labelled components of each label, (L,) float64; atoms count by weight."""
+    """Numbers of labelled components (L,), float64. Components of atoms count by atom weight."""
     counts = []
     for name, label in LABELS.items():
         labelled = torch.isfinite(batch.labels[name])
@@ -127,18 +127,17 @@ def weighted_loss(
     config: LossConfig,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """This batch's share of the step's loss.
+    """The contribution of a batch to the loss of the step, a scalar.
 
-    counts: (L,), those of `label_counts` over the whole step.
-    noise: (H, L), of each label at each level of theory, in the unit of the label's error.
+    counts: (L,) sum of `label_counts` over the whole step.
+    noise: (H, L) noise of each label at each level of theory, in the unit of the label's error.
     """
     assert batch.atom_weight is not None
     dtype = batch.atom_weight.dtype
     counts = counts.clamp(min=1.0).to(batch.atom_weight)
     terms = []
     for index, (name, label) in enumerate(LABELS.items()):
-        # the difference is taken in the label's own precision: total energies are large, and their
-        # errors small
+        # subtracted in the label's dtype, because total energies are large and errors are small
         error = prediction.labels[name] - batch.labels[name]
         if label.extensive:
             error = error / _rows(batch.atoms_per_structure, error)
@@ -166,7 +165,7 @@ def weighted_loss(
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """Values (R,) as (R, 1, ...), to be multiplied with every component of a row of `like`."""
+    """Reshape values (R,) to (R, 1, ...), for broadcasting against the rows of `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -177,8 +176,8 @@ def _huber_sum(
     noise: Tensor | None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Sum of Huber errors over labelled entries over the width: large errors have slope 1."""
-    # The mask is that of the labels alone: a prediction that is not finite must not be hidden.
+    """Sum of Huber losses of labelled entries, divided by the width. Large errors have slope 1."""
+    # masked by labels alone, because predictions that are not finite must not be hidden
     error = torch.where(labelled, error, 0.0)
     if noise is not None:
         error = error / noise

@@ -1,6 +1,6 @@
-"""Noise of the labels of each level of theory, by which the loss divides their errors.
+"""The noise of labels at each level of theory. The loss divides errors by it.
 
-It is given in the settings (`loss.noise`), or learned (`loss.learn_noise`).
+The noise is set in the config (`loss.noise`) or learned (`loss.learn_noise`).
 """
 
 from __future__ import annotations
@@ -15,27 +15,30 @@ from ...core.labels import LABELS
 from .loss import LossConfig
 
 
-# Learning rate of log noise over that of the weights: the logarithm has to fall by some units
-# within a run.
+# Learning rate of the log noise, relative to that of the weights. The logarithm has to fall by
+# several units within a run.
 RATE = 5.0
 
-# A lower bound. Without it, a source that is learned by heart would get all the weight.
+# Lower bound of learned noise. Without it, memorised data would get all the weight.
 LEAST = tuple(label.least_noise for label in LABELS.values())
 
 
 class NoiseScales(nn.Module):
     """Noise (H, L) of each label at each level of theory, in the unit of the label's error.
 
-    Learned, it is least + exp(s) with parameters s. The loss then contains its logarithm, which
-    keeps it from growing: the negative log-likelihood of Kendall, Gal and Cipolla (CVPR 2018,
-    eq. 7), with Huber's density in place of the normal one.
+    Learned noise is least + exp(s), with parameters s. The loss then contains its logarithm, which
+    keeps the noise from growing. This is the negative log-likelihood of Kendall, Gal and Cipolla
+    (CVPR 2018, eq. 7), with Huber's density instead of the normal one.
     """
 
     given: Tensor
     least: Tensor
 
     def __init__(self, config: LossConfig, levels_of_theory: list[str]) -> None:
-        """Raises EvenfieldError when some, but not all levels of theory are given a noise."""
+        """Set up the noise.
+
+        Raises EvenfieldError if the config names only some of the levels of theory, or others.
+        """
         super().__init__()
         if config.noise:
             _check_levels(config, levels_of_theory)
@@ -49,7 +52,8 @@ class NoiseScales(nn.Module):
 
         self.levels = list(levels_of_theory)
         self.learned = config.learn_noise
-        # Buffers, so that they move to the engine's device; settings hold them, not checkpoints.
+        # buffers, so that they move to the engine's device; they are stored in settings, not in
+        # checkpoints
         self.register_buffer("given", start, persistent=False)
         if self.learned:
             least = torch.tensor(LEAST, dtype=torch.float32)
@@ -59,19 +63,19 @@ class NoiseScales(nn.Module):
             self.log_excess = nn.Parameter(excess.log())
 
     def forward(self) -> Tensor:
-        """(H, L)."""
+        """The current noise, (H, L)."""
         if not self.learned:
             return self.given
         return self.least + self.log_excess.exp()
 
     def groups(self) -> list[dict[str, Any]]:
-        """The group of parameters for the optimizer; none if the noise is given."""
+        """The parameter group for the optimizer; an empty list if the noise is not learned."""
         if not self.learned:
             return []
         return [{"params": [self.log_excess], "weight_decay": 0.0, "rate": RATE}]
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Noise by level of theory and label, JSON-ready."""
+        """The noise by level of theory and label, JSON-ready."""
         rows = self().detach().cpu().tolist()
         table = {}
         for level, row in zip(self.levels, rows, strict=True):
@@ -82,7 +86,7 @@ class NoiseScales(nn.Module):
 def _check_levels(config: LossConfig, levels_of_theory: list[str]) -> None:
     remedy = f"name each of {', '.join(levels_of_theory)}, or leave it out"
     differing = {*levels_of_theory} ^ {*config.noise}
-    # the first one is enough for an error
+    # raise for the first one
     for level in sorted(differing):
         if level in config.noise:
             problem = f"loss.noise: {level} is not a level of theory of the data"
@@ -92,7 +96,7 @@ def _check_levels(config: LossConfig, levels_of_theory: list[str]) -> None:
 
 
 def noise_of(config: LossConfig, levels_of_theory: list[str]) -> NoiseScales | None:
-    """The noise that a config asks for; None if it asks for none."""
+    """The noise that the config specifies; None if it specifies none."""
     if config.noise or config.learn_noise:
         return NoiseScales(config, levels_of_theory)
     return None

@@ -1,4 +1,4 @@
-"""Which optimizer steps which parameters, and with how much weight decay."""
+"""The optimizer and its parameter groups, with weight decay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OptimizerConfig(Settings):
     name: Literal["soap", "adamw"] = Field(
         default="soap",
         description="soap learns more from a step; ZeRO 1 and 2 need adamw",
-        # their states have nothing in common
+        # the states of the two optimizers are incompatible
         json_schema_extra={"resume": "refused"},
     )
     learning_rate: float = Field(
@@ -43,17 +43,17 @@ class OptimizerConfig(Settings):
 
 
 def new_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer that the config names, over groups of parameters."""
+    """Create the optimizer that the config names, for parameter groups."""
     if config.name == "soap":
         return Soap(groups, lr=config.learning_rate)
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def parameter_groups(potential: Potential, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """The trained parameters, grouped by the roles that the potential gives them.
+    """The trainable parameters, grouped by `Potential.parameter_roles`.
 
     SOAP treats the first group as matrices. The last group has no weight decay. Frozen parameters
-    are in none.
+    are in no group.
     """
     groups: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "vector": []}
     roles = potential.parameter_roles()

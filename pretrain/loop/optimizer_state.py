@@ -1,9 +1,9 @@
-"""An optimizer's state under the names of its parameters, however ranks share it.
+"""The state of an optimizer by parameter name, independent of how ranks share it.
 
-ZeRO 1 and 2 lay the parameters of a group end to end in one line. Each rank holds an equal part of
-the line: its master weights and its moments. Here the parts are joined and cut into named tensors,
-which depend neither on the number of ranks nor on the stage. Any number of ranks in any stage can
-load them.
+ZeRO 1 and 2 concatenate the parameters of a group to a flat line. Each rank holds an equal part of
+the line, with its master weights and moments. The functions here join the parts and cut them into
+named tensors, which depend neither on the number of ranks nor on the ZeRO stage. They can be loaded
+on any number of ranks in any stage.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class _Line:
-    """The parameters of a group, laid end to end; this rank holds `part` of them."""
+    """The concatenated parameters of a group. This rank holds `part` of the line."""
 
     part: Tensor
     parameters: list[Tensor]
     starts: list[int]
 
     def cut(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each parameter with its piece of the whole line (flat), in the parameter's shape."""
+        """Yield each parameter with its piece of the whole line `flat`, in its shape."""
         for parameter, start in zip(self.parameters, self.starts, strict=True):
             piece = flat[start : start + parameter.numel()]
             yield parameter, piece.view(parameter.shape)
 
     def own_part(self, pieces: list[Tensor]) -> Tensor:
-        """What this rank holds of a line that is made of one piece for each parameter."""
-        # Zeros fill the gaps: DeepSpeed pads a line so that its parts are equally long.
+        """This rank's part of a line that consists of one piece per parameter."""
+        # zeros fill the gaps, because DeepSpeed pads a line to make all parts equally long
         flat = self.part.new_zeros(self.part.numel() * dist.get_world_size())
         for piece, start in zip(pieces, self.starts, strict=True):
             flat[start : start + piece.numel()] = piece.reshape(-1).to(flat)
@@ -51,10 +51,10 @@ class _Line:
 
 
 def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """Moments, step counts and the like as `exp_avg/NAME`, `step/NAME`, ..., on the CPU.
+    """The optimizer state as `exp_avg/NAME`, `step/NAME`, ..., on the CPU.
 
-    All ranks call it, and all get the whole state. `names` are those of the parameters. A parameter
-    that was never stepped has no entry, or one of zeros.
+    All ranks must call this, and all get the whole state. `names` maps parameters to names. A
+    parameter that was never stepped has no entries, or entries of zeros.
     """
     if isinstance(optimizer, Optimizer):
         return _unshared_state(optimizer, names)
@@ -63,12 +63,12 @@ def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
     for line in _lines(optimizer):
         own = optimizer.optimizer.state.get(line.part, {})
         if not own:
-            # The first step creates the state.
+            # the state does not exist before the first step
             continue
         for key in MOMENTS:
             flat = _gathered(own[key])
             for parameter, piece in line.cut(flat):
-                # a copy: the piece is a view, and would keep the whole line alive
+                # a copy, because a view would keep the whole line alive
                 state[f"{key}/{names[parameter]}"] = piece.cpu().clone()
         for parameter in line.parameters:
             state[f"step/{names[parameter]}"] = own["step"].detach().cpu().clone()
@@ -77,9 +77,10 @@ def whole_state(optimizer: Any, names: dict[Tensor, str]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
-    """Load what `whole_state` returned.
+    """Load the result of `whole_state`.
 
-    In ZeRO 1 and 2 also the master weights are set, to the weights that the parameters now hold.
+    In ZeRO 1 and 2, the master weights are also set to the current values of the parameters. Raises
+    ResumeError if a tensor has the wrong shape.
     """
     if isinstance(optimizer, Soap):
         _load_into_soap(optimizer, names, state)
@@ -90,7 +91,7 @@ def load_whole_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, 
 
 
 def state_of_shape(state: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
-    """A saved tensor; raises ResumeError when there is none, or one of another shape."""
+    """Get a saved tensor. Raises ResumeError if it is missing or has another shape."""
     saved = state.get(name)
     if saved is None or saved.shape != shape:
         found = "is missing" if saved is None else f"has shape {tuple(saved.shape)}"
@@ -112,10 +113,10 @@ def _unshared_state(optimizer: Optimizer, names: dict[Tensor, str]) -> dict[str,
 
 
 def _load_into_soap(optimizer: Soap, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
-    """Copy in place: the state of a parameter is a view of its stack's."""
+    """Copy the state in place, because the state of a parameter is a view into its stack."""
     for parameter, name in names.items():
         if f"step/{name}" not in state:
-            # a tensor of heads that has grown starts afresh
+            # a tensor that has gained heads starts afresh
             continue
         for key, own in optimizer.state[parameter].items():
             own.copy_(state_of_shape(state, f"{key}/{name}", own.shape))
@@ -132,21 +133,21 @@ def _load_unshared_state(
             shape = torch.Size([]) if key == "step" else parameter.shape
             saved = state_of_shape(state, f"{key}/{name}", shape)
             own[key] = _copy_to_device_of(parameter, saved)
-        # AdamW creates its state at the first step only where it finds none at all.
+        # set only if not empty, because AdamW creates its state only if it finds none at all
         if own:
             optimizer.state[parameter] = own
 
 
 def _load_shared_state(optimizer: Any, names: dict[Tensor, str], state: dict[str, Tensor]) -> None:
-    """Cut this rank's part out of the line of every group."""
+    """Load this rank's part of the line of every group."""
     for line in _lines(optimizer):
-        # DeepSpeed steps a copy of the weights, and would write the old ones back.
+        # DeepSpeed steps a copy of the weights, and would otherwise write back the old ones
         weights = [parameter.detach() for parameter in line.parameters]
         line.part.copy_(line.own_part(weights))
 
         if not line.parameters:
             continue
-        # All parameters of a group are stepped together, so one count serves for all.
+        # all parameters of a group are stepped together, so they share one step count
         steps = [state.get(f"step/{names[parameter]}") for parameter in line.parameters]
         step = next((count for count in steps if count is not None), None)
         if step is None:
@@ -159,20 +160,20 @@ def _load_shared_state(optimizer: Any, names: dict[Tensor, str], state: dict[str
                 if name in state:
                     pieces.append(state_of_shape(state, name, parameter.shape))
                 else:
-                    # as above: it starts afresh, though with the step count of its group
+                    # the parameter starts afresh, but with the step count of its group
                     pieces.append(torch.zeros_like(parameter))
             own[key] = line.own_part(pieces).clone()
         optimizer.optimizer.state[line.part] = own
 
 
 def _copy_to_device_of(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy on the parameter's device; the fused AdamW wants its step count there too."""
+    """A copy on the parameter's device. The fused AdamW needs its step count there too."""
     return value.clone().to(parameter.device)
 
 
 def _lines(optimizer: Any) -> Iterator[_Line]:
     """The line of each group."""
-    # No public interface of DeepSpeed tells where a parameter lies; these names are those of 0.19.
+    # DeepSpeed has no public interface for the positions of parameters; these names are from 0.19
     groups = zip(
         optimizer.single_partition_of_fp32_groups,
         optimizer.round_robin_bit16_groups,
@@ -184,7 +185,7 @@ def _lines(optimizer: Any) -> Iterator[_Line]:
 
 
 def _gathered(part: Tensor) -> Tensor:
-    """The parts of all ranks, end to end."""
+    """The concatenated parts of all ranks."""
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.cat(parts)

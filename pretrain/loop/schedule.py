@@ -1,4 +1,4 @@
-"""The learning rate of every step: a linear warm-up, a constant stretch, a cosine."""
+"""The learning rate of every step: linear warm-up, constant phase, cosine decay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...core.settings import Settings
 
 
 class ScheduleConfig(Settings):
-    """Course of the learning rate around its peak, `optimizer.learning_rate`."""
+    """The shape of the learning rate schedule, whose peak is `optimizer.learning_rate`."""
 
     warmup_steps: int = Field(
         default=50,
@@ -35,11 +35,11 @@ class ScheduleConfig(Settings):
 
 
 class Schedule:
-    """Learning rates of a run whose peak is `peak`.
+    """Learning rates of a run with the peak `peak`.
 
-    With a `decay_share` below 1 this is the warm-up, stable, decay schedule (Hu et al. 2024,
-    arXiv:2404.06395). The rate of a step in the stable stretch does not depend on `max_steps`, so
-    a run that is prolonged there makes the steps that a longer run would have made.
+    With a `decay_share` below 1, this is the warmup-stable-decay schedule (Hu et al. 2024,
+    arXiv:2404.06395). In the stable phase, the rate does not depend on `max_steps`. A run that is
+    extended during this phase therefore takes the same steps as a longer run.
     """
 
     def __init__(self, peak: float, config: ScheduleConfig = ScheduleConfig()) -> None:
@@ -47,7 +47,7 @@ class Schedule:
         self.config = config
 
     def at(self, step: int, max_steps: int) -> float:
-        """The rate of a step, counted from 0, of a run of `max_steps` steps."""
+        """The learning rate of a step, counted from 0, in a run of `max_steps` steps."""
         warmup_steps = self.config.warmup_steps
         if step < warmup_steps:
             return self.peak * (step + 1) / warmup_steps

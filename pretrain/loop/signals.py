@@ -1,7 +1,7 @@
-"""A signal asks a run to save and stop; the ranks agree on it at the end of a step.
+"""Signals that ask a run to save and stop. The ranks agree on it at the end of a step.
 
-This module imports nothing heavy: the command listens before it imports torch, because a signal in
-those seconds would otherwise kill a rank.
+This module has no heavy imports. The command listens for signals before it imports torch, because a
+signal in those seconds would otherwise kill a rank.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """Who asked the run to stop: the name of a signal, or what a callback wrote; "" for nobody."""
+    """A request to stop the run. `by` names the signal or callback; "" means no request."""
 
     by: str = ""
 
 
 @contextmanager
 def listening(stop: StopRequest) -> Iterator[None]:
-    """Inside the block SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; afterwards the old handlers act.
+    """Inside the block, SIGTERM, SIGUSR1 and Ctrl-C ask for a stop; then old handlers return.
 
-    SIGTERM and SIGUSR1 may come repeatedly, as schedulers send them, and count once. A second
-    Ctrl-C interrupts immediately.
+    Repeated SIGTERM and SIGUSR1, which schedulers may send, count once. A second Ctrl-C interrupts
+    immediately.
     """
 
     def ask(number: int, frame: object) -> None:
         name = signal.Signals(number).name
         if not stop.by:
-            # os.write, because print is not safe in a signal handler
+            # os.write, because print is not safe in signal handlers
             os.write(2, f"{name}: saving and stopping at the end of this step\n".encode())
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -43,7 +43,7 @@ def listening(stop: StopRequest) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, ask) for number in ASKING}
     except ValueError:
-        # Python allows handlers in the main thread only: whoever owns it handles the signals
+        # Python allows signal handlers only in the main thread, whose owner handles them
         yield
         return
     try:

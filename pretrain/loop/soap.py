@@ -6,8 +6,9 @@ For a matrix W (m, n) with gradient G:
     P, Q = their eigenvectors                   updated by orthogonal iteration every REFRESH steps
     W = W - rate P Adam(P^T G Q) Q^T            plain Adam at the start, where P = Q = 1
 
-The weights of a network are many small matrices. Those of one shape are stepped as one stack
-(B, m, n) by a few batched products, in a third of the time that a loop takes (docs/decisions/0014).
+The weights of a network are many small matrices. Matrices of the same shape are stepped as a stack
+(B, m, n) with a few batched products. This takes a third of the time of a loop
+(docs/decisions/0014).
 """
 
 from __future__ import annotations
@@ -21,29 +22,30 @@ from torch.optim.adamw import adamw
 
 
 REFRESH = 10  # steps between updates of the eigenvectors
-BETA = 0.95  # of all moving means of matrices, as in the paper
+BETA = 0.95  # decay of all moving means for matrices, as in the paper
 ADAM_BETAS = (0.9, 0.999)  # for parameters that are not matrices
 EPS = 1e-8
 
-# Few elements give gradients in few directions. The other directions contain only rounding errors,
-# which must neither be stepped along nor choose eigenvectors.
-FLOOR = 1e-4  # of the root mean square, added to the size that Adam divides by
-SHIFT = 1e-2  # of the mean eigenvalue, added to L and R in the orthogonal iteration
+# With few elements, gradients lie in few directions. The other directions contain only rounding
+# errors, which must neither determine steps nor eigenvectors.
+FLOOR = 1e-4  # relative to the root mean square, added to the denominator of Adam
+SHIFT = 1e-2  # relative to the mean eigenvalue, added to L and R in the orthogonal iteration
 
-BLOCK = 32  # fewest rows of the blocks that a matrix with more rows than columns is cut into
+BLOCK = 32  # least number of rows in the blocks into which tall matrices are cut
 
 
 class Soap(torch.optim.Optimizer):
-    """SOAP for the groups marked `matrices`, AdamW for the others, with decoupled weight decay.
+    """SOAP for groups marked `matrices`, AdamW for the others, with decoupled weight decay.
 
-    A parameter (B, m, n) is a stack of matrices. One (m, n) with far more rows than columns is cut
-    into blocks of rows. The state exists from the start, so that a resume can copy into it.
+    A parameter (B, m, n) is treated as a stack of matrices. A parameter (m, n) with many more rows
+    than columns is cut into blocks of rows. The state exists from the start, so that a resume can
+    copy into it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "matrices": False})
 
-        # A stack keeps its group, because the engine changes the group's learning rate.
+        # a stack refers to its group, because the engine changes the group's learning rate
         self._stacks: list[tuple[dict[str, Any], _Stack]] = []
         for group in self.param_groups:
             if not group["matrices"]:
@@ -65,7 +67,7 @@ class Soap(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step with the gradients that the parameters hold; all of them must have one."""
+        """Take one step. All parameters must have gradients."""
         for group, stack in self._stacks:
             stack.step(group["lr"], group["weight_decay"])
         for group in self.param_groups:
@@ -100,9 +102,9 @@ class Soap(torch.optim.Optimizer):
 
 
 class _Stack:
-    """Parameters whose matrices have one shape (m, n), stepped as one tensor (B, m, n).
+    """Parameters whose matrices have the same shape (m, n), stepped as one tensor (B, m, n).
 
-    Names as in the formulas above: `left` is L, `right` R, `left_basis` P, `right_basis` Q.
+    In the formulas above, `left` is L, `right` is R, `left_basis` is P, and `right_basis` is Q.
     """
 
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -114,20 +116,20 @@ class _Stack:
         _, m, n = self.shapes[0]
         like = parameters[0]
 
-        # On the CPU: every step reads it, and a read from a GPU would wait for the GPU.
+        # on the CPU, because every step reads it, and a read from a GPU would wait for the GPU
         self.step_count = torch.zeros((), dtype=torch.float32)
         self.exp_avg = like.new_zeros(size, m, n)
         self.exp_avg_sq = like.new_zeros(size, m, n)
         self.left = like.new_zeros(size, m, m)
         self.right = like.new_zeros(size, n, n)
 
-        # The identity makes the first steps those of plain Adam.
+        # with the identity, the first steps are those of plain Adam
         self.left_basis = torch.eye(m, dtype=like.dtype, device=like.device).repeat(size, 1, 1)
         self.right_basis = torch.eye(n, dtype=like.dtype, device=like.device).repeat(size, 1, 1)
 
     def states(self) -> dict[Tensor, dict[str, Tensor]]:
-        """Each parameter's part of the state, as views."""
-        # Views keep checkpoints free of stacks: a stack is a matter of speed, and may change.
+        """The state of each parameter, as views into the stack."""
+        # checkpoints must not depend on stacks, which exist only for speed and may change
         whole = {
             "exp_avg": self.exp_avg,
             "exp_avg_sq": self.exp_avg_sq,
@@ -147,11 +149,14 @@ class _Stack:
         return states
 
     def step(self, rate: float, weight_decay: float) -> None:
-        """Update the moving means, step by Adam in the eigenbasis, sometimes refresh the basis."""
+        """Update the moving means and take an Adam step in the eigenbasis.
+
+        The eigenbasis is refreshed every REFRESH steps.
+        """
         gradient = self._gradient()
         self.step_count += 1
         count = int(self.step_count)
-        # Moving means start at zero; this is the share of the gradients in them by now.
+        # bias correction, because moving means start at zero
         correction = 1 - BETA**count
 
         # L and R
@@ -163,8 +168,8 @@ class _Stack:
         self.exp_avg.lerp_(turned, 1 - BETA)
         self.exp_avg_sq.mul_(BETA).addcmul_(turned, turned, value=1 - BETA)
 
-        # A rotation keeps the sum of squares: the sum of exp_avg_sq is the trace of L, which costs
-        # m terms instead of m n.
+        # A rotation preserves the sum of squares. The sum of exp_avg_sq is therefore the trace of
+        # L, which has m terms instead of m n.
         trace = self.left.diagonal(dim1=1, dim2=2).sum(1)
         mean_square = trace.div_(turned[0].numel()).view(-1, 1, 1)
         floor = FLOOR * mean_square.sqrt_()
@@ -177,14 +182,14 @@ class _Stack:
         for part, parameter in zip(update.split(self.sizes), self.parameters, strict=True):
             parts.append(part.view_as(parameter))
 
-        # The correction of exp_avg over that of the root of exp_avg_sq, which have one beta.
+        # the ratio of the corrections of exp_avg and of the root of exp_avg_sq, with equal beta
         torch._foreach_add_(self.parameters, parts, alpha=-rate / correction**0.5)
 
         if count % REFRESH == 0:
             self._refresh()
 
     def _gradient(self) -> Tensor:
-        """Of all matrices, (B, m, n)."""
+        """The gradients of all matrices, (B, m, n)."""
         gradients = []
         for parameter, shape in zip(self.parameters, self.shapes, strict=True):
             assert parameter.grad is not None, "every parameter takes part in every step"
@@ -192,11 +197,11 @@ class _Stack:
         return torch.cat(gradients)
 
     def _refresh(self) -> None:
-        """Rotate the eigenvectors towards those of L and R, and the mean gradient with them."""
+        """Update the eigenvectors of L and R, and rotate the mean gradient to the new basis."""
         left = _iterated(self.left, self.left_basis)
         right = _iterated(self.right, self.right_basis)
 
-        # exp_avg_sq stays as it is, as in the paper: squares of entries cannot be rotated.
+        # exp_avg_sq is unchanged, as in the paper, because squares cannot be rotated
         left_turn = left.mT @ self.left_basis
         right_turn = self.right_basis.mT @ right
         self.exp_avg.copy_(left_turn @ self.exp_avg @ right_turn)
@@ -205,9 +210,9 @@ class _Stack:
 
 
 def _iterated(factor: Tensor, basis: Tensor) -> Tensor:
-    """One step of orthogonal iteration of a factor (B, m, m) that starts at `basis`.
+    """One step of orthogonal iteration for a factor (B, m, m), starting from `basis`.
 
-    The shift keeps directions without gradients where they are.
+    A shift keeps directions without gradients unchanged.
     """
     mean_eigenvalue = factor.diagonal(dim1=1, dim2=2).mean(1)
     shift = SHIFT * mean_eigenvalue.view(-1, 1, 1)
@@ -224,13 +229,13 @@ def _as_matrices(parameter: Tensor) -> tuple[int, int, int]:
     m, n = parameter.shape
     block = max(n, BLOCK)
     if m % block:
-        # whole, rather than blocks of several shapes
+        # not divisible into equal blocks, so the matrix stays whole
         return 1, m, n
     return m // block, block, n
 
 
 def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Lists of parameters whose matrices have one shape."""
+    """Group parameters whose matrices have the same shape."""
     together: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         _, m, n = _as_matrices(parameter)

@@ -1,7 +1,7 @@
-"""What is trained, as one module: potential, noise of its labels, and loss.
+"""The trained module: potential, noise of labels, and loss.
 
-The train module knows the mathematics of a step, the trainer knows time, callbacks know the rest.
-An engine wraps the train module and knows ranks and precision of memory.
+The train module computes the loss of a step. An engine wraps it and handles ranks. The trainer runs
+the steps, and callbacks do everything else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .noise import noise_of
 
 
 class ComputeConfig(Settings):
-    """How the network is computed; the result is the same up to rounding."""
+    """How the network is computed. The results agree up to rounding."""
 
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -47,13 +47,14 @@ class ComputeConfig(Settings):
 
 
 class TrainModule(nn.Module):
-    """Potential + noise + loss: a batch goes in, its share of the step's loss comes out.
+    """Maps a batch to its contribution to the loss of a step, by potential, noise and loss.
 
-    Forces are computed inside forward, because DeepSpeed differentiates what forward returns. The
-    noise is part of the module, because the engine sums gradients only of what its module holds.
+    Forces are computed inside `forward`, because DeepSpeed differentiates what `forward` returns.
+    The noise is part of the module, because the engine sums only gradients of its module.
 
-    element_weight: (119,) factors of the force errors by element, on top of the stream's own
-    weights; None for 1. It is state of the run and not of the model, so no buffer.
+    `element_weight` (119,) holds factors on the force errors by element, in addition to the weights
+    of the stream; None means 1. It is not a buffer, because it belongs to the run and not to the
+    model.
     """
 
     def __init__(
@@ -70,11 +71,11 @@ class TrainModule(nn.Module):
         self.element_weight: Tensor | None = None
 
     def forward(self, batch: Batch, counts: Callable[[], Tensor], progress: float = 0.0) -> Tensor:
-        """This batch's share of the step's loss.
+        """The contribution of a batch to the loss of the step, a scalar.
 
-        counts: returns the numbers of labels in the whole step (`loss.label_counts`). It is called
-        after the prediction, so that ranks can add up their counts in the meantime.
-        progress: the share of all steps that is done, which weights of the loss may depend on.
+        counts: returns the numbers of labels (L,) in the whole step (`loss.label_counts`). It is
+            called after the prediction, so that ranks can sum their counts in the meantime.
+        progress: the share of steps done, from 0 to 1, on which loss weights may depend.
         """
         noise = None if self.noise is None else self.noise()
         prediction = self.predict(batch)
@@ -82,14 +83,14 @@ class TrainModule(nn.Module):
         return weighted_loss(prediction, batch, counts(), loss, noise)
 
     def predict(self, batch: Batch) -> Prediction:
-        """The potential's prediction; with bfloat16, its matrix products are rounded to that."""
-        # autocast leaves the weights in float32, and casts them for each product
+        """Predict a batch; with the precision bfloat16, matrix products use bfloat16."""
+        # autocast keeps the weights in float32 and casts them for each product
         low = self.precision == "bfloat16"
         with torch.autocast(batch.positions.device.type, torch.bfloat16, enabled=low):
             return self.potential(batch)
 
     def weigh_atoms(self, batch: Batch) -> None:
-        """Multiply the weights of atoms by those of their elements; the batch is on the CPU."""
+        """Multiply atom weights by element weights, in place. The batch must be on the CPU."""
         if self.element_weight is not None:
             assert batch.atom_weight is not None
             batch.atom_weight = batch.atom_weight * self.element_weight[batch.atomic_numbers]

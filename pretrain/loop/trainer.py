@@ -1,7 +1,7 @@
-"""The training loop, for pretraining and for every fine-tuning by gradients.
+"""The training loop, for pretraining and gradient fine-tuning.
 
-The trainer knows time: which batches make a step, when a step is skipped, when the run ends. What a
-step computes is the train module's (train_module.py); what happens around it, the callbacks'.
+The trainer decides which batches form a step, when a step is skipped, and when the run ends. The
+train module (train_module.py) defines what a step computes. Callbacks do everything around it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ MAX_BAD_STEPS = 10
 
 @dataclass(frozen=True)
 class _Work:
-    """What the ranks do in one step: this rank's own batches and seconds, and sums over all ranks.
+    """The work of one step: batches and timings of this rank, and sums over all ranks.
 
-    The sums are communicated while the first forward computes; reading one waits for them.
+    The sums are communicated while the first forward pass runs. Reading one of them waits for the
+    communication.
     """
 
     batches: list[Batch]
@@ -53,7 +54,7 @@ class _Work:
         return self._sums
 
     def counts(self) -> Tensor:
-        """Numbers of labels of each registered kind, (L,) float64."""
+        """The number of labels of each registered kind, (L,) float64."""
         return self._sum()[:-3]
 
     @property
@@ -66,14 +67,14 @@ class _Work:
 
     @property
     def stop(self) -> bool:
-        """Was any rank asked to stop?"""
+        """Whether any rank was asked to stop."""
         return bool(self._sum()[-1] > 0)
 
 
 class Trainer:
-    """Takes steps, counts them and calls its callbacks, whose order has no meaning (callback.py).
+    """Runs the training steps and calls the callbacks, whose order does not matter (callback.py).
 
-    It starts at `start_step`, with the stream where the stream is.
+    Training starts at `start_step`, with the stream at its current position.
     """
 
     def __init__(
@@ -88,9 +89,10 @@ class Trainer:
         start_step: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
-        """accumulation: batches in a step, for each rank or virtual rank of the stream.
+        """Prepare the training.
 
-        stop: where a signal is noted, for a caller that listens to signals already.
+        accumulation: batches per step, for each rank or virtual rank of the stream.
+        stop: where stop requests are recorded, for a caller that already listens to signals.
         """
         names = [callback.name for callback in callbacks if callback.name]
         assert len(names) == len(set(names)), f"callbacks of the same name: {names}"
@@ -103,35 +105,36 @@ class Trainer:
         self.step = start_step
         self.stop = stop or StopRequest()
         self.num_skipped = 0
-        """Steps that were not taken, those before a resume included."""
+        """The number of skipped steps, including those before a resume."""
         self._bad_steps = 0
         self._seconds_before = 0.0
         self._began: float | None = None
 
     @property
     def seconds(self) -> float:
-        """How long the training has run, parts before a resume included."""
+        """Training time, including the time before a resume."""
         if self._began is None:
             return self._seconds_before
         return self._seconds_before + time.perf_counter() - self._began
 
     def fit(self) -> bool:
-        """Train to `max_steps`; False when a signal or a callback ended the run early.
+        """Train to `max_steps`; returns False if a signal or a callback stopped the run early.
 
-        Callbacks are closed in any case, after an error too.
+        Callbacks are always closed, even after an error.
 
-        Raises TrainingError when the weights are not finite, or when no step at all was taken.
+        Raises TrainingError if weights are not finite, if all steps were skipped, if too many steps
+        in a row were skipped, or if a guard stops the run.
         """
         self._began = time.perf_counter()
         with listening(self.stop), ExitStack() as closing:
             for callback in self.callbacks:
                 closing.callback(callback.close)
 
-            # a resumed run that was finished already takes no step, but still reaches its end
+            # a resumed run that is already finished takes no step, but still runs the end hooks
             for work in islice(self._work(), max(0, self.max_steps - self.step)):
                 report = self.train_step(work)
                 self._call_callbacks(report)
-                # all ranks see the same sum, so all of them leave after the same step
+                # all ranks see the same sum, so all of them stop after the same step
                 if work.stop:
                     break
             self._check_outcome()
@@ -142,7 +145,7 @@ class Trainer:
         return self.step >= self.max_steps
 
     def _call_callbacks(self, report: StepReport) -> None:
-        """One phase after the other, each of all callbacks."""
+        """Run one phase after the other, each for all callbacks."""
         for callback in self.callbacks:
             callback.on_step(self, report)
         for callback in self.callbacks:
@@ -156,15 +159,15 @@ class Trainer:
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Inside the block the potential has the weights that are evaluated and exported."""
+        """Inside the block, the potential has the weights that are evaluated and exported."""
         with ExitStack() as replaced:
             for callback in self.callbacks:
                 replaced.enter_context(callback.evaluated_weights())
             yield
 
     def state(self) -> dict[str, Any]:
-        """What this rank needs back at a resume, JSON-ready."""
-        # by name, so that a state finds its callback whatever else the resumed run has
+        """The state of this rank to restore at a resume, JSON-ready."""
+        # by name, so that a resumed run may have other callbacks
         own = {}
         for callback in self.callbacks:
             state = callback.state()
@@ -179,14 +182,15 @@ class Trainer:
         }
 
     def load_state(self, states: list[dict[str, Any]], *, same_data: bool = True) -> None:
-        """Take up the states of all ranks, whose number may have been another one.
+        """Restore the states of all ranks, whose number may have been different.
 
-        same_data: go on where the stream was. Positions in other data would mean nothing.
+        same_data: continue at the stored position of the stream. For other data, positions have no
+            meaning, and the stream starts from its beginning.
         """
-        # a stream merges the positions of all; callbacks have the same state on every rank
+        # the stream merges the positions of all ranks; callbacks have equal states on all ranks
         if same_data:
             self.stream.load_state(states_of_virtual_ranks([state["stream"] for state in states]))
-        # older checkpoints do not count
+        # older checkpoints lack these counts
         self.num_skipped = states[0].get("num_skipped", 0)
         self._seconds_before = states[0].get("seconds", 0.0)
         saved = states[0]["callbacks"]
@@ -195,7 +199,7 @@ class Trainer:
                 callback.load_state(saved[callback.name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors that the callbacks of this rank need back, under `NAME/KEY`."""
+        """The tensors of the callbacks on this rank, named `NAME/KEY`."""
         own = {}
         for callback in self.callbacks:
             tensors = callback.tensors()
@@ -205,31 +209,31 @@ class Trainer:
         return own
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `tensors` returned on rank 0."""
+        """Restore the result of `tensors` on rank 0."""
         for callback in self.callbacks:
             prefix = f"{callback.name}/"
             own = {}
             for key, tensor in tensors.items():
                 if key.startswith(prefix):
                     own[key.removeprefix(prefix)] = tensor
-            # a callback that the checkpoint does not know starts afresh
+            # a callback that is not in the checkpoint starts afresh
             if own:
                 callback.load_tensors(own)
 
     def train_step(self, work: _Work) -> StepReport:
-        """One optimizer step: losses, gradients, a check by all ranks, clipping and update."""
+        """Run one optimizer step: losses, gradients, a check by all ranks, clipping, update."""
         learning_rate = self.schedule.at(self.step, self.max_steps)
         progress = self.step / self.max_steps
         losses = []
         for batch in work.batches:
-            # the stream pins batches where there is a GPU, so this copy overlaps with computing
+            # with a GPU, the stream pins batches, so this copy overlaps with computation
             batch = batch.to(self.engine.device, non_blocking=True)
             loss = self.engine.forward(batch, work.counts, progress)
             self.engine.backward(loss)
             losses.append(loss.detach())
 
-        # Before the update, and agreed by all ranks: one rank that skips the step alone would
-        # train another model from here on.
+        # All ranks must agree before the update. A rank that skipped the step alone would train a
+        # different model from here on.
         healthy, loss_sum = self._over_all_ranks(losses)
         norm: float | None = None
         bad: list[str] = []
@@ -237,7 +241,7 @@ class Trainer:
             norm = self.engine.step(learning_rate)
         else:
             self.num_skipped += 1
-            # the stream goes on: the same batch would fail again
+            # the stream moves on, because the same batch would fail again
             self.engine.discard()
             bad = self._structures_on_all_ranks(work)
         self._check_bad(bad)
@@ -257,9 +261,9 @@ class Trainer:
         )
 
     def _work(self) -> Iterator[_Work]:
-        """The work of every step, without end.
+        """Yield the work of every step, endlessly.
 
-        The stream is endless: a rank that came to an end would leave the others waiting.
+        The stream is endless, because a rank that reached its end would leave the others waiting.
         """
         stream = self.stream.batches()
         while True:
@@ -269,7 +273,7 @@ class Trainer:
             batches = list(islice(stream, num_batches))
             waited = time.perf_counter() - started
 
-            # before counting, because labels of atoms count by weight
+            # before counting, because per-atom labels count by weight
             for batch in batches:
                 self.engine.train_module.weigh_atoms(batch)
             labels = torch.zeros(len(LABELS), dtype=torch.float64)
@@ -277,18 +281,18 @@ class Trainer:
                 labels = labels + label_counts(batch)
             structures = sum(batch.num_structures for batch in batches)
             edges = sum(batch.num_edges for batch in batches)
-            # The request to stop is summed with the counts: it costs no message of its own, and
-            # takes effect after the step that is beginning.
+            # The stop request is summed together with the counts. It needs no separate message, and
+            # takes effect after the step that is about to start.
             others = torch.tensor([structures, edges, bool(self.stop.by)]).double()
             sums = torch.cat([labels, others])
             under_way = dist.all_reduce(sums, async_op=True) if self.engine.world_size > 1 else None
             yield _Work(batches, epoch, started, waited, sums, under_way)
 
     def _over_all_ranks(self, losses: list[Tensor]) -> tuple[bool, float]:
-        """Whether losses and gradients of all ranks are finite, and the whole step's loss."""
+        """Whether losses and gradients of all ranks are finite, and the loss of the whole step."""
         loss = torch.stack(losses).sum().double().cpu()
         healthy = bool(torch.isfinite(loss)) and self.engine.gradients_finite()
-        # both in one message
+        # both numbers in one message
         sums = torch.stack([loss, loss.new_tensor(not healthy)])
         if self.engine.world_size > 1:
             dist.all_reduce(sums)
@@ -303,7 +307,7 @@ class Trainer:
         return [name for part in names for name in part]
 
     def _check_outcome(self) -> None:
-        """A training ends with finite weights that have learned, or with an error."""
+        """Raise TrainingError if weights are not finite, or if all steps were skipped."""
         refuse_infinite_weights(self.engine.train_module, self.step)
         if 0 < self.step == self.num_skipped and self.step >= self.max_steps:
             raise TrainingError(
@@ -314,7 +318,7 @@ class Trainer:
             )
 
     def _check_bad(self, bad: list[str]) -> None:
-        """Give up after too many skipped steps in a row: the weights must be beyond repair."""
+        """Raise TrainingError after too many skipped steps in a row."""
         self._bad_steps = self._bad_steps + 1 if bad else 0
         if self._bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(

@@ -1,5 +1,5 @@
-"""What can be seen of a run while it trains and afterwards.
+"""Monitor a run while it trains and afterwards.
 
-In: the files of a run folder. Out: a page that follows the run, and the figure of learning curves.
-Open `run_metrics.py` first: it is the one reader of metrics.jsonl.
+In: the files of a run folder. Out: a page that shows the progress of the run, and a figure with
+learning curves. Open `run_metrics.py` first: it is the only reader of metrics.jsonl.
 """

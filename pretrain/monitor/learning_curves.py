@@ -1,4 +1,4 @@
-"""The figure of learning curves, of one run or of several: on the watch page and in the report."""
+"""The figure with learning curves of one or several runs, for the watch page and the report."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ...model_zoo.evaluation.summary import ErrorSummary
 from .run_metrics import RunMetrics, ValidationFigure
 
 
-# more points than a line has pixels cost time and change nothing
+# more points than pixels would cost time and change nothing
 MOST_POINTS = 600
 
 
 @rc_context(STYLE)
 def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None = None) -> Figure:
-    """Loss, validation errors, evenness, gradient norm, rate and speed over the steps.
+    """Draw loss, validation errors, evenness, gradient norm, learning rate and speed over steps.
 
-    runs: name -> metrics; several runs are drawn over each other.
-    last_step: end of the axes, so that the picture of a growing run keeps its scale.
+    runs: name -> metrics; several runs share the panels.
+    last_step: end of the axes, so that the figure of a growing run keeps its scale.
     """
     figure = Figure(figsize=(16.5, 7.2), layout="constrained")
     panels = figure.subplots(2, 4)
@@ -63,7 +63,7 @@ def draw_learning_curves(runs: Mapping[str, RunMetrics], last_step: int | None =
             axes.set_xlim(0, last_step)
     for axes in (loss, force, energy, thirds, gradient):
         log_if_positive(axes)
-    # from zero: half the speed must look like half
+    # from zero, so that half the speed looks like half
     speed.set_ylim(bottom=0.0)
     wait.set_ylim(bottom=0.0)
     if len(runs) > 1 and loss.lines:
@@ -78,7 +78,7 @@ def _force_mae(errors: ErrorSummary) -> float | None:
 
 
 def _energy_mae(errors: ErrorSummary) -> float | None:
-    """meV/atom"""
+    """In meV/atom."""
     mae = errors.energy_mae_per_atom
     return None if mae is None else 1000 * mae
 
@@ -92,7 +92,7 @@ def _common(errors: ErrorSummary) -> float | None:
 
 
 def _relative_error_of(group: str, errors: ErrorSummary) -> float | None:
-    """Percent; None where too few elements of the validation structures can be judged."""
+    """In percent; None if too few elements of the validation structures can be judged."""
     error = error_of_third(errors, group)
     return None if error is None else 100 * error
 
@@ -100,14 +100,14 @@ def _relative_error_of(group: str, errors: ErrorSummary) -> float | None:
 def _draw_steps(
     axes: Axes, metrics: RunMetrics, name: str, colour: str, label: str, factor: float = 1.0
 ) -> None:
-    """A number of every step: its spread as a band, its running median as a line."""
+    """Draw a quantity of all steps: its spread as a band, and its running median as a line."""
     values = factor * metrics.column(name)
     steps = np.array([row["step"] for row in metrics.steps], dtype=float)
     known = np.isfinite(values)
     if not known.any():
         return
 
-    # bins of equally many steps, which are also equally wide where no step was skipped
+    # bins with equal numbers of steps
     num_bins = min(MOST_POINTS, int(known.sum()))
     bins_of_steps = np.array_split(steps[known], num_bins)
     bins_of_values = np.array_split(values[known], num_bins)
@@ -124,7 +124,10 @@ def _draw_steps(
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Over a twentieth of the values, fewer at both ends; a spike of one batch is no trend."""
+    """Running median over a twentieth of the values, and over fewer at both ends.
+
+    It removes spikes of single batches.
+    """
     half = max(1, len(values) // 40)
     medians = []
     for index in range(len(values)):
@@ -144,7 +147,7 @@ def _draw_validations(
     hollow: bool = False,
 ) -> None:
     steps, values = metrics.validated(figure)
-    # without a line there is no entry in the legend either
+    # without values, there must be no entry in the legend
     if not len(steps):
         return
     axes.plot(

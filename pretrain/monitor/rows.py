@@ -1,4 +1,4 @@
-"""One row of metrics.jsonl as a line: JSON whose last value is a checksum of the others."""
+"""The rows of metrics.jsonl: JSON lines whose last value is a checksum of the others."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ CHECKSUM = "crc32"
 
 
 class BadRowError(EvenfieldError):
-    """A line that is not a row as it was written."""
+    """A line is damaged, or is not a row of metrics."""
 
 
 def lines_of(content: bytes) -> list[str]:
-    """The whole lines of a file. One that is being written, or was cut off by a kill, is left out.
+    """The complete lines of a file.
 
-    Bytes that are no text become a character that no row has.
+    A last line that is being written, or was cut off by a kill, is left out. Bytes that are not
+    valid text are replaced by a character that does not occur in rows.
     """
     *lines, _ = content.decode(errors="replace").split("\n")
     return lines
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row as a line of the file."""
-    # last, so that a reader of the file sees the figures first
+    """Format a row as a line of the file, including the newline."""
+    # the checksum comes last, so that a reader of the file sees the numbers first
     return json.dumps(row | {CHECKSUM: _checksum(row)}) + "\n"
 
 
 def row_of(line: str) -> dict[str, Any]:
-    """A line as a row. One without a checksum is from a version that wrote none.
+    """Parse a line. Lines without a checksum come from older versions and are accepted.
 
-    Raises BadRowError for a line that is no JSON object, or not the one that was written.
+    Raises BadRowError for a line that is not a JSON object, or does not match its checksum.
     """
     try:
         row = json.loads(line)
@@ -49,5 +50,5 @@ def row_of(line: str) -> dict[str, Any]:
 
 
 def _checksum(row: dict[str, Any]) -> int:
-    # Python writes a number that it has read with the same digits
+    # Python writes numbers that it has read with the same digits
     return zlib.crc32(json.dumps(row).encode())

@@ -1,4 +1,4 @@
-"""The one reader of metrics.jsonl, which `pretrain/callbacks/metrics.py` writes."""
+"""The only reader of metrics.jsonl, which `pretrain/callbacks/metrics.py` writes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .rows import BadRowError, lines_of, row_of
 
 
 class BadMetricsError(EvenfieldError):
-    """A metrics.jsonl that is damaged."""
+    """A metrics.jsonl is damaged."""
 
 
 ValidationFigure = Callable[[ErrorSummary], float | None]
-"""A number of a validation, such as its force MAE; None where it has none."""
+"""A function that returns a number of a validation, such as the force MAE, or None."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Validation:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """metrics.jsonl: one row for each step, and the validations, both in the order of the steps."""
+    """The content of metrics.jsonl: rows of steps and validations, both in the order of steps."""
 
     steps: list[dict[str, Any]]
-    """Rows with event "step"; `pretrain.callbacks.metrics.figures` lists their numbers."""
+    """Rows with event "step"; see `pretrain.callbacks.metrics.figures` for their numbers."""
     validations: list[Validation]
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file, also one whose last line is being written or was cut off by a kill.
+        """Read a metrics file. An incomplete last line, after a kill for example, is ignored.
 
-        A run that was resumed may have written a step twice: the last row counts.
-        Raises BadMetricsError for a damaged line before the last, and FileError without a file.
+        A resumed run may have written a step twice; the last row counts. Raises BadMetricsError for
+        a damaged complete line, and FileError if there is no file.
         """
         with file_errors(path, remedy="`evenfield pretrain` writes it"):
             lines = lines_of(path.read_bytes())
@@ -72,27 +72,27 @@ class RunMetrics:
 
     @property
     def last_step(self) -> int:
-        """Optimizer steps that were taken; 0 before the first."""
+        """The last optimizer step; 0 before the first."""
         return self.steps[-1]["step"] if self.steps else 0
 
     @property
     def seconds(self) -> float:
-        """Time spent in the steps, waiting for data included."""
+        """Time spent in steps, including waiting for data."""
         return float(np.nansum(self.column("seconds")))
 
     @property
     def structures_seen(self) -> float:
-        """Structures that the steps have used; one that came twice counts twice."""
+        """Structures used in all steps; repeated structures count repeatedly."""
         return float(np.nansum(self.column("seconds") * self.column("structures_per_s")))
 
     def column(self, name: str) -> np.ndarray:
-        """A number of all steps, (n,), NaN where a step lacks it."""
+        """A quantity of all steps, (n,); NaN for steps without it."""
         # a loss that is not finite is null, because JSON has no NaN
         values = [row.get(name) for row in self.steps]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
 
     def typical(self, name: str, last: int | None = None) -> float:
-        """Median of a number over the steps, or over the last ones; NaN where no step has it."""
+        """Median of a quantity over all steps, or over the last ones; NaN if no step has it."""
         values = self.column(name)
         if last is not None:
             values = values[-last:]
@@ -100,7 +100,7 @@ class RunMetrics:
         return float(np.median(known)) if len(known) else np.nan
 
     def validated(self, figure: ValidationFigure) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a figure of the validations, of those that have it."""
+        """Steps (n,) and values (n,) of a figure, for validations that have it."""
         found = []
         for validation in self.validations:
             value = figure(validation.errors)
@@ -111,7 +111,7 @@ class RunMetrics:
         return table[:, 0], table[:, 1]
 
     def remarks(self) -> list[str]:
-        """Steps that were left out, and what callbacks have noted, newest first."""
+        """Skipped steps and notes of callbacks, one line each, the newest first."""
         texts = []
         for row in reversed(self.steps):
             if row.get("bad_structures"):

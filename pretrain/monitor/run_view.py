@@ -1,4 +1,4 @@
-"""What the folder of a run says at one instant: is it training, silent, or at its end?"""
+"""The state of a run at one moment, from its folder: training, silent or ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...core.yaml_text import YamlTextError, read_yaml_text
 from .run_metrics import RunMetrics
 
 
-# a run without a new row for so many seconds, and for so many typical steps, is called silent
+# a run is silent if no new row was written for this many seconds and this many typical steps
 SILENT_SECONDS = 60.0
 SILENT_STEPS = 30
 RECENT_STEPS = 100
@@ -21,11 +21,11 @@ WATCH_PAGE = "watch.html"  # in the folder of the run
 
 
 class NoRunError(EvenfieldError):
-    """A folder that no training run has written."""
+    """A folder does not contain a valid training run."""
 
 
 def _max_steps(config: Path) -> int:
-    """What the stored settings of a run say. Raises NoRunError where they say nothing of use."""
+    """`max_steps` from the stored settings of a run. Raises NoRunError if they are invalid."""
     with file_errors(config):
         text = config.read_text(encoding="utf-8", errors="replace")
     try:
@@ -40,17 +40,17 @@ def _max_steps(config: Path) -> int:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run at one instant."""
+    """The state of a run at one moment."""
 
     folder: Path
     max_steps: int
     metrics: RunMetrics
     seconds_since: float
-    """Since the last row was written."""
+    """Seconds since the last row was written."""
     ended: bool
-    """Its model folder is complete."""
+    """Whether the model folder is complete."""
     rank_hung: bool
-    """A rank was found hanging, and left the stacks of its threads behind."""
+    """Whether a rank hung and wrote the stacks of its threads."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -79,12 +79,12 @@ class RunView:
 
     @property
     def step(self) -> int:
-        """The last step, 0 before the first."""
+        """The last step; 0 before the first."""
         return self.metrics.last_step
 
     @property
     def state(self) -> str:
-        """The state of the run in a word or two."""
+        """A short description of the state of the run."""
         if self.ended:
             return "ended"
         if self.rank_hung:
@@ -98,10 +98,10 @@ class RunView:
         return "evaluating" if self.step >= self.max_steps else "training"
 
     def typical(self, name: str) -> float:
-        """Median of a number over the recent steps; NaN where no step has it."""
+        """Median of a quantity over recent steps; NaN if no step has it."""
         return self.metrics.typical(name, RECENT_STEPS)
 
     @property
     def seconds_left(self) -> float:
-        """Time to the last step at the recent pace; validations come on top."""
+        """Time to the last step at the recent pace, without validations."""
         return (self.max_steps - self.step) * self.typical("seconds")

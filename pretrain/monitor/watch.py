@@ -1,6 +1,6 @@
-"""`evenfield pretrain watch RUN`: a page in the run folder that follows the training.
+"""`evenfield pretrain watch RUN`: a page in the run folder that shows the progress of training.
 
-The page is drawn by a process of its own, so that watching costs the training nothing.
+A separate process draws the page, so watching does not slow down the training.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ MOST_REMARKS = 20
 
 
 class WatchConfig(Settings):
-    """How a run is followed."""
+    """How often the page of a run is drawn."""
 
     every: float = Field(default=10.0, gt=0, le=1e6, description="seconds between drawings")
 
 
 def watch(folder: Path, config: WatchConfig, console: Console) -> Path:
-    """Write RUN/watch.html again and again until the run has ended, and return its path.
+    """Write RUN/watch.html repeatedly until the run has ended, and return its path.
 
-    Ctrl-C ends it earlier and leaves the last page. Raises NoRunError for a folder without a run,
-    and DestinationError for a page of that name that is the user's.
+    Ctrl-C stops earlier and leaves the last page. Raises NoRunError for a folder without a run, and
+    DestinationError if a page of this name belongs to the user.
     """
     while True:
         view = RunView.read(folder)
@@ -65,7 +65,10 @@ def watch(folder: Path, config: WatchConfig, console: Console) -> Path:
 
 
 def write_watch_page(view: RunView, every: float) -> Path:
-    """Write RUN/watch.html once; the browser reads it again while the run has not ended."""
+    """Write RUN/watch.html once. The browser reloads the page until the run has ended.
+
+    `every` is the reload interval in seconds.
+    """
     share = min(1.0, view.step / view.max_steps)
     head: list[Block] = [Progress(share), Figures(_key_figures(view))]
     sections = [Section("", head)]
@@ -90,19 +93,19 @@ def write_watch_page(view: RunView, every: float) -> Path:
         name,
         sections,
         state=view.state,
-        # the progress first: a tab shows little of its title
+        # the progress comes first, because a tab shows only the start of its title
         browser_title=f"{100 * share:.1f} % {name}",
         reload_seconds=None if view.ended else every,
     )
 
 
 def _key_figures(view: RunView) -> list[tuple[str, str]]:
-    """What the head of the page shows, in the order of interest."""
+    """Names and values for the head of the page, the most important first."""
     shown = [("step", f"{view.step:,} of {view.max_steps:,}")]
     if not view.metrics.steps:
         return shown
     shown.append((f"loss, median of {RECENT_STEPS} steps", f"{view.typical('loss'):.4g}"))
-    # a stopped run has a time left too: it may be resumed
+    # shown for a stopped run too, because it may be resumed
     if not view.ended and view.step < view.max_steps:
         shown.append(("time left", clock(view.seconds_left)))
     last = view.metrics.steps[-1]
@@ -118,7 +121,7 @@ def _key_figures(view: RunView) -> list[tuple[str, str]]:
 
 
 def clock(seconds: float) -> str:
-    """A time with two units: 12 s, 3 min 20 s, 5 h 10 min, 2 d 3 h."""
+    """Format a time with at most two units: 12 s, 3 min 20 s, 5 h 10 min, 2 d 3 h."""
     if not np.isfinite(seconds):
         return "?"
     whole = int(seconds)
@@ -143,7 +146,7 @@ def _curve_section(view: RunView) -> Section:
 
 
 def _validation_section(validation: Validation) -> Section:
-    """Errors by element, as a periodic table and as numbers."""
+    """The section with errors by element, as a periodic table and as numbers."""
     blocks: list[Block] = []
     errors = validation.errors.force_mae_of_elements()
     if errors:

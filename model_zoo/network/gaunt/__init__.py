@@ -1,5 +1,5 @@
-"""The network that evenfield is built on.
+"""The main network of evenfield.
 
-Neighbours are aggregated first. The Clebsch-Gordan contraction and the Gaunt tensor products then
-work once per atom instead of once per edge. Open `network.py` first; it has the equations.
+Neighbours are aggregated first. Clebsch-Gordan contraction and Gaunt tensor products then run once
+per atom instead of once per edge. Open `network.py` first; it has the equations.
 """

@@ -1,9 +1,9 @@
 """Equivariant algebra in component-major layout (K, N, C).
 
-K = (l_max + 1)^2 components, N atoms, C channels. The components of one degree l are adjacent. An
-equivariant linear map of one degree is therefore a single matrix product on a view, and a change of
-basis over components (to points on the sphere, to Clebsch-Gordan paths) is one product with a
-constant matrix.
+K = (l_max + 1)^2 components, N atoms, C channels. The components of one degree l are adjacent in
+memory. An equivariant linear map of one degree is therefore a single matrix product on a view. A
+change of basis over components (to points on the sphere, or to Clebsch-Gordan paths) is one product
+with a constant matrix.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from .paths import natural_parity_paths
 
 
 def components_per_degree(l_max: int) -> list[int]:
-    """2 l + 1 for l = 0..l_max: the sizes for `Tensor.split`.
+    """The sizes 2 l + 1 for l = 0..l_max, for `Tensor.split`.
 
-    `split` is preferred to slices: its backward is one copy, that of a slice fills a tensor.
+    `split` is used instead of slices because its backward pass is a single copy. The backward pass
+    of each slice fills a whole tensor.
 
     >>> components_per_degree(3)
     [1, 3, 5, 7]
@@ -40,7 +41,7 @@ class EquivariantLinear(nn.Module):
     def __init__(self, l_max: int, channels_in: int, channels_out: int, scale: float = 1.0) -> None:
         super().__init__()
         self.sizes = components_per_degree(l_max)
-        # unit variance of the sum over incoming channels, times `scale`
+        # the sum over incoming channels has unit variance, times `scale` squared
         weight = torch.randn(l_max + 1, channels_in, channels_out, dtype=torch.float32)
         self.weight = nn.Parameter(weight * scale / channels_in**0.5)
 
@@ -55,14 +56,14 @@ class EquivariantLinear(nn.Module):
 class ClebschGordanContraction(ExactBuffers):
     """Clebsch-Gordan contraction of the aggregated A[l2 m2, l1 m1] to M[l3 m3].
 
-    Learned over paths (l1, l2 -> l3) and channels. Only paths of natural parity (l1 + l2 + l3 even)
-    are kept, since the Gaunt tensor product can use no others. The paths of l1 = 0 are
-    (0, l3 -> l3) with the factor 1, so that part of A is used directly.
+    The weights over paths (l1, l2 -> l3) and channels are learned. Only paths of natural parity
+    (l1 + l2 + l3 even) are kept, because the Gaunt tensor product cannot use others. For l1 = 0,
+    the only paths are (0, l3 -> l3) with factor 1, so this part of A is used directly.
     """
 
     def __init__(self, l_edge: int, l_in: int, l_out: int, channels: int) -> None:
         super().__init__()
-        # the number of paths to each l3 from each l1: path_counts[l3][l1]
+        # path_counts[l3][l1] is the number of paths from l1 to l3
         self.path_counts: list[list[int]] = []
         weights = []
         # the rows of the coupling matrix of each l1, path by path
@@ -75,17 +76,17 @@ class ClebschGordanContraction(ExactBuffers):
                 counts[l1] += 1
             self.path_counts.append(counts)
 
-            # unit variance of the sum over all paths and channels
+            # the sum over all paths and channels has unit variance
             scale = math.sqrt(len(paths) * channels)
             weight = torch.randn(len(paths), channels, channels, dtype=torch.float32)
             weights.append(nn.Parameter(weight / scale))
 
-            # order matters: `forward` splits the product by l3, and each block by path
+            # this order matters: `forward` splits the product by l3, and each block by path
             for l1, l2 in paths:
                 path_rows = _coupling_rows(l1, l2, l3, l_edge)
                 rows[l1].append(path_rows)
 
-        # block_sizes[l1][l3]: rows of the coupled A of l1 that belong to l3
+        # block_sizes[l1][l3] is the number of rows of the coupled A of l1 that belong to l3
         self.block_sizes = [components_per_degree(l_edge)]
         for l1 in range(1, l_in + 1):
             sizes = []
@@ -123,7 +124,7 @@ class ClebschGordanContraction(ExactBuffers):
                 by_path = blocks[l3].reshape(num_paths, -1, channels)
                 mixed.append(_sum_over_paths(by_path @ weight))
 
-            # starts from the first: a sum from 0 would be one more operation in the graph
+            # starting from 0 would add an operation to the graph
             total = sum(mixed[1:], start=mixed[0])
             outputs.append(total.view(-1, num_atoms, channels))
         return torch.cat(outputs)
@@ -131,7 +132,7 @@ class ClebschGordanContraction(ExactBuffers):
 
 def _sum_over_paths(mixed: Tensor) -> Tensor:
     """(paths, M, C) -> (M, C)."""
-    # squeeze is free, and most often there is one path
+    # squeeze is free, and there is usually only one path
     if len(mixed) == 1:
         return mixed.squeeze(0)
     return mixed.sum(0)
@@ -139,9 +140,9 @@ def _sum_over_paths(mixed: Tensor) -> Tensor:
 
 @cache
 def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
-    """Rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance.
+    """Coupling rows (2 l3 + 1, K2 * (2 l1 + 1)) of one path, scaled to keep unit variance.
 
-    Kept for the next layer, since a network of many layers would compute them for seconds.
+    Cached, because recomputing them for every layer of a deep network would take seconds.
     """
     num_edge = (l_edge + 1) ** 2
     rows = torch.zeros(2 * l3 + 1, num_edge, 2 * l1 + 1, dtype=torch.float64)
@@ -149,10 +150,10 @@ def _coupling_rows(l1: int, l2: int, l3: int, l_edge: int) -> Tensor:
     wigner = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)
     wigner = wigner.permute(2, 1, 0)  # (m3, m2, m1)
 
-    # the components of A of degree l2; other degrees do not take part in this path
+    # only the components of A of degree l2 take part in this path
     start = l2**2
     end = (l2 + 1) ** 2
-    # the squares of a 3j symbol sum to 1 over all m, that is to 1 / (2 l3 + 1) for each m3
+    # the squares of a 3j symbol sum to 1 over all m, and so to 1 / (2 l3 + 1) for each m3
     rows[:, start:end] = math.sqrt(2 * l3 + 1) * wigner
     return rows.flatten(1)
 
@@ -161,9 +162,9 @@ class GauntTensorProduct(ExactBuffers):
     """Product of two fields on the sphere, projected back to components: P((G a) * (G b)).
 
     G evaluates the components at the points of a Lebedev rule. P integrates against the spherical
-    harmonics with the weights of the rule. The rule is exact for the degree 2 l_max + l_out, so
-    this is the Gaunt tensor product of all l with all l (Luo, Chen and Krishnapriyan, ICLR 2024)
-    and exactly equivariant.
+    harmonics with the weights of the rule. The rule is exact for degree 2 l_max + l_out. The result
+    is therefore the Gaunt tensor product of all degrees with all degrees (Luo, Chen and
+    Krishnapriyan, ICLR 2024), and it is exactly equivariant.
     """
 
     evaluate: Tensor
@@ -197,14 +198,14 @@ class GauntTensorProduct(ExactBuffers):
 def _harmonics_at_points(l_max: int, degree: int) -> tuple[Tensor, Tensor]:
     """Harmonics (points, K) and weights (points,) of the smallest Lebedev rule for `degree`.
 
-    The weights sum to 1: an integral is a mean over the sphere. Kept for the next product.
+    The weights sum to 1, so an integral is a mean over the sphere. Cached for the next product.
     """
-    # Lebedev rules have odd degrees from 3 on
+    # Lebedev rules have odd degrees, starting at 3
     if degree % 2 == 0:
         degree += 1
     points, weights = lebedev_rule(max(degree, 3))
 
-    # SciPy returns one column for each point, and weights that sum to 4 pi
+    # SciPy returns one column per point, and weights that sum to 4 pi
     rows = torch.from_numpy(points.T.copy())
     mean_weights = torch.from_numpy(weights / weights.sum())
     harmonics = o3.spherical_harmonics(

@@ -1,4 +1,4 @@
-"""The settings of the network."""
+"""The settings of the equivariant network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from .paths import layer_degrees, natural_parity_paths
 
 
 class GauntConfig(NetworkConfig):
-    """Sizes of the equivariant network. The upper limits are far above any useful model.
+    """Settings of the equivariant network.
 
-    They keep a bad model folder from filling the memory.
+    The upper limits are far above any useful model. They keep a malformed model folder from
+    filling the memory.
     """
 
     SIZES: ClassVar[dict[str, dict[str, Any]]] = {
@@ -55,12 +56,12 @@ class GauntConfig(NetworkConfig):
 
     @property
     def num_features(self) -> int:
-        """The scalars of all layers."""
+        """F, the number of features of an atom: the scalars of all layers."""
         return self.channels * self.num_layers
 
     @property
     def num_weights(self) -> int:
-        """Counted as `network.py` makes them."""
+        """How many numbers the state of the network holds, counted without building it."""
         elements = (MAX_ATOMIC_NUMBER + 1) * self.embedding_size
         start = (self.embedding_size + 1) * self.channels
         layers = 0
@@ -69,15 +70,15 @@ class GauntConfig(NetworkConfig):
         return elements + start + layers
 
     def _radial_weights(self, l_in: int) -> int:
-        """Weights of the radial network of a layer."""
+        """The number of weights in the radial network of a layer."""
         inputs = self.num_basis + 2 * self.embedding_size + 1
         outputs = (l_in + 1) * self.channels
         angular = (self.l_max + 1) if self.angular_factors else 0
         return self.radial_hidden * (inputs + outputs + angular) + angular
 
     def _layer_weights(self, l_in: int, l_out: int) -> int:
-        """Weights of a layer without its radial network."""
-        # matrices of channels x channels
+        """The number of weights in a layer, without its radial network."""
+        # how many matrices of shape (channels, channels) there are
         num_matrices = 0
         for l3 in range(self.l_max + 1):
             num_matrices += len(natural_parity_paths(l_in, self.l_max, l3))

@@ -1,7 +1,7 @@
 """One layer of the network: aggregate, contract, multiply, update. `network.py` has the equations.
 
-Shapes: N atoms, E edge slots, T slots of a tile, C channels, D length of an element vector, and
-K1, K2, K3 = (l + 1)^2 components of input, edge and message.
+Shapes: N atoms, E edge slots, T slots per tile, C channels, B radial basis functions, D length of
+an element vector. The input, edge and message have K1, K2 and K3 components, each (l + 1)^2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .radial import RadialNetwork
 
 @dataclass(frozen=True)
 class EdgeGeometry:
-    """What all layers need of the edges, in tile order."""
+    """Geometric quantities of the edges that all layers share, in tile order."""
 
     tiles: Tiles
     harmonics: Tensor  # (tiles, T, K2), divided by sqrt(nbar)
@@ -33,7 +33,11 @@ class EdgeGeometry:
 
 
 class InteractionLayer(nn.Module):
-    """Aggregates over edges, contracts, raises the body order by Gaunt tensor products, updates."""
+    """One message-passing layer.
+
+    It aggregates over edges, contracts, raises the body order by Gaunt tensor products, and
+    updates the features.
+    """
 
     def __init__(self, config: GauntConfig, l_in: int, l_out: int) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class InteractionLayer(nn.Module):
         self.factors = nn.ModuleList()
         self.mixes = nn.ModuleList()
         for order in range(2, config.correlation + 1):
-            # of the last power only the components that are passed on are read
+            # only the components that are passed on are needed from the last power
             l_product = l_out if order == config.correlation else l_max
             self.factors.append(EquivariantLinear(l_max, channels, channels))
             self.products.append(GauntTensorProduct(l_max, l_product))
@@ -78,18 +82,18 @@ class InteractionLayer(nn.Module):
         self.skip = EquivariantLinear(min(l_in, l_out), channels, channels)
 
     def forward(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
-        """x (K1, N, C), elements (N, D) -> (K_out, N, C)."""
+        """Input x (K1, N, C) and element vectors (N, D) -> output ((l_out + 1)^2, N, C)."""
         return self.update(x, self.message(x, elements, edges), elements)
 
     def message(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> Tensor:
-        """What an atom receives from its neighbours, (K3, N, C)."""
+        """The messages M that the atoms receive from their neighbours, (K3, N, C)."""
         aggregated = self.aggregate(x, elements, edges)
         return soft_norm(self.paths(aggregated))
 
     def aggregate(self, x: Tensor, elements: Tensor, edges: EdgeGeometry) -> list[Tensor]:
-        """A by l1, each (K2 * (2 l1 + 1), N, C).
+        """Return A as a list over l1, with entries of shape (K2 * (2 l1 + 1), N, C).
 
-        One matrix product for each tile, then a sum over the tiles of an atom.
+        There is one matrix product per tile, followed by a sum over the tiles of each atom.
         """
         tiles = edges.tiles
         _, num_atoms, channels = x.shape
@@ -100,7 +104,8 @@ class InteractionLayer(nn.Module):
         if angular is not None:
             directed = directed * _repeat_over_components(angular).view_as(directed)
 
-        # Degree by degree: tensors over all edges are the largest, so none is joined or cut.
+        # Degree by degree: tensors over all edges are the largest, so they are neither concatenated
+        # nor sliced.
         aggregated = []
         parts = x.split(self.input_sizes)
         weights = radial.split(channels, 1)
@@ -117,14 +122,18 @@ class InteractionLayer(nn.Module):
             total = product.new_zeros(num_atoms, product.shape[1])
             total = total.index_add(0, tiles.receiver, product)
 
-            # back to component-major layout, which the contraction reads as one matrix
+            # back to component-major layout, which the contraction treats as a matrix
             by_component = total.view(num_atoms, -1, channels)
             component_major = by_component.transpose(0, 1)
             aggregated.append(component_major.contiguous())
         return aggregated
 
     def update(self, x: Tensor, message: Tensor, elements: Tensor) -> Tensor:
-        """Powers of the message, gated by the element of the receiving atom, and the skip."""
+        """Return the layer output ((l_out + 1)^2, N, C).
+
+        It is the sum of the powers of the message, gated by the element of the receiving atom, plus
+        the skip connection.
+        """
         num_out = (self.l_out + 1) ** 2
         num_atoms = elements.shape[0]
         gates = self.gates(elements)
@@ -137,7 +146,7 @@ class InteractionLayer(nn.Module):
         output = self.outputs[0](message[:num_out])
         total = output * gate
 
-        # each turn raises the power by one: its product with another mix of the message
+        # each iteration raises the power by one: a product with another linear map of the message
         powers = zip(self.factors, self.products, self.mixes, strict=True)
         for order, (factor, product, mix) in enumerate(powers, start=1):
             multiplied = product(power, factor(message))
@@ -146,7 +155,7 @@ class InteractionLayer(nn.Module):
             output = self.outputs[order](power[:num_out])
             total = total + output * gate
 
-        # an input of lower degree than the output has no skip for the components above its own
+        # components of higher degree than the input have no skip connection
         skip = self.skip(x[:num_out])
         num_skip = len(skip)
         with_skip = total[:num_skip] + skip
@@ -154,18 +163,18 @@ class InteractionLayer(nn.Module):
 
 
 def soft_norm(x: Tensor) -> Tensor:
-    """x / sqrt(1 + mean of x^2 over components and channels), (K, N, C).
+    """Return x / sqrt(1 + mean of x^2 over components and channels), (K, N, C).
 
-    Small features are hardly changed, large ones are bounded. Products of a message grow with its
-    cube: without a bound, one close contact dwarfs all other atoms. The function is smooth
-    everywhere, so a message still vanishes with two derivatives at the cutoff.
+    Small features hardly change, and large ones are bounded. Third-order products grow as the cube
+    of the message, so without a bound one close contact would dwarf all other atoms. The function
+    is smooth everywhere, so messages and their first two derivatives still vanish at the cutoff.
     """
     mean_square = (x * x).mean(dim=(0, 2), keepdim=True)  # (1, N, 1)
     return x * torch.rsqrt(1.0 + mean_square)
 
 
 def _repeat_over_components(x: Tensor) -> Tensor:
-    """One value for each degree (E, l_max + 1) -> one for each component (E, K)."""
+    """Expand one value per degree (E, l_max + 1) to one per component (E, K)."""
     columns = []
     for degree, values in enumerate(x.unbind(1)):
         column = values.unsqueeze(1)
@@ -174,7 +183,7 @@ def _repeat_over_components(x: Tensor) -> Tensor:
 
 
 def _repeat_over_rows(x: Tensor) -> Tensor:
-    """One row for each degree (l_max + 1, N, C) -> one for each component (K, N, C)."""
+    """Expand one row per degree (l_max + 1, N, C) to one per component (K, N, C)."""
     rows = []
     for degree, values in enumerate(x):
         rows.append(values.expand(2 * degree + 1, -1, -1))

@@ -1,4 +1,4 @@
-"""The network: contract after aggregation.
+"""The equivariant network: aggregation first, then contraction.
 
 For the receiver i, the layer input x_j[l1 m1, c], and an edge (j -> i) of length r and direction n:
 
@@ -7,10 +7,11 @@ For the receiver i, the layer input x_j[l1 m1, c], and an edge (j -> i) of lengt
     B^1 = M;  B^(k+1)    = mix(P((G B^k) * (G mix' M)))
     x'_i                 = sum_k mix_k(B^k) * gate_k(z_i) + skip(x_i)
 
-With `angular_factors`, Y[l2 m2] is also multiplied by a factor f[l2](r; z_i, z_j). nbar is the mean
-number of neighbours, U are learned weights, CG the Clebsch-Gordan coefficients, and P, G the two
-halves of the Gaunt tensor product in `algebra.py`. Edges take part only in A, which is one batched
-matrix product over tiles. Clebsch-Gordan contraction and tensor products are done once per atom.
+nbar is the mean number of neighbours, U are learned weights, CG are the Clebsch-Gordan
+coefficients, and G and P are the evaluation and projection steps of the Gaunt tensor product in
+`algebra.py`. With `angular_factors`, Y[l2 m2] is also multiplied by a factor f[l2](r; z_i, z_j).
+Edges enter only A, which is one batched matrix product over tiles. The Clebsch-Gordan contraction
+and the tensor products are done once per atom.
 
 Shapes: N atoms, E edge slots, C channels, K = (l_max + 1)^2 components.
 """
@@ -52,21 +53,21 @@ class GauntNetwork(Network):
 
     @property
     def num_features(self) -> int:
-        """The scalars of all layers."""
+        """F, the number of features of an atom: the scalars of all layers."""
         return self.config.num_features
 
     @property
     def receptive_field(self) -> float:
-        """Every layer looks one cutoff further, in A."""
+        """In A. Every layer extends it by one cutoff."""
         return self.config.cutoff * self.config.num_layers
 
     @property
     def element_vectors(self) -> nn.Parameter:
-        """The embedding, (119, embedding_size)."""
+        """The weight of the element embedding, (119, embedding_size)."""
         return self.embedding.weight
 
     def depth_groups(self) -> list[list[nn.Parameter]]:
-        """The element vectors and what is made of them, then layer by layer."""
+        """The element vectors with the first linear map, then one group per layer."""
         bottom = [*self.embedding.parameters(), *self.start.parameters()]
         groups = [bottom]
         for layer in self.layers:
@@ -74,10 +75,10 @@ class GauntNetwork(Network):
         return groups
 
     def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
-        """All maps between channels.
+        """All linear maps between channels.
 
-        They are the same for all components of one degree, so they keep the network equivariant
-        whatever is added to them.
+        A map is the same for all components of one degree, so the network stays equivariant
+        whatever matrix is added to the map.
         """
         found: list[tuple[nn.Module, str]] = []
         for module in self.modules():
@@ -102,7 +103,11 @@ class GauntNetwork(Network):
 
     @property
     def num_carried(self) -> tuple[int, int]:
-        """Vectors of all messages and between layers, and tensors of all messages."""
+        """The numbers of vectors and tensors per atom.
+
+        Vectors come from all messages and from the features passed between layers, tensors from all
+        messages.
+        """
         config = self.config
         num_hidden = config.num_layers - 1 if config.l_hidden >= 1 else 0
         num_messages = config.num_layers
@@ -113,16 +118,18 @@ class GauntNetwork(Network):
     def carried(
         self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles
     ) -> CarriedFeatures:
-        """Also the parts of degrees 1 and 2 of the messages, and what layers pass on of degree 1.
+        """The features of `forward`, with vectors and tensors from the messages.
 
-        All paths have natural parity, so a part of degree l has the parity (-1)^l: vectors are
-        polar, and tensors stay the same under inversion. They cost no more than `forward`.
+        Vectors are the degree-1 parts of the messages and of the features passed between layers.
+        Tensors are the degree-2 parts of the messages. All paths have natural parity, so a part of
+        degree l has parity (-1)^l: vectors are polar, and tensors are unchanged by inversion. The
+        cost is that of `forward`.
         """
         elements = self.embedding(atomic_numbers)
         edges = self._edges(atomic_numbers, edge_vectors, tiles)
         x = self.start(elements).unsqueeze(0)
         scalars = []
-        # by shape: a length would be a constant of a traced graph
+        # shape[0], not len(), which would become a constant in a traced graph
         vectors = [x.new_zeros(3, elements.shape[0], 0)]
         tensors = [x.new_zeros(5, elements.shape[0], 0)]
         for layer in self.layers:
@@ -134,7 +141,7 @@ class GauntNetwork(Network):
             tensors += [message[4:9]] if len(message) > 4 else []
 
         of_degree_2 = torch.cat(tensors, dim=2)
-        # symmetric traceless matrices of the five components, in the Cartesian order of degree 1
+        # maps the five components to symmetric traceless matrices, in the axis order of degree 1
         basis = o3.wigner_3j(1, 1, 2, dtype=x.dtype, device=x.device)
         return CarriedFeatures(
             invariants=torch.cat(scalars, dim=1),
@@ -143,9 +150,9 @@ class GauntNetwork(Network):
         )
 
     def _edges(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> EdgeGeometry:
-        """What all layers need of the edges."""
+        """The geometric quantities of the edges that all layers share."""
         distance = edge_vectors.norm(dim=1, keepdim=True)  # (E, 1)
-        # scaled here, once for all layers: this is the 1/sqrt(nbar) of A
+        # this is the factor 1/sqrt(nbar) of A, applied once for all layers
         harmonics = self.harmonics(edge_vectors) * self.norm
         envelope = polynomial_envelope(distance / self.config.cutoff)
         core = self.core_switch(distance, atomic_numbers, tiles.sender, tiles.slot_receiver)

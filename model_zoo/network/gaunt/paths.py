@@ -1,4 +1,4 @@
-"""Which degrees couple. Settings and network both need this, and settings must not import torch."""
+"""Which degrees couple. This module is free of torch, because the settings import it too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import itertools
 
 
 def natural_parity_paths(l_in: int, l_edge: int, l3: int) -> list[tuple[int, int]]:
-    """All (l1, l2) that couple to l3 with l1 + l2 + l3 even, ordered by l1."""
+    """All pairs (l1, l2) that couple to l3 with l1 + l2 + l3 even, ordered by l1.
+
+    l1 runs up to `l_in`, and l2 up to `l_edge`.
+    """
     paths = []
     for l1 in range(l_in + 1):
         for l2 in range(l_edge + 1):
@@ -17,9 +20,9 @@ def natural_parity_paths(l_in: int, l_edge: int, l3: int) -> list[tuple[int, int
 
 
 def layer_degrees(num_layers: int, l_hidden: int) -> list[tuple[int, int]]:
-    """Highest degree of the input and of the output of every layer.
+    """The highest degrees (input, output) of every layer.
 
-    The first input is scalar, and the readout takes scalars only.
+    The first input is scalar, and so is the last output, because the readout uses only scalars.
     """
     between = [l_hidden] * (num_layers - 1)
     degrees = [0, *between, 0]

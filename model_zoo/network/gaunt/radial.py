@@ -1,4 +1,4 @@
-"""The radial weights of an edge, which depend on its length and on both elements.
+"""The radial weights of an edge, which depend on its length and on the elements of both atoms.
 
 Shapes: N atoms, E edge slots, B basis functions, H hidden width, D length of an element vector.
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class RadialNetwork(nn.Module):
     """Radial weights R[l, c](r; z_i, z_j) and, optionally, angular factors f[l2](r; z_i, z_j).
 
-    One hidden layer takes the basis and the vectors of both elements. R carries the envelope, so
-    that every message and its first two derivatives vanish at the cutoff.
+    The inputs of the single hidden layer are the radial basis and the vectors of both elements. R
+    includes the envelope, so every message and its first two derivatives vanish at the cutoff.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class RadialNetwork(nn.Module):
         self.outputs = nn.Linear(hidden, num_outputs, bias=False, dtype=torch.float32)
         self.angular = nn.Linear(hidden, num_angular, dtype=torch.float32) if num_angular else None
 
-        # angular factors are near 1 before training, as if they were absent
+        # angular factors start near 1, which is the same as leaving them out
         if self.angular:
             nn.init.ones_(self.angular.bias)
         nn.init.normal_(self.outputs.weight, std=math.sqrt(2.0 / hidden))
@@ -42,7 +42,7 @@ class RadialNetwork(nn.Module):
         tile_receiver: Tensor,
         tile_size: int,
     ) -> tuple[Tensor, Tensor | None]:
-        """Radial weights (E, num_outputs), and angular factors (E, num_angular) or None.
+        """Return radial weights (E, num_outputs), and angular factors (E, num_angular) or None.
 
         Inputs: basis (E, B), envelope (E, 1), elements (N, D), sender (E,), tile_receiver (tiles,).
         """

@@ -1,1 +1,1 @@
-"""An invariant network in the manner of SchNet: a simple baseline. Open `network.py`."""
+"""An invariant network similar to SchNet, as a simple baseline. Open `network.py`."""

@@ -1,4 +1,4 @@
-"""The settings of the network."""
+"""The settings of the SchNet-like network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..interface import MAX_ATOMIC_NUMBER, NetworkConfig
 
 
 class SchNetConfig(NetworkConfig):
-    """Sizes of the SchNet-like network, which sees distances only."""
+    """Settings of the SchNet-like network, which uses only distances."""
 
     SIZES: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"channels": 64},
@@ -27,14 +27,14 @@ class SchNetConfig(NetworkConfig):
 
     @property
     def num_features(self) -> int:
-        """Those of the last layer."""
+        """F, the number of features of an atom."""
         return self.channels
 
     @property
     def num_weights(self) -> int:
-        """Counted as `network.py` makes them."""
+        """How many numbers the state of the network holds, counted without building it."""
         elements = (MAX_ATOMIC_NUMBER + 1) * self.channels
-        # sent, the second half of the filter, and both halves of the update; three have biases
+        # four matrices: `sent`, the second of the filter, and both of the update; three have biases
         matrices = 4 * self.channels**2 + 3 * self.channels
         first_of_filter = (self.num_gaussians + 1) * self.channels
         # the centres of the Gaussians are stored too

@@ -5,11 +5,11 @@
     filter = W5 ssp(W4 gaussians(r) + b4) + b5
 
 ssp is the shifted softplus, nbar the mean number of neighbours, u the polynomial envelope. The
-published network switches edges off with a cosine, whose second derivative jumps at the cutoff.
+published network uses a cosine envelope, whose second derivative jumps at the cutoff.
 
-This network is a baseline, and the shortest example of what `interface.py` asks for. It shows how a
-network written for torch-geometric fits in: the convolution is a MessagePassing module, and the
-Gaussians and the activation are those of torch_geometric.nn.models.schnet.
+This network is a baseline and the shortest implementation of `interface.py`. It shows how a network
+written for torch-geometric fits in: the convolution is a MessagePassing module, and the Gaussians
+and the activation come from torch_geometric.nn.models.schnet.
 
 Shapes: N atoms, E edge slots, C channels, G Gaussians.
 """
@@ -29,7 +29,7 @@ from .config import SchNetConfig
 
 
 class FilterConvolution(MessagePassing):  # type: ignore[misc]  # torch-geometric has no types
-    """m_i: sums what the neighbours send, multiplied by a filter of the distance."""
+    """Computes m_i: the sum over neighbours of their features times a filter of the distance."""
 
     def __init__(self, channels: int, num_gaussians: int) -> None:
         super().__init__(aggr="sum")
@@ -41,18 +41,18 @@ class FilterConvolution(MessagePassing):  # type: ignore[misc]  # torch-geometri
         )
 
     def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
-        """x (N, C), edge_index (2, E), basis (E, G), envelope (E, 1) -> (N, C)."""
+        """Map x (N, C), edge_index (2, E), basis (E, G), envelope (E, 1) to messages (N, C)."""
         weight = self.filter(basis) * envelope
         message: Tensor = self.propagate(edge_index, x=self.sent(x), weight=weight)
         return message
 
     def message(self, x_j: Tensor, weight: Tensor) -> Tensor:
-        """What an edge carries; MessagePassing fills in x_j, the features of its sender."""
+        """The message of an edge. MessagePassing passes x_j, the features of the sender."""
         return x_j * weight
 
 
 class SchNetLayer(nn.Module):
-    """One convolution and the update of the atom's features."""
+    """One convolution, followed by an update of the atomic features."""
 
     def __init__(self, channels: int, num_gaussians: int) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ class SchNetLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, edge_index: Tensor, basis: Tensor, envelope: Tensor) -> Tensor:
-        """x (N, C) -> (N, C)."""
+        """Map features x (N, C) to updated features (N, C)."""
         return x + self.update(self.convolution(x, edge_index, basis, envelope))
 
 
 class SchNet(Network):
-    """Invariant message passing; the features of an atom are those of the last layer."""
+    """Invariant message passing; the features of an atom are the output of the last layer."""
 
     def __init__(self, config: SchNetConfig, num_neighbours: float) -> None:
         super().__init__(config, num_neighbours)
@@ -77,7 +77,7 @@ class SchNet(Network):
         self.norm = num_neighbours**-0.5
         self.embedding = ElementEmbedding(config.channels)
         self.gaussians = GaussianSmearing(0.0, config.cutoff, config.num_gaussians)
-        # torch-geometric makes the centres in the caller's default dtype, which need not be ours
+        # torch-geometric creates the centres in torch's default dtype, which may not be float32
         centres = torch.linspace(0.0, config.cutoff, config.num_gaussians, dtype=torch.float32)
         self.gaussians.offset = centres
         self.gaussians.coeff = -0.5 / float(centres[1] - centres[0]) ** 2
@@ -92,7 +92,7 @@ class SchNet(Network):
 
     @property
     def receptive_field(self) -> float:
-        """Every layer looks one cutoff further, in A."""
+        """In A. Every layer extends it by one cutoff."""
         return self.config.cutoff * self.config.num_layers
 
     @property
@@ -106,7 +106,7 @@ class SchNet(Network):
         ]
 
     def adaptable_weights(self) -> list[tuple[nn.Module, str]]:
-        """Every linear map: the features are invariant whatever they are multiplied by."""
+        """All linear maps. They act on invariants, so the features stay invariant in any case."""
         return [(module, "weight") for module in self.modules() if isinstance(module, nn.Linear)]
 
     def forward(self, atomic_numbers: Tensor, edge_vectors: Tensor, tiles: Tiles) -> Tensor:
