@@ -294,7 +294,7 @@ def write_data_set(
     overwrite: as in `convert`.
 
     Raises DestinationError if `out` is occupied, BadRecordError for a label of the wrong shape, and
-    the errors of `convert` for an `out` that cannot be written or without training structures.
+    FileError, ConversionError and MissingPackageError as `convert` does.
     """
     check_destination(out, overwrite=overwrite, kinds=DATA_SETS)
     refuse_files_of_others(out)
