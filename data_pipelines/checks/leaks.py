@@ -51,7 +51,7 @@ def leaks_between(pairs: Iterable[tuple[Path, Path]], remedy: str = CONVERT_TOGE
 
 
 def rows_in(known: np.ndarray, fingerprints: np.ndarray) -> np.ndarray:
-    """Indices of the fingerprints that also occur in `known`, which must be sorted."""
+    """Indices (K,) of `fingerprints` (S,) that also occur in `known`, which must be sorted."""
     if not len(known):
         return np.zeros(0, np.int64)
     # numpy's isin() would take seconds for a million numbers

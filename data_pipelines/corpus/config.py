@@ -74,6 +74,6 @@ class CorpusConfig(Settings):
         return self
 
     def refusals(self) -> dict[str, str]:
-        """Source -> reason why a model trained on it cannot be published; without other sources."""
+        """Source -> reason, for sources that keep a trained model from being published."""
         found = {name: refusal(source.licence) for name, source in self.sources.items()}
         return {name: reason for name, reason in found.items() if reason is not None}
