@@ -82,7 +82,7 @@ def convert(
         bool, settings_option("data_pipelines.convert.convert:ConvertConfig")
     ] = False,
 ) -> None:
-    """Convert a source to Parquet shards and a census, after checking units and signs.
+    """Convert a source to Parquet shards with a census, after a check of its units.
 
     Run the command again to continue an interrupted conversion: only unfinished parts are
     converted. With --task K/N, several machines share the work; when all tasks are done, run the
@@ -354,7 +354,7 @@ def inspect(folder: DataSet) -> None:
 
 @app.command()
 def census(folder: DataSet) -> None:
-    """Count structures and atoms by element in a data set, and draw FOLDER/census.png.
+    """Count the structures and atoms of each element, and draw FOLDER/census.png.
 
     Example: evenfield data census runs/mine
     """
@@ -408,7 +408,9 @@ def weights(
         bool, settings_option("data_pipelines.census.weights:WeightConfig")
     ] = False,
 ) -> None:
-    """Show how importance weights change each element's share; draw FOLDER/weights.png.
+    """Show how importance weights change each element's share in an epoch.
+
+    The command also draws FOLDER/weights.png.
 
     Below the table, the command summarises how such weights, and other methods for rare elements,
     changed the errors in our measurements.
