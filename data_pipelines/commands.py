@@ -84,10 +84,10 @@ def convert(
 ) -> None:
     """Convert a source to Parquet shards with a census, after a check of its units.
 
-    Run the command again to continue an interrupted conversion: only unfinished parts are
-    converted. With --task K/N, several machines share the work; when all tasks are done, run the
-    same command without --task to finish. OUT is created only when the new data set is complete.
-    With --overwrite, it then replaces an existing data set.
+    The check also covers the signs of labels. Run the command again to continue an interrupted
+    conversion: only unfinished parts are converted. With --task K/N, several machines share the
+    work; when all tasks are done, run the same command without --task to finish. OUT is created
+    only when the new data set is complete. With --overwrite, it then replaces an existing data set.
 
     Example: evenfield data convert mine.extxyz runs/mine level_of_theory=PBE
     columns.energy=REF_energy units.energy=eV
@@ -410,10 +410,8 @@ def weights(
 ) -> None:
     """Show how importance weights change each element's share in an epoch.
 
-    The command also draws FOLDER/weights.png.
-
-    Below the table, the command summarises how such weights, and other methods for rare elements,
-    changed the errors in our measurements.
+    The command prints a table and draws FOLDER/weights.png. Below the table, it summarises how such
+    weights, and other methods for rare elements, changed the errors in our measurements.
 
     Example: evenfield data weights runs/mine beta=0.5
     """
